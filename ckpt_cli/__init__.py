@@ -1,0 +1,1 @@
+"""Look into and edit PyTorch checkpoints without loading or running them."""
