@@ -1,0 +1,91 @@
+"""Everything that can go wrong, as one tree.
+
+CkptError                      exit 2; the base of all that this project raises on purpose
+├── UsageError                 the command line or a call asks for something that makes no sense
+├── FormatError                the file is not what it claims to be, or nothing we know
+│   ├── UnknownFormatError     no format recognises it
+│   ├── MalformedError         it breaks its own format's rules
+│   ├── TruncatedError         it ends before something that it promises
+│   └── LimitError             reading it would pass a limit meant for hostile files
+├── NameNotFoundError          no entry has that name
+├── UnsupportedError           sound, but not something that this operation can do
+│   └── RefusedError           possible, but it would lose or break something
+├── ValueRefusedError          a value that the tensor cannot hold
+└── BusyError                  another process is writing the file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class CkptError(Exception):
+    """The base of every error raised on purpose; `path` and `hint` travel as data."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str, *, path: str | None = None, hint: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.path = path
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}" if self.path else self.problem
+
+
+class UsageError(CkptError):
+    """What was asked for makes no sense, whatever the file holds."""
+
+
+class FormatError(CkptError):
+    """The file cannot be understood as a checkpoint."""
+
+
+class UnknownFormatError(FormatError):
+    """No format recognises the file's content."""
+
+
+class MalformedError(FormatError):
+    """The file breaks the rules of the format that it is in."""
+
+
+class TruncatedError(FormatError):
+    """The file ends before bytes that it promises."""
+
+
+class LimitError(FormatError):
+    """Reading on would take more memory or time than an honest file of this size needs."""
+
+    def __init__(self, problem: str, *, path: str | None = None) -> None:
+        super().__init__(
+            problem,
+            path=path,
+            hint="if you trust the file, raise every limit tenfold: CKPT_LIMITS=10 ckpt ...",
+        )
+
+
+class NameNotFoundError(CkptError):
+    """No entry has the name, prefix or pattern that was asked for."""
+
+    def __init__(self, name: str, close: Sequence[str] = (), *, path: str | None = None) -> None:
+        hint = f"did you mean {' or '.join(close)}?" if close else None
+        super().__init__(f"nothing is called {name!r}", path=path, hint=hint)
+        self.name = name
+        self.close = tuple(close)
+
+
+class UnsupportedError(CkptError):
+    """The checkpoint is sound, but this operation cannot be done on it."""
+
+
+class RefusedError(UnsupportedError):
+    """The operation is possible, but it would break or lose something that the user did not name."""
+
+
+class ValueRefusedError(CkptError):
+    """A value does not fit the tensor's dtype or shape."""
+
+
+class BusyError(CkptError):
+    """Another process holds the file's lock."""
