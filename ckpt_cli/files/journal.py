@@ -1,0 +1,263 @@
+"""Patches in place, all or nothing: a redo and undo log beside the file.
+
+    .NAME.ckpt-journal:  magic | header length u32 | header crc u32 | header JSON | record… | trailer
+    record:              file u32 | offset u64 | nbytes u64 | crc u32 of (these fields, old, new) | old | new
+    trailer:             magic | number of records u64 | crc u32 of every record's crc
+
+The journal is complete on disk before the first patch, and is removed after the last one is on disk. So a journal
+without its trailer means that nothing was patched, and one with it can be rolled forward at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TypedDict
+
+from ckpt_cli.errors import CkptError, MalformedError, RefusedError
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.locks import lock
+from ckpt_cli.files.overlay import Overlay
+
+_MAGIC = b"ckpt-journal-1\n\0"
+_TRAILER = b"ckpt-journal-end"
+_HEAD = struct.Struct("<16sII")
+_RECORD = struct.Struct("<IQQ")
+_CRC = struct.Struct("<I")
+_END = struct.Struct("<16sQI")
+_HEADER_LIMIT = 16 << 20
+_RECORD_LIMIT = 64 << 20
+
+
+class _File(TypedDict):
+    """One patched file as the journal's header names it."""
+
+    name: str
+    """A name in the journal's own folder, never a path: a journal may not reach elsewhere."""
+    size: int
+
+
+class _Header(TypedDict):
+    """The journal's header."""
+
+    files: list[_File]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """One patch as the journal keeps it."""
+
+    file: int
+    offset: int
+    old: bytes
+    new: bytes
+
+
+def journal_path(path: str) -> str:
+    """Where the journal of the file `path` stands: hidden, in the same folder as the real file."""
+    real = PurePath(os.path.realpath(path))
+    return str(real.with_name(f".{real.name}.ckpt-journal"))
+
+
+def apply(overlay: Overlay) -> int:
+    """Write an overlay's patches into its files, which the caller has locked; returns bytes written, journal included.
+
+    The journal stands beside the first file. On any error or interrupt the old bytes are put back.
+    """
+    if not overlay:
+        return 0
+    path = journal_path(overlay.files[0].path)
+    folder = os.path.dirname(path)
+    try:
+        journalled = _write_journal(path, overlay)
+        sync_folder(folder)
+    except BaseException:
+        _remove(path)
+        raise
+    touched = [number for number in range(len(overlay.files)) if overlay.patches(number)]
+    try:
+        for number in touched:
+            for patch in overlay.patches(number):
+                _write_all(overlay.files[number].fd, overlay.new_bytes(patch), patch.offset)
+            os.fsync(overlay.files[number].fd)
+    except BaseException:
+        _roll_back(path, overlay.files)
+        raise
+    os.unlink(path)
+    sync_folder(folder)
+    return journalled + overlay.nbytes
+
+
+def recover(path: str) -> bool:
+    """Finish what an interrupted edit of `path` began; True when the file was brought to its new state.
+
+    Waits while the edit is still running. Raises RefusedError when the journal belongs to other bytes.
+    """
+    log = journal_path(path)
+    if not os.path.lexists(log):
+        return False
+    real = os.path.realpath(path)
+    try:
+        first = LocalFile(real, write=True)
+    except PermissionError as error:
+        raise CkptError(
+            "an interrupted edit must be finished before it can be read, and it may not be written",
+            path=path,
+            hint="run any ckpt command on it as a user who may write it",
+        ) from error
+    with first:
+        lock(first)
+        if not os.path.lexists(log):  # the other process finished while we waited
+            return False
+        with LocalFile(log) as journal:
+            header = _complete(journal)
+            if header is None:
+                os.unlink(log)
+                sync_folder(os.path.dirname(log))
+                return False
+            files = [first]
+            try:
+                for entry in header["files"][1:]:
+                    neighbour = os.path.join(os.path.dirname(log), os.path.basename(entry["name"]))
+                    files.append(LocalFile(neighbour, write=True))
+                _check_identity(log, header, files, _records(journal))
+                for record in _records(journal):
+                    _write_all(files[record.file].fd, record.new, record.offset)
+                for file in files:
+                    os.fsync(file.fd)
+            finally:
+                for file in files[1:]:
+                    file.close()
+        os.unlink(log)
+        sync_folder(os.path.dirname(log))
+        return True
+
+
+def sync_folder(folder: str) -> None:
+    """Make the folder's own entries durable: a new, renamed or removed file."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def _write_journal(path: str, overlay: Overlay) -> int:
+    """Write the whole journal and make it durable; returns its size in bytes."""
+    named = [_File(name=os.path.basename(os.path.realpath(file.path)), size=file.size) for file in overlay.files]
+    header = json.dumps(_Header(files=named)).encode()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb", buffering=1 << 16, closefd=False) as log:
+            log.write(_HEAD.pack(_MAGIC, len(header), zlib.crc32(header)) + header)
+            count = total = 0
+            for number in range(len(overlay.files)):
+                for patch in overlay.patches(number):
+                    fields = _RECORD.pack(number, patch.offset, patch.nbytes)
+                    old, new = overlay.old_bytes(number, patch), overlay.new_bytes(patch)
+                    crc = _CRC.pack(zlib.crc32(new, zlib.crc32(old, zlib.crc32(fields))))
+                    total = zlib.crc32(crc, total)
+                    count += 1
+                    log.writelines((fields, crc, old, new))
+            log.write(_END.pack(_TRAILER, count, total))
+            size = log.tell()
+        os.fsync(fd)
+        return size
+    finally:
+        os.close(fd)
+
+
+def _complete(journal: LocalFile) -> _Header | None:
+    """The journal's header when its trailer stands and every record's checksum holds, else None."""
+    if journal.size < _HEAD.size + _END.size:
+        return None
+    magic, length, crc = _HEAD.unpack(journal.read(0, _HEAD.size))
+    if magic != _MAGIC or length > min(_HEADER_LIMIT, journal.size - _HEAD.size):
+        return None
+    header = journal.read(_HEAD.size, length)
+    trailer, count, total = _END.unpack(journal.read(journal.size - _END.size, _END.size))
+    if zlib.crc32(header) != crc or trailer != _TRAILER:
+        return None
+    try:
+        found = running = 0
+        for record in _records(journal):
+            fields = _RECORD.pack(record.file, record.offset, len(record.new))
+            checksum = zlib.crc32(record.new, zlib.crc32(record.old, zlib.crc32(fields)))
+            running = zlib.crc32(_CRC.pack(checksum), running)
+            found += 1
+    except MalformedError:
+        return None
+    if (found, running) != (count, total):
+        return None
+    parsed: _Header = json.loads(header)
+    return parsed
+
+
+def _records(journal: LocalFile) -> Iterator[_Record]:
+    """The records in order, each checked against the journal's size."""
+    _, length, _ = _HEAD.unpack(journal.read(0, _HEAD.size))
+    position, end = _HEAD.size + length, journal.size - _END.size
+    while position < end:
+        head = _RECORD.size + _CRC.size
+        if position + head > end:
+            raise MalformedError("a record is cut short", path=journal.path)
+        file, offset, nbytes = _RECORD.unpack(journal.read(position, _RECORD.size))
+        position += head
+        if nbytes > _RECORD_LIMIT or position + 2 * nbytes > end:
+            raise MalformedError("a record is cut short", path=journal.path)
+        yield _Record(file, offset, journal.read(position, nbytes), journal.read(position + nbytes, nbytes))
+        position += 2 * nbytes
+
+
+def _check_identity(
+    log: str,
+    header: _Header,
+    files: Sequence[LocalFile],
+    records: Iterator[_Record],
+) -> None:
+    """Refuse to roll forward over a file that is not the one the journal was written for."""
+    stale = [file.path for file, entry in zip(files, header["files"], strict=True) if file.size != entry["size"]]
+    for record in [] if stale else records:
+        now = files[record.file].read(record.offset, len(record.new))
+        if now not in (record.new, record.old) and any(
+            byte not in pair for byte, *pair in zip(now, record.old, record.new, strict=True)
+        ):
+            stale.append(files[record.file].path)
+            break
+    if stale:
+        raise RefusedError(
+            "a journal of an interrupted edit lies beside it, but the file has been replaced or changed since",
+            path=stale[0],
+            hint=f"if this file is whole, remove the journal: rm {log!r}",
+        )
+
+
+def _roll_back(path: str, files: Sequence[LocalFile]) -> None:
+    """Put the old bytes back from the journal, then remove it; what fails here is left to the next recovery."""
+    with LocalFile(path) as journal:
+        for record in _records(journal):
+            _write_all(files[record.file].fd, record.old, record.offset)
+        for file in files:
+            os.fsync(file.fd)
+    _remove(path)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    sync_folder(os.path.dirname(path))

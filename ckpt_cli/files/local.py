@@ -1,0 +1,82 @@
+"""Ranged reads of one local file."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from types import TracebackType
+
+from ckpt_cli.errors import FormatError, TruncatedError
+
+PREAD_LIMIT = 1 << 20
+"""Bytes up to which a view is read rather than mapped: cheaper, and exact about what is touched."""
+
+
+class LocalFile:
+    """An open regular file of which only the ranges asked for are read.
+
+    Raises OSError when it cannot be opened and FormatError when it is not a regular file.
+    """
+
+    def __init__(self, path: str, *, write: bool = False) -> None:
+        self.path = path
+        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
+        self.fd = os.open(path, flags)  # not blocking: a named pipe would wait for a writer for ever
+        info = os.fstat(self.fd)
+        if not stat.S_ISREG(info.st_mode):
+            self.close()
+            if stat.S_ISDIR(info.st_mode):
+                raise IsADirectoryError(21, os.strerror(21), path)
+            raise FormatError("not a regular file, so it has no ranges to read", path=path)
+        self.size = info.st_size
+        """Bytes in the file when it was opened."""
+        self.bytes_read = 0
+        """Bytes read so far, mapped ones not counted."""
+        self._map: mmap.mmap | None = None
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`; raises TruncatedError where the file is too short."""
+        self._check(offset, nbytes)
+        data = os.pread(self.fd, nbytes, offset)
+        if len(data) < nbytes:
+            pieces = [data]
+            got = len(data)
+            while got < nbytes:
+                piece = os.pread(self.fd, nbytes - got, offset + got)
+                if not piece:
+                    raise TruncatedError(f"became shorter than byte {offset + nbytes} while read", path=self.path)
+                pieces.append(piece)
+                got += len(piece)
+            data = b"".join(pieces)
+        self.bytes_read += nbytes
+        return data
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
+        if nbytes <= PREAD_LIMIT:
+            return memoryview(self.read(offset, nbytes))
+        self._check(offset, nbytes)
+        if self._map is None:
+            self._map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+        return memoryview(self._map)[offset : offset + nbytes]
+
+    def _check(self, offset: int, nbytes: int) -> None:
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise TruncatedError(
+                f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path
+            )
+
+    def close(self) -> None:
+        """Close the file; views handed out stay valid until they are dropped."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> LocalFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,37 @@
+"""One writer at a time, by an advisory lock on the file itself."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import time
+
+from ckpt_cli.errors import BusyError
+from ckpt_cli.files.local import LocalFile
+
+PATIENCE = 10.0
+"""Seconds to wait for another process to finish."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
+"""What file systems without advisory locks answer; there, nothing can be known of other writers."""
+
+
+def lock(file: LocalFile, *, patience: float = PATIENCE) -> None:
+    """Take the file's exclusive lock, held until it is closed; raises BusyError after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not try_lock(file):
+        if time.monotonic() >= deadline:
+            raise BusyError("another process is writing it; try again when it is done", path=file.path)
+        time.sleep(0.05)
+
+
+def try_lock(file: LocalFile) -> bool:
+    """Take the lock if it is free; where the file system has no locks, it always is."""
+    try:
+        fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True

@@ -1,0 +1,123 @@
+"""Pending writes over open files: reads see them, nothing is written until they are applied."""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO
+
+from ckpt_cli.files.local import LocalFile
+
+IN_MEMORY = 32 << 20
+"""Bytes of new data held in memory; more goes to an unnamed temporary file."""
+
+CHUNK = 8 << 20
+"""Bytes in one patch at most, so that applying an overlay takes bounded memory."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Patch:
+    """One range to be overwritten."""
+
+    offset: int
+    """The first byte in the file."""
+    nbytes: int
+    """Bytes replaced by as many new ones."""
+    position: int = field(compare=False)
+    """Where the new bytes begin in the overlay's own store."""
+
+    @property
+    def end(self) -> int:
+        """The byte after the last."""
+        return self.offset + self.nbytes
+
+
+class Overlay:
+    """A set of patches over some open files; patches of one file never overlap."""
+
+    def __init__(self, files: Sequence[LocalFile]) -> None:
+        self.files = files
+        self._patches: list[list[Patch]] = [[] for _ in files]
+        self._store: IO[bytes] = io.BytesIO()
+        self._stored = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that applying would change in the files, the journal not counted."""
+        return sum(patch.nbytes for patches in self._patches for patch in patches)
+
+    def __bool__(self) -> bool:
+        return any(self._patches)
+
+    def patches(self, file: int) -> Sequence[Patch]:
+        """The patches of file number `file`, in the order of their offsets."""
+        return self._patches[file]
+
+    def new_bytes(self, patch: Patch) -> bytes:
+        """What the patch writes."""
+        self._store.seek(patch.position)
+        return self._store.read(patch.nbytes)
+
+    def old_bytes(self, file: int, patch: Patch) -> bytes:
+        """What stands in the file where the patch will write."""
+        return self.files[file].read(patch.offset, patch.nbytes)
+
+    def read(self, file: int, offset: int, nbytes: int) -> bytes:
+        """The range as it will be once every pending patch is applied."""
+        touching = list(self._touching(file, offset, offset + nbytes))
+        base = self.files[file].read(offset, nbytes)
+        if not touching:
+            return base
+        data = bytearray(base)
+        for patch in touching:
+            first, last = max(patch.offset, offset), min(patch.end, offset + nbytes)
+            new = self.new_bytes(patch)
+            data[first - offset : last - offset] = new[first - patch.offset : last - patch.offset]
+        return bytes(data)
+
+    def write(self, file: int, offset: int, data: bytes) -> None:
+        """Make `data` stand at `offset`; bytes that stand there already become no patch."""
+        end = offset + len(data)
+        position = offset
+        for patch in list(self._touching(file, offset, end)):
+            self._add(file, position, data[position - offset : patch.offset - offset])
+            first, last = max(patch.offset, offset), min(patch.end, end)
+            self._store.seek(patch.position + first - patch.offset)
+            self._store.write(data[first - offset : last - offset])
+            position = last
+        self._add(file, position, data[position - offset :])
+
+    def _touching(self, file: int, begin: int, end: int) -> Iterator[Patch]:
+        """The patches that share bytes with the range, in order."""
+        patches = self._patches[file]
+        first = bisect_right(patches, begin, key=lambda patch: patch.offset) - 1
+        if first < 0 or patches[first].end <= begin:
+            first += 1
+        last = bisect_left(patches, end, lo=first, key=lambda patch: patch.offset)
+        yield from patches[first:last]
+
+    def _add(self, file: int, offset: int, data: bytes) -> None:
+        """A patch for a range that no patch covers yet, cut to chunks."""
+        for begin in range(0, len(data), CHUNK):
+            piece = data[begin : begin + CHUNK]
+            if piece == self.files[file].read(offset + begin, len(piece)):
+                continue
+            self._make_room(len(piece))
+            self._store.seek(self._stored)
+            self._store.write(piece)
+            insort(self._patches[file], Patch(offset + begin, len(piece), self._stored))
+            self._stored += len(piece)
+
+    def _make_room(self, nbytes: int) -> None:
+        if isinstance(self._store, io.BytesIO) and self._stored + nbytes > IN_MEMORY:
+            import tempfile
+
+            held = self._store.getvalue()
+            self._store = tempfile.TemporaryFile(prefix="ckpt-")  # noqa: SIM115
+            self._store.write(held)
+
+    def close(self) -> None:
+        """Drop what is pending."""
+        self._store.close()

@@ -1,0 +1,124 @@
+"""New files, all or nothing: written beside their target, made durable, then renamed over it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import PurePath
+
+from ckpt_cli.errors import BusyError
+from ckpt_cli.files.journal import sync_folder
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.locks import try_lock
+
+CHUNK = 16 << 20
+"""Bytes copied at a time."""
+
+_FICLONE = 0x40049409
+"""Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
+
+
+def temporary_path(target: str) -> str:
+    """Where a new `target` is written before it is renamed: hidden, in the same folder."""
+    real = PurePath(os.path.realpath(target))
+    return str(real.with_name(f".{real.name}.ckpt-tmp"))
+
+
+@contextmanager
+def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]:
+    """An empty file to write, which becomes `target` when the block ends well and vanishes when it does not.
+
+    It gets the permissions of `target` where that exists, else of `mode_of`. A temporary file that a killed process
+    left is replaced; one that a living process is writing raises BusyError.
+    """
+    real = os.path.realpath(target)
+    path = temporary_path(target)
+    file = _create(path, target)
+    try:
+        for model in filter(None, (real, mode_of)):
+            if os.path.exists(model):
+                os.fchmod(file.fd, os.stat(model).st_mode & 0o7777)
+                break
+        yield file
+        os.fsync(file.fd)
+        os.replace(path, real)
+        sync_folder(os.path.dirname(real))
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        raise
+    finally:
+        file.close()
+
+
+def _create(path: str, target: str) -> LocalFile:
+    """Create the temporary file and lock it, so that a leftover can be told from a write under way."""
+    while True:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        with suppress(FileNotFoundError):
+            file = LocalFile(path, write=True)
+            if _locked_in_place(file, target):
+                os.ftruncate(file.fd, 0)
+                return file
+            file.close()
+
+
+def _locked_in_place(file: LocalFile, target: str) -> bool:
+    """Lock the file; False when another process has renamed or removed it before we had the lock."""
+    if not try_lock(file):
+        file.close()
+        raise BusyError("another process is writing it; try again when it is done", path=target)
+    try:
+        return os.path.samestat(os.stat(file.path), os.fstat(file.fd))
+    except FileNotFoundError:
+        return False
+
+
+def copy_into(source: LocalFile, target: LocalFile) -> None:
+    """Copy a whole file as cheaply as the file system can: shared blocks, then in the kernel, holes kept."""
+    with suppress(OSError):
+        fcntl.ioctl(target.fd, _FICLONE, source.fd)
+        target.size = source.size
+        return
+    os.ftruncate(target.fd, source.size)
+    for begin, end in _data_ranges(source):
+        _copy_range(source.fd, target.fd, begin, end)
+    target.size = source.size
+
+
+def _data_ranges(source: LocalFile) -> Iterator[tuple[int, int]]:
+    """The ranges of the file that are not holes."""
+    position = 0
+    while position < source.size:
+        try:
+            begin = os.lseek(source.fd, position, os.SEEK_DATA)
+            position = os.lseek(source.fd, begin, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            begin, position = position, source.size  # a file system that does not tell
+        yield begin, min(position, source.size)
+
+
+def _copy_range(source: int, target: int, begin: int, end: int) -> None:
+    in_kernel = hasattr(os, "copy_file_range")
+    while begin < end:
+        count = min(CHUNK, end - begin)
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(source, target, count, begin, begin)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                in_kernel = False
+                continue
+        else:
+            copied = os.pwrite(target, os.pread(source, count, begin), begin)
+        if not copied:
+            raise OSError(errno.EIO, "the file became shorter while it was copied")
+        begin += copied
