@@ -1,0 +1,198 @@
+"""What a checkpoint is, as frozen facts: names over byte ranges.
+
+Units: `nbytes` and `offset` are bytes, `shape`, `stride` and `storage_offset` are elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Protocol
+
+from ckpt_cli.dtypes import DType
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.overlay import Overlay
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A byte buffer that tensors are views of."""
+
+    key: str
+    """The container's own name for it, such as `3` for the record `data/3`."""
+    nbytes: int
+    """Bytes that it holds."""
+    location: str = "cpu"
+    """The device that it was saved from, such as `cuda:0`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where bytes stand, unencoded, in a file."""
+
+    file: int
+    """The number of the file within its container."""
+    offset: int
+    """The first byte."""
+    nbytes: int
+    """How many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One named view of a storage, or what stands in its place."""
+
+    name: str
+    """The dotted name, unique in most checkpoints."""
+    dtype: DType
+    shape: tuple[int, ...] | None
+    """None for a tensor that has no shape yet: an uninitialized one."""
+    stride: tuple[int, ...] = ()
+    storage: Storage | None = None
+    """None where the tensor has no bytes of its own; `layout` says why."""
+    storage_offset: int = 0
+    kind: str = "tensor"
+    """`parameter`, `buffer`, or `tensor` where the file does not say."""
+    requires_grad: bool = False
+    layout: str = "strided"
+    """`strided`, or `sparse_coo`, `sparse_csr`…, `quantized`, `nested`, `meta`, `uninitialized`, `wrapper`, `array`."""
+    parts: tuple[Tensor, ...] = ()
+    """The tensors that this one is made of, where its layout is not strided; their names are the roles they play."""
+    conj: bool = False
+    """The values are the conjugates of what is stored."""
+    neg: bool = False
+    """The values are the negatives of what is stored."""
+    big_endian: bool = False
+    alias_of: str | None = None
+    """The name that this one is recorded as an alias of, where a tie lives in metadata (safetensors)."""
+    python_type: str | None = None
+    """The class of a tensor subclass."""
+
+    @property
+    def numel(self) -> int:
+        """Elements; 0 where there is no shape."""
+        return 0 if self.shape is None else prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements, each counted once: what a contiguous copy would take."""
+        return self.dtype.nbytes(self.numel)
+
+    @property
+    def device(self) -> str:
+        """The device that the bytes were saved from."""
+        if self.storage is not None:
+            return self.storage.location
+        return "meta" if self.layout == "meta" else "cpu"
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first byte within the storage that the view touches, and the one after its last."""
+        if self.shape is None or 0 in self.shape:
+            return (0, 0)
+        bits = self.dtype.bits
+        last = self.storage_offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        return (self.storage_offset * bits // 8, ((last + 1) * bits + 7) // 8)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements stand in row-major order without gaps."""
+        if self.shape is None:
+            return False
+        return 0 in self.shape or self.stride == contiguous_stride(self.shape) or self._contiguous_but_for_ones()
+
+    def _contiguous_but_for_ones(self) -> bool:
+        expected = 1
+        for size, step in zip(reversed(self.shape or ()), reversed(self.stride), strict=True):
+            if size != 1:
+                if step != expected:
+                    return False
+                expected *= size
+        return True
+
+    @property
+    def view(self) -> tuple[object, ...] | None:
+        """What two tied tensors have in common; None for a tensor that shares no bytes with any."""
+        if self.storage is None or not self.numel:
+            return None
+        return (id(self.storage), self.dtype.name, self.storage_offset, self.shape, self.stride, self.conj, self.neg)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A named leaf that is not a tensor: an epoch, a learning rate, an object of some class."""
+
+    name: str
+    value: object
+    """A str, int, float, bool, None or a list of these; anything else is an `Opaque`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A value that is no plain data, told by its text."""
+
+    text: str
+    """A short repr, such as `argparse.Namespace(lr=0.1)`; nothing was run to get it."""
+
+
+Entry = Tensor | Value
+
+
+class Container(Protocol):
+    """What a format keeps open behind a checkpoint: where bytes are, and what a changed byte drags along."""
+
+    @property
+    def files(self) -> Sequence[LocalFile]:
+        """The open files, in the order that `Extent.file` counts them."""
+
+    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
+        """Bytes of a storage, decompressed where they must be."""
+
+    def extent(self, storage: Storage) -> Extent:
+        """Where the storage stands plainly; raises UnsupportedError where it is compressed."""
+
+    def seal(self, overlay: Overlay) -> None:
+        """Add the patches of checksums that the overlay's other patches make necessary."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a path opens to."""
+
+    path: str
+    format: str
+    """The registered name of the format, such as `zip`."""
+    entries: Sequence[Entry]
+    """Every leaf, in the document's order."""
+    container: Container
+    version: str = ""
+    """What the container says of its own version, in words."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The container's string map (safetensors' `__metadata__`)."""
+    objects: Sequence[str] = ()
+    """The globals that the document names beyond plain tensors and containers."""
+    top_level: Sequence[str] = ()
+    """The outermost keys."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The entries that are tensors."""
+        return [entry for entry in self.entries if isinstance(entry, Tensor)]
+
+    def close(self) -> None:
+        """Close the container's files."""
+        self.container.close()
+
+
+def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
+    """The stride, in elements, of a row-major tensor."""
+    stride = []
+    step = 1
+    for size in reversed(shape):
+        stride.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(stride))

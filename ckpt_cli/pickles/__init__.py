@@ -1,0 +1,1 @@
+"""Pickles as graphs of inert nodes: read, walked and named without running anything."""

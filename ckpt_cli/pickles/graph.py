@@ -1,0 +1,141 @@
+"""The nodes of a pickle that was read and not run.
+
+Plain data are themselves: None, bool, int, float, str, bytes, and `list` and `tuple` of nodes. Everything that would
+hash, import or call when unpickled is one of the classes here. Nodes are compared by identity, never by value, and
+every walk over them is iterative: a hostile graph is deep, shared and cyclic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class Global:
+    """A name that the pickle would import: `torch._utils` `_rebuild_tensor_v2`."""
+
+    __slots__ = ("module", "name")
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module = module
+        self.name = name
+
+    @property
+    def qualified(self) -> str:
+        """The dotted name."""
+        return f"{self.module}.{self.name}"
+
+
+class Call:
+    """What a call would return: REDUCE, NEWOBJ, NEWOBJ_EX, INST and OBJ, with what was done to the result."""
+
+    __slots__ = ("args", "func", "items", "kwargs", "opcode", "pairs", "states")
+
+    def __init__(self, opcode: str, func: object, args: object, kwargs: object = None) -> None:
+        self.opcode = opcode
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.states: list[object] = []
+        """Each BUILD's argument: `__setstate__` or the instance's dict."""
+        self.items: list[object] = []
+        """What APPENDS or ADDITEMS gave it."""
+        self.pairs: list[object] = []
+        """What SETITEMS gave it: key, value, key, value…"""
+
+
+class Dict:
+    """A dict as its pairs, in order, nothing hashed: key, value, key, value…"""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: list[object]) -> None:
+        self.pairs = pairs
+
+
+class Set:
+    """A set or frozenset as its items, in order."""
+
+    __slots__ = ("frozen", "items")
+
+    def __init__(self, items: list[object], *, frozen: bool) -> None:
+        self.items = items
+        self.frozen = frozen
+
+
+class PersistentId:
+    """A reference to something outside the pickle: for torch, a storage."""
+
+    __slots__ = ("pid",)
+
+    def __init__(self, pid: object) -> None:
+        self.pid = pid
+
+
+class RawString:
+    """A Python 2 `str`: bytes that may be text."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    @property
+    def text(self) -> str:
+        """The bytes as text: UTF-8 where they are that, else Latin-1."""
+        try:
+            return self.raw.decode()
+        except UnicodeDecodeError:
+            return self.raw.decode("latin-1")
+
+
+class ByteArray:
+    """A bytearray (protocol 5)."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: object) -> None:
+        self.data = data
+
+
+class Extension:
+    """A code of copyreg's extension registry."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+class OutOfBand:
+    """A buffer that was pickled out of band (protocol 5)."""
+
+    __slots__ = ("readonly",)
+
+    def __init__(self) -> None:
+        self.readonly = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inline:
+    """A long string that stays in the file."""
+
+    kind: str
+    """`bytes`, `str` (UTF-8) or `raw` (Python 2)."""
+    offset: int
+    """Its first byte within the pickle."""
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One pickle, read."""
+
+    root: object
+    protocol: int
+    """The number of its PROTO opcode; 0 where it has none."""
+    nbytes: int
+    """Bytes up to and including STOP."""
+    globals: tuple[Global, ...]
+    """Every distinct name that it would import, in order of first use."""
+    nodes: int
+    """How many containers and calls it made."""
