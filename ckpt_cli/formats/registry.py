@@ -1,0 +1,89 @@
+"""Which format a file is in, told by its content and never by its suffix."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ckpt_cli.errors import TruncatedError, UnknownFormatError
+from ckpt_cli.files.journal import recover
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.model import Checkpoint
+
+_HEAD = 600
+"""Bytes from the beginning that tell formats apart; tar has its magic at byte 257."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One format that can be read; its module is imported on first use."""
+
+    name: str
+    sniff: Callable[[bytes], bool]
+    """Whether a file that begins with these bytes is in this format."""
+    module: str
+    """Has `read(file) -> Checkpoint`."""
+
+
+FORMATS = (
+    Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.torch_zip"),
+    Format("safetensors", lambda head: head[8:9] == b"{" and not head[:8].isalnum(), "ckpt_cli.formats.safetensors"),
+)
+
+_LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
+    (
+        lambda head: b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in head[:40],
+        "a torch.save file from before 1.6, which is not read yet",
+    ),
+    (lambda head: head[:1] == b"\x80" and head[1:2] <= b"\5", "a bare pickle, which is not read yet"),
+    (lambda head: head[257:262] == b"ustar", "a tar file, which is not read yet"),
+    (lambda head: head[:2] == b"\x1f\x8b", "a gzip file: unpack it first"),
+    (lambda head: head[:4] == b"\x28\xb5\x2f\xfd", "a zstandard file: unpack it first"),
+    (lambda head: head[:4] == b"GGUF", "a GGUF file, which is not read yet"),
+    (lambda head: head[:8] == b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, PyTables), which is not read"),
+    (lambda head: head[:6] == b"\x93NUMPY", "a numpy array, which is not read yet"),
+    (lambda head: head[:8] == b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    (
+        lambda head: head.startswith(b"version https://git-lfs"),
+        "a git LFS pointer: fetch the real file with git lfs pull",
+    ),
+    (lambda head: head[:1] in b"<" and b"html" in head[:200].lower(), "a web page: the download got an error page"),
+    (lambda head: head.lstrip()[:1] in (b"{", b"["), "a JSON file"),
+    (lambda head: bool(head) and not any(head[:256]), "a file of zero bytes: a download or a copy that was cut short"),
+    (lambda head: bool(head) and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head), "a text file"),
+)
+
+
+def open_checkpoint(path: str, *, file: LocalFile | None = None) -> Checkpoint:
+    """Open a path as a checkpoint: its names are read, its tensors are not.
+
+    An edit that was interrupted is finished first. `file` is an open file of that path that a writer has locked; it
+    is closed with the checkpoint, or here when opening fails. Raises OSError, or a FormatError that says what the
+    file looks like.
+    """
+    if file is None:
+        recover(path)
+        file = LocalFile(os.fspath(path))
+    try:
+        head = file.read(0, min(_HEAD, file.size))
+        for known in FORMATS:
+            if known.sniff(head):
+                checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
+                return checkpoint
+        raise _unknown(head, path)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _unknown(head: bytes, path: str) -> UnknownFormatError | TruncatedError:
+    if not head:
+        return TruncatedError("the file is empty", path=path)
+    looks = next((words for matches, words in _LOOKS_LIKE if matches(head)), None)
+    return UnknownFormatError(
+        f"this looks like {looks}" if looks else "not a checkpoint of a kind that ckpt knows",
+        path=path,
+        hint="ckpt reads torch.save zip files and safetensors" if not looks else None,
+    )

@@ -1,0 +1,183 @@
+"""safetensors: a JSON header, then the bytes of every tensor without gaps.
+
+The rules are those that the reference library (safetensors 0.8.0, src/tensor.rs) enforces when it reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ckpt_cli import limits
+from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS, DType
+from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.model import Checkpoint, Entry, Extent, Storage, Tensor, contiguous_stride
+
+NAME = "safetensors"
+
+_FIELDS = ("dtype", "shape", "data_offsets")
+
+
+class Safetensors:
+    """The container: each tensor is its own storage, at an offset from the end of the header."""
+
+    def __init__(self, file: LocalFile, begin: int) -> None:
+        self.files: Sequence[LocalFile] = (file,)
+        self.begin = begin
+        """The first byte after the header."""
+        self._offsets: dict[str, int] = {}
+
+    def add(self, name: str, offset: int, nbytes: int) -> Storage:
+        """The storage of one tensor, `offset` bytes after the header."""
+        self._offsets[name] = self.begin + offset
+        return Storage(name, nbytes)
+
+    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
+        """Bytes of a tensor."""
+        return self.files[0].view(self._offsets[storage.key] + offset, nbytes)
+
+    def extent(self, storage: Storage) -> Extent:
+        """Where a tensor stands."""
+        return Extent(0, self._offsets[storage.key], storage.nbytes)
+
+    def seal(self, overlay: Overlay) -> None:
+        """Nothing follows from changed bytes: the format has no checksums."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self.files[0].close()
+
+
+def read(file: LocalFile) -> Checkpoint:
+    """Open a safetensors file: only its header is read."""
+    try:
+        header, begin = _header(file)
+        metadata = _metadata(header)
+        container = Safetensors(file, begin)
+        tensors = _tensors(header, container, file.size - begin)
+    except CkptError as error:
+        error.path = error.path or file.path
+        raise
+    entries: list[Entry] = [*tensors, *_aliases(tensors, metadata)]
+    return Checkpoint(
+        path=file.path,
+        format=NAME,
+        entries=entries,
+        container=container,
+        version=f"safetensors, header of {begin} bytes",
+        metadata=metadata,
+        top_level=list(dict.fromkeys(entry.name.partition(".")[0] for entry in entries)),
+    )
+
+
+def _header(file: LocalFile) -> tuple[dict[str, Any], int]:
+    """The parsed header and the first byte after it."""
+    if file.size < 8:
+        raise TruncatedError(f"{file.size} bytes are too few for a safetensors file")
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length > limits.SAFETENSORS_HEADER:
+        raise MalformedError(f"its header is said to have {length} bytes; {limits.SAFETENSORS_HEADER} is the most")
+    if 8 + length > file.size:
+        raise TruncatedError(f"its header should have {length} bytes, the file has {file.size - 8} after its length")
+    raw = file.read(8, length)
+    if raw[:1] != b"{":
+        raise MalformedError("its header does not begin with a brace")
+    cost = (2 if raw.isascii() else 8) * length + 64 * raw.count(b"[") + 300 * raw.count(b"{") + 16 * raw.count(b",")
+    if cost > limits.SAFETENSORS_PARSED:
+        raise LimitError(f"its header of {length} bytes would take about {cost >> 20} MiB of memory")
+    try:
+        header = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise MalformedError("its header nests too deeply") from None
+    except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
+        raise MalformedError(f"its header is no JSON: {error}") from None
+    return header, 8 + length
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _metadata(header: dict[str, Any]) -> dict[str, str]:
+    metadata = header.pop("__metadata__", None)
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise MalformedError("its __metadata__ is no map of strings")
+    return metadata
+
+
+def _tensors(header: dict[str, Any], container: Safetensors, nbytes: int) -> list[Tensor]:
+    """The header's tensors in its order, their ranges checked to fill the file without gap or overlap."""
+    found: list[Tensor] = []
+    ranges: list[tuple[int, int, str]] = []
+    for name, info in header.items():
+        dtype, shape, begin, end = _fields(name, info)
+        count = 1
+        for size in shape:
+            count *= size
+            if count * dtype.bits >= 1 << 64:
+                raise MalformedError(f"tensor {name!r}: shape {shape} overflows")
+        if count * dtype.bits % 8:
+            raise MalformedError(f"tensor {name!r}: {count} elements of {dtype.bits} bits are no whole bytes")
+        if end - begin != count * dtype.bits // 8:
+            raise MalformedError(
+                f"tensor {name!r}: {dtype.safetensors} {shape} takes {count * dtype.bits // 8} bytes, "
+                f"its data_offsets {begin}–{end} hold {end - begin}"
+            )
+        ranges.append((begin, end, name))
+        dtype, shape = _as_torch_spells(dtype, shape)
+        stride = contiguous_stride(shape)
+        found.append(Tensor(name, dtype, shape, stride, container.add(name, begin, end - begin)))
+    position = 0
+    for begin, end, name in sorted(ranges):
+        if begin != position:
+            fault = "a gap before" if begin > position else "an overlap at"
+            raise MalformedError(f"there is {fault} tensor {name!r}: it begins at byte {begin}, {position} was due")
+        position = end
+    if position > nbytes:
+        raise TruncatedError(f"its tensors need {position} bytes after the header, the file has {nbytes}")
+    if position < nbytes:
+        raise MalformedError(f"{nbytes - position} bytes follow its last tensor")
+    return found
+
+
+def _fields(name: str, info: Any) -> tuple[DType, tuple[int, ...], int, int]:
+    """One tensor's dtype, shape and range, each checked for its type."""
+    if not isinstance(info, dict) or any(field not in info for field in _FIELDS):
+        raise MalformedError(f"tensor {name!r} lacks dtype, shape or data_offsets")
+    dtype = BY_SAFETENSORS.get(info["dtype"]) if isinstance(info["dtype"], str) else None
+    shape, offsets = info["shape"], info["data_offsets"]
+    if dtype is None:
+        raise MalformedError(f"tensor {name!r} has dtype {info['dtype']!r}, which safetensors does not know")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
+        raise MalformedError(f"tensor {name!r} has a shape or data_offsets that are no proper counts")
+    if len(shape) > limits.DIMENSIONS:
+        raise MalformedError(f"tensor {name!r} has {len(shape)} dimensions; {limits.DIMENSIONS} is the most")
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _are_counts(node: Any) -> bool:
+    return isinstance(node, list) and all(type(item) is int and 0 <= item < 1 << 64 for item in node)
+
+
+def _as_torch_spells(dtype: DType, shape: tuple[int, ...]) -> tuple[DType, tuple[int, ...]]:
+    """F4 counts values, torch's float4_e2m1fn_x2 counts pairs: halve the last dimension where that can be."""
+    if dtype.name == "float4_e2m1fn" and shape and shape[-1] % 2 == 0:
+        return BY_NAME["float4_e2m1fn_x2"], (*shape[:-1], shape[-1] // 2)
+    return dtype, shape
+
+
+def _aliases(tensors: Sequence[Tensor], metadata: dict[str, str]) -> list[Tensor]:
+    """The dropped names of tied tensors, which `save_model` notes in the metadata as {dropped: kept}."""
+    from dataclasses import replace
+
+    by_name = {tensor.name: tensor for tensor in tensors}
+    return [
+        replace(by_name[kept], name=dropped, alias_of=kept)
+        for dropped, kept in metadata.items()
+        if kept in by_name and dropped not in by_name
+    ]
