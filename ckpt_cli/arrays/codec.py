@@ -1,0 +1,250 @@
+"""Stored bytes and the values that they mean, for every dtype.
+
+A bfloat16 or float8 decodes to float32 (exactly), a complex32 to complex64, a byte of float4_e2m1fn_x2 to the pair of
+values in it (the first in the low four bits), so that a pair adds a dimension of 2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from ckpt_cli.arrays.regions import Region
+from ckpt_cli.dtypes import DType
+from ckpt_cli.errors import UnsupportedError, ValueRefusedError
+from ckpt_cli.model import Checkpoint, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_NATIVE = frozenset(
+    ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+     "complex128", "complex64"]
+)  # fmt: skip
+"""Dtypes that numpy has itself."""
+
+
+def require_plain(tensor: Tensor) -> None:
+    """Raise UnsupportedError for a tensor whose values are not simply elements of one storage."""
+    if tensor.layout == "strided" and tensor.storage is not None and tensor.dtype.numpy is not None:
+        return
+    if tensor.layout != "strided":
+        made_of = f", made of {', '.join(part.name for part in tensor.parts)}" if tensor.parts else ""
+        what = f"is {tensor.layout}{made_of}"
+    else:
+        what = f"has dtype {tensor.dtype}, whose layout in bits is not defined by its format"
+    raise UnsupportedError(f"tensor {tensor.name!r} {what}: its values cannot be read or set one by one")
+
+
+class Codec:
+    """How the elements of one tensor are stored."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        import numpy as np
+
+        require_plain(tensor)
+        self.dtype = tensor.dtype
+        self.name = tensor.name
+        self._conj = tensor.conj
+        self._neg = tensor.neg
+        self._order: Literal[">", "<"] = ">" if tensor.big_endian else "<"
+        self.paired = self.dtype.name == "float4_e2m1fn_x2"
+        """Whether each element decodes to two values."""
+        if self.dtype.name in _NATIVE:
+            self.stored = np.dtype(self.dtype.name).newbyteorder(self._order)
+        elif self.dtype.name == "complex32":
+            self.stored = np.dtype((np.void, 4))
+        else:
+            self.stored = np.dtype(f"{self._order}u{self.dtype.itemsize}")
+        """The numpy dtype of one stored element."""
+
+    def array(self, data: memoryview | bytearray, region: Region, first: int) -> Array:
+        """The region's stored elements over `data`, which begins at element `first` of the storage."""
+        import numpy as np
+
+        size = self.dtype.itemsize
+        strides = tuple(step * size for step in region.stride)
+        begin = (region.offset - first) * size if region.numel else 0
+        elements: Array = np.ndarray(region.shape, self.stored, data, begin, strides)
+        return elements
+
+    def decode(self, stored: Array) -> Array:
+        """The values that stored elements mean."""
+        import numpy as np
+
+        name = self.dtype.name
+        if name in _NATIVE:
+            native: Array = stored.astype(self._native(), copy=False)
+            values = stored.view("u1") != 0 if name == "bool" else native
+        elif name == "complex32":
+            halves = np.ascontiguousarray(stored).reshape(-1).view(f"{self._order}f2").astype(np.float32)
+            values = halves.view(np.complex64).reshape(stored.shape)
+        elif self.paired:
+            nibbles = np.stack((stored & 15, stored >> 4), axis=-1).astype(np.uint8)
+            values = nibbles.view(self._small()).astype(np.float32)
+        else:
+            codes = stored.astype(f"u{self.dtype.itemsize}")
+            is_float = self.dtype.category == "float"
+            values = codes.view(self._small()).astype(np.float32) if is_float else codes.view(self.dtype.numpy)
+        return self._unflagged(values)
+
+    def _unflagged(self, values: Array) -> Array:
+        """Apply the lazy conjugation and negation of a view, each its own inverse."""
+        import numpy as np
+
+        values = np.asarray(values)
+        if self._conj:
+            values = np.asarray(np.conj(values))
+        return np.asarray(-values) if self._neg else values
+
+    def encode(self, values: Array, *, cast: bool = False) -> Array:
+        """Values as stored elements.
+
+        Raises ValueRefusedError for a value that the dtype cannot hold: one that would become another integer,
+        infinite, zero or NaN. With `cast` such values convert as a C cast does.
+        """
+        import numpy as np
+
+        values = self._unflagged(values)
+        name = self.dtype.name
+        stored: Array
+        with np.errstate(all="ignore"):
+            if name == "complex32":
+                halves = np.ascontiguousarray(values, np.complex64)
+                narrow = halves.reshape(-1).view(np.float32).astype(np.float16)
+                target = narrow.astype(np.float32).view(np.complex64).reshape(values.shape)
+                stored = narrow.astype(f"{self._order}f2").view(self.stored).reshape(values.shape)
+            elif name in _NATIVE:
+                target = _to_native(values, self._native(), cast=cast)
+                stored = target.astype(self.stored, copy=False)
+            elif self.paired:
+                small = _as_float(values).astype(self._small())
+                target = small.astype(np.float32)
+                codes = small.view(np.uint8)
+                stored = codes[..., 0] | (codes[..., 1] << 4)
+            elif self.dtype.category != "float":
+                target = _to_native(values, np.dtype(self.dtype.numpy), cast=cast)
+                stored = target.view(f"u{self.dtype.itemsize}").astype(self.stored)
+            else:
+                small = _as_float(values).astype(self._small())
+                target = small.astype(np.float32)
+                stored = small.view(f"u{self.dtype.itemsize}").astype(self.stored)
+            if not cast:
+                self._require_fit(values, target)
+        return stored
+
+    def arithmetic(self) -> np.dtype[Any]:
+        """The dtype in which torch computes on these elements: narrow floats in float32, integers exactly."""
+        import numpy as np
+
+        if self.dtype.category == "float":
+            return np.dtype("float64" if self.dtype.name == "float64" else "float32")
+        if self.dtype.category == "complex":
+            return np.dtype("complex128" if self.dtype.name == "complex128" else "complex64")
+        return np.dtype(object)
+
+    def _native(self) -> np.dtype[Any]:
+        import numpy as np
+
+        return np.dtype(self.dtype.name)
+
+    def _small(self) -> np.dtype[Any]:
+        """The ml_dtypes type of one value."""
+        import ml_dtypes
+        import numpy as np
+
+        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.dtype.numpy or ""))
+        return small
+
+    def _require_fit(self, values: Array, target: Array) -> None:
+        """Compare what was asked for with what would be stored; rounding is the only difference allowed."""
+        import numpy as np
+
+        if self.dtype.category in ("float", "complex"):
+            wanted = values.astype(np.complex128 if self.dtype.category == "complex" else _widest_float(values))
+            bad = (
+                (np.isfinite(wanted) != np.isfinite(target))
+                | (np.isnan(wanted) != np.isnan(target))
+                | ((wanted != 0) & (target == 0))
+                | (np.isinf(wanted) & np.isinf(target) & (wanted != target))
+            )
+            if self.dtype.category == "complex":
+                bad &= ~np.isnan(wanted)  # a NaN in either part leaves nothing to compare
+        else:
+            bad = np.asarray(values != target)
+        if bad.any():
+            first = values[np.unravel_index(int(np.argmax(bad)), bad.shape)] if bad.shape else values[()]
+            raise ValueRefusedError(
+                f"{self.dtype} cannot hold {_spell(first)} (tensor {self.name!r})",
+                hint="--cast converts values to the tensor's dtype as torch would",
+            )
+
+
+def values_of(checkpoint: Checkpoint, tensor: Tensor, region: Region | None = None) -> Array:
+    """The decoded values of a tensor, or of a region of it, reading no more than their bytes."""
+    codec = Codec(tensor)
+    return codec.decode(stored_of(checkpoint, tensor, codec, region or Region.of(tensor)))
+
+
+def stored_of(checkpoint: Checkpoint, tensor: Tensor, codec: Codec, region: Region) -> Array:
+    """The stored elements of a region, over a view of the file."""
+    if tensor.storage is None:
+        raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
+    low, high = region.span()
+    size = tensor.dtype.itemsize
+    data = checkpoint.container.view(tensor.storage, low * size, (high - low) * size)
+    return codec.array(data, region, low)
+
+
+def value_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of decoded values: a pair more for packed float4."""
+    return (*shape, 2) if dtype.name == "float4_e2m1fn_x2" else shape
+
+
+def _to_native(values: Array, dtype: np.dtype[Any], *, cast: bool) -> Array:
+    """Convert to a numpy dtype without a surprise on the way: objects are Python integers of any size."""
+    import numpy as np
+
+    if values.dtype.kind == "c" and dtype.kind != "c":
+        if not cast and bool((values.imag != 0).any()):
+            raise ValueRefusedError(f"{dtype} cannot hold a complex number")
+        values = values.real
+    if dtype.kind == "b":
+        return np.asarray(values != 0)
+    if values.dtype.kind == "O" and dtype.kind in "iu":
+        bits = 8 * dtype.itemsize
+        wrapped = [_wrap(int(value), bits, signed=dtype.kind == "i") for value in values.reshape(-1)]
+        return np.array(wrapped, dtype).reshape(values.shape)
+    if dtype.kind in "iu" and values.dtype.kind == "f" and not bool(np.isfinite(values).all()):
+        raise ValueRefusedError(f"{dtype} cannot hold NaN or infinity, not even with a cast")
+    if dtype == np.float16 and values.dtype.kind == "f":
+        values = values.astype(np.float32)  # torch's own way to float16, which rounds twice
+    return values.astype(dtype)
+
+
+def _wrap(value: int, bits: int, *, signed: bool) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if signed and value >> (bits - 1) else value
+
+
+def _as_float(values: Array) -> Array:
+    """Real floats that ml_dtypes can convert, rounded to float32 first as torch does."""
+    import numpy as np
+
+    if values.dtype.kind == "c":
+        if bool((values.imag != 0).any()):
+            raise ValueRefusedError("a real dtype cannot hold a complex number")
+        values = values.real
+    return values.astype(np.float32)
+
+
+def _widest_float(values: Array) -> np.dtype[Any]:
+    import numpy as np
+
+    return np.dtype(np.float64) if values.dtype.kind != "c" else np.dtype(np.complex128)
+
+
+def _spell(value: Any) -> str:
+    return repr(value.item() if hasattr(value, "item") else value)
