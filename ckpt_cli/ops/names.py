@@ -1,0 +1,82 @@
+"""NAME arguments: an exact name, a prefix, a glob, each with an index in brackets if wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ckpt_cli.arrays.regions import Index, parse_index
+from ckpt_cli.errors import NameNotFoundError, UsageError
+from ckpt_cli.model import Checkpoint, Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """An entry that a NAME argument selects, and the index that goes with it."""
+
+    entry: Entry
+    index: Index | None
+    exact: bool
+    """Whether the argument was the entry's own name, rather than a prefix or glob."""
+
+
+def select(checkpoint: Checkpoint, arguments: Iterable[str]) -> list[Selection]:
+    """The entries that each argument selects, in its order; no argument selects all.
+
+    Raises NameNotFoundError for an argument that selects nothing.
+    """
+    arguments = list(arguments)
+    if not arguments:
+        return [Selection(entry, None, exact=False) for entry in checkpoint.entries]
+    return [selection for argument in arguments for selection in select_one(checkpoint, argument)]
+
+
+def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
+    """The entries that one NAME argument selects."""
+    names = {entry.name for entry in checkpoint.entries}
+    pattern, index_text, literal = split_index(argument, names)
+    index = None if index_text is None else parse_index(index_text)
+    if pattern in names or literal:
+        found = [entry for entry in checkpoint.entries if entry.name == pattern]
+    else:
+        found = _matching(checkpoint.entries, pattern)
+    if not found:
+        raise NameNotFoundError(pattern, _close(pattern, names), path=checkpoint.path)
+    return [Selection(entry, index, exact=pattern in names) for entry in found]
+
+
+def _matching(entries: Sequence[Entry], pattern: str) -> list[Entry]:
+    """The entries below a prefix, or those that a glob matches."""
+    if "*" in pattern or "?" in pattern:
+        glob = re.compile("".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in pattern), re.DOTALL)
+        return [entry for entry in entries if glob.fullmatch(entry.name)]
+    prefix = pattern.removesuffix(".") + "."
+    return [entry for entry in entries if entry.name.startswith(prefix)]
+
+
+def split_index(argument: str, names: Iterable[str] = ()) -> tuple[str, str | None, bool]:
+    """`NAME[…]` as (name, index text, whether quotes make it literal); a known name that ends in a bracket wins."""
+    if argument[:1] in ('"', "'"):
+        name, quote, rest = argument[1:].partition(argument[0])
+        if not quote or (rest and not (rest.startswith("[") and rest.endswith("]"))):
+            raise UsageError(f"{argument!r} has no matching quote, or something after it that is no [index]")
+        return name, rest[1:-1] if rest else None, True
+    if argument in names or not argument.endswith("]") or "[" not in argument:
+        return argument, None, False
+    name, _, index = argument.removesuffix("]").rpartition("[")
+    return name, index, False
+
+
+def _close(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three known names that the user may have meant."""
+    import difflib
+
+    pool = list(names)[:20_000]
+    last = name.rpartition(".")[2]
+    same_end = [known for known in pool if known.endswith(f".{name}")] if name else []
+    return (
+        same_end[:3]
+        or difflib.get_close_matches(name, pool, 3, 0.7)
+        or [known for known in pool if last and known.rpartition(".")[2] == last][:3]
+    )

@@ -1,0 +1,134 @@
+"""Which tensors share bytes, and how: tied, overlapping or only co-stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from ckpt_cli.model import Storage, Tensor
+
+_PAIRS = 20_000
+"""Pairs of views of one storage that are compared exactly; beyond them spans decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Names that share a storage."""
+
+    names: tuple[str, ...]
+    storage: str
+    nbytes: int
+    """Bytes of the storage that the views take, each counted once."""
+
+
+def tie_groups(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Groups of two or more tensors that are one: the same view of the same storage."""
+    groups: dict[tuple[object, ...], list[Tensor]] = {}
+    for tensor in tensors:
+        view = tensor.view
+        if view is not None:
+            groups.setdefault(view, []).append(tensor)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def tied_names(tensors: Iterable[Tensor]) -> dict[str, list[str]]:
+    """For each tied name, the names that it is tied with."""
+    return {
+        tensor.name: [other.name for other in group if other is not tensor]
+        for group in tie_groups(tensors)
+        for tensor in group
+    }
+
+
+def are_tied(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one."""
+    return a.view is not None and a.view == b.view
+
+
+def unique_numel(tensors: Iterable[Tensor]) -> int:
+    """Elements of all tensors, those of tied ones counted once."""
+    seen: set[object] = set()
+    total = 0
+    for tensor in tensors:
+        view = tensor.view
+        if view is None or view not in seen:
+            seen.add(view)
+            total += tensor.numel
+    return total
+
+
+def stored_nbytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of all storages, each counted once."""
+    storages = {id(tensor.storage): tensor.storage for tensor in all_strided(tensors)}
+    return sum(storage.nbytes for storage in storages.values() if storage is not None)
+
+
+def all_strided(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors and the parts of those that are made of others, as far as they have storages."""
+    found = []
+    for tensor in tensors:
+        if tensor.storage is not None:
+            found.append(tensor)
+        found.extend(all_strided(tensor.parts))
+    return found
+
+
+def by_storage(tensors: Iterable[Tensor]) -> list[tuple[Storage, list[Tensor]]]:
+    """Every storage with the tensors that are views of it."""
+    groups: dict[int, tuple[Storage, list[Tensor]]] = {}
+    for tensor in tensors:
+        if tensor.storage is not None:
+            groups.setdefault(id(tensor.storage), (tensor.storage, []))[1].append(tensor)
+    return list(groups.values())
+
+
+def share_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two views of one storage have a byte in common; undecidable cases of many strides count as yes."""
+    (begin_a, end_a), (begin_b, end_b) = a.span, b.span
+    if end_a <= begin_b or end_b <= begin_a:
+        return False
+    if a.is_contiguous and b.is_contiguous:
+        return True
+    from ckpt_cli.arrays.sharing import regions_meet
+
+    return regions_meet(a, b)
+
+
+def spans_used(views: Iterable[Tensor]) -> int:
+    """Bytes between the first and last byte of each view, bytes of several views counted once."""
+    used = reached = 0
+    for begin, end in sorted(view.span for view in views):
+        used += max(end - max(begin, reached), 0)
+        reached = max(reached, end)
+    return used
+
+
+def partly_shared(views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The distinct views of one storage that overlap another one, and those that share no byte with any."""
+    distinct = list({view.view: view for view in views if view.view is not None}.values())
+    if len(distinct) < 2:
+        return [], []
+    overlapping: set[int] = set()
+    for count, (a, b) in enumerate(combinations(sorted(distinct, key=lambda view: view.span), 2)):
+        if count >= _PAIRS:
+            overlapping.update(_overlapping_neighbours(distinct))
+            break
+        if share_bytes(a, b):
+            overlapping.update((id(a), id(b)))
+    return (
+        [view for view in distinct if id(view) in overlapping],
+        [view for view in distinct if id(view) not in overlapping],
+    )
+
+
+def _overlapping_neighbours(views: Sequence[Tensor]) -> set[int]:
+    """Views whose span meets that of one before or after them, for storages of thousands of views."""
+    found: set[int] = set()
+    reach: Tensor | None = None
+    for view in sorted(views, key=lambda view: view.span):
+        if reach is not None and view.span[0] < reach.span[1]:
+            found.update((id(view), id(reach)))
+        if reach is None or view.span[1] > reach.span[1]:
+            reach = view
+    return found
