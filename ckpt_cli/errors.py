@@ -16,7 +16,8 @@ CkptError                      exit 2; the base of all that this project raises 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class CkptError(Exception):
@@ -32,6 +33,16 @@ class CkptError(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}" if self.path else self.problem
+
+
+@contextmanager
+def about(path: str) -> Iterator[None]:
+    """Give the errors raised inside that do not say which file they are about its path."""
+    try:
+        yield
+    except CkptError as error:
+        error.path = error.path or path
+        raise
 
 
 class UsageError(CkptError):

@@ -20,6 +20,13 @@ class Group:
     storage: str
     nbytes: int
     """Bytes of the storage that the views take, each counted once."""
+    view: Tensor | None = None
+    """The one view that all the names are, where they are tied."""
+
+    @property
+    def saved(self) -> int:
+        """Bytes that the names would take more if each had its own."""
+        return (len(self.names) - 1) * self.nbytes if self.view is not None else 0
 
 
 def tie_groups(tensors: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -1,0 +1,145 @@
+"""What `show` answers: the values of entries, no more of them read than are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.arrays.regions import Index, Region, edges
+from ckpt_cli.errors import UnsupportedError, UsageError, about
+from ckpt_cli.files.replace import replacing
+from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
+from ckpt_cli.ops.names import Selection, select
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SUMMARY_OVER = 1000
+"""Elements over which a tensor is summarised, as torch does."""
+
+EDGE_ITEMS = 3
+"""Elements that a summary keeps at each end of a dimension."""
+
+FULL_OVER = 2_000_000
+"""Elements over which text in full is refused: its layout needs all values at once."""
+
+_PIECE = 1 << 20
+"""Elements decoded at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A tensor, or a part of one, that can be read piece by piece."""
+
+    checkpoint: Checkpoint
+    tensor: Tensor
+    region: Region
+    label: str
+    """Its name, with the index that was asked for."""
+    whole: bool
+    """Whether no index was given."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values; a packed float4 has two a stored element."""
+        from ckpt_cli.arrays.codec import value_shape
+
+        return value_shape(self.tensor.dtype, self.region.shape)
+
+    def array(self, index: Index = ()) -> NDArray[Any]:
+        """The values, or those at a basic index into the stored elements."""
+        from ckpt_cli.arrays.codec import values_of
+
+        return values_of(self.checkpoint, self.tensor, self.region.at(index))
+
+    def edges(self) -> NDArray[Any]:
+        """The values that a summary shows; only the corners' bytes are read."""
+        import numpy as np
+
+        from ckpt_cli.arrays.codec import Codec, stored_of
+
+        codec = Codec(self.tensor)
+        stored = stored_of(self.checkpoint, self.tensor, codec, self.region)
+        kept = edges(self.region.shape, EDGE_ITEMS)
+        return codec.decode(stored[np.ix_(*kept)] if kept else stored)
+
+
+@dataclass(frozen=True, slots=True)
+class Unshown:
+    """A tensor whose values cannot be told, met while showing many."""
+
+    tensor: Tensor
+    reason: str
+
+
+def show(checkpoint: Checkpoint, arguments: Sequence[str]) -> list[Shown | Unshown | Value]:
+    """What each NAME selects, in order, nothing read yet; no NAME selects the whole checkpoint.
+
+    Raises UnsupportedError for a tensor without plain values that was named exactly.
+    """
+    with about(checkpoint.path):
+        return [_shown(checkpoint, selection) for selection in select(checkpoint, arguments)]
+
+
+def _shown(checkpoint: Checkpoint, selection: Selection) -> Shown | Unshown | Value:
+    from ckpt_cli.arrays.codec import require_plain
+
+    entry: Entry = selection.entry
+    if isinstance(entry, Value):
+        if selection.index is not None:
+            raise UsageError(f"{entry.name!r} is no tensor, so it takes no index", path=checkpoint.path)
+        return entry
+    try:
+        require_plain(entry)
+    except UnsupportedError as error:
+        if selection.exact:
+            raise
+        return Unshown(entry, error.problem)
+    region = Region.of(entry)
+    if selection.index is None:
+        return Shown(checkpoint, entry, region, entry.name, whole=True)
+    region = region.at(selection.index)
+    return Shown(checkpoint, entry, region, f"{entry.name}[{spell_index(selection.index)}]", whole=False)
+
+
+def spell_index(index: Index) -> str:
+    """An index as it is written between brackets."""
+    return ",".join(map(_spell_item, index))
+
+
+def _spell_item(item: object) -> str:
+    if isinstance(item, slice):
+        bounds = ["" if bound is None else str(bound) for bound in (item.start, item.stop)]
+        return ":".join([*bounds, str(item.step)] if item.step is not None else bounds)
+    return "..." if item is Ellipsis else str(item)
+
+
+def blocks(shown: Shown, most: int = _PIECE) -> Iterator[NDArray[Any]]:
+    """The values in row-major order, flat, at most about `most` elements at a time."""
+    from ckpt_cli.arrays.sharing import row_pieces
+
+    for part in row_pieces(shown.region, most):
+        yield shown.array(part).reshape(-1)
+
+
+def save_npy(shown: Shown, path: str) -> int:
+    """Write the values as a numpy file, atomically; returns its bytes.
+
+    A dtype that numpy has not (bfloat16, float8…) is written as float32, which holds each of its values exactly.
+    """
+    import io
+    import os
+
+    import numpy as np
+
+    first = shown.array(tuple(slice(0, 0) for _ in shown.region.shape))
+    header = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shown.shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    with replacing(path) as target, open(target.fd, "wb", closefd=False) as out:
+        out.write(header.getvalue())
+        for block in blocks(shown):
+            out.write(block.tobytes())
+        out.flush()
+        return os.fstat(target.fd).st_size
