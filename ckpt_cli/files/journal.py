@@ -82,8 +82,7 @@ def apply(overlay: Overlay) -> int:
     touched = [number for number in range(len(overlay.files)) if overlay.patches(number)]
     try:
         for number in touched:
-            for patch in overlay.patches(number):
-                _write_all(overlay.files[number].fd, overlay.new_bytes(patch), patch.offset)
+            write_patches(overlay, number, overlay.files[number])
             os.fsync(overlay.files[number].fd)
     except BaseException:
         _roll_back(path, overlay.files)
@@ -136,6 +135,12 @@ def recover(path: str) -> bool:
         os.unlink(log)
         sync_folder(os.path.dirname(log))
         return True
+
+
+def write_patches(overlay: Overlay, number: int, target: LocalFile) -> None:
+    """Write the patches of file `number` into `target`: that file, or a copy of it."""
+    for patch in overlay.patches(number):
+        _write_all(target.fd, overlay.new_bytes(patch), patch.offset)
 
 
 def sync_folder(folder: str) -> None:

@@ -1,0 +1,46 @@
+"""The last look at a new file before it takes its name."""
+
+from __future__ import annotations
+
+from ckpt_cli.errors import CkptError, FormatError
+from ckpt_cli.formats.registry import open_checkpoint
+from ckpt_cli.model import Checkpoint, Tensor
+
+
+def verify_copy(original: Checkpoint, path: str) -> None:
+    """Open a patched copy again, with the format's reference reader where there is one.
+
+    Raises CkptError where it does not read back as the same entries over the same ranges.
+    """
+    try:
+        copy = open_checkpoint(path)
+        copy.close()
+        same = _facts(copy) == _facts(original)
+        if original.format == "safetensors":
+            _open_with_safetensors(path)
+    except FormatError as error:
+        same, why = False, f": {error.problem}"
+    else:
+        why = ""
+    if not same:
+        raise CkptError(f"the new file did not read back as it should, so nothing was replaced{why}", path=path)
+
+
+def _facts(checkpoint: Checkpoint) -> list[object]:
+    """What an edit of values leaves as it is."""
+    return [
+        (entry.name, entry.dtype.name, entry.shape, entry.stride, entry.storage_offset, entry.storage)
+        if isinstance(entry, Tensor)
+        else entry.name
+        for entry in checkpoint.entries
+    ]
+
+
+def _open_with_safetensors(path: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as reader:
+            reader.keys()
+    except SafetensorError as error:
+        raise FormatError(f"the safetensors library refuses it: {error}") from None

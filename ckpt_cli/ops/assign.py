@@ -1,0 +1,230 @@
+"""What `set` does: values into elements, as patches over the bytes that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.arrays.regions import Region
+from ckpt_cli.errors import UnsupportedError, ValueRefusedError, about
+from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.model import Checkpoint, Tensor, Value
+from ckpt_cli.ops.literals import Assignment, parse_assignment, parse_value
+from ckpt_cli.ops.names import Selection, select_one
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ckpt_cli.arrays.codec import Codec
+
+    Array = NDArray[Any]
+
+_PIECE = 8 << 20
+"""Bytes of the file that are read, changed and patched at a time."""
+
+_ENCODED_AT_ONCE = 1 << 20
+"""Values up to which they are encoded before they are spread over a region."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What assignments change, as far as names go."""
+
+    changed: tuple[str, ...]
+    """The names that were assigned to."""
+    also_changed: tuple[str, ...]
+    """Other names that share changed bytes: tied or overlapping ones."""
+
+
+def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str], *, cast: bool = False) -> Changes:
+    """Put every assignment's patches into the overlay, one after another: each sees what those before it changed.
+
+    Raises a CkptError for the first one that cannot be done; the overlay is then to be thrown away.
+    """
+    targets: list[tuple[Tensor, Region]] = []
+    with about(checkpoint.path):
+        for assignment in map(parse_assignment, assignments):
+            values = parse_value(assignment.value) if not _is_text(checkpoint, assignment) else None
+            for selection in select_one(checkpoint, assignment.target):
+                tensor = _tensor_of(selection)
+                region = Region.of(tensor).at(selection.index or ())
+                if values is not None:
+                    _write(checkpoint, overlay, _Target(tensor, region, assignment.operator, cast), values)
+                targets.append((tensor, region))
+    changed = tuple(dict.fromkeys(tensor.name for tensor, _ in targets))
+    return Changes(changed, tuple(_also_changed(checkpoint, targets, changed)))
+
+
+def _is_text(checkpoint: Checkpoint, assignment: Assignment) -> bool:
+    """Whether the target is no tensor, so that its value need not be a number before it is refused."""
+    return any(isinstance(selection.entry, Value) for selection in select_one(checkpoint, assignment.target))
+
+
+def _tensor_of(selection: Selection) -> Tensor:
+    if isinstance(selection.entry, Value):
+        raise UnsupportedError(
+            f"{selection.entry.name!r} is no tensor; only the elements of tensors can be set for now",
+        )
+    return selection.entry
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where values go and how."""
+
+    tensor: Tensor
+    region: Region
+    operator: str
+    cast: bool
+
+
+def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Array) -> None:
+    """Patch one region, a bounded piece of the file at a time."""
+    from ckpt_cli.arrays.codec import Codec, value_shape
+
+    codec = Codec(target.tensor)
+    tensor, region = target.tensor, target.region
+    if tensor.storage is None or not region.numel:
+        return
+    if not _is_one_to_one(region) and (target.operator or values.size != 1):
+        raise UnsupportedError(
+            f"elements of tensor {tensor.name!r} share bytes with each other: only one value for all can be set"
+        )
+    extent = checkpoint.container.extent(tensor.storage)
+    encoded = not target.operator and not codec.paired and values.size <= _ENCODED_AT_ONCE
+    if encoded:
+        values = _broadcast(_encode(codec, values, target), region.shape, tensor.name)
+    else:
+        values = _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
+    for part in region.pieces(tensor.dtype.itemsize, _PIECE):
+        low, high = region.at(part).span()
+        offset = extent.offset + low * tensor.dtype.itemsize
+        data = bytearray(overlay.read(extent.file, offset, (high - low) * tensor.dtype.itemsize))
+        elements = codec.array(data, region.at(part), low)
+        elements[...] = values[part] if encoded else _result(codec, elements, values[part], target)
+        overlay.write(extent.file, offset, bytes(data))
+
+
+def _result(codec: Codec, elements: Array, values: Array, target: _Target) -> Array:
+    """What is to be stored in the place of some stored elements."""
+    if target.operator:
+        values = _compute(codec, target, codec.decode(elements), values)
+    return _encode(codec, values, target)
+
+
+def _encode(codec: Codec, values: Array, target: _Target) -> Array:
+    try:
+        return codec.encode(values, cast=target.cast)
+    except OverflowError:  # a Python integer beyond every float
+        raise ValueRefusedError(
+            f"{target.tensor.dtype} cannot hold so large an integer (tensor {target.tensor.name!r})"
+        ) from None
+
+
+def _compute(codec: Codec, target: _Target, current: Array, operand: Array) -> Array:
+    """`current OP operand` in the precision that torch uses; refused where the result leaves its range."""
+    import operator
+
+    import numpy as np
+
+    apply = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[target.operator]
+    kind: np.dtype[Any] = codec.arithmetic()
+    if kind.kind == "O":
+        return _compute_exactly(apply, current, operand, target)
+    if operand.dtype.kind == "c" and kind.kind != "c":
+        raise ValueRefusedError(f"{target.tensor.dtype} cannot hold a complex number (tensor {target.tensor.name!r})")
+    wide = np.dtype(np.complex128 if kind.kind == "c" else np.float64)
+    with np.errstate(all="ignore"):
+        result: Array = np.asarray(apply(current.astype(kind), operand.astype(kind)))
+        if target.cast:
+            return result
+        exact = np.asarray(apply(current.astype(wide), operand.astype(wide)))
+        finite = np.isfinite(current) & np.isfinite(operand.astype(wide))
+    if bool((finite & (~np.isfinite(result) | ((exact != 0) & (result == 0)))).any()):
+        raise ValueRefusedError(
+            f"the result of {target.operator}= is out of the range of {target.tensor.dtype} "
+            f"(tensor {target.tensor.name!r})",
+            hint="--cast keeps infinities and zeros that come of it",
+        )
+    return result
+
+
+def _compute_exactly(apply: Any, current: Array, operand: Array, target: _Target) -> Array:
+    """Integer arithmetic without a wrap: in Python's integers, or in int64 where nothing can leave it."""
+    import numpy as np
+
+    if operand.dtype.kind in "fc" and bool((operand == np.floor(operand.real)).all()):
+        operand = _integers(operand)
+    elif operand.dtype.kind in "biu":
+        operand = operand.astype(object)
+    small = target.tensor.dtype.bits <= 32 and operand.dtype.kind == "O" and _fits_31_bits(operand)
+    try:
+        if small and target.operator != "/":
+            return np.asarray(apply(current.astype(np.int64), operand.astype(np.int64)))
+        return np.asarray(apply(current.astype(object), operand), dtype=object)
+    except ZeroDivisionError:
+        raise ValueRefusedError(f"division by zero (tensor {target.tensor.name!r})") from None
+
+
+def _integers(values: Array) -> Array:
+    """Whole real numbers as Python integers."""
+    import numpy as np
+
+    exact = np.empty(values.shape, object)
+    exact[...] = np.vectorize(lambda value: int(value.real), otypes=[object])(values)
+    return exact
+
+
+def _fits_31_bits(values: Array) -> bool:
+    return bool(((values < 1 << 31) & (values > -(1 << 31))).all())
+
+
+def _broadcast(values: Array, shape: tuple[int, ...], name: str) -> Array:
+    """Values stretched to a region's shape by numpy's rules of assignment: leading ones are dropped."""
+    import numpy as np
+
+    while values.ndim > len(shape) and values.shape[0] == 1:
+        values = values[0]
+    try:
+        return np.broadcast_to(values, shape)
+    except ValueError:
+        raise ValueRefusedError(
+            f"values of shape {list(values.shape)} do not fit shape {list(shape)} (tensor {name!r})"
+        ) from None
+
+
+def _is_one_to_one(region: Region) -> bool:
+    """Whether no two elements share bytes, told from strides; a rare interleaved layout counts as sharing."""
+    reach = 0
+    for step, size in sorted((abs(step), size) for size, step in zip(region.shape, region.stride, strict=True)):
+        if size > 1:
+            if step <= reach:
+                return False
+            reach += (size - 1) * step
+    return True
+
+
+def _also_changed(
+    checkpoint: Checkpoint, targets: Sequence[tuple[Tensor, Region]], changed: Sequence[str]
+) -> list[str]:
+    """The other names whose bytes meet those of a target."""
+    from ckpt_cli.arrays.sharing import regions_meet
+    from ckpt_cli.ops.shared import all_strided
+
+    by_storage: dict[int, list[tuple[Tensor, Region]]] = {}
+    for tensor, region in targets:
+        if region.numel:
+            by_storage.setdefault(id(tensor.storage), []).append((tensor, region))
+    named = set(changed)
+    return [
+        entry.name
+        for entry in checkpoint.tensors
+        if entry.name not in named
+        and any(
+            regions_meet(tensor, view, region)
+            for view in all_strided([entry])
+            if view.numel
+            for tensor, region in by_storage.get(id(view.storage), ())
+        )
+    ]

@@ -1,0 +1,137 @@
+"""What stands right of the `=` of an assignment: numbers, lists and arrays in files."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_OPERATORS = "+-*/"
+_INTEGER = re.compile(r"[+-]?\d{1,4000}$")
+_NESTING = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One `NAME[…]=VALUE`, split."""
+
+    target: str
+    """The name, with its index in brackets if there is one."""
+    operator: str
+    """Empty, or one of `+ - * /`."""
+    value: str
+
+
+def parse_assignment(text: str) -> Assignment:
+    """Split at the first `=` outside brackets and quotes; raises UsageError where there is none."""
+    quote, depth = "", 0
+    for position, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'" and position == 0:
+            quote = char
+        elif char in "[]":
+            depth += 1 if char == "[" else -1
+        elif char == "=" and depth == 0 and position:
+            operator = text[position - 1] if text[position - 1] in _OPERATORS else ""
+            target = text[: position - len(operator)].strip()
+            if target:
+                return Assignment(target, operator, text[position + 1 :].strip())
+            break
+    raise UsageError(f"{text!r} is no assignment", hint="write NAME=VALUE, NAME[INDEX]=VALUE or NAME+=VALUE")
+
+
+def parse_value(text: str) -> NDArray[Any]:
+    """The values that the right side of an assignment spells.
+
+    Integers and booleans come as Python objects, so that 64-bit ones stay exact; real numbers as float64, complex
+    ones as complex128; `@FILE.npy` as its array, mapped and never unpickled. Raises UsageError.
+    """
+    if text.startswith("@"):
+        return _array_in(text[1:])
+    if text.startswith("["):
+        return _list(text)
+    return _array_of(_scalar(text), ())
+
+
+def _array_in(path: str) -> NDArray[Any]:
+    import numpy as np
+
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UsageError(f"no numpy array: {error}", path=path, hint="write one with numpy.save") from None
+    if not isinstance(loaded, np.ndarray):
+        raise UsageError("an .npz holds several arrays; save the one you mean as .npy", path=path)
+    if loaded.dtype.kind not in "biufc":
+        raise UsageError(f"its values are {loaded.dtype}, no numbers", path=path)
+    return loaded
+
+
+def _list(text: str) -> NDArray[Any]:
+    try:
+        nested = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{_short(text)} is no list of numbers: {error}") from None
+    leaves: list[object] = []
+    shape = _shape(nested, leaves)
+    return _array_of([_scalar(leaf) if isinstance(leaf, str) else leaf for leaf in leaves], shape)
+
+
+def _shape(nested: list[object], leaves: list[object]) -> tuple[int, ...]:
+    """The shape of nested lists, their leaves appended in row-major order; raises UsageError where they are ragged."""
+    shape: list[int] = []
+    level: list[object] = [nested]
+    while level and all(isinstance(item, list) for item in level):
+        lists = [item for item in level if isinstance(item, list)]
+        shape.append(len(lists[0]))
+        if any(len(item) != shape[-1] for item in lists) or len(shape) > _NESTING:
+            raise UsageError("the lists within the list have different lengths")
+        level = [item for inner in lists for item in inner]
+    for leaf in level:
+        if isinstance(leaf, list | dict) or leaf is None:
+            raise UsageError(f"a list of numbers cannot hold {json.dumps(leaf)[:40]}")
+    leaves.extend(level)
+    return tuple(shape)
+
+
+def _scalar(text: str) -> object:
+    """One number or truth value."""
+    word = text.strip().lower()
+    if word in ("true", "false"):
+        return word == "true"
+    if _INTEGER.match(word):
+        return int(word)
+    try:
+        return complex(word) if word.endswith("j") else float(word)
+    except ValueError:
+        raise UsageError(
+            f"{_short(text)} is no value for a tensor",
+            hint="values are numbers, nan, inf, true, false, 1+2j, a list like [1,2,3], or @FILE.npy",
+        ) from None
+
+
+def _array_of(leaves: object, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array of Python numbers in the narrowest kind that keeps each of them exactly."""
+    import numpy as np
+
+    flat = leaves if isinstance(leaves, list) else [leaves]
+    if all(isinstance(leaf, int) for leaf in flat):  # bool is an int
+        array = np.empty(len(flat), object)
+        array[:] = flat
+        return array.reshape(shape)
+    kind = np.complex128 if any(isinstance(leaf, complex) for leaf in flat) else np.float64
+    try:
+        return np.array(flat, kind).reshape(shape)
+    except OverflowError:
+        raise UsageError("an integer among the values is too large to stand beside real numbers") from None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
