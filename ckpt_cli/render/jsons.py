@@ -1,0 +1,198 @@
+"""Results as JSON, in the stable shapes that the README documents: keys may be added, none is renamed.
+
+NaN and infinities, which JSON lacks, are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.model import Entry, Opaque, Tensor, Value
+from ckpt_cli.render.text import value_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ckpt_cli.ops.edit import Edit
+    from ckpt_cli.ops.listing import Fold, Listing, Waste
+    from ckpt_cli.ops.shared import Group
+    from ckpt_cli.ops.summary import Summary
+    from ckpt_cli.ops.ties import Ties, Verdict
+    from ckpt_cli.ops.values import Shown, Unshown
+
+_PIECE = 1 << 16
+"""Elements turned into text at a time."""
+
+
+def line(answer: object) -> str:
+    """An answer as one line of JSON."""
+    return json.dumps(answer, allow_nan=False) + "\n"
+
+
+def listing_json(listing: Listing, rows: Iterable[Entry | Fold]) -> Iterator[str]:
+    """What `ls --json` prints, an entry a line."""
+    yield f'{{"path": {json.dumps(listing.path)}, "format": {json.dumps(listing.format)}, "entries": ['
+    separator = "\n"
+    for row in rows:
+        yield separator + json.dumps(_row(row, listing.tied), allow_nan=False)
+        separator = ",\n"
+    yield f'], "tensors": {listing.tensors}, "parameters": {listing.parameters}, "nbytes": {listing.nbytes}}}\n'
+
+
+def _row(row: Entry | Fold, tied: Mapping[str, list[str]]) -> dict[str, object]:
+    if isinstance(row, Tensor):
+        return tensor_json(row, tied)
+    if isinstance(row, Value):
+        return {"name": row.name, "type": "value", "value": value_json(row.value)}
+    return {**tensor_json(row.first, tied), "name": row.name, "nbytes": row.nbytes, "count": row.count}
+
+
+def tensor_json(tensor: Tensor, tied: Mapping[str, list[str]]) -> dict[str, object]:
+    """One tensor's facts; what it has not is null."""
+    return {
+        "name": tensor.name,
+        "type": "tensor",
+        "kind": tensor.kind,
+        "dtype": tensor.dtype.name,
+        "shape": None if tensor.shape is None else list(tensor.shape),
+        "numel": tensor.numel,
+        "nbytes": tensor.nbytes,
+        "stride": list(tensor.stride),
+        "storage": None if tensor.storage is None else tensor.storage.key,
+        "storage_offset": tensor.storage_offset,
+        "requires_grad": tensor.requires_grad,
+        "device": tensor.device,
+        "tied_with": tied.get(tensor.name, []),
+        "layout": tensor.layout,
+        "python_type": tensor.python_type,
+        "parts": [tensor_json(part, {}) for part in tensor.parts],
+    }
+
+
+def value_json(value: object) -> object:
+    """A value that is no tensor: as JSON where it is that, else its short repr."""
+    if isinstance(value, Opaque):
+        return value.text
+    if isinstance(value, float):
+        return _finite(value)
+    if isinstance(value, list | tuple):
+        return [value_json(item) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4096:
+        return value_text(value)
+    return value
+
+
+def _finite(value: float) -> object:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def waste_json(path: str, rows: Sequence[Waste]) -> str:
+    """What `ls --waste --json` prints."""
+    return line({"path": path, "waste": [{**asdict(row), "waste": row.nbytes - row.used} for row in rows]})
+
+
+def summary_json(summary: Summary) -> str:
+    """What `info --json` prints."""
+    return line(asdict(summary))
+
+
+def ties_json(ties: Ties) -> str:
+    """What `ties --json` prints."""
+    answer = {
+        "path": ties.path,
+        "tied": [_group(group) for group in ties.tied],
+        "overlapping": [_group(group) for group in ties.overlapping],
+        "co_stored": [_group(group) for group in ties.co_stored],
+        "aliases": dict(ties.aliases),
+        "equal": [{"names": list(group.names), "nbytes": group.nbytes} for group in ties.equal],
+        "claim": ties.claim,
+    }
+    return line(answer)
+
+
+def _group(group: Group) -> dict[str, object]:
+    answer: dict[str, object] = {"names": list(group.names), "storage": group.storage, "nbytes": group.nbytes}
+    if group.view is not None:
+        shape = list(group.view.shape or ())
+        answer |= {"dtype": group.view.dtype.name, "shape": shape, "saved": group.saved}
+    return answer
+
+
+def verdict_json(verdict: Verdict) -> str:
+    """What `ties FILE A B --json` prints."""
+    return line(asdict(verdict))
+
+
+def edit_json(edit: Edit) -> str:
+    """What an edit with `--json` prints."""
+    return line(asdict(edit))
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def values_json(items: Iterable[Shown | Unshown | Value]) -> Iterator[str]:
+    """What `show --json` prints, a bounded piece at a time."""
+    yield "["
+    separator = "\n"
+    for item in items:
+        yield separator
+        yield from _item(item)
+        separator = ",\n"
+    yield "]\n"
+
+
+def _item(item: Shown | Unshown | Value) -> Iterator[str]:
+    from ckpt_cli.ops.values import Unshown
+
+    if isinstance(item, Value):
+        yield json.dumps({"name": item.name, "type": "value", "value": value_json(item.value)}, allow_nan=False)
+        return
+    if isinstance(item, Unshown):
+        facts = tensor_json(item.tensor, {})
+        yield json.dumps({**{key: facts[key] for key in ("name", "dtype", "shape", "layout")}, "values": None})
+        return
+    head = {"name": item.label, "dtype": item.tensor.dtype.name, "shape": list(item.shape)}
+    yield json.dumps(head)[:-1] + ', "values": '
+    yield from _nested(item, (), item.region.shape)
+    yield "}"
+
+
+def _nested(shown: Shown, prefix: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[str]:
+    """Nested lists below an index, rows of bounded size at a time."""
+    if math.prod(shape) <= _PIECE:
+        yield json.dumps(array_json(shown.array(prefix)), allow_nan=False)
+        return
+    inner = math.prod(shape[1:])
+    step = max(_PIECE // max(inner, 1), 1)
+    separator = "["
+    for begin in range(0, shape[0], step):
+        yield separator
+        if inner > _PIECE:
+            yield from _nested(shown, (*prefix, begin), shape[1:])
+        else:
+            rows = shown.array((*prefix, slice(begin, begin + step)))
+            yield json.dumps(array_json(rows), allow_nan=False)[1:-1]
+        separator = ", "
+    yield "]"
+
+
+def array_json(values: NDArray[Any]) -> Any:
+    """An array as nested lists of JSON's values; complex numbers as pairs."""
+    import numpy as np
+
+    if values.dtype.kind == "c":
+        values = np.stack((values.real, values.imag), axis=-1)
+    if values.dtype.kind == "f" and not bool(np.isfinite(values).all()):
+        named = values.astype(object)
+        named[np.isnan(values)] = "NaN"
+        named[np.isposinf(values)] = "Infinity"
+        named[np.isneginf(values)] = "-Infinity"
+        return named.tolist()
+    return values.tolist()

@@ -1,0 +1,57 @@
+"""Rows as text, in each of the styles that `--format` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+_TABULATE = {"table": "simple", "markdown": "pipe"}
+"""tabulate's names of our styles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's heading and which side its cells lean to."""
+
+    heading: str
+    right: bool = False
+
+
+def table_text(columns: Sequence[Column], rows: Iterable[Sequence[str]], style: str) -> Iterator[str]:
+    """The rows in `style`: `table` or `markdown` with headings, `csv` with them, `tsv` without."""
+    if style == "tsv":
+        for row in rows:
+            yield "\t".join(row) + "\n"
+    elif style == "csv":
+        yield from _csv([[column.heading for column in columns], *rows])
+    else:
+        yield _drawn(columns, rows, style)
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    import csv
+    import io
+
+    line = io.StringIO()
+    writer = csv.writer(line, lineterminator="\n")
+    for row in rows:
+        writer.writerow(row)
+        yield line.getvalue()
+        line.seek(0)
+        line.truncate()
+
+
+def _drawn(columns: Sequence[Column], rows: Iterable[Sequence[str]], style: str) -> str:
+    from tabulate import tabulate
+
+    cells = [[cell.replace("|", "\\|") for cell in row] if style == "markdown" else row for row in rows]
+    if not cells:
+        return ""
+    text = tabulate(
+        cells,
+        headers=[column.heading for column in columns],
+        tablefmt=_TABULATE[style],
+        disable_numparse=True,
+        colalign=["right" if column.right else "left" for column in columns],
+    )
+    return "".join(line.rstrip() + "\n" for line in text.splitlines())

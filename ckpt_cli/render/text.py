@@ -1,0 +1,73 @@
+"""Words and numbers, made fit for a line of a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ckpt_cli.model import Opaque, Tensor
+
+_SHORT = 80
+"""Characters of a value in a table."""
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """A file's own text with everything escaped that a terminal would act on, but for the characters to keep.
+
+    That is what Unicode calls control, format, surrogate and unassigned characters, and white space other than blanks.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def name_text(name: str) -> str:
+    """A name for a row; the empty one is told by quotes."""
+    return escaped(name) if name else "''"
+
+
+def shape_text(shape: Sequence[int] | None) -> str:
+    """`[8,4]`, without blanks so that it stays one word; `?` where there is no shape yet."""
+    return "?" if shape is None else f"[{','.join(map(str, shape))}]"
+
+
+def bytes_text(nbytes: int) -> str:
+    """Bytes in the decimal unit that keeps the number short: `832 B`, `1.2 GB`."""
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    number = float(nbytes)
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        number /= 1000
+        if number < 999.95:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1000:.1f} EB"
+
+
+def count_text(count: int, thing: str) -> str:
+    """`1 tensor`, `12 tensors`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def value_text(value: object) -> str:
+    """The repr of a value that is no tensor, on one line and safe for a terminal."""
+    if isinstance(value, Opaque):
+        return escaped(value.text)
+    try:
+        return escaped(repr(value))
+    except ValueError:  # an integer of over 4300 digits
+        return "<an integer of thousands of digits>"
+
+
+def short(text: str, most: int = _SHORT) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def tensor_note(tensor: Tensor) -> str:
+    """What stands in the place of values that cannot be told."""
+    parts = f" made of {', '.join(escaped(part.name) for part in tensor.parts)}" if tensor.parts else ""
+    layout = "" if tensor.layout == "strided" else f"{tensor.layout} "
+    return f"<{layout}tensor, {tensor.dtype}, {shape_text(tensor.shape)}{parts}>"
