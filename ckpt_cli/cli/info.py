@@ -1,0 +1,26 @@
+"""`ckpt info`."""
+
+from __future__ import annotations
+
+from ckpt_cli.cli.options import File, Format, Json, Style, opened
+from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.ops.summary import summarize
+from ckpt_cli.render.listing import summary_text
+
+
+def info_command(file: File, style: Format = Style.auto, json: Json = False) -> None:
+    """Sum a checkpoint up in a dozen lines.
+
+    Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds.
+
+    Example: ckpt info model.safetensors
+    """
+    layout = style_of(style, json=json)
+    with opened(file) as checkpoint:
+        summary = summarize(checkpoint)
+    if layout == "json":
+        from ckpt_cli.render.jsons import summary_json
+
+        answer([summary_json(summary)])
+    else:
+        answer(summary_text(summary, layout))

@@ -1,0 +1,64 @@
+"""`ckpt ls`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
+from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.ops.listing import fold, list_entries, list_waste
+from ckpt_cli.render.listing import listing_text, waste_text
+
+
+class Sort(str, Enum):
+    """What `--sort` takes."""
+
+    name = "name"
+    size = "size"
+    file = "file"
+
+
+def ls_command(
+    file: File,
+    names: Names = None,
+    long: Annotated[
+        bool,
+        typer.Option("-l", "--long", help="Add kind, requires_grad, device, stride, storage, offset, tie, layout."),
+    ] = False,
+    every: Annotated[bool, typer.Option("-a", "--all", help="Add entries that are no tensors.")] = False,
+    folded: Annotated[bool, typer.Option("--fold", help="Fold numbered layers into one row.")] = False,
+    sort: Annotated[
+        Sort | None, typer.Option("--sort", help="By name, by size (largest first) or by place in the file.")
+    ] = None,
+    waste: Annotated[bool, typer.Option("--waste", help="List storages larger than their tensors instead.")] = False,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> None:
+    """List names, dtypes, shapes and bytes.
+
+    Nothing but the file's own table of contents is read, so any size takes as long.
+
+    Example: ckpt ls -l model.pt encoder
+    """
+    layout = style_of(style, json=json)
+    with opened(file) as checkpoint:
+        if waste:
+            found = list_waste(checkpoint)
+            if layout == "json":
+                from ckpt_cli.render.jsons import waste_json
+
+                answer([waste_json(file, found)])
+            else:
+                answer(waste_text(found, layout))
+            return
+        listing = list_entries(checkpoint, names or (), values=every, sort=sort and sort.value)
+    rows = fold(listing.entries) if folded else listing.entries
+    if layout == "json":
+        from ckpt_cli.render.jsons import listing_json
+
+        answer(listing_json(listing, rows))
+    else:
+        answer(listing_text(listing, rows, layout, long=long, values=every, folded=folded))

@@ -1,0 +1,94 @@
+"""The `ckpt` command: which commands there are, and the boundary that all of them run inside."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from ckpt_cli.cli.boundary import guarded
+
+COMMANDS = ("ls", "info", "show", "ties", "set")
+"""Each is the function of the same name in the module of the same name, imported when it is called."""
+
+
+class LazyCommands(TyperGroup):
+    """A group that imports the module of the one command that was called."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)  # the names; get_command makes the values
+
+    def list_commands(self, _ctx: Any) -> list[str]:
+        """The names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: Any, cmd_name: str) -> Any:
+        """Import and build one command; None for a name that is none."""
+        if cmd_name not in self.commands:
+            return None
+        if self.commands[cmd_name] is None:
+            module = importlib.import_module(f"ckpt_cli.cli.{cmd_name}")
+            single = _typer(add_completion=False)
+            single.command(cmd_name, no_args_is_help=True)(getattr(module, f"{cmd_name}_command"))
+            self.commands[cmd_name] = typer.main.get_command(single)
+        return self.commands[cmd_name]
+
+
+def _typer(**settings: Any) -> typer.Typer:
+    """A Typer without rich, whose import would take longer than the rest of a command."""
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, **settings)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from ckpt_cli import __version__
+
+        typer.echo(f"ckpt {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    r"""Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.
+
+    \b
+    ckpt ls model.pt                        names, dtypes, shapes
+    ckpt show model.pt 2.bias               values
+    ckpt set model.pt '2.weight[0,0]=100'   edit in place, tied names follow
+    ckpt ties model.pt                      which names are one tensor
+    """
+
+
+def build() -> Any:
+    """The group of all commands."""
+    root = _typer(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+    root.callback()(_root)
+    return typer.main.get_command(root)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line; returns its exit code."""
+    return guarded(lambda: build().main(list(args) or ["--help"], prog_name="ckpt", standalone_mode=False))
+
+
+def main() -> NoReturn:
+    """The entry point of the console script."""
+    gc.disable()  # a command ends before garbage could matter, and collecting costs a third of opening a large pickle
+    code = run(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # without tearing down modules and graphs one by one
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Arguments and options that commands share, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from ckpt_cli.errors import CkptError, about
+from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.model import Checkpoint, Tensor
+
+
+class Style(str, Enum):
+    """How an answer is laid out."""
+
+    auto = "auto"
+    table = "table"
+    tsv = "tsv"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+
+
+def complete_names(ctx: Any, incomplete: str) -> list[str]:
+    """The names in the file on the command line that begin with what was typed."""
+    try:
+        checkpoint = open_checkpoint(ctx.params["file"])
+    except (CkptError, OSError, KeyError, TypeError):
+        return []
+    checkpoint.close()
+    return [entry.name for entry in checkpoint.entries if entry.name.startswith(incomplete)]
+
+
+def complete_tensors(ctx: Any, incomplete: str) -> list[str]:
+    """The names of tensors, followed by the `=` of an assignment."""
+    try:
+        checkpoint = open_checkpoint(ctx.params["file"])
+    except (CkptError, OSError, KeyError, TypeError):
+        return []
+    checkpoint.close()
+    names = [entry.name for entry in checkpoint.entries if isinstance(entry, Tensor)]
+    return [f"{name}=" for name in names if name.startswith(incomplete)]
+
+
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="The checkpoint; its content decides the format, not its suffix.")
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME]...",
+        help="A name, a prefix (a submodule's name), or a glob with * and ?.",
+        autocompletion=complete_names,
+    ),
+]
+Format = Annotated[
+    Style, typer.Option("-f", "--format", help="Layout; auto is a table on a terminal, else bare tab-separated rows.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="Write OUT and leave FILE as it is.")]
+DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would change; write nothing.")]
+Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak.")]
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Checkpoint]:
+    """The checkpoint at a path, closed at the end; errors that do not name their file get its name."""
+    with about(path), closing(open_checkpoint(path)) as checkpoint:
+        yield checkpoint

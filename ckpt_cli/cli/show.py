@@ -1,0 +1,60 @@
+"""`ckpt show`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
+from ckpt_cli.cli.output import answer
+from ckpt_cli.errors import UsageError
+from ckpt_cli.model import Value
+from ckpt_cli.ops.values import Shown, Unshown, save_npy, show
+from ckpt_cli.render.values import values_rows, values_text
+
+
+def show_command(
+    file: File,
+    names: Names = None,
+    precision: Annotated[int, typer.Option("--precision", min=0, max=17, help="Digits after the point.")] = 4,
+    full: Annotated[bool, typer.Option("--full", help="Print every element, also of large tensors.")] = False,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE.npy", help="Write one tensor as a numpy file.")
+    ] = None,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> None:
+    """Print values, as torch prints them.
+
+    A prefix prints every tensor below it, no NAME prints the whole checkpoint. NAME[...] takes integers, slices and
+    ... as numpy does, and only the bytes of that part are read.
+
+    Example: ckpt show model.pt 2.bias '0.weight[0,:2]'
+    """
+    with opened(file) as checkpoint:
+        items = show(checkpoint, names or ())
+        if output is not None:
+            save_npy(_only_tensor(items), output)
+        elif json or style is Style.json:
+            from ckpt_cli.render.jsons import values_json
+
+            answer(values_json(items))
+        elif style is Style.auto:
+            bare = names is not None and len(names) == 1 and len(items) == 1 and _is_named(items[0], names[0])
+            answer(values_text(items, bare=bare, precision=precision, full=full, terminal=sys.stdout.isatty()))
+        else:
+            answer(values_rows(items, style.value))
+
+
+def _is_named(item: Shown | Unshown | Value, argument: str) -> bool:
+    """Whether the item is what the argument names itself, rather than the one thing below a prefix."""
+    name = item.name if isinstance(item, Value) else item.tensor.name
+    return argument.lstrip("\"'").startswith(name)
+
+
+def _only_tensor(items: list[Shown | Unshown | Value]) -> Shown:
+    if len(items) == 1 and isinstance(items[0], Shown):
+        return items[0]
+    raise UsageError("-o writes one tensor: name one", hint="ckpt show FILE NAME -o FILE.npy")
