@@ -1,1 +1,30 @@
-"""Look into and edit PyTorch checkpoints without loading or running them."""
+"""Look into and edit PyTorch checkpoints without loading or running them.
+
+import ckpt_cli
+
+with ckpt_cli.open("model.pt") as checkpoint:
+    for name, entry in checkpoint.items(): ...
+    checkpoint["0.weight"].numpy()
+
+state_dict = ckpt_cli.load("model.safetensors")  # torch tensors, ties kept, memory-mapped
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckpt_cli.api import Checkpoint, Tensor, load, open  # noqa: A004
+    from ckpt_cli.errors import CkptError
+
+__version__ = "0.1.0"
+__all__ = ["Checkpoint", "CkptError", "Tensor", "load", "open"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: the command line starts without them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module("ckpt_cli.errors" if name == "CkptError" else "ckpt_cli.api"), name)
