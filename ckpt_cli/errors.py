@@ -80,7 +80,7 @@ class NameNotFoundError(CkptError):
     """No entry has the name, prefix or pattern that was asked for."""
 
     def __init__(self, name: str, close: Sequence[str] = (), *, path: str | None = None) -> None:
-        hint = f"did you mean {' or '.join(close)}?" if close else None
+        hint = f"did you mean {' or '.join(close)}?" if close else "ckpt ls FILE lists the names"
         super().__init__(f"nothing is called {name!r}", path=path, hint=hint)
         self.name = name
         self.close = tuple(close)

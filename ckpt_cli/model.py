@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.overlay import Overlay
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.overlay import Overlay
 
 
 @dataclass(frozen=True, slots=True)

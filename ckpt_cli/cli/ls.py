@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, style_of
-from ckpt_cli.ops.listing import fold, list_entries, list_waste
-from ckpt_cli.render.listing import listing_text, waste_text
+from ckpt_cli.ops.listing import list_entries
+from ckpt_cli.render.listing import listing_text
+
+if TYPE_CHECKING:
+    from ckpt_cli.model import Checkpoint, Entry
+    from ckpt_cli.ops.folding import Fold
 
 
 class Sort(str, Enum):
@@ -46,19 +51,31 @@ def ls_command(
     layout = style_of(style, json=json)
     with opened(file) as checkpoint:
         if waste:
-            found = list_waste(checkpoint)
-            if layout == "json":
-                from ckpt_cli.render.jsons import waste_json
-
-                answer([waste_json(file, found)])
-            else:
-                answer(waste_text(found, layout))
+            _answer_waste(checkpoint, layout)
             return
         listing = list_entries(checkpoint, names or (), values=every, sort=sort and sort.value)
-    rows = fold(listing.entries) if folded else listing.entries
+    rows: Sequence[Entry | Fold] = listing.entries
+    if folded:
+        from ckpt_cli.ops.folding import fold
+
+        rows = fold(listing.entries)
     if layout == "json":
         from ckpt_cli.render.jsons import listing_json
 
         answer(listing_json(listing, rows))
     else:
         answer(listing_text(listing, rows, layout, long=long, values=every, folded=folded))
+
+
+def _answer_waste(checkpoint: Checkpoint, layout: str) -> None:
+    from ckpt_cli.ops.waste import list_waste
+
+    found = list_waste(checkpoint)
+    if layout == "json":
+        from ckpt_cli.render.jsons import waste_json
+
+        answer([waste_json(checkpoint.path, found)])
+    else:
+        from ckpt_cli.render.listing import waste_text
+
+        answer(waste_text(found, layout))

@@ -36,7 +36,7 @@ class LazyCommands(TyperGroup):
         if self.commands[cmd_name] is None:
             module = importlib.import_module(f"ckpt_cli.cli.{cmd_name}")
             single = _typer(add_completion=False)
-            single.command(cmd_name, no_args_is_help=True)(getattr(module, f"{cmd_name}_command"))
+            single.command(cmd_name)(getattr(module, f"{cmd_name}_command"))
             self.commands[cmd_name] = typer.main.get_command(single)
         return self.commands[cmd_name]
 

@@ -16,10 +16,10 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TypedDict
 
 from ckpt_cli.errors import CkptError, MalformedError, RefusedError
+from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import lock
 from ckpt_cli.files.overlay import Overlay
@@ -56,12 +56,6 @@ class _Record:
     offset: int
     old: bytes
     new: bytes
-
-
-def journal_path(path: str) -> str:
-    """Where the journal of the file `path` stands: hidden, in the same folder as the real file."""
-    real = PurePath(os.path.realpath(path))
-    return str(real.with_name(f".{real.name}.ckpt-journal"))
 
 
 def apply(overlay: Overlay) -> int:

@@ -7,9 +7,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import PurePath
 
 from ckpt_cli.errors import BusyError
+from ckpt_cli.files.hidden import temporary_path
 from ckpt_cli.files.journal import sync_folder
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import try_lock
@@ -19,12 +19,6 @@ CHUNK = 16 << 20
 
 _FICLONE = 0x40049409
 """Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
-
-
-def temporary_path(target: str) -> str:
-    """Where a new `target` is written before it is renamed: hidden, in the same folder."""
-    real = PurePath(os.path.realpath(target))
-    return str(real.with_name(f".{real.name}.ckpt-tmp"))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
-from ckpt_cli.files.journal import recover
+from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.model import Checkpoint
 
@@ -64,8 +64,11 @@ def open_checkpoint(path: str, *, file: LocalFile | None = None) -> Checkpoint:
     file looks like.
     """
     if file is None:
-        recover(path)
-        file = LocalFile(os.fspath(path))
+        if os.path.lexists(journal_path(path)):
+            from ckpt_cli.files.journal import recover
+
+            recover(path)
+        file = LocalFile(path)
     try:
         head = file.read(0, min(_HEAD, file.size))
         for known in FORMATS:

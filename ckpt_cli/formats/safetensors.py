@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Checkpoint, Entry, Extent, Storage, Tensor, contiguous_stride
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.overlay import Overlay
 
 NAME = "safetensors"
 

@@ -6,15 +6,18 @@ Record names and their order are those of torch/csrc/serialization and torch/ser
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, MalformedError, UnknownFormatError, UnsupportedError
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.formats.zip_records import DEFLATED, ZipRecords
 from ckpt_cli.model import Checkpoint, Extent, Storage
 from ckpt_cli.pickles.entries import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.reader import read_pickle
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.overlay import Overlay
 
 NAME = "zip"
 

@@ -10,12 +10,14 @@ import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
-from ckpt_cli.files import crc32
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.overlay import Overlay
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.overlay import Overlay
 
 STORED, DEFLATED = 0, 8
 
@@ -114,6 +116,8 @@ class ZipRecords:
 
     def seal(self, overlay: Overlay) -> None:
         """Patch the checksums of every record that the overlay changes, in both places; a 0 stays 0 (not computed)."""
+        from ckpt_cli.files import crc32
+
         terms: dict[str, int] = {}
         for patch in list(overlay.patches(self.number)):
             record = self._record_at(patch.offset)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ckpt_cli.errors import UsageError
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
+from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import lock
 from ckpt_cli.files.overlay import Overlay
@@ -89,7 +90,7 @@ def _open_to_write(path: str) -> Checkpoint:
         except BaseException:
             file.close()
             raise
-        if current and not os.path.lexists(journal.journal_path(path)):
+        if current and not os.path.lexists(journal_path(path)):
             return open_checkpoint(path, file=file)
         file.close()  # replaced, or left half edited, while we waited for the lock
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ckpt_cli.arrays.regions import Index, parse_index
 from ckpt_cli.errors import NameNotFoundError, UsageError
 from ckpt_cli.model import Checkpoint, Entry
+
+if TYPE_CHECKING:
+    from ckpt_cli.arrays.regions import Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     """The entries that one NAME argument selects."""
     names = {entry.name for entry in checkpoint.entries}
     pattern, index_text, literal = split_index(argument, names)
-    index = None if index_text is None else parse_index(index_text)
+    index = None if index_text is None else _parsed(index_text)
     if pattern in names or literal:
         found = [entry for entry in checkpoint.entries if entry.name == pattern]
     else:
@@ -44,6 +47,12 @@ def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     if not found:
         raise NameNotFoundError(pattern, _close(pattern, names), path=checkpoint.path)
     return [Selection(entry, index, exact=pattern in names) for entry in found]
+
+
+def _parsed(text: str) -> Index:
+    from ckpt_cli.arrays.regions import parse_index
+
+    return parse_index(text)
 
 
 def _matching(entries: Sequence[Entry], pattern: str) -> list[Entry]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.model import Checkpoint
-from ckpt_cli.ops.listing import list_waste
 from ckpt_cli.ops.shared import stored_nbytes, tie_groups, unique_numel
+from ckpt_cli.ops.waste import list_waste
 
 
 @dataclass(frozen=True, slots=True)

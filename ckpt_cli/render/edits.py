@@ -19,7 +19,7 @@ def edit_text(edit: Edit) -> str:
     lines = [f"{escaped(edit.path)}: {verb} {_names(edit.changed)}"]
     if edit.also_changed:
         along = "would change along" if edit.dry_run else "changed along"
-        lines.append(f"  {_names(edit.also_changed)} {along}: the same bytes")
+        lines.append(f"  {_names(edit.also_changed)} {along}, being the same bytes")
     written = count_text(edit.bytes_written, "byte")
     if edit.dry_run:
         lines.append(f"  {written} would be written {'in place' if edit.in_place else 'to ' + escaped(edit.output)}")

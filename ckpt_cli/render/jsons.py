@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ckpt_cli.ops.edit import Edit
-    from ckpt_cli.ops.listing import Fold, Listing, Waste
+    from ckpt_cli.ops.folding import Fold
+    from ckpt_cli.ops.listing import Listing
     from ckpt_cli.ops.shared import Group
     from ckpt_cli.ops.summary import Summary
     from ckpt_cli.ops.ties import Ties, Verdict
     from ckpt_cli.ops.values import Shown, Unshown
+    from ckpt_cli.ops.waste import Waste
 
 _PIECE = 1 << 16
 """Elements turned into text at a time."""

@@ -10,8 +10,10 @@ from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, short, value_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.listing import Fold, Listing, Waste
+    from ckpt_cli.ops.folding import Fold
+    from ckpt_cli.ops.listing import Listing
     from ckpt_cli.ops.summary import Summary
+    from ckpt_cli.ops.waste import Waste
 
 _BASIC = (Column("name"), Column("dtype"), Column("shape"), Column("bytes", right=True))
 _LONG = (

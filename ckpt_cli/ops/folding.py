@@ -1,0 +1,87 @@
+"""What `ls --fold` answers: numbered layers in one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ckpt_cli.model import Entry, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Tensors whose names differ only in numbers, and whose dtype and shape do not differ."""
+
+    name: str
+    """The common name with the numbers in braces, as a shell expands them: `layers.{0..31}.weight`."""
+    first: Tensor
+    count: int
+    nbytes: int
+    """Bytes of all of them."""
+
+
+def fold(entries: Iterable[Entry]) -> list[Entry | Fold]:
+    """Entries with numbered tensors of one dtype and shape folded into one row each.
+
+    One numbered part after another is folded, the last one first, so that every row is an exact brace expansion of
+    the names it stands for.
+    """
+    rows: list[_Row] = []
+    others: list[tuple[int, Entry]] = []
+    for position, entry in enumerate(entries):
+        if isinstance(entry, Tensor) and any(part.isdecimal() for part in entry.name.split(".")):
+            rows.append(_Row(position, tuple(entry.name.split(".")), entry, 1, entry.nbytes))
+        else:
+            others.append((position, entry))
+    for place in range(max((len(row.parts) for row in rows), default=0) - 1, -1, -1):
+        rows = _fold_place(rows, place)
+    folded: list[tuple[int, Entry | Fold]] = [(row.position, row.result()) for row in rows]
+    return [entry for _, entry in sorted([*others, *folded], key=lambda pair: pair[0])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A tensor or some folded ones; the parts of their name are spelled with braces where they differ."""
+
+    position: int
+    parts: tuple[str, ...]
+    first: Tensor
+    count: int
+    nbytes: int
+
+    def result(self) -> Entry | Fold:
+        if self.count == 1:
+            return self.first
+        return Fold(".".join(self.parts), self.first, self.count, self.nbytes)
+
+
+def _fold_place(rows: list[_Row], place: int) -> list[_Row]:
+    """Fold the rows that differ only in the number at one place of their names."""
+    groups: dict[tuple[object, ...], list[_Row]] = {}
+    for row in rows:
+        is_number = place < len(row.parts) and row.parts[place].isdecimal()
+        rest = (row.parts[:place], None, row.parts[place + 1 :]) if is_number else (row.parts,)
+        groups.setdefault((rest, row.first.dtype.name, row.first.shape, row.first.layout), []).append(row)
+    return [_merged(group, place) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _merged(group: list[_Row], place: int) -> _Row:
+    first = group[0]
+    spelled = _braces([row.parts[place] for row in group])
+    return _Row(
+        first.position,
+        (*first.parts[:place], spelled, *first.parts[place + 1 :]),
+        first.first,
+        sum(row.count for row in group),
+        sum(row.nbytes for row in group),
+    )
+
+
+def _braces(numbers: list[str]) -> str:
+    """`{0..31}` for consecutive numbers, `{0,2,5}` for others."""
+    values = [int(number) for number in numbers]
+    low, high = min(values), max(values)
+    plain = [str(value) for value in values] == numbers
+    if plain and len(set(values)) == len(values) and high - low == len(values) - 1 and len(values) > 2:
+        return f"{{{low}..{high}}}"
+    return f"{{{','.join(numbers)}}}"
