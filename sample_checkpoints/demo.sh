@@ -6,6 +6,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp "$samples"/*.pt "$samples"/*.safetensors "$work"
 cd "$work"
+exec 2>&1
 
 run() {
     printf '\n$ ckpt'
@@ -26,5 +27,5 @@ run set tied.safetensors '2.weight[0,0]=100' -o edited.safetensors
 run show edited.safetensors '4.weight[0,0]'
 run ls -a -f table train.pt args meter epoch
 run show train.pt epoch optimizer.param_groups.0.lr
-run set train.pt 'model.0.bias=0' '*.exp_avg*=0.5'
+run set train.pt 'model.0.bias=0' 'optimizer.*.exp_avg*=0.5'
 run info -f table train.pt

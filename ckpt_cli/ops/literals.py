@@ -40,6 +40,8 @@ def parse_assignment(text: str) -> Assignment:
             depth += 1 if char == "[" else -1
         elif char == "=" and depth == 0 and position:
             operator = text[position - 1] if text[position - 1] in _OPERATORS else ""
+            if operator == "*" and text[: position - 1].strip()[-1:] in ("", "."):
+                operator = ""  # `layers.*=0` and `*=0` are globs: no name ends in a dot
             target = text[: position - len(operator)].strip()
             if target:
                 return Assignment(target, operator, text[position + 1 :].strip())
