@@ -20,7 +20,7 @@ lint: $(READY)            ## style, types, layers, and the README's generated bl
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog --check --diff -I tests README.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -P --check --diff -I tests README.md
 
 check: lint test          ## what CI runs
 
@@ -38,7 +38,7 @@ format: $(READY)          ## lay the code out
 	$(BIN)/ruff format .
 
 readme: $(READY)          ## run the README's examples and put their output into it
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -r -I tests README.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -P -r -I tests README.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

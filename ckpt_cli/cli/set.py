@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, Json, Output, complete_tensors
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_tensors
 from ckpt_cli.cli.output import answer, talk
 from ckpt_cli.errors import about
 from ckpt_cli.ops.assign import assign
@@ -32,7 +32,7 @@ def set_command(
     cast: Annotated[
         bool, typer.Option("--cast", help="Convert values that the dtype cannot hold, instead of refusing them.")
     ] = False,
-    json: Json = False,
+    json: JsonReport = False,
 ) -> None:
     """Set elements, slices or whole tensors.
 

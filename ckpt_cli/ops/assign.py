@@ -102,7 +102,8 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
         offset = extent.offset + low * tensor.dtype.itemsize
         data = bytearray(overlay.read(extent.file, offset, (high - low) * tensor.dtype.itemsize))
         elements = codec.array(data, region.at(part), low)
-        elements[...] = values[part] if encoded else _result(codec, elements, values[part], target)
+        given = values[(*part, ...)]  # the ellipsis keeps a lone Python number an array
+        elements[...] = given if encoded else _result(codec, elements, given, target)
         overlay.write(extent.file, offset, bytes(data))
 
 

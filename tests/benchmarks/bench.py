@@ -1,0 +1,160 @@
+"""Ratios of whole processes, side by side in one run: ours, a command that does nothing, and the usual scripts.
+
+    make bench
+
+Every round runs each command once, so that a slow moment of the machine hits all of them; the median counts.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tabulate import tabulate
+
+HERE = Path(__file__).parent
+PYTHON = sys.executable
+CKPT = str(Path(PYTHON).with_name("ckpt"))
+ROUNDS = 9
+SLOW_ROUNDS = 3
+"""Rounds of commands that import torch."""
+
+
+@dataclass
+class Row:
+    """One command and what it took."""
+
+    label: str
+    command: list[str]
+    against: str = ""
+    """The label of the row that its ratio is taken against."""
+    target: str = ""
+    """What the ratio has to stay under."""
+    seconds: list[float] = field(default_factory=list)
+    peak: int = 0
+    """Kilobytes of memory at most."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it imports torch."""
+        return "torch" in " ".join(self.command)
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    def run(self) -> None:
+        """Run it once."""
+        begin = time.perf_counter()
+        process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        self.seconds.append(time.perf_counter() - begin)
+        self.peak = max(self.peak, usage.ru_maxrss)
+        if status:
+            raise SystemExit(f"{self.label} failed: {' '.join(self.command)}")
+
+
+def python(code: str) -> list[str]:
+    """A script as people write it."""
+    return [PYTHON, "-c", code]
+
+
+def rows(folder: Path) -> list[Row]:
+    """Every command, in the order of the report."""
+    name = "layers.7.part1.weight"
+    found = [Row("no-op Typer command", [PYTHON, str(HERE / "noop.py")])]
+    for size in ("1GB", "20GB"):
+        for suffix in ("pt", "safetensors"):
+            path = str(folder / f"{size}.{suffix}")
+            found.append(Row(f"ckpt ls {size}.{suffix}", [CKPT, "ls", path], "no-op Typer command", "1.5"))
+    big, small = str(folder / "20GB.pt"), str(folder / "small.pt")
+    tensors, one = str(folder / "20GB.safetensors"), str(folder / "1GB.pt")
+    usual = "import torch\ns = torch.load({!r}{})\n{}"
+    listed = "for n, t in s.items(): print(n, t.dtype, t.shape)"
+    edited = f"s[{name!r}][0, 0] += 1\ntorch.save(s, {str(folder / 'out.pt')!r})"
+    return [
+        *found,
+        Row("ckpt ls 20GB.pt as a table", [CKPT, "ls", "-f", "table", big], "no-op Typer command", "2.2"),
+        Row("ckpt ls, 10,000 tensors", [CKPT, "ls", str(folder / "10k.pt")], "no-op Typer command", "+0.25 s"),
+        Row("import torch", python("import torch"), "ckpt ls 20GB.pt"),
+        Row(
+            "torch.load(mmap=True), list, 20GB.pt", python(usual.format(big, ", mmap=True", listed)), "ckpt ls 20GB.pt"
+        ),
+        Row("torch.load, list, 1GB.pt", python(usual.format(one, "", listed)), "ckpt ls 1GB.pt"),
+        Row(
+            "safe_open, list, 20GB.safetensors",
+            python(
+                f"from safetensors import safe_open\nwith safe_open({tensors!r}, 'numpy') as f:\n"
+                "  for n in f.keys(): print(n, f.get_slice(n).get_dtype(), f.get_slice(n).get_shape())"
+            ),
+            "ckpt ls 20GB.safetensors",
+        ),
+        Row("import numpy", python("import numpy")),
+        Row("ckpt show small.pt 0.bias", [CKPT, "show", small, "0.bias"], "import numpy + no-op", "1.5"),
+        Row("ckpt show 20GB.pt NAME[0,0]", [CKPT, "show", big, f"{name}[0,0]"], "import numpy + no-op"),
+        Row(
+            "ckpt set 20GB.pt NAME[0,0]+=1", [CKPT, "set", big, f"{name}[0,0]+=1"], "ckpt show 20GB.pt NAME[0,0]", "1.3"
+        ),
+        Row(
+            "ckpt set 20GB.safetensors NAME[0,0]+=1",
+            [CKPT, "set", tensors, f"{name}[0,0]+=1"],
+            "ckpt show 20GB.pt NAME[0,0]",
+            "1.3",
+        ),
+        Row("ckpt set 1GB.pt NAME[0,0]+=1", [CKPT, "set", one, f"{name}[0,0]+=1"]),
+        Row(
+            "torch.load, edit, torch.save, 1GB.pt",
+            python(usual.format(one, "", edited)),
+            "ckpt set 1GB.pt NAME[0,0]+=1",
+        ),
+        Row(
+            "torch.load(mmap=True), edit, torch.save, 1GB.pt",
+            python(usual.format(one, ", mmap=True", edited)),
+            "ckpt set 1GB.pt NAME[0,0]+=1",
+        ),
+    ]
+
+
+def report(measured: list[Row]) -> str:
+    """The table: seconds, memory, the ratio and what it should stay under."""
+    medians = {row.label: row.median for row in measured}
+    medians["import numpy + no-op"] = medians["import numpy"] + medians["no-op Typer command"]
+    lines = []
+    for row in measured:
+        ratio = f"{row.median / medians[row.against]:.2f}" if row.against else ""
+        if row.target.startswith("+"):
+            ratio = f"+{row.median - medians[row.against]:.3f} s"
+        lines.append(
+            [row.label, f"{row.median * 1000:.0f} ms", f"{row.peak / 1024:.0f} MB", ratio, row.against, row.target]
+        )
+    headings = ["command", "median", "peak memory", "ratio", "against", "target"]
+    return tabulate(
+        lines, headings, disable_numparse=True, colalign=("left", "right", "right", "right", "left", "right")
+    )
+
+
+def main() -> None:
+    """Write the files, run every round, print the table."""
+    with tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name:
+        folder = Path(name)
+        subprocess.run([PYTHON, str(HERE / "files.py"), name], check=True)
+        measured = rows(folder)
+        for row in measured:
+            row.run()  # once unmeasured: the page cache, and compiled modules
+            row.seconds.clear()
+        for number in range(ROUNDS):
+            for row in measured:
+                if not row.is_slow or number < SLOW_ROUNDS:
+                    row.run()
+        print(report(measured))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Write the files that the benchmarks read: sparse where they are large, so that they take no disk.
+
+python files.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+TENSORS = 200
+SIZES = {"1GB": 10**9, "20GB": 20 * 10**9}
+
+
+def write_sparse_pt(path: Path, nbytes: int) -> None:
+    """A torch.save file of 200 float32 tensors; torch leaves out the data and the file system stores holes."""
+    columns = nbytes // TENSORS // 4 // 1000
+    state = {f"layers.{i // 4}.part{i % 4}.weight": torch.empty(1000, columns) for i in range(TENSORS)}
+    with torch.serialization.skip_data():
+        torch.save(state, path)
+
+
+def write_sparse_safetensors(path: Path, nbytes: int) -> None:
+    """The same names and shapes as a safetensors file whose data is one hole."""
+    columns = nbytes // TENSORS // 4 // 1000
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    size = 1000 * columns * 4
+    for i in range(TENSORS):
+        name = f"layers.{i // 4}.part{i % 4}.weight"
+        header[name] = {"dtype": "F32", "shape": [1000, columns], "data_offsets": [i * size, (i + 1) * size]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + TENSORS * size)
+
+
+def write_many(path: Path, count: int) -> None:
+    """A torch.save file of many small tensors."""
+    torch.save({f"layers.{i // 10}.part{i % 10}.weight": torch.zeros(4) for i in range(count)}, path)
+
+
+def main(folder: Path) -> None:
+    """Write all files."""
+    for name, nbytes in SIZES.items():
+        write_sparse_pt(folder / f"{name}.pt", nbytes)
+        write_sparse_safetensors(folder / f"{name}.safetensors", nbytes)
+    write_many(folder / "10k.pt", 10_000)
+    torch.save({"0.weight": torch.ones(8, 4), "0.bias": torch.ones(8)}, folder / "small.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
