@@ -1,0 +1,85 @@
+"""The formats that the contract suite runs over: how each is written and read by the library it belongs to.
+
+A new format is one entry in FORMATS with its two functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format, as its own library writes and reads it."""
+
+    name: str
+    """What `ckpt` calls it."""
+    suffix: str
+    write: Callable[[State, Path], None]
+    read: Callable[[Path], State]
+    """The oracle: every name with its tensor, aliases included."""
+    keeps_views: bool = True
+    """Whether strides and shared storages survive; where not, tensors are stored contiguously and ties as aliases."""
+
+
+def sample() -> State:
+    """A state of several dtypes and layouts, with a tie, and with an equal tensor stored apart."""
+    torch.manual_seed(0)
+    shared = torch.randn(6, 4)
+    return {
+        "0.weight": shared,
+        "0.bias": torch.randn(4).to(torch.bfloat16),
+        "2.weight": shared,
+        "2.copy": shared.clone(),
+        "3.running_mean": torch.randn(5, 2).to(torch.float16),
+        "3.steps": torch.tensor(7),
+        "3.mask": torch.tensor([True, False, True]),
+        "4.empty": torch.empty(0, 3),
+        "4.columns": torch.arange(12).reshape(3, 4).t(),
+    }
+
+
+def _write_zip(state: State, path: Path) -> None:
+    torch.save(state, path)
+
+
+def _read_zip(path: Path) -> State:
+    found: State = torch.load(path)
+    return found
+
+
+def _write_safetensors(state: State, path: Path) -> None:
+    """Tied names are recorded as `save_model` records them; views are made contiguous."""
+    kept: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    unique: State = {}
+    for name, tensor in state.items():
+        first = kept.setdefault(id(tensor), name)
+        if first == name:
+            unique[name] = tensor.contiguous()
+        else:
+            aliases[name] = first
+    save_file(unique, path, metadata={"format": "pt", **aliases})
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    found = load_file(path)
+    found.update({alias: found[name] for alias, name in metadata.items() if name in found})
+    return found
+
+
+FORMATS = [
+    Format("zip", ".pt", _write_zip, _read_zip),
+    Format("safetensors", ".safetensors", _write_safetensors, _read_safetensors, keeps_views=False),
+]
