@@ -30,12 +30,14 @@ def require_plain(tensor: Tensor) -> None:
     """Raise UnsupportedError for a tensor whose values are not simply elements of one storage."""
     if tensor.layout == "strided" and tensor.storage is not None and tensor.dtype.numpy is not None:
         return
-    if tensor.layout != "strided":
-        made_of = f", made of {', '.join(part.name for part in tensor.parts)}" if tensor.parts else ""
-        what = f"is {tensor.layout}{made_of}"
+    made_of = f", made of {', '.join(part.name for part in tensor.parts)}" if tensor.parts else ""
+    if tensor.layout in ("meta", "uninitialized"):
+        what = f"is {tensor.layout}: it has no values"
+    elif tensor.layout != "strided":
+        what = f"is {tensor.layout}{made_of}: its values cannot be read or set one by one"
     else:
-        what = f"has dtype {tensor.dtype}, whose layout in bits is not defined by its format"
-    raise UnsupportedError(f"tensor {tensor.name!r} {what}: its values cannot be read or set one by one")
+        what = f"has dtype {tensor.dtype}, whose packing its format does not define: its values cannot be read or set"
+    raise UnsupportedError(f"tensor {tensor.name!r} {what}")
 
 
 class Codec:
@@ -120,7 +122,7 @@ class Codec:
                 target = _to_native(values, self._native(), cast=cast)
                 stored = target.astype(self.stored, copy=False)
             elif self.paired:
-                small = _as_float(values).astype(self._small())
+                small = self._to_small(values, cast=cast)
                 target = small.astype(np.float32)
                 codes = small.view(np.uint8)
                 stored = codes[..., 0] | (codes[..., 1] << 4)
@@ -128,7 +130,7 @@ class Codec:
                 target = _to_native(values, np.dtype(self.dtype.numpy), cast=cast)
                 stored = target.view(f"u{self.dtype.itemsize}").astype(self.stored)
             else:
-                small = _as_float(values).astype(self._small())
+                small = self._to_small(values, cast=cast)
                 target = small.astype(np.float32)
                 stored = small.view(f"u{self.dtype.itemsize}").astype(self.stored)
             if not cast:
@@ -158,20 +160,25 @@ class Codec:
         small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.dtype.numpy or ""))
         return small
 
+    def _to_small(self, values: Array, *, cast: bool) -> Array:
+        """Values in the ml_dtypes type, rounded to float32 first as torch does."""
+        import numpy as np
+
+        wide = _real(values, self.dtype, cast=cast).astype(np.float32)
+        if cast and self.dtype.name == "float8_e4m3fn":
+            wide = np.clip(wide, -448, 448)  # where ml_dtypes gives NaN, torch saturates
+        return wide.astype(self._small())
+
     def _require_fit(self, values: Array, target: Array) -> None:
         """Compare what was asked for with what would be stored; rounding is the only difference allowed."""
         import numpy as np
 
-        if self.dtype.category in ("float", "complex"):
-            wanted = values.astype(np.complex128 if self.dtype.category == "complex" else _widest_float(values))
-            bad = (
-                (np.isfinite(wanted) != np.isfinite(target))
-                | (np.isnan(wanted) != np.isnan(target))
-                | ((wanted != 0) & (target == 0))
-                | (np.isinf(wanted) & np.isinf(target) & (wanted != target))
-            )
-            if self.dtype.category == "complex":
-                bad &= ~np.isnan(wanted)  # a NaN in either part leaves nothing to compare
+        if self.dtype.category == "complex":
+            wanted = values.astype(np.complex128)
+            bad = _misfits(wanted.real, target.real) | _misfits(wanted.imag, target.imag)
+        elif self.dtype.category == "float":
+            real = values.real if values.dtype.kind == "c" else values
+            bad = _misfits(real.astype(np.float64), target)
         else:
             bad = np.asarray(values != target)
         if bad.any():
@@ -207,10 +214,8 @@ def _to_native(values: Array, dtype: np.dtype[Any], *, cast: bool) -> Array:
     """Convert to a numpy dtype without a surprise on the way: objects are Python integers of any size."""
     import numpy as np
 
-    if values.dtype.kind == "c" and dtype.kind != "c":
-        if not cast and bool((values.imag != 0).any()):
-            raise ValueRefusedError(f"{dtype} cannot hold a complex number")
-        values = values.real
+    if dtype.kind != "c":
+        values = _real(values, dtype, cast=cast)
     if dtype.kind == "b":
         return np.asarray(values != 0)
     if values.dtype.kind == "O" and dtype.kind in "iu":
@@ -229,21 +234,25 @@ def _wrap(value: int, bits: int, *, signed: bool) -> int:
     return value - (1 << bits) if signed and value >> (bits - 1) else value
 
 
-def _as_float(values: Array) -> Array:
-    """Real floats that ml_dtypes can convert, rounded to float32 first as torch does."""
+def _misfits(wanted: Array, target: Array) -> Array:
+    """Where rounding made something else of a number: infinity, zero, NaN, or a number of them."""
     import numpy as np
 
-    if values.dtype.kind == "c":
-        if bool((values.imag != 0).any()):
-            raise ValueRefusedError("a real dtype cannot hold a complex number")
-        values = values.real
-    return values.astype(np.float32)
+    return np.asarray(
+        (np.isfinite(wanted) != np.isfinite(target))
+        | (np.isnan(wanted) != np.isnan(target))
+        | ((wanted != 0) & (target == 0))
+        | (np.isinf(wanted) & np.isinf(target) & (wanted != target))
+    )
 
 
-def _widest_float(values: Array) -> np.dtype[Any]:
-    import numpy as np
-
-    return np.dtype(np.float64) if values.dtype.kind != "c" else np.dtype(np.complex128)
+def _real(values: Array, dtype: object, *, cast: bool) -> Array:
+    """The real parts; refused where that would lose imaginary ones, but for a cast."""
+    if values.dtype.kind != "c":
+        return values
+    if not cast and bool((values.imag != 0).any()):
+        raise ValueRefusedError(f"{dtype} cannot hold a complex number")
+    return values.real
 
 
 def _spell(value: Any) -> str:

@@ -68,7 +68,9 @@ class Region:
     def _complete(self, index: Index) -> list[int | slice]:
         """One item a dimension: `...` and what was left out become whole slices."""
         given = [item for item in index if item is not Ellipsis]
-        if len(given) > len(self.shape) or len(index) - len(given) > 1:
+        if len(index) - len(given) > 1:
+            raise UsageError("an index takes one ... at most")
+        if len(given) > len(self.shape):
             raise UsageError(f"an index of {len(given)} dimensions does not fit shape {list(self.shape)}")
         cut = index.index(Ellipsis) if Ellipsis in index else len(index)
         fill = [slice(None)] * (len(self.shape) - len(given))
