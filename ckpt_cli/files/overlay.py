@@ -82,7 +82,7 @@ class Overlay:
         end = offset + len(data)
         position = offset
         for patch in list(self._touching(file, offset, end)):
-            self._add(file, position, data[position - offset : patch.offset - offset])
+            self._add(file, position, data[position - offset : max(patch.offset, position) - offset])
             first, last = max(patch.offset, offset), min(patch.end, end)
             self._store.seek(patch.position + first - patch.offset)
             self._store.write(data[first - offset : last - offset])
