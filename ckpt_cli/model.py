@@ -91,11 +91,14 @@ class Tensor:
     @property
     def span(self) -> tuple[int, int]:
         """The first byte within the storage that the view touches, and the one after its last."""
-        if self.shape is None or 0 in self.shape:
+        shape = self.shape
+        if shape is None or 0 in shape:
             return (0, 0)
         bits = self.dtype.bits
-        last = self.storage_offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        return (self.storage_offset * bits // 8, ((last + 1) * bits + 7) // 8)
+        first = last = self.storage_offset
+        for size, step in zip(shape, self.stride, strict=True):
+            last += (size - 1) * step
+        return (first * bits // 8, ((last + 1) * bits + 7) // 8)
 
     @property
     def is_contiguous(self) -> bool:

@@ -11,7 +11,7 @@ from ckpt_cli.errors import UnsupportedError, ValueRefusedError, about
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Checkpoint, Tensor, Value
 from ckpt_cli.ops.literals import Assignment, parse_assignment, parse_value
-from ckpt_cli.ops.names import Selection, select_one
+from ckpt_cli.ops.names import Selection, part_of, select_one
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +48,7 @@ def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str],
             values = parse_value(assignment.value) if not _is_text(checkpoint, assignment) else None
             for selection in select_one(checkpoint, assignment.target):
                 tensor = _tensor_of(selection)
-                region = Region.of(tensor).at(selection.index or ())
+                region = part_of(tensor, selection.index)
                 if values is not None:
                     _write(checkpoint, overlay, _Target(tensor, region, assignment.operator, cast), values)
                 targets.append((tensor, region))
@@ -86,6 +86,7 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
     codec = Codec(target.tensor)
     tensor, region = target.tensor, target.region
     if tensor.storage is None or not region.numel:
+        _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
         return
     if not _is_one_to_one(region) and (target.operator or values.size != 1):
         raise UnsupportedError(
@@ -102,7 +103,8 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
         offset = extent.offset + low * tensor.dtype.itemsize
         data = bytearray(overlay.read(extent.file, offset, (high - low) * tensor.dtype.itemsize))
         elements = codec.array(data, region.at(part), low)
-        given = values[(*part, ...)]  # the ellipsis keeps a lone Python number an array
+        place: tuple[Any, ...] = (*part, ...)  # the ellipsis keeps a lone Python number an array
+        given = values[place]
         elements[...] = given if encoded else _result(codec, elements, given, target)
         overlay.write(extent.file, offset, bytes(data))
 
@@ -186,7 +188,7 @@ def _broadcast(values: Array, shape: tuple[int, ...], name: str) -> Array:
     import numpy as np
 
     while values.ndim > len(shape) and values.shape[0] == 1:
-        values = values[0]
+        values = values[0, ...]  # not [0], which takes a Python number out of its array
     try:
         return np.broadcast_to(values, shape)
     except ValueError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from ckpt_cli.errors import UsageError
@@ -17,6 +18,7 @@ from ckpt_cli.files.replace import copy_into, replacing
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.assign import Changes
+from ckpt_cli.ops.outputs import check_output, writing
 
 Plan = Callable[[Checkpoint, Overlay], Changes]
 """Fills an overlay with the patches of an edit."""
@@ -58,9 +60,8 @@ def edit_values(
 
 def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edit:
     refuse_cached(path)
-    checkpoint = open_checkpoint(path) if dry_run else _open_to_write(path)
-    try:
-        overlay, changes = _planned(checkpoint, plan)
+    opened = open_checkpoint(path) if dry_run else _open_to_write(path)
+    with closing(opened) as checkpoint, _planned(checkpoint, plan) as (overlay, changes):
         kept = None
         if not dry_run and overlay:
             kept = _back_up(checkpoint.container.files[0], path) if backup else None
@@ -75,8 +76,6 @@ def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edi
             dry_run=dry_run,
             backup=kept,
         )
-    finally:
-        checkpoint.close()
 
 
 def _open_to_write(path: str) -> Checkpoint:
@@ -95,12 +94,13 @@ def _open_to_write(path: str) -> Checkpoint:
         file.close()  # replaced, or left half edited, while we waited for the lock
 
 
-def _planned(checkpoint: Checkpoint, plan: Plan) -> tuple[Overlay, Changes]:
-    """The patches of a plan, with those that the container's checksums need."""
-    overlay = Overlay(checkpoint.container.files)
-    changes = plan(checkpoint, overlay)
-    checkpoint.container.seal(overlay)
-    return overlay, changes
+@contextmanager
+def _planned(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[Overlay, Changes]]:
+    """The patches of a plan, with those that the container's checksums need, kept until the block ends."""
+    with closing(Overlay(checkpoint.container.files)) as overlay:
+        changes = plan(checkpoint, overlay)
+        checkpoint.container.seal(overlay)
+        yield overlay, changes
 
 
 def _back_up(file: LocalFile, path: str) -> str:
@@ -112,15 +112,11 @@ def _back_up(file: LocalFile, path: str) -> str:
 
 
 def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:
-    if os.path.exists(output) and os.path.samefile(path, output):
-        raise UsageError("the output is the file itself: leave -o out to edit it in place", path=output)
-    refuse_cached(output)
-    checkpoint = open_checkpoint(path)
-    try:
-        overlay, changes = _planned(checkpoint, plan)
+    check_output(output, path, "leave -o out to edit it in place")
+    with closing(open_checkpoint(path)) as checkpoint, _planned(checkpoint, plan) as (overlay, changes):
         source = checkpoint.container.files[0]
         if not dry_run:
-            with replacing(output, mode_of=path) as target:
+            with writing(output, mode_of=path) as target:
                 copy_into(source, target)
                 journal.write_patches(overlay, 0, target)
                 verify_copy(checkpoint, target.path)
@@ -133,5 +129,3 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:
             in_place=False,
             dry_run=dry_run,
         )
-    finally:
-        checkpoint.close()

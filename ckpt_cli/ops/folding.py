@@ -10,7 +10,7 @@ from ckpt_cli.model import Entry, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Tensors whose names differ only in numbers, and whose dtype and shape do not differ."""
+    """Tensors whose names differ only in numbers and whose facts differ only in where their bytes are."""
 
     name: str
     """The common name with the numbers in braces, as a shell expands them: `layers.{0..31}.weight`."""
@@ -61,8 +61,16 @@ def _fold_place(rows: list[_Row], place: int) -> list[_Row]:
     for row in rows:
         is_number = place < len(row.parts) and row.parts[place].isdecimal()
         rest = (row.parts[:place], None, row.parts[place + 1 :]) if is_number else (row.parts,)
-        groups.setdefault((rest, row.first.dtype.name, row.first.shape, row.first.layout), []).append(row)
+        groups.setdefault((rest, *_alike(row.first)), []).append(row)
     return [_merged(group, place) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _alike(tensor: Tensor) -> tuple[object, ...]:
+    """What the tensors of one row have in common."""
+    return (
+        *(tensor.dtype.name, tensor.shape, tensor.stride, tensor.layout),
+        *(tensor.kind, tensor.requires_grad, tensor.device),
+    )
 
 
 def _merged(group: list[_Row], place: int) -> _Row:

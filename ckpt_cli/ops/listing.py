@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model import Checkpoint, Entry, Tensor
-from ckpt_cli.ops.names import select
+from ckpt_cli.ops.names import select_one
 from ckpt_cli.ops.shared import stored_nbytes, tied_names, unique_numel
 
 
@@ -33,15 +33,10 @@ def list_entries(
 ) -> Listing:
     """The tensors, and with `values` the other entries too, that `names` select; no name selects all.
 
-    An entry that is named exactly is listed whatever it is. `sort` is `name`, `size` (largest first) or `file` (in
-    the order of the bytes); without it they come in the document's order.
+    A name that selects no tensor lists what it does select: an entry, or all that lies below a prefix. `sort` is
+    `name`, `size` (largest first) or `file` (in the order of the bytes); without it they come in the document's order.
     """
-    chosen = {
-        id(selection.entry): selection.entry
-        for selection in select(checkpoint, names)
-        if values or selection.exact or isinstance(selection.entry, Tensor)
-    }
-    entries = _sorted(checkpoint, list(chosen.values()), sort)
+    entries = _sorted(checkpoint, _chosen(checkpoint, names, values=values), sort)
     tensors = [entry for entry in entries if isinstance(entry, Tensor)]
     return Listing(
         path=checkpoint.path,
@@ -50,8 +45,19 @@ def list_entries(
         tensors=len(tensors),
         parameters=unique_numel(tensors),
         nbytes=stored_nbytes(tensors),
-        tied=tied_names(checkpoint.tensors),
+        tied=tied_names(checkpoint.tensors if names else tensors),
     )
+
+
+def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> list[Entry]:
+    if not names:
+        return list(checkpoint.entries if values else checkpoint.tensors)
+    chosen: dict[int, Entry] = {}
+    for name in names:
+        selected = [selection.entry for selection in select_one(checkpoint, name)]
+        tensors = [entry for entry in selected if isinstance(entry, Tensor)]
+        chosen.update((id(entry), entry) for entry in (tensors if tensors and not values else selected))
+    return list(chosen.values())
 
 
 def _sorted(checkpoint: Checkpoint, entries: list[Entry], sort: str | None) -> list[Entry]:

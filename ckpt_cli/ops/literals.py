@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,11 +67,11 @@ def _array_in(path: str) -> NDArray[Any]:
     import numpy as np
 
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UsageError(f"no numpy array: {error}", path=path, hint="write one with numpy.save") from None
-    if not isinstance(loaded, np.ndarray):
-        raise UsageError("an .npz holds several arrays; save the one you mean as .npy", path=path)
+        loaded = np.lib.format.open_memmap(path, mode="r")  # which, unlike numpy.load, never offers to unpickle
+    except (ValueError, EOFError):
+        raise UsageError(
+            "not a numpy array of numbers", path=path, hint="write one with numpy.save (an .npz holds several)"
+        ) from None
     if loaded.dtype.kind not in "biufc":
         raise UsageError(f"its values are {loaded.dtype}, no numbers", path=path)
     return loaded
@@ -78,7 +79,7 @@ def _array_in(path: str) -> NDArray[Any]:
 
 def _list(text: str) -> NDArray[Any]:
     try:
-        nested = json.loads(text)
+        nested = json.loads(text, parse_float=_real)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{_short(text)} is no list of numbers: {error}") from None
     leaves: list[object] = []
@@ -111,12 +112,20 @@ def _scalar(text: str) -> object:
     if _INTEGER.match(word):
         return int(word)
     try:
-        return complex(word) if word.endswith("j") else float(word)
+        return complex(word) if word.endswith("j") else _real(word)
     except ValueError:
         raise UsageError(
             f"{_short(text)} is no value for a tensor",
             hint="values are numbers, nan, inf, true, false, 1+2j, a list like [1,2,3], or @FILE.npy",
         ) from None
+
+
+def _real(text: str) -> float:
+    """A real number; raises UsageError for one that is written in digits and beyond every float."""
+    value = float(text)
+    if math.isinf(value) and any(char.isdigit() for char in text):
+        raise UsageError(f"{_short(text)} is larger than any float", hint="write inf for infinity")
+    return value
 
 
 def _array_of(leaves: object, shape: tuple[int, ...]) -> NDArray[Any]:

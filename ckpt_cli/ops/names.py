@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import NameNotFoundError, UsageError
-from ckpt_cli.model import Checkpoint, Entry
+from ckpt_cli.model import Checkpoint, Entry, Tensor
 
 if TYPE_CHECKING:
-    from ckpt_cli.arrays.regions import Index
+    from ckpt_cli.arrays.regions import Index, Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def select(checkpoint: Checkpoint, arguments: Iterable[str]) -> list[Selection]:
 
 def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     """The entries that one NAME argument selects."""
-    names = {entry.name for entry in checkpoint.entries}
+    names = dict.fromkeys(entry.name for entry in checkpoint.entries)  # no set: suggestions come in the file's order
     pattern, index_text, literal = split_index(argument, names)
     index = None if index_text is None else _parsed(index_text)
     if pattern in names or literal:
@@ -47,6 +47,16 @@ def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     if not found:
         raise NameNotFoundError(pattern, _close(pattern, names), path=checkpoint.path)
     return [Selection(entry, index, exact=pattern in names) for entry in found]
+
+
+def part_of(tensor: Tensor, index: Index | None) -> Region:
+    """The part of a tensor that an index selects, or all of it; raises UsageError where it does not fit."""
+    from ckpt_cli.arrays.regions import Region
+
+    try:
+        return Region.of(tensor).at(index or ())
+    except UsageError as error:
+        raise UsageError(f"tensor {tensor.name!r}: {error.problem}") from None
 
 
 def _parsed(text: str) -> Index:

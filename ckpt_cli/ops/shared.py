@@ -32,10 +32,11 @@ class Group:
 def tie_groups(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Groups of two or more tensors that are one: the same view of the same storage."""
     groups: dict[tuple[object, ...], list[Tensor]] = {}
-    for tensor in tensors:
-        view = tensor.view
-        if view is not None:
-            groups.setdefault(view, []).append(tensor)
+    for _, views in by_storage(tensors):
+        if len(views) > 1:
+            for tensor in views:
+                if tensor.view is not None:
+                    groups.setdefault(tensor.view, []).append(tensor)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -55,14 +56,9 @@ def are_tied(a: Tensor, b: Tensor) -> bool:
 
 def unique_numel(tensors: Iterable[Tensor]) -> int:
     """Elements of all tensors, those of tied ones counted once."""
-    seen: set[object] = set()
-    total = 0
-    for tensor in tensors:
-        view = tensor.view
-        if view is None or view not in seen:
-            seen.add(view)
-            total += tensor.numel
-    return total
+    tensors = list(tensors)
+    repeated = sum((len(group) - 1) * group[0].numel for group in tie_groups(tensors))
+    return sum(tensor.numel for tensor in tensors) - repeated
 
 
 def stored_nbytes(tensors: Iterable[Tensor]) -> int:
@@ -77,7 +73,8 @@ def all_strided(tensors: Iterable[Tensor]) -> list[Tensor]:
     for tensor in tensors:
         if tensor.storage is not None:
             found.append(tensor)
-        found.extend(all_strided(tensor.parts))
+        if tensor.parts:
+            found.extend(all_strided(tensor.parts))
     return found
 
 
@@ -85,8 +82,13 @@ def by_storage(tensors: Iterable[Tensor]) -> list[tuple[Storage, list[Tensor]]]:
     """Every storage with the tensors that are views of it."""
     groups: dict[int, tuple[Storage, list[Tensor]]] = {}
     for tensor in tensors:
-        if tensor.storage is not None:
-            groups.setdefault(id(tensor.storage), (tensor.storage, []))[1].append(tensor)
+        storage = tensor.storage
+        if storage is not None:
+            known = groups.get(id(storage))
+            if known is None:
+                groups[id(storage)] = (storage, [tensor])
+            else:
+                known[1].append(tensor)
     return list(groups.values())
 
 
@@ -112,8 +114,16 @@ def spans_used(views: Iterable[Tensor]) -> int:
 
 
 def partly_shared(views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The distinct views of one storage that overlap another one, and those that share no byte with any."""
-    distinct = list({view.view: view for view in views if view.view is not None}.values())
+    """The distinct views of one storage that overlap another one, and those that share no byte with any.
+
+    Of tied names the first stands for all. Where some overlap, the first of them leads the second list, so that it
+    tells whose storage its views lie in.
+    """
+    first: dict[object, Tensor] = {}
+    for view in views:
+        if view.view is not None:
+            first.setdefault(view.view, view)
+    distinct = list(first.values())
     if len(distinct) < 2:
         return [], []
     overlapping: set[int] = set()
@@ -123,10 +133,8 @@ def partly_shared(views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             break
         if share_bytes(a, b):
             overlapping.update((id(a), id(b)))
-    return (
-        [view for view in distinct if id(view) in overlapping],
-        [view for view in distinct if id(view) not in overlapping],
-    )
+    meeting = [view for view in distinct if id(view) in overlapping]
+    return meeting, meeting[:1] + [view for view in distinct if id(view) not in overlapping]
 
 
 def _overlapping_neighbours(views: Sequence[Tensor]) -> set[int]:

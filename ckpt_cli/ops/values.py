@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.regions import Index, Region, edges
 from ckpt_cli.errors import UnsupportedError, UsageError, about
-from ckpt_cli.files.replace import replacing
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
-from ckpt_cli.ops.names import Selection, select
+from ckpt_cli.ops.names import Selection, part_of, select
+from ckpt_cli.ops.outputs import check_output, writing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,10 +96,9 @@ def _shown(checkpoint: Checkpoint, selection: Selection) -> Shown | Unshown | Va
         if selection.exact:
             raise
         return Unshown(entry, error.problem)
-    region = Region.of(entry)
+    region = part_of(entry, selection.index)
     if selection.index is None:
         return Shown(checkpoint, entry, region, entry.name, whole=True)
-    region = region.at(selection.index)
     return Shown(checkpoint, entry, region, f"{entry.name}[{spell_index(selection.index)}]", whole=False)
 
 
@@ -127,17 +126,19 @@ def save_npy(shown: Shown, path: str) -> int:
     """Write the values as a numpy file, atomically; returns its bytes.
 
     A dtype that numpy has not (bfloat16, float8…) is written as float32, which holds each of its values exactly.
+    Raises UsageError where `path` is the checkpoint itself.
     """
     import io
     import os
 
     import numpy as np
 
+    check_output(path, shown.checkpoint.path, "a numpy file holds one tensor: name another file")
     first = shown.array(tuple(slice(0, 0) for _ in shown.region.shape))
     header = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shown.shape}
     np.lib.format.write_array_header_1_0(header, described)
-    with replacing(path) as target, open(target.fd, "wb", closefd=False) as out:
+    with writing(path) as target, open(target.fd, "wb", closefd=False) as out:
         out.write(header.getvalue())
         for block in blocks(shown):
             out.write(block.tobytes())

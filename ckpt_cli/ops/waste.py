@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckpt_cli.model import Checkpoint
+from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.ops.names import select
 from ckpt_cli.ops.shared import all_strided, by_storage, spans_used
 
 
@@ -21,11 +23,17 @@ class Waste:
     """The tensors that are views of it."""
 
 
-def list_waste(checkpoint: Checkpoint) -> list[Waste]:
-    """The storages with bytes that no view uses, most wasteful first."""
+def list_waste(checkpoint: Checkpoint, names: Sequence[str] = ()) -> list[Waste]:
+    """The storages with bytes that no view uses, most wasteful first; with `names`, those behind what they select."""
+    chosen = {id(view.storage) for view in all_strided(_selected(checkpoint, names))}
     found = []
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
         used = spans_used(views)
-        if used < storage.nbytes:
+        if used < storage.nbytes and id(storage) in chosen:
             found.append(Waste(storage.key, storage.nbytes, used, tuple(view.name for view in views)))
     return sorted(found, key=lambda waste: waste.used - waste.nbytes)
+
+
+def _selected(checkpoint: Checkpoint, names: Sequence[str]) -> list[Tensor]:
+    """The tensors that `names` select."""
+    return [selection.entry for selection in select(checkpoint, names) if isinstance(selection.entry, Tensor)]

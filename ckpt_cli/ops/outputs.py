@@ -1,0 +1,35 @@
+"""New files that commands write on demand (`-o OUT`): what must not become one, and how their errors are told."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ckpt_cli.errors import UsageError
+from ckpt_cli.files.caches import refuse_cached
+from ckpt_cli.files.hidden import temporary_path
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.replace import replacing
+
+
+def check_output(output: str, source: str, hint: str) -> None:
+    """Raise before any work is done where `output` cannot become a new file made from `source`."""
+    if os.path.isdir(output):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), output)
+    if os.path.exists(output) and os.path.samefile(source, output):
+        raise UsageError("the output is the file itself", path=output, hint=hint)
+    refuse_cached(output)
+
+
+@contextmanager
+def writing(output: str, *, mode_of: str | None = None) -> Iterator[LocalFile]:
+    """A file that becomes `output` when the block ends well; an error of its hidden name is told as one of `output`."""
+    try:
+        with replacing(output, mode_of=mode_of) as target:
+            yield target
+    except OSError as error:
+        if error.filename == temporary_path(output):
+            error.filename = output
+        raise
