@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.render.text import escaped
+from ckpt_cli.render.text import escaped, name_text
 
 TROUBLE = 2
 INTERRUPTED = 130
@@ -24,12 +24,13 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command; returns its exit code, whatever happens."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal that is not UTF-8
+    _prepare_streams()
     try:
         code = command()
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        if not _is_broken_pipe(error):
+            raise  # shell completion ends so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:
@@ -41,6 +42,22 @@ def guarded(command: Callable[[], Any]) -> int:
             traceback.print_exc()
         return _report(error)
     return code if isinstance(code, int) else 0
+
+
+def _prepare_streams() -> None:
+    """Let a terminal that is not UTF-8 show what it can, and give streams that the caller closed to /dev/null.
+
+    Without that the checkpoint would be opened as file 1 or 2, and whatever is printed would be written into it.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _is_broken_pipe(error: BaseException) -> bool:
+    """Whether nobody reads stdout any more; typer makes exit 1 of it, which would mean that the answer is no."""
+    return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
 
 
 def _report(error: Exception) -> int:
@@ -77,8 +94,8 @@ def _os_words(error: OSError) -> tuple[str, str | None]:
     name = error.filename
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    hint = "the file is as it was; free some space, or write elsewhere with -o OUT" if _is_full(error) else None
-    return (f"{name}: {problem}" if isinstance(name, str) else problem), hint
+    hint = "free some space and try again: no checkpoint was changed" if _is_full(error) else None
+    return (f"{name_text(name)}: {problem}" if isinstance(name, str) else problem), hint
 
 
 def _is_full(error: OSError) -> bool:

@@ -51,7 +51,7 @@ def ls_command(
     layout = style_of(style, json=json)
     with opened(file) as checkpoint:
         if waste:
-            _answer_waste(checkpoint, layout)
+            _answer_waste(checkpoint, names or (), layout)
             return
         listing = list_entries(checkpoint, names or (), values=every, sort=sort and sort.value)
     rows: Sequence[Entry | Fold] = listing.entries
@@ -67,10 +67,10 @@ def ls_command(
         answer(listing_text(listing, rows, layout, long=long, values=every, folded=folded))
 
 
-def _answer_waste(checkpoint: Checkpoint, layout: str) -> None:
+def _answer_waste(checkpoint: Checkpoint, names: Sequence[str], layout: str) -> None:
     from ckpt_cli.ops.waste import list_waste
 
-    found = list_waste(checkpoint)
+    found = list_waste(checkpoint, names)
     if layout == "json":
         from ckpt_cli.render.jsons import waste_json
 

@@ -13,9 +13,20 @@ import typer
 from typer.core import TyperGroup
 
 from ckpt_cli.cli.boundary import guarded
+from ckpt_cli.errors import UsageError
 
 COMMANDS = ("ls", "info", "show", "ties", "set")
 """Each is the function of the same name in the module of the same name, imported when it is called."""
+
+_HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.
+
+\b
+ckpt ls model.pt                        names, dtypes, shapes
+ckpt show model.pt 2.bias               values
+ckpt ties model.pt                      which names are one tensor
+ckpt set model.pt '2.weight[0,0]=100'   edit in place, tied names follow
+"""
+"""Not a docstring, because click takes the control character for "leave these lines as they are"."""
 
 
 class LazyCommands(TyperGroup):
@@ -28,6 +39,14 @@ class LazyCommands(TyperGroup):
     def list_commands(self, _ctx: Any) -> list[str]:
         """The names, in the order of the help."""
         return list(COMMANDS)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first argument names; a file in its place gets a hint."""
+        if args and args[0] not in self.commands and os.path.exists(args[0]):
+            import shlex
+
+            raise UsageError("a file, not a command", path=args[0], hint=f"ckpt ls {shlex.quote(args[0])}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
         """Import and build one command; None for a name that is none."""
@@ -59,20 +78,13 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    r"""Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.
-
-    \b
-    ckpt ls model.pt                        names, dtypes, shapes
-    ckpt show model.pt 2.bias               values
-    ckpt set model.pt '2.weight[0,0]=100'   edit in place, tied names follow
-    ckpt ties model.pt                      which names are one tensor
-    """
+    """What stands before the command."""
 
 
 def build() -> Any:
     """The group of all commands."""
     root = _typer(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
-    root.callback()(_root)
+    root.callback(help=_HELP)(_root)
     return typer.main.get_command(root)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import Enum
@@ -10,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from ckpt_cli.errors import CkptError, about
+from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.model import Checkpoint, Entry, Tensor
 
 
 class Style(str, Enum):
@@ -27,23 +29,30 @@ class Style(str, Enum):
 
 def complete_names(ctx: Any, incomplete: str) -> list[str]:
     """The names in the file on the command line that begin with what was typed."""
-    try:
-        checkpoint = open_checkpoint(ctx.params["file"])
-    except (CkptError, OSError, KeyError, TypeError):
-        return []
-    checkpoint.close()
-    return [entry.name for entry in checkpoint.entries if entry.name.startswith(incomplete)]
+    return [entry.name for entry in _completing(ctx) if entry.name.startswith(incomplete)]
 
 
 def complete_tensors(ctx: Any, incomplete: str) -> list[str]:
     """The names of tensors, followed by the `=` of an assignment."""
+    names = [entry.name for entry in _completing(ctx) if isinstance(entry, Tensor)]
+    return [f"{name}=" for name in names if name.startswith(incomplete)]
+
+
+def _completing(ctx: Any) -> list[Entry]:
+    """The entries that may be offered: those whose names mean nothing but themselves to a shell.
+
+    Typer's zsh script evaluates what it is given, so that a name like `$(reboot)` would be run by pressing Tab. A
+    file with an edit under way offers nothing: pressing Tab neither waits for it nor finishes it.
+    """
+    path = os.path.expanduser(ctx.params.get("file") or "")
     try:
-        checkpoint = open_checkpoint(ctx.params["file"])
-    except (CkptError, OSError, KeyError, TypeError):
+        if os.path.lexists(journal_path(path)):
+            return []
+        checkpoint = open_checkpoint(path)
+    except (CkptError, OSError):
         return []
     checkpoint.close()
-    names = [entry.name for entry in checkpoint.entries if isinstance(entry, Tensor)]
-    return [f"{name}=" for name in names if name.startswith(incomplete)]
+    return [entry for entry in checkpoint.entries if all(char.isalnum() or char in "._-/" for char in entry.name)]
 
 
 File = Annotated[

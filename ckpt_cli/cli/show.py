@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
-from ckpt_cli.cli.output import answer
+from ckpt_cli.cli.output import answer, talk
 from ckpt_cli.errors import UsageError
 from ckpt_cli.model import Value
 from ckpt_cli.ops.values import Shown, Unshown, save_npy, show
+from ckpt_cli.render.text import count_text, escaped, name_text
 from ckpt_cli.render.values import values_rows, values_text
 
 
@@ -36,7 +37,8 @@ def show_command(
     with opened(file) as checkpoint:
         items = show(checkpoint, names or ())
         if output is not None:
-            save_npy(_only_tensor(items), output)
+            written = count_text(save_npy(_only_tensor(items), output), "byte")
+            talk(f"{escaped(file)}: {name_text(_only_tensor(items).label)} written to {escaped(output)}, {written}\n")
         elif json or style is Style.json:
             from ckpt_cli.render.jsons import values_json
 

@@ -21,11 +21,13 @@ def edit_text(edit: Edit) -> str:
         along = "would change along" if edit.dry_run else "changed along"
         lines.append(f"  {_names(edit.also_changed)} {along}, being the same bytes")
     written = count_text(edit.bytes_written, "byte")
-    if edit.dry_run:
+    if not edit.bytes_written:
+        lines.append("  it is so already" if edit.dry_run else "  it was so already")
+    elif edit.dry_run:
         lines.append(f"  {written} would be written {'in place' if edit.in_place else 'to ' + escaped(edit.output)}")
     elif edit.in_place:
         kept = f", the old file is {escaped(edit.backup)}" if edit.backup else ""
-        lines.append(f"  {written} changed in place{kept}" if edit.bytes_written else "  it was so already")
+        lines.append(f"  {written} changed in place{kept}")
     else:
         lines.append(f"  written to {escaped(edit.output)}, {written}")
     return "\n".join(lines) + "\n"

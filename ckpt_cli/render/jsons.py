@@ -50,7 +50,15 @@ def _row(row: Entry | Fold, tied: Mapping[str, list[str]]) -> dict[str, object]:
         return tensor_json(row, tied)
     if isinstance(row, Value):
         return {"name": row.name, "type": "value", "value": value_json(row.value)}
-    return {**tensor_json(row.first, tied), "name": row.name, "nbytes": row.nbytes, "count": row.count}
+    return {
+        **tensor_json(row.first, {}),
+        "name": row.name,
+        "numel": row.first.numel * row.count,
+        "nbytes": row.nbytes,
+        "storage": None,
+        "storage_offset": None,
+        "count": row.count,
+    }
 
 
 def tensor_json(tensor: Tensor, tied: Mapping[str, list[str]]) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli.model import Entry, Opaque, Tensor, Value
@@ -69,17 +69,16 @@ def _cells(
         bytes_text(nbytes) if human else str(nbytes),
     ]
     if long:
-        cells += [
-            tensor.kind,
-            "yes" if tensor.requires_grad else "no",
-            escaped(tensor.device),
-            shape_text(tensor.stride),
-            "" if tensor.storage is None else escaped(tensor.storage.key),
-            str(tensor.storage_offset),
-            ties.get(tensor.name, ""),
-            tensor.layout,
-        ]
+        places = _places(row, ties) if isinstance(row, Tensor) else [""] * 3
+        requires_grad = "yes" if tensor.requires_grad else "no"
+        cells += [tensor.kind, requires_grad, escaped(tensor.device), shape_text(tensor.stride), *places, tensor.layout]
     return [*cells, *([""] if values else []), *([str(count)] if folded else [])]
+
+
+def _places(tensor: Tensor, ties: dict[str, str]) -> list[str]:
+    """Storage, offset and tie, which each of some folded tensors has for itself."""
+    storage = "" if tensor.storage is None else escaped(tensor.storage.key)
+    return [storage, str(tensor.storage_offset), ties.get(tensor.name, "")]
 
 
 def _totals(listing: Listing) -> str:
@@ -89,8 +88,10 @@ def _totals(listing: Listing) -> str:
     )
 
 
-def waste_text(rows: Iterable[Waste], style: str) -> Iterator[str]:
-    """One row a storage that is larger than its views."""
+def waste_text(rows: Sequence[Waste], style: str) -> Iterator[str]:
+    """One row a storage that is larger than its views; a person is told when there is none."""
+    if not rows and style == "table":
+        return iter(["no storage is larger than its tensors\n"])
     sizes = bytes_text if style == "table" else str
     columns = (Column("storage"), *(Column(word, right=True) for word in ("bytes", "used", "waste")), Column("names"))
     cells = (
@@ -116,13 +117,19 @@ def summary_text(summary: Summary, style: str) -> Iterator[str]:
         yield from table_text((Column("fact"), Column("value")), _facts(summary, human=False), style)
 
 
+def _format(summary: Summary) -> str:
+    """The format's name, with what the container says of its version."""
+    version = escaped(summary.version)
+    return version if version.startswith(summary.format) else f"{summary.format} ({version})"
+
+
 def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
     """Label and text of every fact that there is something to say of."""
     sizes = bytes_text if human else str
     counts = (lambda number: f"{number:,}") if human else str
     facts = [
         ("path", escaped(summary.path)),
-        ("format", f"{summary.format} ({escaped(summary.version)})"),
+        ("format", _format(summary)),
         ("file size", sizes(summary.file_nbytes)),
         ("shards", counts(summary.shards)),
         ("tensors", counts(summary.tensors)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 _TABULATE = {"table": "simple", "markdown": "pipe"}
 """tabulate's names of our styles."""
@@ -23,7 +24,7 @@ def table_text(columns: Sequence[Column], rows: Iterable[Sequence[str]], style: 
         for row in rows:
             yield "\t".join(row) + "\n"
     elif style == "csv":
-        yield from _csv([[column.heading for column in columns], *rows])
+        yield from _csv(chain([[column.heading for column in columns]], rows))
     else:
         yield _drawn(columns, rows, style)
 

@@ -23,8 +23,11 @@ _COLUMNS = (
 
 
 def ties_text(ties: Ties, style: str) -> Iterator[str]:
-    """One row a group of names that share or repeat bytes."""
-    return table_text(_COLUMNS, _rows(ties, human=style == "table"), style)
+    """One row a group of names that share or repeat bytes; a person is told when there is none."""
+    rows = list(_rows(ties, human=style == "table"))
+    if not rows and style == "table":
+        return iter(["every tensor has bytes of its own\n"])
+    return table_text(_COLUMNS, rows, style)
 
 
 def _rows(ties: Ties, *, human: bool) -> Iterator[list[str]]:
@@ -32,7 +35,7 @@ def _rows(ties: Ties, *, human: bool) -> Iterator[list[str]]:
         for group in groups:
             yield _group(how, group, human=human)
     for dropped, kept in ties.aliases.items():
-        yield ["alias", _names((dropped, kept), human=human), "", "", "", ""]
+        yield ["alias", _names((dropped, kept), human=human), "", "in metadata", "", ""]
     for equal in ties.equal:
         nbytes = bytes_text(equal.nbytes) if human else str(equal.nbytes)
         yield ["equal", _names(equal.names, human=human), "", "stored apart", nbytes, ""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model import Value
@@ -12,6 +13,9 @@ from ckpt_cli.ops.values import FULL_OVER, SUMMARY_OVER, Shown, Unshown
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.tensor import tensor_text
 from ckpt_cli.render.text import escaped, name_text, tensor_note, value_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _ROWS = 1 << 18
 """Elements turned into rows at a time."""
@@ -45,12 +49,8 @@ def _text(item: Shown | Unshown | Value, *, precision: int, full: bool) -> str:
     if isinstance(item, Unshown):
         return tensor_note(item.tensor)
     numel = math.prod(item.shape)
-    if full and numel > FULL_OVER:
-        raise UnsupportedError(
-            f"{item.label} has {numel:,} elements, too many to lay out as text in full",
-            path=item.checkpoint.path,
-            hint="--json, -f tsv and -o FILE.npy write any number of elements",
-        )
+    if full:
+        _require_layable(numel, [item])
     summarized = not full and numel > SUMMARY_OVER
     return tensor_text(
         (item.edges() if summarized else item.array()).tolist(),
@@ -63,10 +63,35 @@ def _text(item: Shown | Unshown | Value, *, precision: int, full: bool) -> str:
     )
 
 
+def _require_layable(numel: int, items: Sequence[Shown | Unshown | Value]) -> None:
+    """Raise UnsupportedError where text needs so many elements at once that it would take too much memory."""
+    if numel > FULL_OVER:
+        what = f"{_label(items[0])} has" if len(items) == 1 else "these have"
+        raise UnsupportedError(
+            f"{what} {numel:,} elements, too many to lay out as text",
+            hint="--json and -o FILE.npy write any number of elements, and [...] picks some",
+        )
+
+
 def values_rows(items: Sequence[Shown | Unshown | Value], style: str) -> Iterator[str]:
-    """One row a row of elements: its name and index, then the elements."""
+    """One row a row of elements: its name and index, then the elements, each below its own index.
+
+    Raises UnsupportedError for more elements than can be laid out, or in one row.
+    """
+    width = max((_width(item) for item in items), default=1)
+    aligned = style in ("table", "markdown")
+    numel = sum(math.prod(item.shape) for item in items if isinstance(item, Shown))
+    _require_layable(numel if aligned else width, items)
     cells = (row for item in items for row in _rows(item))
-    return table_text((Column("name"), Column("values")), cells, style)
+    if style != "tsv":  # whose rows have no headings to keep in step with
+        cells = (row + [""] * (1 + width - len(row)) for row in cells)
+    headings = ["value"] if width == 1 else map(str, range(width))
+    return table_text((Column("name"), *map(Column, headings)), cells, style)
+
+
+def _width(item: Shown | Unshown | Value) -> int:
+    """Elements in each row of an item."""
+    return item.shape[-1] if isinstance(item, Shown) and item.shape else 1
 
 
 def _rows(item: Shown | Unshown | Value) -> Iterator[list[str]]:
@@ -85,9 +110,18 @@ def _tensor_rows(shown: Shown) -> Iterator[list[str]]:
     shape = shown.region.shape
     label = name_text(shown.label)
     for part in row_pieces(shown.region, max(_ROWS, shape[-1] if shape else 1)):
-        texts = shown.array(part).astype(str)
-        outer = texts.shape[:-1]
+        values = shown.array(part)
+        outer = values.shape[:-1]
         starts = [item.start for item in part] + [0] * (len(outer) - len(part))
         for index in product(*map(range, outer)):
             place = ",".join(str(start + step) for start, step in zip(starts, index, strict=False))
-            yield [f"{label}[{place}]" if place else label, *(texts[index].tolist() if texts.shape else [str(texts)])]
+            yield [f"{label}[{place}]" if place else label, *_texts(values[index])]
+
+
+def _texts(row: NDArray[Any]) -> Iterator[str]:
+    """Each element of a row as text, a bounded number at a time: numpy takes 128 bytes for one."""
+    flat = row.reshape(-1)
+    if flat.dtype == "float16":  # whose own repr is the shortest that comes back as float16: 65504 as 6.55e+04
+        flat = flat.astype("float32")
+    for begin in range(0, flat.size, _ROWS):
+        yield from flat[begin : begin + _ROWS].astype(str).tolist()
