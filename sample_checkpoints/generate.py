@@ -55,7 +55,11 @@ def trained() -> dict[str, object]:
 def _private_class() -> type:
     """A class in a module that exists only while this script runs."""
     module = types.ModuleType("lab.meters")
-    kind = type("AverageMeter", (), {"__module__": "lab.meters", "__init__": lambda self: vars(self).update(sum=3.5, n=7)})
+
+    def start(self: object) -> None:
+        vars(self).update(sum=3.5, n=7)
+
+    kind = type("AverageMeter", (), {"__module__": "lab.meters", "__init__": start})
     module.AverageMeter = kind  # type: ignore[attr-defined]
     sys.modules.setdefault("lab", types.ModuleType("lab"))
     sys.modules["lab.meters"] = module

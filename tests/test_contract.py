@@ -43,12 +43,18 @@ def edit(path: Path, *assignments: str, output: Path | None = None, backup: bool
     return edit_values(str(path), plan, output=None if output is None else str(output), backup=backup)
 
 
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements' bytes in row-major order."""
+    flat = tensor.flatten().contiguous()
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)  # a lone element may keep any stride
+
+
 def same_states(a: State, b: State) -> bool:
     """Whether two states are equal name by name, NaN and sign of zero included."""
     return a.keys() == b.keys() and all(
         a[name].dtype == b[name].dtype
         and a[name].shape == b[name].shape
-        and torch.equal(*(state[name].flatten().contiguous().view(torch.uint8) for state in (a, b)))
+        and torch.equal(bytes_of(a[name]), bytes_of(b[name]))
         for name in a
     )
 

@@ -1,0 +1,69 @@
+"""What every test of the command line starts from: copies of the samples, and `ckpt` run in this process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ckpt_cli.cli.main import run
+
+SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one command said, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Of stdout."""
+        return self.out.splitlines()
+
+
+Ckpt = Callable[..., Answer]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with copies of the sample checkpoints, which is also the current one."""
+    for sample in SAMPLES.iterdir():
+        if sample.suffix in (".pt", ".safetensors"):
+            shutil.copy(sample, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def ckpt(capsys: pytest.CaptureFixture[str]) -> Ckpt:
+    """Run a command line in this process: `ckpt("ls", "mlp.pt")`."""
+
+    def call(*args: object) -> Answer:
+        capsys.readouterr()
+        code = run([os.fspath(arg) if isinstance(arg, os.PathLike) else str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return Answer(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def shell() -> Ckpt:
+    """Run a command line in a process of its own, with a changed environment if wanted."""
+
+    def call(*args: object, **environment: str) -> Answer:
+        command = [sys.executable, "-m", "ckpt_cli", *map(str, args)]
+        done = subprocess.run(command, capture_output=True, env={**os.environ, **environment}, check=False)
+        return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return call

@@ -1,0 +1,105 @@
+"""The files that the golden cases speak of, beside copies of the sample checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import SAMPLES
+from safetensors.torch import save_file
+
+
+def build(folder: Path) -> None:
+    """Write every input into a folder."""
+    for sample in SAMPLES.iterdir():
+        if sample.suffix in (".pt", ".safetensors"):
+            shutil.copy(sample, folder)
+    _write_what_is_no_checkpoint(folder)
+    torch.save(_kinds(), folder / "kinds.pt")
+    torch.save(_layers(), folder / "layers.pt")
+    torch.save(_shared(), folder / "shared.pt")
+    torch.save({"x": torch.arange(2000.0).reshape(2, 1000)}, folder / "long.pt")
+    torch.save({}, folder / "nothing.pt")
+    torch.save(_oddly_named(), folder / "odd.pt")
+    save_file({"a": torch.zeros(2)}, folder / "noted.safetensors", metadata={"licence": "MIT\x1b[31m"})
+    np.save(folder / "row.npy", np.arange(4, dtype=np.float32))
+
+
+def _write_what_is_no_checkpoint(folder: Path) -> None:
+    (folder / "folder").mkdir()
+    (folder / "empty.pt").touch()
+    (folder / "notes.pt").write_text("remember the milk\n")
+    (folder / "page.pt").write_text("<!DOCTYPE html>\n<html><body>404</body></html>\n")
+    (folder / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    (folder / "cut.pt").write_bytes((folder / "mlp.pt").read_bytes()[:1500])
+    (folder / "cut.safetensors").write_bytes((folder / "mlp.safetensors").read_bytes()[:400])
+
+
+def _kinds() -> dict[str, object]:
+    """One tensor of many a dtype and layout."""
+    inf, nan = float("inf"), float("nan")
+    return {
+        "f64": torch.tensor([0.1, -2.5], dtype=torch.float64),
+        "f16": torch.tensor([0.1, 65504], dtype=torch.float16),
+        "bf16": torch.tensor([[0.1], [3e38]], dtype=torch.bfloat16),
+        "f8": torch.tensor([0.5, 448, nan]).to(torch.float8_e4m3fn),
+        "i8": torch.tensor([-128, 127], dtype=torch.int8),
+        "i64": torch.tensor([-(2**63), 2**63 - 1]),
+        "u8": torch.tensor([0, 255], dtype=torch.uint8),
+        "mask": torch.tensor([True, False]),
+        "c64": torch.tensor([1 + 2j, complex(nan, -inf)]),
+        "odd": torch.tensor([nan, inf, -inf, 0.0]),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "t": torch.arange(6.0).reshape(2, 3).t(),
+        "row": torch.ones(1, 3).expand(2, 3),
+        "sparse": torch.eye(2).to_sparse(),
+        "meta": torch.empty(2, 2, device="meta"),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "lr": 1e-4,
+        "name": "a\tb\x1b[0m",
+        "huge": 10**5000,
+    }
+
+
+def _layers() -> dict[str, torch.Tensor]:
+    state = {"embed.weight": torch.zeros(10, 4)}
+    for layer in range(4):
+        state[f"layers.{layer}.attn.q.weight"] = torch.zeros(4, 4)
+        state[f"layers.{layer}.mlp.0.weight"] = torch.zeros(8, 4)
+        state[f"layers.{layer}.mlp.2.weight"] = torch.zeros(4, 8)
+    state["layers.3.gate"] = torch.zeros(4)
+    state["norm.weight"] = torch.zeros(4, dtype=torch.bfloat16)
+    return state
+
+
+def _shared() -> dict[str, torch.Tensor]:
+    """Tensors that are tied, that overlap, that only lie in one storage, and one that keeps a large storage."""
+    flat, wide = torch.arange(12.0), torch.zeros(1000)
+    return {
+        "tied.a": flat[:4],
+        "tied.b": flat[:4],
+        "left": flat[2:6],
+        "far": flat[8:],
+        "part": wide[:10],
+        "alone": torch.ones(3),
+        "equal": torch.ones(3),
+    }
+
+
+def _oddly_named() -> dict[str, torch.Tensor]:
+    names = [
+        "tab\there",
+        "line\nbreak",
+        "esc\x1b[31mred",
+        "pipe|pipe",
+        "",
+        "ünï",
+        "a[0]",
+        "it's",
+        'say "hi"',
+        "\u202eevil",
+    ]
+    return {name: torch.tensor([float(number)]) for number, name in enumerate(names)}
