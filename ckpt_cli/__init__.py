@@ -28,3 +28,8 @@ def __getattr__(name: str) -> object:
     import importlib
 
     return getattr(importlib.import_module("ckpt_cli.errors" if name == "CkptError" else "ckpt_cli.api"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not: what Tab offers in a notebook."""
+    return sorted({*globals(), *__all__})
