@@ -56,6 +56,8 @@ class _Record:
     offset: int
     old: bytes
     new: bytes
+    crc: int
+    """What the journal says that its checksum is."""
 
 
 def apply(overlay: Overlay) -> int:
@@ -195,6 +197,8 @@ def _complete(journal: LocalFile) -> _Header | None:
         for record in _records(journal):
             fields = _RECORD.pack(record.file, record.offset, len(record.new))
             checksum = zlib.crc32(record.new, zlib.crc32(record.old, zlib.crc32(fields)))
+            if checksum != record.crc:
+                return None
             running = zlib.crc32(_CRC.pack(checksum), running)
             found += 1
     except MalformedError:
@@ -214,10 +218,11 @@ def _records(journal: LocalFile) -> Iterator[_Record]:
         if position + head > end:
             raise MalformedError("a record is cut short", path=journal.path)
         file, offset, nbytes = _RECORD.unpack(journal.read(position, _RECORD.size))
+        (crc,) = _CRC.unpack(journal.read(position + _RECORD.size, _CRC.size))
         position += head
         if nbytes > _RECORD_LIMIT or position + 2 * nbytes > end:
             raise MalformedError("a record is cut short", path=journal.path)
-        yield _Record(file, offset, journal.read(position, nbytes), journal.read(position + nbytes, nbytes))
+        yield _Record(file, offset, journal.read(position, nbytes), journal.read(position + nbytes, nbytes), crc)
         position += 2 * nbytes
 
 

@@ -1,0 +1,169 @@
+"""The journal: applied, recovered, refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckpt_cli.errors import CkptError, RefusedError
+from ckpt_cli.files import journal
+from ckpt_cli.files.hidden import journal_path
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.overlay import Overlay
+
+OLD = bytes(range(256)) * 8
+NEW = OLD[:10] + b"changed" + OLD[17:1500] + b"here too" + OLD[1508:]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A file with the old content."""
+    (tmp_path / "a.pt").write_bytes(OLD)
+    return str(tmp_path / "a.pt")
+
+
+def overlay_of(path: str) -> Overlay:
+    """Two patches that make the new content of it."""
+    overlay = Overlay([LocalFile(path, write=True)])
+    overlay.write(0, 10, b"changed")
+    overlay.write(0, 1500, b"here too")
+    return overlay
+
+
+def complete_journal(path: str) -> bytes:
+    """The journal of the edit as it stands before the first patch."""
+    kept: list[bytes] = []
+
+    def keep(*_: Any) -> None:
+        kept.append(Path(journal_path(path)).read_bytes())
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "write_patches", keep)
+        with pytest.raises(KeyboardInterrupt):
+            journal.apply(overlay_of(path))
+    return kept[0]
+
+
+def content(path: str) -> bytes:
+    """What the file holds."""
+    return Path(path).read_bytes()
+
+
+def test_apply_writes_the_patches_and_leaves_no_journal(path: str) -> None:
+    written = journal.apply(overlay_of(path))
+    assert content(path) == NEW
+    assert os.listdir(os.path.dirname(path)) == ["a.pt"]
+    assert 15 < written < 400
+
+
+def test_an_empty_overlay_touches_nothing(path: str) -> None:
+    before = os.stat(path).st_mtime_ns
+    assert journal.apply(Overlay([LocalFile(path, write=True)])) == 0
+    assert os.stat(path).st_mtime_ns == before
+
+
+def test_an_interrupted_apply_puts_the_old_bytes_back(path: str) -> None:
+    complete_journal(path)
+    assert content(path) == OLD
+    assert os.listdir(os.path.dirname(path)) == ["a.pt"]
+
+
+def test_recover_finishes_a_complete_journal_whatever_was_written_of_it(path: str) -> None:
+    log = complete_journal(path)
+    for part in (OLD, OLD[:10] + b"chan" + OLD[14:], OLD[:10] + b"changed" + OLD[17:], NEW):
+        Path(path).write_bytes(part)
+        Path(journal_path(path)).write_bytes(log)
+        assert journal.recover(path)
+        assert content(path) == NEW
+        assert not os.path.exists(journal_path(path))
+
+
+def test_a_journal_cut_short_anywhere_leaves_the_old_file(path: str) -> None:
+    log = complete_journal(path)
+    for length in range(len(log)):
+        Path(journal_path(path)).write_bytes(log[:length])
+        assert not journal.recover(path)
+        assert content(path) == OLD
+        assert not os.path.exists(journal_path(path))
+
+
+def test_a_journal_with_a_wrong_byte_anywhere_is_never_half_applied(path: str) -> None:
+    log = complete_journal(path)
+    for place in range(len(log)):
+        damaged = bytearray(log)
+        damaged[place] ^= 0x41
+        Path(path).write_bytes(OLD)
+        Path(journal_path(path)).write_bytes(damaged)
+        journal.recover(path)
+        assert content(path) == OLD
+
+
+@pytest.mark.parametrize("replaced", [OLD + b"more", b"x" * len(OLD)])
+def test_a_journal_of_a_file_that_was_replaced_is_refused(path: str, replaced: bytes) -> None:
+    log = complete_journal(path)
+    Path(path).write_bytes(replaced)
+    Path(journal_path(path)).write_bytes(log)
+    with pytest.raises(RefusedError, match="replaced or changed since") as refused:
+        journal.recover(path)
+    assert journal_path(path) in (refused.value.hint or "")
+    assert content(path) == replaced
+
+
+def test_a_journal_cannot_reach_out_of_its_folder(path: str, tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    victim, bait = tmp_path / "a.pt", inner / "b.pt"
+    bait.write_bytes(OLD)
+    log = complete_journal(path)
+    _, length, _ = journal._HEAD.unpack_from(log)
+    header = json.dumps({"files": [{"name": "b.pt", "size": len(OLD)}, {"name": "../a.pt", "size": len(OLD)}]}).encode()
+    forged = journal._HEAD.pack(journal._MAGIC, len(header), zlib.crc32(header)) + header
+    Path(journal_path(str(bait))).write_bytes(forged + log[journal._HEAD.size + length :])
+    with pytest.raises(OSError, match="No such file"):
+        journal.recover(str(bait))
+    assert victim.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("failing", ["fsync", "pwrite"])
+def test_an_error_while_writing_puts_the_old_bytes_back(
+    path: str, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    overlay = overlay_of(path)
+    real = getattr(os, failing)
+    calls = 0
+
+    def fail(*args: Any) -> Any:
+        nonlocal calls
+        calls += args[0] == overlay.files[0].fd
+        if calls == 1 and args[0] == overlay.files[0].fd:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*args)
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        journal.apply(overlay)
+    assert content(path) == OLD
+    assert os.listdir(os.path.dirname(path)) == ["a.pt"]
+
+
+def test_a_file_that_may_not_be_written_says_that_an_edit_must_be_finished(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(journal_path(path)).write_bytes(complete_journal(path))
+    real = os.open
+
+    def open_read_only(name: Any, flags: int, *args: Any, **options: Any) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return real(name, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", open_read_only)
+    with pytest.raises(CkptError, match="an interrupted edit must be finished"):
+        journal.recover(path)
