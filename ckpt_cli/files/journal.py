@@ -32,6 +32,7 @@ _CRC = struct.Struct("<I")
 _END = struct.Struct("<16sQI")
 _HEADER_LIMIT = 16 << 20
 _RECORD_LIMIT = 64 << 20
+_HELD = 1 << 20
 
 
 class _File(TypedDict):
@@ -156,25 +157,47 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         offset += written
 
 
+class _Log:
+    """Gathers what is written one after another, so that a journal of many patches takes few writes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._held = bytearray()
+        self._written = 0
+
+    def add(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self._held += piece
+        if len(self._held) >= _HELD:
+            self.flush()
+
+    def flush(self) -> int:
+        """Write what is held; returns the bytes written so far."""
+        _write_all(self._fd, bytes(self._held), self._written)
+        self._written += len(self._held)
+        self._held.clear()
+        return self._written
+
+
 def _write_journal(path: str, overlay: Overlay) -> int:
     """Write the whole journal and make it durable; returns its size in bytes."""
     named = [_File(name=os.path.basename(os.path.realpath(file.path)), size=file.size) for file in overlay.files]
     header = json.dumps(_Header(files=named)).encode()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(fd, "wb", buffering=1 << 16, closefd=False) as log:
-            log.write(_HEAD.pack(_MAGIC, len(header), zlib.crc32(header)) + header)
-            count = total = 0
-            for number in range(len(overlay.files)):
-                for patch in overlay.patches(number):
-                    fields = _RECORD.pack(number, patch.offset, patch.nbytes)
-                    old, new = overlay.old_bytes(number, patch), overlay.new_bytes(patch)
-                    crc = _CRC.pack(zlib.crc32(new, zlib.crc32(old, zlib.crc32(fields))))
-                    total = zlib.crc32(crc, total)
-                    count += 1
-                    log.writelines((fields, crc, old, new))
-            log.write(_END.pack(_TRAILER, count, total))
-            size = log.tell()
+        log = _Log(fd)
+        log.add(_HEAD.pack(_MAGIC, len(header), zlib.crc32(header)), header)
+        count = total = 0
+        for number in range(len(overlay.files)):
+            for patch in overlay.patches(number):
+                fields = _RECORD.pack(number, patch.offset, patch.nbytes)
+                old, new = overlay.old_bytes(number, patch), overlay.new_bytes(patch)
+                crc = _CRC.pack(zlib.crc32(new, zlib.crc32(old, zlib.crc32(fields))))
+                total = zlib.crc32(crc, total)
+                count += 1
+                log.add(fields, crc, old, new)
+        log.add(_END.pack(_TRAILER, count, total))
+        size = log.flush()
         os.fsync(fd)
         return size
     finally:
