@@ -7,6 +7,7 @@ every walk over them is iterative: a hostile graph is deep, shared and cyclic.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -35,11 +36,11 @@ class Call:
         self.func = func
         self.args = args
         self.kwargs = kwargs
-        self.states: list[object] = []
+        self.states: Sequence[object] = ()
         """Each BUILD's argument: `__setstate__` or the instance's dict."""
-        self.items: list[object] = []
+        self.items: Sequence[object] = ()
         """What APPENDS or ADDITEMS gave it."""
-        self.pairs: list[object] = []
+        self.pairs: Sequence[object] = ()
         """What SETITEMS gave it: key, value, key, value…"""
 
 
@@ -74,18 +75,21 @@ class PersistentId:
 class RawString:
     """A Python 2 `str`: bytes that may be text."""
 
-    __slots__ = ("raw",)
+    __slots__ = ("_text", "raw")
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
+        self._text: str | None = None
 
     @property
     def text(self) -> str:
         """The bytes as text: UTF-8 where they are that, else Latin-1."""
-        try:
-            return self.raw.decode()
-        except UnicodeDecodeError:
-            return self.raw.decode("latin-1")
+        if self._text is None:  # made once: the node may be met a million times
+            try:
+                self._text = self.raw.decode()
+            except UnicodeDecodeError:
+                self._text = self.raw.decode("latin-1")
+        return self._text
 
 
 class ByteArray:
@@ -137,5 +141,3 @@ class Graph:
     """Bytes up to and including STOP."""
     globals: tuple[Global, ...]
     """Every distinct name that it would import, in order of first use."""
-    nodes: int
-    """How many containers and calls it made."""

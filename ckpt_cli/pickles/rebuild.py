@@ -5,15 +5,26 @@ Sources: torch/_utils.py, torch/_tensor.py (`__reduce_ex__`), torch/nn/parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_STORAGE, UINT8, DType
-from ckpt_cli.errors import MalformedError
+from ckpt_cli.errors import LimitError, MalformedError
 from ckpt_cli.model import Storage, Tensor, contiguous_stride
+from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, RawString
+from ckpt_cli.pickles.text import describe
+
+_Rebuild = Callable[["Rebuilder", str, "tuple[Any, ...]", Call], Tensor]
+
+_COUNT_END = 1 << 63
+"""What sizes, strides and offsets must stay below: torch has them in 64 bits with a sign."""
+
+
+_PART_STEPS = 100
+"""What making a part costs, in steps of the budget."""
 
 
 class StorageFinder(Protocol):
@@ -23,55 +34,89 @@ class StorageFinder(Protocol):
     """Whether typed storages were written on a big-endian machine."""
 
     def find(self, key: str, nbytes: int, location: str) -> Storage:
-        """The storage called `key`, one object a key; raises FormatError where its bytes are missing or too few."""
+        """The storage called `key`; raises FormatError where its bytes are missing or too few."""
 
 
 class Rebuilder:
     """Turns calls of one pickle into tensors."""
 
-    def __init__(self, finder: StorageFinder) -> None:
+    def __init__(self, finder: StorageFinder, budget: Budget) -> None:
         self._finder = finder
-        self._storages: dict[int, tuple[Storage, DType]] = {}
-        """What each persistent id node resolved to."""
-        self._dtypes: dict[str, DType] = {}
-        """The dtype by which each storage is known."""
+        self._budget = budget
+        self._depth = 0
+        """How many tensors the one that is being made is a part of."""
+        self._storages: dict[str, tuple[Storage, DType]] = {}
+        """What was found by each key, so that a storage is one object, with the dtype by which it is known."""
+        self._calls: dict[Global, _Rebuild | None] = {}
+        """The function in the table for each global that was called; nodes are hashed by identity."""
+        self._kinds: dict[Global, tuple[DType, int]] = {}
+        """The dtype of each storage class, and the bytes of one of its elements."""
 
     def tensor(self, name: str, node: object) -> Tensor | None:
         """The tensor that a call would make, or None when it makes something else."""
         if type(node) is not Call:
             return None
-        func = node.func
-        if type(func) is not Global:
-            return None
-        rebuild = _REBUILD.get((func.module, func.name))
+        rebuild = self.rebuild_of(node.func)
         if rebuild is None:
             return None
-        args = node.args
-        if type(args) is not tuple:
+        if type(node.args) is not tuple:
             raise _wrong(name, "its rebuild call has no arguments")
         try:
-            return rebuild(self, name, args, node)
-        except (TypeError, ValueError):  # too few or too many arguments, or not the kind that torch writes
-            raise _wrong(name, f"{func.qualified} has arguments that it does not take") from None
+            return rebuild(self, name, node.args, node)
+        except (TypeError, ValueError, IndexError):  # too few or too many arguments, or not the kind that torch writes
+            raise _wrong(name, f"{describe(node.func)} has arguments that it does not take") from None
+
+    def part(self, name: str, node: object) -> Tensor | None:
+        """The tensor that a call within another tensor's call would make, or None."""
+        self._budget.steps(_PART_STEPS)
+        if self._depth == limits.PARTS_WITHIN:
+            raise LimitError(f"a tensor is made of tensors, and so on, more than {limits.PARTS_WITHIN} times")
+        self._depth += 1
+        try:
+            return self.tensor(name, node)
+        finally:
+            self._depth -= 1
+
+    def attributes(self, state: Dict) -> Iterator[tuple[object, object]]:
+        """The keys and values of a subclass's attributes."""
+        self._budget.steps(len(state.pairs))
+        return zip(state.pairs[::2], state.pairs[1::2], strict=True)
+
+    def rebuild_of(self, func: object) -> _Rebuild | None:
+        """The table's function for what a call calls."""
+        if type(func) is not Global:
+            return None
+        try:
+            return self._calls[func]
+        except KeyError:
+            rebuild = self._calls[func] = _REBUILD.get((func.module, func.name))
+            return rebuild
 
     def storage(self, node: object) -> tuple[Storage, DType]:
         """The storage that a persistent id refers to, and the dtype of its class (uint8 for untyped ones)."""
-        found = self._storages.get(id(node))
+        pid = node.pid if type(node) is PersistentId else None
+        if type(pid) is not tuple or len(pid) < 5:
+            raise _odd_storage()
+        tag, kind, key, location, numel = pid[:5]
+        if type(key) is not str or type(location) is not str:  # Python 2 wrote bytes
+            tag, key, location = text_of(tag), text_of(key), text_of(location)
+        if tag != "storage" or type(kind) is not Global or key is None or location is None or not _is_count(numel):
+            raise _odd_storage()
+        dtype, itemsize = self._kinds.get(kind) or self._kind(kind)
+        nbytes = numel * itemsize
+        found = self._storages.get(key)
         if found is None:
-            found = self._storages[id(node)] = self._resolve(node)
+            found = self._storages[key] = self._finder.find(key, nbytes, location), dtype
+        elif found[1] is not dtype:
+            raise MalformedError(f"storage {key!r} is {found[1]} in one place and {dtype} in another")
+        elif found[0].nbytes < nbytes:
+            raise MalformedError(f"storage {key!r} has {found[0].nbytes} bytes in one place and {nbytes} in another")
         return found
 
-    def _resolve(self, node: object) -> tuple[Storage, DType]:
-        pid = node.pid if isinstance(node, PersistentId) else None
-        if not isinstance(pid, tuple) or len(pid) < 5 or text_of(pid[0]) != "storage":
-            raise MalformedError("the pickle refers to a storage in a way that torch does not write")
-        kind, key, location, numel = pid[1], text_of(pid[2]), text_of(pid[3]), pid[4]
-        if not isinstance(kind, Global) or key is None or location is None or not _is_count(numel):
-            raise MalformedError("the pickle refers to a storage in a way that torch does not write")
+    def _kind(self, kind: Global) -> tuple[DType, int]:
         dtype = storage_dtype(kind)
-        if self._dtypes.setdefault(key, dtype) is not dtype:
-            raise MalformedError(f"storage {key!r} is {self._dtypes[key]} in one place and {dtype} in another")
-        return self._finder.find(key, numel * max(dtype.bits // 8, 1), location), dtype
+        found = self._kinds[kind] = dtype, max(dtype.bits // 8, 1)
+        return found
 
     def strided(
         self,
@@ -80,42 +125,39 @@ class Rebuilder:
         offset: Any,
         size: object,
         stride: object,
-        requires_grad: object = False,
-        dtype: DType | None = None,
+        requires_grad: object,
+        _hooks: object,
         meta: object = None,
+        *,
+        dtype: DType | None = None,
+        kind: str = "tensor",
     ) -> Tensor:
-        """A view of a storage, checked to lie inside it; `dtype` is given for untyped storages only."""
+        """A view of a storage, checked to lie inside it, from the arguments of `_rebuild_tensor_v2`.
+
+        `dtype` is given for untyped storages only.
+        """
         storage, storage_type = self.storage(storage_node)
-        typed = dtype is None
-        dtype = dtype or storage_type
-        shape, steps = counts(name, size), counts(name, stride)
-        if not _is_count(offset) or len(shape) != len(steps):
-            raise _wrong(name, f"shape {list(shape)}, stride {list(steps)} and offset {offset!r} do not fit together")
-        flags = _flags(meta)
-        tensor = Tensor(
-            name,
-            dtype,
-            shape,
-            steps,
-            storage,
-            offset,
-            requires_grad=requires_grad is True,
-            conj="conj" in flags,
-            neg="neg" in flags,
-            big_endian=typed and self._finder.big_endian and dtype.bits > 8,
-        )
+        shape, steps = geometry(name, size, stride)
+        if type(offset) is not int or not 0 <= offset < _COUNT_END:
+            raise _wrong(name, f"its offset is {describe(offset)}")
+        tensor = Tensor(name, dtype or storage_type, shape, steps, storage, offset, kind, requires_grad is True)
+        if meta is not None or self._finder.big_endian:
+            tensor = self._flagged(tensor, meta, typed=dtype is None)
         begin, end = tensor.span
         if end > storage.nbytes:
             raise _wrong(name, f"needs bytes {begin}–{end}, storage {storage.key!r} has {storage.nbytes}")
         return tensor
 
-
-_Rebuild = Callable[[Rebuilder, str, "tuple[Any, ...]", Call], Tensor]
+    def _flagged(self, tensor: Tensor, meta: object, *, typed: bool) -> Tensor:
+        """The view with what is rarely said of one; of big-endian bytes, torch swaps those of typed storages only."""
+        flags = _flags(tensor.name, meta)
+        big_endian = typed and self._finder.big_endian and tensor.dtype.bits > 8
+        return replace(tensor, conj="conj" in flags, neg="neg" in flags, big_endian=big_endian)
 
 
 def text_of(node: object) -> str | None:
     """A str node, new or of Python 2, as text."""
-    if isinstance(node, str):
+    if type(node) is str:
         return node
     return node.text if isinstance(node, RawString) else None
 
@@ -130,6 +172,14 @@ def storage_dtype(kind: Global) -> DType:
     return dtype
 
 
+def geometry(name: str, size: object, stride: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A shape, and a stride of as many dimensions."""
+    shape, steps = counts(name, size), counts(name, stride)
+    if len(shape) != len(steps):
+        raise _wrong(name, f"its shape {shape} and its stride {steps} have different lengths")
+    return shape, steps
+
+
 def counts(name: str, node: object) -> tuple[int, ...]:
     """A shape or stride: a tuple, list or torch.Size of integers from 0."""
     if type(node) is Call and type(node.args) is tuple and len(node.args) == 1:
@@ -139,25 +189,29 @@ def counts(name: str, node: object) -> tuple[int, ...]:
     if type(node) is not tuple or len(node) > limits.DIMENSIONS:
         raise _wrong(name, "its shape or stride is no tuple of integers")
     for item in node:
-        if type(item) is not int or not 0 <= item < 1 << 63:
-            raise _wrong(name, f"its shape or stride holds {item if type(item) is int else type(item).__name__}")
+        if type(item) is not int or not 0 <= item < _COUNT_END:
+            raise _wrong(name, f"its shape or stride holds {describe(item)}")
     return node
 
 
 def _is_count(node: object) -> bool:
-    return type(node) is int and 0 <= node < 1 << 63
+    return type(node) is int and 0 <= node < _COUNT_END
+
+
+def _odd_storage() -> MalformedError:
+    return MalformedError("the pickle refers to a storage in a way that torch does not write")
 
 
 def _wrong(name: str, problem: str) -> MalformedError:
-    return MalformedError(
-        f"tensor {name!r}: {problem}" if not problem.startswith("needs") else f"tensor {name!r} {problem}"
-    )
+    return MalformedError(f"tensor {describe(name)}{' ' if problem.startswith('needs') else ': '}{problem}")
 
 
-def _flags(meta: object) -> set[str]:
+def _flags(name: str, meta: object) -> set[str]:
     """The keys of `_rebuild_tensor_v2`'s metadata that are true."""
     if not isinstance(meta, Dict):
         return set()
+    if len(meta.pairs) > 16:  # torch writes two at most; a long dict could be shared by every tensor
+        raise _wrong(name, f"has {len(meta.pairs) // 2} flags")
     pairs = zip(meta.pairs[::2], meta.pairs[1::2], strict=True)
     return {key for key, value in pairs if isinstance(key, str) and value is True}
 
@@ -174,27 +228,28 @@ def _dtype(name: str, node: object) -> DType:
 
 def _tensor_v1(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
     storage, offset, size, stride = args
-    return r.strided(name, storage, offset, size, stride)
+    return r.strided(name, storage, offset, size, stride, False, None)
 
 
 def _tensor_v2(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
-    storage, offset, size, stride, requires_grad, _hooks, *meta = args
-    return r.strided(name, storage, offset, size, stride, requires_grad, meta=meta[0] if meta else None)
+    return r.strided(name, *args)
 
 
 def _tensor_v3(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
-    storage, offset, size, stride, requires_grad, _hooks, dtype, *meta = args
-    of = _dtype(name, dtype)
-    return r.strided(name, storage, offset, size, stride, requires_grad, of, meta[0] if meta else None)
+    as_v2 = (*args[:6], *args[7:])
+    return r.strided(name, *as_v2, dtype=_dtype(name, args[6]))
 
 
 def _parameter(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
-    data, requires_grad, *_more = args
+    data, requires_grad = args[:2]
+    if type(data) is Call and type(data.args) is tuple and r.rebuild_of(data.func) is _tensor_v2:
+        as_v2 = (*data.args[:4], requires_grad, *data.args[5:])  # nearly every parameter: made at once, not made over
+        return r.strided(name, *as_v2, kind="parameter")
     return replace(_inner(r, name, data), kind="parameter", requires_grad=requires_grad is True)
 
 
 def _inner(r: Rebuilder, name: str, node: object) -> Tensor:
-    tensor = r.tensor(name, node)
+    tensor = r.part(name, node)
     if tensor is None:
         raise _wrong(name, "it wraps something that is no tensor")
     return tensor
@@ -208,7 +263,7 @@ def _quantized(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
         parts = tuple(
             _inner(r, part, node) for part, node in zip(("scales", "zero_points"), quantizer[1:3], strict=True)
         )
-    whole = r.strided(name, storage, offset, size, stride, requires_grad)
+    whole = r.strided(name, storage, offset, size, stride, requires_grad, None)
     return replace(whole, layout="quantized", parts=parts)
 
 
@@ -249,7 +304,7 @@ def _nested(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
 
 def _meta(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
     dtype, size, stride, requires_grad = args
-    shape, steps = counts(name, size), counts(name, stride)
+    shape, steps = geometry(name, size, stride)
     return Tensor(name, _dtype(name, dtype), shape, steps, requires_grad=requires_grad is True, layout="meta")
 
 
@@ -257,7 +312,8 @@ def _from_numpy(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tens
     data, dtype, _device, requires_grad = args
     state = data.states[0] if isinstance(data, Call) and data.states else None
     shape = counts(name, state[1]) if isinstance(state, tuple) else None  # ndarray.__setstate__: (version, shape, …)
-    return Tensor(name, _dtype(name, dtype), shape, requires_grad=requires_grad is True, layout="array")
+    steps = contiguous_stride(shape or ())
+    return Tensor(name, _dtype(name, dtype), shape, steps, requires_grad=requires_grad is True, layout="array")
 
 
 def _from_cpu(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
@@ -267,11 +323,12 @@ def _from_cpu(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor
 
 def _wrapper(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
     kind, dtype, size, stride, _offset, _layout_node, _device, requires_grad = args
+    shape, steps = geometry(name, size, stride)
     return Tensor(
         name,
         _dtype(name, dtype),
-        counts(name, size),
-        counts(name, stride),
+        shape,
+        steps,
         requires_grad=requires_grad is True,
         layout="wrapper",
         python_type=kind.qualified if isinstance(kind, Global) else None,
@@ -295,12 +352,8 @@ def _from_type(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
 
 def _parts_of(r: Rebuilder, state: Dict) -> list[Tensor]:
     """The tensors among the attributes of a wrapper subclass."""
-    found = []
-    for key, node in zip(state.pairs[::2], state.pairs[1::2], strict=True):
-        part = r.tensor(text_of(key) or "", node)
-        if part is not None:
-            found.append(part)
-    return found
+    parts = (r.part(text_of(key) or "", node) for key, node in r.attributes(state))
+    return [part for part in parts if part is not None]
 
 
 def _uninitialized(r: Rebuilder, name: str, args: tuple[Any, ...], node: Call) -> Tensor:
@@ -315,8 +368,7 @@ def _set_state(r: Rebuilder, name: str, _: tuple[Any, ...], node: Call) -> Tenso
     state: Any = node.states[-1]
     if len(state) == 5:
         return replace(_inner(r, name, state[0]), requires_grad=state[3] is True)
-    storage, offset, size, stride = state
-    return r.strided(name, storage, offset, size, stride)
+    return _tensor_v1(r, name, state, node)
 
 
 _REBUILD: dict[tuple[str, str], _Rebuild] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from ckpt_cli.pickles.graph import (
     ByteArray,
     Call,
@@ -15,6 +18,9 @@ from ckpt_cli.pickles.graph import (
     Set,
 )
 
+if TYPE_CHECKING:
+    import re
+
 _DEPTH = 4
 """Containers within containers that are spelled out."""
 
@@ -24,78 +30,129 @@ _ITEMS = 8
 _CHARACTERS = 120
 """Characters of a string that are spelled out."""
 
+_ROOM = 600
+"""Characters of values after which no further one is spelled out."""
 
-def describe(node: object, depth: int = _DEPTH) -> str:
-    """A bounded repr of any node; it never recurses deeper than `depth` and never walks a whole container."""
+
+_RECONSTRUCTORS = ("copyreg._reconstructor", "copy_reg._reconstructor")
+"""What protocols 0 and 1 make of `object.__new__`; up to protocol 2 it goes by its name in Python 2."""
+
+
+def describe(node: object) -> str:
+    """A bounded repr of any node: it goes only so deep and so far, whatever the node holds."""
+    return _Description().of(node, _DEPTH)
+
+
+class _Description:
+    """One description in the making."""
+
+    __slots__ = ("room",)
+
+    def __init__(self) -> None:
+        self.room = _ROOM
+        """Characters left."""
+
+    def of(self, node: object, depth: int) -> str:
+        """A node, spelled out to so many containers within containers."""
+        text = _simple(node)
+        self.room -= 2 + len(text or "")
+        if text is not None:
+            return text
+        return self._container(node, depth - 1) if depth else "…"
+
+    def _container(self, node: object, depth: int) -> str:
+        if isinstance(node, tuple):
+            return f"({self._sequence(node, depth)}{',' if len(node) == 1 else ''})"
+        if isinstance(node, list):
+            return f"[{self._sequence(node, depth)}]"
+        if isinstance(node, Set):
+            text = f"{{{self._sequence(node.items, depth)}}}" if node.items else "set()"
+            return f"frozenset({text})" if node.frozen else text
+        if isinstance(node, Dict):
+            return f"{{{self._mapping(node.pairs, depth)}}}"
+        if isinstance(node, PersistentId):
+            return f"<persistent id {self.of(node.pid, depth)}>"
+        if isinstance(node, ByteArray):
+            return f"bytearray({self.of(node.data, depth)})"
+        if isinstance(node, Call):
+            return self._call(node, depth)
+        return f"<{type(node).__name__}>"
+
+    def _call(self, node: Call, depth: int) -> str:
+        func, args = node.func, node.args if isinstance(node.args, tuple) else (node.args,)
+        if isinstance(func, Global) and func.qualified in _RECONSTRUCTORS and args:
+            func, args = args[0], ()
+        name = self.of(func, depth)
+        pieces = [self._sequence(args, depth)]
+        if node.items:
+            pieces.append(f"[{self._sequence(node.items, depth)}]")
+        if node.pairs:
+            pieces.append(f"{{{self._mapping(node.pairs, depth)}}}")
+        for state in node.states[:_ITEMS]:
+            if isinstance(state, Dict):
+                pieces.append(self._mapping(state.pairs, depth, attributes=True))
+            elif state is not None:
+                pieces.append(self.of(state, depth))
+        return f"{name}({', '.join(filter(None, pieces))})"
+
+    def _sequence(self, items: Sequence[object], depth: int) -> str:
+        texts = [self.of(item, depth) for item in items[:_ITEMS] if self.room > 0]
+        return ", ".join([*texts, "…"] if len(items) > len(texts) else texts)
+
+    def _mapping(self, pairs: Sequence[object], depth: int, *, attributes: bool = False) -> str:
+        """Pairs as `key: value`; attributes as `key=value` where the keys are words."""
+        texts = []
+        for key, value in zip(pairs[: 2 * _ITEMS : 2], pairs[1 : 2 * _ITEMS : 2], strict=True):
+            if self.room <= 0:
+                break
+            is_word = attributes and isinstance(key, str) and len(key) <= _CHARACTERS
+            label = key if is_word else self.of(key, depth)
+            texts.append(f"{label}{'=' if attributes else ': '}{self.of(value, depth)}")
+        return ", ".join([*texts, "…"] if len(pairs) > 2 * len(texts) else texts)
+
+
+def _simple(node: object) -> str | None:
+    """The text of a node that holds no others; None for one that does."""
     if node is None or isinstance(node, bool | float):
         return repr(node)
     if isinstance(node, int):
         return repr(node) if node.bit_length() <= 4096 else f"<integer of {node.bit_length()} bits>"
+    if isinstance(node, RawString):
+        node = node.text
     if isinstance(node, str | bytes):
         return repr(node) if len(node) <= _CHARACTERS else repr(node[:_CHARACTERS]) + "…"
-    if isinstance(node, RawString):
-        return describe(node.text)
     if isinstance(node, Inline):
         return f"<{node.kind} of {node.nbytes} bytes>"
     if isinstance(node, Global):
-        return node.qualified
+        name = node.qualified[: _CHARACTERS + 1]
+        name = name if len(name) <= _CHARACTERS else name[:_CHARACTERS] + "…"
+        return name if name.isprintable() else repr(name)
     if isinstance(node, Extension):
         return f"<extension {node.code}>"
     if isinstance(node, OutOfBand):
         return "<buffer kept elsewhere>"
-    if depth == 0:
-        return "…"
-    return _describe_container(node, depth - 1)
+    return None
 
 
-def _describe_container(node: object, depth: int) -> str:
-    if isinstance(node, tuple):
-        return f"({_sequence(node, depth)}{',' if len(node) == 1 else ''})"
-    if isinstance(node, list):
-        return f"[{_sequence(node, depth)}]"
-    if isinstance(node, Set):
-        text = f"{{{_sequence(node.items, depth)}}}" if node.items else "set()"
-        return f"frozenset({text})" if node.frozen else text
-    if isinstance(node, Dict):
-        return f"{{{_mapping(node.pairs, depth, ': ')}}}"
-    if isinstance(node, PersistentId):
-        return f"<persistent id {describe(node.pid, depth)}>"
-    if isinstance(node, ByteArray):
-        return f"bytearray({describe(node.data, depth)})"
-    if isinstance(node, Call):
-        return _describe_call(node, depth)
-    return f"<{type(node).__name__}>"
+_ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 
 
-def _describe_call(node: Call, depth: int) -> str:
-    name = describe(node.func, depth)
-    args = node.args if isinstance(node.args, tuple) else (node.args,)
-    if name == "copyreg._reconstructor" and args:  # what protocols 0 and 1 make of `object.__new__`
-        name, args = describe(args[0], depth), ()
-    pieces = []
-    if args:
-        pieces.append(_sequence(args, depth))
-    if node.items:
-        pieces.append(f"[{_sequence(node.items, depth)}]")
-    if node.pairs:
-        pieces.append(f"{{{_mapping(node.pairs, depth, ': ')}}}")
-    for state in node.states:
-        if isinstance(state, Dict):
-            pieces.append(_mapping(state.pairs, depth, "=", bare=True))
-        elif state is not None:
-            pieces.append(describe(state, depth))
-    return f"{name}({', '.join(filter(None, pieces))})"
+def unescaped(text: bytes) -> bytes:
+    """The bytes of a Python 2 string literal; raises ValueError for half an escape sequence.
+
+    CPython's own decoder does the same, but warns of the escapes that it does not know.
+    """
+    if b"\\" not in text:
+        return text
+    import re
+
+    return re.sub(rb"\\(?:x([0-9a-fA-F]{2})|([0-7]{1,3})|([^x]|x|$))", _unescape, text)
 
 
-def _sequence(items: list[object] | tuple[object, ...], depth: int) -> str:
-    texts = [describe(item, depth) for item in items[:_ITEMS]]
-    return ", ".join([*texts, "…"] if len(items) > _ITEMS else texts)
-
-
-def _mapping(pairs: list[object], depth: int, sign: str, *, bare: bool = False) -> str:
-    """Pairs as `key: value`, or with `bare` as `key=value` where the keys are words."""
-    texts = []
-    for key, value in zip(pairs[: 2 * _ITEMS : 2], pairs[1 : 2 * _ITEMS : 2], strict=True):
-        label = key if bare and isinstance(key, str) else describe(key, depth)
-        texts.append(f"{label}{sign}{describe(value, depth)}")
-    return ", ".join([*texts, "…"] if len(pairs) > 2 * _ITEMS else texts)
+def _unescape(match: re.Match[bytes]) -> bytes:
+    hexadecimal, octal, other = match.groups()
+    if other in (b"", b"x"):
+        raise ValueError("half an escape sequence in a string")
+    if other:
+        return other if other in (b"\\", b"'", b'"') else _ESCAPES.get(other, match[0])
+    return bytes((int(hexadecimal, 16) if hexadecimal else int(octal, 8) & 0xFF,))

@@ -1,0 +1,150 @@
+"""What a pickle's opcodes work on: its bytes, stacks and memo, with the checks before anything is taken from them."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, MalformedError, TruncatedError
+from ckpt_cli.pickles.graph import ByteArray, Global, Inline, RawString
+
+SHORT = 255
+"""Bytes up to which an ASCII string needs no accounting: its opcode and its memory block pay for it."""
+
+_SPARSE = 1 << 18
+"""Memo slots that may be filled out of order; picklers number them from 0 or 1."""
+
+_UNSET = object()
+"""A memo slot that was never put."""
+
+
+class Machine:
+    """The state of one pickle's interpretation. Its errors name the problem; the reader adds where it is."""
+
+    __slots__ = ("below", "data", "globals", "lines", "memo", "protocol", "size", "sparse", "stack", "text")
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.data = data
+        self.size = len(data)
+        self.stack: list[object] = []
+        """What was pushed since the last MARK."""
+        self.below: list[list[object]] = []
+        """The stacks that open MARKs put aside, outermost first."""
+        self.memo: list[object] = []
+        self.sparse: dict[int, object] = {}
+        """Memo slots that were not filled in order."""
+        self.globals: dict[tuple[str, str], Global] = {}
+        self.protocol = 0
+        self.lines = 0
+        """Lines read."""
+        self.text = 0
+        """Bytes of memory that long or wide strings take."""
+
+    def since_mark(self) -> list[object]:
+        """Pop what was pushed since the last MARK."""
+        if not self.below:
+            raise MalformedError("has no mark for an opcode that needs one")
+        items = self.stack
+        self.stack = self.below.pop()
+        return items
+
+    def put(self, slot: int) -> None:
+        """Memoize the top of the stack."""
+        node = self.stack[-1]
+        memo = self.memo
+        if slot == len(memo):
+            memo.append(node)
+        elif 0 <= slot < len(memo):
+            memo[slot] = node
+        elif slot < 0:
+            raise MalformedError(f"puts into memo {slot}")
+        elif slot == 1 and not memo:  # cPickle of Python 2 counts from 1
+            memo += (_UNSET, node)
+        else:
+            if len(self.sparse) >= _SPARSE:
+                raise LimitError(f"puts {_SPARSE} things into its memo out of order")
+            self.sparse[slot] = node
+
+    def memoize(self) -> None:
+        """Memoize the top of the stack in the next free slot."""
+        if self.sparse or self.memo[:1] == [_UNSET]:
+            raise MalformedError("both counts and numbers its memo, which no pickler does")
+        self.memo.append(self.stack[-1])
+
+    def get(self, slot: int) -> None:
+        """Push from the memo."""
+        node = self.memo[slot] if 0 <= slot < len(self.memo) else self.sparse.get(slot, _UNSET)
+        if node is _UNSET:
+            raise MalformedError(f"asks for memo {slot}, which it never put")
+        self.stack.append(node)
+
+    def take(self, begin: int, nbytes: int) -> bytes | memoryview:
+        """Bytes of an argument."""
+        if nbytes < 0 or begin + nbytes > self.size:
+            raise TruncatedError(f"ends within an argument of {nbytes} bytes")
+        return self.data[begin : begin + nbytes]
+
+    def line(self, begin: int) -> bytes:
+        """The line that begins there, without its newline."""
+        self.lines += 1
+        if self.lines > limits.PICKLE_LINES:
+            raise LimitError(f"has more than {limits.PICKLE_LINES} lines")
+        for reach in (SHORT, limits.INLINE_BYTES):
+            raw, newline, _ = bytes(self.data[begin : begin + reach]).partition(b"\n")
+            if newline:
+                if len(raw) > SHORT:
+                    self._account(4 * len(raw))
+                return raw
+        if begin + limits.INLINE_BYTES < self.size:
+            raise LimitError(f"has a line of over {limits.INLINE_BYTES} bytes")
+        raise TruncatedError("ends within a line")
+
+    def string(self, kind: str, begin: int, nbytes: int) -> object:
+        """A string's node: `str`, `raw` (of Python 2), `bytes` or `bytearray`; a long one is left where it is."""
+        if nbytes < 0 or begin + nbytes > self.size:
+            raise TruncatedError(f"ends within a string of {nbytes} bytes")
+        if nbytes > limits.INLINE_BYTES:
+            inline = Inline(kind, begin, nbytes)
+            return ByteArray(inline) if kind == "bytearray" else inline
+        raw = bytes(self.data[begin : begin + nbytes])
+        if kind == "str":
+            return self.held(raw.decode("utf-8", "surrogatepass"))
+        if kind == "raw":
+            return self.raw_string(raw)
+        if nbytes > SHORT:
+            self._account(nbytes)
+        return ByteArray(raw) if kind == "bytearray" else raw
+
+    def raw_string(self, raw: bytes) -> RawString:
+        """The node of a Python 2 string, with room for its text."""
+        if not raw.isascii():
+            self._account(5 * len(raw))
+        elif len(raw) > SHORT:
+            self._account(2 * len(raw))
+        return RawString(raw)
+
+    def held(self, text: str) -> str:
+        """The text itself, its memory accounted: one wide character makes every other one take four bytes."""
+        if not text.isascii():
+            self._account(4 * len(text))
+        elif len(text) > SHORT:
+            self._account(len(text))
+        return text
+
+    def _account(self, nbytes: int) -> None:
+        """Count memory that neither opcodes nor memory blocks are a measure of."""
+        self.text += nbytes
+        if self.text > limits.PICKLE_TEXT:
+            raise LimitError(f"holds more than {limits.PICKLE_TEXT} bytes of text")
+
+    def name(self, module: str, name: str) -> Global:
+        """The node of a global, one for each name."""
+        key = (module, name)
+        node = self.globals.get(key)
+        if node is None:
+            node = self.globals[key] = Global(module, name)
+        return node
+
+    def unexpected(self, doing: str) -> NoReturn:
+        """Raise for an opcode whose target, on top of the stack, is of another kind."""
+        raise MalformedError(f"{doing} a {type(self.stack[-1]).__name__}")
