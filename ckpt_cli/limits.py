@@ -21,13 +21,16 @@ _SCALE = _scale()
 PICKLE_OPCODES = int(8_000_000 * _SCALE)
 """Opcodes in one pickle: a tensor takes about 35, so this is over 200,000 tensors."""
 
-PICKLE_BLOCKS = int(2_600_000 * _SCALE)
-"""Memory blocks (about 60 bytes each) that one pickle's graph may take."""
+PICKLE_BLOCKS = int(2_200_000 * _SCALE)
+"""Memory blocks (60 to 100 bytes each) that one pickle's graph may take: a tensor takes nine."""
 
-PICKLE_TEXT = int(96 * 2**20 * _SCALE)
-"""Bytes of text and byte strings over 255 bytes that one pickle may make us hold."""
+PICKLE_LINES = int(500_000 * _SCALE)
+"""Arguments that are lines of text: slow to read, and rare but for the names of globals."""
 
-PICKLE_INFLATED = int(96 * 2**20 * _SCALE)
+PICKLE_TEXT = int(64 * 2**20 * _SCALE)
+"""Bytes of memory for strings that are long, or wider than ASCII, that one pickle may make us hold."""
+
+PICKLE_INFLATED = int(64 * 2**20 * _SCALE)
 """Bytes of a compressed pickle after inflation."""
 
 INLINE_BYTES = 64 * 2**10
@@ -36,19 +39,28 @@ INLINE_BYTES = 64 * 2**10
 ENTRIES_FLOOR = int(20_000 * _SCALE)
 """Entries that any pickle may flatten to; beyond them, one for every three bytes, as shared containers multiply."""
 
-ENTRY_BLOCKS = int(1_300_000 * _SCALE)
-"""Memory blocks that the flattened entries of one pickle may take."""
+ENTRY_BLOCKS = int(700_000 * _SCALE)
+"""Memory blocks that the flattened entries of one pickle may take: a tensor takes two."""
 
 NAME_BYTES = int(64 * 2**20 * _SCALE)
-"""Characters of all flattened names together."""
+"""Bytes of all flattened names together, those of containers included."""
+
+WALK_STEPS = int(16_000_000 * _SCALE)
+"""Items of containers that are looked at when one pickle is flattened: some 100 ns each."""
+
+PARTS_WITHIN = 16
+"""Tensors that are made of tensors that are made of tensors…"""
+
+NAME_LENGTH = int(8_192 * _SCALE)
+"""Characters of one name: one that is longer makes every row of a table, and every index, as long."""
 
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""
 
-ZIP_RECORDS = int(400_000 * _SCALE)
+ZIP_RECORDS = int(250_000 * _SCALE)
 """Records in one zip file."""
 
-ZIP_DIRECTORY = int(64 * 2**20 * _SCALE)
+ZIP_DIRECTORY = int(48 * 2**20 * _SCALE)
 """Bytes of a zip file's central directory."""
 
 ZIP_NOTE_RECORD = 64 * 2**10
@@ -57,11 +69,41 @@ ZIP_NOTE_RECORD = 64 * 2**10
 SAFETENSORS_HEADER = 100_000_000
 """Bytes of a safetensors header: the reference library's own limit."""
 
-SAFETENSORS_PARSED = int(250 * 2**20 * _SCALE)
+METADATA = int(8 * 2**20 * _SCALE)
+"""Characters of a safetensors header's `__metadata__`, with 64 more for each of its entries."""
+
+SAFETENSORS_PARSED = int(160 * 2**20 * _SCALE)
 """Estimated bytes of memory of a safetensors header once parsed."""
 
 DIMENSIONS = 64
 """Dimensions of a tensor: torch and numpy stop at 64."""
+
+REPEATED = int(16 * 2**20 * _SCALE)
+"""Elements of a view that has more of them than its storage, such as an expanded one, that are gone through."""
+
+REPEATED_AS_TEXT = int(2**20 * _SCALE)
+"""The same where each becomes text."""
+
+READ_TIMES = 4
+"""Times that one command goes through all bytes of a file, as tied names make it do."""
+
+READ_AGAIN = int(2**30 * _SCALE)
+"""Bytes of views of shared storages that it goes through beyond that."""
+
+READ_AGAIN_AS_TEXT = int(2**20 * _SCALE)
+"""The same where they become text."""
+
+INFLATED_AT_ONCE = int(64 * 2**20 * _SCALE)
+"""Bytes of a compressed storage that are held at once."""
+
+INFLATED_IN_ALL = int(2**30 * _SCALE)
+"""Bytes that one command inflates: compressed checkpoints are rare, and small ones."""
+
+VIEW_PAIRS = int(4_000 * _SCALE)
+"""Pairs of views that one command compares exactly; beyond them spans decide whether views meet."""
+
+VIEW_STEPS = 1_000
+"""Steps of one exact comparison of two views: it is an integer programme, hard only for contrived strides."""
 
 CONFIG_JSON = 4 * 2**20
 """Bytes of a `config.json` beside a checkpoint; a larger one is not read."""

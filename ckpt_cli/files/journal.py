@@ -15,6 +15,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -30,8 +31,10 @@ _HEAD = struct.Struct("<16sII")
 _RECORD = struct.Struct("<IQQ")
 _CRC = struct.Struct("<I")
 _END = struct.Struct("<16sQI")
-_HEADER_LIMIT = 16 << 20
-_RECORD_LIMIT = 64 << 20
+_HEADER_LIMIT = 1 << 20
+_RECORD_LIMIT = 16 << 20
+_SECTOR = 4096
+"""Bytes that a crash leaves wholly old or wholly new, but for the one where it stopped."""
 _HELD = 1 << 20
 
 
@@ -110,28 +113,43 @@ def recover(path: str) -> bool:
         lock(first)
         if not os.path.lexists(log):  # the other process finished while we waited
             return False
-        with LocalFile(log) as journal:
-            header = _complete(journal)
-            if header is None:
-                os.unlink(log)
-                sync_folder(os.path.dirname(log))
-                return False
-            files = [first]
-            try:
-                for entry in header["files"][1:]:
-                    neighbour = os.path.join(os.path.dirname(log), os.path.basename(entry["name"]))
-                    files.append(LocalFile(neighbour, write=True))
+        with LocalFile(log, follow=False) as journal, ExitStack() as opened:
+            _require_own(journal, first)
+            header = _header(journal)
+            names = [entry["name"] for entry in header["files"][1:]] if header else []
+            others = (LocalFile(_neighbour(log, name), write=True, follow=False) for name in names)
+            files = [first, *map(opened.enter_context, others)]
+            whole = header is not None and _is_complete(journal, files)
+            if header and whole:
                 _check_identity(log, header, files, _records(journal))
                 for record in _records(journal):
                     _write_all(files[record.file].fd, record.new, record.offset)
                 for file in files:
                     os.fsync(file.fd)
-            finally:
-                for file in files[1:]:
-                    file.close()
         os.unlink(log)
         sync_folder(os.path.dirname(log))
-        return True
+        return whole
+
+
+def _require_own(journal: LocalFile, file: LocalFile) -> None:
+    """Refuse a journal that somebody laid beside the file who may not be one who writes it."""
+    owner = os.fstat(journal.fd).st_uid
+    if owner not in (os.fstat(file.fd).st_uid, os.geteuid(), 0):
+        raise RefusedError(
+            f"a journal that another user (id {owner}) wrote lies beside it",
+            path=file.path,
+            hint=f"if you do not trust that user, remove it: rm {journal.path!r}",
+        )
+
+
+def _neighbour(log: str, name: str) -> str:
+    """The path of another file of the same checkpoint, which a journal may patch: one beside it with its suffix."""
+    suffix = os.path.splitext(log.removesuffix(".ckpt-journal"))[1]
+    if not suffix or os.path.splitext(name)[1] != suffix:
+        raise RefusedError(
+            f"a journal would patch {name!r}, which is no part of it", path=log, hint=f"remove it: rm {log!r}"
+        )
+    return os.path.join(os.path.dirname(log), os.path.basename(name))
 
 
 def write_patches(overlay: Overlay, number: int, target: LocalFile) -> None:
@@ -204,32 +222,45 @@ def _write_journal(path: str, overlay: Overlay) -> int:
         os.close(fd)
 
 
-def _complete(journal: LocalFile) -> _Header | None:
-    """The journal's header when its trailer stands and every record's checksum holds, else None."""
+def _header(journal: LocalFile) -> _Header | None:
+    """The journal's header where it and the trailer stand, else None."""
     if journal.size < _HEAD.size + _END.size:
         return None
     magic, length, crc = _HEAD.unpack(journal.read(0, _HEAD.size))
-    if magic != _MAGIC or length > min(_HEADER_LIMIT, journal.size - _HEAD.size):
+    if magic != _MAGIC or length > min(_HEADER_LIMIT, journal.size - _HEAD.size - _END.size):
         return None
     header = journal.read(_HEAD.size, length)
-    trailer, count, total = _END.unpack(journal.read(journal.size - _END.size, _END.size))
-    if zlib.crc32(header) != crc or trailer != _TRAILER:
+    if zlib.crc32(header) != crc or journal.read(journal.size - _END.size, len(_TRAILER)) != _TRAILER:
         return None
     try:
-        found = running = 0
+        parsed = json.loads(header)
+        named = [_File(name=str(entry["name"]), size=int(entry["size"])) for entry in parsed["files"]]
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # its checksum holds, but no ckpt wrote it
+        return None
+    return _Header(files=named) if named else None
+
+
+def _is_complete(journal: LocalFile, files: Sequence[LocalFile]) -> bool:
+    """Whether every record's checksum holds, and the records are those that the trailer counts."""
+    if journal.size > _HEADER_LIMIT + (_RECORD.size + _CRC.size + 2) * (1 + sum(file.size for file in files)):
+        return False
+    _, count, total = _END.unpack(journal.read(journal.size - _END.size, _END.size))
+    found = running = 0
+    reached = (0, 0)
+    try:
         for record in _records(journal):
+            if record.file >= len(files) or (record.file, record.offset) < reached or not record.new:
+                return False
+            reached = (record.file, record.offset + len(record.new))
             fields = _RECORD.pack(record.file, record.offset, len(record.new))
             checksum = zlib.crc32(record.new, zlib.crc32(record.old, zlib.crc32(fields)))
             if checksum != record.crc:
-                return None
+                return False
             running = zlib.crc32(_CRC.pack(checksum), running)
             found += 1
     except MalformedError:
-        return None
-    if (found, running) != (count, total):
-        return None
-    parsed: _Header = json.loads(header)
-    return parsed
+        return False
+    return (found, running) == (count, total)
 
 
 def _records(journal: LocalFile) -> Iterator[_Record]:
@@ -258,11 +289,9 @@ def _check_identity(
     """Refuse to roll forward over a file that is not the one the journal was written for."""
     stale = [file.path for file, entry in zip(files, header["files"], strict=True) if file.size != entry["size"]]
     for record in [] if stale else records:
-        now = files[record.file].read(record.offset, len(record.new))
-        if now not in (record.new, record.old) and any(
-            byte not in pair for byte, *pair in zip(now, record.old, record.new, strict=True)
-        ):
-            stale.append(files[record.file].path)
+        file = files[record.file]
+        if record.offset + len(record.new) > file.size or not _is_between(record, file):
+            stale.append(file.path)
             break
     if stale:
         raise RefusedError(
@@ -270,6 +299,16 @@ def _check_identity(
             path=stale[0],
             hint=f"if this file is whole, remove the journal: rm {log!r}",
         )
+
+
+def _is_between(record: _Record, file: LocalFile) -> bool:
+    """Whether each byte is an old or a new one, as an interrupted patch leaves them."""
+    for at in range(0, len(record.new), _SECTOR):
+        old, new = record.old[at : at + _SECTOR], record.new[at : at + _SECTOR]
+        now = file.read(record.offset + at, len(new))
+        if now not in (old, new) and any(byte not in pair for byte, *pair in zip(now, old, new, strict=True)):
+            return False
+    return True
 
 
 def _roll_back(path: str, files: Sequence[LocalFile]) -> None:

@@ -16,12 +16,13 @@ PREAD_LIMIT = 1 << 20
 class LocalFile:
     """An open regular file of which only the ranges asked for are read.
 
-    Raises OSError when it cannot be opened and FormatError when it is not a regular file.
+    Raises OSError when it cannot be opened and FormatError when it is not a regular file; without `follow`, a
+    symbolic link is none.
     """
 
-    def __init__(self, path: str, *, write: bool = False) -> None:
+    def __init__(self, path: str, *, write: bool = False, follow: bool = True) -> None:
         self.path = path
-        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
         self.fd = os.open(path, flags)  # not blocking: a named pipe would wait for a writer for ever
         info = os.fstat(self.fd)
         if not stat.S_ISREG(info.st_mode):
@@ -60,6 +61,11 @@ class LocalFile:
         if self._map is None:
             self._map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
         return memoryview(self._map)[offset : offset + nbytes]
+
+    def forget(self) -> None:
+        """Give back the memory of mapped bytes that were touched; they are read again when touched again."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def _check(self, offset: int, nbytes: int) -> None:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:

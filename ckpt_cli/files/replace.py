@@ -34,7 +34,7 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
     try:
         for model in filter(None, (real, mode_of)):
             if os.path.exists(model):
-                os.fchmod(file.fd, os.stat(model).st_mode & 0o7777)
+                os.fchmod(file.fd, os.stat(model).st_mode & 0o777)
                 break
         yield file
         os.fsync(file.fd)
@@ -51,9 +51,9 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
 def _create(path: str, target: str) -> LocalFile:
     """Create the temporary file and lock it, so that a leftover can be told from a write under way."""
     while True:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666))
         with suppress(FileNotFoundError):
-            file = LocalFile(path, write=True)
+            file = LocalFile(path, write=True, follow=False)
             if _locked_in_place(file, target):
                 os.ftruncate(file.fd, 0)
                 return file
@@ -66,7 +66,7 @@ def _locked_in_place(file: LocalFile, target: str) -> bool:
         file.close()
         raise BusyError("another process is writing it; try again when it is done", path=target)
     try:
-        return os.path.samestat(os.stat(file.path), os.fstat(file.fd))
+        return os.path.samestat(os.lstat(file.path), os.fstat(file.fd))
     except FileNotFoundError:
         return False
 

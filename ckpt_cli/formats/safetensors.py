@@ -22,6 +22,9 @@ NAME = "safetensors"
 
 _FIELDS = ("dtype", "shape", "data_offsets")
 
+_COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
+"""Bytes of memory that what begins, goes on or ends with a character of a header takes when parsed."""
+
 
 class Safetensors:
     """The container: each tensor is its own storage, at an offset from the end of the header."""
@@ -87,11 +90,13 @@ def _header(file: LocalFile) -> tuple[dict[str, Any], int]:
     raw = file.read(8, length)
     if raw[:1] != b"{":
         raise MalformedError("its header does not begin with a brace")
-    cost = (2 if raw.isascii() else 8) * length + 64 * raw.count(b"[") + 300 * raw.count(b"{") + 16 * raw.count(b",")
+    cost = (2 if raw.isascii() else 8) * length + sum(raw.count(char) * nbytes for char, nbytes in _COSTS)
     if cost > limits.SAFETENSORS_PARSED:
         raise LimitError(f"its header of {length} bytes would take about {cost >> 20} MiB of memory")
     try:
-        header = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        text = raw.decode("utf-8")
+        del raw
+        header = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise MalformedError("its header nests too deeply") from None
     except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
@@ -109,6 +114,8 @@ def _metadata(header: dict[str, Any]) -> dict[str, str]:
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise MalformedError("its __metadata__ is no map of strings")
+    if sum(64 + len(key) + len(value) for key, value in metadata.items()) > limits.METADATA:
+        raise LimitError(f"its __metadata__ of {len(metadata)} entries is far larger than that of a checkpoint")
     return metadata
 
 
@@ -116,8 +123,8 @@ def _tensors(header: dict[str, Any], container: Safetensors, nbytes: int) -> lis
     """The header's tensors in its order, their ranges checked to fill the file without gap or overlap."""
     found: list[Tensor] = []
     ranges: list[tuple[int, int, str]] = []
-    for name, info in header.items():
-        dtype, shape, begin, end = _fields(name, info)
+    for name in list(header):
+        dtype, shape, begin, end = _fields(name, header.pop(name))  # popped, as a large header takes much memory
         count = 1
         for size in shape:
             count *= size
@@ -149,12 +156,15 @@ def _tensors(header: dict[str, Any], container: Safetensors, nbytes: int) -> lis
 
 def _fields(name: str, info: Any) -> tuple[DType, tuple[int, ...], int, int]:
     """One tensor's dtype, shape and range, each checked for its type."""
+    if len(name) > limits.NAME_LENGTH:
+        raise LimitError(f"it has a tensor whose name has {len(name)} characters")
     if not isinstance(info, dict) or any(field not in info for field in _FIELDS):
         raise MalformedError(f"tensor {name!r} lacks dtype, shape or data_offsets")
     dtype = BY_SAFETENSORS.get(info["dtype"]) if isinstance(info["dtype"], str) else None
     shape, offsets = info["shape"], info["data_offsets"]
     if dtype is None:
-        raise MalformedError(f"tensor {name!r} has dtype {info['dtype']!r}, which safetensors does not know")
+        spelled = info["dtype"][:20] if isinstance(info["dtype"], str) else type(info["dtype"]).__name__
+        raise MalformedError(f"tensor {name!r} has dtype {spelled!r}, which safetensors does not know")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
         raise MalformedError(f"tensor {name!r} has a shape or data_offsets that are no proper counts")
     if len(shape) > limits.DIMENSIONS:

@@ -34,7 +34,6 @@ class TorchZip:
             raise MalformedError(f"its byteorder record says {order[:20]!r}", path=file.path)
         self.big_endian = order == b"big"
         self.version = self._note("version", b"").strip().decode("ascii", "replace")
-        self._storages: dict[str, Storage] = {}
 
     def _note(self, name: str, default: bytes) -> bytes:
         """The content of a small record, or `default` where there is none."""
@@ -47,25 +46,16 @@ class TorchZip:
 
     def find(self, key: str, nbytes: int, location: str) -> Storage:
         """The storage of a record, checked to be there and long enough."""
-        storage = self._storages.get(key)
-        if storage is None:
-            record = self.records.by_name.get(self._record_name(key))
-            if record is None:
-                raise MalformedError(
-                    f"storage {key!r} has no record {self._record_name(key)!r}", path=self.files[0].path
-                )
-            if record.nbytes < nbytes:
-                raise MalformedError(
-                    f"storage {key!r} should have {nbytes} bytes, its record has {record.nbytes}",
-                    path=self.files[0].path,
-                )
-            storage = self._storages[key] = Storage(key, nbytes, location)
-        elif storage.nbytes < nbytes:
+        name = self._record_name(key)
+        record = self.records.by_name.get(name)
+        if record is None:
+            raise MalformedError(f"storage {key!r} has no record {name!r}", path=self.files[0].path)
+        if record.nbytes < nbytes:
             raise MalformedError(
-                f"storage {key!r} has {storage.nbytes} bytes in one place and {nbytes} in another",
+                f"storage {key!r} should have {nbytes} bytes, its record has {record.nbytes}",
                 path=self.files[0].path,
             )
-        return storage
+        return Storage(key, nbytes, location)
 
     def _record_name(self, key: str) -> str:
         return f"{self.prefix}/data/{key}"

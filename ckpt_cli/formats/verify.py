@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.formats.registry import open_checkpoint
-from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.model import Checkpoint, Entry, Tensor
 
 
 def verify_copy(original: Checkpoint, path: str) -> None:
@@ -13,27 +13,29 @@ def verify_copy(original: Checkpoint, path: str) -> None:
     Raises CkptError where it does not read back as the same entries over the same ranges.
     """
     try:
-        copy = open_checkpoint(path)
-        copy.close()
-        same = _facts(copy) == _facts(original)
+        same, why = _same_entries(original, path), ""
         if original.format == "safetensors":
             _open_with_safetensors(path)
     except FormatError as error:
         same, why = False, f": {error.problem}"
-    else:
-        why = ""
     if not same:
         raise CkptError(f"the new file did not read back as it should, so nothing was replaced{why}", path=path)
 
 
-def _facts(checkpoint: Checkpoint) -> list[object]:
+def _same_entries(original: Checkpoint, path: str) -> bool:
+    """Whether the file opens to the original's entries."""
+    copy = open_checkpoint(path)
+    copy.close()
+    return len(copy.entries) == len(original.entries) and all(
+        _facts(one) == _facts(other) for one, other in zip(copy.entries, original.entries, strict=True)
+    )
+
+
+def _facts(entry: Entry) -> tuple[object, ...]:
     """What an edit of values leaves as it is."""
-    return [
-        (entry.name, entry.dtype.name, entry.shape, entry.stride, entry.storage_offset, entry.storage)
-        if isinstance(entry, Tensor)
-        else entry.name
-        for entry in checkpoint.entries
-    ]
+    if isinstance(entry, Tensor):
+        return (entry.name, entry.dtype.name, entry.shape, entry.stride, entry.storage_offset, entry.storage)
+    return (entry.name,)
 
 
 def _open_with_safetensors(path: str) -> None:

@@ -10,6 +10,7 @@ import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
@@ -34,10 +35,19 @@ _PIECE = 1 << 20
 class Record:
     """One member: its name, and where its bytes and its two checksums are."""
 
-    __slots__ = ("central", "crc", "flags", "header", "method", "name", "nbytes", "stored")
+    __slots__ = ("central", "crc", "flags", "header", "least_end", "method", "name", "nbytes", "stored")
 
     def __init__(
-        self, name: str, header: int, method: int, flags: int, crc: int, stored: int, nbytes: int, central: int
+        self,
+        name: str,
+        header: int,
+        method: int,
+        flags: int,
+        crc: int,
+        stored: int,
+        nbytes: int,
+        central: int,
+        least_end: int,
     ) -> None:
         self.name = name
         self.header = header
@@ -52,6 +62,41 @@ class Record:
         """Bytes of its content."""
         self.central = central
         """The first byte of its entry in the central directory."""
+        self.least_end = least_end
+        """Where it ends at the earliest: its local header's extra field is not known before that is read."""
+
+
+class _Stream:
+    """A deflated record, inflated piece by piece."""
+
+    def __init__(self, file: LocalFile, name: str, position: int, end: int) -> None:
+        self.name = name
+        self.reached = 0
+        """Bytes of the content inflated so far."""
+        self._file = file
+        self._position = position
+        self._end = end
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._pending = b""
+
+    def next(self, most: int) -> bytes:
+        """Up to `most` bytes of the content, at least one."""
+        while True:
+            if not self._pending:
+                self._pending = self._file.read(self._position, min(_PIECE, self._end - self._position))
+                self._position += len(self._pending)
+            try:
+                piece = self._inflater.decompress(self._pending, most)
+            except zlib.error as error:
+                raise MalformedError(f"record {self.name!r} does not inflate: {error}", path=self._file.path) from None
+            self._pending = self._inflater.unconsumed_tail
+            self.reached += len(piece)
+            if piece:
+                return piece
+            if self._inflater.eof or (not self._pending and self._position >= self._end):
+                raise TruncatedError(
+                    f"record {self.name!r} inflates to {self.reached} bytes only", path=self._file.path
+                )
 
 
 class ZipRecords:
@@ -70,6 +115,10 @@ class ZipRecords:
         """The first byte of the central directory."""
         self._data: dict[str, int] = {}
         """What local headers were read for: the first byte of each record's data."""
+        self._stream: _Stream | None = None
+        """The compressed record that was read last, as far as it was read."""
+        self._inflated = 0
+        """Bytes inflated so far."""
         self._read_directory()
 
     def read(self, name: str, most: int) -> bytes | memoryview:
@@ -80,7 +129,7 @@ class ZipRecords:
             return get(self.data_offset(record), record.nbytes)
         if record.nbytes > most:
             raise LimitError(f"record {name!r} would inflate to {record.nbytes} bytes", path=self.file.path)
-        return self.inflate(record, 0, record.nbytes)
+        return bytes(self.inflate(record, 0, record.nbytes))
 
     def data_offset(self, record: Record) -> int:
         """The first byte of a record's data, from its local header."""
@@ -89,30 +138,26 @@ class ZipRecords:
             offset = self._data[record.name] = self._read_local(record)
         return offset
 
-    def inflate(self, record: Record, offset: int, nbytes: int) -> bytes:
-        """A range of a compressed record's content; everything before it is inflated and dropped."""
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        position, end = self.data_offset(record), self.data_offset(record) + record.stored
+    def inflate(self, record: Record, offset: int, nbytes: int) -> bytearray:
+        """A range of a compressed record's content; what lies before it is inflated and dropped.
+
+        Ranges that follow each other cost no more than one that spans them.
+        """
+        if nbytes > limits.INFLATED_AT_ONCE:
+            raise LimitError(f"{nbytes} bytes of record {record.name!r} would have to be inflated", path=self.file.path)
+        stream = self._stream
+        if stream is None or stream.name != record.name or stream.reached > offset:
+            begin = self.data_offset(record)
+            stream = self._stream = _Stream(self.file, record.name, begin, begin + record.stored)
         kept = bytearray()
-        reached = 0
-        pending = b""
-        while reached < offset + nbytes:
-            if not pending:
-                count = min(_PIECE, end - position)
-                pending = self.file.read(position, count)
-                position += count
-            try:
-                piece = inflater.decompress(pending, _PIECE)
-            except zlib.error as error:
-                raise MalformedError(f"record {record.name!r} does not inflate: {error}", path=self.file.path) from None
-            pending = inflater.unconsumed_tail
-            if not piece and not pending and (inflater.eof or position >= end):
-                raise TruncatedError(f"record {record.name!r} inflates to {reached} bytes only", path=self.file.path)
-            first, last = max(offset - reached, 0), min(offset + nbytes - reached, len(piece))
-            if first < last:
-                kept += piece[first:last]
-            reached += len(piece)
-        return bytes(kept)
+        while stream.reached < offset + nbytes:
+            behind = stream.reached
+            piece = stream.next(min(_PIECE, offset + nbytes - behind))
+            self._inflated += len(piece)
+            if self._inflated > limits.INFLATED_IN_ALL:
+                raise LimitError("it is compressed, and far more would be inflated than it has", path=self.file.path)
+            kept += piece[max(offset - behind, 0) :]
+        return kept
 
     def seal(self, overlay: Overlay) -> None:
         """Patch the checksums of every record that the overlay changes, in both places; a 0 stays 0 (not computed)."""
@@ -153,13 +198,12 @@ class ZipRecords:
                 f"its directory is said to be bytes {offset}–{offset + size}, but it must end by {end}"
             )
         directory = self.file.read(offset, size)
-        for record in self._parse(directory, count, offset):
-            if record.name in self.by_name:
-                raise self._malformed(
-                    f"it has two records called {record.name!r}; readers differ in which one they take"
-                )
-            self.by_name[record.name] = record
-        self._check_ranges(offset)
+        records = list(self._parse(directory, count, offset))
+        self.by_name = {record.name: record for record in records}
+        if len(self.by_name) < count:
+            twice = next(record.name for record in records if self.by_name[record.name] is not record)
+            raise self._malformed(f"it has two records called {twice!r}; readers differ in which one they take")
+        self._check_ranges(records, offset)
 
     def _find_directory(self) -> tuple[int, int, int, int]:
         """Number of records, size and offset of the directory, and where it must have ended."""
@@ -195,7 +239,7 @@ class ZipRecords:
         return count, directory_size, offset, position
 
     def _parse(self, directory: bytes, count: int, base: int) -> Iterator[Record]:
-        position = 0
+        position = wide = 0
         unpack, fixed = _CENTRAL.unpack_from, _CENTRAL.size
         for _ in range(count):
             if position + fixed > len(directory):
@@ -206,21 +250,30 @@ class ZipRecords:
                 raise self._malformed(f"its directory has no record at byte {base + position}")
             after_name = position + fixed + name_length
             name = directory[position + fixed : after_name].decode("utf-8", "surrogateescape")
+            if not name.isascii():
+                wide += 4 * len(name)
+                if wide > limits.ZIP_DIRECTORY:
+                    raise LimitError("its records have names of far too many characters", path=self.file.path)
             if nbytes == _MASK32 or stored == _MASK32 or header == _MASK32:
                 extra = directory[after_name : after_name + extra_length]
                 nbytes, stored, header = self._wide(name, extra, nbytes, stored, header)
-            if flags & _ENCRYPTED:
-                raise UnsupportedError(f"record {name!r} is encrypted", path=self.file.path)
-            if method not in (STORED, DEFLATED) or disk not in (0, 0xFFFF):
-                raise self._malformed(
-                    f"record {name!r} is compressed in a way (method {method}) that torch never writes"
-                )
-            if method == STORED and stored != nbytes:
-                raise self._malformed(f"record {name!r} is stored as {stored} bytes but said to hold {nbytes}")
-            yield Record(name, header, method, flags, crc, stored, nbytes, base + position)
+            if method or disk or flags & _ENCRYPTED or stored != nbytes:
+                self._check_unusual(name, method, disk, flags, stored, nbytes)
+            least_end = header + _LOCAL.size + name_length + stored
+            yield Record(name, header, method, flags, crc, stored, nbytes, base + position, least_end)
             position = after_name + extra_length + comment_length
-        if position > len(directory):
-            raise self._malformed(f"its directory of {count} records ends within one")
+        if position != len(directory):
+            fault = "ends within one" if position > len(directory) else "goes on after the last"
+            raise self._malformed(f"its directory of {count} records {fault}")
+
+    def _check_unusual(self, name: str, method: int, disk: int, flags: int, stored: int, nbytes: int) -> None:
+        """Refuse what torch never writes and its reader does not take."""
+        if flags & _ENCRYPTED:
+            raise UnsupportedError(f"record {name!r} is encrypted", path=self.file.path)
+        if method not in (STORED, DEFLATED) or disk not in (0, 0xFFFF):
+            raise self._malformed(f"record {name!r} is compressed in a way (method {method}) that torch never writes")
+        if method == STORED and stored != nbytes:
+            raise self._malformed(f"record {name!r} is stored as {stored} bytes but said to hold {nbytes}")
 
     def _wide(self, name: str, extra: bytes, nbytes: int, stored: int, header: int) -> tuple[int, int, int]:
         """The three 64-bit fields of the zip64 extra (id 1), each there only when its 32-bit field is full."""
@@ -240,15 +293,15 @@ class ZipRecords:
             position += 4 + length
         raise self._malformed(f"record {name!r} lacks the zip64 sizes that it points to")
 
-    def _check_ranges(self, directory: int) -> None:
+    def _check_ranges(self, records: list[Record], directory: int) -> None:
         """Every record must end before the next one begins, and the last before the directory."""
-        self._in_order = sorted(self.by_name.values(), key=lambda record: record.header)
+        self._in_order = sorted(records, key=attrgetter("header"))
         limit = self._directory = directory
         for record in reversed(self._in_order):
-            end = record.header + _LOCAL.size + len(record.name.encode("utf-8", "surrogateescape")) + record.stored
-            if end > limit:
+            if record.least_end > limit:
                 raise self._malformed(
-                    f"record {record.name!r} reaches to byte {end}, beyond {limit} where the next thing begins"
+                    f"record {record.name!r} reaches to byte {record.least_end}, beyond {limit} where the next thing "
+                    "begins"
                 )
             limit = record.header
 
