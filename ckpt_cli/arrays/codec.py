@@ -67,9 +67,15 @@ class Codec:
         import numpy as np
 
         size = self.dtype.itemsize
-        strides = tuple(step * size for step in region.stride)
+        moves = [
+            0 if not region.numel or length == 1 else step
+            for length, step in zip(region.shape, region.stride, strict=True)
+        ]
         begin = (region.offset - first) * size if region.numel else 0
-        elements: Array = np.ndarray(region.shape, self.stored, data, begin, strides)
+        try:
+            elements: Array = np.ndarray(region.shape, self.stored, data, begin, [step * size for step in moves])
+        except (ValueError, OverflowError):
+            raise UnsupportedError(f"tensor {self.name!r} has a shape that numpy cannot hold") from None
         return elements
 
     def decode(self, stored: Array) -> Array:

@@ -60,7 +60,7 @@ class Region:
                 offset += (item % size) * step
             else:
                 chosen = range(*item.indices(size))
-                shape.append(len(chosen))
+                shape.append(max((chosen.stop - chosen.start - chosen.step // abs(chosen.step)) // chosen.step + 1, 0))
                 stride.append(chosen.step * step)
                 offset += chosen.start * step if chosen else 0
         return Region(tuple(shape), tuple(stride), offset)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli import limits
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.model import Checkpoint, Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_WORK = 100_000
-"""Steps that the exact test may take; it is an integer programme, hard only for contrived strides."""
 
 _PIECE = 8 << 20
 """Bytes read at a time."""
@@ -24,7 +22,7 @@ def regions_meet(a: Tensor, b: Tensor, of_a: Region | None = None) -> bool:
     base = np.empty(1, np.uint8)
     try:
         first, second = _ghost(base, a, of_a or Region.of(a)), _ghost(base, b, Region.of(b))
-        return np.shares_memory(first, second, max_work=_WORK)  # type: ignore[arg-type]  # numpy's stub knows -1 and 0
+        return np.shares_memory(first, second, max_work=limits.VIEW_STEPS)  # type: ignore[arg-type]  # numpy's stub knows -1 and 0
     except (np.exceptions.TooHardError, OverflowError, ValueError):
         return True
 
@@ -58,6 +56,8 @@ def content_digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
     for part in row_pieces(region, max(_PIECE // tensor.dtype.itemsize, 1)):
         stored = stored_of(checkpoint, tensor, codec, region.at(part))
         digest.update(stored.tobytes())
+        for file in checkpoint.container.files:
+            file.forget()
     return digest.digest()
 
 

@@ -18,6 +18,9 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 """What a shell reports of a process that SIGPIPE ended."""
 
+_LINE = 1_000
+"""Characters of a line on stderr, as a hostile file's names have no end; the middle of a longer one is left out."""
+
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Typer's own copy of click's UsageError, which it does not export."""
 
@@ -62,10 +65,10 @@ def _is_broken_pipe(error: BaseException) -> bool:
 
 def _report(error: Exception) -> int:
     """Say what went wrong in one line; returns the exit code."""
-    problem, hint = _words(error)
-    sys.stderr.write(f"ckpt: {escaped(problem)}\n")
-    if hint:
-        sys.stderr.write(f"hint: {escaped(hint)}\n")
+    for word, text in zip(("ckpt", "hint"), _words(error), strict=True):
+        if text is not None:
+            text = text if len(text) <= _LINE else f"{text[: _LINE // 2]}…{text[-_LINE // 2 :]}"
+            sys.stderr.write(f"{word}: {escaped(text)}\n")
     return error.exit_code if isinstance(error, CkptError) else TROUBLE
 
 

@@ -12,6 +12,8 @@ from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Checkpoint, Tensor, Value
 from ckpt_cli.ops.literals import Assignment, parse_assignment, parse_value
 from ckpt_cli.ops.names import Selection, part_of, select_one
+from ckpt_cli.ops.shared import Comparisons, all_strided
+from ckpt_cli.ops.work import Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _PIECE = 8 << 20
-"""Bytes of the file that are read, changed and patched at a time."""
+"""Bytes of the file that are read, changed and patched at a time, a million elements at most."""
 
 _ENCODED_AT_ONCE = 1 << 20
 """Values up to which they are encoded before they are spread over a region."""
@@ -46,11 +48,15 @@ def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str],
     with about(checkpoint.path):
         for assignment in map(parse_assignment, assignments):
             values = parse_value(assignment.value) if not _is_text(checkpoint, assignment) else None
+            work = Work(checkpoint)
+            written: set[object] = set()  # so that `*+=1` adds 1, not 2, to a tensor of two names
             for selection in select_one(checkpoint, assignment.target):
                 tensor = _tensor_of(selection)
                 region = part_of(tensor, selection.index)
-                if values is not None:
+                if values is not None and (tensor.view is None or tensor.view not in written):
+                    work.add(tensor, region)
                     _write(checkpoint, overlay, _Target(tensor, region, assignment.operator, cast), values)
+                    written.add(tensor.view)
                 targets.append((tensor, region))
     changed = tuple(dict.fromkeys(tensor.name for tensor, _ in targets))
     return Changes(changed, tuple(_also_changed(checkpoint, targets, changed)))
@@ -62,10 +68,13 @@ def _is_text(checkpoint: Checkpoint, assignment: Assignment) -> bool:
 
 
 def _tensor_of(selection: Selection) -> Tensor:
+    from ckpt_cli.arrays.codec import require_plain
+
     if isinstance(selection.entry, Value):
         raise UnsupportedError(
             f"{selection.entry.name!r} is no tensor; only the elements of tensors can be set for now",
         )
+    require_plain(selection.entry)
     return selection.entry
 
 
@@ -98,7 +107,7 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
         values = _broadcast(_encode(codec, values, target), region.shape, tensor.name)
     else:
         values = _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
-    for part in region.pieces(tensor.dtype.itemsize, _PIECE):
+    for part in region.pieces(tensor.dtype.itemsize, min(_PIECE, tensor.dtype.itemsize << 20)):
         low, high = region.at(part).span()
         offset = extent.offset + low * tensor.dtype.itemsize
         data = bytearray(overlay.read(extent.file, offset, (high - low) * tensor.dtype.itemsize))
@@ -191,7 +200,7 @@ def _broadcast(values: Array, shape: tuple[int, ...], name: str) -> Array:
         values = values[0, ...]  # not [0], which takes a Python number out of its array
     try:
         return np.broadcast_to(values, shape)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueRefusedError(
             f"values of shape {list(values.shape)} do not fit shape {list(shape)} (tensor {name!r})"
         ) from None
@@ -208,26 +217,50 @@ def _is_one_to_one(region: Region) -> bool:
     return True
 
 
+class _Changed:
+    """The regions of one storage that were assigned to."""
+
+    def __init__(self) -> None:
+        self.regions: list[tuple[Tensor, Region]] = []
+        self.begin = self.end = 0
+        """The bytes of the storage that all of them lie between."""
+
+    def add(self, tensor: Tensor, region: Region) -> None:
+        bits = tensor.dtype.bits
+        begin, end = (element * bits // 8 for element in region.span())
+        self.begin = min(self.begin, begin) if self.regions else begin
+        self.end = max(self.end, end)
+        self.regions.append((tensor, region))
+
+    def meets(self, view: Tensor, comparisons: Comparisons) -> bool:
+        """Whether a view has a byte in common with one of them; what lies between counts once comparisons run out."""
+        from ckpt_cli.arrays.sharing import regions_meet
+
+        begin, end = view.span
+        if end <= self.begin or self.end <= begin:
+            return False
+        if not comparisons.allow(len(self.regions)):
+            return True
+        return any(regions_meet(tensor, view, region) for tensor, region in self.regions)
+
+
 def _also_changed(
     checkpoint: Checkpoint, targets: Sequence[tuple[Tensor, Region]], changed: Sequence[str]
 ) -> list[str]:
     """The other names whose bytes meet those of a target."""
-    from ckpt_cli.arrays.sharing import regions_meet
-    from ckpt_cli.ops.shared import all_strided
-
-    by_storage: dict[int, list[tuple[Tensor, Region]]] = {}
+    by_storage: dict[int, _Changed] = {}
     for tensor, region in targets:
         if region.numel:
-            by_storage.setdefault(id(tensor.storage), []).append((tensor, region))
+            by_storage.setdefault(id(tensor.storage), _Changed()).add(tensor, region)
     named = set(changed)
+    comparisons = Comparisons()
     return [
         entry.name
         for entry in checkpoint.tensors
         if entry.name not in named
         and any(
-            regions_meet(tensor, view, region)
+            by_storage[id(view.storage)].meets(view, comparisons)
             for view in all_strided([entry])
-            if view.numel
-            for tensor, region in by_storage.get(id(view.storage), ())
+            if view.numel and id(view.storage) in by_storage
         )
     ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from ckpt_cli.errors import UsageError
+from ckpt_cli.errors import RefusedError, UsageError
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.hidden import journal_path
@@ -106,6 +106,8 @@ def _planned(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[Overlay, Chan
 def _back_up(file: LocalFile, path: str) -> str:
     """Keep the old file as `PATH.bak`, replacing an older backup."""
     kept = f"{path}.bak"
+    if os.path.islink(kept):
+        raise RefusedError("a symbolic link stands where the backup goes", path=kept, hint="remove it, or use -o OUT")
     with replacing(kept, mode_of=path) as target:
         copy_into(file, target)
     return kept

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from ckpt_cli.model import Entry, Tensor
 
+_PARTS = 64
+"""Parts of a name up to which it is folded: every one of them costs a walk over all names."""
+
+_DIGITS = 18
+"""Digits of a number that is folded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fold:
@@ -29,8 +35,9 @@ def fold(entries: Iterable[Entry]) -> list[Entry | Fold]:
     rows: list[_Row] = []
     others: list[tuple[int, Entry]] = []
     for position, entry in enumerate(entries):
-        if isinstance(entry, Tensor) and any(part.isdecimal() for part in entry.name.split(".")):
-            rows.append(_Row(position, tuple(entry.name.split(".")), entry, 1, entry.nbytes))
+        parts = tuple(entry.name.split("."))
+        if isinstance(entry, Tensor) and len(parts) <= _PARTS and any(map(_is_number, parts)):
+            rows.append(_Row(position, parts, entry, 1, entry.nbytes))
         else:
             others.append((position, entry))
     for place in range(max((len(row.parts) for row in rows), default=0) - 1, -1, -1):
@@ -59,10 +66,15 @@ def _fold_place(rows: list[_Row], place: int) -> list[_Row]:
     """Fold the rows that differ only in the number at one place of their names."""
     groups: dict[tuple[object, ...], list[_Row]] = {}
     for row in rows:
-        is_number = place < len(row.parts) and row.parts[place].isdecimal()
+        is_number = place < len(row.parts) and _is_number(row.parts[place])
         rest = (row.parts[:place], None, row.parts[place + 1 :]) if is_number else (row.parts,)
         groups.setdefault((rest, *_alike(row.first)), []).append(row)
     return [_merged(group, place) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _is_number(part: str) -> bool:
+    """Whether a part of a name is a number that layers may have."""
+    return len(part) <= _DIGITS and part.isdecimal()
 
 
 def _alike(tensor: Tensor) -> tuple[object, ...]:

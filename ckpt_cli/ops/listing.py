@@ -25,7 +25,7 @@ class Listing:
     nbytes: int
     """Bytes of the storages behind these tensors, each counted once."""
     tied: dict[str, list[str]] = field(default_factory=dict)
-    """For each tied name of the whole checkpoint, the names that it is tied with."""
+    """For each tied name of the whole checkpoint, all the names of its group, its own too; they share one list."""
 
 
 def list_entries(

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
+from ckpt_cli import limits
 from ckpt_cli.model import Storage, Tensor
-
-_PAIRS = 20_000
-"""Pairs of views of one storage that are compared exactly; beyond them spans decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +38,11 @@ def tie_groups(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def tied_names(tensors: Iterable[Tensor]) -> dict[str, list[str]]:
-    """For each tied name, the names that it is tied with."""
-    return {
-        tensor.name: [other.name for other in group if other is not tensor]
-        for group in tie_groups(tensors)
-        for tensor in group
-    }
+    """For each tied name, all the names of its group, which share one list."""
+    found: dict[str, list[str]] = {}
+    for group in tie_groups(tensors):
+        found.update(dict.fromkeys(names := [tensor.name for tensor in group], names))
+    return found
 
 
 def are_tied(a: Tensor, b: Tensor) -> bool:
@@ -113,11 +109,25 @@ def spans_used(views: Iterable[Tensor]) -> int:
     return used
 
 
-def partly_shared(views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+class Comparisons:
+    """The exact comparisons of views that one command may make, so that hostile views cannot multiply them."""
+
+    def __init__(self) -> None:
+        self.left = limits.VIEW_PAIRS
+
+    def allow(self, pairs: int) -> bool:
+        """Count so many pairs as compared; False when they are too many, so that spans must decide."""
+        if pairs > self.left:
+            return False
+        self.left -= pairs
+        return True
+
+
+def partly_shared(views: Sequence[Tensor], comparisons: Comparisons) -> tuple[list[Tensor], list[Tensor]]:
     """The distinct views of one storage that overlap another one, and those that share no byte with any.
 
     Of tied names the first stands for all. Where some overlap, the first of them leads the second list, so that it
-    tells whose storage its views lie in.
+    tells whose storage its views lie in. Where no more `comparisons` are left, spans decide.
     """
     first: dict[object, Tensor] = {}
     for view in views:
@@ -126,24 +136,32 @@ def partly_shared(views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     distinct = list(first.values())
     if len(distinct) < 2:
         return [], []
-    overlapping: set[int] = set()
-    for count, (a, b) in enumerate(combinations(sorted(distinct, key=lambda view: view.span), 2)):
-        if count >= _PAIRS:
-            overlapping.update(_overlapping_neighbours(distinct))
-            break
-        if share_bytes(a, b):
-            overlapping.update((id(a), id(b)))
+    overlapping = _overlapping(distinct, comparisons)
     meeting = [view for view in distinct if id(view) in overlapping]
     return meeting, meeting[:1] + [view for view in distinct if id(view) not in overlapping]
 
 
-def _overlapping_neighbours(views: Sequence[Tensor]) -> set[int]:
-    """Views whose span meets that of one before or after them, for storages of thousands of views."""
+def _overlapping(views: Sequence[Tensor], comparisons: Comparisons) -> set[int]:
+    """The identities of views that share a byte with another one."""
+    strided = [view for view in views if not view.is_contiguous]
+    if not comparisons.allow(len(strided) * len(views)):
+        return _meeting_spans(views)
+    found = _meeting_spans([view for view in views if view.is_contiguous])
+    for a in strided:
+        for b in views:
+            if a is not b and not {id(a), id(b)} <= found and share_bytes(a, b):
+                found.update((id(a), id(b)))
+    return found
+
+
+def _meeting_spans(views: Iterable[Tensor]) -> set[int]:
+    """The identities of views whose span meets that of another one: for contiguous ones, that is sharing bytes."""
     found: set[int] = set()
     reach: Tensor | None = None
-    for view in sorted(views, key=lambda view: view.span):
-        if reach is not None and view.span[0] < reach.span[1]:
+    end = 0
+    for span, view in sorted(((view.span, view) for view in views), key=lambda pair: pair[0]):
+        if reach is not None and span[0] < end:
             found.update((id(view), id(reach)))
-        if reach is None or view.span[1] > reach.span[1]:
-            reach = view
+        if span[1] > end:
+            reach, end = view, span[1]
     return found

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_cli.errors import NameNotFoundError, UnsupportedError, UsageError
+from ckpt_cli.arrays.regions import Region
+from ckpt_cli.errors import CkptError, NameNotFoundError, UnsupportedError, UsageError
 from ckpt_cli.model import Checkpoint, Tensor
 from ckpt_cli.ops.names import select_one
-from ckpt_cli.ops.shared import Group, are_tied, by_storage, partly_shared, share_bytes, spans_used, tie_groups
+from ckpt_cli.ops.shared import (
+    Comparisons,
+    Group,
+    are_tied,
+    by_storage,
+    partly_shared,
+    share_bytes,
+    spans_used,
+    tie_groups,
+)
+from ckpt_cli.ops.work import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +66,9 @@ def find_ties(checkpoint: Checkpoint, *, equal: bool = False) -> Ties:
     tensors = checkpoint.tensors
     overlapping: list[Group] = []
     co_stored: list[Group] = []
+    comparisons = Comparisons()
     for storage, views in by_storage(tensors):
-        for found, group in zip((overlapping, co_stored), partly_shared(views), strict=True):
+        for found, group in zip((overlapping, co_stored), partly_shared(views, comparisons), strict=True):
             if len(group) > 1:
                 found.append(Group(tuple(view.name for view in group), storage.key, spans_used(group)))
     return Ties(
@@ -79,6 +91,7 @@ def _equal_groups(checkpoint: Checkpoint) -> list[Equals]:
     """Tensors of one dtype and shape with the same bytes; tied ones count as one and are told by the first name."""
     from ckpt_cli.arrays.sharing import content_digest
 
+    work = Work(checkpoint)
     alike: dict[tuple[object, ...], dict[object, Tensor]] = {}
     for tensor in checkpoint.tensors:
         if tensor.layout == "strided" and tensor.view is not None and tensor.dtype.numpy is not None:
@@ -90,6 +103,7 @@ def _equal_groups(checkpoint: Checkpoint) -> list[Equals]:
             continue
         by_digest: dict[bytes, list[Tensor]] = {}
         for tensor in views.values():
+            work.add(tensor, Region.of(tensor))
             by_digest.setdefault(content_digest(checkpoint, tensor), []).append(tensor)
         found.extend(
             Equals(tuple(tensor.name for tensor in group), group[0].nbytes)
@@ -144,6 +158,9 @@ def _why_not(checkpoint: Checkpoint, a: Tensor, b: Tensor) -> str:
         return "they are empty"
     from ckpt_cli.arrays.sharing import content_digest
 
+    work = Work(checkpoint)
+    for tensor in (a, b):
+        work.add(tensor, Region.of(tensor))
     try:
         same = content_digest(checkpoint, a) == content_digest(checkpoint, b)
     except UnsupportedError:
@@ -179,13 +196,11 @@ def _config_ties(path: str) -> bool:
     import os
 
     from ckpt_cli import limits
+    from ckpt_cli.files.local import LocalFile
 
-    config = os.path.join(os.path.dirname(path), "config.json")
     try:
-        if os.path.getsize(config) > limits.CONFIG_JSON:
-            return False
-        with open(config, "rb") as file:
-            parsed = json.load(file)
-    except (OSError, ValueError, RecursionError):  # no config, or none of Hugging Face's
+        with LocalFile(os.path.join(os.path.dirname(path), "config.json")) as config:
+            parsed = json.loads(config.read(0, config.size)) if config.size <= limits.CONFIG_JSON else None
+    except (OSError, CkptError, ValueError, RecursionError):  # no config, or none of Hugging Face's
         return False
     return isinstance(parsed, dict) and parsed.get("tie_word_embeddings") is True

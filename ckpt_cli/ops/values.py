@@ -11,6 +11,7 @@ from ckpt_cli.errors import UnsupportedError, UsageError, about
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.names import Selection, part_of, select
 from ckpt_cli.ops.outputs import check_output, writing
+from ckpt_cli.ops.work import Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,8 +22,11 @@ SUMMARY_OVER = 1000
 EDGE_ITEMS = 3
 """Elements that a summary keeps at each end of a dimension."""
 
-FULL_OVER = 2_000_000
+FULL_OVER = 500_000
 """Elements over which text in full is refused: its layout needs all values at once."""
+
+TABLE_OVER = 50_000
+"""Elements over which a table with columns in step is refused."""
 
 _PIECE = 1 << 20
 """Elements decoded at a time."""
@@ -114,12 +118,23 @@ def _spell_item(item: object) -> str:
     return "..." if item is Ellipsis else str(item)
 
 
+def require_bounded(items: Sequence[Shown | Unshown | Value]) -> None:
+    """Raise LimitError where the values as text are far more than the file has, as shared storages allow."""
+    shown = [item for item in items if isinstance(item, Shown)]
+    if shown:
+        work = Work(shown[0].checkpoint, as_text=True)
+        for item in shown:
+            work.add(item.tensor, item.region)
+
+
 def blocks(shown: Shown, most: int = _PIECE) -> Iterator[NDArray[Any]]:
     """The values in row-major order, flat, at most about `most` elements at a time."""
     from ckpt_cli.arrays.sharing import row_pieces
 
     for part in row_pieces(shown.region, most):
         yield shown.array(part).reshape(-1)
+        for file in shown.checkpoint.container.files:
+            file.forget()
 
 
 def save_npy(shown: Shown, path: str) -> int:
@@ -133,6 +148,7 @@ def save_npy(shown: Shown, path: str) -> int:
 
     import numpy as np
 
+    Work(shown.checkpoint).add(shown.tensor, shown.region)
     check_output(path, shown.checkpoint.path, "a numpy file holds one tensor: name another file")
     first = shown.array(tuple(slice(0, 0) for _ in shown.region.shape))
     header = io.BytesIO()

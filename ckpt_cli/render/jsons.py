@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model import Entry, Opaque, Tensor, Value
 from ckpt_cli.render.text import value_text
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.values import Shown, Unshown
     from ckpt_cli.ops.waste import Waste
 
+_TIES = 4_000_000
+"""Names that `tied_with` spells out in all."""
+
 _PIECE = 1 << 16
 """Elements turned into text at a time."""
 
@@ -35,8 +39,13 @@ def line(answer: object) -> str:
     return json.dumps(answer, allow_nan=False) + "\n"
 
 
-def listing_json(listing: Listing, rows: Iterable[Entry | Fold]) -> Iterator[str]:
+def listing_json(listing: Listing, rows: Sequence[Entry | Fold]) -> Iterator[str]:
     """What `ls --json` prints, an entry a line."""
+    if sum(len(listing.tied.get(row.name, ())) for row in rows) > _TIES:
+        raise UnsupportedError(
+            "so many names are tied that listing each with all the others has no end",
+            hint="ckpt ties FILE lists each group once",
+        )
     yield f'{{"path": {json.dumps(listing.path)}, "format": {json.dumps(listing.format)}, "entries": ['
     separator = "\n"
     for row in rows:
@@ -76,7 +85,7 @@ def tensor_json(tensor: Tensor, tied: Mapping[str, list[str]]) -> dict[str, obje
         "storage_offset": tensor.storage_offset,
         "requires_grad": tensor.requires_grad,
         "device": tensor.device,
-        "tied_with": tied.get(tensor.name, []),
+        "tied_with": [name for name in tied.get(tensor.name, ()) if name != tensor.name],
         "layout": tensor.layout,
         "python_type": tensor.python_type,
         "parts": [tensor_json(part, {}) for part in tensor.parts],
@@ -147,8 +156,11 @@ def edit_json(edit: Edit) -> str:
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def values_json(items: Iterable[Shown | Unshown | Value]) -> Iterator[str]:
+def values_json(items: Sequence[Shown | Unshown | Value]) -> Iterator[str]:
     """What `show --json` prints, a bounded piece at a time."""
+    from ckpt_cli.ops.values import require_bounded
+
+    require_bounded(items)
     yield "["
     separator = "\n"
     for item in items:
@@ -170,8 +182,20 @@ def _item(item: Shown | Unshown | Value) -> Iterator[str]:
         return
     head = {"name": item.label, "dtype": item.tensor.dtype.name, "shape": list(item.shape)}
     yield json.dumps(head)[:-1] + ', "values": '
-    yield from _nested(item, (), item.region.shape)
+    if 0 in item.shape:
+        yield json.dumps(_empty(item.shape))
+    else:
+        yield from _nested(item, (), item.region.shape)
     yield "}"
+
+
+def _empty(shape: tuple[int, ...]) -> list[Any]:
+    """What an array of that shape without elements is as nested lists; `[]` where these would be far too many."""
+    outer = shape[: shape.index(0)]
+    nested: list[Any] = []
+    for size in reversed(outer if math.prod(outer) <= _PIECE else ()):
+        nested = [nested] * size
+    return nested
 
 
 def _nested(shown: Shown, prefix: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckpt_cli.model import Entry, Opaque, Tensor, Value
@@ -29,6 +30,12 @@ _LONG = (
 _VALUE = (Column("value"),)
 _COUNT = (Column("count", right=True),)
 
+_LINE = 400
+"""Characters of a fact."""
+
+_METADATA = 1000
+"""Entries of the metadata that `info` tells."""
+
 
 def listing_text(
     listing: Listing, rows: Sequence[Entry | Fold], style: str, *, long: bool, values: bool, folded: bool
@@ -46,10 +53,9 @@ def listing_text(
 def _tie_numbers(listing: Listing) -> dict[str, str]:
     """A number for each group of tied names, in the order of their first ones."""
     numbers: dict[str, str] = {}
-    for name, others in listing.tied.items():
-        numbers[name] = next((numbers[other] for other in others if other in numbers), None) or str(
-            len(set(numbers.values())) + 1
-        )
+    groups: dict[int, str] = {}
+    for name, names in listing.tied.items():
+        numbers[name] = groups.setdefault(id(names), str(len(groups) + 1))
     return numbers
 
 
@@ -143,12 +149,22 @@ def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
     if summary.values:
         facts.append(("other entries", counts(summary.values)))
     if summary.top_level:
-        facts.append(("top level", short(" ".join(map(name_text, summary.top_level)), 400)))
+        facts.append(("top level", _words(summary.top_level)))
     if summary.ties:
         facts.append(("ties", f"{count_text(summary.ties, 'group')}, {sizes(summary.tie_nbytes)} saved"))
     if summary.waste_nbytes:
         facts.append(("waste", f"{sizes(summary.waste_nbytes)} that no tensor uses"))
-    facts += [(f"metadata {name_text(key)}", short(escaped(text), 400)) for key, text in summary.metadata.items()]
+    facts += [
+        (f"metadata {name_text(key[:_LINE])}", short(escaped(text[: _LINE + 1]), _LINE))
+        for key, text in islice(summary.metadata.items(), _METADATA)
+    ]
+    if len(summary.metadata) > _METADATA:
+        facts.append(("metadata", f"{len(summary.metadata) - _METADATA} more"))
     if summary.objects:
-        facts.append(("objects", short(" ".join(map(escaped, summary.objects)), 400)))
+        facts.append(("objects", _words(summary.objects)))
     return facts
+
+
+def _words(names: Sequence[str]) -> str:
+    """The first of some names, as far as they fit on a line."""
+    return short(" ".join(name_text(name[:_LINE]) for name in names[:_LINE]), _LINE)

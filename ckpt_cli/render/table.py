@@ -6,8 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from ckpt_cli.errors import UnsupportedError
+
 _TABULATE = {"table": "simple", "markdown": "pipe"}
 """tabulate's names of our styles."""
+
+_AREA = 24_000_000
+"""Characters of a table with aligned columns; tabulate takes a few times as much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,11 @@ def _drawn(columns: Sequence[Column], rows: Iterable[Sequence[str]], style: str)
     cells = [[cell.replace("|", "\\|") for cell in row] if style == "markdown" else row for row in rows]
     if not cells:
         return ""
+    width = sum(max(map(len, column)) for column in zip(*cells, strict=True))
+    if width * len(cells) > _AREA:  # one long name makes every row as long
+        raise UnsupportedError(
+            f"{len(cells):,} rows of {width:,} characters are too many to align", hint="-f tsv aligns nothing"
+        )
     text = tabulate(
         cells,
         headers=[column.heading for column in columns],

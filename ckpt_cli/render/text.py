@@ -9,6 +9,9 @@ from ckpt_cli.model import Opaque, Tensor
 _SHORT = 80
 """Characters of a value in a table."""
 
+_PIECE = 1 << 12
+"""Characters escaped at a time."""
+
 
 def escaped(text: str, keep: str = "") -> str:
     """A file's own text with everything escaped that a terminal would act on, but for the characters to keep.
@@ -17,6 +20,8 @@ def escaped(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
+    if len(text) > _PIECE:  # piece by piece, because joining takes many times the memory of what is joined
+        return "".join(escaped(text[at : at + _PIECE], keep) for at in range(0, len(text), _PIECE))
     return "".join(char if char.isprintable() or char in keep else _escape(char) for char in text)
 
 

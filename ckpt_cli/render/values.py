@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model import Value
-from ckpt_cli.ops.values import FULL_OVER, SUMMARY_OVER, Shown, Unshown
+from ckpt_cli.ops.values import EDGE_ITEMS, FULL_OVER, SUMMARY_OVER, TABLE_OVER, Shown, Unshown, require_bounded
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.tensor import tensor_text
 from ckpt_cli.render.text import escaped, name_text, tensor_note, value_text
@@ -48,12 +48,11 @@ def _text(item: Shown | Unshown | Value, *, precision: int, full: bool) -> str:
         return value_text(item.value)
     if isinstance(item, Unshown):
         return tensor_note(item.tensor)
-    numel = math.prod(item.shape)
-    if full:
-        _require_layable(numel, [item])
-    summarized = not full and numel > SUMMARY_OVER
+    summarized = not full and math.prod(item.shape) > SUMMARY_OVER
+    _require_layable(math.prod(min(size, 2 * EDGE_ITEMS) if summarized else size for size in item.shape), [item])
+    values = item.edges() if summarized else item.array() if 0 not in item.shape else None
     return tensor_text(
-        (item.edges() if summarized else item.array()).tolist(),
+        [] if values is None else values.tolist(),
         shape=item.shape,
         dtype=item.tensor.dtype.name,
         summarized=summarized,
@@ -63,9 +62,9 @@ def _text(item: Shown | Unshown | Value, *, precision: int, full: bool) -> str:
     )
 
 
-def _require_layable(numel: int, items: Sequence[Shown | Unshown | Value]) -> None:
+def _require_layable(numel: int, items: Sequence[Shown | Unshown | Value], most: int = FULL_OVER) -> None:
     """Raise UnsupportedError where text needs so many elements at once that it would take too much memory."""
-    if numel > FULL_OVER:
+    if numel > most:
         what = f"{_label(items[0])} has" if len(items) == 1 else "these have"
         raise UnsupportedError(
             f"{what} {numel:,} elements, too many to lay out as text",
@@ -81,7 +80,8 @@ def values_rows(items: Sequence[Shown | Unshown | Value], style: str) -> Iterato
     width = max((_width(item) for item in items), default=1)
     aligned = style in ("table", "markdown")
     numel = sum(math.prod(item.shape) for item in items if isinstance(item, Shown))
-    _require_layable(numel if aligned else width, items)
+    _require_layable(numel if aligned else width, items, TABLE_OVER if aligned else FULL_OVER)
+    require_bounded(items)
     cells = (row for item in items for row in _rows(item))
     if style != "tsv":  # whose rows have no headings to keep in step with
         cells = (row + [""] * (1 + width - len(row)) for row in cells)
@@ -111,16 +111,17 @@ def _tensor_rows(shown: Shown) -> Iterator[list[str]]:
     label = name_text(shown.label)
     for part in row_pieces(shown.region, max(_ROWS, shape[-1] if shape else 1)):
         values = shown.array(part)
-        outer = values.shape[:-1]
+        *outer, width = values.shape or (1,)
+        texts = _texts(values)
         starts = [item.start for item in part] + [0] * (len(outer) - len(part))
         for index in product(*map(range, outer)):
             place = ",".join(str(start + step) for start, step in zip(starts, index, strict=False))
-            yield [f"{label}[{place}]" if place else label, *_texts(values[index])]
+            yield [f"{label}[{place}]" if place else label, *islice(texts, width)]
 
 
-def _texts(row: NDArray[Any]) -> Iterator[str]:
-    """Each element of a row as text, a bounded number at a time: numpy takes 128 bytes for one."""
-    flat = row.reshape(-1)
+def _texts(values: NDArray[Any]) -> Iterator[str]:
+    """Each element as text, a bounded number at a time: numpy takes 128 bytes for one."""
+    flat = values.reshape(-1)
     if flat.dtype == "float16":  # whose own repr is the shortest that comes back as float16: 65504 as 6.55e+04
         flat = flat.astype("float32")
     for begin in range(0, flat.size, _ROWS):
