@@ -97,6 +97,8 @@ def _header(file: LocalFile) -> tuple[dict[str, Any], int]:
         text = raw.decode("utf-8")
         del raw
         header = json.loads(text, parse_constant=_refuse_constant)
+        if "\\u" in text:
+            json.dumps(header, ensure_ascii=False).encode()  # raises for half a surrogate pair, as the reference does
     except RecursionError:
         raise MalformedError("its header nests too deeply") from None
     except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits

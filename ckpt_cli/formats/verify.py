@@ -7,8 +7,8 @@ from ckpt_cli.formats.registry import open_checkpoint
 from ckpt_cli.model import Checkpoint, Entry, Tensor
 
 
-def verify_copy(original: Checkpoint, path: str) -> None:
-    """Open a patched copy again, with the format's reference reader where there is one.
+def verify_copy(original: Checkpoint, path: str, output: str) -> None:
+    """Open a patched copy again before it becomes `output`, with the format's reference reader where there is one.
 
     Raises CkptError where it does not read back as the same entries over the same ranges.
     """
@@ -19,7 +19,7 @@ def verify_copy(original: Checkpoint, path: str) -> None:
     except FormatError as error:
         same, why = False, f": {error.problem}"
     if not same:
-        raise CkptError(f"the new file did not read back as it should, so nothing was replaced{why}", path=path)
+        raise CkptError(f"the new file did not read back as it should, so nothing was replaced{why}", path=output)
 
 
 def _same_entries(original: Checkpoint, path: str) -> bool:

@@ -121,7 +121,7 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:
             with writing(output, mode_of=path) as target:
                 copy_into(source, target)
                 journal.write_patches(overlay, 0, target)
-                verify_copy(checkpoint, target.path)
+                verify_copy(checkpoint, target.path, output)
         return Edit(
             path=path,
             output=output,
