@@ -51,8 +51,8 @@ WALK_STEPS = int(16_000_000 * _SCALE)
 PARTS_WITHIN = 16
 """Tensors that are made of tensors that are made of tensors…"""
 
-NAME_LENGTH = int(8_192 * _SCALE)
-"""Characters of one name: one that is longer makes every row of a table, and every index, as long."""
+NAME_LENGTH = int(64 * 2**10 * _SCALE)
+"""Characters of the name of a tensor in safetensors."""
 
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""

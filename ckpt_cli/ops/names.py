@@ -68,7 +68,9 @@ def _parsed(text: str) -> Index:
 def _matching(entries: Sequence[Entry], pattern: str) -> list[Entry]:
     """The entries below a prefix, or those that a glob matches."""
     if "*" in pattern or "?" in pattern:
-        glob = re.compile("".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in pattern), re.DOTALL)
+        from fnmatch import translate  # to an expression that never backtracks, however long a hostile name is
+
+        glob = re.compile(translate(pattern.replace("[", "[[]")))
         return [entry for entry in entries if glob.fullmatch(entry.name)]
     prefix = pattern.removesuffix(".") + "."
     return [entry for entry in entries if entry.name.startswith(prefix)]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, repeat
 
 from ckpt_cli import limits
+from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model import Entry, Opaque, Tensor, Value
 from ckpt_cli.pickles.budget import Budget
@@ -41,8 +42,13 @@ def entries_of(graph: Graph, finder: StorageFinder) -> list[Entry]:
 
 def objects_of(graph: Graph) -> list[str]:
     """The names that the pickle would import, without those that every plain state_dict needs."""
-    names = [node.qualified for node in graph.globals]
-    return [name for name in names if name not in _PLAIN_GLOBALS and not name.endswith("Storage")]
+    return [node.qualified for node in graph.globals if not _is_plain(node)]
+
+
+def _is_plain(node: Global) -> bool:
+    if node.module == "torch" and node.name in BY_NAME:
+        return True
+    return node.qualified in _PLAIN_GLOBALS or node.name.endswith("Storage")
 
 
 def top_level_of(graph: Graph) -> list[str]:
@@ -126,12 +132,22 @@ class _Walk:
         """An object opens up to its mapping or sequence and its attributes; one that has none of these is a leaf."""
         if _is_ordered_dict(node):
             return self._pairs(node.pairs or self._listed_pairs(node.args), kind)
-        attributes = next((state for state in node.states[:_STATES] if isinstance(state, Dict)), None)
+        attributes = next(filter(None, map(self._state, node.states[:_STATES])), None)
         if attributes is not None and not node.pairs and not node.items:
             return self._attributes(attributes, kind) if attributes.pairs else None
         if node.pairs:
             return self._pairs(node.pairs, kind)
         return self._items(node.items, kind)
+
+    def _state(self, state: object) -> Dict | None:
+        """The attributes in a BUILD's argument: a dict, or a pair of one or None, and of the slots."""
+        if isinstance(state, Dict):
+            return state
+        if type(state) is not tuple or len(state) != 2 or not isinstance(state[1], Dict):
+            return None
+        pairs = state[0].pairs if isinstance(state[0], Dict) else []
+        self._budget.steps(len(pairs) + len(state[1].pairs))
+        return Dict([*pairs, *state[1].pairs])
 
     def _listed_pairs(self, args: object) -> list[object]:
         """The pairs of an `OrderedDict([[key, value], …])`, as Python 2 wrote it."""
@@ -167,9 +183,11 @@ class _Walk:
 
     def _plain(self, node: object) -> object:
         """A leaf's value: plain data where it is that, else its text."""
-        if isinstance(node, RawString):
-            return node.text
-        if node is None or isinstance(node, bool | int | float | str):
+        if isinstance(node, str | RawString):
+            text = node.text if isinstance(node, RawString) else node
+            self._budget.steps(len(text) >> 1)
+            return text
+        if node is None or isinstance(node, bool | int | float):
             return node
         if isinstance(node, list | tuple):
             return self._plain_items(node)
@@ -180,6 +198,7 @@ class _Walk:
     def _plain_items(self, items: list[object] | tuple[object, ...]) -> object:
         """A sequence of scalars, Python 2 strings among them as text."""
         self._budget.steps(len(items))
+        self._budget.steps(sum(len(text_of(item) or "") for item in items) >> 1)
         if not any(isinstance(item, RawString) for item in items):
             return items
         found = self._texts.get(id(items))

@@ -8,8 +8,11 @@ from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError
 from ckpt_cli.pickles.graph import ByteArray, Global, Inline, RawString
 
-SHORT = 255
-"""Bytes up to which an ASCII string needs no accounting: its opcode and its memory block pay for it."""
+SHORT = 64
+"""Bytes up to which an ASCII string or an integer needs no accounting: its opcode and its memory block pay for it."""
+
+_LINE = 255
+"""Bytes that nearly every line is shorter than."""
 
 _SPARSE = 1 << 18
 """Memo slots that may be filled out of order; picklers number them from 0 or 1."""
@@ -31,8 +34,8 @@ class Machine:
         self.below: list[list[object]] = []
         """The stacks that open MARKs put aside, outermost first."""
         self.memo: list[object] = []
-        self.sparse: dict[int, object] = {}
-        """Memo slots that were not filled in order."""
+        self.sparse: dict[str, object] = {}
+        """Memo slots that were not filled in order, by their digits: the hashes of integers can be made to collide."""
         self.globals: dict[tuple[str, str], Global] = {}
         self.protocol = 0
         self.lines = 0
@@ -63,7 +66,7 @@ class Machine:
         else:
             if len(self.sparse) >= _SPARSE:
                 raise LimitError(f"puts {_SPARSE} things into its memo out of order")
-            self.sparse[slot] = node
+            self.sparse[str(slot)] = node
 
     def memoize(self) -> None:
         """Memoize the top of the stack in the next free slot."""
@@ -73,7 +76,7 @@ class Machine:
 
     def get(self, slot: int) -> None:
         """Push from the memo."""
-        node = self.memo[slot] if 0 <= slot < len(self.memo) else self.sparse.get(slot, _UNSET)
+        node = self.memo[slot] if 0 <= slot < len(self.memo) else self.sparse.get(str(slot), _UNSET)
         if node is _UNSET:
             raise MalformedError(f"asks for memo {slot}, which it never put")
         self.stack.append(node)
@@ -89,7 +92,7 @@ class Machine:
         self.lines += 1
         if self.lines > limits.PICKLE_LINES:
             raise LimitError(f"has more than {limits.PICKLE_LINES} lines")
-        for reach in (SHORT, limits.INLINE_BYTES):
+        for reach in (_LINE, limits.INLINE_BYTES):
             raw, newline, _ = bytes(self.data[begin : begin + reach]).partition(b"\n")
             if newline:
                 if len(raw) > SHORT:
@@ -98,6 +101,14 @@ class Machine:
         if begin + limits.INLINE_BYTES < self.size:
             raise LimitError(f"has a line of over {limits.INLINE_BYTES} bytes")
         raise TruncatedError("ends within a line")
+
+    def integer(self, begin: int, nbytes: int) -> int:
+        """An integer of so many bytes."""
+        if nbytes > limits.INLINE_BYTES:
+            raise LimitError(f"has an integer of {nbytes} bytes")
+        if nbytes > SHORT:
+            self._account(nbytes)
+        return int.from_bytes(self.take(begin, nbytes), "little", signed=True)
 
     def string(self, kind: str, begin: int, nbytes: int) -> object:
         """A string's node: `str`, `raw` (of Python 2), `bytes` or `bytearray`; a long one is left where it is."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import prod
 from typing import Any, Protocol
 
 from ckpt_cli import limits
@@ -17,7 +18,8 @@ from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, RawString
 from ckpt_cli.pickles.text import describe
 
-_Rebuild = Callable[["Rebuilder", str, "tuple[Any, ...]", Call], Tensor]
+_Rebuild = Callable[["Rebuilder", str, "tuple[Any, ...]", Call], "Tensor | None"]
+"""Makes a tensor of a call's arguments; None where the call wraps something that is no tensor that we know."""
 
 _COUNT_END = 1 << 63
 """What sizes, strides and offsets must stay below: torch has them in 64 bits with a sign."""
@@ -77,10 +79,14 @@ class Rebuilder:
         finally:
             self._depth -= 1
 
-    def attributes(self, state: Dict) -> Iterator[tuple[object, object]]:
-        """The keys and values of a subclass's attributes."""
+    def attributes(self, state: object) -> Iterator[tuple[str, object]]:
+        """The attributes of a tensor, from its state: a dict, or a pair of that and its slots."""
+        if type(state) is tuple and state:
+            state = state[0]
+        if not isinstance(state, Dict):
+            return iter(())
         self._budget.steps(len(state.pairs))
-        return zip(state.pairs[::2], state.pairs[1::2], strict=True)
+        return zip((text_of(key) or "" for key in state.pairs[::2]), state.pairs[1::2], strict=True)
 
     def rebuild_of(self, func: object) -> _Rebuild | None:
         """The table's function for what a call calls."""
@@ -174,10 +180,18 @@ def storage_dtype(kind: Global) -> DType:
 
 def geometry(name: str, size: object, stride: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """A shape, and a stride of as many dimensions."""
-    shape, steps = counts(name, size), counts(name, stride)
+    shape, steps = sizes(name, size), counts(name, stride)
     if len(shape) != len(steps):
         raise _wrong(name, f"its shape {shape} and its stride {steps} have different lengths")
     return shape, steps
+
+
+def sizes(name: str, node: object) -> tuple[int, ...]:
+    """A shape; torch refuses one whose elements it cannot count, were there no empty dimension."""
+    shape = counts(name, node)
+    if prod(size or 1 for size in shape) >= _COUNT_END:
+        raise _wrong(name, f"its shape {shape} has more elements than 64 bits can count")
+    return shape
 
 
 def counts(name: str, node: object) -> tuple[int, ...]:
@@ -207,13 +221,12 @@ def _wrong(name: str, problem: str) -> MalformedError:
 
 
 def _flags(name: str, meta: object) -> set[str]:
-    """The keys of `_rebuild_tensor_v2`'s metadata that are true."""
+    """The keys of `_rebuild_tensor_v2`'s metadata; torch does not look at the values."""
     if not isinstance(meta, Dict):
         return set()
     if len(meta.pairs) > 16:  # torch writes two at most; a long dict could be shared by every tensor
         raise _wrong(name, f"has {len(meta.pairs) // 2} flags")
-    pairs = zip(meta.pairs[::2], meta.pairs[1::2], strict=True)
-    return {key for key, value in pairs if isinstance(key, str) and value is True}
+    return {key for key in meta.pairs[::2] if isinstance(key, str)}
 
 
 def _dtype(name: str, node: object) -> DType:
@@ -240,12 +253,13 @@ def _tensor_v3(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
     return r.strided(name, *as_v2, dtype=_dtype(name, args[6]))
 
 
-def _parameter(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
+def _parameter(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor | None:
     data, requires_grad = args[:2]
     if type(data) is Call and type(data.args) is tuple and r.rebuild_of(data.func) is _tensor_v2:
         as_v2 = (*data.args[:4], requires_grad, *data.args[5:])  # nearly every parameter: made at once, not made over
         return r.strided(name, *as_v2, kind="parameter")
-    return replace(_inner(r, name, data), kind="parameter", requires_grad=requires_grad is True)
+    tensor = r.part(name, data)
+    return None if tensor is None else replace(tensor, kind="parameter", requires_grad=requires_grad is True)
 
 
 def _inner(r: Rebuilder, name: str, node: object) -> Tensor:
@@ -257,12 +271,10 @@ def _inner(r: Rebuilder, name: str, node: object) -> Tensor:
 
 def _quantized(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
     storage, offset, size, stride, quantizer, requires_grad, _hooks = args
-    scheme = quantizer[0]
     parts: tuple[Tensor, ...] = ()
-    if isinstance(scheme, Global) and scheme.name.startswith("per_channel"):
-        parts = tuple(
-            _inner(r, part, node) for part, node in zip(("scales", "zero_points"), quantizer[1:3], strict=True)
-        )
+    if len(quantizer) == 4 and not isinstance(quantizer[1], list):  # per channel: (scheme, scales, zero_points, axis)
+        roles = zip(("scales", "zero_points"), quantizer[1:3], strict=True)
+        parts = tuple(_inner(r, role, node) for role, node in roles)
     whole = r.strided(name, storage, offset, size, stride, requires_grad, None)
     return replace(whole, layout="quantized", parts=parts)
 
@@ -283,7 +295,7 @@ def _sparse(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
     if roles is None:
         raise _wrong(name, f"{layout!r} is no sparse layout")
     parts = tuple(_inner(r, role, node) for role, node in zip(roles, data, strict=False))
-    shape = counts(name, data[len(roles)])
+    shape = sizes(name, data[len(roles)])
     return Tensor(name, parts[-1].dtype, shape, contiguous_stride(shape), layout=layout, parts=parts)
 
 
@@ -311,7 +323,7 @@ def _meta(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
 def _from_numpy(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
     data, dtype, _device, requires_grad = args
     state = data.states[0] if isinstance(data, Call) and data.states else None
-    shape = counts(name, state[1]) if isinstance(state, tuple) else None  # ndarray.__setstate__: (version, shape, …)
+    shape = sizes(name, state[1]) if isinstance(state, tuple) else None  # ndarray.__setstate__: (version, shape, …)
     steps = contiguous_stride(shape or ())
     return Tensor(name, _dtype(name, dtype), shape, steps, requires_grad=requires_grad is True, layout="array")
 
@@ -335,25 +347,40 @@ def _wrapper(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
     )
 
 
-def _from_type(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
+def _jagged(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor | None:
+    """A nested tensor of the jagged layout, from the keywords of its class."""
+    keywords = dict(r.attributes(args[0]))
+    parts = [r.part(role, keywords.get(role)) for role in ("values", "offsets", "lengths")]
+    found = tuple(part for part in parts if part is not None)
+    if not found:
+        return None
+    return Tensor(name, found[0].dtype, None, requires_grad=keywords.get("requires_grad") is True, layout="nested",
+                  parts=found)  # fmt: skip
+
+
+def _from_type(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor | None:
+    """A tensor of another class, or with attributes; subclasses of parameters and buffers are known by these."""
     func, kind, func_args, state = args
-    tensor = _inner(r, name, Call("reduce", func, func_args))
-    kind_name = kind.name if isinstance(kind, Global) else None
-    if kind_name == "Buffer":
-        return replace(tensor, kind="buffer")
-    if kind_name == "Parameter":
-        return replace(tensor, kind="parameter")
-    if kind_name != "Tensor" and isinstance(kind, Global):
-        tensor = replace(tensor, python_type=kind.qualified)
-    if tensor.layout == "wrapper" and isinstance(state, Dict):
-        tensor = replace(tensor, parts=tuple(_parts_of(r, state)))
+    tensor = r.part(name, Call("reduce", func, func_args))
+    if tensor is None:
+        return None
+    attributes = list(r.attributes(state))
+    flags = {key for key, value in attributes if value is True}
+    qualified = kind.qualified if isinstance(kind, Global) else None
+    if "_is_buffer" in flags or qualified == "torch.nn.parameter.Buffer":
+        tensor = replace(tensor, kind="buffer")
+    elif "_is_param" in flags or qualified == "torch.nn.parameter.Parameter":
+        tensor = replace(tensor, kind="parameter")
+    if qualified not in _OWN_TYPES:
+        tensor = replace(tensor, python_type=qualified)
+    if tensor.layout == "wrapper":
+        parts = (r.part(key, node) for key, node in attributes)
+        tensor = replace(tensor, parts=tuple(part for part in parts if part is not None))
     return tensor
 
 
-def _parts_of(r: Rebuilder, state: Dict) -> list[Tensor]:
-    """The tensors among the attributes of a wrapper subclass."""
-    parts = (r.part(text_of(key) or "", node) for key, node in r.attributes(state))
-    return [part for part in parts if part is not None]
+_OWN_TYPES = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+"""What tensors are that are of no subclass."""
 
 
 def _uninitialized(r: Rebuilder, name: str, args: tuple[Any, ...], node: Call) -> Tensor:
@@ -386,6 +413,7 @@ _REBUILD: dict[tuple[str, str], _Rebuild] = {
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _from_cpu,
     ("torch._utils", "_rebuild_xla_tensor"): _from_numpy,
     ("torch._utils", "_rebuild_wrapper_subclass"): _wrapper,
+    ("torch.nested._internal.nested_tensor", "_rebuild_njt"): _jagged,
     ("torch._tensor", "_rebuild_from_type"): _from_type,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
     ("torch.nn.parameter", "UninitializedParameter"): _uninitialized,

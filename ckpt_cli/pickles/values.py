@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, MalformedError, TruncatedError
+from ckpt_cli.errors import MalformedError, TruncatedError
 from ckpt_cli.pickles.graph import Extension, OutOfBand, PersistentId
 from ckpt_cli.pickles.machine import SHORT, Machine
 from ckpt_cli.pickles.table import Table, entering
@@ -130,16 +129,14 @@ def _binint1(m: Machine, pos: int) -> int:
 @_enter(b"\x8a")
 def _long1(m: Machine, pos: int) -> int:
     nbytes = m.data[pos]
-    m.stack.append(int.from_bytes(m.take(pos + 1, nbytes), "little", signed=True))
+    m.stack.append(m.integer(pos + 1, nbytes))
     return pos + 1 + nbytes
 
 
 @_enter(b"\x8b")
 def _long4(m: Machine, pos: int) -> int:
     nbytes: int = _i32(m.data, pos)[0]
-    if nbytes > limits.INLINE_BYTES:
-        raise LimitError(f"has an integer of {nbytes} bytes")
-    m.stack.append(int.from_bytes(m.take(pos + 4, nbytes), "little", signed=True))
+    m.stack.append(m.integer(pos + 4, nbytes))
     return pos + 4 + nbytes
 
 

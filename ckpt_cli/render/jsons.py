@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _TIES = 4_000_000
 """Names that `tied_with` spells out in all."""
 
+_ITEMS = 100
+"""Items of a list that are turned into text at a time."""
+
 _PIECE = 1 << 16
 """Elements turned into text at a time."""
 
@@ -49,16 +52,15 @@ def listing_json(listing: Listing, rows: Sequence[Entry | Fold]) -> Iterator[str
     yield f'{{"path": {json.dumps(listing.path)}, "format": {json.dumps(listing.format)}, "entries": ['
     separator = "\n"
     for row in rows:
-        yield separator + json.dumps(_row(row, listing.tied), allow_nan=False)
+        yield separator
+        yield from _value(row) if isinstance(row, Value) else [json.dumps(_row(row, listing.tied), allow_nan=False)]
         separator = ",\n"
     yield f'], "tensors": {listing.tensors}, "parameters": {listing.parameters}, "nbytes": {listing.nbytes}}}\n'
 
 
-def _row(row: Entry | Fold, tied: Mapping[str, list[str]]) -> dict[str, object]:
+def _row(row: Tensor | Fold, tied: Mapping[str, list[str]]) -> dict[str, object]:
     if isinstance(row, Tensor):
         return tensor_json(row, tied)
-    if isinstance(row, Value):
-        return {"name": row.name, "type": "value", "value": value_json(row.value)}
     return {
         **tensor_json(row.first, {}),
         "name": row.name,
@@ -90,6 +92,19 @@ def tensor_json(tensor: Tensor, tied: Mapping[str, list[str]]) -> dict[str, obje
         "python_type": tensor.python_type,
         "parts": [tensor_json(part, {}) for part in tensor.parts],
     }
+
+
+def _value(row: Value) -> Iterator[str]:
+    """An entry that is no tensor; a long list of long texts takes several times its memory as JSON, so in pieces."""
+    head = json.dumps({"name": row.name, "type": "value"})[:-1] + ', "value": '
+    if not isinstance(row.value, list | tuple) or len(row.value) <= _ITEMS:
+        yield f"{head}{json.dumps(value_json(row.value), allow_nan=False)}}}"
+        return
+    separator = head + "["
+    for at in range(0, len(row.value), _ITEMS):
+        yield separator + json.dumps(value_json(row.value[at : at + _ITEMS]), allow_nan=False)[1:-1]
+        separator = ", "
+    yield "]}"
 
 
 def value_json(value: object) -> object:
@@ -174,7 +189,7 @@ def _item(item: Shown | Unshown | Value) -> Iterator[str]:
     from ckpt_cli.ops.values import Unshown
 
     if isinstance(item, Value):
-        yield json.dumps({"name": item.name, "type": "value", "value": value_json(item.value)}, allow_nan=False)
+        yield from _value(item)
         return
     if isinstance(item, Unshown):
         facts = tensor_json(item.tensor, {})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.model import Entry, Opaque, Tensor, Value
 from ckpt_cli.render.table import Column, table_text
-from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, short, value_text
+from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, short, value_beginning
 
 if TYPE_CHECKING:
     from ckpt_cli.ops.folding import Fold
@@ -65,7 +65,7 @@ def _cells(
     if isinstance(row, Value):
         blank = [""] * (len(_LONG) if long else 0)
         kind = "object" if isinstance(row.value, Opaque) else type(row.value).__name__
-        text = [short(value_text(row.value))] if values else []
+        text = [value_beginning(row.value)] if values else []
         return [name_text(row.name), kind, "", "", *blank, *text, *([""] if folded else [])]
     tensor, nbytes, count = (row, row.nbytes, 1) if isinstance(row, Tensor) else (row.first, row.nbytes, row.count)
     cells = [

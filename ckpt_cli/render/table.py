@@ -14,6 +14,9 @@ _TABULATE = {"table": "simple", "markdown": "pipe"}
 _AREA = 24_000_000
 """Characters of a table with aligned columns; tabulate takes a few times as much memory."""
 
+_CELLS = 1_000_000
+"""Its cells, on each of which tabulate spends some microseconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -54,7 +57,7 @@ def _drawn(columns: Sequence[Column], rows: Iterable[Sequence[str]], style: str)
     if not cells:
         return ""
     width = sum(max(map(len, column)) for column in zip(*cells, strict=True))
-    if width * len(cells) > _AREA:  # one long name makes every row as long
+    if width * len(cells) > _AREA or len(columns) * len(cells) > _CELLS:  # one long name makes every row as long
         raise UnsupportedError(
             f"{len(cells):,} rows of {width:,} characters are too many to align", hint="-f tsv aligns nothing"
         )

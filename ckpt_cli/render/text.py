@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ckpt_cli.model import Opaque, Tensor
 
 _SHORT = 80
 """Characters of a value in a table."""
+
+_ITEMS = 100
+"""Items of a list that are turned into text at a time."""
 
 _PIECE = 1 << 12
 """Characters escaped at a time."""
@@ -64,6 +67,25 @@ def value_text(value: object) -> str:
         return escaped(repr(value))
     except ValueError:  # an integer of over 4300 digits
         return "<an integer of thousands of digits>"
+
+
+def value_pieces(value: object) -> Iterator[str]:
+    """The same, a bounded piece of a long list at a time."""
+    if not isinstance(value, list | tuple) or len(value) <= _ITEMS:
+        yield value_text(value)
+        return
+    begin, end = "[]" if isinstance(value, list) else "()"
+    for at in range(0, len(value), _ITEMS):
+        yield begin + value_text(list(value[at : at + _ITEMS]))[1:-1]
+        begin = ", "
+    yield end
+
+
+def value_beginning(value: object) -> str:
+    """As much of it as a row of a table shows."""
+    if isinstance(value, str | list | tuple):
+        value = value[: _SHORT + 1]
+    return short(value_text(value))
 
 
 def short(text: str, most: int = _SHORT) -> str:

@@ -12,7 +12,7 @@ from ckpt_cli.model import Value
 from ckpt_cli.ops.values import EDGE_ITEMS, FULL_OVER, SUMMARY_OVER, TABLE_OVER, Shown, Unshown, require_bounded
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.tensor import tensor_text
-from ckpt_cli.render.text import escaped, name_text, tensor_note, value_text
+from ckpt_cli.render.text import escaped, name_text, tensor_note, value_pieces
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +29,11 @@ def values_text(
         if bare and isinstance(item, Value) and isinstance(item.value, str):
             yield (escaped(item.value, keep="\n\t") if terminal else item.value) + "\n"
             continue
+        if isinstance(item, Value):
+            yield "" if bare else f"{_label(item)} = "
+            yield from value_pieces(item.value)
+            yield "\n"
+            continue
         text = _text(item, precision=precision, full=full)
         yield f"{text}\n" if bare else _labelled(_label(item), text)
 
@@ -43,9 +48,7 @@ def _label(item: Shown | Unshown | Value) -> str:
     return name_text(item.tensor.name if isinstance(item, Unshown) else item.name)
 
 
-def _text(item: Shown | Unshown | Value, *, precision: int, full: bool) -> str:
-    if isinstance(item, Value):
-        return value_text(item.value)
+def _text(item: Shown | Unshown, *, precision: int, full: bool) -> str:
     if isinstance(item, Unshown):
         return tensor_note(item.tensor)
     summarized = not full and math.prod(item.shape) > SUMMARY_OVER
@@ -96,7 +99,8 @@ def _width(item: Shown | Unshown | Value) -> int:
 
 def _rows(item: Shown | Unshown | Value) -> Iterator[list[str]]:
     if isinstance(item, Value):
-        yield [name_text(item.name), escaped(item.value) if isinstance(item.value, str) else value_text(item.value)]
+        text = escaped(item.value) if isinstance(item.value, str) else "".join(value_pieces(item.value))
+        yield [name_text(item.name), text]
     elif isinstance(item, Unshown):
         yield [name_text(item.tensor.name), tensor_note(item.tensor)]
     else:
