@@ -97,7 +97,7 @@ _SHAPED: list[tuple[str, Ops, str | None]] = [
     ("a_doubled_tuple_in_a_set", Ops(b"\x8f(" + doubled() + b"\x90"), None),
     ("a_doubled_tuple_as_shape", _shape(doubled()), "its shape or stride holds"),
     ("a_doubled_tuple_as_argument", call("a.b", doubled(40)), None),
-    ("a_shape_that_overflows", _shape((2**40, 2**40, 2**40), (1, 1, 1)), "needs bytes"),
+    ("a_shape_that_overflows", _shape((2**40, 2**40, 2**40), (1, 1, 1)), "more elements than 64 bits can count"),
     ("a_size_beyond_64_bits", _shape((2**63,)), "its shape or stride holds 9223372036854775808"),
     ("a_size_of_a_million_bits", _shape((1 << MILLION // 8,)), "its shape or stride holds <integer of"),
     ("a_negative_size", _shape((-4,)), "its shape or stride holds -4"),
