@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import isinf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ckpt_cli import limits
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 NAME = "safetensors"
 
 _FIELDS = ("dtype", "shape", "data_offsets")
+
+_DEEPEST = 126
+"""Levels that a field of a tensor may have: the reference reads 127, two of which are around it."""
+
+_TOO_LARGE = 1 << 1024
+"""What the reference, which takes a large integer for a float, finds out of range."""
 
 _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 """Bytes of memory that what begins, goes on or ends with a character of a header takes when parsed."""
@@ -96,7 +103,10 @@ def _header(file: LocalFile) -> tuple[dict[str, Any], int]:
     try:
         text = raw.decode("utf-8")
         del raw
-        header = json.loads(text, parse_constant=_refuse_constant)
+        hooks: dict[str, Any] = {"parse_int": _integer} if "-0" in text else {}  # a hook costs time for each number
+        header = json.loads(
+            text, object_pairs_hook=_object, parse_float=_float, parse_constant=_refuse_constant, **hooks
+        )
         if "\\u" in text:
             json.dumps(header, ensure_ascii=False).encode()  # raises for half a surrogate pair, as the reference does
     except RecursionError:
@@ -104,6 +114,29 @@ def _header(file: LocalFile) -> tuple[dict[str, Any], int]:
     except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
         raise MalformedError(f"its header is no JSON: {error}") from None
     return header, 8 + length
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of names that are there twice the last counts, but fields may not be there twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next((key for key in (*_FIELDS, "__metadata__") if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is there twice")
+    return made
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if isinf(number):
+        raise ValueError(f"{text} is out of range")
+    return number
+
+
+def _integer(text: str) -> float | int:
+    """An integer, but for -0, which the reference takes for a float."""
+    return -0.0 if text == "-0" else int(text)
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -127,11 +160,7 @@ def _tensors(header: dict[str, Any], container: Safetensors, nbytes: int) -> lis
     ranges: list[tuple[int, int, str]] = []
     for name in list(header):
         dtype, shape, begin, end = _fields(name, header.pop(name))  # popped, as a large header takes much memory
-        count = 1
-        for size in shape:
-            count *= size
-            if count * dtype.bits >= 1 << 64:
-                raise MalformedError(f"tensor {name!r}: shape {shape} overflows")
+        count = _elements(name, dtype, shape)
         if count * dtype.bits % 8:
             raise MalformedError(f"tensor {name!r}: {count} elements of {dtype.bits} bits are no whole bytes")
         if end - begin != count * dtype.bits // 8:
@@ -156,12 +185,26 @@ def _tensors(header: dict[str, Any], container: Safetensors, nbytes: int) -> lis
     return found
 
 
+def _elements(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
+    """How many elements a shape has; refused where 64 bits cannot count them one dimension after the other."""
+    count = 1
+    for size in shape:
+        count *= size
+        if count >= 1 << 64:
+            raise MalformedError(f"tensor {name!r}: shape {shape} overflows")
+    if count * dtype.bits >= 1 << 64:
+        raise MalformedError(f"tensor {name!r}: shape {shape} overflows")
+    return count
+
+
 def _fields(name: str, info: Any) -> tuple[DType, tuple[int, ...], int, int]:
     """One tensor's dtype, shape and range, each checked for its type."""
     if len(name) > limits.NAME_LENGTH:
         raise LimitError(f"it has a tensor whose name has {len(name)} characters")
     if not isinstance(info, dict) or any(field not in info for field in _FIELDS):
         raise MalformedError(f"tensor {name!r} lacks dtype, shape or data_offsets")
+    if len(info) > len(_FIELDS):
+        _check_unknown(name, info)
     dtype = BY_SAFETENSORS.get(info["dtype"]) if isinstance(info["dtype"], str) else None
     shape, offsets = info["shape"], info["data_offsets"]
     if dtype is None:
@@ -172,6 +215,21 @@ def _fields(name: str, info: Any) -> tuple[DType, tuple[int, ...], int, int]:
     if len(shape) > limits.DIMENSIONS:
         raise MalformedError(f"tensor {name!r} has {len(shape)} dimensions; {limits.DIMENSIONS} is the most")
     return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _check_unknown(name: str, info: dict[str, Any]) -> None:
+    """Fields of no meaning may hold anything that the reference can read: so deep and no deeper."""
+    level: list[Any] = [value for field, value in info.items() if field not in _FIELDS]
+    for _ in range(_DEEPEST):
+        if any(isinstance(value, int) and abs(value) >= _TOO_LARGE for value in level):
+            raise MalformedError(f"tensor {name!r} has a number that is out of range")
+        lists = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        ]
+        level = [value for values in lists for value in values]
+        if not lists:
+            return
+    raise MalformedError(f"tensor {name!r} has a field that nests too deeply")
 
 
 def _are_counts(node: Any) -> bool:

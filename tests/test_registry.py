@@ -1,0 +1,189 @@
+"""Which format a file is in: told by its content, and what is said of a file that is in none."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import pickle
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import pt
+from builders import st as files
+from builders.pickles import pickled, tensor
+
+from ckpt_cli.errors import CkptError, FormatError, TruncatedError, UnknownFormatError
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats.registry import FORMATS
+
+ZIP = pt.archive(pt.torch_records({"a": tensor("0", (2,))}, {"0": bytes(8)}))
+SAFETENSORS = files.file({"a": files.info("F32", [2], 0, 8)}, bytes(8))
+
+
+def legacy() -> bytes:
+    """What torch.save wrote before 1.6."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def tar() -> bytes:
+    """What torch.save wrote before 0.2, and what many an archive is."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as made:
+        made.addfile(tarfile.TarInfo("storages"))
+    return buffer.getvalue()
+
+
+def npy() -> bytes:
+    """A numpy array."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones(3))
+    return buffer.getvalue()
+
+
+LOOKS: dict[str, tuple[bytes, str]] = {
+    "torch before 1.6": (legacy(), "this looks like a torch.save file from before 1.6, which is not read yet"),
+    "a pickle": (pickle.dumps([1]), "this looks like a bare pickle, which is not read yet"),
+    "a pickle of protocol 2": (pickled([1]), "this looks like a bare pickle"),
+    "a tar file": (tar(), "this looks like a tar file, which is not read yet"),
+    "gzip": (gzip.compress(ZIP), "this looks like a gzip file: unpack it first"),
+    "zstandard": (b"\x28\xb5\x2f\xfd" + bytes(20), "this looks like a zstandard file: unpack it first"),
+    "GGUF": (b"GGUF\3\0\0\0" + bytes(16), "this looks like a GGUF file, which is not read yet"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "this looks like an HDF5 file (Keras, PyTables), which is not read"),
+    "numpy": (npy(), "this looks like a numpy array, which is not read yet"),
+    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(20), "this looks like a PNG picture"),
+    "git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+                "this looks like a git LFS pointer: fetch the real file with git lfs pull"),
+    "a web page": (b"<!DOCTYPE HTML>\n<HTML><head>", "this looks like a web page: the download got an error page"),
+    "JSON": (b'\n {"a": 1}', "this looks like a JSON file"),
+    "a JSON list": (b"[1, 2]", "this looks like a JSON file"),
+    "zeros": (bytes(5000), "this looks like a file of zero bytes: a download or a copy that was cut short"),
+    "text": (b"hello, world\n", "this looks like a text file"),
+    "Python": (Path(__file__).read_bytes(), "this looks like a text file"),
+    "an angle bracket": (b"<", "this looks like a text file"),
+}  # fmt: skip
+
+UNKNOWN = {
+    "random bytes": b"\xde\xad\xbe\xef" * 40,
+    "bzip2": bz2.compress(ZIP),
+    "xz": lzma.compress(ZIP),
+    "a zip with leading junk": b"\1junk" + ZIP,
+    "a safetensors file without its length": SAFETENSORS[8:].replace(b"{", b"\1", 1),
+    "one byte": b"\xff",
+    "a program": b"\x7fELF" + bytes(100),
+}
+
+
+def write(folder: Path, content: bytes, name: str = "model.bin") -> Path:
+    """A file of that content."""
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors", "model.gguf", "model", "model.tar.gz", ".txt"])
+def test_content_and_not_the_suffix_decides(name: str, tmp_path: Path) -> None:
+    assert open_checkpoint(str(write(tmp_path, ZIP, name))).format == "zip"
+    assert open_checkpoint(str(write(tmp_path, SAFETENSORS, name))).format == "safetensors"
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_file_that_is_no_checkpoint_is_called_what_it_looks_like(name: str, tmp_path: Path) -> None:
+    content, words = LOOKS[name]
+    path = write(tmp_path, content)
+    with pytest.raises(UnknownFormatError) as refused:
+        open_checkpoint(str(path))
+    assert str(refused.value).startswith(f"{path}: {words}")
+    assert refused.value.hint is None
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_file_that_looks_like_nothing_gets_a_hint(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path, UNKNOWN[name])
+    with pytest.raises(UnknownFormatError) as refused:
+        open_checkpoint(str(path))
+    assert str(refused.value) == f"{path}: not a checkpoint of a kind that ckpt knows"
+    assert refused.value.hint == "ckpt reads torch.save zip files and safetensors"
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(TruncatedError, match="the file is empty"):
+        open_checkpoint(str(write(tmp_path, b"")))
+
+
+@pytest.mark.parametrize("content", [ZIP, SAFETENSORS], ids=["zip", "safetensors"])
+def test_every_beginning_of_a_file_is_refused_in_words(content: bytes, tmp_path: Path) -> None:
+    for length in range(0, len(content) - 1, 7):
+        with pytest.raises(CkptError) as refused:
+            open_checkpoint(str(write(tmp_path, content[:length])))
+        assert refused.value.path == str(tmp_path / "model.bin")
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_checkpoint(str(tmp_path / "missing"))
+    with pytest.raises(IsADirectoryError):
+        open_checkpoint(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FormatError, match="not a regular file"):
+        open_checkpoint(str(tmp_path / "pipe"))
+    with pytest.raises(FormatError, match="not a regular file"):
+        open_checkpoint("/dev/zero")
+
+
+def test_a_file_that_is_refused_is_closed(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for content in (b"hello", ZIP[:300], SAFETENSORS[:20], b""):
+        with pytest.raises(CkptError):
+            open_checkpoint(str(write(tmp_path, content)))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_is_given_open_is_used_and_closed_with_the_checkpoint(tmp_path: Path) -> None:
+    path = str(write(tmp_path, ZIP))
+    file = LocalFile(path)
+    checkpoint = open_checkpoint(path, file=file)
+    assert list(checkpoint.container.files) == [file]
+    checkpoint.close()
+    assert file.fd == -1
+    broken = LocalFile(str(write(tmp_path, b"hello")))
+    with pytest.raises(UnknownFormatError):
+        open_checkpoint(path, file=broken)
+    assert broken.fd == -1
+
+
+def test_a_symlink_is_followed(tmp_path: Path) -> None:
+    link = tmp_path / "link.pt"
+    link.symlink_to(write(tmp_path, ZIP))
+    checkpoint = open_checkpoint(str(link))
+    assert (checkpoint.path, checkpoint.format) == (str(link), "zip")
+
+
+def test_only_the_module_of_the_format_is_imported(tmp_path: Path) -> None:
+    import subprocess
+
+    code = "import sys; from ckpt_cli.formats import open_checkpoint; open_checkpoint(sys.argv[1]); print(*sys.modules)"
+    for known in FORMATS:
+        content = {"zip": ZIP, "safetensors": SAFETENSORS}[known.name]
+        path = write(tmp_path, content)
+        modules = set(subprocess.check_output([sys.executable, "-c", code, str(path)], text=True).split())
+        imported = {other.module for other in FORMATS} & modules
+        assert imported == {known.module}
+        assert not {"torch", "numpy", "pickle"} & modules
+
+
+def test_a_journal_that_was_left_is_dealt_with_first(tmp_path: Path) -> None:
+    path = write(tmp_path, ZIP)
+    journal = tmp_path / ".model.bin.ckpt-journal"
+    journal.write_bytes(b"")
+    assert open_checkpoint(str(path)).format == "zip"
+    assert not journal.exists()
