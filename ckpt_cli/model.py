@@ -182,6 +182,8 @@ class Checkpoint:
     """The globals that the document names beyond plain tensors and containers."""
     top_level: Sequence[str] = ()
     """The outermost keys."""
+    document: object = None
+    """What says which name is which range, as it was read: a pickle's `Graph`, or None where there is no pickle."""
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -127,4 +127,5 @@ def read(file: LocalFile) -> Checkpoint:
         version=f"torch.save zip, version {container.version or 'not given'}",
         objects=objects_of(graph),
         top_level=top_level_of(graph),
+        document=graph,
     )
