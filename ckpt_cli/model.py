@@ -11,6 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.dtypes import DType
+from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 
 if TYPE_CHECKING:
@@ -27,18 +28,8 @@ class Storage:
     """Bytes that it holds."""
     location: str = "cpu"
     """The device that it was saved from, such as `cuda:0`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Where bytes stand, unencoded, in a file."""
-
-    file: int
-    """The number of the file within its container."""
-    offset: int
-    """The first byte."""
-    nbytes: int
-    """How many."""
+    composed: bool = False
+    """Whether its bytes are gathered from several places, as those of a tensor saved in chunks are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +145,8 @@ class Container(Protocol):
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
         """Bytes of a storage, decompressed where they must be."""
 
-    def extent(self, storage: Storage) -> Extent:
-        """Where the storage stands plainly; raises UnsupportedError where it is compressed."""
+    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where a range of a storage stands plainly, piece by piece; raises UnsupportedError where it is compressed."""
 
     def seal(self, overlay: Overlay) -> None:
         """Add the patches of checksums that the overlay's other patches make necessary."""
@@ -182,6 +173,8 @@ class Checkpoint:
     """The globals that the document names beyond plain tensors and containers."""
     top_level: Sequence[str] = ()
     """The outermost keys."""
+    is_set: bool = False
+    """Whether it consists of several files that belong together, so that a copy of it is a folder."""
     document: object = None
     """What says which name is which range, as it was read: a pickle's `Graph`, or None where there is no pickle."""
 

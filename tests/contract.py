@@ -5,8 +5,8 @@ A new format is one entry in FORMATS with its two functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,11 +22,34 @@ class Format:
     name: str
     """What `ckpt` calls it."""
     suffix: str
+    """Of the file; empty where `write` makes a folder."""
     write: Callable[[State, Path], None]
     read: Callable[[Path], State]
     """The oracle: every name with its tensor, aliases included."""
     keeps_views: bool = True
-    """Whether strides and shared storages survive; where not, tensors are stored contiguously and ties as aliases."""
+    """Whether strides and storage offsets survive; where not, tensors are stored contiguously."""
+    keeps_ties: bool = True
+    """Whether two names of one tensor are still one, be it as an alias."""
+    without: tuple[str, ...] = ()
+    """Names of the sample that it cannot hold."""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """The kinds of those tensors that are told to be parameters or buffers."""
+    variant: str = ""
+    """What tells two that `ckpt` calls the same apart."""
+
+    @property
+    def label(self) -> str:
+        """What the tests call it."""
+        return f"{self.name}-{self.variant}" if self.variant else self.name
+
+    def sample(self) -> State:
+        """The sample state, as far as the format can hold it."""
+        return {name: tensor for name, tensor in sample().items() if name not in self.without}
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The bytes of a file, or of every file of a folder, by name."""
+    return {each.name: each.read_bytes() for each in (sorted(path.iterdir()) if path.is_dir() else [path])}
 
 
 def sample() -> State:
@@ -39,6 +62,7 @@ def sample() -> State:
         "2.weight": shared,
         "2.copy": shared.clone(),
         "3.running_mean": torch.randn(5, 2).to(torch.float16),
+        "3.scale": torch.randn(4),
         "3.steps": torch.tensor(7),
         "3.mask": torch.tensor([True, False, True]),
         "4.empty": torch.empty(0, 3),

@@ -126,9 +126,85 @@ def test_a_journal_cannot_reach_out_of_its_folder(path: str, tmp_path: Path) -> 
     header = json.dumps({"files": [{"name": "b.pt", "size": len(OLD)}, {"name": "../a.pt", "size": len(OLD)}]}).encode()
     forged = journal._HEAD.pack(journal._MAGIC, len(header), zlib.crc32(header)) + header
     Path(journal_path(str(bait))).write_bytes(forged + log[journal._HEAD.size + length :])
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(RefusedError, match="does not point back"):
         journal.recover(str(bait))
     assert victim.read_bytes() == OLD
+
+
+def pair_of(folder: Path) -> tuple[list[str], Overlay]:
+    """Three files, and patches of the first and the last of them."""
+    paths = [str(folder / name) for name in ("a.pt", "b.json", "c.pt")]
+    for path in paths:
+        Path(path).write_bytes(OLD)
+    overlay = Overlay([LocalFile(path, write=True) for path in paths])
+    overlay.write(2, 1500, b"here too")
+    overlay.write(0, 10, b"changed")
+    return paths, overlay
+
+
+NEW_PAIR = [OLD[:10] + b"changed" + OLD[17:], OLD, OLD[:1500] + b"here too" + OLD[1508:]]
+
+
+def test_several_files_are_patched_under_one_journal(tmp_path: Path) -> None:
+    paths, overlay = pair_of(tmp_path)
+    journal.apply(overlay)
+    assert [content(path) for path in paths] == NEW_PAIR
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.json", "c.pt"]
+
+
+@pytest.mark.parametrize("opened", [0, 2])
+@pytest.mark.parametrize("patched", [0, 1])
+def test_an_edit_of_several_is_finished_from_whichever_is_opened(tmp_path: Path, opened: int, patched: int) -> None:
+    paths, overlay = pair_of(tmp_path)
+    kept: dict[str, bytes] = {}
+    real = journal.write_patches
+
+    def stop(overlay: Overlay, number: int, target: LocalFile) -> None:
+        if len(kept) == patched:
+            kept.update({log: content(log) for log in map(str, tmp_path.glob(".*"))})
+            raise KeyboardInterrupt
+        kept[str(number)] = b""
+        real(overlay, number, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "write_patches", stop)
+        with pytest.raises(KeyboardInterrupt):
+            journal.apply(overlay)
+    for file in overlay.files:
+        file.close()
+    for log, held in kept.items():
+        if log.startswith("/"):
+            Path(log).write_bytes(held)
+    if patched:
+        Path(paths[0]).write_bytes(NEW_PAIR[0])
+    assert journal.recover(paths[opened])
+    assert [content(path) for path in paths] == NEW_PAIR
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.json", "c.pt"]
+
+
+def test_a_pointer_without_its_journal_is_removed_and_nothing_else_done(tmp_path: Path) -> None:
+    paths, overlay = pair_of(tmp_path)
+    for file in overlay.files:
+        file.close()
+    Path(journal_path(paths[2])).write_bytes(b"ckpt-journal-of\na.pt")
+    assert not journal.recover(paths[2])
+    Path(journal_path(paths[2])).write_bytes(b"ckpt-journal-of\ngone.pt")
+    assert not journal.recover(paths[2])
+    Path(journal_path(paths[2])).write_bytes(b"ckpt-journal-")
+    assert not journal.recover(paths[2])
+    assert [content(path) for path in paths] == [OLD] * 3
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.json", "c.pt"]
+
+
+def test_files_of_several_folders_are_not_patched_as_one(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for name in ("a.pt", "other/c.pt"):
+        (tmp_path / name).write_bytes(OLD)
+    overlay = Overlay([LocalFile(str(tmp_path / name), write=True) for name in ("a.pt", "other/c.pt")])
+    overlay.write(0, 0, b"x")
+    overlay.write(1, 0, b"x")
+    with pytest.raises(RefusedError, match="several folders"):
+        journal.apply(overlay)
 
 
 @pytest.mark.parametrize("failing", ["fsync", "pwrite"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
 
-from ckpt_cli.arrays.regions import Region, edges, parse_index
+from ckpt_cli.arrays.regions import Region, parse_index
 from ckpt_cli.arrays.sharing import regions_meet, row_pieces
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import UsageError
@@ -97,10 +97,6 @@ def test_what_is_no_index_is_refused(text: str) -> None:
 def test_an_index_out_of_range_is_refused(index: tuple[Any, ...]) -> None:
     with pytest.raises(UsageError):
         Region((2, 2), (2, 1), 0).at(index)
-
-
-def test_edges_keep_both_ends_of_long_dimensions() -> None:
-    assert edges((7, 6), 3) == [[0, 1, 2, 4, 5, 6], [0, 1, 2, 3, 4, 5]]
 
 
 STORAGE = Storage("0", 10**6)

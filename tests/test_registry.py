@@ -21,6 +21,7 @@ from builders.pickles import pickled, tensor
 
 from ckpt_cli.errors import CkptError, FormatError, TruncatedError, UnknownFormatError
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.locks import try_lock
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.registry import FORMATS
 
@@ -148,17 +149,20 @@ def test_a_file_that_is_refused_is_closed(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_file_that_is_given_open_is_used_and_closed_with_the_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_opened_to_write_is_locked_until_it_is_closed(tmp_path: Path) -> None:
     path = str(write(tmp_path, ZIP))
-    file = LocalFile(path)
-    checkpoint = open_checkpoint(path, file=file)
-    assert list(checkpoint.container.files) == [file]
+    checkpoint = open_checkpoint(path, write=True)
+    other = LocalFile(path)
+    assert not try_lock(other.fd)
     checkpoint.close()
-    assert file.fd == -1
-    broken = LocalFile(str(write(tmp_path, b"hello")))
+    assert try_lock(other.fd)
+
+
+def test_a_file_that_is_refused_is_not_left_locked(tmp_path: Path) -> None:
+    path = str(write(tmp_path, b"hello"))
     with pytest.raises(UnknownFormatError):
-        open_checkpoint(path, file=broken)
-    assert broken.fd == -1
+        open_checkpoint(path, write=True)
+    assert try_lock(LocalFile(path).fd)
 
 
 def test_a_symlink_is_followed(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import json
 import os
 import stat
@@ -15,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import Answer, Ckpt
-
-from ckpt_cli.files.locks import lock
 
 State = dict[str, Any]
 
@@ -379,7 +376,7 @@ def test_a_file_in_the_hugging_face_cache_is_refused_but_may_be_a_source(editor:
 
 
 def test_a_file_that_another_process_writes_is_refused(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckpt_cli.ops.edit.lock", functools.partial(lock, patience=0.2))
+    monkeypatch.setattr("ckpt_cli.files.locks.PATIENCE", 0.2)
     torch.save({"x": torch.ones(2)}, "a.pt")
     with open("a.pt", "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import UnsupportedError, ValueRefusedError
-from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.model import Checkpoint, Storage, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,13 +202,33 @@ def values_of(checkpoint: Checkpoint, tensor: Tensor, region: Region | None = No
 
 
 def stored_of(checkpoint: Checkpoint, tensor: Tensor, codec: Codec, region: Region) -> Array:
-    """The stored elements of a region, over a view of the file."""
+    """The stored elements of a region, over a view of the file; gathered where they are stored in several places."""
     if tensor.storage is None:
         raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
     low, high = region.span()
     size = tensor.dtype.itemsize
+    if tensor.storage.composed and (high - low) * size > _GATHERED_AT_ONCE:
+        return _gathered(checkpoint, tensor.storage, codec, region)
     data = checkpoint.container.view(tensor.storage, low * size, (high - low) * size)
     return codec.array(data, region, low)
+
+
+_GATHERED_AT_ONCE = 1 << 20
+"""Bytes up to which a range is gathered in one piece, whatever part of it a region touches."""
+
+
+def _gathered(checkpoint: Checkpoint, storage: Storage, codec: Codec, region: Region) -> Array:
+    """A copy of the region's stored elements, made from pieces without large gaps."""
+    import numpy as np
+
+    found: Array = np.empty(region.shape, codec.stored)
+    size = codec.dtype.itemsize
+    for part in region.pieces(size, 8 * _GATHERED_AT_ONCE):
+        piece = region.at(part)
+        low, high = piece.span()
+        data = checkpoint.container.view(storage, low * size, (high - low) * size)
+        found[part] = codec.array(data, piece, low)
+    return found
 
 
 def value_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:

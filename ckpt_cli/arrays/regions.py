@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -143,8 +143,3 @@ def _integer(text: str) -> int:
     if not _INTEGER.match(text):
         raise UsageError(f"{text!r} is no index: integers, slices (a:b:c) and ... are")
     return int(text)
-
-
-def edges(shape: Sequence[int], keep: int) -> list[list[int]]:
-    """The indices that a summary shows of each dimension: all, or the first and last `keep` of a longer one."""
-    return [list(range(size)) if size <= 2 * keep else [*range(keep), *range(size - keep, size)] for size in shape]

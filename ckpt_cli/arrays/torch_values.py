@@ -80,10 +80,10 @@ def _storage(checkpoint: Checkpoint, storage: Storage, made: dict[object, Any]) 
         found = torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
     else:
         try:
-            extent = checkpoint.container.extent(storage)
+            (extent, *more) = checkpoint.container.extents(storage, 0, storage.nbytes)
         except UnsupportedError:
-            extent = None
-        if extent is None or extent.offset % _ALIGNMENT:
+            extent, more = None, []
+        if extent is None or more or extent.offset % _ALIGNMENT:
             copied = bytearray(checkpoint.container.view(storage, 0, storage.nbytes))
             found = torch.frombuffer(copied, dtype=torch.uint8).untyped_storage()
         else:

@@ -6,6 +6,11 @@
 
 The journal is complete on disk before the first patch, and is removed after the last one is on disk. So a journal
 without its trailer means that nothing was patched, and one with it can be rolled forward at any time.
+
+An edit of several files has one journal, beside the first of them. Beside each other one a pointer is made durable
+before the journal and removed after it, so that whoever opens only that file finds the journal too:
+
+    .OTHER.ckpt-journal: magic | name of the file that the journal stands beside
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -27,6 +32,7 @@ from ckpt_cli.files.overlay import Overlay
 
 _MAGIC = b"ckpt-journal-1\n\0"
 _TRAILER = b"ckpt-journal-end"
+_POINTER = b"ckpt-journal-of\n"
 _HEAD = struct.Struct("<16sII")
 _RECORD = struct.Struct("<IQQ")
 _CRC = struct.Struct("<I")
@@ -67,28 +73,35 @@ class _Record:
 def apply(overlay: Overlay) -> int:
     """Write an overlay's patches into its files, which the caller has locked; returns bytes written, journal included.
 
-    The journal stands beside the first file. On any error or interrupt the old bytes are put back.
+    The journal stands beside the first file that is patched, and a pointer to it beside each further one. On any
+    error or interrupt the old bytes are put back.
     """
-    if not overlay:
-        return 0
-    path = journal_path(overlay.files[0].path)
-    folder = os.path.dirname(path)
-    try:
-        journalled = _write_journal(path, overlay)
-        sync_folder(folder)
-    except BaseException:
-        _remove(path)
-        raise
     touched = [number for number in range(len(overlay.files)) if overlay.patches(number)]
+    if not touched:
+        return 0
+    files = [overlay.files[number] for number in touched]
+    _require_one_folder(files)
+    path = journal_path(files[0].path)
+    pointers = [journal_path(file.path) for file in files[1:]]
+    try:
+        for pointer in pointers:
+            _write_pointer(pointer, files[0])
+        if pointers:
+            sync_folder(os.path.dirname(path))
+        journalled = _write_journal(path, overlay, touched)
+        sync_folder(os.path.dirname(path))
+    except BaseException:
+        _remove(path, *pointers)
+        raise
     try:
         for number in touched:
             write_patches(overlay, number, overlay.files[number])
             os.fsync(overlay.files[number].fd)
     except BaseException:
-        _roll_back(path, overlay.files)
+        _roll_back(path, files)
+        _remove(path, *pointers)
         raise
-    os.unlink(path)
-    sync_folder(folder)
+    _remove(path, *pointers)
     return journalled + overlay.nbytes
 
 
@@ -100,7 +113,14 @@ def recover(path: str) -> bool:
     log = journal_path(path)
     if not os.path.lexists(log):
         return False
-    real = os.path.realpath(path)
+    owner = _pointed_to(log)
+    if owner is None or not os.path.lexists(owner):
+        return _recover_from(log, os.path.realpath(path), path)
+    return _recover_from(journal_path(owner), owner, path, pointer=log)
+
+
+def _recover_from(log: str, real: str, path: str, pointer: str | None = None) -> bool:
+    """Finish what the journal `log` beside the file `real` holds; a `pointer` to it brought us there from `path`."""
     try:
         first = LocalFile(real, write=True)
     except PermissionError as error:
@@ -111,14 +131,15 @@ def recover(path: str) -> bool:
         ) from error
     with first:
         lock(first)
-        if not os.path.lexists(log):  # the other process finished while we waited
+        if not os.path.lexists(log):  # the other process finished while we waited, or had not begun to patch
+            if pointer is not None and _pointed_to(pointer) == real:
+                _remove(pointer)
             return False
         with LocalFile(log, follow=False) as journal, ExitStack() as opened:
             _require_own(journal, first)
             header = _header(journal)
-            names = [entry["name"] for entry in header["files"][1:]] if header else []
-            others = (LocalFile(_neighbour(log, name), write=True, follow=False) for name in names)
-            files = [first, *map(opened.enter_context, others)]
+            others = [_neighbour(log, entry["name"]) for entry in header["files"][1:]] if header else []
+            files = [first, *(opened.enter_context(LocalFile(other, write=True, follow=False)) for other in others)]
             whole = header is not None and _is_complete(journal, files)
             if header and whole:
                 _check_identity(log, header, files, _records(journal))
@@ -126,8 +147,7 @@ def recover(path: str) -> bool:
                     _write_all(files[record.file].fd, record.new, record.offset)
                 for file in files:
                     os.fsync(file.fd)
-        os.unlink(log)
-        sync_folder(os.path.dirname(log))
+        _remove(log, *map(journal_path, others), *([pointer] if pointer else []))
         return whole
 
 
@@ -142,14 +162,47 @@ def _require_own(journal: LocalFile, file: LocalFile) -> None:
         )
 
 
-def _neighbour(log: str, name: str) -> str:
-    """The path of another file of the same checkpoint, which a journal may patch: one beside it with its suffix."""
-    suffix = os.path.splitext(log.removesuffix(".ckpt-journal"))[1]
-    if not suffix or os.path.splitext(name)[1] != suffix:
+def _require_one_folder(files: Sequence[LocalFile]) -> None:
+    """Refuse to patch files together that no one journal can stand beside."""
+    folders = {os.path.dirname(os.path.realpath(file.path)) for file in files}
+    if len(folders) > 1:
         raise RefusedError(
-            f"a journal would patch {name!r}, which is no part of it", path=log, hint=f"remove it: rm {log!r}"
+            "its files lie in several folders, so that they cannot be changed as one",
+            path=files[0].path,
+            hint="write the result elsewhere with -o OUT",
         )
-    return os.path.join(os.path.dirname(log), os.path.basename(name))
+
+
+def _write_pointer(path: str, first: LocalFile) -> None:
+    """Note beside a file that the journal which patches it stands beside another one."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        _write_all(fd, _POINTER + os.fsencode(os.path.basename(os.path.realpath(first.path))), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _pointed_to(log: str) -> str | None:
+    """The file beside which the journal stands that a pointer points to; None for a journal or a torn pointer."""
+    try:
+        with LocalFile(log, follow=False) as pointer:
+            if pointer.size > len(_POINTER) + 255 or pointer.read(0, min(len(_POINTER), pointer.size)) != _POINTER:
+                return None
+            name = os.fsdecode(pointer.read(len(_POINTER), pointer.size - len(_POINTER)))
+    except FileNotFoundError:  # the edit ended just now
+        return None
+    return os.path.join(os.path.dirname(log), os.path.basename(name)) if name else None
+
+
+def _neighbour(log: str, name: str) -> str:
+    """The path of another file that a journal may patch: one beside it, with a pointer back to the journal."""
+    path = os.path.join(os.path.dirname(log), os.path.basename(name))
+    if not os.path.lexists(journal_path(path)) or journal_path(_pointed_to(journal_path(path)) or path) != log:
+        raise RefusedError(
+            f"a journal would patch {name!r}, which does not point back to it", path=log, hint=f"remove it: rm {log!r}"
+        )
+    return path
 
 
 def write_patches(overlay: Overlay, number: int, target: LocalFile) -> None:
@@ -197,18 +250,19 @@ class _Log:
         return self._written
 
 
-def _write_journal(path: str, overlay: Overlay) -> int:
-    """Write the whole journal and make it durable; returns its size in bytes."""
-    named = [_File(name=os.path.basename(os.path.realpath(file.path)), size=file.size) for file in overlay.files]
+def _write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
+    """Write the whole journal of the patched files and make it durable; returns its size in bytes."""
+    files = [overlay.files[number] for number in touched]
+    named = [_File(name=os.path.basename(os.path.realpath(file.path)), size=file.size) for file in files]
     header = json.dumps(_Header(files=named)).encode()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         log = _Log(fd)
         log.add(_HEAD.pack(_MAGIC, len(header), zlib.crc32(header)), header)
         count = total = 0
-        for number in range(len(overlay.files)):
+        for place, number in enumerate(touched):
             for patch in overlay.patches(number):
-                fields = _RECORD.pack(number, patch.offset, patch.nbytes)
+                fields = _RECORD.pack(place, patch.offset, patch.nbytes)
                 old, new = overlay.old_bytes(number, patch), overlay.new_bytes(patch)
                 crc = _CRC.pack(zlib.crc32(new, zlib.crc32(old, zlib.crc32(fields))))
                 total = zlib.crc32(crc, total)
@@ -312,18 +366,21 @@ def _is_between(record: _Record, file: LocalFile) -> bool:
 
 
 def _roll_back(path: str, files: Sequence[LocalFile]) -> None:
-    """Put the old bytes back from the journal, then remove it; what fails here is left to the next recovery."""
+    """Put the old bytes back from the journal; what fails here is left to the next recovery."""
     with LocalFile(path) as journal:
         for record in _records(journal):
             _write_all(files[record.file].fd, record.old, record.offset)
         for file in files:
             os.fsync(file.fd)
-    _remove(path)
 
 
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    sync_folder(os.path.dirname(path))
+def _remove(path: str, *pointers: str) -> None:
+    """Remove a journal, and only when that is durable the pointers to it."""
+    for paths in ([path], pointers):
+        removed = False
+        for each in paths:
+            with suppress(FileNotFoundError):
+                os.unlink(each)
+                removed = True
+        if removed:
+            sync_folder(os.path.dirname(path))

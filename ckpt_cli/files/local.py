@@ -20,8 +20,13 @@ class LocalFile:
     symbolic link is none.
     """
 
+    begin = 0
+    """The first byte, as a `Window` has it."""
+
     def __init__(self, path: str, *, write: bool = False, follow: bool = True) -> None:
         self.path = path
+        self.writable = write
+        """Whether it was opened to be written."""
         flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
         self.fd = os.open(path, flags)  # not blocking: a named pipe would wait for a writer for ever
         info = os.fstat(self.fd)
@@ -86,3 +91,40 @@ class LocalFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Window:
+    """A part of an open file that reads as a file of its own: a record, or one of several saves in a stream.
+
+    Raises TruncatedError where the file does not have all of it.
+    """
+
+    def __init__(self, file: LocalFile | Window, begin: int, size: int) -> None:
+        file._check(begin, size)
+        self.path: str = file.path
+        self.begin: int = file.begin + begin
+        """Its first byte within the real file."""
+        self.size = size
+        """Bytes in it."""
+        self.file: LocalFile = file.file if isinstance(file, Window) else file
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`."""
+        self._check(offset, nbytes)
+        return self.file.read(self.begin + offset, nbytes)
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """The bytes as a read-only view, as a file gives it."""
+        self._check(offset, nbytes)
+        return self.file.view(self.begin + offset, nbytes)
+
+    def _check(self, offset: int, nbytes: int) -> None:
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise TruncatedError(
+                f"bytes {offset}–{offset + nbytes} of the part at byte {self.begin} are promised, it has {self.size}",
+                path=self.path,
+            )
+
+
+Source = LocalFile | Window
+"""What can be read by ranges."""

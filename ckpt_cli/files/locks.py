@@ -16,19 +16,19 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
 """What file systems without advisory locks answer; there, nothing can be known of other writers."""
 
 
-def lock(file: LocalFile, *, patience: float = PATIENCE) -> None:
-    """Take the file's exclusive lock, held until it is closed; raises BusyError after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while not try_lock(file):
+def lock(file: LocalFile) -> None:
+    """Take the file's exclusive lock, held until it is closed; raises BusyError after `PATIENCE` seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not try_lock(file.fd):
         if time.monotonic() >= deadline:
             raise BusyError("another process is writing it; try again when it is done", path=file.path)
         time.sleep(0.05)
 
 
-def try_lock(file: LocalFile) -> bool:
-    """Take the lock if it is free; where the file system has no locks, it always is."""
+def try_lock(fd: int) -> bool:
+    """Take the lock of an open file or folder if it is free; where the file system has no locks, it always is."""
     try:
-        fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
+from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 
 IN_MEMORY = 32 << 20
@@ -34,14 +35,52 @@ class Patch:
         return self.offset + self.nbytes
 
 
+class _Store:
+    """The new bytes of all patches, one after another; many go to an unnamed temporary file."""
+
+    def __init__(self) -> None:
+        self._held: IO[bytes] = io.BytesIO()
+        self._size = 0
+
+    def read(self, position: int, nbytes: int) -> bytes:
+        self._held.seek(position)
+        return self._held.read(nbytes)
+
+    def write(self, position: int, data: bytes) -> None:
+        self._held.seek(position)
+        self._held.write(data)
+
+    def append(self, data: bytes) -> int:
+        """Keep more bytes; returns where they begin."""
+        if isinstance(self._held, io.BytesIO) and self._size + len(data) > IN_MEMORY:
+            import tempfile
+
+            held = self._held.getvalue()
+            self._held = tempfile.TemporaryFile(prefix="ckpt-")  # noqa: SIM115
+            self._held.write(held)
+        position = self._size
+        self.write(position, data)
+        self._size += len(data)
+        return position
+
+    def close(self) -> None:
+        self._held.close()
+
+
 class Overlay:
     """A set of patches over some open files; patches of one file never overlap."""
 
     def __init__(self, files: Sequence[LocalFile]) -> None:
         self.files = files
         self._patches: list[list[Patch]] = [[] for _ in files]
-        self._store: IO[bytes] = io.BytesIO()
-        self._stored = 0
+        self._store = _Store()
+
+    def part(self, first: int, count: int) -> Overlay:
+        """The patches of some of the files, counted from 0: what is written there is written here."""
+        part = Overlay(self.files[first : first + count])
+        part._patches = self._patches[first : first + count]
+        part._store = self._store
+        return part
 
     @property
     def nbytes(self) -> int:
@@ -57,8 +96,7 @@ class Overlay:
 
     def new_bytes(self, patch: Patch) -> bytes:
         """What the patch writes."""
-        self._store.seek(patch.position)
-        return self._store.read(patch.nbytes)
+        return self._store.read(patch.position, patch.nbytes)
 
     def old_bytes(self, file: int, patch: Patch) -> bytes:
         """What stands in the file where the patch will write."""
@@ -84,10 +122,20 @@ class Overlay:
         for patch in list(self._touching(file, offset, end)):
             self._add(file, position, data[position - offset : max(patch.offset, position) - offset])
             first, last = max(patch.offset, offset), min(patch.end, end)
-            self._store.seek(patch.position + first - patch.offset)
-            self._store.write(data[first - offset : last - offset])
+            self._store.write(patch.position + first - patch.offset, data[first - offset : last - offset])
             position = last
         self._add(file, position, data[position - offset :])
+
+    def gather(self, extents: Iterable[Extent]) -> bytes:
+        """What stands in some extents, one after another, as it will be."""
+        return b"".join(self.read(extent.file, extent.offset, extent.nbytes) for extent in extents)
+
+    def scatter(self, extents: Iterable[Extent], data: bytes) -> None:
+        """Make `data` stand in some extents, one after another."""
+        position = 0
+        for extent in extents:
+            self.write(extent.file, extent.offset, data[position : position + extent.nbytes])
+            position += extent.nbytes
 
     def _touching(self, file: int, begin: int, end: int) -> Iterator[Patch]:
         """The patches that share bytes with the range, in order."""
@@ -104,19 +152,7 @@ class Overlay:
             piece = data[begin : begin + CHUNK]
             if piece == self.files[file].read(offset + begin, len(piece)):
                 continue
-            self._make_room(len(piece))
-            self._store.seek(self._stored)
-            self._store.write(piece)
-            insort(self._patches[file], Patch(offset + begin, len(piece), self._stored))
-            self._stored += len(piece)
-
-    def _make_room(self, nbytes: int) -> None:
-        if isinstance(self._store, io.BytesIO) and self._stored + nbytes > IN_MEMORY:
-            import tempfile
-
-            held = self._store.getvalue()
-            self._store = tempfile.TemporaryFile(prefix="ckpt-")  # noqa: SIM115
-            self._store.write(held)
+            insort(self._patches[file], Patch(offset + begin, len(piece), self._store.append(piece)))
 
     def close(self) -> None:
         """Drop what is pending."""

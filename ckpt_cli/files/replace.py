@@ -62,13 +62,72 @@ def _create(path: str, target: str) -> LocalFile:
 
 def _locked_in_place(file: LocalFile, target: str) -> bool:
     """Lock the file; False when another process has renamed or removed it before we had the lock."""
-    if not try_lock(file):
+    if not try_lock(file.fd):
         file.close()
         raise BusyError("another process is writing it; try again when it is done", path=target)
     try:
         return os.path.samestat(os.lstat(file.path), os.fstat(file.fd))
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def creating(path: str, *, mode_of: str) -> Iterator[LocalFile]:
+    """A new file within a folder that is not in place yet, durable when the block ends."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    with LocalFile(path, write=True, follow=False) as file:
+        os.fchmod(file.fd, os.stat(mode_of).st_mode & 0o777)
+        yield file
+        os.fsync(file.fd)
+
+
+@contextmanager
+def replacing_folder(target: str) -> Iterator[str]:
+    """An empty folder to fill, which becomes `target` when the block ends well and vanishes when it does not.
+
+    `target` must not be there, or be an empty folder. What a killed process left is removed; a folder that a living
+    one fills raises BusyError.
+    """
+    path = temporary_path(target)
+    fd = _create_folder(path, target)
+    try:
+        yield path
+        sync_folder(path)
+        os.rename(path, os.path.realpath(target))  # onto an empty folder at the most
+        sync_folder(os.path.dirname(os.path.realpath(target)))
+    except BaseException:
+        _remove_folder(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _create_folder(path: str, target: str) -> int:
+    """Create the temporary folder and lock it; returns its open descriptor."""
+    while True:
+        with suppress(FileExistsError):
+            os.mkdir(path)
+        with suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if not try_lock(fd):
+                    raise BusyError("another process is writing it; try again when it is done", path=target)
+                if os.path.samestat(os.lstat(path), os.fstat(fd)):
+                    for name in os.listdir(path):
+                        os.unlink(os.path.join(path, name))
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+
+def _remove_folder(path: str) -> None:
+    """Remove a folder of files."""
+    with suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            os.unlink(os.path.join(path, name))
+        os.rmdir(path)
 
 
 def copy_into(source: LocalFile, target: LocalFile) -> None:

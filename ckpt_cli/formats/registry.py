@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
-from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.opening import Opener
 from ckpt_cli.model import Checkpoint
 
 _HEAD = 600
@@ -24,13 +25,28 @@ class Format:
     sniff: Callable[[bytes], bool]
     """Whether a file that begins with these bytes is in this format."""
     module: str
-    """Has `read(file) -> Checkpoint`."""
+    """Has `read(file) -> Checkpoint`, or, of a set, `read_set(file, opener) -> Checkpoint`."""
+    is_set: bool = False
+    """Whether the file names others that belong to the checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One kind of folder that is a checkpoint as a whole."""
+
+    name: str
+    sniff: Callable[[Sequence[str]], bool]
+    """Whether a folder with these file names is one."""
+    module: str
+    """Has `read_folder(path, names, opener) -> Checkpoint`."""
 
 
 FORMATS = (
     Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.torch_zip"),
     Format("safetensors", lambda head: head[8:9] == b"{" and not head[:8].isalnum(), "ckpt_cli.formats.safetensors"),
 )
+
+FOLDERS: tuple[Folder, ...] = ()
 
 _LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (
@@ -56,29 +72,43 @@ _LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
 )
 
 
-def open_checkpoint(path: str, *, file: LocalFile | None = None) -> Checkpoint:
+def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
     """Open a path as a checkpoint: its names are read, its tensors are not.
 
-    An edit that was interrupted is finished first. `file` is an open file of that path that a writer has locked; it
-    is closed with the checkpoint, or here when opening fails. Raises OSError, or a FormatError that says what the
-    file looks like.
+    An edit that was interrupted is finished first. To `write`, every file of it is locked until the checkpoint is
+    closed. Raises OSError, BusyError, or a FormatError that says what the file looks like.
     """
-    if file is None:
-        if os.path.lexists(journal_path(path)):
-            from ckpt_cli.files.journal import recover
-
-            recover(path)
-        file = LocalFile(path)
+    opener = Opener(write=write)
+    if os.path.isdir(path):
+        return _open_folder(path, opener)
+    file = opener.open(path)
     try:
-        head = file.read(0, min(_HEAD, file.size))
-        for known in FORMATS:
-            if known.sniff(head):
-                checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
-                return checkpoint
-        raise _unknown(head, path)
+        return _read(file, opener)
     except BaseException:
         file.close()
         raise
+
+
+def _read(file: LocalFile, opener: Opener) -> Checkpoint:
+    """The checkpoint that an open file is, or is the index of."""
+    head = file.read(0, min(_HEAD, file.size))
+    for known in FORMATS:
+        if known.sniff(head):
+            module = importlib.import_module(known.module)
+            checkpoint: Checkpoint = module.read_set(file, opener) if known.is_set else module.read(file)
+            return checkpoint
+    raise _unknown(head, file.path)
+
+
+def _open_folder(path: str, opener: Opener) -> Checkpoint:
+    """The checkpoint that a folder holds, by the names of the files in it."""
+    names = sorted(os.listdir(path))
+    for known in FOLDERS:
+        if known.sniff(names):
+            module = importlib.import_module(known.module)
+            checkpoint: Checkpoint = module.read_folder(path, names, opener)
+            return checkpoint
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
 
 
 def _unknown(head: bytes, path: str) -> UnknownFormatError | TruncatedError:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
+from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.model import Checkpoint, Entry, Extent, Storage, Tensor, contiguous_stride
+from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
     from ckpt_cli.files.overlay import Overlay
@@ -51,9 +52,9 @@ class Safetensors:
         """Bytes of a tensor."""
         return self.files[0].view(self._offsets[storage.key] + offset, nbytes)
 
-    def extent(self, storage: Storage) -> Extent:
-        """Where a tensor stands."""
-        return Extent(0, self._offsets[storage.key], storage.nbytes)
+    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where a range of a tensor stands."""
+        return [Extent(0, self._offsets[storage.key] + offset, nbytes)]
 
     def seal(self, overlay: Overlay) -> None:
         """Nothing follows from changed bytes: the format has no checksums."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, MalformedError, UnknownFormatError, UnsupportedError
+from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.zip_records import DEFLATED, ZipRecords
-from ckpt_cli.model import Checkpoint, Extent, Storage
+from ckpt_cli.model import Checkpoint, Storage
 from ckpt_cli.pickles.entries import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.reader import read_pickle
 
@@ -67,8 +68,8 @@ class TorchZip:
             return memoryview(self.records.inflate(record, offset, nbytes))
         return self.files[0].view(self.records.data_offset(record) + offset, nbytes)
 
-    def extent(self, storage: Storage) -> Extent:
-        """Where a storage stands plainly."""
+    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where a range of a storage stands plainly."""
         record = self.records.by_name[self._record_name(storage.key)]
         if record.method == DEFLATED:
             raise UnsupportedError(
@@ -76,7 +77,7 @@ class TorchZip:
                 path=self.files[0].path,
                 hint="save it again with torch.save, which does not compress",
             )
-        return Extent(0, self.records.data_offset(record), storage.nbytes)
+        return [Extent(0, self.records.data_offset(record) + offset, nbytes)]
 
     def seal(self, overlay: Overlay) -> None:
         """Bring the CRCs of changed records along."""

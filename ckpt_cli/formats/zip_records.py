@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
-from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.local import Source
 
 if TYPE_CHECKING:
     from ckpt_cli.files.overlay import Overlay
@@ -69,7 +69,7 @@ class Record:
 class _Stream:
     """A deflated record, inflated piece by piece."""
 
-    def __init__(self, file: LocalFile, name: str, position: int, end: int) -> None:
+    def __init__(self, file: Source, name: str, position: int, end: int) -> None:
         self.name = name
         self.reached = 0
         """Bytes of the content inflated so far."""
@@ -100,12 +100,12 @@ class _Stream:
 
 
 class ZipRecords:
-    """The records of one open zip file, by name.
+    """The records of one open zip file, or of one that is a part of a file, by name; offsets count from its begin.
 
     Raises MalformedError, TruncatedError or LimitError for a file that is no sound zip.
     """
 
-    def __init__(self, file: LocalFile, number: int = 0) -> None:
+    def __init__(self, file: Source, number: int = 0) -> None:
         self.file = file
         self.number = number
         """The file's number within its container."""
@@ -164,9 +164,12 @@ class ZipRecords:
         from ckpt_cli.files import crc32
 
         terms: dict[str, int] = {}
+        begin = self.file.begin
         for patch in list(overlay.patches(self.number)):
-            record = self._record_at(patch.offset)
-            end = self.data_offset(record) + record.stored
+            if not begin <= patch.offset < begin + self.file.size:
+                continue
+            record = self._record_at(patch.offset - begin)
+            end = begin + self.data_offset(record) + record.stored
             old, new = overlay.old_bytes(self.number, patch), overlay.new_bytes(patch)
             terms[record.name] = terms.get(record.name, 0) ^ crc32.change(old, new, end - patch.end)
         for name, term in terms.items():
@@ -178,14 +181,15 @@ class ZipRecords:
         end = self.data_offset(record) + record.stored
         new = struct.pack("<L", crc)
         old = struct.pack("<L", record.crc)
-        overlay.write(self.number, record.central + 16, new)
+        begin = self.file.begin
+        overlay.write(self.number, begin + record.central + 16, new)
         if record.flags & _DESCRIBED:
             for place in (end + 4, end):  # the descriptor's signature is optional
                 if place + 4 <= self.file.size and self.file.read(place, 4) == old:
-                    overlay.write(self.number, place, new)
+                    overlay.write(self.number, begin + place, new)
                     break
         if self.file.read(record.header + 14, 4) == old:
-            overlay.write(self.number, record.header + 14, new)
+            overlay.write(self.number, begin + record.header + 14, new)
 
     # --- reading the directory ---------------------------------------------------------------------------------------
 

@@ -101,7 +101,6 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
         raise UnsupportedError(
             f"elements of tensor {tensor.name!r} share bytes with each other: only one value for all can be set"
         )
-    extent = checkpoint.container.extent(tensor.storage)
     encoded = not target.operator and not codec.paired and values.size <= _ENCODED_AT_ONCE
     if encoded:
         values = _broadcast(_encode(codec, values, target), region.shape, tensor.name)
@@ -109,13 +108,14 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
         values = _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
     for part in region.pieces(tensor.dtype.itemsize, min(_PIECE, tensor.dtype.itemsize << 20)):
         low, high = region.at(part).span()
-        offset = extent.offset + low * tensor.dtype.itemsize
-        data = bytearray(overlay.read(extent.file, offset, (high - low) * tensor.dtype.itemsize))
+        size = tensor.dtype.itemsize
+        extents = checkpoint.container.extents(tensor.storage, low * size, (high - low) * size)
+        data = bytearray(overlay.gather(extents))
         elements = codec.array(data, region.at(part), low)
         place: tuple[Any, ...] = (*part, ...)  # the ellipsis keeps a lone Python number an array
         given = values[place]
         elements[...] = given if encoded else _result(codec, elements, given, target)
-        overlay.write(extent.file, offset, bytes(data))
+        overlay.scatter(extents, bytes(data))
 
 
 def _result(codec: Codec, elements: Array, values: Array, target: _Target) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -10,15 +11,13 @@ from dataclasses import dataclass
 from ckpt_cli.errors import RefusedError, UsageError
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
-from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.locks import lock
 from ckpt_cli.files.overlay import Overlay
-from ckpt_cli.files.replace import copy_into, replacing
+from ckpt_cli.files.replace import copy_into, creating, replacing, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.assign import Changes
-from ckpt_cli.ops.outputs import check_output, writing
+from ckpt_cli.ops.outputs import check_output, check_output_folder, writing
 
 Plan = Callable[[Checkpoint, Overlay], Changes]
 """Fills an overlay with the patches of an edit."""
@@ -40,7 +39,9 @@ class Edit:
     dry_run: bool = False
     """Whether nothing was written."""
     backup: str | None = None
-    """Where the old file was kept."""
+    """Where the old file was kept, or the first of several."""
+    backups: tuple[str, ...] = ()
+    """Where all old files were kept."""
 
 
 def edit_values(
@@ -60,11 +61,18 @@ def edit_values(
 
 def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edit:
     refuse_cached(path)
-    opened = open_checkpoint(path) if dry_run else _open_to_write(path)
-    with closing(opened) as checkpoint, _planned(checkpoint, plan) as (overlay, changes):
-        kept = None
+    with (
+        closing(open_checkpoint(path, write=not dry_run)) as checkpoint,
+        _planned(checkpoint, plan) as (overlay, changes),
+    ):
+        kept: list[str] = []
+        touched = [file for number, file in enumerate(overlay.files) if overlay.patches(number)]
+        for file in touched:
+            refuse_cached(file.path)
+            if not dry_run and not file.writable:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
         if not dry_run and overlay:
-            kept = _back_up(checkpoint.container.files[0], path) if backup else None
+            kept = [_back_up(file) for file in touched] if backup else []
             journal.apply(overlay)
         return Edit(
             path=path,
@@ -74,24 +82,9 @@ def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edi
             bytes_written=overlay.nbytes,
             in_place=True,
             dry_run=dry_run,
-            backup=kept,
+            backup=kept[0] if kept else None,
+            backups=tuple(kept),
         )
-
-
-def _open_to_write(path: str) -> Checkpoint:
-    """The checkpoint with its file locked, free of journals and still the one that the path names."""
-    while True:
-        journal.recover(path)
-        file = LocalFile(path, write=True)
-        try:
-            lock(file)
-            current = os.path.samestat(os.fstat(file.fd), os.stat(path))
-        except BaseException:
-            file.close()
-            raise
-        if current and not os.path.lexists(journal_path(path)):
-            return open_checkpoint(path, file=file)
-        file.close()  # replaced, or left half edited, while we waited for the lock
 
 
 @contextmanager
@@ -103,31 +96,55 @@ def _planned(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[Overlay, Chan
         yield overlay, changes
 
 
-def _back_up(file: LocalFile, path: str) -> str:
-    """Keep the old file as `PATH.bak`, replacing an older backup."""
-    kept = f"{path}.bak"
+def _back_up(file: LocalFile) -> str:
+    """Keep an old file as `PATH.bak`, replacing an older backup."""
+    kept = f"{file.path}.bak"
     if os.path.islink(kept):
         raise RefusedError("a symbolic link stands where the backup goes", path=kept, hint="remove it, or use -o OUT")
-    with replacing(kept, mode_of=path) as target:
+    with replacing(kept, mode_of=file.path) as target:
         copy_into(file, target)
     return kept
 
 
 def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:
-    check_output(output, path, "leave -o out to edit it in place")
-    with closing(open_checkpoint(path)) as checkpoint, _planned(checkpoint, plan) as (overlay, changes):
-        source = checkpoint.container.files[0]
-        if not dry_run:
-            with writing(output, mode_of=path) as target:
-                copy_into(source, target)
-                journal.write_patches(overlay, 0, target)
-                verify_copy(checkpoint, target.path, output)
-        return Edit(
-            path=path,
-            output=output,
-            changed=changes.changed,
-            also_changed=changes.also_changed,
-            bytes_written=source.size,
-            in_place=False,
-            dry_run=dry_run,
-        )
+    with closing(open_checkpoint(path)) as checkpoint:
+        if checkpoint.is_set:
+            check_output_folder(output)
+        else:
+            check_output(output, path, "leave -o out to edit it in place")
+        with _planned(checkpoint, plan) as (overlay, changes):
+            if not dry_run:
+                write = _write_folder if checkpoint.is_set else _write_file
+                write(checkpoint, overlay, output)
+            return Edit(
+                path=path,
+                output=output,
+                changed=changes.changed,
+                also_changed=changes.also_changed,
+                bytes_written=sum(file.size for file in overlay.files),
+                in_place=False,
+                dry_run=dry_run,
+            )
+
+
+def _write_file(checkpoint: Checkpoint, overlay: Overlay, output: str) -> None:
+    """A patched copy of the one file."""
+    with writing(output, mode_of=checkpoint.path) as target:
+        _write_copy(overlay, 0, target)
+        verify_copy(checkpoint, target.path, output)
+
+
+def _write_folder(checkpoint: Checkpoint, overlay: Overlay, output: str) -> None:
+    """Patched copies of all files of a set in a new folder."""
+    with replacing_folder(output) as folder:
+        for number, file in enumerate(overlay.files):
+            with creating(os.path.join(folder, os.path.basename(file.path)), mode_of=file.path) as target:
+                _write_copy(overlay, number, target)
+        is_folder = os.path.isdir(checkpoint.path)
+        verify_copy(checkpoint, folder if is_folder else f"{folder}/{os.path.basename(checkpoint.path)}", output)
+
+
+def _write_copy(overlay: Overlay, number: int, target: LocalFile) -> None:
+    """A copy of one of the files, patched."""
+    copy_into(overlay.files[number], target)
+    journal.write_patches(overlay, number, target)

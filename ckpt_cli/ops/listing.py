@@ -75,7 +75,8 @@ def _place(checkpoint: Checkpoint, entry: Entry) -> tuple[bool, int, int]:
     if not isinstance(entry, Tensor) or entry.storage is None:
         return (False, -1, -1)
     try:
-        extent = checkpoint.container.extent(entry.storage)
+        begin, end = entry.span
+        extents = checkpoint.container.extents(entry.storage, begin, end - begin)
     except UnsupportedError:
         return (True, 0, 0)
-    return (False, extent.file, extent.offset + entry.span[0])
+    return (False, extents[0].file, extents[0].offset) if extents else (False, -1, -1)

@@ -23,6 +23,16 @@ def check_output(output: str, source: str, hint: str) -> None:
     refuse_cached(output)
 
 
+def check_output_folder(output: str) -> None:
+    """Raise before any work is done where `output` cannot become a new folder."""
+    if os.path.lexists(output) and not (os.path.isdir(output) and not os.listdir(output)):
+        raise UsageError(
+            "the result consists of several files, so it must go to a folder that is new or empty",
+            path=output,
+            hint="name another folder",
+        )
+
+
 @contextmanager
 def writing(output: str, *, mode_of: str | None = None) -> Iterator[LocalFile]:
     """A file that becomes `output` when the block ends well; an error of its hidden name is told as one of `output`."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.regions import Index, Region, edges
+from ckpt_cli.arrays.regions import Index, Region
 from ckpt_cli.errors import UnsupportedError, UsageError, about
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.names import Selection, part_of, select
@@ -59,14 +59,35 @@ class Shown:
 
     def edges(self) -> NDArray[Any]:
         """The values that a summary shows; only the corners' bytes are read."""
+        import itertools
+
         import numpy as np
 
         from ckpt_cli.arrays.codec import Codec, stored_of
 
         codec = Codec(self.tensor)
-        stored = stored_of(self.checkpoint, self.tensor, codec, self.region)
-        kept = edges(self.region.shape, EDGE_ITEMS)
-        return codec.decode(stored[np.ix_(*kept)] if kept else stored)
+        ends = [_ends(size) for size in self.region.shape]
+        found = np.empty([sum(stop - start for start, stop in pairs) for pairs in ends], codec.stored)
+        for corner in itertools.product(*map(_targets, ends)):
+            part = tuple(slice(*source) for source, _ in corner)
+            target = tuple(slice(*place) for _, place in corner)
+            found[target] = stored_of(self.checkpoint, self.tensor, codec, self.region.at(part))
+        return codec.decode(found)
+
+
+def _ends(size: int) -> list[tuple[int, int]]:
+    """The ranges of a dimension that a summary shows: all of it, or both ends of a longer one."""
+    return [(0, size)] if size <= 2 * EDGE_ITEMS else [(0, EDGE_ITEMS), (size - EDGE_ITEMS, size)]
+
+
+def _targets(ends: list[tuple[int, int]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Each range with the one that it takes in the summary."""
+    placed = []
+    position = 0
+    for start, stop in ends:
+        placed.append(((start, stop), (position, position + stop - start)))
+        position += stop - start
+    return placed
 
 
 @dataclass(frozen=True, slots=True)

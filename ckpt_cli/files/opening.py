@@ -1,0 +1,72 @@
+"""Opening the files of a checkpoint: an edit that was interrupted is finished first, and writers take turns."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from ckpt_cli.files.hidden import journal_path
+from ckpt_cli.files.local import LocalFile
+
+
+class Opener:
+    """Opens one checkpoint's files, to read them or, locked, to patch them."""
+
+    def __init__(self, *, write: bool = False) -> None:
+        self.write = write
+        """Whether the files are to be patched: each is then locked until it is closed."""
+
+    def open(self, path: str, *, part: bool = False) -> LocalFile:
+        """A file, free of journals; a `part` of a set that may not be written is opened to be read.
+
+        Raises OSError where it cannot be opened, BusyError while another process writes it.
+        """
+        if not self.write:
+            _recover(path)
+            return LocalFile(path)
+        try:
+            return _open_to_write(path)
+        except OSError as error:
+            if not part or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            _recover(path)
+            return LocalFile(path)
+
+    def open_all(self, paths: Sequence[str]) -> list[LocalFile]:
+        """The other files of a set, all or none."""
+        for path in paths:  # before any is locked: what is left of an edit of several needs the locks of several
+            _recover(path)
+        opened: list[LocalFile] = []
+        try:
+            opened.extend(self.open(path, part=True) for path in paths)
+        except BaseException:
+            for file in opened:
+                file.close()
+            raise
+        return opened
+
+
+def _recover(path: str) -> None:
+    if os.path.lexists(journal_path(path)):
+        from ckpt_cli.files.journal import recover
+
+        recover(path)
+
+
+def _open_to_write(path: str) -> LocalFile:
+    """The file, locked, free of journals and still the one that the path names."""
+    from ckpt_cli.files.locks import lock
+
+    while True:
+        _recover(path)
+        file = LocalFile(path, write=True)
+        try:
+            lock(file)
+            current = os.path.samestat(os.fstat(file.fd), os.stat(path))
+        except BaseException:
+            file.close()
+            raise
+        if current and not os.path.lexists(journal_path(path)):
+            return file
+        file.close()  # replaced, or left half edited, while we waited for the lock
