@@ -75,6 +75,12 @@ METADATA = int(8 * 2**20 * _SCALE)
 SAFETENSORS_PARSED = int(160 * 2**20 * _SCALE)
 """Estimated bytes of memory of a safetensors header once parsed."""
 
+INDEX_JSON = int(32 * 2**20 * _SCALE)
+"""Bytes of the index of a set of shards: some 100 a tensor."""
+
+SHARDS = int(10_000 * _SCALE)
+"""Files that one set consists of."""
+
 DIMENSIONS = 64
 """Dimensions of a tensor: torch and numpy stop at 64."""
 

@@ -175,6 +175,8 @@ class Checkpoint:
     """The outermost keys."""
     is_set: bool = False
     """Whether it consists of several files that belong together, so that a copy of it is a folder."""
+    notes: Sequence[str] = ()
+    """What is odd about it without being an error, a line each."""
     document: object = None
     """What says which name is which range, as it was read: a pickle's `Graph`, or None where there is no pickle."""
 

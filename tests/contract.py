@@ -5,6 +5,7 @@ A new format is one entry in FORMATS with its two functions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +104,52 @@ def _read_safetensors(path: Path) -> State:
     return found
 
 
+def _sharded(write: Callable[[State, Path], None], stem: str, suffix: str) -> Callable[[State, Path], None]:
+    """A writer of two shards and their index; tied tensors stay in one shard, as the hub's writers keep them."""
+
+    def write_set(state: State, folder: Path) -> None:
+        folder.mkdir()
+        names = list(state)
+        halves = [names[:4], names[4:]]
+        weight_map = {}
+        for number, half in enumerate(halves, start=1):
+            shard = f"{stem}-{number:05}-of-00002{suffix}"
+            write({name: state[name] for name in half}, folder / shard)
+            weight_map.update(dict.fromkeys(half, shard))
+        index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+        (folder / f"{stem}{suffix}.index.json").write_text(json.dumps(index, indent=2))
+
+    return write_set
+
+
+def _read_shards(read: Callable[[Path], State], suffix: str) -> Callable[[Path], State]:
+    def read_set(folder: Path) -> State:
+        found: State = {}
+        for shard in sorted(folder.glob(f"*{suffix}")):
+            found.update(read(shard))
+        return found
+
+    return read_set
+
+
+write_shards = _sharded(_write_zip, "pytorch_model", ".bin")
+
 FORMATS = [
     Format("zip", ".pt", _write_zip, _read_zip),
     Format("safetensors", ".safetensors", _write_safetensors, _read_safetensors, keeps_views=False),
+    Format(
+        "shards",
+        "",
+        write_shards,
+        _read_shards(_read_zip, ".bin"),
+        variant="zip",
+    ),
+    Format(
+        "shards",
+        "",
+        _sharded(_write_safetensors, "model", ".safetensors"),
+        _read_shards(_read_safetensors, ".safetensors"),
+        keeps_views=False,
+        variant="safetensors",
+    ),
 ]

@@ -15,7 +15,19 @@ from collections.abc import Callable
 from typing import Any
 
 WRITES = ("pwrite", "write")
-STEPS = (*WRITES, "fsync", "replace", "rename", "unlink", "ftruncate", "copy_file_range", "open", "fchmod", "mkdir")
+STEPS = (
+    *WRITES,
+    "fsync",
+    "replace",
+    "rename",
+    "unlink",
+    "ftruncate",
+    "copy_file_range",
+    "open",
+    "fchmod",
+    "mkdir",
+    "rmdir",
+)
 
 step = 0
 

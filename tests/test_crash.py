@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract import contents, write_shards
 from safetensors import safe_open
 from safetensors.torch import save_model
 from torch import nn
@@ -28,10 +29,10 @@ class Scene:
 
     arguments: tuple[str, ...]
     target: str
-    """The file that must be old or new."""
-    old: bytes | None
-    """What it held before; None where it was not there."""
-    new: bytes
+    """The file or folder that must be old or new."""
+    old: dict[str, bytes]
+    """What it held before, by file; nothing where it was not there."""
+    new: dict[str, bytes]
     steps: list[str]
     """The calls of a run that nothing stops."""
     start: Path
@@ -50,6 +51,13 @@ def fill(folder: Path) -> None:
     torch.save(tied_net().state_dict(), folder / "a.pt")
     save_model(tied_net(), str(folder / "a.safetensors"))
     torch.save({"other": torch.ones(3)}, folder / "there.pt")
+    write_shards(tied_net().state_dict(), folder / "shards")
+
+
+def held_by(target: Path) -> dict[str, bytes]:
+    """The content of a file, or of each file of a folder that is not hidden."""
+    found = contents(target) if target.exists() else {}
+    return {name: content for name, content in found.items() if not name.startswith(".")}
 
 
 def command(folder: Path, step: int, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -64,6 +72,8 @@ SCENES = {
     "with a backup": ("a.pt", "set", "--backup", "a.pt", "2.weight[0,0]=100"),
     "to a new file": ("out.pt", "set", "a.pt", "2.weight[0,0]=100", "-o", "out.pt"),
     "to a file that is there": ("there.pt", "set", "a.pt", "2.weight[0,0]=100", "-o", "there.pt"),
+    "in place, shards": ("shards", "set", "shards", "0.bias[1]=100", "3.bias=[1,2,3]", "2.weight[0]*=2"),
+    "shards to a new folder": ("out", "set", "shards", "3.bias=0", "0.bias=1", "-o", "out"),
     "to a new safetensors": ("out.st", "set", "a.safetensors", "3.bias=0", "-o", "out.st"),
 }
 
@@ -75,11 +85,11 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     target, *arguments = SCENES[request.param]
     fill(start)
     shutil.copytree(start, folder, dirs_exist_ok=True)
-    old = (folder / target).read_bytes() if (folder / target).exists() else None
+    old = held_by(folder / target)
     done = command(folder, 0, "", *arguments)
     assert done.returncode == 0, done.stderr
     steps = (folder / "steps.log").read_text().splitlines()
-    return Scene(tuple(arguments), target, old, (folder / target).read_bytes(), steps, start)
+    return Scene(tuple(arguments), target, old, held_by(folder / target), steps, start)
 
 
 def stop_everywhere(scene: Scene, folder: Path, mode: str, calls: tuple[str, ...] = ()) -> None:
@@ -109,7 +119,7 @@ def _after_stop(scene: Scene, here: Path, mode: str, done: subprocess.CompletedP
     target = here / scene.target
     if target.exists() and run(["ls", str(target)]) != 0:
         return "the next command failed"
-    found = target.read_bytes() if target.exists() else None
+    found = held_by(target)
     if found not in (scene.old, scene.new):
         return "neither old nor new"
     if killed:
@@ -126,16 +136,20 @@ def _after_stop(scene: Scene, here: Path, mode: str, done: subprocess.CompletedP
 
 def _after_next_edit(scene: Scene, here: Path) -> str | None:
     """The same edit again brings the new file, and nothing is left beside it that no edit leaves."""
+    if "-o" in scene.arguments and (here / scene.target).is_dir():  # where it is whole already, it is refused
+        shutil.rmtree(here / scene.target)
     files = {name: str(here / name) for name in (*os.listdir(scene.start), scene.target)}
     if run([files.get(argument, argument) for argument in scene.arguments]) != 0:
         return "the next edit failed"
-    left = {name for name in os.listdir(here) if name.startswith(".")}
+    left = {path.name for path in here.rglob(".*")}
     if left:
         return f"left behind: {left}"
     return _unreadable(here / scene.target)
 
 
 def _unreadable(target: Path) -> str | None:
+    if target.is_dir():
+        return next(filter(None, map(_unreadable, target.glob("*.bin"))), None)
     if zipfile.is_zipfile(target):
         with zipfile.ZipFile(target) as archive:
             if archive.testzip() is not None:
@@ -172,10 +186,10 @@ def test_an_interrupt_at_any_step_leaves_the_file_old_or_new(scene: Scene, tmp_p
 
 def test_the_journal_is_on_disk_before_the_first_patch_and_gone_after_the_last(scene: Scene) -> None:
     if "-o" in scene.arguments:
-        renamed = next(place for place, step in enumerate(scene.steps) if step.startswith("replace"))
+        renamed = next(place for place, step in enumerate(scene.steps) if step.startswith(("replace", "rename")))
         synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "ckpt-tmp" in step]
         written = [place for place, step in enumerate(scene.steps) if step.startswith("pwrite")]
-        assert max(written) < synced[0] < renamed < len(scene.steps) - 1
+        assert max(written) < synced[-1] < renamed < len(scene.steps) - 1
         assert scene.steps[-1].startswith("fsync")
         return
     steps = [step for step in scene.steps if ".bak" not in step and "ckpt-tmp" not in step]

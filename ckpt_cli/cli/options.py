@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import Enum
@@ -14,6 +15,7 @@ from ckpt_cli.errors import CkptError, about
 from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import Checkpoint, Entry, Tensor
+from ckpt_cli.render.text import escaped
 
 
 class Style(str, Enum):
@@ -78,6 +80,11 @@ Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FIL
 
 @contextmanager
 def opened(path: str) -> Iterator[Checkpoint]:
-    """The checkpoint at a path, closed at the end; errors that do not name their file get its name."""
+    """The checkpoint at a path, closed at the end; errors that do not name their file get its name.
+
+    What is odd about it is told on stderr.
+    """
     with about(path), closing(open_checkpoint(path)) as checkpoint:
+        for note in checkpoint.notes:
+            sys.stderr.write(f"note: {escaped(path)}: {escaped(note)}\n")
         yield checkpoint

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
 
+_MANY = 200
+"""Files of a set above which the usual limit of open ones may be met."""
+
 
 class Opener:
     """Opens one checkpoint's files, to read them or, locked, to patch them."""
@@ -37,14 +40,27 @@ class Opener:
         """The other files of a set, all or none."""
         for path in paths:  # before any is locked: what is left of an edit of several needs the locks of several
             _recover(path)
+        if len(paths) > _MANY:
+            _allow_open_files()
         opened: list[LocalFile] = []
         try:
-            opened.extend(self.open(path, part=True) for path in paths)
+            for path in paths:
+                opened.append(self.open(path, part=True))  # noqa: PERF401 - those before one that fails are closed
         except BaseException:
             for file in opened:
                 file.close()
             raise
         return opened
+
+
+def _allow_open_files() -> None:
+    """Let the process have as many files open as the system allows it."""
+    import resource
+    from contextlib import suppress
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _recover(path: str) -> None:

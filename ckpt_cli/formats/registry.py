@@ -6,7 +6,7 @@ import errno
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
 from ckpt_cli.files.local import LocalFile
@@ -41,12 +41,22 @@ class Folder:
     """Has `read_folder(path, names, opener) -> Checkpoint`."""
 
 
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins so is a safetensors file: the length of a header and its brace."""
+    return head[8:9] == b"{" and not head[:8].isalnum()
+
+
+def _is_json_object(head: bytes) -> bool:
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" and head[8:9] != b"{"
+
+
 FORMATS = (
     Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.torch_zip"),
-    Format("safetensors", lambda head: head[8:9] == b"{" and not head[:8].isalnum(), "ckpt_cli.formats.safetensors"),
+    Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors"),
+    Format("shards", _is_json_object, "ckpt_cli.formats.shard_set", is_set=True),
 )
 
-FOLDERS: tuple[Folder, ...] = ()
+FOLDERS: tuple[Folder, ...] = (Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),)
 
 _LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (
@@ -83,19 +93,37 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
         return _open_folder(path, opener)
     file = opener.open(path)
     try:
-        return _read(file, opener)
+        checkpoint = _read(file, opener)
     except BaseException:
         file.close()
         raise
+    return _noting_the_set(checkpoint) if "-of-" in path else checkpoint
+
+
+def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, with a note where it is but one shard of a set."""
+    from ckpt_cli.formats.folder import index_of
+
+    index = index_of(checkpoint.path)
+    return replace(checkpoint, notes=[*checkpoint.notes, f"one shard of {index}"]) if index else checkpoint
 
 
 def _read(file: LocalFile, opener: Opener) -> Checkpoint:
     """The checkpoint that an open file is, or is the index of."""
     head = file.read(0, min(_HEAD, file.size))
     for known in FORMATS:
-        if known.sniff(head):
-            module = importlib.import_module(known.module)
-            checkpoint: Checkpoint = module.read_set(file, opener) if known.is_set else module.read(file)
+        if known.is_set and known.sniff(head):
+            checkpoint: Checkpoint = importlib.import_module(known.module).read_set(file, opener)
+            return checkpoint
+    return read_one(file)
+
+
+def read_one(file: LocalFile) -> Checkpoint:
+    """The checkpoint that one open file is, be it a part of a set; raises UnknownFormatError for an index."""
+    head = file.read(0, min(_HEAD, file.size))
+    for known in FORMATS:
+        if not known.is_set and known.sniff(head):
+            checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
             return checkpoint
     raise _unknown(head, file.path)
 

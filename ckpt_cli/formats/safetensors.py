@@ -6,7 +6,7 @@ The rules are those that the reference library (safetensors 0.8.0, src/tensor.rs
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isinf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -74,7 +74,7 @@ def read(file: LocalFile) -> Checkpoint:
     except CkptError as error:
         error.path = error.path or file.path
         raise
-    entries: list[Entry] = [*tensors, *_aliases(tensors, metadata)]
+    entries: list[Entry] = [*tensors, *aliases_of(tensors, metadata)]
     return Checkpoint(
         path=file.path,
         format=NAME,
@@ -244,7 +244,7 @@ def _as_torch_spells(dtype: DType, shape: tuple[int, ...]) -> tuple[DType, tuple
     return dtype, shape
 
 
-def _aliases(tensors: Sequence[Tensor], metadata: dict[str, str]) -> list[Tensor]:
+def aliases_of(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> list[Tensor]:
     """The dropped names of tied tensors, which `save_model` notes in the metadata as {dropped: kept}."""
     from dataclasses import replace
 

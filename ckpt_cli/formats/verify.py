@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from ckpt_cli.errors import CkptError, FormatError
-from ckpt_cli.formats.registry import open_checkpoint
+from ckpt_cli.formats.registry import is_safetensors, open_checkpoint
 from ckpt_cli.model import Checkpoint, Entry, Tensor
 
 
@@ -13,22 +15,23 @@ def verify_copy(original: Checkpoint, path: str, output: str) -> None:
     Raises CkptError where it does not read back as the same entries over the same ranges.
     """
     try:
-        same, why = _same_entries(original, path), ""
-        if original.format == "safetensors":
-            _open_with_safetensors(path)
+        same, why = _reads_back(original, path), ""
     except FormatError as error:
         same, why = False, f": {error.problem}"
     if not same:
         raise CkptError(f"the new file did not read back as it should, so nothing was replaced{why}", path=output)
 
 
-def _same_entries(original: Checkpoint, path: str) -> bool:
-    """Whether the file opens to the original's entries."""
+def _reads_back(original: Checkpoint, path: str) -> bool:
+    """Whether the copy opens to the original's entries, and its safetensors files in their own library."""
     copy = open_checkpoint(path)
-    copy.close()
-    return len(copy.entries) == len(original.entries) and all(
-        _facts(one) == _facts(other) for one, other in zip(copy.entries, original.entries, strict=True)
-    )
+    with closing(copy):
+        for file in copy.container.files:
+            if is_safetensors(file.read(0, min(9, file.size))):
+                _open_with_safetensors(file.path)
+        return len(copy.entries) == len(original.entries) and all(
+            _facts(one) == _facts(other) for one, other in zip(copy.entries, original.entries, strict=True)
+        )
 
 
 def _facts(entry: Entry) -> tuple[object, ...]:
