@@ -14,7 +14,7 @@ from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder, text_of
 from ckpt_cli.pickles.text import describe
 
-_Children = Iterator[tuple[str, object, str]]
+Children = Iterator[tuple[str, object, str]]
 """What opens up below a node: the key, the node and the kind that tensors there have."""
 
 _CHECK_EVERY = 1 << 12
@@ -64,49 +64,13 @@ def key_text(key: object) -> str:
     return describe(key) if text is None else text
 
 
-class _Walk:
-    """One walk over a graph, depth first and without recursion. Whatever it looks at is paid for."""
+class Opener:
+    """What opens up below a node and under which keys. Whatever it looks at is paid for."""
 
-    def __init__(self, rebuilder: Rebuilder, budget: Budget) -> None:
-        self._rebuilder = rebuilder
+    def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._texts: dict[int, object] = {}
-        """Sequences whose Python 2 strings became text."""
 
-    def leaves(self, root: object) -> Iterator[Entry]:
-        """Every leaf under its name."""
-        tensor = self._rebuilder.tensor("", root)
-        children = None if tensor else self._children(root, "tensor")
-        if children is None:
-            yield tensor or Value("", self._plain(root))
-            return
-        frames: list[tuple[str, _Children, int]] = [("", children, id(root))]
-        open_nodes = {id(root)}
-        while frames:
-            prefix, children, identity = frames[-1]
-            for key, node, kind in children:
-                name = f"{prefix}.{key}" if prefix and key else prefix or key
-                self._budget.name(name)
-                tensor = self._rebuilder.tensor(name, node)
-                if tensor is not None:
-                    yield tensor if kind == "tensor" else _with_kind(tensor, kind)
-                elif id(node) in open_nodes:
-                    yield Value(name, Opaque("<the same object again>"))
-                elif (below := self._children(node, kind)) is None:
-                    yield Value(name, self._plain(node))
-                elif len(frames) > limits.NESTING:
-                    raise LimitError(f"its containers nest deeper than {limits.NESTING}")
-                else:
-                    open_nodes.add(id(node))
-                    frames.append((name, below, id(node)))
-                    break
-            else:
-                frames.pop()
-                open_nodes.discard(identity)
-
-    # --- what opens up -----------------------------------------------------------------------------------------------
-
-    def _children(self, node: object, kind: str) -> _Children | None:
+    def children(self, node: object, kind: str) -> Children | None:
         """What opens up below a node, or None for a leaf."""
         if isinstance(node, Dict):
             return self._pairs(node.pairs, kind)
@@ -116,30 +80,30 @@ class _Walk:
             return self._of_call(node, kind)
         return None
 
-    def _pairs(self, pairs: Sequence[object], kind: str) -> _Children | None:
+    def _pairs(self, pairs: Sequence[object], kind: str) -> Children | None:
         """The values of a mapping; an empty one is a leaf."""
         self._budget.steps(len(pairs))
         return zip(map(self._key, pairs[::2]), pairs[1::2], repeat(kind), strict=False) if pairs else None
 
-    def _items(self, items: Sequence[object], kind: str) -> _Children | None:
+    def _items(self, items: Sequence[object], kind: str) -> Children | None:
         """The items of a sequence; one that holds scalars only is one value rather than many entries."""
         self._budget.steps(len(items))
         if all(isinstance(item, _SCALARS) for item in items):
             return None
         return zip(map(str, range(len(items))), items, repeat(kind), strict=False)
 
-    def _of_call(self, node: Call, kind: str) -> _Children | None:
+    def _of_call(self, node: Call, kind: str) -> Children | None:
         """An object opens up to its mapping or sequence and its attributes; one that has none of these is a leaf."""
         if _is_ordered_dict(node):
             return self._pairs(node.pairs or self._listed_pairs(node.args), kind)
-        attributes = next(filter(None, map(self._state, node.states[:_STATES])), None)
+        attributes = next(filter(None, map(self.state, node.states[:_STATES])), None)
         if attributes is not None and not node.pairs and not node.items:
             return self._attributes(attributes, kind) if attributes.pairs else None
         if node.pairs:
             return self._pairs(node.pairs, kind)
         return self._items(node.items, kind)
 
-    def _state(self, state: object) -> Dict | None:
+    def state(self, state: object) -> Dict | None:
         """The attributes in a BUILD's argument: a dict, or a pair of one or None, and of the slots."""
         if isinstance(state, Dict):
             return state
@@ -161,7 +125,7 @@ class _Walk:
             pairs.extend(item)
         return pairs
 
-    def _attributes(self, state: Dict, kind: str) -> _Children:
+    def _attributes(self, state: Dict, kind: str) -> Children:
         """An object's attributes; those of a torch.nn.Module as its state_dict names them."""
         self._budget.steps(len(state.pairs))
         named = {text_of(key): value for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True)}
@@ -169,17 +133,63 @@ class _Walk:
             yield from self._pairs(state.pairs, kind) or ()
             return
         for group, group_kind in (("_parameters", "parameter"), ("_buffers", "buffer"), ("_modules", kind)):
-            for key, value, _ in self._children(named[group], kind) or ():
+            for key, value, _ in self.children(named[group], kind) or ():
                 if value is not None:
                     yield key, value, group_kind
         for name, value in named.items():
             if name and not name.startswith("_"):
                 yield name, value, kind
 
-    # --- what leaves say ---------------------------------------------------------------------------------------------
-
     def _key(self, key: object) -> str:
         return key if type(key) is str else self._told(key_text(key))
+
+    def _told(self, text: str) -> str:
+        """Pay for a description: it took about as long as it is."""
+        self._budget.steps(20 + len(text))
+        return text
+
+
+class _Walk(Opener):
+    """One walk over a graph, depth first and without recursion."""
+
+    def __init__(self, rebuilder: Rebuilder, budget: Budget) -> None:
+        super().__init__(budget)
+        self._rebuilder = rebuilder
+        self._texts: dict[int, object] = {}
+        """Sequences whose Python 2 strings became text."""
+
+    def leaves(self, root: object) -> Iterator[Entry]:
+        """Every leaf under its name."""
+        tensor = self._rebuilder.tensor("", root)
+        children = None if tensor else self.children(root, "tensor")
+        if children is None:
+            yield tensor or Value("", self._plain(root))
+            return
+        frames: list[tuple[str, Children, int]] = [("", children, id(root))]
+        open_nodes = {id(root)}
+        while frames:
+            prefix, children, identity = frames[-1]
+            for key, node, kind in children:
+                name = f"{prefix}.{key}" if prefix and key else prefix or key
+                self._budget.name(name)
+                tensor = self._rebuilder.tensor(name, node)
+                if tensor is not None:
+                    yield tensor if kind == "tensor" else _with_kind(tensor, kind)
+                elif id(node) in open_nodes:
+                    yield Value(name, Opaque("<the same object again>"))
+                elif (below := self.children(node, kind)) is None:
+                    yield Value(name, self._plain(node))
+                elif len(frames) > limits.NESTING:
+                    raise LimitError(f"its containers nest deeper than {limits.NESTING}")
+                else:
+                    open_nodes.add(id(node))
+                    frames.append((name, below, id(node)))
+                    break
+            else:
+                frames.pop()
+                open_nodes.discard(identity)
+
+    # --- what leaves say ---------------------------------------------------------------------------------------------
 
     def _plain(self, node: object) -> object:
         """A leaf's value: plain data where it is that, else its text."""
@@ -206,11 +216,6 @@ class _Walk:
             texts = [item.text if isinstance(item, RawString) else item for item in items]
             found = self._texts[id(items)] = texts if isinstance(items, list) else tuple(texts)
         return found
-
-    def _told(self, text: str) -> str:
-        """Pay for a description: it took about as long as it is."""
-        self._budget.steps(20 + len(text))
-        return text
 
 
 _SCALARS = (type(None), bool, int, float, str, RawString)
