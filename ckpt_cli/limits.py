@@ -57,6 +57,9 @@ NAME_LENGTH = int(64 * 2**10 * _SCALE)
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""
 
+TREE_NODES = int(200_000 * _SCALE)
+"""Modules and containers in the tree of one checkpoint: 256 experts in each of 60 layers take about 60,000."""
+
 ZIP_RECORDS = int(250_000 * _SCALE)
 """Records in one zip file."""
 

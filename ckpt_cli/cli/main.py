@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from ckpt_cli.cli.boundary import guarded
 from ckpt_cli.errors import UsageError
 
-COMMANDS = ("ls", "info", "show", "ties", "set")
+COMMANDS = ("ls", "info", "tree", "show", "ties", "set")
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 
 _HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.

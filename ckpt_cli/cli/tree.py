@@ -1,0 +1,62 @@
+"""`ckpt tree`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ckpt_cli.cli.options import File, Json, Style, complete_names, opened
+from ckpt_cli.cli.output import answer
+from ckpt_cli.ops.tree import tree_of
+from ckpt_cli.render.tree import View, tree_json, tree_text
+
+
+def complete_modules(ctx: Any, incomplete: str) -> list[str]:
+    """The names of modules in the file on the command line that begin with what was typed."""
+    prefixes: dict[str, None] = {}
+    for name in complete_names(ctx, ""):
+        end = name.find(".")
+        while end >= 0:
+            prefixes[name[:end]] = None
+            end = name.find(".", end + 1)
+    return [prefix for prefix in prefixes if prefix.startswith(incomplete)]
+
+
+def tree_command(
+    file: File,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="The module whose tree it is.", autocompletion=complete_modules),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option("--depth", min=0, metavar="N", help="Show N levels below the first.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Write out equal neighbours and tied modules.")] = False,
+    bare: Annotated[
+        bool, typer.Option("--bare", help="Print what print(net) would and nothing else: no marks, sizes or ties.")
+    ] = False,
+    style: Annotated[
+        Style,
+        typer.Option(
+            "-f", "--format", help="Layout; auto is a tree, with sizes on a terminal; tsv, csv and markdown have rows."
+        ),
+    ] = Style.auto,
+    json: Json = False,
+) -> None:
+    """Show the module tree as print(net) does.
+
+    Pickled and scripted modules with their true classes and settings, read without running them; for a state_dict
+    the layers that its names and shapes suggest, marked as inferred. A tied module points at the one it is.
+
+    Example: ckpt tree model.pt --depth 1
+    """
+    with opened(file) as checkpoint:
+        tree = tree_of(checkpoint, name)
+    view = View(depth=depth, full=full, bare=bare)
+    if json or style is Style.json:
+        answer(tree_json(tree, view))
+    else:
+        on_terminal = style is Style.auto and sys.stdout.isatty()
+        answer(tree_text(tree, view, "table" if on_terminal else str(style.value)))

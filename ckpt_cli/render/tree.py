@@ -1,0 +1,232 @@
+"""What `tree` prints: the lines of torch's own `print(net)`, with or without notes beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text
+
+if TYPE_CHECKING:
+    from ckpt_cli.ops.tree import Branch, Tree
+
+_WIDTH = 72
+"""Columns of text after which notes follow where the text ends."""
+
+_INFERRED = "inferred from names and shapes"
+
+_COLUMNS = (
+    Column("path"),
+    Column("module"),
+    Column("parameters", right=True),
+    Column("bytes", right=True),
+    Column("inferred"),
+    Column("tied to"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How much of a tree is shown."""
+
+    depth: int | None = None
+    """Levels below the root; None for all."""
+    full: bool = False
+    """Whether equal neighbours are each written out, and tied modules too."""
+    bare: bool = False
+    """Whether it is the text of `print(net)` and nothing else, tied modules written out and nothing marked."""
+
+    def cuts(self, depth: int) -> bool:
+        """Whether what lies below a branch of that depth is left out."""
+        return self.depth is not None and depth >= self.depth
+
+
+def tree_text(tree: Tree, view: View, style: str) -> Iterator[str]:
+    """The tree as lines: with sizes beside them for a `table`, else as torch prints it.
+
+    `tsv`, `csv` and `markdown` have one row a module.
+    """
+    if style in ("csv", "markdown", "tsv"):
+        yield from table_text(_COLUMNS, _rows(tree.root, view), style)
+    elif style == "table" and not view.bare:
+        width = min(max(len(text) for text, _ in _lines(tree.root, view)), _WIDTH)
+        for text, note in _lines(tree.root, view):
+            words = _note(note) if note is not None else ""
+            yield f"{text:{width}}  # {words}\n" if words else f"{text}\n"
+    else:
+        for text, note in _lines(tree.root, view):
+            marks = not view.bare and note is not None and note.begins
+            yield f"{text}  # {_INFERRED}\n" if marks else f"{text}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """What stands beside the first line of a branch."""
+
+    branch: Branch
+    count: int
+    """How many equal branches the line stands for."""
+    begins: bool
+    """Whether it is inferred while what it lies in is not."""
+
+
+def _note(note: _Note) -> str:
+    branch, words = note.branch, []
+    if branch.parameters or branch.nbytes:
+        each = " each" if note.count > 1 else ""
+        words.append(f"{count_text(branch.parameters, 'parameter')}, {bytes_text(branch.nbytes)}{each}")
+    if branch.tied_to is not None and not branch.repeats:
+        words.append(f"tied to {name_text(branch.tied_to)}")
+    if branch.told.inferred:
+        words.append("inferred")
+    return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A branch whose lines are still to come."""
+
+    branch: Branch
+    label: str
+    """What stands before its text, such as `(0): `."""
+    depth: int
+    count: int = 1
+    within_inferred: bool = False
+
+
+def _lines(root: Branch, view: View) -> Iterator[tuple[str, _Note | None]]:
+    """Every line, with a note where a branch begins: torch/nn/modules/module.py `Module.__repr__`."""
+    stack: list[_Pending | str] = [_Pending(root, "", 0)]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            yield item, None
+            continue
+        branch, indent = item.branch, "  " * item.depth
+        head = f"{indent}{item.label}"
+        note = _Note(branch, item.count, begins=branch.told.inferred and not item.within_inferred)
+        if _points(branch, view) and item.depth:
+            yield f"{head}= ({escaped(branch.tied_to or '')})", None
+            continue
+        shown = [] if view.cuts(item.depth) else _children(branch, item, view)
+        settings = [] if branch.told.listed and branch.children else [escaped(line) for line in branch.told.settings]
+        if branch.children and not shown:
+            settings = [", ".join([*(line.strip() for line in settings), "..."])]
+        kind = escaped(branch.told.kind)
+        if not shown and len(settings) <= 1:
+            yield head + _one_line(kind, settings), note
+            continue
+        yield f"{head}{kind}(", note
+        for line in settings:
+            yield f"{indent}  {line}", None
+        stack.append(f"{indent})")
+        stack.extend(reversed(shown))
+
+
+def _one_line(kind: str, settings: Sequence[str]) -> str:
+    return kind if kind == "None" or kind.startswith("<") else f"{kind}({''.join(settings)})"
+
+
+def _points(branch: Branch, view: View) -> bool:
+    """Whether a tied branch is shown as the name of the one that it is."""
+    return branch.repeats and not view.bare and not view.full
+
+
+def _children(branch: Branch, item: _Pending, view: View) -> list[_Pending]:
+    """The lines below a branch; equal neighbours are one where its class shows them so."""
+    listed = branch.told.listed and not view.full
+    inferred = branch.told.inferred or item.within_inferred
+    groups: list[list[Branch]] = []
+    for child in branch.children:
+        if listed and groups and _follows(groups[-1], child):
+            groups[-1].append(child)
+        else:
+            groups.append([child])
+    pending = []
+    for group in groups:
+        first, last = escaped(group[0].name), escaped(group[-1].name)
+        label = f"({first}): " if len(group) == 1 else f"({first}-{last}): {len(group)} x "
+        pending.append(_Pending(group[0], label, item.depth + 1, len(group), inferred))
+    return pending
+
+
+def _follows(group: list[Branch], child: Branch) -> bool:
+    """Whether a child continues a row of equal ones that are numbered one after another."""
+    last = group[-1]
+    numbered = last.name.isdecimal() and child.name.isdecimal() and len(child.name) < 10
+    return last.text == child.text and numbered and int(child.name) == int(last.name) + 1
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _visible(root: Branch, view: View) -> Iterator[tuple[Branch, int]]:
+    """Every branch that is shown, with its depth; what lies below a tied one is shown where that is."""
+    stack = [(root, 0)]
+    while stack:
+        branch, depth = stack.pop()
+        yield branch, depth
+        if not view.cuts(depth) and not (_points(branch, view) and depth):
+            stack.extend((child, depth + 1) for child in reversed(branch.children))
+
+
+def _rows(root: Branch, view: View) -> Iterator[list[str]]:
+    for branch, _ in _visible(root, view):
+        yield [
+            name_text(branch.path),
+            escaped(line_of(branch)),
+            str(branch.parameters),
+            str(branch.nbytes),
+            "yes" if branch.told.inferred else "no",
+            "" if branch.tied_to is None else name_text(branch.tied_to),
+        ]
+
+
+def line_of(branch: Branch) -> str:
+    """A branch on one line, without its children."""
+    settings = ", ".join(line.strip() for line in branch.told.settings)
+    return _one_line(branch.told.kind, [settings])
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def tree_json(tree: Tree, view: View) -> Iterator[str]:
+    """What `tree --json` prints, a module a line; it may be nested deeper than json.dumps would follow."""
+    head = {"path": tree.path, "format": tree.format, "inferred": tree.inferred}
+    yield json.dumps(head)[:-1] + ', "tree": '
+    before = 0
+    first = True
+    for branch, depth in _visible(tree.root, view):
+        if not first:
+            yield "]}" * (before - depth + 1) + (",\n" if depth <= before else "\n")
+        yield json.dumps(_facts(branch))[:-1] + ', "children": ['
+        before, first = depth, False
+    yield "]}" * (before + 1) + "}\n"
+
+
+def _facts(branch: Branch) -> dict[str, object]:
+    return {
+        "name": branch.name,
+        "path": branch.path,
+        "class": None if branch.told.kind == "None" else branch.told.qualified or branch.told.kind,
+        "text": line_of(branch),
+        "inferred": branch.told.inferred,
+        "parameters": branch.parameters,
+        "nbytes": branch.nbytes,
+        "tied_to": branch.tied_to,
+        "tensors": [
+            {
+                "name": tensor.name,
+                "kind": tensor.kind,
+                "dtype": tensor.dtype.name,
+                "shape": None if tensor.shape is None else list(tensor.shape),
+                "numel": tensor.numel,
+                "nbytes": tensor.nbytes,
+            }
+            for tensor in branch.tensors.values()
+        ],
+    }
