@@ -167,7 +167,7 @@ class _Grower:
             inherited = holder.parent is not None and holder.parent.plain
             holder.plain = inherited or holder.children.keys() >= {"state", "param_groups"}
         for holder in reversed(self._holders):  # what lies within a state_dict before that itself
-            if holder.label == "dict" and holder.kind == HOLDER and holder.tensors and not holder.plain:
+            if holder.kind == HOLDER and _is_state_dict(holder):
                 self._split(holder)
         _redeepen(root)
         return root
@@ -223,6 +223,14 @@ def _label(node: object) -> str:
         if kind is not None and not kind.qualified.endswith("Dict") and not node.pairs:
             return kind.name.rpartition(".")[2]
     return "dict"
+
+
+def _is_state_dict(holder: Draft) -> bool:
+    """Whether a mapping names the tensors of modules: not if it has tensors beside other mappings of tensors."""
+    if holder.label != "dict" or not holder.tensors or holder.plain:
+        return False
+    mappings = any(child.label == "dict" and child.tensors for child in holder.children.values())
+    return not mappings or any("." in name for name in holder.tensors)
 
 
 def _redeepen(root: Draft) -> None:

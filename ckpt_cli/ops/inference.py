@@ -26,9 +26,10 @@ class Guess:
     """The roles of the tensors that this accounts for."""
 
 
-_EMBEDDING_WORDS = ("embed", "embd", "embeddings", "emb", "wte", "wpe", "tok", "shared")
+_EMBEDDING_NAMES = ("wte", "wpe", "tok", "shared", "emb", "relative_attention_bias")
+_EMBEDDING_WORDS = ("embed", "embd")
 _HEAD_WORDS = ("embed_out", "lm_head", "unembed", "patch_embed", "proj")
-"""Parts of names: of tables of vectors, and of layers that sound like those and are none."""
+"""Names and parts of names of tables of vectors, and parts of those of layers that only sound so."""
 
 _GROUPED_WORDS = ("group_norm", "groupnorm", "gn")
 
@@ -39,7 +40,9 @@ def guess(name: str, tensors: Mapping[str, Tensor], children: Collection[str]) -
     `children` are the names of the modules within it.
     """
     shapes = {role: tensor.shape for role, tensor in tensors.items() if tensor.shape is not None}
-    kind = _by_roles(shapes, children) or _by_weight(name.lower(), shapes)
+    kind = _by_roles(shapes, children)
+    if kind is None and not _is_packed(tensors):
+        kind = _by_weight(name.lower(), shapes)
     if kind is None:
         return Guess("Module", (), ())
     return Guess(kind, settings_from(kind, shapes) or (), _used(kind, shapes))
@@ -100,16 +103,33 @@ def _hidden(shapes: Shapes) -> int:
 
 def _by_weight(name: str, shapes: Shapes) -> str | None:
     """The layer that a weight of so many dimensions belongs to."""
-    weight = shapes.get("weight", shapes.get("weight_v", shapes.get("gamma")))
-    if weight is None or ("bias" in shapes and len(shapes["bias"]) != 1):
+    weight = shapes.get("weight", shapes.get("weight_v"))
+    if not weight:
+        return None
+    swapped = _is_swapped(weight, shapes.get("bias"))
+    if swapped is None:
         return None
     if len(weight) in (3, 4, 5):
-        return f"Conv{len(weight) - 2}d"
+        return f"Conv{'Transpose' if swapped else ''}{len(weight) - 2}d"
+    if len(weight) == 2 and swapped:
+        return "Conv1D"  # of the transformers library: a linear layer with its weight transposed
     if len(weight) == 2:
         return "Embedding" if "bias" not in shapes and _is_embedding(name) else "Linear"
     if len(weight) == 1:
         return _vector(name, weight, shapes)
     return None
+
+
+def _is_swapped(weight: tuple[int, ...], bias: tuple[int, ...] | None) -> bool | None:
+    """Whether the outputs, of which each has a bias, are a weight's columns rather than its rows; None for neither."""
+    if bias is None or bias == weight[:1]:
+        return False
+    return True if bias == weight[1:2] else None
+
+
+def _is_packed(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the weight is bytes that numbers of fewer bits are packed into: then its shape tells nothing."""
+    return "weight" in tensors and tensors["weight"].dtype.name == "uint8"
 
 
 def _vector(name: str, weight: tuple[int, ...], shapes: Shapes) -> str:
@@ -122,7 +142,7 @@ def _vector(name: str, weight: tuple[int, ...], shapes: Shapes) -> str:
 def _is_embedding(name: str) -> bool:
     if any(word in name for word in _HEAD_WORDS):
         return False
-    return any(word in name if len(word) > 3 else word in name.split("_") for word in _EMBEDDING_WORDS)
+    return name in _EMBEDDING_NAMES or "emb" in name.split("_") or any(word in name for word in _EMBEDDING_WORDS)
 
 
 def _used(kind: str, shapes: Shapes) -> set[str]:
@@ -244,6 +264,7 @@ _SETTINGS: dict[str, Callable[[Shapes], list[str]]] = {
     **dict.fromkeys(("LSTMCell", "GRUCell", "RNNCell"), _cell_settings),
     "PReLU": lambda shapes: [f"num_parameters={shapes['weight'][0]}"],
     "LoRA": _low_rank,
+    "Conv1D": lambda shapes: [f"nf={shapes['weight'][1]}", f"nx={shapes['weight'][0]}"],
     "QuantizedLinear": _packed,
     "QuantLinear": lambda _: [],
     "MultiheadAttention": lambda _: [],

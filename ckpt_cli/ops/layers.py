@@ -198,7 +198,7 @@ def shown_name(module: Module) -> str:
 def settings_of(module: Module) -> list[str] | None:
     """The settings as `extra_repr` shows them, each a text; None where the file does not have them all.
 
-    Of a class that is none of torch's they are its public attributes that are numbers, text or None.
+    Of a class that is none of torch's they are its public attributes that are numbers or text.
     """
     if not is_torchs(module):
         return _scalars(module)
@@ -241,6 +241,8 @@ def _quantized(module: Module) -> list[str]:
         for setting, value in values
         if value is not _MISSING and setting.shown(value)
     ]
+    if ".dynamic." in module.qualified:
+        return told
     scale = [
         f"{name}={setting_text(module.settings[name])}" for name in ("scale", "zero_point") if name in module.settings
     ]

@@ -22,6 +22,9 @@ _DIGITS = 9
 _WITHIN = ("lora_A", "lora_B", "_packed_params")
 """Children of a layer whose tensors tell what it is."""
 
+_EMPTY = "''"
+"""How the empty name is told."""
+
 _PACKED = "_packed_params"
 """What a quantized layer keeps its weight in, and does not show."""
 
@@ -69,7 +72,7 @@ def _held(draft: Draft) -> tuple[str, ...]:
 
 def _tensor_lines(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """A line for each tensor that belongs to no layer."""
-    return tuple(f"{role}: {tensor.dtype}{_shape(tensor)}" for role, tensor in tensors.items())
+    return tuple(f"{role or _EMPTY}: {tensor.dtype}{_shape(tensor)}" for role, tensor in tensors.items())
 
 
 def _shape(tensor: Tensor) -> str:
@@ -191,7 +194,8 @@ def _inferred(draft: Draft) -> Told:
         name = draft.parent.key
     found = guess(name, {**within, **tensors}, children.keys())
     if found.kind == "Linear" and name == "out_proj" and draft.parent and "in_proj_weight" in draft.parent.tensors:
-        return Told("NonDynamicallyQuantizableLinear", found.kind, (", ".join(found.settings),), inferred=True)
+        kind = "NonDynamicallyQuantizableLinear"
+        return Told(kind, kind, (", ".join(found.settings),), inferred=True)
     others = _tensor_lines({role: tensor for role, tensor in tensors.items() if role not in found.used})
     settings = others if found.kind == "Module" else tuple(filter(None, [", ".join([*found.settings, *others])]))
     hidden = _PACKED if found.kind == "QuantizedLinear" else None
@@ -205,7 +209,9 @@ def is_number(key: str) -> bool:
 
 def _are_blocks(children: Iterable[Draft]) -> bool:
     """Whether numbered children are the blocks of a list: counted without a gap, and made of modules themselves."""
-    return all(child.key == str(number) and child.children for number, child in enumerate(children))
+    return all(
+        child.key == str(number) and child.children.keys() - set(_WITHIN) for number, child in enumerate(children)
+    )
 
 
 def _first_tensor(draft: Draft | None) -> Tensor | None:

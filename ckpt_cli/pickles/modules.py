@@ -143,5 +143,5 @@ def setting_text(node: object, *, quoted: bool = False) -> str:
 
 
 def is_scalar(node: object) -> bool:
-    """Whether a setting is told of a class that we do not know: a number, text or nothing."""
-    return node is None or isinstance(node, bool | int | float) or text_of(node) is not None
+    """Whether a setting is told of a class that we do not know: a number or text."""
+    return isinstance(node, bool | int | float) or text_of(node) is not None
