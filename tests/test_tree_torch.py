@@ -89,60 +89,51 @@ ARGUMENTS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
 }
 """Arguments for the classes that need some, or that show more than what is given by the families below."""
 
-_WINDOW = [((2,), {}), (((2, 3), (1, 2), 1), {})]
 _CONV = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2, "bias": False}
+_MANY = {"num_layers": 2, "bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True}
+_NORM = [
+    {},
+    {"eps": 0.1, "momentum": None, "affine": False, "track_running_stats": True},
+    {"track_running_stats": False, "affine": True},
+]
+_TWO_SIZES: Any = lambda d: [((3,), {}), (((3,) * d,), {})]  # noqa: E731
+FAMILIES: list[tuple[str, Any]] = [
+    ("ConvTranspose", lambda d: [((2, 4, 3), {}), ((2, 4, (3,) * d), {**_CONV, "output_padding": 1})]),
+    ("LazyConvTranspose", lambda d: [((4, 3), {}), ((4, (3,) * d), {**_CONV, "output_padding": 1})]),
+    ("LazyConv", lambda d: [((4, 3), {}), ((4, 3), {**_CONV, "padding_mode": "reflect"})]),
+    ("Conv", lambda d: [((2, 4, 3), {}), ((2, 4, 3), {**_CONV, "padding_mode": "circular"}),
+                        ((2, 4, 3), {"padding": "same"})]),
+    ("LazyBatchNorm LazyInstanceNorm", lambda d: [((), options) for options in _NORM]),
+    ("BatchNorm InstanceNorm", lambda d: [((3,), options) for options in _NORM]),
+    ("AdaptiveAvgPool AdaptiveMaxPool", _TWO_SIZES),
+    ("MaxPool", lambda d: [*_TWO_SIZES(d), ((3, 2, 1, 2), {"ceil_mode": True, "return_indices": True})]),
+    ("AvgPool", lambda d: [((2,), {}), ((3, 2, 1), {"ceil_mode": True, "count_include_pad": False})]),
+    ("MaxUnpool", lambda d: [((2,), {}), (((2,) * d, 2, 1), {})]),
+    ("LPPool", lambda d: [((2, 3), {}), ((1.5, 3, 2, True), {})]),
+    ("ConstantPad", lambda d: [((1, 0.5), {}), (((1,) * (2 * d), 2), {})]),
+    ("ZeroPad CircularPad ReflectionPad ReplicationPad", lambda d: [((1,), {}), (((1, 2) * d,), {})]),
+    ("RNNCell", lambda d: [((2, 3), {}), ((2, 3), {"bias": False, "nonlinearity": "relu"})]),
+    ("LSTMCell GRUCell", lambda d: [((2, 3), {}), ((2, 3), {"bias": False})]),
+    ("LSTM", lambda d: [((2, 3), {}), ((2, 3), {**_MANY, "proj_size": 1})]),
+    ("RNN GRU", lambda d: [((2, 3), {}), ((2, 3), _MANY)]),
+    ("Dropout AlphaDropout FeatureAlphaDropout", lambda d: [((), {}), ((0.25, True), {})]),
+    ("ReLU ReLU6 SELU SiLU Mish Hardswish Hardsigmoid", lambda d: [((), {}), ((), {"inplace": True})]),
+    ("CELU ELU LeakyReLU", lambda d: [((), {}), ((0.3, True), {})]),
+    ("Softmax LogSoftmax Softmin", lambda d: [((), {}), ((1,), {})]),
+    ("Hardshrink Softshrink", lambda d: [((), {}), ((0.25,), {})]),
+]  # fmt: skip
+"""Typical arguments, and all others, of the classes that come in families: by dimensions where they have any."""
+
+NO_ARGUMENTS = [((), {})]
 
 
-def _family(name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Typical and all-other arguments of the classes that come in several dimensions."""
-    lazy = name.startswith("Lazy")
-    base, dims = name.removeprefix("Lazy"), int(name[-2]) if name[-2:-1].isdigit() else 0
-    out = (4,) if lazy else (2, 4)
-    if base.startswith("ConvTranspose"):
-        return [((*out, 3), {}), ((*out, (3,) * dims), {**_CONV, "output_padding": 1})]
-    if base.startswith("Conv"):
-        return [
-            ((*out, 3), {}),
-            ((*out, 3), {**_CONV, "padding_mode": "reflect"}),
-            ((*out, 3), {"padding": "same"}),
-        ]
-    if base.startswith(("BatchNorm", "InstanceNorm")):
-        return [
-            (() if lazy else (3,), {}),
-            (() if lazy else (3,), {"eps": 0.1, "momentum": None, "affine": False, "track_running_stats": True}),
-            (() if lazy else (3,), {"track_running_stats": False, "affine": True}),
-        ]
-    if base.startswith(("AdaptiveAvgPool", "AdaptiveMaxPool")):
-        return [((3,), {}), (((3,) * dims,), {})]
-    if base.startswith("MaxPool"):
-        return [((2,), {}), ((3, 2, 1, 2), {"ceil_mode": True, "return_indices": True}), (((3,) * dims,), {})]
-    if base.startswith("AvgPool"):
-        return [((2,), {}), ((3, 2, 1), {"ceil_mode": True, "count_include_pad": False})]
-    if base.startswith("MaxUnpool"):
-        return [((2,), {}), (((2,) * dims, 2, 1), {})]
-    if base.startswith("LPPool"):
-        return [((2, 3), {}), ((1.5, 3, 2, True), {})]
-    if base.startswith("ConstantPad"):
-        return [((1, 0.5), {}), (((1,) * (2 * dims), 2), {})]
-    if "Pad" in base:
-        return [((1,), {}), (((1, 2) * dims,), {})]
-    if base.startswith(("RNNCell", "LSTMCell", "GRUCell")):
-        other = {"nonlinearity": "relu"} if base == "RNNCell" else {}
-        return [((2, 3), {}), ((2, 3), {"bias": False, **other})]
-    if base in ("RNN", "LSTM", "GRU"):
-        many = {"num_layers": 2, "bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True}
-        return [((2, 3), {}), ((2, 3), {**many, **({"proj_size": 1} if base == "LSTM" else {})})]
-    if "Dropout" in base:
-        return [((), {}), ((0.25, True), {})]
-    if base in ("ReLU", "ReLU6", "SELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid"):
-        return [((), {}), ((), {"inplace": True})]
-    if base in ("CELU", "ELU", "LeakyReLU"):
-        return [((), {}), ((0.3, True), {})]
-    if base in ("Softmax", "LogSoftmax", "Softmin"):
-        return [((), {}), ((1,), {})]
-    if base in ("Hardshrink", "Softshrink"):
-        return [((), {}), ((0.25,), {})]
-    return [((), {})]
+def arguments(name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The arguments that a class is built with."""
+    if name in ARGUMENTS:
+        return ARGUMENTS[name]
+    dims = int(name[-2]) if name[-2:-1].isdigit() else 0
+    stem = name[:-2] if dims and name != "Softmax2d" else name
+    return next((make(dims) for stems, make in FAMILIES if stem in stems.split()), NO_ARGUMENTS)
 
 
 ABSTRACT = {"Module", "Container", "RNNBase", "RNNCellBase", "DataParallel"}
@@ -156,7 +147,7 @@ CLASSES = sorted(
 CASES = [
     pytest.param(name, args, options, id=f"{name}-{number}")
     for name in CLASSES
-    for number, (args, options) in enumerate(ARGUMENTS.get(name) or _family(name))
+    for number, (args, options) in enumerate(arguments(name))
 ]
 
 
@@ -181,3 +172,13 @@ def test_every_class_in_the_table_is_compared_with_torch() -> None:
     told = {name for name in LAYERS if hasattr(nn, name)} - ABSTRACT
     assert told <= set(CLASSES)
     assert len(CLASSES) > 150
+
+
+def test_every_class_of_the_table_is_built_with_arguments_of_its_own() -> None:
+    shown = {name for name in told_classes() if arguments(name) is NO_ARGUMENTS}
+    assert shown == set()
+
+
+def told_classes() -> set[str]:
+    """The classes whose table has settings."""
+    return {name for name, settings in LAYERS.items() if settings and name in CLASSES}

@@ -167,6 +167,7 @@ class _Grower:
             inherited = holder.parent is not None and holder.parent.plain
             holder.plain = inherited or holder.children.keys() >= {"state", "param_groups"}
         for holder in reversed(self._holders):  # what lies within a state_dict before that itself
+            _prune(holder)
             if holder.kind == HOLDER and _is_state_dict(holder):
                 self._split(holder)
         _redeepen(root)
@@ -229,8 +230,15 @@ def _is_state_dict(holder: Draft) -> bool:
     """Whether a mapping names the tensors of modules: not if it has tensors beside other mappings of tensors."""
     if holder.label != "dict" or not holder.tensors or holder.plain:
         return False
-    mappings = any(child.label == "dict" and child.tensors for child in holder.children.values())
-    return not mappings or any("." in name for name in holder.tensors)
+    others = any(child.kind in (MODULE, STATE) or child.label == "dict" for child in holder.children.values())
+    return not others or any("." in name for name in holder.tensors)
+
+
+def _prune(draft: Draft) -> None:
+    """Cut off the containers in which there are neither tensors nor modules."""
+    draft.children = {
+        key: child for key, child in draft.children.items() if child.kind != HOLDER or child.children or child.tensors
+    }
 
 
 def _redeepen(root: Draft) -> None:

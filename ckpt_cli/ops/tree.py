@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, NameNotFoundError
 from ckpt_cli.model import Checkpoint, Tensor
-from ckpt_cli.ops.growing import HOLDER, MODULE, STATE, Draft, grow
+from ckpt_cli.ops.growing import MODULE, STATE, Draft, grow
 from ckpt_cli.ops.telling import Told, is_number, told
 
 
@@ -88,7 +88,7 @@ def _find(checkpoint: Checkpoint, root: Branch, name: str) -> Branch:
 
 def _frozen(root: Draft) -> Branch:
     """The branch of a draft and of all below it."""
-    _prune(root)
+    _sort(root)
     order = _parents_first(root)
     sizes = _sizes(order)
     facts = {id(draft): told(draft) for draft in order if not _within_plain(draft)}
@@ -123,14 +123,9 @@ def _parents_first(root: Draft) -> list[Draft]:
     return order
 
 
-def _prune(root: Draft) -> None:
-    """Cut off the containers in which there are neither tensors nor modules."""
-    for draft in reversed(_parents_first(root)):
-        draft.children = {
-            key: child
-            for key, child in draft.children.items()
-            if child.kind not in (HOLDER, STATE) or child.children or child.tensors
-        }
+def _sort(root: Draft) -> None:
+    """Put the numbered modules of state_dicts into the order of their numbers."""
+    for draft in _parents_first(root):
         if draft.kind == STATE and all(map(is_number, draft.children)):  # safetensors has 10 before 2
             draft.children = dict(sorted(draft.children.items(), key=lambda item: int(item[0])))
 
