@@ -60,6 +60,9 @@ NESTING = 1_000
 TREE_NODES = int(200_000 * _SCALE)
 """Modules and containers in the tree of one checkpoint: 256 experts in each of 60 layers take about 60,000."""
 
+TREE_TEXT = int(64 * 2**20 * _SCALE)
+"""Characters of that tree when every module is written out."""
+
 ZIP_RECORDS = int(250_000 * _SCALE)
 """Records in one zip file."""
 

@@ -22,6 +22,7 @@ def build(folder: Path) -> None:
     torch.save(_shared(), folder / "shared.pt")
     torch.save({"x": torch.arange(2000.0).reshape(2, 1000)}, folder / "long.pt")
     torch.save({}, folder / "nothing.pt")
+    torch.save(_network(), folder / "network.pt")
     torch.save(_oddly_named(), folder / "odd.pt")
     save_file({"a": torch.zeros(2)}, folder / "noted.safetensors", metadata={"licence": "MIT\x1b[31m"})
     np.save(folder / "row.npy", np.arange(4, dtype=np.float32))
@@ -87,6 +88,16 @@ def _shared() -> dict[str, torch.Tensor]:
         "alone": torch.ones(3),
         "equal": torch.ones(3),
     }
+
+
+def _network() -> torch.nn.Module:
+    """A pickled network with equal blocks, one layer used twice and a child that is None."""
+    nn = torch.nn
+    shared = nn.Linear(4, 4)
+    blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 4)) for _ in range(3)])
+    net = nn.ModuleDict({"stem": nn.Conv2d(3, 4, 3, padding=1), "blocks": blocks, "up": shared, "down": shared})
+    net.register_module("skip", None)
+    return net
 
 
 def _oddly_named() -> dict[str, torch.Tensor]:

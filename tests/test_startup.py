@@ -92,9 +92,9 @@ def test_ls_imports_nothing_heavy_reads_only_the_contents_and_stays_small(folder
     assert facts["peak"] <= 45 * MEGABYTE
 
 
-@pytest.mark.parametrize("command", ["info", "ties"])
+@pytest.mark.parametrize("command", ["info", "ties", "tree"])
 @pytest.mark.parametrize("name", ["20GB.pt", "20GB.safetensors"])
-def test_info_and_ties_read_only_the_contents_too(folder: Path, command: str, name: str) -> None:
+def test_info_ties_and_tree_read_only_the_contents_too(folder: Path, command: str, name: str) -> None:
     facts = spied(folder, command, str(folder / name))
     assert facts["code"] == 0
     assert not {"torch", "numpy", "rich"} & set(facts["modules"])

@@ -85,6 +85,26 @@ def test_a_pickled_network_piped_is_what_print_shows(tree: Any) -> None:
     assert tree(net) == f"{net!r}\n"
 
 
+class Numbered(nn.Module):
+    """A block that knows which one it is, as those of the transformers library do."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.layer_idx, self.fc = number, nn.Linear(2, 2)
+
+
+def test_blocks_that_print_alike_are_one_line_without_the_settings_in_which_they_differ(tree: Any) -> None:
+    net = nn.ModuleList([Numbered(number) for number in range(3)])
+    assert tree(net) == f"{net!r}\n"
+    assert "(0-2): 3 x Numbered(" in tree(net)
+    assert "(1): Numbered(\n    layer_idx=1\n" in tree(net, "--full")
+    assert "(0-2): 3 x Numbered(\n    layer_idx=5\n" in tree(nn.ModuleList([Numbered(5) for _ in range(3)]))
+
+
+def test_bare_is_what_print_shows_of_classes_without_a_text_of_their_own(tree: Any) -> None:
+    assert tree(Network(), "--bare") == f"{Network()!r}\n"
+
+
 def test_an_unknown_class_is_told_with_its_public_numbers_and_texts(tree: Any) -> None:
     out = tree(Block(8))
     assert out.splitlines()[:2] == ["Block(", "  dim=8, act='gelu'"]
@@ -356,6 +376,12 @@ def test_blocks_that_differ_do_not_collapse(tree: Any) -> None:
     assert "(4): Module(" in out
 
 
+def test_equal_layers_of_a_sequential_stay_apart_as_torch_shows_them(tree: Any) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    assert tree(net) == f"{net!r}\n"
+    assert tree(net.state_dict(), "--bare") == f"{net!r}\n"
+
+
 def test_the_numbers_of_a_safetensors_file_come_in_their_order(tmp_path: Path, ckpt: Ckpt) -> None:
     save_file({f"net.{number}.weight": torch.ones(number + 1, 2) for number in range(12)}, tmp_path / "x.safetensors")
     rows = [line.split("\t")[0] for line in ckpt("tree", "-f", "tsv", tmp_path / "x.safetensors").lines]
@@ -552,6 +578,19 @@ def test_shared_modules_cannot_multiply_the_tree(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(limits, "TREE_NODES", 2000)
     with pytest.raises(LimitError, match="more than 2000 modules"):
         graph_tree(data)
+
+
+def test_a_shared_module_with_many_settings_cannot_multiply_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: dict[str, Any] = {"_parameters": {}, "_buffers": {}, "_modules": {}}
+    state = {**tables, **{f"a{number}": "x" * 99 for number in range(20)}}
+    big = Ops(b"cmine\nBig\n)\x81q\x00" + value(state) + b"b")
+    children = {"0": big, **{str(number): Ops(b"h\x00") for number in range(1, 2000)}}
+    found = graph_tree(pickled(module_ops(children)))
+    assert len({id(branch.told) for branch in walk(found.root)}) == 2
+    assert len(text_of(found)) < 100_000
+    monkeypatch.setattr(limits, "TREE_TEXT", 1_000_000)
+    with pytest.raises(LimitError, match="more than 1000000 characters"):
+        graph_tree(pickled(module_ops(children)))
 
 
 def test_names_of_many_parts_meet_limits(tmp_path: Path, ckpt: Ckpt) -> None:

@@ -35,7 +35,10 @@ def tree_command(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Write out equal neighbours and tied modules.")] = False,
     bare: Annotated[
-        bool, typer.Option("--bare", help="Print what print(net) would and nothing else: no marks, sizes or ties.")
+        bool,
+        typer.Option(
+            "--bare", help="Print what print(net) would: no marks, sizes, ties or settings of unknown classes."
+        ),
     ] = False,
     style: Annotated[
         Style,

@@ -85,6 +85,8 @@ class _Grower:
         self._budget = budget
         self._opener = Opener(budget)
         self._holders: list[Draft] = []
+        self._modules: dict[int, Module | None] = {}
+        """What each node was found to be, so that a shared one is read once."""
         self.drafts = 0
 
     def draft(self, kind: str, key: str, parent: Draft | None, path: str | None = None) -> Draft:
@@ -195,7 +197,9 @@ class _Grower:
 
     def _open(self, key: str, node: object, parent: Draft | None) -> tuple[Draft, _Children]:
         """The draft of a node and what lies below it."""
-        module = module_of(node, self._opener)
+        if id(node) not in self._modules:
+            self._modules[id(node)] = module_of(node, self._opener)
+        module = self._modules[id(node)]
         draft = self.draft(HOLDER if module is None else MODULE, key, parent)
         draft.identity = node
         if module is None:

@@ -179,6 +179,12 @@ _FAMILIES: Sequence[tuple[str, tuple[Setting, ...]]] = (
 LAYERS: dict[str, tuple[Setting, ...]] = {name: settings for names, settings in _FAMILIES for name in names.split()}
 """The settings of each class; classes of torch.nn that are not here show none."""
 
+_SCALARS = 64
+"""Settings that are told of a class that is none of torch's."""
+
+_NAME = 200
+"""Characters of such a setting's name."""
+
 _QUANTIZED = ("torch.nn.quantized.", "torch.ao.nn.quantized.")
 _TORCH = ("torch.nn.", "torch.ao.", "torch.quantization.")
 
@@ -225,11 +231,13 @@ def _value(module: Module, setting: Setting) -> object:
 
 
 def _scalars(module: Module) -> list[str]:
-    return [
-        f"{name}={setting_text(value, quoted=True)}"
+    scalars = [
+        (name, value)
         for name, value in module.settings.items()
         if name != "training" and not name.startswith("_") and is_scalar(value) and name not in module.registered
     ]
+    told = [f"{name[:_NAME]}={setting_text(value, quoted=True)}" for name, value in scalars[:_SCALARS]]
+    return [*told, "…"] if len(scalars) > _SCALARS else told
 
 
 def _quantized(module: Module) -> list[str]:

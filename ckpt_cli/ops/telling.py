@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckpt_cli.model import Tensor
@@ -45,6 +45,13 @@ class Told:
     """Whether equal neighbours among its children are shown once."""
     hidden: str | None = None
     """The child that is not shown."""
+    extra: bool = False
+    """Whether the settings are more than torch shows: those of a class that is none of its own."""
+
+    @property
+    def printed(self) -> tuple[str, ...]:
+        """The settings that `print(net)` shows."""
+        return () if self.extra else self.settings
 
 
 def told(draft: Draft) -> Told:
@@ -100,6 +107,7 @@ def _module(draft: Draft, module: Module) -> Told:
         inferred=inferred,
         listed=own and module.name in _LISTS,
         hidden=_PACKED if ".quantized." in module.qualified else None,
+        extra=not own and not inferred,
     )
 
 
@@ -186,8 +194,9 @@ _SPECIAL = {
 def _inferred(draft: Draft) -> Told:
     tensors, children = draft.tensors, draft.children
     if children and not tensors and all(map(is_number, children)):
-        kind = "ModuleList" if _are_blocks(children.values()) else "Sequential"
-        return Told(kind, kind, inferred=True, listed=True)
+        listed = all(child.children.keys() - set(_WITHIN) for child in children.values())
+        kind = "ModuleList" if listed else "Sequential"  # of blocks, and of layers
+        return Told(kind, kind, inferred=True, listed=listed)
     within = {role: tensor for role in _WITHIN if (tensor := _first_tensor(children.get(role))) is not None}
     name = draft.key
     if is_number(name) and draft.parent is not None:  # a layer of a list is called what the list is
@@ -205,13 +214,6 @@ def _inferred(draft: Draft) -> Told:
 def is_number(key: str) -> bool:
     """Whether a name is a number that a layer of a list may have."""
     return len(key) <= _DIGITS and key.isdecimal()
-
-
-def _are_blocks(children: Iterable[Draft]) -> bool:
-    """Whether numbered children are the blocks of a list: counted without a gap, and made of modules themselves."""
-    return all(
-        child.key == str(number) and child.children.keys() - set(_WITHIN) for number, child in enumerate(children)
-    )
 
 
 def _first_tensor(draft: Draft | None) -> Tensor | None:

@@ -35,6 +35,8 @@ class Branch:
     """Whether its text is that of the module that it is tied to, so that pointing there says all."""
     text: int
     """Equal for branches whose texts are equal, their children's included."""
+    printed: int
+    """The same for their texts as torch would print them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,9 @@ def _frozen(root: Draft) -> Branch:
     _sort(root)
     order = _parents_first(root)
     sizes = _sizes(order)
-    facts = {id(draft): told(draft) for draft in order if not _within_plain(draft)}
+    facts = _facts(order)
     order = [draft for draft in order if id(draft) in facts]
-    texts = _texts(order, facts)
+    texts, printed = _texts(order, facts, printed=False), _texts(order, facts, printed=True)
     ties = _ties(order)
     branches: dict[int, Branch] = {}
     for draft in reversed(order):
@@ -110,8 +112,29 @@ def _frozen(root: Draft) -> Branch:
             tied_to=None if first is None else first.path,
             repeats=first is not None and texts[id(first)] == texts[id(draft)],
             text=texts[id(draft)],
+            printed=printed[id(draft)],
         )
     return branches[id(root)]
+
+
+def _facts(order: list[Draft]) -> dict[int, Told]:
+    """What is said of each draft, but for the parts of an optimizer's state; of a shared module it is said once."""
+    facts: dict[int, Told] = {}
+    of_modules: dict[int, Told] = {}
+    characters = limits.TREE_TEXT
+    for draft in order:
+        if _within_plain(draft):
+            continue
+        fact = of_modules.get(id(draft.module)) if draft.module is not None else None
+        if fact is None:
+            fact = told(draft)
+            if draft.module is not None:
+                of_modules[id(draft.module)] = fact
+        facts[id(draft)] = fact
+        characters -= 2 * draft.depth * (2 + len(fact.settings)) + sum(map(len, fact.settings))
+        if characters < 0:
+            raise LimitError(f"its tree takes more than {limits.TREE_TEXT} characters")
+    return facts
 
 
 def _parents_first(root: Draft) -> list[Draft]:
@@ -141,14 +164,15 @@ def _shown(draft: Draft, facts: Mapping[int, Told]) -> list[Draft]:
     return [] if draft.plain else [child for key, child in draft.children.items() if key != hidden]
 
 
-def _texts(order: list[Draft], facts: Mapping[int, Told]) -> dict[int, int]:
+def _texts(order: list[Draft], facts: Mapping[int, Told], *, printed: bool) -> dict[int, int]:
     """For each draft a number that is that of all drafts with the same text."""
     numbers: dict[object, int] = {}
     texts: dict[int, int] = {}
     for draft in reversed(order):
         fact = facts[id(draft)]
         below = tuple((child.key, texts[id(child)]) for child in _shown(draft, facts))
-        texts[id(draft)] = numbers.setdefault((fact.kind, fact.settings, below), len(numbers))
+        text = (fact.kind, fact.printed if printed else fact.settings, below)
+        texts[id(draft)] = numbers.setdefault(text, len(numbers))
     return texts
 
 

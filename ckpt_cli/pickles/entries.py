@@ -68,7 +68,8 @@ class Opener:
     """What opens up below a node and under which keys. Whatever it looks at is paid for."""
 
     def __init__(self, budget: Budget) -> None:
-        self._budget = budget
+        self.budget = budget
+        """What is left to pay with."""
 
     def children(self, node: object, kind: str) -> Children | None:
         """What opens up below a node, or None for a leaf."""
@@ -82,12 +83,12 @@ class Opener:
 
     def _pairs(self, pairs: Sequence[object], kind: str) -> Children | None:
         """The values of a mapping; an empty one is a leaf."""
-        self._budget.steps(len(pairs))
+        self.budget.steps(len(pairs))
         return zip(map(self._key, pairs[::2]), pairs[1::2], repeat(kind), strict=False) if pairs else None
 
     def _items(self, items: Sequence[object], kind: str) -> Children | None:
         """The items of a sequence; one that holds scalars only is one value rather than many entries."""
-        self._budget.steps(len(items))
+        self.budget.steps(len(items))
         if all(isinstance(item, _SCALARS) for item in items):
             return None
         return zip(map(str, range(len(items))), items, repeat(kind), strict=False)
@@ -110,14 +111,14 @@ class Opener:
         if type(state) is not tuple or len(state) != 2 or not isinstance(state[1], Dict):
             return None
         pairs = state[0].pairs if isinstance(state[0], Dict) else []
-        self._budget.steps(len(pairs) + len(state[1].pairs))
+        self.budget.steps(len(pairs) + len(state[1].pairs))
         return Dict([*pairs, *state[1].pairs])
 
     def _listed_pairs(self, args: object) -> list[object]:
         """The pairs of an `OrderedDict([[key, value], …])`, as Python 2 wrote it."""
         if not isinstance(args, tuple) or len(args) != 1 or not isinstance(args[0], list):
             return []
-        self._budget.steps(2 * len(args[0]))
+        self.budget.steps(2 * len(args[0]))
         pairs: list[object] = []
         for item in args[0]:
             if not isinstance(item, list | tuple) or len(item) != 2:
@@ -127,7 +128,7 @@ class Opener:
 
     def _attributes(self, state: Dict, kind: str) -> Children:
         """An object's attributes; those of a torch.nn.Module as its state_dict names them."""
-        self._budget.steps(len(state.pairs))
+        self.budget.steps(len(state.pairs))
         named = {text_of(key): value for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True)}
         if not {"_parameters", "_buffers", "_modules"} <= named.keys():
             yield from self._pairs(state.pairs, kind) or ()
@@ -145,7 +146,7 @@ class Opener:
 
     def _told(self, text: str) -> str:
         """Pay for a description: it took about as long as it is."""
-        self._budget.steps(20 + len(text))
+        self.budget.steps(20 + len(text))
         return text
 
 
@@ -171,7 +172,7 @@ class _Walk(Opener):
             prefix, children, identity = frames[-1]
             for key, node, kind in children:
                 name = f"{prefix}.{key}" if prefix and key else prefix or key
-                self._budget.name(name)
+                self.budget.name(name)
                 tensor = self._rebuilder.tensor(name, node)
                 if tensor is not None:
                     yield tensor if kind == "tensor" else _with_kind(tensor, kind)
@@ -195,7 +196,7 @@ class _Walk(Opener):
         """A leaf's value: plain data where it is that, else its text."""
         if isinstance(node, str | RawString):
             text = node.text if isinstance(node, RawString) else node
-            self._budget.steps(len(text) >> 1)
+            self.budget.steps(len(text) >> 1)
             return text
         if node is None or isinstance(node, bool | int | float):
             return node
@@ -207,8 +208,8 @@ class _Walk(Opener):
 
     def _plain_items(self, items: list[object] | tuple[object, ...]) -> object:
         """A sequence of scalars, Python 2 strings among them as text."""
-        self._budget.steps(len(items))
-        self._budget.steps(sum(len(text_of(item) or "") for item in items) >> 1)
+        self.budget.steps(len(items))
+        self.budget.steps(sum(len(text_of(item) or "") for item in items) >> 1)
         if not any(isinstance(item, RawString) for item in items):
             return items
         found = self._texts.get(id(items))

@@ -59,6 +59,7 @@ def module_of(node: object, opener: Opener) -> Module | None:
     state = next(filter(None, map(opener.state, node.states[:_STATES])), None)
     if state is None:
         return None
+    opener.budget.steps(len(state.pairs))
     kind = class_of(node)
     if kind is not None and kind.qualified.startswith(_SCRIPT):
         return _scripted(kind, state)

@@ -95,6 +95,16 @@ class _Pending:
     depth: int
     count: int = 1
     within_inferred: bool = False
+    printed: bool = False
+    """Whether only settings that torch prints are shown: the others differ among the branches it stands for."""
+
+
+def _settings(item: _Pending, view: View) -> list[str]:
+    """The lines of settings; a list with children shows none."""
+    told = item.branch.told
+    if told.listed and item.branch.children:
+        return []
+    return [escaped(line) for line in (told.printed if item.printed or view.bare else told.settings)]
 
 
 def _lines(root: Branch, view: View) -> Iterator[tuple[str, _Note | None]]:
@@ -112,7 +122,7 @@ def _lines(root: Branch, view: View) -> Iterator[tuple[str, _Note | None]]:
             yield f"{head}= ({escaped(branch.tied_to or '')})", None
             continue
         shown = [] if view.cuts(item.depth) else _children(branch, item, view)
-        settings = [] if branch.told.listed and branch.children else [escaped(line) for line in branch.told.settings]
+        settings = _settings(item, view)
         if branch.children and not shown:
             settings = [", ".join([*(line.strip() for line in settings), "..."])]
         kind = escaped(branch.told.kind)
@@ -149,7 +159,8 @@ def _children(branch: Branch, item: _Pending, view: View) -> list[_Pending]:
     for group in groups:
         first, last = escaped(group[0].name), escaped(group[-1].name)
         label = f"({first}): " if len(group) == 1 else f"({first}-{last}): {len(group)} x "
-        pending.append(_Pending(group[0], label, item.depth + 1, len(group), inferred))
+        printed = item.printed or any(child.text != group[0].text for child in group)
+        pending.append(_Pending(group[0], label, item.depth + 1, len(group), inferred, printed))
     return pending
 
 
@@ -157,7 +168,7 @@ def _follows(group: list[Branch], child: Branch) -> bool:
     """Whether a child continues a row of equal ones that are numbered one after another."""
     last = group[-1]
     numbered = last.name.isdecimal() and child.name.isdecimal() and len(child.name) < 10
-    return last.text == child.text and numbered and int(child.name) == int(last.name) + 1
+    return last.printed == child.printed and numbered and int(child.name) == int(last.name) + 1
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
