@@ -349,6 +349,7 @@ def test_tab_completes_commands_and_the_names_in_the_file(work: Path, shell: Ckp
     assert "epoch" in completed(shell, "ckpt ls train.pt e", kind)
     assert completed(shell, "ckpt set train.pt model.0.b", kind) == ["model.0.bias="]
     assert completed(shell, "ckpt set train.pt epo", kind) == []
+    assert completed(shell, "ckpt tree train.pt model", kind) == ["model", "model.0", "model.2"]
 
 
 @pytest.mark.parametrize("file", ["none.pt", "demo.txt", "."])

@@ -584,7 +584,7 @@ def test_a_shared_module_with_many_settings_cannot_multiply_work(monkeypatch: py
     tables: dict[str, Any] = {"_parameters": {}, "_buffers": {}, "_modules": {}}
     state = {**tables, **{f"a{number}": "x" * 99 for number in range(20)}}
     big = Ops(b"cmine\nBig\n)\x81q\x00" + value(state) + b"b")
-    children = {"0": big, **{str(number): Ops(b"h\x00") for number in range(1, 2000)}}
+    children = {"0": big, **{str(number): Ops(b"h\x00") for number in range(1, 800)}}
     found = graph_tree(pickled(module_ops(children)))
     assert len({id(branch.told) for branch in walk(found.root)}) == 2
     assert len(text_of(found)) < 100_000

@@ -12,15 +12,16 @@ from ckpt_cli.cli.output import answer
 from ckpt_cli.ops.tree import tree_of
 from ckpt_cli.render.tree import View, tree_json, tree_text
 
+_NAME = 500
+"""Characters of a tensor's name up to which its modules are offered."""
+
 
 def complete_modules(ctx: Any, incomplete: str) -> list[str]:
     """The names of modules in the file on the command line that begin with what was typed."""
     prefixes: dict[str, None] = {}
     for name in complete_names(ctx, ""):
-        end = name.find(".")
-        while end >= 0:
-            prefixes[name[:end]] = None
-            end = name.find(".", end + 1)
+        parts = name.split(".") if len(name) <= _NAME else []
+        prefixes.update((".".join(parts[:count]), None) for count in range(1, len(parts)))
     return [prefix for prefix in prefixes if prefix.startswith(incomplete)]
 
 
