@@ -65,7 +65,6 @@ LOOKS: dict[str, tuple[bytes, str]] = {
     "git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
                 "this looks like a git LFS pointer: fetch the real file with git lfs pull"),
     "a web page": (b"<!DOCTYPE HTML>\n<HTML><head>", "this looks like a web page: the download got an error page"),
-    "JSON": (b'\n {"a": 1}', "this looks like a JSON file"),
     "a JSON list": (b"[1, 2]", "this looks like a JSON file"),
     "zeros": (bytes(5000), "this looks like a file of zero bytes: a download or a copy that was cut short"),
     "text": (b"hello, world\n", "this looks like a text file"),
@@ -132,7 +131,7 @@ def test_every_beginning_of_a_file_is_refused_in_words(content: bytes, tmp_path:
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_checkpoint(str(tmp_path / "missing"))
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(UnknownFormatError, match="a folder without a checkpoint"):
         open_checkpoint(str(tmp_path))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FormatError, match="not a regular file"):
@@ -176,7 +175,7 @@ def test_only_the_module_of_the_format_is_imported(tmp_path: Path) -> None:
     import subprocess
 
     code = "import sys; from ckpt_cli.formats import open_checkpoint; open_checkpoint(sys.argv[1]); print(*sys.modules)"
-    for known in FORMATS:
+    for known in (known for known in FORMATS if not known.is_set):
         content = {"zip": ZIP, "safetensors": SAFETENSORS}[known.name]
         path = write(tmp_path, content)
         modules = set(subprocess.check_output([sys.executable, "-c", code, str(path)], text=True).split())

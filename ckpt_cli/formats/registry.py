@@ -97,7 +97,7 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
     except BaseException:
         file.close()
         raise
-    return _noting_the_set(checkpoint) if "-of-" in path else checkpoint
+    return _noting_the_set(checkpoint) if "-of-" in os.path.basename(path) else checkpoint
 
 
 def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
