@@ -119,3 +119,24 @@ VIEW_STEPS = 1_000
 
 CONFIG_JSON = 4 * 2**20
 """Bytes of a `config.json` beside a checkpoint; a larger one is not read."""
+
+SCAN_OPCODES = int(24_000_000 * _SCALE)
+"""Opcodes of all pickles that one scan reads."""
+
+SCAN_BYTES = int(64 * 2**20 * _SCALE)
+"""Bytes of strings, of gaps between records and of trailing bytes that one scan searches for hidden pickles."""
+
+SCAN_TRIES = int(50_000 * _SCALE)
+"""Places at which one scan tries whether a pickle begins there."""
+
+SCAN_NESTING = 4
+"""Pickles and files within pickles and files, when a file is scanned."""
+
+SCAN_FILES = int(20_000 * _SCALE)
+"""Files of a directory, zips back to back, or members of a tar that one scan opens."""
+
+SCAN_INFLATED = int(256 * 2**20 * _SCALE)
+"""Bytes that one scan inflates of compressed files."""
+
+SCAN_FINDINGS = int(10_000 * _SCALE)
+"""Findings that one scan lists, those of harmless names not counted."""

@@ -1,0 +1,266 @@
+"""What `scan` answers: everything that the pickles of a file would import and do if something else loaded it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from ckpt_cli import limits
+from ckpt_cli.errors import FormatError, MalformedError
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats.loose import Memory, Walk, guess, walk, walker_of
+from ckpt_cli.formats.pickle_streams import Found, Oddity, Purse, is_pickle
+from ckpt_cli.pickles.graph import Inline, RawString
+from ckpt_cli.pickles.trace import Allowance, Trace, trace_pickle
+from ckpt_cli.pickles.uses import Use, deeds_of, loaded_by, uses_of
+
+_SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
+             "unknown": ("note", "unknown-global")}  # fmt: skip
+"""What a name's verdict makes of it; the others are no findings."""
+
+_INDEX = 256 * 2**20
+"""Bytes of an index of shards that is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to know before anything else loads the file."""
+
+    severity: str
+    """`error` for what is known to be dangerous, `warning` for what no ordinary checkpoint has, `note`."""
+    code: str
+    """What kind of thing it is, in a word or two that do not change."""
+    where: str
+    """The record, member or pickle."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """One name that a pickle would import."""
+
+    where: str
+    name: str
+    verdict: str
+    """`allowed` by torch's weights_only loader, `harmless`, `dangerous`, `unusual` or `unknown`."""
+    call: str
+    """The first call that it feeds; empty where there is none."""
+
+
+@dataclass(slots=True)
+class Scan:
+    """The answer."""
+
+    path: str
+    findings: list[Finding] = field(default_factory=list)
+    globals: list[Named] = field(default_factory=list)
+    pickles: int = 0
+    """Pickles read."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing but notes."""
+        return not self.count("error") and not self.count("warning")
+
+    def count(self, severity: str) -> int:
+        """Findings of one severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+
+def scan(path: str) -> Scan:
+    """Scan a file, an index of shards or a directory; nothing is run, and no reader of ours need accept it.
+
+    Raises OSError where it cannot be read, and a FormatError where it is nothing that could hold a pickle.
+    """
+    answer = Scan(path)
+    worker = _Worker(answer)
+    if os.path.isdir(path):
+        worker.folder(path)
+    elif path.endswith(".index.json"):
+        worker.index(path)
+    else:
+        worker.file(path, os.path.basename(path), must=True)
+    order = {"error": 0, "warning": 1, "note": 2}
+    answer.findings.sort(key=lambda finding: order[finding.severity])
+    return answer
+
+
+class _Worker:
+    """One scan under way."""
+
+    def __init__(self, answer: Scan) -> None:
+        self.answer = answer
+        self.purse = Purse(Allowance())
+        self._full = False
+
+    def say(self, severity: str, code: str, where: str, message: str) -> None:
+        """Add a finding."""
+        if len(self.answer.findings) < limits.SCAN_FINDINGS:
+            self.answer.findings.append(Finding(severity, code, where, message))
+        elif not self._full:
+            self._full = True
+            self.answer.findings.append(Finding("error", "too-many", where, "findings beyond the limit are not listed"))
+
+    def folder(self, path: str) -> None:
+        """Every file of a directory, those of its folders included."""
+        for number, (name, full) in enumerate(_files_of(path)):
+            if number >= limits.SCAN_FILES:
+                self.say("warning", "not-searched", name, "files beyond the limit were not opened")
+                return
+            self.file(full, name, must=False)
+
+    def index(self, path: str) -> None:
+        """Every shard that an index names."""
+        import json
+
+        with closing(LocalFile(path)) as file:
+            if file.size > _INDEX:
+                raise MalformedError(f"an index of {file.size} bytes", path=path)
+            try:
+                weight_map = json.loads(file.read(0, file.size))["weight_map"]
+                shards = sorted({str(shard) for shard in weight_map.values()})
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise MalformedError("not an index: it has no weight_map", path=path) from None
+        for shard in shards:
+            if os.path.basename(shard) != shard or shard in ("", ".", ".."):
+                self.say("error", "outside-folder", shard, "a shard that is not beside its index")
+                continue
+            try:
+                self.file(os.path.join(os.path.dirname(path), shard), shard, must=False)
+            except FileNotFoundError:
+                self.say("warning", "missing-shard", shard, "the index names it, but it is not there")
+
+    def file(self, path: str, where: str, *, must: bool) -> None:
+        """One file; one that `must` hold something and is of no known kind is trouble."""
+        try:
+            with closing(LocalFile(path)) as source:
+                if not must or walker_of(source, where) is not None:
+                    self._take(walk(source, where, 0, self.purse), 0)
+                elif not self._take(guess(source, where, self.purse), 0):
+                    _refuse_unknown(path)
+        except FormatError:
+            if must:
+                raise
+            self.say("warning", "not-searched", where, "not a regular file")
+
+    def _take(self, items: Walk, depth: int) -> int:
+        """Judge what a walk finds; how much that is."""
+        number = 0
+        for number, item in enumerate(items, 1):
+            if isinstance(item, Oddity):
+                self.say(item.severity, item.code, item.where, item.message)
+            else:
+                self._judge(item, depth)
+        return number
+
+    def _judge(self, found: Found, depth: int) -> None:
+        """Tell what one pickle would do, then look into its strings."""
+        trace, where = found.trace, found.where
+        self.answer.pickles += 1
+        if trace.problem is not None:
+            self.say("warning", "limit" if trace.limited else "broken-pickle", where, trace.problem)
+        for use in uses_of(trace):
+            self.answer.globals.append(Named(where, use.name, use.verdict, use.call))
+            if use.verdict in _SEVERITY:
+                severity, code = _SEVERITY[use.verdict]
+                self.say(severity, code, where, _words(use))
+        for deed in deeds_of(trace):
+            self.say(deed.severity, deed.code, where, deed.message)
+        self._nested(found, depth)
+
+    def _nested(self, found: Found, depth: int) -> None:
+        """Pickles within the strings of a pickle, and the checkpoints that it loads from bytes of its own."""
+        loaded = list(loaded_by(found.trace))
+        known = set(map(id, loaded))
+        for node in loaded:
+            data = self._bytes(node, found)
+            inner = f"{found.where} (loaded within)"
+            if depth >= limits.SCAN_NESTING or data is None:
+                self.say("warning", "not-searched", inner, "a pickle within a pickle that was not opened")
+            elif not self._take(walk(Memory(data), inner, depth + 1, self.purse), depth + 1):
+                self.say("error", "dangerous-global", inner, "it loads bytes that are no checkpoint")
+        for node in found.trace.texts:
+            if id(node) not in known:
+                self._search(node, found, depth)
+
+    def _search(self, node: object, found: Found, depth: int) -> None:
+        """Look whether a string is a pickle that imports something."""
+        purse = self.purse
+        data = self._bytes(node, found)
+        if data is None or purse.tries <= 0 or purse.allowance.opcodes <= 0:
+            self.say("note", "not-searched", found.where, "a string that was not searched for a pickle")
+            return
+        purse.tries -= 1
+        view = memoryview(data)
+        if data[:4] in (b"PK\3\4", b"\x1f\x8b\x08\0") and depth < limits.SCAN_NESTING:
+            self._take(walk(Memory(data), f"{found.where} (within a string)", depth + 1, purse), depth + 1)
+            return
+        trace = trace_pickle(view, 0, purse.allowance)
+        if not (trace.globals or trace.computed) or not is_pickle(trace, view):
+            return
+        inner = f"{found.where} (within a string)"
+        if depth >= limits.SCAN_NESTING:
+            self.say("warning", "not-searched", inner, "pickles within pickles within pickles…")
+            return
+        severity = "warning" if trace.problem is None else "note"
+        self.say(severity, "nested-pickle", inner, "a string that is a pickle, for something to load")
+        self._judge(Found(inner, trace, view), depth + 1)
+
+    def _bytes(self, node: object, found: Found) -> bytes | None:
+        """The bytes that a string stands for; a str that could be Latin-1 is the bytes it would encode to."""
+        if isinstance(node, Inline):
+            room = limits.SCAN_BYTES - self.purse.searched
+            if node.nbytes > room:
+                return None
+            self.purse.searched += node.nbytes
+            raw = bytes(found.data[node.offset : node.offset + node.nbytes])
+            return _latin(raw.decode("utf-8", "surrogatepass")) if node.kind == "str" else raw
+        if isinstance(node, RawString):
+            return node.raw
+        return _latin(node) if isinstance(node, str) else node if isinstance(node, bytes) else b""
+
+
+def _latin(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _words(use: Use) -> str:
+    return f"{use.call or use.name}: {use.reason}"
+
+
+def _files_of(path: str) -> Iterator[tuple[str, str]]:
+    """The files of a directory, as a name below it and as a path; hidden folders are not entered."""
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            full = os.path.join(folder, name)
+            if os.path.isfile(full):
+                yield os.path.relpath(full, path), full
+
+
+def _refuse_unknown(path: str) -> None:
+    """Raise what opening the file as a checkpoint raises; one that opens has no pickle."""
+    from ckpt_cli.formats import open_checkpoint
+
+    open_checkpoint(path).close()
+
+
+def dangerous_of(graphs: Sequence[object]) -> str | None:
+    """The first name known to be dangerous among those of pickles that were read already."""
+    from ckpt_cli.pickles.globals import dangerous
+    from ckpt_cli.pickles.graph import Graph
+
+    for graph in graphs:
+        if isinstance(graph, Graph):
+            node = next(dangerous(graph.globals), None)
+            if node is not None:
+                return node.qualified
+    return None
+
+
+__all__ = ["Finding", "Named", "Scan", "Trace", "dangerous_of", "scan"]

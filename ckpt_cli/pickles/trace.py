@@ -1,0 +1,350 @@
+"""A pickle read for what it would do: every name, call and change, also where it breaks, and what it throws away.
+
+The reader of `reader` refuses what no checkpoint needs; this one follows CPython's C unpickler through whatever that
+would go on from, so that a pickle cannot hide behind an oddity. Nothing is imported, called or hashed here either.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ckpt_cli import limits
+from ckpt_cli.errors import FormatError, LimitError, MalformedError
+from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, PersistentId, RawString
+from ckpt_cli.pickles.machine import Machine
+from ckpt_cli.pickles.reader import OPCODES
+from ckpt_cli.pickles.table import Handler, Table, entering
+from ckpt_cli.pickles.values import Stopped
+
+_CHECK_EVERY = 1 << 12
+"""Opcodes between two looks at the limits."""
+
+_UNUSED = 10_000
+"""Strings that stand for nothing, of each pickle, that are kept to be searched."""
+
+
+@dataclass(slots=True)
+class Allowance:
+    """What one scan may still spend on reading pickles; shared by all of its pickles."""
+
+    opcodes: int = limits.SCAN_OPCODES
+    blocks: int = field(default_factory=lambda: sys.getallocatedblocks() + 2 * limits.PICKLE_BLOCKS)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one pickle would do, as far as it could be read."""
+
+    offset: int
+    """Its first byte within the data."""
+    end: int
+    """The byte after its STOP, or that of the opcode it breaks at."""
+    protocol: int
+    globals: Sequence[Global]
+    """Every distinct name, in order of first use."""
+    calls: Sequence[Call]
+    """Every call, in order, those whose result is thrown away too."""
+    changes: Sequence[tuple[str, object, object]]
+    """What is done to a value that is no plain container or new object: the opcode's doing, the target, the argument."""
+    loose: Sequence[Global]
+    """Names that are not only called but stand as values, arguments or items too."""
+    computed: Sequence[Global]
+    """Names that the pickle computes, so that only running it would tell them; their text says of what."""
+    extensions: Sequence[int]
+    """Codes of copyreg's registry, each of which stands for a name."""
+    texts: Sequence[object]
+    """Strings that are long enough to hide a pickle: str, bytes, RawString or Inline."""
+    storages: Sequence[PersistentId]
+    """References to what is outside the pickle, in order."""
+    root: object
+    """What is on top of its stack at the end."""
+    problem: str | None
+    """Why it could not be read to its end; None where it could."""
+    limited: bool
+    """Whether the problem is one of our limits."""
+
+
+class Tracer(Machine):
+    """A machine that remembers what passes through it, and goes on where CPython's would."""
+
+    __slots__ = ("calls", "changes", "computed", "extensions", "pushed", "storages", "texts", "used")
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        super().__init__(data)
+        self.calls: list[Call] = []
+        self.changes: list[tuple[str, object, object]] = []
+        self.computed: list[Global] = []
+        self.extensions: list[int] = []
+        self.texts: list[object] = []
+        self.storages: list[PersistentId] = []
+        self.pushed: dict[Global, int] = {}
+        """How often each name was put on the stack; names are hashed by identity."""
+        self.used: dict[Global, int] = {}
+        """How often each was taken from it to be called."""
+
+    def memoize(self) -> None:
+        """Memoize the top of the stack under the number of things memoized, as CPython counts them."""
+        unset = 1 if self.memo and type(self.memo[0]) is object else 0
+        self.put(len(self.memo) - unset + len(self.sparse))
+
+    def put(self, slot: int) -> None:
+        """Memoize the top of the stack."""
+        if self.sparse and slot == len(self.memo):
+            self.sparse.pop(str(slot), None)
+        super().put(slot)
+
+    def note_push(self) -> None:
+        """Count the name on top of the stack, if that is what it is."""
+        top = self.stack[-1]
+        if type(top) is Global:
+            self.pushed[top] = self.pushed.get(top, 0) + 1
+
+    def note_call(self, call: Call) -> None:
+        """Remember a call."""
+        self.calls.append(call)
+        if type(call.func) is Global:
+            self.used[call.func] = self.used.get(call.func, 0) + 1
+
+    def change(self, doing: str, argument: object) -> None:
+        """Remember what is done to the top of the stack."""
+        self.changes.append((doing, self.stack[-1], argument))
+
+
+def trace_pickle(data: bytes | memoryview, offset: int, allowance: Allowance) -> Trace:
+    """Follow the pickle that begins at byte `offset` as far as it goes; never raises for what the data holds."""
+    tracer = Tracer(data)
+    end, problem, limited = _run(tracer, offset, allowance)
+    root = tracer.stack[-1] if tracer.stack else None
+    loose = [node for node, count in tracer.pushed.items() if count > tracer.used.get(node, 0)]
+    return Trace(
+        offset,
+        end,
+        tracer.protocol,
+        tuple(tracer.globals.values()),
+        tracer.calls,
+        tracer.changes,
+        loose,
+        tracer.computed,
+        tracer.extensions,
+        tracer.texts,
+        tracer.storages,
+        root,
+        problem,
+        limited,
+    )
+
+
+def _run(tracer: Tracer, pos: int, allowance: Allowance) -> tuple[int, str | None, bool]:
+    """Interpret opcodes up to STOP or trouble: where that is, what the trouble is, and whether it is a limit."""
+    data, size = tracer.data, tracer.size
+    while True:
+        pos, stopped, error = _stretch(tracer, pos, data)
+        allowance.opcodes -= _CHECK_EVERY if not (stopped or error) else _CHECK_EVERY // 8
+        if stopped:
+            return pos + 1, None, False
+        if error is not None:
+            after = _past(tracer, pos, error)
+            if after is None:
+                return pos, _words(error, pos, size), isinstance(error, LimitError)
+            pos = after
+        elif allowance.opcodes < 0:
+            return pos, f"all pickles together have more than {limits.SCAN_OPCODES} opcodes", True
+        elif sys.getallocatedblocks() > allowance.blocks:
+            return pos, "it builds far more objects than a checkpoint needs", True
+
+
+def _stretch(tracer: Tracer, pos: int, data: bytes | memoryview) -> tuple[int, bool, Exception | None]:
+    """Some opcodes: where they led to, whether to STOP, and what went wrong at that place."""
+    try:
+        for _ in range(_CHECK_EVERY):
+            pos = TRACED[data[pos]](tracer, pos + 1)
+    except Stopped:
+        return pos, True, None
+    except (FormatError, ValueError, OverflowError, IndexError, struct.error) as error:
+        return pos, False, error
+    return pos, False, None
+
+
+def _past(tracer: Tracer, pos: int, error: Exception) -> int | None:
+    """Where to go on after an opcode with a bad value, which is pushed as None; None where there is no way on."""
+    if isinstance(error, LimitError) or pos >= tracer.size or tracer.data[pos] not in b"ILFVS":
+        return None
+    newline = bytes(tracer.data[pos : pos + limits.INLINE_BYTES]).find(b"\n")
+    if newline < 0:
+        return None
+    tracer.stack.append(None)
+    return pos + newline + 1
+
+
+def _words(error: Exception, pos: int, size: int) -> str:
+    if pos >= size:
+        return "it ends before its STOP opcode"
+    if isinstance(error, FormatError):
+        return f"it {error.problem} (byte {pos})"
+    what = "finds too little on its stack" if isinstance(error, IndexError) else "has a bad argument"
+    return f"it {what} (byte {pos})"
+
+
+# --- opcodes that are followed further than a reader would ---------------------------------------------------------
+
+_OVER: Table = {}
+
+_enter = entering(_OVER)
+
+
+def _after(code: bytes, note: str) -> None:
+    """Enter an opcode that does what it does for a reader, and is then noted."""
+    handler = OPCODES[code[0]]
+
+    @_enter(code)
+    def run(m: Machine, pos: int) -> int:
+        pos = handler(m, pos)
+        _NOTES[note](m)
+        return pos
+
+
+def _note_push(m: Machine) -> None:
+    assert isinstance(m, Tracer)
+    m.note_push()
+
+
+def _note_call(m: Machine) -> None:
+    assert isinstance(m, Tracer)
+    call = m.stack[-1]
+    assert isinstance(call, Call)
+    m.note_call(call)
+
+
+def _note_text(m: Machine) -> None:
+    """Remember a string in which a pickle that imports something has room."""
+    assert isinstance(m, Tracer)
+    top = m.stack[-1]
+    text = top.data if isinstance(top, ByteArray) else top
+    length = len(text.raw) if isinstance(text, RawString) else _length(text)
+    if length >= _ROOM_OF_A_PICKLE and len(m.texts) < _UNUSED:
+        m.texts.append(text)
+
+
+def _length(text: object) -> int:
+    if isinstance(text, str | bytes):
+        return len(text)
+    return text.nbytes if isinstance(text, Inline) else 0
+
+
+_ROOM_OF_A_PICKLE = 6
+"""Bytes of the shortest pickle that imports something: `c`, two names of a letter, two newlines, STOP."""
+
+
+def _note_inst(m: Machine) -> None:
+    """An INST is a call that never had its name on the stack."""
+    assert isinstance(m, Tracer)
+    _note_call(m)
+    func = m.calls[-1].func
+    if type(func) is Global:
+        m.pushed[func] = m.pushed.get(func, 0) + 1
+
+
+def _note_extension(m: Machine) -> None:
+    assert isinstance(m, Tracer)
+    node = m.stack[-1]
+    if isinstance(node, Extension):
+        m.extensions.append(node.code)
+
+
+def _note_storage(m: Machine) -> None:
+    assert isinstance(m, Tracer)
+    node = m.stack[-1]
+    if isinstance(node, PersistentId):
+        m.storages.append(node)
+
+
+_NOTES = {
+    "storage": _note_storage,
+    "push": _note_push,
+    "call": _note_call,
+    "inst": _note_inst,
+    "text": _note_text,
+    "extension": _note_extension,
+}
+
+for _code in (b"c", b"h", b"j", b"g", b"2"):
+    _after(_code, "push")
+for _code in (b"R", b"\x81", b"\x92", b"o"):
+    _after(_code, "call")
+_after(b"i", "inst")
+for _code in (b"X", b"\x8c", b"\x8d", b"U", b"T", b"C", b"B", b"\x8e", b"\x96", b"V", b"S"):
+    _after(_code, "text")
+for _code in (b"P", b"Q"):
+    _after(_code, "storage")
+for _code in (b"\x82", b"\x83", b"\x84"):
+    _after(_code, "extension")
+
+
+@_enter(b"q")
+def _binput(m: Machine, pos: int) -> int:
+    m.put(m.data[pos])
+    return pos + 1
+
+
+@_enter(b"r")
+def _long_binput(m: Machine, pos: int) -> int:
+    m.put(struct.unpack_from("<I", m.data, pos)[0])
+    return pos + 4
+
+
+@_enter(b"\x80")
+def _proto(m: Machine, pos: int) -> int:
+    m.protocol = m.data[pos]
+    return pos + 1
+
+
+@_enter(b"\x93")
+def _stack_global(m: Machine, pos: int) -> int:
+    assert isinstance(m, Tracer)
+    name, module = m.stack.pop(), m.stack[-1]
+    if isinstance(name, str | RawString) and isinstance(module, str | RawString):
+        m.stack[-1] = m.name(_text(module), _text(name))
+    else:
+        from ckpt_cli.pickles.text import describe
+
+        computed = Global(describe(module), describe(name))
+        m.computed.append(computed)
+        m.stack[-1] = computed
+    m.note_push()
+    return pos
+
+
+def _text(node: str | RawString) -> str:
+    return node if isinstance(node, str) else node.text
+
+
+def _changing(code: bytes, doing: str) -> None:
+    """Enter an opcode that changes its target: one that is no plain data is noted, where a reader would give up."""
+    handler = OPCODES[code[0]]
+
+    @_enter(code)
+    def run(m: Machine, pos: int) -> int:
+        assert isinstance(m, Tracer)
+        argument = m.stack[-1] if m.stack else None
+        try:
+            pos = handler(m, pos)
+        except MalformedError:
+            m.change(doing, argument)
+        return pos
+
+
+for _code, _doing in (
+    (b"b", "gives state to"),
+    (b"a", "appends to"),
+    (b"e", "appends to"),
+    (b"s", "sets items of"),
+    (b"u", "sets items of"),
+    (b"\x90", "adds items to"),
+):
+    _changing(_code, _doing)
+
+TRACED: list[Handler] = [_OVER.get(bytes((code,)), OPCODES[code]) for code in range(256)]
+"""Every opcode, as it is traced."""
