@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_cli.cli.options import File, Format, Json, Style, opened
-from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.cli.output import answer, style_of, warn_of_danger
 from ckpt_cli.ops.summary import summarize
 from ckpt_cli.render.listing import summary_text
 
@@ -24,3 +24,4 @@ def info_command(file: File, style: Format = Style.auto, json: Json = False) -> 
         answer([summary_json(summary)])
     else:
         answer(summary_text(summary, layout))
+    warn_of_danger(checkpoint)

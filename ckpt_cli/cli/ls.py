@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
-from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.cli.output import answer, style_of, warn_of_danger
 from ckpt_cli.ops.listing import list_entries
 from ckpt_cli.render.listing import listing_text
 
@@ -52,6 +52,7 @@ def ls_command(
     with opened(file) as checkpoint:
         if waste:
             _answer_waste(checkpoint, names or (), layout)
+            warn_of_danger(checkpoint)
             return
         listing = list_entries(checkpoint, names or (), values=every, sort=sort and sort.value)
     rows: Sequence[Entry | Fold] = listing.entries
@@ -65,6 +66,7 @@ def ls_command(
         answer(listing_json(listing, rows))
     else:
         answer(listing_text(listing, rows, layout, long=long, values=every, folded=folded))
+    warn_of_danger(checkpoint)
 
 
 def _answer_waste(checkpoint: Checkpoint, names: Sequence[str], layout: str) -> None:

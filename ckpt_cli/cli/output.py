@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ckpt_cli.cli.options import Style
+
+if TYPE_CHECKING:
+    from ckpt_cli.model import Checkpoint
 
 
 def style_of(style: Style, *, json: bool) -> str:
@@ -20,6 +24,21 @@ def style_of(style: Style, *, json: bool) -> str:
 def answer(pieces: Iterable[str]) -> None:
     """Print an answer."""
     sys.stdout.writelines(pieces)
+
+
+def warn_of_danger(checkpoint: Checkpoint) -> None:
+    """Say in one line that a checkpoint which was opened safely would not be safe to load elsewhere."""
+    if checkpoint.document is None and not checkpoint.objects:
+        return
+    from ckpt_cli.ops.danger import dangerous_of
+
+    name = dangerous_of(checkpoint)
+    if name is not None:
+        from ckpt_cli.render.text import escaped, short
+
+        path = escaped(checkpoint.path)
+        run = short(escaped(name))
+        talk(f"warning: {path}: its pickle would run {run} if something else loaded it; ckpt scan {path} tells more\n")
 
 
 def talk(text: str) -> None:

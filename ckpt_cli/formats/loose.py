@@ -11,7 +11,7 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, cast
 
 from ckpt_cli import limits
 from ckpt_cli.formats.loose_zip import Readable
@@ -233,6 +233,10 @@ def lambda_layers(config: memoryview, where: str) -> Walk:
         yield Oddity("error", "keras-lambda", where, "a Lambda layer, whose code Keras runs when it loads the model")
 
 
+def _gunzip(stream: IO[bytes]) -> IO[bytes]:
+    return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+
+
 _Kinds = tuple[tuple[Callable[[bytes], bool], Walker], ...]
 
 _SURE: _Kinds = (
@@ -243,7 +247,7 @@ _SURE: _Kinds = (
 """What is told by enough bytes that they do not stand there by chance."""
 
 _KINDS: _Kinds = (
-    (lambda head: head[:3] == b"\x1f\x8b\x08", _compressed(lambda stream: gzip.GzipFile(fileobj=stream))),
+    (lambda head: head[:3] == b"\x1f\x8b\x08", _compressed(_gunzip)),
     (lambda head: head[:3] == b"BZh", _compressed(bz2.BZ2File)),
     (lambda head: head[:6] == b"\xfd7zXZ\0" or head[:3] == b"\x5d\0\0", _compressed(lzma.LZMAFile)),
     (lambda head: head[:2] in (b"x\x01", b"x\x5e", b"x\x9c", b"x\xda"), _zlib),

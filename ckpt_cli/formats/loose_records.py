@@ -22,7 +22,7 @@ from ckpt_cli.formats.loose import (
 from ckpt_cli.formats.loose_zip import LooseZip, Member, Readable, content, unlisted, zips_within
 from ckpt_cli.formats.pickle_streams import Found, Oddity, Purse, hidden_pickles, streams, trailing
 
-_OURS = ("data.pkl", "constants.pkl", "attributes.pkl")
+_OURS = ("data.pkl", "constants.pkl", "attributes.pkl", "traced_inputs.pkl")
 """The pickles that torch puts right below the prefix."""
 
 _CODE = ("/code/", "/extra/")
@@ -94,11 +94,15 @@ def _layout(found: LooseZip, where: str) -> Walk:
     prefix, slash, _ = found.members[0].name.partition("/")
     misplaced = [name for name in counts if name.rpartition("/")[2] == "data.pkl" and name != f"{prefix}/data.pkl"]
     for name in misplaced[:_SAID]:
-        yield Oddity("warning", "misplaced-pickle", f"{where}/{name}", "a data.pkl that is not where torch looks for it")
+        yield Oddity(
+            "warning", "misplaced-pickle", f"{where}/{name}", "a data.pkl that is not where torch looks for it"
+        )
     if not slash or f"{prefix}/data.pkl" not in counts:
         return
     for name in [name for name in counts if not name.startswith(f"{prefix}/")][:_SAID]:
-        yield Oddity("warning", "outside-prefix", f"{where}/{name}", f"a record outside {prefix}/, which torch never writes")
+        yield Oddity(
+            "warning", "outside-prefix", f"{where}/{name}", f"a record outside {prefix}/, which torch never writes"
+        )
     for name in [name for name in counts if _is_extra(name, prefix)][:_SAID]:
         yield Oddity("warning", "extra-pickle", f"{where}/{name}", "a pickle that torch never writes")
 
@@ -125,7 +129,9 @@ def _walk_member(source: Readable, member: Member, where: str, depth: int, purse
         yield from lambda_layers(inner.view(0, min(inner.size, limits.SCAN_BYTES)), where)
     elif named:
         if member.crc and inner.size <= _CRC_BYTES and zlib.crc32(inner.view(0, inner.size)) != member.crc:
-            yield Oddity("warning", "wrong-crc", where, "its CRC is not that of its bytes; torch does not look, others do")
+            yield Oddity(
+                "warning", "wrong-crc", where, "its CRC is not that of its bytes; torch does not look, others do"
+            )
         yield from walk(inner, where, depth + 1, purse)
     elif inner.size:
         walker = inner_walker_of(inner)
@@ -154,7 +160,7 @@ def _unlisted_records(source: Readable, begin: int, end: int, where: str, depth:
     at = piece.find(b"PK\3\4")
     while 0 <= at <= len(piece) - 30 and purse.tries > 0:
         purse.tries -= 1
-        method, crc, stored, nbytes, name_length, extra_length = struct.unpack_from("<8xH4xLLLHH", piece, at)
+        method, stored, nbytes, name_length, extra_length = struct.unpack_from("<8xH8xLLHH", piece, at)
         name = piece[at + 30 : at + 30 + name_length].decode("utf-8", "surrogateescape")
         data = begin + at + 30 + name_length + extra_length
         room = max(end - data, 0)

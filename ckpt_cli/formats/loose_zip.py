@@ -183,7 +183,12 @@ def _compare(source: Readable, member: Member) -> None:
         member.faults.append("has no local header")
         return
     fields = _LOCAL.unpack(source.read(member.header, _LOCAL.size))
-    signature, flags, method, crc, stored, nbytes, name_length, extra_length = (fields[0], fields[2], fields[3], *fields[6:])
+    signature, flags, method, crc, stored, nbytes, name_length, extra_length = (
+        fields[0],
+        fields[2],
+        fields[3],
+        *fields[6:],
+    )
     if signature != b"PK\3\4":
         member.faults.append("has no local header")
         return

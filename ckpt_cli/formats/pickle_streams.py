@@ -70,8 +70,13 @@ def is_pickle(trace: Trace, data: memoryview) -> bool:
     """
     named = any(_is_name(node) for node in trace.globals)
     if trace.problem is None and trace.end - trace.offset > 1:
-        return named or trace.end == len(data) or data[trace.offset] == _PROTO_CODE
+        return named or trace.end == len(data) or data[trace.offset] == _PROTO_CODE or _is_magic(trace)
     return bool(trace.computed) or (named and (bool(trace.calls) or any(dangerous(trace.globals))))
+
+
+def _is_magic(trace: Trace) -> bool:
+    """Whether it is the pickle that torch before 1.6 began a file with."""
+    return type(trace.root) is int and trace.root == LEGACY_MAGIC
 
 
 def _is_name(node: Global) -> bool:
@@ -93,7 +98,7 @@ def streams(source: Readable, where: str, purse: Purse, *, sure: bool) -> Iterat
             yield from trailing(data, position, where, purse)
             return
         step += 1
-        if trace.root == LEGACY_MAGIC and type(trace.root) is int:
+        if _is_magic(trace):
             step, legacy = 1, True
             odd = number > 0
         else:
@@ -166,7 +171,7 @@ def after_storage(data: memoryview, position: int, size: int) -> int | None:
         return None
     numel: int = struct.unpack_from("<q", data, position)[0]
     end = position + 8 + numel * size
-    return end if 0 <= numel and end <= len(data) else None
+    return end if numel >= 0 and end <= len(data) else None
 
 
 def trailing(data: memoryview, position: int, where: str, purse: Purse) -> Iterator[Found | Oddity]:
@@ -252,4 +257,3 @@ def _interleaved(source: Readable, where: str, purse: Purse, after: _After) -> I
         if trace.problem is not None:
             yield from hidden_pickles(data, position, where, purse)
             return
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.loose import Memory, Walk, guess, walk, walker_of
 from ckpt_cli.formats.pickle_streams import Found, Oddity, Purse, is_pickle
 from ckpt_cli.pickles.graph import Inline, RawString
-from ckpt_cli.pickles.trace import Allowance, Trace, trace_pickle
+from ckpt_cli.pickles.trace import Allowance, trace_pickle
 from ckpt_cli.pickles.uses import Use, deeds_of, loaded_by, uses_of
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
@@ -148,7 +148,8 @@ class _Worker:
     def _take(self, items: Walk, depth: int) -> int:
         """Judge what a walk finds; how much that is."""
         number = 0
-        for number, item in enumerate(items, 1):
+        for item in items:
+            number += 1
             if isinstance(item, Oddity):
                 self.say(item.severity, item.code, item.where, item.message)
             else:
@@ -198,9 +199,11 @@ class _Worker:
             self._take(walk(Memory(data), f"{found.where} (within a string)", depth + 1, purse), depth + 1)
             return
         trace = trace_pickle(view, 0, purse.allowance)
-        if not (trace.globals or trace.computed) or not is_pickle(trace, view):
-            return
         inner = f"{found.where} (within a string)"
+        if not (trace.globals or trace.computed) or not is_pickle(trace, view):
+            if trace.problem is None and trace.texts and depth < limits.SCAN_NESTING:
+                self._nested(Found(inner, trace, view), depth + 1)
+            return
         if depth >= limits.SCAN_NESTING:
             self.say("warning", "not-searched", inner, "pickles within pickles within pickles…")
             return
@@ -230,7 +233,9 @@ def _latin(text: str) -> bytes:
 
 
 def _words(use: Use) -> str:
-    return f"{use.call or use.name}: {use.reason}"
+    """What a finding says of a name: the call that it feeds where it does harm, else the name, as calls can be long."""
+    told = use.call if use.call and use.verdict != "unknown" else use.name
+    return f"{told}: {use.reason}"
 
 
 def _files_of(path: str) -> Iterator[tuple[str, str]]:
@@ -248,19 +253,3 @@ def _refuse_unknown(path: str) -> None:
     from ckpt_cli.formats import open_checkpoint
 
     open_checkpoint(path).close()
-
-
-def dangerous_of(graphs: Sequence[object]) -> str | None:
-    """The first name known to be dangerous among those of pickles that were read already."""
-    from ckpt_cli.pickles.globals import dangerous
-    from ckpt_cli.pickles.graph import Graph
-
-    for graph in graphs:
-        if isinstance(graph, Graph):
-            node = next(dangerous(graph.globals), None)
-            if node is not None:
-                return node.qualified
-    return None
-
-
-__all__ = ["Finding", "Named", "Scan", "Trace", "dangerous_of", "scan"]

@@ -42,12 +42,14 @@ MODULES: dict[str, str] = {
         "is how torch loads, compiles or runs code": (
             "torch.hub torch.package torch._dynamo torch._inductor torch.jit torch.onnx torch.compiler "
             "torch.utils.bottleneck torch.utils.collect_env torch.utils.cpp_extension torch.utils._config_module "
-            "torch.utils.data.datapipes.utils.decoder torch.utils.model_zoo torch.utils.hipify torch.utils._cpp_extension_versioner "
+            "torch.utils.data.datapipes.utils.decoder torch.utils.model_zoo torch.utils.hipify "
+            "torch.utils._cpp_extension_versioner "
             "torch.testing torch._export torch.export torch.fx.graph_module torch.fx._lazy_graph_module "
             "torch.fx._symbolic_trace torch.fx.experimental torch.multiprocessing torch.distributed.rpc "
             "torch.distributed.elastic torch.distributed.launcher torch.distributed.run torch.distributed.launch "
             "torch.distributed.nn.jit torch._appdirs torch._sources torch._classes torch._ops torch.backends._coreml "
-            "torch.utils.benchmark torch.utils.file_baton torch.utils.viz torch.utils.tensorboard torch.cuda._memory_viz "
+            "torch.utils.benchmark torch.utils.file_baton torch.utils.viz torch.utils.tensorboard "
+            "torch.cuda._memory_viz "
             "torch._functorch torch._library torch._custom_op torch._vendor torch.profiler._utils "
             "torch.distributed.checkpoint.format_utils torch.distributed._tools"
         ),
@@ -84,7 +86,8 @@ NAMES: dict[str, str] = {
             "keras.src.layers.core.lambda_layer.Lambda keras.utils.get_file tensorflow.keras.models.load_model "
             "tensorflow.keras.layers.Lambda tensorflow.saved_model.load tensorflow.io.read_file "
             "tensorflow.io.write_file tensorflow.load_op_library tensorflow.load_library yaml.load yaml.unsafe_load "
-            "yaml.full_load ruamel.yaml.load torch.distributed.checkpoint.load torch.distributed.checkpoint.state_dict_loader.load "
+            "yaml.full_load ruamel.yaml.load torch.distributed.checkpoint.load "
+            "torch.distributed.checkpoint.state_dict_loader.load "
             "huggingface_hub.hf_hub_download huggingface_hub.snapshot_download "
             "transformers.dynamic_module_utils.get_class_from_dynamic_module "
             "transformers.utils.hub.cached_file"
@@ -103,21 +106,93 @@ NAMES: dict[str, str] = {
 """Single names of modules that have others which do no harm."""
 
 ANYWHERE = frozenset(
-    "eval exec execfile system popen getoutput getstatusoutput import_module __import__ load_module exec_module "
-    "run_path run_module runcode runsource".split()
+    [
+        "eval",
+        "exec",
+        "execfile",
+        "system",
+        "popen",
+        "getoutput",
+        "getstatusoutput",
+        "import_module",
+        "__import__",
+        "load_module",
+        "exec_module",
+        "run_path",
+        "run_module",
+        "runcode",
+        "runsource",
+    ]
 )
 """Names that say what they do, whatever the module."""
 
 INNER = frozenset(
-    "__globals__ __builtins__ __subclasses__ __import__ __loader__ __spec__ __dict__ __class__ __base__ __bases__ "
-    "__mro__ __code__ __closure__ __getattribute__ __getattr__ __setattr__ __delattr__ __call__ __func__ __self__ "
-    "__reduce__ __reduce_ex__ __init_subclass__ __wrapped__ __defaults__ __kwdefaults__ __get__ f_globals f_builtins "
-    "gi_frame tb_frame f_back".split()
+    [
+        "__globals__",
+        "__builtins__",
+        "__subclasses__",
+        "__import__",
+        "__loader__",
+        "__spec__",
+        "__dict__",
+        "__class__",
+        "__base__",
+        "__bases__",
+        "__mro__",
+        "__code__",
+        "__closure__",
+        "__getattribute__",
+        "__getattr__",
+        "__setattr__",
+        "__delattr__",
+        "__call__",
+        "__func__",
+        "__self__",
+        "__reduce__",
+        "__reduce_ex__",
+        "__init_subclass__",
+        "__wrapped__",
+        "__defaults__",
+        "__kwdefaults__",
+        "__get__",
+        "f_globals",
+        "f_builtins",
+        "gi_frame",
+        "tb_frame",
+        "f_back",
+    ]
 )
 """Attributes by which a harmless object leads to any other."""
 
 LEADS_TO = frozenset(
-    "os sys posix nt subprocess commands pty socket shutil importlib builtins ctypes pickle cPickle marshal runpy pdb "
-    "bdb multiprocessing tempfile zipimport pkgutil webbrowser asyncio threading urllib inspect".split()
+    [
+        "os",
+        "sys",
+        "posix",
+        "nt",
+        "subprocess",
+        "commands",
+        "pty",
+        "socket",
+        "shutil",
+        "importlib",
+        "builtins",
+        "ctypes",
+        "pickle",
+        "cPickle",
+        "marshal",
+        "runpy",
+        "pdb",
+        "bdb",
+        "multiprocessing",
+        "tempfile",
+        "zipimport",
+        "pkgutil",
+        "webbrowser",
+        "asyncio",
+        "threading",
+        "urllib",
+        "inspect",
+    ]
 )
 """Modules that other modules hand out as an attribute: `pathlib` `os.system` is `os.system`."""

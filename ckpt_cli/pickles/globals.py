@@ -14,8 +14,34 @@ from ckpt_cli.pickles.graph import Global
 from ckpt_cli.pickles.harmless import ALLOWED, CALLING, HARMLESS
 
 _PACKAGES = frozenset(
-    "asyncio concurrent ctypes dbm distutils ensurepip html http idlelib importlib json lib2to3 logging "
-    "multiprocessing pydoc_data sqlite3 tkinter turtledemo unittest urllib venv wsgiref xml xmlrpc _pyrepl os".split()
+    [
+        "asyncio",
+        "concurrent",
+        "ctypes",
+        "dbm",
+        "distutils",
+        "ensurepip",
+        "html",
+        "http",
+        "idlelib",
+        "importlib",
+        "json",
+        "lib2to3",
+        "logging",
+        "multiprocessing",
+        "pydoc_data",
+        "sqlite3",
+        "tkinter",
+        "turtledemo",
+        "unittest",
+        "urllib",
+        "venv",
+        "wsgiref",
+        "xml",
+        "xmlrpc",
+        "_pyrepl",
+        "os",
+    ]
 )
 """Modules of the standard library that have modules within; the others of its names with a dot are somebody else's."""
 

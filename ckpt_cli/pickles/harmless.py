@@ -128,7 +128,12 @@ HARMLESS = frozenset(
         *(
             f"numpy.{core}.{name}"
             for core in ("core", "_core")
-            for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer", "_internal._reconstruct")
+            for name in (
+                "multiarray._reconstruct",
+                "multiarray.scalar",
+                "numeric._frombuffer",
+                "_internal._reconstruct",
+            )
         ),
         *_names("numpy.ma.core", "MaskedArray _mareconstruct"),
         *_names(
@@ -143,8 +148,10 @@ HARMLESS = frozenset(
         *_names("torch", "Generator layout memory_format qscheme dtype strided sparse_coo contiguous_format"),
         *_names("torch._C", "DisableTorchFunctionSubclass"),
         *_names("torch._utils", "_rebuild_xla_tensor"),
-        *_names("torch.jit._pickle", "build_boollist build_doublelist build_intlist build_tensor_from_id "
-                "build_tensorlist restore_type_tag"),
+        *_names(
+            "torch.jit._pickle",
+            "build_boollist build_doublelist build_intlist build_tensor_from_id build_tensorlist restore_type_tag",
+        ),
         *_names("torch.distributed.device_mesh", "DeviceMesh"),
         *_names("torch.distributed.tensor", "DTensor"),
         *_names("torch.distributed.tensor._dtensor_spec", "DTensorSpec TensorMeta"),
@@ -153,7 +160,5 @@ HARMLESS = frozenset(
 )
 """What else ordinary checkpoints hold that only builds data."""
 
-CALLING = frozenset(
-    ("builtins.getattr", "functools.partial", "_functools.partial", "torch.storage._load_from_bytes")
-)
+CALLING = frozenset(("builtins.getattr", "functools.partial", "_functools.partial", "torch.storage._load_from_bytes"))
 """What ordinary checkpoints call too, and what is as harmless as its arguments are."""

@@ -48,7 +48,7 @@ class Trace:
     calls: Sequence[Call]
     """Every call, in order, those whose result is thrown away too."""
     changes: Sequence[tuple[str, object, object]]
-    """What is done to a value that is no plain container or new object: the opcode's doing, the target, the argument."""
+    """What is done to a value that is no container or new object: the opcode's doing, the target, the argument."""
     loose: Sequence[Global]
     """Names that are not only called but stand as values, arguments or items too."""
     computed: Sequence[Global]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.edit import Edit
     from ckpt_cli.ops.folding import Fold
     from ckpt_cli.ops.listing import Listing
+    from ckpt_cli.ops.scan import Scan
     from ckpt_cli.ops.shared import Group
     from ckpt_cli.ops.summary import Summary
     from ckpt_cli.ops.ties import Ties, Verdict
@@ -161,6 +162,13 @@ def _group(group: Group) -> dict[str, object]:
 def verdict_json(verdict: Verdict) -> str:
     """What `ties FILE A B --json` prints."""
     return line(asdict(verdict))
+
+
+def scan_json(scan: Scan) -> str:
+    """What `scan --json` prints."""
+    findings = [asdict(finding) for finding in scan.findings]
+    names = [asdict(named) for named in scan.globals]
+    return line({"path": scan.path, "ok": scan.ok, "pickles": scan.pickles, "findings": findings, "globals": names})
 
 
 def edit_json(edit: Edit) -> str:

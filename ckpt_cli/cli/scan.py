@@ -1,0 +1,39 @@
+"""`ckpt scan`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.options import File, Format, Json, Style
+from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.errors import about
+from ckpt_cli.ops.scan import scan
+from ckpt_cli.render.scan import scan_text
+
+
+def scan_command(
+    file: File,
+    every: Annotated[bool, typer.Option("-a", "--all", help="Add the names that do no harm.")] = False,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> None:
+    """Tell what would run if something else loaded it.
+
+    Every name that a pickle in the file would import, with the call it feeds, and whatever else no ordinary
+    checkpoint has: pickles in strings, streams after the first, records twice or out of place. Nothing is run. Exit 0
+    means that there is nothing but notes, 1 that there are errors or warnings.
+
+    Example: ckpt scan model.pt && echo harmless
+    """
+    layout = style_of(style, json=json)
+    with about(file):
+        found = scan(file)
+    if layout == "json":
+        from ckpt_cli.render.jsons import scan_json
+
+        answer([scan_json(found)])
+    else:
+        answer(scan_text(found, layout, every=every))
+    raise typer.Exit(0 if found.ok else 1)

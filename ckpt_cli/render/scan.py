@@ -1,0 +1,54 @@
+"""What `scan` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.text import count_text, escaped, short
+
+if TYPE_CHECKING:
+    from ckpt_cli.ops.scan import Scan
+
+_COLUMNS = (Column("severity"), Column("code"), Column("where"), Column("message"))
+
+_MESSAGE = 160
+"""Characters of a message in a table."""
+
+_CALLED = 80
+"""Characters of a call in a table."""
+
+
+def scan_text(scan: Scan, style: str, *, every: bool) -> Iterator[str]:
+    """One row a finding; with `every`, one more for each name that is allowed or harmless; a person gets the sum."""
+    yield from table_text(_COLUMNS, _rows(scan, every=every, human=style == "table"), style)
+    if style == "table":
+        yield _totals(scan)
+
+
+def _rows(scan: Scan, *, every: bool, human: bool) -> Iterator[list[str]]:
+    for finding in scan.findings:
+        message = escaped(finding.message)
+        yield [
+            finding.severity,
+            finding.code,
+            escaped(finding.where),
+            short(message, _MESSAGE) if human else message,
+        ]
+    if not every:
+        return
+    for named in scan.globals:
+        if named.verdict in ("allowed", "harmless"):
+            text = escaped(named.call or named.name)
+            yield ["ok", named.verdict, escaped(named.where), short(text, _CALLED) if human else text]
+
+
+def _totals(scan: Scan) -> str:
+    counts = (
+        count_text(scan.count("error"), "error"),
+        count_text(scan.count("warning"), "warning"),
+        count_text(scan.count("note"), "note"),
+    )
+    held = f"{count_text(scan.pickles, 'pickle')}, {count_text(len(scan.globals), 'global')}"
+    return f"{held}: {', '.join(counts)}\n"
