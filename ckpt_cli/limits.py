@@ -132,7 +132,7 @@ SCAN_TRIES = int(50_000 * _SCALE)
 SCAN_NESTING = 4
 """Pickles and files within pickles and files, when a file is scanned."""
 
-SCAN_FILES = int(20_000 * _SCALE)
+SCAN_FILES = int(100_000 * _SCALE)
 """Files of a directory, zips back to back, or members of a tar that one scan opens."""
 
 SCAN_INFLATED = int(256 * 2**20 * _SCALE)

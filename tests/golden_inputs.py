@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from builders.pickles import call
+from builders.pt import write
 from conftest import SAMPLES
 from safetensors.torch import save_file
 
@@ -25,6 +27,7 @@ def build(folder: Path) -> None:
     torch.save(_network(), folder / "network.pt")
     torch.save(_oddly_named(), folder / "odd.pt")
     save_file({"a": torch.zeros(2)}, folder / "noted.safetensors", metadata={"licence": "MIT\x1b[31m"})
+    write(folder / "evil.pt", {"w": call("os.system", "echo hi"), "net": call("lab.Net")})
     np.save(folder / "row.npy", np.arange(4, dtype=np.float32))
 
 

@@ -436,8 +436,9 @@ def test_a_training_checkpoint_of_any_protocol_is_clean(
 ) -> None:
     torch.save(training, tmp_path / "m.pt", pickle_protocol=protocol)
     assert codes(scan(str(tmp_path / "m.pt"))) == set()
-    torch.save(training, tmp_path / "l.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=False)
-    assert codes(scan(str(tmp_path / "l.pt"))) == set()
+    if protocol:  # torch writes what it cannot load itself by protocol 0
+        torch.save(training, tmp_path / "l.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+        assert codes(scan(str(tmp_path / "l.pt"))) == set()
     (tmp_path / "b.pkl").write_bytes(pickle.dumps(training, protocol=protocol))
     assert codes(scan(str(tmp_path / "b.pkl"))) == set()
 

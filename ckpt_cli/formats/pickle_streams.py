@@ -22,6 +22,9 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PICKLES = 5
 """Magic, protocol, sys_info, the object, the keys of its storages."""
 
+_STREAMS_TOLD = 100
+"""Streams after the first that are told one by one."""
+
 _After = Callable[[memoryview, Trace], int | None]
 """The byte after what follows a pickle; None where that does not fit."""
 
@@ -106,7 +109,7 @@ def streams(source: Readable, where: str, purse: Purse, *, sure: bool) -> Iterat
         number += 1
         place = where if number == 1 else f"{where} (pickle {number}, byte {position})"
         yield Found(place, trace, data)
-        if odd:
+        if odd and number <= _STREAMS_TOLD:
             yield Oddity("warning", "extra-stream", place, "another pickle after the first, which few scanners read")
         position = trace.end
         if trace.problem is not None:

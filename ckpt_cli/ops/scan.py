@@ -182,6 +182,8 @@ class _Worker:
                 self.say("warning", "not-searched", inner, "a pickle within a pickle that was not opened")
             elif not self._take(walk(Memory(data), inner, depth + 1, self.purse), depth + 1):
                 self.say("error", "dangerous-global", inner, "it loads bytes that are no checkpoint")
+        if found.trace.unsearched:
+            self.say("warning", "not-searched", found.where, f"{found.trace.unsearched} strings that may hide a pickle")
         for node in found.trace.texts:
             if id(node) not in known:
                 self._search(node, found, depth)

@@ -22,8 +22,17 @@ from ckpt_cli.pickles.values import Stopped
 _CHECK_EVERY = 1 << 12
 """Opcodes between two looks at the limits."""
 
-_UNUSED = 10_000
-"""Strings that stand for nothing, of each pickle, that are kept to be searched."""
+_BEGINNING_COSTS = 64
+"""Opcodes in whose time another pickle is begun."""
+
+_TOO_MANY = f"all pickles together have more than {limits.SCAN_OPCODES} opcodes"
+
+_TEXTS = 20_000
+"""Strings of one pickle that may hide another and are kept to be searched."""
+
+_BEGINNINGS = (b"\x80", b"PK\3\4", b"\x1f\x8b")
+_TEXT_BEGINNINGS = tuple(beginning.decode("latin-1") for beginning in _BEGINNINGS)
+"""How a pickle with a PROTO opcode, a zip and a gzip file begin."""
 
 
 @dataclass(slots=True)
@@ -59,6 +68,8 @@ class Trace:
     """Strings that are long enough to hide a pickle: str, bytes, RawString or Inline."""
     storages: Sequence[PersistentId]
     """References to what is outside the pickle, in order."""
+    unsearched: int
+    """Strings beyond those, because they were too many."""
     root: object
     """What is on top of its stack at the end."""
     problem: str | None
@@ -70,7 +81,7 @@ class Trace:
 class Tracer(Machine):
     """A machine that remembers what passes through it, and goes on where CPython's would."""
 
-    __slots__ = ("calls", "changes", "computed", "extensions", "pushed", "storages", "texts", "used")
+    __slots__ = ("calls", "changes", "computed", "extensions", "pushed", "storages", "texts", "unsearched", "used")
 
     def __init__(self, data: bytes | memoryview) -> None:
         super().__init__(data)
@@ -80,6 +91,7 @@ class Tracer(Machine):
         self.extensions: list[int] = []
         self.texts: list[object] = []
         self.storages: list[PersistentId] = []
+        self.unsearched = 0
         self.pushed: dict[Global, int] = {}
         """How often each name was put on the stack; names are hashed by identity."""
         self.used: dict[Global, int] = {}
@@ -116,7 +128,13 @@ class Tracer(Machine):
 def trace_pickle(data: bytes | memoryview, offset: int, allowance: Allowance) -> Trace:
     """Follow the pickle that begins at byte `offset` as far as it goes; never raises for what the data holds."""
     tracer = Tracer(data)
+    if allowance.opcodes < 0:
+        return _trace(tracer, offset, offset, _TOO_MANY, limited=True)
     end, problem, limited = _run(tracer, offset, allowance)
+    return _trace(tracer, offset, end, problem, limited=limited)
+
+
+def _trace(tracer: Tracer, offset: int, end: int, problem: str | None, *, limited: bool) -> Trace:
     root = tracer.stack[-1] if tracer.stack else None
     loose = [node for node, count in tracer.pushed.items() if count > tracer.used.get(node, 0)]
     return Trace(
@@ -131,6 +149,7 @@ def trace_pickle(data: bytes | memoryview, offset: int, allowance: Allowance) ->
         tracer.extensions,
         tracer.texts,
         tracer.storages,
+        tracer.unsearched,
         root,
         problem,
         limited,
@@ -141,8 +160,9 @@ def _run(tracer: Tracer, pos: int, allowance: Allowance) -> tuple[int, str | Non
     """Interpret opcodes up to STOP or trouble: where that is, what the trouble is, and whether it is a limit."""
     data, size = tracer.data, tracer.size
     while True:
-        pos, stopped, error = _stretch(tracer, pos, data)
-        allowance.opcodes -= _CHECK_EVERY if not (stopped or error) else _CHECK_EVERY // 8
+        begin = pos
+        pos, stopped, error = _stretch(tracer, begin, data)
+        allowance.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY)
         if stopped:
             return pos + 1, None, False
         if error is not None:
@@ -151,7 +171,7 @@ def _run(tracer: Tracer, pos: int, allowance: Allowance) -> tuple[int, str | Non
                 return pos, _words(error, pos, size), isinstance(error, LimitError)
             pos = after
         elif allowance.opcodes < 0:
-            return pos, f"all pickles together have more than {limits.SCAN_OPCODES} opcodes", True
+            return pos, _TOO_MANY, True
         elif sys.getallocatedblocks() > allowance.blocks:
             return pos, "it builds far more objects than a checkpoint needs", True
 
@@ -223,19 +243,21 @@ def _note_text(m: Machine) -> None:
     assert isinstance(m, Tracer)
     top = m.stack[-1]
     text = top.data if isinstance(top, ByteArray) else top
-    length = len(text.raw) if isinstance(text, RawString) else _length(text)
-    if length >= _ROOM_OF_A_PICKLE and len(m.texts) < _UNUSED:
+    if not _may_hide(text.raw if isinstance(text, RawString) else text):
+        return
+    if len(m.texts) < _TEXTS:
         m.texts.append(text)
+    else:
+        m.unsearched += 1
 
 
-def _length(text: object) -> int:
-    if isinstance(text, str | bytes):
-        return len(text)
-    return text.nbytes if isinstance(text, Inline) else 0
-
-
-_ROOM_OF_A_PICKLE = 6
-"""Bytes of the shortest pickle that imports something: `c`, two names of a letter, two newlines, STOP."""
+def _may_hide(text: object) -> bool:
+    """Whether a string may be a pickle that imports something: it begins as one, or has the lines of a GLOBAL."""
+    if isinstance(text, str):
+        return text.startswith(_TEXT_BEGINNINGS) or text.count("\n") > 1 or "\x93" in text
+    if isinstance(text, bytes):
+        return text.startswith(_BEGINNINGS) or text.count(b"\n") > 1 or b"\x93" in text
+    return isinstance(text, Inline)
 
 
 def _note_inst(m: Machine) -> None:
