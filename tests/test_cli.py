@@ -69,7 +69,7 @@ def test_the_help_of_a_command_ends_in_an_example_that_runs(
 
 def test_every_example_of_the_first_help_runs(model: Path, ckpt: Ckpt) -> None:
     examples = re.findall(r"^  (ckpt .+?)  +\S.*$", ckpt().out, re.MULTILINE)
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         assert bash(example, model).returncode == 0
 
@@ -343,7 +343,7 @@ def completed(shell: Ckpt, line: str, kind: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
 def test_tab_completes_commands_and_the_names_in_the_file(work: Path, shell: Ckpt, kind: str) -> None:
-    assert completed(shell, "ckpt s", kind) == ["show", "set"]
+    assert completed(shell, "ckpt s", kind) == ["show", "scan", "set"]
     assert completed(shell, "ckpt show mlp.pt 2.", kind) == ["2.weight", "2.bias"]
     assert completed(shell, "ckpt ties mlp.pt 0.bias 2.b", kind) == ["2.bias"]
     assert "epoch" in completed(shell, "ckpt ls train.pt e", kind)

@@ -16,6 +16,8 @@ import pathlib
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -446,7 +448,8 @@ def test_a_training_checkpoint_of_any_protocol_is_clean(
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_an_enum_of_python_3_11_0_and_a_nested_class_are_notes_at_most(tmp_path: Path, protocol: int) -> None:
     owner = named("lab.Colour")
-    root = [call("builtins.getattr", owner, "RED"), new(call("builtins.getattr", owner, "Inner"))]
+    function = put(0, named("builtins.getattr"))
+    root = [call(function, owner, "RED"), call(get(0), owner, "BLUE"), new(call(get(0), owner, "Inner"))]
     found = scanned(tmp_path / "m.pkl", pickled(root, protocol))
     assert found.ok
     assert codes(found, "note") == {"unknown-global"}
@@ -545,6 +548,24 @@ def test_what_is_beyond_the_bytes_to_search_is_told(tmp_path: Path, monkeypatch:
     found = scanned(tmp_path / "m.pkl", pickled({"x": "y" * 100_000}))
     assert found.ok
     assert codes(found, "note") == {"not-searched"}
+
+
+def test_more_strings_than_are_searched_are_told(tmp_path: Path) -> None:
+    found = scanned(tmp_path / "m.pkl", pickled([b"\x80\x02"] * 20_001 + [HARMFUL]))
+    assert codes(found) == {"not-searched"}
+
+
+def test_a_long_string_that_is_no_text_is_searched_all_the_same(tmp_path: Path) -> None:
+    raw = b"\xff" * (limits.INLINE_BYTES + 1)
+    found = scanned(tmp_path / "m.pkl", b"\x80\x02X" + struct.pack("<I", len(raw)) + raw + b".")
+    assert found.ok
+
+
+def test_scan_imports_nothing_heavy(work: Path) -> None:
+    code = "import sys; from ckpt_cli.cli.main import run; run(['scan', 'train.pt']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.replace("'", "").strip("[]\n").split(", "))
+    assert not modules & {"torch", "numpy", "rich", "ml_dtypes", "safetensors"}
 
 
 def test_a_gzip_that_inflates_without_end_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

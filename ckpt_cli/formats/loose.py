@@ -24,6 +24,9 @@ Walker = Callable[[Readable, str, int, Purse], Walk]
 _HEAD = 600
 """Bytes that tell what something is; tar has its magic at byte 257."""
 
+_LOOK = 4096
+"""Bytes of a source of no known kind that tell whether it may be a pickle."""
+
 _BLOCK = 512
 """Bytes of tar's unit."""
 
@@ -100,8 +103,14 @@ def enter(walker: Walker, source: Readable, where: str, depth: int, purse: Purse
 
 def guess(source: Readable, where: str, purse: Purse) -> Walk:
     """The pickles of a source of no known kind, if one begins at its first byte."""
-    data = source.view(0, source.size)
-    if is_pickle(trace_pickle(data, 0, purse.allowance), data):
+    head = memoryview(source.read(0, min(_LOOK, source.size)))  # most sources are numbers, and end here
+    trace = trace_pickle(head, 0, purse.allowance)
+    if source.size <= _LOOK or trace.cut or is_pickle(trace, head):
+        data = source.view(0, source.size)
+        if source.size > _LOOK:
+            trace = trace_pickle(data, 0, purse.allowance)
+        if not is_pickle(trace, data):
+            return
         yield from streams(source, where, purse, sure=False)
 
 

@@ -20,6 +20,9 @@ _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", 
              "unknown": ("note", "unknown-global")}  # fmt: skip
 """What a name's verdict makes of it; the others are no findings."""
 
+_UNREADABLE = {"broken-zip", "trailing-data"}
+"""What is found in a zip file that could not be read at all."""
+
 _INDEX = 256 * 2**20
 """Bytes of an index of shards that is read."""
 
@@ -78,6 +81,8 @@ def scan(path: str) -> Scan:
     worker = _Worker(answer)
     if os.path.isdir(path):
         worker.folder(path)
+        if not (worker.purse.files or answer.pickles or answer.findings):
+            _refuse_unknown(path)
     elif path.endswith(".index.json"):
         worker.index(path)
     else:
@@ -136,9 +141,12 @@ class _Worker:
         """One file; one that `must` hold something and is of no known kind is trouble."""
         try:
             with closing(LocalFile(path)) as source:
-                if not must or walker_of(source, where) is not None:
+                known = walker_of(source, where) is not None
+                if known or not must:
                     self._take(walk(source, where, 0, self.purse), 0)
                 elif not self._take(guess(source, where, self.purse), 0):
+                    _refuse_unknown(path)
+                if must and not self.answer.pickles and {item.code for item in self.answer.findings} == _UNREADABLE:
                     _refuse_unknown(path)
         except FormatError:
             if must:
@@ -221,7 +229,7 @@ class _Worker:
                 return None
             self.purse.searched += node.nbytes
             raw = bytes(found.data[node.offset : node.offset + node.nbytes])
-            return _latin(raw.decode("utf-8", "surrogatepass")) if node.kind == "str" else raw
+            return _latin(raw.decode("utf-8", "surrogateescape")) if node.kind == "str" else raw
         if isinstance(node, RawString):
             return node.raw
         return _latin(node) if isinstance(node, str) else node if isinstance(node, bytes) else b""
@@ -231,7 +239,7 @@ def _latin(text: str) -> bytes:
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
+        return text.encode("utf-8", "replace")
 
 
 def _words(use: Use) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cli import limits
-from ckpt_cli.errors import FormatError, LimitError, MalformedError
+from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, PersistentId, RawString
 from ckpt_cli.pickles.machine import Machine
 from ckpt_cli.pickles.reader import OPCODES
@@ -21,6 +21,9 @@ from ckpt_cli.pickles.values import Stopped
 
 _CHECK_EVERY = 1 << 12
 """Opcodes between two looks at the limits."""
+
+_LINE = 256
+"""Bytes that nearly every line is shorter than."""
 
 _BEGINNING_COSTS = 64
 """Opcodes in whose time another pickle is begun."""
@@ -76,6 +79,8 @@ class Trace:
     """Why it could not be read to its end; None where it could."""
     limited: bool
     """Whether the problem is one of our limits."""
+    cut: bool
+    """Whether the problem is that the data end too early."""
 
 
 class Tracer(Machine):
@@ -125,55 +130,60 @@ class Tracer(Machine):
         self.changes.append((doing, self.stack[-1], argument))
 
 
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a pickle ended."""
+
+    at: int
+    """The byte after STOP, or that of the opcode it breaks at."""
+    problem: str | None = None
+    limited: bool = False
+    cut: bool = False
+
+
 def trace_pickle(data: bytes | memoryview, offset: int, allowance: Allowance) -> Trace:
     """Follow the pickle that begins at byte `offset` as far as it goes; never raises for what the data holds."""
     tracer = Tracer(data)
-    if allowance.opcodes < 0:
-        return _trace(tracer, offset, offset, _TOO_MANY, limited=True)
-    end, problem, limited = _run(tracer, offset, allowance)
-    return _trace(tracer, offset, end, problem, limited=limited)
-
-
-def _trace(tracer: Tracer, offset: int, end: int, problem: str | None, *, limited: bool) -> Trace:
-    root = tracer.stack[-1] if tracer.stack else None
-    loose = [node for node, count in tracer.pushed.items() if count > tracer.used.get(node, 0)]
+    spent = allowance.opcodes < 0
+    ending = _Ending(offset, _TOO_MANY, limited=True) if spent else _run(tracer, offset, allowance)
     return Trace(
-        offset,
-        end,
-        tracer.protocol,
-        tuple(tracer.globals.values()),
-        tracer.calls,
-        tracer.changes,
-        loose,
-        tracer.computed,
-        tracer.extensions,
-        tracer.texts,
-        tracer.storages,
-        tracer.unsearched,
-        root,
-        problem,
-        limited,
+        offset=offset,
+        end=ending.at,
+        protocol=tracer.protocol,
+        globals=tuple(tracer.globals.values()),
+        calls=tracer.calls,
+        changes=tracer.changes,
+        loose=[node for node, count in tracer.pushed.items() if count > tracer.used.get(node, 0)],
+        computed=tracer.computed,
+        extensions=tracer.extensions,
+        texts=tracer.texts,
+        storages=tracer.storages,
+        unsearched=tracer.unsearched,
+        root=tracer.stack[-1] if tracer.stack else None,
+        problem=ending.problem,
+        limited=ending.limited,
+        cut=ending.cut,
     )
 
 
-def _run(tracer: Tracer, pos: int, allowance: Allowance) -> tuple[int, str | None, bool]:
-    """Interpret opcodes up to STOP or trouble: where that is, what the trouble is, and whether it is a limit."""
-    data, size = tracer.data, tracer.size
+def _run(tracer: Tracer, pos: int, allowance: Allowance) -> _Ending:
+    """Interpret opcodes up to STOP or trouble."""
+    data = tracer.data
     while True:
         begin = pos
         pos, stopped, error = _stretch(tracer, begin, data)
         allowance.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY)
         if stopped:
-            return pos + 1, None, False
+            return _Ending(pos + 1)
         if error is not None:
             after = _past(tracer, pos, error)
             if after is None:
-                return pos, _words(error, pos, size), isinstance(error, LimitError)
+                return _broken(error, pos, tracer.size)
             pos = after
-        elif allowance.opcodes < 0:
-            return pos, _TOO_MANY, True
-        elif sys.getallocatedblocks() > allowance.blocks:
-            return pos, "it builds far more objects than a checkpoint needs", True
+        if allowance.opcodes < 0:
+            return _Ending(pos, _TOO_MANY, limited=True)
+        if sys.getallocatedblocks() > allowance.blocks:
+            return _Ending(pos, "it builds far more objects than a checkpoint needs", limited=True)
 
 
 def _stretch(tracer: Tracer, pos: int, data: bytes | memoryview) -> tuple[int, bool, Exception | None]:
@@ -192,20 +202,23 @@ def _past(tracer: Tracer, pos: int, error: Exception) -> int | None:
     """Where to go on after an opcode with a bad value, which is pushed as None; None where there is no way on."""
     if isinstance(error, LimitError) or pos >= tracer.size or tracer.data[pos] not in b"ILFVS":
         return None
-    newline = bytes(tracer.data[pos : pos + limits.INLINE_BYTES]).find(b"\n")
-    if newline < 0:
-        return None
-    tracer.stack.append(None)
-    return pos + newline + 1
+    for reach in (_LINE, limits.INLINE_BYTES):
+        newline = bytes(tracer.data[pos : pos + reach]).find(b"\n")
+        if newline >= 0:
+            tracer.stack.append(None)
+            return pos + newline + 1
+    return None
 
 
-def _words(error: Exception, pos: int, size: int) -> str:
+def _broken(error: Exception, pos: int, size: int) -> _Ending:
+    """What the failure of the opcode at `pos` means."""
     if pos >= size:
-        return "it ends before its STOP opcode"
+        return _Ending(size, "it ends before its STOP opcode", cut=True)
+    cut = isinstance(error, TruncatedError | struct.error) or pos + 1 == size
     if isinstance(error, FormatError):
-        return f"it {error.problem} (byte {pos})"
-    what = "finds too little on its stack" if isinstance(error, IndexError) else "has a bad argument"
-    return f"it {what} (byte {pos})"
+        return _Ending(pos, f"it {error.problem} (byte {pos})", isinstance(error, LimitError), cut)
+    what = "finds too little on its stack" if isinstance(error, IndexError) and not cut else "has a bad argument"
+    return _Ending(pos, f"it {what} (byte {pos})", cut=cut)
 
 
 # --- opcodes that are followed further than a reader would ---------------------------------------------------------
