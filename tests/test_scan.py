@@ -76,6 +76,8 @@ def test_what_torch_allows_is_what_our_table_allows() -> None:
         ("code.models", "Net", "unknown"),
         ("test.models", "Net", "unknown"),
         ("__main__", "Net", "unknown"),
+        ("__torch__.lab", "Net", "harmless"),
+        ("__torch__evil", "run", "unknown"),
         ("wave", "open", "unusual"),
         ("collections", "_sys", "dangerous"),
         ("lab.models", "os.system", "dangerous"),
@@ -295,6 +297,10 @@ CONTAINERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "unlisted": (_unlisted, "unlisted-record"),
     "deflated": (lambda: pt([Record("archive/data.pkl", HARMFUL, DEFLATED), *plain()[1:]]), "dangerous-global"),
     "junk before": (lambda: HARMFUL + pt(plain()), "trailing-data"),
+    "a pickle, then a deflated zip": (
+        lambda: HARMLESS + pt([Record("archive/data.pkl", HARMFUL, DEFLATED), *plain()[1:]]),
+        "two-formats",
+    ),
     "junk after": (lambda: pt(plain()) + HARMFUL, "trailing-data"),
     "zip in a zip": (lambda: pt([Record("a/b", pt(torch_records(HARMFUL)))]), "dangerous-global"),
     "two zips": (lambda: pt(torch_records(HARMFUL)) + pt(plain()), "several-zips"),
@@ -313,6 +319,11 @@ def test_no_container_hides_a_pickle(tmp_path: Path, name: str) -> None:
     assert code in codes(found)
     if b"os\nsystem" in make() and name not in ("no end record",):
         assert any("os.system" in finding.message for finding in found.findings)
+
+
+def test_a_deflated_zip_behind_a_pickle_is_opened(tmp_path: Path) -> None:
+    found = scanned(tmp_path / "m.pt", CONTAINERS["a pickle, then a deflated zip"][0]())
+    assert any("os.system" in finding.message for finding in found.findings)
 
 
 def _tar(members: dict[str, bytes]) -> bytes:

@@ -87,7 +87,7 @@ def walk(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
     """Every pickle within a source; nothing where it holds none."""
     walker = walker_of(source, where)
     if walker is None:
-        yield from guess(source, where, purse)
+        yield from guess(source, where, depth, purse)
         return
     yield from enter(walker, source, where, depth, purse)
 
@@ -101,7 +101,7 @@ def enter(walker: Walker, source: Readable, where: str, depth: int, purse: Purse
     yield from walker(source, where, depth, purse)
 
 
-def guess(source: Readable, where: str, purse: Purse) -> Walk:
+def guess(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
     """The pickles of a source of no known kind, if one begins at its first byte."""
     head = memoryview(source.read(0, min(_LOOK, source.size)))  # most sources are numbers, and end here
     trace = trace_pickle(head, 0, purse.allowance)
@@ -109,9 +109,9 @@ def guess(source: Readable, where: str, purse: Purse) -> Walk:
         data = source.view(0, source.size)
         if source.size > _LOOK:
             trace = trace_pickle(data, 0, purse.allowance)
-        if not is_pickle(trace, data):
-            return
-        yield from streams(source, where, purse, sure=False)
+        if is_pickle(trace, data):
+            yield from streams(source, where, purse, sure=False)
+            yield from _zip_at_the_end(source, where, depth, purse)
 
 
 def _zip(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
@@ -120,8 +120,24 @@ def _zip(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
     yield from walk_zips(source, where, depth, purse)
 
 
-def _pickles(source: Readable, where: str, _: int, purse: Purse) -> Walk:
+def _pickles(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
     yield from streams(source, where, purse, sure=True)
+    yield from _zip_at_the_end(source, where, depth, purse)
+
+
+def _zip_at_the_end(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+    """The zip that a pickle ends in: torch looks at the beginning of a file, others at its end."""
+    from ckpt_cli.formats.loose_records import walk_zip
+    from ckpt_cli.formats.loose_zip import zips_within
+
+    found = next(zips_within(source), None)
+    if found is None or not found.members or found.end < source.size:
+        return
+    if depth > limits.SCAN_NESTING:
+        yield Oddity("warning", "not-searched", where, "a zip file within files within files was not opened")
+    else:
+        yield Oddity("warning", "two-formats", where, "a pickle that is a zip file too, for readers of its end")
+        yield from walk_zip(source, found, where, depth, purse)
 
 
 def _tar(source: Readable, where: str, depth: int, purse: Purse) -> Walk:

@@ -60,10 +60,11 @@ def walk_zips(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
             yield Oddity("warning", "not-searched", where, "zips beyond the limit were not opened")
             return
         place = where if len(zips) == 1 else f"{where} (byte {found.begin})"
-        yield from _walk_zip(source, found, place, depth, purse)
+        yield from walk_zip(source, found, place, depth, purse)
 
 
-def _walk_zip(source: Readable, found: LooseZip, where: str, depth: int, purse: Purse) -> Walk:
+def walk_zip(source: Readable, found: LooseZip, where: str, depth: int, purse: Purse) -> Walk:
+    """One zip: its layout, its records, and what stands between them."""
     for fault in found.faults[:_SAID]:
         yield Oddity("warning", "broken-zip", where, fault)
     yield from _layout(found, where)
@@ -135,7 +136,9 @@ def _walk_member(source: Readable, member: Member, where: str, depth: int, purse
         yield from walk(inner, where, depth + 1, purse)
     elif inner.size:
         walker = inner_walker_of(inner)
-        yield from guess(inner, where, purse) if walker is None else enter(walker, inner, where, depth + 1, purse)
+        yield from (
+            guess(inner, where, depth + 1, purse) if walker is None else enter(walker, inner, where, depth + 1, purse)
+        )
 
 
 def _inflated(

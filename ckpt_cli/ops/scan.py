@@ -144,7 +144,7 @@ class _Worker:
                 known = walker_of(source, where) is not None
                 if known or not must:
                     self._take(walk(source, where, 0, self.purse), 0)
-                elif not self._take(guess(source, where, self.purse), 0):
+                elif not self._take(guess(source, where, 0, self.purse), 0):
                     _refuse_unknown(path)
                 if must and not self.answer.pickles and {item.code for item in self.answer.findings} == _UNREADABLE:
                     _refuse_unknown(path)

@@ -76,7 +76,7 @@ def judge(module: str, name: str) -> Judgement:
         return _ALLOWED
     if full in CALLING:
         return _DEPENDS
-    if full in HARMLESS or module.startswith("__torch__"):
+    if full in HARMLESS or f"{module}.".startswith("__torch__."):
         return _HARMLESS
     reason = _danger(module, name)
     if reason:
