@@ -584,6 +584,11 @@ def test_a_gzip_that_inflates_without_end_is_cut(tmp_path: Path, monkeypatch: py
     assert codes(scanned(tmp_path / "m.gz", gzip.compress(b"\x80\x02" + b"N0" * 10_000 + b"N."))) >= {"not-searched"}
 
 
+@pytest.mark.parametrize("size", range(1, 30))
+def test_a_pickle_too_short_for_a_zip_is_no_zip(tmp_path: Path, size: int) -> None:
+    scan_or_refuse(tmp_path / "m.pkl", (b"\x80\x02N." + b"PK\5\6" * 7)[:size])
+
+
 def test_damage_of_every_byte_is_survived(tmp_path: Path) -> None:
     whole = write(tmp_path / "m.pt", {"a": [call("lab.f", 1), b"x" * 20]}).read_bytes()
     for at in range(0, len(whole), 3):

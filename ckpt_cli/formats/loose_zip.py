@@ -96,6 +96,8 @@ def zips_within(source: Readable) -> Iterator[LooseZip]:
 
 def _zip_before(source: Readable, end: int, *, anywhere: bool) -> LooseZip | None:
     """The zip that ends at a byte, or some bytes before the end of the file."""
+    if end < _END.size:
+        return None
     reach = min(end, _END.size + (_COMMENT if anywhere else 0))
     tail = source.read(end - reach, reach)
     at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
