@@ -589,6 +589,14 @@ def test_a_pickle_too_short_for_a_zip_is_no_zip(tmp_path: Path, size: int) -> No
     scan_or_refuse(tmp_path / "m.pkl", (b"\x80\x02N." + b"PK\5\6" * 7)[:size])
 
 
+@pytest.mark.parametrize("command", ["ls", "scan"])
+def test_a_zip_too_short_for_its_end_record_is_trouble(tmp_path: Path, ckpt: Ckpt, command: str) -> None:
+    (tmp_path / "m.pt").write_bytes(b"PK\5\6" + b"x" * 8)
+    answer = ckpt(command, tmp_path / "m.pt")
+    assert answer.code == 2
+    assert "end record" in answer.err
+
+
 def test_damage_of_every_byte_is_survived(tmp_path: Path) -> None:
     whole = write(tmp_path / "m.pt", {"a": [call("lab.f", 1), b"x" * 20]}).read_bytes()
     for at in range(0, len(whole), 3):

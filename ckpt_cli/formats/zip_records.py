@@ -216,7 +216,7 @@ class ZipRecords:
         for reach in (_END.size + _LOCATOR.size + _END64.size, _END.size + 0xFFFF):  # without and with a comment
             reach = min(reach, size)
             tail = self.file.read(size - reach, reach)
-            at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
+            at = tail.rfind(b"PK\5\6", 0, max(len(tail) - _END.size + 4, 0))
             if at >= 0:
                 position, end = size - reach + at, tail[at : at + _END.size]
                 break
