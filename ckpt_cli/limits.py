@@ -72,6 +72,18 @@ ZIP_DIRECTORY = int(48 * 2**20 * _SCALE)
 ZIP_NOTE_RECORD = 64 * 2**10
 """Bytes of a small record such as `version` or `byteorder`."""
 
+SCRIPT_CODE = int(16 * 2**20 * _SCALE)
+"""Bytes of a TorchScript archive's code that are read to tell parameters from buffers."""
+
+SCRIPT_EXTRA = int(2**20 * _SCALE)
+"""Bytes of a TorchScript archive's extra files that are read, to be shown."""
+
+ZIP_JSON = int(48 * 2**20 * _SCALE)
+"""Bytes of a JSON record of a zip file."""
+
+ZIP_JSON_PARSED = int(160 * 2**20 * _SCALE)
+"""Estimated bytes of memory of the JSON records of one zip file once parsed."""
+
 SAFETENSORS_HEADER = 100_000_000
 """Bytes of a safetensors header: the reference library's own limit."""
 

@@ -28,7 +28,7 @@ from ckpt_cli.errors import (
 )
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.torch_zip import TorchZip
+from ckpt_cli.formats import zip_file
 from ckpt_cli.formats.zip_records import ZipRecords
 from ckpt_cli.model import Checkpoint, Storage
 
@@ -328,7 +328,7 @@ def test_only_the_directory_and_the_pickle_are_read_to_open_a_file(tmp_path: Pat
     path = tmp_path / "archive.pt"
     path.write_bytes(content)
     with LocalFile(str(path)) as file:
-        TorchZip(file)
+        zip_file.read(file)
         assert file.bytes_read < 2000
 
 

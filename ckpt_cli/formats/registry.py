@@ -51,7 +51,7 @@ def _is_json_object(head: bytes) -> bool:
 
 
 FORMATS = (
-    Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.torch_zip"),
+    Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.zip_file"),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors"),
     Format("shards", _is_json_object, "ckpt_cli.formats.shard_set", is_set=True),
 )

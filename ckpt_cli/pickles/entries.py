@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
+from typing import Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME
@@ -19,6 +20,17 @@ Children = Iterator[tuple[str, object, str]]
 
 _CHECK_EVERY = 1 << 12
 
+
+class Opening(Protocol):
+    """What a pickler other than Python's does in its own way."""
+
+    def unwrap(self, node: Call) -> object:
+        """What a call only wraps to say its type, or the call itself."""
+
+    def kinds(self, node: Call) -> Mapping[str, str]:
+        """The kinds of those attributes of an object that its class declares to be parameters or buffers."""
+
+
 _PLAIN_GLOBALS = frozenset(
     ["collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch.Size",
      "torch._utils._rebuild_tensor", "torch._utils._rebuild_parameter", "torch.storage.UntypedStorage"]
@@ -26,13 +38,13 @@ _PLAIN_GLOBALS = frozenset(
 """Globals that tell nothing of what a checkpoint holds: plain tensors and dicts need them."""
 
 
-def entries_of(graph: Graph, finder: StorageFinder) -> list[Entry]:
-    """Every leaf of the graph under its dotted name, in the document's order.
+def entries_of(graph: Graph, finder: StorageFinder, opening: Opening | None = None) -> list[Entry]:
+    """Every leaf of the graph under its dotted name, in the document's order; `opening` is a pickler's own manner.
 
     Raises MalformedError for tensors that do not fit their storages, LimitError where shared containers multiply.
     """
     budget = Budget(graph.nbytes)
-    leaves = _Walk(Rebuilder(finder, budget), budget).leaves(graph.root)
+    leaves = _Walk(Rebuilder(finder, budget), budget, opening).leaves(graph.root)
     found: list[Entry] = []
     while more := list(islice(leaves, _CHECK_EVERY)):
         found += more
@@ -153,9 +165,10 @@ class Opener:
 class _Walk(Opener):
     """One walk over a graph, depth first and without recursion."""
 
-    def __init__(self, rebuilder: Rebuilder, budget: Budget) -> None:
+    def __init__(self, rebuilder: Rebuilder, budget: Budget, opening: Opening | None = None) -> None:
         super().__init__(budget)
         self._rebuilder = rebuilder
+        self._opening = opening
         self._texts: dict[int, object] = {}
         """Sequences whose Python 2 strings became text."""
 
@@ -190,10 +203,28 @@ class _Walk(Opener):
                 frames.pop()
                 open_nodes.discard(identity)
 
+    # --- a pickler's own manner --------------------------------------------------------------------------------------
+
+    def children(self, node: object, kind: str) -> Children | None:
+        """What opens up below a node or what it only wraps."""
+        return super().children(self._opening.unwrap(node) if self._opening and isinstance(node, Call) else node, kind)
+
+    def _of_call(self, node: Call, kind: str) -> Children | None:
+        below = super()._of_call(node, kind)
+        kinds = self._opening.kinds(node) if self._opening and below else None
+        return self._declared(below, kinds) if below and kinds else below
+
+    def _declared(self, below: Children, kinds: Mapping[str, str]) -> Children:
+        """An object's attributes, where its class declares the kinds of some."""
+        for key, value, kind in below:
+            yield key, value, kinds.get(key, kind)
+
     # --- what leaves say ---------------------------------------------------------------------------------------------
 
     def _plain(self, node: object) -> object:
         """A leaf's value: plain data where it is that, else its text."""
+        if self._opening and isinstance(node, Call):
+            node = self._opening.unwrap(node)
         if isinstance(node, str | RawString):
             text = node.text if isinstance(node, RawString) else node
             self.budget.steps(len(text) >> 1)

@@ -1,0 +1,135 @@
+"""The storages behind zip files: records, and the records of zip files that are records themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ckpt_cli import limits
+from ckpt_cli.errors import MalformedError, UnsupportedError
+from ckpt_cli.files.extents import Extent
+from ckpt_cli.files.local import LocalFile, Window
+from ckpt_cli.formats.zip_records import DEFLATED, Record, ZipRecords
+from ckpt_cli.model import Storage
+from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.reader import read_pickle
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.overlay import Overlay
+
+
+class ZipStorages:
+    """The container: each storage is one record, of the file's zip or of one within it."""
+
+    def __init__(self, records: ZipRecords) -> None:
+        file = records.file
+        self.files: Sequence[LocalFile] = (file.file if isinstance(file, Window) else file,)
+        self.records = records
+        self._inner: list[ZipRecords] = []
+        """The zip files that are records."""
+        self._places: dict[str, tuple[ZipRecords, Record]] = {}
+        """Where each storage is, by its key."""
+
+    @property
+    def path(self) -> str:
+        """The file's path."""
+        return self.files[0].path
+
+    def inner(self, name: str) -> ZipRecords:
+        """The records of the zip file that is the record `name`; raises UnsupportedError where it is compressed."""
+        record = self.records.by_name[name]
+        if record.method == DEFLATED:
+            raise UnsupportedError(f"record {name!r} is a compressed zip file within a zip file", path=self.path)
+        found = ZipRecords(Window(self.records.file, self.records.data_offset(record), record.nbytes))
+        self._inner.append(found)
+        return found
+
+    def storage(self, key: str, records: ZipRecords, record: Record, nbytes: int, location: str) -> Storage:
+        """The storage that is called `key` from now on; raises MalformedError for a key that means another record."""
+        if self._places.setdefault(key, (records, record))[1] is not record:
+            raise MalformedError(f"two storages would be called {key!r}", path=self.path)
+        return Storage(key, nbytes, location)
+
+    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
+        """Bytes of a storage; those of a deflated record are inflated up to the range's end."""
+        records, record = self._places[storage.key]
+        if record.method == DEFLATED:
+            return memoryview(records.inflate(record, offset, nbytes))
+        return records.file.view(records.data_offset(record) + offset, nbytes)
+
+    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where a range of a storage stands plainly."""
+        records, record = self._places[storage.key]
+        if record.method == DEFLATED:
+            raise UnsupportedError(
+                f"storage {storage.key!r} is compressed, so its bytes cannot be changed in place",
+                path=self.path,
+                hint="save it again with torch.save, which does not compress",
+            )
+        return [Extent(0, records.file.begin + records.data_offset(record) + offset, nbytes)]
+
+    def seal(self, overlay: Overlay) -> None:
+        """Bring the CRCs of changed records along: first those within records, which change these too."""
+        for records in self._inner:
+            records.seal(overlay)
+        self.records.seal(overlay)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.files[0].close()
+
+
+class SavedPickle:
+    """One pickle among records, and the folder beside it whose records are its storages."""
+
+    def __init__(
+        self, storages: ZipStorages, records: ZipRecords, prefix: str, *, pickle: str = "data", label: str = ""
+    ) -> None:
+        self._storages = storages
+        self.records = records
+        self.prefix = prefix
+        """What every record's name begins with, slash included."""
+        self._pickle = pickle
+        """The name of the pickle without suffix, and of the folder."""
+        self._label = label
+        """What the keys of its storages begin with, where there are several pickles."""
+        order = self.note("byteorder", b"little")
+        if order not in (b"little", b"big"):
+            raise MalformedError(f"its byteorder record says {order[:20]!r}", path=storages.path)
+        self.big_endian = order == b"big"
+
+    def note(self, name: str, default: bytes) -> bytes:
+        """The content of a small record, or `default` where there is none."""
+        record = self.records.by_name.get(self.prefix + name)
+        if record is None:
+            return default
+        if record.nbytes > limits.ZIP_NOTE_RECORD:
+            raise MalformedError(f"its {name} record has {record.nbytes} bytes", path=self._storages.path)
+        return bytes(self.records.read(record.name, limits.ZIP_NOTE_RECORD))
+
+    @property
+    def version(self) -> str:
+        """What the version record says; empty where there is none."""
+        return self.note("version", b"").strip().decode("ascii", "replace")
+
+    def graph(self) -> Graph:
+        """The pickle, read."""
+        return read_pickle(self.records.read(f"{self.prefix}{self._pickle}.pkl", limits.PICKLE_INFLATED))
+
+    def find(self, key: str, nbytes: int, location: str) -> Storage:
+        """The storage of a record, checked to be there and long enough."""
+        name = f"{self.prefix}{self._pickle}/{key}"
+        record = self.records.by_name.get(name)
+        if record is None:
+            raise MalformedError(f"storage {key!r} has no record {name!r}", path=self._storages.path)
+        if record.nbytes < nbytes:
+            raise MalformedError(
+                f"storage {key!r} should have {nbytes} bytes, its record has {record.nbytes}", path=self._storages.path
+            )
+        return self._storages.storage(self._label + key, self.records, record, nbytes, location)
+
+
+def prefix_of(records: ZipRecords) -> str:
+    """The folder that every record lies in, slash included: that of the first one, as torch takes it."""
+    folder, slash, _ = next(iter(records.by_name), "").partition("/")
+    return folder + slash if slash else ""
