@@ -30,7 +30,7 @@ FLAVOURS = (
     Flavour("archive_format", "ckpt_cli.formats.pt2"),
     Flavour("serialized_exported_program.json", "ckpt_cli.formats.pt2_old", rooted=False),
     Flavour("constants.pkl", "ckpt_cli.formats.torchscript"),
-    Flavour("model.json", "ckpt_cli.formats.torchscript_old"),
+    Flavour("model.json", what="a TorchScript archive of PyTorch 1.0 or 1.1 (model.json), which torch itself dropped"),
     Flavour("data.pkl", "ckpt_cli.formats.torch_zip"),
     Flavour("data/aotinductor/", what="an AOTInductor package: its weights are compiled into its library"),
     Flavour(".data/extern_modules", what="a torch.package archive, a Python package with code, which is not read"),

@@ -150,7 +150,7 @@ class Opener:
                 if value is not None:
                     yield key, value, group_kind
         for name, value in named.items():
-            if name and not name.startswith("_"):
+            if name and (not name.startswith("_") or _is_tensor_call(value)):
                 yield name, value, kind
 
     def _key(self, key: object) -> str:
@@ -260,6 +260,15 @@ def _with_kind(tensor: Tensor, kind: str) -> Tensor:
     from dataclasses import replace
 
     return replace(tensor, kind=kind) if tensor.kind == "tensor" else tensor
+
+
+def _is_tensor_call(node: object) -> bool:
+    """Whether a node is a tensor, which is listed even where a module keeps it to itself."""
+    return isinstance(node, Call) and isinstance(node.func, Global) and node.func.module in _TENSOR_MODULES
+
+
+_TENSOR_MODULES = ("torch._utils", "torch._tensor")
+"""Where the calls are that rebuild tensors."""
 
 
 def _is_ordered_dict(node: object) -> bool:
