@@ -6,12 +6,18 @@ A new format is one entry in FORMATS with its two functions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 State = dict[str, torch.Tensor]
 
@@ -35,6 +41,8 @@ class Format:
     """Names of the sample that it cannot hold."""
     kinds: Mapping[str, str] = field(default_factory=dict)
     """The kinds of those tensors that are told to be parameters or buffers."""
+    prefix: str = ""
+    """What `ckpt` calls the sample's tensors by, in front of the sample's own names."""
     variant: str = ""
     """What tells two that `ckpt` calls the same apart."""
 
@@ -42,6 +50,10 @@ class Format:
     def label(self) -> str:
         """What the tests call it."""
         return f"{self.name}-{self.variant}" if self.variant else self.name
+
+    def named(self, name: str) -> str:
+        """What `ckpt` calls a tensor of the sample, or an index or an assignment of one."""
+        return self.prefix + name
 
     def sample(self) -> State:
         """The sample state, as far as the format can hold it."""
@@ -132,10 +144,137 @@ def _read_shards(read: Callable[[Path], State], suffix: str) -> Callable[[Path],
     return read_set
 
 
+PARAMETERS = ("0.weight", "0.bias", "2.weight", "2.copy", "3.scale")
+"""Those tensors of the sample that `module` makes parameters of."""
+
+KINDS = {name: "parameter" if name in PARAMETERS else "buffer" for name in sample()}
+"""What the tensors of the sample are in `module`."""
+
+
+class Holder(nn.Module):
+    """A module that holds others and can be scripted, traced and exported."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+def module(state: State) -> Holder:
+    """A module whose state_dict is the sample, ties and views included."""
+    whole = Holder()
+    parameters: dict[int, nn.Parameter] = {}
+    for name, tensor in state.items():
+        owner, leaf = name.split(".")
+        if owner not in dict(whole.named_children()):
+            whole.add_module(owner, Holder())
+        below = whole.get_submodule(owner)
+        if name in PARAMETERS:
+            below.register_parameter(leaf, parameters.setdefault(id(tensor), nn.Parameter(tensor)))
+        else:
+            below.register_buffer(leaf, tensor)
+    return whole
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without torch's word that TorchScript is deprecated and old `.pt2` files are old."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _detached(state: Mapping[str, torch.Tensor]) -> State:
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _write_module(state: State, path: Path) -> None:
+    torch.save(module(state), path)
+
+
+def _read_module(path: Path) -> State:
+    return _detached(torch.load(path, weights_only=False).state_dict())
+
+
+def _write_lightning(state: State, path: Path) -> None:
+    """The keys of lightning/pytorch/trainer/connectors/checkpoint_connector.py (`dump_checkpoint`)."""
+    torch.save(
+        {
+            "epoch": 3,
+            "global_step": 120,
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": OrderedDict(state),
+            "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 4}}}},
+            "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": "", "best_k_models": {}}},
+            "optimizer_states": [{"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}],
+            "lr_schedulers": [],
+            "hparams_name": "kwargs",
+            "hyper_parameters": {"width": 8},
+        },
+        path,
+    )
+
+
+def _read_lightning(path: Path) -> State:
+    found: State = torch.load(path)["state_dict"]
+    return dict(found)
+
+
+def _write_torchscript(state: State, path: Path) -> None:
+    with quietly():
+        torch.jit.save(torch.jit.script(module(state)), path)
+
+
+def _read_torchscript(path: Path) -> State:
+    with quietly():
+        return _detached(torch.jit.load(path).state_dict())
+
+
+def export(state: State) -> torch.export.ExportedProgram:
+    """The sample as an exported program."""
+    with quietly():
+        return torch.export.export(module(state), (torch.ones(2),))
+
+
+def _write_pt2(state: State, path: Path) -> None:
+    exported = export(state)
+    with quietly():
+        torch.export.save(exported, path)
+
+
+def _read_pt2(path: Path) -> State:
+    with quietly():
+        return _detached(torch.export.load(path).state_dict)
+
+
+def _write_old_pt2(state: State, path: Path) -> None:
+    """As torch 2.7's torch/export/__init__.py (`save`) does."""
+    from torch._export.serde.schema import SCHEMA_VERSION
+    from torch._export.serde.serialize import serialize
+
+    exported = export(state)
+    with quietly():
+        made = serialize(exported)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("serialized_exported_program.json", made.exported_program)
+        file.writestr("serialized_state_dict.pt", made.state_dict)
+        file.writestr("serialized_constants.pt", made.constants)
+        file.writestr("serialized_example_inputs.pt", made.example_inputs)
+        file.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
+
+
 write_shards = _sharded(_write_zip, "pytorch_model", ".bin")
 
 FORMATS = [
     Format("zip", ".pt", _write_zip, _read_zip),
+    Format("zip", ".pt", _write_module, _read_module, kinds=KINDS, variant="module"),
+    Format("zip", ".ckpt", _write_lightning, _read_lightning, prefix="state_dict.", variant="lightning"),
+    Format("torchscript", ".pt", _write_torchscript, _read_torchscript, kinds=KINDS),
+    Format("pt2", ".pt2", _write_pt2, _read_pt2, kinds=KINDS),
+    Format("pt2", ".pt2", _write_old_pt2, _read_pt2, kinds=KINDS, variant="old"),
     Format("safetensors", ".safetensors", _write_safetensors, _read_safetensors, keeps_views=False),
     Format(
         "shards",
