@@ -187,8 +187,6 @@ REFUSED: dict[str, tuple[Callable[[], bytes], type[CkptError], str]] = {
     "another prefix than the first": (lambda: archive([Record("other/x"), *records()]), UnknownFormatError,
                                       "a zip file, but not one of torch.save's: it has no other/data.pkl"),
     "no prefix": (lambda: archive([Record("data.pkl", pickled(ROOT))]), UnknownFormatError, "it has no data.pkl"),
-    "TorchScript": (lambda: archive([*records(), Record("archive/constants.pkl", b"")]), UnknownFormatError,
-                    "a TorchScript archive"),
     "an odd byteorder": (lambda: archive(records(byteorder=b"middle")), MalformedError,
                          "its byteorder record says b'middle'"),
     "a long byteorder": (lambda: archive(records(byteorder=b"little" + bytes(70_000))), MalformedError,
