@@ -75,6 +75,9 @@ ZIP_NOTE_RECORD = 64 * 2**10
 SCRIPT_CODE = int(16 * 2**20 * _SCALE)
 """Bytes of a TorchScript archive's code that are read to tell parameters from buffers."""
 
+SCRIPT_DECLARED = int(2 * 2**20 * _SCALE)
+"""Bytes of the names of parameters and buffers in that code."""
+
 SCRIPT_EXTRA = int(2**20 * _SCALE)
 """Bytes of a TorchScript archive's extra files that are read, to be shown."""
 

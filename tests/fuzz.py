@@ -22,7 +22,10 @@ from pathlib import Path
 from mutations import mutate
 
 HERE = Path(__file__).parent
-SAMPLES = sorted(HERE.parent.joinpath("sample_checkpoints").glob("*.*t*"))
+SAMPLES = sorted(
+    [*HERE.parent.joinpath("sample_checkpoints").glob("*.*t*"), *HERE.joinpath("samples").glob("*.pt*")],
+    key=lambda sample: sample.name,
+)
 CRASHES = HERE / "crashes"
 
 SECONDS = 5

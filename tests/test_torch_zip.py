@@ -27,8 +27,7 @@ from ckpt_cli.errors import (
     UnsupportedError,
 )
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats import zip_file
+from ckpt_cli.formats import open_checkpoint, zip_file
 from ckpt_cli.formats.zip_records import ZipRecords
 from ckpt_cli.model import Checkpoint, Storage
 

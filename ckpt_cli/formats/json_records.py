@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import islice
 from typing import Any
 
 from ckpt_cli import limits
@@ -11,6 +12,7 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError
 from ckpt_cli.formats.zip_records import ZipRecords
 from ckpt_cli.model import Storage, Tensor
+from ckpt_cli.pickles.text import describe
 
 _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 """Bytes of memory that what begins, goes on or ends with a character takes when parsed."""
@@ -34,22 +36,24 @@ class JsonRecords:
         cost = (2 if raw.isascii() else 8) * len(raw) + sum(raw.count(char) * nbytes for char, nbytes in _COSTS)
         self._left -= cost
         if self._left < 0:
-            raise LimitError(f"record {name!r} and others would take about {cost >> 20} MiB of memory", path=self._path)
+            raise LimitError(
+                f"record {describe(name)} and others would take about {cost >> 20} MiB of memory", path=self._path
+            )
         try:
             found = json.loads(raw.decode())
         except RecursionError:
-            raise MalformedError(f"record {name!r} nests too deeply", path=self._path) from None
+            raise MalformedError(f"record {describe(name)} nests too deeply", path=self._path) from None
         except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
-            raise MalformedError(f"record {name!r} is no JSON: {error}", path=self._path) from None
+            raise MalformedError(f"record {describe(name)} is no JSON: {error}", path=self._path) from None
         if not isinstance(found, dict):
-            raise MalformedError(f"record {name!r} is no JSON object", path=self._path)
+            raise MalformedError(f"record {describe(name)} is no JSON object", path=self._path)
         return found
 
     def raw(self, name: str) -> bytes:
         """The bytes of a record."""
         if self._records.by_name[name].nbytes > limits.ZIP_JSON:
             nbytes = self._records.by_name[name].nbytes
-            raise LimitError(f"record {name!r} has {nbytes} bytes, far more than it needs", path=self._path)
+            raise LimitError(f"record {describe(name)} has {nbytes} bytes, far more than it needs", path=self._path)
         return bytes(self._records.read(name, limits.ZIP_JSON))
 
     def buffers(self, name: str) -> frozenset[str]:
@@ -57,8 +61,8 @@ class JsonRecords:
         record = self._records.by_name.get(name)
         if record is None or record.nbytes > limits.ZIP_JSON:
             return frozenset()
-        found = _BUFFER.findall(self.raw(name))
-        return frozenset(text.decode("utf-8", "replace") for text in found)
+        found = islice(_BUFFER.finditer(self.raw(name)), limits.ZIP_RECORDS)
+        return frozenset(match[1].decode("utf-8", "replace") for match in found)
 
 
 _BUFFER = re.compile(rb'"buffer_name": ?"([^"\\]*)"')
@@ -68,14 +72,14 @@ _BUFFER = re.compile(rb'"buffer_name": ?"([^"\\]*)"')
 def count(value: object, tensor: str, what: str) -> int:
     """A number from 0 that 64 bits hold; raises MalformedError."""
     if type(value) is not int or not 0 <= value < _COUNT_END:
-        raise MalformedError(f"tensor {tensor!r}: its {what} is no number that a tensor may have")
+        raise MalformedError(f"tensor {describe(tensor)}: its {what} is no number that a tensor may have")
     return value
 
 
 def counts(value: object, tensor: str, what: str) -> tuple[int, ...]:
     """A list of such numbers."""
     if not isinstance(value, list) or len(value) > limits.DIMENSIONS:
-        raise MalformedError(f"tensor {tensor!r}: its {what} is no list of up to {limits.DIMENSIONS} numbers")
+        raise MalformedError(f"tensor {describe(tensor)}: its {what} is no list of up to {limits.DIMENSIONS} numbers")
     return tuple(count(item, tensor, what) for item in value)
 
 
@@ -85,16 +89,20 @@ def strided(
 ) -> Tensor:  # fmt: skip
     """A view of a storage, checked to lie inside it; raises MalformedError."""
     if len(shape) != len(stride):
-        raise MalformedError(f"tensor {name!r}: its shape {shape} and its stride {stride} have different lengths")
+        raise MalformedError(
+            f"tensor {describe(name)}: its shape {describe(shape)} and its stride {describe(stride)} have different lengths"
+        )
     elements = 1
     for size in shape:
         elements *= size or 1
     if elements >= _COUNT_END:
-        raise MalformedError(f"tensor {name!r}: its shape {shape} has more elements than 64 bits can count")
+        raise MalformedError(
+            f"tensor {describe(name)}: its shape {describe(shape)} has more elements than 64 bits can count"
+        )
     tensor = Tensor(name, dtype, shape, stride, storage, offset, kind, requires_grad)
     begin, end = tensor.span
     if end > storage.nbytes:
         raise MalformedError(
-            f"tensor {name!r} needs bytes {begin}–{end}, storage {storage.key!r} has {storage.nbytes}"
+            f"tensor {describe(name)} needs bytes {begin}–{end}, storage {storage.key!r} has {storage.nbytes}"
         )
     return tensor

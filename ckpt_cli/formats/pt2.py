@@ -17,6 +17,7 @@ from ckpt_cli.formats.zip_records import Record, ZipRecords
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Tensor, Value
 from ckpt_cli.pickles.entries import entries_of
+from ckpt_cli.pickles.text import describe
 
 NAME = "pt2"
 
@@ -53,13 +54,13 @@ class SavedPrograms:
         """The entries of one map; without a set of `buffers`, all that are no parameters are buffers."""
         listed = self.json.read(config).get("config")
         if not isinstance(listed, dict):
-            raise MalformedError(f"record {config!r} has no config")
+            raise MalformedError(f"record {describe(config)} has no config")
         for name, meta in listed.items():
             if not isinstance(meta, dict) or not isinstance(meta.get("path_name"), str):
-                raise MalformedError(f"record {config!r} does not say where {name!r} is")
+                raise MalformedError(f"record {describe(config)} does not say where {describe(name)} is")
             record = self._records.by_name.get(folder + meta["path_name"])
             if record is None:
-                raise MalformedError(f"tensor {name!r} has no record {folder + meta['path_name']!r}")
+                raise MalformedError(f"tensor {describe(name)} has no record {describe(folder + meta['path_name'])}")
             is_buffer = buffers is None or name in buffers
             kind = "parameter" if meta.get("is_param") is True else "buffer" if is_buffer else "tensor"
             if meta.get("use_pickle") is True:
@@ -70,10 +71,10 @@ class SavedPrograms:
     def _raw(self, name: str, record: Record, meta: Any, kind: str) -> Tensor:
         """A tensor whose storage is the record's bytes."""
         if not isinstance(meta, dict):
-            raise MalformedError(f"tensor {name!r} has no tensor_meta")
+            raise MalformedError(f"tensor {describe(name)} has no tensor_meta")
         dtype = _DTYPES.get(meta["dtype"]) if type(meta.get("dtype")) is int else None
         if dtype is None or meta.get("layout", _STRIDED) != _STRIDED:
-            raise MalformedError(f"tensor {name!r}: its dtype or its layout is none of torch's")
+            raise MalformedError(f"tensor {describe(name)}: its dtype or its layout is none of torch's")
         shape = counts(_integers(meta.get("sizes")), name, "shape")
         stride = counts(_integers(meta.get("strides")), name, "stride")
         offset = count(_integer(meta.get("storage_offset")), name, "offset")
@@ -81,9 +82,7 @@ class SavedPrograms:
         if not record.nbytes and 0 not in shape:  # saved from a fake tensor: torch.export.load gives it zeros
             return Tensor(name, dtype, shape, stride, kind=kind, requires_grad=requires_grad, layout="meta")
         storage = self._storage(record, _location(meta.get("device")))
-        return strided(
-            name, dtype, storage, shape, stride, offset, kind=kind, requires_grad=requires_grad
-        )
+        return strided(name, dtype, storage, shape, stride, offset, kind=kind, requires_grad=requires_grad)
 
     def _storage(self, record: Record, location: str) -> Storage:
         found = self._found.get(record.name)
@@ -108,7 +107,7 @@ class SavedPrograms:
         inner = self.storages.inner(record.name)
         prefix = prefix_of(inner)
         if f"{prefix}data.pkl" not in inner.by_name:
-            raise MalformedError(f"record {record.name!r} is no torch.save file")
+            raise MalformedError(f"record {describe(record.name)} is no torch.save file")
         saved = SavedPickle(self.storages, inner, prefix, label=f"{record.name.removeprefix(self._prefix)}/")
         return entries_of(saved.graph(), saved)
 
@@ -163,8 +162,9 @@ def _of_model(programs: SavedPrograms, records: ZipRecords, prefix: str, model: 
 def as_buffers(entries: list[Entry], buffers: frozenset[str]) -> Iterator[Entry]:
     """The entries, those that the signature calls buffers as such."""
     for entry in entries:
-        is_buffer = isinstance(entry, Tensor) and entry.kind == "tensor" and entry.name in buffers
-        yield replace(entry, kind="buffer") if is_buffer else entry
+        if isinstance(entry, Tensor) and entry.kind == "tensor" and entry.name in buffers:
+            entry = replace(entry, kind="buffer")
+        yield entry
 
 
 def _without_models(records: ZipRecords, prefix: str, path: str) -> UnsupportedError | MalformedError:

@@ -25,7 +25,7 @@ _WRAPPERS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boo
 _WRAPPED = 8
 """How often a value is wrapped at most; torch does it twice."""
 
-_DECLARATION = re.compile(r'^(?:class (\w+)\(.*|  __(parameters|buffers)__ = \[(.*)\]) *$', re.MULTILINE)
+_DECLARATION = re.compile(r"^(?:class (\w+)\(.*|  __(parameters|buffers)__ = \[(.*)\]) *$", re.MULTILINE)
 """The lines of the code that python_print.cpp (`emitClass`) writes in front of a class's attributes."""
 
 _QUOTED = re.compile(r'"([^"\\]*)"')
@@ -37,11 +37,15 @@ _CODE = "__torch__"
 class _Scripted:
     """How TorchScript pickles: typed lists and dicts are wrapped, and the code tells what is a parameter."""
 
-    def __init__(self, records: ZipRecords, prefix: str) -> None:
+    def __init__(self, records: ZipRecords, prefix: str, graph: Graph) -> None:
         self._records = records
         self._prefix = prefix
+        self._wanted = {node.name for node in graph.globals if node.module.startswith(_CODE)}
+        """The classes that the pickle has objects of."""
         self._left = limits.SCRIPT_CODE
         """Bytes of code that may still be read."""
+        self._room = limits.SCRIPT_DECLARED
+        """Bytes of declarations that may still be kept."""
         self._modules: dict[str, dict[str, dict[str, str]]] = {}
         """The kinds of attributes, by module and class."""
 
@@ -78,8 +82,9 @@ class _Scripted:
         for match in _DECLARATION.finditer(text):
             name, group, listed = match.groups()
             if name:
-                current = classes.setdefault(name, {})
-            else:
+                current = classes.setdefault(name, {}) if name in self._wanted else {}
+            elif listed and len(listed) <= self._room:
+                self._room -= len(listed)
                 current.update(dict.fromkeys(_QUOTED.findall(listed), group.removesuffix("s")))
         return classes
 
@@ -96,7 +101,7 @@ def read_records(records: ZipRecords, prefix: str) -> Checkpoint:
     storages = ZipStorages(records)
     saved = SavedPickle(storages, records, prefix)
     graph = saved.graph()
-    entries = entries_of(graph, saved, _Scripted(records, prefix))
+    entries = entries_of(graph, saved, _Scripted(records, prefix, graph))
     version = saved.version
     return Checkpoint(
         path=storages.path,
@@ -129,7 +134,7 @@ def _constants(storages: ZipStorages, records: ZipRecords, prefix: str) -> list[
     graph = saved.graph()
     if isinstance(graph.root, list | tuple) and not graph.root:
         return []
-    entries = entries_of(graph, saved, _Scripted(records, prefix))
+    entries = entries_of(graph, saved, _Scripted(records, prefix, graph))
     return [replace(entry, name=f"CONSTANTS.c{entry.name}") for entry in entries]
 
 

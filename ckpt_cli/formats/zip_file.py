@@ -46,7 +46,7 @@ def read(file: LocalFile) -> Checkpoint:
     prefix = prefix_of(records)
     for flavour in FLAVOURS:
         within = prefix if flavour.rooted else ""
-        if flavour.rooted and not prefix or not _has(records, within + flavour.mark):
+        if (flavour.rooted and not prefix) or not _has(records, within + flavour.mark):
             continue
         if not flavour.module:
             raise UnknownFormatError(flavour.what, path=file.path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from builders.hostile_archives import ARCHIVES
 from builders.hostile_headers import HEADERS
 from builders.hostile_pickles import PICKLES
 from builders.hostile_walks import WALKS
@@ -47,6 +48,7 @@ CASES = {
     for name, build, refused in (
         *((name, _in_zip(build), refused) for name, build, refused in (*PICKLES, *WALKS)),
         *ZIPS,
+        *ARCHIVES,
         *HEADERS,
     )
 }
