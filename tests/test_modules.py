@@ -181,7 +181,7 @@ def test_set_changes_a_whole_module_in_place(tmp_path: Path, ckpt: Ckpt) -> None
     assert loaded["other"]._private.tolist() == [9, 1, 1, 1, 1]
 
 
-# --- what training leaves ----------------------------------------------------------------------------------------------
+# --- what training leaves ---------------------------------------------------------------------------------------------
 
 OPTIMIZERS: dict[str, Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]] = {
     "Adam": lambda params: torch.optim.Adam(params, lr=0.5, amsgrad=True),

@@ -90,7 +90,8 @@ def strided(
     """A view of a storage, checked to lie inside it; raises MalformedError."""
     if len(shape) != len(stride):
         raise MalformedError(
-            f"tensor {describe(name)}: its shape {describe(shape)} and its stride {describe(stride)} have different lengths"
+            f"tensor {describe(name)}: its shape {describe(shape)} and its stride {describe(stride)} "
+            "have different lengths"
         )
     elements = 1
     for size in shape:

@@ -24,8 +24,8 @@ def read_records(records: ZipRecords, prefix: str) -> Checkpoint:
         if not found and name == _SAVED[0]:
             raise MalformedError("an exported program without its serialized_state_dict", path=programs.storages.path)
         for record in found[:1]:
-            if record.nbytes:
-                entries += as_buffers(programs.saved(record), buffers)
+            saved = programs.saved(record) if record.nbytes else []
+            entries += as_buffers([entry for entry in saved if entry.name], buffers)  # without a name: an empty dict
     version = records.by_name.get("version")
     said = bytes(records.read("version", 64)).decode("ascii", "replace") if version and version.nbytes < 64 else "?"
     return Checkpoint(

@@ -13,6 +13,7 @@ from ckpt_cli.formats.zip_records import DEFLATED, Record, ZipRecords
 from ckpt_cli.model import Storage
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.reader import read_pickle
+from ckpt_cli.pickles.text import describe
 
 if TYPE_CHECKING:
     from ckpt_cli.files.overlay import Overlay
@@ -39,7 +40,9 @@ class ZipStorages:
         """The records of the zip file that is the record `name`; raises UnsupportedError where it is compressed."""
         record = self.records.by_name[name]
         if record.method == DEFLATED:
-            raise UnsupportedError(f"record {name!r} is a compressed zip file within a zip file", path=self.path)
+            raise UnsupportedError(
+                f"record {describe(name)} is a compressed zip file within a zip file", path=self.path
+            )
         found = ZipRecords(Window(self.records.file, self.records.data_offset(record), record.nbytes))
         self._inner.append(found)
         return found
@@ -47,7 +50,7 @@ class ZipStorages:
     def storage(self, key: str, records: ZipRecords, record: Record, nbytes: int, location: str) -> Storage:
         """The storage that is called `key` from now on; raises MalformedError for a key that means another record."""
         if self._places.setdefault(key, (records, record))[1] is not record:
-            raise MalformedError(f"two storages would be called {key!r}", path=self.path)
+            raise MalformedError(f"two storages would be called {describe(key)}", path=self.path)
         return Storage(key, nbytes, location)
 
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:

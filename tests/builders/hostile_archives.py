@@ -13,6 +13,7 @@ Case = tuple[str, Callable[[], bytes], str | None]
 
 _OBJECT = built(new("__torch__.M"), {"w": tensor("0", (4,))})
 _CONFIG = "m/data/weights/model_weights_config.json"
+_NO_CONSTANTS = Record("m/data/constants/model_constants_config.json", b'{"config":{}}')
 
 
 def _script(*code: bytes, root: Any = _OBJECT, constants: Any = (), **fields: Any) -> Callable[[], bytes]:
@@ -85,10 +86,10 @@ ARCHIVES: list[Case] = [
                                        + b"9223372036854775807," * 63 + b'2],"strides":[' + b"0," * 63
                                        + b'0],"storage_offset":0}}}}'), "more elements than 64 bits can count"),
     ("program_of_1_800_000_buffers",
-     lambda: _program(lambda: b"{}", Record("m/data/constants/model_constants_config.json", b'{"config":{}}'),
+     lambda: _program(lambda: b"{}", _NO_CONSTANTS,
                       Record("m/models/model.json", _buffers(), method=DEFLATED))(), "has no config"),
     ("program_with_buffers_only",
-     lambda: _program(lambda: b'{"config":{}}', Record("m/data/constants/model_constants_config.json", b'{"config":{}}'),
+     lambda: _program(lambda: b'{"config":{}}', _NO_CONSTANTS,
                       Record("m/models/model.json", _buffers(), method=DEFLATED))(), None),
     ("program_of_a_zip_within_itself", _program(lambda: b'{"config":{"a":{"path_name":"../../archive_format",'
                                                 b'"use_pickle":true,"tensor_meta":{}}}}'), "has no record"),
