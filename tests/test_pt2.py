@@ -238,6 +238,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], type[CkptError], str]] = {
                                     "is no torch.save file"),
     "a zip that is compressed": (lambda f: compressed(f), UnsupportedError, "a compressed zip file within a zip file"),
     "another format": (lambda f: of_format(f, b"pt3"), UnknownFormatError, "says its format is b'pt3'"),
+    "a long format": (lambda f: of_format(f, b"pt2" * 1000), UnknownFormatError, "too long to be one"),
     "no models": (lambda f: of_format(f, b"pt2"), MalformedError, "without weights or constants"),
     "AOTInductor": (lambda f: of_format(f, b"pt2", Record("m/data/aotinductor/model/x.so", b"\x7fELF")),
                     UnsupportedError, "an AOTInductor package"),

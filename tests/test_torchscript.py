@@ -257,6 +257,13 @@ def test_a_bad_archive_is_refused(name: str, tmp_path: Path) -> None:
     assert refused.value.path == str(path)
 
 
+def test_an_archive_without_its_pickle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bare.pt"
+    path.write_bytes(archive([Record("archive/constants.pkl", b"\x80\2).")]))
+    with pytest.raises(MalformedError, match=r"there is no record 'archive/data\.pkl'"):
+        open_checkpoint(str(path))
+
+
 def test_an_archive_is_known_without_running_anything(tmp_path: Path) -> None:
     run = call("os.system", "touch canary")
     path = script(tmp_path, built(new("__torch__.M"), {"w": T, "x": run, "f": named("os.system")}), constants=(run,))
@@ -269,7 +276,7 @@ def test_an_archive_is_known_without_running_anything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        (["archive/tensors/0", "archive/model.json"], "a TorchScript archive of PyTorch 1.0 or 1.1"),
+        (["archive/tensors/0", "archive/model.json"], "an old TorchScript archive (model.json"),
         (["archive/.data/extern_modules", "archive/pkg/a.py"], "a torch.package archive"),
         (["archive/data/aotinductor/model/x.so"], "an AOTInductor package"),
     ],

@@ -35,6 +35,9 @@ _DTYPES: dict[int, DType] = {
 }  # fmt: skip
 """torch/_export/serde/schema.py `ScalarType`."""
 
+_SHORT = 64
+"""Bytes of a record that is one word."""
+
 _STRIDED = 7
 """Of schema.py `Layout`."""
 
@@ -115,9 +118,10 @@ class SavedPrograms:
 def read_records(records: ZipRecords, prefix: str) -> Checkpoint:
     """Open a `.pt2` archive: weights under their names, then constants; several models by name before these."""
     programs = SavedPrograms(records, prefix)
-    kind = bytes(records.read(f"{prefix}archive_format", 16)).strip()
+    said = records.by_name[f"{prefix}archive_format"]
+    kind = bytes(records.read(said.name, _SHORT)).strip() if said.nbytes <= _SHORT else b"too long to be one"
     if kind != b"pt2":
-        raise UnknownFormatError(f"a zip archive that says its format is {kind[:16]!r}", path=programs.storages.path)
+        raise UnknownFormatError(f"a zip archive that says its format is {kind!r}", path=programs.storages.path)
     models = _models(records, prefix)
     if not models:
         raise _without_models(records, prefix, programs.storages.path)
@@ -169,15 +173,15 @@ def as_buffers(entries: list[Entry], buffers: frozenset[str]) -> Iterator[Entry]
 
 def _without_models(records: ZipRecords, prefix: str, path: str) -> UnsupportedError | MalformedError:
     if any(name.startswith(f"{prefix}data/aotinductor/") for name in records.by_name):
-        return UnsupportedError("an AOTInductor package (.pt2): its weights are compiled into its library", path=path)
+        return UnsupportedError("an AOTInductor package (.pt2): compiled code, whose weights are not listed", path=path)
     return MalformedError("a .pt2 archive without weights or constants", path=path)
 
 
 def _version(records: ZipRecords, prefix: str) -> str:
     record = records.by_name.get(f"{prefix}archive_version")
-    if record is None or record.nbytes > 64:
+    if record is None or record.nbytes > _SHORT:
         return "not given"
-    return bytes(records.read(record.name, 64)).decode("ascii", "replace").strip()
+    return bytes(records.read(record.name, _SHORT)).decode("ascii", "replace").strip()
 
 
 def _integers(value: object) -> object:

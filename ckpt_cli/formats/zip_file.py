@@ -30,9 +30,9 @@ FLAVOURS = (
     Flavour("archive_format", "ckpt_cli.formats.pt2"),
     Flavour("serialized_exported_program.json", "ckpt_cli.formats.pt2_old", rooted=False),
     Flavour("constants.pkl", "ckpt_cli.formats.torchscript"),
-    Flavour("model.json", what="a TorchScript archive of PyTorch 1.0 or 1.1 (model.json), which torch itself dropped"),
+    Flavour("model.json", what="an old TorchScript archive (model.json, as PyTorch 1.0 wrote), which is not read"),
     Flavour("data.pkl", "ckpt_cli.formats.torch_zip"),
-    Flavour("data/aotinductor/", what="an AOTInductor package: its weights are compiled into its library"),
+    Flavour("data/aotinductor/", what="an AOTInductor package: compiled code, whose weights are not listed"),
     Flavour(".data/extern_modules", what="a torch.package archive, a Python package with code, which is not read"),
 )
 """In the order in which they are looked for."""

@@ -116,8 +116,11 @@ class SavedPickle:
         return self.note("version", b"").strip().decode("ascii", "replace")
 
     def graph(self) -> Graph:
-        """The pickle, read."""
-        return read_pickle(self.records.read(f"{self.prefix}{self._pickle}.pkl", limits.PICKLE_INFLATED))
+        """The pickle, read; raises FormatError where it is missing or bad."""
+        name = f"{self.prefix}{self._pickle}.pkl"
+        if name not in self.records.by_name:
+            raise MalformedError(f"there is no record {describe(name)}", path=self._storages.path)
+        return read_pickle(self.records.read(name, limits.PICKLE_INFLATED))
 
     def find(self, key: str, nbytes: int, location: str) -> Storage:
         """The storage of a record, checked to be there and long enough."""
