@@ -43,11 +43,11 @@ WRITTEN: dict[str, bytes] = {}
 """The sample in the formats that are one file, by label: exporting takes a while."""
 
 
-def edit(kind: Format, path: Path, *assignments: str, output: Path | None = None, backup: bool = False) -> Edit:
-    """What `ckpt set` does to entries of the sample."""
+def edit(path: Path, *assignments: str, output: Path | None = None, backup: bool = False) -> Edit:
+    """What `ckpt set` does."""
 
     def plan(checkpoint: Checkpoint, overlay: Overlay) -> Changes:
-        return assign(checkpoint, overlay, [kind.named(assignment) for assignment in assignments])
+        return assign(checkpoint, overlay, assignments)
 
     return edit_values(str(path), plan, output=None if output is None else str(output), backup=backup)
 
@@ -125,7 +125,7 @@ def test_a_prefix_is_the_submodule(kind: Format, path: Path) -> None:
 
 def test_set_changes_the_element_its_tied_name_and_nothing_else(kind: Format, path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in kind.read(path).items()}
-    done = edit(kind, path, "2.weight[0,-1]=100")
+    done = edit(path, kind.named("2.weight[0,-1]=100"))
     along = {"0.weight"} if kind.keeps_ties else set()
     assert (set(done.changed), set(done.also_changed)) == ({kind.named("2.weight")}, set(map(kind.named, along)))
     for name in ("2.weight", *along):
@@ -135,7 +135,14 @@ def test_set_changes_the_element_its_tied_name_and_nothing_else(kind: Format, pa
 
 def test_several_assignments_are_made_in_order(kind: Format, path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in kind.read(path).items()}
-    edit(kind, path, "3.scale=[1,2,3,4]", "3.scale[::2]*=-2", "3.steps+=1", "3.mask=true", "4.columns[:,1]=[9,8,7,6]")
+    edit(
+        path,
+        kind.named("3.scale=[1,2,3,4]"),
+        kind.named("3.scale[::2]*=-2"),
+        kind.named("3.steps+=1"),
+        kind.named("3.mask=true"),
+        kind.named("4.columns[:,1]=[9,8,7,6]"),
+    )
     before["3.scale"].copy_(torch.tensor([-2, 2, -6, 4]))
     before["3.steps"] += 1
     before["3.mask"].fill_(True)
@@ -146,17 +153,17 @@ def test_several_assignments_are_made_in_order(kind: Format, path: Path) -> None
 def test_an_output_gets_the_change_and_the_file_stays(kind: Format, path: Path, tmp_path: Path) -> None:
     old = contents(path)
     out = tmp_path / f"out{kind.suffix}"
-    done = edit(kind, path, "3.scale=0", output=out)
+    done = edit(path, kind.named("3.scale=0"), output=out)
     assert not done.in_place
     assert contents(path) == old
     assert kind.read(out)["3.scale"].eq(0).all()
-    edit(kind, path, "3.scale=0")
+    edit(path, kind.named("3.scale=0"))
     assert list(contents(out).values()) == list(contents(path).values())
 
 
 def test_a_backup_is_the_old_file(kind: Format, path: Path) -> None:
     old = contents(path)
-    done = edit(kind, path, "3.scale=0", backup=True)
+    done = edit(path, kind.named("3.scale=0"), backup=True)
     assert done.backup is not None
     (backup,) = map(Path, done.backups)
     name = backup.name.removesuffix(".bak")
@@ -167,22 +174,22 @@ def test_a_backup_is_the_old_file(kind: Format, path: Path) -> None:
 def test_a_bad_value_among_good_ones_changes_nothing(kind: Format, path: Path) -> None:
     old = contents(path)
     with pytest.raises(ValueRefusedError):
-        edit(kind, path, "3.scale=0", "3.steps=1.5")
+        edit(path, kind.named("3.scale=0"), kind.named("3.steps=1.5"))
     assert contents(path) == old
     assert os.listdir(path.parent) == [path.name]
 
 
 def test_setting_what_stands_there_changes_no_byte(kind: Format, path: Path) -> None:
     old = contents(path)
-    assert edit(kind, path, "3.steps=7").bytes_written == 0
+    assert edit(path, kind.named("3.steps=7")).bytes_written == 0
     assert contents(path) == old
 
 
 def test_there_and_back_again_is_an_involution(kind: Format, path: Path) -> None:
     old = contents(path)
-    edit(kind, path, "0.weight[1]*=-1", "3.steps=-5")
+    edit(path, kind.named("0.weight[1]*=-1"), kind.named("3.steps=-5"))
     assert contents(path) != old
-    edit(kind, path, "0.weight[1]*=-1", "3.steps=7")
+    edit(path, kind.named("0.weight[1]*=-1"), kind.named("3.steps=7"))
     assert contents(path) == old
 
 
