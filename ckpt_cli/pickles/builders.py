@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from ckpt_cli.errors import MalformedError
-from ckpt_cli.pickles.graph import Call, Dict, PersistentId, RawString, Set
+from ckpt_cli.pickles.graph import Call, Dict, RawString, Set
 from ckpt_cli.pickles.machine import Machine
 from ckpt_cli.pickles.table import Table, entering
 
@@ -321,7 +321,7 @@ def _build(m: Machine, pos: int) -> int:
 
 @_enter(b"Q")
 def _binpersid(m: Machine, pos: int) -> int:
-    m.stack[-1] = PersistentId(m.stack[-1])
+    m.stack[-1] = m.refer(m.stack[-1])
     return pos
 
 

@@ -72,13 +72,29 @@ class PersistentId:
         self.pid = pid
 
 
+class Located(bytes):
+    """Bytes that stand in the pickle as they are."""
+
+    offset: int
+    """The first one within the pickle's data."""
+
+    @classmethod
+    def at(cls, offset: int, raw: bytes) -> Located:
+        """The bytes that stand at an offset."""
+        node = cls(raw)
+        node.offset = offset
+        return node
+
+
 class RawString:
     """A Python 2 `str`: bytes that may be text."""
 
-    __slots__ = ("_text", "raw")
+    __slots__ = ("_text", "offset", "raw")
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, offset: int | None = None) -> None:
         self.raw = raw
+        self.offset = offset
+        """The first byte within the pickle's data; None where they are escaped there."""
         self._text: str | None = None
 
     @property
@@ -141,3 +157,14 @@ class Graph:
     """Bytes up to and including STOP."""
     globals: tuple[Global, ...]
     """Every distinct name that it would import, in order of first use."""
+    persistent: tuple[PersistentId, ...] = ()
+    """Every reference to something outside, in order."""
+    data: bytes | memoryview = b""
+    """What it was read from; the offsets of nodes count from its first byte."""
+
+
+def callee(func: object) -> object:
+    """What a call calls: before the zip files, torch wrapped a module's class together with its source code."""
+    if type(func) is PersistentId and type(func.pid) is tuple:
+        return next((part for part in func.pid[:2] if type(part) is Global), func)
+    return func

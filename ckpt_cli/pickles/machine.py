@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError
-from ckpt_cli.pickles.graph import ByteArray, Global, Inline, RawString
+from ckpt_cli.pickles.graph import ByteArray, Global, Inline, Located, PersistentId, RawString
 
 SHORT = 64
 """Bytes up to which an ASCII string or an integer needs no accounting: its opcode and its memory block pay for it."""
@@ -24,7 +24,19 @@ _UNSET = object()
 class Machine:
     """The state of one pickle's interpretation. Its errors name the problem; the reader adds where it is."""
 
-    __slots__ = ("below", "data", "globals", "lines", "memo", "protocol", "size", "sparse", "stack", "text")
+    __slots__ = (
+        "below",
+        "data",
+        "globals",
+        "lines",
+        "memo",
+        "persistent",
+        "protocol",
+        "size",
+        "sparse",
+        "stack",
+        "text",
+    )
 
     def __init__(self, data: bytes | memoryview) -> None:
         self.data = data
@@ -37,6 +49,8 @@ class Machine:
         self.sparse: dict[str, object] = {}
         """Memo slots that were not filled in order, by their digits: the hashes of integers can be made to collide."""
         self.globals: dict[tuple[str, str], Global] = {}
+        self.persistent: list[PersistentId] = []
+        """Every reference to something outside the pickle."""
         self.protocol = 0
         self.lines = 0
         """Lines read."""
@@ -121,18 +135,25 @@ class Machine:
         if kind == "str":
             return self.held(raw.decode("utf-8", "surrogatepass"))
         if kind == "raw":
-            return self.raw_string(raw)
+            return self.raw_string(raw, begin)
         if nbytes > SHORT:
             self._account(nbytes)
-        return ByteArray(raw) if kind == "bytearray" else raw
+        located = Located.at(begin, raw)
+        return ByteArray(located) if kind == "bytearray" else located
 
-    def raw_string(self, raw: bytes) -> RawString:
+    def refer(self, pid: object) -> PersistentId:
+        """The node of a reference to something outside."""
+        node = PersistentId(pid)
+        self.persistent.append(node)
+        return node
+
+    def raw_string(self, raw: bytes, offset: int | None = None) -> RawString:
         """The node of a Python 2 string, with room for its text."""
         if not raw.isascii():
             self._account(5 * len(raw))
         elif len(raw) > SHORT:
             self._account(2 * len(raw))
-        return RawString(raw)
+        return RawString(raw, offset)
 
     def held(self, text: str) -> str:
         """The text itself, its memory accounted: one wide character makes every other one take four bytes."""

@@ -45,7 +45,8 @@ def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
     root = machine.stack.pop()
     if machine.stack:
         raise MalformedError(f"the pickle leaves {len(machine.stack)} values behind when it stops")
-    return Graph(root, machine.protocol, end - offset, tuple(machine.globals.values()))
+    names, persistent = tuple(machine.globals.values()), tuple(machine.persistent)
+    return Graph(root, machine.protocol, end - offset, names, persistent, data)
 
 
 def _run(machine: Machine, pos: int) -> int:

@@ -16,6 +16,7 @@ from ckpt_cli.pickles.graph import (
     PersistentId,
     RawString,
     Set,
+    callee,
 )
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class _Description:
         return f"<{type(node).__name__}>"
 
     def _call(self, node: Call, depth: int) -> str:
-        func, args = node.func, node.args if isinstance(node.args, tuple) else (node.args,)
+        func, args = callee(node.func), node.args if isinstance(node.args, tuple) else (node.args,)
         if isinstance(func, Global) and func.qualified in _RECONSTRUCTORS and args:
             func, args = args[0], ()
         name = self.of(func, depth)

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 
 from ckpt_cli.errors import MalformedError, TruncatedError
-from ckpt_cli.pickles.graph import Extension, OutOfBand, PersistentId
+from ckpt_cli.pickles.graph import Extension, OutOfBand
 from ckpt_cli.pickles.machine import SHORT, Machine
 from ckpt_cli.pickles.table import Table, entering
 from ckpt_cli.pickles.text import unescaped
@@ -110,7 +110,7 @@ _line(b"I", lambda _, line: line == b"01" if line in (b"00", b"01") else int(lin
 _line(b"L", lambda _, line: int(line.removesuffix(b"L"), 0))
 _line(b"F", lambda _, line: float(line))
 _line(b"V", lambda m, line: m.held(line.decode("raw-unicode-escape")))
-_line(b"P", lambda _, line: PersistentId(line.decode("utf-8", "surrogateescape")))
+_line(b"P", lambda m, line: m.refer(line.decode("utf-8", "surrogateescape")))
 _line(b"S", lambda m, line: m.raw_string(unescaped(_unquoted(line.strip()))))
 
 
