@@ -10,9 +10,10 @@ from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model import Entry, Opaque, Tensor, Value
+from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
-from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder, text_of
+from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 from ckpt_cli.pickles.text import describe
 
 Children = Iterator[tuple[str, object, str]]

@@ -1,0 +1,77 @@
+"""The rebuild calls of tensors that are of a class of their own, or have attributes.
+
+Sources: torch/_tensor.py (`_rebuild_from_type_v2`, `__reduce_ex__`), torch/_utils.py (`_rebuild_wrapper_subclass`),
+torch/nested/_internal/nested_tensor.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.model import Tensor
+from ckpt_cli.pickles.arguments import dtype_of, geometry
+from ckpt_cli.pickles.graph import Call, Global
+
+if TYPE_CHECKING:
+    from ckpt_cli.pickles.rebuild import Rebuild, Rebuilder
+
+
+def _wrapper(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
+    kind, dtype, size, stride, _offset, _layout_node, _device, requires_grad = args
+    shape, steps = geometry(name, size, stride)
+    return Tensor(
+        name,
+        dtype_of(name, dtype),
+        shape,
+        steps,
+        requires_grad=requires_grad is True,
+        layout="wrapper",
+        python_type=kind.qualified if isinstance(kind, Global) else None,
+    )
+
+
+def _jagged(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor | None:
+    """A nested tensor of the jagged layout, from the keywords of its class."""
+    keywords = dict(r.attributes(args[0]))
+    parts = [r.part(role, keywords.get(role)) for role in ("values", "offsets", "lengths")]
+    found = tuple(part for part in parts if part is not None)
+    if not found:
+        return None
+    return Tensor(name, found[0].dtype, None, requires_grad=keywords.get("requires_grad") is True, layout="nested",
+                  parts=found)  # fmt: skip
+
+
+def _from_type(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor | None:
+    """A tensor of another class, or with attributes; subclasses of parameters and buffers are known by these."""
+    func, kind, func_args, state = args
+    tensor = r.part(name, Call("reduce", func, func_args))
+    if tensor is None:
+        return None
+    attributes = list(r.attributes(state))
+    flags = {key for key, value in attributes if value is True}
+    qualified = kind.qualified if isinstance(kind, Global) else None
+    if "_is_buffer" in flags or qualified == "torch.nn.parameter.Buffer":
+        tensor = replace(tensor, kind="buffer")
+    elif "_is_param" in flags or qualified == "torch.nn.parameter.Parameter":
+        tensor = replace(tensor, kind="parameter")
+    if qualified not in _OWN_TYPES:
+        tensor = replace(tensor, python_type=qualified)
+    if tensor.layout == "wrapper":
+        parts = (r.part(key, node) for key, node in attributes)
+        tensor = replace(tensor, parts=tuple(part for part in parts if part is not None))
+    return tensor
+
+
+_OWN_TYPES = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
+"""What tensors are that are of no subclass."""
+
+
+SUBCLASSES: dict[tuple[str, str], Rebuild] = {
+    ("torch._utils", "_rebuild_wrapper_subclass"): _wrapper,
+    ("torch.nested._internal.nested_tensor", "_rebuild_njt"): _jagged,
+    ("torch._tensor", "_rebuild_from_type"): _from_type,
+    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    ("torch.tensor", "_rebuild_from_type"): _from_type,
+}
+"""The calls of this module, by the module and name of what is called."""
