@@ -88,5 +88,13 @@ _TABLE = (
 BY_NAME: dict[str, DType] = {dtype.name: dtype for dtype in _TABLE}
 BY_SAFETENSORS: dict[str, DType] = {dtype.safetensors: dtype for dtype in _TABLE if dtype.safetensors}
 BY_STORAGE: dict[str, DType] = {dtype.storage: dtype for dtype in _TABLE if dtype.storage}
+BY_NUMPY: dict[str, DType] = {
+    **{f"f{size}": BY_NAME[f"float{8 * size}"] for size in (2, 4, 8)},
+    **{f"i{size}": BY_NAME[f"int{8 * size}"] for size in (1, 2, 4, 8)},
+    **{f"u{size}": BY_NAME[f"uint{8 * size}"] for size in (1, 2, 4, 8)},
+    **{f"c{size}": BY_NAME[f"complex{8 * size}"] for size in (8, 16)},
+    "b1": BY_NAME["bool"],
+}
+"""What numpy's codes without a byte order mean: `f4` is float32."""
 
 UINT8 = BY_NAME["uint8"]

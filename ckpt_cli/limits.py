@@ -155,3 +155,12 @@ SCAN_INFLATED = int(256 * 2**20 * _SCALE)
 
 SCAN_FINDINGS = int(10_000 * _SCALE)
 """Findings that one scan lists, those of harmless names not counted."""
+
+SAVES = int(1_000 * _SCALE)
+"""Saves or pickles that stand one after another in one file."""
+
+TAR_MEMBERS = int(1_000 * _SCALE)
+"""Members of a tar file that are gone through to find the four that torch wrote."""
+
+NPY_HEADER = int(10_000 * _SCALE)
+"""Bytes of a numpy array's header: numpy's own limit."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ckpt_cli.errors import TruncatedError, UnknownFormatError
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
 from ckpt_cli.model import Checkpoint
@@ -50,36 +50,41 @@ def _is_json_object(head: bytes) -> bool:
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" and head[8:9] != b"{"
 
 
+def _is_npz(head: bytes) -> bool:
+    """Whether the first record of a zip is an array."""
+    return head[:4] == b"PK\3\4" and head[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy")
+
+
+def _is_legacy(head: bytes) -> bool:
+    """Whether torch.save wrote it before 1.6: its magic number in a pickle, as binary after a protocol or as text."""
+    return b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." in head[:24] or head.startswith(b"L119547037146038801333356L\n.")
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Whether it begins with a protocol, or as protocols 0 and 1 begin a dict, a list, a tuple or an object."""
+    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return not (is_safetensors(head) and not any(head[4:8]))
+    return _OLD_PICKLE.match(head) is not None
+
+
+_OLD_PICKLE = re.compile(
+    rb"""\(?(?: [dl]p\d+\n | [}\]][qru(.] | [dl)][.q] | [ci][A-Za-z_][\w.]*\n\w[\w.]*\n[(pq)]
+    | [IL]-?\d+L?\n[.ILFSVNp(tcg] | F[-+.\dinfae]+\n[.ILFSVNp(tcg] | [SV][^\n]{0,400}\np\d+\n )""",
+    re.VERBOSE,
+)
+
 FORMATS = (
+    Format("npz", _is_npz, "ckpt_cli.formats.npz"),
+    Format("legacy", _is_legacy, "ckpt_cli.formats.stream"),
+    Format("pickle", _is_pickle, "ckpt_cli.formats.stream"),
+    Format("npy", lambda head: head[:6] == b"\x93NUMPY", "ckpt_cli.formats.npy"),
+    Format("tar", lambda head: head[257:262] == b"ustar", "ckpt_cli.formats.tar"),
     Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.zip_file"),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors"),
     Format("shards", _is_json_object, "ckpt_cli.formats.shard_set", is_set=True),
 )
 
 FOLDERS: tuple[Folder, ...] = (Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),)
-
-_LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
-    (
-        lambda head: b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in head[:40],
-        "a torch.save file from before 1.6, which is not read yet",
-    ),
-    (lambda head: head[:1] == b"\x80" and head[1:2] <= b"\5", "a bare pickle, which is not read yet"),
-    (lambda head: head[257:262] == b"ustar", "a tar file, which is not read yet"),
-    (lambda head: head[:2] == b"\x1f\x8b", "a gzip file: unpack it first"),
-    (lambda head: head[:4] == b"\x28\xb5\x2f\xfd", "a zstandard file: unpack it first"),
-    (lambda head: head[:4] == b"GGUF", "a GGUF file, which is not read yet"),
-    (lambda head: head[:8] == b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, PyTables), which is not read"),
-    (lambda head: head[:6] == b"\x93NUMPY", "a numpy array, which is not read yet"),
-    (lambda head: head[:8] == b"\x89PNG\r\n\x1a\n", "a PNG picture"),
-    (
-        lambda head: head.startswith(b"version https://git-lfs"),
-        "a git LFS pointer: fetch the real file with git lfs pull",
-    ),
-    (lambda head: head[:1] in b"<" and b"html" in head[:200].lower(), "a web page: the download got an error page"),
-    (lambda head: head.lstrip()[:1] in (b"{", b"["), "a JSON file"),
-    (lambda head: bool(head) and not any(head[:256]), "a file of zero bytes: a download or a copy that was cut short"),
-    (lambda head: bool(head) and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head), "a text file"),
-)
 
 
 def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
@@ -125,7 +130,9 @@ def read_one(file: LocalFile) -> Checkpoint:
         if not known.is_set and known.sniff(head):
             checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
             return checkpoint
-    raise _unknown(head, file.path)
+    from ckpt_cli.formats.lookalikes import unknown
+
+    raise unknown(head, file.path, FORMATS)
 
 
 def _open_folder(path: str, opener: Opener) -> Checkpoint:
@@ -137,14 +144,3 @@ def _open_folder(path: str, opener: Opener) -> Checkpoint:
             checkpoint: Checkpoint = module.read_folder(path, names, opener)
             return checkpoint
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-
-
-def _unknown(head: bytes, path: str) -> UnknownFormatError | TruncatedError:
-    if not head:
-        return TruncatedError("the file is empty", path=path)
-    looks = next((words for matches, words in _LOOKS_LIKE if matches(head)), None)
-    return UnknownFormatError(
-        f"this looks like {looks}" if looks else "not a checkpoint of a kind that ckpt knows",
-        path=path,
-        hint="ckpt reads torch.save zip files and safetensors" if not looks else None,
-    )

@@ -21,7 +21,7 @@ def read_records(records: ZipRecords, prefix: str) -> Checkpoint:
     return Checkpoint(
         path=storages.path,
         format=NAME,
-        entries=entries_of(graph, saved),
+        entries=entries_of(graph, saved, place=saved.place()),
         container=storages,
         version=f"torch.save zip, version {saved.version or 'not given'}",
         objects=objects_of(graph),

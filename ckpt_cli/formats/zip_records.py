@@ -159,6 +159,17 @@ class ZipRecords:
             kept += piece[max(offset - behind, 0) :]
         return kept
 
+    def head(self, record: Record, nbytes: int) -> bytes:
+        """The first bytes of a compressed record's content, from no more of the file than they can take."""
+        stored = self.file.read(self.data_offset(record), min(record.stored, nbytes + _PIECE // 1024))
+        try:
+            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, nbytes)
+        except zlib.error as error:
+            raise MalformedError(f"record {record.name!r} does not inflate: {error}", path=self.file.path) from None
+        if len(found) < nbytes:
+            raise TruncatedError(f"record {record.name!r} inflates to fewer than {nbytes} bytes", path=self.file.path)
+        return found
+
     def seal(self, overlay: Overlay) -> None:
         """Patch the checksums of every record that the overlay changes, in both places; a 0 stays 0 (not computed)."""
         from ckpt_cli.files import crc32

@@ -11,6 +11,7 @@ from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile, Window
 from ckpt_cli.formats.zip_records import DEFLATED, Record, ZipRecords
 from ckpt_cli.model import Storage
+from ckpt_cli.pickles.embedded import Embedded, Place
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.reader import read_pickle
 from ckpt_cli.pickles.text import describe
@@ -55,6 +56,8 @@ class ZipStorages:
 
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
         """Bytes of a storage; those of a deflated record are inflated up to the range's end."""
+        if isinstance(storage, Embedded):
+            return storage.view(offset, nbytes)
         records, record = self._places[storage.key]
         if record.method == DEFLATED:
             return memoryview(records.inflate(record, offset, nbytes))
@@ -62,6 +65,8 @@ class ZipStorages:
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a storage stands plainly."""
+        if isinstance(storage, Embedded):
+            return storage.extents(offset, nbytes)
         records, record = self._places[storage.key]
         if record.method == DEFLATED:
             raise UnsupportedError(
@@ -121,6 +126,12 @@ class SavedPickle:
         if name not in self.records.by_name:
             raise MalformedError(f"there is no record {describe(name)}", path=self._storages.path)
         return read_pickle(self.records.read(name, limits.PICKLE_INFLATED))
+
+    def place(self) -> Place:
+        """Where the pickle stands, for storages within it."""
+        record = self.records.by_name[f"{self.prefix}{self._pickle}.pkl"]
+        plain = record.method != DEFLATED
+        return Place(self.records.file.begin + self.records.data_offset(record) if plain else None)
 
     def find(self, key: str, nbytes: int, location: str) -> Storage:
         """The storage of a record, checked to be there and long enough."""

@@ -12,7 +12,9 @@ from ckpt_cli.errors import LimitError
 from ckpt_cli.model import Entry, Opaque, Tensor, Value
 from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.budget import Budget
+from ckpt_cli.pickles.embedded import Place
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
+from ckpt_cli.pickles.numpy_calls import array_text, numpy_scalar
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 from ckpt_cli.pickles.text import describe
 
@@ -39,13 +41,21 @@ _PLAIN_GLOBALS = frozenset(
 """Globals that tell nothing of what a checkpoint holds: plain tensors and dicts need them."""
 
 
-def entries_of(graph: Graph, finder: StorageFinder, opening: Opening | None = None) -> list[Entry]:
+def entries_of(
+    graph: Graph,
+    finder: StorageFinder,
+    opening: Opening | None = None,
+    *,
+    place: Place | None = None,
+    rebuilder: type[Rebuilder] = Rebuilder,
+) -> list[Entry]:
     """Every leaf of the graph under its dotted name, in the document's order; `opening` is a pickler's own manner.
 
+    `place` is where the pickle stands, for a container that gives the bytes of `Embedded` storages within it.
     Raises MalformedError for tensors that do not fit their storages, LimitError where shared containers multiply.
     """
     budget = Budget(graph.nbytes)
-    leaves = _Walk(Rebuilder(finder, budget), budget, opening).leaves(graph.root)
+    leaves = _Walk(rebuilder(graph, finder, budget, place), budget, opening).leaves(graph.root)
     found: list[Entry] = []
     while more := list(islice(leaves, _CHECK_EVERY)):
         found += more
@@ -236,7 +246,14 @@ class _Walk(Opener):
             return self._plain_items(node)
         if isinstance(node, Dict):
             return {}
-        return Opaque("OrderedDict()" if _is_ordered_dict(node) else self._told(describe(node)))
+        if isinstance(node, Call):
+            number = numpy_scalar(node, self._rebuilder.data)
+            if number is not None:
+                return number if isinstance(number, _SCALARS) else Opaque(repr(number))
+            if _is_ordered_dict(node):
+                return Opaque("OrderedDict()")
+            return Opaque(self._told(array_text(node) or describe(node)))
+        return Opaque(self._told(describe(node)))
 
     def _plain_items(self, items: list[object] | tuple[object, ...]) -> object:
         """A sequence of scalars, Python 2 strings among them as text."""

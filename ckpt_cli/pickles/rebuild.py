@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError, MalformedError
-from ckpt_cli.model import Storage, Tensor, contiguous_stride
+from ckpt_cli.model import Storage, Tensor
 from ckpt_cli.pickles.arguments import (
     COUNT_END,
     dtype_of,
@@ -20,15 +20,17 @@ from ckpt_cli.pickles.arguments import (
     geometry,
     is_count,
     odd_storage,
-    sizes,
     storage_dtype,
     text_of,
     wrong,
 )
 from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId
+from ckpt_cli.pickles.embedded import Buffer, Embedded, Place, buffer_of
+from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, PersistentId
+from ckpt_cli.pickles.numpy_calls import NUMPY
 from ckpt_cli.pickles.rebuild_layouts import LAYOUTS
 from ckpt_cli.pickles.rebuild_subclasses import SUBCLASSES
+from ckpt_cli.pickles.saves import HEAD, Held, read_save, reference_of
 from ckpt_cli.pickles.text import describe
 
 Rebuild = Callable[["Rebuilder", str, "tuple[Any, ...]", Call], "Tensor | None"]
@@ -51,8 +53,12 @@ class StorageFinder(Protocol):
 class Rebuilder:
     """Turns calls of one pickle into tensors."""
 
-    def __init__(self, finder: StorageFinder, budget: Budget) -> None:
+    def __init__(self, graph: Graph, finder: StorageFinder, budget: Budget, place: Place | None = None) -> None:
+        self.data = graph.data
+        """What the pickle was read from."""
         self._finder = finder
+        self._place = place
+        """Where that stands; None where storages within the pickle are not to be had."""
         self._budget = budget
         self._depth = 0
         """How many tensors the one that is being made is a part of."""
@@ -62,6 +68,12 @@ class Rebuilder:
         """The function in the table for each global that was called; nodes are hashed by identity."""
         self._kinds: dict[Global, tuple[DType, int]] = {}
         """The dtype of each storage class, and the bytes of one of its elements."""
+        self._embedded: dict[int, Storage] = {}
+        """The storages within the pickle, by the identity of the node that their bytes are in."""
+        self._loaded: dict[int, tuple[Storage, DType]] = {}
+        """The same for those that were pickled as a save of their own."""
+        self._views: dict[int, tuple[int, int]] = {}
+        """The part of a storage that a reference is to, where it is not to all: the first element, and how many."""
 
     def tensor(self, name: str, node: object) -> Tensor | None:
         """The tensor that a call would make, or None when it makes something else."""
@@ -118,7 +130,7 @@ class Rebuilder:
         """The storage that a persistent id refers to, and the dtype of its class (uint8 for untyped ones)."""
         pid = node.pid if type(node) is PersistentId else None
         if type(pid) is not tuple or len(pid) < 5:
-            raise odd_storage()
+            return self._load(node)
         tag, kind, key, location, numel = pid[:5]
         if type(key) is not str or type(location) is not str:  # Python 2 wrote bytes
             tag, key, location = text_of(tag), text_of(key), text_of(location)
@@ -126,6 +138,8 @@ class Rebuilder:
             raise odd_storage()
         dtype, itemsize = self._kinds.get(kind) or self._kind(kind)
         nbytes = numel * itemsize
+        if len(pid) > 5 and pid[5] is not None:
+            self._views[id(node)] = _part_of(pid[5], numel)
         found = self._storages.get(key)
         if found is None:
             found = self._storages[key] = self._finder.find(key, nbytes, location), dtype
@@ -134,6 +148,43 @@ class Rebuilder:
         elif found[0].nbytes < nbytes:
             raise MalformedError(f"storage {key!r} has {found[0].nbytes} bytes in one place and {nbytes} in another")
         return found
+
+    def embedded(self, node: object, buffer: Buffer, begin: int, nbytes: int, location: str = "cpu") -> Storage | None:
+        """The storage that a range of a node's bytes is; None where the format does not say where its pickle stands."""
+        if self._place is None:
+            return None
+        found = self._embedded.get(id(node))
+        if found is None or found.nbytes != nbytes:
+            at = None if buffer.offset is None else (self._place.begin or 0) + buffer.offset + begin
+            key = f"text {len(self._embedded)}" if at is None else f"@{at}"
+            found = Embedded(key, nbytes, location, begin=begin, buffer=buffer, place=self._place)
+            self._embedded[id(node)] = found
+        return found
+
+    def _load(self, node: object) -> tuple[Storage, DType]:
+        """The storage that plain pickle.dump wrote: `_load_from_bytes` of a whole legacy save (torch/storage.py)."""
+        func = node.func if type(node) is Call else None
+        args = node.args if type(node) is Call else None
+        if not isinstance(func, Global) or func.name != "_load_from_bytes" or type(args) is not tuple or len(args) != 1:
+            raise odd_storage()
+        found = self._loaded.get(id(args[0]))
+        if found is None:
+            found = self._loaded[id(args[0])] = self._loaded_from(args[0])
+        return found
+
+    def _loaded_from(self, node: object) -> tuple[Storage, DType]:
+        buffer = buffer_of(node, self.data)
+        if buffer is None:
+            raise odd_storage()
+        self._budget.steps(_PART_STEPS)
+        head = str(buffer.data[:HEAD], "utf-8", "ignore").encode("latin-1", "ignore") if buffer.is_text else buffer.data
+        save = read_save(Held(head, len(buffer.data)), 0)
+        reference = reference_of(save.graph.root)
+        if reference is None or reference.key not in save.places:
+            raise MalformedError("the pickle has a storage as a save of its own, and that holds something else")
+        begin, nbytes = save.places[reference.key]
+        found = self.embedded(node, buffer, begin, nbytes, reference.location)
+        return found or Storage(f"save {len(self._loaded)}", nbytes, reference.location), reference.dtype
 
     def _kind(self, kind: Global) -> tuple[DType, int]:
         dtype = storage_dtype(kind)
@@ -162,12 +213,16 @@ class Rebuilder:
         shape, steps = geometry(name, size, stride)
         if type(offset) is not int or not 0 <= offset < COUNT_END:
             raise wrong(name, f"its offset is {describe(offset)}")
+        limit = storage.nbytes
+        if self._views and (view := self._views.get(id(storage_node))):
+            offset += view[0]
+            limit = min(limit, sum(view) * (dtype or storage_type).itemsize)
         tensor = Tensor(name, dtype or storage_type, shape, steps, storage, offset, kind, requires_grad is True)
         if meta is not None or self._finder.big_endian:
             tensor = self._flagged(tensor, meta, typed=dtype is None)
         begin, end = tensor.span
-        if end > storage.nbytes:
-            raise wrong(name, f"needs bytes {begin}–{end}, storage {storage.key!r} has {storage.nbytes}")
+        if end > limit:
+            raise wrong(name, f"needs bytes {begin}–{end}, storage {storage.key!r} has {limit}")
         return tensor
 
     def _flagged(self, tensor: Tensor, meta: object, *, typed: bool) -> Tensor:
@@ -175,6 +230,15 @@ class Rebuilder:
         flags = flags_of(tensor.name, meta)
         big_endian = typed and self._finder.big_endian and tensor.dtype.bits > 8
         return replace(tensor, conj="conj" in flags, neg="neg" in flags, big_endian=big_endian)
+
+
+def _part_of(view: object, numel: int) -> tuple[int, int]:
+    """The range of elements of a view of a storage, as torch 0.3 wrote it: (key, offset, size)."""
+    if type(view) is not tuple or len(view) != 3 or not is_count(view[1]) or not is_count(view[2]):
+        raise odd_storage()
+    if view[1] + view[2] > numel:
+        raise MalformedError(f"a view of elements {view[1]}–{view[1] + view[2]} of a storage that has {numel}")
+    return view[1], view[2]
 
 
 # --- one function a call; each takes the call's arguments as torch writes them ----------------------------------------
@@ -203,14 +267,6 @@ def _parameter(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
     return None if tensor is None else replace(tensor, kind="parameter", requires_grad=requires_grad is True)
 
 
-def _from_numpy(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
-    data, dtype, _device, requires_grad = args
-    state = data.states[0] if isinstance(data, Call) and data.states else None
-    shape = sizes(name, state[1]) if isinstance(state, tuple) else None  # ndarray.__setstate__: (version, shape, …)
-    steps = contiguous_stride(shape or ())
-    return Tensor(name, dtype_of(name, dtype), shape, steps, requires_grad=requires_grad is True, layout="array")
-
-
 def _from_cpu(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
     data, _dtype_node, _device, requires_grad = args
     return replace(r.inner(name, data), requires_grad=requires_grad is True)
@@ -226,18 +282,26 @@ def _set_state(r: Rebuilder, name: str, _: tuple[Any, ...], node: Call) -> Tenso
     return _tensor_v1(r, name, state, node)
 
 
+def _variable(r: Rebuilder, name: str, args: tuple[Any, ...], node: Call) -> Tensor:
+    """A Variable or Parameter of before 0.4: its data, then whether it takes a gradient, as arguments or as state."""
+    given: Any = args[1:2] or (node.states[-1] if node.states else ())
+    kind = "parameter" if isinstance(node.func, Global) and node.func.name == "Parameter" else "tensor"
+    return replace(r.inner(name, args[0]), kind=kind, requires_grad=given[:1] == (True,))
+
+
 _REBUILD: dict[tuple[str, str], Rebuild] = {
     ("torch._utils", "_rebuild_tensor"): _tensor_v1,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor_v2,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _from_numpy,
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _from_cpu,
-    ("torch._utils", "_rebuild_xla_tensor"): _from_numpy,
     ("torch", "Tensor"): _set_state,
     ("torch._tensor", "Tensor"): _set_state,
     ("torch.tensor", "Tensor"): _set_state,
+    ("torch.nn.parameter", "Parameter"): _variable,
+    ("torch.autograd.variable", "Variable"): _variable,
     **LAYOUTS,
     **SUBCLASSES,
+    **NUMPY,
 }

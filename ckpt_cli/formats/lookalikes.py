@@ -1,0 +1,164 @@
+"""What a file that is in no known format looks like, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ckpt_cli.errors import TruncatedError, UnknownFormatError
+
+
+class Known(Protocol):
+    """A format that can be read."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def sniff(self) -> Callable[[bytes], bool]:
+        """Whether a file that begins so is in it."""
+
+
+def unknown(head: bytes, path: str, formats: Sequence[Known]) -> UnknownFormatError | TruncatedError:
+    """The error for a file that begins so and is in none of the formats."""
+    if not head:
+        return TruncatedError("the file is empty", path=path)
+    looks = _look(head)
+    if looks is None and (packed := next((kind for kind in _PACKED if head.startswith(kind.magic)), None)):
+        return packed.error(head, path, formats)
+    return UnknownFormatError(
+        f"this looks like {looks}" if looks else "not a checkpoint of a kind that ckpt knows",
+        path=path,
+        hint="ckpt reads files of torch.save, safetensors, numpy and pickle" if not looks else None,
+    )
+
+
+def _is_msgpack(head: bytes) -> bool:
+    """A map of up to 15 keys or of 16-bit many, the first of which is a short text."""
+    after = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0) if head else 0
+    if not after or len(head) < after + 2 or not (0xA1 <= head[after] <= 0xBF or head[after] == 0xD9):
+        return False
+    begin, size = after + 1, head[after] & 0x1F
+    if head[after] == 0xD9:
+        begin, size = after + 2, head[after + 1]
+    return head[begin : begin + size].decode("latin-1").isprintable()
+
+
+def _is_tensorflow_index(head: bytes) -> bool:
+    """A table whose first key is empty and holds the header of a bundle (tensorflow/core/util/tensor_bundle)."""
+    return head[:2] == b"\0\0" and head[3:5] == b"\x08\x01" and head[5:8] == b"\x1a\x02\x08"
+
+
+def _is_onnx(head: bytes) -> bool:
+    """A protobuf whose field 1 is a small version, followed by the producer's name or what takes its place."""
+    return (
+        head[:1] == b"\x08"
+        and b"\2" <= head[1:2] <= b"\x20"
+        and head[2:3] in (b"\x12", b"\x3a", b"\x42")
+        and len(head) > 8
+    )
+
+
+def _is_saved_model(head: bytes) -> bool:
+    """A protobuf whose field 1 is the version 1 and field 2 a graph with its tags (saved_model.proto)."""
+    return head[:3] == b"\x08\x01\x12" and b"serve" in head
+
+
+def _look(head: bytes) -> str | None:
+    """What a file that begins so looks like."""
+    return next((words for matches, words in _LOOKS_LIKE if matches(head)), None)
+
+
+_LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
+    (lambda head: head[257:262] == b"ustar", "a tar file"),
+    (lambda head: head[:4] == b"PK\3\4", "a zip file"),
+    (lambda head: head[:4] == b"GGUF", "a GGUF file, which is not read yet"),
+    (lambda head: head[:8] == b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, PyTables), which is not read"),
+    (lambda head: head[:6] == b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
+    (lambda head: head[:6] == b"Rar!\x1a\7", "a rar archive: unpack it first"),
+    (_is_msgpack, "a msgpack file (Flax), which is not read"),
+    (_is_tensorflow_index, "the index of a TensorFlow checkpoint, which is not read"),
+    (_is_onnx, "an ONNX model, which is not read"),
+    (_is_saved_model, "a TensorFlow SavedModel, which is not read"),
+    (lambda head: head[4:8] == b"TFL3", "a TensorFlow Lite model, which is not read"),
+    (lambda head: head[:4] in (b"lmgg", b"ggml", b"tjgg"), "a model of ggml from before GGUF, which is not read"),
+    (lambda head: head[:8] == b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    (
+        lambda head: head.startswith(b"version https://git-lfs"),
+        "a git LFS pointer: fetch the real file with git lfs pull",
+    ),
+    (lambda head: head[:1] in b"<" and b"html" in head[:200].lower(), "a web page: the download got an error page"),
+    (lambda head: head.lstrip()[:1] in (b"{", b"["), "a JSON file"),
+    (lambda head: bool(head) and not any(head[:256]), "a file of zero bytes: a download or a copy that was cut short"),
+    (lambda head: bool(head) and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head), "a text file"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A way in which a whole file may be compressed."""
+
+    magic: bytes
+    words: str
+    tool: str
+    """The command that unpacks it with `-dc`."""
+    suffixes: tuple[str, ...]
+    inflate: Callable[[bytes], bytes] | None = None
+    """The first bytes of what is inside, where that is cheap."""
+
+    def error(self, head: bytes, path: str, formats: Sequence[Known]) -> UnknownFormatError:
+        """What it is, what is inside, and how to unpack it."""
+        inside = ""
+        if self.inflate is not None:
+            begin = self.inflate(head)
+            known = next((known.name for known in formats if known.sniff(begin)), None)
+            inside = f" with {_INSIDE.get(known, known) if known else _look(begin) or 'something'} inside"
+            inside = inside if begin else ""
+        from shlex import quote
+
+        target = next((path.removesuffix(end) for end in self.suffixes if path.endswith(end)), f"{path}.unpacked")
+        return UnknownFormatError(
+            f"{self.words}{inside}: unpack it first",
+            path=path,
+            hint=f"{self.tool} -dc {quote(path)} > {quote(target)}",
+        )
+
+
+_INSIDE = {"zip": "a zip file", "npz": "numpy's npz", "legacy": "a torch.save file", "pickle": "a pickle",
+           "npy": "a numpy array", "tar": "a tar file", "safetensors": "a safetensors file", "shards": "a JSON file"}  # fmt: skip
+"""What each format is called inside of a compressed file."""
+
+_INFLATED = 600
+"""Bytes of what is inside that are looked at."""
+
+
+def _inflate_zlib(head: bytes) -> bytes:
+    import zlib
+
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(head, _INFLATED)
+    except zlib.error:
+        return b""
+
+
+def _inflate_xz(head: bytes) -> bytes:
+    try:
+        import lzma
+
+        return lzma.LZMADecompressor(memlimit=_XZ_MEMORY).decompress(head, _INFLATED)
+    except (ImportError, ValueError, EOFError, OSError, RuntimeError):  # LZMAError is none of these
+        return b""
+
+
+_XZ_MEMORY = 128 << 20
+"""Bytes of memory for looking into an xz file: what its strongest preset takes to unpack."""
+
+_PACKED = (
+    _Packed(b"\x1f\x8b", "a gzip file", "gzip", (".gz", ".tgz"), _inflate_zlib),
+    _Packed(b"\x28\xb5\x2f\xfd", "a zstandard file", "zstd", (".zst", ".zstd")),
+    _Packed(b"\xfd7zXZ\0", "an xz file", "xz", (".xz",), _inflate_xz),
+    _Packed(b"BZh", "a bzip2 file", "bzip2", (".bz2",)),
+    _Packed(b"\x04\x22\x4d\x18", "an lz4 file", "lz4", (".lz4",)),
+)

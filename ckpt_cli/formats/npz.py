@@ -1,0 +1,104 @@
+"""Several numpy arrays in a zip file: each record `NAME.npy` is one (numpy.savez, numpy.savez_compressed)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckpt_cli.errors import MalformedError, UnsupportedError, about
+from ckpt_cli.files.extents import Extent
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats.npy import HEAD, header_size, parse_header
+from ckpt_cli.formats.zip_records import DEFLATED, Record, ZipRecords
+from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Tensor, Value
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.overlay import Overlay
+
+NAME = "npz"
+
+_SUFFIX = ".npy"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a storage's bytes are."""
+
+    record: Record
+    begin: int
+    """The first byte within the record's content."""
+
+
+class Npz:
+    """The container: storages are the records' contents after their headers."""
+
+    def __init__(self, file: LocalFile) -> None:
+        self.files: Sequence[LocalFile] = (file,)
+        self.records = ZipRecords(file)
+        self._places: dict[str, _Place] = {}
+
+    def entry(self, record: Record) -> Entry:
+        """The array in a record, or what stands there in the place of one."""
+        name = record.name.removesuffix(_SUFFIX)
+        if name == record.name:
+            return Value(name, Opaque(f"<record of {record.nbytes} bytes>"))
+        if record.nbytes < HEAD:
+            raise MalformedError(f"record {record.name!r} has {record.nbytes} bytes, too few for an array")
+        size = header_size(self._head(record, HEAD))
+        if size > record.nbytes:
+            raise MalformedError(f"record {record.name!r} has {record.nbytes} bytes, its array's header {size}")
+        header = parse_header(self._head(record, size), name)
+        entry = header.entry(name, Storage(record.name, record.nbytes - size))
+        if isinstance(entry, Tensor) and size + entry.nbytes > record.nbytes:
+            raise MalformedError(
+                f"array {name!r} needs {entry.nbytes} bytes, its record has {record.nbytes - size} after the header"
+            )
+        self._places[record.name] = _Place(record, size)
+        return entry
+
+    def _head(self, record: Record, nbytes: int) -> bytes:
+        if record.method == DEFLATED:
+            return self.records.head(record, nbytes)
+        return self.files[0].read(self.records.data_offset(record), nbytes)
+
+    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
+        """Bytes of a storage; those of a deflated record are inflated up to the range's end."""
+        place = self._places[storage.key]
+        if place.record.method == DEFLATED:
+            return memoryview(self.records.inflate(place.record, place.begin + offset, nbytes))
+        return self.files[0].view(self.records.data_offset(place.record) + place.begin + offset, nbytes)
+
+    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where a range of a storage stands plainly."""
+        place = self._places[storage.key]
+        if place.record.method == DEFLATED:
+            raise UnsupportedError(
+                f"array {storage.key.removesuffix(_SUFFIX)!r} is compressed, so its bytes cannot be changed in place",
+                path=self.files[0].path,
+                hint="save it again with numpy.savez, which does not compress",
+            )
+        return [Extent(0, self.records.data_offset(place.record) + place.begin + offset, nbytes)]
+
+    def seal(self, overlay: Overlay) -> None:
+        """Bring the CRCs of changed records along."""
+        self.records.seal(overlay)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.files[0].close()
+
+
+def read(file: LocalFile) -> Checkpoint:
+    """Open an npz file: its directory and the header of each array are read, no element is."""
+    with about(file.path):
+        container = Npz(file)
+        entries = [container.entry(record) for record in container.records.by_name.values()]
+    return Checkpoint(
+        path=file.path,
+        format=NAME,
+        entries=entries,
+        container=container,
+        version="numpy arrays in a zip file",
+        top_level=[entry.name for entry in entries],
+    )
