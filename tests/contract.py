@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -15,7 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from builders import old
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -268,6 +271,66 @@ def _write_old_pt2(state: State, path: Path) -> None:
 
 write_shards = _sharded(_write_zip, "pytorch_model", ".bin")
 
+
+def _write_legacy(state: State, path: Path) -> None:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+_TAR_KINDS = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16", torch.int64: "Long",
+              torch.bool: "Bool"}  # fmt: skip
+
+
+def _write_tar(state: State, path: Path) -> None:
+    """As torch up to 0.1.10 did: storages and tensors in lists, one of each for all names of a tensor."""
+    storages: list[old.TarStorage] = []
+    tensors: dict[int, old.TarTensor] = {}
+    for number, tensor in enumerate(state.values(), 1):
+        if id(tensor) not in tensors:
+            storage, kind, size = tensor.untyped_storage(), _TAR_KINDS[tensor.dtype], tensor.element_size()
+            storages.append(old.TarStorage(1000 + number, kind, bytes(storage.tolist()), size))
+            view = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+            tensors[id(tensor)] = old.TarTensor(2000 + number, 1000 + number, kind, *view)
+    root = {name: old.numbered(tensors[id(tensor)].key) for name, tensor in state.items()}
+    path.write_bytes(old.tar(root, storages, tensors.values()))
+
+
+def _read_tar(path: Path) -> State:
+    found: State = torch.load(path, weights_only=False)  # which is how torch reads them
+    return found
+
+
+def _write_pickle(state: State, path: Path) -> None:
+    with path.open("wb") as file:
+        pickle.dump(state, file, protocol=4)
+
+
+def _write_arrays(protocol: int) -> Callable[[State, Path], None]:
+    """A dict of numpy arrays, tied names one array."""
+
+    def write(state: State, path: Path) -> None:
+        arrays = {id(tensor): tensor.numpy() for tensor in state.values()}
+        with path.open("wb") as file:
+            pickle.dump({name: arrays[id(tensor)] for name, tensor in state.items()}, file, protocol)
+
+    return write
+
+
+def _read_pickle(path: Path) -> State:
+    with path.open("rb") as file:
+        found: dict[str, torch.Tensor | np.ndarray] = pickle.load(file)
+    made = {id(each): torch.as_tensor(each) for each in found.values()}
+    return {name: made[id(each)] for name, each in found.items()}
+
+
+def _write_npz(state: State, path: Path) -> None:
+    np.savez(path, **{name: tensor.numpy() for name, tensor in state.items()})
+
+
+def _read_npz(path: Path) -> State:
+    with np.load(path) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays}
+
+
 FORMATS = [
     Format("zip", ".pt", _write_zip, _read_zip),
     Format("zip", ".pt", _write_module, _read_module, kinds=KINDS, variant="module"),
@@ -275,6 +338,12 @@ FORMATS = [
     Format("torchscript", ".pt", _write_torchscript, _read_torchscript, kinds=KINDS),
     Format("pt2", ".pt2", _write_pt2, _read_pt2, kinds=KINDS),
     Format("pt2", ".pt2", _write_old_pt2, _read_pt2, kinds=KINDS, variant="old"),
+    Format("legacy", ".pt", _write_legacy, _read_zip),
+    Format("tar", ".pt", _write_tar, _read_tar),
+    Format("pickle", ".pkl", _write_pickle, _read_pickle, variant="torch"),
+    Format("pickle", ".pkl", _write_arrays(4), _read_pickle, without=("0.bias",), variant="numpy"),
+    Format("pickle", ".pkl", _write_arrays(5), _read_pickle, without=("0.bias",), variant="numpy-5"),
+    Format("npz", ".npz", _write_npz, _read_npz, keeps_ties=False, without=("0.bias",)),
     Format("safetensors", ".safetensors", _write_safetensors, _read_safetensors, keeps_views=False),
     Format(
         "shards",

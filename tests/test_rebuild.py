@@ -321,15 +321,16 @@ def test_a_variable_from_before_0_4_is_the_tensor_in_it(tmp_path: Path) -> None:
 def test_a_tensor_from_another_device_has_the_facts_of_its_copy(tmp_path: Path) -> None:
     copy = call("torch._utils._rebuild_device_tensor_from_cpu_tensor", tensor("0", (2, 3), numel=12),
                 named("torch.float32"), "xla:0", True)  # fmt: skip
-    array = built(
-        call("numpy._core.multiarray._reconstruct", named("numpy.ndarray"), (0,), b"b"), (1, (2, 3), 0, False, b"")
-    )
+    float32 = built(call("numpy.dtype", "f4", False, True), (3, "<", None, None, None, -1, -1, 0))
+    made = call("numpy._core.multiarray._reconstruct", named("numpy.ndarray"), (0,), b"b")
+    array = built(made, (1, (2, 3), float32, False, bytes(24)))
     numpy = call("torch._utils._rebuild_device_tensor_from_numpy", array, named("torch.float16"), "xla:0", False)
     checkpoint = open_checkpoint(str(pt.write(tmp_path / "old.pt", {"copy": copy, "numpy": numpy}, {"0": ROW})))
     first, second = checkpoint.tensors
     assert (first.shape, first.requires_grad, first.layout) == ((2, 3), True, "strided")
     assert (second.shape, str(second.dtype), second.layout, second.storage) == ((2, 3), "float16", "array", None)
     assert second.is_contiguous
+    assert [(part.name, part.dtype.name) for part in second.parts] == [("array", "float32")]
 
 
 def test_scales_in_lists_are_no_parts(tmp_path: Path) -> None:
@@ -398,7 +399,7 @@ WRONG: dict[str, tuple[Ops, str]] = {
     "a state of three": (built(call("torch.Tensor"), (1, 2, 3)), "has arguments that it does not take"),
     "a state that is a number": (built(call("torch.Tensor"), 3), "has arguments that it does not take"),
     "an array without shape": (call("torch._utils._rebuild_xla_tensor", built(call("a.b"), (1,)),
-                                    named("torch.float32"), "xla", False), "has arguments that it does not take"),
+                                    named("torch.float32"), "xla", False), "it wraps something that is no tensor"),
 }  # fmt: skip
 
 

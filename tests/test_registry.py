@@ -8,6 +8,7 @@ import io
 import lzma
 import os
 import pickle
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -15,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import pt
+from builders import old, pt
 from builders import st as files
-from builders.pickles import pickled, tensor
+from builders.pickles import tensor
 
 from ckpt_cli.errors import CkptError, FormatError, TruncatedError, UnknownFormatError
 from ckpt_cli.files.local import LocalFile
@@ -52,15 +53,24 @@ def npy() -> bytes:
 
 
 LOOKS: dict[str, tuple[bytes, str]] = {
-    "torch before 1.6": (legacy(), "this looks like a torch.save file from before 1.6, which is not read yet"),
-    "a pickle": (pickle.dumps([1]), "this looks like a bare pickle, which is not read yet"),
-    "a pickle of protocol 2": (pickled([1]), "this looks like a bare pickle"),
-    "a tar file": (tar(), "this looks like a tar file, which is not read yet"),
-    "gzip": (gzip.compress(ZIP), "this looks like a gzip file: unpack it first"),
-    "zstandard": (b"\x28\xb5\x2f\xfd" + bytes(20), "this looks like a zstandard file: unpack it first"),
+    "a tar file": (tar(), "a tar file, but not one of torch.save's: it has no member 'tensors'"),
+    "gzip": (gzip.compress(ZIP), "a gzip file with a zip file inside: unpack it first"),
+    "gzip of safetensors": (gzip.compress(SAFETENSORS), "a gzip file with a safetensors file inside: unpack it first"),
+    "gzip of text": (gzip.compress(b"hello"), "a gzip file with a text file inside: unpack it first"),
+    "half a gzip header": (b"\x1f\x8b\x08", "a gzip file: unpack it first"),
+    "xz": (lzma.compress(ZIP), "an xz file with a zip file inside: unpack it first"),
+    "bzip2": (bz2.compress(ZIP), "a bzip2 file: unpack it first"),
+    "zstandard": (b"\x28\xb5\x2f\xfd" + bytes(20), "a zstandard file: unpack it first"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(20), "this looks like a 7z archive: unpack it first"),
+    "rar": (b"Rar!\x1a\7\1\0" + bytes(20), "this looks like a rar archive: unpack it first"),
+    "Flax": (b"\x81\xa6params\x81\xa5Dense\x80", "this looks like a msgpack file (Flax), which is not read"),
+    "ONNX": (b"\x08\x0a\x12\x07pytorch\x1a\x052.13", "this looks like an ONNX model, which is not read"),
+    "a SavedModel": (b"\x08\x01\x12\xa0\x10\x0a\x07\x0a\x05serve", "this looks like a TensorFlow SavedModel"),
+    "a TensorFlow index": (b"\0\0\6\x08\1\x1a\2\x08\1\0", "this looks like the index of a TensorFlow checkpoint"),
+    "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(20), "this looks like a TensorFlow Lite model"),
+    "ggml": (b"lmgg" + bytes(20), "this looks like a model of ggml from before GGUF"),
     "GGUF": (b"GGUF\3\0\0\0" + bytes(16), "this looks like a GGUF file, which is not read yet"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "this looks like an HDF5 file (Keras, PyTables), which is not read"),
-    "numpy": (npy(), "this looks like a numpy array, which is not read yet"),
     "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(20), "this looks like a PNG picture"),
     "git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
                 "this looks like a git LFS pointer: fetch the real file with git lfs pull"),
@@ -74,8 +84,6 @@ LOOKS: dict[str, tuple[bytes, str]] = {
 
 UNKNOWN = {
     "random bytes": b"\xde\xad\xbe\xef" * 40,
-    "bzip2": bz2.compress(ZIP),
-    "xz": lzma.compress(ZIP),
     "a zip with leading junk": b"\1junk" + ZIP,
     "a safetensors file without its length": SAFETENSORS[8:].replace(b"{", b"\1", 1),
     "one byte": b"\xff",
@@ -103,7 +111,33 @@ def test_a_file_that_is_no_checkpoint_is_called_what_it_looks_like(name: str, tm
     with pytest.raises(UnknownFormatError) as refused:
         open_checkpoint(str(path))
     assert str(refused.value).startswith(f"{path}: {words}")
-    assert refused.value.hint is None
+    packed = next((tool for tool, magic in PACKERS.items() if content.startswith(magic)), None)
+    expected = f"{packed} -dc {path} > {path}.unpacked" if packed else HINTS.get(name)
+    assert refused.value.hint == expected
+
+
+HINTS = {"JSON": "name the checkpoint itself, or the folder that it lies in", "a tar file": "tar -xf unpacks it"}
+PACKERS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
+
+
+@pytest.mark.parametrize(
+    ("name", "unpacked"), [("a b.pt.gz", "a b.pt"), ("model.tgz", "model"), ("m.pt", "m.pt.unpacked")]
+)
+def test_the_hint_of_a_compressed_file_is_a_command_that_unpacks_it(name: str, unpacked: str, tmp_path: Path) -> None:
+    path = write(tmp_path, gzip.compress(ZIP), name)
+    with pytest.raises(UnknownFormatError) as refused:
+        open_checkpoint(str(path))
+    assert refused.value.hint is not None
+    subprocess.run(refused.value.hint, shell=True, check=True)
+    assert (tmp_path / unpacked).read_bytes() == ZIP
+
+
+@pytest.mark.parametrize(
+    "text", ["cats and dogs", "I am", "(a) first", "list\n", "Lorem ipsum", "} end", "NaN\n", "S\n"]
+)
+def test_text_is_not_taken_for_an_old_pickle(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownFormatError, match="a text file"):
+        open_checkpoint(str(write(tmp_path, text.encode() * 50)))
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -112,7 +146,7 @@ def test_a_file_that_looks_like_nothing_gets_a_hint(name: str, tmp_path: Path) -
     with pytest.raises(UnknownFormatError) as refused:
         open_checkpoint(str(path))
     assert str(refused.value) == f"{path}: not a checkpoint of a kind that ckpt knows"
-    assert refused.value.hint == "ckpt reads torch.save zip files and safetensors"
+    assert refused.value.hint == "ckpt reads files of torch.save, safetensors, numpy and pickle"
 
 
 def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
@@ -171,17 +205,32 @@ def test_a_symlink_is_followed(tmp_path: Path) -> None:
     assert (checkpoint.path, checkpoint.format) == (str(link), "zip")
 
 
-def test_only_the_module_of_the_format_is_imported(tmp_path: Path) -> None:
-    import subprocess
+def npz() -> bytes:
+    """Several numpy arrays."""
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.ones(3))
+    return buffer.getvalue()
 
+
+SAMPLES = {
+    "zip": ZIP,
+    "safetensors": SAFETENSORS,
+    "legacy": legacy(),
+    "pickle": pickle.dumps([1]),
+    "npy": npy(),
+    "npz": npz(),
+    "tar": old.tar({}, [], []),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_only_the_module_of_the_format_is_imported(name: str, tmp_path: Path) -> None:
     code = "import sys; from ckpt_cli.formats import open_checkpoint; open_checkpoint(sys.argv[1]); print(*sys.modules)"
-    for known in (known for known in FORMATS if not known.is_set):
-        content = {"zip": ZIP, "safetensors": SAFETENSORS}[known.name]
-        path = write(tmp_path, content)
-        modules = set(subprocess.check_output([sys.executable, "-c", code, str(path)], text=True).split())
-        imported = {other.module for other in FORMATS} & modules
-        assert imported == {known.module}
-        assert not {"torch", "numpy", "pickle"} & modules
+    path = write(tmp_path, SAMPLES[name])
+    modules = set(subprocess.check_output([sys.executable, "-c", code, str(path)], text=True).split())
+    (module,) = {known.module for known in FORMATS if known.name == name}
+    assert {other.module for other in FORMATS} & modules <= {module, "ckpt_cli.formats.npy"}
+    assert not {"torch", "numpy", "pickle", "tarfile", "zipfile"} & modules
 
 
 def test_a_journal_that_was_left_is_dealt_with_first(tmp_path: Path) -> None:

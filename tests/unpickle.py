@@ -7,7 +7,18 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ckpt_cli.pickles.graph import ByteArray, Call, Dict, Global, Inline, OutOfBand, PersistentId, RawString, Set
+from ckpt_cli.pickles.graph import (
+    ByteArray,
+    Call,
+    Dict,
+    Global,
+    Inline,
+    Located,
+    OutOfBand,
+    PersistentId,
+    RawString,
+    Set,
+)
 
 
 class Maker:
@@ -81,6 +92,8 @@ class Maker:
         if isinstance(node, Inline):
             raw = self._data[node.offset : node.offset + node.nbytes]
             return raw if node.kind.startswith("byte") else raw.decode("utf-8", "surrogatepass")
+        if isinstance(node, Located):
+            return bytes(node)
         if isinstance(node, RawString):
             return node.raw.decode(self._encoding) if self._encoding != "bytes" else node.raw
         if isinstance(node, ByteArray):

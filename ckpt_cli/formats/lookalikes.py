@@ -127,7 +127,8 @@ class _Packed:
 
 
 _INSIDE = {"zip": "a zip file", "npz": "numpy's npz", "legacy": "a torch.save file", "pickle": "a pickle",
-           "npy": "a numpy array", "tar": "a tar file", "safetensors": "a safetensors file", "shards": "a JSON file"}  # fmt: skip
+           "npy": "a numpy array", "tar": "a tar file", "safetensors": "a safetensors file",
+           "shards": "a JSON file"}  # fmt: skip
 """What each format is called inside of a compressed file."""
 
 _INFLATED = 600

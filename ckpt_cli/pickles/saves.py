@@ -107,8 +107,11 @@ def pickle_at(source: Readable, begin: int) -> Graph:
     More and more is read until it ends: first into memory, the rest of a large file mapped.
     """
     left = source.size - begin
-    windows = [] if isinstance(source, Held) else [window for window in _WINDOWS if window < left]
-    for window in windows:
+    if isinstance(source, Held):
+        return read_pickle(source.view(begin, left))
+    for window in _WINDOWS:
+        if window >= left:
+            return read_pickle(source.read(begin, left))
         with suppress(TruncatedError):
             return read_pickle(source.read(begin, window))
     return read_pickle(source.view(begin, left))
