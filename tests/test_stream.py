@@ -88,8 +88,9 @@ def test_float8_that_torch_writes_and_cannot_load_is_read_and_set(tmp_path: Path
 
 
 def test_a_storage_that_was_referred_to_untyped_first_is_as_wide_as_its_bytes(tmp_path: Path) -> None:
-    data = torch.arange(3.0)
-    path = write(tmp_path, legacy([data.untyped_storage(), {"a": data}, torch.ones(2)]))
+    references = old.reference("7", 16, "Untyped"), old.reference("7", 4), old.reference("8", 2)
+    root = [references[0], {"a": view(references[1])}, view(references[2], (2,))]
+    path = write(tmp_path, old.save(root, {"7": ROW, "8": struct.pack("<2f", 1, 1)}, itemsize={"7": 1, "8": 4}))
     names = {entry.name: entry for entry in open_checkpoint(path).entries}
     assert isinstance(names["0"], Value)
     assert isinstance(names["2"], Tensor)
@@ -295,7 +296,8 @@ def test_anything_that_is_pickled_is_known_for_a_pickle(item: object, protocol: 
 def test_tensors_of_plain_pickle_dump_are_told_and_shown_in_every_protocol(protocol: int, tmp_path: Path) -> None:
     weight = torch.arange(6.0).reshape(2, 3)
     item = {"w": weight, "tied": weight, "row": weight[1], "half": torch.ones(3, dtype=torch.float16),
-            "large": torch.arange(40_000), "p": torch.nn.Parameter(torch.ones(2))}  # fmt: skip
+            "large": torch.arange(40_000),
+            "p": torch.nn.Parameter(torch.ones(2))}  # fmt: skip
     path = write(tmp_path, pickle.dumps(item, protocol))
     with ckpt_cli.open(path) as checkpoint:
         for name, expected in item.items():
@@ -389,7 +391,7 @@ def test_an_array_in_a_compressed_pickle_is_shown_and_not_set(tmp_path: Path, ck
     records = pt.torch_records(pickle.dumps({"a": np.arange(3.0)}, 4))
     records[0].method = pt.DEFLATED
     path = write(tmp_path, pt.archive(records))
-    assert ckpt("show", path, "a").out == "a = tensor([0., 1., 2.], dtype=float64)\n"
+    assert ckpt("show", path, "a").out == "tensor([0., 1., 2.], dtype=torch.float64)\n"
     assert "the pickle that has these bytes is compressed" in ckpt("set", path, "a[0]=1").err
 
 

@@ -68,7 +68,7 @@ def _is_pickle(head: bytes) -> bool:
 
 
 _OLD_PICKLE = re.compile(
-    rb"""\(?(?: [dl]p\d+\n | [}\]][qru(.] | [dl)][.q] | [ci][A-Za-z_][\w.]*\n\w[\w.]*\n[(pq)]
+    rb"""\([XT]..\0\0 | \(?(?: [dl]p\d+\n | [}\]][qru(.] | [dl)][.q] | [ci][A-Za-z_][\w.]*\n\w[\w.]*\n[(pq)]
     | [IL]-?\d+L?\n[.ILFSVNp(tcg] | F[-+.\dinfae]+\n[.ILFSVNp(tcg] | [SV][^\n]{0,400}\np\d+\n )""",
     re.VERBOSE,
 )

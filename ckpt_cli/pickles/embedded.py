@@ -14,6 +14,12 @@ from ckpt_cli.pickles.graph import ByteArray, Call, Global, Inline, Located, Raw
 _AS_TEXT = ("_codecs.encode", "builtins.bytes", "__builtin__.bytes", "builtins.bytearray", "__builtin__.bytearray")
 """What protocols 0 to 2 make bytes with, from a string of as many characters (CPython's Lib/pickle.py `save_bytes`)."""
 
+_CODECS = {"str": "utf-8", "escaped": "raw-unicode-escape"}
+"""How long texts are encoded that stay in the file."""
+
+_WIDEST = {"utf-8": 2, "raw-unicode-escape": 6, None: 1}
+"""Bytes that one character below 256 takes at most."""
+
 
 class Place:
     """Where the data of a pickle stand, for the storages within it."""
@@ -44,20 +50,21 @@ class Buffer:
     """The bytes that a node stands for."""
 
     data: bytes | memoryview
-    """The bytes, or the UTF-8 of a text whose characters they are."""
+    """The bytes, or a text whose characters they are, as the pickle encodes it."""
     offset: int | None
     """Where they stand plainly in the pickle's data."""
-    is_text: bool = False
+    codec: str | None = None
+    """How a text is encoded; None where the data are the bytes themselves."""
 
     def may_hold(self, nbytes: int) -> bool:
-        """Whether there can be so many bytes in it; a character takes one byte or two."""
+        """Whether there can be so many bytes in it: a character of a text takes up to `_WIDEST`."""
         size = len(self.data)
-        return size // 2 <= nbytes <= size if self.is_text else size == nbytes
+        return size // _WIDEST[self.codec] <= nbytes <= size if self.codec else size == nbytes
 
     def decode(self) -> bytes:
         """The bytes of a text; raises MalformedError where it stands for none."""
         try:
-            return str(self.data, "utf-8", "surrogatepass").encode("latin-1")
+            return str(self.data, self.codec or "latin-1").encode("latin-1")
         except UnicodeError:
             raise MalformedError("the pickle has a text in the place of bytes that stands for none") from None
 
@@ -73,7 +80,7 @@ class Embedded(Storage):
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Some of its bytes."""
-        data = self.place.decoded(self.buffer) if self.buffer.is_text else self.buffer.data
+        data = self.place.decoded(self.buffer) if self.buffer.codec else self.buffer.data
         first = self.begin + offset
         if first + nbytes > len(data):
             raise MalformedError(f"{self.key} is a text of {len(data)} bytes, {first + nbytes} are needed")
@@ -100,7 +107,7 @@ def buffer_of(node: object, data: bytes | memoryview) -> Buffer | None:
         node = node.data
     if isinstance(node, Located):
         return Buffer(node, node.offset)
-    if isinstance(node, Inline) and node.kind != "str":
+    if isinstance(node, Inline) and node.kind not in _CODECS:
         return Buffer(data[node.offset : node.offset + node.nbytes], node.offset)
     if isinstance(node, RawString):
         return Buffer(node.raw, node.offset)
@@ -115,7 +122,10 @@ def _of_call(node: Call, data: bytes | memoryview) -> Buffer | None:
         return Buffer(b"", 0)
     text = args[0]
     if isinstance(text, str):
-        return Buffer(text.encode("utf-8", "surrogatepass"), None, is_text=True)
-    if isinstance(text, Inline) and text.kind == "str":
-        return Buffer(data[text.offset : text.offset + text.nbytes], None, is_text=True)
+        try:
+            return Buffer(text.encode("latin-1"), None)
+        except UnicodeEncodeError:
+            return None
+    if isinstance(text, Inline) and text.kind in _CODECS:
+        return Buffer(data[text.offset : text.offset + text.nbytes], None, _CODECS[text.kind])
     return buffer_of(text, data) if isinstance(text, Located | ByteArray | RawString) else None

@@ -140,7 +140,7 @@ class Inline:
     """A long string that stays in the file."""
 
     kind: str
-    """`bytes`, `str` (UTF-8) or `raw` (Python 2)."""
+    """`bytes`, `bytearray`, `str` (UTF-8), `escaped` (a str as a line, `raw-unicode-escape`) or `raw` (Python 2)."""
     offset: int
     """Its first byte within the pickle."""
     nbytes: int

@@ -116,6 +116,26 @@ class Machine:
             raise LimitError(f"has a line of over {limits.INLINE_BYTES} bytes")
         raise TruncatedError("ends within a line")
 
+    def text_line(self, begin: int) -> tuple[object, int]:
+        """The node of a str that is a line, and the position after it; a long one is left where it is."""
+        end = self._line_end(begin)
+        if end - begin <= limits.INLINE_BYTES - 1:
+            return self.held(self.line(begin).decode("raw-unicode-escape")), end + 1
+        self.lines += 1
+        if self.lines > limits.PICKLE_LINES:
+            raise LimitError(f"has more than {limits.PICKLE_LINES} lines")
+        return Inline("escaped", begin, end - begin), end + 1
+
+    def _line_end(self, begin: int) -> int:
+        """Where the newline is that ends the line."""
+        reach = _LINE
+        while begin < self.size:
+            found = bytes(self.data[begin : begin + reach]).find(b"\n")
+            if found >= 0:
+                return begin + found
+            begin, reach = begin + reach, limits.INLINE_BYTES
+        raise TruncatedError("ends within a line")
+
     def integer(self, begin: int, nbytes: int) -> int:
         """An integer of so many bytes."""
         if nbytes > limits.INLINE_BYTES:

@@ -147,9 +147,9 @@ def numpy_scalar(node: Call, data: bytes | memoryview) -> object:
     if not _is(node.func, _MULTIARRAY, "scalar") or type(node.args) is not tuple or len(node.args) != 2:
         return None
     found, buffer = numpy_dtype(node.args[0]), buffer_of(node.args[1], data)
-    if found is None or buffer is None or len(buffer.data) > _SCALAR_BYTES:
+    if found is None or buffer is None or buffer.codec or len(buffer.data) > _SCALAR_BYTES:
         return None
-    raw = buffer.decode() if buffer.is_text else bytes(buffer.data)
+    raw = bytes(buffer.data)
     order = ">" if found.order == ">" else "<"
     if found.code[:1] == "U" and not len(raw) % 4:
         return raw.decode(f"utf-32-{'be' if order == '>' else 'le'}", "replace").rstrip("\0")

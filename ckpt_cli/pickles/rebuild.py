@@ -177,7 +177,9 @@ class Rebuilder:
         if buffer is None:
             raise odd_storage()
         self._budget.steps(_PART_STEPS)
-        head = str(buffer.data[:HEAD], "utf-8", "ignore").encode("latin-1", "ignore") if buffer.is_text else buffer.data
+        head = buffer.data
+        if buffer.codec:
+            head = str(head[:HEAD], buffer.codec, "ignore").encode("latin-1", "ignore")
         save = read_save(Held(head, len(buffer.data)), 0)
         reference = reference_of(save.graph.root)
         if reference is None or reference.key not in save.places:

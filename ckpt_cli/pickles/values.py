@@ -109,9 +109,15 @@ _string(b"\x96", "<Q", "bytearray")
 _line(b"I", lambda _, line: line == b"01" if line in (b"00", b"01") else int(line, 0))
 _line(b"L", lambda _, line: int(line.removesuffix(b"L"), 0))
 _line(b"F", lambda _, line: float(line))
-_line(b"V", lambda m, line: m.held(line.decode("raw-unicode-escape")))
 _line(b"P", lambda m, line: m.refer(line.decode("utf-8", "surrogateescape")))
 _line(b"S", lambda m, line: m.raw_string(unescaped(_unquoted(line.strip()))))
+
+
+@_enter(b"V")
+def _unicode_line(m: Machine, pos: int) -> int:
+    node, pos = m.text_line(pos)
+    m.stack.append(node)
+    return pos
 
 
 def _unquoted(line: bytes) -> bytes:
