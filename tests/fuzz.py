@@ -23,7 +23,7 @@ from mutations import mutate
 
 HERE = Path(__file__).parent
 SAMPLES = sorted(
-    [*HERE.parent.joinpath("sample_checkpoints").glob("*.*t*"), *HERE.joinpath("samples").glob("*.pt*")],
+    [*HERE.parent.joinpath("sample_checkpoints").glob("*.*t*"), *HERE.joinpath("samples").glob("*.*")],
     key=lambda sample: sample.name,
 )
 CRASHES = HERE / "crashes"

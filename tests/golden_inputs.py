@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+from builders import old
 from builders.pickles import call
 from builders.pt import write
 from conftest import SAMPLES
@@ -30,7 +33,25 @@ def build(folder: Path) -> None:
     torch.save(_oddly_named(), folder / "odd.pt")
     save_file({"a": torch.zeros(2)}, folder / "noted.safetensors", metadata={"licence": "MIT\x1b[31m"})
     write(folder / "evil.pt", {"w": call("os.system", "echo hi"), "net": call("lab.Net")})
+    _write_old_formats(folder)
     np.save(folder / "row.npy", np.arange(4, dtype=np.float32))
+
+
+def _write_old_formats(folder: Path) -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    with (folder / "two.pt").open("wb") as file:
+        for epoch in range(2):
+            torch.save({"w": weight + epoch, "epoch": epoch}, file, _use_new_zipfile_serialization=False)
+    whole, part = old.TarTensor(9, 5, "Float", (2, 2), (2, 1)), old.TarTensor(10, 6, "Float", (2,), (1,))
+    storage = old.TarStorage(5, "Float", np.arange(4, dtype="<f4").tobytes(), location="cuda:0")
+    root = {"a": old.numbered(9), "b": old.numbered(10)}
+    (folder / "tar.pt").write_bytes(old.tar(root, [storage], [whole, part], [(6, 5, 2, 2)]))
+    mixed = {"w": weight, "a": np.asfortranarray(weight.numpy()), "lr": np.float32(0.5), "names": np.array(["x", "y"])}
+    for protocol in (2, 4):
+        (folder / f"mixed{protocol}.pkl").write_bytes(pickle.dumps(mixed, protocol))
+    np.savez(folder / "arrays.npz", a=np.arange(4), b=np.ones((2, 2), ">f4", order="F"))
+    np.savez_compressed(folder / "packed.npz", a=np.arange(4))
+    (folder / "model.pt.gz").write_bytes(gzip.compress((folder / "mlp.pt").read_bytes(), mtime=0))
 
 
 def _write_what_is_no_checkpoint(folder: Path) -> None:

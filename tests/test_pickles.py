@@ -22,7 +22,7 @@ from unpickle import Maker
 
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
-from ckpt_cli.pickles.graph import Call, Extension, Global, Inline, RawString
+from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, Located, RawString
 from ckpt_cli.pickles.reader import read_pickle
 
 PROTOCOLS = range(6)
@@ -348,7 +348,7 @@ def test_a_long_string_stays_in_the_file(code: bytes, kind: str) -> None:
         ("PICKLE_TEXT", 1000, value(b"a" * 256) * 4 + b".", "holds more than 1000 bytes of text"),
         ("PICKLE_LINES", 3, b"I1\n" * 4 + b".", "has more than 3 lines"),
         ("INLINE_BYTES", 10, b"\x8b\x0b\0\0\0" + b"a" * 11 + b".", "has an integer of 11 bytes"),
-        ("INLINE_BYTES", 300, b"V" + b"a" * 400 + b"\n.", "has a line of over 300 bytes"),
+        ("INLINE_BYTES", 300, b"I" + b"1" * 400 + b"\n.", "has a line of over 300 bytes"),
     ],
 )
 def test_a_limit_is_met(monkeypatch: pytest.MonkeyPatch, limit: str, most: int, data: bytes, words: str) -> None:
@@ -392,3 +392,30 @@ def test_nothing_that_a_pickle_names_is_imported() -> None:
     assert [node.qualified for node in graph.globals] == ["antigravity.open", "this.is.a.module"]
     assert isinstance(graph.root, list)
     assert all(isinstance(node, Call) and isinstance(node.func, Global) for node in graph.root)
+
+
+def test_a_long_line_of_text_stays_in_the_file() -> None:
+    long = "a" * limits.INLINE_BYTES
+    for data in (pickle.dumps([long, "b"], 0), memoryview(pickle.dumps([long, "b"], 0))):
+        root = read_pickle(data).root
+        assert isinstance(root, list)
+        inline, after = root
+        assert isinstance(inline, Inline)
+        assert (inline.kind, bytes(data[inline.offset : inline.offset + inline.nbytes])) == ("escaped", long.encode())
+        assert after == "b"
+    with pytest.raises(TruncatedError, match="ends within a line"):
+        read_pickle(b"V" + long.encode())
+
+
+def test_bytes_and_strings_of_python_2_know_where_they_stand() -> None:
+    data = pickle.dumps([b"abc", bytearray(b"de")], 5) + b""
+    root = read_pickle(data).root
+    assert isinstance(root, list)
+    located, array = root
+    assert isinstance(located, Located)
+    assert isinstance(array, ByteArray)
+    assert isinstance(array.data, Located)
+    assert data[located.offset :][:3] == b"abc"
+    assert data[array.data.offset :][:2] == b"de"
+    (raw,) = read_pickle(b"(U\2hit.").root  # type: ignore[misc]
+    assert (raw.raw, raw.offset) == (b"hi", 3)

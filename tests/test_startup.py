@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.files import SIZES, write_many, write_sparse_pt, write_sparse_safetensors
+from benchmarks.files import SIZES, write_many, write_sparse_legacy, write_sparse_pt, write_sparse_safetensors
+from builders.pickles import Ops, built, call, named, pickled
 
 NAME = "layers.7.part1.weight"
 HEAVY = {"torch", "numpy", "rich", "pydantic", "ml_dtypes", "safetensors", "tabulate", "importlib.metadata"}
@@ -65,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, nbytes in SIZES.items():
         write_sparse_pt(folder / f"{name}.pt", nbytes)
         write_sparse_safetensors(folder / f"{name}.safetensors", nbytes)
+        write_sparse_legacy(folder / f"{name}.legacy", nbytes)
     write_many(folder / "10k.pt", 10_000)
     return folder
 
@@ -100,6 +102,41 @@ def test_info_ties_and_tree_read_only_the_contents_too(folder: Path, command: st
     assert not {"torch", "numpy", "rich"} & set(facts["modules"])
     assert facts["read"] <= table_of_contents(folder / name) + 2048
     assert facts["peak"] <= 45 * MEGABYTE
+
+
+@pytest.mark.parametrize("name", ["1GB.legacy", "20GB.legacy"])
+def test_a_legacy_stream_is_listed_as_cheaply_at_any_size(folder: Path, name: str) -> None:
+    facts = spied(folder, "ls", "-l", str(folder / name))
+    assert facts["code"] == 0
+    assert not HEAVY & set(facts["modules"])
+    assert facts["read"] <= 512 * 1024  # its pickles, read in growing pieces, and eight bytes a storage
+    assert facts["peak"] <= 40 * MEGABYTE
+
+
+def test_show_and_set_in_20_gb_of_a_legacy_stream_touch_a_few_bytes(folder: Path) -> None:
+    path = str(folder / "20GB.legacy")
+    assert spied(folder, "show", path, f"{NAME}[999,-1]")["read"] <= 512 * 1024
+    facts = spied(folder, "set", path, f"{NAME}[3,-1]=100")
+    assert facts["written"] <= 64 * 1024
+    assert facts["peak"] <= 60 * MEGABYTE
+
+
+def test_a_pickle_of_gigabytes_is_listed_without_reading_its_arrays(tmp_path: Path) -> None:
+    nbytes = 3 << 30
+    content = Ops(b"\x8e" + struct.pack("<Q", nbytes) + b"HOLE")
+    dtype = built(call("numpy.dtype", "u1", 0, 1), (3, "|", None, None, None, -1, -1, 0))
+    made = call("numpy.core.multiarray._reconstruct", named("numpy.ndarray"), (0,), b"b")
+    root = {"a": built(made, (1, (nbytes,), dtype, False, content)), "end": 7}
+    head, tail = pickled(root, 4).split(b"HOLE")
+    path = tmp_path / "large.pkl"
+    with path.open("wb") as file:
+        file.write(head)
+        file.seek(nbytes, 1)
+        file.write(tail)
+    facts = spied(tmp_path, "ls", "-a", str(path), may_map=True)
+    assert facts["code"] == 0
+    assert facts["read"] <= 32 * MEGABYTE
+    assert facts["peak"] <= 60 * MEGABYTE
 
 
 def test_a_table_needs_tabulate_and_nothing_else(folder: Path) -> None:

@@ -5,7 +5,11 @@ python files.py FOLDER
 
 from __future__ import annotations
 
+import collections
+import io
 import json
+import pickle
+import struct
 import sys
 from pathlib import Path
 
@@ -36,6 +40,58 @@ def write_sparse_safetensors(path: Path, nbytes: int) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + TENSORS * size)
+
+
+def write_sparse_legacy(path: Path, nbytes: int) -> None:
+    """The same names and shapes as torch.save wrote them before 1.6, the storages holes."""
+    columns = nbytes // TENSORS // 4 // 1000
+    state = {f"layers.{i // 4}.part{i % 4}.weight": torch.empty(1000, 1) for i in range(TENSORS)}
+    numel = 1000 * columns
+    buffer = io.BytesIO()
+    torch.save(state, buffer, _use_new_zipfile_serialization=False)
+    buffer.seek(0)
+    for _ in range(3):
+        pickle.load(buffer)
+    begin = buffer.tell()
+    dump = io.BytesIO()
+    references = {}
+    for number, name in enumerate(state):
+        pid = ("storage", torch.FloatStorage, str(number), "cpu", numel, None)
+        references[name] = _Reference(pid, (1000, columns))
+    _Pickler(dump, 2).dump(references)
+    pickle.dump([str(number) for number in range(TENSORS)], dump, 2)
+    with path.open("wb") as file:
+        file.write(buffer.getvalue()[:begin] + dump.getvalue())
+        for _ in range(TENSORS):
+            file.write(struct.pack("<q", numel))
+            file.seek(4 * numel, 1)
+        file.truncate()
+
+
+class _Pid:
+    """What becomes a persistent id."""
+
+    def __init__(self, pid: tuple[object, ...]) -> None:
+        self.pid = pid
+
+
+class _Reference:
+    """What becomes a view of a whole storage."""
+
+    def __init__(self, pid: tuple[object, ...], shape: tuple[int, int]) -> None:
+        self.pid = pid
+        self.shape = shape
+
+    def __reduce__(self) -> tuple[object, ...]:
+        view = (_Pid(self.pid), 0, self.shape, (self.shape[1], 1), False, collections.OrderedDict())
+        return torch._utils._rebuild_tensor_v2, view
+
+
+class _Pickler(pickle.Pickler):
+    """Writes persistent ids."""
+
+    def persistent_id(self, item: object) -> object:
+        return item.pid if isinstance(item, _Pid) else None
 
 
 def write_many(path: Path, count: int) -> None:

@@ -142,7 +142,7 @@ _PROMISES: list[tuple[str, bytes, str]] = [
     ("integer_of_2_gb", b"\x8b\xff\xff\xff\x7f.", "has an integer of 2147483647 bytes"),
     ("integer_of_minus_one", b"\x8b\xff\xff\xff\xff.", "ends within an argument of -1 bytes"),
     ("integer_of_60_000_digits", b"L" + b"9" * 60_000 + b"L\n.", "has a bad argument"),
-    ("line_of_a_megabyte", b"V" + b"a" * MILLION + b"\n.", "has a line of over 65536 bytes"),
+    ("line_of_a_megabyte", b"I" + b"1" * MILLION + b"\n.", "has a line of over 65536 bytes"),
     ("line_without_end", b"cos", "ends within a line"),
     ("no_stop", b"\x80\2N", "ends before its STOP"),
     ("nothing", b"", "ends before its STOP"),
