@@ -72,6 +72,8 @@ class Rebuilder:
         """The storages within the pickle, by the identity of the node that their bytes are in."""
         self._loaded: dict[int, tuple[Storage, DType]] = {}
         """The same for those that were pickled as a save of their own."""
+        self._preface = b""
+        """What the last of these had before its main pickle: nearly every one has the same."""
         self._views: dict[int, tuple[int, int]] = {}
         """The part of a storage that a reference is to, where it is not to all: the first element, and how many."""
 
@@ -180,7 +182,8 @@ class Rebuilder:
         head = buffer.data
         if buffer.codec:
             head = str(head[:HEAD], buffer.codec, "ignore").encode("latin-1", "ignore")
-        save = read_save(Held(head, len(buffer.data)), 0)
+        save = read_save(Held(head, len(buffer.data)), 0, self._preface)
+        self._preface = bytes(head[: save.begin])
         reference = reference_of(save.graph.root)
         if reference is None or reference.key not in save.places:
             raise MalformedError("the pickle has a storage as a save of its own, and that holds something else")

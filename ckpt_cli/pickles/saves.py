@@ -117,21 +117,28 @@ def pickle_at(source: Readable, begin: int) -> Graph:
     return read_pickle(source.view(begin, left))
 
 
-def read_save(source: Readable, begin: int) -> Save:
+def read_save(source: Readable, begin: int, preface: bytes = b"") -> Save:
     """The save that begins at a byte: its pickles are read, and of each storage how many elements it has.
 
+    `preface` is what another save had before its main pickle, which need not be read again where it is the same.
     Raises MalformedError for what torch does not write, TruncatedError where bytes of a storage are missing.
     """
-    position = begin
+    known = preface and len(preface) <= source.size - begin and source.read(begin, len(preface)) == preface
+    position = begin + len(preface) if known else _after_preface(source, begin)
+    graph = pickle_at(source, position)
+    keys = pickle_at(source, position + graph.nbytes)
+    places, end = _places(source, position + graph.nbytes + keys.nbytes, keys.root, graph)
+    return Save(graph, position, places, end)
+
+
+def _after_preface(source: Readable, position: int) -> int:
+    """Where the main pickle begins, after the magic number, the version and what is told of the machine."""
     for expected, what in ((MAGIC, "magic number"), (_VERSION, "protocol version"), (None, "")):
         graph = pickle_at(source, position)
         position += graph.nbytes
         if expected is not None and (type(graph.root) is not int or graph.root != expected):
             raise MalformedError(f"the save has another {what} than {expected}")
-    graph = pickle_at(source, position)
-    keys = pickle_at(source, position + graph.nbytes)
-    places, end = _places(source, position + graph.nbytes + keys.nbytes, keys.root, graph)
-    return Save(graph, position, places, end)
+    return position
 
 
 def _places(source: Readable, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
