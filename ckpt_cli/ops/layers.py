@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.modules import Module, is_scalar, setting_text
-from ckpt_cli.pickles.rebuild import text_of
 
 _MISSING = object()
 """An attribute that is not there and has no default."""

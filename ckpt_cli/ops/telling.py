@@ -9,9 +9,9 @@ from ckpt_cli.model import Tensor
 from ckpt_cli.ops.growing import AGAIN, HOLDER, NOTHING, Draft
 from ckpt_cli.ops.inference import guess, settings_from
 from ckpt_cli.ops.layers import is_torchs, settings_of, shown_name
+from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.graph import Call, Dict, Global
 from ckpt_cli.pickles.modules import Module, class_of, setting_text
-from ckpt_cli.pickles.rebuild import text_of
 
 _LISTS = ("ModuleList", "ParametrizationList")
 """Classes of torch that show equal neighbours once (their `__repr__`)."""

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.entries import Opener
-from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId
-from ckpt_cli.pickles.rebuild import text_of
+from ckpt_cli.pickles.graph import Call, Dict, Global, callee
 from ckpt_cli.pickles.text import describe
 
 _TABLES = {"_parameters", "_buffers", "_modules"}
@@ -81,10 +81,7 @@ def class_of(node: Call) -> Global | None:
     func = node.func
     if isinstance(func, Global) and func.qualified in _MAKERS and isinstance(node.args, tuple) and node.args:
         func = node.args[0]
-    if isinstance(func, PersistentId) and isinstance(func.pid, tuple) and len(func.pid) > 1:
-        tag, func = func.pid[:2]  # torch/serialization.py `_legacy_save`: ("module", class, file, source)
-        if text_of(tag) != "module":
-            return None
+    func = callee(func)
     return func if isinstance(func, Global) else None
 
 
