@@ -162,5 +162,11 @@ SAVES = int(1_000 * _SCALE)
 TAR_MEMBERS = int(1_000 * _SCALE)
 """Members of a tar file that are gone through to find the four that torch wrote."""
 
+TAR_ITEMS = int(50_000 * _SCALE)
+"""Storages or tensors in the lists of a tar file: each is a pickle of its own."""
+
+NPZ_ARRAYS = int(50_000 * _SCALE)
+"""Arrays in an npz file: each has a header to read."""
+
 NPY_HEADER = int(10_000 * _SCALE)
 """Bytes of a numpy array's header: numpy's own limit."""

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import old
 from builders.hostile import CANARY, CASES
 from builders.hostile_pickles import PICKLES
+from builders.pickles import pickled
 
 SECONDS = 5
 MEBIBYTES = 300
@@ -76,3 +78,18 @@ def test_the_canary_appears_when_a_pickle_is_run(tmp_path: Path, monkeypatch: py
     with pytest.raises(pickle.UnpicklingError):  # of the tensor that follows
         pickle.loads(build())
     assert Path(CANARY).exists()
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in PICKLES][::3])
+def test_the_same_pickles_in_a_stream_stay_within_limits(name: str, tmp_path: Path, server: Server) -> None:
+    """A pickle in a stream is read in growing pieces, so that each is begun several times."""
+    pickled_badly = next(build for known, build, _ in PICKLES if known == name)()
+    path = tmp_path / "hostile"
+    path.write_bytes(old.save(None)[: -len(pickled(None) + pickled([]))] + pickled_badly + pickled([]))
+    facts = server.opened(path)
+    path.unlink()
+    assert "died" not in facts
+    assert facts["error"] is None or (facts["path"] == str(path) and facts["error"].isprintable())
+    assert facts["peak"] < MEBIBYTES
+    assert facts["seconds"] < SECONDS
+    assert os.listdir(server.folder) == []

@@ -12,6 +12,7 @@ import pytest
 from conftest import Ckpt
 
 import ckpt_cli
+from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import Opaque, Tensor, Value
@@ -179,6 +180,12 @@ def test_members_that_are_no_arrays_or_do_not_fit_are_told(tmp_path: Path) -> No
             with zipfile.ZipFile(path, "w", method) as archive:
                 archive.writestr("a.npy", content)
             assert isinstance(refused(str(path)), MalformedError)
+
+
+def test_more_arrays_than_a_limit_allows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "x.npz", a=np.ones(2), b=np.ones(2))
+    monkeypatch.setattr(limits, "NPZ_ARRAYS", 1)
+    assert isinstance(refused(str(tmp_path / "x.npz")), LimitError)
 
 
 def test_nothing_of_numpy_is_imported_to_list(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from builders.pickles import pickled
 from conftest import Ckpt
 
 import ckpt_cli
+from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.formats import open_checkpoint
 
@@ -127,3 +128,8 @@ def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
 
 def test_members_without_end_meet_a_limit(tmp_path: Path) -> None:
     assert isinstance(refused(write(tmp_path, old.member("a", b"") * 1001)), LimitError)
+
+
+def test_lists_meet_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TAR_ITEMS", 0)
+    assert isinstance(refused(write(tmp_path, old.tar({}, [STORAGE], []))), LimitError)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckpt_cli.errors import MalformedError, UnsupportedError, about
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.npy import HEAD, header_size, parse_header
@@ -93,6 +94,8 @@ def read(file: LocalFile) -> Checkpoint:
     """Open an npz file: its directory and the header of each array are read, no element is."""
     with about(file.path):
         container = Npz(file)
+        if len(container.records.by_name) > limits.NPZ_ARRAYS:
+            raise LimitError(f"{len(container.records.by_name)} arrays in one file")
         entries = [container.entry(record) for record in container.records.by_name.values()]
     return Checkpoint(
         path=file.path,

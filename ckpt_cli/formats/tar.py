@@ -68,6 +68,8 @@ class _Cursor:
             raise MalformedError(f"member {self.name!r} does not begin with a count")
         if count > self.window.size // _LEAST:
             raise TruncatedError(f"member {self.name!r} has {self.window.size} bytes, too few for {count} items")
+        if count > limits.TAR_ITEMS:
+            raise LimitError(f"member {self.name!r} lists {count} items")
         found: int = count
         return found
 
