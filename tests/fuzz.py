@@ -23,7 +23,10 @@ from mutations import mutate
 
 HERE = Path(__file__).parent
 SAMPLES = sorted(
-    [*HERE.parent.joinpath("sample_checkpoints").glob("*.*t*"), *HERE.joinpath("samples").glob("*.*")],
+    [
+        *HERE.parent.joinpath("sample_checkpoints").glob("*.*t*"),
+        *(each for each in HERE.joinpath("samples").glob("*.*") if each.suffix != ".py"),
+    ],
     key=lambda sample: sample.name,
 )
 CRASHES = HERE / "crashes"
