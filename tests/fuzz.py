@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 SAMPLES = sorted(
     [
         *HERE.parent.joinpath("sample_checkpoints").glob("*.*t*"),
-        *(each for each in HERE.joinpath("samples").glob("*.*") if each.suffix != ".py"),
+        *(sample for sample in HERE.joinpath("samples").glob("*.*") if sample.suffix != ".py"),
     ],
     key=lambda sample: sample.name,
 )
