@@ -33,6 +33,36 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantizer:
+    """What the integers of a quantized tensor stand for: `(integer - zero_point) * scale`."""
+
+    scheme: str
+    """torch's word for it, such as `per_tensor_affine` or `per_channel_affine_float_qparams`."""
+    scale: float = 1.0
+    """The one scale; meaningless where there is an axis."""
+    zero_point: int = 0
+    """The integer that stands for 0; meaningless where there is an axis."""
+    axis: int | None = None
+    """The dimension each of whose indices has its own scale: those of the parts `scales` and `zero_points`."""
+    scales: tuple[float, ...] = ()
+    """The scales themselves, where an old file has them in its pickle instead of in parts."""
+    zero_points: tuple[int | float, ...] = ()
+    """The zero points, in the same case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How a tensor that this file has a part of is spread over processes."""
+
+    mesh: str = ""
+    """The devices, as torch prints a DeviceMesh; empty where the file has none."""
+    placements: str = ""
+    """What a DTensor's dimensions do on the mesh, as torch prints them: `(Shard(dim=0),)`."""
+    offsets: tuple[tuple[int, ...], ...] = ()
+    """For each part, the index at which it begins in the whole; empty where the file does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One named view of a storage, or what stands in its place."""
 
@@ -49,9 +79,10 @@ class Tensor:
     """`parameter`, `buffer`, or `tensor` where the file does not say."""
     requires_grad: bool = False
     layout: str = "strided"
-    """`strided`, or `sparse_coo`, `sparse_csr`…, `quantized`, `nested`, `meta`, `uninitialized`, `wrapper`, `array`."""
+    """`strided`, or `sparse_coo`, `sparse_csr`…, `quantized`, `nested`, `jagged`, `meta`, `uninitialized`, `wrapper`,
+    `array`."""
     parts: tuple[Tensor, ...] = ()
-    """The tensors that this one is made of, where its layout is not strided; their names are the roles they play."""
+    """The tensors that this one is made of or has as attributes; their names are the roles they play."""
     conj: bool = False
     """The values are the conjugates of what is stored."""
     neg: bool = False
@@ -61,16 +92,43 @@ class Tensor:
     """The name that this one is recorded as an alias of, where a tie lives in metadata (safetensors)."""
     python_type: str | None = None
     """The class of a tensor subclass."""
+    quantizer: Quantizer | None = None
+    """What the integers of a quantized tensor stand for."""
+    coalesced: bool | None = None
+    """Whether a sparse COO tensor has each index once and in order; None where the file does not say."""
+    ragged_dim: int = 1
+    """The dimension of a jagged tensor whose size differs."""
+    sharding: Sharding | None = None
+    """How a distributed tensor is spread."""
 
     @property
     def numel(self) -> int:
-        """Elements; 0 where there is no shape."""
-        return 0 if self.shape is None else prod(self.shape)
+        """Elements, those of all constituents of a nested tensor; 0 where there is no shape yet."""
+        if self.shape is not None:
+            return prod(self.shape)
+        return self.parts[0].numel if self.layout in ("nested", "jagged") else 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements, each counted once: what a contiguous copy would take."""
-        return self.dtype.nbytes(self.numel)
+        """Bytes of the elements, each counted once, as a contiguous copy has them.
+
+        What consists of parts takes what these take, and what has no values takes none.
+        """
+        if self.layout in _WITH_ELEMENTS:
+            return self.dtype.nbytes(self.numel)
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def nnz(self) -> int | None:
+        """Stored elements, or blocks, of a sparse tensor: in all for COO, else in each of a batch."""
+        if not self.layout.startswith("sparse"):
+            return None
+        shape = self.parts[-2].shape  # the plain indices: (dimensions, nnz) for COO, (…, nnz) for the others
+        return shape[-1] if shape else 0
+
+    def part(self, role: str) -> Tensor | None:
+        """The part that plays a role."""
+        return next((part for part in self.parts if part.name == role), None)
 
     @property
     def device(self) -> str:
@@ -133,6 +191,9 @@ class Opaque:
 
 
 Entry = Tensor | Value
+
+_WITH_ELEMENTS = ("strided", "quantized", "array")
+"""Layouts of tensors whose elements are stored one after another."""
 
 
 class Container(Protocol):

@@ -208,7 +208,7 @@ def test_a_jagged_tensor_lists_its_values_and_offsets(tmp_path: Path) -> None:
     pieces = [torch.ones(2), torch.zeros(3)]
     checkpoint, theirs = saved(tmp_path, {"x": torch.nested.nested_tensor(pieces, layout=torch.jagged)})
     mine = only(checkpoint)
-    assert (mine.layout, mine.shape, str(mine.dtype)) == ("nested", None, "float32")
+    assert (mine.layout, mine.shape, str(mine.dtype)) == ("jagged", None, "float32")
     assert [part.name for part in mine.parts] == ["values", "offsets"]
     assert values_of(checkpoint, mine.parts[0]).tolist() == theirs["x"].values().tolist()
     assert values_of(checkpoint, mine.parts[1]).tolist() == theirs["x"].offsets().tolist()

@@ -29,7 +29,7 @@ from ckpt_cli.pickles.embedded import Buffer, Embedded, Place, buffer_of
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, PersistentId
 from ckpt_cli.pickles.numpy_calls import NUMPY
 from ckpt_cli.pickles.rebuild_layouts import LAYOUTS
-from ckpt_cli.pickles.rebuild_subclasses import SUBCLASSES
+from ckpt_cli.pickles.rebuild_subclasses import SUBCLASSES, with_attributes
 from ckpt_cli.pickles.saves import HEAD, Held, read_save, reference_of
 from ckpt_cli.pickles.text import describe
 
@@ -110,13 +110,13 @@ class Rebuilder:
         return tensor
 
     def attributes(self, state: object) -> Iterator[tuple[str, object]]:
-        """The attributes of a tensor, from its state: a dict, or a pair of that and its slots."""
-        if type(state) is tuple and state:
-            state = state[0]
-        if not isinstance(state, Dict):
-            return iter(())
-        self._budget.steps(len(state.pairs))
-        return zip((text_of(key) or "" for key in state.pairs[::2]), state.pairs[1::2], strict=True)
+        """The attributes of a tensor, from its state: a dict, or a pair of one or None, and of the slots."""
+        if type(state) is not tuple:
+            state = (state,)
+        for given in state[:2]:
+            if isinstance(given, Dict):
+                self._budget.steps(len(given.pairs))
+                yield from zip(map(_attribute, given.pairs[::2]), given.pairs[1::2], strict=True)
 
     def rebuild_of(self, func: object) -> Rebuild | None:
         """The table's function for what a call calls."""
@@ -246,6 +246,10 @@ def _part_of(view: object, numel: int) -> tuple[int, int]:
     return view[1], view[2]
 
 
+def _attribute(key: object) -> str:
+    return text_of(key) or ""
+
+
 # --- one function a call; each takes the call's arguments as torch writes them ----------------------------------------
 
 
@@ -269,7 +273,10 @@ def _parameter(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
         as_v2 = (*data.args[:4], requires_grad, *data.args[5:])  # nearly every parameter: made at once, not made over
         return r.strided(name, *as_v2, kind="parameter")
     tensor = r.part(name, data)
-    return None if tensor is None else replace(tensor, kind="parameter", requires_grad=requires_grad is True)
+    if tensor is None:
+        return None
+    tensor = replace(tensor, kind="parameter", requires_grad=requires_grad is True)
+    return tensor if len(args) < 4 else with_attributes(r, tensor, args[3])
 
 
 def _from_cpu(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:

@@ -9,22 +9,54 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.dtypes import BY_NAME
-from ckpt_cli.model import Tensor, contiguous_stride
-from ckpt_cli.pickles.arguments import dtype_of, geometry, sizes, text_of, wrong
+from ckpt_cli.model import Quantizer, Tensor, contiguous_stride
+from ckpt_cli.pickles.arguments import COUNT_END, dtype_of, geometry, sizes, text_of, wrong
 from ckpt_cli.pickles.graph import Call, Global
+from ckpt_cli.pickles.text import describe
 
 if TYPE_CHECKING:
     from ckpt_cli.pickles.rebuild import Rebuild, Rebuilder
 
 
 def _quantized(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
-    storage, offset, size, stride, quantizer, requires_grad, _hooks = args
-    parts: tuple[Tensor, ...] = ()
-    if len(quantizer) == 4 and not isinstance(quantizer[1], list):  # per channel: (scheme, scales, zero_points, axis)
-        roles = zip(("scales", "zero_points"), quantizer[1:3], strict=True)
-        parts = tuple(r.inner(role, node) for role, node in roles)
+    storage, offset, size, stride, how, requires_grad, _hooks = args
     whole = r.strided(name, storage, offset, size, stride, requires_grad, None)
-    return replace(whole, layout="quantized", parts=parts)
+    scheme = how[0].name if isinstance(how[0], Global) else ""
+    if whole.dtype.category != "quantized":
+        raise wrong(name, f"its dtype {whole.dtype} is none of quantized tensors")
+    if scheme == "per_tensor_affine":
+        _scheme, scale, zero_point = how
+        if type(scale) not in (int, float) or type(zero_point) is not int or abs(zero_point) >= COUNT_END:
+            raise wrong(name, f"its scale is {describe(scale)} and its zero point {describe(zero_point)}")
+        return replace(whole, layout="quantized", quantizer=Quantizer(scheme, float(scale), zero_point))
+    if scheme not in ("per_channel_affine", "per_channel_affine_float_qparams"):
+        raise wrong(name, "it is quantized in a way that torch does not write")
+    return _by_channel(r, whole, scheme, *how[1:])
+
+
+def _by_channel(r: Rebuilder, whole: Tensor, scheme: str, scales: Any, zeros: Any, axis: Any) -> Tensor:
+    """A tensor of which each index of one dimension has its own scale; torch checks the lengths since 2.12."""
+    channels = whole.shape[axis] if type(axis) is int and 0 <= axis < len(whole.shape or ()) and whole.shape else -1
+    if isinstance(scales, list) and isinstance(zeros, list):  # as torch 1.3 wrote them
+        if not all(type(item) in (int, float) for item in (*scales, *zeros)):
+            raise wrong(whole.name, "its scales and zero points are no numbers")
+        lengths = (len(scales), len(zeros))
+        listed = tuple(map(float, scales)), tuple(zeros)
+        parts: tuple[Tensor, ...] = ()
+    else:
+        parts = (r.inner("scales", scales), r.inner("zero_points", zeros))
+        lengths = (parts[0].numel, parts[1].numel)
+        listed = (), ()
+    if lengths != (channels, channels):
+        raise wrong(whole.name, f"has {lengths[0]} scales and {lengths[1]} zero points for {max(channels, 0)} channels")
+    if parts and parts[1].dtype.category == "float":  # torch 2.13 writes per_channel_affine for both
+        scheme = "per_channel_affine_float_qparams"
+    return replace(
+        whole,
+        layout="quantized",
+        parts=parts,
+        quantizer=Quantizer(scheme, axis=axis, scales=listed[0], zero_points=listed[1]),
+    )
 
 
 _SPARSE_PARTS = {
@@ -44,7 +76,10 @@ def _sparse(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
         raise wrong(name, f"{layout!r} is no sparse layout")
     parts = tuple(r.inner(role, node) for role, node in zip(roles, data, strict=False))
     shape = sizes(name, data[len(roles)])
-    return Tensor(name, parts[-1].dtype, shape, contiguous_stride(shape), layout=layout, parts=parts)
+    said = data[3] if layout == "sparse_coo" and len(data) > 3 else None
+    coalesced = said if isinstance(said, bool) else None
+    stride = contiguous_stride(shape)
+    return Tensor(name, parts[-1].dtype, shape, stride, layout=layout, parts=parts, coalesced=coalesced)
 
 
 def _layout(node: object) -> str:

@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.model import Tensor
-from ckpt_cli.pickles.arguments import dtype_of, geometry
+from ckpt_cli.pickles.arguments import dtype_of, geometry, wrong
 from ckpt_cli.pickles.graph import Call, Global
+from ckpt_cli.pickles.rebuild_distributed import sharded, sharding_of
+from ckpt_cli.pickles.text import describe
 
 if TYPE_CHECKING:
     from ckpt_cli.pickles.rebuild import Rebuild, Rebuilder
@@ -36,10 +38,14 @@ def _jagged(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor |
     keywords = dict(r.attributes(args[0]))
     parts = [r.part(role, keywords.get(role)) for role in ("values", "offsets", "lengths")]
     found = tuple(part for part in parts if part is not None)
-    if not found:
+    if parts[0] is None:
         return None
-    return Tensor(name, found[0].dtype, None, requires_grad=keywords.get("requires_grad") is True, layout="nested",
-                  parts=found)  # fmt: skip
+    ragged = keywords.get("_ragged_idx", 1)
+    if type(ragged) is not int or not 1 <= ragged <= len(parts[0].shape or ()):
+        raise wrong(name, f"its ragged dimension is {describe(ragged)}")
+    requires_grad = keywords.get("requires_grad") is True
+    return Tensor(name, found[0].dtype, None, requires_grad=requires_grad, layout="jagged", parts=found,
+                  ragged_dim=ragged)  # fmt: skip
 
 
 def _from_type(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor | None:
@@ -48,8 +54,7 @@ def _from_type(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
     tensor = r.part(name, Call("reduce", func, func_args))
     if tensor is None:
         return None
-    attributes = list(r.attributes(state))
-    flags = {key for key, value in attributes if value is True}
+    flags = {key for key, value in r.attributes(state) if value is True}
     qualified = kind.qualified if isinstance(kind, Global) else None
     if "_is_buffer" in flags or qualified == "torch.nn.parameter.Buffer":
         tensor = replace(tensor, kind="buffer")
@@ -57,10 +62,22 @@ def _from_type(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
         tensor = replace(tensor, kind="parameter")
     if qualified not in _OWN_TYPES:
         tensor = replace(tensor, python_type=qualified)
-    if tensor.layout == "wrapper":
-        parts = (r.part(key, node) for key, node in attributes)
-        tensor = replace(tensor, parts=tuple(part for part in parts if part is not None))
-    return tensor
+    if tensor.layout == "jagged":  # whose attributes are what its call has had
+        return tensor
+    if type(state) is tuple and state and isinstance(state[0], list):
+        return sharded(r, tensor, state[0])
+    return with_attributes(r, tensor, state)
+
+
+def with_attributes(r: Rebuilder, tensor: Tensor, state: object) -> Tensor:
+    """A tensor with those of its attributes that are tensors among its parts, and with what a DTensor says."""
+    attributes = list(r.attributes(state))
+    parts = ((key, r.part(key, node)) for key, node in attributes)
+    found = tuple(part for key, part in parts if part is not None and key)
+    spec = next((node for key, node in attributes if key == "_spec"), None)
+    if tensor.layout == "wrapper" and spec is not None:
+        tensor = replace(tensor, sharding=sharding_of(r, spec, tensor.shape or (), found))
+    return replace(tensor, parts=tensor.parts + found) if found else tensor
 
 
 _OWN_TYPES = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
