@@ -52,7 +52,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements."""
+        """Bytes of the elements, or of the parts of a tensor that is made of others."""
         return self.facts.nbytes
 
     @property
@@ -65,12 +65,17 @@ class Tensor:
         """Whether it was saved as one that takes a gradient."""
         return self.facts.requires_grad
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that it is made of or has as attributes, by their roles, such as `indices` and `values`."""
+        return {part.name: Tensor(self._checkpoint, part, self._torch_values) for part in self.facts.parts}
+
     def numpy(self) -> NDArray[Any]:
         """The values as an array of shape `shape`.
 
         An array of a large tensor is a view of the file and is read as it is used. bfloat16, float8 and float4 come
-        as float32, complex32 as complex64; a packed float4 adds a last dimension of 2. Raises UnsupportedError for
-        layouts other than strided.
+        as float32, complex32 as complex64; a packed float4 adds a last dimension of 2. Quantized values come as what
+        they stand for, in float32. Raises UnsupportedError for tensors that are made of others: `parts` are these.
         """
         from ckpt_cli.arrays.codec import values_of
 
@@ -81,8 +86,9 @@ class Tensor:
         """The values as a torch tensor of the same dtype, shape and stride.
 
         Tensors of one storage share it, and a tied tensor is the same object. The bytes are mapped, copy on write,
-        where the file has them plainly: writing to the tensor does not change the file. Raises UnsupportedError for
-        layouts other than strided and for dtypes that torch has not.
+        where the file has them plainly: writing to the tensor does not change the file. Quantized, sparse, nested, meta
+        and uninitialized tensors come as such; a subclass that keeps its data as torch does as a plain tensor. Raises
+        UnsupportedError for other classes (`parts` are what they are made of) and for dtypes that torch has not.
         """
         from ckpt_cli.arrays.torch_values import torch_tensor
 
@@ -168,7 +174,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by their dotted names, as torch tensors.
 
     Ties are kept: tied names are one object, other views of a storage share it. Bytes are mapped where the format
-    allows and read as they are used. Raises UnsupportedError for a tensor that is not strided.
+    allows and read as they are used. Raises UnsupportedError for a tensor of a class whose data are its attributes.
     """
     with open(path) as checkpoint:
         return {tensor.name: tensor.torch() for tensor in checkpoint.tensors}

@@ -108,6 +108,12 @@ DIMENSIONS = 64
 REPEATED = int(16 * 2**20 * _SCALE)
 """Elements of a view that has more of them than its storage, such as an expanded one, that are gone through."""
 
+REPEATED_PART = int(2**20 * _SCALE)
+"""The same of a part that says how other elements are to be read: scales, indices, offsets."""
+
+CONSTITUENTS = int(20_000 * _SCALE)
+"""Constituents of a nested tensor that are gone through one by one."""
+
 REPEATED_AS_TEXT = int(2**20 * _SCALE)
 """The same where each becomes text."""
 

@@ -135,6 +135,8 @@ class Tensor:
         """The device that the bytes were saved from."""
         if self.storage is not None:
             return self.storage.location
+        if self.parts:
+            return self.parts[-1].device
         return "meta" if self.layout == "meta" else "cpu"
 
     @property
@@ -169,8 +171,16 @@ class Tensor:
     def view(self) -> tuple[object, ...] | None:
         """What two tied tensors have in common; None for a tensor that shares no bytes with any."""
         if self.storage is None or not self.numel:
+            return self._view_of_parts() if self.parts and self.storage is None else None
+        view = (id(self.storage), self.dtype.name, self.storage_offset, self.shape, self.stride, self.conj, self.neg)
+        return view if self.quantizer is None else (*view, self.quantizer, *(part.view for part in self.parts))
+
+    def _view_of_parts(self) -> tuple[object, ...] | None:
+        """The same, of a tensor that is made of others: those that have bytes must be the same ones."""
+        views = tuple(part.view for part in self.parts)
+        if not any(views):
             return None
-        return (id(self.storage), self.dtype.name, self.storage_offset, self.shape, self.stride, self.conj, self.neg)
+        return (self.layout, self.python_type, self.shape, tuple(part.name for part in self.parts), views)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from ckpt_cli.arrays.regions import Region
+from ckpt_cli import limits
+from ckpt_cli.arrays.regions import Index, Region
 from ckpt_cli.dtypes import DType
-from ckpt_cli.errors import UnsupportedError, ValueRefusedError
+from ckpt_cli.errors import LimitError, UnsupportedError, ValueRefusedError
 from ckpt_cli.model import Checkpoint, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -31,17 +32,37 @@ def require_plain(tensor: Tensor) -> None:
     if tensor.layout == "strided" and tensor.storage is not None and tensor.dtype.numpy is not None:
         return
     made_of = f", made of {', '.join(part.name for part in tensor.parts)}" if tensor.parts else ""
+    hint = f"name a part: {tensor.name}.{tensor.parts[-1].name}" if tensor.parts and tensor.storage is None else None
     if tensor.layout in ("meta", "uninitialized"):
         what = f"is {tensor.layout}: it has no values"
     elif tensor.layout != "strided":
         what = f"is {tensor.layout}{made_of}: its values cannot be read or set one by one"
     else:
         what = f"has dtype {tensor.dtype}, whose packing its format does not define: its values cannot be read or set"
-    raise UnsupportedError(f"tensor {tensor.name!r} {what}")
+    raise UnsupportedError(f"tensor {tensor.name!r} {what}", hint=hint)
+
+
+def require_honest(part: Tensor) -> None:
+    """Raise LimitError for a part that claims far more elements than it has bytes, before all are gone through."""
+    begin, end = part.span
+    if part.numel > max(end - begin, limits.REPEATED_PART):
+        raise LimitError(f"its part {part.name!r} repeats few bytes as {part.numel:,} elements")
+
+
+def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
+    """How the elements of a tensor are stored, quantized or plain; raises UnsupportedError for other layouts."""
+    if tensor.layout != "quantized":
+        return Codec(tensor)
+    from ckpt_cli.arrays.quantized import QuantizedCodec
+
+    return QuantizedCodec(checkpoint, tensor)
 
 
 class Codec:
     """How the elements of one tensor are stored."""
+
+    uniform = True
+    """Whether an element means the same wherever in the tensor it stands."""
 
     def __init__(self, tensor: Tensor) -> None:
         import numpy as np
@@ -61,12 +82,18 @@ class Codec:
         else:
             self.stored = np.dtype(f"{self._order}u{self.dtype.itemsize}")
         """The numpy dtype of one stored element."""
+        self._size = self.dtype.itemsize
+        """Bytes of one stored element once it is in an array."""
+
+    def at(self, _index: Index) -> Codec:
+        """The codec of the part that an index selects: of a tensor whose elements are all alike, the same."""
+        return self
 
     def array(self, data: memoryview | bytearray, region: Region, first: int) -> Array:
         """The region's stored elements over `data`, which begins at element `first` of the storage."""
         import numpy as np
 
-        size = self.dtype.itemsize
+        size = self._size
         moves = [
             0 if not region.numel or length == 1 else step
             for length, step in zip(region.shape, region.stride, strict=True)
@@ -195,10 +222,10 @@ class Codec:
             )
 
 
-def values_of(checkpoint: Checkpoint, tensor: Tensor, region: Region | None = None) -> Array:
-    """The decoded values of a tensor, or of a region of it, reading no more than their bytes."""
-    codec = Codec(tensor)
-    return codec.decode(stored_of(checkpoint, tensor, codec, region or Region.of(tensor)))
+def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Array:
+    """The decoded values of a tensor, or of what an index selects of it, reading no more than their bytes."""
+    codec = codec_of(checkpoint, tensor).at(index)
+    return codec.decode(stored_of(checkpoint, tensor, codec, Region.of(tensor).at(index)))
 
 
 def stored_of(checkpoint: Checkpoint, tensor: Tensor, codec: Codec, region: Region) -> Array:
@@ -206,11 +233,24 @@ def stored_of(checkpoint: Checkpoint, tensor: Tensor, codec: Codec, region: Regi
     if tensor.storage is None:
         raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
     low, high = region.span()
-    size = tensor.dtype.itemsize
-    if tensor.storage.composed and (high - low) * size > _GATHERED_AT_ONCE:
+    bits = tensor.dtype.bits
+    begin, end = low * bits // 8, (high * bits + 7) // 8
+    if tensor.storage.composed and end - begin > _GATHERED_AT_ONCE:
         return _gathered(checkpoint, tensor.storage, codec, region)
-    data = checkpoint.container.view(tensor.storage, low * size, (high - low) * size)
+    data = checkpoint.container.view(tensor.storage, begin, end - begin)
+    if bits < 8:
+        data = _unpacked(data, bits, low * bits - 8 * begin, high - low)
     return codec.array(data, region, low)
+
+
+def _unpacked(data: memoryview, bits: int, first_bit: int, count: int) -> memoryview:
+    """Elements of less than a byte, the first in the lowest bits, each in a byte: `count` of them from a bit on."""
+    import numpy as np
+
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    spread = (np.frombuffer(data, np.uint8)[:, None] >> shifts) & np.uint8((1 << bits) - 1)
+    begin = first_bit // bits
+    return memoryview(spread.reshape(-1)[begin : begin + count].tobytes())
 
 
 _GATHERED_AT_ONCE = 1 << 20

@@ -53,17 +53,25 @@ class Region:
         shape: list[int] = []
         stride: list[int] = []
         offset = self.offset
-        for item, size, step in zip(self._complete(index), self.shape, self.stride, strict=True):
+        for item, size, step in zip(self.items(index), self.shape, self.stride, strict=True):
             if isinstance(item, int):
-                if not -size <= item < size:
-                    raise UsageError(f"index {item} is out of range for size {size} in shape {list(self.shape)}")
-                offset += (item % size) * step
+                offset += item * step
             else:
                 chosen = range(*item.indices(size))
                 shape.append(max((chosen.stop - chosen.start - chosen.step // abs(chosen.step)) // chosen.step + 1, 0))
                 stride.append(chosen.step * step)
                 offset += chosen.start * step if chosen else 0
         return Region(tuple(shape), tuple(stride), offset)
+
+    def items(self, index: Index) -> list[int | slice]:
+        """A basic index with one item a dimension, integers counted from 0; raises UsageError where it does not fit."""
+        items = self._complete(index)
+        for place, (item, size) in enumerate(zip(items, self.shape, strict=True)):
+            if isinstance(item, int):
+                if not -size <= item < size:
+                    raise UsageError(f"index {item} is out of range for size {size} in shape {list(self.shape)}")
+                items[place] = item % size
+        return items
 
     def _complete(self, index: Index) -> list[int | slice]:
         """One item a dimension: `...` and what was left out become whole slices."""

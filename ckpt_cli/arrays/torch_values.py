@@ -42,13 +42,17 @@ def _make(checkpoint: Checkpoint, tensor: Tensor, made: dict[object, Any]) -> to
     if tensor.layout == "meta" and dtype is not None:
         value = torch.empty_strided(tensor.shape or (), tensor.stride, dtype=dtype, device="meta")
         return _as_kind(value, tensor)
-    if tensor.layout != "strided" or tensor.storage is None:
-        raise UnsupportedError(
-            f"tensor {tensor.name!r} is {tensor.layout}, which cannot be made without torch.load",
-            hint="torch.load(path, weights_only=True) makes it",
-        )
+    if tensor.layout not in ("strided", "quantized") or tensor.storage is None:
+        from ckpt_cli.arrays.torch_layouts import composed
+
+        value = composed(checkpoint, tensor, lambda part: torch_tensor(checkpoint, part, made).detach())
+        return value if tensor.layout == "uninitialized" else _as_kind(value, tensor)
     if dtype is None:
         raise UnsupportedError(f"torch has no dtype for tensor {tensor.name!r}, which is {tensor.dtype}")
+    if tensor.layout == "quantized":
+        from ckpt_cli.arrays.torch_layouts import quantized
+
+        return _as_kind(quantized(checkpoint, tensor, _storage(checkpoint, tensor.storage, made), dtype), tensor)
     if tensor.big_endian:
         return _as_kind(_swapped(checkpoint, tensor), tensor)
     storage = _storage(checkpoint, tensor.storage, made)

@@ -11,7 +11,7 @@ from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, talk
 from ckpt_cli.errors import UsageError
 from ckpt_cli.model import Value
-from ckpt_cli.ops.values import Shown, Unshown, save_npy, show
+from ckpt_cli.ops.values import Item, Shown, save_npy, show
 from ckpt_cli.render.text import count_text, escaped, name_text
 from ckpt_cli.render.values import values_rows, values_text
 
@@ -24,6 +24,9 @@ def show_command(
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE.npy", help="Write one tensor as a numpy file.")
     ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print the integers of quantized tensors, not what they stand for.")
+    ] = False,
     style: Format = Style.auto,
     json: Json = False,
 ) -> None:
@@ -35,7 +38,7 @@ def show_command(
     Example: ckpt show model.pt 2.bias '0.weight[0,:2]'
     """
     with opened(file) as checkpoint:
-        items = show(checkpoint, names or ())
+        items = show(checkpoint, names or (), raw=raw)
         if output is not None:
             written = count_text(save_npy(_only_tensor(items), output), "byte")
             talk(f"{escaped(file)}: {name_text(_only_tensor(items).label)} written to {escaped(output)}, {written}\n")
@@ -50,13 +53,13 @@ def show_command(
             answer(values_rows(items, style.value))
 
 
-def _is_named(item: Shown | Unshown | Value, argument: str) -> bool:
+def _is_named(item: Item, argument: str) -> bool:
     """Whether the item is what the argument names itself, rather than the one thing below a prefix."""
     name = item.name if isinstance(item, Value) else item.tensor.name
     return argument.lstrip("\"'").startswith(name)
 
 
-def _only_tensor(items: list[Shown | Unshown | Value]) -> Shown:
+def _only_tensor(items: list[Item]) -> Shown:
     if len(items) == 1 and isinstance(items[0], Shown):
         return items[0]
     raise UsageError("-o writes one tensor: name one", hint="ckpt show FILE NAME -o FILE.npy")

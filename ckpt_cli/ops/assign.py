@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.regions import Region
+from ckpt_cli.arrays.regions import Index, Region
 from ckpt_cli.errors import UnsupportedError, ValueRefusedError, about
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Checkpoint, Tensor, Value
@@ -51,11 +51,11 @@ def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str],
             work = Work(checkpoint)
             written: set[object] = set()  # so that `*+=1` adds 1, not 2, to a tensor of two names
             for selection in select_one(checkpoint, assignment.target):
-                tensor = _tensor_of(selection)
-                region = part_of(tensor, selection.index)
+                tensor, index = _place_of(checkpoint, selection)
+                region = part_of(tensor, index)
                 if values is not None and (tensor.view is None or tensor.view not in written):
                     work.add(tensor, region)
-                    _write(checkpoint, overlay, _Target(tensor, region, assignment.operator, cast), values)
+                    _write(checkpoint, overlay, _Target(tensor, region, index, assignment.operator, cast), values)
                     written.add(tensor.view)
                 targets.append((tensor, region))
     changed = tuple(dict.fromkeys(tensor.name for tensor, _ in targets))
@@ -67,15 +67,27 @@ def _is_text(checkpoint: Checkpoint, assignment: Assignment) -> bool:
     return any(isinstance(selection.entry, Value) for selection in select_one(checkpoint, assignment.target))
 
 
-def _tensor_of(selection: Selection) -> Tensor:
+def _place_of(checkpoint: Checkpoint, selection: Selection) -> tuple[Tensor, Index]:
+    """The tensor, or the part of one, whose elements are to change; raises UnsupportedError where there is none."""
     from ckpt_cli.arrays.codec import require_plain
+    from ckpt_cli.arrays.placing import place
 
-    if isinstance(selection.entry, Value):
+    tensor, index = selection.entry, selection.index
+    if isinstance(tensor, Value):
+        raise UnsupportedError(f"{tensor.name!r} is no tensor; only the elements of tensors can be set for now")
+    if tensor.layout == "quantized":
+        if tensor.dtype.bits < 8:
+            raise UnsupportedError(f"tensor {tensor.name!r} packs several integers into a byte: it cannot be set")
+        return tensor, index or ()
+    if index is None:
+        require_plain(tensor)
+        return tensor, ()
+    placed = place(checkpoint, tensor, index)
+    if not placed.stored:
         raise UnsupportedError(
-            f"{selection.entry.name!r} is no tensor; only the elements of tensors can be set for now",
+            f"sparse tensor {tensor.name!r} does not store this element, which is zero: only stored ones can be set",
         )
-    require_plain(selection.entry)
-    return selection.entry
+    return replace(placed.part, name=tensor.name), placed.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +96,17 @@ class _Target:
 
     tensor: Tensor
     region: Region
+    index: Index
+    """What the region is of the tensor."""
     operator: str
     cast: bool
 
 
 def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Array) -> None:
     """Patch one region, a bounded piece of the file at a time."""
-    from ckpt_cli.arrays.codec import Codec, value_shape
+    from ckpt_cli.arrays.codec import codec_of, value_shape
 
-    codec = Codec(target.tensor)
+    codec = codec_of(checkpoint, target.tensor).at(target.index)
     tensor, region = target.tensor, target.region
     if tensor.storage is None or not region.numel:
         _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
@@ -101,7 +115,7 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
         raise UnsupportedError(
             f"elements of tensor {tensor.name!r} share bytes with each other: only one value for all can be set"
         )
-    encoded = not target.operator and not codec.paired and values.size <= _ENCODED_AT_ONCE
+    encoded = not target.operator and not codec.paired and codec.uniform and values.size <= _ENCODED_AT_ONCE
     if encoded:
         values = _broadcast(_encode(codec, values, target), region.shape, tensor.name)
     else:
@@ -114,7 +128,7 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
         elements = codec.array(data, region.at(part), low)
         place: tuple[Any, ...] = (*part, ...)  # the ellipsis keeps a lone Python number an array
         given = values[place]
-        elements[...] = given if encoded else _result(codec, elements, given, target)
+        elements[...] = given if encoded else _result(codec.at(part), elements, given, target)
         overlay.scatter(extents, bytes(data))
 
 

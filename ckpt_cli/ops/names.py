@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import NameNotFoundError, UsageError
@@ -21,7 +21,7 @@ class Selection:
     entry: Entry
     index: Index | None
     exact: bool
-    """Whether the argument was the entry's own name, rather than a prefix or glob."""
+    """Whether the argument was the entry's own name or that of a part of it, rather than a prefix or glob."""
 
 
 def select(checkpoint: Checkpoint, arguments: Iterable[str]) -> list[Selection]:
@@ -44,9 +44,33 @@ def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
         found = [entry for entry in checkpoint.entries if entry.name == pattern]
     else:
         found = _matching(checkpoint.entries, pattern)
+    if not found and (part := _part_named(checkpoint.entries, pattern)) is not None:
+        return [Selection(part, index, exact=True)]
     if not found:
         raise NameNotFoundError(pattern, _close(pattern, names), path=checkpoint.path)
     return [Selection(entry, index, exact=pattern in names) for entry in found]
+
+
+def _part_named(entries: Sequence[Entry], name: str) -> Tensor | None:
+    """The part of a tensor that is made of others by its own name, `emb.weight.values`."""
+    for holder in reversed(entries):
+        if isinstance(holder, Tensor) and holder.parts and (not holder.name or name.startswith(f"{holder.name}.")):
+            part: Tensor | None = holder
+            reached = holder.name
+            while part is not None and reached != name:
+                part, reached = _step(part, reached, name)
+            if part is not None:
+                return replace(part, name=name)
+    return None
+
+
+def _step(tensor: Tensor, reached: str, name: str) -> tuple[Tensor | None, str]:
+    """The part on the way to a name, and the name of that part."""
+    for part in tensor.parts:
+        full = f"{reached}.{part.name}" if reached else part.name
+        if name == full or name.startswith(f"{full}."):
+            return part, full
+    return None, name
 
 
 def part_of(tensor: Tensor, index: Index | None) -> Region:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpt_cli import limits
 from ckpt_cli.model import Storage, Tensor
@@ -28,12 +28,15 @@ class Group:
 
 def tie_groups(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Groups of two or more tensors that are one: the same view of the same storage."""
+    tensors = list(tensors)
     groups: dict[tuple[object, ...], list[Tensor]] = {}
-    for _, views in by_storage(tensors):
+    made_of_parts = [tensor for tensor in tensors if tensor.parts and tensor.storage is None]
+    for views in (*(views for _, views in by_storage(tensors)), made_of_parts):
         if len(views) > 1:
             for tensor in views:
-                if tensor.view is not None:
-                    groups.setdefault(tensor.view, []).append(tensor)
+                view = tensor.view
+                if view is not None:
+                    groups.setdefault(view, []).append(tensor)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -64,13 +67,34 @@ def stored_nbytes(tensors: Iterable[Tensor]) -> int:
 
 
 def all_strided(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors and the parts of those that are made of others, as far as they have storages."""
+    """The tensors and the parts of those that are made of others, as far as they have storages.
+
+    A part is called by the name of the whole and its own, `emb.weight.values`.
+    """
     found = []
     for tensor in tensors:
         if tensor.storage is not None:
             found.append(tensor)
         if tensor.parts:
-            found.extend(all_strided(tensor.parts))
+            found.extend(all_strided(_named_parts(tensor)))
+    return found
+
+
+def _named_parts(tensor: Tensor) -> list[Tensor]:
+    return [replace(part, name=f"{tensor.name}.{part.name}" if tensor.name else part.name) for part in tensor.parts]
+
+
+def all_named(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors and the parts of them, by name; of several that are made of the same parts, those of the first."""
+    found: list[Tensor] = []
+    seen: set[object] = set()
+    for tensor in tensors:
+        found.append(tensor)
+        if tensor.parts:
+            view = tensor.view
+            if view is None or view not in seen:
+                seen.add(view)
+                found.extend(all_named(_named_parts(tensor)))
     return found
 
 

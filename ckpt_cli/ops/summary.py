@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.model import Checkpoint
-from ckpt_cli.ops.shared import stored_nbytes, tie_groups, unique_numel
+from ckpt_cli.ops.shared import all_named, stored_nbytes, tie_groups, unique_numel
 from ckpt_cli.ops.waste import list_waste
 
 
@@ -57,7 +57,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
     by_dtype: dict[str, list[int]] = {}
     for number, tensor in enumerate(tensors):
         by_dtype.setdefault(tensor.dtype.name, []).append(number)
-    groups = tie_groups(tensors)
+    groups = tie_groups(all_named(tensors))
     return Summary(
         path=checkpoint.path,
         format=checkpoint.format,

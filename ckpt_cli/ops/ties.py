@@ -12,6 +12,8 @@ from ckpt_cli.ops.names import select_one
 from ckpt_cli.ops.shared import (
     Comparisons,
     Group,
+    all_named,
+    all_strided,
     are_tied,
     by_storage,
     partly_shared,
@@ -67,13 +69,14 @@ def find_ties(checkpoint: Checkpoint, *, equal: bool = False) -> Ties:
     overlapping: list[Group] = []
     co_stored: list[Group] = []
     comparisons = Comparisons()
-    for storage, views in by_storage(tensors):
+    named = all_named(tensors)
+    for storage, views in by_storage(named):
         for found, group in zip((overlapping, co_stored), partly_shared(views, comparisons), strict=True):
             if len(group) > 1:
                 found.append(Group(tuple(view.name for view in group), storage.key, spans_used(group)))
     return Ties(
         path=checkpoint.path,
-        tied=[_tied_group(group) for group in tie_groups(tensors)],
+        tied=[_tied_group(group) for group in tie_groups(named)],
         overlapping=overlapping,
         co_stored=co_stored,
         aliases={tensor.name: tensor.alias_of for tensor in tensors if tensor.alias_of is not None},
@@ -83,7 +86,7 @@ def find_ties(checkpoint: Checkpoint, *, equal: bool = False) -> Ties:
 
 
 def _tied_group(group: Sequence[Tensor]) -> Group:
-    storage = group[0].storage
+    storage = next((view.storage for view in all_strided(group[:1])), None)
     return Group(tuple(tensor.name for tensor in group), storage.key if storage else "", group[0].nbytes, group[0])
 
 
@@ -146,6 +149,8 @@ def _below(checkpoint: Checkpoint, argument: str) -> dict[str, Tensor]:
 
 def _why_not(checkpoint: Checkpoint, a: Tensor, b: Tensor) -> str:
     """How two tensors that are not tied relate."""
+    if (a.parts and a.storage is None) or (b.parts and b.storage is None):
+        return "they are not made of the same parts"
     if a.storage is None or b.storage is None:
         return "a tensor without bytes is tied to none"
     if a.storage is b.storage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,10 @@ class Shown:
     """Its name, with the index that was asked for."""
     whole: bool
     """Whether no index was given."""
+    index: Index = ()
+    """The index that `region` is of the tensor."""
+    absent: bool = False
+    """Whether it stands for elements that a sparse tensor does not store: zeros."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,9 +57,15 @@ class Shown:
 
     def array(self, index: Index = ()) -> NDArray[Any]:
         """The values, or those at a basic index into the stored elements."""
-        from ckpt_cli.arrays.codec import values_of
+        from ckpt_cli.arrays.codec import codec_of, stored_of
 
-        return values_of(self.checkpoint, self.tensor, self.region.at(index))
+        region = self.region.at(index)
+        codec = codec_of(self.checkpoint, self.tensor).at(self.index).at(index)
+        if self.absent:
+            import numpy as np
+
+            return codec.decode(np.zeros(region.shape, codec.stored))
+        return codec.decode(stored_of(self.checkpoint, self.tensor, codec, region))
 
     def edges(self) -> NDArray[Any]:
         """The values that a summary shows; only the corners' bytes are read."""
@@ -63,16 +73,15 @@ class Shown:
 
         import numpy as np
 
-        from ckpt_cli.arrays.codec import Codec, stored_of
-
-        codec = Codec(self.tensor)
         ends = [_ends(size) for size in self.region.shape]
-        found = np.empty([sum(stop - start for start, stop in pairs) for pairs in ends], codec.stored)
+        sizes = [sum(stop - start for start, stop in pairs) for pairs in ends]
+        found: NDArray[Any] | None = None
         for corner in itertools.product(*map(_targets, ends)):
-            part = tuple(slice(*source) for source, _ in corner)
-            target = tuple(slice(*place) for _, place in corner)
-            found[target] = stored_of(self.checkpoint, self.tensor, codec, self.region.at(part))
-        return codec.decode(found)
+            values = self.array(tuple(slice(*source) for source, _ in corner))
+            if found is None:
+                found = np.empty([*sizes, *values.shape[len(sizes) :]], values.dtype)
+            found[tuple(slice(*place) for _, place in corner)] = values
+        return self.array() if found is None else found
 
 
 def _ends(size: int) -> list[tuple[int, int]]:
@@ -91,6 +100,16 @@ def _targets(ends: list[tuple[int, int]]) -> list[tuple[tuple[int, int], tuple[i
 
 
 @dataclass(frozen=True, slots=True)
+class Composed:
+    """A tensor that is made of others, or that has no values and is told all the same."""
+
+    tensor: Tensor
+    label: str
+    parts: tuple[Shown | Composed | Unshown, ...] = ()
+    """What it is made of: its parts, or the constituents of a nested tensor."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unshown:
     """A tensor whose values cannot be told, met while showing many."""
 
@@ -98,33 +117,91 @@ class Unshown:
     reason: str
 
 
-def show(checkpoint: Checkpoint, arguments: Sequence[str]) -> list[Shown | Unshown | Value]:
-    """What each NAME selects, in order, nothing read yet; no NAME selects the whole checkpoint.
+Item = Shown | Composed | Unshown | Value
+"""What one NAME shows."""
 
-    Raises UnsupportedError for a tensor without plain values that was named exactly.
+
+def show(checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False) -> list[Item]:
+    """What each NAME selects, in order, nothing of plain tensors read yet; no NAME selects the whole checkpoint.
+
+    With `raw`, quantized tensors are their integers. Raises UnsupportedError for a tensor whose values cannot be told
+    and that was named exactly.
     """
     with about(checkpoint.path):
-        return [_shown(checkpoint, selection) for selection in select(checkpoint, arguments)]
+        return [_shown(checkpoint, selection, raw=raw) for selection in select(checkpoint, arguments)]
 
 
-def _shown(checkpoint: Checkpoint, selection: Selection) -> Shown | Unshown | Value:
-    from ckpt_cli.arrays.codec import require_plain
-
+def _shown(checkpoint: Checkpoint, selection: Selection, *, raw: bool) -> Item:
     entry: Entry = selection.entry
     if isinstance(entry, Value):
         if selection.index is not None:
             raise UsageError(f"{entry.name!r} is no tensor, so it takes no index", path=checkpoint.path)
         return entry
     try:
-        require_plain(entry)
+        if selection.index is None:
+            return _whole(checkpoint, entry, entry.name, raw=raw)
+        return _indexed(checkpoint, entry, selection.index, raw=raw)
     except UnsupportedError as error:
         if selection.exact:
             raise
         return Unshown(entry, error.problem)
-    region = part_of(entry, selection.index)
-    if selection.index is None:
-        return Shown(checkpoint, entry, region, entry.name, whole=True)
-    return Shown(checkpoint, entry, region, f"{entry.name}[{spell_index(selection.index)}]", whole=False)
+
+
+def _whole(checkpoint: Checkpoint, tensor: Tensor, label: str, *, raw: bool) -> Shown | Composed:
+    """All of a tensor; raises UnsupportedError where it cannot be told."""
+    from ckpt_cli.arrays.codec import require_plain
+
+    if tensor.layout == "quantized" or (tensor.layout == "strided" and tensor.storage is not None):
+        tensor = _checked(tensor, raw=raw)
+        return Shown(checkpoint, tensor, part_of(tensor, None), label, whole=True)
+    if tensor.layout in ("meta", "uninitialized"):
+        return Composed(tensor, label)
+    parts: Iterable[Tensor] = tensor.parts
+    if tensor.layout in ("nested", "jagged"):
+        from ckpt_cli.arrays.placing import constituents
+
+        parts = constituents(checkpoint, tensor)
+    elif tensor.layout.startswith("sparse"):
+        from ckpt_cli.arrays.placing import check_sparse
+
+        check_sparse(tensor)
+    elif tensor.layout != "wrapper" or not tensor.parts:
+        require_plain(tensor)  # which raises
+    return Composed(tensor, label, tuple(_part(checkpoint, part, raw=raw) for part in parts))
+
+
+def _part(checkpoint: Checkpoint, part: Tensor, *, raw: bool) -> Shown | Composed | Unshown:
+    try:
+        return _whole(checkpoint, part, part.name, raw=raw)
+    except UnsupportedError as error:
+        return Unshown(part, error.problem)
+
+
+def _indexed(checkpoint: Checkpoint, tensor: Tensor, index: Index, *, raw: bool) -> Shown:
+    from ckpt_cli.arrays.placing import place
+
+    label = f"{tensor.name}[{spell_index(index)}]"
+    if tensor.layout == "quantized":
+        part, inner, stored = tensor, index, True
+    else:
+        placed = place(checkpoint, tensor, index)
+        part, inner, stored = placed.part, placed.index, placed.stored
+    part = _checked(part, raw=raw)
+    region = part_of(part, inner)
+    return Shown(checkpoint, part, region, label, whole=False, index=inner, absent=not stored)
+
+
+def _checked(tensor: Tensor, *, raw: bool) -> Tensor:
+    """A tensor whose values can be told: the integers of a quantized one with `raw`."""
+    from ckpt_cli.arrays.codec import require_plain
+
+    if tensor.layout != "quantized":
+        require_plain(tensor)
+    elif raw:
+        from ckpt_cli.arrays.quantized import integers
+
+        return integers(tensor)
+    return tensor
 
 
 def spell_index(index: Index) -> str:
@@ -139,9 +216,18 @@ def _spell_item(item: object) -> str:
     return "..." if item is Ellipsis else str(item)
 
 
-def require_bounded(items: Sequence[Shown | Unshown | Value]) -> None:
+def shown_in(items: Iterable[Item]) -> Iterator[Shown]:
+    """What has values among the items and their parts."""
+    for item in items:
+        if isinstance(item, Shown):
+            yield item
+        elif isinstance(item, Composed):
+            yield from shown_in(item.parts)
+
+
+def require_bounded(items: Sequence[Item]) -> None:
     """Raise LimitError where the values as text are far more than the file has, as shared storages allow."""
-    shown = [item for item in items if isinstance(item, Shown)]
+    shown = list(shown_in(items))
     if shown:
         work = Work(shown[0].checkpoint, as_text=True)
         for item in shown:

@@ -109,6 +109,10 @@ class Rebuilder:
             raise wrong(name, "it wraps something that is no tensor")
         return tensor
 
+    def pay(self, steps: int) -> None:
+        """Pay for looking at so many items."""
+        self._budget.steps(steps)
+
     def attributes(self, state: object) -> Iterator[tuple[str, object]]:
         """The attributes of a tensor, from its state: a dict, or a pair of one or None, and of the slots."""
         if type(state) is not tuple:

@@ -38,6 +38,7 @@ def _by_channel(r: Rebuilder, whole: Tensor, scheme: str, scales: Any, zeros: An
     """A tensor of which each index of one dimension has its own scale; torch checks the lengths since 2.12."""
     channels = whole.shape[axis] if type(axis) is int and 0 <= axis < len(whole.shape or ()) and whole.shape else -1
     if isinstance(scales, list) and isinstance(zeros, list):  # as torch 1.3 wrote them
+        r.pay(len(scales) + len(zeros))
         if not all(type(item) in (int, float) for item in (*scales, *zeros)):
             raise wrong(whole.name, "its scales and zero points are no numbers")
         lengths = (len(scales), len(zeros))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.shared import Group
     from ckpt_cli.ops.summary import Summary
     from ckpt_cli.ops.ties import Ties, Verdict
-    from ckpt_cli.ops.values import Shown, Unshown
+    from ckpt_cli.ops.values import Composed, Item, Shown, Unshown
     from ckpt_cli.ops.waste import Waste
 
 _TIES = 4_000_000
@@ -92,7 +92,27 @@ def tensor_json(tensor: Tensor, tied: Mapping[str, list[str]]) -> dict[str, obje
         "layout": tensor.layout,
         "python_type": tensor.python_type,
         "parts": [tensor_json(part, {}) for part in tensor.parts],
+        "details": _details(tensor),
     }
+
+
+def _details(tensor: Tensor) -> dict[str, object]:
+    """What only some layouts have to say: how it is quantized, how many elements are stored, how it is spread."""
+    details: dict[str, object] = {}
+    if tensor.quantizer is not None:
+        of_all = tensor.quantizer.axis is None
+        details["scheme"] = tensor.quantizer.scheme
+        details["axis"] = tensor.quantizer.axis
+        details["scale"] = _finite(tensor.quantizer.scale) if of_all else None
+        details["zero_point"] = tensor.quantizer.zero_point if of_all else None
+    if tensor.nnz is not None:
+        details["nnz"] = tensor.nnz
+        details["coalesced"] = tensor.coalesced
+    if tensor.sharding is not None:
+        details["mesh"] = tensor.sharding.mesh
+        details["placements"] = tensor.sharding.placements
+        details["offsets"] = [list(offset) for offset in tensor.sharding.offsets]
+    return details
 
 
 def _value(row: Value) -> Iterator[str]:
@@ -179,7 +199,7 @@ def edit_json(edit: Edit) -> str:
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def values_json(items: Sequence[Shown | Unshown | Value]) -> Iterator[str]:
+def values_json(items: Sequence[Item]) -> Iterator[str]:
     """What `show --json` prints, a bounded piece at a time."""
     from ckpt_cli.ops.values import require_bounded
 
@@ -193,23 +213,48 @@ def values_json(items: Sequence[Shown | Unshown | Value]) -> Iterator[str]:
     yield "]\n"
 
 
-def _item(item: Shown | Unshown | Value) -> Iterator[str]:
-    from ckpt_cli.ops.values import Unshown
+def _item(item: Item) -> Iterator[str]:
+    from ckpt_cli.ops.values import Composed, Unshown
 
     if isinstance(item, Value):
         yield from _value(item)
         return
-    if isinstance(item, Unshown):
+    if isinstance(item, Unshown | Composed):
         facts = tensor_json(item.tensor, {})
-        yield json.dumps({**{key: facts[key] for key in ("name", "dtype", "shape", "layout")}, "values": None})
+        head = {key: facts[key] for key in ("name", "dtype", "shape", "layout", "python_type", "details")}
+        yield json.dumps({**head, "name": _label(item), "values": None})[:-1] + ', "parts": ['
+        for number, part in enumerate(item.parts if isinstance(item, Composed) else ()):
+            yield ", " if number else ""
+            yield from _item(part)
+        yield "]}"
         return
     head = {"name": item.label, "dtype": item.tensor.dtype.name, "shape": list(item.shape)}
+    if item.tensor.quantizer is not None:
+        head["quantization"] = _quantization(item)
     yield json.dumps(head)[:-1] + ', "values": '
     if 0 in item.shape:
         yield json.dumps(_empty(item.shape))
     else:
         yield from _nested(item, (), item.region.shape)
     yield "}"
+
+
+def _label(item: Unshown | Composed) -> str:
+    return getattr(item, "label", item.tensor.name)
+
+
+def _quantization(shown: Shown) -> dict[str, object]:
+    """What the integers behind values are; with the scale and zero point of each channel where there are several."""
+    from ckpt_cli.arrays.quantized import parameters
+
+    scales, zeros = parameters(shown.checkpoint, shown.tensor)
+    quantizer = shown.tensor.quantizer
+    return {
+        "scheme": quantizer.scheme if quantizer else None,
+        "scale": array_json(scales),
+        "zero_point": array_json(zeros),
+        "axis": quantizer.axis if quantizer else None,
+    }
 
 
 def _empty(shape: tuple[int, ...]) -> list[Any]:

@@ -52,6 +52,8 @@ def tensor_text(
     requires_grad: bool = False,
     is_parameter: bool = False,
     extra: Sequence[str] = (),
+    prefix: str = _PREFIX,
+    suffixes: Sequence[str] | None = None,
 ) -> str:
     """Return the text that ``repr`` gives for a torch tensor.
 
@@ -59,16 +61,29 @@ def tensor_text(
     `summarized`, with each dimension longer than ``2 * EDGE_ITEMS`` reduced to
     its first and last ``EDGE_ITEMS``; `shape` is the true shape either way.
     `dtype` is in torch's spelling, `precision` the digits after the point, and
-    `extra` holds suffixes that go first, such as ``device='cuda:0'``. The values
-    of a float4_e2m1fn_x2 tensor are its bytes, which is what torch prints.
+    `extra` holds suffixes that go first, such as ``device='cuda:0'``; `suffixes`
+    stand in the place of all others. A subclass has its own `prefix`, ``Mine(``.
+    The values of a float4_e2m1fn_x2 tensor are its bytes, which is what torch prints.
     """
-    contents = "[]"
-    if 0 not in shape:
-        cells = _cells(_flat(values, len(shape)), dtype, precision)
-        contents = _brackets(cells, shape, summarized)
-    suffixes = [*extra, *_suffixes(shape, dtype, requires_grad)]
-    heading = "Parameter containing:\n" if is_parameter else ""
-    return heading + _append(_PREFIX + contents, suffixes) + ")"
+    contents = contents_text(
+        values, shape=shape, dtype=dtype, summarized=summarized, precision=precision, indent=len(prefix)
+    )
+    if suffixes is None:
+        suffixes = [*extra, *_suffixes(shape, dtype, requires_grad)]
+    text = append_suffixes(prefix + contents, suffixes, len(prefix)) + ")"
+    if not is_parameter:
+        return text
+    return f"Parameter containing:\n{text}" if prefix == _PREFIX else f"Parameter({text})"
+
+
+def contents_text(
+    values: Nested, *, shape: tuple[int, ...], dtype: str, summarized: bool, precision: int, indent: int
+) -> str:
+    """Return the bracketed values alone; lines after the first are indented so far."""
+    if 0 in shape:
+        return "[]"
+    cells = _cells(_flat(values, len(shape)), dtype, precision)
+    return _brackets(cells, shape, summarized, indent)
 
 
 def _flat(values: Nested, ndim: int) -> list[Any]:
@@ -148,13 +163,13 @@ def _is_scientific(significant: Sequence[float]) -> bool:
     return most / least > 1000.0 or most > 1.0e8 or least < 1.0e-4
 
 
-def _brackets(cells: _Cells, shape: tuple[int, ...], summarized: bool) -> str:
+def _brackets(cells: _Cells, shape: tuple[int, ...], summarized: bool, start: int) -> str:
     """Nest the cells in brackets, from the innermost dimension outwards."""
     blocks = cells.texts
     for axis in reversed(range(len(shape))):
         elided = summarized and shape[axis] > 2 * EDGE_ITEMS
         groups = _groups(blocks, 2 * EDGE_ITEMS if elided else shape[axis])
-        indent = " " * (len(_PREFIX) + axis + 1)
+        indent = " " * (start + axis + 1)
         if axis == len(shape) - 1:
             blocks = [_row(g, cells.width, indent, elided) for g in groups]
         else:
@@ -194,16 +209,18 @@ def _suffixes(shape: tuple[int, ...], dtype: str, requires_grad: bool) -> Iterat
         yield "requires_grad=True"
 
 
-def _append(text: str, suffixes: Sequence[str]) -> str:
-    """Append the suffixes, each on a new line if it would pass the line's end."""
-    indent = " " * len(_PREFIX)
+def append_suffixes(text: str, suffixes: Sequence[str], start: int, *, newline: bool = False) -> str:
+    """Append the suffixes, each on a new line if it would pass the line's end, the first one anyway if `newline`."""
+    indent = " " * start
     # torch starts counting two columns too far to the right; so do we.
     column = len(text) - text.rfind("\n") + 1
+    pieces = [text]
     for suffix in suffixes:
-        if column + len(", ") + len(suffix) <= LINE_WIDTH:
-            text += ", " + suffix
+        if not newline and column + len(", ") + len(suffix) <= LINE_WIDTH:
+            pieces.append(", " + suffix)
             column += len(", ") + len(suffix)
         else:
-            text += ",\n" + indent + suffix
+            pieces.append(",\n" + indent + suffix)
             column = len(indent) + len(suffix)
-    return text
+            newline = False
+    return "".join(pieces)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model import Value
-from ckpt_cli.ops.values import EDGE_ITEMS, FULL_OVER, SUMMARY_OVER, TABLE_OVER, Shown, Unshown, require_bounded
+from ckpt_cli.ops.values import (
+    FULL_OVER,
+    TABLE_OVER,
+    Composed,
+    Item,
+    Shown,
+    Unshown,
+    require_bounded,
+    shown_in,
+)
+from ckpt_cli.render.layouts import Layout, item_text
 from ckpt_cli.render.table import Column, table_text
-from ckpt_cli.render.tensor import tensor_text
 from ckpt_cli.render.text import escaped, name_text, tensor_note, value_pieces
 
 if TYPE_CHECKING:
@@ -21,9 +31,7 @@ _ROWS = 1 << 18
 """Elements turned into rows at a time."""
 
 
-def values_text(
-    items: Sequence[Shown | Unshown | Value], *, bare: bool, precision: int, full: bool, terminal: bool
-) -> Iterator[str]:
+def values_text(items: Sequence[Item], *, bare: bool, precision: int, full: bool, terminal: bool) -> Iterator[str]:
     """Each item as `NAME = VALUE`; with `bare`, values alone, and strings as they are."""
     for item in items:
         if bare and isinstance(item, Value) and isinstance(item.value, str):
@@ -34,7 +42,7 @@ def values_text(
             yield from value_pieces(item.value)
             yield "\n"
             continue
-        text = _text(item, precision=precision, full=full)
+        text = item_text(item, Layout(precision, full))
         yield f"{text}\n" if bare else _labelled(_label(item), text)
 
 
@@ -42,30 +50,13 @@ def _labelled(label: str, text: str) -> str:
     return f"{label} =\n{text}\n" if "\n" in text else f"{label} = {text}\n"
 
 
-def _label(item: Shown | Unshown | Value) -> str:
-    if isinstance(item, Shown):
+def _label(item: Item) -> str:
+    if isinstance(item, Shown | Composed):
         return name_text(item.label)
     return name_text(item.tensor.name if isinstance(item, Unshown) else item.name)
 
 
-def _text(item: Shown | Unshown, *, precision: int, full: bool) -> str:
-    if isinstance(item, Unshown):
-        return tensor_note(item.tensor)
-    summarized = not full and math.prod(item.shape) > SUMMARY_OVER
-    _require_layable(math.prod(min(size, 2 * EDGE_ITEMS) if summarized else size for size in item.shape), [item])
-    values = item.edges() if summarized else item.array() if 0 not in item.shape else None
-    return tensor_text(
-        [] if values is None else values.tolist(),
-        shape=item.shape,
-        dtype=item.tensor.dtype.name,
-        summarized=summarized,
-        precision=precision,
-        requires_grad=item.tensor.requires_grad,
-        is_parameter=item.whole and item.tensor.kind == "parameter",
-    )
-
-
-def _require_layable(numel: int, items: Sequence[Shown | Unshown | Value], most: int = FULL_OVER) -> None:
+def _require_layable(numel: int, items: Sequence[Item], most: int = FULL_OVER) -> None:
     """Raise UnsupportedError where text needs so many elements at once that it would take too much memory."""
     if numel > most:
         what = f"{_label(items[0])} has" if len(items) == 1 else "these have"
@@ -75,14 +66,14 @@ def _require_layable(numel: int, items: Sequence[Shown | Unshown | Value], most:
         )
 
 
-def values_rows(items: Sequence[Shown | Unshown | Value], style: str) -> Iterator[str]:
+def values_rows(items: Sequence[Item], style: str) -> Iterator[str]:
     """One row a row of elements: its name and index, then the elements, each below its own index.
 
     Raises UnsupportedError for more elements than can be laid out, or in one row.
     """
     width = max((_width(item) for item in items), default=1)
     aligned = style in ("table", "markdown")
-    numel = sum(math.prod(item.shape) for item in items if isinstance(item, Shown))
+    numel = sum(math.prod(item.shape) for item in shown_in(items))
     _require_layable(numel if aligned else width, items, TABLE_OVER if aligned else FULL_OVER)
     require_bounded(items)
     cells = (row for item in items for row in _rows(item))
@@ -92,19 +83,31 @@ def values_rows(items: Sequence[Shown | Unshown | Value], style: str) -> Iterato
     return table_text((Column("name"), *map(Column, headings)), cells, style)
 
 
-def _width(item: Shown | Unshown | Value) -> int:
+def _width(item: Item) -> int:
     """Elements in each row of an item."""
-    return item.shape[-1] if isinstance(item, Shown) and item.shape else 1
+    return max((shown.shape[-1] for shown in shown_in([item]) if shown.shape), default=1)
 
 
-def _rows(item: Shown | Unshown | Value) -> Iterator[list[str]]:
+def _rows(item: Item) -> Iterator[list[str]]:
     if isinstance(item, Value):
         text = escaped(item.value) if isinstance(item.value, str) else "".join(value_pieces(item.value))
         yield [name_text(item.name), text]
-    elif isinstance(item, Unshown):
+    elif isinstance(item, Composed) and item.parts:
+        for part in item.parts:
+            yield from _rows(_named_in(item, part))
+    elif isinstance(item, Unshown | Composed):
         yield [name_text(item.tensor.name), tensor_note(item.tensor)]
     else:
         yield from _tensor_rows(item)
+
+
+def _named_in(whole: Composed, part: Shown | Composed | Unshown) -> Shown | Composed | Unshown:
+    """A part by the name that the whole gives it, `emb.values`; constituents have theirs."""
+    if whole.tensor.layout in ("nested", "jagged"):
+        return part
+    if isinstance(part, Unshown):
+        return Unshown(replace(part.tensor, name=f"{whole.label}.{part.tensor.name}"), part.reason)
+    return replace(part, label=f"{whole.label}.{part.label}")
 
 
 def _tensor_rows(shown: Shown) -> Iterator[list[str]]:

@@ -1,0 +1,155 @@
+"""Quantized tensors: integers, and the numbers that they stand for.
+
+An integer q of channel c stands for `(q - zero_point[c]) * scale[c]`, computed in float32 as torch does
+(aten/src/ATen/native/quantized/AffineQuantizerBase.cpp, fbgemm's QuantUtils).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.arrays.codec import Codec, require_honest, values_of
+from ckpt_cli.arrays.regions import Index, Region
+from ckpt_cli.dtypes import BY_NAME
+from ckpt_cli.errors import MalformedError, UnsupportedError, ValueRefusedError
+from ckpt_cli.model import Checkpoint, Quantizer, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32", "quint4x2": "uint8", "quint2x4": "uint8"}
+"""The dtype of what torch's `int_repr()` gives, packed elements unpacked."""
+
+
+def integers(tensor: Tensor) -> Tensor:
+    """The stored integers of a quantized tensor as a tensor of their own; raises UnsupportedError for packed ones."""
+    if tensor.dtype.bits < 8:
+        raise UnsupportedError(
+            f"tensor {tensor.name!r} packs {8 // tensor.dtype.bits} integers into a byte: "
+            "they can be shown as what they stand for only",
+        )
+    dtype = BY_NAME[_INTEGERS[tensor.dtype.name]]
+    return replace(tensor, dtype=dtype, layout="strided", parts=(), quantizer=None)
+
+
+class QuantizedCodec(Codec):
+    """How the elements of a quantized tensor are stored; each channel has its own scale."""
+
+    def __init__(self, checkpoint: Checkpoint, tensor: Tensor) -> None:
+        import numpy as np
+
+        if tensor.quantizer is None or tensor.storage is None:
+            raise MalformedError(f"tensor {tensor.name!r} does not say how it is quantized")
+        self.quantizer = tensor.quantizer
+        self.dtype = tensor.dtype
+        self.name = tensor.name
+        self.paired = False
+        self.uniform = self.quantizer.axis is None
+        self._kind = np.dtype(_INTEGERS[tensor.dtype.name])
+        self.stored = self._kind.newbyteorder(">" if tensor.big_endian else "<")
+        self._bits = tensor.dtype.bits
+        self._size = max(self._bits // 8, 1)
+        self._scales, self._zeros = parameters(checkpoint, tensor)
+        self._channels = _channels(tensor)
+
+    def at(self, index: Index) -> QuantizedCodec:
+        """The codec of the part that an index selects."""
+        if self.uniform:
+            return self
+        part = object.__new__(QuantizedCodec)
+        part.__dict__.update(self.__dict__)
+        part._channels = self._channels.at(index)
+        return part
+
+    def decode(self, stored: Array) -> Array:
+        """The numbers that integers stand for, in float32 as torch computes them."""
+        import numpy as np
+
+        scales, zeros = self._of_channels()
+        with np.errstate(all="ignore"):
+            if self.quantizer.scheme.endswith("float_qparams"):
+                moved = stored.astype(np.float32) - zeros.astype(np.float32)
+            else:
+                moved = (stored.astype(np.int64) - zeros).astype(np.float32)
+            return np.asarray(moved * scales.astype(np.float32))
+
+    def encode(self, values: Array, *, cast: bool = False) -> Array:
+        """The integers nearest to values, as torch.quantize_per_tensor rounds: half to even.
+
+        Raises ValueRefusedError for what lies beyond the integers' range, which `cast` clips instead.
+        """
+        import numpy as np
+
+        if values.dtype.kind == "c":
+            raise ValueRefusedError(f"{self.dtype} cannot hold a complex number (tensor {self.name!r})")
+        scales, zeros = self._of_channels()
+        wanted = values.astype(np.float64).astype(np.float32)
+        with np.errstate(all="ignore"):
+            inverse = np.float32(1) / scales.astype(np.float32)
+            if self.quantizer.scheme.endswith("float_qparams"):
+                found = np.rint(wanted * inverse + zeros.astype(np.float32)).astype(np.float64)
+            else:
+                found = np.rint(wanted * inverse).astype(np.float64) + zeros
+        least, most = self._range()
+        bad = ~((found >= least) & (found <= most))  # NaN is bad too
+        if bool((np.isnan(found) if cast else bad).any()):
+            first = np.broadcast_to(wanted, bad.shape)[bad].reshape(-1)[0]
+            raise ValueRefusedError(
+                f"{self.dtype} with its scale cannot hold {float(first)!r} (tensor {self.name!r})",
+                hint=None if np.isnan(first) else "--cast takes the nearest value that it can hold",
+            )
+        return np.asarray(np.clip(found, least, most).astype(self.stored))
+
+    def arithmetic(self) -> np.dtype[Any]:
+        """Arithmetic is that of float32."""
+        import numpy as np
+
+        return np.dtype(np.float32)
+
+    def _range(self) -> tuple[int, int]:
+        import numpy as np
+
+        if self._bits < 8:
+            return 0, (1 << self._bits) - 1
+        limits = np.iinfo(self._kind)
+        return int(limits.min), int(limits.max)
+
+    def _of_channels(self) -> tuple[Array, Array]:
+        """The scale and zero point of each element, in a shape that broadcasts to the region's."""
+        import numpy as np
+
+        if self.uniform:
+            return self._scales, self._zeros
+        numbers = np.arange(len(self._scales))
+        steps = self._channels.stride
+        shape = tuple(size if step else 1 for size, step in zip(self._channels.shape, steps, strict=True))
+        strides = [8 * step for step in steps]
+        begin = 8 * self._channels.offset if 0 not in shape else 0
+        chosen = np.ndarray(shape, np.int64, numbers, begin, strides)
+        return np.asarray(self._scales[chosen]), np.asarray(self._zeros[chosen])
+
+
+def parameters(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Array, Array]:
+    """The scale and the zero point of a quantized tensor, or of each of its channels."""
+    import numpy as np
+
+    quantizer: Quantizer = tensor.quantizer or Quantizer("per_tensor_affine")
+    if quantizer.axis is None:
+        return np.asarray(quantizer.scale), np.asarray(quantizer.zero_point)
+    scales, zeros = tensor.part("scales"), tensor.part("zero_points")
+    if scales is None or zeros is None:
+        return np.asarray(quantizer.scales), np.asarray(quantizer.zero_points)
+    for part in (scales, zeros):
+        require_honest(part)
+    return values_of(checkpoint, scales).reshape(-1), values_of(checkpoint, zeros).reshape(-1)
+
+
+def _channels(tensor: Tensor) -> Region:
+    """The channel number of each element as a region of 0, 1, 2…"""
+    shape = tensor.shape or ()
+    axis = tensor.quantizer.axis if tensor.quantizer else None
+    return Region(shape, tuple(int(dim == axis) for dim in range(len(shape))), 0)

@@ -1,0 +1,119 @@
+"""Torch tensors of layouts other than strided, made of their parts over the file's own bytes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.arrays.placing import check_sparse, constituents
+from ckpt_cli.arrays.quantized import parameters
+from ckpt_cli.errors import MalformedError, UnsupportedError
+from ckpt_cli.model import Checkpoint, Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+_Part = Callable[[Tensor], "torch.Tensor"]
+"""Makes the torch tensor of a part."""
+
+
+def quantized(
+    checkpoint: Checkpoint, tensor: Tensor, storage: torch.UntypedStorage, dtype: torch.dtype
+) -> torch.Tensor:
+    """A quantized tensor over a storage, as torch/_utils.py `_rebuild_qtensor` makes it."""
+    import torch
+
+    quantizer = tensor.quantizer
+    if quantizer is None or (tensor.big_endian and tensor.dtype.bits > 8):
+        raise UnsupportedError(f"tensor {tensor.name!r} is quantized in a way that cannot be made without torch.load")
+    shape = tensor.shape or ()
+    if quantizer.axis is None:
+        made = torch._empty_affine_quantized(
+            shape, scale=quantizer.scale, zero_point=quantizer.zero_point, dtype=dtype, device="cpu"
+        )
+    else:
+        is_float = quantizer.scheme.endswith("float_qparams")
+        scales, zeros = (torch.tensor(values.tolist()) for values in parameters(checkpoint, tensor))
+        made = torch._empty_per_channel_affine_quantized(
+            shape,
+            scales=scales.to(torch.float32 if is_float else torch.float64),
+            zero_points=zeros.to(torch.float32 if is_float else torch.int64),
+            axis=quantizer.axis,
+            dtype=dtype,
+            device="cpu",
+        )
+    typed: Any = torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]  # as torch has it
+    return made.set_(typed, tensor.storage_offset, shape, tensor.stride)
+
+
+def composed(checkpoint: Checkpoint, tensor: Tensor, part: _Part) -> torch.Tensor:
+    """A sparse, nested, jagged or uninitialized tensor; raises UnsupportedError for other layouts."""
+    make = _MAKERS.get("sparse" if tensor.layout.startswith("sparse") else tensor.layout)
+    if make is None:
+        raise UnsupportedError(
+            f"tensor {tensor.name!r} is {_what(tensor)}, which cannot be made without torch.load",
+            hint=f"its parts can: {tensor.name}.{tensor.parts[0].name}" if tensor.parts else None,
+        )
+    with warnings.catch_warnings():  # torch tells each user once that sparse and nested tensors are in beta
+        warnings.simplefilter("ignore")
+        try:
+            made: torch.Tensor = make(checkpoint, tensor, part)
+        except (RuntimeError, ValueError, IndexError) as error:
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise MalformedError(f"torch does not take the parts of tensor {tensor.name!r}: {problem}") from None
+    return made
+
+
+def _what(tensor: Tensor) -> str:
+    return f"a {tensor.python_type}" if tensor.python_type else tensor.layout
+
+
+def _sparse(_: Checkpoint, tensor: Tensor, part: _Part) -> torch.Tensor:
+    import torch
+
+    check_sparse(tensor)
+    shape = tensor.shape or ()
+    first, second, *more = (part(inner) for inner in tensor.parts[: 2 if tensor.layout == "sparse_coo" else 3])
+    if not more:
+        return torch.sparse_coo_tensor(first, second, shape, check_invariants=True, is_coalesced=tensor.coalesced)
+    layout = getattr(torch, tensor.layout)
+    return torch.sparse_compressed_tensor(first, second, more[0], shape, layout=layout, check_invariants=True)
+
+
+def _nested(checkpoint: Checkpoint, tensor: Tensor, part: _Part) -> torch.Tensor:
+    import torch
+
+    for _constituent in constituents(checkpoint, tensor):  # each is checked to lie in the buffer: torch does not
+        pass
+    made: torch.Tensor = torch._nested_view_from_buffer(*map(part, tensor.parts[:4]))
+    return made
+
+
+def _jagged(checkpoint: Checkpoint, tensor: Tensor, part: _Part) -> torch.Tensor:
+    import torch
+
+    for _constituent in constituents(checkpoint, tensor):
+        pass
+    values, offsets, lengths = (tensor.part(role) for role in ("values", "offsets", "lengths"))
+    if values is None or offsets is None:
+        raise UnsupportedError(f"tensor {tensor.name!r} has no offsets in the file")
+    made: torch.Tensor = torch.nested.nested_tensor_from_jagged(
+        part(values), part(offsets), None if lengths is None else part(lengths), jagged_dim=tensor.ragged_dim
+    )
+    return made
+
+
+def _uninitialized(_: Checkpoint, tensor: Tensor, _part: _Part) -> Any:
+    from torch import nn
+
+    made = nn.UninitializedBuffer if tensor.kind == "buffer" else nn.UninitializedParameter
+    return made(requires_grad=tensor.requires_grad)
+
+
+_MAKERS: dict[str, Callable[[Checkpoint, Tensor, _Part], Any]] = {
+    "sparse": _sparse,
+    "nested": _nested,
+    "jagged": _jagged,
+    "uninitialized": _uninitialized,
+}
