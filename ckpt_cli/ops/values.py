@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.regions import Index, Region
@@ -185,7 +185,7 @@ def _indexed(checkpoint: Checkpoint, tensor: Tensor, index: Index, *, raw: bool)
         part, inner, stored = tensor, index, True
     else:
         placed = place(checkpoint, tensor, index)
-        part, inner, stored = placed.part, placed.index, placed.stored
+        part, inner, stored = replace(placed.part, name=tensor.name), placed.index, placed.stored
     part = _checked(part, raw=raw)
     region = part_of(part, inner)
     return Shown(checkpoint, part, region, label, whole=False, index=inner, absent=not stored)

@@ -272,15 +272,15 @@ def _tensor_v3(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
 
 
 def _parameter(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor | None:
-    data, requires_grad = args[:2]
+    data, requires_grad, *more = args
     if type(data) is Call and type(data.args) is tuple and r.rebuild_of(data.func) is _tensor_v2:
         as_v2 = (*data.args[:4], requires_grad, *data.args[5:])  # nearly every parameter: made at once, not made over
-        return r.strided(name, *as_v2, kind="parameter")
-    tensor = r.part(name, data)
-    if tensor is None:
-        return None
-    tensor = replace(tensor, kind="parameter", requires_grad=requires_grad is True)
-    return tensor if len(args) < 4 else with_attributes(r, tensor, args[3])
+        tensor: Tensor | None = r.strided(name, *as_v2, kind="parameter")
+    elif (tensor := r.part(name, data)) is not None:
+        tensor = replace(tensor, kind="parameter", requires_grad=requires_grad is True)
+    if tensor is None or len(more) < 2:  # the hooks, and the state of a parameter that has attributes
+        return tensor
+    return with_attributes(r, tensor, more[1])
 
 
 def _from_cpu(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
