@@ -192,13 +192,14 @@ def test_loading_a_large_file_takes_no_memory_until_it_is_used(tmp_path: Path) -
     assert int(grown) < 50_000
 
 
-def test_what_cannot_be_made_is_refused_with_the_file_and_what_to_do(tmp_path: Path) -> None:
+def test_what_has_no_one_array_is_refused_with_the_file_and_what_to_do(tmp_path: Path) -> None:
     torch.save({"s": torch.eye(3).to_sparse()}, tmp_path / "a.pt")
-    with pytest.raises(ckpt_cli.CkptError, match=r"a\.pt: tensor 's' is sparse_coo") as refused:
-        ckpt_cli.load(tmp_path / "a.pt")
-    assert refused.value.hint == "torch.load(path, weights_only=True) makes it"
-    with ckpt_cli.open(tmp_path / "a.pt") as checkpoint, pytest.raises(ckpt_cli.CkptError, match=r"a\.pt: "):
-        checkpoint["s"].numpy()
+    with ckpt_cli.open(tmp_path / "a.pt") as checkpoint:
+        with pytest.raises(ckpt_cli.CkptError, match=r"a\.pt: tensor 's' is sparse_coo") as refused:
+            checkpoint["s"].numpy()
+        assert refused.value.hint == "name a part: s.values"
+        assert checkpoint["s"].parts["values"].numpy().tolist() == [1, 1, 1]
+        assert checkpoint["s"].parts["indices"].torch().shape == (2, 3)
 
 
 def test_a_bad_file_raises_an_error_that_names_it(tmp_path: Path) -> None:

@@ -115,7 +115,19 @@ def test_show_names_a_part_with_its_index(work: Path, ckpt: Ckpt) -> None:
 def test_show_tells_that_a_tensor_has_no_plain_values(tmp_path: Path, ckpt: Ckpt) -> None:
     torch.save({"s": torch.eye(2).to_sparse(), "epoch": 3}, tmp_path / "a.pt")
     sparse, epoch = answered(ckpt, "show", tmp_path / "a.pt")
-    assert sparse == {"name": "s", "dtype": "float32", "shape": [2, 2], "layout": "sparse_coo", "values": None}
+    assert sparse == {
+        "name": "s",
+        "dtype": "float32",
+        "shape": [2, 2],
+        "layout": "sparse_coo",
+        "python_type": None,
+        "details": {"nnz": 2, "coalesced": True},
+        "values": None,
+        "parts": [
+            {"name": "indices", "dtype": "int64", "shape": [2, 2], "values": [[0, 1], [0, 1]]},
+            {"name": "values", "dtype": "float32", "shape": [2], "values": [1.0, 1.0]},
+        ],
+    }
     assert epoch == {"name": "epoch", "type": "value", "value": 3}
 
 
