@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ def build(folder: Path) -> None:
         shutil.copy(sample, folder)
     _write_what_is_no_checkpoint(folder)
     torch.save(_kinds(), folder / "kinds.pt")
+    with warnings.catch_warnings():  # of layouts that torch calls a prototype
+        warnings.simplefilter("ignore")
+        torch.save(_layouts(), folder / "layouts.pt")
     torch.save(_layers(), folder / "layers.pt")
     torch.save(_shared(), folder / "shared.pt")
     torch.save({"x": torch.arange(2000.0).reshape(2, 1000)}, folder / "long.pt")
@@ -88,6 +92,22 @@ def _kinds() -> dict[str, object]:
         "lr": 1e-4,
         "name": "a\tb\x1b[0m",
         "huge": 10**5000,
+    }
+
+
+def _layouts() -> dict[str, object]:
+    """One tensor of each layout that torch makes without more than itself."""
+    dense = torch.tensor([[0.0, 1.5, 0.0], [2.0, 0.0, 0.0]])
+    return {
+        "q": torch.quantize_per_tensor(torch.tensor([-1.0, 0.0, 2.0]), 0.1, 10, torch.quint8),
+        "channels": torch.quantize_per_channel(
+            dense, torch.tensor([0.5, 0.25]).double(), torch.tensor([0, 3]), 0, torch.qint8
+        ),
+        "coo": dense.to_sparse(),
+        "csr": dense.to_sparse_csr(),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.zeros(1)]),
+        "meta": torch.empty(2, 2, device="meta"),
+        "lazy": torch.nn.UninitializedParameter(),
     }
 
 

@@ -78,7 +78,7 @@ KINDS: dict[str, Callable[[], torch.Tensor]] = {
     "by channel of floats": lambda: by_channel(torch.quint8, 0, torch.float32),
     "four bits": lambda: by_channel(torch.quint4x2, 0, torch.float32),
     "two bits": lambda: by_channel(torch.quint2x4, 0, torch.float32),
-    **{f"sparse {layout}": lambda layout=layout: sparse(layout) 
+    **{f"sparse {layout}": lambda layout=layout: sparse(layout)
        for layout in ("coo", "rows", "csr", "csc", "bsr", "bsc")},
     **{f"coo {dtype}": lambda dtype=dtype: sparse("coo", dtype)
        for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.int8, torch.complex64, torch.bool)},

@@ -78,7 +78,7 @@ class QuantizedCodec(Codec):
             return np.asarray(moved * scales.astype(np.float32))
 
     def encode(self, values: Array, *, cast: bool = False) -> Array:
-        """The integers nearest to values, as torch.quantize_per_tensor rounds: half to even.
+        """The integers nearest to `value / scale + zero_point`, rounded half to even as torch.quantize_per_tensor does.
 
         Raises ValueRefusedError for what lies beyond the integers' range, which `cast` clips instead.
         """
@@ -90,10 +90,7 @@ class QuantizedCodec(Codec):
         wanted = values.astype(np.float64).astype(np.float32)
         with np.errstate(all="ignore"):
             inverse = np.float32(1) / scales.astype(np.float32)
-            if self.quantizer.scheme.endswith("float_qparams"):
-                found = np.rint(wanted * inverse + zeros.astype(np.float32)).astype(np.float64)
-            else:
-                found = np.rint(wanted * inverse).astype(np.float64) + zeros
+            found = np.rint(wanted * inverse + zeros.astype(np.float32)).astype(np.float64)
         least, most = self._range()
         bad = ~((found >= least) & (found <= most))  # NaN is bad too
         if bool((np.isnan(found) if cast else bad).any()):
