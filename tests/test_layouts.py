@@ -226,6 +226,41 @@ def test_json_has_the_scales(tmp_path: Path, ckpt: Ckpt) -> None:
     assert np.shape(b["values"]) == (4, 6)
 
 
+def test_quantized_values_are_written_as_floats_or_as_integers(tmp_path: Path, ckpt: Ckpt) -> None:
+    made = by_channel(torch.qint8, 1)
+    path, out = saved(tmp_path, x=made), tmp_path / "x.npy"
+    assert ckpt("show", path, "x[1:]", "-o", out).code == 0
+    np.testing.assert_array_equal(np.load(out), made.dequantize()[1:].numpy())
+    assert ckpt("show", path, "x", "--raw", "-o", out).code == 0
+    np.testing.assert_array_equal(np.load(out), made.int_repr().numpy())
+
+
+def test_tensors_over_the_same_integers_are_tied_where_their_scales_are(tmp_path: Path, ckpt: Ckpt) -> None:
+    made = quantized(torch.qint8, 3)
+    other = torch._empty_affine_quantized((3,), scale=2.0, zero_point=0, dtype=torch.qint8)
+    other.set_(made.untyped_storage(), 0, (3,), (1,))
+    path = saved(tmp_path, a=made, b=made, c=other)
+    assert [group["names"] for group in json.loads(ckpt("ties", "--json", path).out)["tied"]] == [["a", "b"]]
+    assert "b, c changed along" in ckpt("set", path, "a[0]=0.5").err
+    loaded = ckpt_cli.load(path)
+    assert loaded["a"] is loaded["b"]
+    assert (loaded["a"].q_scale(), loaded["c"].q_scale()) == (0.1, 2.0)
+
+
+def test_a_copy_has_the_new_values_and_the_old_file_the_old_ones(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = saved(tmp_path, x=torch.eye(2).to_sparse(), q=quantized(torch.qint8, 3))
+    before = Path(path).read_bytes()
+    assert ckpt("set", path, "x[1,1]=5", "q=0", "-o", tmp_path / "b.pt").code == 0
+    assert Path(path).read_bytes() == before
+    loaded = torch.load(tmp_path / "b.pt")
+    assert (loaded["x"].to_dense()[1, 1], loaded["q"].dequantize().tolist()) == (5, [0, 0, 0])
+
+
+def test_entries_are_sorted_by_the_place_of_their_first_part(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = saved(tmp_path, a=torch.eye(2).to_sparse(), b=torch.ones(1), m=torch.empty(2, device="meta"))
+    assert [line.split("\t")[0] for line in ckpt("ls", "--sort", "file", path).lines] == ["m", "a", "b"]
+
+
 SCALES = st.floats(1e-3, 1e3)
 DTYPES = {torch.quint8: (0, 255), torch.qint8: (-128, 127), torch.qint32: (-(2**31), 2**31 - 1)}
 

@@ -37,7 +37,16 @@ def _reads_back(original: Checkpoint, path: str) -> bool:
 def _facts(entry: Entry) -> tuple[object, ...]:
     """What an edit of values leaves as it is."""
     if isinstance(entry, Tensor):
-        return (entry.name, entry.dtype.name, entry.shape, entry.stride, entry.storage_offset, entry.storage)
+        own = (
+            entry.name,
+            entry.dtype.name,
+            entry.shape,
+            entry.stride,
+            entry.storage_offset,
+            entry.storage,
+            entry.layout,
+        )
+        return (*own, *map(_facts, entry.parts))
     return (entry.name,)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model import Checkpoint, Entry, Tensor
 from ckpt_cli.ops.names import select_one
-from ckpt_cli.ops.shared import stored_nbytes, tied_names, unique_numel
+from ckpt_cli.ops.shared import all_strided, stored_nbytes, tied_names, unique_numel
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,13 @@ def _sorted(checkpoint: Checkpoint, entries: list[Entry], sort: str | None) -> l
 
 
 def _place(checkpoint: Checkpoint, entry: Entry) -> tuple[bool, int, int]:
-    """Where an entry's first byte stands: what has no bytes first, what is compressed last."""
-    if not isinstance(entry, Tensor) or entry.storage is None:
+    """Where an entry's first byte, or that of its first part, stands: what has no bytes first, compressed last."""
+    views = all_strided([entry]) if isinstance(entry, Tensor) else []
+    if not views or views[0].storage is None:
         return (False, -1, -1)
     try:
-        begin, end = entry.span
-        extents = checkpoint.container.extents(entry.storage, begin, end - begin)
+        begin, end = views[0].span
+        extents = checkpoint.container.extents(views[0].storage, begin, end - begin)
     except UnsupportedError:
         return (True, 0, 0)
     return (False, extents[0].file, extents[0].offset) if extents else (False, -1, -1)
