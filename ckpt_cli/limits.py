@@ -112,7 +112,7 @@ REPEATED_PART = int(2**20 * _SCALE)
 """The same of a part that says how other elements are to be read: scales, indices, offsets."""
 
 CONSTITUENTS = int(20_000 * _SCALE)
-"""Constituents of a nested tensor that are gone through one by one."""
+"""Constituents of nested tensors that one command goes through one by one."""
 
 REPEATED_AS_TEXT = int(2**20 * _SCALE)
 """The same where each becomes text."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ckpt_cli
-from ckpt_cli.errors import FormatError, MalformedError, UnsupportedError
+from ckpt_cli.errors import FormatError, LimitError, MalformedError, UnsupportedError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*tensor support is in beta",
@@ -640,7 +640,7 @@ HOSTILE: dict[str, tuple[Ops, dict[str, bytes], str]] = {
     "constituents without end": (nested(ROW, *(tensor(key, (1 << 40, 1), "Long", stride=(0, 0), numel=1)
                                                for key in "st"),
                                         tensor("o", (1 << 40,), "Long", stride=(0,), numel=1)),
-                                 {"s": longs(1), "t": longs(1), "o": longs(0)}, "too many to go through"),
+                                 {"s": longs(1), "t": longs(1), "o": longs(0)}, "too many constituents to go through"),
     "sizes that do not fit": (nested(ROW, tensor("s", (1, 1), "Long"), tensor("t", (1,), "Long"),
                                      tensor("o", (1,), "Long")), {"s": longs(1), "t": longs(1), "o": longs(0)},
                               "do not fit each other"),
@@ -664,6 +664,35 @@ def test_an_index_that_lies_outside_is_refused_by_torch_itself(tmp_path: Path) -
     path = str(pt.write(tmp_path / "bad.pt", {"x": made}, {"v": bytes(8), "i": longs(0, 9)}))
     with pytest.raises(MalformedError, match="torch does not take the parts of tensor 'x'"):
         ckpt_cli.load(path)
+
+
+def test_constituents_of_many_tensors_count_together(
+    tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckpt_cli.limits.CONSTITUENTS", 5)
+    piece = torch.nested.nested_tensor([torch.ones(1), torch.ones(2), torch.ones(3)])
+    path = saved(tmp_path, a=piece, b=piece.clone())
+    assert ckpt("show", path, "a").code == 0
+    assert ckpt("show", path, "b[2]").out == "tensor([1., 1., 1.])\n"
+    assert "too many constituents to go through" in ckpt("show", path).err
+    with pytest.raises(LimitError, match="too many constituents"):
+        ckpt_cli.load(path)
+
+
+def test_scales_that_many_tensors_share_are_not_read_without_end(
+    tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckpt_cli.limits.READ_AGAIN", 0)
+    scales, zeros = tensor("v", (1000,), "Double"), tensor("z", (1000,), "Long", stride=(0,), numel=1)
+    view = (storage("q", 1, "QInt8"), 0, (1000,), (0,))
+    how = (named("torch.per_channel_affine"), scales, zeros, 0)
+    made = call("torch._utils._rebuild_qtensor", *view, how, False, ordered_dict())
+    storages = {"q": bytes(1), "v": bytes(8000), "z": bytes(8)}
+    path = str(pt.write(tmp_path / "a.pt", {str(number): made for number in range(50)}, storages))
+    assert ckpt("show", path, "7").code == 0
+    answer = ckpt("show", path)
+    assert answer.code == 2
+    assert "add up to far more than the file has" in answer.err
 
 
 def test_rows_that_lie_outside_are_refused(tmp_path: Path, ckpt: Ckpt) -> None:

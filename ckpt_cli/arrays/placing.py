@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ckpt_cli import limits
 from ckpt_cli.arrays.codec import require_honest, require_plain, values_of
 from ckpt_cli.arrays.regions import Index, Region
-from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, UsageError
+from ckpt_cli.errors import MalformedError, UnsupportedError, UsageError
 from ckpt_cli.model import Checkpoint, Tensor
 
 _PIECE = 1 << 20
@@ -180,7 +180,7 @@ def _in_nested(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
         raise UnsupportedError(
             f"an index into {tensor.layout} tensor {tensor.name!r} starts with the number of a constituent"
         )
-    bounds = _bounds(tensor)
+    bounds = count_constituents(tensor)
     number = index[0]
     if not -bounds <= number < bounds:
         raise UsageError(f"index {number} is out of range for the {bounds} constituents of tensor {tensor.name!r}")
@@ -191,16 +191,14 @@ def _in_nested(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
 def constituents(checkpoint: Checkpoint, tensor: Tensor, begin: int = 0, end: int | None = None) -> Iterator[Tensor]:
     """The constituents of a nested or jagged tensor as views of its buffer, called `NAME[0]`, `NAME[1]`…
 
-    Raises LimitError for more than can be gone through, MalformedError for one that lies outside the buffer.
+    Raises MalformedError for one that lies outside the buffer. Who goes through all must bound how many they are.
     """
-    end = _bounds(tensor) if end is None else end
-    if end - begin > limits.CONSTITUENTS:
-        raise LimitError(f"tensor {tensor.name!r} has {end - begin:,} constituents, too many to go through")
+    end = count_constituents(tensor) if end is None else end
     return (_jagged if tensor.layout == "jagged" else _strided)(checkpoint, tensor, begin, end)
 
 
-def _bounds(tensor: Tensor) -> int:
-    """How many constituents there are."""
+def count_constituents(tensor: Tensor) -> int:
+    """How many constituents a nested or jagged tensor has; raises MalformedError where its parts do not fit."""
     for part in tensor.parts[: 2 if tensor.layout == "jagged" else 4]:
         require_plain(part)
     if tensor.layout == "jagged":

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.placing import check_sparse, constituents
+from ckpt_cli import limits
+from ckpt_cli.arrays.placing import check_sparse, constituents, count_constituents
 from ckpt_cli.arrays.quantized import parameters
-from ckpt_cli.errors import MalformedError, UnsupportedError
+from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
 from ckpt_cli.model import Checkpoint, Tensor
 
 if TYPE_CHECKING:
@@ -47,14 +48,21 @@ def quantized(
     return made.set_(typed, tensor.storage_offset, shape, tensor.stride)
 
 
-def composed(checkpoint: Checkpoint, tensor: Tensor, part: _Part) -> torch.Tensor:
-    """A sparse, nested, jagged or uninitialized tensor; raises UnsupportedError for other layouts."""
+def composed(checkpoint: Checkpoint, tensor: Tensor, part: _Part, made_before: dict[object, Any]) -> torch.Tensor:
+    """A sparse, nested, jagged or uninitialized tensor; raises UnsupportedError for other layouts.
+
+    `made_before` is what `torch_tensor` keeps; here it counts constituents, so that hostile ones cannot multiply.
+    """
     make = _MAKERS.get("sparse" if tensor.layout.startswith("sparse") else tensor.layout)
     if make is None:
         raise UnsupportedError(
             f"tensor {tensor.name!r} is {_what(tensor)}, which cannot be made without torch.load",
             hint=f"its parts can: {tensor.name}.{tensor.parts[0].name}" if tensor.parts else None,
         )
+    if tensor.layout in ("nested", "jagged"):
+        count = made_before["constituents"] = made_before.get("constituents", 0) + count_constituents(tensor)
+        if count > limits.CONSTITUENTS:
+            raise LimitError("its nested tensors have too many constituents to go through")
     with warnings.catch_warnings():  # torch tells each user once that sparse and nested tensors are in beta
         warnings.simplefilter("ignore")
         try:

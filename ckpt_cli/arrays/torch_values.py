@@ -45,7 +45,7 @@ def _make(checkpoint: Checkpoint, tensor: Tensor, made: dict[object, Any]) -> to
     if tensor.layout not in ("strided", "quantized") or tensor.storage is None:
         from ckpt_cli.arrays.torch_layouts import composed
 
-        value = composed(checkpoint, tensor, lambda part: torch_tensor(checkpoint, part, made).detach())
+        value = composed(checkpoint, tensor, lambda part: torch_tensor(checkpoint, part, made).detach(), made)
         return value if tensor.layout == "uninitialized" else _as_kind(value, tensor)
     if dtype is None:
         raise UnsupportedError(f"torch has no dtype for tensor {tensor.name!r}, which is {tensor.dtype}")

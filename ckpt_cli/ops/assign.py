@@ -51,7 +51,7 @@ def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str],
             work = Work(checkpoint)
             written: set[object] = set()  # so that `*+=1` adds 1, not 2, to a tensor of two names
             for selection in select_one(checkpoint, assignment.target):
-                tensor, index = _place_of(checkpoint, selection)
+                tensor, index = _place_of(checkpoint, selection, work)
                 region = part_of(tensor, index)
                 if values is not None and (tensor.view is None or tensor.view not in written):
                     work.add(tensor, region)
@@ -67,7 +67,7 @@ def _is_text(checkpoint: Checkpoint, assignment: Assignment) -> bool:
     return any(isinstance(selection.entry, Value) for selection in select_one(checkpoint, assignment.target))
 
 
-def _place_of(checkpoint: Checkpoint, selection: Selection) -> tuple[Tensor, Index]:
+def _place_of(checkpoint: Checkpoint, selection: Selection, work: Work) -> tuple[Tensor, Index]:
     """The tensor, or the part of one, whose elements are to change; raises UnsupportedError where there is none."""
     from ckpt_cli.arrays.codec import require_plain
     from ckpt_cli.arrays.placing import place
@@ -75,6 +75,7 @@ def _place_of(checkpoint: Checkpoint, selection: Selection) -> tuple[Tensor, Ind
     tensor, index = selection.entry, selection.index
     if isinstance(tensor, Value):
         raise UnsupportedError(f"{tensor.name!r} is no tensor; only the elements of tensors can be set for now")
+    work.add_parts(tensor)
     if tensor.layout == "quantized":
         if tensor.dtype.bits < 8:
             raise UnsupportedError(f"tensor {tensor.name!r} packs several integers into a byte: it cannot be set")

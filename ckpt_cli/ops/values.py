@@ -128,79 +128,94 @@ def show(checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False)
     and that was named exactly.
     """
     with about(checkpoint.path):
-        return [_shown(checkpoint, selection, raw=raw) for selection in select(checkpoint, arguments)]
+        reader = _Reader(checkpoint, Work(checkpoint), raw)
+        return [_shown(reader, selection) for selection in select(checkpoint, arguments)]
 
 
-def _shown(checkpoint: Checkpoint, selection: Selection, *, raw: bool) -> Item:
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What one `show` has in common."""
+
+    checkpoint: Checkpoint
+    work: Work
+    raw: bool
+    """Whether quantized tensors are their integers."""
+
+
+def _shown(reader: _Reader, selection: Selection) -> Item:
     entry: Entry = selection.entry
     if isinstance(entry, Value):
         if selection.index is not None:
-            raise UsageError(f"{entry.name!r} is no tensor, so it takes no index", path=checkpoint.path)
+            raise UsageError(f"{entry.name!r} is no tensor, so it takes no index")
         return entry
     try:
         if selection.index is None:
-            return _whole(checkpoint, entry, entry.name, raw=raw)
-        return _indexed(checkpoint, entry, selection.index, raw=raw)
+            return _whole(reader, entry, entry.name)
+        return _indexed(reader, entry, selection.index)
     except UnsupportedError as error:
         if selection.exact:
             raise
         return Unshown(entry, error.problem)
 
 
-def _whole(checkpoint: Checkpoint, tensor: Tensor, label: str, *, raw: bool) -> Shown | Composed:
+def _whole(reader: _Reader, tensor: Tensor, label: str) -> Shown | Composed:
     """All of a tensor; raises UnsupportedError where it cannot be told."""
     from ckpt_cli.arrays.codec import require_plain
 
     if tensor.layout == "quantized" or (tensor.layout == "strided" and tensor.storage is not None):
-        tensor = _checked(tensor, raw=raw)
-        return Shown(checkpoint, tensor, part_of(tensor, None), label, whole=True)
+        tensor = _checked(reader, tensor)
+        return Shown(reader.checkpoint, tensor, part_of(tensor, None), label, whole=True)
     if tensor.layout in ("meta", "uninitialized"):
         return Composed(tensor, label)
     parts: Iterable[Tensor] = tensor.parts
     if tensor.layout in ("nested", "jagged"):
-        from ckpt_cli.arrays.placing import constituents
+        from ckpt_cli.arrays.placing import constituents, count_constituents
 
-        parts = constituents(checkpoint, tensor)
+        reader.work.add_constituents(count_constituents(tensor))
+        parts = constituents(reader.checkpoint, tensor)
     elif tensor.layout.startswith("sparse"):
         from ckpt_cli.arrays.placing import check_sparse
 
         check_sparse(tensor)
     elif tensor.layout != "wrapper" or not tensor.parts:
         require_plain(tensor)  # which raises
-    return Composed(tensor, label, tuple(_part(checkpoint, part, raw=raw) for part in parts))
+    return Composed(tensor, label, tuple(_part(reader, part) for part in parts))
 
 
-def _part(checkpoint: Checkpoint, part: Tensor, *, raw: bool) -> Shown | Composed | Unshown:
+def _part(reader: _Reader, part: Tensor) -> Shown | Composed | Unshown:
     try:
-        return _whole(checkpoint, part, part.name, raw=raw)
+        return _whole(reader, part, part.name)
     except UnsupportedError as error:
         return Unshown(part, error.problem)
 
 
-def _indexed(checkpoint: Checkpoint, tensor: Tensor, index: Index, *, raw: bool) -> Shown:
+def _indexed(reader: _Reader, tensor: Tensor, index: Index) -> Shown:
     from ckpt_cli.arrays.placing import place
 
     label = f"{tensor.name}[{spell_index(index)}]"
     if tensor.layout == "quantized":
         part, inner, stored = tensor, index, True
     else:
-        placed = place(checkpoint, tensor, index)
+        reader.work.add_parts(tensor)
+        placed = place(reader.checkpoint, tensor, index)
         part, inner, stored = replace(placed.part, name=tensor.name), placed.index, placed.stored
-    part = _checked(part, raw=raw)
+    part = _checked(reader, part)
     region = part_of(part, inner)
-    return Shown(checkpoint, part, region, label, whole=False, index=inner, absent=not stored)
+    return Shown(reader.checkpoint, part, region, label, whole=False, index=inner, absent=not stored)
 
 
-def _checked(tensor: Tensor, *, raw: bool) -> Tensor:
+def _checked(reader: _Reader, tensor: Tensor) -> Tensor:
     """A tensor whose values can be told: the integers of a quantized one with `raw`."""
     from ckpt_cli.arrays.codec import require_plain
 
     if tensor.layout != "quantized":
         require_plain(tensor)
-    elif raw:
+    elif reader.raw:
         from ckpt_cli.arrays.quantized import integers
 
         return integers(tensor)
+    else:
+        reader.work.add_parts(tensor)
     return tensor
 
 

@@ -272,15 +272,15 @@ def _tensor_v3(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
 
 
 def _parameter(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor | None:
-    data, requires_grad, *more = args
+    data, requires_grad = args[:2]  # no copy of all: hostile arguments are many, and shared
     if type(data) is Call and type(data.args) is tuple and r.rebuild_of(data.func) is _tensor_v2:
         as_v2 = (*data.args[:4], requires_grad, *data.args[5:])  # nearly every parameter: made at once, not made over
         tensor: Tensor | None = r.strided(name, *as_v2, kind="parameter")
     elif (tensor := r.part(name, data)) is not None:
         tensor = replace(tensor, kind="parameter", requires_grad=requires_grad is True)
-    if tensor is None or len(more) < 2:  # the hooks, and the state of a parameter that has attributes
+    if tensor is None or len(args) < 4:  # the hooks, and the state of a parameter that has attributes
         return tensor
-    return with_attributes(r, tensor, more[1])
+    return with_attributes(r, tensor, args[3])
 
 
 def _from_cpu(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:

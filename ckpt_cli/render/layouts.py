@@ -110,6 +110,10 @@ def _array_text(values: Any, dtype: str, layout: Layout) -> str:
     """A row of numbers as a tensor."""
     summarized = not layout.full and values.size > SUMMARY_OVER
     shape = tuple(values.shape)
+    if not summarized and values.size > FULL_OVER:
+        raise UnsupportedError(
+            f"{values.size:,} scales are too many to lay out as text", hint="--json writes any number"
+        )
     kept = [*values[:EDGE_ITEMS].tolist(), *values[-EDGE_ITEMS:].tolist()] if summarized else values.tolist()
     return tensor_text(kept, shape=shape, dtype=dtype, summarized=summarized, precision=layout.precision)
 
