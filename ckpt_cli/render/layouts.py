@@ -78,7 +78,7 @@ def _shown_text(shown: Shown, layout: Layout) -> str:
 
 def _prefix(tensor: Tensor) -> str:
     """`tensor(`, or the name of a subclass."""
-    return f"{_class_name(tensor)}(" if tensor.python_type else "tensor("
+    return "tensor(" if tensor.python_type in (None, "numpy.ndarray") else f"{_class_name(tensor)}("
 
 
 def _class_name(tensor: Tensor) -> str:
