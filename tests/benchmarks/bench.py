@@ -82,6 +82,9 @@ def rows(folder: Path) -> list[Row]:
     return [
         *found,
         Row("ckpt ls 20GB.pt as a table", [CKPT, "ls", "-f", "table", big], "no-op Typer command", "2.2"),
+        Row("ckpt ls 20GB.pt, legacy", [CKPT, "ls", str(folder / "20GB.legacy.pt")], "no-op Typer command", "1.5"),
+        Row("ckpt ls, one shard of 5 GB", [CKPT, "ls", str(folder / "set" / f"model-{1:05}-of-{200:05}.safetensors")]),
+        Row("ckpt ls, 200 shards of 5 GB", [CKPT, "ls", str(folder / "set")], "ckpt ls, one shard of 5 GB", "3"),
         Row("ckpt ls, 10,000 tensors", [CKPT, "ls", str(folder / "10k.pt")], "no-op Typer command", "+0.25 s"),
         Row("import torch", python("import torch"), "ckpt ls 20GB.pt"),
         Row(

@@ -68,6 +68,29 @@ def write_sparse_legacy(path: Path, nbytes: int) -> None:
         file.truncate()
 
 
+def write_set(folder: Path, shards: int, nbytes: int) -> None:
+    """A set of safetensors shards of so many bytes each, as the Hugging Face hub has them, and its index."""
+    folder.mkdir()
+    columns = nbytes // 12 // 4 // 1000
+    weight_map: dict[str, str] = {}
+    for number in range(1, shards + 1):
+        shard = f"model-{number:05}-of-{shards:05}.safetensors"
+        names = [f"layers.{number}.part{part}.weight" for part in range(12)]
+        size = 4000 * columns
+        header = {
+            name: {"dtype": "F32", "shape": [1000, columns], "data_offsets": [part * size, (part + 1) * size]}
+            for part, name in enumerate(names)
+        }
+        text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / shard).open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + 12 * size)
+        weight_map.update(dict.fromkeys(names, shard))
+    index = {"metadata": {"total_size": shards * nbytes}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
 class _Pid:
     """What becomes a persistent id."""
 
@@ -104,6 +127,8 @@ def main(folder: Path) -> None:
     for name, nbytes in SIZES.items():
         write_sparse_pt(folder / f"{name}.pt", nbytes)
         write_sparse_safetensors(folder / f"{name}.safetensors", nbytes)
+    write_sparse_legacy(folder / "20GB.legacy.pt", SIZES["20GB"])
+    write_set(folder / "set", 200, 5 * 10**9)
     write_many(folder / "10k.pt", 10_000)
     torch.save({"0.weight": torch.ones(8, 4), "0.bias": torch.ones(8)}, folder / "small.pt")
 
