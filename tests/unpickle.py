@@ -89,6 +89,8 @@ class Maker:
                     setattr(made, name, value)
 
     def _other(self, node: Any) -> Any:
+        if isinstance(node, str):
+            return str(node)
         if isinstance(node, Inline):
             raw = self._data[node.offset : node.offset + node.nbytes]
             return raw if node.kind.startswith("byte") else raw.decode("utf-8", "surrogatepass")

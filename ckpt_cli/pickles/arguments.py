@@ -16,8 +16,8 @@ COUNT_END = 1 << 63
 
 def text_of(node: object) -> str | None:
     """A str node, new or of Python 2, as text."""
-    if type(node) is str:
-        return node
+    if isinstance(node, str):
+        return str(node)  # a Letter too
     return node.text if isinstance(node, RawString) else None
 
 

@@ -237,7 +237,7 @@ class _Walk(Opener):
         if self._opening and isinstance(node, Call):
             node = self._opening.unwrap(node)
         if isinstance(node, str | RawString):
-            text = node.text if isinstance(node, RawString) else node
+            text = node.text if isinstance(node, RawString) else str(node)
             self.budget.steps(len(text) >> 1)
             return text
         if node is None or isinstance(node, bool | int | float):

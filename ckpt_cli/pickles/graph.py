@@ -86,6 +86,15 @@ class Located(bytes):
         return node
 
 
+class Letter(str):
+    """A string of one character or none, each one that a pickle wrote an object of its own.
+
+    CPython would make one object of all equal ones, and how often one was written would be forgotten.
+    """
+
+    __slots__ = ()
+
+
 class RawString:
     """A Python 2 `str`: bytes that may be text."""
 

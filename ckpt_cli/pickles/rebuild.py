@@ -138,7 +138,7 @@ class Rebuilder:
         if type(pid) is not tuple or len(pid) < 5:
             return self._load(node)
         tag, kind, key, location, numel = pid[:5]
-        if type(key) is not str or type(location) is not str:  # Python 2 wrote bytes
+        if type(key) is not str or type(location) is not str:  # Python 2 wrote bytes; a key of one digit is a Letter
             tag, key, location = text_of(tag), text_of(key), text_of(location)
         if tag != "storage" or type(kind) is not Global or key is None or location is None or not is_count(numel):
             raise odd_storage()

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 
 from ckpt_cli.errors import MalformedError, TruncatedError
-from ckpt_cli.pickles.graph import Extension, OutOfBand
+from ckpt_cli.pickles.graph import Extension, Letter, OutOfBand
 from ckpt_cli.pickles.machine import SHORT, Machine
 from ckpt_cli.pickles.table import Table, entering
 from ckpt_cli.pickles.text import unescaped
@@ -64,6 +64,8 @@ def _text(code: bytes, layout: str) -> None:
         end = pos + nbytes
         if nbytes > SHORT or end > m.size:
             m.stack.append(m.string("str", pos, nbytes))
+        elif nbytes < 2:
+            m.stack.append(Letter(m.data[pos:end], "utf-8"))
         else:
             text = str(m.data[pos:end], "utf-8", "surrogatepass")
             m.stack.append(text if text.isascii() else m.held(text))

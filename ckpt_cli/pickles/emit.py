@@ -1,0 +1,404 @@
+"""A graph written as a pickle again: what CPython's pickler would write for the objects that the graph stands for.
+
+Opcodes are those of protocol 2 wherever it can say the same, because torch's weights_only loader takes only these, and
+in the order and with the memo of CPython's C pickler (Modules/_pickle.c): a graph that torch.save wrote comes out byte
+for byte. Containers and calls are memoized before their contents, so that cycles end; the walk does not recurse.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.pickles.graph import (
+    ByteArray,
+    Call,
+    Dict,
+    Extension,
+    Global,
+    Inline,
+    Letter,
+    OutOfBand,
+    PersistentId,
+    RawString,
+    Set,
+)
+
+Write = Callable[["bytes | memoryview"], object]
+"""Takes the next bytes of the pickle."""
+
+_BATCH = 1000
+"""Items that CPython puts between a MARK and its SETITEMS or APPENDS."""
+
+_COPIED = 1 << 20
+"""Bytes of a long string that are copied at a time."""
+
+_HELD = 1 << 16
+"""Bytes gathered before they are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Then:
+    """Opcodes to be written once what stands above them on the agenda is."""
+
+    code: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The end of a tuple or a call whose parts are written: its opcode, or what the memo has of it by now."""
+
+    node: object
+    code: bytes
+
+
+_MARK, _POP = b"(", b"0"
+_NEW = {"reduce": b"R", "new": b"\x81", "new_ex": b"\x92"}
+
+
+def write_pickle(root: object, data: bytes | memoryview, write: Write) -> None:
+    """Write the pickle of a node; `data` is the pickle that the graph was read from, for strings left in it.
+
+    Raises UnsupportedError for an integer that no opcode can hold.
+    """
+    protocol, by_stack = _needs(root)
+    emitter = _Emitter(data, write, by_stack=by_stack)
+    emitter.emit(b"\x80" + bytes((protocol,)))
+    emitter.run(root)
+    emitter.emit(b".")
+    emitter.flush()
+
+
+def nodes_of(root: object) -> Iterator[object]:
+    """Every node of a graph once, in no particular order; scalars are not given."""
+    seen: set[int] = set()
+    agenda = [root]
+    while agenda:
+        node = agenda.pop()
+        if type(node) in _SCALARS or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        agenda.extend(children_of(node))
+
+
+_SCALARS = (str, Letter, int, float, bool, type(None), bytes)
+
+
+def children_of(node: object) -> Sequence[object]:
+    """The nodes that a node holds, in the order in which a pickle has them."""
+    if isinstance(node, list | tuple):
+        return node
+    if isinstance(node, Dict):
+        return node.pairs
+    if isinstance(node, Call):
+        kwargs = [node.kwargs] if node.kwargs is not None else []
+        return [node.func, node.args, *kwargs, *node.items, *node.pairs, *node.states]
+    if isinstance(node, Set):
+        return node.items
+    if isinstance(node, PersistentId):
+        return [node.pid]
+    return [node.data] if isinstance(node, ByteArray) else ()
+
+
+def _needs(root: object) -> tuple[int, bool]:
+    """The lowest protocol that can say all of a graph, and whether its globals go by the stack."""
+    protocol = 2
+    by_stack = False
+    for node in _with_bytes(root):
+        if isinstance(node, bytes) or (isinstance(node, Inline) and node.kind == "bytes"):
+            protocol = max(protocol, 3)
+        elif isinstance(node, Global) and "." in node.name:
+            protocol, by_stack = max(protocol, 4), True
+        elif isinstance(node, Set) or (isinstance(node, Call) and node.opcode == "new_ex"):
+            protocol = max(protocol, 4)
+        elif isinstance(node, ByteArray | OutOfBand):
+            protocol = 5
+    return protocol, by_stack
+
+
+def _with_bytes(root: object) -> Iterator[object]:
+    """Every node, and the short bytes that they hold."""
+    if isinstance(root, bytes):
+        yield root
+    for node in nodes_of(root):
+        yield node
+        yield from (child for child in children_of(node) if isinstance(child, bytes))
+
+
+class _Emitter:
+    """One pickle in the making."""
+
+    def __init__(self, data: bytes | memoryview, write: Write, *, by_stack: bool) -> None:
+        self._data = data
+        self._write = write
+        self._by_stack = by_stack
+        self._held = bytearray()
+        self._memo: dict[int, int] = {}
+        """The slot of each node by its identity; all of them live as long as the graph."""
+        self._agenda: list[object] = []
+        """What is still to be written, the next thing last."""
+
+    def emit(self, code: bytes) -> None:
+        """Write some opcodes."""
+        self._held += code
+        if len(self._held) >= _HELD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what is gathered."""
+        self._write(bytes(self._held))
+        self._held.clear()
+
+    def run(self, root: object) -> None:
+        """Write a node with all that it holds."""
+        agenda, memo = self._agenda, self._memo
+        agenda.append(root)
+        while agenda:
+            node = agenda.pop()
+            slot = memo.get(id(node))
+            if slot is not None:
+                self._get(slot)
+            elif (simple := _SIMPLE.get(type(node))) is not None:
+                self.emit(simple(node))
+            else:
+                self._save(node)
+
+    def _save(self, node: object) -> None:
+        """Write a node that is met for the first time, or put on the agenda what it takes."""
+        save = _SAVERS.get(type(node)) or next((_SAVERS[kind] for kind in (str, bytes) if isinstance(node, kind)), None)
+        if save is None:
+            raise TypeError(f"a pickle's graph cannot hold a {type(node).__name__}")
+        save(self, node)
+
+    def _put(self, node: object) -> None:
+        slot = self._memo[id(node)] = len(self._memo)
+        self.emit(b"q" + bytes((slot,)) if slot < 256 else b"r" + struct.pack("<I", slot))
+
+    def _get(self, slot: int) -> None:
+        self.emit(b"h" + bytes((slot,)) if slot < 256 else b"j" + struct.pack("<I", slot))
+
+    # --- strings -----------------------------------------------------------------------------------------------------
+
+    def _str(self, node: str) -> None:
+        raw = node.encode("utf-8", "surrogatepass")
+        self.emit(b"X" + struct.pack("<I", len(raw)))
+        self._long(raw)
+        self._put(node)
+
+    def _bytes(self, node: bytes) -> None:
+        self.emit(_bytes_head(len(node)))
+        self._long(node)
+        self._put(node)
+
+    def _raw_string(self, node: RawString) -> None:
+        self.emit(_raw_head(len(node.raw)) + node.raw)
+        self._put(node)
+
+    def _inline(self, node: Inline) -> None:
+        """A string that was left in the pickle it was read from, copied from there."""
+        heads = {"bytes": _bytes_head, "raw": _raw_head, "str": _str_head}
+        self.emit(heads[node.kind](node.nbytes))
+        self._copy(node)
+        self._put(node)
+
+    def _bytearray(self, node: ByteArray) -> None:
+        data = node.data
+        if isinstance(data, Inline):
+            self.emit(b"\x96" + struct.pack("<Q", data.nbytes))
+            self._copy(data)
+        elif isinstance(data, bytes):
+            self.emit(b"\x96" + struct.pack("<Q", len(data)) + data)
+        self._put(node)
+
+    def _copy(self, node: Inline) -> None:
+        for begin in range(node.offset, node.offset + node.nbytes, _COPIED):
+            self._long(self._data[begin : min(begin + _COPIED, node.offset + node.nbytes)])
+
+    def _long(self, raw: bytes | memoryview) -> None:
+        """Write bytes that need not be gathered first."""
+        if len(raw) < _HELD:
+            self.emit(bytes(raw))
+        else:
+            self.flush()
+            self._write(raw)
+
+    # --- containers --------------------------------------------------------------------------------------------------
+
+    def _tuple(self, node: tuple[object, ...]) -> None:
+        if not node:
+            self.emit(b")")
+            return
+        short = len(node) <= 3
+        self._agenda.append(_Made(node, (b"", b"\x85", b"\x86", b"\x87")[len(node)] if short else b"t"))
+        if not short:
+            self.emit(_MARK)
+        self._agenda.extend(reversed(node))
+
+    def _list(self, node: list[object]) -> None:
+        self.emit(b"]")
+        self._put(node)
+        self._batches(node, 1, b"a", b"e", exact=True)
+
+    def _dict(self, node: Dict) -> None:
+        self.emit(b"}")
+        self._put(node)
+        self._batches(node.pairs, 2, b"s", b"u", exact=True)
+
+    def _set(self, node: Set) -> None:
+        if node.frozen:
+            self.emit(_MARK)
+            self._agenda.append(_Made(node, b"\x91"))
+            self._agenda.extend(reversed(node.items))
+            return
+        self.emit(b"\x8f")
+        self._put(node)
+        for begin in reversed(range(0, len(node.items), _BATCH)):
+            self._agenda.append(_Then(b"\x90"))
+            self._agenda.extend(reversed(node.items[begin : begin + _BATCH]))
+            self._agenda.append(_Then(_MARK))
+
+    def _batches(self, items: Sequence[object], width: int, one: bytes, many: bytes, *, exact: bool) -> None:
+        """Put items on the agenda in CPython's batches, each item of `width` nodes.
+
+        A dict or list itself (`exact`) is written by another loop of CPython's than what an iterator gives: only a
+        single item of all goes without a MARK there, and a dict of just so many items ends with an empty batch.
+        """
+        count = len(items) // width
+        if not count:
+            return
+        begins = list(range(0, count, _BATCH))
+        if exact and width == 2 and count > 1 and count % _BATCH == 0:
+            begins.append(count)
+        for begin in reversed(begins):
+            batch = items[begin * width : min(begin + _BATCH, count) * width]
+            alone = count == 1 if exact else len(batch) == width
+            self._agenda.append(_Then(one if alone else many))
+            self._agenda.extend(reversed(batch))
+            if not alone:
+                self._agenda.append(_Then(_MARK))
+
+    # --- names and calls ---------------------------------------------------------------------------------------------
+
+    def _global(self, node: Global) -> None:
+        module, name = (part.encode("utf-8", "surrogateescape") for part in (node.module, node.name))
+        if self._by_stack and b"." in name:
+            for raw in (module, name):
+                self.emit(_str_head(len(raw)) + raw)
+            self.emit(b"\x93")
+        else:
+            self.emit(b"c" + module + b"\n" + name + b"\n")
+        self._put(node)
+
+    def _call(self, node: Call) -> None:
+        if node.opcode == "inst":
+            arguments = node.args if isinstance(node.args, tuple) else ()
+            self.emit(_MARK)
+            self._agenda.append(_Made(node, b"o"))
+            self._agenda.extend(reversed([node.func, *arguments]))
+            return
+        self._agenda.append(_Made(node, _NEW[node.opcode]))
+        if node.opcode == "new_ex":
+            self._agenda.append(node.kwargs)
+        self._agenda.extend((node.args, node.func))
+
+    def _made(self, made: _Made) -> None:
+        """The opcode of a tuple or call, unless writing its parts has written it: then those parts are dropped."""
+        node = made.node
+        slot = self._memo.get(id(node))
+        if slot is None:
+            self.emit(made.code)
+            self._put(node)
+            if isinstance(node, Call):
+                self._fill(node)
+        else:
+            parts = len(node) if isinstance(node, tuple) and len(node) <= 3 else 1
+            parts = 2 + (node.opcode == "new_ex") if isinstance(node, Call) and node.opcode != "inst" else parts
+            self.emit(b"1" if made.code in (b"t", b"o", b"\x91") else _POP * parts)
+            self._get(slot)
+
+    def _fill(self, node: Call) -> None:
+        """What was done to a call's result: its items, its pairs, its states."""
+        for state in reversed(node.states):
+            self._agenda.extend((_Then(b"b"), state))
+        self._batches(node.pairs, 2, b"s", b"u", exact=False)
+        self._batches(node.items, 1, b"a", b"e", exact=False)
+
+    def _persistent(self, node: PersistentId) -> None:
+        self._agenda.extend((_Then(b"Q"), node.pid))
+
+    def _out_of_band(self, node: OutOfBand) -> None:
+        self.emit(b"\x97\x98" if node.readonly else b"\x97")
+
+    def _extension(self, node: Extension) -> None:
+        code = node.code
+        if 0 <= code < 256:
+            self.emit(b"\x82" + bytes((code,)))
+        else:
+            self.emit(b"\x83" + struct.pack("<H", code) if 0 <= code < 65536 else b"\x84" + struct.pack("<i", code))
+
+
+def _integer(number: int) -> bytes:
+    if 0 <= number < 256:
+        return b"K" + bytes((number,))
+    if 0 <= number < 65536:
+        return b"M" + struct.pack("<H", number)
+    if -(1 << 31) <= number < 1 << 31:
+        return b"J" + struct.pack("<i", number)
+    raw = _shortest(number)
+    if len(raw) < 256:
+        return b"\x8a" + bytes((len(raw),)) + raw
+    if len(raw) >= 1 << 31:
+        raise UnsupportedError("an integer is too large to be pickled")
+    return b"\x8b" + struct.pack("<i", len(raw)) + raw
+
+
+def _shortest(number: int) -> bytes:
+    """Two's complement in as few bytes as it takes (CPython's `pickle.encode_long`)."""
+    size = number.bit_length() // 8 + 1
+    raw = number.to_bytes(size, "little", signed=True)
+    return raw[:-1] if number < 0 and size > 1 and raw[-1] == 0xFF and raw[-2] & 0x80 else raw
+
+
+def _str_head(nbytes: int) -> bytes:
+    return b"X" + struct.pack("<I", nbytes) if nbytes < 1 << 32 else b"\x8d" + struct.pack("<Q", nbytes)
+
+
+def _bytes_head(nbytes: int) -> bytes:
+    if nbytes < 256:
+        return b"C" + bytes((nbytes,))
+    return b"B" + struct.pack("<I", nbytes) if nbytes < 1 << 32 else b"\x8e" + struct.pack("<Q", nbytes)
+
+
+def _raw_head(nbytes: int) -> bytes:
+    return b"U" + bytes((nbytes,)) if nbytes < 256 else b"T" + struct.pack("<i", nbytes)
+
+
+_SIMPLE: dict[type, Callable[..., bytes]] = {
+    type(None): lambda _: b"N",
+    bool: lambda node: b"\x88" if node else b"\x89",
+    int: _integer,
+    float: lambda node: b"G" + struct.pack(">d", node),
+    _Then: lambda node: node.code,
+}
+"""What is written in one go and never memoized."""
+
+_SAVERS: dict[type, Callable[..., None]] = {
+    str: _Emitter._str,
+    tuple: _Emitter._tuple,
+    _Made: _Emitter._made,
+    Call: _Emitter._call,
+    PersistentId: _Emitter._persistent,
+    Global: _Emitter._global,
+    Dict: _Emitter._dict,
+    list: _Emitter._list,
+    bytes: _Emitter._bytes,
+    RawString: _Emitter._raw_string,
+    Inline: _Emitter._inline,
+    Set: _Emitter._set,
+    ByteArray: _Emitter._bytearray,
+    Extension: _Emitter._extension,
+    OutOfBand: _Emitter._out_of_band,
+}
