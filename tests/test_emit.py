@@ -86,8 +86,8 @@ def listed() -> Listed:
 
 OBJECTS: dict[str, Any] = {
     "none": None,
-    "integers": [0, 1, 255, 256, 65535, 65536, -1, -128, -129, 2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**63, -(2**63),
-                 2**2039, 2**2040, -(2**2039), -(2**2040), True, False],
+    "integers": [0, 1, 255, 256, 65535, 65536, -1, -128, -129, 2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**63,
+                 -(2**63), 2**2039, 2**2040, -(2**2039), -(2**2040), True, False],
     "floats": [0.0, -0.0, 1.5, float("inf"), float("nan")],
     "strings": ["", "a", "é", "\ud800", "a" * 300, "long" * 20_000, "a", ""],
     "bytes": [b"", b"a", b"\xff" * 255, b"\xff" * 256, b"long" * 20_000],
@@ -208,7 +208,7 @@ def models() -> dict[str, Any]:
     torch.manual_seed(0)
     shared = torch.nn.Linear(4, 4)
     net = torch.nn.Sequential(shared, torch.nn.ReLU(), shared, torch.nn.BatchNorm1d(4), torch.nn.LSTM(4, 3))
-    parameters = [parameter for parameter in net[:4].parameters()]
+    parameters = list(net[:4].parameters())
     adam = torch.optim.Adam(parameters)
     net[:4](torch.randn(3, 4)).sum().backward()
     adam.step()

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_cli.errors import BusyError, FormatError, RefusedError, TruncatedError
-from ckpt_cli.files import replace
+from ckpt_cli.files import copying
 from ckpt_cli.files.caches import refuse_cached
+from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.hidden import temporary_path
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.replace import copy_into, replacing
+from ckpt_cli.files.replace import replacing
 
 
 def write(target: Path, content: bytes, **options: Any) -> None:
@@ -87,7 +88,7 @@ def test_a_copy_has_every_byte_and_keeps_holes(pieces: list[tuple[bool, int]], i
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if not in_kernel:
             patch.delattr(os, "copy_file_range")
-        patch.setattr(replace, "CHUNK", 10_000)
+        patch.setattr(copying, "CHUNK", 10_000)
         source = Path(folder) / "source"
         with source.open("wb") as file:
             for is_data, count in pieces:

@@ -43,7 +43,7 @@ class LocalFile:
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes from `offset`; raises TruncatedError where the file is too short."""
-        self._check(offset, nbytes)
+        self.check(offset, nbytes)
         data = os.pread(self.fd, nbytes, offset)
         if len(data) < nbytes:
             pieces = [data]
@@ -62,7 +62,7 @@ class LocalFile:
         """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
         if nbytes <= PREAD_LIMIT:
             return memoryview(self.read(offset, nbytes))
-        self._check(offset, nbytes)
+        self.check(offset, nbytes)
         if self._map is None:
             self._map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
         return memoryview(self._map)[offset : offset + nbytes]
@@ -72,7 +72,8 @@ class LocalFile:
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
 
-    def _check(self, offset: int, nbytes: int) -> None:
+    def check(self, offset: int, nbytes: int) -> None:
+        """Raise TruncatedError for a range that is not all there."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise TruncatedError(
                 f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path
@@ -100,7 +101,7 @@ class Window:
     """
 
     def __init__(self, file: LocalFile | Window, begin: int, size: int) -> None:
-        file._check(begin, size)
+        file.check(begin, size)
         self.path: str = file.path
         self.begin: int = file.begin + begin
         """Its first byte within the real file."""
@@ -110,15 +111,16 @@ class Window:
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes from `offset`."""
-        self._check(offset, nbytes)
+        self.check(offset, nbytes)
         return self.file.read(self.begin + offset, nbytes)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """The bytes as a read-only view, as a file gives it."""
-        self._check(offset, nbytes)
+        self.check(offset, nbytes)
         return self.file.view(self.begin + offset, nbytes)
 
-    def _check(self, offset: int, nbytes: int) -> None:
+    def check(self, offset: int, nbytes: int) -> None:
+        """Raise TruncatedError for a range that is not all there."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise TruncatedError(
                 f"bytes {offset}–{offset + nbytes} of the part at byte {self.begin} are promised, it has {self.size}",

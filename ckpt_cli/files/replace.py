@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,12 +11,6 @@ from ckpt_cli.files.hidden import temporary_path
 from ckpt_cli.files.journal import sync_folder
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import try_lock
-
-CHUNK = 16 << 20
-"""Bytes copied at a time."""
-
-_FICLONE = 0x40049409
-"""Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
 
 
 @contextmanager
@@ -128,50 +120,3 @@ def _remove_folder(path: str) -> None:
         for name in os.listdir(path):
             os.unlink(os.path.join(path, name))
         os.rmdir(path)
-
-
-def copy_into(source: LocalFile, target: LocalFile) -> None:
-    """Copy a whole file as cheaply as the file system can: shared blocks, then in the kernel, holes kept."""
-    with suppress(OSError):
-        fcntl.ioctl(target.fd, _FICLONE, source.fd)
-        target.size = source.size
-        return
-    os.ftruncate(target.fd, source.size)
-    for begin, end in _data_ranges(source):
-        _copy_range(source.fd, target.fd, begin, end)
-    target.size = source.size
-
-
-def _data_ranges(source: LocalFile) -> Iterator[tuple[int, int]]:
-    """The ranges of the file that are not holes."""
-    position = 0
-    while position < source.size:
-        try:
-            begin = os.lseek(source.fd, position, os.SEEK_DATA)
-            position = os.lseek(source.fd, begin, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            if error.errno != errno.EINVAL:
-                raise
-            begin, position = position, source.size  # a file system that does not tell
-        yield begin, min(position, source.size)
-
-
-def _copy_range(source: int, target: int, begin: int, end: int) -> None:
-    in_kernel = hasattr(os, "copy_file_range")
-    while begin < end:
-        count = min(CHUNK, end - begin)
-        if in_kernel:
-            try:
-                copied = os.copy_file_range(source, target, count, begin, begin)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-                in_kernel = False
-                continue
-        else:
-            copied = os.pwrite(target, os.pread(source, count, begin), begin)
-        if not copied:
-            raise OSError(errno.EIO, "the file became shorter while it was copied")
-        begin += copied

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from ckpt_cli.errors import RefusedError, UsageError
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
+from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
-from ckpt_cli.files.replace import copy_into, creating, replacing, replacing_folder
+from ckpt_cli.files.replace import creating, replacing, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.assign import Changes

@@ -30,9 +30,10 @@ def same_graphs(a: object, a_data: Data, b: object, b_data: Data) -> bool:
         if _kind(one) is not _kind(other):
             return False
         compared.add(pair)
-        if not isinstance(one, _LEAVES):
-            if forward.setdefault(*pair) != pair[1] or backward.setdefault(*pair[::-1]) != pair[0]:
-                return False
+        if not isinstance(one, _LEAVES) and (
+            forward.setdefault(*pair) != pair[1] or backward.setdefault(*pair[::-1]) != pair[0]
+        ):
+            return False
         if not _same_facts(one, a_data, other, b_data):
             return False
         ours, theirs = children_of(one), children_of(other)

@@ -1,0 +1,138 @@
+"""Zip files in torch's own layout: stored records whose data is aligned, sizes and checksums behind them.
+
+The layout is that of caffe2/serialize/inline_container.cc (PyTorchStreamWriter) over its miniz: local headers have no
+sizes and no CRC, an extra field `FB` pads them so that data begins at a multiple of the alignment, a descriptor follows
+the data of every record that is not empty, and the zip64 end record is always there.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.files.copying import Progress, copy_range, no_progress
+from ckpt_cli.files.local import LocalFile
+
+ALIGNMENT = 64
+"""Bytes that the data of a record is aligned to, as torch does by default."""
+
+_FULL = 0xFFFFFFFF
+"""What a 32-bit field says when its value is in the zip64 extra; from there on one is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the central directory says of a record."""
+
+    name: bytes
+    header: int
+    crc: int
+    nbytes: int
+
+
+class ZipWriter:
+    """Writes records one after another into an empty file; `close` writes the directory."""
+
+    def __init__(self, target: LocalFile, alignment: int = ALIGNMENT) -> None:
+        self._target = target
+        self._alignment = alignment
+        self._position = 0
+        self._entries: list[_Entry] = []
+
+    def add(self, name: str, content: bytes) -> None:
+        """A record with this content."""
+        self.stream(name, len(content), lambda write: write(content))
+
+    def stream(self, name: str, nbytes: int, produce: Callable[[Callable[[bytes | memoryview], None]], object]) -> None:
+        """A record of so many bytes that `produce` writes with the function that it is given.
+
+        Raises UnsupportedError where `nbytes` was said to be less than 4 GiB and it came to more.
+        """
+        header = self._begin(name, nbytes)
+        begin = self._position
+        crc = 0
+
+        def write(piece: bytes | memoryview) -> None:
+            nonlocal crc
+            crc = zlib.crc32(piece, crc)
+            self._write(piece)
+
+        produce(write)
+        written = self._position - begin
+        if written >= _FULL > nbytes:
+            raise UnsupportedError(f"record {name!r} grew beyond 4 GiB while it was written")
+        self._end(name, header, crc, written)
+
+    def copy(
+        self, name: str, source: LocalFile, offset: int, nbytes: int, crc: int, progress: Progress = no_progress
+    ) -> None:
+        """A record with the bytes of a range of a file, whose CRC-32 is known (or 0, as torch may leave it)."""
+        header = self._begin(name, nbytes)
+        copy_range(source, offset, nbytes, self._target, self._position, progress)
+        self._position += nbytes
+        self._end(name, header, crc, nbytes)
+
+    def close(self) -> None:
+        """Write the central directory and the end records."""
+        begin = self._position
+        for entry in self._entries:
+            self._write(_central(entry))
+        size, count = self._position - begin, len(self._entries)
+        end64 = self._position
+        self._write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 0x031E, 45, 0, 0, count, count, size, begin))
+        self._write(struct.pack("<4sLQL", b"PK\6\7", 0, end64, 1))
+        short = min(count, 0xFFFF)
+        self._write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, min(size, _FULL), min(begin, _FULL), 0))
+        self._target.size = self._position
+
+    def _begin(self, name: str, nbytes: int) -> int:
+        """Write a local header; returns where it is."""
+        header = self._position
+        raw = name.encode("utf-8", "surrogateescape")
+        wide = _zip64(nbytes, header, stored=0)  # miniz does not know yet what it will have stored
+        start = header + 30 + len(raw) + len(wide) + 4
+        pad = -start % self._alignment
+        extra = wide + b"FB" + struct.pack("<H", pad) + b"Z" * pad
+        flags = 0x808 if nbytes else 0x800
+        fixed = struct.pack("<4s5H3L2H", b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(extra))
+        self._write(fixed + raw + extra)
+        return header
+
+    def _end(self, name: str, header: int, crc: int, nbytes: int) -> None:
+        """Write the descriptor, and note the record for the directory."""
+        if nbytes:
+            form = "<4sLQQ" if _zip64(nbytes, header, stored=nbytes) else "<4s3L"
+            self._write(struct.pack(form, b"PK\7\10", crc, nbytes, nbytes))
+        self._entries.append(_Entry(name.encode("utf-8", "surrogateescape"), header, crc, nbytes))
+
+    def _write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._target.fd, view, self._position)
+            view = view[written:]
+            self._position += written
+
+
+def _zip64(nbytes: int, header: int, *, stored: int) -> bytes:
+    """The zip64 extra with those of the sizes and the offset that 32 bits do not hold; empty where they hold all."""
+    wide = b""
+    if nbytes >= _FULL:
+        wide += struct.pack("<QQ", nbytes, stored)
+    if header >= _FULL:
+        wide += struct.pack("<Q", header)
+    return struct.pack("<HH", 1, len(wide)) + wide if wide else b""
+
+
+def _central(entry: _Entry) -> bytes:
+    extra = _zip64(entry.nbytes, entry.header, stored=entry.nbytes)
+    size = min(entry.nbytes, _FULL)
+    flags = 0x808 if entry.nbytes else 0x800
+    fixed = struct.pack(
+        "<4s6H3L5H2L", b"PK\1\2", 0, 0, flags, 0, 0, 0, entry.crc, size, size, len(entry.name), len(extra),
+        0, 0, 0, 0, min(entry.header, _FULL),
+    )  # fmt: skip
+    return fixed + entry.name + extra
