@@ -63,6 +63,17 @@ def _locked_in_place(file: LocalFile, target: str) -> bool:
         return False
 
 
+def keep_as(path: str, kept: str) -> str:
+    """Give a file that is about to be replaced a second name, which takes the place of an older backup."""
+    real = os.path.realpath(path)
+    temporary = temporary_path(kept)
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
+    os.link(real, temporary)
+    os.replace(temporary, kept)
+    return kept
+
+
 @contextmanager
 def creating(path: str, *, mode_of: str) -> Iterator[LocalFile]:
     """A new file within a folder that is not in place yet, durable when the block ends."""

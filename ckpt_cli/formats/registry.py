@@ -8,7 +8,11 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
+from ckpt_cli.changes import Changes
+from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.files.copying import Progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
 from ckpt_cli.model import Checkpoint
@@ -84,6 +88,11 @@ FORMATS = (
     Format("shards", _is_json_object, "ckpt_cli.formats.shard_set", is_set=True),
 )
 
+WRITERS = {
+    "zip": "ckpt_cli.formats.torch_zip_write",
+}
+"""By the name of a format: has `Rewriting`, which writes a checkpoint of it anew with some changes."""
+
 FOLDERS: tuple[Folder, ...] = (Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),)
 
 
@@ -103,6 +112,32 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
         file.close()
         raise
     return _noting_the_set(checkpoint) if "-of-" in os.path.basename(path) else checkpoint
+
+
+class Rewriter(Protocol):
+    """A checkpoint about to be written anew."""
+
+    nbytes: int
+    """About the bytes that will be written."""
+
+    def write(self, target: LocalFile, progress: Progress) -> None:
+        """Write all of it into an empty file."""
+
+    def verify(self, path: str) -> None:
+        """Raise CkptError where the file that was written does not read back as what it should be."""
+
+
+def rewriting(checkpoint: Checkpoint, changes: Changes) -> Rewriter:
+    """The work of writing a checkpoint anew in its own format; raises UnsupportedError where that cannot be done."""
+    module = WRITERS.get(checkpoint.format)
+    if module is None:
+        raise UnsupportedError(
+            f"a checkpoint of format {checkpoint.format} can be changed in its values only",
+            path=checkpoint.path,
+            hint="ckpt convert FILE OUT.pt makes one that can be changed freely",
+        )
+    work: Rewriter = importlib.import_module(module).Rewriting(checkpoint, changes)
+    return work
 
 
 def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:

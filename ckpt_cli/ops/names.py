@@ -47,7 +47,7 @@ def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     if not found and (part := _part_named(checkpoint.entries, pattern)) is not None:
         return [Selection(part, index, exact=True)]
     if not found:
-        raise NameNotFoundError(pattern, _close(pattern, names), path=checkpoint.path)
+        raise NameNotFoundError(pattern, close_names(pattern, names), path=checkpoint.path)
     return [Selection(entry, index, exact=pattern in names) for entry in found]
 
 
@@ -113,7 +113,7 @@ def split_index(argument: str, names: Iterable[str] = ()) -> tuple[str, str | No
     return name, index, False
 
 
-def _close(name: str, names: Iterable[str]) -> list[str]:
+def close_names(name: str, names: Iterable[str]) -> list[str]:
     """Up to three known names that the user may have meant."""
     import difflib
 

@@ -1,0 +1,183 @@
+"""A torch zip file written anew: records in torch's order and layout, storages renumbered as torch numbers them.
+
+With `.format_version` among its records torch computes where storages are (torch/serialization.py,
+`_get_offset`) instead of looking: so the layout is exactly torch's, and storages are numbered in the order in which
+the pickle reaches them.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from ckpt_cli import limits
+from ckpt_cli.changes import Changes, Content, Write
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, UnsupportedError
+from ckpt_cli.files.copying import Progress, no_progress
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats.torch_zip import TorchZip
+from ckpt_cli.formats.zip_records import STORED, Record
+from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
+from ckpt_cli.model import Checkpoint, Storage
+from ckpt_cli.pickles.budget import Budget
+from ckpt_cli.pickles.compare import same_graphs
+from ckpt_cli.pickles.editing import Editing
+from ckpt_cli.pickles.emit import write_pickle
+from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.rebuild import Rebuilder
+from ckpt_cli.pickles.retarget import Retargeting, references_of, rekey, storage_key
+
+_PIECE = 8 << 20
+"""Bytes of a compressed storage that are inflated at a time."""
+
+
+class Rewriting:
+    """A torch zip file about to be written anew with some changes; nothing is written before `write`."""
+
+    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+        container, graph = checkpoint.container, checkpoint.document
+        if not isinstance(container, TorchZip) or not isinstance(graph, Graph):
+            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as a torch zip file")
+        self._container = container
+        self._records = container.records
+        self._source = container.files[0]
+        self.data = self._records.read(f"{container.prefix}/data.pkl", limits.PICKLE_INFLATED)
+        """The old pickle, which long strings of the new one are copied from."""
+        self._old = _storages_of(checkpoint)
+        self._referenced = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
+        editing = Editing(graph, container)
+        self._rebuilder = Rebuilder(container, Budget(graph.nbytes))
+        retargeting = Retargeting(editing, self._rebuilder, checkpoint.tensors)
+        retargeting.carry_out(changes)
+        editing.carry_out(changes)
+        self.root = editing.root
+        """The new pickle's root."""
+        self._contents = changes.contents
+        self._storages = self._number(retargeting.storages)
+        self.nbytes = graph.nbytes + sum(storage.nbytes for storage in self._storages)
+        """About the bytes that will be written."""
+
+    def _number(self, new: dict[int, Storage]) -> list[Storage]:
+        """Give the storages that the new pickle refers to keys from 0, in the order in which it reaches them."""
+        numbers: dict[int, str] = {}
+        ordered: list[Storage] = []
+        for reference in references_of(self.root):
+            key = storage_key(reference)
+            if key is None:
+                continue
+            storage = new.get(id(reference)) or self._old.get(key)
+            if storage is None:  # of a tensor in an object that does not open up to entries
+                storage = self._old[key] = self._rebuilder.storage(reference)[0]
+            if id(storage) not in numbers:
+                numbers[id(storage)] = str(len(numbers))
+                ordered.append(storage)
+            if key != numbers[id(storage)]:
+                rekey(reference, numbers[id(storage)])
+        return ordered
+
+    def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
+        """Write all records in torch's order: the pickle, the small ones, the storages, and the rest."""
+        writer = ZipWriter(target, self._alignment())
+        prefix = f"{self._container.prefix}/data/"
+        pending = True
+        names = self._records.by_name
+        last_note = f"{self._container.prefix}/byteorder"
+        for name, record in names.items():
+            if name == f"{self._container.prefix}/data.pkl":
+                writer.stream(name, 1, lambda write: write_pickle(self.root, self.data, write))
+                pending_now = pending and last_note not in names
+            elif name.startswith(prefix):
+                pending_now = pending
+            else:
+                self._copy(writer, name, record, progress)
+                pending_now = pending and name == last_note
+            if pending_now:
+                self._write_storages(writer, prefix, progress)
+                pending = False
+        writer.close()
+
+    def verify(self, path: str) -> None:
+        """Read the new file back, and compare its pickle with the one that was meant."""
+        from ckpt_cli.formats.registry import open_checkpoint
+
+        try:
+            with closing(open_checkpoint(path)) as copy:
+                container, graph = copy.container, copy.document
+                if not isinstance(container, TorchZip) or not isinstance(graph, Graph):
+                    raise MalformedError("it is no torch zip file")
+                data = container.records.read(f"{container.prefix}/data.pkl", limits.PICKLE_INFLATED)
+                if not same_graphs(self.root, self.data, graph.root, data):
+                    raise MalformedError("its pickle is another one")
+        except FormatError as error:
+            raise CkptError(
+                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
+            ) from None
+
+    def _alignment(self) -> int:
+        name = f"{self._container.prefix}/.storage_alignment"
+        if name not in self._records.by_name:
+            return ALIGNMENT
+        text = bytes(self._records.read(name, limits.ZIP_NOTE_RECORD))
+        number = int(text) if text.isdigit() and len(text) < 6 else ALIGNMENT
+        return number if number and not number & (number - 1) else ALIGNMENT
+
+    def _write_storages(self, writer: ZipWriter, prefix: str, progress: Progress) -> None:
+        """The storages that are referred to, then the records that never were, which nobody asked to lose."""
+        for number, storage in enumerate(self._storages):
+            content = self._contents.get(id(storage))
+            if content is None or content.origin is not None:
+                record = self._record(content.origin if content and content.origin else storage)
+                self._copy(writer, f"{prefix}{number}", record, progress)
+            else:
+                _write_content(writer, f"{prefix}{number}", content, self._source, progress)
+        number = len(self._storages)
+        for name, record in self._records.by_name.items():
+            if name.startswith(prefix) and name.removeprefix(prefix) not in self._referenced:
+                self._copy(writer, f"{prefix}{number}", record, progress)
+                number += 1
+
+    def _record(self, storage: Storage) -> Record:
+        return self._records.by_name[f"{self._container.prefix}/data/{storage.key}"]
+
+    def _copy(self, writer: ZipWriter, name: str, record: Record, progress: Progress) -> None:
+        """An old record under a name that may be new, with the checksum that it has."""
+        if record.method == STORED:
+            offset = self._records.data_offset(record)
+            writer.copy(name, self._source, offset, record.nbytes, record.crc, progress)
+            return
+
+        def inflate(write: Write) -> None:
+            for begin in range(0, record.nbytes, _PIECE):
+                write(bytes(self._records.inflate(record, begin, min(_PIECE, record.nbytes - begin))))
+
+        writer.stream(name, record.nbytes, inflate)
+
+
+def _write_content(writer: ZipWriter, name: str, content: Content, source: LocalFile, progress: Progress) -> None:
+    """A new storage: ranges of the old file, or bytes that are made now."""
+
+    def copy(write: Write) -> None:
+        for extent in content.extents or ():
+            for begin in range(0, extent.nbytes, _PIECE):
+                write(source.read(extent.offset + begin, min(_PIECE, extent.nbytes - begin)))
+
+    def told(write: Write) -> Write:
+        def writing(piece: bytes | memoryview) -> None:
+            write(piece)
+            progress(len(piece))
+
+        return writing
+
+    make = content.make or copy
+    writer.stream(name, content.nbytes, lambda write: make(told(write)))
+
+
+def _storages_of(checkpoint: Checkpoint) -> dict[str, Storage]:
+    """The storages of the tensors and of their parts, by their keys."""
+    found: dict[str, Storage] = {}
+    pending = list(checkpoint.tensors)
+    while pending:
+        tensor = pending.pop()
+        if tensor.storage is not None:
+            found[tensor.storage.key] = tensor.storage
+        pending.extend(tensor.parts)
+    return found

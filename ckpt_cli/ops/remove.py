@@ -1,0 +1,76 @@
+"""What `rm` and `keep` do: entries taken out, or all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ckpt_cli.changes import Changes
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
+from ckpt_cli.model import Checkpoint
+from ckpt_cli.ops.names import close_names, select_one, split_index
+
+
+def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> Changes:
+    """Take out what the arguments select; a prefix takes the container of that name with it."""
+    chosen = _chosen(checkpoint, arguments)
+    if len(chosen) == len(checkpoint.entries):
+        raise RefusedError("nothing would be left", path=checkpoint.path)
+    return Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
+
+
+def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Changes:
+    """Take out everything that no argument selects."""
+    chosen = _chosen(checkpoint, arguments)
+    dropped = frozenset(entry.name for entry in checkpoint.entries if entry.name not in chosen)
+    return Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
+
+
+def plan_root(checkpoint: Checkpoint, prefix: str) -> Changes:
+    """Make what is below a prefix the whole checkpoint."""
+    dotted = f"{prefix.removesuffix('.')}."
+    kept = {entry.name for entry in checkpoint.entries if entry.name.startswith(dotted)}
+    known = [entry.name for entry in checkpoint.entries]
+    if not kept:
+        raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
+
+    def rename(name: str) -> str:
+        return name[len(dotted) :] if name.startswith(dotted) and name != dotted else name
+
+    return Changes(
+        names={name: rename(name) for name in known if name in kept},
+        rename=rename,
+        dropped=frozenset(name for name in known if name not in kept),
+        root=dotted[:-1],
+    )
+
+
+def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
+    """The names that the arguments select."""
+    chosen: set[str] = set()
+    for argument in arguments:
+        for selection in select_one(checkpoint, argument):
+            if selection.index is not None:
+                raise UsageError(f"{argument!r} is a part of a tensor: entries are kept or removed whole")
+            chosen.add(selection.entry.name)
+    return chosen
+
+
+def _prefixes(arguments: Iterable[str], chosen: set[str]) -> set[str]:
+    """The arguments that are prefixes, so that what is called so goes whole."""
+    names = (split_index(argument)[0].removesuffix(".") for argument in arguments)
+    return {name for name in names if name not in chosen and "*" not in name and "?" not in name}
+
+
+def _whole_containers(dropped: Iterable[str], kept: Iterable[str]) -> set[str]:
+    """The outermost prefixes of which nothing is kept."""
+    needed = {name[:at] for name in kept for at in _dots(name)}
+    found: set[str] = set()
+    for name in dropped:
+        outermost = next((name[:at] for at in _dots(name) if name[:at] not in needed), None)
+        if outermost is not None:
+            found.add(outermost)
+    return found
+
+
+def _dots(name: str) -> list[int]:
+    return [at for at, char in enumerate(name) if char == "."]

@@ -1,0 +1,155 @@
+"""Where in a graph each entry hangs, so that it can be renamed, replaced or taken out there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, UnsupportedError
+from ckpt_cli.pickles.budget import Budget
+from ckpt_cli.pickles.entries import Opener, key_text
+from ckpt_cli.pickles.graph import Call, Dict, Graph
+from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder, text_of
+
+_Sequence = list[object] | tuple[object, ...]
+
+
+class Place:
+    """One key or index of a container in a graph, and the node that stands there."""
+
+    __slots__ = ("index", "is_keyed", "key", "name", "node", "parent", "sequence")
+
+    def __init__(
+        self,
+        name: str,
+        key: str,
+        node: object,
+        sequence: _Sequence,
+        index: int,
+        parent: Place | None,
+        *,
+        is_keyed: bool,
+    ) -> None:
+        self.name = name
+        """The dotted name of what stands here."""
+        self.key = key
+        """The last part of that name, as a text."""
+        self.node = node
+        self.sequence = sequence
+        """The pairs, items or tuple that the node is in."""
+        self.index = index
+        self.parent = parent
+        """The place of the container; None where that is the root."""
+        self.is_keyed = is_keyed
+        """Whether a key stands before the node in the sequence."""
+
+    @property
+    def prefix(self) -> str:
+        """The dotted name of the container."""
+        return self.parent.name if self.parent else ""
+
+    def replace(self, node: object) -> None:
+        """Put another node here; a tuple is made anew, and put into the place of the old one."""
+        self.node = node
+        if isinstance(self.sequence, list):
+            self.sequence[self.index] = node
+            return
+        if self.parent is None:
+            raise UnsupportedError(f"{self.name!r} is a part of a tuple that is the whole of the pickle")
+        items = list(self.sequence)
+        items[self.index] = node
+        self.parent.replace(tuple(items))
+
+    def rename(self, key: object) -> None:
+        """Put another key before the node."""
+        if not self.is_keyed or not isinstance(self.sequence, list):
+            raise UnsupportedError(f"{self.name!r} is called by its place in a list, so it cannot get another name")
+        self.sequence[self.index - 1] = key
+
+    @property
+    def key_node(self) -> object:
+        """The key as the graph has it."""
+        return self.sequence[self.index - 1]
+
+
+def places_of(graph: Graph, finder: StorageFinder) -> Iterator[tuple[Place, bool]]:
+    """Every place below the root in the document's order, each with whether it is that of an entry."""
+    budget = Budget(graph.nbytes)
+    opener, rebuilder = Opener(budget), Rebuilder(finder, budget)
+    frames: list[tuple[Place | None, Iterator[tuple[Place, str]]]] = []
+    frames.append((None, _below(opener, graph.root, "tensor", None)))
+    open_nodes = {id(graph.root)}
+    while frames:
+        holder, below = frames[-1]
+        for place, kind in below:
+            budget.name(place.name)
+            node = place.node
+            is_leaf = rebuilder.tensor(place.name, node) is not None or id(node) in open_nodes
+            inner = None if is_leaf else opener.children(node, kind)
+            yield place, inner is None
+            if inner is not None:
+                if len(frames) > limits.NESTING:
+                    raise LimitError(f"its containers nest deeper than {limits.NESTING}")
+                open_nodes.add(id(node))
+                frames.append((place, _below(opener, node, kind, place)))
+                break
+        else:
+            frames.pop()
+            if holder is not None:
+                open_nodes.discard(id(holder.node))
+
+
+def _below(opener: Opener, node: object, kind: str, parent: Place | None) -> Iterator[tuple[Place, str]]:
+    """The places in a container, each with the kind that tensors there have."""
+    slots: dict[tuple[str | None, int], list[tuple[_Sequence, int, bool]]] = {}
+    for sequence, index, is_keyed in _slots(node):
+        key = key_text(sequence[index - 1]) if is_keyed else None
+        slots.setdefault((key, id(sequence[index])), []).append((sequence, index, is_keyed))
+    prefix = parent.name if parent else ""
+    for key, child, child_kind in opener.children(node, kind) or ():
+        found = slots.get((key, id(child))) or slots.get((None, id(child)))
+        if not found:
+            raise UnsupportedError(f"{prefix or 'the pickle'!r} has its entries in a way that cannot be edited")
+        sequence, index, is_keyed = found.pop(0) if len(found) > 1 else found[0]
+        name = f"{prefix}.{key}" if prefix and key else prefix or key
+        yield Place(name, key, child, sequence, index, parent, is_keyed=is_keyed), child_kind
+
+
+_GROUPS = ("_parameters", "_buffers", "_modules")
+
+
+def _slots(node: object) -> Iterator[tuple[_Sequence, int, bool]]:
+    """Every value in a container: the sequence it is in, its index there, whether its key stands before it."""
+    if isinstance(node, list | tuple):
+        yield from ((node, index, False) for index in range(len(node)))
+    elif isinstance(node, Dict):
+        yield from _values(node.pairs)
+    elif isinstance(node, Call):
+        for sequence, is_keyed in ((node.pairs, True), (node.items, False)):
+            if isinstance(sequence, list):
+                yield from (
+                    _values(sequence) if is_keyed else ((sequence, index, False) for index in range(len(sequence)))
+                )
+        yield from _listed(node.args)
+        for state in node.states:
+            for part in state if isinstance(state, tuple) else (state,):
+                if isinstance(part, Dict):
+                    yield from _attributes(part)
+
+
+def _values(pairs: list[object]) -> Iterator[tuple[_Sequence, int, bool]]:
+    return ((pairs, index, True) for index in range(1, len(pairs), 2))
+
+
+def _listed(args: object) -> Iterator[tuple[_Sequence, int, bool]]:
+    """The values of an `OrderedDict([[key, value], …])`."""
+    if isinstance(args, tuple) and len(args) == 1 and isinstance(args[0], list):
+        yield from ((item, 1, True) for item in args[0] if isinstance(item, list) and len(item) == 2)
+
+
+def _attributes(state: Dict) -> Iterator[tuple[_Sequence, int, bool]]:
+    """An object's attributes; of a module also what its parameters, buffers and submodules are kept in."""
+    for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True):
+        if text_of(key) in _GROUPS:
+            yield from _slots(value)
+    yield from _values(state.pairs)
