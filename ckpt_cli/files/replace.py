@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ckpt_cli.errors import BusyError
+from ckpt_cli.errors import BusyError, RefusedError
+from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.hidden import temporary_path
 from ckpt_cli.files.journal import sync_folder
 from ckpt_cli.files.local import LocalFile
@@ -63,8 +64,22 @@ def _locked_in_place(file: LocalFile, target: str) -> bool:
         return False
 
 
+def copy_as(file: LocalFile, kept: str) -> str:
+    """Keep a copy of a file that is about to be patched, in the place of an older backup."""
+    _refuse_link(kept)
+    with replacing(kept, mode_of=file.path) as target:
+        copy_into(file, target)
+    return kept
+
+
+def _refuse_link(kept: str) -> None:
+    if os.path.islink(kept):
+        raise RefusedError("a symbolic link stands where the backup goes", path=kept, hint="remove it, or use -o OUT")
+
+
 def keep_as(path: str, kept: str) -> str:
     """Give a file that is about to be replaced a second name, which takes the place of an older backup."""
+    _refuse_link(kept)
     real = os.path.realpath(path)
     temporary = temporary_path(kept)
     with suppress(FileNotFoundError):

@@ -15,6 +15,7 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.files.copying import Progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
+from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Checkpoint
 
 _HEAD = 600
@@ -90,6 +91,7 @@ FORMATS = (
 
 WRITERS = {
     "zip": "ckpt_cli.formats.torch_zip_write",
+    "safetensors": "ckpt_cli.formats.safetensors_write",
 }
 """By the name of a format: has `Rewriting`, which writes a checkpoint of it anew with some changes."""
 
@@ -119,6 +121,9 @@ class Rewriter(Protocol):
 
     nbytes: int
     """About the bytes that will be written."""
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the whole edit into an overlay of the old file, if it fits in place; else False, and nothing is put."""
 
     def write(self, target: LocalFile, progress: Progress) -> None:
         """Write all of it into an empty file."""

@@ -14,6 +14,7 @@ from ckpt_cli.changes import Changes, Content, Write
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, UnsupportedError
 from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.formats.torch_zip import TorchZip
 from ckpt_cli.formats.zip_records import STORED, Record
 from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
@@ -51,7 +52,10 @@ class Rewriting:
         editing.carry_out(changes)
         self.root = editing.root
         """The new pickle's root."""
+        self._changes = changes
         self._contents = changes.contents
+        self._renumbered = False
+        """Whether a storage gets another key than it has."""
         self._storages = self._number(retargeting.storages)
         self.nbytes = graph.nbytes + sum(storage.nbytes for storage in self._storages)
         """About the bytes that will be written."""
@@ -72,7 +76,21 @@ class Rewriting:
                 ordered.append(storage)
             if key != numbers[id(storage)]:
                 rekey(reference, numbers[id(storage)])
+                self._renumbered = True
         return ordered
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the edit into the overlay if only the pickle changes, and not in its length."""
+        record = self._records.by_name[f"{self._container.prefix}/data.pkl"]
+        if not self._changes.only_names_and_metadata or record.method != STORED or self._renumbered:
+            return False
+        pickle = bytearray()
+        write_pickle(self.root, self.data, pickle.extend)
+        if len(pickle) != record.nbytes:
+            return False
+        overlay.write(0, self._records.data_offset(record), bytes(pickle))
+        self._records.seal(overlay)
+        return True
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write all records in torch's order: the pickle, the small ones, the storages, and the rest."""

@@ -28,7 +28,7 @@ def _reads_back(original: Checkpoint, path: str) -> bool:
     with closing(copy):
         for file in copy.container.files:
             if is_safetensors(file.read(0, min(9, file.size))):
-                _open_with_safetensors(file.path)
+                open_with_safetensors(file.path)
         return len(copy.entries) == len(original.entries) and all(
             _facts(one) == _facts(other) for one, other in zip(copy.entries, original.entries, strict=True)
         )
@@ -50,7 +50,8 @@ def _facts(entry: Entry) -> tuple[object, ...]:
     return (entry.name,)
 
 
-def _open_with_safetensors(path: str) -> None:
+def open_with_safetensors(path: str) -> None:
+    """Open a file with the safetensors library; raises FormatError where it refuses."""
     from safetensors import SafetensorError, safe_open
 
     try:

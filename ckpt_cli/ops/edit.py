@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from ckpt_cli.errors import RefusedError, UsageError
+from ckpt_cli.errors import UsageError
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
-from ckpt_cli.files.replace import creating, replacing, replacing_folder
+from ckpt_cli.files.replace import copy_as, creating, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.assign import Changes
@@ -73,7 +73,7 @@ def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edi
             if not dry_run and not file.writable:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
         if not dry_run and overlay:
-            kept = [_back_up(file) for file in touched] if backup else []
+            kept = [copy_as(file, f"{file.path}.bak") for file in touched] if backup else []
             journal.apply(overlay)
         return Edit(
             path=path,
@@ -95,16 +95,6 @@ def _planned(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[Overlay, Chan
         changes = plan(checkpoint, overlay)
         checkpoint.container.seal(overlay)
         yield overlay, changes
-
-
-def _back_up(file: LocalFile) -> str:
-    """Keep an old file as `PATH.bak`, replacing an older backup."""
-    kept = f"{file.path}.bak"
-    if os.path.islink(kept):
-        raise RefusedError("a symbolic link stands where the backup goes", path=kept, hint="remove it, or use -o OUT")
-    with replacing(kept, mode_of=file.path) as target:
-        copy_into(file, target)
-    return kept
 
 
 def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:

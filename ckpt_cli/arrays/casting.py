@@ -1,0 +1,127 @@
+"""Elements of one dtype as those of another, as torch casts them, with a count of what did not survive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.arrays.codec import Codec
+from ckpt_cli.dtypes import DType
+from ckpt_cli.model import Storage, Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+
+@dataclass(slots=True)
+class Losses:
+    """How many finite values became something that is not near them."""
+
+    infinite: int = 0
+    """Finite values that became infinite or NaN."""
+    zero: int = 0
+    """Values that became zero."""
+
+    def __bool__(self) -> bool:
+        return bool(self.infinite or self.zero)
+
+
+class Cast:
+    """The way from one dtype to another, for a storage's elements in their order.
+
+    Raises UnsupportedError for a dtype whose values cannot be told.
+    """
+
+    def __init__(self, source: DType, target: DType, name: str, *, big_endian: bool = False) -> None:
+        self._source = _codec(source, name, big_endian=big_endian)
+        self._target = _codec(target, name)
+        self._direct = _DIRECT.get((source.name, target.name)) if not big_endian else None
+        self._largest, self._smallest = _limits(self._target)
+        self.itemsize = source.itemsize
+        """Bytes of an element before the cast."""
+
+    def run(self, data: memoryview, losses: Losses) -> memoryview:
+        """The bytes of as many elements in the other dtype; what is lost is counted."""
+        import numpy as np
+
+        stored = np.frombuffer(data, self._source.stored)
+        if self._direct is not None:
+            values, made = stored, self._direct(stored)
+        else:
+            values = self._source.decode(stored)
+            made = self._target.encode(values, cast=True)
+        if self._may_lose(values):
+            _count(self._source.decode(stored), self._target.decode(made), losses)
+        return np.ascontiguousarray(made).view(np.uint8).reshape(-1).data
+
+    def _may_lose(self, values: Array) -> bool:
+        """Whether a value is so large or so small that it could get lost; told from the bits of float32 ones."""
+        import numpy as np
+
+        if self._target.dtype.bits > self._source.dtype.bits:
+            return False
+        if values.dtype != np.float32 or not values.size:
+            return True
+        magnitudes = values.view(np.uint32) & np.uint32(0x7FFFFFFF)
+        if int(magnitudes.max()) >= self._largest:
+            return True
+        magnitudes -= np.uint32(1)  # so that zeros become the largest
+        return int(magnitudes.min()) < self._smallest - 1
+
+
+def _limits(codec: Codec) -> tuple[int, int]:
+    """The bits, as float32, of the largest and the smallest positive value that a dtype has."""
+    import numpy as np
+
+    count = 1 << min(codec.dtype.bits, 16)
+    if codec.dtype.bits > 16:
+        return 0x7F800000, 1
+    codes = np.arange(count, dtype=f"u{codec.dtype.itemsize}").view(codec.stored)
+    values = codec.decode(codes).astype(np.float32).reshape(-1)
+    positive = values[np.isfinite(values) & (values > 0)]
+    return int(positive.max().view(np.uint32)), int(positive.min().view(np.uint32))
+
+
+def _codec(dtype: DType, name: str, *, big_endian: bool = False) -> Codec:
+    """The codec of a storage's elements."""
+    return Codec(Tensor(name, dtype, (0,), (1,), Storage("", 0), big_endian=big_endian))
+
+
+def _count(values: Array, after: Array, losses: Losses) -> None:
+    """Count finite values that are not finite any more, and those that became zero."""
+    import numpy as np
+
+    losses.infinite += int(np.count_nonzero(np.isfinite(values) & ~np.isfinite(after)))
+    losses.zero += int(np.count_nonzero((values != 0) & (after == 0)))
+
+
+def _bfloat16(stored: Array) -> Array:
+    """float32 to bfloat16, rounded to nearest even; every NaN becomes 0x7FC0 (c10/util/BFloat16.h)."""
+    import numpy as np
+
+    bits = stored.view(np.uint32)
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    made = rounded.view(np.uint16)[1::2].copy()
+    nans = np.isnan(stored)
+    if nans.any():
+        made[nans] = 0x7FC0
+    return made
+
+
+def _float32(stored: Array) -> Array:
+    """bfloat16 to float32, bit for bit."""
+    import numpy as np
+
+    wide = stored.astype("<u4")
+    wide <<= np.uint32(16)
+    made: Array = wide.view("<f4")
+    return made
+
+
+_DIRECT = {("float32", "bfloat16"): _bfloat16, ("bfloat16", "float32"): _float32}
+"""Casts worth a way of their own: what people do to checkpoints of many gigabytes."""

@@ -1,0 +1,262 @@
+"""A safetensors file written anew, or with a new header in the room that the old one had.
+
+The header gets spaces at its end, which every reader takes for white space, so that later edits of names and metadata
+fit into it. Data keeps its order, but for a change of dtypes: then wider elements come first, as the reference writer
+has it (safetensors, `prepare`), so that all of them are aligned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli import limits
+from ckpt_cli.changes import Changes, Content
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.files.copying import Progress, copy_range, no_progress
+from ckpt_cli.files.extents import Extent
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats.safetensors import Safetensors
+from ckpt_cli.model import Checkpoint, Storage, Tensor
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.overlay import Overlay
+
+_ROOM = 1024
+"""Bytes of spaces that a new header gets at least, for later edits."""
+
+_ALIGNMENT = 64
+"""What the data's begin is aligned to."""
+
+_PIECE = 8 << 20
+"""Bytes copied at a time where they are not copied in the kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One tensor to be written."""
+
+    name: str
+    dtype: str
+    """In safetensors' spelling."""
+    shape: tuple[int, ...]
+    """As the header counts it: single values of float4."""
+    content: Content
+    itemsize: int
+    more: Mapping[str, Any]
+    """Fields of its header that have no meaning, which are kept."""
+
+
+def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], room: int = 0) -> bytes:
+    """The length and the header of a file, with at least `room` spaces at its end, so that data begins aligned."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for item in items:
+        offsets = [position, position + item.content.nbytes]
+        header[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets, **item.more}
+        position = offsets[1]
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (room + -(8 + len(raw) + room) % _ALIGNMENT)
+    if len(raw) > limits.SAFETENSORS_HEADER:
+        raise RefusedError(f"the header would have {len(raw)} bytes; {limits.SAFETENSORS_HEADER} is the most")
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def write_file(
+    items: Sequence[Item],
+    metadata: Mapping[str, str],
+    files: Sequence[LocalFile],
+    target: LocalFile,
+    progress: Progress = no_progress,
+) -> None:
+    """Write a whole file: a header with room, then every tensor's bytes."""
+    header = header_bytes(items, metadata, _ROOM)
+    position = _write(target, header, 0)
+    for kind, begin, nbytes, item in _runs(items):
+        if item is None:
+            copy_range(files[kind], begin, nbytes, target, position, progress)
+            position += nbytes
+        else:
+            position = _make(item, target, position, progress)
+    if target.size < position:
+        target.size = position
+
+
+def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int, int, Item | None]]:
+    """What to copy, ranges that follow each other as one, and what to make, in order."""
+    file, begin, end = -1, 0, 0
+    for item in items:
+        for extent in item.content.extents if item.content.extents is not None else ():
+            if extent.file == file and extent.offset == end:
+                end += extent.nbytes
+                continue
+            if end > begin:
+                yield file, begin, end - begin, None
+            file, begin, end = extent.file, extent.offset, extent.offset + extent.nbytes
+        if item.content.extents is None:
+            if end > begin:
+                yield file, begin, end - begin, None
+            file, begin, end = -1, 0, 0
+            yield -1, 0, item.content.nbytes, item
+    if end > begin:
+        yield file, begin, end - begin, None
+
+
+def _make(item: Item, target: LocalFile, position: int, progress: Progress) -> int:
+    """Write bytes that are made now; returns the place after them."""
+    end = position + item.content.nbytes
+
+    def write(piece: bytes | memoryview) -> None:
+        nonlocal position
+        position = _write(target, piece, position)
+        progress(len(piece))
+
+    if item.content.make is not None:
+        item.content.make(write)
+    if position != end:
+        raise CkptError(f"tensor {item.name!r} came to {item.content.nbytes - end + position} bytes")
+    return position
+
+
+def _write(target: LocalFile, data: bytes | memoryview, position: int) -> int:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(target.fd, view, position)
+        view = view[written:]
+        position += written
+    target.size = max(target.size, position)
+    return position
+
+
+class Rewriting:
+    """A safetensors file about to be written anew with some changes."""
+
+    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+        container = checkpoint.container
+        if not isinstance(container, Safetensors):
+            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as safetensors")
+        if changes.values or changes.added:
+            name = next(iter((*changes.values, *changes.added)))
+            raise UnsupportedError(
+                f"a safetensors file holds tensors and strings only, so {name!r} cannot be set",
+                path=checkpoint.path,
+                hint=f"ckpt meta {checkpoint.path} {name}=… sets a string of its metadata",
+            )
+        self._container = container
+        self._files = container.files
+        self._begin = container.begin
+        self._changes = changes
+        self._is_in_place = changes.only_names_and_metadata
+        header = json.loads(self._files[0].read(8, container.begin - 8))
+        fields = {name: info for name, info in header.items() if name != "__metadata__"}
+        self._aliases = {tensor.name: tensor.alias_of for tensor in checkpoint.tensors if tensor.alias_of is not None}
+        self._items = [item for _, item in self._planned(checkpoint, fields)]
+        self._metadata = self._new_metadata(checkpoint)
+        self.nbytes = self._begin + sum(item.content.nbytes for item in self._items)
+        """About the bytes that will be written."""
+
+    # --- planning ----------------------------------------------------------------------------------------------------
+
+    def _planned(self, checkpoint: Checkpoint, fields: Mapping[str, Any]) -> list[tuple[int, Item]]:
+        """Every tensor that stays and is no alias, in the order in which their bytes are to stand."""
+        found: list[tuple[int, Item]] = []
+        recast = False
+        for tensor in self._stored(checkpoint):
+            new = self._changes.tensors.get(tensor.name, tensor)
+            storage = new.storage
+            if storage is None:
+                raise UnsupportedError(f"tensor {tensor.name!r} has no bytes to be written")
+            info = fields.get(tensor.name, {})
+            recast |= new.dtype is not tensor.dtype
+            found.append((self._offset(tensor), self._item(tensor, new, storage, info)))
+        found.sort(key=lambda pair: (-pair[1].itemsize if recast else 0, pair[0]))
+        return found
+
+    def _stored(self, checkpoint: Checkpoint) -> list[Tensor]:
+        """The tensors that have bytes of their own afterwards; of a tie whose kept name goes, the first alias."""
+        dropped = self._changes.dropped
+        stays = [tensor for tensor in checkpoint.tensors if tensor.name not in dropped]
+        found: list[Tensor] = []
+        seen: dict[tuple[int, str], str] = {}
+        self._tied: dict[str, str] = {}
+        """The aliases afterwards: {name: the one that is stored}, by old names."""
+        for tensor in sorted(stays, key=lambda tensor: tensor.alias_of is not None):
+            new = self._changes.tensors.get(tensor.name, tensor)
+            key = (id(new.storage), new.dtype.name)
+            kept = seen.setdefault(key, tensor.name)
+            if kept == tensor.name:
+                found.append(tensor)
+            else:
+                self._tied[tensor.name] = kept
+        return found
+
+    def _offset(self, tensor: Tensor) -> int:
+        return self._extents(tensor.storage)[0].offset if tensor.storage is not None else 0
+
+    def _extents(self, storage: Storage) -> Sequence[Extent]:
+        return self._container.extents(storage, 0, storage.nbytes)
+
+    def _item(self, old: Tensor, new: Tensor, storage: Storage, info: Mapping[str, Any]) -> Item:
+        content = self._changes.contents.get(id(storage))
+        if content is None:
+            content = Content(storage.nbytes, extents=self._extents(storage))
+        dtype = new.dtype.safetensors
+        shape = new.shape or ()
+        if new.dtype.name == "float4_e2m1fn_x2":
+            dtype, shape = "F4", (*shape[:-1], 2 * shape[-1])
+        if dtype is None:
+            raise UnsupportedError(f"safetensors has no dtype for tensor {old.name!r}, which would be {new.dtype}")
+        more = {key: value for key, value in info.items() if key not in ("dtype", "shape", "data_offsets")}
+        name = self._changes.names.get(old.name, old.name)
+        return Item(name, dtype, tuple(shape), content, max(new.dtype.bits // 8, 1), more)
+
+    def _new_metadata(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """The string map, aliases under their new names."""
+        given = checkpoint.metadata if self._changes.metadata is None else self._changes.metadata
+        rename = self._changes.names
+        found: dict[str, str] = {}
+        for key, value in given.items():
+            if key in self._tied:
+                found[rename.get(key, key)] = rename.get(self._tied[key], self._tied[key])
+            elif key not in self._aliases:
+                found[key] = value
+        for alias, kept in self._tied.items():
+            found[rename.get(alias, alias)] = rename.get(kept, kept)
+        return found
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the edit into the overlay if it is one of the header alone that fits where the old header stands."""
+        if not self._is_in_place:
+            return False
+        bare = header_bytes(self._items, self._metadata)
+        raw = bare[8:].rstrip(b" ")
+        if 8 + len(raw) > self._begin:
+            return False
+        overlay.write(0, 8, raw.ljust(self._begin - 8))
+        return True
+
+    def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
+        """Write the whole file."""
+        write_file(self._items, self._metadata, self._files, target, progress)
+
+    def verify(self, path: str) -> None:
+        """Open the new file with the reference reader and with our own, and compare it with what was meant."""
+        from ckpt_cli.formats.registry import open_checkpoint
+        from ckpt_cli.formats.verify import open_with_safetensors
+
+        try:
+            open_with_safetensors(path)
+            with closing(open_checkpoint(path)) as copy:
+                found = {tensor.name: tensor for tensor in copy.tensors if tensor.alias_of is None}
+                if found.keys() != {item.name for item in self._items} or copy.metadata != self._metadata:
+                    raise MalformedError("its names or its metadata are others")
+        except FormatError as error:
+            raise CkptError(
+                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
+            ) from None
