@@ -117,7 +117,7 @@ def _float32(stored: Array) -> Array:
     """bfloat16 to float32, bit for bit."""
     import numpy as np
 
-    wide = stored.astype("<u4")
+    wide: Array = stored.astype("<u4")
     wide <<= np.uint32(16)
     made: Array = wide.view("<f4")
     return made

@@ -15,7 +15,10 @@ from typer.core import TyperGroup
 from ckpt_cli.cli.boundary import guarded
 from ckpt_cli.errors import UsageError
 
-COMMANDS = ("ls", "info", "tree", "show", "ties", "scan", "set")
+COMMANDS = (
+    "ls", "info", "tree", "show", "ties", "scan",
+    "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "compact",
+)  # fmt: skip
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 
 _HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.

@@ -33,6 +33,8 @@ from ckpt_cli.files.overlay import Overlay
 _MAGIC = b"ckpt-journal-1\n\0"
 _TRAILER = b"ckpt-journal-end"
 _POINTER = b"ckpt-journal-of\n"
+_REPLACES = b"ckpt-replace-"
+"""What another kind of journal begins with: one of files that are replaced (`files/replace_set.py`)."""
 _HEAD = struct.Struct("<16sII")
 _RECORD = struct.Struct("<IQQ")
 _CRC = struct.Struct("<I")
@@ -85,13 +87,13 @@ def apply(overlay: Overlay) -> int:
     pointers = [journal_path(file.path) for file in files[1:]]
     try:
         for pointer in pointers:
-            _write_pointer(pointer, files[0])
+            write_pointer(pointer, os.path.basename(os.path.realpath(files[0].path)))
         if pointers:
             sync_folder(os.path.dirname(path))
         journalled = _write_journal(path, overlay, touched)
         sync_folder(os.path.dirname(path))
     except BaseException:
-        _remove(path, *pointers)
+        remove_journal(path, *pointers)
         raise
     try:
         for number in touched:
@@ -99,9 +101,9 @@ def apply(overlay: Overlay) -> int:
             os.fsync(overlay.files[number].fd)
     except BaseException:
         _roll_back(path, files)
-        _remove(path, *pointers)
+        remove_journal(path, *pointers)
         raise
-    _remove(path, *pointers)
+    remove_journal(path, *pointers)
     return journalled + overlay.nbytes
 
 
@@ -133,10 +135,14 @@ def _recover_from(log: str, real: str, path: str, pointer: str | None = None) ->
         lock(first)
         if not os.path.lexists(log):  # the other process finished while we waited, or had not begun to patch
             if pointer is not None and _pointed_to(pointer) == real:
-                _remove(pointer)
+                remove_journal(pointer)
             return False
         with LocalFile(log, follow=False) as journal, ExitStack() as opened:
             _require_own(journal, first)
+            if journal.read(0, min(len(_MAGIC), journal.size)).startswith(_REPLACES):
+                from ckpt_cli.files import replace_set
+
+                return replace_set.finish(log)
             header = _header(journal)
             others = [_neighbour(log, entry["name"]) for entry in header["files"][1:]] if header else []
             files = [first, *(opened.enter_context(LocalFile(other, write=True, follow=False)) for other in others)]
@@ -144,10 +150,10 @@ def _recover_from(log: str, real: str, path: str, pointer: str | None = None) ->
             if header and whole:
                 _check_identity(log, header, files, _records(journal))
                 for record in _records(journal):
-                    _write_all(files[record.file].fd, record.new, record.offset)
+                    write_all(files[record.file].fd, record.new, record.offset)
                 for file in files:
                     os.fsync(file.fd)
-        _remove(log, *map(journal_path, others), *([pointer] if pointer else []))
+        remove_journal(log, *map(journal_path, others), *([pointer] if pointer else []))
         return whole
 
 
@@ -173,11 +179,11 @@ def _require_one_folder(files: Sequence[LocalFile]) -> None:
         )
 
 
-def _write_pointer(path: str, first: LocalFile) -> None:
-    """Note beside a file that the journal which patches it stands beside another one."""
+def write_pointer(path: str, first: str) -> None:
+    """Note beside a file that the journal which is about it stands beside another one, called `first`."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        _write_all(fd, _POINTER + os.fsencode(os.path.basename(os.path.realpath(first.path))), 0)
+        write_all(fd, _POINTER + os.fsencode(first), 0)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -208,7 +214,7 @@ def _neighbour(log: str, name: str) -> str:
 def write_patches(overlay: Overlay, number: int, target: LocalFile) -> None:
     """Write the patches of file `number` into `target`: that file, or a copy of it."""
     for patch in overlay.patches(number):
-        _write_all(target.fd, overlay.new_bytes(patch), patch.offset)
+        write_all(target.fd, overlay.new_bytes(patch), patch.offset)
 
 
 def sync_folder(folder: str) -> None:
@@ -220,7 +226,8 @@ def sync_folder(folder: str) -> None:
         os.close(fd)
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Write all of some bytes at an offset."""
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
@@ -244,7 +251,7 @@ class _Log:
 
     def flush(self) -> int:
         """Write what is held; returns the bytes written so far."""
-        _write_all(self._fd, bytes(self._held), self._written)
+        write_all(self._fd, bytes(self._held), self._written)
         self._written += len(self._held)
         self._held.clear()
         return self._written
@@ -369,12 +376,12 @@ def _roll_back(path: str, files: Sequence[LocalFile]) -> None:
     """Put the old bytes back from the journal; what fails here is left to the next recovery."""
     with LocalFile(path) as journal:
         for record in _records(journal):
-            _write_all(files[record.file].fd, record.old, record.offset)
+            write_all(files[record.file].fd, record.old, record.offset)
         for file in files:
             os.fsync(file.fd)
 
 
-def _remove(path: str, *pointers: str) -> None:
+def remove_journal(path: str, *pointers: str) -> None:
     """Remove a journal, and only when that is durable the pointers to it."""
     for paths in ([path], pointers):
         removed = False

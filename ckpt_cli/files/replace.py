@@ -23,7 +23,7 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
     """
     real = os.path.realpath(target)
     path = temporary_path(target)
-    file = _create(path, target)
+    file = locked_temporary(target)
     try:
         for model in filter(None, (real, mode_of)):
             if os.path.exists(model):
@@ -41,8 +41,9 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
         file.close()
 
 
-def _create(path: str, target: str) -> LocalFile:
-    """Create the temporary file and lock it, so that a leftover can be told from a write under way."""
+def locked_temporary(target: str) -> LocalFile:
+    """Create the temporary file of a target and lock it, so that a leftover can be told from a write under way."""
+    path = temporary_path(target)
     while True:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666))
         with suppress(FileNotFoundError):

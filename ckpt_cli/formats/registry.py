@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import UnsupportedError
@@ -92,6 +92,7 @@ FORMATS = (
 WRITERS = {
     "zip": "ckpt_cli.formats.torch_zip_write",
     "safetensors": "ckpt_cli.formats.safetensors_write",
+    "shards": "ckpt_cli.formats.shard_set_write",
 }
 """By the name of a format: has `Rewriting`, which writes a checkpoint of it anew with some changes."""
 
@@ -132,8 +133,11 @@ class Rewriter(Protocol):
         """Raise CkptError where the file that was written does not read back as what it should be."""
 
 
-def rewriting(checkpoint: Checkpoint, changes: Changes) -> Rewriter:
-    """The work of writing a checkpoint anew in its own format; raises UnsupportedError where that cannot be done."""
+def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
+    """The work of writing a checkpoint anew in its own format: a `Rewriter`, or of a set one of several files.
+
+    Raises UnsupportedError where that cannot be done.
+    """
     module = WRITERS.get(checkpoint.format)
     if module is None:
         raise UnsupportedError(
@@ -141,8 +145,7 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Rewriter:
             path=checkpoint.path,
             hint="ckpt convert FILE OUT.pt makes one that can be changed freely",
         )
-    work: Rewriter = importlib.import_module(module).Rewriting(checkpoint, changes)
-    return work
+    return importlib.import_module(module).Rewriting(checkpoint, changes)
 
 
 def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:

@@ -46,6 +46,9 @@ class ShardSet:
     """The container: those of the shards side by side, and the index."""
 
     def __init__(self, index: LocalFile | None, shards: Sequence[Checkpoint]) -> None:
+        self.index = index
+        self.shards = shards
+        """Each shard as the checkpoint that it is alone."""
         self._containers = [shard.container for shard in shards]
         own = [index] if index else []
         self._firsts = [len(own)]
@@ -74,6 +77,11 @@ class ShardSet:
             self._known[id(storage)] = known
         known = self._known[id(storage)]
         return tensor if known is storage else replace(tensor, storage=known)
+
+    def owner_of(self, storage: Storage) -> tuple[Container, Storage]:
+        """The shard's container that has a storage, and the storage as that knows it."""
+        place = self._places[id(storage)]
+        return place.container, place.storage
 
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
         """Bytes of a storage."""
@@ -245,6 +253,11 @@ def _metadata(shards: Iterable[Checkpoint], index: Mapping[str, Any]) -> dict[st
     for key, value in index.items():
         found[key] = value if isinstance(value, str) else json.dumps(value)
     return found
+
+
+def unique_nbytes(tensors: Iterable[Tensor]) -> int:
+    """What an index calls the total size: bytes of all tensors, those of a storage counted once."""
+    return sum({id(tensor.storage): tensor.nbytes for tensor in tensors}.values())
 
 
 def _some(names: Sequence[str]) -> str:

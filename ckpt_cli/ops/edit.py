@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ckpt_cli.errors import UsageError
 from ckpt_cli.files import journal
@@ -43,6 +43,12 @@ class Edit:
     """Where the old file was kept, or the first of several."""
     backups: tuple[str, ...] = ()
     """Where all old files were kept."""
+    verb: str = "set"
+    """What was done to the names that changed."""
+    patched: bool = True
+    """Whether an edit in place changed a part of the file only, rather than replacing it by a new one."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """The new name of each that got one."""
 
 
 def edit_values(

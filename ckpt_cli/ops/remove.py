@@ -8,24 +8,27 @@ from ckpt_cli.changes import Changes
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.names import close_names, select_one, split_index
+from ckpt_cli.ops.rewrite import Planned
 
 
-def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> Changes:
+def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
     """Take out what the arguments select; a prefix takes the container of that name with it."""
     chosen = _chosen(checkpoint, arguments)
     if len(chosen) == len(checkpoint.entries):
         raise RefusedError("nothing would be left", path=checkpoint.path)
-    return Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
+    changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
+    return Planned(changes, "removed", _in_order(checkpoint, chosen))
 
 
-def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Changes:
+def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
     """Take out everything that no argument selects."""
     chosen = _chosen(checkpoint, arguments)
     dropped = frozenset(entry.name for entry in checkpoint.entries if entry.name not in chosen)
-    return Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
+    changes = Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
+    return Planned(changes, "kept", _in_order(checkpoint, chosen))
 
 
-def plan_root(checkpoint: Checkpoint, prefix: str) -> Changes:
+def plan_root(checkpoint: Checkpoint, prefix: str) -> Planned:
     """Make what is below a prefix the whole checkpoint."""
     dotted = f"{prefix.removesuffix('.')}."
     kept = {entry.name for entry in checkpoint.entries if entry.name.startswith(dotted)}
@@ -36,12 +39,17 @@ def plan_root(checkpoint: Checkpoint, prefix: str) -> Changes:
     def rename(name: str) -> str:
         return name[len(dotted) :] if name.startswith(dotted) and name != dotted else name
 
-    return Changes(
+    changes = Changes(
         names={name: rename(name) for name in known if name in kept},
         rename=rename,
         dropped=frozenset(name for name in known if name not in kept),
         root=dotted[:-1],
     )
+    return Planned(changes, "kept", _in_order(checkpoint, kept))
+
+
+def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entry.name for entry in checkpoint.entries if entry.name in names))
 
 
 def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
@@ -12,6 +12,7 @@ from ckpt_cli.changes import Changes
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.names import close_names
+from ckpt_cli.ops.rewrite import Planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,7 +80,47 @@ def read_map(path: str) -> dict[str, str]:
     return names
 
 
-def plan_rename(checkpoint: Checkpoint, rename: Renaming, wanted: Iterable[str] = ()) -> Changes:
+def one_after_another(renamings: Sequence[Renaming]) -> Renaming:
+    """What several renamings do, each to what the one before made."""
+
+    def rename(name: str) -> str:
+        for each in renamings:
+            name = each(name)
+        return name
+
+    return rename
+
+
+def renaming(
+    *,
+    old: str | None,
+    new: str | None,
+    names: str | None,
+    strip: str | None,
+    sub: tuple[str, str] | None,
+    add: str | None,
+) -> tuple[Renaming, Sequence[str]]:
+    """What the arguments of `rename` ask for, and the names that must be there; raises UsageError for half of it."""
+    if (old is None) != (new is None):
+        raise UsageError("a name is renamed to another: OLD NEW", hint="ckpt rename FILE --strip PREFIX takes one off")
+    chosen: list[Renaming] = []
+    wanted: list[str] = []
+    if old is not None and new is not None:
+        chosen.append(exactly(old.removesuffix("."), new.removesuffix(".")))
+        wanted.append(old.removesuffix("."))
+    if names is not None:
+        known = read_map(names)
+        chosen.append(by_map(known))
+        wanted.extend(known)
+    chosen += [without_prefix(strip)] if strip is not None else []
+    chosen += [by_expression(*sub)] if sub is not None else []
+    chosen += [with_prefix(add)] if add is not None else []
+    if not chosen:
+        raise UsageError("say what to rename: OLD NEW, --strip, --add, --sub or --map")
+    return one_after_another(chosen), wanted
+
+
+def plan_rename(checkpoint: Checkpoint, rename: Renaming, wanted: Iterable[str] = ()) -> Planned:
     """The changes of a renaming; `wanted` are names or prefixes each of which must be there.
 
     Raises NameNotFoundError where nothing gets a new name, RefusedError where two entries would get the same.
@@ -99,4 +140,4 @@ def plan_rename(checkpoint: Checkpoint, rename: Renaming, wanted: Iterable[str] 
         if new in taken and (old in names or taken[new] in names):
             raise RefusedError(f"{taken[new]!r} and {old!r} would both be called {new!r}", path=checkpoint.path)
         taken[new] = old
-    return Changes(names=names, rename=rename)
+    return Planned(Changes(names=names, rename=rename), "renamed", tuple(names))

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ckpt_cli.changes import Changes
-from ckpt_cli.errors import UsageError
+from ckpt_cli.errors import UsageError, about
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
-from ckpt_cli.files.copying import Progress, no_progress
+from ckpt_cli.files.copying import Progress, copy_into, no_progress
+from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
-from ckpt_cli.files.replace import copy_as, keep_as
+from ckpt_cli.files.replace import copy_as, creating, keep_as, replacing_folder
+from ckpt_cli.files.replace_set import replacing_set
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
+from ckpt_cli.formats.shard_set_write import Rewriting as SetRewriting
 from ckpt_cli.model import Checkpoint
-from ckpt_cli.ops.outputs import check_output, writing
+from ckpt_cli.ops.edit import Edit
+from ckpt_cli.ops.outputs import check_output, check_output_folder, writing
 
-Plan = Callable[[Checkpoint], Changes]
-"""What an edit makes of a checkpoint."""
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What an edit makes of a checkpoint, and how it is to be told."""
+
+    changes: Changes
+    verb: str
+    """In the past tense: `renamed`."""
+    changed: Sequence[str] = ()
+    also_changed: Sequence[str] = ()
+    check: Callable[[], None] | None = None
+    """Raises, once all is written and before it takes its place, where the result must not stand."""
+
+
+Plan = Callable[[Checkpoint], Planned]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,61 +46,124 @@ class Options:
     output: str | None = None
     dry_run: bool = False
     backup: bool = False
+    progress: Progress = field(default=no_progress)
 
 
-@dataclass(frozen=True, slots=True)
-class Rewrite:
-    """What a structural edit did, or would do."""
+def rewrite(path: str, plan: Plan, options: Options) -> Edit:
+    """Carry out a plan, all or nothing: to `options.output`, or to what takes the place of `path`.
 
-    path: str
-    output: str
-    changes: Changes
-    bytes_written: int
-    """Bytes of the result that were written: the patches in place, or the whole of a new file."""
-    in_place: bool
-    """Whether the old file was patched rather than replaced by a new one."""
-    dry_run: bool
-    backup: str | None = None
-
-
-def rewrite(path: str, plan: Plan, options: Options, progress: Progress = no_progress) -> Rewrite:
-    """Carry out a plan, all or nothing: to `options.output`, or to a new file that takes the place of `path`."""
+    Raises RefusedError for a file in a content-addressed cache, BusyError while another process writes it.
+    """
     if options.output is None:
         refuse_cached(path)
     elif options.backup:
         raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
-    else:
-        check_output(options.output, path, "leave -o out to edit it in place")
-    with closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as checkpoint:
-        changes = plan(checkpoint)
-        work = rewriting(checkpoint, changes)
+    with about(path), closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as opened:
+        if options.output is not None and opened.is_set:
+            check_output_folder(options.output)
+        elif options.output is not None:
+            check_output(options.output, path, "leave -o out to edit it in place")
+        planned = plan(opened)
+        work = rewriting(opened, planned.changes)
+        done = Edit(
+            path=path,
+            output=options.output or path,
+            changed=tuple(planned.changed),
+            also_changed=tuple(planned.also_changed),
+            bytes_written=work.nbytes,
+            in_place=options.output is None,
+            dry_run=options.dry_run,
+            verb=planned.verb,
+            patched=False,
+            renamed=planned.changes.names,
+        )
+        if isinstance(work, SetRewriting):
+            return done if options.dry_run else _replace_set(opened, work, planned, done, options)
         if options.output is None:
-            with closing(Overlay(checkpoint.container.files)) as overlay:
+            with closing(Overlay(opened.container.files)) as overlay:
                 if work.patch(overlay):
-                    return _patched(checkpoint, changes, overlay, options)
-        return _replaced(checkpoint, changes, work, options, progress)
+                    return _patch(opened, overlay, done, options)
+        return done if options.dry_run else _replace(work, planned, done, options)
 
 
-def _patched(checkpoint: Checkpoint, changes: Changes, overlay: Overlay, options: Options) -> Rewrite:
+def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
     """The edit as patches in place: of a header, or of a pickle."""
-    path, kept = checkpoint.path, None
+    kept = None
     if not options.dry_run:
         if options.backup and overlay:
-            kept = copy_as(checkpoint.container.files[0], f"{path}.bak")
+            kept = copy_as(checkpoint.container.files[0], f"{done.path}.bak")
         journal.apply(overlay)
-    return Rewrite(path, path, changes, overlay.nbytes, in_place=True, dry_run=options.dry_run, backup=kept)
+    return _with_backups(replace(done, bytes_written=overlay.nbytes, patched=True), kept)
 
 
-def _replaced(
-    checkpoint: Checkpoint, changes: Changes, work: Rewriter, options: Options, progress: Progress
-) -> Rewrite:
+def _replace(work: Rewriter, planned: Planned, done: Edit, options: Options) -> Edit:
     """The edit as a new file."""
-    path, kept, nbytes = checkpoint.path, None, work.nbytes
-    output = options.output or path
-    if not options.dry_run:
-        with writing(output, mode_of=path) as target:
-            work.write(target, progress)
-            work.verify(target.path)
-            kept = keep_as(path, f"{path}.bak") if options.backup else None
-            nbytes = os.fstat(target.fd).st_size
-    return Rewrite(path, output, changes, nbytes, in_place=False, dry_run=options.dry_run, backup=kept)
+    with writing(done.output, mode_of=done.path) as target:
+        _write(work, planned, target, options)
+        kept = keep_as(done.path, f"{done.path}.bak") if options.backup else None
+        nbytes = os.fstat(target.fd).st_size
+    return _with_backups(replace(done, bytes_written=nbytes), kept)
+
+
+def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options) -> None:
+    """Write one file, and look whether it may stand."""
+    work.write(target, options.progress)
+    if planned.check is not None:
+        planned.check()
+    work.verify(target.path)
+
+
+def _with_backups(done: Edit, *kept: str | None) -> Edit:
+    names = tuple(name for name in kept if name is not None)
+    return replace(done, backup=names[0] if names else None, backups=names)
+
+
+def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
+    """The edit as new shards and a new index: in place of the old ones, or in a new folder."""
+    files = {os.path.basename(file.path): file for file in checkpoint.container.files}
+    if options.output is not None:
+        with replacing_folder(options.output) as folder:
+            nbytes = _write_set(work, planned, options, lambda name: _create(folder, name, files))
+            for name in work.unchanged:
+                with creating(os.path.join(folder, name), mode_of=files[name].path) as target:
+                    copy_into(files[name], target, options.progress)
+                    nbytes += target.size
+        return replace(done, bytes_written=nbytes)
+    for name in (*work.names, *work.removed):
+        refuse_cached(files[name].path)
+    folder = os.path.dirname(files[work.first].path)
+    with replacing_set(folder, work.first) as replacement:
+        nbytes = _write_set(work, planned, options, replacement.create)
+        replacement.removed.extend(work.removed)
+        kept = [keep_as(files[name].path, f"{files[name].path}.bak") for name in _replaced(work) if options.backup]
+    return _with_backups(replace(done, bytes_written=nbytes), *kept)
+
+
+def _replaced(work: SetRewriting) -> list[str]:
+    return [*work.names, *work.removed]
+
+
+def _create(folder: str, name: str, files: dict[str, LocalFile]) -> LocalFile:
+    with creating(os.path.join(folder, name), mode_of=files[name].path) as target:
+        pass
+    return LocalFile(target.path, write=True)
+
+
+def _write_set(work: SetRewriting, planned: Planned, options: Options, create: Callable[[str], LocalFile]) -> int:
+    """Write the shards that change and the index; returns their bytes."""
+    nbytes = 0
+    for part in work.parts:
+        target = create(part.name)
+        part.work.write(target, options.progress)
+        os.fsync(target.fd)
+        part.work.verify(target.path)
+        nbytes += target.size
+    if planned.check is not None:
+        planned.check()
+    if work.index is not None:
+        name, content = work.index
+        target = create(name)
+        journal.write_all(target.fd, content, 0)
+        os.fsync(target.fd)
+        nbytes += len(content)
+    return nbytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.changes import Changes, Content, Write
@@ -11,6 +11,7 @@ from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model import Checkpoint, Storage, Tensor, Value, contiguous_stride
 from ckpt_cli.ops.names import close_names, select_one
+from ckpt_cli.ops.rewrite import Planned
 from ckpt_cli.ops.shared import all_strided, are_tied, by_storage
 
 if TYPE_CHECKING:
@@ -21,19 +22,6 @@ _PIECE = 1 << 20
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Casting:
-    """A planned cast."""
-
-    changes: Changes
-    names: tuple[str, ...]
-    """The tensors that get the dtype, tied ones included."""
-    also: tuple[str, ...]
-    """Those that do because they share a storage with one that was named."""
-    losses: Losses
-    """What was lost; filled while the bytes are written."""
 
 
 def dtype_named(name: str) -> DType:
@@ -61,7 +49,7 @@ _SHORT = {"fp64": "float64", "double": "float64", "fp32": "float32", "float": "f
 """What people call dtypes."""
 
 
-def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str]) -> Casting:
+def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str], *, lossy: bool = False) -> Planned:
     """Cast floating tensors, all or those that the arguments select, with every view of their storages.
 
     Raises UnsupportedError for a tensor that was named and is not floating, RefusedError for a storage that is viewed
@@ -87,7 +75,17 @@ def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str]) ->
     tensors = _moved(checkpoint, lambda view: _cast_view(view, made, dtype))
     named = tuple(name for name in tensors if any(id(view) in wanted for view in _views(checkpoint, name)))
     also = tuple(name for name in tensors if name not in named)
-    return Casting(Changes(tensors=tensors, contents=contents), (*named, *also), also, losses)
+    if not tensors:
+        raise RefusedError(f"no floating tensor is of another dtype than {dtype}", path=checkpoint.path)
+
+    def check() -> None:
+        if losses and not lossy:
+            raise RefusedError(
+                f"{losses.infinite:,} values would become infinite and {losses.zero:,} zero in {dtype}",
+                hint="--lossy casts all the same",
+            )
+
+    return Planned(Changes(tensors=tensors, contents=contents), "cast", named, also, check)
 
 
 def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[int]:
@@ -153,7 +151,7 @@ def _views(checkpoint: Checkpoint, name: str) -> list[Tensor]:
 # --- ties ------------------------------------------------------------------------------------------------------------
 
 
-def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = False) -> Changes:
+def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = False) -> Planned:
     """Make every further name the tensor that the first one is.
 
     Raises RefusedError where values differ, unless forced, and where dtypes or shapes do.
@@ -186,10 +184,10 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
         )  # fmt: skip
     if not tensors:
         raise RefusedError("they are tied already")
-    return Changes(tensors=tensors)
+    return Planned(Changes(tensors=tensors), "tied", (first.name, *tensors))
 
 
-def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Changes:
+def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     """Give each tensor a storage of its own, as long as its view; raises RefusedError for one that has it already."""
     tensors: dict[str, Tensor] = {}
     contents: dict[int, Content] = {}
@@ -207,7 +205,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Changes:
                 contents[id(new.storage)] = content
     if not tensors:
         raise RefusedError("nothing of it shares its bytes with another name")
-    return Changes(tensors=tensors, contents=contents)
+    return Planned(Changes(tensors=tensors, contents=contents), "untied", tuple(tensors))
 
 
 def _one_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -265,7 +263,7 @@ def _ranges(checkpoint: Checkpoint, storage: Storage, ranges: Sequence[tuple[int
 # --- waste -----------------------------------------------------------------------------------------------------------
 
 
-def plan_compact(checkpoint: Checkpoint) -> Changes:
+def plan_compact(checkpoint: Checkpoint) -> Planned:
     """Cut every storage down to what its views need; raises RefusedError where none is larger."""
     placed: dict[int, tuple[Storage, list[tuple[int, int, int]]]] = {}
     contents: dict[int, Content] = {}
@@ -287,7 +285,7 @@ def plan_compact(checkpoint: Checkpoint) -> Changes:
     if not contents:
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = _moved(checkpoint, lambda view: _compacted(view, alone, placed))
-    return Changes(tensors=tensors, contents=contents)
+    return Planned(Changes(tensors=tensors, contents=contents), "compacted", tuple(tensors))
 
 
 def _compacted(

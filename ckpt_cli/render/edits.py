@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.text import count_text, escaped, name_text
@@ -13,24 +14,42 @@ _MOST = 20
 """Names that are spelled out."""
 
 
+_WOULD = {"set": "set", "renamed": "rename", "removed": "remove", "kept": "keep", "cast": "cast", "tied": "tie",
+          "untied": "untie", "compacted": "compact", "changed": "change"}  # fmt: skip
+"""What an edit would do, by what it did."""
+
+
 def edit_text(edit: Edit) -> str:
     """One line for what was changed, one for what changed along, one for what was written."""
-    verb = "would set" if edit.dry_run else "set"
-    lines = [f"{escaped(edit.path)}: {verb} {_names(edit.changed)}"]
+    verb = f"would {_WOULD[edit.verb]}" if edit.dry_run else edit.verb
+    named = _pairs(edit.renamed) if edit.renamed else _names(edit.changed)
+    lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
         along = "would change along" if edit.dry_run else "changed along"
         lines.append(f"  {_names(edit.also_changed)} {along}, being the same bytes")
-    written = count_text(edit.bytes_written, "byte")
-    if not edit.bytes_written:
-        lines.append("  it is so already" if edit.dry_run else "  it was so already")
-    elif edit.dry_run:
-        lines.append(f"  {written} would be written {'in place' if edit.in_place else 'to ' + escaped(edit.output)}")
-    elif edit.in_place:
-        kept = f", the old file is {escaped(edit.backup)}" if edit.backup else ""
-        lines.append(f"  {written} changed in place{kept}")
-    else:
-        lines.append(f"  written to {escaped(edit.output)}, {written}")
+    lines.append(f"  {_written(edit)}")
     return "\n".join(lines) + "\n"
+
+
+def _written(edit: Edit) -> str:
+    """How many bytes went where."""
+    written = count_text(edit.bytes_written, "byte")
+    kept = f", the old file is {escaped(edit.backup)}" if edit.backup else ""
+    if not edit.bytes_written:
+        return "it is so already" if edit.dry_run else "it was so already"
+    if edit.in_place and edit.patched:
+        return f"{written} would be written in place" if edit.dry_run else f"{written} changed in place{kept}"
+    where = "" if edit.in_place else f" to {escaped(edit.output)}"
+    if edit.dry_run:
+        return f"{written} would be written{where or ' anew'}"
+    return f"written{where or ' anew'}, {written}{kept}"
+
+
+def _pairs(renamed: Mapping[str, str]) -> str:
+    """Old names and new ones."""
+    pairs = [f"{name_text(old)} to {name_text(new)}" for old, new in list(renamed.items())[:_MOST]]
+    more = f" and {len(renamed) - _MOST} more" if len(renamed) > _MOST else ""
+    return ", ".join(pairs) + more
 
 
 def _names(names: tuple[str, ...]) -> str:

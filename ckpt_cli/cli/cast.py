@@ -1,0 +1,37 @@
+"""`ckpt cast`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.edits import Options, edit
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output
+from ckpt_cli.ops.storages import dtype_named, plan_cast
+
+
+def cast_command(
+    file: File,
+    dtype: Annotated[str, typer.Argument(metavar="DTYPE", help="float32, bfloat16, float16, float8_e4m3fn, ...")],
+    names: Names = None,
+    lossy: Annotated[bool, typer.Option("--lossy", help="Let values become infinite or zero.")] = False,
+    output: Output = None,
+    dry_run: DryRun = False,
+    backup: Backup = False,
+    json: JsonReport = False,
+) -> None:
+    """Give floating tensors another dtype.
+
+    All of them, or those that are named, with every tensor that shares their bytes. Integers and bools stay as they
+    are. Values that would become infinite or zero are counted, and refused without --lossy.
+
+    Example: ckpt cast model.pt bfloat16 -o model-bf16.pt
+    """
+    target = dtype_named(dtype)
+    edit(
+        file,
+        lambda checkpoint: plan_cast(checkpoint, target, names or (), lossy=lossy),
+        Options(output, dry_run, backup),
+        json=json,
+    )

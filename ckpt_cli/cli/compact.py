@@ -1,0 +1,23 @@
+"""`ckpt compact`."""
+
+from __future__ import annotations
+
+from ckpt_cli.cli.edits import Options, edit
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output
+from ckpt_cli.ops.storages import plan_compact
+
+
+def compact_command(
+    file: File,
+    output: Output = None,
+    dry_run: DryRun = False,
+    backup: Backup = False,
+    json: JsonReport = False,
+) -> None:
+    """Write each storage no larger than its tensors need.
+
+    A tensor that was saved as a slice of a large one carries all of that along; ckpt ls --waste lists such storages.
+
+    Example: ckpt compact slices.pt
+    """
+    edit(file, plan_compact, Options(output, dry_run, backup), json=json)

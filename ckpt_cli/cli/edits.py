@@ -1,0 +1,23 @@
+"""What commands that write a checkpoint anew have in common: options in, a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.model import Checkpoint
+from ckpt_cli.ops.rewrite import Options, Planned, rewrite
+from ckpt_cli.render.edits import edit_text
+
+__all__ = ["Options", "edit"]
+
+
+def edit(file: str, plan: Callable[[Checkpoint], Planned], options: Options, *, json: bool) -> None:
+    """Carry out an edit and tell what it did: on stderr, or as JSON on stdout."""
+    done = rewrite(file, plan, options)
+    if json:
+        from ckpt_cli.render.jsons import edit_json
+
+        answer([edit_json(done)])
+    else:
+        talk(edit_text(done))

@@ -1,0 +1,37 @@
+"""`ckpt keep`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.edits import Options, edit
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output
+from ckpt_cli.errors import UsageError
+from ckpt_cli.ops.remove import plan_keep, plan_root
+
+
+def keep_command(
+    file: File,
+    names: Names = None,
+    root: Annotated[
+        str | None, typer.Option("--root", metavar="PREFIX", help="Make what is below PREFIX the whole checkpoint.")
+    ] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+    backup: Backup = False,
+    json: JsonReport = False,
+) -> None:
+    """Take all entries out but some.
+
+    With --root, what is below PREFIX becomes the whole checkpoint: the state_dict of a training checkpoint, say.
+
+    Example: ckpt keep train.ckpt --root model -o model.pt
+    """
+    if (root is None) == (not names):
+        raise UsageError("keep takes names, or --root PREFIX")
+    if root is not None:
+        edit(file, lambda checkpoint: plan_root(checkpoint, root), Options(output, dry_run, backup), json=json)
+    else:
+        edit(file, lambda checkpoint: plan_keep(checkpoint, names or ()), Options(output, dry_run, backup), json=json)

@@ -1,0 +1,51 @@
+"""`ckpt meta`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.edits import Options, edit
+from ckpt_cli.cli.options import Backup, DryRun, File, Format, Json, Output, Style, opened
+from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.ops.metadata import metadata_of, parse_pairs, plan_meta
+from ckpt_cli.render.metadata import metadata_text
+
+
+def meta_command(
+    file: File,
+    pairs: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY[=VALUE]]...", help="Keys to show or to set.")
+    ] = None,
+    removed: Annotated[list[str] | None, typer.Option("-d", "--delete", metavar="KEY", help="Remove a key.")] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+    backup: Backup = False,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> None:
+    """Show, set and remove strings of a safetensors file's __metadata__.
+
+    Only the header is written, where it has room.
+
+    Example: ckpt meta model.safetensors format=pt
+    """
+    layout = style_of(style, json=json)
+    if removed or any("=" in pair for pair in pairs or ()):
+        changed, gone = parse_pairs(pairs or ()), removed or ()
+        edit(
+            file,
+            lambda checkpoint: plan_meta(checkpoint, changed, gone),
+            Options(output, dry_run, backup),
+            json=layout == "json",
+        )
+        return
+    with opened(file) as checkpoint:
+        found = metadata_of(checkpoint, pairs or ())
+    if layout == "json":
+        from ckpt_cli.render.jsons import line
+
+        answer([line(found)])
+    else:
+        answer(metadata_text(found, layout))

@@ -1,0 +1,42 @@
+"""`ckpt rename`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.edits import Options, edit
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_names
+from ckpt_cli.ops.rename import plan_rename, renaming
+
+
+def rename_command(
+    file: File,
+    old: Annotated[
+        str | None, typer.Argument(metavar="[OLD]", help="A name or a prefix.", autocompletion=complete_names)
+    ] = None,
+    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="What it becomes.")] = None,
+    strip: Annotated[str | None, typer.Option("--strip", metavar="PREFIX", help="Take a prefix off.")] = None,
+    add: Annotated[str | None, typer.Option("--add", metavar="PREFIX", help="Put a prefix before every name.")] = None,
+    sub: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--sub", metavar="REGEX REPL", help="Replace what matches, as re.sub."),
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option("--map", metavar="FILE.json", help="Rename by a JSON map of names or prefixes.")
+    ] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+    backup: Backup = False,
+    json: JsonReport = False,
+) -> None:
+    """Rename entries: one, a prefix, or many at once.
+
+    Module prefixes in a state_dict's _metadata follow. Several options are carried out in the order --map, --strip,
+    --sub, --add.
+
+    Example: ckpt rename model.pt --strip module
+    """
+    rename, wanted = renaming(old=old, new=new, names=names, strip=strip, sub=sub, add=add)
+    edit(file, lambda checkpoint: plan_rename(checkpoint, rename, wanted), Options(output, dry_run, backup), json=json)

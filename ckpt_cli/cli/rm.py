@@ -1,0 +1,37 @@
+"""`ckpt rm`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.edits import Options, edit
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_names
+from ckpt_cli.ops.remove import plan_rm
+
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME...",
+        help="A name, a prefix (a submodule's name), or a glob with * and ?.",
+        autocompletion=complete_names,
+    ),
+]
+
+
+def rm_command(
+    file: File,
+    names: Names,
+    output: Output = None,
+    dry_run: DryRun = False,
+    backup: Backup = False,
+    json: JsonReport = False,
+) -> None:
+    """Take entries out.
+
+    A prefix takes all that is below it, and the container of that name with it.
+
+    Example: ckpt rm train.ckpt optimizer
+    """
+    edit(file, lambda checkpoint: plan_rm(checkpoint, names), Options(output, dry_run, backup), json=json)

@@ -1,0 +1,39 @@
+"""`ckpt tie`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.edits import Options, edit
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_names
+from ckpt_cli.ops.storages import plan_tie
+
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME...",
+        help="A name, a prefix (a submodule's name), or a glob with * and ?.",
+        autocompletion=complete_names,
+    ),
+]
+
+
+def tie_command(
+    file: File,
+    names: Names,
+    force: Annotated[bool, typer.Option("--force", help="Take the values of the first where they differ.")] = False,
+    output: Output = None,
+    dry_run: DryRun = False,
+    backup: Backup = False,
+    json: JsonReport = False,
+) -> None:
+    """Make several names one tensor.
+
+    Each further NAME becomes the first one: one storage, one view. Refused where their values differ, unless --force
+    says that the first one's count.
+
+    Example: ckpt tie model.pt embed.weight lm_head.weight
+    """
+    edit(file, lambda checkpoint: plan_tie(checkpoint, names, force=force), Options(output, dry_run, backup), json=json)

@@ -1,0 +1,35 @@
+"""`ckpt untie`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.edits import Options, edit
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_names
+from ckpt_cli.ops.storages import plan_untie
+
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME...",
+        help="A name, a prefix (a submodule's name), or a glob with * and ?.",
+        autocompletion=complete_names,
+    ),
+]
+
+
+def untie_command(
+    file: File,
+    names: Names,
+    output: Output = None,
+    dry_run: DryRun = False,
+    backup: Backup = False,
+    json: JsonReport = False,
+) -> None:
+    """Give tensors storages of their own.
+
+    Example: ckpt untie model.pt lm_head.weight
+    """
+    edit(file, lambda checkpoint: plan_untie(checkpoint, names), Options(output, dry_run, backup), json=json)

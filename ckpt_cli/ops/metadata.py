@@ -1,0 +1,54 @@
+"""What `meta` does: the container's string map, told and changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ckpt_cli.changes import Changes
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError
+from ckpt_cli.model import Checkpoint
+from ckpt_cli.ops.names import close_names
+from ckpt_cli.ops.rewrite import Planned
+
+
+def metadata_of(checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, str]:
+    """The strings under some keys, or all; raises NameNotFoundError for a key that is not there."""
+    for key in keys:
+        if key not in checkpoint.metadata:
+            raise NameNotFoundError(key, close_names(key, checkpoint.metadata), path=checkpoint.path)
+    return {key: checkpoint.metadata[key] for key in keys} if keys else dict(checkpoint.metadata)
+
+
+def parse_pairs(arguments: Sequence[str]) -> dict[str, str]:
+    """`KEY=VALUE` arguments as a map; raises UsageError for one without a key."""
+    pairs = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{argument!r} is no KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequence[str]) -> Planned:
+    """Set and remove strings.
+
+    Raises UnsupportedError for a container without a string map, RefusedError for a key that records a tie.
+    """
+    if checkpoint.format not in ("safetensors", "shards"):
+        raise UnsupportedError(
+            f"a checkpoint of format {checkpoint.format} has no metadata of strings",
+            path=checkpoint.path,
+            hint="ckpt set FILE --new KEY=VALUE adds an entry",
+        )
+    names = {entry.name for entry in checkpoint.entries}
+    for key in (*pairs, *removed):
+        if key in names:
+            raise RefusedError(
+                f"{key!r} is the name of a tensor, so as a key it would tell of a tie",
+                path=checkpoint.path,
+                hint="ckpt tie and ckpt untie change ties",
+            )
+    metadata_of(checkpoint, removed)
+    metadata = {key: value for key, value in checkpoint.metadata.items() if key not in removed} | dict(pairs)
+    return Planned(Changes(metadata=metadata), "changed", (*pairs, *removed))
