@@ -117,10 +117,8 @@ def _float32(stored: Array) -> Array:
     """bfloat16 to float32, bit for bit."""
     import numpy as np
 
-    wide: Array = stored.astype("<u4")
-    wide <<= np.uint32(16)
-    made: Array = wide.view("<f4")
-    return made
+    wide: Array = stored.astype(np.uint32) << np.uint32(16)
+    return wide.view(np.float32)
 
 
 _DIRECT = {("float32", "bfloat16"): _bfloat16, ("bfloat16", "float32"): _float32}
