@@ -106,7 +106,7 @@ def _bfloat16(stored: Array) -> Array:
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
     rounded += bits
-    made = rounded.view(np.uint16)[1::2].copy()
+    made: Array = rounded.view(np.uint16)[1::2].copy()
     nans = np.isnan(stored)
     if nans.any():
         made[nans] = 0x7FC0
