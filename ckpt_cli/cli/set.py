@@ -8,16 +8,16 @@ import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_tensors
 from ckpt_cli.cli.output import answer, talk
-from ckpt_cli.errors import about
-from ckpt_cli.ops.assign import assign
-from ckpt_cli.ops.edit import edit_values
+from ckpt_cli.ops.rewrite import Options
+from ckpt_cli.ops.set import set_entries
 from ckpt_cli.render.edits import edit_text
 
 Assignments = Annotated[
     list[str],
     typer.Argument(
         metavar="NAME[INDEX]=VALUE...",
-        help="VALUE is a number, nan, inf, true, false, 1+2j, a list like [1,2], or @FILE.npy; += -= *= /= work too.",
+        help="VALUE is a number, nan, inf, true, false, 1+2j, a list like [1,2], or @FILE.npy; += -= *= /= work too. "
+        "Of what is no tensor: JSON, None, or text.",
         autocompletion=complete_tensors,
     ),
 ]
@@ -32,26 +32,20 @@ def set_command(
     cast: Annotated[
         bool, typer.Option("--cast", help="Convert values that the dtype cannot hold, instead of refusing them.")
     ] = False,
+    new: Annotated[bool, typer.Option("--new", help="Add entries that are not there.")] = False,
     json: JsonReport = False,
 ) -> None:
-    """Set elements, slices or whole tensors.
+    """Set elements, slices or whole tensors, and other values.
 
     In place and all or nothing; tied names change along. Values broadcast as in numpy. A crash at any moment leaves
-    the file wholly old or wholly new.
+    the file wholly old or wholly new. What is no tensor (epoch=0, optimizer.param_groups.0.lr=1e-4) keeps its type.
 
     Example: ckpt set model.pt '2.weight[0,0]=100' '0.bias*=0.5'
     """
-    with about(file):
-        edit = edit_values(
-            file,
-            lambda checkpoint, overlay: assign(checkpoint, overlay, assignments, cast=cast),
-            output=output,
-            dry_run=dry_run,
-            backup=backup,
-        )
+    done = set_entries(file, assignments, Options(output, dry_run, backup), cast=cast, new=new)
     if json:
         from ckpt_cli.render.jsons import edit_json
 
-        answer([edit_json(edit)])
+        answer([edit_json(done)])
     else:
-        talk(edit_text(edit))
+        talk(edit_text(done))

@@ -10,13 +10,13 @@ from __future__ import annotations
 from contextlib import closing
 
 from ckpt_cli import limits
-from ckpt_cli.changes import Changes, Content, Write
-from ckpt_cli.errors import CkptError, FormatError, MalformedError, UnsupportedError
+from ckpt_cli.changes import Changes, Content, Write, difference, entries_after
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
-from ckpt_cli.formats.torch_zip import TorchZip
 from ckpt_cli.formats.zip_records import STORED, Record
+from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
 from ckpt_cli.model import Checkpoint, Storage
 from ckpt_cli.pickles.budget import Budget
@@ -36,17 +36,19 @@ class Rewriting:
 
     def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
         container, graph = checkpoint.container, checkpoint.document
-        if not isinstance(container, TorchZip) or not isinstance(graph, Graph):
+        if not isinstance(container, ZipStorages) or not isinstance(graph, Graph):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as a torch zip file")
-        self._container = container
         self._records = container.records
+        self._prefix = prefix_of(self._records)
         self._source = container.files[0]
-        self.data = self._records.read(f"{container.prefix}/data.pkl", limits.PICKLE_INFLATED)
+        finder = SavedPickle(container, self._records, self._prefix)
+        self.data = self._records.read(f"{self._prefix}data.pkl", limits.PICKLE_INFLATED)
         """The old pickle, which long strings of the new one are copied from."""
         self._old = _storages_of(checkpoint)
+        self._wanted = entries_after(checkpoint.entries, changes)
         self._referenced = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
-        editing = Editing(graph, container)
-        self._rebuilder = Rebuilder(container, Budget(graph.nbytes))
+        editing = Editing(graph, finder)
+        self._rebuilder = Rebuilder(finder, Budget(graph.nbytes))
         retargeting = Retargeting(editing, self._rebuilder, checkpoint.tensors)
         retargeting.carry_out(changes)
         editing.carry_out(changes)
@@ -80,8 +82,8 @@ class Rewriting:
         return ordered
 
     def patch(self, overlay: Overlay) -> bool:
-        """Put the edit into the overlay if only the pickle changes, and not in its length."""
-        record = self._records.by_name[f"{self._container.prefix}/data.pkl"]
+        """Put the edit into the overlay, checksums left to do, if only the pickle changes, and not in its length."""
+        record = self._records.by_name[f"{self._prefix}data.pkl"]
         if not self._changes.only_names_and_metadata or record.method != STORED or self._renumbered:
             return False
         pickle = bytearray()
@@ -89,18 +91,17 @@ class Rewriting:
         if len(pickle) != record.nbytes:
             return False
         overlay.write(0, self._records.data_offset(record), bytes(pickle))
-        self._records.seal(overlay)
         return True
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write all records in torch's order: the pickle, the small ones, the storages, and the rest."""
         writer = ZipWriter(target, self._alignment())
-        prefix = f"{self._container.prefix}/data/"
+        prefix = f"{self._prefix}data/"
         pending = True
         names = self._records.by_name
-        last_note = f"{self._container.prefix}/byteorder"
+        last_note = f"{self._prefix}byteorder"
         for name, record in names.items():
-            if name == f"{self._container.prefix}/data.pkl":
+            if name == f"{self._prefix}data.pkl":
                 writer.stream(name, 1, lambda write: write_pickle(self.root, self.data, write))
                 pending_now = pending and last_note not in names
             elif name.startswith(prefix):
@@ -120,18 +121,23 @@ class Rewriting:
         try:
             with closing(open_checkpoint(path)) as copy:
                 container, graph = copy.container, copy.document
-                if not isinstance(container, TorchZip) or not isinstance(graph, Graph):
+                if not isinstance(container, ZipStorages) or not isinstance(graph, Graph):
                     raise MalformedError("it is no torch zip file")
-                data = container.records.read(f"{container.prefix}/data.pkl", limits.PICKLE_INFLATED)
+                data = container.records.read(f"{self._prefix}data.pkl", limits.PICKLE_INFLATED)
                 if not same_graphs(self.root, self.data, graph.root, data):
                     raise MalformedError("its pickle is another one")
+                fault = difference(self._wanted, copy.entries, list(self._changes.added))
+                if fault:
+                    raise RefusedError(
+                        f"that cannot be done here, because several names are kept in one object: {fault} then"
+                    )
         except FormatError as error:
             raise CkptError(
                 f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
             ) from None
 
     def _alignment(self) -> int:
-        name = f"{self._container.prefix}/.storage_alignment"
+        name = f"{self._prefix}.storage_alignment"
         if name not in self._records.by_name:
             return ALIGNMENT
         text = bytes(self._records.read(name, limits.ZIP_NOTE_RECORD))
@@ -154,7 +160,8 @@ class Rewriting:
                 number += 1
 
     def _record(self, storage: Storage) -> Record:
-        return self._records.by_name[f"{self._container.prefix}/data/{storage.key}"]
+        record: Record = self._records.by_name[f"{self._prefix}data/{storage.key}"]
+        return record
 
     def _copy(self, writer: ZipWriter, name: str, record: Record, progress: Progress) -> None:
         """An old record under a name that may be new, with the checksum that it has."""

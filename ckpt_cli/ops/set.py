@@ -1,0 +1,96 @@
+"""How `set` is carried out where it is more than elements of tensors: values, new entries, and all at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+
+from ckpt_cli.errors import UsageError, about
+from ckpt_cli.files import journal
+from ckpt_cli.files.caches import refuse_cached
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files.replace import copy_as, keep_as
+from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
+from ckpt_cli.model import Checkpoint
+from ckpt_cli.ops.assign import assign
+from ckpt_cli.ops.assign_values import Split, split_assignments
+from ckpt_cli.ops.edit import Edit, edit_values
+from ckpt_cli.ops.outputs import check_output, writing
+from ckpt_cli.ops.rewrite import Options
+
+
+def set_entries(
+    path: str, assignments: Sequence[str], options: Options, *, cast: bool = False, new: bool = False
+) -> Edit:
+    """Carry out assignments to tensors and other values, all or nothing.
+
+    Elements of tensors are patched in place. So is the pickle, where the new values leave its length as it is;
+    otherwise the file is written anew.
+    """
+    with about(path), closing(open_checkpoint(path)) as opened:
+        split = split_assignments(opened, assignments, new=new, cast=cast)
+    if not split.names:
+        return edit_values(
+            path,
+            lambda checkpoint, overlay: assign(checkpoint, overlay, assignments, cast=cast),
+            output=options.output,
+            dry_run=options.dry_run,
+            backup=options.backup,
+        )
+    if options.output is None:
+        refuse_cached(path)
+    elif options.backup:
+        raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
+    else:
+        check_output(options.output, path, "leave -o out to edit it in place")
+    with about(path), closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as opened:
+        split = split_assignments(opened, assignments, new=new, cast=cast)
+        with closing(Overlay(opened.container.files)) as overlay:
+            changes = assign(opened, overlay, split.tensors, cast=cast)
+            work = rewriting(opened, split.changes)
+            done = Edit(
+                path=path,
+                output=options.output or path,
+                changed=(*changes.changed, *split.names),
+                also_changed=changes.also_changed,
+                bytes_written=work.nbytes,
+                in_place=options.output is None,
+                dry_run=options.dry_run,
+                patched=False,
+            )
+            if options.output is None and work.patch(overlay):
+                return _patch(opened, overlay, done, options)
+        return done if options.dry_run else _replace(work, split, done, options, cast=cast)
+
+
+def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
+    """Everything in place, under one journal."""
+    checkpoint.container.seal(overlay)
+    kept = None
+    if not options.dry_run and overlay:
+        kept = copy_as(checkpoint.container.files[0], f"{done.path}.bak") if options.backup else None
+        journal.apply(overlay)
+    backups = (kept,) if kept else ()
+    return replace(done, bytes_written=overlay.nbytes, patched=True, backup=kept, backups=backups)
+
+
+def _replace(work: Rewriter, split: Split, done: Edit, options: Options, *, cast: bool) -> Edit:
+    """A new file with the new values, whose tensors are then patched before it takes its place."""
+    with writing(done.output, mode_of=done.path) as target:
+        work.write(target, options.progress)
+        work.verify(target.path)
+        if split.tensors:
+            _patch_new(target, split.tensors, cast=cast)
+        kept = keep_as(done.path, f"{done.path}.bak") if options.backup else None
+        nbytes = os.fstat(target.fd).st_size
+    return replace(done, bytes_written=nbytes, backup=kept, backups=(kept,) if kept else ())
+
+
+def _patch_new(target: LocalFile, assignments: Sequence[str], *, cast: bool) -> None:
+    with closing(open_checkpoint(target.path)) as checkpoint, closing(Overlay(checkpoint.container.files)) as overlay:
+        assign(checkpoint, overlay, assignments, cast=cast)
+        checkpoint.container.seal(overlay)
+        journal.write_patches(overlay, 0, target)
