@@ -97,6 +97,11 @@ def test_every_command_is_in_the_first_help_with_one_sentence(ckpt: Ckpt) -> Non
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
+NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
+          "untie": ["x"]}  # fmt: skip
+"""What each command takes beside a file."""
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("file", ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"])
 def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str, file: str) -> None:
@@ -105,7 +110,7 @@ def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str,
     Path("text").write_text("hello\n")
     Path("zip").write_bytes(b"PK\3\4" + bytes(100))
     os.mkfifo("fifo")
-    answer = ckpt(command, file, *(["x=1"] if command == "set" else []))
+    answer = ckpt(command, file, *NEEDED.get(command, ()))
     assert (answer.code, answer.out) == (2, "")
     assert ONE_LINE.fullmatch(answer.err)
     assert answer.err.startswith(f"ckpt: {file.encode('unicode_escape').decode()}: ")

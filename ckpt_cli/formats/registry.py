@@ -8,15 +8,17 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ckpt_cli.changes import Changes
 from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.files.copying import Progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
-from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Checkpoint
+
+if TYPE_CHECKING:
+    from ckpt_cli.changes import Changes
+    from ckpt_cli.files.copying import Progress
+    from ckpt_cli.files.overlay import Overlay
 
 _HEAD = 600
 """Bytes from the beginning that tell formats apart; tar has its magic at byte 257."""

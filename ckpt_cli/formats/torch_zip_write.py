@@ -47,8 +47,8 @@ class Rewriting:
         self._old = _storages_of(checkpoint)
         self._wanted = entries_after(checkpoint.entries, changes)
         self._referenced = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
-        editing = Editing(graph, finder)
-        self._rebuilder = Rebuilder(finder, Budget(graph.nbytes))
+        editing = Editing(graph, finder, finder.place())
+        self._rebuilder = Rebuilder(graph, finder, Budget(graph.nbytes))
         retargeting = Retargeting(editing, self._rebuilder, checkpoint.tensors)
         retargeting.carry_out(changes)
         editing.carry_out(changes)

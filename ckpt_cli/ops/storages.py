@@ -62,7 +62,7 @@ def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str], *,
     made: dict[int, Storage] = {}
     contents: dict[int, Content] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
-        floating = [view for view in views if view.dtype.category == "float"]
+        floating = [view for view in views if view.dtype.category == "float" and not _is_array(view)]
         if not any(id(view) in wanted for view in views) or not floating or floating[0].dtype is dtype:
             continue
         kinds = {view.dtype.name for view in views}
@@ -86,6 +86,11 @@ def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str], *,
             )
 
     return Planned(Changes(tensors=tensors, contents=contents), "cast", named, also, check)
+
+
+def _is_array(view: Tensor) -> bool:
+    """Whether it is numpy's, whose bytes are a part of the pickle: those stay as they are."""
+    return view.python_type == "numpy.ndarray"
 
 
 def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[int]:
@@ -270,6 +275,8 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
     tensors: dict[str, Tensor] = {}
     alone: dict[int, Tensor] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
+        if any(map(_is_array, views)):
+            continue
         distinct = {view.view: view for view in views if view.view is not None}
         if len(distinct) == 1 and next(iter(distinct.values())).nbytes < storage.nbytes:
             new, content = _own(checkpoint, next(iter(distinct.values())))

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.pickles.arguments import text_of
+from ckpt_cli.pickles.embedded import Place as Within
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.places import Place, places_of
-from ckpt_cli.pickles.rebuild import StorageFinder, text_of
+from ckpt_cli.pickles.rebuild import StorageFinder
 
 
 class Editing:
@@ -18,13 +20,13 @@ class Editing:
     container.
     """
 
-    def __init__(self, graph: Graph, finder: StorageFinder) -> None:
+    def __init__(self, graph: Graph, finder: StorageFinder, within: Within | None = None) -> None:
         self.graph = graph
         self.root = graph.root
         self._entries: dict[str, Place] = {}
         self._containers: dict[str, Place] = {}
         self._twice: set[str] = set()
-        for place, is_entry in places_of(graph, finder):
+        for place, is_entry in places_of(graph, finder, within):
             known = self._entries if is_entry else self._containers
             if place.name in known:
                 self._twice.add(place.name)

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, UnsupportedError
+from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.budget import Budget
+from ckpt_cli.pickles.embedded import Place as Within
 from ckpt_cli.pickles.entries import Opener, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Graph
-from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder, text_of
+from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 
 _Sequence = list[object] | tuple[object, ...]
 
@@ -72,10 +74,13 @@ class Place:
         return self.sequence[self.index - 1]
 
 
-def places_of(graph: Graph, finder: StorageFinder) -> Iterator[tuple[Place, bool]]:
-    """Every place below the root in the document's order, each with whether it is that of an entry."""
+def places_of(graph: Graph, finder: StorageFinder, within: Within | None = None) -> Iterator[tuple[Place, bool]]:
+    """Every place below the root in the document's order, each with whether it is that of an entry.
+
+    `within` is where the pickle stands, where the arrays in it are entries.
+    """
     budget = Budget(graph.nbytes)
-    opener, rebuilder = Opener(budget), Rebuilder(finder, budget)
+    opener, rebuilder = Opener(budget), Rebuilder(graph, finder, budget, within)
     frames: list[tuple[Place | None, Iterator[tuple[Place, str]]]] = []
     frames.append((None, _below(opener, graph.root, "tensor", None)))
     open_nodes = {id(graph.root)}

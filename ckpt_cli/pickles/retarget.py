@@ -12,10 +12,11 @@ from ckpt_cli.changes import Changes
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model import Storage, Tensor
+from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.editing import Editing
 from ckpt_cli.pickles.emit import children_of
 from ckpt_cli.pickles.graph import Call, Global, PersistentId
-from ckpt_cli.pickles.rebuild import Rebuilder, text_of
+from ckpt_cli.pickles.rebuild import Rebuilder
 
 _STRIDED = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
 
