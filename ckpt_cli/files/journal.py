@@ -226,7 +226,7 @@ def sync_folder(folder: str) -> None:
         os.close(fd)
 
 
-def write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of some bytes at an offset."""
     view = memoryview(data)
     while view:

@@ -93,6 +93,7 @@ FORMATS = (
 
 WRITERS = {
     "zip": "ckpt_cli.formats.torch_zip_write",
+    "legacy": "ckpt_cli.formats.legacy_write",
     "safetensors": "ckpt_cli.formats.safetensors_write",
     "shards": "ckpt_cli.formats.shard_set_write",
 }

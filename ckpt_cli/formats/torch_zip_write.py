@@ -10,22 +10,20 @@ from __future__ import annotations
 from contextlib import closing
 
 from ckpt_cli import limits
-from ckpt_cli.changes import Changes, Content, Write, difference, entries_after
-from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.changes import Changes, Content, Write
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, UnsupportedError
 from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.formats.torch_zip import NAME
 from ckpt_cli.formats.zip_records import STORED, Record
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
 from ckpt_cli.model import Checkpoint, Storage
-from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.compare import same_graphs
-from ckpt_cli.pickles.editing import Editing
+from ckpt_cli.pickles.edited import EditedPickle
 from ckpt_cli.pickles.emit import write_pickle
 from ckpt_cli.pickles.graph import Graph
-from ckpt_cli.pickles.rebuild import Rebuilder
-from ckpt_cli.pickles.retarget import Retargeting, references_of, rekey, storage_key
+from ckpt_cli.pickles.retarget import rekey
 
 _PIECE = 8 << 20
 """Bytes of a compressed storage that are inflated at a time."""
@@ -42,37 +40,20 @@ class Rewriting:
         self._prefix = prefix_of(self._records)
         self._source = container.files[0]
         finder = SavedPickle(container, self._records, self._prefix)
-        self.data = self._records.read(f"{self._prefix}data.pkl", limits.PICKLE_INFLATED)
-        """The old pickle, which long strings of the new one are copied from."""
-        self._old = _storages_of(checkpoint)
-        self._wanted = entries_after(checkpoint.entries, changes)
-        self._referenced = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
-        editing = Editing(graph, finder, finder.place())
-        self._rebuilder = Rebuilder(graph, finder, Budget(graph.nbytes))
-        retargeting = Retargeting(editing, self._rebuilder, checkpoint.tensors)
-        retargeting.carry_out(changes)
-        editing.carry_out(changes)
-        self.root = editing.root
-        """The new pickle's root."""
+        self._edited = EditedPickle(graph, finder, finder.place(), checkpoint.entries, changes)
         self._changes = changes
         self._contents = changes.contents
         self._renumbered = False
         """Whether a storage gets another key than it has."""
-        self._storages = self._number(retargeting.storages)
+        self._storages = self._number()
         self.nbytes = graph.nbytes + sum(storage.nbytes for storage in self._storages)
         """About the bytes that will be written."""
 
-    def _number(self, new: dict[int, Storage]) -> list[Storage]:
+    def _number(self) -> list[Storage]:
         """Give the storages that the new pickle refers to keys from 0, in the order in which it reaches them."""
         numbers: dict[int, str] = {}
         ordered: list[Storage] = []
-        for reference in references_of(self.root):
-            key = storage_key(reference)
-            if key is None:
-                continue
-            storage = new.get(id(reference)) or self._old.get(key)
-            if storage is None:  # of a tensor in an object that does not open up to entries
-                storage = self._old[key] = self._rebuilder.storage(reference)[0]
+        for reference, key, storage in self._edited.references():
             if id(storage) not in numbers:
                 numbers[id(storage)] = str(len(numbers))
                 ordered.append(storage)
@@ -86,11 +67,10 @@ class Rewriting:
         record = self._records.by_name[f"{self._prefix}data.pkl"]
         if not self._changes.only_names_and_metadata or record.method != STORED or self._renumbered:
             return False
-        pickle = bytearray()
-        write_pickle(self.root, self.data, pickle.extend)
+        pickle = self._edited.pickled()
         if len(pickle) != record.nbytes:
             return False
-        overlay.write(0, self._records.data_offset(record), bytes(pickle))
+        overlay.write(0, self._records.data_offset(record), pickle)
         return True
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
@@ -102,7 +82,7 @@ class Rewriting:
         last_note = f"{self._prefix}byteorder"
         for name, record in names.items():
             if name == f"{self._prefix}data.pkl":
-                writer.stream(name, 1, lambda write: write_pickle(self.root, self.data, write))
+                writer.stream(name, 1, lambda write: write_pickle(self._edited.root, self._edited.data, write))
                 pending_now = pending and last_note not in names
             elif name.startswith(prefix):
                 pending_now = pending
@@ -120,17 +100,9 @@ class Rewriting:
 
         try:
             with closing(open_checkpoint(path)) as copy:
-                container, graph = copy.container, copy.document
-                if not isinstance(container, ZipStorages) or not isinstance(graph, Graph):
+                if not isinstance(copy.document, Graph) or copy.format != NAME:
                     raise MalformedError("it is no torch zip file")
-                data = container.records.read(f"{self._prefix}data.pkl", limits.PICKLE_INFLATED)
-                if not same_graphs(self.root, self.data, graph.root, data):
-                    raise MalformedError("its pickle is another one")
-                fault = difference(self._wanted, copy.entries, list(self._changes.added))
-                if fault:
-                    raise RefusedError(
-                        f"that cannot be done here, because several names are kept in one object: {fault} then"
-                    )
+                self._edited.verify(copy.document, copy.entries)
         except FormatError as error:
             raise CkptError(
                 f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
@@ -155,7 +127,7 @@ class Rewriting:
                 _write_content(writer, f"{prefix}{number}", content, self._source, progress)
         number = len(self._storages)
         for name, record in self._records.by_name.items():
-            if name.startswith(prefix) and name.removeprefix(prefix) not in self._referenced:
+            if name.startswith(prefix) and name.removeprefix(prefix) not in self._edited.old_keys:
                 self._copy(writer, f"{prefix}{number}", record, progress)
                 number += 1
 
@@ -194,15 +166,3 @@ def _write_content(writer: ZipWriter, name: str, content: Content, source: Local
 
     make = content.make or copy
     writer.stream(name, content.nbytes, lambda write: make(told(write)))
-
-
-def _storages_of(checkpoint: Checkpoint) -> dict[str, Storage]:
-    """The storages of the tensors and of their parts, by their keys."""
-    found: dict[str, Storage] = {}
-    pending = list(checkpoint.tensors)
-    while pending:
-        tensor = pending.pop()
-        if tensor.storage is not None:
-            found[tensor.storage.key] = tensor.storage
-        pending.extend(tensor.parts)
-    return found

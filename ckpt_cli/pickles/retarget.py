@@ -177,8 +177,8 @@ def storage_key(reference: PersistentId) -> str | None:
     return None
 
 
-def rekey(reference: PersistentId, key: str) -> None:
-    """Point a reference to another key."""
+def rekey(reference: PersistentId, key: str, *more: object) -> None:
+    """Point a reference to another key; `more` is what stands in it after the five things that every one has."""
     pid = reference.pid
     if isinstance(pid, tuple):
-        reference.pid = (*pid[:2], key, *pid[3:])
+        reference.pid = (*pid[:2], key, *(pid[3:5] if more else pid[3:]), *more)

@@ -1,0 +1,177 @@
+"""A stream of torch.save from before 1.6 written anew: its preface as it is, the pickle, the keys, the storages.
+
+Source: torch/serialization.py (`_legacy_save`). Storages keep their keys; further saves in the same file are carried
+along byte for byte.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import closing
+
+from ckpt_cli.changes import Changes, Content
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.files.copying import Progress, copy_range, no_progress
+from ckpt_cli.files.journal import write_all
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.formats.plain import PlainFile
+from ckpt_cli.formats.stream import LEGACY
+from ckpt_cli.model import Checkpoint, Storage
+from ckpt_cli.pickles.edited import EditedPickle
+from ckpt_cli.pickles.embedded import Place
+from ckpt_cli.pickles.emit import write_pickle
+from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.retarget import rekey
+from ckpt_cli.pickles.saves import Save, pickle_at, read_save
+
+_PIECE = 8 << 20
+"""Bytes copied at a time where they are not copied in the kernel."""
+
+
+class _Finder:
+    """The storages of the first save, as the checkpoint knows them."""
+
+    big_endian = False
+
+    def __init__(self, checkpoint: Checkpoint, save: Save) -> None:
+        self._known = {tensor.storage.key: tensor.storage for tensor in checkpoint.tensors if tensor.storage}
+        self._save = save
+
+    def find(self, key: str, nbytes: int, location: str) -> Storage:
+        """The storage of a key; one that no tensor names is made."""
+        if key not in self._save.places:
+            raise MalformedError(f"the save does not have storage {key!r}")
+        return self._known.setdefault(key, Storage(key, nbytes, location))
+
+
+class Rewriting:
+    """A legacy stream about to be written anew with some changes."""
+
+    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+        container, graph = checkpoint.container, checkpoint.document
+        if not isinstance(container, PlainFile) or not isinstance(graph, Graph):
+            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as a legacy stream")
+        self._source = container.files[0]
+        self._save = read_save(self._source, 0)
+        self._changes = changes
+        entries = [entry for entry in checkpoint.entries if not entry.name.startswith("[")]
+        self._others = [entry for entry in checkpoint.entries if entry.name.startswith("[")]
+        changed = {*changes.names, *changes.dropped, *changes.tensors, *changes.values}
+        if any(entry.name in changed for entry in self._others):
+            raise RefusedError(
+                "of several saves in one file only the first can be changed but in its elements", path=checkpoint.path
+            )
+        graph = self._save.graph
+        place = Place(self._save.begin)
+        self._edited = EditedPickle(graph, _Finder(checkpoint, self._save), place, entries, changes)
+        self._rekeyed = False
+        """Whether the list of storages becomes another one."""
+        self._storages = self._named()
+        self.nbytes = self._save.begin + graph.nbytes + sum(storage.nbytes for storage in self._storages.values())
+        """About the bytes that will be written."""
+
+    def _named(self) -> dict[str, Storage]:
+        """The storages that the new pickle refers to by their keys; new ones get keys that no other has."""
+        found: dict[str, Storage] = {}
+        keys: dict[int, str] = {}
+        references = self._edited.references()
+        kept = {key for reference, key, _ in references if id(reference) not in self._edited.new}
+        number = 0
+        for reference, key, storage in references:
+            if id(reference) not in self._edited.new:
+                found.setdefault(key, storage)
+                continue
+            if id(storage) not in keys:
+                new = key
+                while new in kept or new in found:
+                    new, number = f"new{number}", number + 1
+                keys[id(storage)] = new
+            found[keys[id(storage)]] = storage
+            rekey(reference, keys[id(storage)], None)
+            self._rekeyed = True
+        self._rekeyed |= found.keys() != self._save.places.keys()
+        return {key: found[key] for key in sorted(found)} if self._rekeyed else {k: found[k] for k in self._save.places}
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the edit into the overlay if only the pickle changes, and not in its length."""
+        if not self._changes.only_names_and_metadata or self._rekeyed:
+            return False
+        pickle = self._edited.pickled()
+        if len(pickle) != self._save.graph.nbytes:
+            return False
+        overlay.write(0, self._save.begin, pickle)
+        return True
+
+    def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
+        """Write the whole stream."""
+        position = self._append(target, 0, self._source.read(0, self._save.begin))
+        position = self._append(target, position, self._edited.pickled())
+        position = self._append(target, position, self._keys())
+        for key, storage in self._storages.items():
+            position = self._write_storage(target, position, key, storage, progress)
+        rest = self._source.size - self._save.end
+        copy_range(self._source, self._save.end, rest, target, position, progress)
+
+    def _keys(self) -> bytes:
+        """The pickle of the sorted keys, as it was where they are as they were."""
+        if not self._rekeyed:
+            keys = pickle_at(self._source, self._save.begin + self._save.graph.nbytes)
+            return self._source.read(self._save.begin + self._save.graph.nbytes, keys.nbytes)
+        written = bytearray()
+        write_pickle(list(self._storages), b"", written.extend)
+        return bytes(written)
+
+    def _write_storage(self, target: LocalFile, position: int, key: str, storage: Storage, progress: Progress) -> int:
+        """A storage with the number of its elements before it; returns the place after it."""
+        content = self._changes.contents.get(id(storage))
+        if content is None:
+            begin, nbytes = self._save.places[storage.key]
+            size = struct.calcsize("<q")
+            copy_range(self._source, begin - size, nbytes + size, target, position, progress)
+            return position + nbytes + size
+        numel = content.nbytes // self._itemsize(key)
+        position = self._append(target, position, struct.pack("<q", numel))
+        return self._make(target, position, content, progress)
+
+    def _itemsize(self, key: str) -> int:
+        """Bytes of an element of a new storage, of its class."""
+        for reference, its, storage in self._edited.references():
+            pid = reference.pid
+            if its == key and isinstance(pid, tuple) and isinstance(pid[4], int) and pid[4]:
+                return storage.nbytes // pid[4]
+        return 1
+
+    def _make(self, target: LocalFile, position: int, content: Content, progress: Progress) -> int:
+        if content.make is None:
+            raise UnsupportedError("a storage of a legacy stream cannot be put together from ranges")
+
+        def write(piece: bytes | memoryview) -> None:
+            nonlocal position
+            position = self._append(target, position, piece)
+            progress(len(piece))
+
+        content.make(write)
+        return position
+
+    def _append(self, target: LocalFile, position: int, data: bytes | memoryview) -> int:
+        write_all(target.fd, data, position)
+        target.size = max(target.size, position + len(data))
+        return position + len(data)
+
+    def verify(self, path: str) -> None:
+        """Read the new file back, and compare its pickle with the one that was meant."""
+        from ckpt_cli.formats.registry import open_checkpoint
+
+        try:
+            with closing(open_checkpoint(path)) as copy:
+                if not isinstance(copy.document, Graph) or copy.format != LEGACY:
+                    raise MalformedError("it is no legacy stream")
+                entries = [entry for entry in copy.entries if not entry.name.startswith("[")]
+                self._edited.verify(copy.document, entries)
+                if len(copy.entries) - len(entries) != len(self._others):
+                    raise MalformedError("the saves after the first are others")
+        except FormatError as error:
+            raise CkptError(
+                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
+            ) from None
