@@ -97,7 +97,7 @@ class Rewriting:
         """Put the edit into the overlay if only the pickle changes, and not in its length."""
         if not self._changes.only_names_and_metadata or self._rekeyed:
             return False
-        pickle = self._edited.pickled()
+        pickle = self._edited.verified()
         if len(pickle) != self._save.graph.nbytes:
             return False
         overlay.write(0, self._save.begin, pickle)

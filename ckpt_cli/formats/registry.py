@@ -127,7 +127,7 @@ class Rewriter(Protocol):
     """About the bytes that will be written."""
 
     def patch(self, overlay: Overlay) -> bool:
-        """Put the whole edit into an overlay of the old file, if it fits in place; else False, and nothing is put."""
+        """Put the whole edit into an overlay of the old file, checksums included, if it fits in place; else False."""
 
     def write(self, target: LocalFile, progress: Progress) -> None:
         """Write all of it into an empty file."""

@@ -16,6 +16,7 @@ from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.formats.torch_zip import NAME
+from ckpt_cli.formats.torch_zip_head import replace_pickle
 from ckpt_cli.formats.zip_records import STORED, Record
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
@@ -63,15 +64,10 @@ class Rewriting:
         return ordered
 
     def patch(self, overlay: Overlay) -> bool:
-        """Put the edit into the overlay, checksums left to do, if only the pickle changes, and not in its length."""
-        record = self._records.by_name[f"{self._prefix}data.pkl"]
-        if not self._changes.only_names_and_metadata or record.method != STORED or self._renumbered:
+        """Put the edit into the overlay if only the pickle changes and fits in the room before the first storage."""
+        if not self._changes.only_names_and_metadata or self._renumbered:
             return False
-        pickle = self._edited.pickled()
-        if len(pickle) != record.nbytes:
-            return False
-        overlay.write(0, self._records.data_offset(record), pickle)
-        return True
+        return replace_pickle(self._records, f"{self._prefix}data.pkl", self._edited.verified(), overlay)
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write all records in torch's order: the pickle, the small ones, the storages, and the rest."""

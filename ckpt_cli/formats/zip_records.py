@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -186,9 +186,10 @@ class ZipRecords:
         for name, term in terms.items():
             record = self.by_name[name]
             if term and record.crc:
-                self._patch_crc(overlay, record, record.crc ^ term)
+                self.patch_crc(overlay, record, record.crc ^ term)
 
-    def _patch_crc(self, overlay: Overlay, record: Record, crc: int) -> None:
+    def patch_crc(self, overlay: Overlay, record: Record, crc: int) -> None:
+        """Patch a record's checksum in every place that has it."""
         end = self.data_offset(record) + record.stored
         new = struct.pack("<L", crc)
         old = struct.pack("<L", record.crc)
@@ -201,6 +202,11 @@ class ZipRecords:
                     break
         if self.file.read(record.header + 14, 4) == old:
             overlay.write(self.number, begin + record.header + 14, new)
+
+    @property
+    def in_order(self) -> Sequence[Record]:
+        """The records in the order in which they stand in the file."""
+        return self._in_order
 
     # --- reading the directory ---------------------------------------------------------------------------------------
 

@@ -92,21 +92,12 @@ class ZipWriter:
     def _begin(self, name: str, nbytes: int) -> int:
         """Write a local header; returns where it is."""
         header = self._position
-        raw = name.encode("utf-8", "surrogateescape")
-        wide = _zip64(nbytes, header, stored=0)  # miniz does not know yet what it will have stored
-        start = header + 30 + len(raw) + len(wide) + 4
-        pad = -start % self._alignment
-        extra = wide + b"FB" + struct.pack("<H", pad) + b"Z" * pad
-        flags = 0x808 if nbytes else 0x800
-        fixed = struct.pack("<4s5H3L2H", b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(extra))
-        self._write(fixed + raw + extra)
+        self._write(local_header(name, nbytes, header, alignment=self._alignment))
         return header
 
     def _end(self, name: str, header: int, crc: int, nbytes: int) -> None:
         """Write the descriptor, and note the record for the directory."""
-        if nbytes:
-            form = "<4sLQQ" if _zip64(nbytes, header, stored=nbytes) else "<4s3L"
-            self._write(struct.pack(form, b"PK\7\10", crc, nbytes, nbytes))
+        self._write(descriptor(nbytes, crc, header))
         self._entries.append(_Entry(name.encode("utf-8", "surrogateescape"), header, crc, nbytes))
 
     def _write(self, data: bytes | memoryview) -> None:
@@ -115,6 +106,30 @@ class ZipWriter:
             written = os.pwrite(self._target.fd, view, self._position)
             view = view[written:]
             self._position += written
+
+
+def local_header(name: str, nbytes: int, header: int, *, alignment: int = ALIGNMENT, begin: int | None = None) -> bytes:
+    """The local header at byte `header` of a record of so many bytes, padded so that its data is aligned.
+
+    With `begin`, it is padded so that the data begins there; raises ValueError where it cannot.
+    """
+    raw = name.encode("utf-8", "surrogateescape")
+    wide = _zip64(nbytes, header, stored=0)  # miniz does not know yet what it will have stored
+    start = header + 30 + len(raw) + len(wide) + 4
+    pad = -start % alignment if begin is None else begin - start
+    if not 0 <= pad <= 0xFFFF - len(wide) - 4:
+        raise ValueError(f"a local header cannot be padded with {pad} bytes")
+    extra = wide + b"FB" + struct.pack("<H", pad) + b"Z" * pad
+    flags = 0x808 if nbytes else 0x800
+    return struct.pack("<4s5H3L2H", b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(extra)) + raw + extra
+
+
+def descriptor(nbytes: int, crc: int, header: int) -> bytes:
+    """What follows the data of a record that is not empty: its checksum and sizes."""
+    if not nbytes:
+        return b""
+    form = "<4sLQQ" if _zip64(nbytes, header, stored=nbytes) else "<4s3L"
+    return struct.pack(form, b"PK\7\10", crc, nbytes, nbytes)
 
 
 def _zip64(nbytes: int, header: int, *, stored: int) -> bytes:

@@ -88,7 +88,6 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
 
 def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
     """The edit as patches in place: of a header, or of a pickle."""
-    checkpoint.container.seal(overlay)
     kept = None
     if not options.dry_run:
         if options.backup and overlay:

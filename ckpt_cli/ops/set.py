@@ -50,6 +50,7 @@ def set_entries(
         split = split_assignments(opened, assignments, new=new, cast=cast)
         with closing(Overlay(opened.container.files)) as overlay:
             changes = assign(opened, overlay, split.tensors, cast=cast)
+            opened.container.seal(overlay)
             work = rewriting(opened, split.changes)
             done = Edit(
                 path=path,
@@ -68,7 +69,6 @@ def set_entries(
 
 def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
     """Everything in place, under one journal."""
-    checkpoint.container.seal(overlay)
     kept = None
     if not options.dry_run and overlay:
         kept = copy_as(checkpoint.container.files[0], f"{done.path}.bak") if options.backup else None

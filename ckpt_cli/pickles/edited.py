@@ -12,7 +12,9 @@ from ckpt_cli.pickles.compare import same_graphs
 from ckpt_cli.pickles.editing import Editing
 from ckpt_cli.pickles.embedded import Place
 from ckpt_cli.pickles.emit import write_pickle
+from ckpt_cli.pickles.entries import entries_of
 from ckpt_cli.pickles.graph import Graph, PersistentId
+from ckpt_cli.pickles.reader import read_pickle
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 from ckpt_cli.pickles.retarget import Retargeting, references_of, storage_key
 
@@ -30,6 +32,7 @@ class EditedPickle:
         self._wanted = entries_after(entries, changes)
         self._added = list(changes.added)
         self._rebuilder = Rebuilder(graph, finder, Budget(graph.nbytes))
+        self._finder = finder
         self.old_keys = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
         """The keys of all storages that the old pickle refers to."""
         editing = Editing(graph, finder, place)
@@ -59,6 +62,13 @@ class EditedPickle:
         written = bytearray()
         write_pickle(self.root, self.data, written.extend)
         return bytes(written)
+
+    def verified(self) -> bytes:
+        """The same, read back and compared with what was meant, where it refers to the old storages only."""
+        pickle = self.pickled()
+        graph = read_pickle(pickle)
+        self.verify(graph, entries_of(graph, self._finder, place=Place(0)))
+        return pickle
 
     def verify(self, graph: Graph, entries: Sequence[Entry]) -> None:
         """Compare what was read back with what was meant.
