@@ -191,3 +191,6 @@ ITEM_BYTES = 256 * 2**10
 
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""
+
+DCP_METADATA = int(512 * 2**20 * _SCALE)
+"""Bytes of the `.metadata` of a distributed checkpoint."""

@@ -73,6 +73,12 @@ _OLD_PICKLE = re.compile(
     re.VERBOSE,
 )
 
+
+def _is_dcp_metadata(head: bytes) -> bool:
+    """Whether a file begins as a pickled `Metadata` of torch.distributed.checkpoint."""
+    return head[:1] == b"\x80" and b"torch.distributed.checkpoint.metadata" in head[:64]
+
+
 FORMATS = (
     Format("npz", _is_npz, "ckpt_cli.formats.npz"),
     Format("legacy", _is_legacy, "ckpt_cli.formats.stream"),
@@ -81,10 +87,14 @@ FORMATS = (
     Format("tar", lambda head: head[257:262] == b"ustar", "ckpt_cli.formats.tar"),
     Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.zip_file"),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors"),
+    Format("dcp", _is_dcp_metadata, "ckpt_cli.formats.dcp", is_set=True),
     Format("shards", _is_json_object, "ckpt_cli.formats.shard_set", is_set=True),
 )
 
-FOLDERS: tuple[Folder, ...] = (Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),)
+FOLDERS: tuple[Folder, ...] = (
+    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp"),
+    Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),
+)
 
 
 def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
