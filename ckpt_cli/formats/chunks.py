@@ -142,9 +142,9 @@ def copy_part(target: bytearray, source: memoryview, part: Part, begin: int, ite
     axes = [(size, to * wide, of * wide) for size, to, of in part.axes]
     if wide > 1:
         axes.append((wide, 1, 1))
-    into = memoryview(target).cast(_FORMATS[unit])
+    into = memoryview(target).cast(_FORMATS[unit])  # type: ignore[call-overload]  # a table's value
     low, high = part.span
-    items = source[: (high - low) * itemsize].cast("B").cast(_FORMATS[unit])
+    items = source[: (high - low) * itemsize].cast("B").cast(_FORMATS[unit])  # type: ignore[call-overload]  # a table's value
     _copy(into, items, _ordered(axes, unit), (part.target - begin) * wide, 0)
 
 
@@ -202,7 +202,9 @@ class Chunks:
         elif len(boxes) > 1:
             raise MalformedError("two of its chunks overlap")
         if have < self.numel:
-            raise MalformedError(f"its chunks have {have:,} of its {self.numel:,} elements: a rank did not save its own")
+            raise MalformedError(
+                f"its chunks have {have:,} of its {self.numel:,} elements: a rank did not save its own"
+            )
 
     def _check_apart(self, boxes: list[Box]) -> None:
         """Compare the chunks that share a range of the dimension with the most of them."""

@@ -108,9 +108,7 @@ class Composed:
         with about(self.files[0].path):
             parts = laid.parts(begin, end)
             check_scattered(parts)
-            runs = sorted(
-                (target, part.run, part.chunk, source) for part in parts for target, source in part.starts()
-            )
+            runs = sorted((target, part.run, part.chunk, source) for part in parts for target, source in part.starts())
             found: list[Extent] = []
             for target, run, number, source in runs:
                 stored = laid.stored(number)

@@ -43,7 +43,7 @@ class ItemValue(Value):
         object.__setattr__(self, "_items", items)
 
     @property
-    def value(self) -> object:  # type: ignore[override]
+    def value(self) -> object:
         """Plain data, or its text; a text that says why where it cannot be read."""
         place: Place | None = self._place  # type: ignore[attr-defined]
         items: Items = self._items  # type: ignore[attr-defined]
@@ -160,5 +160,3 @@ def _entry(saved: Saved, container: Composed, items: Items) -> Entry:
         ),
     )
     return Tensor(saved.name, dtype, saved.shape, stride, storage, requires_grad=saved.requires_grad)
-
-

@@ -65,9 +65,7 @@ class Items:
                 hint="load it with torch.distributed.checkpoint and save it without extensions",
             )
         if place.file not in self._files:
-            raise MalformedError(
-                f"tensor {name!r} has a chunk in {place.file}, which is missing", path=self._folder
-            )
+            raise MalformedError(f"tensor {name!r} has a chunk in {place.file}, which is missing", path=self._folder)
         number, file = self._files[place.file]
         with about(file.path):
             container, tensor = self._open(name, place, number, file)
@@ -76,9 +74,7 @@ class Items:
                 raise MalformedError(f"tensor {name!r}: its chunk has no bytes")
             return Stored(container, tensor.storage, tensor.storage_offset, tensor.stride)
 
-    def _open(
-        self, name: str, place: Place, number: int, file: LocalFile
-    ) -> tuple[TorchZip | Safetensors, Tensor]:
+    def _open(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[TorchZip | Safetensors, Tensor]:
         if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
             return self._in_safetensors(name, place, number, file)
         item = TorchZip(Window(file, place.offset, place.nbytes), number)
@@ -89,9 +85,7 @@ class Items:
         self._zips.append(item)
         return item, entries[0]
 
-    def _in_safetensors(
-        self, name: str, place: Place, number: int, file: LocalFile
-    ) -> tuple[Safetensors, Tensor]:
+    def _in_safetensors(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[Safetensors, Tensor]:
         key = (place.file, place.offset)
         found = self._safetensors.get(key)
         if found is None:

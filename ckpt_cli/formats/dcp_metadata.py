@@ -140,7 +140,9 @@ def _storage_data(node: object, budget: Budget) -> _Found:
 
 def _place(name: str, node: object) -> Place:
     fields = _fields(node)
-    file, offset, nbytes = text_of(fields.get("relative_path")), fields.get("offset"), fields.get("length")
+    file = text_of(fields.get("relative_path"))
+    offset: Any = fields.get("offset")
+    nbytes: Any = fields.get("length")
     if file is None or not _is_count(offset) or not _is_count(nbytes):
         raise MalformedError(f"entry {describe(name)}: where it is, is {describe(node)}")
     if file in ("", ".", "..") or "/" in file or "\0" in file:
@@ -151,7 +153,7 @@ def _place(name: str, node: object) -> Place:
     return Place(file, offset, nbytes, tuple(text_of(each) or describe(each) for each in transforms))
 
 
-def _is_count(node: object) -> bool:
+def _is_count(node: Any) -> bool:
     return type(node) is int and 0 <= node < _COUNT_END
 
 
