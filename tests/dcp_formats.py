@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import io
 import os
 import shutil
 import subprocess
@@ -54,14 +56,15 @@ def read_safetensors(path: Path) -> State:
 
 def save_ranks(state: State, path: Path, world: int = 2) -> None:
     """As several ranks save it together; written once a session, then copied."""
-    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-        torch.save(state, file.name)
-        shutil.copytree(_by_ranks(Path(file.name).read_bytes(), world), path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    shutil.copytree(_by_ranks(buffer.getvalue(), world), path)
 
 
 @cache
 def _by_ranks(saved: bytes, world: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="ckpt-dcp-"))
+    atexit.register(shutil.rmtree, folder)
     (folder / "state.pt").write_bytes(saved)
     script = Path(__file__).with_name("dcp_ranks.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
 
 from ckpt_cli import limits
@@ -226,7 +226,7 @@ def _flat(index: Sequence[int], steps: Sequence[int]) -> int:
 
 
 def _distinct(ordered: list[int]) -> int:
-    return sum(one != other for one, other in zip(ordered, ordered[1:], strict=False))
+    return sum(one != other for one, other in pairwise(ordered))
 
 
 def check_scattered(parts: Iterable[Part]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError, UnsupportedError, about
 from ckpt_cli.files.local import LocalFile, Window
@@ -13,10 +12,10 @@ from ckpt_cli.formats.chunks import Box
 from ckpt_cli.formats.composed import Stored
 from ckpt_cli.formats.dcp_metadata import Place
 from ckpt_cli.formats.safetensors import Safetensors, read_part
-from ckpt_cli.formats.torch_zip import TorchZip
+from ckpt_cli.formats.zip_records import ZipRecords
+from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.model import Opaque, Tensor, Value
 from ckpt_cli.pickles.entries import entries_of
-from ckpt_cli.pickles.reader import read_pickle
 from ckpt_cli.pickles.text import describe
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Items:
         """`files` has each file that is there with its number in the container."""
         self._folder = folder
         self._files = files
-        self._zips: list[TorchZip] = []
+        self._zips: list[ZipStorages] = []
         """The items of tensors that were opened."""
         self._safetensors: dict[tuple[str, int], tuple[Safetensors, dict[str, Tensor]]] = {}
         """By file and offset, as one has all tensors of its file."""
@@ -45,9 +44,9 @@ class Items:
         """A pickled value: plain data, or its text."""
         number, file = self._files[place.file]
         with about(file.path):
-            item = TorchZip(Window(file, place.offset, place.nbytes), number)
-            graph = read_pickle(item.records.read(f"{item.prefix}/data.pkl", limits.ITEM_BYTES))
-            entries = entries_of(graph, item)
+            _, saved = _opened(file, place, number)
+            graph = saved.graph()
+            entries = entries_of(graph, saved)
             if len(entries) == 1 and entries[0].name == "" and isinstance(entries[0], Value):
                 return entries[0].value
             return Opaque(describe(graph.root))
@@ -74,12 +73,12 @@ class Items:
                 raise MalformedError(f"tensor {name!r}: its chunk has no bytes")
             return Stored(container, tensor.storage, tensor.storage_offset, tensor.stride)
 
-    def _open(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[TorchZip | Safetensors, Tensor]:
+    def _open(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[ZipStorages | Safetensors, Tensor]:
         if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
             return self._in_safetensors(name, place, number, file)
-        item = TorchZip(Window(file, place.offset, place.nbytes), number)
-        graph = read_pickle(item.records.read(f"{item.prefix}/data.pkl", limits.PICKLE_INFLATED))
-        entries = entries_of(graph, item)
+        item, saved = _opened(file, place, number)
+        graph = saved.graph()
+        entries = entries_of(graph, saved)
         if len(entries) != 1 or not isinstance(entries[0], Tensor) or entries[0].name:
             raise MalformedError(f"tensor {name!r}: its item is no tensor, but {describe(graph.root)}")
         self._zips.append(item)
@@ -100,6 +99,13 @@ class Items:
         """Patch the checksums of the items that changed."""
         for item in self._zips:
             item.seal(overlay)
+
+
+def _opened(file: LocalFile, place: Place, number: int) -> tuple[ZipStorages, SavedPickle]:
+    """One item of torch.save: its directory is read."""
+    records = ZipRecords(Window(file, place.offset, place.nbytes), number)
+    storages = ZipStorages(records)
+    return storages, SavedPickle(storages, records, prefix_of(records))
 
 
 def _check(name: str, tensor: Tensor, dtype: DType, box: Box) -> None:

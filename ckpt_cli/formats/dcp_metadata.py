@@ -6,6 +6,7 @@ fields of their states are looked at.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError, MalformedError
 from ckpt_cli.formats.chunks import Box
+from ckpt_cli.pickles.arguments import counts, sizes, text_of
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
-from ckpt_cli.pickles.rebuild import counts, sizes, text_of
 from ckpt_cli.pickles.text import describe
 
 _FIELDS = 16
@@ -220,7 +221,7 @@ def _boxes(name: str, node: object, shape: tuple[int, ...], budget: Budget) -> l
 def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], Place]]) -> Iterator[Place | None]:
     """Where each chunk is: both are ordered by offsets, of which no two are the same unless one has no elements."""
     ordered = sorted(found, key=lambda each: each[0])
-    for (one, _), (other, _) in zip(ordered, ordered[1:], strict=False):
+    for (one, _), (other, _) in itertools.pairwise(ordered):
         if one == other:
             raise MalformedError(f"tensor {describe(name)} has two places for its chunk at {one}")
     position = 0
