@@ -88,6 +88,10 @@ class Items:
         key = (place.file, place.offset)
         found = self._safetensors.get(key)
         if found is None:
+            if file.read(place.offset, min(9, file.size - place.offset))[8:] != b"{":
+                raise MalformedError(
+                    f"tensor {name!r}: byte {place.offset} begins neither a torch.save file nor safetensors"
+                )
             container, tensors, _ = read_part(Window(file, place.offset, file.size - place.offset), number)
             found = self._safetensors[key] = container, {tensor.name: tensor for tensor in tensors}
         tensor = found[1].get(name)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ckpt_cli.errors import FormatError
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
 from ckpt_cli.model import Checkpoint
@@ -79,6 +80,21 @@ def _is_dcp_metadata(head: bytes) -> bool:
     return head[:1] == b"\x80" and b"torch.distributed.checkpoint.metadata" in head[:64]
 
 
+def _has_rank_shards(names: Sequence[str]) -> bool:
+    """Whether torch.distributed.checkpoint wrote it as safetensors, a file a rank: no index says what is where."""
+    shards = any(name.startswith("shard-") and name.endswith(".safetensors") for name in names)
+    return shards and not any(name.endswith(".index.json") for name in names)
+
+
+def _is_of_ranks(names: Sequence[str]) -> bool:
+    """Whether it is DeepSpeed's or Megatron's, and not a model that transformers' Trainer saved with one beside it."""
+    if "latest_checkpointed_iteration.txt" in names or any(_RANK_FILE.search(name) for name in names):
+        return True
+    return "latest" in names and not any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in names)
+
+
+_RANK_FILE = re.compile(r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$")
+
 FORMATS = (
     Format("npz", _is_npz, "ckpt_cli.formats.npz"),
     Format("legacy", _is_legacy, "ckpt_cli.formats.stream"),
@@ -93,6 +109,8 @@ FORMATS = (
 
 FOLDERS: tuple[Folder, ...] = (
     Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp"),
+    Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp_hf"),
+    Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.deepspeed"),
     Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),
 )
 
@@ -124,6 +142,17 @@ def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _read(file: LocalFile, opener: Opener) -> Checkpoint:
+    """The checkpoint that an open file is, or is the index of."""
+    try:
+        return _read_any(file, opener)
+    except FormatError as error:
+        folder = os.path.dirname(file.path)
+        if file.path.endswith(".distcp") and os.path.exists(os.path.join(folder, ".metadata")):
+            error.hint = f"this is one rank's part of a checkpoint: name its folder, {folder or '.'}"
+        raise
+
+
+def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
     """The checkpoint that an open file is, or is the index of."""
     head = file.read(0, min(_HEAD, file.size))
     for known in FORMATS:
