@@ -214,7 +214,7 @@ def test_values_are_plain_data_or_their_text(tmp_path: Path) -> None:
     assert found["lr"] == [0.1, 0.2]
     assert found["name"] == "run"
     assert found["none"] is None
-    assert found["odd"] == Opaque("{1, 2}")
+    assert found["odd"] == Opaque("__builtin__.set([1, 2])")
     assert found["pair"] == Opaque("(1, {'a': 2})")
     assert found["groups.0.lr"] == 0.5
     assert found["groups.0.params"] == [0, 1]
@@ -310,7 +310,7 @@ def test_compressed_items_are_listed_and_refused_in_one_line(tmp_path: Path) -> 
     path = writer.write()
     found = list_entries(open_checkpoint(str(path)), values=True).entries
     assert found[-1] == Value("epoch", Opaque("<written through stream.zstd/1>"))
-    with pytest.raises(UnsupportedError, match="'w' was written through stream.zstd/1, which is not read"):
+    with pytest.raises(UnsupportedError, match=r"'w' was written through stream.zstd/1, which is not read"):
         values(path)
 
 
@@ -327,9 +327,6 @@ def _rename_file(name: str) -> Any:
 
 def _chunk(offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Any:
     def change(writer: Writer) -> None:
-        class Plain(tuple):  # torch.Size refuses what 64 bits cannot hold
-            __slots__ = ()
-
         writer.listed["w"].chunks[0] = ChunkStorageMetadata(offsets, sizes)  # type: ignore[arg-type]
 
     return change
@@ -428,7 +425,9 @@ def test_chunks_that_are_not_as_they_should_be_are_told_when_asked_for(
 
 
 def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
-    path = Writer(tmp_path / "d").tensor("w", WHOLE, QUARTERS).tensor("x", WHOLE, QUARTERS).write()
+    writer = Writer(tmp_path / "d").tensor("w", WHOLE, QUARTERS)
+    writer.listed["x"] = writer.listed["w"]
+    path = writer.write()
     data = (path / ".metadata").read_bytes()
     assert data.count(b"\x8c\x01x") == 1
     (path / ".metadata").write_bytes(data.replace(b"\x8c\x01x", b"\x8c\x01w"))
@@ -525,6 +524,7 @@ def test_safetensors_of_ranks_are_joined_as_torch_consolidates_them(tmp_path: Pa
     path = hf_folder(tmp_path / "d", CUTS[name])
     assert open_checkpoint(str(path)).format == "dcp"
     edit(path, "w[1,2:7]=-1")
+    (tmp_path / "whole").mkdir()
     consolidate_safetensors_files(str(path), str(tmp_path / "whole"), {"w": 1})
     (whole,) = (tmp_path / "whole").glob("*.safetensors")
     expected = WHOLE.clone()

@@ -128,7 +128,8 @@ def _stage(shard: Checkpoint) -> str:
         if entry.name == "optimizer_state_dict.zero_stage" and isinstance(entry, Value):
             value = entry.value  # an enum of DeepSpeed's, or its number
             found = _STAGE.findall(value.text if isinstance(value, Opaque) else str(value))
-            return found[-1] if found else shown
+            if found:
+                return found[-1]
         if ".fp32_flat_groups" in entry.name:
             shown = "3"
         elif ".single_partition_of_fp32_groups" in entry.name:
