@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from ckpt_cli import limits
+from ckpt_cli import limits, load
 from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError, UnsupportedError
@@ -223,6 +223,22 @@ def test_values_are_plain_data_or_their_text(tmp_path: Path) -> None:
     assert list(checkpoint.top_level) == list(state)
     assert checkpoint.version == "torch.distributed.checkpoint 1.0.0, 1 rank"
     assert not checkpoint.objects
+
+
+def test_what_the_metadata_would_import_beyond_torchs_own_is_told(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "d").tensor("w", WHOLE, QUARTERS)
+    writer.planner_data = {"w": print}
+    assert list(open_checkpoint(str(writer.write())).objects) == ["builtins.print"]
+
+
+def test_a_tree_is_that_of_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dcp_formats.save({"fc": {"weight": torch.ones(4, 3), "bias": torch.ones(4)}}, tmp_path / "d")
+    assert run(["tree", str(tmp_path / "d")]) == 0
+    assert "(fc): Linear(in_features=3, out_features=4, bias=True)" in capsys.readouterr().out
+
+
+def test_load_joins_chunks(tmp_path: Path) -> None:
+    assert torch.equal(load(str(Writer(tmp_path / "d").tensor("w", WHOLE, QUARTERS).write()))["w"], WHOLE)
 
 
 def test_listed_values_outlive_the_open_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from test_dcp import edit
 
-from ckpt_cli.errors import MalformedError
+from ckpt_cli.errors import MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import Value
 
@@ -113,3 +114,25 @@ def test_megatrons_ranks_are_listed_side_by_side(tmp_path: Path) -> None:
         "mp_rank_00/model_optim_rng.model.w",
         "mp_rank_01/model_optim_rng.model.w",
     ]
+
+
+def test_megatrons_ranks_are_not_written_to_one_folder(tmp_path: Path) -> None:
+    for rank in range(2):
+        (tmp_path / "d" / f"mp_rank_{rank:02}").mkdir(parents=True)
+        torch.save({"w": torch.ones(2)}, tmp_path / "d" / f"mp_rank_{rank:02}" / "model_optim_rng.pt")
+    with pytest.raises(UnsupportedError, match="same names in several folders"):
+        edit(tmp_path / "d", "mp_rank_01/model_optim_rng.w=4", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    edit(tmp_path / "d", "mp_rank_01/model_optim_rng.w=4")
+    assert torch.load(tmp_path / "d" / "mp_rank_01" / "model_optim_rng.pt")["w"].tolist() == [4, 4]
+
+
+def test_a_ranks_partition_is_set_in_place_and_in_a_copy(tmp_path: Path) -> None:
+    path = deepspeed(tmp_path / "d", 2, "single_partition_of_fp32_groups")
+    name = "bf16_zero_pp_rank_1_mp_rank_00_optim_states"
+    change = f"{name}.optimizer_state_dict.single_partition_of_fp32_groups.0[3]=7"
+    edit(path, change, output=tmp_path / "out")
+    edit(path, change)
+    for folder in (path / "global_step10", tmp_path / "out"):
+        state = torch.load(folder / f"{name}.pt", weights_only=False)["optimizer_state_dict"]
+        assert state["single_partition_of_fp32_groups"][0].tolist() == [1, 1, 1, 7, 1, 1, 1, 1]

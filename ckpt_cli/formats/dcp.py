@@ -28,8 +28,17 @@ NAME = "dcp"
 METADATA = ".metadata"
 """The file that says what a checkpoint has and where."""
 
-_OWN_MODULES = ("torch.distributed.", "torch.serialization.", "pathlib.", "torch.strided", "torch.Size")
-"""Where the classes of every `.metadata` are from."""
+_OWN = (
+    "torch.distributed.checkpoint.metadata.",
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
+    "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
+    "torch.serialization._get_layout",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+    "torch.strided",
+)
+"""What the names of the classes begin with that every `.metadata` has."""
 
 
 class ItemValue(Value):
@@ -128,10 +137,9 @@ def _checkpoint(
         entries=entries,
         container=container,
         version=", ".join(said),
-        objects=[name for name in objects_of(graph) if not name.startswith(_OWN_MODULES)],
+        objects=[name for name in objects_of(graph) if not name.startswith(_OWN)],
         top_level=metadata.top_level,
         is_set=True,
-        document=graph,
         notes=(f"{missing} of its {len(metadata.files)} files are missing",) if missing else (),
     )
 
