@@ -129,7 +129,7 @@ def _stage(shard: Checkpoint) -> str:
             value = entry.value  # an enum of DeepSpeed's, or its number
             found = _STAGE.findall(value.text if isinstance(value, Opaque) else str(value))
             if found:
-                return found[-1]
+                return str(found[-1])
         if ".fp32_flat_groups" in entry.name:
             shown = "3"
         elif ".single_partition_of_fp32_groups" in entry.name:
