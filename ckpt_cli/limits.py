@@ -189,6 +189,9 @@ SCATTERED = int(131_072 * _SCALE)
 ITEM_BYTES = 256 * 2**10
 """Bytes of a pickled value among the items of a distributed checkpoint; a larger one is not read to be listed."""
 
+ITEMS_READ = int(16 * 2**20 * _SCALE)
+"""Bytes of pickles that the items of a distributed checkpoint may have beyond those of its files, a few times."""
+
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""
 

@@ -257,6 +257,33 @@ def test_a_large_value_is_not_read(tmp_path: Path) -> None:
     assert entry.value.text.endswith(" bytes>")
 
 
+def test_values_at_one_place_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ITEMS_READ", 10_000)
+    writer = Writer(tmp_path / "d")
+    info = writer.item([0.5] * 100)
+    for number in range(1000):
+        writer.listed[f"v{number}"] = BytesStorageMetadata()
+        writer.stored[MetadataIndex(f"v{number}")] = info
+    checkpoint = open_checkpoint(str(writer.write()))
+    (first, *_) = checkpoint.entries
+    assert isinstance(first, Value)
+    assert all(first.value == [0.5] * 100 for _ in range(1000))
+    with pytest.raises(LimitError, match="many are said to be at one place"):
+        list_entries(checkpoint, values=True)
+
+
+def test_a_pickle_that_inflates_is_not_read(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "d")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * 1_000_000 + b"N.")
+    writer.data = buffer.getvalue()
+    writer.listed["v"] = BytesStorageMetadata()
+    writer.stored[MetadataIndex("v")] = _StorageInfo("__0_0.distcp", 0, len(writer.data))
+    with pytest.raises(LimitError, match="has a pickle of 2000004 bytes"):
+        list_entries(open_checkpoint(str(writer.write())), values=True)
+
+
 def test_listing_opens_no_item_and_reads_only_the_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Writer(tmp_path / "d")
     cuts: list[Cut] = [((rank,), (1,)) for rank in range(8)]

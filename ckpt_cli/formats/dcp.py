@@ -41,19 +41,29 @@ _OWN = (
 """What the names of the classes begin with that every `.metadata` has."""
 
 
+_UNREAD = object()
+"""In place of a value that was not asked for yet."""
+
+
 class ItemValue(Value):
     """A pickled value that is read when it is asked for: there may be thousands, and listing tensors needs none."""
 
-    __slots__ = ("_items", "_place")
+    __slots__ = ("_found", "_items", "_place")
 
     def __init__(self, name: str, place: Place | None, items: Items) -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "_place", place)
         object.__setattr__(self, "_items", items)
+        object.__setattr__(self, "_found", _UNREAD)
 
     @property
     def value(self) -> object:
         """Plain data, or its text; a text that says why where it cannot be read."""
+        if self._found is _UNREAD:  # type: ignore[attr-defined]
+            object.__setattr__(self, "_found", self._read())
+        return self._found  # type: ignore[attr-defined]
+
+    def _read(self) -> object:
         place: Place | None = self._place  # type: ignore[attr-defined]
         items: Items = self._items  # type: ignore[attr-defined]
         if place is None:
@@ -108,7 +118,7 @@ def _read(path: str, folder: str, file: LocalFile, opener: Opener) -> Checkpoint
 def _graph(file: LocalFile) -> Graph:
     if file.size > limits.DCP_METADATA:
         raise LimitError(f"a .metadata of {file.size} bytes is far larger than that of a checkpoint")
-    return read_pickle(file.read(0, file.size))
+    return read_pickle(file.view(0, file.size))
 
 
 def _check_ends(metadata: DcpMetadata, files: dict[str, LocalFile]) -> None:

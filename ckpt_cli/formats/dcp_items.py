@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
-from ckpt_cli.errors import MalformedError, UnsupportedError, about
+from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.local import LocalFile, Window
 from ckpt_cli.formats.chunks import Box
 from ckpt_cli.formats.composed import Stored
@@ -16,12 +17,16 @@ from ckpt_cli.formats.zip_records import ZipRecords
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.model import Opaque, Tensor, Value
 from ckpt_cli.pickles.entries import entries_of
+from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.text import describe
 
 if TYPE_CHECKING:
     from ckpt_cli.files.overlay import Overlay
 
 _ZIP = b"PK"
+
+_RECORD_COST = 100
+"""What reading the directory of an item costs a record, in bytes of pickle that take as long."""
 
 
 class Items:
@@ -31,6 +36,8 @@ class Items:
         """`files` has each file that is there with its number in the container."""
         self._folder = folder
         self._files = files
+        self._left = limits.READ_TIMES * sum(file.size for _, file in files.values()) + limits.ITEMS_READ
+        """What may still be spent on opening items, as any number may be said to be at one place."""
         self._zips: list[ZipStorages] = []
         """The items of tensors that were opened."""
         self._safetensors: dict[tuple[str, int], tuple[Safetensors, dict[str, Tensor]]] = {}
@@ -44,8 +51,7 @@ class Items:
         """A pickled value: plain data, or its text."""
         number, file = self._files[place.file]
         with about(file.path):
-            _, saved = _opened(file, place, number)
-            graph = saved.graph()
+            _, graph, saved = self._opened(file, place, number)
             entries = entries_of(graph, saved)
             if len(entries) == 1 and entries[0].name == "" and isinstance(entries[0], Value):
                 return entries[0].value
@@ -76,13 +82,26 @@ class Items:
     def _open(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[ZipStorages | Safetensors, Tensor]:
         if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
             return self._in_safetensors(name, place, number, file)
-        item, saved = _opened(file, place, number)
-        graph = saved.graph()
+        item, graph, saved = self._opened(file, place, number)
         entries = entries_of(graph, saved)
         if len(entries) != 1 or not isinstance(entries[0], Tensor) or entries[0].name:
             raise MalformedError(f"tensor {name!r}: its item is no tensor, but {describe(graph.root)}")
         self._zips.append(item)
         return item, entries[0]
+
+    def _opened(self, file: LocalFile, place: Place, number: int) -> tuple[ZipStorages, Graph, SavedPickle]:
+        """One item of torch.save: its directory and its pickle are read."""
+        records = ZipRecords(Window(file, place.offset, place.nbytes), number)
+        storages = ZipStorages(records)
+        saved = SavedPickle(storages, records, prefix_of(records))
+        pickle = records.by_name.get(f"{saved.prefix}data.pkl")
+        nbytes = pickle.nbytes if pickle else 0
+        if nbytes > limits.ITEM_BYTES:
+            raise LimitError(f"its item at byte {place.offset} has a pickle of {nbytes} bytes")
+        self._left -= nbytes + _RECORD_COST * len(records.by_name)
+        if self._left < 0:
+            raise LimitError("its items are far more than its files have: many are said to be at one place")
+        return storages, saved.graph(), saved
 
     def _in_safetensors(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[Safetensors, Tensor]:
         key = (place.file, place.offset)
@@ -103,13 +122,6 @@ class Items:
         """Patch the checksums of the items that changed."""
         for item in self._zips:
             item.seal(overlay)
-
-
-def _opened(file: LocalFile, place: Place, number: int) -> tuple[ZipStorages, SavedPickle]:
-    """One item of torch.save: its directory is read."""
-    records = ZipRecords(Window(file, place.offset, place.nbytes), number)
-    storages = ZipStorages(records)
-    return storages, SavedPickle(storages, records, prefix_of(records))
 
 
 def _check(name: str, tensor: Tensor, dtype: DType, box: Box) -> None:
