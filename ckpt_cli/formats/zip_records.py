@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -176,9 +176,11 @@ class ZipRecords:
 
         terms: dict[str, int] = {}
         begin = self.file.begin
-        for patch in list(overlay.patches(self.number)):
-            if not begin <= patch.offset < begin + self.file.size:
-                continue
+        patches = overlay.patches(self.number)
+        first, last = (
+            bisect_left(patches, offset, key=lambda patch: patch.offset) for offset in (begin, begin + self.file.size)
+        )
+        for patch in patches[first:last]:
             record = self._record_at(patch.offset - begin)
             end = begin + self.data_offset(record) + record.stored
             old, new = overlay.old_bytes(self.number, patch), overlay.new_bytes(patch)
