@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -15,6 +16,9 @@ CHUNK = 16 << 20
 
 Progress = Callable[[int], object]
 """Told of bytes that were dealt with since it was last told."""
+
+_CHECKED = 1 << 20
+"""Bytes read at a time for a checksum: what the processor's cache holds."""
 
 _FICLONE = 0x40049409
 """Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
@@ -47,6 +51,19 @@ def copy_range(
         progress(first - reached)
         reached = last
     progress(begin + nbytes - reached)
+
+
+def crc_of_range(source: LocalFile, begin: int, nbytes: int, crc: int = 0) -> int:
+    """The CRC-32 of a range, going on from `crc`; holes are not read."""
+    from ckpt_cli.files.crc32 import of_zeros
+
+    reached, end = begin, begin + nbytes
+    for first, last in _data_ranges(source, begin, end):
+        crc = of_zeros(first - reached, crc)
+        for at in range(first, last, _CHECKED):
+            crc = zlib.crc32(source.read(at, min(_CHECKED, last - at)), crc)
+        reached = last
+    return of_zeros(end - reached, crc)
 
 
 def _data_ranges(source: LocalFile, begin: int, end: int) -> Iterator[tuple[int, int]]:
