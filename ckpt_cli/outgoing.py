@@ -58,5 +58,5 @@ def tied_groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """The tensors in groups of those that are one, in the order of the first of each."""
     groups: dict[object, list[Tensor]] = {}
     for tensor in tensors:
-        groups.setdefault((id(tensor.storage), tensor.view), []).append(tensor)
+        groups.setdefault(tensor.view or id(tensor), []).append(tensor)
     return list(groups.values())

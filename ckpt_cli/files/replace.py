@@ -121,6 +121,18 @@ def replacing_folder(target: str) -> Iterator[str]:
         os.close(fd)
 
 
+@contextmanager
+def staging_folder(target: str) -> Iterator[str]:
+    """An empty folder within `target`, for files that are to be moved into it; it goes when the block ends."""
+    path = temporary_path(os.path.join(target, "new"))
+    fd = _create_folder(path, target)
+    try:
+        yield path
+    finally:
+        _remove_folder(path)
+        os.close(fd)
+
+
 def _create_folder(path: str, target: str) -> int:
     """Create the temporary folder and lock it; returns its open descriptor."""
     while True:

@@ -54,6 +54,8 @@ class Target:
     suffixes: tuple[str, ...] = ()
     """How the names of its files end."""
     is_folder: bool = False
+    files: str = ""
+    """An expression that the names of its files in a folder match, so that an older checkpoint can give way."""
     is_set: bool = False
     """Whether it is a set of shards, of a size that can be chosen."""
     keeps_views: bool = False
@@ -82,12 +84,16 @@ TARGETS = (
     Target("npz", "an npz file", "ckpt_cli.formats.new_npz", (".npz",), keeps_ties=False),
     Target(
         "hf", "safetensors shards", "ckpt_cli.formats.new_safetensors_set", is_folder=True, is_set=True,
-        keeps_metadata=True,
+        keeps_metadata=True, files=r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",
     ),
     Target(
         "hf-bin", "torch.save shards", "ckpt_cli.formats.new_bin_set", is_folder=True, is_set=True, keeps_views=True,
+        files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
     ),
-    Target("dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.new_dcp", is_folder=True, keeps_ties=False),
+    Target(
+        "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.new_dcp", is_folder=True, keeps_ties=False,
+        files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
+    ),
 )  # fmt: skip
 
 _SHARDED = {"safetensors": "hf", "pt": "hf-bin"}
