@@ -50,8 +50,8 @@ def convert_command(
     """Write a checkpoint in another format.
 
     The suffix of DST or --to says which: .pt .pth .ckpt .bin, .safetensors, .npz; a folder gets safetensors shards as
-    Hugging Face names them. From a pickle to .pt every object comes along; a whole module, TorchScript or .pt2 gives its
-    state_dict. What the new format cannot hold is listed and refused, unless --tensors-only leaves it out.
+    Hugging Face names them. From a pickle to .pt every object comes along; a whole module, TorchScript or .pt2 gives
+    its state_dict. What the new format cannot hold is listed and refused, unless --tensors-only leaves it out.
 
     Example: ckpt convert model.pt model.safetensors
     """

@@ -56,7 +56,7 @@ def write_folder(outgoing: Outgoing, create: Create, progress: Progress) -> None
     notes = create(METADATA)
     pickle = bytearray()
     write_pickle(_metadata(outgoing, places), b"", pickle.extend)
-    write_all(notes.fd, pickle, 0)
+    write_all(notes.fd, bytes(pickle), 0)
 
 
 def _metadata(outgoing: Outgoing, places: dict[str, tuple[int, int]]) -> Call:
@@ -72,9 +72,7 @@ def _metadata(outgoing: Outgoing, places: dict[str, tuple[int, int]]) -> Call:
         begin, nbytes = places[tensor.name]
         dtype = maker.name("torch", tensor.dtype.name)
         origin = (0,) * len(shape)
-        properties = maker.instance(
-            _FACTS, "TensorProperties", (dtype, layout, tensor.requires_grad, memory, False)
-        )
+        properties = maker.instance(_FACTS, "TensorProperties", (dtype, layout, tensor.requires_grad, memory, False))
         chunk = maker.instance(
             _FACTS, "ChunkStorageMetadata", {"offsets": maker.size(origin), "sizes": maker.size(shape)}
         )
@@ -84,7 +82,7 @@ def _metadata(outgoing: Outgoing, places: dict[str, tuple[int, int]]) -> Call:
         facts += (name, maker.instance(_FACTS, "TensorStorageMetadata", about))
         planned += (name, (name,))
         stored += (maker.instance(_FACTS, "MetadataIndex", index), maker.instance(_FILES, "_StorageInfo", place))
-    whole = {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
+    whole: dict[str, object] = {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
     return maker.instance(
         _FACTS,
         "Metadata",

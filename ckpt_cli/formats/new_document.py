@@ -16,6 +16,7 @@ from ckpt_cli.outgoing import Outgoing
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.compare import same_graphs
 from ckpt_cli.pickles.editing import Editing
+from ckpt_cli.pickles.embedded import Place
 from ckpt_cli.pickles.emit import nodes_of
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, PersistentId
 from ckpt_cli.pickles.rebuild import Rebuilder
@@ -57,8 +58,8 @@ class Document:
         self._wanted = entries_after(checkpoint.entries, changes)
         self._stem = stem
         finder = _Known(checkpoint)
-        editing = Editing(graph, finder)
-        retargeting = Retargeting(editing, Rebuilder(finder, Budget(graph.nbytes)), checkpoint.tensors)
+        editing = Editing(graph, finder, Place(0))  # arrays in the pickle stay, wherever they are
+        retargeting = Retargeting(editing, Rebuilder(graph, finder, Budget(graph.nbytes)), checkpoint.tensors)
         retargeting.carry_out(changes)
         editing.carry_out(changes)
         self._root = editing.root
@@ -134,5 +135,3 @@ def _class_of(node: object) -> Global | None:
     if isinstance(pid, tuple) and len(pid) > 1 and str(pid[0]) == "module" and isinstance(pid[1], Global):
         return pid[1]
     return None
-
-

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 KEEP_ONE, CLONE, ERROR = "keep-one", "clone", "error"
 
+NOT_STATE = "not in the state_dict of the module"
+"""Why what else a module has does not come along."""
+
 _PICKLED = ("zip", "legacy", "pickle")
 """Formats whose pickle can become that of a torch zip file as a whole."""
 
@@ -327,9 +330,9 @@ def _judged(
     known = set(names) if names is not None else None
     for entry in entries:
         if known is not None and entry.name not in known:
-            yield entry, "not in the state_dict of the module"
+            yield entry, NOT_STATE
         elif isinstance(entry, Value):
-            yield entry, "no tensor"
+            yield entry, "a value, no tensor"
         else:
             yield entry, _why_not(entry, target, writer, dtype)
 
@@ -363,8 +366,8 @@ def _refuse_lost(
 def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], wishes: Wishes) -> str:
     """What to do about what would be lost: cast it, take the state_dict alone, or leave it out."""
     dtypes = {entry.name: entry.dtype for entry in checkpoint.tensors}
-    if wishes.dtype is None and any(name in dtypes and dtypes[name].category == "float" and "which" in why
-                                    for name, why in ((item.name, item.why) for item in lost)):  # fmt: skip
+    unsaid = [dtypes[item.name] for item in lost if item.name in dtypes and "which" in item.why]
+    if wishes.dtype is None and any(dtype.category == "float" for dtype in unsaid):
         return "--dtype float32 casts them; --tensors-only leaves out what does not fit"
     nested = _nested_state(checkpoint) if not wishes.select else None
     if nested is not None:

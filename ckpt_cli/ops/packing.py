@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint as a new one takes them: whole storages with their views, or each one plainly by itself."""
+"""The tensors of a checkpoint as a new one takes them: whole storages with their views, or each plainly by itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError, UnsupportedError
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.model import Checkpoint, Storage, Tensor, contiguous_stride
-from ckpt_cli.outgoing import tied_groups
 from ckpt_cli.ops.shared import by_storage
+from ckpt_cli.outgoing import tied_groups
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.casting import Cast, Losses
@@ -80,7 +80,11 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, losses:
     return Content(nbytes, make=make)
 
 
-def _cast_pieces(pieces: Callable[[], Iterator[bytes | memoryview]], cast: Cast, losses: Losses) -> Callable[[Write], None]:
+def _cast_pieces(
+    pieces: Callable[[], Iterator[bytes | memoryview]], cast: Cast, losses: Losses
+) -> Callable[[Write], None]:
+    """What writes pieces of a tensor in another dtype."""
+
     def make(write: Write) -> None:
         for piece in pieces():
             write(cast.run(memoryview(piece), losses))
@@ -154,7 +158,8 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], dtype: DType |
         first = views[0]
         wanted = dtype if dtype is not None and first.dtype.category == "float" else first.dtype
         swapped = first.big_endian and first.dtype.bits > 8
-        if len(kinds) > 1 and (swapped or any(view.dtype.category == "float" for view in views) and dtype is not None):
+        floating = dtype is not None and any(view.dtype.category == "float" for view in views)
+        if len(kinds) > 1 and (swapped or floating):
             raise RefusedError(f"tensor {first.name!r} is viewed as {' and '.join(sorted(kinds))}")
         whole = replace(
             first, shape=(storage.nbytes * 8 // first.dtype.bits,), stride=(1,), storage_offset=0, conj=False, neg=False

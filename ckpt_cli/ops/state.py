@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.entries import Opener
-from ckpt_cli.pickles.graph import Graph, Set
+from ckpt_cli.pickles.graph import Call, Graph, Set
 from ckpt_cli.pickles.modules import Module, module_of
-from ckpt_cli.pickles.rebuild import text_of
 
 _ARCHIVES = ("torchscript", "pt2")
 """Formats that hold one module, whose entries tell parameters and buffers from what else it has."""
@@ -61,8 +61,7 @@ def _names(module: Module, prefix: str, opener: Opener) -> Iterator[str]:
         inside, current, depth = stack.pop()
         if depth > limits.NESTING:
             raise LimitError(f"its modules nest deeper than {limits.NESTING}")
-        unsaved = current.settings.get(_UNSAVED)
-        left_out = {text_of(item) for item in unsaved.items} if isinstance(unsaved, Set) else set()
+        left_out = _texts(current.settings.get(_UNSAVED))
         for name in current.registered:
             opener.budget.name(inside + name)
             if name not in left_out:
@@ -76,3 +75,11 @@ def _names(module: Module, prefix: str, opener: Opener) -> Iterator[str]:
             if child is not None:
                 below.append((f"{inside}{name}.", child, depth + 1))
         stack.extend(reversed(below))
+
+
+def _texts(node: object) -> set[str | None]:
+    """The strings in a set, which protocols below 4 have as a call with a list."""
+    if isinstance(node, Call) and isinstance(node.args, tuple) and node.args:
+        node = node.args[0]
+    items = node.items if isinstance(node, Set) else node if isinstance(node, list) else []
+    return {text_of(item) for item in items}

@@ -69,9 +69,10 @@ class Maker:
             if id(storage) not in self._keys:
                 self._keys[id(storage)] = str(len(self.storages))
                 self.storages.append(storage)
-            untyped = not dtype.storage
-            cls = self.name("torch.storage", "UntypedStorage") if untyped else self.name("torch", f"{dtype.storage}Storage")
-            numel = storage.nbytes if untyped else storage.nbytes // dtype.itemsize
+            if dtype.storage:
+                cls, numel = self.name("torch", f"{dtype.storage}Storage"), storage.nbytes // dtype.itemsize
+            else:
+                cls, numel = self.name("torch.storage", "UntypedStorage"), storage.nbytes
             location = self.text(storage.location)
             pid = (self.text("storage"), cls, self._keys[id(storage)], location, numel)
             found = self._references[kind] = PersistentId(pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ckpt_cli.ops.convert import NOT_STATE
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
@@ -19,11 +20,15 @@ def conversion_text(done: Conversion) -> str:
     files = f", {count_text(len(done.files), 'file')}" if done.files else ""
     tensors, nbytes = count_text(done.tensors, "tensor"), count_text(done.bytes_written, "byte")
     lines = [f"{escaped(done.path)}: {tensors} {would} to {escaped(done.output)} as {done.what}, {nbytes}{files}"]
-    if done.left_out:
-        lines.append(f"  left out ({len(done.left_out)}):")
-        lines += [f"    {name_text(item.name)}: {item.why}" for item in done.left_out[:_MOST]]
-        if len(done.left_out) > _MOST:
-            lines.append(f"    and {len(done.left_out) - _MOST} more")
+    lost = [item for item in done.left_out if item.why != NOT_STATE]
+    if lost:
+        lines.append(f"  left out ({len(lost)}):")
+        lines += [f"    {name_text(item.name)}: {item.why}" for item in lost[:_MOST]]
+        if len(lost) > _MOST:
+            lines.append(f"    and {len(lost) - _MOST} more")
+    if len(done.left_out) > len(lost):
+        attributes = count_text(len(done.left_out) - len(lost), "attribute")
+        lines.append(f"  {attributes} of modules left out, which a state_dict does not have")
     if done.separated:
         more = f" and {len(done.separated) - _MOST} more" if len(done.separated) > _MOST else ""
         lines.append(f"  {', '.join(map(name_text, done.separated[:_MOST]))}{more}: shared bytes, each has its own now")
