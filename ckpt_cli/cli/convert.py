@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from ckpt_cli.ops.convert import CLONE, ERROR, KEEP_ONE, Wishes, convert
 from ckpt_cli.ops.sizes import size_of
 from ckpt_cli.ops.storages import dtype_named
 from ckpt_cli.render.conversion import conversion_text
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 class Shared(str, Enum):
@@ -65,6 +68,7 @@ def convert_command(
         lossy=lossy,
         force=force,
         dry_run=dry_run,
+        executor=_executor() if dtype else None,
     )
     done = convert(file, output, wishes)
     if json:
@@ -73,3 +77,10 @@ def convert_command(
         answer([conversion_json(done)])
     else:
         talk(conversion_text(done))
+
+
+def _executor() -> Executor:
+    """Threads to cast in, which end with the process."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(2)

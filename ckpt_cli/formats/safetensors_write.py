@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli import limits
 from ckpt_cli.changes import Changes, Content
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
-from ckpt_cli.files.copying import Progress, copy_range, no_progress
+from ckpt_cli.files.copying import CHUNK, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.safetensors import ORDER, Safetensors, renamed_order
@@ -127,14 +127,20 @@ def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int, int, Item | None]]:
 def _make(item: Item, target: LocalFile, position: int, progress: Progress) -> int:
     """Write bytes that are made now; returns the place after them."""
     end = position + item.content.nbytes
+    begun = position
+    """The first byte that the system was not asked to write to the disk yet."""
 
     def write(piece: bytes | memoryview) -> None:
-        nonlocal position
+        nonlocal position, begun
         position = _write(target, piece, position)
+        if position - begun >= CHUNK:
+            write_back(target.fd, begun, position - begun)
+            begun = position
         progress(len(piece))
 
     if item.content.make is not None:
         item.content.make(write)
+    write_back(target.fd, begun, position - begun)
     if position != end:
         raise CkptError(f"tensor {item.name!r} came to {item.content.nbytes - end + position} bytes")
     return position

@@ -18,7 +18,7 @@ from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.names import close_names
 from ckpt_cli.ops.outputs import check_output, writing
-from ckpt_cli.ops.packing import pack_plain, pack_whole, storage_content
+from ckpt_cli.ops.packing import Casting, pack_plain, pack_whole, storage_content
 from ckpt_cli.ops.remove import plan_root
 from ckpt_cli.ops.shared import Comparisons, all_strided, by_storage, partly_shared, tie_groups
 from ckpt_cli.ops.state import state_names
@@ -26,6 +26,8 @@ from ckpt_cli.ops.storages import plan_cast
 from ckpt_cli.outgoing import Outgoing
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from ckpt_cli.arrays.casting import Losses
 
 KEEP_ONE, CLONE, ERROR = "keep-one", "clone", "error"
@@ -65,6 +67,8 @@ class Wishes:
     """Whether what is there already may be replaced."""
     dry_run: bool = False
     progress: Progress = field(default=no_progress)
+    executor: Executor | None = None
+    """What casts side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,12 +311,12 @@ def _flat(
         metadata = {}
     _refuse_lost(checkpoint, lost, fits, target, wishes)
     _refuse_names(fits)
-    losses = Losses()
+    casting = Casting(wishes.dtype, Losses(), wishes.executor)
     tied = target.keeps_ties and wishes.shared != CLONE
     if target.keeps_views and tied:
-        tensors, contents = pack_whole(checkpoint, fits, wishes.dtype, losses)
+        tensors, contents = pack_whole(checkpoint, fits, casting)
     else:
-        tensors, contents = pack_plain(checkpoint, fits, wishes.dtype, losses, tied=tied)
+        tensors, contents = pack_plain(checkpoint, fits, casting, tied=tied)
     outgoing = Outgoing(
         tensors, contents, checkpoint.container.files, metadata,
         ordered=names is not None, mode_of=checkpoint.container.files[0].path, stem=_stem(output),
@@ -320,7 +324,7 @@ def _flat(
     if wishes.max_shard is not None:
         outgoing = replace(outgoing, max_shard=wishes.max_shard)
     separated = () if target.keeps_views and tied else tuple(_separated(fits, tied=tied))
-    return _Plan(_Flat(outgoing, writer), len(tensors), losses, (*lost, *aside), separated)
+    return _Plan(_Flat(outgoing, writer), len(tensors), casting.losses, (*lost, *aside), separated)
 
 
 def _judged(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_cli.changes import Content, Write
 from ckpt_cli.dtypes import DType
@@ -15,6 +16,8 @@ from ckpt_cli.ops.shared import by_storage
 from ckpt_cli.outgoing import tied_groups
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
     from ckpt_cli.arrays.casting import Cast, Losses
 
 Packed = tuple[list[Tensor], dict[int, Content]]
@@ -26,14 +29,30 @@ _PIECE = 8 << 20
 _CAST = 1 << 20
 """Bytes that are read at a time where they are cast: what the processor's cache holds with its results."""
 
+_AHEAD = 3
+"""Pieces that are cast before the first of them is written."""
+
 _EXTENTS = 10_000
 """Pieces of a tensor above which its bytes are gathered rather than copied piece by piece."""
 
 
-def pack_plain(
-    checkpoint: Checkpoint, tensors: Sequence[Tensor], dtype: DType | None, losses: Losses, *, tied: bool
-) -> Packed:
-    """Each tensor contiguous, little-endian and alone in its storage, floats as `dtype` where it is given.
+@dataclass(frozen=True, slots=True)
+class Casting:
+    """What floats become, if anything."""
+
+    dtype: DType | None
+    losses: Losses
+    """Where what is lost is counted, once it is written."""
+    executor: Executor | None = None
+    """What casts pieces side by side."""
+
+    def of(self, dtype: DType) -> DType:
+        """What elements of a dtype become."""
+        return self.dtype if self.dtype is not None and dtype.category == "float" else dtype
+
+
+def pack_plain(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casting, *, tied: bool) -> Packed:
+    """Each tensor contiguous, little-endian and alone in its storage, floats cast.
 
     Those that are one share a storage where they may stay `tied`.
     """
@@ -42,10 +61,10 @@ def pack_plain(
     for group in tied_groups(tensors):
         for members in [group] if tied else [[tensor] for tensor in group]:
             first = members[0]
-            wanted = dtype if dtype is not None and first.dtype.category == "float" else first.dtype
+            wanted = casting.of(first.dtype)
             location = first.storage.location if first.storage is not None else "cpu"
             storage = Storage(first.name, wanted.nbytes(first.numel), location)
-            contents[id(storage)] = _plain_content(checkpoint, first, wanted, losses)
+            contents[id(storage)] = _plain_content(checkpoint, first, wanted, casting)
             for tensor in members:
                 made[id(tensor)] = _plain(tensor, wanted, storage)
     return [made[id(tensor)] for tensor in tensors], contents
@@ -58,14 +77,14 @@ def _plain(tensor: Tensor, dtype: DType, storage: Storage) -> Tensor:
     )  # fmt: skip
 
 
-def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, losses: Losses) -> Content:
+def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting: Casting) -> Content:
     """A tensor's elements in row-major order: copied where their bytes stay as they are, else made."""
     nbytes = dtype.nbytes(tensor.numel)
     if dtype is not tensor.dtype:
         from ckpt_cli.arrays.casting import Cast
 
         cast = Cast(tensor.dtype, dtype, tensor.name)
-        return Content(nbytes, make=_cast_pieces(lambda: _elements(checkpoint, tensor, _CAST), cast, losses))
+        return Content(nbytes, make=_cast_pieces(lambda: _elements(checkpoint, tensor, _CAST), casting, cast))
     if not tensor.numel:
         return Content(0, extents=())
     if _is_as_stored(tensor):
@@ -81,15 +100,38 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, losses:
 
 
 def _cast_pieces(
-    pieces: Callable[[], Iterator[bytes | memoryview]], cast: Cast, losses: Losses
+    pieces: Callable[[], Iterator[bytes | memoryview]], casting: Casting, cast: Cast
 ) -> Callable[[Write], None]:
-    """What writes pieces of a tensor in another dtype."""
+    """What writes pieces of a tensor in another dtype: some are cast while others are read and written."""
+
+    def one(piece: bytes | memoryview) -> tuple[memoryview, Losses]:
+        found = type(casting.losses)()
+        return cast.run(memoryview(piece), found), found
 
     def make(write: Write) -> None:
-        for piece in pieces():
-            write(cast.run(memoryview(piece), losses))
+        for made, found in _in_order(one, pieces(), casting.executor):
+            casting.losses.add(found)
+            write(made)
 
     return make
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def _in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], executor: Executor | None) -> Iterator[_Result]:
+    """The results for some items in their order, a few of them made ahead where there is an executor."""
+    if executor is None:
+        yield from map(work, items)
+        return
+    ahead: deque[Future[_Result]] = deque()
+    for item in items:
+        ahead.append(executor.submit(work, item))
+        if len(ahead) > _AHEAD:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
 
 
 def _is_as_stored(tensor: Tensor) -> bool:
@@ -146,8 +188,8 @@ def _forget(checkpoint: Checkpoint) -> None:
         file.forget()
 
 
-def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], dtype: DType | None, losses: Losses) -> Packed:
-    """Every storage whole with all its views, floats as `dtype` where it is given.
+def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casting) -> Packed:
+    """Every storage whole with all its views, floats cast.
 
     Raises RefusedError for a storage that would have to be cast and is viewed as several dtypes.
     """
@@ -156,9 +198,9 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], dtype: DType |
     for storage, views in by_storage(tensors):
         kinds = {view.dtype.name for view in views}
         first = views[0]
-        wanted = dtype if dtype is not None and first.dtype.category == "float" else first.dtype
+        wanted = casting.of(first.dtype)
         swapped = first.big_endian and first.dtype.bits > 8
-        floating = dtype is not None and any(view.dtype.category == "float" for view in views)
+        floating = casting.dtype is not None and any(view.dtype.category == "float" for view in views)
         if len(kinds) > 1 and (swapped or floating):
             raise RefusedError(f"tensor {first.name!r} is viewed as {' and '.join(sorted(kinds))}")
         whole = replace(
@@ -167,7 +209,7 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], dtype: DType |
         nbytes = wanted.nbytes(whole.numel) if wanted is not first.dtype else storage.nbytes
         new = Storage(storage.key, nbytes, storage.location)
         plain = wanted is first.dtype and not swapped
-        content = storage_content(checkpoint, storage) if plain else _plain_content(checkpoint, whole, wanted, losses)
+        content = storage_content(checkpoint, storage) if plain else _plain_content(checkpoint, whole, wanted, casting)
         contents[id(new)] = content
         moved[id(storage)] = (new, wanted if wanted is not first.dtype else None)
     return [_moved(tensor, moved) for tensor in tensors], contents
