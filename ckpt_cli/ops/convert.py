@@ -214,10 +214,21 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, wishes: Wishes
     selected = _selected(checkpoint, prefix)
     _refuse_shared(selected, wishes)
     keeps_all = target.keeps_objects and names is None and not wishes.tensors_only and wishes.shared != CLONE
-    alone = not checkpoint.is_set and "[1]" not in checkpoint.top_level  # a stream may have several saves
-    if keeps_all and checkpoint.format in _PICKLED and alone:
+    if keeps_all and _has_a_document(checkpoint):
         return _document(checkpoint, output, wishes)
     return _flat(checkpoint, target, output, wishes, names, selected)
+
+
+def _has_a_document(checkpoint: Checkpoint) -> bool:
+    """Whether it is one pickle that can become that of a torch zip file as it is.
+
+    What pickle.dump wrote of a plain dict of tensors has their bytes within the pickle: that is better written anew.
+    """
+    if checkpoint.format not in _PICKLED or "[1]" in checkpoint.top_level:  # a stream may have several saves
+        return False
+    top = set(checkpoint.top_level)
+    plain = all(isinstance(entry, Tensor) and entry.name in top for entry in checkpoint.entries)
+    return checkpoint.format != "pickle" or not plain
 
 
 def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
