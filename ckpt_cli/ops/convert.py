@@ -237,7 +237,8 @@ def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
         return list(checkpoint.entries)
     found = [entry for entry in checkpoint.entries if entry.name.startswith(f"{prefix}.")]
     if not found:
-        known = [entry.name for entry in checkpoint.entries]
+        names = [entry.name.split(".") for entry in checkpoint.entries]
+        known = list(dict.fromkeys(".".join(parts[:end]) for parts in names for end in range(1, len(parts))))
         raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
     return found
 

@@ -11,6 +11,7 @@ from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress
 from ckpt_cli.files.journal import sync_folder
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.opening import finish_edits
 from ckpt_cli.files.replace import creating, replacing_folder, staging_folder
 from ckpt_cli.files.replace_set import replacing_set
 from ckpt_cli.formats.targets import Target
@@ -54,6 +55,7 @@ def _fill(folder: str, target: Target, outgoing: Outgoing, check: Callable[[], N
 
 def _into(output: str, target: Target, outgoing: Outgoing, check: Callable[[], None], progress: Progress) -> Written:
     """Write the files beside those of a folder, then put them in place as one."""
+    finish_edits(output)
     stale = re.compile(target.files)
     with staging_folder(output) as folder:
         names, nbytes = _fill(folder, target, outgoing, check, progress)
