@@ -61,8 +61,9 @@ def fill(folder: Path) -> None:
 
 def held_by(target: Path) -> dict[str, bytes]:
     """The content of a file, or of each file of a folder that is not hidden."""
-    found = contents(target) if target.exists() else {}
-    return {name: content for name, content in found.items() if not name.startswith(".")}
+    if not target.is_dir():
+        return contents(target) if target.exists() else {}
+    return {each.name: each.read_bytes() for each in sorted(target.iterdir()) if not each.name.startswith(".")}
 
 
 def command(folder: Path, step: int, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -207,8 +208,10 @@ def test_an_interrupt_at_any_step_leaves_the_file_old_or_new(scene: Scene, tmp_p
 
 def test_the_journal_is_on_disk_before_the_first_patch_and_gone_after_the_last(scene: Scene) -> None:
     if scene.is_new and (scene.start / scene.target).is_dir():
-        journal = next(place for place, step in enumerate(scene.steps) if step.startswith("write") and "journal" in step)
-        moved = next(place for place, step in enumerate(scene.steps) if step.startswith("replace") and "new." not in step)
+        journal = next(place for place, step in enumerate(scene.steps) if "pwrite" in step and "journal" in step)
+        moved = next(
+            place for place, step in enumerate(scene.steps) if step.startswith("replace") and "new." not in step
+        )
         synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "new.ckpt" in step]
         assert max(synced) < journal < moved
         return

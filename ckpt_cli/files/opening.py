@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -62,10 +61,12 @@ def finish_edits(folder: str) -> None:
     """
     if not _journals(folder):
         return
+    from ckpt_cli.files.locks import wait_for
+
     with suppress(FileNotFoundError):
         fd = os.open(staging_path(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            wait_for(fd, folder)
         finally:
             os.close(fd)
     for target in _journals(folder):
@@ -80,6 +81,7 @@ def _journals(folder: str) -> list[str]:
 def _allow_open_files() -> None:
     """Let the process have as many files open as the system allows it."""
     import resource
+
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
