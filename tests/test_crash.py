@@ -38,6 +38,11 @@ class Scene:
     start: Path
     """A folder with the files that the edit starts from."""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether a new file or folder is written, rather than an old one patched."""
+        return "-o" in self.arguments or self.arguments[0] == "convert"
+
 
 def tied_net() -> nn.Module:
     """A network whose layers 0 and 2 are one."""
@@ -56,8 +61,9 @@ def fill(folder: Path) -> None:
 
 def held_by(target: Path) -> dict[str, bytes]:
     """The content of a file, or of each file of a folder that is not hidden."""
-    found = contents(target) if target.exists() else {}
-    return {name: content for name, content in found.items() if not name.startswith(".")}
+    if not target.is_dir():
+        return contents(target) if target.exists() else {}
+    return {each.name: each.read_bytes() for each in sorted(target.iterdir()) if not each.name.startswith(".")}
 
 
 def command(folder: Path, step: int, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -75,6 +81,20 @@ SCENES = {
     "in place, shards": ("shards", "set", "shards", "0.bias[1]=100", "3.bias=[1,2,3]", "2.weight[0]*=2"),
     "shards to a new folder": ("out", "set", "shards", "3.bias=0", "0.bias=1", "-o", "out"),
     "to a new safetensors": ("out.st", "set", "a.safetensors", "3.bias=0", "-o", "out.st"),
+    "converted to a new file": ("out.safetensors", "convert", "a.pt", "out.safetensors", "--force"),
+    "converted to a file that is there": ("there.pt", "convert", "a.safetensors", "there.pt", "--force"),
+    "converted to a new folder": ("out", "convert", "a.pt", "out", "--max-shard", "300B", "--force"),
+    "converted within a folder": (
+        "shards",
+        "convert",
+        "shards",
+        "shards",
+        "--to",
+        "hf-bin",
+        "--max-shard",
+        "1MB",
+        "--force",
+    ),
 }
 
 
@@ -136,7 +156,9 @@ def _after_stop(scene: Scene, here: Path, mode: str, done: subprocess.CompletedP
 
 def _after_next_edit(scene: Scene, here: Path) -> str | None:
     """The same edit again brings the new file, and nothing is left beside it that no edit leaves."""
-    if "-o" in scene.arguments and (here / scene.target).is_dir():  # where it is whole already, it is refused
+    if (
+        scene.is_new and (here / scene.target).is_dir() and "--force" not in scene.arguments
+    ):  # where it is whole already, it is refused
         shutil.rmtree(here / scene.target)
     files = {name: str(here / name) for name in (*os.listdir(scene.start), scene.target)}
     if run([files.get(argument, argument) for argument in scene.arguments]) != 0:
@@ -185,7 +207,15 @@ def test_an_interrupt_at_any_step_leaves_the_file_old_or_new(scene: Scene, tmp_p
 
 
 def test_the_journal_is_on_disk_before_the_first_patch_and_gone_after_the_last(scene: Scene) -> None:
-    if "-o" in scene.arguments:
+    if scene.is_new and (scene.start / scene.target).is_dir():
+        journal = next(place for place, step in enumerate(scene.steps) if "pwrite" in step and "journal" in step)
+        moved = next(
+            place for place, step in enumerate(scene.steps) if step.startswith("replace") and "new." not in step
+        )
+        synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "new.ckpt" in step]
+        assert max(synced) < journal < moved
+        return
+    if scene.is_new:
         renamed = next(place for place, step in enumerate(scene.steps) if step.startswith(("replace", "rename")))
         synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "ckpt-tmp" in step]
         written = [place for place, step in enumerate(scene.steps) if step.startswith("pwrite")]

@@ -27,6 +27,11 @@ class Losses:
     def __bool__(self) -> bool:
         return bool(self.infinite or self.zero)
 
+    def add(self, other: Losses) -> None:
+        """Count those of another part too."""
+        self.infinite += other.infinite
+        self.zero += other.zero
+
 
 class Cast:
     """The way from one dtype to another, for a storage's elements in their order.

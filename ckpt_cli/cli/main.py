@@ -17,7 +17,7 @@ from ckpt_cli.errors import UsageError
 
 COMMANDS = (
     "ls", "info", "tree", "show", "ties", "scan",
-    "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "compact",
+    "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "compact", "convert",
 )  # fmt: skip
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 

@@ -45,3 +45,8 @@ def change(old: bytes, new: bytes, following: int) -> int:
     if len(old) != len(new):
         raise ValueError("a patch replaces bytes by as many")
     return _shift(zlib.crc32(old) ^ zlib.crc32(new), following)
+
+
+def of_zeros(nbytes: int, crc: int = 0) -> int:
+    """The CRC-32 of what `crc` is that of, followed by so many zero bytes: `zlib.crc32(bytes(nbytes), crc)`."""
+    return _shift(crc ^ 0xFFFFFFFF, nbytes) ^ 0xFFFFFFFF

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import FormatError, UnsupportedError
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.opening import Opener
+from ckpt_cli.files.opening import Opener, finish_edits
 from ckpt_cli.model import Checkpoint
 
 if TYPE_CHECKING:
@@ -221,6 +221,7 @@ def read_one(file: LocalFile) -> Checkpoint:
 
 def _open_folder(path: str, opener: Opener) -> Checkpoint:
     """The checkpoint that a folder holds, by the names of the files in it."""
+    finish_edits(path)
     names = sorted(os.listdir(path))
     for known in FOLDERS:
         if known.sniff(names):

@@ -19,7 +19,7 @@ from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
-from ckpt_cli.formats.safetensors import aliases_of
+from ckpt_cli.formats.safetensors import with_aliases
 from ckpt_cli.model import Checkpoint, Container, Entry, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -187,11 +187,10 @@ def _joined(
         kinds = sorted({shard.format for shard in shards})
         strings = _metadata(shards, metadata)
         aliases = {key: value for key, value in strings.items() if isinstance(metadata.get(key, ""), str)}
-        tensors = [entry for entry in joining.entries if isinstance(entry, Tensor)]
         return Checkpoint(
             path=path,
             format=NAME,
-            entries=[*joining.entries, *aliases_of(tensors, aliases)],
+            entries=with_aliases(joining.entries, aliases),
             container=container,
             version=f"{len(shards)} {' and '.join(kinds)} shards",
             metadata=strings,

@@ -49,8 +49,17 @@ _SHORT = {"fp64": "float64", "double": "float64", "fp32": "float32", "float": "f
 """What people call dtypes."""
 
 
-def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str], *, lossy: bool = False) -> Planned:
+def plan_cast(
+    checkpoint: Checkpoint,
+    dtype: DType,
+    arguments: Sequence[str],
+    *,
+    lossy: bool = False,
+    losses: Losses | None = None,
+) -> Planned:
     """Cast floating tensors, all or those that the arguments select, with every view of their storages.
+
+    What is lost is counted in `losses` too, where that is given.
 
     Raises UnsupportedError for a tensor that was named and is not floating, RefusedError for a storage that is viewed
     as several dtypes.
@@ -58,7 +67,7 @@ def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str], *,
     from ckpt_cli.arrays.casting import Cast, Losses
 
     wanted = _wanted(checkpoint, arguments)
-    losses = Losses()
+    losses = Losses() if losses is None else losses
     made: dict[int, Storage] = {}
     contents: dict[int, Content] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):

@@ -18,6 +18,7 @@ from ckpt_cli.render.text import value_text
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ckpt_cli.ops.convert import Conversion
     from ckpt_cli.ops.edit import Edit
     from ckpt_cli.ops.folding import Fold
     from ckpt_cli.ops.listing import Listing
@@ -194,6 +195,11 @@ def scan_json(scan: Scan) -> str:
 def edit_json(edit: Edit) -> str:
     """What an edit with `--json` prints."""
     return line(asdict(edit))
+
+
+def conversion_json(done: Conversion) -> str:
+    """What `convert --json` prints."""
+    return line(asdict(done))
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
