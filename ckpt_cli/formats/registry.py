@@ -150,8 +150,9 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
 class Rewriter(Protocol):
     """A checkpoint about to be written anew."""
 
-    nbytes: int
-    """About the bytes that will be written."""
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a new file, or about so many."""
 
     def patch(self, overlay: Overlay) -> bool:
         """Put the whole edit into an overlay of the old file, checksums included, if it fits in place; else False."""
@@ -173,7 +174,7 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
         raise UnsupportedError(
             f"a checkpoint of format {checkpoint.format} can be changed in its values only",
             path=checkpoint.path,
-            hint="ckpt convert FILE OUT.pt makes one that can be changed freely",
+            hint=f"ckpt convert {checkpoint.path} OUT.pt makes one that can be changed freely",
         )
     return importlib.import_module(module).Rewriting(checkpoint, changes)
 

@@ -42,8 +42,9 @@ class ZipWriter:
     Where the file is not empty, offsets count from where the zip file begins: it is one of several, back to back.
     """
 
-    def __init__(self, target: LocalFile, alignment: int = ALIGNMENT, base: int = 0) -> None:
+    def __init__(self, target: LocalFile | None, alignment: int = ALIGNMENT, base: int = 0) -> None:
         self._target = target
+        """None to measure only."""
         self._alignment = alignment
         self._base = base
         """The first byte of the zip file within the file."""
@@ -71,7 +72,10 @@ class ZipWriter:
             crc = zlib.crc32(piece, crc)
             self._write(piece)
 
-        produce(write)
+        if self._target is None and nbytes > 1:
+            self._position += nbytes
+        else:
+            produce(write)
         written = self._position - begin
         if written >= _FULL > nbytes:
             raise UnsupportedError(f"record {name!r} grew beyond 4 GiB while it was written")
@@ -82,7 +86,8 @@ class ZipWriter:
     ) -> None:
         """A record with the bytes of a range of a file, whose CRC-32 is known (or 0, as torch may leave it)."""
         header = self._begin(name, nbytes)
-        copy_range(source, offset, nbytes, self._target, self._base + self._position, progress)
+        if self._target is not None:
+            copy_range(source, offset, nbytes, self._target, self._base + self._position, progress)
         self._position += nbytes
         self._end(name, header, crc, nbytes)
 
@@ -107,8 +112,9 @@ class ZipWriter:
         for extent in extents:
             source = files[extent.file]
             at = self._base + self._position
-            copy_range(source, extent.offset, extent.nbytes, self._target, at, progress)
-            self._crc = crc_of_range(source, extent.offset, extent.nbytes, self._crc)
+            if self._target is not None:
+                copy_range(source, extent.offset, extent.nbytes, self._target, at, progress)
+                self._crc = crc_of_range(source, extent.offset, extent.nbytes, self._crc)
             self._position += extent.nbytes
 
     @property
@@ -116,8 +122,8 @@ class ZipWriter:
         """The CRC-32 of every record so far."""
         return [entry.crc for entry in self._entries]
 
-    def close(self) -> None:
-        """Write the central directory and the end records."""
+    def close(self) -> int:
+        """Write the central directory and the end records; returns the bytes of the whole zip file."""
         begin = self._position
         for entry in self._entries:
             self._write(_central(entry))
@@ -127,7 +133,9 @@ class ZipWriter:
         self._write(struct.pack("<4sLQL", b"PK\6\7", 0, end64, 1))
         short = min(count, 0xFFFF)
         self._write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, min(size, _FULL), min(begin, _FULL), 0))
-        self._target.size = self._base + self._position
+        if self._target is not None:
+            self._target.size = self._base + self._position
+        return self._position
 
     def _begin(self, name: str, nbytes: int) -> int:
         """Write a local header; returns where it is."""
@@ -142,6 +150,9 @@ class ZipWriter:
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
+        if self._target is None:
+            self._position += len(view)
+            return
         while view:
             written = os.pwrite(self._target.fd, view, self._base + self._position)
             view = view[written:]
