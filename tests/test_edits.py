@@ -1,4 +1,4 @@
-"""Structural edits of safetensors files and of shard sets, and what every edit refuses; the libraries are the oracles."""
+"""Structural edits of safetensors files and of shard sets, and what every edit refuses; the libraries are oracles."""
 
 from __future__ import annotations
 
