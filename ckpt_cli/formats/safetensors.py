@@ -262,3 +262,20 @@ def aliases_of(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> list[T
         for dropped, kept in metadata.items()
         if kept in by_name and dropped not in by_name
     ]
+
+
+def repeated_names(file: LocalFile) -> list[str]:
+    """The names that stand in the header of a sound file more than once; readers take the last."""
+    length = int.from_bytes(file.read(0, 8), "little")
+    from collections import Counter
+
+    repeated: list[str] = []
+
+    def noting(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs) and all(isinstance(value, dict) for value in made.values()):
+            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return made
+
+    json.loads(file.read(8, length), object_pairs_hook=noting)
+    return repeated
