@@ -213,7 +213,7 @@ def _rank(subject: Configured) -> Iterator[Spot]:
 
 
 CHECKS: tuple[Check[Configured], ...] = (
-    Check("config-shape", "error", "a shape contradicts vocab_size, hidden_size, intermediate_size or heads of `config.json`",
+    Check("config-shape", "error", "a shape contradicts the vocabulary, widths or heads that `config.json` says",
           _dimensions, "correct config.json, or fetch both from one place"),
     Check("config-layers", "error", "there are fewer or more layers than `config.json` says", _layers,
           "ckpt ls --fold FILE"),
