@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
+from ckpt_cli.errors import FormatError
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.checks.finding import Check, Spot
 from ckpt_cli.ops.checks.headers import MISALIGNED
@@ -57,10 +58,15 @@ CHECKS: tuple[Check[Checkpoint], ...] = (
 def _dangerous(path: str) -> Iterator[Spot]:
     from ckpt_cli.ops.scan import scan
 
-    for found in scan(path).findings:
+    try:
+        findings = scan(path).findings
+    except FormatError:  # nothing that could hold a pickle
+        return
+    broken = any(found.code == "broken-zip" for found in findings)
+    for found in findings:
         if found.severity == "error" and found.code != "too-many":
             yield Spot(found.where, found.message)
-        elif found.code in _PICKLE:
+        elif found.code in _PICKLE and not (broken and found.code == "hidden-pickle"):
             yield Spot(found.where, found.message, "warning")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.arrays.soundness import Tally, can_tally, merged, tally
-from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
+from ckpt_cli.errors import CkptError, LimitError
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.loose_zip import Member, inflated_crc
@@ -76,8 +76,8 @@ class Reading:
                 work.add(tensor, _once(Region.of(tensor)))
             except LimitError as error:
                 self.answer.unchecked.append((f"{_where(checkpoint)}: {tensor.name}", error.problem))
-                break
-            self._add_tensor(checkpoint, tensor, parts)
+            else:
+                self._add_tensor(checkpoint, tensor, parts)
         for file, wanted in zip(checkpoint.container.files, parts, strict=True):
             self._jobs.extend(jobs_of(file, wanted))
 
@@ -97,7 +97,7 @@ class Reading:
         low, high = tensor.span
         extents: Sequence[Extent] | None = None
         if tensor.storage is not None and _is_dense(tensor):
-            with suppress(UnsupportedError):  # compressed
+            with suppress(CkptError):  # compressed, or a local header that is not there
                 extents = checkpoint.container.extents(tensor.storage, low, high - low)
         size = tensor.dtype.itemsize
         if extents is None or any(extent.nbytes % size for extent in extents):

@@ -37,8 +37,10 @@ class ZipFile:
 
     @property
     def saved(self) -> Graph | None:
-        """The pickle of torch.save, where the file is one of its; None for any other zip."""
+        """The pickle of torch.save, where the file is one of its with a directory to go by; None for any other zip."""
         document = self.checkpoint.document
+        if not self.zips or self.zips[0].faults:
+            return None
         return document if self.checkpoint.format == "zip" and isinstance(document, Graph) else None
 
     def note(self, name: str) -> bytes | None:
