@@ -9,8 +9,10 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -536,7 +538,7 @@ def test_a_folder_of_the_hub_is_clean_without_a_note(tmp_path: Path) -> None:
     state["tied.weight"] = state["l0.weight"]
     report = deep_check(hub(tmp_path, state))
     assert report.findings == []
-    assert (report.files, report.tensors) == (3, 5)
+    assert (report.files, report.tensors) == (3, 4)  # the tied name is not written
 
 
 def test_a_folder_of_the_hub_in_pickles_is_clean(tmp_path: Path) -> None:
@@ -554,7 +556,7 @@ def test_a_folder_of_the_hub_in_pickles_is_clean(tmp_path: Path) -> None:
             "e": torch.zeros(0, 3),
             "n": torch.tensor(1),
         },
-        {"q": torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8), "s": torch.eye(3).to_sparse()},
+        {"s": torch.eye(3).to_sparse()},
         {"m": torch.empty(2, device="meta"), "row": torch.ones(1, 3).expand(2, 3)},
         {"f8": torch.randn(4, 4).to(torch.float8_e4m3fn), "c": torch.randn(3, dtype=torch.complex64).conj()},
     ],
@@ -566,6 +568,12 @@ def test_what_torch_saves_is_clean(state: dict[str, torch.Tensor], legacy: bool,
     report = deep_check(tmp_path / "m.pt")
     assert report.ok
     assert not codes(report) - {"constant", "misaligned"}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:.*TypedStorage is deprecated")
+def test_a_quantized_tensor_is_clean(tmp_path: Path) -> None:
+    made_ = torch.quantize_per_tensor(torch.arange(4.0), 0.5, 1, torch.qint8)
+    assert deep_check(saved(tmp_path, {"q": made_})).findings == []
 
 
 def test_a_training_checkpoint_and_its_own_classes_are_clean(work: Path) -> None:
@@ -613,7 +621,7 @@ def made(code: str, folder: Path) -> Path:
 @pytest.mark.parametrize("code", ["truncated", "leading-bytes", "no-version", "outside-prefix", "short-storage"])
 def test_torch_refuses_what_is_said_to_be_refused(code: str, tmp_path: Path) -> None:
     path = made(code, tmp_path)
-    with pytest.raises((RuntimeError, OSError, EOFError, ValueError)):
+    with pytest.raises((RuntimeError, OSError, EOFError, ValueError, UnpicklingError)):
         torch.load(path)
 
 
@@ -876,10 +884,8 @@ def _crashes() -> Iterator[Path]:
 
 def test_what_once_broke_a_reader_breaks_no_check(tmp_path: Path) -> None:
     for path in _crashes():
-        try:
+        with suppress(FormatError, OSError):
             deep_check(path)
-        except (FormatError, OSError):
-            continue
 
 
 def test_mutations_of_a_file_break_no_check(tmp_path: Path) -> None:
@@ -893,10 +899,8 @@ def test_mutations_of_a_file_break_no_check(tmp_path: Path) -> None:
         for _ in range(chance.randrange(1, 4)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         path.write_bytes(data[: len(data) - chance.randrange(100) * chance.randrange(2)])
-        try:
+        with suppress(FormatError):
             deep_check(path)
-        except FormatError:
-            continue
 
 
 def test_save_model_is_clean_but_for_the_format(tmp_path: Path) -> None:

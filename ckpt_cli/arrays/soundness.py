@@ -98,11 +98,11 @@ def tally(data: memoryview, dtype: DType, *, big_endian: bool = False) -> Tally:
     bits = np.frombuffer(data, f"{'>' if big_endian else '<'}u{width}")
     largest = int(bits.max())
     nan = inf = 0
-    zero = largest == 0
+    zero = largest == 0 and (kind is None or kind.signed)  # bits of 0 are 2⁻¹²⁷ where there is no sign
     if kind is not None and kind.signed:
         sign = 1 << (8 * width - 1)
         largest_positive = int(bits.view(bits.dtype.str.replace("u", "i")).max())
-        zero = zero or (largest == sign and largest_positive == 0 and not kind.lone_nan)
+        zero = zero or (largest == sign and largest_positive <= 0 and not kind.lone_nan)
         if kind.lone_nan:
             nan = int(np.count_nonzero(bits == sign)) if largest >= sign else 0
         elif largest > sign + kind.finite or largest_positive > kind.finite:

@@ -77,7 +77,7 @@ def _directory(subject: ZipFile) -> Iterator[Spot]:
 
 def _unlisted(subject: ZipFile) -> Iterator[Spot]:
     for found in subject.zips:
-        for begin, end in unlisted(found):
+        for begin, end in unlisted(found) if not found.faults else ():
             yield Spot(f"{subject.where} (byte {begin})", f"{end - begin} bytes between records, which nothing lists")
 
 
