@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import pickle
 import json
+import pickle
 import shutil
 import warnings
 from pathlib import Path

@@ -854,7 +854,7 @@ def test_json_has_the_stable_shape(ckpt: Ckpt, tmp_path: Path) -> None:
     (finding,) = answer.pop("findings")
     assert answer == {"path": str(path), "ok": False, "deep": True}
     assert finding == {"severity": "error", "code": "nan", "where": "m.pt: x", "message": "1 of 2 elements are NaN",
-                       "hint": f"ckpt show {path} NAME"}  # fmt: skip
+                       "hint": f"ckpt show {path} x"}  # fmt: skip
 
 
 def test_findings_of_one_code_are_bounded(tmp_path: Path) -> None:

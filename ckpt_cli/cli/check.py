@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -30,8 +31,8 @@ def check_command(
     Example: ckpt check --deep model.pt && echo sound
     """
     layout = style_of(style, json=json)
-    with about(file), workers(jobs) as executor, progress() as told:
-        report = check(file, executor if deep else None, told)
+    with about(file), workers(jobs) if deep else nullcontext() as executor, progress() as told:
+        report = check(file, executor, told)
     if layout == "json":
         from ckpt_cli.render.jsons import check_json
 

@@ -6,13 +6,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckpt_cli.render.text import bytes_text
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 Jobs = Annotated[int, typer.Option("-j", "--jobs", min=0, max=256, metavar="N", help="Threads; 0 is one a processor.")]
 
@@ -26,6 +28,8 @@ _EVERY = 0.1
 @contextmanager
 def workers(jobs: int) -> Iterator[Executor]:
     """Threads to map work on; what is still to be done when an error ends it is dropped."""
+    from concurrent.futures import ThreadPoolExecutor
+
     pool = ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0)))
     try:
         yield pool

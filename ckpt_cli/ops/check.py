@@ -6,12 +6,13 @@ A file that is none of ours is trouble and raises; one that is recognised, but b
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, UnknownFormatError
@@ -22,17 +23,23 @@ from ckpt_cli.formats.registry import folder_kind, is_index, read_one
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.checks import configs, entries, headers, shards, zips
 from ckpt_cli.ops.checks.broken import CHECKS as BROKEN
-from ckpt_cli.ops.checks.broken import Broken
+from ckpt_cli.ops.checks.broken import broken_of
 from ckpt_cli.ops.checks.finding import Check, Finding, Spot, Subject
 from ckpt_cli.ops.checks.values import CHECKS as VALUES
 from ckpt_cli.ops.checks.values import Reading, Told
 from ckpt_cli.ops.configs import config_beside
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 CODES: tuple[Check[Any], ...] = (
     *BROKEN, *zips.CHECKS, *headers.CHECKS, *entries.CHECKS, *entries.PICKLES, *shards.CHECKS, *configs.CHECKS,
     *VALUES,
 )  # fmt: skip
 """Every code that there is; each has its own subject."""
+
+_WORDS = re.compile(r"\b(?:FILE|NAME)\b")
+"""What stands for something else in a hint."""
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -167,33 +174,33 @@ class _Worker:
         """A finding of what a reader refuses; raises what is no fault of a checkpoint."""
         if isinstance(error, LimitError):
             raise error
-        broken = Broken(path, os.path.basename(path), error)
+        broken = broken_of(path, error)
         if isinstance(error, UnknownFormatError) or os.path.getsize(path) == 0:
             before = len(self.report.findings)
             if part or broken.is_late_zip:
-                self._run(BROKEN, broken)
+                self._run(BROKEN, broken, path)
             if len(self.report.findings) == before:
                 raise error
             return
-        self._run(BROKEN, broken)
+        self._run(BROKEN, broken, path)
         if os.path.isfile(path):
-            self._run(entries.PICKLES, path)
+            self._run(entries.PICKLES, path, path)
 
     # --- looking
 
     def _inspect(self, checkpoint: Checkpoint) -> None:
         self.report.files += len(checkpoint.container.files)
-        self._run(entries.CHECKS, checkpoint)
+        self._run(entries.CHECKS, checkpoint, checkpoint.path)
         if checkpoint.format == "safetensors":
-            self._run(headers.CHECKS, checkpoint)
+            self._run(headers.CHECKS, checkpoint, checkpoint.path)
         archives = []
         for file in checkpoint.container.files:
             archive = zips.zip_of(file, checkpoint)
             if archive is not None:
-                self._run(zips.CHECKS, archive)
+                self._run(zips.CHECKS, archive, file.path)
                 archives.append(archive)
             if checkpoint.format != "safetensors":
-                self._run(entries.PICKLES, file.path)
+                self._run(entries.PICKLES, file.path, file.path)
         if self._reading is not None:
             self._reading.add(checkpoint, archives)
 
@@ -207,17 +214,18 @@ class _Worker:
 
     # --- telling
 
-    def _run(self, checks: Sequence[Check[Subject]], subject: Subject) -> None:
-        """Add what the checks find, of each code a bounded number."""
+    def _run(self, checks: Sequence[Check[Subject]], subject: Subject, path: str = "") -> None:
+        """Add what the checks find, of each code a bounded number; `path` is the file, where it is one alone."""
         for each in checks:
             for spot in each.find(subject):
-                self._say(each, spot)
+                self._say(each, spot, path or self.report.path)
 
-    def _say(self, each: Check[Subject], spot: Spot) -> None:
+    def _say(self, each: Check[Subject], spot: Spot, path: str) -> None:
         severity = spot.severity or each.severity
         self._counts[severity, each.code] += 1
         if self._counts[severity, each.code] <= limits.CHECK_FINDINGS:
-            hint = (spot.hint or each.hint).replace("FILE", _quoted(self.report.path))
+            words = {"FILE": path, "NAME": spot.name}
+            hint = _WORDS.sub(lambda word: shlex.quote(words[word[0]]), spot.hint or each.hint)
             self.report.findings.append(Finding(severity, each.code, spot.where, spot.message, hint))
 
     def _close_counts(self) -> None:
@@ -227,12 +235,6 @@ class _Worker:
                 where = os.path.basename(os.path.normpath(self.report.path))
                 more = f"and {count - limits.CHECK_FINDINGS} more"
                 self.report.findings.append(Finding(severity, code, where, more, ""))
-
-
-def _quoted(path: str) -> str:
-    import shlex
-
-    return shlex.quote(path)
 
 
 def codes() -> Iterator[tuple[str, str, str]]:

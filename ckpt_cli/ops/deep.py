@@ -10,14 +10,17 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
+from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.soundness import Tally, merged, tally
 from ckpt_cli.dtypes import DType
 from ckpt_cli.files.crc32 import combine
 from ckpt_cli.files.local import LocalFile
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 JOB = 8 << 20
 """Bytes of a job at most."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,23 +24,30 @@ class Broken:
     where: str
     error: FormatError
 
-    @property
-    def late_zip(self) -> LooseZip | None:
-        """The checkpoint's zip that something follows or precedes; None where there is none."""
-        try:
-            with closing(LocalFile(self.path)) as file:
-                found = next(zips_within(file), None)
-                if found is None or not any(member.name.endswith("/data.pkl") for member in found.members):
-                    return None
-                return found if found.begin > 0 or found.end < file.size else None
-        except (CkptError, OSError):
-            return None
+    late_zip: LooseZip | None
+    """The torch zip file in it that something follows or precedes; None where there is none."""
 
     @property
     def is_late_zip(self) -> bool:
         """Whether a torch zip is in it, but not at its begin."""
         found = self.late_zip
         return found is not None and found.begin > 0
+
+
+def broken_of(path: str, error: FormatError) -> Broken:
+    """A file, or a folder, with the error of its reader."""
+    return Broken(path, os.path.basename(os.path.normpath(path)), error, _late_zip(path))
+
+
+def _late_zip(path: str) -> LooseZip | None:
+    try:
+        with closing(LocalFile(path)) as file:
+            found = next(zips_within(file), None)
+            if found is None or not any(member.name.endswith("/data.pkl") for member in found.members):
+                return None
+            return found if found.begin > 0 or found.end < file.size else None
+    except (CkptError, OSError):
+        return None
 
 
 def _truncated(broken: Broken) -> Iterator[Spot]:

@@ -34,6 +34,8 @@ class Spot:
     """Where it is another than the check's own."""
     hint: str = ""
     """What to do, where the check's own hint does not say it."""
+    name: str = ""
+    """The entry that it is about, for a hint that names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,4 +48,4 @@ class Check(Generic[Subject]):
     """What is the matter, in words for the README."""
     find: Callable[[Subject], Iterator[Spot]]
     hint: str = ""
-    """What to run or do; `FILE` stands for the checkpoint's path."""
+    """What to run or do; `FILE` stands for the path and `NAME` for the entry, both quoted for a shell."""

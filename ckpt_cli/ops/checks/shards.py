@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,10 +54,12 @@ def wanted_of(names: Sequence[str]) -> list[str] | None:
 
 def _missing(files: ShardFiles) -> Iterator[Spot]:
     there = set(files.beside)
+    counts = Counter(files.weight_map.values())
     for shard in files.named:
         if shard not in there:
-            count = sum(name == shard for name in files.weight_map.values())
-            yield Spot(shard, f"the shard is not there{f'; it has {count} tensors of the index' if count else ''}")
+            count = counts[shard]
+            told = f", with {count} of the {len(files.weight_map)} tensors of the index" if count else ""
+            yield Spot(shard, f"the shard is not there{told}")
 
 
 def _no_index(files: ShardFiles) -> Iterator[Spot]:
@@ -85,9 +88,10 @@ def _count(files: ShardFiles) -> Iterator[Spot]:
 
 def _lacking(files: ShardFiles) -> Iterator[Spot]:
     names = {shard: {entry.name for entry in opened.entries} for shard, opened in files.opened.items()}
+    holders = {name: shard for shard, held in names.items() for name in held}
     for name, shard in files.weight_map.items():
         if shard in names and name not in names[shard]:
-            other = next((where for where, held in names.items() if name in held), None)
+            other = holders.get(name)
             told = f"; {other} has it" if other else ""
             yield Spot(f"{shard}: {name}", f"the index says that this shard has the tensor, but it has not{told}")
 

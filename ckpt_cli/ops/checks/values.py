@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.arrays.soundness import Tally, can_tally, merged, tally
@@ -20,6 +20,9 @@ from ckpt_cli.ops.checks.zips import ZipFile
 from ckpt_cli.ops.deep import Answers, Job, Part, jobs_of, read_all, total
 from ckpt_cli.ops.shared import all_strided
 from ckpt_cli.ops.work import Work
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 _PIECE = 8 << 20
 """Bytes of what is read of a view with gaps at a time."""
@@ -82,11 +85,17 @@ class Reading:
             self._jobs.extend(jobs_of(file, wanted))
 
     def _record_parts(self, subject: ZipFile) -> Iterator[Part]:
+        """The plain records of a file; those that only overlapping ones could be are not read over and over."""
+        left = subject.file.size
         for found in subject.zips:
             for member in found.members:
                 where = f"{subject.where}/{member.name}"
                 if not member.nbytes or member.begin < 0 or member.end > subject.file.size:
                     continue
+                left -= member.stored
+                if left < 0:
+                    self.answer.unchecked.append((where, "its records have more bytes than the file"))
+                    return
                 if member.method == 0:
                     yield Part(len(self._records), member.begin, member.end)
                     self._records.append((where, member))
@@ -219,13 +228,15 @@ def _no_crc(deep: Deep) -> Iterator[Spot]:
 def _nan(deep: Deep) -> Iterator[Spot]:
     for where, tensor, found in deep.tensors:
         if found.nan:
-            yield Spot(f"{where}: {tensor.name}", f"{found.nan} of {found.numel} elements are NaN")
+            message = f"{found.nan} of {found.numel} elements are NaN"
+            yield Spot(f"{where}: {tensor.name}", message, name=tensor.name)
 
 
 def _inf(deep: Deep) -> Iterator[Spot]:
     for where, tensor, found in deep.tensors:
         if found.inf:
-            yield Spot(f"{where}: {tensor.name}", f"{found.inf} of {found.numel} elements are infinite")
+            message = f"{found.inf} of {found.numel} elements are infinite"
+            yield Spot(f"{where}: {tensor.name}", message, name=tensor.name)
 
 
 def _is_matrix(tensor: Tensor) -> bool:
