@@ -36,6 +36,8 @@ class Broken:
 
 def broken_of(path: str, error: FormatError) -> Broken:
     """A file, or a folder, with the error of its reader."""
+    if error.path is not None and os.path.isfile(error.path):
+        path = error.path  # of a folder or a set: the one file of it
     return Broken(path, os.path.basename(os.path.normpath(path)), error, _late_zip(path))
 
 
@@ -53,8 +55,10 @@ def _late_zip(path: str) -> LooseZip | None:
 def _truncated(broken: Broken) -> Iterator[Spot]:
     if type(broken.error) is not TruncatedError or broken.late_zip is not None:
         return
-    with closing(LocalFile(broken.path)) as file:
-        needed, size = least_size(file), file.size
+    needed, size = None, 0
+    if os.path.isfile(broken.path):
+        with closing(LocalFile(broken.path)) as file:
+            needed, size = least_size(file), file.size
     told = f"; {needed - size} bytes at least are missing" if needed is not None and needed > size else ""
     yield Spot(broken.where, broken.error.problem + told)
 
