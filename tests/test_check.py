@@ -752,6 +752,21 @@ def test_a_compressed_record_that_does_not_inflate_is_found(tmp_path: Path) -> N
     assert "crc" in codes(deep_check(tmp_path / "m.pt"))
 
 
+def test_a_mask_may_have_infinities(tmp_path: Path) -> None:
+    mask = torch.full((3, 3), float("-inf")).triu(1)
+    report = deep_check(saved(tmp_path, {"attn.causal_mask": mask}))
+    assert codes(report, "note") == {"inf"}
+    assert report.ok
+
+
+def test_an_adapter_need_not_have_every_layer(tmp_path: Path) -> None:
+    state = {"base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight": torch.randn(4, 8)}
+    save_file(state, tmp_path / "adapter_model.safetensors", PT)
+    (tmp_path / "adapter_config.json").write_text('{"r": 4}')
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert check(str(tmp_path)).findings == []
+
+
 def test_tied_tensors_are_told_once(tmp_path: Path) -> None:
     bad = torch.tensor([float("nan")])
     assert len(deep_check(saved(tmp_path, {"a": bad, "b": bad})).findings) == 1

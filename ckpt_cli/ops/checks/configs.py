@@ -138,7 +138,7 @@ _NUMBERED = re.compile(_TOP + r"(?:encoder\.layer|layers|h)\.(\d{1,6})\..*")
 def _layers(subject: Configured) -> Iterator[Spot]:
     said = _number(subject.config, "num_hidden_layers", "n_layer")
     found = {int(match[1]) for tensor in subject.tensors if (match := _NUMBERED.fullmatch(tensor.name))}
-    if said is None or not found or not subject.complete:
+    if said is None or not found or not subject.complete or subject.adapter:
         return
     extra = _number(subject.config, "num_nextn_predict_layers") or 0
     lacking = sorted(set(range(min(said, 100_000))) - found)

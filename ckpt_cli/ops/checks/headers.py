@@ -10,8 +10,12 @@ from ckpt_cli.formats.safetensors import repeated_names
 from ckpt_cli.model import Checkpoint, Tensor
 from ckpt_cli.ops.checks.finding import Check, Spot
 
-_FORMATS = ("pt", "tf", "flax", "np", "mlx")
-"""What the metadata's `format` says that transformers and others understand."""
+_FORMATS = ("pt", "tf", "flax", "mlx")
+"""What the metadata's `format` says that transformers takes."""
+
+
+_MAPPED = ("zip", "safetensors")
+"""Formats that torch or safetensors maps into memory."""
 
 
 def _where(checkpoint: Checkpoint) -> str:
@@ -55,6 +59,8 @@ def _dangling(checkpoint: Checkpoint) -> Iterator[Spot]:
 def _misaligned(checkpoint: Checkpoint) -> Iterator[Spot]:
     """Tensors whose bytes do not begin at a multiple of their element size."""
     odd: list[Tensor] = []
+    if checkpoint.format not in _MAPPED:
+        return
     for tensor in checkpoint.tensors:
         if tensor.storage is None or not tensor.nbytes or tensor.alias_of is not None or tensor.dtype.bits < 16:
             continue

@@ -236,7 +236,8 @@ def _inf(deep: Deep) -> Iterator[Spot]:
     for where, tensor, found in deep.tensors:
         if found.inf:
             message = f"{found.inf} of {found.numel} elements are infinite"
-            yield Spot(f"{where}: {tensor.name}", message, name=tensor.name)
+            severity = "note" if "mask" in tensor.name.lower() else ""
+            yield Spot(f"{where}: {tensor.name}", message, severity, name=tensor.name)
 
 
 def _is_matrix(tensor: Tensor) -> bool:
@@ -270,7 +271,7 @@ CHECKS: tuple[Check[Deep], ...] = (
     Check("crc", "error", "the bytes of a record have another CRC than the file says", _crc,
           "the file is damaged: fetch or copy it again"),
     Check("nan", "error", "a tensor has NaN", _nan, "ckpt show FILE NAME"),
-    Check("inf", "warning", "a tensor has infinities", _inf, "ckpt show FILE NAME"),
+    Check("inf", "warning", "a tensor has infinities; a note where its name says that it is a mask", _inf, "ckpt show FILE NAME"),
     Check("zero-tail", "warning", "the last tensors of a file, 1 MiB or more, are zeros", _tail,
           "compare its hash with the original's, or fetch it again"),
     Check("zeros", "note", "a tensor of two dimensions or more is all zeros", _zeros),
