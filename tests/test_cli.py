@@ -69,7 +69,7 @@ def test_the_help_of_a_command_ends_in_an_example_that_runs(
 
 def test_every_example_of_the_first_help_runs(model: Path, ckpt: Ckpt) -> None:
     examples = re.findall(r"^  (ckpt .+?)  +\S.*$", ckpt().out, re.MULTILINE)
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         assert bash(example, model).returncode == 0
 
