@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.arrays.soundness import Tally, can_tally, merged, tally
-from ckpt_cli.errors import CkptError, LimitError
+from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.loose_zip import Member, inflated_crc
@@ -106,8 +105,12 @@ class Reading:
         low, high = tensor.span
         extents: Sequence[Extent] | None = None
         if tensor.storage is not None and _is_dense(tensor):
-            with suppress(CkptError):  # compressed, or a local header that is not there
+            try:
                 extents = checkpoint.container.extents(tensor.storage, low, high - low)
+            except UnsupportedError:  # compressed
+                extents = None
+            except CkptError:  # not where the metadata say, as another check tells
+                return
         size = tensor.dtype.itemsize
         if extents is None or any(extent.nbytes % size for extent in extents):
             self._apart.append((checkpoint, _where(checkpoint), tensor))
