@@ -175,9 +175,8 @@ def read_one(file: LocalFile) -> Checkpoint:
 
 
 def is_index(file: LocalFile) -> bool:
-    """Whether an open file names others that belong to the checkpoint."""
-    head = file.read(0, min(_HEAD, file.size))
-    return any(known.is_set and known.sniff(head) for known in FORMATS)
+    """Whether an open file looks like the index of a set of shards."""
+    return _is_json_object(file.read(0, min(_HEAD, file.size)))
 
 
 def folder_kind(names: Sequence[str]) -> Folder | None:
