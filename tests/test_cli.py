@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -97,8 +98,13 @@ def test_every_command_is_in_the_first_help_with_one_sentence(ckpt: Ckpt) -> Non
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("file", ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"])
+BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"]
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [pair for pair in product(BAD_FILES, COMMANDS) if pair != ("zip", "check")],  # to find that out is its answer
+)
 def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str, file: str) -> None:
     Path("folder").mkdir()
     Path("empty").touch()
