@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -370,6 +371,41 @@ def _(folder: Path, fault: bool) -> Path:
 @case("total-size")
 def _(folder: Path, fault: bool) -> Path:
     return reindexed(hub(folder), lambda index: index["metadata"].update({"total_size": 7} if fault else {}))
+
+
+# distributed checkpoints
+
+
+def distributed(folder: Path) -> Path:
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({**two(), "epoch": 3}, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+@case("unreadable", "oddity")
+def _(folder: Path, fault: bool) -> Path:
+    distributed(folder)
+    if fault:
+        (folder / "__0_0.distcp").unlink()
+        return folder
+    return folder / ".metadata"
+
+
+@case("stray-items")
+def _(folder: Path, fault: bool) -> Path:
+    distributed(folder)
+    if fault:
+        shutil.copy(folder / "__0_0.distcp", folder / "__1_0.distcp")
+    return folder
+
+
+@case("truncated")
+def _(folder: Path, fault: bool) -> Path:
+    os.truncate(distributed(folder) / "__0_0.distcp", 1000 if fault else (folder / "__0_0.distcp").stat().st_size)
+    return folder
 
 
 # configs
