@@ -65,6 +65,10 @@ class MalformedError(FormatError):
     """The file breaks the rules of the format that it is in."""
 
 
+class ShortStorageError(MalformedError):
+    """A storage has fewer bytes than its tensors were saved with, or none at all."""
+
+
 class TruncatedError(FormatError):
     """The file ends before bytes that it promises."""
 

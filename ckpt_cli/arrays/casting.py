@@ -112,7 +112,9 @@ def _count(values: Array, after: Array, beyond: float, losses: Losses) -> None:
     import numpy as np
 
     losses.infinite += int(np.count_nonzero(np.isfinite(values) & ~np.isfinite(after)))
-    losses.cut += int(np.count_nonzero(np.isfinite(values) & np.isfinite(after) & (np.abs(values.astype(np.float64)) > beyond)))
+    losses.cut += int(
+        np.count_nonzero(np.isfinite(values) & np.isfinite(after) & (np.abs(values.astype(np.float64)) > beyond))
+    )
     losses.zero += int(np.count_nonzero((values != 0) & (after == 0)))
 
 

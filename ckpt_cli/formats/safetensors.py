@@ -300,3 +300,20 @@ def with_aliases(tensors: Sequence[Entry], metadata: Mapping[str, str]) -> list[
         found.extend(islice(rest, max(place - len(found), 0)))
         found.append(aliases.pop(name))
     return [*found, *rest, *aliases.values()]
+
+
+def repeated_names(file: LocalFile) -> list[str]:
+    """The names that stand in the header of a sound file more than once; readers take the last."""
+    length = int.from_bytes(file.read(0, 8), "little")
+    from collections import Counter
+
+    repeated: list[str] = []
+
+    def noting(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs) and all(isinstance(value, dict) for value in made.values()):
+            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return made
+
+    json.loads(file.read(8, length), object_pairs_hook=noting)
+    return repeated

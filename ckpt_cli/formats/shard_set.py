@@ -109,8 +109,7 @@ class ShardSet:
 
 def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
     """Open the set whose index is an open file: the table of contents of each shard is read."""
-    index = _index(file)
-    weight_map = _weight_map(index, file.path)
+    weight_map, metadata = read_index(file)
     folder = os.path.dirname(file.path)
     names = list(dict.fromkeys(weight_map.values()))
     missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
@@ -120,8 +119,14 @@ def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
             path=file.path,
             hint="fetch the rest, or name one shard to look into that alone",
         )
+    return _joined(file.path, file, names, opener, weight_map, metadata)
+
+
+def read_index(file: LocalFile) -> tuple[dict[str, str], dict[str, Any]]:
+    """{name of a tensor: name of its shard} and the metadata of an index; raises a FormatError for a bad one."""
+    index = _index(file)
     metadata = index.get("metadata")
-    return _joined(file.path, file, names, opener, weight_map, metadata if isinstance(metadata, dict) else {})
+    return _weight_map(index, file.path), metadata if isinstance(metadata, dict) else {}
 
 
 def read_without_index(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
