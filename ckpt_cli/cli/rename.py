@@ -34,9 +34,9 @@ def rename_command(
     """Rename entries: one, a prefix, or many at once.
 
     Module prefixes in a state_dict's _metadata follow. Several options are carried out in the order --map, --strip,
-    --sub, --add.
+    --sub, --add, and each must change a name.
 
     Example: ckpt rename model.pt --strip module
     """
-    rename, wanted = renaming(old=old, new=new, names=names, strip=strip, sub=sub, add=add)
-    edit(file, lambda checkpoint: plan_rename(checkpoint, rename, wanted), Options(output, dry_run, backup), json=json)
+    steps = renaming(old=old, new=new, names=names, strip=strip, sub=sub, add=add)
+    edit(file, lambda checkpoint: plan_rename(checkpoint, steps), Options(output, dry_run, backup), json=json)

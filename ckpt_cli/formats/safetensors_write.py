@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
@@ -49,16 +50,17 @@ class Item:
     itemsize: int
     more: Mapping[str, Any]
     """Fields of its header that have no meaning, which are kept."""
+    place: int = 0
+    """Its place in the header, whose order need not be that of the bytes."""
 
 
 def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], room: int = 0) -> bytes:
     """The length and the header of a file, with at least `room` spaces at its end, so that data begins aligned."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for item in items:
-        offsets = [position, position + item.content.nbytes]
+    begins = dict(zip(map(id, items), accumulate((item.content.nbytes for item in items), initial=0), strict=False))
+    for item in sorted(items, key=lambda item: item.place):
+        offsets = [begins[id(item)], begins[id(item)] + item.content.nbytes]
         header[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets, **item.more}
-        position = offsets[1]
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (room + -(8 + len(raw) + room) % _ALIGNMENT)
     if len(raw) > limits.SAFETENSORS_HEADER:
@@ -132,6 +134,21 @@ def _write(target: LocalFile, data: bytes | memoryview, position: int) -> int:
     return position
 
 
+def refuse_new_ties(stored: Collection[str], metadata: Mapping[str, str], aliases: Mapping[str, str]) -> None:
+    """Raise RefusedError where a string of the metadata would be read as a tie that nobody made."""
+    for key, value in metadata.items():
+        if value in stored and key not in stored and aliases.get(key) != value:
+            raise RefusedError(f"{key!r} in its metadata says {value!r}, which would then tell of a tie of the two")
+
+
+def _are_aligned(items: Sequence[Item]) -> bool:
+    """Whether each tensor's bytes begin at a multiple of its elements' size, without which torch cannot map them."""
+    begins = accumulate((item.content.nbytes for item in items), initial=0)
+    return all(
+        not item.content.nbytes or begin % item.itemsize == 0 for item, begin in zip(items, begins, strict=False)
+    )
+
+
 class Rewriting:
     """A safetensors file about to be written anew with some changes."""
 
@@ -151,29 +168,44 @@ class Rewriting:
         self._begin = container.begin
         self._changes = changes
         self._is_in_place = changes.only_names_and_metadata
-        header = json.loads(self._files[0].read(8, container.begin - 8))
-        fields = {name: info for name, info in header.items() if name != "__metadata__"}
+        known = json.loads(self._files[0].read(8, container.begin - 8))
+        fields = {name: info for name, info in known.items() if name != "__metadata__"}
         self._aliases = {tensor.name: tensor.alias_of for tensor in checkpoint.tensors if tensor.alias_of is not None}
         self._items = [item for _, item in self._planned(checkpoint, fields)]
         self._metadata = self._new_metadata(checkpoint)
-        self.nbytes = self._begin + sum(item.content.nbytes for item in self._items)
-        """About the bytes that will be written."""
+        refuse_new_ties(self.stored, self._metadata, self.aliases)
+        header = header_bytes(self._items, self._metadata, _ROOM)
+        self.nbytes = len(header) + sum(item.content.nbytes for item in self._items)
+        """The bytes of a new file."""
+
+    @property
+    def stored(self) -> list[str]:
+        """The names that have bytes of their own afterwards."""
+        return [item.name for item in self._items]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The aliases afterwards: {name: the one that is stored}."""
+        rename = self._changes.names
+        return {rename.get(name, name): rename.get(kept, kept) for name, kept in self._tied.items()}
 
     # --- planning ----------------------------------------------------------------------------------------------------
 
     def _planned(self, checkpoint: Checkpoint, fields: Mapping[str, Any]) -> list[tuple[int, Item]]:
         """Every tensor that stays and is no alias, in the order in which their bytes are to stand."""
         found: list[tuple[int, Item]] = []
-        recast = False
+        places = {tensor.name: place for place, tensor in enumerate(checkpoint.tensors)}
         for tensor in self._stored(checkpoint):
             new = self._changes.tensors.get(tensor.name, tensor)
             storage = new.storage
             if storage is None:
                 raise UnsupportedError(f"tensor {tensor.name!r} has no bytes to be written")
             info = fields.get(tensor.name, {})
-            recast |= new.dtype is not tensor.dtype
-            found.append((self._offset(tensor), self._item(tensor, new, storage, info)))
-        found.sort(key=lambda pair: (-pair[1].itemsize if recast else 0, pair[0]))
+            item = self._item(tensor, new, storage, info, places[tensor.name])
+            found.append((self._offset(tensor), item))
+        found.sort(key=lambda pair: pair[0])
+        if not self._is_in_place and not _are_aligned([item for _, item in found]):
+            found.sort(key=lambda pair: (-pair[1].itemsize, pair[0]))
         return found
 
     def _stored(self, checkpoint: Checkpoint) -> list[Tensor]:
@@ -184,7 +216,7 @@ class Rewriting:
         seen: dict[tuple[int, str], str] = {}
         self._tied: dict[str, str] = {}
         """The aliases afterwards: {name: the one that is stored}, by old names."""
-        for tensor in sorted(stays, key=lambda tensor: tensor.alias_of is not None):
+        for tensor in sorted(stays, key=lambda tensor: (self._is_moved(tensor), tensor.alias_of is not None)):
             new = self._changes.tensors.get(tensor.name, tensor)
             key = (id(new.storage), new.dtype.name)
             kept = seen.setdefault(key, tensor.name)
@@ -194,13 +226,18 @@ class Rewriting:
                 self._tied[tensor.name] = kept
         return found
 
+    def _is_moved(self, tensor: Tensor) -> bool:
+        """Whether it becomes another name of what is stored already."""
+        new = self._changes.tensors.get(tensor.name, tensor).storage
+        return new is not tensor.storage and id(new) not in self._changes.contents
+
     def _offset(self, tensor: Tensor) -> int:
         return self._extents(tensor.storage)[0].offset if tensor.storage is not None else 0
 
     def _extents(self, storage: Storage) -> Sequence[Extent]:
         return self._container.extents(storage, 0, storage.nbytes)
 
-    def _item(self, old: Tensor, new: Tensor, storage: Storage, info: Mapping[str, Any]) -> Item:
+    def _item(self, old: Tensor, new: Tensor, storage: Storage, info: Mapping[str, Any], place: int) -> Item:
         content = self._changes.contents.get(id(storage))
         if content is None:
             content = Content(storage.nbytes, extents=self._extents(storage))
@@ -212,7 +249,7 @@ class Rewriting:
             raise UnsupportedError(f"safetensors has no dtype for tensor {old.name!r}, which would be {new.dtype}")
         more = {key: value for key, value in info.items() if key not in ("dtype", "shape", "data_offsets")}
         name = self._changes.names.get(old.name, old.name)
-        return Item(name, dtype, tuple(shape), content, max(new.dtype.bits // 8, 1), more)
+        return Item(name, dtype, tuple(shape), content, max(new.dtype.bits // 8, 1), more, place)
 
     def _new_metadata(self, checkpoint: Checkpoint) -> dict[str, str]:
         """The string map, aliases under their new names."""
@@ -224,9 +261,7 @@ class Rewriting:
                 found[rename.get(key, key)] = rename.get(self._tied[key], self._tied[key])
             elif key not in self._aliases:
                 found[key] = value
-        for alias, kept in self._tied.items():
-            found[rename.get(alias, alias)] = rename.get(kept, kept)
-        return found
+        return found | self.aliases
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

@@ -122,6 +122,7 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:
                 bytes_written=sum(file.size for file in overlay.files),
                 in_place=False,
                 dry_run=dry_run,
+                patched=False,
             )
 
 

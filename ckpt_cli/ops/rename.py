@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.changes import Changes
@@ -14,16 +14,8 @@ from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.names import close_names
 from ckpt_cli.ops.rewrite import Planned
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 Renaming = Callable[[str], str]
 """The new name of an entry, or the old one."""
-
-
-def exactly(old: str, new: str) -> Renaming:
-    """One name, or a prefix with all that is below it."""
-    return by_map({old: new})
 
 
 def without_prefix(prefix: str) -> Renaming:
@@ -77,18 +69,18 @@ def read_map(path: str) -> dict[str, str]:
         or not all(isinstance(v, str) for v in names.values())
     ):
         raise UsageError("a map of names is a JSON object of strings: {old: new}", path=path)
-    return names
+    return {old.removesuffix("."): new.removesuffix(".") for old, new in names.items()}
 
 
-def one_after_another(renamings: Sequence[Renaming]) -> Renaming:
-    """What several renamings do, each to what the one before made."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that `rename` was asked for."""
 
-    def rename(name: str) -> str:
-        for each in renamings:
-            name = each(name)
-        return name
-
-    return rename
+    rename: Renaming
+    asked: str
+    """It, as it was spelled; told where it changes no name."""
+    wanted: Sequence[str] = ()
+    """Names or prefixes each of which must be there."""
 
 
 def renaming(
@@ -99,45 +91,71 @@ def renaming(
     strip: str | None,
     sub: tuple[str, str] | None,
     add: str | None,
-) -> tuple[Renaming, Sequence[str]]:
-    """What the arguments of `rename` ask for, and the names that must be there; raises UsageError for half of it."""
+) -> list[Step]:
+    """What the arguments of `rename` ask for, in the order in which it is done; raises UsageError for half of it."""
     if (old is None) != (new is None):
         raise UsageError("a name is renamed to another: OLD NEW", hint="ckpt rename FILE --strip PREFIX takes one off")
-    chosen: list[Renaming] = []
-    wanted: list[str] = []
+    steps: list[Step] = []
     if old is not None and new is not None:
-        chosen.append(exactly(old.removesuffix("."), new.removesuffix(".")))
-        wanted.append(old.removesuffix("."))
+        old, new = old.removesuffix("."), new.removesuffix(".")
+        steps.append(Step(by_map({old: new}), old, [old]))
     if names is not None:
         known = read_map(names)
-        chosen.append(by_map(known))
-        wanted.extend(known)
-    chosen += [without_prefix(strip)] if strip is not None else []
-    chosen += [by_expression(*sub)] if sub is not None else []
-    chosen += [with_prefix(add)] if add is not None else []
-    if not chosen:
+        steps.append(Step(by_map(known), f"--map {names}", list(known)))
+    if strip is not None:
+        steps.append(Step(without_prefix(strip), f"--strip {strip}"))
+    if sub is not None:
+        steps.append(Step(by_expression(*sub), f"--sub {sub[0]}"))
+    if add is not None:
+        steps.append(Step(with_prefix(add), f"--add {add}"))
+    if not steps:
         raise UsageError("say what to rename: OLD NEW, --strip, --add, --sub or --map")
-    return one_after_another(chosen), wanted
+    return steps
 
 
-def plan_rename(checkpoint: Checkpoint, rename: Renaming, wanted: Iterable[str] = ()) -> Planned:
-    """The changes of a renaming; `wanted` are names or prefixes each of which must be there.
+def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
+    """The changes of a renaming, each step done to what the one before made.
 
-    Raises NameNotFoundError where nothing gets a new name, RefusedError where two entries would get the same.
+    Raises NameNotFoundError where a name is not there, RefusedError where a step changes nothing or two entries would
+    get the same name.
     """
     known = [entry.name for entry in checkpoint.entries]
-    for name in wanted:
-        if not any(entry == name or entry.startswith(f"{name}.") for entry in known):
-            raise NameNotFoundError(name, close_names(name, known), path=checkpoint.path)
-    names = {old: new for old in known if (new := rename(old)) != old}
-    if not names:
-        raise RefusedError("no name would change", path=checkpoint.path, hint="ckpt ls FILE lists the names")
+    reached = known
+    for step in steps:
+        for name in step.wanted:
+            if not any(entry == name or entry.startswith(f"{name}.") for entry in reached):
+                raise NameNotFoundError(name, close_names(name, reached), path=checkpoint.path)
+        after = [step.rename(name) for name in reached]
+        if after == reached:
+            raise RefusedError(
+                f"no name would change by {step.asked!r}",
+                path=checkpoint.path,
+                hint=f"ckpt ls {checkpoint.path} lists the names",
+            )
+        reached = after
+    names = {old: new for old, new in zip(known, reached, strict=True) if new != old}
+    _refuse_collisions(checkpoint, known, names)
+
+    def rename(name: str) -> str:
+        for step in steps:
+            name = step.rename(name)
+        return name
+
+    return Planned(Changes(names=names, rename=rename), "renamed", tuple(names))
+
+
+def _refuse_collisions(checkpoint: Checkpoint, known: Sequence[str], names: Mapping[str, str]) -> None:
+    """Raise RefusedError for a new name that is none, or that two entries would have."""
     taken: dict[str, str] = {}
     for old in known:
         new = names.get(old, old)
-        if not new or new.startswith(".") or new.endswith("."):
+        if old in names and (not new or new.startswith(".") or new.endswith(".")):
             raise RefusedError(f"{old!r} would become {new!r}, which is no name", path=checkpoint.path)
         if new in taken and (old in names or taken[new] in names):
-            raise RefusedError(f"{taken[new]!r} and {old!r} would both be called {new!r}", path=checkpoint.path)
+            raise RefusedError(
+                f"two entries are called {old!r}"
+                if taken[new] == old
+                else f"{taken[new]!r} and {old!r} would both be called {new!r}",
+                path=checkpoint.path,
+            )
         taken[new] = old
-    return Planned(Changes(names=names, rename=rename), "renamed", tuple(names))

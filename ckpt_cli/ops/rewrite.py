@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 
 from ckpt_cli.changes import Changes
-from ckpt_cli.errors import UsageError, about
+from ckpt_cli.errors import RefusedError, UsageError, about
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress, copy_into, no_progress
@@ -17,6 +18,7 @@ from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.replace import copy_as, creating, keep_as, replacing_folder
 from ckpt_cli.files.replace_set import replacing_set
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
+from ckpt_cli.formats.folder import index_of
 from ckpt_cli.formats.shard_set_write import Rewriting as SetRewriting
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.edit import Edit
@@ -64,6 +66,8 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         elif options.output is not None:
             check_output(options.output, path, "leave -o out to edit it in place")
         planned = plan(opened)
+        if options.output is None and not opened.is_set:
+            _refuse_part_of_set(opened, planned.changes)
         work = rewriting(opened, planned.changes)
         done = Edit(
             path=path,
@@ -77,13 +81,29 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
             patched=False,
             renamed=planned.changes.names,
         )
+        if options.dry_run and planned.check is not None:
+            _rehearse(planned)
         if isinstance(work, SetRewriting):
-            return done if options.dry_run else _replace_set(opened, work, planned, done, options)
+            return (
+                _measured(opened, work, done) if options.dry_run else _replace_set(opened, work, planned, done, options)
+            )
         if options.output is None:
             with closing(Overlay(opened.container.files)) as overlay:
                 if work.patch(overlay):
                     return _patch(opened, overlay, done, options)
         return done if options.dry_run else _replace(work, planned, done, options)
+
+
+def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
+    """Refuse to change one shard in a way that would leave its index behind."""
+    index = index_of(checkpoint.path) if changes.names or changes.dropped or changes.tensors else None
+    if index is not None:
+        whole = os.path.join(os.path.dirname(checkpoint.path), index)
+        raise RefusedError(
+            f"is one shard of {index}, which would not tell what is in it any more",
+            path=checkpoint.path,
+            hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
+        )
 
 
 def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
@@ -122,15 +142,19 @@ def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, d
     """The edit as new shards and a new index: in place of the old ones, or in a new folder."""
     files = {os.path.basename(file.path): file for file in checkpoint.container.files}
     if options.output is not None:
-        with replacing_folder(options.output) as folder:
-            nbytes = _write_set(work, planned, options, lambda name: _create(folder, name, files))
+        with replacing_folder(options.output) as folder, ExitStack() as stack:
+
+            def create(name: str) -> LocalFile:
+                return stack.enter_context(creating(os.path.join(folder, name), mode_of=files[name].path))
+
+            nbytes = _write_set(work, planned, options, create)
             for name in work.unchanged:
                 with creating(os.path.join(folder, name), mode_of=files[name].path) as target:
                     copy_into(files[name], target, options.progress)
                     nbytes += target.size
         return replace(done, bytes_written=nbytes)
-    for name in (*work.names, *work.removed):
-        refuse_cached(files[name].path)
+    for name in _replaced(work):
+        _require_replaceable(files[name])
     folder = os.path.dirname(files[work.first].path)
     with replacing_set(folder, work.first) as replacement:
         nbytes = _write_set(work, planned, options, replacement.create)
@@ -139,14 +163,38 @@ def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, d
     return _with_backups(replace(done, bytes_written=nbytes), *kept)
 
 
+def _rehearse(planned: Planned) -> None:
+    """Make the new bytes and drop them, to look whether they might stand."""
+    for content in planned.changes.contents.values():
+        if content.make is not None:
+            content.make(lambda _: None)
+    if planned.check is not None:
+        planned.check()
+
+
+def _measured(checkpoint: Checkpoint, work: SetRewriting, done: Edit) -> Edit:
+    """What a dry run tells of a set: a new folder has the shards that stay as they are as well."""
+    if done.in_place:
+        return done
+    files = {os.path.basename(file.path): file for file in checkpoint.container.files}
+    return replace(done, bytes_written=done.bytes_written + sum(files[name].size for name in work.unchanged))
+
+
 def _replaced(work: SetRewriting) -> list[str]:
     return [*work.names, *work.removed]
 
 
-def _create(folder: str, name: str, files: dict[str, LocalFile]) -> LocalFile:
-    with creating(os.path.join(folder, name), mode_of=files[name].path) as target:
-        pass
-    return LocalFile(target.path, write=True)
+def _require_replaceable(file: LocalFile) -> None:
+    """Raise where a file of a set must not, or may not, be replaced by another."""
+    refuse_cached(file.path)
+    if os.path.islink(file.path):
+        raise RefusedError(
+            "is a symbolic link, and the files of a set are replaced where they lie",
+            path=file.path,
+            hint="write the result elsewhere with -o OUT",
+        )
+    if not file.writable:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
 
 
 def _write_set(work: SetRewriting, planned: Planned, options: Options, create: Callable[[str], LocalFile]) -> int:

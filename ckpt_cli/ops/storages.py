@@ -171,6 +171,10 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     for other in others:
         if are_tied(first, other):
             continue
+        if not other.numel:
+            raise RefusedError(f"{other.name!r} has no elements that could be shared")
+        if (other.layout, other.quantizer) != (first.layout, first.quantizer):
+            raise UnsupportedError(f"{other.name!r} and {first.name!r} are of other layouts or scales")
         if (other.dtype.name, other.shape) != (first.dtype.name, first.shape):
             raise RefusedError(
                 f"{other.name!r} is {other.dtype} {list(other.shape or ())}, {first.name!r} is {first.dtype} "
@@ -200,7 +204,11 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     for name in names:
         for selection in select_one(checkpoint, name):
             tensor = selection.entry
+            if selection.index is not None:
+                raise UsageError(f"{name!r} is a part of a tensor: a storage is one for all of it")
             if not isinstance(tensor, Tensor) or tensor.storage is None or id(tensor) not in shared:
+                if selection.exact and isinstance(tensor, Tensor) and tensor.parts:
+                    raise UnsupportedError(f"tensor {tensor.name!r} is made of others, which cannot be untied")
                 if selection.exact:
                     raise RefusedError(f"{tensor.name!r} shares its bytes with no other name")
                 continue
