@@ -273,7 +273,8 @@ class Rewriting:
         raw = bare[8:].rstrip(b" ")
         if 8 + len(raw) > self._begin:
             return False
-        overlay.write(0, 8, raw.ljust(self._begin - 8))
+        old = self._files[0].read(8, self._begin - 8)
+        overlay.write(0, 8, raw.ljust(len(old.rstrip())))  # what follows are spaces already, or may be white space
         return True
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:

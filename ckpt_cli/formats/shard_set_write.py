@@ -182,7 +182,10 @@ class Rewriting:
                 found[self._names[number]] = work.stored
             elif self._names[number] not in self.removed:
                 changes = self._changes_of(number, shard)
-                found[self._names[number]] = [entry.name for entry in entries_after(shard.entries, changes)]
+                entries = entries_after(shard.entries, changes)
+                found[self._names[number]] = [
+                    entry.name for entry in entries if isinstance(entry, Tensor) and entry.alias_of is None
+                ]
         return found
 
     def _aliases_after(self) -> dict[str, str]:

@@ -27,20 +27,20 @@ _COPIED = 8 << 20
 def dtype_named(name: str) -> DType:
     """The floating dtype of a name, as torch spells it or shortly; raises UsageError for any other."""
     dtype = BY_NAME.get(_SHORT.get(name.lower(), name.lower().removeprefix("torch.")))
-    if (
-        dtype is None
-        or dtype.category != "float"
-        or dtype.numpy is None
-        or dtype.bits % 8
-        or dtype.name.endswith("_x2")
-    ):
-        floats = [known for known, its in BY_NAME.items() if its.category == "float" and its.numpy and its.bits >= 8]
-        close = close_names(name, [*floats, *_SHORT])
-        raise UsageError(
-            f"{name!r} is no floating dtype to cast to",
-            hint=f"did you mean {close[0]}?" if close else f"one of {', '.join(floats)}",
-        )
-    return dtype
+    if dtype is not None and _is_castable(dtype):
+        return dtype
+    floats = [known for known, its in BY_NAME.items() if _is_castable(its)]
+    close = close_names(name, [*floats, *_SHORT])
+    raise UsageError(
+        f"{name!r} is no floating dtype to cast to",
+        hint=f"did you mean {close[0]}?" if close else f"one of {', '.join(floats)}",
+    )
+
+
+def _is_castable(dtype: DType) -> bool:
+    """Whether floating values can be cast to it: each takes whole bytes."""
+    whole = dtype.bits % 8 == 0 and not dtype.name.endswith("_x2")
+    return dtype.category == "float" and dtype.numpy is not None and whole
 
 
 _SHORT = {"fp64": "float64", "double": "float64", "fp32": "float32", "float": "float32", "fp16": "float16",
