@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
@@ -69,8 +69,23 @@ class Editing:
             known = wanted.setdefault((id(place.sequence), place.index), (place, key))
             if known[1] != key:
                 raise RefusedError(f"{old!r} cannot become {new!r} while what it is kept in becomes {known[1]!r}")
+        if any(place is not self._entries.get(place.name) for place, _ in wanted.values()):
+            self._require_all_below(names, dropped, wanted)
         for place, key in wanted.values():
             place.rename(_key_like(place.key_node, key))
+
+    def _require_all_below(
+        self, names: Mapping[str, str], dropped: frozenset[str], wanted: Mapping[tuple[int, int], tuple[Place, str]]
+    ) -> None:
+        """Refuse to rename a container that has an entry which is to be called otherwise."""
+        for name, entry in self._entries.items():
+            at = entry.parent
+            while at is not None and name not in dropped:
+                place, key = wanted.get((id(at.sequence), at.index), (None, ""))
+                renamed = f"{at.prefix}." if at.prefix else ""
+                if place is not None and names.get(name, name) != f"{renamed}{key}{name[len(at.name) :]}":
+                    raise _leaving(next(old for old in names if old.startswith(f"{at.name}.")), names, at.name)
+                at = at.parent
 
     def _drop(self, changes: Changes) -> None:
         """Take entries, and containers with all that is in them, out of what they are in."""
@@ -81,7 +96,9 @@ class Editing:
         for place in places:
             by_sequence.setdefault(id(place.sequence), []).append(place)
         for group in by_sequence.values():
-            for place in sorted(group, key=lambda place: place.index, reverse=True):
+            ordered = sorted(group, key=lambda place: place.index, reverse=True)
+            _require_the_last(ordered)
+            for place in ordered:
                 _take_out(place)
 
     def _add(self, name: str, value: object) -> None:
@@ -133,10 +150,25 @@ def _level_of(place: Place, old: str, new: str) -> tuple[Place, str]:
         if key and new == prefix + key + rest:
             return at, key
         at = at.parent
-    raise RefusedError(
-        f"{old!r} would leave what it is kept in ({place.prefix!r}) to become {new!r}",
-        hint=f"ckpt keep FILE --root {place.prefix.partition('.')[0]} makes that the whole checkpoint first",
+    raise _leaving(old, {old: new}, place.prefix)
+
+
+def _leaving(old: str, names: Mapping[str, str], holder: str) -> RefusedError:
+    """What is wrong with a name that another container would have."""
+    return RefusedError(
+        f"{old!r} would leave what it is kept in ({holder!r}) to become {names[old]!r}",
+        hint=f"ckpt keep FILE --root {holder.partition('.')[0]} makes that the whole checkpoint first",
     )
+
+
+def _require_the_last(places: Sequence[Place]) -> None:
+    """Refuse to take places, in falling order, out of a list before others: these would get other names."""
+    for number, place in enumerate(places, 1):
+        if not place.is_keyed and place.index != len(place.sequence) - number:
+            raise RefusedError(
+                f"{place.name!r} is called by its place in a list, so that without it what follows would be called "
+                "otherwise"
+            )
 
 
 def _key_like(old: object, key: str) -> object:
