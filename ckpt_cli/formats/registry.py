@@ -150,8 +150,9 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
 class Rewriter(Protocol):
     """A checkpoint about to be written anew."""
 
-    nbytes: int
-    """About the bytes that will be written."""
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a new file, or about so many."""
 
     def patch(self, overlay: Overlay) -> bool:
         """Put the whole edit into an overlay of the old file, checksums included, if it fits in place; else False."""

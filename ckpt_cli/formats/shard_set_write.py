@@ -64,8 +64,11 @@ class Rewriting:
             self._plan(number, shard)
         self.index = self._index()
         """The new index: its file name and content; None where there is none."""
-        self.nbytes = sum(part.work.nbytes for part in self.parts) + (len(self.index[1]) if self.index else 0)
-        """About the bytes that will be written."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that will be written."""
+        return sum(part.work.nbytes for part in self.parts) + (len(self.index[1]) if self.index else 0)
 
     def _shards_of_entries(self) -> dict[str, int]:
         """The number of the shard of each entry; an alias of the index is where its tensor is."""

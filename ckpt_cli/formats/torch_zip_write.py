@@ -47,8 +47,6 @@ class Rewriting:
         self._renumbered = False
         """Whether a storage gets another key than it has."""
         self._storages = self._number()
-        self.nbytes = graph.nbytes + sum(storage.nbytes for storage in self._storages)
-        """About the bytes that will be written."""
 
     def _number(self) -> list[Storage]:
         """Give the storages that the new pickle refers to keys from 0, in the order in which it reaches them."""
@@ -69,9 +67,16 @@ class Rewriting:
             return False
         return replace_pickle(self._records, f"{self._prefix}data.pkl", self._edited.verified(), overlay)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a new file."""
+        return self._write(ZipWriter(None, self._alignment()), no_progress)
+
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write all records in torch's order: the pickle, the small ones, the storages, and the rest."""
-        writer = ZipWriter(target, self._alignment())
+        self._write(ZipWriter(target, self._alignment()), progress)
+
+    def _write(self, writer: ZipWriter, progress: Progress) -> int:
         prefix = f"{self._prefix}data/"
         pending = True
         names = self._records.by_name
@@ -88,7 +93,7 @@ class Rewriting:
             if pending_now:
                 self._write_storages(writer, prefix, progress)
                 pending = False
-        writer.close()
+        return writer.close()
 
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""

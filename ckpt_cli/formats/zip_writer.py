@@ -37,8 +37,9 @@ class _Entry:
 class ZipWriter:
     """Writes records one after another into an empty file; `close` writes the directory."""
 
-    def __init__(self, target: LocalFile, alignment: int = ALIGNMENT) -> None:
+    def __init__(self, target: LocalFile | None, alignment: int = ALIGNMENT) -> None:
         self._target = target
+        """None to measure only."""
         self._alignment = alignment
         self._position = 0
         self._entries: list[_Entry] = []
@@ -61,7 +62,10 @@ class ZipWriter:
             crc = zlib.crc32(piece, crc)
             self._write(piece)
 
-        produce(write)
+        if self._target is None and nbytes > 1:
+            self._position += nbytes
+        else:
+            produce(write)
         written = self._position - begin
         if written >= _FULL > nbytes:
             raise UnsupportedError(f"record {name!r} grew beyond 4 GiB while it was written")
@@ -72,12 +76,13 @@ class ZipWriter:
     ) -> None:
         """A record with the bytes of a range of a file, whose CRC-32 is known (or 0, as torch may leave it)."""
         header = self._begin(name, nbytes)
-        copy_range(source, offset, nbytes, self._target, self._position, progress)
+        if self._target is not None:
+            copy_range(source, offset, nbytes, self._target, self._position, progress)
         self._position += nbytes
         self._end(name, header, crc, nbytes)
 
-    def close(self) -> None:
-        """Write the central directory and the end records."""
+    def close(self) -> int:
+        """Write the central directory and the end records; returns the bytes of the whole file."""
         begin = self._position
         for entry in self._entries:
             self._write(_central(entry))
@@ -87,7 +92,9 @@ class ZipWriter:
         self._write(struct.pack("<4sLQL", b"PK\6\7", 0, end64, 1))
         short = min(count, 0xFFFF)
         self._write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, min(size, _FULL), min(begin, _FULL), 0))
-        self._target.size = self._position
+        if self._target is not None:
+            self._target.size = self._position
+        return self._position
 
     def _begin(self, name: str, nbytes: int) -> int:
         """Write a local header; returns where it is."""
@@ -102,6 +109,9 @@ class ZipWriter:
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
+        if self._target is None:
+            self._position += len(view)
+            return
         while view:
             written = os.pwrite(self._target.fd, view, self._position)
             view = view[written:]

@@ -74,7 +74,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
             output=options.output or path,
             changed=tuple(planned.changed),
             also_changed=tuple(planned.also_changed),
-            bytes_written=work.nbytes,
+            bytes_written=work.nbytes if options.dry_run else 0,
             in_place=options.output is None,
             dry_run=options.dry_run,
             verb=planned.verb,

@@ -57,7 +57,7 @@ def set_entries(
                 output=options.output or path,
                 changed=(*changes.changed, *split.names),
                 also_changed=changes.also_changed,
-                bytes_written=work.nbytes,
+                bytes_written=work.nbytes if options.dry_run else 0,
                 in_place=options.output is None,
                 dry_run=options.dry_run,
                 patched=False,

@@ -81,7 +81,7 @@ def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str], *,
     def check() -> None:
         if losses and not lossy:
             raise RefusedError(
-                f"{losses.infinite:,} values would become infinite and {losses.zero:,} zero in {dtype}",
+                f"{losses} in {dtype}",
                 hint="--lossy casts all the same",
             )
 
