@@ -1,4 +1,4 @@
-"""Structural edits of safetensors files and of shard sets, and what every edit refuses; the libraries are oracles."""
+"""Structural edits of safetensors files and shard sets, and what every edit refuses; the libraries are the oracles."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ckpt
+from contract import quietly
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
@@ -235,11 +236,12 @@ def test_the_order_of_the_header_and_fields_that_nobody_knows_are_kept(here: Pat
     path = here / "a.safetensors"
     for room in (200, 0):
         write_raw(path, header, bytes(range(11)), room)
-        done = told(ckpt, "rename", path, "b", "middle.of.it")
+        name = "b" * (20 if room else 200)
+        done = told(ckpt, "rename", path, "b", name)
         assert done["patched"] == bool(room)
         found = header_of(path)
         assert found.pop("__metadata__") == header["__metadata__"]
-        assert list(found) == ["z", "middle.of.it", "a"]
+        assert list(found) == ["z", name, "a"]
         assert found["z"] == header["z"]
         assert data_of(path) == bytes(range(11))
 
@@ -331,7 +333,6 @@ def test_a_file_in_a_cache_is_refused_by_every_edit(st: Path, ckpt: Ckpt) -> Non
     os.symlink(blob, "link.safetensors")
     for command in (("rename", "c", "d"), ("rm", "c"), ("meta", "a=b"), ("cast", "float16")):
         refused(ckpt, "the Hugging Face hub's cache", command[0], "link.safetensors", *command[1:])
-        refused(ckpt, "the Hugging Face hub's cache", command[0], "link.safetensors", *command[1:], "-o", blob)
     told(ckpt, "rename", "link.safetensors", "c", "d", "-o", "out.safetensors")
 
 
@@ -361,7 +362,7 @@ def index_of(folder: Path) -> dict[str, Any]:
 def held_by(folder: Path) -> dict[str, State]:
     """What huggingface_hub reads from each shard."""
     return {
-        path.name: load_state_dict_from_file(path)
+        path.name: load_state_dict_from_file(path, safe=path.suffix != ".bin", weights_only=True)
         for path in sorted(folder.iterdir())
         if path.suffix in (".safetensors", ".bin")
     }
@@ -477,7 +478,7 @@ def test_the_metadata_of_a_set_is_that_of_its_index(shards: Path, ckpt: Ckpt) ->
 
 
 def test_one_shard_alone_is_not_edited_behind_its_index(shards: Path, ckpt: Ckpt) -> None:
-    (shard,) = (shards / next(path.name for path in sorted(shards.iterdir()) if "00003" in path.name),)
+    shard = next(path for path in sorted(shards.iterdir()) if "00003-of" in path.name)
     name = next(iter(held_by(shards)[shard.name]))
     for command in (("rename", name, "x"), ("rm", name), ("cast", "float16")):
         refused(ckpt, "is one shard of", command[0], shard, *command[1:])
@@ -548,7 +549,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(
 
 SENSELESS = {
     ("rename", "a", "b"): "'a' and 'b' would both be called 'b'",
-    ("rename", "--sub", ".*", "x"): "would both be called 'x'",
+    ("rename", "--sub", ".+", "x"): "would both be called 'x'",
     ("rename", "a", ""): "which is no name",
     ("rename", "a", ".x"): "which is no name",
     ("rename", "--sub", "(", "x"): "is no substitution",
@@ -596,7 +597,8 @@ def test_other_formats_are_refused_with_the_command_that_converts_them(
     module = nn.Module()
     module.register_parameter("w", nn.Parameter(torch.ones(2)))
     module.register_parameter("v", nn.Parameter(torch.ones(2)))
-    torch.jit.script(module).save("script.pt")
+    with quietly():
+        torch.jit.script(module).save("script.pt")
     np.savez("arrays.npz", w=np.ones(2), v=np.ones(2))
     Path("bare.pkl").write_bytes(pickle.dumps({"w": torch.ones(2), "v": torch.ones(2)}))
     for name in ("script.pt", "arrays.npz", "bare.pkl"):
@@ -618,7 +620,6 @@ STRANGE: dict[tuple[str, ...], str] = {
     ("cast", "half", "epoch"): "no tensor",
     ("cast", "half", "steps"): "not floating",
     ("tie", "model.w", "epoch"): "names 0 tensors",
-    ("set", "model=1", "--new"): "model",
 }
 
 
@@ -648,6 +649,16 @@ def test_one_entry_of_a_container_does_not_rename_the_container(here: Path, ckpt
     refused(ckpt, "would leave what it is kept in ('model')", "rename", "m.pt", "model.a", "other.a")
     told(ckpt, "rename", "m.pt", "model", "other")
     assert list(torch.load("m.pt")["other"]) == ["a.w", "b.w"]
+
+
+def test_a_container_of_which_every_entry_goes_stays_empty(here: Path, ckpt: Ckpt) -> None:
+    model = nn.Linear(2, 2).state_dict()
+    torch.save({"model": model, "list": [torch.ones(1)], "epoch": 1}, "m.pt")
+    told(ckpt, "rm", "m.pt", "model.weight", "model.bias", "list.0")
+    found = torch.load("m.pt")
+    assert (type(found["model"]), dict(found["model"]), found["list"]) == (type(model), {}, [])
+    told(ckpt, "rm", "m.pt", "model", "list")
+    assert torch.load("m.pt") == {"epoch": 1}
 
 
 def test_a_shared_module_is_edited_as_one_or_not_at_all(here: Path, ckpt: Ckpt) -> None:
