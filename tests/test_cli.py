@@ -105,7 +105,7 @@ def test_every_command_is_in_the_first_help_with_one_sentence(ckpt: Ckpt) -> Non
 
 
 NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
-          "untie": ["x"]}  # fmt: skip
+          "untie": ["x"], "convert": ["out.pt"]}  # fmt: skip
 """What each command takes beside a file."""
 
 BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"]

@@ -56,7 +56,7 @@ def convert_command(
     Hugging Face names them. From a pickle to .pt every object comes along; a whole module, TorchScript or .pt2 gives
     its state_dict. What the new format cannot hold is listed and refused, unless --tensors-only leaves it out.
 
-    Example: ckpt convert model.pt model.safetensors
+    Example: ckpt convert model.pt converted.safetensors
     """
     wishes = Wishes(
         to=to,

@@ -66,13 +66,13 @@ def plan_cast(
     """
     from ckpt_cli.arrays.casting import Cast, Losses
 
-    wanted = _wanted(checkpoint, arguments)
+    names, storages = _wanted(checkpoint, arguments)
     losses = Losses() if losses is None else losses
     made: dict[int, Storage] = {}
     contents: dict[int, Content] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
         floating = [view for view in views if view.dtype.category == "float" and not _is_array(view)]
-        if not any(id(view) in wanted for view in views) or not floating or floating[0].dtype is dtype:
+        if id(storage) not in storages or not floating or floating[0].dtype is dtype:
             continue
         kinds = {view.dtype.name for view in views}
         if len(kinds) > 1:
@@ -82,7 +82,7 @@ def plan_cast(
         new = made[id(storage)] = Storage(storage.key, numel * dtype.itemsize, storage.location)
         contents[id(new)] = Content(new.nbytes, make=_casting(checkpoint, storage, numel, cast, losses))
     tensors = _moved(checkpoint, lambda view: _cast_view(view, made, dtype))
-    named = tuple(name for name in tensors if any(id(view) in wanted for view in _views(checkpoint, name)))
+    named = tuple(name for name in tensors if name in names)
     also = tuple(name for name in tensors if name not in named)
     if not tensors:
         raise RefusedError(f"no floating tensor is of another dtype than {dtype}", path=checkpoint.path)
@@ -102,10 +102,10 @@ def _is_array(view: Tensor) -> bool:
     return view.python_type == "numpy.ndarray"
 
 
-def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[int]:
-    """The identities of the strided tensors that are to be cast."""
+def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str], set[int]]:
+    """The names that are to be cast, and the identities of their storages."""
     if not arguments:
-        return {id(view) for view in all_strided(checkpoint.tensors)}
+        return _storages(checkpoint.tensors)
     chosen: list[Tensor] = []
     for argument in arguments:
         for selection in select_one(checkpoint, argument):
@@ -117,7 +117,11 @@ def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[int]:
                 raise UnsupportedError(f"{entry.name!r} is {what}")
             if isinstance(entry, Tensor):
                 chosen.append(entry)
-    return {id(view) for view in all_strided(chosen)}
+    return _storages(chosen)
+
+
+def _storages(tensors: Sequence[Tensor]) -> tuple[set[str], set[int]]:
+    return {tensor.name for tensor in tensors}, {id(view.storage) for view in all_strided(tensors)}
 
 
 def _casting(
@@ -156,10 +160,6 @@ def _move(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
         dtype = parts[-1].dtype if tensor.storage is None else tensor.dtype
         tensor = replace(tensor, parts=parts, dtype=dtype)
     return move(tensor) if tensor.storage is not None else tensor
-
-
-def _views(checkpoint: Checkpoint, name: str) -> list[Tensor]:
-    return all_strided([tensor for tensor in checkpoint.tensors if tensor.name == name])
 
 
 # --- ties ------------------------------------------------------------------------------------------------------------
