@@ -651,6 +651,16 @@ def test_one_entry_of_a_container_does_not_rename_the_container(here: Path, ckpt
     assert list(torch.load("m.pt")["other"]) == ["a.w", "b.w"]
 
 
+def test_a_container_of_which_every_entry_goes_stays_empty(here: Path, ckpt: Ckpt) -> None:
+    model = nn.Linear(2, 2).state_dict()
+    torch.save({"model": model, "list": [torch.ones(1)], "epoch": 1}, "m.pt")
+    told(ckpt, "rm", "m.pt", "model.weight", "model.bias", "list.0")
+    found = torch.load("m.pt")
+    assert (type(found["model"]), dict(found["model"]), found["list"]) == (type(model), {}, [])
+    told(ckpt, "rm", "m.pt", "model", "list")
+    assert torch.load("m.pt") == {"epoch": 1}
+
+
 def test_a_shared_module_is_edited_as_one_or_not_at_all(here: Path, ckpt: Ckpt) -> None:
     torch.save(nn.Sequential(*[nn.Linear(2, 2)] * 2, nn.Linear(2, 1)), "m.pt")
     refused(ckpt, "", "rename", "m.pt", "0.weight", "0.w")

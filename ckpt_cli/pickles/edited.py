@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ckpt_cli.changes import Changes, difference, entries_after
+from ckpt_cli.changes import Changes, difference, emptied_by, entries_after
 from ckpt_cli.errors import MalformedError, RefusedError
 from ckpt_cli.model import Entry, Storage, Tensor
 from ckpt_cli.pickles.budget import Budget
@@ -31,6 +31,7 @@ class EditedPickle:
         self._old = _storages_of(tensors)
         self._wanted = entries_after(entries, changes)
         self._added = list(changes.added)
+        self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
         self._rebuilder = Rebuilder(graph, finder, Budget(graph.nbytes))
         self._finder = finder
         self.old_keys = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
@@ -78,7 +79,7 @@ class EditedPickle:
         """
         if not same_graphs(self.root, self.data, graph.root, graph.data):
             raise MalformedError("its pickle is another one")
-        fault = difference(self._wanted, entries, self._added)
+        fault = difference(self._wanted, entries, self._added, self._emptied)
         if fault:
             raise RefusedError(f"that cannot be done here, as several names are kept in one object: {fault} then")
 
