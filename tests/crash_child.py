@@ -3,14 +3,22 @@
     python crash_child.py STEP MODE LOG ARGUMENT…
 
 A step is a call that changes a file or a folder. With STEP 0 nothing stops and LOG gets the calls, one a line.
+
+    python crash_child.py serve
+
+does so again and again, each time in a process that it forks, so that nothing is imported twice: it reads lines of JSON
+[folder, step, mode, log, argument…] and answers each with one of [exit code or minus the signal, stderr].
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
+import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -73,14 +81,47 @@ def stop(name: str, real: Callable[..., Any], mode: str, args: tuple[Any, ...]) 
 
 
 def main() -> int:
-    """Run the command."""
+    """Run the command, or serve."""
+    return _run(*sys.argv[1:]) if sys.argv[1] != "serve" else _serve()
+
+
+def _serve() -> int:
+    """Fork for each line of stdin."""
+    import ckpt_cli.cli.main
+    import ckpt_cli.formats.safetensors_write
+    import ckpt_cli.formats.shard_set_write
+    import ckpt_cli.formats.torch_zip_write
+    import ckpt_cli.ops.set  # noqa: F401
+
+    for name in ("numpy", "ml_dtypes", "safetensors"):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        folder, *call = json.loads(line)
+        with tempfile.TemporaryFile("w+") as said:
+            child = os.fork()
+            if not child:
+                os.chdir(folder)
+                os.dup2(said.fileno(), 2)
+                code = 70
+                try:
+                    code = _run(*call)
+                finally:
+                    sys.stderr.flush()
+                    os._exit(code)
+            _, status = os.waitpid(child, 0)
+            said.seek(0)
+            print(json.dumps([os.waitstatus_to_exitcode(status), said.read()]), flush=True)
+    return 0
+
+
+def _run(stop_at: str, mode: str, log_path: str, *arguments: str) -> int:
+    """Run one command in this process."""
     from ckpt_cli.cli.main import run
 
-    stop_at, mode, log_path, *arguments = sys.argv[1:]
     log: list[str] = []
     for name in STEPS:
         watch(name, int(stop_at), mode, log)
-    code = run(arguments)
+    code = run(list(arguments))
     if log_path:
         with open(log_path, "w", encoding="utf-8") as file:
             file.write("\n".join(log))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from contract import contents, write_shards
+from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_model
 from torch import nn
@@ -52,6 +56,9 @@ def fill(folder: Path) -> None:
     save_model(tied_net(), str(folder / "a.safetensors"))
     torch.save({"other": torch.ones(3)}, folder / "there.pt")
     write_shards(tied_net().state_dict(), folder / "shards")
+    (folder / "hf").mkdir()
+    state = {"a.w": torch.ones(8), "b.w": torch.zeros(8), "c.w": torch.randn(8)}
+    save_torch_state_dict(state, str(folder / "hf"), max_shard_size=32)
 
 
 def held_by(target: Path) -> dict[str, bytes]:
@@ -60,10 +67,48 @@ def held_by(target: Path) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if not name.startswith(".")}
 
 
+class Server:
+    """A process that runs commands in processes which it forks."""
+
+    def __init__(self) -> None:
+        call = [sys.executable, str(CHILD), "serve"]
+        self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, folder: Path, step: int, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in a folder, stopped at a step."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        call = [str(folder), str(step), mode, "" if step else "steps.log", *arguments]
+        self._process.stdin.write(json.dumps(call) + "\n")
+        self._process.stdin.flush()
+        code, said = json.loads(self._process.stdout.readline())
+        return subprocess.CompletedProcess(call, code, "", said)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate("", timeout=60)
+
+
+_SERVERS: queue.Queue[Server] = queue.Queue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def servers() -> Iterator[None]:
+    """Two processes that run commands."""
+    for _ in range(2):
+        _SERVERS.put(Server())
+    yield
+    while not _SERVERS.empty():
+        _SERVERS.get().close()
+
+
 def command(folder: Path, step: int, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder, stopped at a step."""
-    call = [sys.executable, str(CHILD), str(step), mode, "" if step else "steps.log", *arguments]
-    return subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    server = _SERVERS.get()
+    try:
+        return server.run(folder, step, mode, *arguments)
+    finally:
+        _SERVERS.put(server)
 
 
 SCENES = {
@@ -74,6 +119,13 @@ SCENES = {
     "to a file that is there": ("there.pt", "set", "a.pt", "2.weight[0,0]=100", "-o", "there.pt"),
     "in place, shards": ("shards", "set", "shards", "0.bias[1]=100", "3.bias=[1,2,3]", "2.weight[0]*=2"),
     "shards to a new folder": ("out", "set", "shards", "3.bias=0", "0.bias=1", "-o", "out"),
+    "renamed in place, pt": ("a.pt", "rename", "a.pt", "3", "a.much.longer.name" * 40, "--backup"),
+    "renamed in place of the same length, pt": ("a.pt", "rename", "a.pt", "3", "4"),
+    "renamed in the header": ("a.safetensors", "rename", "a.safetensors", "3", "4"),
+    "removed, safetensors": ("a.safetensors", "rm", "a.safetensors", "3"),
+    "cast, shards": ("shards", "cast", "shards", "bfloat16"),
+    "a shard removed": ("hf", "rm", "hf", "b"),
+    "renamed to a new folder": ("out", "rename", "hf", "--add", "x", "-o", "out"),
     "to a new safetensors": ("out.st", "set", "a.safetensors", "3.bias=0", "-o", "out.st"),
 }
 
@@ -135,12 +187,18 @@ def _after_stop(scene: Scene, here: Path, mode: str, done: subprocess.CompletedP
 
 
 def _after_next_edit(scene: Scene, here: Path) -> str | None:
-    """The same edit again brings the new file, and nothing is left beside it that no edit leaves."""
+    """The same edit again brings the new file, and nothing is left beside it that no edit leaves.
+
+    An edit that cannot be done twice must be whole where it took place.
+    """
     if "-o" in scene.arguments and (here / scene.target).is_dir():  # where it is whole already, it is refused
         shutil.rmtree(here / scene.target)
     files = {name: str(here / name) for name in (*os.listdir(scene.start), scene.target)}
-    if run([files.get(argument, argument) for argument in scene.arguments]) != 0:
+    is_done = scene.arguments[0] != "set" and held_by(here / scene.target) == scene.new and "-o" not in scene.arguments
+    if run([files.get(argument, argument) for argument in scene.arguments]) != (2 if is_done else 0):
         return "the next edit failed"
+    if held_by(here / scene.target).keys() != scene.new.keys():
+        return "the next edit made something else"
     left = {path.name for path in here.rglob(".*")}
     if left:
         return f"left behind: {left}"
@@ -185,6 +243,20 @@ def test_an_interrupt_at_any_step_leaves_the_file_old_or_new(scene: Scene, tmp_p
 
 
 def test_the_journal_is_on_disk_before_the_first_patch_and_gone_after_the_last(scene: Scene) -> None:
+    replaced = [place for place, step in enumerate(scene.steps) if step.startswith("replace") and ".bak" not in step]
+    if "-o" not in scene.arguments and replaced:
+        journal = [place for place, step in enumerate(scene.steps) if "ckpt-journal" in step]
+        synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "ckpt-tmp" in step]
+        written = [place for place, step in enumerate(scene.steps) if step.startswith("pwrite") and "tmp" in step]
+        assert max(written) < synced[-1] < replaced[0]
+        assert scene.steps[-1].startswith("fsync")
+        if journal:  # of several files
+            made = [place for place in journal if scene.steps[place].startswith("fsync")]
+            assert synced[-1] < journal[0]
+            assert made[-1] + 1 < replaced[0]
+            assert scene.steps[made[-1] + 1].startswith("fsync")
+            assert replaced[-1] < next(place for place in journal if scene.steps[place].startswith("unlink"))
+        return
     if "-o" in scene.arguments:
         renamed = next(place for place, step in enumerate(scene.steps) if step.startswith(("replace", "rename")))
         synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "ckpt-tmp" in step]
