@@ -108,41 +108,6 @@ def servers() -> Iterator[None]:
         _SERVERS.get().close()
 
 
-class Server:
-    """A process that runs commands in processes which it forks."""
-
-    def __init__(self) -> None:
-        call = [sys.executable, str(CHILD), "serve"]
-        self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def run(self, folder: Path, step: int, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in a folder, stopped at a step."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        call = [str(folder), str(step), mode, "" if step else "steps.log", *arguments]
-        self._process.stdin.write(json.dumps(call) + "\n")
-        self._process.stdin.flush()
-        code, said = json.loads(self._process.stdout.readline())
-        return subprocess.CompletedProcess(call, code, "", said)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate("", timeout=60)
-
-
-_SERVERS: queue.Queue[Server] = queue.Queue()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def servers() -> Iterator[None]:
-    """Two processes that run commands."""
-    for _ in range(2):
-        _SERVERS.put(Server())
-    yield
-    while not _SERVERS.empty():
-        _SERVERS.get().close()
-
-
 def command(folder: Path, step: int, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder, stopped at a step."""
     server = _SERVERS.get()
