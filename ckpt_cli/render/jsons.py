@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.listing import Listing
     from ckpt_cli.ops.scan import Scan
     from ckpt_cli.ops.shared import Group
+    from ckpt_cli.ops.stats import Row, Stats
     from ckpt_cli.ops.summary import Summary
     from ckpt_cli.ops.ties import Ties, Verdict
     from ckpt_cli.ops.values import Composed, Item, Shown, Unshown
@@ -196,6 +197,38 @@ def check_json(report: Report) -> str:
     """What `check --json` prints."""
     findings = [asdict(finding) for finding in report.findings]
     return line({"path": report.path, "ok": report.ok, "deep": report.deep, "findings": findings})
+
+
+def stats_json(stats: Stats) -> Iterator[str]:
+    """What `stats --json` prints, a tensor a line."""
+    yield '{"tensors": ['
+    separator = "\n"
+    for row in stats.rows:
+        yield separator + json.dumps(_stats_row(row), allow_nan=False)
+        separator = ",\n"
+    total = "null" if stats.total is None else json.dumps(_stats_row(stats.total), allow_nan=False)
+    yield f'], "total": {total}}}\n'
+
+
+def _stats_row(row: Row) -> dict[str, object]:
+    """One row; where there are no values, or no finite ones, numbers of them are null."""
+    found = row.moments
+    return {
+        "name": row.name,
+        "dtype": row.dtype,
+        "shape": None if row.shape is None else list(row.shape),
+        "numel": row.numel,
+        "min": found and value_json(found.least),
+        "max": found and value_json(found.most),
+        "mean": found and (value_json(found.mean) if found.count else None),
+        "std": found and (_finite(found.std) if found.count else None),
+        "norm": found and _finite(found.norm),
+        "zeros": found and found.zeros,
+        "nan": found and found.nan,
+        "inf": found and found.inf,
+        "histogram": {"edges": [value_json(edge) for edge in row.edges], "counts": list(row.counts)} if found else None,
+        "note": row.note or None,
+    }
 
 
 def edit_json(edit: Edit) -> str:
