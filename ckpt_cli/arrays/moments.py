@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,11 +43,19 @@ class Moments:
     least: float | int | None = None
     """None where there is no finite number."""
     most: float | int | None = None
-    mean: float = 0.0
+    pivot: float | int = 0
+    """A number near the mean, exact however large."""
+    offset: float = 0.0
+    """What the mean is beyond it."""
     squares: float = 0.0
     """The sum of the squares of the distances from the mean."""
     below: tuple[int, ...] = ()
     """How many numbers are less than each inner edge of the histogram."""
+
+    @property
+    def mean(self) -> float:
+        """The mean; NaN of no numbers."""
+        return float(self.pivot + self.offset) if self.count else math.nan
 
     @property
     def std(self) -> float:
@@ -57,19 +65,15 @@ class Moments:
     @property
     def norm(self) -> float:
         """The square root of the sum of squares."""
-        return math.sqrt(self.squares + self.count * self.mean * self.mean)
+        return math.sqrt(self.squares + self.count * self.mean * self.mean) if self.count else 0.0
 
 
 def merged(a: Moments, b: Moments) -> Moments:
     """The moments of two runs together."""
     if not a.count or not b.count:
-        some, none = (a, b) if a.count else (b, a)
-        below = some.below or none.below
-        return Moments(
-            some.count, a.nan + b.nan, a.inf + b.inf, some.zeros, some.least, some.most, some.mean, some.squares, below
-        )
+        return replace(a if a.count else b, nan=a.nan + b.nan, inf=a.inf + b.inf)
     count = a.count + b.count
-    apart = b.mean - a.mean
+    apart = (b.pivot - a.pivot) + (b.offset - a.offset)
     share = b.count / count
     assert a.least is not None and a.most is not None and b.least is not None and b.most is not None
     return Moments(
@@ -79,7 +83,8 @@ def merged(a: Moments, b: Moments) -> Moments:
         a.zeros + b.zeros,
         min(a.least, b.least),
         max(a.most, b.most),
-        a.mean + apart * share,
+        a.pivot,
+        a.offset + apart * share,
         a.squares + b.squares + apart * apart * a.count * share,
         tuple(map(sum, zip(a.below, b.below, strict=True))) if a.below and b.below else (),
     )
@@ -140,10 +145,11 @@ def moments(values: Array, plan: Plan) -> Moments:
             if not finite.size:
                 return Moments(nan=nan, inf=inf)
             values, least, most = finite, finite.min(), finite.max()
-        mean, squares = _spread(values, plan.pivot, least, most)
+        offset, squares = _spread(values, plan.pivot, least, most)
         below = tuple(_below(values, edge, least, most) for edge in plan.edges)
         zeros = 0 if least > 0 or most < 0 else int(np.count_nonzero(np.equal(values, 0, out=_flags(values.size))))
-        return Moments(values.size, nan, inf, zeros, least.item(), most.item(), mean, squares, below)
+        ends = least.item(), most.item()
+        return Moments(values.size, nan, inf, zeros, *ends, plan.pivot, offset, squares, below)
 
 
 def _below(values: Array, edge: float | int, least: Any, most: Any) -> int:
@@ -158,7 +164,7 @@ def _below(values: Array, edge: float | int, least: Any, most: Any) -> int:
 
 
 def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[float, float]:
-    """The mean, and the sum of the squares of the distances from it."""
+    """What the mean is beyond the pivot, and the sum of the squares of the distances from the mean."""
     import numpy as np
 
     if values.dtype.kind != "f":
@@ -166,7 +172,7 @@ def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[f
     low, high = float(least) - pivot, float(most) - pivot
     reach = max(abs(low), abs(high))
     if reach == 0:
-        return float(pivot), 0.0
+        return 0.0, 0.0
     if values.dtype != np.float32 or _SMALL < reach < _LARGE:
         near = values
         if pivot:
@@ -174,18 +180,18 @@ def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[f
         total, squares = _sums(near)
         lost = total * total / values.size
         if lost <= 0.9 * squares:
-            return pivot + total / values.size, max(squares - lost, 0.0)
-    return _spread_in_two_passes(values)
+            return total / values.size, max(squares - lost, 0.0)
+    mean, squares = _spread_in_two_passes(values)
+    return mean - pivot, squares
 
 
 def _spread_in_two_passes(values: Array) -> tuple[float, float]:
-    """The same in float64 around the mean itself, for what is far from the pivot, tiny or huge."""
+    """The mean and that sum, in float64 around the mean itself, for what is far from the pivot, tiny or huge."""
     import numpy as np
 
     wide = values.astype(np.float64)
-    scale = float(np.abs(wide).max()) / values.size if wide.size else 0.0
     mean = float(wide.mean())
-    if not math.isfinite(mean) and math.isfinite(scale):
+    if not math.isfinite(mean):  # the sum is beyond float64, the mean is not
         mean = float((wide / values.size).sum())
     wide -= mean
     total, squares = _sums(wide)
@@ -193,7 +199,7 @@ def _spread_in_two_passes(values: Array) -> tuple[float, float]:
 
 
 def _spread_of_integers(values: Array, pivot: int, least: int, most: int) -> tuple[float, float]:
-    """The same of integers, whose distances from the pivot are exact as long as 64 bits hold them."""
+    """The offset and that sum of integers, whose distances from the pivot are exact as long as 64 bits hold them."""
     import numpy as np
 
     if values.dtype.itemsize == 8 and least - pivot >= -(2**63) and most - pivot < 2**63:
@@ -204,7 +210,7 @@ def _spread_of_integers(values: Array, pivot: int, least: int, most: int) -> tup
     mean = float(moved.mean())
     moved -= mean
     total, squares = _sums(moved)
-    return pivot + (mean + total / values.size), max(squares - total * total / values.size, 0.0)
+    return mean + total / values.size, max(squares - total * total / values.size, 0.0)
 
 
 def _sums(values: Array) -> tuple[float, float]:
@@ -213,18 +219,18 @@ def _sums(values: Array) -> tuple[float, float]:
 
     whole = values.size // _ROW * _ROW
     rows, rest = values[:whole].reshape(-1, _ROW), values[whole:].astype(np.float64)
-    total = float(rows.sum(axis=1).sum(dtype=np.float64)) + float(rest.sum())
-    squares = float(_row_dots(rows).sum(dtype=np.float64)) + float((rest * rest).sum())
+    total = float(_dots(rows, np.ones(_ROW, rows.dtype)).sum(dtype=np.float64)) + float(rest.sum())
+    squares = float(_dots(rows, rows).sum(dtype=np.float64)) + float((rest * rest).sum())
     return total, squares
 
 
-def _row_dots(rows: Array) -> Array:
-    """The sum of squares of each row; not by a BLAS, which would start threads of its own."""
+def _dots(rows: Array, others: Array) -> Array:
+    """Each row times another; not by one call of BLAS, which would start threads of its own."""
     import numpy as np
 
     if hasattr(np, "vecdot"):  # numpy 2
-        return np.asarray(np.vecdot(rows, rows))
-    return np.asarray(np.einsum("ij,ij->i", rows, rows))
+        return np.asarray(np.vecdot(rows, others))
+    return np.asarray(np.einsum("ij,j->i" if others.ndim == 1 else "ij,ij->i", rows, others))
 
 
 def _flags(count: int) -> Array:

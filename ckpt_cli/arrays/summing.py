@@ -115,7 +115,7 @@ class Codes:
         ends = (int(least), int(most)) if self._whole else (least, most)
         edges = self._edges(*ends)
         below = tuple(sum(count for value, count in weights if value < edge) for edge in edges)
-        return Moments(count, nan, inf, zeros, *ends, mean, squares, below)
+        return Moments(count, nan, inf, zeros, *ends, 0, mean, squares, below)
 
     def _edges(self, least: float | int, most: float | int) -> list[float | int]:
         if least == most:

@@ -37,9 +37,7 @@ def stats_command(
     """
     layout = style_of(style, json=json)
     with opened(file) as checkpoint, workers(jobs) as executor, progress() as told:
-        found = stats(
-            checkpoint, names or (), executor, told, sort=sort and str(sort.value), bad_only=bad, total=total
-        )
+        found = stats(checkpoint, names or (), executor, told, sort=sort and str(sort.value), bad_only=bad, total=total)
     if layout == "json":
         from ckpt_cli.render.jsons import stats_json
 

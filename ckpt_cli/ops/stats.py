@@ -164,9 +164,7 @@ def _plans(
                 yield tensor, known[key], tensor.shape if region is None else region.shape
 
 
-def _subject(
-    checkpoint: Checkpoint, work: Work, tensor: Tensor, region: Region | None, index: Index
-) -> _Subject | str:
+def _subject(checkpoint: Checkpoint, work: Work, tensor: Tensor, region: Region | None, index: Index) -> _Subject | str:
     from ckpt_cli.arrays.codec import require_plain
 
     try:
