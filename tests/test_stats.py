@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def agrees(row: dict[str, Any], values: np.ndarray[Any, Any]) -> None:
     assert row["norm"] == pytest.approx(math.sqrt(math.fsum(value * value for value in exact)), rel=1e-6)
     edges, counts = row["histogram"]["edges"], row["histogram"]["counts"]
     assert edges == sorted(edges)
-    for bar, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+    for bar, (low, high) in enumerate(pairwise(edges)):
         top = finite <= high if bar == len(counts) - 1 else finite < high
         assert counts[bar] == int(((finite >= low) & top).sum())
 

@@ -75,19 +75,25 @@ def merged(a: Moments, b: Moments) -> Moments:
     count = a.count + b.count
     apart = (b.pivot - a.pivot) + (b.offset - a.offset)
     share = b.count / count
-    assert a.least is not None and a.most is not None and b.least is not None and b.most is not None
     return Moments(
         count,
         a.nan + b.nan,
         a.inf + b.inf,
         a.zeros + b.zeros,
-        min(a.least, b.least),
-        max(a.most, b.most),
+        min(_ends(a)[0], _ends(b)[0]),
+        max(_ends(a)[1], _ends(b)[1]),
         a.pivot,
         a.offset + apart * share,
         a.squares + b.squares + apart * apart * a.count * share,
         tuple(map(sum, zip(a.below, b.below, strict=True))) if a.below and b.below else (),
     )
+
+
+def _ends(found: Moments) -> tuple[float | int, float | int]:
+    """The least and the greatest of what has finite numbers."""
+    assert found.least is not None
+    assert found.most is not None
+    return found.least, found.most
 
 
 @dataclass(frozen=True, slots=True)

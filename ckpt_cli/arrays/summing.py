@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.codec import Codec
@@ -61,7 +62,7 @@ class Numbers:
         ]
         steps = [0, *(below for _, below in inner), found.count]
         edges = [found.least, *(edge for edge, _ in inner), found.most]
-        return edges, [after - before for before, after in zip(steps, steps[1:], strict=False)]
+        return edges, [after - before for before, after in pairwise(steps)]
 
 
 class Codes:
@@ -74,7 +75,7 @@ class Codes:
         self._values: Array = values.reshape(256, -1).astype(np.float64)
         self._whole = values.dtype.kind in "iub"
 
-    def chunk(self, data: memoryview, part: tuple[slice, ...]) -> Array:
+    def chunk(self, data: memoryview, _part: tuple[slice, ...]) -> Array:
         """How often each code is there; pairs of bytes are counted, as that is half the work."""
         import numpy as np
 
@@ -115,7 +116,7 @@ class Codes:
         ends = (int(least), int(most)) if self._whole else (least, most)
         edges = self._edges(*ends)
         below = tuple(sum(count for value, count in weights if value < edge) for edge in edges)
-        return Moments(count, nan, inf, zeros, *ends, 0, mean, squares, below)
+        return Moments(count, nan, inf, zeros, ends[0], ends[1], 0, mean, squares, below)
 
     def _edges(self, least: float | int, most: float | int) -> list[float | int]:
         if least == most:
@@ -130,7 +131,7 @@ class Codes:
             return [], []
         steps = [0, *found.below, found.count]
         edges = [found.least, *self._edges(found.least, found.most), found.most]
-        return edges, [after - before for before, after in zip(steps, steps[1:], strict=False)]
+        return edges, [after - before for before, after in pairwise(steps)]
 
 
 def summer_of(codec: Codec, *, flagged: bool, big_endian: bool) -> Numbers | Codes:

@@ -10,11 +10,23 @@ import typer
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.work import Jobs, progress, workers
-from ckpt_cli.ops.stats import KEYS, stats
+from ckpt_cli.ops.stats import stats
 from ckpt_cli.render.stats import stats_text
 
-Key = Enum("Key", {key: key for key in KEYS}, type=str)
-"""What `--sort` takes."""
+
+class Key(str, Enum):
+    """What `--sort` takes: the columns."""
+
+    name = "name"
+    numel = "numel"
+    min = "min"
+    max = "max"
+    mean = "mean"
+    std = "std"
+    norm = "norm"
+    zeros = "zeros"
+    nan = "nan"
+    inf = "inf"
 
 
 def stats_command(

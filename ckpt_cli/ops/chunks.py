@@ -23,7 +23,7 @@ from ckpt_cli.model import Checkpoint, Tensor, contiguous_stride
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-    from ckpt_cli.arrays.codec import Codec
+    from ckpt_cli.arrays import codec as codecs
 
 CHUNK = 256 << 10
 """Bytes of a chunk: they stay in the processor's cache while all is asked of them."""
@@ -63,7 +63,7 @@ class Source:
     its turn comes, in order, by whoever hands out the jobs. With `any_order` a transposed view is read as it stands.
     With a codec whose elements do not all mean the same, each chunk is a basic index of the region.
 
-    Raises UnsupportedError for a tensor without bytes of its own.
+    Raises UnsupportedError for a tensor without bytes of its own, and for a view of packed elements that is not plain.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Source:
         checkpoint: Checkpoint,
         tensor: Tensor,
         region: Region,
-        codec: Codec | None = None,
+        codec: codecs.Codec | None = None,
         *,
         any_order: bool = False,
     ) -> None:
@@ -86,8 +86,15 @@ class Source:
         self._extents: list[Extent] = []
         self.plain = self._find_extents()
         """Whether the jobs themselves read it."""
-        if not self.plain and (codec is None and self._bits % 8):
-            raise UnsupportedError(f"tensor {tensor.name!r} packs elements into bytes and is no contiguous view")
+        if not self.plain:
+            self.gather()
+
+    def gather(self) -> None:
+        """Have it gathered although it stands plainly: its bytes are not what is asked for."""
+        from ckpt_cli.arrays.codec import Codec
+
+        self.plain = False
+        self.codec = self.codec or Codec(self.tensor)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -136,7 +143,10 @@ class Source:
         """The bytes of a chunk, valid until this thread reads the next one into the same buffer `which`."""
         if chunk.data is not None:
             return memoryview(chunk.data)
-        begin, end = chunk.begin * self._bits // 8, (chunk.end * self._bits + 7) // 8
+        return self.read_bytes(chunk.begin * self._bits // 8, (chunk.end * self._bits + 7) // 8, which)
+
+    def read_bytes(self, begin: int, end: int, which: int = 0) -> memoryview:
+        """The same of a range of its bytes, where it is plain."""
         buffer = _buffer(end - begin, which)
         at = done = 0
         for extent in self._extents:
@@ -153,11 +163,11 @@ class Source:
         return part_at(self.region.shape, begin, end)
 
     def _gather(self, begin: int, end: int) -> bytes:
-        from ckpt_cli.arrays.codec import Codec, stored_of
+        from ckpt_cli.arrays.codec import stored_of
 
+        assert self.codec is not None
         region = self.region.at(self.part(begin, end))
-        codec = self.codec or Codec(self.tensor)
-        data = stored_of(self.checkpoint, self.tensor, codec, region).tobytes()
+        data = stored_of(self.checkpoint, self.tensor, self.codec, region).tobytes()
         for file in self.checkpoint.container.files:
             file.forget()
         return data

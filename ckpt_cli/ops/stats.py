@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from ckpt_cli.arrays.regions import Index
     from ckpt_cli.arrays.summing import Codes, Numbers
 
-KEYS = ("name", "numel", "min", "max", "mean", "std", "norm", "zeros", "nan", "inf")
-"""What rows can be sorted by."""
-
 _SPOTS = 8
 """Places of a tensor from which a sample is taken."""
 
@@ -53,7 +50,7 @@ class Row:
         return self.moments is not None and bool(self.moments.nan or self.moments.inf)
 
     def key(self, key: str) -> Any:
-        """What it is sorted by: one of `KEYS`; NaN where it has none."""
+        """What it is sorted by: what a column has, NaN where that is nothing."""
         if key in ("name", "numel"):
             return getattr(self, key)
         found = getattr(self.moments, {"min": "least", "max": "most"}.get(key, key)) if self.moments else None
@@ -134,7 +131,7 @@ def stats(
     """Sum up the tensors that NAMEs select, on an executor; `told` hears of the bytes done.
 
     A tensor that is made of others is told by its parts; one without values, or packed in a way that no format
-    defines, has a note instead of numbers. `sort` is one of `KEYS`, greatest first but for names.
+    defines, has a note instead of numbers. `sort` is a column, greatest first but for names.
     """
     with about(checkpoint.path):
         plans = list(_plans(checkpoint, arguments))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.check import Report
     from ckpt_cli.ops.edit import Edit
     from ckpt_cli.ops.folding import Fold
+    from ckpt_cli.ops.hashing import Hashes
+    from ckpt_cli.ops.hashing import Verdict as HashVerdict
     from ckpt_cli.ops.listing import Listing
     from ckpt_cli.ops.scan import Scan
     from ckpt_cli.ops.shared import Group
@@ -229,6 +231,16 @@ def _stats_row(row: Row) -> dict[str, object]:
         "histogram": {"edges": [value_json(edge) for edge in row.edges], "counts": list(row.counts)} if found else None,
         "note": row.note or None,
     }
+
+
+def hash_json(hashes: Hashes) -> str:
+    """What `hash --json` prints."""
+    return line(asdict(hashes))
+
+
+def verified_json(path: str, verdict: HashVerdict) -> str:
+    """What `hash --verify --json` prints."""
+    return line({"path": path, "ok": verdict.ok, **asdict(verdict)})
 
 
 def edit_json(edit: Edit) -> str:
