@@ -284,7 +284,7 @@ def little_endian(tensor: Tensor, data: bytes) -> bytes:
     if not tensor.big_endian or tensor.dtype.bits <= 8:
         return data
     width = tensor.dtype.itemsize // (2 if tensor.dtype.category == "complex" else 1)
-    return np.frombuffer(data, f"u{width}").byteswap().tobytes()
+    return bytes(np.frombuffer(data, f"u{width}").byteswap().tobytes())
 
 
 def value_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:

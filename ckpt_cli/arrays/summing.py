@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Numbers:
     """Elements that become numbers chunk by chunk."""
 
-    def __init__(self, codec: Codec, *, flagged: bool, big_endian: bool) -> None:
+    def __init__(self, codec: Codec, *, flagged: bool, big_endian: bool, magnitudes: bool = True) -> None:
         self.codec = codec
+        self._magnitudes = magnitudes
         plain = None if flagged or (big_endian and codec.dtype.bits > 8) else _FAST.get(codec.dtype.name)
         self._fast = plain
         self.plan = Plan()
@@ -29,17 +30,17 @@ class Numbers:
         """Decide from some of the numbers where the histogram's bars stand."""
         self.plan = plan_of(values)
 
-    def values(self, data: memoryview, part: tuple[slice, ...]) -> Array:
-        """The numbers that bytes mean, flat; complex ones by their magnitude."""
+    def values(self, data: memoryview, part: tuple[slice, ...], which: int = 0) -> Array:
+        """The numbers that bytes mean, flat; valid until this thread asks for others of the same `which`."""
         import numpy as np
 
         if self._fast is not None:
-            return self._fast(data)
+            return self._fast(data, which)
         stored = np.frombuffer(data, self.codec.stored)
         if not self.codec.uniform:
             stored = stored.reshape([item.stop - item.start for item in part])
         found = self.codec.at(part).decode(stored).reshape(-1)
-        if found.dtype.kind == "c":
+        if found.dtype.kind == "c" and self._magnitudes:
             return _magnitudes(found)
         return found.view(np.uint8) if found.dtype.kind == "b" else found
 
@@ -151,8 +152,11 @@ def add(a: Any, b: Any) -> Any:
 # --- to numbers, fast ------------------------------------------------------------------------------------------------
 
 
-def _as(dtype: str) -> Callable[[memoryview], Array]:
-    def values(data: memoryview) -> Array:
+_ToNumbers = Callable[[memoryview, int], "Array"]
+
+
+def _as(dtype: str) -> _ToNumbers:
+    def values(data: memoryview, _which: int) -> Array:
         import numpy as np
 
         return np.frombuffer(data, dtype)
@@ -160,22 +164,22 @@ def _as(dtype: str) -> Callable[[memoryview], Array]:
     return values
 
 
-def _bfloat16(data: memoryview) -> Array:
+def _bfloat16(data: memoryview, which: int) -> Array:
     """A bfloat16 is the upper half of a float32."""
     import numpy as np
 
     codes = np.frombuffer(data, "<u2")
-    wide = room("bfloat16", codes.size, np.dtype(np.uint32))
+    wide = room(f"bfloat16 {which}", codes.size, np.dtype(np.uint32))
     np.left_shift(codes, 16, out=wide, dtype=np.uint32)
     return wide.view(np.float32)
 
 
-def _float16(data: memoryview) -> Array:
+def _float16(data: memoryview, which: int) -> Array:
     """A float16 whose bits are moved to where a float32 has them is 2⁻¹¹² times what it should be."""
     import numpy as np
 
     codes = np.frombuffer(data, "<i2")
-    wide = room("float16", codes.size, np.dtype(np.int32))
+    wide = room(f"float16 {which}", codes.size, np.dtype(np.int32))
     np.copyto(wide, codes)
     np.left_shift(wide, 13, out=wide)
     np.bitwise_and(wide, np.int32(0x8FFFE000 - (1 << 32)), out=wide)
@@ -196,7 +200,7 @@ def _magnitudes(values: Array) -> Array:
     return found
 
 
-_FAST: dict[str, Callable[[memoryview], Array]] = {
+_FAST: dict[str, _ToNumbers] = {
     **{f"float{bits}": _as(f"<f{bits // 8}") for bits in (32, 64)},
     **{f"int{bits}": _as(f"<i{bits // 8}") for bits in (16, 32, 64)},
     **{f"uint{bits}": _as(f"<u{bits // 8}") for bits in (16, 32, 64)},

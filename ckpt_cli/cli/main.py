@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from ckpt_cli.cli.boundary import guarded
 from ckpt_cli.errors import UsageError
 
-COMMANDS = ("ls", "info", "tree", "show", "ties", "stats", "check", "hash", "scan", "set")
+COMMANDS = ("ls", "info", "tree", "show", "ties", "stats", "diff", "check", "hash", "scan", "set")
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 
 _HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.
@@ -26,6 +26,7 @@ ckpt show model.pt 2.bias               values
 ckpt ties model.pt                      which names are one tensor
 ckpt check model.pt                     whether it is whole and sane
 ckpt stats model.pt                     min, max, mean, std, NaN of every tensor
+ckpt diff old.pt new.safetensors        what changed, by value
 ckpt hash model.pt                      digests of contents, whatever the format
 ckpt scan model.pt                      what would run if something else loaded it
 ckpt set model.pt '2.weight[0,0]=100'   edit in place, tied names follow

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ckpt_cli.ops.check import Report
+    from ckpt_cli.ops.diff import Change, Diff
     from ckpt_cli.ops.edit import Edit
     from ckpt_cli.ops.folding import Fold
     from ckpt_cli.ops.hashing import Hashes
@@ -231,6 +232,43 @@ def _stats_row(row: Row) -> dict[str, object]:
         "histogram": {"edges": [value_json(edge) for edge in row.edges], "counts": list(row.counts)} if found else None,
         "note": row.note or None,
     }
+
+
+def diff_json(diff: Diff) -> str:
+    """What `diff --json` prints."""
+    answer = {
+        "equal": diff.equal,
+        "only_a": list(diff.only_a),
+        "only_b": list(diff.only_b),
+        "changed": [_change(change) for change in diff.changed],
+        "values": [{"name": fact.name, "a": value_json(fact.a), "b": value_json(fact.b)} for fact in diff.values],
+        "ties": [{"names": list(tie.names), "a": tie.a, "b": tie.b} for tie in diff.ties],
+        "metadata": [{"key": fact.name, "a": fact.a, "b": fact.b} for fact in diff.metadata],
+    }
+    return line(answer)
+
+
+def _change(change: Change) -> dict[str, object]:
+    return {
+        "name": change.name,
+        "what": change.what,
+        "differing": change.differing,
+        "numel": change.numel,
+        "max_abs": value_json(change.max_abs),
+        "max_rel": value_json(change.max_rel),
+        "first": [list(index) for index in change.first],
+        "a": _element(change.a),
+        "b": _element(change.b),
+    }
+
+
+def _element(value: object) -> object:
+    """Values at some places, or a fact; complex numbers as pairs."""
+    if isinstance(value, list):
+        return [_element(item) for item in value]
+    if isinstance(value, complex):
+        return [_finite(value.real), _finite(value.imag)]
+    return value_json(value)
 
 
 def hash_json(hashes: Hashes) -> str:
