@@ -50,7 +50,7 @@ def test_a_command_prints_what_its_golden_file_says(case: Path, inputs: Path, tm
 
 def test_the_folder_has_cases_of_every_command() -> None:
     used = {line.split()[2] for case in CASES for line in _commands(case) if len(line.split()) > 2}
-    assert {"ls", "info", "tree", "show", "ties", "stats", "check", "hash", "scan", "set"} <= used
+    assert {"ls", "info", "tree", "show", "ties", "stats", "diff", "check", "hash", "scan", "set"} <= used
 
 
 def replayed(case: Path) -> str:

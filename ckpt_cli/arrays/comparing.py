@@ -150,7 +150,7 @@ def _with_odd_ones(a: Array, b: Array, same: Callable[[], Array] | None, begin: 
 
 
 def _integers_apart(a: Array, b: Array, begin: int, tolerance: Tolerance) -> Apart:
-    """The same of integers, whose distance is exact."""
+    """The same of integers."""
     import numpy as np
 
     differs = np.asarray(a != b)
@@ -158,18 +158,26 @@ def _integers_apart(a: Array, b: Array, begin: int, tolerance: Tolerance) -> Apa
         return Apart()
     places = np.flatnonzero(differs)
     some_a, some_b = a[places], b[places]
-    if a.dtype.itemsize < 8 and b.dtype.itemsize < 8:
-        distance = np.abs(some_a.astype(np.int64) - some_b.astype(np.int64)).astype(np.uint64)
-    else:  # modulo 2⁶⁴ the difference of the greater and the smaller one is right
-        words_a, words_b = (values.astype(np.int64 if values.dtype.kind == "i" else np.uint64).view(np.uint64)
-                            for values in (some_a, some_b))  # fmt: skip
-        distance = np.where(some_a > some_b, words_a - words_b, words_b - words_a)
+    distance = _distance_of_integers(some_a, some_b)
     size = np.abs(some_b.astype(np.float64))
     if tolerance.atol or tolerance.rtol:
         differs[places] = distance.astype(np.float64) > tolerance.atol + tolerance.rtol * size
     count = int(np.count_nonzero(differs))
     first = _first(differs, a, b, begin, tolerance.first) if count else ()
     return Apart(count, int(distance.max()), float((distance / size).max()), first)
+
+
+def _distance_of_integers(a: Array, b: Array) -> Array:
+    """|a - b| where they differ: exact, but for unsigned integers of 64 bits with signed ones, which may be too far."""
+    import numpy as np
+
+    if a.dtype.itemsize < 8 and b.dtype.itemsize < 8:
+        return np.abs(a.astype(np.int64) - b.astype(np.int64))
+    if a.dtype.kind != b.dtype.kind:
+        return np.maximum(np.abs(a.astype(np.float64) - b.astype(np.float64)), 1)
+    wide = np.dtype(f"{a.dtype.kind}8")
+    words_a, words_b = a.astype(wide).view(np.uint64), b.astype(wide).view(np.uint64)
+    return np.where(a > b, words_a - words_b, words_b - words_a)  # right modulo 2⁶⁴, and less than that
 
 
 def _first(differs: Array, a: Array, b: Array, begin: int, most: int) -> tuple[tuple[int, object, object], ...]:

@@ -88,6 +88,7 @@ class Asked:
     """What is compared, and how."""
 
     names: Sequence[str] = ()
+    """NAMEs, as they are after `strip` and `sub`."""
     strip: str = ""
     """A prefix that is taken from names which have it, in both."""
     sub: tuple[str, str] | None = None
@@ -109,16 +110,15 @@ def diff(
     With `quick` only whether the answer has differences is right. Raises UsageError where names fall together,
     NameNotFoundError for a NAME that neither has.
     """
-    comparison = _Comparison(a, b, asked, tolerance)
     with about(a.path):
-        return comparison.run(executor, told)
+        return _Comparison(a, b, asked, tolerance).run(executor, told)
 
 
 class _Comparison:
     """One comparison under way."""
 
     def __init__(self, a: Checkpoint, b: Checkpoint, asked: Asked, tolerance: Tolerance) -> None:
-        self._sides = (a, b)
+        self._sides = (_aligned(a, asked), _aligned(b, asked))
         self._works = (Work(a), Work(b))
         self._asked = asked
         self._tolerance = tolerance
@@ -129,8 +129,7 @@ class _Comparison:
 
     def run(self, executor: Executor, told: Told) -> Diff:
         """All of it."""
-        chosen = self._chosen()
-        a, b = (_named(checkpoint, names, self._asked) for checkpoint, names in zip(self._sides, chosen, strict=True))
+        a, b = ({entry.name: entry for entry in entries} for entries in self._chosen())
         for name in a:
             if name in b:
                 self._entries(name, a[name], b[name])
@@ -285,17 +284,19 @@ def _or_tensor(entry: Entry) -> object:
     return Opaque(f"<tensor {entry.dtype} {_list(entry.shape)}>")
 
 
-def _named(checkpoint: Checkpoint, entries: Sequence[Entry], asked: Asked) -> dict[str, Entry]:
-    """Entries by the names under which they are compared; of several with one name in the file, the last."""
-    found: dict[str, Entry] = {}
-    own: dict[str, str] = {}
+def _aligned(checkpoint: Checkpoint, asked: Asked) -> Checkpoint:
+    """The checkpoint with the names under which it is compared."""
+    if not asked.strip and asked.sub is None:
+        return checkpoint
     rename = _renaming(asked)
-    for entry in entries:
+    own: dict[str, str] = {}
+    entries: list[Entry] = []
+    for entry in checkpoint.entries:
         name = rename(entry.name)
         if own.setdefault(name, entry.name) != entry.name:
             raise UsageError(f"{own[name]!r} and {entry.name!r} would both be called {name!r}", path=checkpoint.path)
-        found[name] = entry
-    return found
+        entries.append(replace(entry, name=name))
+    return replace(checkpoint, entries=entries)
 
 
 def _renaming(asked: Asked) -> Callable[[str], str]:
