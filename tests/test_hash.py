@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint
 from builders import pt
 from builders.pickles import tensor
 from conftest import Ckpt
@@ -22,7 +23,11 @@ from ckpt_cli.ops import hashing
 README = Path(__file__).parent.parent / "README.md"
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*quantize", "ignore:.*ComplexHalf", "ignore:.*Quantized", "ignore:.*beta"
+    "ignore:.*quantize",
+    "ignore:.*ComplexHalf",
+    "ignore:.*Quantized",
+    "ignore:.*beta",
+    "ignore:torch.distributed is disabled",
 )
 
 DTYPES = [
@@ -169,3 +174,16 @@ def test_views_that_repeat_few_bytes_without_end_are_refused(tmp_path: Path, ckp
 
 def test_the_size_of_pieces_never_changes() -> None:
     assert hashing.PIECE == 4 * 1024 * 1024
+
+
+def test_distributed_checkpoints_and_plain_ones_are_one_to_every_command(tmp_path: Path, ckpt: Ckpt) -> None:
+    state = {"w": torch.randn(700, 1001), "b": torch.arange(10)}
+    torch.save(state, tmp_path / "m.pt")
+    torch.distributed.checkpoint.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    for command in ("hash", "stats"):
+        answers = {ckpt(command, tmp_path / path, "--json").out for path in ("m.pt", "dcp")}
+        assert len(answers) == 1
+    assert ckpt("diff", tmp_path / "m.pt", tmp_path / "dcp").code == 0
+    torch.save({**state, "w": -state["w"]}, tmp_path / "other.pt")
+    (change,) = json.loads(ckpt("diff", tmp_path / "dcp", tmp_path / "other.pt", "--json").out)["changed"]
+    assert change["max_abs"] == (2 * state["w"].abs().max()).item()
