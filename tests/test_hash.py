@@ -48,7 +48,7 @@ def reference() -> dict[str, Any]:
     """The functions of the README's listing."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     (listing,) = [block for block in blocks if "def tensor_hash" in block]
-    assert len(listing.strip().splitlines()) <= 14
+    assert len(listing.strip().splitlines()) <= 18
     names: dict[str, Any] = {}
     exec(listing, names)
     return names

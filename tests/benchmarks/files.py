@@ -9,6 +9,7 @@ import collections
 import io
 import json
 import pickle
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -129,7 +130,7 @@ def write_values(folder: Path) -> None:
     torch.save(state, folder / "4GB.values.pt")
     some = {name: state[name] for name in list(state)[:4]}
     torch.save(some, folder / "1GB.values.pt")
-    torch.save(some, folder / "1GB.same.pt")
+    shutil.copyfile(folder / "1GB.values.pt", folder / "1GB.same.pt")  # torch.save puts the file's name into it
     torch.save({name: values + 1e-3 for name, values in some.items()}, folder / "1GB.other.pt")
     for dtype in (torch.bfloat16, torch.float16):
         halves = {name: state[name].to(dtype) for name in list(state)[:8]}
