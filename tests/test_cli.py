@@ -49,6 +49,7 @@ def model(tmp_path: Path) -> Path:
     state = {"0.weight": torch.ones(2, 4), "0.bias": torch.ones(2), "2.weight": shared, "2.bias": torch.ones(1)}
     torch.save({**state, "4.weight": shared, "encoder.weight": torch.ones(3)}, tmp_path / "model.pt")
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "old.pt").write_bytes((tmp_path / "model.pt").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     return tmp_path
 
@@ -70,7 +71,7 @@ def test_the_help_of_a_command_ends_in_an_example_that_runs(
 
 def test_every_example_of_the_first_help_runs(model: Path, ckpt: Ckpt) -> None:
     examples = re.findall(r"^  (ckpt .+?)  +\S.*$", ckpt().out, re.MULTILINE)
-    assert len(examples) == 6
+    assert len(examples) == 9
     for example in examples:
         assert bash(example, model).returncode == 0
 
@@ -111,7 +112,7 @@ def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str,
     Path("text").write_text("hello\n")
     Path("zip").write_bytes(b"PK\3\4" + bytes(100))
     os.mkfifo("fifo")
-    answer = ckpt(command, file, *(["x=1"] if command == "set" else []))
+    answer = ckpt(command, file, *{"set": ["x=1"], "diff": [file]}.get(command, []))
     assert (answer.code, answer.out) == (2, "")
     assert ONE_LINE.fullmatch(answer.err)
     assert answer.err.startswith(f"ckpt: {file.encode('unicode_escape').decode()}: ")

@@ -41,7 +41,7 @@ def diff_command(
     error, ties, entries that are no tensors; metadata where both are of one format. Different dtypes are compared in
     the wider. Exit 0 means equal, and nothing is printed; 1 means that they differ, 2 trouble.
 
-    Example: ckpt diff old.pt new.safetensors --rtol 1e-3
+    Example: ckpt diff model.pt old.pt --rtol 1e-3
     """
     layout = style_of(style, json=json)
     asked = Asked(names or (), strip, sub, quiet)

@@ -41,7 +41,7 @@ def hash_command(
     The same dtype, shape and values have the same hash, whatever the format, the shards, the order of entries, strides
     and ties. The README tells how to compute it without ckpt.
 
-    Example: ckpt hash --json model.pt > model.json; ckpt hash converted/ --verify model.json
+    Example: ckpt hash --json model.pt > model.json
     """
     layout = style_of(style, json=json)
     manifest = read_manifest(verify) if verify is not None else None

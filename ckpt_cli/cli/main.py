@@ -26,7 +26,7 @@ ckpt show model.pt 2.bias               values
 ckpt ties model.pt                      which names are one tensor
 ckpt check model.pt                     whether it is whole and sane
 ckpt stats model.pt                     min, max, mean, std, NaN of every tensor
-ckpt diff old.pt new.safetensors        what changed, by value
+ckpt diff model.pt old.pt               what changed, by value
 ckpt hash model.pt                      digests of contents, whatever the format
 ckpt scan model.pt                      what would run if something else loaded it
 ckpt set model.pt '2.weight[0,0]=100'   edit in place, tied names follow
