@@ -44,6 +44,9 @@ COMMANDS = (
     ("set", "{file}", "*=0", "-o", "{out}"),
     ("ls", "--fold", "--waste", "{file}"),
     ("check", "--deep", "{file}"),
+    ("stats", "--total", "{file}"),
+    ("hash", "{file}"),
+    ("diff", "{file}", "{file}"),
 )
 
 

@@ -55,6 +55,7 @@ def model(tmp_path: Path) -> Path:
     torch.save({"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, tmp_path / "train.ckpt")
     torch.save({"part": torch.zeros(100)[:10]}, tmp_path / "slices.pt")
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "old.pt").write_bytes((tmp_path / "model.pt").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     return tmp_path
 
@@ -76,7 +77,7 @@ def test_the_help_of_a_command_ends_in_an_example_that_runs(
 
 def test_every_example_of_the_first_help_runs(model: Path, ckpt: Ckpt) -> None:
     examples = re.findall(r"^  (ckpt .+?)  +\S.*$", ckpt().out, re.MULTILINE)
-    assert len(examples) == 6
+    assert len(examples) == 9
     for example in examples:
         assert bash(example, model).returncode == 0
 
@@ -121,7 +122,8 @@ def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str,
     Path("text").write_text("hello\n")
     Path("zip").write_bytes(b"PK\3\4" + bytes(100))
     os.mkfifo("fifo")
-    answer = ckpt(command, file, *NEEDED.get(command, ()))
+    needed = [file] if command == "diff" else NEEDED.get(command, ())
+    answer = ckpt(command, file, *needed)
     assert (answer.code, answer.out) == (2, "")
     assert ONE_LINE.fullmatch(answer.err)
     assert answer.err.startswith(f"ckpt: {file.encode('unicode_escape').decode()}: ")
@@ -359,7 +361,7 @@ def completed(shell: Ckpt, line: str, kind: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
 def test_tab_completes_commands_and_the_names_in_the_file(work: Path, shell: Ckpt, kind: str) -> None:
-    assert completed(shell, "ckpt s", kind) == ["show", "scan", "set"]
+    assert completed(shell, "ckpt s", kind) == ["show", "stats", "scan", "set"]
     assert completed(shell, "ckpt show mlp.pt 2.", kind) == ["2.weight", "2.bias"]
     assert completed(shell, "ckpt ties mlp.pt 0.bias 2.b", kind) == ["2.bias"]
     assert "epoch" in completed(shell, "ckpt ls train.pt e", kind)

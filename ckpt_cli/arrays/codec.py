@@ -6,6 +6,7 @@ values in it (the first in the low four bits), so that a pair adds a dimension o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_cli import limits
@@ -269,6 +270,21 @@ def _gathered(checkpoint: Checkpoint, storage: Storage, codec: Codec, region: Re
         data = checkpoint.container.view(storage, low * size, (high - low) * size)
         found[part] = codec.array(data, piece, low)
     return found
+
+
+def little_endian(tensor: Tensor, data: bytes) -> bytes:
+    """Stored elements of a tensor, one after the other, as they would be stored little-endian and without flags."""
+    import numpy as np
+
+    if tensor.conj or tensor.neg:
+        flat = replace(tensor, conj=False, neg=False, big_endian=False)
+        with np.errstate(all="ignore"):
+            values = Codec(tensor).decode(np.frombuffer(data, Codec(tensor).stored))
+            return bytes(Codec(flat).encode(values, cast=True).tobytes())
+    if not tensor.big_endian or tensor.dtype.bits <= 8:
+        return data
+    width = tensor.dtype.itemsize // (2 if tensor.dtype.category == "complex" else 1)
+    return bytes(np.frombuffer(data, f"u{width}").byteswap().tobytes())
 
 
 def value_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:

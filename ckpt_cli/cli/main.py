@@ -16,7 +16,7 @@ from ckpt_cli.cli.boundary import guarded
 from ckpt_cli.errors import UsageError
 
 COMMANDS = (
-    "ls", "info", "tree", "show", "ties", "check", "scan",
+    "ls", "info", "tree", "show", "ties", "stats", "diff", "check", "hash", "scan",
     "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "compact", "convert",
 )  # fmt: skip
 """Each is the function of the same name in the module of the same name, imported when it is called."""
@@ -28,6 +28,9 @@ ckpt ls model.pt                        names, dtypes, shapes
 ckpt show model.pt 2.bias               values
 ckpt ties model.pt                      which names are one tensor
 ckpt check model.pt                     whether it is whole and sane
+ckpt stats model.pt                     min, max, mean, std, NaN of every tensor
+ckpt diff model.pt old.pt               what changed, by value
+ckpt hash model.pt                      digests of contents, whatever the format
 ckpt scan model.pt                      what would run if something else loaded it
 ckpt set model.pt '2.weight[0,0]=100'   edit in place, tied names follow
 """

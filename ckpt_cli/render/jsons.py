@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
     from ckpt_cli.ops.check import Report
     from ckpt_cli.ops.convert import Conversion
+    from ckpt_cli.ops.diff import Change, Diff
     from ckpt_cli.ops.edit import Edit
     from ckpt_cli.ops.folding import Fold
+    from ckpt_cli.ops.hashing import Hashes
+    from ckpt_cli.ops.hashing import Verdict as HashVerdict
     from ckpt_cli.ops.listing import Listing
     from ckpt_cli.ops.scan import Scan
     from ckpt_cli.ops.shared import Group
+    from ckpt_cli.ops.stats import Row, Stats
     from ckpt_cli.ops.summary import Summary
     from ckpt_cli.ops.ties import Ties, Verdict
     from ckpt_cli.ops.values import Composed, Item, Shown, Unshown
@@ -197,6 +201,85 @@ def check_json(report: Report) -> str:
     """What `check --json` prints."""
     findings = [asdict(finding) for finding in report.findings]
     return line({"path": report.path, "ok": report.ok, "deep": report.deep, "findings": findings})
+
+
+def stats_json(stats: Stats) -> Iterator[str]:
+    """What `stats --json` prints, a tensor a line."""
+    yield '{"tensors": ['
+    separator = "\n"
+    for row in stats.rows:
+        yield separator + json.dumps(_stats_row(row), allow_nan=False)
+        separator = ",\n"
+    total = "null" if stats.total is None else json.dumps(_stats_row(stats.total), allow_nan=False)
+    yield f'], "total": {total}}}\n'
+
+
+def _stats_row(row: Row) -> dict[str, object]:
+    """One row; where there are no values, or no finite ones, numbers of them are null."""
+    found = row.moments
+    return {
+        "name": row.name,
+        "dtype": row.dtype,
+        "shape": None if row.shape is None else list(row.shape),
+        "numel": row.numel,
+        "min": found and value_json(found.least),
+        "max": found and value_json(found.most),
+        "mean": found and (value_json(found.mean) if found.count else None),
+        "std": found and (_finite(found.std) if found.count else None),
+        "norm": found and _finite(found.norm),
+        "zeros": found and found.zeros,
+        "nan": found and found.nan,
+        "inf": found and found.inf,
+        "histogram": {"edges": [value_json(edge) for edge in row.edges], "counts": list(row.counts)} if found else None,
+        "note": row.note or None,
+    }
+
+
+def diff_json(diff: Diff) -> str:
+    """What `diff --json` prints."""
+    answer = {
+        "equal": diff.equal,
+        "only_a": list(diff.only_a),
+        "only_b": list(diff.only_b),
+        "changed": [_change(change) for change in diff.changed],
+        "values": [{"name": fact.name, "a": value_json(fact.a), "b": value_json(fact.b)} for fact in diff.values],
+        "ties": [{"names": list(tie.names), "a": tie.a, "b": tie.b} for tie in diff.ties],
+        "metadata": [{"key": fact.name, "a": fact.a, "b": fact.b} for fact in diff.metadata],
+    }
+    return line(answer)
+
+
+def _change(change: Change) -> dict[str, object]:
+    return {
+        "name": change.name,
+        "what": change.what,
+        "differing": change.differing,
+        "numel": change.numel,
+        "max_abs": value_json(change.max_abs),
+        "max_rel": value_json(change.max_rel),
+        "first": [list(index) for index in change.first],
+        "a": _element(change.a),
+        "b": _element(change.b),
+    }
+
+
+def _element(value: object) -> object:
+    """Values at some places, or a fact; complex numbers as pairs."""
+    if isinstance(value, list):
+        return [_element(item) for item in value]
+    if isinstance(value, complex):
+        return [_finite(value.real), _finite(value.imag)]
+    return value_json(value)
+
+
+def hash_json(hashes: Hashes) -> str:
+    """What `hash --json` prints."""
+    return line(asdict(hashes))
+
+
+def verified_json(path: str, verdict: HashVerdict) -> str:
+    """What `hash --verify --json` prints."""
+    return line({"path": path, "ok": verdict.ok, **asdict(verdict)})
 
 
 def edit_json(edit: Edit) -> str:

@@ -23,7 +23,9 @@ PYTHON = sys.executable
 CKPT = str(Path(PYTHON).with_name("ckpt"))
 ROUNDS = 9
 SLOW_ROUNDS = 3
-"""Rounds of commands that import torch."""
+"""Rounds of commands that import torch, and of those that read gigabytes."""
+READ = "readv loop, {}"
+"""A plain loop of readv into one megabyte: what reading costs."""
 
 
 @dataclass
@@ -41,9 +43,14 @@ class Row:
     """Kilobytes of memory at most."""
 
     @property
+    def answers(self) -> tuple[int, ...]:
+        """Exit codes that are no failure: of a comparison, that there are differences too."""
+        return (0, 1) if "diff" in self.command else (0,)
+
+    @property
     def is_slow(self) -> bool:
-        """Whether it imports torch."""
-        return "torch" in " ".join(self.command)
+        """Whether it imports torch or reads gigabytes."""
+        return any(word in " ".join(self.command) for word in ("torch", "GB.values", "1GB.bfloat16", "1GB.float16"))
 
     @property
     def median(self) -> float:
@@ -57,7 +64,7 @@ class Row:
         _, status, usage = os.wait4(process.pid, 0)
         self.seconds.append(time.perf_counter() - begin)
         self.peak = max(self.peak, usage.ru_maxrss)
-        if status:
+        if os.waitstatus_to_exitcode(status) not in self.answers:
             raise SystemExit(f"{self.label} failed: {' '.join(self.command)}")
 
 
@@ -146,6 +153,39 @@ def rows(folder: Path) -> list[Row]:
     ]
 
 
+def values_rows(folder: Path) -> list[Row]:
+    """Commands that read every byte, against what reads it and does less or more."""
+    loop = "import os, sys\nb = [bytearray(1 << 20)]\nf = os.open(sys.argv[1], os.O_RDONLY)\nwhile os.readv(f, b): pass"
+    usual = (
+        "import sys, torch\nfor name, t in torch.load(sys.argv[1]).items():\n"
+        "  print(name, t.min(), t.max(), t.mean(), t.std(), t.isnan().sum())"
+    )
+    four, one, same, other = (
+        str(folder / f"{name}.pt") for name in ("4GB.values", "1GB.values", "1GB.same", "1GB.other")
+    )
+    small = str(folder / "200.pt")
+    halves = []
+    for kind in ("bfloat16", "float16"):
+        path = str(folder / f"1GB.{kind}.pt")
+        halves.append(Row(READ.format(f"1GB {kind}"), [*python(loop), path]))
+        halves.append(Row(f"ckpt stats, 1GB {kind}", [CKPT, "stats", path], READ.format(f"1GB {kind}"), "5"))
+    return [
+        Row(READ.format("4GB"), [*python(loop), four]),
+        Row("ckpt stats, 4GB float32", [CKPT, "stats", four], READ.format("4GB"), "2"),
+        Row("torch.load, min, max, mean, std, isnan, 4GB", [*python(usual), four], "ckpt stats, 4GB float32"),
+        *halves,
+        Row(READ.format("1GB"), [*python(loop), one]),
+        Row("sha256sum, 1GB", ["sha256sum", one]),
+        Row("ckpt hash, 1GB", [CKPT, "hash", one], "sha256sum, 1GB", "0.5"),
+        Row("cmp, 1GB", ["cmp", one, same]),
+        Row("ckpt diff, 1GB, equal", [CKPT, "diff", one, same], "cmp, 1GB", "1.43"),
+        Row("ckpt diff, 1GB float32, all different", [CKPT, "diff", one, other], READ.format("1GB"), "4"),
+        Row("ckpt stats, 200 small tensors", [CKPT, "stats", small], "no-op Typer command", "+0.5 s"),
+        Row("ckpt hash, 200 small tensors", [CKPT, "hash", small], "no-op Typer command", "+0.5 s"),
+        Row("ckpt diff, 200 small tensors", [CKPT, "diff", small, small], "no-op Typer command", "+0.5 s"),
+    ]
+
+
 def report(measured: list[Row]) -> str:
     """The table: seconds, memory, the ratio and what it should stay under."""
     medians = {row.label: row.median for row in measured}
@@ -169,7 +209,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name:
         folder = Path(name)
         subprocess.run([PYTHON, str(HERE / "files.py"), name], check=True)
-        measured = rows(folder)
+        measured = [*rows(folder), *values_rows(folder)]
         for row in measured:
             row.run()  # once unmeasured: the page cache, and compiled modules
             row.seconds.clear()

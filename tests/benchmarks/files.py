@@ -9,6 +9,7 @@ import collections
 import io
 import json
 import pickle
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -128,8 +129,24 @@ def write_real(path: Path) -> None:
     torch.save({f"layers.{i}.weight": torch.randn(1000, 1250) for i in range(TENSORS)}, path)
 
 
+def write_values(folder: Path) -> None:
+    """Files full of numbers: 4 GB of float32, 1 GB of it, a copy and what differs in every element, 1 GB of halves."""
+    generator = torch.Generator().manual_seed(0)
+    state = {f"layers.{i}.weight": torch.randn(62_500, 1000, generator=generator) for i in range(16)}
+    torch.save(state, folder / "4GB.values.pt")
+    some = {name: state[name] for name in list(state)[:4]}
+    torch.save(some, folder / "1GB.values.pt")
+    shutil.copyfile(folder / "1GB.values.pt", folder / "1GB.same.pt")  # torch.save puts the file's name into it
+    torch.save({name: values + 1e-3 for name, values in some.items()}, folder / "1GB.other.pt")
+    for dtype in (torch.bfloat16, torch.float16):
+        halves = {name: state[name].to(dtype) for name in list(state)[:8]}
+        torch.save(halves, folder / f"1GB.{str(dtype).removeprefix('torch.')}.pt")
+    torch.save({f"layers.{i}.weight": torch.randn(16, 16) for i in range(TENSORS)}, folder / "200.pt")
+
+
 def main(folder: Path) -> None:
     """Write all files."""
+    write_values(folder)
     for name, nbytes in SIZES.items():
         write_sparse_pt(folder / f"{name}.pt", nbytes)
         write_sparse_safetensors(folder / f"{name}.safetensors", nbytes)

@@ -1,0 +1,265 @@
+"""What many numbers sum up to: least, greatest, mean, spread, counts; chunk by chunk, and merged.
+
+A chunk is summed around a number near its mean (a pivot), in float32 within rows of 512 and in float64 beyond, and
+chunks merge as Chan, Golub and LeVeque do ("Updating formulae and a pairwise algorithm for computing sample
+variances"), so that a mean far larger than the spread costs no digits. Merging in a fixed order gives the same bits
+whoever summed the chunks.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+BINS = 8
+"""Bars of a histogram."""
+
+_ROW = 512
+"""Elements that are summed in their own precision before float64 takes over."""
+
+_SMALL, _LARGE = 1e-15, 1e15
+"""Between these, squares of float32 numbers and sums of them neither vanish nor overflow."""
+
+_LOCAL = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What a run of numbers sums up to; all but the counts of `nan` and `inf` is over the finite ones."""
+
+    count: int = 0
+    """Finite numbers."""
+    nan: int = 0
+    inf: int = 0
+    """Numbers that are infinite, of either sign."""
+    zeros: int = 0
+    least: float | int | None = None
+    """None where there is no finite number."""
+    most: float | int | None = None
+    pivot: float | int = 0
+    """A number near the mean, exact however large."""
+    offset: float = 0.0
+    """What the mean is beyond it."""
+    squares: float = 0.0
+    """The sum of the squares of the distances from the mean."""
+    below: tuple[int, ...] = ()
+    """How many numbers are less than each inner edge of the histogram."""
+
+    @property
+    def mean(self) -> float:
+        """The mean; NaN of no numbers."""
+        return float(self.pivot + self.offset) if self.count else math.nan
+
+    @property
+    def std(self) -> float:
+        """The standard deviation with n - 1, as torch.std; NaN of fewer than two numbers."""
+        return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else math.nan
+
+    @property
+    def norm(self) -> float:
+        """The square root of the sum of squares."""
+        return math.sqrt(self.squares + self.count * self.mean * self.mean) if self.count else 0.0
+
+
+def merged(a: Moments, b: Moments) -> Moments:
+    """The moments of two runs together."""
+    if not a.count or not b.count:
+        return replace(a if a.count else b, nan=a.nan + b.nan, inf=a.inf + b.inf)
+    count = a.count + b.count
+    apart = (b.pivot - a.pivot) + (b.offset - a.offset)
+    share = b.count / count
+    return Moments(
+        count,
+        a.nan + b.nan,
+        a.inf + b.inf,
+        a.zeros + b.zeros,
+        min(_ends(a)[0], _ends(b)[0]),
+        max(_ends(a)[1], _ends(b)[1]),
+        a.pivot,
+        a.offset + apart * share,
+        a.squares + b.squares + apart * apart * a.count * share,
+        tuple(map(sum, zip(a.below, b.below, strict=True))) if a.below and b.below else (),
+    )
+
+
+def _ends(found: Moments) -> tuple[float | int, float | int]:
+    """The least and the greatest of what has finite numbers."""
+    assert found.least is not None
+    assert found.most is not None
+    return found.least, found.most
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is decided from a sample before a tensor is summed."""
+
+    edges: tuple[float | int, ...] = ()
+    """The inner edges of the histogram, values of the dtype that is summed."""
+    pivot: float | int = 0
+    """A number near the mean where that is far from 0 as the spread goes, else 0."""
+
+
+def plan_of(sample: Array) -> Plan:
+    """Edges and pivot from some of the numbers: bars of one width over all but the outermost of them."""
+    import numpy as np
+
+    if sample.dtype.kind == "f":
+        sample = sample[np.isfinite(sample)]
+    if not sample.size:
+        return Plan()
+    ordered = np.sort(sample)
+    low, high = ordered[len(ordered) // 200], ordered[-1 - len(ordered) // 200]
+    if sample.dtype.kind != "f":
+        return Plan(_whole_edges(int(low), int(high)), int(ordered[len(ordered) // 2]))
+    with np.errstate(all="ignore"):
+        wide = ordered.astype(np.float64)
+        mean, std = float(wide.mean()), float(wide.std())
+        pivot = float(sample.dtype.type(mean)) if abs(mean) > std / 4 and math.isfinite(mean) else 0.0
+        if low == high:
+            return Plan((float(low), float(np.nextafter(low, np.inf, dtype=sample.dtype))), pivot)
+        spots = float(low) + (float(high) / BINS - float(low) / BINS) * np.arange(1, BINS)
+        edges = sorted({float(edge) for edge in spots.astype(sample.dtype) if np.isfinite(edge)})
+    return Plan(tuple(edges), pivot)
+
+
+def _whole_edges(low: int, high: int) -> tuple[int, ...]:
+    if low == high:
+        return low, low + 1
+    return tuple(sorted({low - (low - high) * bar // BINS for bar in range(1, BINS)} - {low}))
+
+
+def moments(values: Array, plan: Plan) -> Moments:
+    """The moments of a chunk of floats or integers in the machine's own byte order."""
+    import numpy as np
+
+    if not values.size:
+        return Moments()
+    with np.errstate(all="ignore"):
+        least, most = values.min(), values.max()
+        nan = inf = 0
+        if values.dtype.kind == "f" and not (np.isfinite(least) and np.isfinite(most)):
+            nan = int(np.count_nonzero(np.isnan(values)))
+            finite = values[np.isfinite(values)]
+            inf = values.size - nan - finite.size
+            if not finite.size:
+                return Moments(nan=nan, inf=inf)
+            values, least, most = finite, finite.min(), finite.max()
+        offset, squares = _spread(values, plan.pivot, least, most)
+        below = tuple(_below(values, edge, least, most) for edge in plan.edges)
+        zeros = 0 if least > 0 or most < 0 else int(np.count_nonzero(np.equal(values, 0, out=_flags(values.size))))
+        ends = least.item(), most.item()
+        return Moments(values.size, nan, inf, zeros, *ends, plan.pivot, offset, squares, below)
+
+
+def _below(values: Array, edge: float | int, least: Any, most: Any) -> int:
+    """How many are less than an edge."""
+    import numpy as np
+
+    if edge <= least:
+        return 0
+    if edge > most:
+        return values.size
+    return int(np.count_nonzero(np.less(values, values.dtype.type(edge), out=_flags(values.size))))
+
+
+def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[float, float]:
+    """What the mean is beyond the pivot, and the sum of the squares of the distances from the mean."""
+    import numpy as np
+
+    if values.dtype.kind != "f":
+        return _spread_of_integers(values, int(pivot), int(least), int(most))
+    low, high = float(least) - pivot, float(most) - pivot
+    reach = max(abs(low), abs(high))
+    if reach == 0:
+        return 0.0, 0.0
+    if values.dtype != np.float32 or _SMALL < reach < _LARGE:
+        near = values
+        if pivot:
+            near = np.subtract(values, values.dtype.type(pivot), out=_numbers(values.size, values.dtype))
+        total, squares = _sums(near)
+        lost = total * total / values.size
+        if lost <= 0.9 * squares:
+            return total / values.size, max(squares - lost, 0.0)
+    mean, squares = _spread_in_two_passes(values)
+    return mean - pivot, squares
+
+
+def _spread_in_two_passes(values: Array) -> tuple[float, float]:
+    """The mean and that sum, in float64 around the mean itself, for what is far from the pivot, tiny or huge."""
+    import numpy as np
+
+    wide = values.astype(np.float64)
+    mean = float(wide.mean())
+    if not math.isfinite(mean):  # the sum is beyond float64, the mean is not
+        mean = float((wide / values.size).sum())
+    wide -= mean
+    total, squares = _sums(wide)
+    return mean + total / values.size, max(squares - total * total / values.size, 0.0)
+
+
+def _spread_of_integers(values: Array, pivot: int, least: int, most: int) -> tuple[float, float]:
+    """The offset and that sum of integers, whose distances from the pivot are exact as long as 64 bits hold them."""
+    import numpy as np
+
+    if values.dtype.itemsize == 8 and least - pivot >= -(2**63) and most - pivot < 2**63:
+        moved = (values.view(np.uint64) - np.uint64(pivot % 2**64)).view(np.int64).astype(np.float64)
+    else:
+        moved = values.astype(np.float64)
+        moved -= float(pivot)
+    mean = float(moved.mean())
+    moved -= mean
+    total, squares = _sums(moved)
+    return mean + total / values.size, max(squares - total * total / values.size, 0.0)
+
+
+def _sums(values: Array) -> tuple[float, float]:
+    """The sum and the sum of squares: float32 within rows, float64 over them."""
+    import numpy as np
+
+    whole = values.size // _ROW * _ROW
+    rows, rest = values[:whole].reshape(-1, _ROW), values[whole:].astype(np.float64)
+    total = float(_dots(rows, np.ones(_ROW, rows.dtype)).sum(dtype=np.float64)) + float(rest.sum())
+    squares = float(_dots(rows, rows).sum(dtype=np.float64)) + float((rest * rest).sum())
+    return total, squares
+
+
+def _dots(rows: Array, others: Array) -> Array:
+    """Each row times another; not by one call of BLAS, which would start threads of its own."""
+    import numpy as np
+
+    if hasattr(np, "vecdot"):  # numpy 2
+        return np.asarray(np.vecdot(rows, others))
+    return np.asarray(np.einsum("ij,j->i" if others.ndim == 1 else "ij,ij->i", rows, others))
+
+
+def _flags(count: int) -> Array:
+    """Room for truth values, each thread's own."""
+    import numpy as np
+
+    return _room("flags", count, np.dtype(bool))
+
+
+def _numbers(count: int, dtype: Any) -> Array:
+    """Room for numbers, each thread's own."""
+    return _room(f"numbers {dtype}", count, dtype)
+
+
+def _room(what: str, count: int, dtype: Any) -> Array:
+    import numpy as np
+
+    room: Array | None = _LOCAL.__dict__.get(what)
+    if room is None or room.size < count:
+        room = _LOCAL.__dict__[what] = np.empty(count, dtype)
+    return room[:count]
+
+
+def room(what: str, count: int, dtype: Any) -> Array:
+    """Room for an intermediate of a chunk, each thread's own and valid until it asks for the same again."""
+    return _room(what, count, dtype)

@@ -1,0 +1,57 @@
+"""`ckpt diff`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.arrays.comparing import Tolerance
+from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
+from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.cli.work import Jobs, progress, workers
+from ckpt_cli.ops.diff import Asked, diff
+from ckpt_cli.render.diff import diff_text
+
+Other = Annotated[str, typer.Argument(metavar="OTHER", help="The checkpoint that it is compared with, of any format.")]
+
+
+def diff_command(
+    file: File,
+    other: Other,
+    names: Names = None,
+    atol: Annotated[float, typer.Option("--atol", min=0, help="Equal if |a - b| <= atol + rtol * |b|.")] = 0,
+    rtol: Annotated[float, typer.Option("--rtol", min=0, help="The same, relative to b.")] = 0,
+    equal_nan: Annotated[
+        bool, typer.Option("--equal-nan", help="NaN are equal whatever their bits; else only those of the same bits.")
+    ] = False,
+    strip: Annotated[str, typer.Option("--strip", metavar="PREFIX", help="Take a prefix from names, in both.")] = "",
+    sub: Annotated[
+        tuple[str, str] | None, typer.Option("--sub", metavar="REGEX REPL", help="Replace in names, in both.")
+    ] = None,
+    first: Annotated[int, typer.Option("-n", "--first", min=0, max=1000, help="Tell so many places of a tensor.")] = 3,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing; stop at the first difference.")] = False,
+    jobs: Jobs = 0,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> None:
+    """Compare two checkpoints by value.
+
+    Any formats and shardings: names that only one has, shapes, dtypes, elements with the greatest absolute and relative
+    error, ties, entries that are no tensors; metadata where both are of one format. Different dtypes are compared in
+    the wider. Exit 0 means equal, and nothing is printed; 1 means that they differ, 2 trouble.
+
+    Example: ckpt diff model.pt old.pt --rtol 1e-3
+    """
+    layout = style_of(style, json=json)
+    asked = Asked(names or (), strip, sub, quiet)
+    tolerance = Tolerance(atol, rtol, equal_nan, first)
+    with opened(file) as a, opened(other) as b, workers(jobs) as executor, progress() as told:
+        found = diff(a, b, asked, tolerance, executor, told)
+    if layout == "json" and not quiet:
+        from ckpt_cli.render.jsons import diff_json
+
+        answer([diff_json(found)])
+    elif not quiet:
+        answer(diff_text(found, layout))
+    raise typer.Exit(0 if found.equal else 1)

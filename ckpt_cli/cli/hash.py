@@ -1,0 +1,70 @@
+"""`ckpt hash`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.options import File, Format, Json, Style, opened
+from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.cli.work import Jobs, progress, workers
+from ckpt_cli.ops.hashing import Hashes, compare, hash_tensors, read_manifest
+from ckpt_cli.render.hashing import hashes_text, verdict_text
+
+
+class Algorithm(str, Enum):
+    """What `--algorithm` takes."""
+
+    blake3 = "blake3"
+    sha256 = "sha256"
+
+
+def hash_command(
+    file: File,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            "--verify", metavar="MANIFEST", help="Compare with what hash --json printed; exit 1 if it differs."
+        ),
+    ] = None,
+    algorithm: Annotated[
+        Algorithm, typer.Option("--algorithm", help="The hash function; that of MANIFEST if there is one.")
+    ] = Algorithm.blake3,
+    jobs: Jobs = 0,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> None:
+    """Hash the content of each tensor, and of all.
+
+    The same dtype, shape and values have the same hash, whatever the format, the shards, the order of entries, strides
+    and ties. The README tells how to compute it without ckpt.
+
+    Example: ckpt hash --json model.pt > model.json
+    """
+    layout = style_of(style, json=json)
+    manifest = read_manifest(verify) if verify is not None else None
+    chosen = manifest.algorithm if manifest is not None else str(algorithm.value)
+    with opened(file) as checkpoint, workers(jobs) as executor, progress() as told:
+        found = hash_tensors(checkpoint, chosen, executor, told)
+    if manifest is not None:
+        raise typer.Exit(_verified(file, manifest, found, layout))
+    if layout == "json":
+        from ckpt_cli.render.jsons import hash_json
+
+        answer([hash_json(found)])
+    else:
+        answer(hashes_text(found, layout))
+
+
+def _verified(file: str, manifest: Hashes, found: Hashes, layout: str) -> int:
+    """Tell what differs from the manifest; returns the exit code."""
+    verdict = compare(manifest, found)
+    if layout == "json":
+        from ckpt_cli.render.jsons import verified_json
+
+        answer([verified_json(file, verdict)])
+    else:
+        answer(verdict_text(verdict, layout))
+    return 0 if verdict.ok else 1

@@ -1,0 +1,58 @@
+"""`ckpt stats`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
+from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.cli.work import Jobs, progress, workers
+from ckpt_cli.ops.stats import stats
+from ckpt_cli.render.stats import stats_text
+
+
+class Key(str, Enum):
+    """What `--sort` takes: the columns."""
+
+    name = "name"
+    numel = "numel"
+    min = "min"
+    max = "max"
+    mean = "mean"
+    std = "std"
+    norm = "norm"
+    zeros = "zeros"
+    nan = "nan"
+    inf = "inf"
+
+
+def stats_command(
+    file: File,
+    names: Names = None,
+    total: Annotated[bool, typer.Option("--total", help="Add a row of all together, tied ones once.")] = False,
+    sort: Annotated[Key | None, typer.Option("--sort", help="By a column, greatest first; names from a to z.")] = None,
+    bad: Annotated[bool, typer.Option("--nan", help="List only tensors with NaN or infinities.")] = False,
+    jobs: Jobs = 0,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> None:
+    """Sum up the values of each tensor.
+
+    Least, greatest, mean, standard deviation (n - 1, as torch.std), norm and a histogram of the finite ones; how many
+    are zero, NaN and infinite. Complex numbers count by their magnitude, quantized ones as what they stand for. Each
+    byte is read once, in bounded memory.
+
+    Example: ckpt stats model.pt --sort std
+    """
+    layout = style_of(style, json=json)
+    with opened(file) as checkpoint, workers(jobs) as executor, progress() as told:
+        found = stats(checkpoint, names or (), executor, told, sort=sort and str(sort.value), bad_only=bad, total=total)
+    if layout == "json":
+        from ckpt_cli.render.jsons import stats_json
+
+        answer(stats_json(found))
+    else:
+        answer(stats_text(found, layout))

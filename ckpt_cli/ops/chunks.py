@@ -1,0 +1,267 @@
+"""The seam of heavy work: values cut into chunks, and jobs over them mapped on an executor.
+
+A `Source` reads the elements of one view in row-major order, any range of its chunks. A job is a few megabytes of
+them; what it answers is small. Chunks and jobs are cut alike whatever the executor is, and answers come back in the
+order of the jobs, so that any number of workers gives the same. Nothing here makes an executor.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, TypeVar
+
+from ckpt_cli.arrays.regions import Region
+from ckpt_cli.errors import CkptError, UnsupportedError
+from ckpt_cli.files.extents import Extent
+from ckpt_cli.model import Checkpoint, Tensor, contiguous_stride
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
+    from ckpt_cli.arrays import codec as codecs
+
+CHUNK = 256 << 10
+"""Bytes of a chunk: they stay in the processor's cache while all is asked of them."""
+
+JOB = 16 * CHUNK
+"""Bytes of a job, from which on the next one begins."""
+
+_AHEAD = 16
+"""Jobs that are under way at a time."""
+
+_EXTENTS = 1_000
+"""Places of one storage that are read one by one; what is in more of them is gathered."""
+
+_LOCAL = threading.local()
+
+Told = Callable[[int, int], None]
+"""Gets the bytes that were gone through, and those that will be in all."""
+
+_Job = TypeVar("_Job")
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A range of a view's elements in row-major order."""
+
+    begin: int
+    end: int
+    data: bytes | None = None
+    """Its bytes, where they had to be gathered before the job began."""
+
+
+class Source:
+    """Reads the elements of one view, row after row.
+
+    What stands plainly in a file is read by the jobs. What is strided, compressed or stored in pieces is gathered when
+    its turn comes, in order, by whoever hands out the jobs. With `any_order` a transposed view is read as it stands.
+    With a codec whose elements do not all mean the same, each chunk is a basic index of the region.
+
+    Raises UnsupportedError for a tensor without bytes of its own, and for a view of packed elements that is not plain.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tensor: Tensor,
+        region: Region,
+        codec: codecs.Codec | None = None,
+        *,
+        any_order: bool = False,
+    ) -> None:
+        if tensor.storage is None:
+            raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
+        self.checkpoint = checkpoint
+        self.tensor = tensor
+        self.codec = codec
+        self._bits = tensor.dtype.bits
+        self._by_rows = codec is not None and not codec.uniform
+        self.region = _in_file_order(region) if any_order and not self._by_rows else region
+        self._extents: list[Extent] = []
+        self.plain = self._find_extents()
+        """Whether the jobs themselves read it."""
+        if not self.plain:
+            self.gather()
+
+    def gather(self) -> None:
+        """Have it gathered although it stands plainly: its bytes are not what is asked for."""
+        from ckpt_cli.arrays.codec import Codec
+
+        self.plain = False
+        self.codec = self.codec or Codec(self.tensor)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The file and the byte where it begins; what must be gathered comes last."""
+        first = self._extents[0] if self._extents else None
+        return (first.file, first.offset) if first is not None else (len(self.checkpoint.container.files), 0)
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return self.region.numel
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its elements take."""
+        return self.tensor.dtype.nbytes(self.numel)
+
+    def _find_extents(self) -> bool:
+        """Find where the bytes stand; False where they cannot simply be read."""
+        region, bits = self.region, self._bits
+        storage = self.tensor.storage
+        if storage is None or region.stride != contiguous_stride(region.shape) or region.offset * bits % 8:
+            return False
+        if storage.composed or (bits < 8 and self.codec is not None):
+            return False
+        with suppress(CkptError):  # compressed
+            nbytes = self.nbytes
+            self._extents = list(self.checkpoint.container.extents(storage, region.offset * bits // 8, nbytes))
+            return len(self._extents) <= _EXTENTS and sum(extent.nbytes for extent in self._extents) == nbytes
+        return False
+
+    def cuts(self, most: int | None = None) -> Iterator[tuple[int, int]]:
+        """The ranges of its chunks: at most so many elements each, or as many as `CHUNK` bytes hold."""
+        most = most or max(8 * CHUNK // self._bits, 1)
+        numel = self.numel
+        if self.plain and not self._by_rows:
+            yield from ((at, min(at + most, numel)) for at in range(0, numel, most))
+        else:
+            yield from row_cuts(self.region.shape, most)
+
+    def chunk(self, begin: int, end: int) -> Chunk:
+        """One chunk, ready for a job that may run elsewhere; what must be gathered is gathered now."""
+        return Chunk(begin, end, None if self.plain else self._gather(begin, end))
+
+    def read(self, chunk: Chunk, which: int = 0) -> memoryview:
+        """The bytes of a chunk, valid until this thread reads the next one into the same buffer `which`."""
+        if chunk.data is not None:
+            return memoryview(chunk.data)
+        return self.read_bytes(chunk.begin * self._bits // 8, (chunk.end * self._bits + 7) // 8, which)
+
+    def read_bytes(self, begin: int, end: int, which: int = 0) -> memoryview:
+        """The same of a range of its bytes, where it is plain."""
+        buffer = _buffer(end - begin, which)
+        at = done = 0
+        for extent in self._extents:
+            low, high = max(begin, at), min(end, at + extent.nbytes)
+            if low < high:
+                file = self.checkpoint.container.files[extent.file]
+                file.read_into(buffer[done : done + high - low], extent.offset + low - at)
+                done += high - low
+            at += extent.nbytes
+        return buffer
+
+    def part(self, begin: int, end: int) -> tuple[slice, ...]:
+        """The index of a range of elements that `row_cuts` made."""
+        return part_at(self.region.shape, begin, end)
+
+    def _gather(self, begin: int, end: int) -> bytes:
+        from ckpt_cli.arrays.codec import stored_of
+
+        assert self.codec is not None
+        region = self.region.at(self.part(begin, end))
+        data = stored_of(self.checkpoint, self.tensor, self.codec, region).tobytes()
+        for file in self.checkpoint.container.files:
+            file.forget()
+        return data
+
+
+def _in_file_order(region: Region) -> Region:
+    """The same elements, in the order in which they stand, if they stand without gaps or repetition."""
+    dims = [(step, size) for size, step in zip(region.shape, region.stride, strict=True) if size != 1]
+    dims.sort(reverse=True)
+    shape = tuple(size for _, size in dims)
+    stride = tuple(step for step, _ in dims)
+    if region.numel and stride == contiguous_stride(shape):
+        return Region((region.numel,), (1,), region.offset)
+    return region
+
+
+def row_cuts(shape: tuple[int, ...], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `most` elements in row-major order, each of which is a basic index of the shape."""
+    numel = prod(shape)
+    if not numel:
+        return
+    inner = numel
+    for size in shape:
+        inner //= size
+        if inner <= most:
+            break
+    else:
+        size, inner = 1, 1
+    step = max(most // inner, 1)
+    row = size * inner
+    for outer in range(0, numel, row):
+        for at in range(0, size, step):
+            yield outer + at * inner, outer + min(at + step, size) * inner
+
+
+def part_at(shape: tuple[int, ...], begin: int, end: int) -> tuple[slice, ...]:
+    """The basic index that selects a range which `row_cuts` made."""
+    part: list[slice] = []
+    inner = prod(shape)
+    whole = False
+    for size in shape:
+        inner //= max(size, 1)
+        if whole:
+            part.append(slice(0, size))
+            continue
+        first, last = begin // inner, (end - 1) // inner
+        part.append(slice(first, last + 1))
+        whole = first != last
+        begin, end = begin - first * inner, end - first * inner
+    return tuple(part)
+
+
+def run(
+    jobs: Iterable[_Job], work: Callable[[_Job], _Answer], executor: Executor, ahead: int = _AHEAD
+) -> Iterator[_Answer]:
+    """What `work` answers to each job, in order; a few jobs are under way at a time, the rest is not yet made.
+
+    An error, or a caller that stops to ask, drops what has not begun.
+    """
+    running: deque[Future[_Answer]] = deque()
+    try:
+        for job in jobs:
+            if len(running) >= ahead:
+                yield running.popleft().result()
+            running.append(executor.submit(work, job))
+        while running:
+            yield running.popleft().result()
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def grouped(items: Iterable[tuple[_Job, int]], most: int = JOB) -> Iterator[list[_Job]]:
+    """Put items, each of so many bytes, together until they have `most` bytes, as one job."""
+    group: list[_Job] = []
+    nbytes = 0
+    for item, size in items:
+        group.append(item)
+        nbytes += size + _ITEM
+        if nbytes >= most:
+            yield group
+            group, nbytes = [], 0
+    if group:
+        yield group
+
+
+_ITEM = 32 << 10
+"""Bytes that could be gone through in the time that an item takes by itself."""
+
+
+def _buffer(nbytes: int, which: int) -> memoryview:
+    """A buffer of so many bytes, each thread's own."""
+    buffers: dict[int, bytearray] = _LOCAL.__dict__.setdefault("buffers", {})
+    buffer = buffers.get(which)
+    if buffer is None or len(buffer) < nbytes:
+        buffer = buffers[which] = bytearray(max(nbytes, CHUNK))
+    return memoryview(buffer)[:nbytes]

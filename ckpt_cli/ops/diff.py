@@ -1,0 +1,340 @@
+"""What `diff` answers: in what two checkpoints differ, by value, whatever formats and shards they are in."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ckpt_cli.arrays.regions import Region
+from ckpt_cli.errors import NameNotFoundError, UsageError, about
+from ckpt_cli.model import Checkpoint, Entry, Opaque, Tensor, Value
+from ckpt_cli.ops.chunks import Told
+from ckpt_cli.ops.names import select
+from ckpt_cli.ops.pairs import Pair, Side, compare_pairs
+from ckpt_cli.ops.shared import tie_groups
+from ckpt_cli.ops.work import Work
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ckpt_cli.arrays.comparing import Tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A tensor that both have, and that is not the same in both."""
+
+    name: str
+    what: str
+    """`layout`, `shape`, `dtype` or `value`: the first of these that differs."""
+    a: object
+    """The layout, shape or dtype in the first checkpoint, or its values at the places of `first`."""
+    b: object
+    numel: int
+    differing: int | None = None
+    """Elements that are not equal; None where they were not compared, because shapes or layouts differ."""
+    max_abs: float | int | None = None
+    """The greatest |a - b|."""
+    max_rel: float | None = None
+    """The greatest |a - b| / |b|."""
+    first: Sequence[Sequence[int]] = ()
+    """The indices of the first elements that differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something else that differs: a value that is no tensor, or a line of the metadata."""
+
+    name: str
+    a: object
+    """None where only the second checkpoint has it."""
+    b: object
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Names that are one tensor in one checkpoint and not in the other."""
+
+    names: Sequence[str]
+    a: bool
+    """Whether they are tied in the first."""
+    b: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """The answer."""
+
+    only_a: Sequence[str] = ()
+    only_b: Sequence[str] = ()
+    changed: Sequence[Change] = ()
+    values: Sequence[Fact] = ()
+    """Entries that are no tensors in one of them, and differ."""
+    ties: Sequence[Tie] = ()
+    metadata: Sequence[Fact] = ()
+    """Differences of the metadata; compared only between checkpoints of one format."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether there is no difference."""
+        return not (self.only_a or self.only_b or self.changed or self.values or self.ties or self.metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is compared, and how."""
+
+    names: Sequence[str] = ()
+    """NAMEs, as they are after `strip` and `sub`."""
+    strip: str = ""
+    """A prefix that is taken from names which have it, in both."""
+    sub: tuple[str, str] | None = None
+    """A regular expression, and what its matches in names become, in both."""
+    quick: bool = False
+    """Whether only it matters that there is a difference, not which."""
+
+
+def diff(
+    a: Checkpoint,
+    b: Checkpoint,
+    asked: Asked,
+    tolerance: Tolerance,
+    executor: Executor,
+    told: Told = lambda _, __: None,
+) -> Diff:
+    """Compare two checkpoints on an executor; `told` hears of the bytes done.
+
+    With `quick` only whether the answer has differences is right. Raises UsageError where names fall together,
+    NameNotFoundError for a NAME that neither has.
+    """
+    with about(a.path):
+        return _Comparison(a, b, asked, tolerance).run(executor, told)
+
+
+class _Comparison:
+    """One comparison under way."""
+
+    def __init__(self, a: Checkpoint, b: Checkpoint, asked: Asked, tolerance: Tolerance) -> None:
+        self._sides = (_aligned(a, asked), _aligned(b, asked))
+        self._works = (Work(a), Work(b))
+        self._asked = asked
+        self._tolerance = tolerance
+        self._changed: list[Callable[[], Change | None]] = []
+        self._values: list[Fact] = []
+        self._pairs: dict[object, Pair] = {}
+        self._pairs_of_parts: set[object] = set()
+
+    def run(self, executor: Executor, told: Told) -> Diff:
+        """All of it."""
+        a, b = ({entry.name: entry for entry in entries} for entries in self._chosen())
+        for name in a:
+            if name in b:
+                self._entries(name, a[name], b[name])
+        found = Diff(
+            [name for name in a if name not in b],
+            [name for name in b if name not in a],
+            [change for made in self._changed if (change := made()) is not None],
+            self._values,
+            _ties(a, b),
+            [] if self._asked.names else self._metadata(),
+        )
+        if self._asked.quick and not found.equal:
+            return found
+        compare_pairs(list(self._pairs.values()), executor, told, quick=self._asked.quick)
+        return replace(found, changed=[change for made in self._changed if (change := made()) is not None])
+
+    def _chosen(self) -> list[Sequence[Entry]]:
+        """The entries of each that NAMEs select: one that neither has is an error."""
+        names = self._asked.names
+        if not names:
+            return [checkpoint.entries for checkpoint in self._sides]
+        found: list[list[Entry]] = [[], []]
+        for name in names:
+            errors = []
+            for entries, checkpoint in zip(found, self._sides, strict=True):
+                try:
+                    selections = select(checkpoint, [name])
+                except NameNotFoundError as error:
+                    errors.append(error)
+                    continue
+                if any(selection.index is not None for selection in selections):
+                    raise UsageError("diff compares whole tensors: leave the index out")
+                entries.extend(selection.entry for selection in selections)
+            if len(errors) == 2:
+                raise errors[0]
+        return [list({id(entry): entry for entry in entries}.values()) for entries in found]
+
+    def _metadata(self) -> list[Fact]:
+        a, b = self._sides
+        if a.format != b.format:
+            return []
+        keys = dict.fromkeys([*a.metadata, *b.metadata])
+        return [
+            Fact(key, a.metadata.get(key), b.metadata.get(key))
+            for key in keys
+            if a.metadata.get(key) != b.metadata.get(key)
+        ]
+
+    def _entries(self, name: str, a: Entry, b: Entry) -> None:
+        """Compare what has one name in both."""
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            self._tensors(name, a, b)
+        elif isinstance(a, Value) and isinstance(b, Value):
+            if not _same_value(a.value, b.value):
+                self._values.append(Fact(name, a.value, b.value))
+        else:
+            self._values.append(Fact(name, *(_or_tensor(entry) for entry in (a, b))))
+
+    def _tensors(self, name: str, a: Tensor, b: Tensor) -> None:
+        numel = a.numel
+        if a.layout != b.layout:
+            self._changed.append(lambda: Change(name, "layout", a.layout, b.layout, numel))
+        elif a.shape != b.shape or (a.storage is None) != (b.storage is None):
+            self._changed.append(lambda: Change(name, "shape", _list(a.shape), _list(b.shape), numel))
+        elif a.storage is None:
+            self._parts(name, a, b)
+        elif not _comparable(a, b):
+            self._changed.append(lambda: Change(name, "dtype", a.dtype.name, b.dtype.name, numel))
+        else:
+            pair = self._pair(a, b)
+            self._changed.append(lambda: _change(name, a, b, pair.found))
+
+    def _parts(self, name: str, a: Tensor, b: Tensor) -> None:
+        """Compare what tensors are made of, or what is told of those that have no values."""
+        roles_a, roles_b = [part.name for part in a.parts], [part.name for part in b.parts]
+        if roles_a != roles_b:
+            self._changed.append(lambda: Change(name, "layout", roles_a, roles_b, a.numel))
+        elif not roles_a and a.dtype.name != b.dtype.name:
+            self._changed.append(lambda: Change(name, "dtype", a.dtype.name, b.dtype.name, a.numel, 0))
+        key = (a.view or id(a), b.view or id(b))
+        if a.parts and key not in self._pairs_of_parts:
+            self._pairs_of_parts.add(key)
+            for part_a, part_b in zip(a.parts, b.parts, strict=False):
+                if part_a.name == part_b.name:
+                    self._tensors(f"{name}.{part_a.name}", part_a, part_b)
+
+    def _pair(self, a: Tensor, b: Tensor) -> Pair:
+        """The comparison of two views, which tied names share."""
+        key = (a.view or id(a), b.view or id(b))
+        if key not in self._pairs:
+            sides = []
+            for checkpoint, work, tensor in zip(self._sides, self._works, (a, b), strict=True):
+                with about(checkpoint.path):
+                    work.add_parts(tensor)
+                    work.add(tensor, Region.of(tensor))
+                    sides.append(Side(checkpoint, tensor))
+            self._pairs[key] = Pair(sides[0], sides[1], self._tolerance)
+        return self._pairs[key]
+
+
+def _comparable(a: Tensor, b: Tensor) -> bool:
+    """Whether elements of both can be compared one by one: of one dtype, or each one value."""
+    if a.dtype.name == b.dtype.name or a.layout == "quantized":
+        return True
+    return all(side.dtype.numpy is not None and side.dtype.name != "float4_e2m1fn_x2" for side in (a, b))
+
+
+def _change(name: str, a: Tensor, b: Tensor, found: object) -> Change | None:
+    """What a compared tensor's difference is; None where there is none."""
+    from ckpt_cli.arrays.codec import value_shape
+    from ckpt_cli.arrays.comparing import Apart
+
+    assert isinstance(found, Apart)
+    if a.dtype.name == b.dtype.name and not found.differing:
+        return None
+    shape = a.shape or ()
+    if a.dtype.numpy is None and a.layout == "strided":  # compared byte by byte
+        shape = (a.nbytes,)
+    shape = value_shape(a.dtype, shape)
+    first = [_index(shape, number) for number, _, _ in found.first]
+    what, told_a, told_b = "value", [was for _, was, _ in found.first], [now for _, _, now in found.first]
+    facts: tuple[object, object] = (told_a, told_b)
+    if a.dtype.name != b.dtype.name:
+        what, facts = "dtype", (a.dtype.name, b.dtype.name)
+    return Change(name, what, *facts, math.prod(shape), found.differing, found.max_abs, found.max_rel, first)
+
+
+def _index(shape: Sequence[int], number: int) -> list[int]:
+    """The index of an element, from its number in row-major order."""
+    index = []
+    for size in reversed(shape):
+        number, place = divmod(number, size)
+        index.append(place)
+    return index[::-1]
+
+
+def _list(shape: tuple[int, ...] | None) -> list[int] | None:
+    return None if shape is None else list(shape)
+
+
+def _same_value(a: object, b: object) -> bool:
+    """Whether two plain values are the same; NaN is, and 1 is neither 1.0 nor True."""
+    try:
+        return repr(a) == repr(b)
+    except (ValueError, RecursionError):  # integers of thousands of digits
+        return a == b
+
+
+def _or_tensor(entry: Entry) -> object:
+    if isinstance(entry, Value):
+        return entry.value
+    return Opaque(f"<tensor {entry.dtype} {_list(entry.shape)}>")
+
+
+def _aligned(checkpoint: Checkpoint, asked: Asked) -> Checkpoint:
+    """The checkpoint with the names under which it is compared."""
+    if not asked.strip and asked.sub is None:
+        return checkpoint
+    rename = _renaming(asked)
+    own: dict[str, str] = {}
+    entries: list[Entry] = []
+    for entry in checkpoint.entries:
+        name = rename(entry.name)
+        if own.setdefault(name, entry.name) != entry.name:
+            raise UsageError(f"{own[name]!r} and {entry.name!r} would both be called {name!r}", path=checkpoint.path)
+        entries.append(replace(entry, name=name))
+    return replace(checkpoint, entries=entries)
+
+
+def _renaming(asked: Asked) -> Callable[[str], str]:
+    """What --strip and --sub make of a name."""
+    try:
+        pattern = re.compile(asked.sub[0]) if asked.sub else None
+    except re.error as error:
+        raise UsageError(f"{asked.sub[0] if asked.sub else ''!r} is no regular expression: {error}") from None
+    prefix = asked.strip.removesuffix(".") + "." if asked.strip else ""
+
+    def rename(name: str) -> str:
+        name = name.removeprefix(prefix)
+        if pattern is None or asked.sub is None:
+            return name
+        try:
+            return pattern.sub(asked.sub[1], name)
+        except (re.error, IndexError) as error:
+            raise UsageError(f"{asked.sub[1]!r} is no replacement: {error}") from None
+
+    return rename
+
+
+def _ties(a: Mapping[str, Entry], b: Mapping[str, Entry]) -> list[Tie]:
+    """Names of both that are tied in one and not in the other."""
+    common = [name for name in a if isinstance(a[name], Tensor) and isinstance(b.get(name), Tensor)]
+    groups_a, groups_b = _tie_names(a, common), _tie_names(b, common)
+    of_a, of_b = ({name: number for number, group in enumerate(groups) for name in group}
+                  for groups in (groups_a, groups_b))  # fmt: skip
+    found = []
+    for groups, of_other, in_a in ((groups_a, of_b, True), (groups_b, of_a, False)):
+        for group in groups:
+            others = {of_other.get(name, -1) for name in group}
+            if others == {-1} or len(others) > 1:
+                found.append(Tie(group, in_a, not in_a))
+    return found
+
+
+def _tie_names(side: Mapping[str, Entry], names: Sequence[str]) -> list[list[str]]:
+    """The groups of tied names, as the names are compared."""
+    tensors = [replace(entry, name=name) for name in names if isinstance(entry := side[name], Tensor)]
+    return [[tensor.name for tensor in group] for group in tie_groups(tensors)]

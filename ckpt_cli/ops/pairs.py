@@ -1,0 +1,157 @@
+"""Comparing the values of pairs of tensors, chunk by chunk on an executor.
+
+Where both are stored alike, chunks of the same bytes are equal and never decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.arrays.regions import Region
+from ckpt_cli.dtypes import UINT8
+from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.ops.chunks import CHUNK, Chunk, Source, Told, grouped, row_cuts, run
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from numpy.typing import NDArray
+
+    from ckpt_cli.arrays.comparing import Apart, Tolerance
+
+
+class Side:
+    """One of the two tensors of a pair."""
+
+    def __init__(self, checkpoint: Checkpoint, tensor: Tensor) -> None:
+        from ckpt_cli.arrays.codec import codec_of
+        from ckpt_cli.arrays.summing import Numbers
+
+        if tensor.layout == "strided" and tensor.dtype.numpy is None:
+            tensor = _as_bytes(tensor)
+        codec = codec_of(checkpoint, tensor)
+        flagged = tensor.conj or tensor.neg or tensor.layout == "quantized"
+        self.source = Source(checkpoint, tensor, Region.of(tensor), codec)
+        self.by_rows = not self.source.plain or not codec.uniform
+        self._numbers = Numbers(codec, flagged=flagged, big_endian=tensor.big_endian, magnitudes=False)
+
+        self.stored = self._stored(checkpoint, tensor)
+        """What two sides have in common if the same bytes mean the same values."""
+
+    def _stored(self, checkpoint: Checkpoint, tensor: Tensor) -> tuple[object, ...]:
+        scales: tuple[object, ...] = ()
+        if tensor.quantizer is not None:
+            from ckpt_cli.arrays.quantized import parameters
+
+            quantizer = tensor.quantizer
+            scales = (quantizer.scheme, quantizer.axis, *(found.tolist() for found in parameters(checkpoint, tensor)))
+        big = tensor.big_endian and tensor.dtype.bits > 8
+        return (tensor.dtype.name, tensor.conj, tensor.neg, big, *scales)
+
+    @property
+    def per_element(self) -> int:
+        """Values that a stored element is: two of packed float4."""
+        return 2 if self._numbers.codec.paired else 1
+
+    def values(self, data: memoryview, chunk: Chunk, which: int) -> NDArray[Any]:
+        """The values of a chunk, flat; valid until this thread asks for others of the same `which`."""
+        part = self.source.part(chunk.begin, chunk.end) if not self._numbers.codec.uniform else ()
+        return self._numbers.values(data, part, which)
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """A tensor whose packed elements no format defines, as its bytes; one that is no contiguous run stays as it is."""
+    bits = tensor.dtype.bits
+    if not tensor.is_contiguous or tensor.storage_offset * bits % 8:
+        return tensor
+    offset, shape = tensor.storage_offset * bits // 8, (tensor.nbytes,)
+    return replace(tensor, dtype=UINT8, shape=shape, stride=(1,), storage_offset=offset)
+
+
+class Pair:
+    """Two tensors of one shape, and how far they are found to be apart."""
+
+    def __init__(self, a: Side, b: Side, tolerance: Tolerance) -> None:
+        from ckpt_cli.arrays.comparing import Apart
+
+        self.a = a
+        self.b = b
+        self.tolerance = tolerance
+        self.alike = a.stored == b.stored
+        self.found: Apart = Apart()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that both take."""
+        return self.a.source.nbytes + self.b.source.nbytes
+
+    def nbytes_of(self, chunk: Chunk) -> int:
+        """Bytes that a chunk of both takes."""
+        count = chunk.end - chunk.begin
+        return sum(side.source.tensor.dtype.nbytes(count) for side in (self.a, self.b))
+
+    def chunks(self) -> Iterator[tuple[Chunk, Chunk]]:
+        """The chunks of both, which have the same elements."""
+        a, b = self.a.source, self.b.source
+        most = max(8 * CHUNK // max(a.tensor.dtype.bits, b.tensor.dtype.bits), 1)
+        by_rows = self.a.by_rows or self.b.by_rows
+        for begin, end in row_cuts(a.region.shape, most) if by_rows else a.cuts(most):
+            yield a.chunk(begin, end), b.chunk(begin, end)
+
+    def compare(self, chunk_a: Chunk, chunk_b: Chunk) -> Apart | None:
+        """How far chunks are apart; None where their bytes are the same. Runs on a worker."""
+        from ckpt_cli.arrays.comparing import apart, same_bytes
+
+        data_a, data_b = self.a.source.read(chunk_a, 0), self.b.source.read(chunk_b, 1)
+        if self.alike and same_bytes(data_a, data_b):
+            return None
+        values_a, values_b = self.a.values(data_a, chunk_a, 0), self.b.values(data_b, chunk_b, 1)
+
+        def same() -> NDArray[Any]:
+            import numpy as np
+
+            rows = (np.frombuffer(data, np.uint8).reshape(values_a.size, -1) for data in (data_a, data_b))
+            return np.asarray((next(rows) == next(rows)).all(axis=1))
+
+        begin = chunk_a.begin * self.a.per_element
+        whole_bytes = self.alike and self.a.per_element == 1
+        return apart(values_a, values_b, same if whole_bytes else None, begin, self.tolerance)
+
+
+def compare_pairs(pairs: Sequence[Pair], executor: Executor, told: Told, *, quick: bool) -> None:
+    """Compare all pairs, in the order of the first file; with `quick` no further than the first difference."""
+    from ckpt_cli.arrays.comparing import together
+
+    total = sum(pair.nbytes for pair in pairs)
+    done = 0
+    in_order = sorted(pairs, key=lambda pair: pair.a.source.place)
+    for size, answers in run(grouped(_items(in_order)), _compare_job, executor):
+        for pair, found in answers:
+            pair.found = together(pair.found, found, pair.tolerance.first)
+            if quick and found.differing:
+                return
+        done += size
+        told(done, total)
+
+
+_Item = tuple[Pair, Chunk, Chunk]
+
+
+def _items(pairs: Iterable[Pair]) -> Iterator[tuple[_Item, int]]:
+    for pair in pairs:
+        for chunk_a, chunk_b in pair.chunks():
+            yield (pair, chunk_a, chunk_b), pair.nbytes_of(chunk_a)
+
+
+def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[Pair, Apart]]]:
+    """How far the chunks of a job are apart, those that are not at all left out, and the bytes of both sides."""
+    answers: list[tuple[Pair, Apart]] = []
+    nbytes = 0
+    for pair, chunk_a, chunk_b in job:
+        nbytes += pair.nbytes_of(chunk_a)
+        found = pair.compare(chunk_a, chunk_b)
+        if found is not None:
+            answers.append((pair, found))
+    return nbytes, answers

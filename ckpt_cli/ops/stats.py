@@ -1,0 +1,259 @@
+"""What `stats` answers: what the values of each tensor sum up to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.arrays.regions import Region
+from ckpt_cli.errors import CkptError, UnsupportedError, about
+from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.ops.chunks import Chunk, Source, Told, grouped, run
+from ckpt_cli.ops.names import part_of, select
+from ckpt_cli.ops.work import Work
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ckpt_cli.arrays.moments import Moments
+    from ckpt_cli.arrays.regions import Index
+    from ckpt_cli.arrays.summing import Codes, Numbers
+
+_SPOTS = 8
+"""Places of a tensor from which a sample is taken."""
+
+_SAMPLE = 4096
+"""Elements of a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor's line."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    numel: int
+    """Elements as they are stored: a packed float4 has two values in each."""
+    moments: Moments | None = None
+    """None where there are no values to sum up; `note` says why."""
+    edges: Sequence[float | int] = ()
+    """Of the histogram's bars, the first being the least and the last the greatest value."""
+    counts: Sequence[int] = ()
+    note: str = ""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it has NaN or infinities."""
+        return self.moments is not None and bool(self.moments.nan or self.moments.inf)
+
+    def key(self, key: str) -> Any:
+        """What it is sorted by: what a column has, NaN where that is nothing."""
+        if key in ("name", "numel"):
+            return getattr(self, key)
+        found = getattr(self.moments, {"min": "least", "max": "most"}.get(key, key)) if self.moments else None
+        return math.nan if found is None else found
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The answer."""
+
+    path: str
+    rows: Sequence[Row]
+    total: Row | None = None
+    """All of them together, tied ones counted once."""
+
+
+class _Subject:
+    """One distinct view, and what its chunks sum up to so far."""
+
+    def __init__(self, checkpoint: Checkpoint, tensor: Tensor, region: Region, index: Index) -> None:
+        from ckpt_cli.arrays.codec import codec_of
+        from ckpt_cli.arrays.summing import summer_of
+
+        codec = codec_of(checkpoint, tensor).at(index)
+        flagged = tensor.conj or tensor.neg or tensor.layout == "quantized"
+        self.source = Source(checkpoint, tensor, region, codec, any_order=True)
+        self.summer: Numbers | Codes = summer_of(codec, flagged=flagged, big_endian=tensor.big_endian)
+        self._by_rows = not codec.uniform
+        self.found: Any = None
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Its chunks, after a sample decided how they are summed."""
+        from ckpt_cli.arrays.summing import Numbers
+
+        if isinstance(self.summer, Numbers) and self.source.numel:
+            self.summer.sample(self._sample(self.summer))
+        for begin, end in self.source.cuts():
+            yield self.source.chunk(begin, end)
+
+    def _sample(self, summer: Numbers) -> Any:
+        """Values from a few places, the same ones every time; of what must be gathered, from its beginning."""
+        import numpy as np
+
+        source = self.source
+        if not source.plain or self._by_rows:
+            begin, end = next(source.cuts())
+            chunk = source.chunk(begin, end)
+            values = summer.values(source.read(chunk), self._part(chunk))
+            return values[:: max(len(values) // _SAMPLE, 1)].copy()
+        count = min(source.numel, _SAMPLE // _SPOTS if source.numel > _SAMPLE else _SAMPLE)
+        last = source.numel - count
+        begins = [last * spot // (_SPOTS - 1) for spot in range(_SPOTS)] if last else [0]
+        pieces = [summer.values(source.read(Chunk(at, at + count)), ()).copy() for at in begins]
+        return np.concatenate(pieces)
+
+    def _part(self, chunk: Chunk) -> tuple[slice, ...]:
+        return self.source.part(chunk.begin, chunk.end) if self._by_rows else ()
+
+    def sum(self, chunk: Chunk) -> Any:
+        """What one chunk sums up to; runs on a worker."""
+        return self.summer.chunk(self.source.read(chunk), self._part(chunk))
+
+    def nbytes(self, chunk: Chunk) -> int:
+        """Bytes of a chunk."""
+        return self.source.tensor.dtype.nbytes(chunk.end - chunk.begin)
+
+
+def stats(
+    checkpoint: Checkpoint,
+    arguments: Sequence[str],
+    executor: Executor,
+    told: Told = lambda _, __: None,
+    *,
+    sort: str | None = None,
+    bad_only: bool = False,
+    total: bool = False,
+) -> Stats:
+    """Sum up the tensors that NAMEs select, on an executor; `told` hears of the bytes done.
+
+    A tensor that is made of others is told by its parts; one without values, or packed in a way that no format
+    defines, has a note instead of numbers. `sort` is a column, greatest first but for names.
+    """
+    with about(checkpoint.path):
+        plans = list(_plans(checkpoint, arguments))
+        subjects = list({id(plan): plan for _, plan, _ in plans if isinstance(plan, _Subject)}.values())
+        _sum_all(subjects, executor, told)
+        rows = [_row(tensor, plan, shape) for tensor, plan, shape in plans]
+        whole = _total(subjects) if total else None
+    if bad_only:
+        rows = [row for row in rows if row.is_bad]
+    return Stats(checkpoint.path, _sorted(rows, sort), whole)
+
+
+def _plans(
+    checkpoint: Checkpoint, arguments: Sequence[str]
+) -> Iterator[tuple[Tensor, _Subject | str, tuple[int, ...] | None]]:
+    """Each tensor with what sums it up, which tied ones share, or why nothing does; and the shape that is told."""
+    work = Work(checkpoint)
+    known: dict[object, _Subject | str] = {}
+    for selection in select(checkpoint, arguments):
+        if isinstance(selection.entry, Tensor):
+            for tensor in _with_values(selection.entry, set()):
+                index = selection.index or ()
+                region = part_of(tensor, index) if tensor.shape is not None else None
+                key = (tensor.view or id(tensor), region)
+                if key not in known:
+                    known[key] = _subject(checkpoint, work, tensor, region, index)
+                yield tensor, known[key], tensor.shape if region is None else region.shape
+
+
+def _subject(checkpoint: Checkpoint, work: Work, tensor: Tensor, region: Region | None, index: Index) -> _Subject | str:
+    from ckpt_cli.arrays.codec import require_plain
+
+    try:
+        if tensor.layout != "quantized":
+            require_plain(tensor)
+        if region is None:
+            return "it has no shape"
+        work.add_parts(tensor)
+        work.add(tensor, region)
+        return _Subject(checkpoint, tensor, region, index)
+    except UnsupportedError as error:
+        return error.problem.removeprefix(f"tensor {tensor.name!r} ")
+
+
+def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
+    """The tensor itself, or those that it is made of, each set of parts once."""
+    if not tensor.parts or tensor.storage is not None:
+        yield tensor
+        return
+    view = tensor.view
+    if view is None or view not in seen:
+        seen.add(view)
+        for part in tensor.parts:
+            yield from _with_values(replace(part, name=f"{tensor.name}.{part.name}"), seen)
+
+
+def _sum_all(subjects: Sequence[_Subject], executor: Executor, told: Told) -> None:
+    """Go through every chunk of every subject, in the order of the files."""
+    from ckpt_cli.arrays.summing import add
+
+    nbytes = sum(subject.source.nbytes for subject in subjects)
+    done = 0
+    in_order = sorted(subjects, key=lambda subject: subject.source.place)
+    for size, answers in run(grouped(_items(in_order)), _sum_job, executor):
+        for subject, found in answers:
+            subject.found = add(subject.found, found)
+        done += size
+        told(done, nbytes)
+
+
+def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[tuple[_Subject, Chunk], int]]:
+    for subject in subjects:
+        for chunk in subject.chunks():
+            yield (subject, chunk), subject.nbytes(chunk)
+
+
+def _sum_job(job: list[tuple[_Subject, Chunk]]) -> tuple[int, list[tuple[_Subject, Any]]]:
+    """What the chunks of a job sum up to, those of one subject together, and their bytes."""
+    from ckpt_cli.arrays.summing import add
+
+    answers: list[tuple[_Subject, Any]] = []
+    nbytes = 0
+    for subject, chunk in job:
+        try:
+            found = subject.sum(chunk)
+        except CkptError as error:
+            error.path = error.path or subject.source.checkpoint.path
+            raise
+        nbytes += subject.nbytes(chunk)
+        if answers and answers[-1][0] is subject:
+            answers[-1] = (subject, add(answers[-1][1], found))
+        else:
+            answers.append((subject, found))
+    return nbytes, answers
+
+
+def _row(tensor: Tensor, plan: _Subject | str, shape: tuple[int, ...] | None) -> Row:
+    numel = math.prod(shape) if shape is not None else 0
+    if isinstance(plan, str):
+        return Row(tensor.name, tensor.dtype.name, shape, numel, note=plan)
+    found = plan.summer.total(plan.found)
+    edges, counts = plan.summer.histogram(found)
+    return Row(tensor.name, tensor.dtype.name, shape, numel, found, edges, counts)
+
+
+def _total(subjects: Iterable[_Subject]) -> Row:
+    from ckpt_cli.arrays.moments import Moments, merged
+
+    found = Moments()
+    numel = 0
+    for subject in subjects:
+        found = merged(found, replace(subject.summer.total(subject.found), below=()))
+        numel += subject.source.numel
+    return Row("total", "", None, numel, found)
+
+
+def _sorted(rows: list[Row], key: str | None) -> list[Row]:
+    if key is None:
+        return rows
+    if key == "name":
+        return sorted(rows, key=lambda row: row.name)
+    keyed = [(row.key(key), row) for row in rows]
+    found = [pair for pair in keyed if pair[0] == pair[0]]
+    found.sort(key=lambda pair: pair[0], reverse=True)
+    return [row for _, row in found] + [row for value, row in keyed if value != value]

@@ -1,0 +1,79 @@
+"""What `diff` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.text import escaped, name_text, shape_text, short, value_beginning, value_text
+
+if TYPE_CHECKING:
+    from ckpt_cli.ops.diff import Change, Diff
+
+_COLUMNS = (
+    Column("what"),
+    Column("name"),
+    Column("a"),
+    Column("b"),
+    Column("differing", right=True),
+    Column("max abs", right=True),
+    Column("max rel", right=True),
+    Column("first"),
+)
+
+_WIDTH = 40
+"""Characters of a cell in a table."""
+
+
+def diff_text(diff: Diff, style: str) -> Iterator[str]:
+    """One row a difference; nothing where there is none."""
+    rows = list(_rows(diff, human=style == "table"))
+    return table_text(_COLUMNS, rows, style) if rows else iter(())
+
+
+def _rows(diff: Diff, *, human: bool) -> Iterator[list[str]]:
+    rest = [""] * 4
+    for what, names in (("only in a", diff.only_a), ("only in b", diff.only_b)):
+        for name in names:
+            yield [what, name_text(name), "", "", *rest]
+    for change in diff.changed:
+        yield _change(change, human=human)
+    for fact in diff.values:
+        yield ["entry", name_text(fact.name), *(_fact(side, human=human) for side in (fact.a, fact.b)), *rest]
+    for tie in diff.ties:
+        sides = ["tied" if side else "apart" for side in (tie.a, tie.b)]
+        yield ["tie", (", " if human else ",").join(map(name_text, tie.names)), *sides, *rest]
+    for fact in diff.metadata:
+        yield ["metadata", escaped(fact.name), *(_fact(side, human=human) for side in (fact.a, fact.b)), *rest]
+
+
+def _change(change: Change, *, human: bool) -> list[str]:
+    sides = [_side(side, human=human) for side in (change.a, change.b)]
+    if change.what == "shape":
+        sides = [shape_text(side) if isinstance(side, list) else "?" for side in (change.a, change.b)]
+    if change.differing is None:
+        return [change.what, name_text(change.name), *sides, *[""] * 4]
+    count = f"{change.differing} of {change.numel}" if human else str(change.differing)
+    errors = [_number(error, human=human) for error in (change.max_abs, change.max_rel)]
+    first = " ".join(map(shape_text, change.first))
+    return [change.what, name_text(change.name), *sides, count, *errors, first]
+
+
+def _side(side: object, *, human: bool) -> str:
+    """A fact, or the values at the first places."""
+    if isinstance(side, list):
+        return " ".join(_number(value, human=human) for value in side)
+    return escaped(str(side))
+
+
+def _number(value: object, *, human: bool) -> str:
+    if isinstance(value, float) and human:
+        return f"{value:.5g}"
+    return "" if value is None else escaped(str(value))
+
+
+def _fact(value: object, *, human: bool) -> str:
+    if value is None:
+        return ""
+    return short(value_beginning(value), _WIDTH) if human else value_text(value)

@@ -1,0 +1,65 @@
+"""What `stats` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.text import escaped, name_text, shape_text
+
+if TYPE_CHECKING:
+    from ckpt_cli.ops.stats import Row, Stats
+
+_NUMBERS = ("min", "max", "mean", "std", "norm")
+_COUNTS = ("zeros", "nan", "inf")
+_COLUMNS = (
+    Column("name"),
+    Column("dtype"),
+    Column("shape"),
+    *(Column(heading, right=True) for heading in (*_NUMBERS, *_COUNTS)),
+    Column("histogram"),
+)
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def stats_text(stats: Stats, style: str) -> Iterator[str]:
+    """One row a tensor; a person gets few digits, a share of zeros and a drawn histogram, a script all of them."""
+    rows = [*stats.rows, *([stats.total] if stats.total is not None else [])]
+    human = style in ("table", "markdown")
+    return table_text(_COLUMNS, (_cells(row, human=human) for row in rows), style)
+
+
+def _cells(row: Row, *, human: bool) -> list[str]:
+    name = name_text(row.name)
+    shape = shape_text(row.shape) if row.dtype else f"[{row.numel}]"
+    if row.moments is None:
+        return [name, row.dtype, shape, *[""] * (len(_NUMBERS) + len(_COUNTS)), escaped(row.note)]
+    numbers = [_number(row.key(key), human=human) for key in _NUMBERS]
+    counts = [str(row.key(key)) for key in _COUNTS]
+    if human:
+        counts[0] = _share(row.moments.zeros, row.moments.count + row.moments.nan + row.moments.inf)
+    drawn = _drawn(row.counts) if human else ",".join(map(str, row.counts))
+    return [name, row.dtype, shape, *numbers, *counts, drawn]
+
+
+def _number(number: float | int, *, human: bool) -> str:
+    if isinstance(number, int):
+        return str(number)
+    return f"{number:.5g}" if human else repr(number)
+
+
+def _share(count: int, whole: int) -> str:
+    """A percentage, which is 0% and 100% only where it is that exactly."""
+    if not count or count == whole:
+        return "0%" if not count else "100%"
+    return f"{min(max(100 * count / whole, 0.01), 99.99):.4g}%"
+
+
+def _drawn(counts: Sequence[int]) -> str:
+    """Bars as high as counts are; a count that is not 0 is more than nothing."""
+    most = max(counts, default=0)
+    if not most:
+        return ""
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] if count else " " for count in counts).rstrip()
