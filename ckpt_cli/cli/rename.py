@@ -38,5 +38,5 @@ def rename_command(
 
     Example: ckpt rename model.pt --strip module
     """
-    rename, wanted = renaming(old=old, new=new, names=names, strip=strip, sub=sub, add=add)
-    edit(file, lambda checkpoint: plan_rename(checkpoint, rename, wanted), Options(output, dry_run, backup), json=json)
+    steps = renaming(old=old, new=new, names=names, strip=strip, sub=sub, add=add)
+    edit(file, lambda checkpoint: plan_rename(checkpoint, steps), Options(output, dry_run, backup), json=json)

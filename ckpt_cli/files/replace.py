@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -85,7 +86,13 @@ def keep_as(path: str, kept: str) -> str:
     temporary = temporary_path(kept)
     with suppress(FileNotFoundError):
         os.unlink(temporary)
-    os.link(real, temporary)
+    try:
+        os.link(real, temporary)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV):
+            raise
+        with LocalFile(real) as file:  # a file system without second names
+            return copy_as(file, kept)
     os.replace(temporary, kept)
     return kept
 

@@ -97,17 +97,29 @@ class Rewriting:
         """Put the edit into the overlay if only the pickle changes, and not in its length."""
         if not self._changes.only_names_and_metadata or self._rekeyed:
             return False
-        pickle = self._edited.pickled()
-        if len(pickle) != self._save.graph.nbytes:
-            return False
-        overlay.write(0, self._save.begin, pickle)
-        return True
+        return self._edited.put(overlay, self._save.begin, self._save.graph.nbytes)
+
+    def size(self) -> int:
+        """Bytes of the file that `write` would write."""
+        storages = sum(struct.calcsize("<q") + self._nbytes(storage) for storage in self._storages.values())
+        rest = self._source.size - self._save.end
+        return self._save.begin + self._edited.size() + len(self._keys()) + storages + rest
+
+    def _nbytes(self, storage: Storage) -> int:
+        """Bytes that are written of a storage."""
+        content = self._changes.contents.get(id(storage))
+        return self._save.places[storage.key][1] if content is None else content.nbytes
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write the whole stream."""
         position = self._append(target, 0, self._source.read(0, self._save.begin))
-        position = self._append(target, position, self._edited.pickled())
-        position = self._append(target, position, self._keys())
+
+        def write(piece: bytes | memoryview) -> None:
+            nonlocal position
+            position = self._append(target, position, piece)
+
+        self._edited.write(write)
+        write(self._keys())
         for key, storage in self._storages.items():
             position = self._write_storage(target, position, key, storage, progress)
         rest = self._source.size - self._save.end

@@ -129,6 +129,9 @@ class Rewriter(Protocol):
     def patch(self, overlay: Overlay) -> bool:
         """Put the whole edit into an overlay of the old file, if it fits in place; else False, and nothing is put."""
 
+    def size(self) -> int:
+        """Exactly the bytes of the file that `write` writes."""
+
     def write(self, target: LocalFile, progress: Progress) -> None:
         """Write all of it into an empty file."""
 

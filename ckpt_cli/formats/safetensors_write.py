@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
-from ckpt_cli.changes import Changes, Content
+from ckpt_cli.changes import Changes, Content, difference, entries_after
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copying import Progress, copy_range, no_progress
 from ckpt_cli.files.extents import Extent
@@ -49,16 +49,21 @@ class Item:
     itemsize: int
     more: Mapping[str, Any]
     """Fields of its header that have no meaning, which are kept."""
+    place: int = 0
+    """Its place among the names of the header, which need not be in the order of the data."""
 
 
 def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], room: int = 0) -> bytes:
     """The length and the header of a file, with at least `room` spaces at its end, so that data begins aligned."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
+    offsets: dict[int, list[int]] = {}
     for item in items:
-        offsets = [position, position + item.content.nbytes]
-        header[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets, **item.more}
-        position = offsets[1]
+        offsets[id(item)] = [position, position + item.content.nbytes]
+        position += item.content.nbytes
+    for item in sorted(items, key=lambda item: item.place):
+        fields = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets[id(item)]}
+        header[item.name] = {**fields, **item.more}
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (room + -(8 + len(raw) + room) % _ALIGNMENT)
     if len(raw) > limits.SAFETENSORS_HEADER:
@@ -132,6 +137,13 @@ def _write(target: LocalFile, data: bytes | memoryview, position: int) -> int:
     return position
 
 
+def _is_taken(name: str) -> RefusedError:
+    return RefusedError(
+        f"the metadata has a string {name!r}, so that name cannot stand there for a tie as well",
+        hint=f"ckpt meta FILE -d {name} removes it",
+    )
+
+
 class Rewriting:
     """A safetensors file about to be written anew with some changes."""
 
@@ -154,8 +166,11 @@ class Rewriting:
         header = json.loads(self._files[0].read(8, container.begin - 8))
         fields = {name: info for name, info in header.items() if name != "__metadata__"}
         self._aliases = {tensor.name: tensor.alias_of for tensor in checkpoint.tensors if tensor.alias_of is not None}
+        self._places = {name: place for place, name in enumerate(fields)}
         self._items = [item for _, item in self._planned(checkpoint, fields)]
         self._metadata = self._new_metadata(checkpoint)
+        self._require_no_new_aliases()
+        self._wanted = entries_after(checkpoint.entries, changes)
         self.nbytes = self._begin + sum(item.content.nbytes for item in self._items)
         """About the bytes that will be written."""
 
@@ -212,21 +227,40 @@ class Rewriting:
             raise UnsupportedError(f"safetensors has no dtype for tensor {old.name!r}, which would be {new.dtype}")
         more = {key: value for key, value in info.items() if key not in ("dtype", "shape", "data_offsets")}
         name = self._changes.names.get(old.name, old.name)
-        return Item(name, dtype, tuple(shape), content, max(new.dtype.bits // 8, 1), more)
+        place = self._places.get(old.name, len(self._places))
+        return Item(name, dtype, tuple(shape), content, max(new.dtype.bits // 8, 1), more, place)
 
     def _new_metadata(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """The string map, aliases under their new names."""
+        """The string map in its order, aliases under their new names."""
         given = checkpoint.metadata if self._changes.metadata is None else self._changes.metadata
         rename = self._changes.names
         found: dict[str, str] = {}
         for key, value in given.items():
-            if key in self._tied:
+            if key in self._tied and key in self._aliases:
                 found[rename.get(key, key)] = rename.get(self._tied[key], self._tied[key])
             elif key not in self._aliases:
                 found[key] = value
+        plain = {key for key in given if key not in self._aliases}
         for alias, kept in self._tied.items():
-            found[rename.get(alias, alias)] = rename.get(kept, kept)
+            name = rename.get(alias, alias)
+            if name in plain:
+                raise _is_taken(name)
+            found[name] = rename.get(kept, kept)
         return found
+
+    def _require_no_new_aliases(self) -> None:
+        """Refuse names with which a string of the metadata would tell of a tie that there is not."""
+        names = {item.name for item in self._items}
+        rename = self._changes.names
+        tied = {rename.get(alias, alias) for alias in self._tied}
+        for key, value in self._metadata.items():
+            if value in names and key not in names and key not in tied:
+                raise RefusedError(f"the metadata says {key!r}: {value!r}, which would then tell of a tie")
+
+    def size(self) -> int:
+        """Bytes of the file that `write` would write."""
+        header = header_bytes(self._items, self._metadata, _ROOM)
+        return len(header) + sum(item.content.nbytes for item in self._items)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -253,9 +287,9 @@ class Rewriting:
         try:
             open_with_safetensors(path)
             with closing(open_checkpoint(path)) as copy:
-                found = {tensor.name: tensor for tensor in copy.tensors if tensor.alias_of is None}
-                if found.keys() != {item.name for item in self._items} or copy.metadata != self._metadata:
-                    raise MalformedError("its names or its metadata are others")
+                fault = difference(self._wanted, copy.entries)
+                if fault or copy.metadata != self._metadata:
+                    raise MalformedError(fault or "its metadata is another one")
         except FormatError as error:
             raise CkptError(
                 f"the new file did not read back as it should, so nothing was replaced: {error.problem}"

@@ -18,10 +18,9 @@ from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.formats.torch_zip import NAME
 from ckpt_cli.formats.zip_records import STORED, Record
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
-from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
+from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipSizer, ZipWriter
 from ckpt_cli.model import Checkpoint, Storage
 from ckpt_cli.pickles.edited import EditedPickle
-from ckpt_cli.pickles.emit import write_pickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.retarget import rekey
 
@@ -67,22 +66,26 @@ class Rewriting:
         record = self._records.by_name[f"{self._prefix}data.pkl"]
         if not self._changes.only_names_and_metadata or record.method != STORED or self._renumbered:
             return False
-        pickle = self._edited.pickled()
-        if len(pickle) != record.nbytes:
-            return False
-        overlay.write(0, self._records.data_offset(record), pickle)
-        return True
+        return self._edited.put(overlay, self._records.data_offset(record), record.nbytes)
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write all records in torch's order: the pickle, the small ones, the storages, and the rest."""
-        writer = ZipWriter(target, self._alignment())
+        self._write_all(ZipWriter(target, self._alignment()), progress)
+
+    def size(self) -> int:
+        """Bytes of the file that `write` would write."""
+        sizer = ZipSizer(self._alignment(), exactly={f"{self._prefix}data.pkl"})
+        self._write_all(sizer, no_progress)
+        return sizer.size
+
+    def _write_all(self, writer: ZipWriter, progress: Progress) -> None:
         prefix = f"{self._prefix}data/"
         pending = True
         names = self._records.by_name
         last_note = f"{self._prefix}byteorder"
         for name, record in names.items():
             if name == f"{self._prefix}data.pkl":
-                writer.stream(name, 1, lambda write: write_pickle(self._edited.root, self._edited.data, write))
+                writer.stream(name, 1, self._edited.write)
                 pending_now = pending and last_note not in names
             elif name.startswith(prefix):
                 pending_now = pending

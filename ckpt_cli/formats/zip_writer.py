@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from ckpt_cli.errors import UnsupportedError
@@ -37,7 +37,7 @@ class _Entry:
 class ZipWriter:
     """Writes records one after another into an empty file; `close` writes the directory."""
 
-    def __init__(self, target: LocalFile, alignment: int = ALIGNMENT) -> None:
+    def __init__(self, target: LocalFile | None, alignment: int = ALIGNMENT) -> None:
         self._target = target
         self._alignment = alignment
         self._position = 0
@@ -72,7 +72,8 @@ class ZipWriter:
     ) -> None:
         """A record with the bytes of a range of a file, whose CRC-32 is known (or 0, as torch may leave it)."""
         header = self._begin(name, nbytes)
-        copy_range(source, offset, nbytes, self._target, self._position, progress)
+        if self._target is not None:
+            copy_range(source, offset, nbytes, self._target, self._position, progress)
         self._position += nbytes
         self._end(name, header, crc, nbytes)
 
@@ -87,7 +88,8 @@ class ZipWriter:
         self._write(struct.pack("<4sLQL", b"PK\6\7", 0, end64, 1))
         short = min(count, 0xFFFF)
         self._write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, min(size, _FULL), min(begin, _FULL), 0))
-        self._target.size = self._position
+        if self._target is not None:
+            self._target.size = self._position
 
     def _begin(self, name: str, nbytes: int) -> int:
         """Write a local header; returns where it is."""
@@ -110,11 +112,37 @@ class ZipWriter:
         self._entries.append(_Entry(name.encode("utf-8", "surrogateescape"), header, crc, nbytes))
 
     def _write(self, data: bytes | memoryview) -> None:
+        if self._target is None:
+            self._position += len(data)
+            return
         view = memoryview(data)
         while view:
             written = os.pwrite(self._target.fd, view, self._position)
             view = view[written:]
             self._position += written
+
+
+class ZipSizer(ZipWriter):
+    """A writer that writes nothing, and tells how many bytes the file would have."""
+
+    def __init__(self, alignment: int, exactly: Container[str] = ()) -> None:
+        super().__init__(None, alignment)
+        self._exactly = exactly
+        """The records whose bytes are produced, so as to count them; of others their size is taken as it is said."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that was written."""
+        return self._position
+
+    def stream(self, name: str, nbytes: int, produce: Callable[[Callable[[bytes | memoryview], None]], object]) -> None:
+        """Count a record that would be produced."""
+        if name in self._exactly:
+            super().stream(name, nbytes, produce)
+        else:
+            header = self._begin(name, nbytes)
+            self._position += nbytes
+            self._end(name, header, 0, nbytes)
 
 
 def _zip64(nbytes: int, header: int, *, stored: int) -> bytes:

@@ -49,6 +49,8 @@ class Edit:
     """Whether an edit in place changed a part of the file only, rather than replacing it by a new one."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """The new name of each that got one."""
+    removed: tuple[str, ...] = ()
+    """Shards of which nothing was left, and that went."""
 
 
 def edit_values(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.changes import Changes
@@ -13,9 +13,6 @@ from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.names import close_names
 from ckpt_cli.ops.rewrite import Planned
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 Renaming = Callable[[str], str]
 """The new name of an entry, or the old one."""
@@ -80,15 +77,15 @@ def read_map(path: str) -> dict[str, str]:
     return names
 
 
-def one_after_another(renamings: Sequence[Renaming]) -> Renaming:
-    """What several renamings do, each to what the one before made."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One renaming of several that are carried out one after another."""
 
-    def rename(name: str) -> str:
-        for each in renamings:
-            name = each(name)
-        return name
-
-    return rename
+    rename: Renaming
+    told: str
+    """What was asked for, as an error names it."""
+    wanted: Sequence[str] = ()
+    """Names or prefixes each of which must be there."""
 
 
 def renaming(
@@ -99,45 +96,83 @@ def renaming(
     strip: str | None,
     sub: tuple[str, str] | None,
     add: str | None,
-) -> tuple[Renaming, Sequence[str]]:
-    """What the arguments of `rename` ask for, and the names that must be there; raises UsageError for half of it."""
+) -> list[Step]:
+    """What the arguments of `rename` ask for, in the order in which it is done; raises UsageError for half of it."""
     if (old is None) != (new is None):
         raise UsageError("a name is renamed to another: OLD NEW", hint="ckpt rename FILE --strip PREFIX takes one off")
-    chosen: list[Renaming] = []
-    wanted: list[str] = []
+    steps: list[Step] = []
     if old is not None and new is not None:
-        chosen.append(exactly(old.removesuffix("."), new.removesuffix(".")))
-        wanted.append(old.removesuffix("."))
+        name = old.removesuffix(".")
+        steps.append(Step(exactly(name, new.removesuffix(".")), f"{old} {new}", (name,)))
     if names is not None:
-        known = read_map(names)
-        chosen.append(by_map(known))
-        wanted.extend(known)
-    chosen += [without_prefix(strip)] if strip is not None else []
-    chosen += [by_expression(*sub)] if sub is not None else []
-    chosen += [with_prefix(add)] if add is not None else []
-    if not chosen:
+        known = {name.removesuffix("."): value.removesuffix(".") for name, value in read_map(names).items()}
+        steps.append(Step(by_map(known), f"--map {names}", tuple(known)))
+    if strip is not None:
+        steps.append(Step(without_prefix(strip), f"--strip {strip}"))
+    if sub is not None:
+        steps.append(Step(by_expression(*sub), f"--sub {sub[0]} {sub[1]}"))
+    if add is not None:
+        steps.append(Step(with_prefix(add), f"--add {add}"))
+    if not steps:
         raise UsageError("say what to rename: OLD NEW, --strip, --add, --sub or --map")
-    return one_after_another(chosen), wanted
+    return steps
 
 
-def plan_rename(checkpoint: Checkpoint, rename: Renaming, wanted: Iterable[str] = ()) -> Planned:
-    """The changes of a renaming; `wanted` are names or prefixes each of which must be there.
+def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
+    """The changes of some renamings, each of what the one before made.
 
-    Raises NameNotFoundError where nothing gets a new name, RefusedError where two entries would get the same.
+    Raises NameNotFoundError for a name that is not there, RefusedError where a step changes nothing, where two entries
+    would get the same name, or one that is none.
     """
     known = [entry.name for entry in checkpoint.entries]
-    for name in wanted:
-        if not any(entry == name or entry.startswith(f"{name}.") for entry in known):
-            raise NameNotFoundError(name, close_names(name, known), path=checkpoint.path)
-    names = {old: new for old in known if (new := rename(old)) != old}
+    now = {name: name for name in known}
+    for step in steps:
+        _require_there(step.wanted, list(now.values()), checkpoint.path)
+        after = {old: step.rename(name) for old, name in now.items()}
+        if after == now:
+            raise RefusedError(
+                f"no name would change by {step.told}", path=checkpoint.path, hint="ckpt ls FILE lists the names"
+            )
+        now = after
+    names = {old: new for old, new in now.items() if new != old}
     if not names:
         raise RefusedError("no name would change", path=checkpoint.path, hint="ckpt ls FILE lists the names")
     taken: dict[str, str] = {}
     for old in known:
         new = names.get(old, old)
-        if not new or new.startswith(".") or new.endswith("."):
+        if old in names and not is_name(new):
             raise RefusedError(f"{old!r} would become {new!r}, which is no name", path=checkpoint.path)
         if new in taken and (old in names or taken[new] in names):
             raise RefusedError(f"{taken[new]!r} and {old!r} would both be called {new!r}", path=checkpoint.path)
         taken[new] = old
-    return Planned(Changes(names=names, rename=rename), "renamed", tuple(names))
+    return Planned(Changes(names=names, rename=_all_of(steps)), "renamed", tuple(names))
+
+
+def _require_there(wanted: Sequence[str], names: Sequence[str], path: str) -> None:
+    """Raise NameNotFoundError for the first of some names or prefixes that nothing is called."""
+    if not wanted:
+        return
+    there = set(names)
+    for name in names:
+        there.update(name[:at] for at, char in enumerate(name) if char == ".")
+    for name in wanted:
+        if name not in there:
+            raise NameNotFoundError(name, close_names(name, names), path=path)
+
+
+def _all_of(steps: Sequence[Step]) -> Renaming:
+    def rename(name: str) -> str:
+        for step in steps:
+            name = step.rename(name)
+        return name
+
+    return rename
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a new name: not empty, no empty parts, and such that UTF-8 can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return bool(text) and not text.startswith(".") and not text.endswith(".") and ".." not in text

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from ckpt_cli.changes import Changes
-from ckpt_cli.errors import UsageError, about
+from ckpt_cli.errors import RefusedError, UsageError, about
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress, copy_into, no_progress
@@ -17,6 +17,7 @@ from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.replace import copy_as, creating, keep_as, replacing_folder
 from ckpt_cli.files.replace_set import replacing_set
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
+from ckpt_cli.formats.folder import index_of
 from ckpt_cli.formats.shard_set_write import Rewriting as SetRewriting
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.edit import Edit
@@ -64,6 +65,8 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         elif options.output is not None:
             check_output(options.output, path, "leave -o out to edit it in place")
         planned = plan(opened)
+        if options.output is None:
+            _require_no_index(path, planned)
         work = rewriting(opened, planned.changes)
         done = Edit(
             path=path,
@@ -78,12 +81,26 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
             renamed=planned.changes.names,
         )
         if isinstance(work, SetRewriting):
-            return done if options.dry_run else _replace_set(opened, work, planned, done, options)
+            return _rewrite_set(opened, work, planned, done, options)
         if options.output is None:
             with closing(Overlay(opened.container.files)) as overlay:
                 if work.patch(overlay):
                     return _patch(opened, overlay, done, options)
-        return done if options.dry_run else _replace(work, planned, done, options)
+        if options.dry_run:
+            return replace(done, bytes_written=work.size())
+        return _replace(work, planned, done, options)
+
+
+def _require_no_index(path: str, planned: Planned) -> None:
+    """Refuse to change in one shard alone what the index beside it says of it."""
+    index = index_of(path)
+    changes = planned.changes
+    if index and (changes.names or changes.dropped or changes.tensors or changes.root):
+        whole = os.path.join(os.path.dirname(path), index)
+        raise RefusedError(
+            f"it is one shard of {index}, which would not be true of it any more",
+            hint=f"name the whole set to edit it ({whole}), or write the result elsewhere with -o OUT",
+        )
 
 
 def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
@@ -119,25 +136,41 @@ def _with_backups(done: Edit, *kept: str | None) -> Edit:
     return replace(done, backup=names[0] if names else None, backups=names)
 
 
-def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
+def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
     """The edit as new shards and a new index: in place of the old ones, or in a new folder."""
     files = {os.path.basename(file.path): file for file in checkpoint.container.files}
+    unchanged = [files[name] for name in work.unchanged] if options.output is not None else []
+    nbytes = work.size() + sum(file.size for file in unchanged)
+    done = replace(done, bytes_written=nbytes, removed=tuple(work.removed))
+    if options.output is None:
+        for name in _replaced(work):
+            _require_replaceable(files[name].path)
+    if options.dry_run:
+        return done
     if options.output is not None:
         with replacing_folder(options.output) as folder:
-            nbytes = _write_set(work, planned, options, lambda name: _create(folder, name, files))
-            for name in work.unchanged:
-                with creating(os.path.join(folder, name), mode_of=files[name].path) as target:
-                    copy_into(files[name], target, options.progress)
-                    nbytes += target.size
-        return replace(done, bytes_written=nbytes)
-    for name in (*work.names, *work.removed):
-        refuse_cached(files[name].path)
+            _write_set(work, planned, options, lambda name: _create(folder, name, files))
+            for file in unchanged:
+                with creating(os.path.join(folder, os.path.basename(file.path)), mode_of=file.path) as target:
+                    copy_into(file, target, options.progress)
+        return done
     folder = os.path.dirname(files[work.first].path)
     with replacing_set(folder, work.first) as replacement:
-        nbytes = _write_set(work, planned, options, replacement.create)
+        _write_set(work, planned, options, replacement.create)
         replacement.removed.extend(work.removed)
         kept = [keep_as(files[name].path, f"{files[name].path}.bak") for name in _replaced(work) if options.backup]
-    return _with_backups(replace(done, bytes_written=nbytes), *kept)
+    return _with_backups(done, *kept)
+
+
+def _require_replaceable(path: str) -> None:
+    """Refuse to replace a file of a set that only a link stands for."""
+    refuse_cached(path)
+    if os.path.islink(path):
+        raise RefusedError(
+            "it is a symbolic link, so it cannot be replaced together with the other files of the set",
+            path=path,
+            hint="write the result elsewhere with -o OUT",
+        )
 
 
 def _replaced(work: SetRewriting) -> list[str]:
@@ -150,15 +183,13 @@ def _create(folder: str, name: str, files: dict[str, LocalFile]) -> LocalFile:
     return LocalFile(target.path, write=True)
 
 
-def _write_set(work: SetRewriting, planned: Planned, options: Options, create: Callable[[str], LocalFile]) -> int:
-    """Write the shards that change and the index; returns their bytes."""
-    nbytes = 0
+def _write_set(work: SetRewriting, planned: Planned, options: Options, create: Callable[[str], LocalFile]) -> None:
+    """Write the shards that change and the index."""
     for part in work.parts:
         target = create(part.name)
         part.work.write(target, options.progress)
         os.fsync(target.fd)
         part.work.verify(target.path)
-        nbytes += target.size
     if planned.check is not None:
         planned.check()
     if work.index is not None:
@@ -166,5 +197,3 @@ def _write_set(work: SetRewriting, planned: Planned, options: Options, create: C
         target = create(name)
         journal.write_all(target.fd, content, 0)
         os.fsync(target.fd)
-        nbytes += len(content)
-    return nbytes

@@ -63,7 +63,9 @@ def set_entries(
             )
             if options.output is None and work.patch(overlay):
                 return _patch(opened, overlay, done, options)
-        return done if options.dry_run else _replace(work, split, done, options, cast=cast)
+        if options.dry_run:
+            return replace(done, bytes_written=work.size())
+        return _replace(work, split, done, options, cast=cast)
 
 
 def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ckpt_cli.changes import Changes, difference, entries_after
+from ckpt_cli.changes import Changes, Write, difference, entries_after
 from ckpt_cli.errors import MalformedError, RefusedError
+from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Entry, Storage, Tensor
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.compare import same_graphs
@@ -54,11 +55,34 @@ class EditedPickle:
             found.append((reference, key, storage))
         return found
 
-    def pickled(self) -> bytes:
-        """The new pickle, as a whole in memory."""
-        written = bytearray()
-        write_pickle(self.root, self.data, written.extend)
-        return bytes(written)
+    def write(self, write: Write) -> None:
+        """Write the new pickle, a bounded piece at a time."""
+        write_pickle(self.root, self.data, write)
+
+    def size(self) -> int:
+        """Bytes of the new pickle."""
+        counted = 0
+
+        def count(piece: bytes | memoryview) -> None:
+            nonlocal counted
+            counted += len(piece)
+
+        self.write(count)
+        return counted
+
+    def put(self, overlay: Overlay, begin: int, nbytes: int) -> bool:
+        """Put the new pickle into an overlay in the place of the old one, if it is as long; else nothing is put."""
+        if self.size() != nbytes:
+            return False
+        at = begin
+
+        def put(piece: bytes | memoryview) -> None:
+            nonlocal at
+            overlay.write(0, at, bytes(piece))
+            at += len(piece)
+
+        self.write(put)
+        return True
 
     def verify(self, graph: Graph, entries: Sequence[Entry]) -> None:
         """Compare what was read back with what was meant.
