@@ -191,7 +191,7 @@ class Rewriting:
         found: dict[str, Any] = {}
         for key, value in self._index_strings.items():
             if key not in before:
-                if key in records or (value in weight_map and key not in weight_map):
+                if key in records or (isinstance(value, str) and value in weight_map and key not in weight_map):
                     raise RefusedError(f"the index says {key!r}: {value!r}, which would then tell of another tie")
                 found[key] = value
             elif key in self._ties.records:
