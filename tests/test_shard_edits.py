@@ -1,4 +1,4 @@
-"""Structural edits of sets of shards: index, sizes and files in step, judged by huggingface_hub's and torch's readers."""
+"""Structural edits of sets of shards: index, sizes and files in step, judged by the readers of their libraries."""
 
 from __future__ import annotations
 

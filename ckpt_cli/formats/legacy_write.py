@@ -82,6 +82,10 @@ class Rewriting:
             if id(reference) not in self._edited.new:
                 found.setdefault(key, storage)
                 continue
+            if id(storage) not in self._changes.contents:  # one that another name has already
+                found.setdefault(storage.key, storage)
+                rekey(reference, storage.key, None)
+                continue
             if id(storage) not in keys:
                 new = key
                 while new in kept or new in found:

@@ -149,7 +149,7 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
         raise UnsupportedError(
             f"a checkpoint of format {checkpoint.format} can be changed in its values only",
             path=checkpoint.path,
-            hint="ckpt convert FILE OUT.pt makes one that can be changed freely",
+            hint=f"ckpt convert {checkpoint.path} OUT.pt makes one that can be changed freely",
         )
     return importlib.import_module(module).Rewriting(checkpoint, changes)
 

@@ -26,7 +26,7 @@ def exactly(old: str, new: str) -> Renaming:
 def without_prefix(prefix: str) -> Renaming:
     """Names without a prefix that they begin with."""
     dotted = f"{prefix.removesuffix('.')}."
-    return lambda name: name[len(dotted) :] if name.startswith(dotted) and name != dotted else name
+    return lambda name: name[len(dotted) :] if name.startswith(dotted) else name
 
 
 def with_prefix(prefix: str) -> Renaming:
