@@ -1,18 +1,22 @@
 """Run one `ckpt` command and stop it at a step: killed, torn in the middle of a write, or met by an error.
 
-    python crash_child.py STEP MODE LOG ARGUMENT…
+    python crash_child.py ARGUMENT…
 
-A step is a call that changes a file or a folder. With STEP 0 nothing stops and LOG gets the calls, one a line.
+It runs the command once in the current folder, so that everything is imported. Then it takes a JSON object a line from
+stdin, `{"folder", "step", "mode"}`, and runs the command in that folder in a process of its own; the answer on stdout
+is `{"code", "err", "steps"}`. A step is a call that changes a file or a folder; with step 0 nothing stops.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 WRITES = ("pwrite", "write")
 STEPS = (
@@ -20,6 +24,7 @@ STEPS = (
     "fsync",
     "replace",
     "rename",
+    "link",
     "unlink",
     "ftruncate",
     "copy_file_range",
@@ -72,20 +77,53 @@ def stop(name: str, real: Callable[..., Any], mode: str, args: tuple[Any, ...]) 
     raise OSError({"full": errno.ENOSPC, "broken": errno.EIO}[mode], os.strerror(errno.ENOSPC))
 
 
-def main() -> int:
-    """Run the command."""
+def run_stopped(folder: str, stop_at: int, mode: str, arguments: list[str]) -> dict[str, object]:
+    """Run the command in a child of this process; returns its exit code, what it said, and its steps."""
+    with tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as steps:
+        child = os.fork()
+        if not child:
+            code = 99
+            try:
+                os.chdir(folder)
+                os.dup2(err.fileno(), 2)
+                code = run_watched(stop_at, mode, arguments, steps)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        err.seek(0)
+        steps.seek(0)
+        return {"code": os.waitstatus_to_exitcode(status), "err": err.read(), "steps": steps.read().splitlines()}
+
+
+def run_watched(stop_at: int, mode: str, arguments: list[str], steps: IO[str]) -> int:
+    """Run the command with all steps watched."""
     from ckpt_cli.cli.main import run
 
-    stop_at, mode, log_path, *arguments = sys.argv[1:]
     log: list[str] = []
     for name in STEPS:
-        watch(name, int(stop_at), mode, log)
+        watch(name, stop_at, mode, log)
     code = run(arguments)
-    if log_path:
-        with open(log_path, "w", encoding="utf-8") as file:
-            file.write("\n".join(log))
+    sys.stderr.flush()
+    steps.write("\n".join(log))
+    steps.flush()
     return code
 
 
+def main() -> None:
+    """Run once, then as often as is asked for."""
+    from ckpt_cli.cli.main import run
+
+    arguments = sys.argv[1:]
+    sys.stdout.flush()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if run(arguments):
+        sys.exit(1)
+    for line in sys.stdin:
+        case = json.loads(line)
+        answers.write(json.dumps(run_stopped(case["folder"], case["step"], case["mode"], arguments)) + "\n")
+        answers.flush()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -63,9 +63,10 @@ def replacing_set(folder: str, first: str) -> Iterator[Replacement]:
         yield work
         _commit(work)
     except BaseException:
-        for name in work.names:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary_path(os.path.join(work.folder, name)))
+        if not os.path.lexists(journal_path(os.path.join(work.folder, first))):  # else what it names is still needed
+            for name in work.names:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary_path(os.path.join(work.folder, name)))
         raise
     finally:
         work._open.close()

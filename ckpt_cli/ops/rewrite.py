@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -144,7 +145,7 @@ def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, d
     done = replace(done, bytes_written=nbytes, removed=tuple(work.removed))
     if options.output is None:
         for name in _replaced(work):
-            _require_replaceable(files[name].path)
+            _require_replaceable(files[name], dry_run=options.dry_run)
     if options.dry_run:
         return done
     if options.output is not None:
@@ -162,13 +163,15 @@ def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, d
     return _with_backups(done, *kept)
 
 
-def _require_replaceable(path: str) -> None:
-    """Refuse to replace a file of a set that only a link stands for."""
-    refuse_cached(path)
-    if os.path.islink(path):
+def _require_replaceable(file: LocalFile, *, dry_run: bool) -> None:
+    """Refuse to replace a file of a set that only a link stands for, or that may not be written."""
+    refuse_cached(file.path)
+    if not dry_run and not file.writable:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
+    if os.path.islink(file.path):
         raise RefusedError(
             "it is a symbolic link, so it cannot be replaced together with the other files of the set",
-            path=path,
+            path=file.path,
             hint="write the result elsewhere with -o OUT",
         )
 
