@@ -247,7 +247,7 @@ def test_the_journal_is_on_disk_before_the_first_patch_and_gone_after_the_last(s
     if "-o" not in scene.arguments and replaced:
         journal = [place for place, step in enumerate(scene.steps) if "ckpt-journal" in step]
         synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "ckpt-tmp" in step]
-        written = [place for place, step in enumerate(scene.steps) if step.startswith("pwrite") and "tmp" in step]
+        written = [place for place, step in enumerate(scene.steps) if step.startswith("pwrite") and "ckpt-tmp" in step]
         assert max(written) < synced[-1] < replaced[0]
         assert scene.steps[-1].startswith("fsync")
         if journal:  # of several files

@@ -83,6 +83,8 @@ def keep_as(path: str, kept: str) -> str:
     """Give a file that is about to be replaced a second name, which takes the place of an older backup."""
     _refuse_link(kept)
     real = os.path.realpath(path)
+    if os.path.exists(kept) and os.path.samefile(real, kept):  # a stopped edit kept it; a rename would do nothing
+        return kept
     temporary = temporary_path(kept)
     with suppress(FileNotFoundError):
         os.unlink(temporary)
