@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_cli.files.extents import Extent
@@ -69,11 +69,26 @@ def entries_after(entries: Sequence[Entry], changes: Changes) -> list[Entry]:
     return found
 
 
-def difference(wanted: Sequence[Entry], found: Sequence[Entry], added: Sequence[str] = ()) -> str | None:
+def emptied_by(dropped: Collection[str]) -> set[str]:
+    """The containers that may be empty, and so entries of their own, once some entries are gone."""
+    found = {""} if dropped else set[str]()
+    for name in dropped:
+        end = name.rfind(".")
+        while end > 0 and name[:end] not in found:
+            found.add(name[:end])
+            end = name.rfind(".", 0, end)
+    return found
+
+
+def difference(
+    wanted: Sequence[Entry], found: Sequence[Entry], added: Sequence[str] = (), emptied: Collection[str] = ()
+) -> str | None:
     """In what the entries that were read back differ from those that were meant, in words; None where they do not.
 
+    `emptied` are containers of which nothing may be left, which then are values.
     Names, dtypes, shapes, and which tensors share a storage with which.
     """
+    found = [entry for entry in found if isinstance(entry, Tensor) or entry.name not in emptied]
     named = {entry.name: entry for entry in found}
     meant = {entry.name: entry for entry in wanted}
     missing = [name for name in (*meant, *added) if name not in named]

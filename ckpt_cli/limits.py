@@ -176,3 +176,24 @@ NPZ_ARRAYS = int(50_000 * _SCALE)
 
 NPY_HEADER = int(10_000 * _SCALE)
 """Bytes of a numpy array's header: numpy's own limit."""
+
+CHUNKS = int(1_000_000 * _SCALE)
+"""Chunks that all tensors of a distributed checkpoint have together."""
+
+CHUNK_PAIRS = int(2_000_000 * _SCALE)
+"""Pairs of one tensor's chunks that are compared to find out whether they overlap."""
+
+SCATTERED = int(131_072 * _SCALE)
+"""Pieces in which a range of a tensor may lie to be changed at once: each is a read and a patch."""
+
+ITEM_BYTES = 256 * 2**10
+"""Bytes of a pickled value among the items of a distributed checkpoint; a larger one is not read to be listed."""
+
+ITEMS_READ = int(16 * 2**20 * _SCALE)
+"""Bytes of pickles that the items of a distributed checkpoint may have beyond those of its files, a few times."""
+
+RANK_FILES = int(20_000 * _SCALE)
+"""Files of one distributed checkpoint, which may have one an item."""
+
+DCP_METADATA = int(512 * 2**20 * _SCALE)
+"""Bytes of the `.metadata` of a distributed checkpoint."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dcp_formats
 import numpy as np
 import torch
 from builders import old
@@ -360,4 +361,15 @@ FORMATS = [
         keeps_views=False,
         variant="safetensors",
     ),
+    Format("dcp", "", dcp_formats.save, dcp_formats.read, keeps_views=False, keeps_ties=False),
+    Format(
+        "dcp",
+        "",
+        dcp_formats.save_safetensors,
+        dcp_formats.read_safetensors,
+        keeps_views=False,
+        keeps_ties=False,
+        variant="safetensors",
+    ),
+    Format("dcp", "", dcp_formats.save_ranks, dcp_formats.read, keeps_views=False, keeps_ties=False, variant="ranks"),
 ]

@@ -21,6 +21,9 @@ from ckpt_cli.cli.main import COMMANDS
 from ckpt_cli.errors import BusyError
 
 ONE_LINE = re.compile(r"ckpt: [^\n]+\n(hint: [^\n]+\n)?")
+READING = ("ls", "info", "tree", "show", "ties", "scan")
+"""Commands that say nothing on stderr where all is well; edits tell there what they did."""
+
 PYTHON_CKPT = f'ckpt() {{ "{sys.executable}" -m ckpt_cli "$@"; }}; '
 
 
@@ -46,7 +49,10 @@ def model(tmp_path: Path) -> Path:
     """The files that the examples of the help speak of."""
     shared = torch.ones(2, 2)
     state = {"0.weight": torch.ones(2, 4), "0.bias": torch.ones(2), "2.weight": shared, "2.bias": torch.ones(1)}
-    torch.save({**state, "4.weight": shared, "encoder.weight": torch.ones(3)}, tmp_path / "model.pt")
+    state |= {"4.weight": shared, "encoder.weight": torch.ones(3), "module.weight": torch.ones(1)}
+    torch.save({**state, "embed.weight": torch.ones(4), "lm_head.weight": torch.ones(4)}, tmp_path / "model.pt")
+    torch.save({"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, tmp_path / "train.ckpt")
+    torch.save({"part": torch.zeros(100)[:10]}, tmp_path / "slices.pt")
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     return tmp_path
@@ -64,7 +70,7 @@ def test_the_help_of_a_command_ends_in_an_example_that_runs(
     assert example in told
     assert told.index(example) < told.index("Arguments:")
     done = bash(example.removeprefix("Example: "), model)
-    assert (done.returncode, done.stderr if command != "set" else "") == (0, "")
+    assert (done.returncode, done.stderr if command in READING else "") == (0, "")
 
 
 def test_every_example_of_the_first_help_runs(model: Path, ckpt: Ckpt) -> None:

@@ -7,6 +7,7 @@ import collections
 import enum
 import functools
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -379,11 +380,12 @@ def test_computed_offsets_agree_with_where_the_bytes_are(tmp_path: Path, ckpt: C
     """With `.format_version` torch computes offsets; FakeTensorMode and `map_location="meta"` rely on it."""
     path = tmp_path / "a.pt"
     torch.save(odd() | training(), path)
-    for edit in (["rm", "a.shared", "optimizer"], ["rename", "--add", "p"], ["cast", "bf16"], ["compact"]):
-        assert ckpt(edit[0], path, *edit[1:]).code == 0
+    edits = (["rm", "a.shared", "optimizer"], ["rename", "--add", "prefix"], ["cast", "bf16"], ["compact"])
+    for edit in (*edits, ["rename", "--strip", "prefix"]):
+        done = ckpt(edit[0], path, *edit[1:])
+        assert done.code == 0
+        assert ("in place" in done.err) == ("--strip" in edit)
         reader = torch._C.PyTorchFileReader(str(path))
-        with torch.serialization._open_zipfile_writer(str(tmp_path / "scratch.pt")) as _:
-            pass
         with torch.utils.serialization.config.patch("load.calculate_storage_offsets", True):
             computed = torch.load(path, weights_only=False)
         assert_same(computed, load(path))
@@ -433,3 +435,30 @@ def test_a_whole_module_is_edited_without_its_class(tmp_path: Path, ckpt: Ckpt) 
     assert ckpt("set", path, "3.eps=0.5").code == 0
     assert load(path)[3].eps == 0.5
     assert ckpt("untie", path, "2.weight").code == 2  # it is one module, not two tied ones
+    old = path.read_bytes()
+    refused = ckpt("rename", path, "2.weight", "2.w")
+    assert (refused.code, "several names are kept in one object" in refused.err) == (2, True)
+    assert path.read_bytes() == old
+
+
+def test_a_shorter_pickle_goes_into_the_room_before_the_first_storage(tmp_path: Path, ckpt: Ckpt) -> None:
+    """So that a rename of any file costs what its pickle costs, through the journal, checksums included."""
+    path = tmp_path / "a.pt"
+    state = {f"module.layers.{number}.weight": torch.full((300,), float(number)) for number in range(50)}
+    torch.save(state, path)
+    before = path.stat()
+    told = json.loads(ckpt("rename", path, "--strip", "module", "--json").out)
+    assert (told["in_place"], told["patched"]) == (True, True)
+    assert told["bytes_written"] < 20_000
+    assert (path.stat().st_ino, path.stat().st_size) == (before.st_ino, before.st_size)
+    wanted = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for options in ({}, {"mmap": True}):
+        assert_same(torch.load(path, **options), wanted)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    assert ckpt("set", path, "layers.3.weight[0]=100").code == 0
+    assert load(path)["layers.3.weight"][0] == 100
+    with torch.utils.serialization.config.patch("load.calculate_storage_offsets", True):
+        assert load(path)["layers.49.weight"][0] == 49
+    assert json.loads(ckpt("rename", path, "--add", "module", "--json").out)["patched"]  # the room is there again
+    assert_same(load(path)["module.layers.1.weight"], state["module.layers.1.weight"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_cli.errors import BusyError, FormatError, RefusedError, TruncatedError
-from ckpt_cli.files import copying
+from ckpt_cli.files import copying, replace_set
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.hidden import temporary_path
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.replace import replacing
+from ckpt_cli.files.opening import Opener
+from ckpt_cli.files.replace import keep_as, replacing
 
 
 def write(target: Path, content: bytes, **options: Any) -> None:
@@ -159,3 +162,60 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         LocalFile("/dev/null")
     with pytest.raises(IsADirectoryError):
         LocalFile(str(tmp_path))
+
+
+def test_an_old_file_that_was_kept_already_is_kept_and_nothing_is_left(tmp_path: Path) -> None:
+    path, kept = tmp_path / "a.pt", tmp_path / "a.pt.bak"
+    path.write_bytes(b"old")
+    for _ in range(2):
+        assert keep_as(str(path), str(kept)) == str(kept)
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "a.pt.bak"]
+    assert path.stat().st_nlink == 2
+
+
+def test_an_old_file_is_copied_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    path, kept = tmp_path / "a.pt", tmp_path / "a.pt.bak"
+    path.write_bytes(b"old")
+    keep_as(str(path), str(kept))
+    assert kept.read_bytes() == b"old"
+    assert (path.stat().st_nlink, sorted(os.listdir(tmp_path))) == (1, ["a.pt", "a.pt.bak"])
+
+
+def test_what_a_set_is_finished_from_stays_while_its_journal_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(replace_set.journal, "remove_journal", fail)
+    monkeypatch.setattr(replace_set.journal, "sync_folder", _failing_at(2, replace_set.journal.sync_folder, fail))
+    with pytest.raises(OSError, match="Input/output"):
+        _replace_both(tmp_path)
+    monkeypatch.undo()
+    open_to_finish = Opener().open_all([str(tmp_path / "b")])
+    for file in open_to_finish:
+        file.close()
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == {"a": b"new", "b": b"new"}
+
+
+def _replace_both(folder: Path) -> None:
+    with replace_set.replacing_set(str(folder), "a") as work:
+        for name in ("a", "b"):
+            os.pwrite(work.create(name).fd, b"new", 0)
+
+
+def _failing_at(call: int, real: Callable[[str], None], fail: Callable[[], None]) -> Callable[[str], None]:
+    """A function that fails when it is called for the so-manieth time."""
+    calls = iter(range(1, 100))
+
+    def either(folder: str) -> None:
+        (fail if next(calls) == call else lambda: real(folder))()
+
+    return either

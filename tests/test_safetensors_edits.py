@@ -172,7 +172,7 @@ def test_a_cast_that_loses_values_is_refused_and_counted(tmp_path: Path, ckpt: C
     before = path.read_bytes()
     answer = ckpt("cast", path, "float16")
     assert answer.code == 2
-    assert "1 values would become infinite and 1 zero" in answer.err
+    assert "1 value would become infinite, 1 value would become zero" in answer.err
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert ckpt("cast", path, "float16", "--lossy").code == 0
@@ -316,8 +316,8 @@ def test_meta_is_for_containers_that_have_a_string_map(tmp_path: Path, ckpt: Ckp
 REFUSED = [
     (["rename", "F", "module.a.weight", "module.b.weight"], "would both be called"),
     (["rename", "F", "nothing", "x"], "nothing is called 'nothing'"),
-    (["rename", "F", "--strip", "nothing"], "no name would change by --strip nothing"),
-    (["rename", "F", "--strip", "nothing", "--add", "x"], "no name would change by --strip nothing"),
+    (["rename", "F", "--strip", "nothing"], "no name would change by '--strip nothing'"),
+    (["rename", "F", "--strip", "nothing", "--add", "x"], "no name would change by '--strip nothing'"),
     (["rename", "F", "--sub", "nothing", "x"], "no name would change"),
     (["rename", "F", "--sub", "(", "x"], "is no substitution"),
     (["rename", "F", "--sub", ".*", ""], "which is no name"),

@@ -65,9 +65,9 @@ def test_a_name_does_not_leave_its_container(tmp_path: Path, ckpt: Ckpt, is_zip:
     value = {"model": {"a": torch.ones(1), "b": torch.ones(1)}, "epoch": 1, "list": [torch.ones(1), torch.ones(2)]}
     path = saved(tmp_path / "a.pt", value, is_zip=is_zip)
     assert_refused(ckpt, path, "would leave what it is kept in ('model')", "rename", "model.a", "a")
-    assert_refused(ckpt, path, "'model.b' would become 'net.b'", "rename", "model.a", "net.a")
+    assert_refused(ckpt, path, "would leave what it is kept in ('model')", "rename", "model.a", "net.a")
     assert_refused(ckpt, path, "called by its place in a list", "rename", "list.0", "list.5")
-    assert_refused(ckpt, path, "an item of a list", "rm", "list.0")
+    assert_refused(ckpt, path, "called by its place in a list", "rm", "list.0")
     assert ckpt("rm", path, "list.1").code == 0
     assert ckpt("rename", path, "model.a", "model.x.y").code == 0
     found = load(path)

@@ -23,9 +23,16 @@ class Losses:
     """Finite values that became infinite or NaN."""
     zero: int = 0
     """Values that became zero."""
+    cut: int = 0
+    """Values that became the largest one of a dtype without infinity, though they are not near it."""
 
     def __bool__(self) -> bool:
-        return bool(self.infinite or self.zero)
+        return bool(self.infinite or self.zero or self.cut)
+
+    def __str__(self) -> str:
+        told = ((self.infinite, "infinite"), (self.zero, "zero"), (self.cut, "the largest there is"))
+        said = [f"{count:,} {'value' if count == 1 else 'values'} would become {what}" for count, what in told if count]
+        return ", ".join(said)
 
 
 class Cast:
@@ -38,7 +45,7 @@ class Cast:
         self._source = _codec(source, name, big_endian=big_endian)
         self._target = _codec(target, name)
         self._direct = _DIRECT.get((source.name, target.name)) if not big_endian else None
-        self._largest, self._smallest = _limits(self._target)
+        self._largest, self._smallest, self._beyond = _limits(self._target)
         self.itemsize = source.itemsize
         """Bytes of an element before the cast."""
 
@@ -53,7 +60,7 @@ class Cast:
             values = self._source.decode(stored)
             made = self._target.encode(values, cast=True)
         if self._may_lose(values):
-            _count(self._source.decode(stored), self._target.decode(made), losses)
+            _count(self._source.decode(stored), self._target.decode(made), self._beyond, losses)
         return np.ascontiguousarray(made).view(np.uint8).reshape(-1).data
 
     def _may_lose(self, values: Array) -> bool:
@@ -71,17 +78,22 @@ class Cast:
         return int(magnitudes.min()) < self._smallest - 1
 
 
-def _limits(codec: Codec) -> tuple[int, int]:
-    """The bits, as float32, of the largest and the smallest positive value that a dtype has."""
+def _limits(codec: Codec) -> tuple[int, int, float]:
+    """The bits, as float32, of the largest and the smallest positive value, and above what nothing is near the largest.
+
+    The latter is half a step above the largest value: what is less is rounded to it.
+    """
     import numpy as np
 
     count = 1 << min(codec.dtype.bits, 16)
     if codec.dtype.bits > 16:
-        return 0x7F800000, 1
+        return 0x7F800000, 1, np.inf
     codes = np.arange(count, dtype=f"u{codec.dtype.itemsize}").view(codec.stored)
     values = codec.decode(codes).astype(np.float32).reshape(-1)
     positive = values[np.isfinite(values) & (values > 0)]
-    return int(positive.max().view(np.uint32)), int(positive.min().view(np.uint32))
+    second, largest = (float(value) for value in np.sort(positive)[-2:])
+    beyond = largest + (largest - second) / 2
+    return int(positive.max().view(np.uint32)), int(positive.min().view(np.uint32)), beyond
 
 
 def _codec(dtype: DType, name: str, *, big_endian: bool = False) -> Codec:
@@ -89,11 +101,12 @@ def _codec(dtype: DType, name: str, *, big_endian: bool = False) -> Codec:
     return Codec(Tensor(name, dtype, (0,), (1,), Storage("", 0), big_endian=big_endian))
 
 
-def _count(values: Array, after: Array, losses: Losses) -> None:
-    """Count finite values that are not finite any more, and those that became zero."""
+def _count(values: Array, after: Array, beyond: float, losses: Losses) -> None:
+    """Count finite values that are not finite any more, those that became zero, and those that were cut."""
     import numpy as np
 
     losses.infinite += int(np.count_nonzero(np.isfinite(values) & ~np.isfinite(after)))
+    losses.cut += int(np.count_nonzero(np.isfinite(values) & np.isfinite(after) & (np.abs(values) > beyond)))
     losses.zero += int(np.count_nonzero((values != 0) & (after == 0)))
 
 

@@ -34,7 +34,7 @@ def rename_command(
     """Rename entries: one, a prefix, or many at once.
 
     Module prefixes in a state_dict's _metadata follow. Several options are carried out in the order --map, --strip,
-    --sub, --add.
+    --sub, --add, and each must change a name.
 
     Example: ckpt rename model.pt --strip module
     """

@@ -30,6 +30,6 @@ def untie_command(
 ) -> None:
     """Give tensors storages of their own.
 
-    Example: ckpt untie model.pt lm_head.weight
+    Example: ckpt untie model.pt 4.weight
     """
     edit(file, lambda checkpoint: plan_untie(checkpoint, names), Options(output, dry_run, backup), json=json)

@@ -90,21 +90,24 @@ def keep_as(path: str, kept: str) -> str:
     """Give a file that is about to be replaced a second name, which takes the place of an older backup."""
     _refuse_link(kept)
     real = os.path.realpath(path)
-    temporary = temporary_path(kept)
-    if os.path.exists(kept) and os.path.samefile(real, kept):  # a rename onto it would do nothing
+    if os.path.exists(kept) and os.path.samefile(real, kept):  # a stopped edit kept it; a rename would do nothing
         return kept
-    if os.path.lexists(temporary):
+    temporary = temporary_path(kept)
+    with suppress(FileNotFoundError):
         os.unlink(temporary)
     try:
         os.link(real, temporary)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV):
+        if error.errno not in _NO_LINKS:
             raise
-        with LocalFile(real) as file:  # a file system without second names
+        with LocalFile(real) as file:  # a file system without hard links
             return copy_as(file, kept)
     os.replace(temporary, kept)
     sync_folder(os.path.dirname(os.path.realpath(kept)))
     return kept
+
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 @contextmanager

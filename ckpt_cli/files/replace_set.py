@@ -63,7 +63,7 @@ def replacing_set(folder: str, first: str) -> Iterator[Replacement]:
         yield work
         _commit(work)
     except BaseException:
-        if not os.path.lexists(journal_path(os.path.join(work.folder, first))):  # else what it names is still needed
+        if not os.path.lexists(journal_path(os.path.join(work.folder, first))):  # else they are needed to finish it
             for name in work.names:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary_path(os.path.join(work.folder, name)))
@@ -103,7 +103,7 @@ def finish(log: str) -> bool:
         plan = _plan(file)
     names: Sequence[str] = ()
     if plan is not None:
-        names = [*plan["replace"], *plan["remove"]]
+        names = plan["replace"]
         for name in plan["replace"]:
             target = os.path.join(folder, name)
             with suppress(FileNotFoundError):  # it was renamed before the stop
@@ -112,6 +112,9 @@ def finish(log: str) -> bool:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
         journal.sync_folder(folder)
+        for name in plan["remove"]:  # before the journal goes, as nobody opens what is gone and finds them
+            with suppress(FileNotFoundError):
+                os.unlink(journal_path(os.path.join(folder, name)))
     pointers = [journal_path(os.path.join(folder, name)) for name in names]
     journal.remove_journal(log, *(pointer for pointer in pointers if pointer != log))
     return plan is not None

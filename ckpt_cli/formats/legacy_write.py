@@ -68,8 +68,6 @@ class Rewriting:
         self._rekeyed = False
         """Whether the list of storages becomes another one."""
         self._storages = self._named()
-        self.nbytes = self._save.begin + graph.nbytes + sum(storage.nbytes for storage in self._storages.values())
-        """About the bytes that will be written."""
 
     def _named(self) -> dict[str, Storage]:
         """The storages that the new pickle refers to by their keys; new ones get keys that no other has."""
@@ -101,10 +99,15 @@ class Rewriting:
         """Put the edit into the overlay if only the pickle changes, and not in its length."""
         if not self._changes.only_names_and_metadata or self._rekeyed:
             return False
-        return self._edited.put(overlay, self._save.begin, self._save.graph.nbytes)
+        pickle = self._edited.verified(self._save.graph.nbytes)
+        if pickle is None or len(pickle) < self._save.graph.nbytes:
+            return False
+        overlay.write(0, self._save.begin, pickle)
+        return True
 
-    def size(self) -> int:
-        """Bytes of the file that `write` would write."""
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a new file."""
         storages = sum(struct.calcsize("<q") + self._nbytes(storage) for storage in self._storages.values())
         rest = self._source.size - self._save.end
         return self._save.begin + self._edited.size() + len(self._keys()) + storages + rest

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.errors import FormatError, UnsupportedError
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
 from ckpt_cli.model import Checkpoint
@@ -80,6 +80,27 @@ _OLD_PICKLE = re.compile(
     re.VERBOSE,
 )
 
+
+def _is_dcp_metadata(head: bytes) -> bool:
+    """Whether a file begins as a pickled `Metadata` of torch.distributed.checkpoint."""
+    return head[:1] == b"\x80" and b"torch.distributed.checkpoint.metadata" in head[:64]
+
+
+def _has_rank_shards(names: Sequence[str]) -> bool:
+    """Whether torch.distributed.checkpoint wrote it as safetensors, a file a rank: no index says what is where."""
+    shards = any(name.startswith("shard-") and name.endswith(".safetensors") for name in names)
+    return shards and not any(name.endswith(".index.json") for name in names)
+
+
+def _is_of_ranks(names: Sequence[str]) -> bool:
+    """Whether it is DeepSpeed's or Megatron's, and not a model that transformers' Trainer saved with one beside it."""
+    if "latest_checkpointed_iteration.txt" in names or any(_RANK_FILE.search(name) for name in names):
+        return True
+    return "latest" in names and not any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in names)
+
+
+_RANK_FILE = re.compile(r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$")
+
 FORMATS = (
     Format("npz", _is_npz, "ckpt_cli.formats.npz"),
     Format("legacy", _is_legacy, "ckpt_cli.formats.stream"),
@@ -88,6 +109,7 @@ FORMATS = (
     Format("tar", lambda head: head[257:262] == b"ustar", "ckpt_cli.formats.tar"),
     Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.zip_file"),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors"),
+    Format("dcp", _is_dcp_metadata, "ckpt_cli.formats.dcp", is_set=True),
     Format("shards", _is_json_object, "ckpt_cli.formats.shard_set", is_set=True),
 )
 
@@ -99,7 +121,12 @@ WRITERS = {
 }
 """By the name of a format: has `Rewriting`, which writes a checkpoint of it anew with some changes."""
 
-FOLDERS: tuple[Folder, ...] = (Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),)
+FOLDERS: tuple[Folder, ...] = (
+    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp"),
+    Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp_hf"),
+    Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.deepspeed"),
+    Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),
+)
 
 
 def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
@@ -123,14 +150,12 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
 class Rewriter(Protocol):
     """A checkpoint about to be written anew."""
 
-    nbytes: int
-    """About the bytes that will be written."""
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a new file, or about so many."""
 
     def patch(self, overlay: Overlay) -> bool:
-        """Put the whole edit into an overlay of the old file, if it fits in place; else False, and nothing is put."""
-
-    def size(self) -> int:
-        """Exactly the bytes of the file that `write` writes."""
+        """Put the whole edit into an overlay of the old file, checksums included, if it fits in place; else False."""
 
     def write(self, target: LocalFile, progress: Progress) -> None:
         """Write all of it into an empty file."""
@@ -163,6 +188,17 @@ def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _read(file: LocalFile, opener: Opener) -> Checkpoint:
+    """The checkpoint that an open file is, or is the index of."""
+    try:
+        return _read_any(file, opener)
+    except FormatError as error:
+        folder = os.path.dirname(file.path)
+        if file.path.endswith(".distcp") and os.path.exists(os.path.join(folder, ".metadata")):
+            error.hint = f"this is one rank's part of a checkpoint: name its folder, {folder or '.'}"
+        raise
+
+
+def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
     """The checkpoint that an open file is, or is the index of."""
     head = file.read(0, min(_HEAD, file.size))
     for known in FORMATS:

@@ -14,7 +14,7 @@ from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.files.extents import Extent
-from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.local import LocalFile, Source
 from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
@@ -37,8 +37,11 @@ _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 class Safetensors:
     """The container: each tensor is its own storage, at an offset from the end of the header."""
 
-    def __init__(self, file: LocalFile, begin: int) -> None:
-        self.files: Sequence[LocalFile] = (file,)
+    def __init__(self, file: Source, begin: int, number: int = 0) -> None:
+        """Of a file, or of a part of file `number` of a container of several."""
+        self.source = file
+        self.number = number
+        self.files: Sequence[LocalFile] = (file if isinstance(file, LocalFile) else file.file,)
         self.begin = begin
         """The first byte after the header."""
         self._offsets: dict[str, int] = {}
@@ -50,11 +53,11 @@ class Safetensors:
 
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
         """Bytes of a tensor."""
-        return self.files[0].view(self._offsets[storage.key] + offset, nbytes)
+        return self.source.view(self._offsets[storage.key] + offset, nbytes)
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a tensor stands."""
-        return [Extent(0, self._offsets[storage.key] + offset, nbytes)]
+        return [Extent(self.number, self.source.begin + self._offsets[storage.key] + offset, nbytes)]
 
     def seal(self, overlay: Overlay) -> None:
         """Nothing follows from changed bytes: the format has no checksums."""
@@ -66,27 +69,32 @@ class Safetensors:
 
 def read(file: LocalFile) -> Checkpoint:
     """Open a safetensors file: only its header is read."""
-    try:
-        header, begin = _header(file)
-        metadata = _metadata(header)
-        container = Safetensors(file, begin)
-        tensors = _tensors(header, container, file.size - begin)
-    except CkptError as error:
-        error.path = error.path or file.path
-        raise
+    container, tensors, metadata = read_part(file)
     entries: list[Entry] = [*tensors, *aliases_of(tensors, metadata)]
     return Checkpoint(
         path=file.path,
         format=NAME,
         entries=entries,
         container=container,
-        version=f"safetensors, header of {begin} bytes",
+        version=f"safetensors, header of {container.begin} bytes",
         metadata=metadata,
         top_level=list(dict.fromkeys(entry.name.partition(".")[0] for entry in entries)),
     )
 
 
-def _header(file: LocalFile) -> tuple[dict[str, Any], int]:
+def read_part(file: Source, number: int = 0) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
+    """The container, tensors and metadata of a file, or of a part of file `number` of a container of several."""
+    try:
+        header, begin = _header(file)
+        metadata = _metadata(header)
+        container = Safetensors(file, begin, number)
+        return container, _tensors(header, container, file.size - begin), metadata
+    except CkptError as error:
+        error.path = error.path or file.path
+        raise
+
+
+def _header(file: Source) -> tuple[dict[str, Any], int]:
     """The parsed header and the first byte after it."""
     if file.size < 8:
         raise TruncatedError(f"{file.size} bytes are too few for a safetensors file")

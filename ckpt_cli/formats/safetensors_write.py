@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
-from ckpt_cli.changes import Changes, Content, difference, entries_after
+from ckpt_cli.changes import Changes, Content
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copying import Progress, copy_range, no_progress
 from ckpt_cli.files.extents import Extent
@@ -50,20 +51,16 @@ class Item:
     more: Mapping[str, Any]
     """Fields of its header that have no meaning, which are kept."""
     place: int = 0
-    """Its place among the names of the header, which need not be in the order of the data."""
+    """Its place in the header, whose order need not be that of the bytes."""
 
 
 def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], room: int = 0) -> bytes:
     """The length and the header of a file, with at least `room` spaces at its end, so that data begins aligned."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    offsets: dict[int, list[int]] = {}
-    for item in items:
-        offsets[id(item)] = [position, position + item.content.nbytes]
-        position += item.content.nbytes
+    begins = dict(zip(map(id, items), accumulate((item.content.nbytes for item in items), initial=0), strict=False))
     for item in sorted(items, key=lambda item: item.place):
-        fields = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets[id(item)]}
-        header[item.name] = {**fields, **item.more}
+        offsets = [begins[id(item)], begins[id(item)] + item.content.nbytes]
+        header[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets, **item.more}
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (room + -(8 + len(raw) + room) % _ALIGNMENT)
     if len(raw) > limits.SAFETENSORS_HEADER:
@@ -137,10 +134,18 @@ def _write(target: LocalFile, data: bytes | memoryview, position: int) -> int:
     return position
 
 
-def _is_taken(name: str) -> RefusedError:
-    return RefusedError(
-        f"the metadata has a string {name!r}, so that name cannot stand there for a tie as well",
-        hint=f"ckpt meta FILE -d {name} removes it",
+def refuse_new_ties(stored: Collection[str], metadata: Mapping[str, str], aliases: Mapping[str, str]) -> None:
+    """Raise RefusedError where a string of the metadata would be read as a tie that nobody made."""
+    for key, value in metadata.items():
+        if value in stored and key not in stored and aliases.get(key) != value:
+            raise RefusedError(f"{key!r} in its metadata says {value!r}, which would then tell of a tie of the two")
+
+
+def _are_aligned(items: Sequence[Item]) -> bool:
+    """Whether each tensor's bytes begin at a multiple of its elements' size, without which torch cannot map them."""
+    begins = accumulate((item.content.nbytes for item in items), initial=0)
+    return all(
+        not item.content.nbytes or begin % item.itemsize == 0 for item, begin in zip(items, begins, strict=False)
     )
 
 
@@ -163,32 +168,44 @@ class Rewriting:
         self._begin = container.begin
         self._changes = changes
         self._is_in_place = changes.only_names_and_metadata
-        header = json.loads(self._files[0].read(8, container.begin - 8))
-        fields = {name: info for name, info in header.items() if name != "__metadata__"}
+        known = json.loads(self._files[0].read(8, container.begin - 8))
+        fields = {name: info for name, info in known.items() if name != "__metadata__"}
         self._aliases = {tensor.name: tensor.alias_of for tensor in checkpoint.tensors if tensor.alias_of is not None}
-        self._places = {name: place for place, name in enumerate(fields)}
         self._items = [item for _, item in self._planned(checkpoint, fields)]
         self._metadata = self._new_metadata(checkpoint)
-        self._require_no_new_aliases()
-        self._wanted = entries_after(checkpoint.entries, changes)
-        self.nbytes = self._begin + sum(item.content.nbytes for item in self._items)
-        """About the bytes that will be written."""
+        refuse_new_ties(self.stored, self._metadata, self.aliases)
+        header = header_bytes(self._items, self._metadata, _ROOM)
+        self.nbytes = len(header) + sum(item.content.nbytes for item in self._items)
+        """The bytes of a new file."""
+
+    @property
+    def stored(self) -> list[str]:
+        """The names that have bytes of their own afterwards."""
+        return [item.name for item in self._items]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The aliases afterwards: {name: the one that is stored}."""
+        rename = self._changes.names
+        return {rename.get(name, name): rename.get(kept, kept) for name, kept in self._tied.items()}
 
     # --- planning ----------------------------------------------------------------------------------------------------
 
     def _planned(self, checkpoint: Checkpoint, fields: Mapping[str, Any]) -> list[tuple[int, Item]]:
         """Every tensor that stays and is no alias, in the order in which their bytes are to stand."""
         found: list[tuple[int, Item]] = []
-        recast = False
+        places = {tensor.name: place for place, tensor in enumerate(checkpoint.tensors)}
         for tensor in self._stored(checkpoint):
             new = self._changes.tensors.get(tensor.name, tensor)
             storage = new.storage
             if storage is None:
                 raise UnsupportedError(f"tensor {tensor.name!r} has no bytes to be written")
             info = fields.get(tensor.name, {})
-            recast |= new.dtype is not tensor.dtype
-            found.append((self._offset(tensor), self._item(tensor, new, storage, info)))
-        found.sort(key=lambda pair: (-pair[1].itemsize if recast else 0, pair[0]))
+            item = self._item(tensor, new, storage, info, places[tensor.name])
+            found.append((self._offset(tensor), item))
+        found.sort(key=lambda pair: pair[0])
+        if not self._is_in_place and not _are_aligned([item for _, item in found]):
+            found.sort(key=lambda pair: (-pair[1].itemsize, pair[0]))
         return found
 
     def _stored(self, checkpoint: Checkpoint) -> list[Tensor]:
@@ -199,7 +216,7 @@ class Rewriting:
         seen: dict[tuple[int, str], str] = {}
         self._tied: dict[str, str] = {}
         """The aliases afterwards: {name: the one that is stored}, by old names."""
-        for tensor in sorted(stays, key=lambda tensor: tensor.alias_of is not None):
+        for tensor in sorted(stays, key=lambda tensor: (self._is_moved(tensor), tensor.alias_of is not None)):
             new = self._changes.tensors.get(tensor.name, tensor)
             key = (id(new.storage), new.dtype.name)
             kept = seen.setdefault(key, tensor.name)
@@ -209,13 +226,18 @@ class Rewriting:
                 self._tied[tensor.name] = kept
         return found
 
+    def _is_moved(self, tensor: Tensor) -> bool:
+        """Whether it becomes another name of what is stored already."""
+        new = self._changes.tensors.get(tensor.name, tensor).storage
+        return new is not tensor.storage and id(new) not in self._changes.contents
+
     def _offset(self, tensor: Tensor) -> int:
         return self._extents(tensor.storage)[0].offset if tensor.storage is not None else 0
 
     def _extents(self, storage: Storage) -> Sequence[Extent]:
         return self._container.extents(storage, 0, storage.nbytes)
 
-    def _item(self, old: Tensor, new: Tensor, storage: Storage, info: Mapping[str, Any]) -> Item:
+    def _item(self, old: Tensor, new: Tensor, storage: Storage, info: Mapping[str, Any], place: int) -> Item:
         content = self._changes.contents.get(id(storage))
         if content is None:
             content = Content(storage.nbytes, extents=self._extents(storage))
@@ -227,40 +249,25 @@ class Rewriting:
             raise UnsupportedError(f"safetensors has no dtype for tensor {old.name!r}, which would be {new.dtype}")
         more = {key: value for key, value in info.items() if key not in ("dtype", "shape", "data_offsets")}
         name = self._changes.names.get(old.name, old.name)
-        place = self._places.get(old.name, len(self._places))
         return Item(name, dtype, tuple(shape), content, max(new.dtype.bits // 8, 1), more, place)
 
     def _new_metadata(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """The string map in its order, aliases under their new names."""
+        """The string map, aliases under their new names."""
         given = checkpoint.metadata if self._changes.metadata is None else self._changes.metadata
         rename = self._changes.names
         found: dict[str, str] = {}
         for key, value in given.items():
-            if key in self._tied and key in self._aliases:
+            if key in self._tied:
                 found[rename.get(key, key)] = rename.get(self._tied[key], self._tied[key])
             elif key not in self._aliases:
                 found[key] = value
-        plain = {key for key in given if key not in self._aliases}
-        for alias, kept in self._tied.items():
-            name = rename.get(alias, alias)
-            if name in plain:
-                raise _is_taken(name)
-            found[name] = rename.get(kept, kept)
-        return found
-
-    def _require_no_new_aliases(self) -> None:
-        """Refuse names with which a string of the metadata would tell of a tie that there is not."""
-        names = {item.name for item in self._items}
-        rename = self._changes.names
-        tied = {rename.get(alias, alias) for alias in self._tied}
-        for key, value in self._metadata.items():
-            if value in names and key not in names and key not in tied:
-                raise RefusedError(f"the metadata says {key!r}: {value!r}, which would then tell of a tie")
-
-    def size(self) -> int:
-        """Bytes of the file that `write` would write."""
-        header = header_bytes(self._items, self._metadata, _ROOM)
-        return len(header) + sum(item.content.nbytes for item in self._items)
+        taken = next((name for name in self.aliases if name in given and name not in self._aliases), None)
+        if taken is not None:
+            raise RefusedError(
+                f"the metadata has a string {taken!r}, so that name cannot stand there for a tie as well",
+                hint=f"ckpt meta FILE -d {taken} removes it",
+            )
+        return found | self.aliases
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -272,7 +279,8 @@ class Rewriting:
         raw = bare[8:].rstrip(b" ")
         if 8 + len(raw) > self._begin:
             return False
-        overlay.write(0, 8, raw.ljust(self._begin - 8))
+        old = self._files[0].read(8, self._begin - 8)
+        overlay.write(0, 8, raw.ljust(len(old.rstrip())))  # what follows are spaces already, or may be white space
         return True
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
@@ -287,9 +295,9 @@ class Rewriting:
         try:
             open_with_safetensors(path)
             with closing(open_checkpoint(path)) as copy:
-                fault = difference(self._wanted, copy.entries)
-                if fault or copy.metadata != self._metadata:
-                    raise MalformedError(fault or "its metadata is another one")
+                found = {tensor.name: tensor for tensor in copy.tensors if tensor.alias_of is None}
+                if found.keys() != {item.name for item in self._items} or copy.metadata != self._metadata:
+                    raise MalformedError("its names or its metadata are others")
         except FormatError as error:
             raise CkptError(
                 f"the new file did not read back as it should, so nothing was replaced: {error.problem}"

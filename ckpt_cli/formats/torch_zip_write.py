@@ -16,9 +16,10 @@ from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.formats.torch_zip import NAME
+from ckpt_cli.formats.torch_zip_head import LONGEST, replace_pickle
 from ckpt_cli.formats.zip_records import STORED, Record
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
-from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipSizer, ZipWriter
+from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
 from ckpt_cli.model import Checkpoint, Storage
 from ckpt_cli.pickles.edited import EditedPickle
 from ckpt_cli.pickles.graph import Graph
@@ -45,8 +46,6 @@ class Rewriting:
         self._renumbered = False
         """Whether a storage gets another key than it has."""
         self._storages = self._number()
-        self.nbytes = graph.nbytes + sum(storage.nbytes for storage in self._storages)
-        """About the bytes that will be written."""
 
     def _number(self) -> list[Storage]:
         """Give the storages that the new pickle refers to keys from 0, in the order in which it reaches them."""
@@ -62,23 +61,22 @@ class Rewriting:
         return ordered
 
     def patch(self, overlay: Overlay) -> bool:
-        """Put the edit into the overlay, checksums left to do, if only the pickle changes, and not in its length."""
-        record = self._records.by_name[f"{self._prefix}data.pkl"]
-        if not self._changes.only_names_and_metadata or record.method != STORED or self._renumbered:
+        """Put the edit into the overlay if only the pickle changes and fits in the room before the first storage."""
+        if not self._changes.only_names_and_metadata or self._renumbered:
             return False
-        return self._edited.put(overlay, self._records.data_offset(record), record.nbytes)
+        pickle = self._edited.verified(LONGEST)
+        return pickle is not None and replace_pickle(self._records, f"{self._prefix}data.pkl", pickle, overlay)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a new file."""
+        return self._write(ZipWriter(None, self._alignment()), no_progress)
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write all records in torch's order: the pickle, the small ones, the storages, and the rest."""
-        self._write_all(ZipWriter(target, self._alignment()), progress)
+        self._write(ZipWriter(target, self._alignment()), progress)
 
-    def size(self) -> int:
-        """Bytes of the file that `write` would write."""
-        sizer = ZipSizer(self._alignment(), exactly={f"{self._prefix}data.pkl"})
-        self._write_all(sizer, no_progress)
-        return sizer.size
-
-    def _write_all(self, writer: ZipWriter, progress: Progress) -> None:
+    def _write(self, writer: ZipWriter, progress: Progress) -> int:
         prefix = f"{self._prefix}data/"
         pending = True
         names = self._records.by_name
@@ -95,7 +93,7 @@ class Rewriting:
             if pending_now:
                 self._write_storages(writer, prefix, progress)
                 pending = False
-        writer.close()
+        return writer.close()
 
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""

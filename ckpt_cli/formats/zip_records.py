@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -176,9 +176,11 @@ class ZipRecords:
 
         terms: dict[str, int] = {}
         begin = self.file.begin
-        for patch in list(overlay.patches(self.number)):
-            if not begin <= patch.offset < begin + self.file.size:
-                continue
+        patches = overlay.patches(self.number)
+        first, last = (
+            bisect_left(patches, offset, key=lambda patch: patch.offset) for offset in (begin, begin + self.file.size)
+        )
+        for patch in patches[first:last]:
             record = self._record_at(patch.offset - begin)
             end = begin + self.data_offset(record) + record.stored
             old, new = overlay.old_bytes(self.number, patch), overlay.new_bytes(patch)
@@ -186,9 +188,10 @@ class ZipRecords:
         for name, term in terms.items():
             record = self.by_name[name]
             if term and record.crc:
-                self._patch_crc(overlay, record, record.crc ^ term)
+                self.patch_crc(overlay, record, record.crc ^ term)
 
-    def _patch_crc(self, overlay: Overlay, record: Record, crc: int) -> None:
+    def patch_crc(self, overlay: Overlay, record: Record, crc: int) -> None:
+        """Patch a record's checksum in every place that has it."""
         end = self.data_offset(record) + record.stored
         new = struct.pack("<L", crc)
         old = struct.pack("<L", record.crc)
@@ -201,6 +204,11 @@ class ZipRecords:
                     break
         if self.file.read(record.header + 14, 4) == old:
             overlay.write(self.number, begin + record.header + 14, new)
+
+    @property
+    def in_order(self) -> Sequence[Record]:
+        """The records in the order in which they stand in the file."""
+        return self._in_order
 
     # --- reading the directory ---------------------------------------------------------------------------------------
 

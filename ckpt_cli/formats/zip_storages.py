@@ -74,7 +74,7 @@ class ZipStorages:
                 path=self.path,
                 hint="save it again with torch.save, which does not compress",
             )
-        return [Extent(0, records.file.begin + records.data_offset(record) + offset, nbytes)]
+        return [Extent(records.number, records.file.begin + records.data_offset(record) + offset, nbytes)]
 
     def seal(self, overlay: Overlay) -> None:
         """Bring the CRCs of changed records along: first those within records, which change these too."""

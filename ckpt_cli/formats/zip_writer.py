@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ckpt_cli.errors import UnsupportedError
@@ -39,6 +39,7 @@ class ZipWriter:
 
     def __init__(self, target: LocalFile | None, alignment: int = ALIGNMENT) -> None:
         self._target = target
+        """None to measure only."""
         self._alignment = alignment
         self._position = 0
         self._entries: list[_Entry] = []
@@ -61,7 +62,10 @@ class ZipWriter:
             crc = zlib.crc32(piece, crc)
             self._write(piece)
 
-        produce(write)
+        if self._target is None and nbytes > 1:
+            self._position += nbytes
+        else:
+            produce(write)
         written = self._position - begin
         if written >= _FULL > nbytes:
             raise UnsupportedError(f"record {name!r} grew beyond 4 GiB while it was written")
@@ -77,8 +81,8 @@ class ZipWriter:
         self._position += nbytes
         self._end(name, header, crc, nbytes)
 
-    def close(self) -> None:
-        """Write the central directory and the end records."""
+    def close(self) -> int:
+        """Write the central directory and the end records; returns the bytes of the whole file."""
         begin = self._position
         for entry in self._entries:
             self._write(_central(entry))
@@ -90,59 +94,52 @@ class ZipWriter:
         self._write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, min(size, _FULL), min(begin, _FULL), 0))
         if self._target is not None:
             self._target.size = self._position
+        return self._position
 
     def _begin(self, name: str, nbytes: int) -> int:
         """Write a local header; returns where it is."""
         header = self._position
-        raw = name.encode("utf-8", "surrogateescape")
-        wide = _zip64(nbytes, header, stored=0)  # miniz does not know yet what it will have stored
-        start = header + 30 + len(raw) + len(wide) + 4
-        pad = -start % self._alignment
-        extra = wide + b"FB" + struct.pack("<H", pad) + b"Z" * pad
-        flags = 0x808 if nbytes else 0x800
-        fixed = struct.pack("<4s5H3L2H", b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(extra))
-        self._write(fixed + raw + extra)
+        self._write(local_header(name, nbytes, header, alignment=self._alignment))
         return header
 
     def _end(self, name: str, header: int, crc: int, nbytes: int) -> None:
         """Write the descriptor, and note the record for the directory."""
-        if nbytes:
-            form = "<4sLQQ" if _zip64(nbytes, header, stored=nbytes) else "<4s3L"
-            self._write(struct.pack(form, b"PK\7\10", crc, nbytes, nbytes))
+        self._write(descriptor(nbytes, crc, header))
         self._entries.append(_Entry(name.encode("utf-8", "surrogateescape"), header, crc, nbytes))
 
     def _write(self, data: bytes | memoryview) -> None:
-        if self._target is None:
-            self._position += len(data)
-            return
         view = memoryview(data)
+        if self._target is None:
+            self._position += len(view)
+            return
         while view:
             written = os.pwrite(self._target.fd, view, self._position)
             view = view[written:]
             self._position += written
 
 
-class ZipSizer(ZipWriter):
-    """A writer that writes nothing, and tells how many bytes the file would have."""
+def local_header(name: str, nbytes: int, header: int, *, alignment: int = ALIGNMENT, begin: int | None = None) -> bytes:
+    """The local header at byte `header` of a record of so many bytes, padded so that its data is aligned.
 
-    def __init__(self, alignment: int, exactly: Container[str] = ()) -> None:
-        super().__init__(None, alignment)
-        self._exactly = exactly
-        """The records whose bytes are produced, so as to count them; of others their size is taken as it is said."""
+    With `begin`, it is padded so that the data begins there; raises ValueError where it cannot.
+    """
+    raw = name.encode("utf-8", "surrogateescape")
+    wide = _zip64(nbytes, header, stored=0)  # miniz does not know yet what it will have stored
+    start = header + 30 + len(raw) + len(wide) + 4
+    pad = -start % alignment if begin is None else begin - start
+    if not 0 <= pad <= 0xFFFF - len(wide) - 4:
+        raise ValueError(f"a local header cannot be padded with {pad} bytes")
+    extra = wide + b"FB" + struct.pack("<H", pad) + b"Z" * pad
+    flags = 0x808 if nbytes else 0x800
+    return struct.pack("<4s5H3L2H", b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(extra)) + raw + extra
 
-    @property
-    def size(self) -> int:
-        """Bytes of all that was written."""
-        return self._position
 
-    def stream(self, name: str, nbytes: int, produce: Callable[[Callable[[bytes | memoryview], None]], object]) -> None:
-        """Count a record that would be produced."""
-        if name in self._exactly:
-            super().stream(name, nbytes, produce)
-        else:
-            header = self._begin(name, nbytes)
-            self._position += nbytes
-            self._end(name, header, 0, nbytes)
+def descriptor(nbytes: int, crc: int, header: int) -> bytes:
+    """What follows the data of a record that is not empty: its checksum and sizes."""
+    if not nbytes:
+        return b""
+    form = "<4sLQQ" if _zip64(nbytes, header, stored=nbytes) else "<4s3L"
+    return struct.pack(form, b"PK\7\10", crc, nbytes, nbytes)
 
 
 def _zip64(nbytes: int, header: int, *, stored: int) -> bytes:

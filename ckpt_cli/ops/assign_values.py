@@ -67,7 +67,7 @@ def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
 
 
 def _new_name(name: str) -> str:
-    if not is_name(name) or "*" in name or "?" in name:
+    if not is_name(name) or ".." in name or "*" in name or "?" in name:
         raise UsageError(f"{name!r} is no name for a new entry")
     return name
 

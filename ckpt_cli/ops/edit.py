@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
-from ckpt_cli.errors import UsageError
+from ckpt_cli.errors import UnsupportedError, UsageError
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import copy_into
@@ -109,6 +109,7 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:
     with closing(open_checkpoint(path)) as checkpoint:
         if checkpoint.is_set:
             check_output_folder(output)
+            _check_names(checkpoint)
         else:
             check_output(output, path, "leave -o out to edit it in place")
         with _planned(checkpoint, plan) as (overlay, changes):
@@ -123,7 +124,19 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:
                 bytes_written=sum(file.size for file in overlay.files),
                 in_place=False,
                 dry_run=dry_run,
+                patched=False,
             )
+
+
+def _check_names(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedError where two files of a set have one name, in different folders."""
+    names = [os.path.basename(file.path) for file in checkpoint.container.files]
+    if len(set(names)) < len(names):
+        raise UnsupportedError(
+            "its files have the same names in several folders, so they cannot be written to one",
+            path=checkpoint.path,
+            hint="copy the folder, and change the copy",
+        )
 
 
 def _write_file(checkpoint: Checkpoint, overlay: Overlay, output: str) -> None:

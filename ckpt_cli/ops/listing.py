@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.model import Checkpoint, Entry, Tensor
+from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.names import select_one
 from ckpt_cli.ops.shared import all_strided, stored_nbytes, tied_names, unique_numel
 
@@ -36,7 +36,7 @@ def list_entries(
     A name that selects no tensor lists what it does select: an entry, or all that lies below a prefix. `sort` is
     `name`, `size` (largest first) or `file` (in the order of the bytes); without it they come in the document's order.
     """
-    entries = _sorted(checkpoint, _chosen(checkpoint, names, values=values), sort)
+    entries = [_as_read(entry) for entry in _sorted(checkpoint, _chosen(checkpoint, names, values=values), sort)]
     tensors = [entry for entry in entries if isinstance(entry, Tensor)]
     return Listing(
         path=checkpoint.path,
@@ -47,6 +47,11 @@ def list_entries(
         nbytes=stored_nbytes(tensors),
         tied=tied_names(checkpoint.tensors if names else tensors),
     )
+
+
+def _as_read(entry: Entry) -> Entry:
+    """A value that is read when it is asked for as one that was, so that it outlives the open file."""
+    return Value(entry.name, entry.value) if isinstance(entry, Value) and type(entry) is not Value else entry
 
 
 def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> list[Entry]:

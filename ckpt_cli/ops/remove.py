@@ -14,7 +14,7 @@ from ckpt_cli.ops.rewrite import Planned
 def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
     """Take out what the arguments select; a prefix takes the container of that name with it."""
     chosen = _chosen(checkpoint, arguments)
-    if len(chosen) == len(checkpoint.entries):
+    if all(entry.name in chosen for entry in checkpoint.entries):
         raise RefusedError("nothing would be left", path=checkpoint.path)
     changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
     return Planned(changes, "removed", _in_order(checkpoint, chosen))
@@ -24,6 +24,8 @@ def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
     """Take out everything that no argument selects."""
     chosen = _chosen(checkpoint, arguments)
     dropped = frozenset(entry.name for entry in checkpoint.entries if entry.name not in chosen)
+    if not dropped:
+        raise RefusedError("that keeps all of it", path=checkpoint.path)
     changes = Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
     return Planned(changes, "kept", _in_order(checkpoint, chosen))
 
@@ -55,9 +57,10 @@ def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:
 def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
     """The names that the arguments select."""
     chosen: set[str] = set()
+    known = {entry.name for entry in checkpoint.entries}
     for argument in arguments:
         for selection in select_one(checkpoint, argument):
-            if selection.index is not None:
+            if selection.index is not None or selection.entry.name not in known:
                 raise UsageError(f"{argument!r} is a part of a tensor: entries are kept or removed whole")
             chosen.add(selection.entry.name)
     return chosen

@@ -18,11 +18,6 @@ Renaming = Callable[[str], str]
 """The new name of an entry, or the old one."""
 
 
-def exactly(old: str, new: str) -> Renaming:
-    """One name, or a prefix with all that is below it."""
-    return by_map({old: new})
-
-
 def without_prefix(prefix: str) -> Renaming:
     """Names without a prefix that they begin with."""
     dotted = f"{prefix.removesuffix('.')}."
@@ -74,16 +69,16 @@ def read_map(path: str) -> dict[str, str]:
         or not all(isinstance(v, str) for v in names.values())
     ):
         raise UsageError("a map of names is a JSON object of strings: {old: new}", path=path)
-    return names
+    return {old.removesuffix("."): new.removesuffix(".") for old, new in names.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One renaming of several that are carried out one after another."""
+    """One thing that `rename` was asked for."""
 
     rename: Renaming
-    told: str
-    """What was asked for, as an error names it."""
+    asked: str
+    """It, as it was spelled; told where it changes no name."""
     wanted: Sequence[str] = ()
     """Names or prefixes each of which must be there."""
 
@@ -102,15 +97,15 @@ def renaming(
         raise UsageError("a name is renamed to another: OLD NEW", hint="ckpt rename FILE --strip PREFIX takes one off")
     steps: list[Step] = []
     if old is not None and new is not None:
-        name = old.removesuffix(".")
-        steps.append(Step(exactly(name, new.removesuffix(".")), f"{old} {new}", (name,)))
+        old, new = old.removesuffix("."), new.removesuffix(".")
+        steps.append(Step(by_map({old: new}), old, [old]))
     if names is not None:
-        known = {name.removesuffix("."): value.removesuffix(".") for name, value in read_map(names).items()}
-        steps.append(Step(by_map(known), f"--map {names}", tuple(known)))
+        known = read_map(names)
+        steps.append(Step(by_map(known), f"--map {names}", list(known)))
     if strip is not None:
         steps.append(Step(without_prefix(strip), f"--strip {strip}"))
     if sub is not None:
-        steps.append(Step(by_expression(*sub), f"--sub {sub[0]} {sub[1]}"))
+        steps.append(Step(by_expression(*sub), f"--sub {sub[0]}"))
     if add is not None:
         steps.append(Step(with_prefix(add), f"--add {add}"))
     if not steps:
@@ -119,33 +114,32 @@ def renaming(
 
 
 def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
-    """The changes of some renamings, each of what the one before made.
+    """The changes of a renaming, each step done to what the one before made.
 
-    Raises NameNotFoundError for a name that is not there, RefusedError where a step changes nothing, where two entries
-    would get the same name, or one that is none.
+    Raises NameNotFoundError where a name is not there, RefusedError where a step changes nothing or two entries would
+    get the same name.
     """
     known = [entry.name for entry in checkpoint.entries]
-    now = {name: name for name in known}
+    reached = known
     for step in steps:
-        _require_there(step.wanted, list(now.values()), checkpoint.path)
-        after = {old: step.rename(name) for old, name in now.items()}
-        if after == now:
+        _require_there(step.wanted, reached, checkpoint.path)
+        after = [step.rename(name) for name in reached]
+        if after == reached:
             raise RefusedError(
-                f"no name would change by {step.told}", path=checkpoint.path, hint="ckpt ls FILE lists the names"
+                f"no name would change by {step.asked!r}",
+                path=checkpoint.path,
+                hint=f"ckpt ls {checkpoint.path} lists the names",
             )
-        now = after
-    names = {old: new for old, new in now.items() if new != old}
-    if not names:
-        raise RefusedError("no name would change", path=checkpoint.path, hint="ckpt ls FILE lists the names")
-    taken: dict[str, str] = {}
-    for old in known:
-        new = names.get(old, old)
-        if old in names and not is_name(new):
-            raise RefusedError(f"{old!r} would become {new!r}, which is no name", path=checkpoint.path)
-        if new in taken and (old in names or taken[new] in names):
-            raise RefusedError(f"{taken[new]!r} and {old!r} would both be called {new!r}", path=checkpoint.path)
-        taken[new] = old
-    return Planned(Changes(names=names, rename=_all_of(steps)), "renamed", tuple(names))
+        reached = after
+    names = {old: new for old, new in zip(known, reached, strict=True) if new != old}
+    _refuse_collisions(checkpoint, known, names)
+
+    def rename(name: str) -> str:
+        for step in steps:
+            name = step.rename(name)
+        return name
+
+    return Planned(Changes(names=names, rename=rename), "renamed", tuple(names))
 
 
 def _require_there(wanted: Sequence[str], names: Sequence[str], path: str) -> None:
@@ -160,19 +154,27 @@ def _require_there(wanted: Sequence[str], names: Sequence[str], path: str) -> No
             raise NameNotFoundError(name, close_names(name, names), path=path)
 
 
-def _all_of(steps: Sequence[Step]) -> Renaming:
-    def rename(name: str) -> str:
-        for step in steps:
-            name = step.rename(name)
-        return name
-
-    return rename
-
-
 def is_name(text: str) -> bool:
-    """Whether a text can be a new name: not empty, no empty parts, and such that UTF-8 can hold it."""
+    """Whether a text can be a new name: not empty, no dots at its ends, and such that UTF-8 can hold it."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return bool(text) and not text.startswith(".") and not text.endswith(".") and ".." not in text
+    return bool(text) and not text.startswith(".") and not text.endswith(".")
+
+
+def _refuse_collisions(checkpoint: Checkpoint, known: Sequence[str], names: Mapping[str, str]) -> None:
+    """Raise RefusedError for a new name that is none, or that two entries would have."""
+    taken: dict[str, str] = {}
+    for old in known:
+        new = names.get(old, old)
+        if old in names and not is_name(new):
+            raise RefusedError(f"{old!r} would become {new!r}, which is no name", path=checkpoint.path)
+        if new in taken and (old in names or taken[new] in names):
+            raise RefusedError(
+                f"two entries are called {old!r}"
+                if taken[new] == old
+                else f"{taken[new]!r} and {old!r} would both be called {new!r}",
+                path=checkpoint.path,
+            )
+        taken[new] = old

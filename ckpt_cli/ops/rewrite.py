@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 
 from ckpt_cli.changes import Changes
@@ -66,47 +66,49 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         elif options.output is not None:
             check_output(options.output, path, "leave -o out to edit it in place")
         planned = plan(opened)
-        if options.output is None:
-            _require_no_index(path, planned)
+        if options.output is None and not opened.is_set:
+            _refuse_part_of_set(opened, planned.changes)
         work = rewriting(opened, planned.changes)
         done = Edit(
             path=path,
             output=options.output or path,
             changed=tuple(planned.changed),
             also_changed=tuple(planned.also_changed),
-            bytes_written=work.nbytes,
+            bytes_written=work.nbytes if options.dry_run else 0,
             in_place=options.output is None,
             dry_run=options.dry_run,
             verb=planned.verb,
             patched=False,
             renamed=planned.changes.names,
         )
+        if options.dry_run and planned.check is not None:
+            _rehearse(planned)
         if isinstance(work, SetRewriting):
-            return _rewrite_set(opened, work, planned, done, options)
+            done = replace(done, removed=tuple(work.removed))
+            return (
+                _measured(opened, work, done) if options.dry_run else _replace_set(opened, work, planned, done, options)
+            )
         if options.output is None:
             with closing(Overlay(opened.container.files)) as overlay:
                 if work.patch(overlay):
                     return _patch(opened, overlay, done, options)
-        if options.dry_run:
-            return replace(done, bytes_written=work.size())
-        return _replace(work, planned, done, options)
+        return done if options.dry_run else _replace(work, planned, done, options)
 
 
-def _require_no_index(path: str, planned: Planned) -> None:
-    """Refuse to change in one shard alone what the index beside it says of it."""
-    index = index_of(path)
-    changes = planned.changes
-    if index and (changes.names or changes.dropped or changes.tensors or changes.root):
-        whole = os.path.join(os.path.dirname(path), index)
+def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
+    """Refuse to change one shard in a way that would leave its index behind."""
+    index = index_of(checkpoint.path) if changes.names or changes.dropped or changes.tensors else None
+    if index is not None:
+        whole = os.path.join(os.path.dirname(checkpoint.path), index)
         raise RefusedError(
-            f"it is one shard of {index}, which would not be true of it any more",
-            hint=f"name the whole set to edit it ({whole}), or write the result elsewhere with -o OUT",
+            f"is one shard of {index}, which would not tell what is in it any more",
+            path=checkpoint.path,
+            hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
         )
 
 
 def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
     """The edit as patches in place: of a header, or of a pickle."""
-    checkpoint.container.seal(overlay)
     kept = None
     if not options.dry_run:
         if options.backup and overlay:
@@ -137,62 +139,74 @@ def _with_backups(done: Edit, *kept: str | None) -> Edit:
     return replace(done, backup=names[0] if names else None, backups=names)
 
 
-def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
+def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
     """The edit as new shards and a new index: in place of the old ones, or in a new folder."""
     files = {os.path.basename(file.path): file for file in checkpoint.container.files}
-    unchanged = [files[name] for name in work.unchanged] if options.output is not None else []
-    nbytes = work.size() + sum(file.size for file in unchanged)
-    done = replace(done, bytes_written=nbytes, removed=tuple(work.removed))
-    if options.output is None:
-        for name in _replaced(work):
-            _require_replaceable(files[name], dry_run=options.dry_run)
-    if options.dry_run:
-        return done
     if options.output is not None:
-        with replacing_folder(options.output) as folder:
-            _write_set(work, planned, options, lambda name: _create(folder, name, files))
-            for file in unchanged:
-                with creating(os.path.join(folder, os.path.basename(file.path)), mode_of=file.path) as target:
-                    copy_into(file, target, options.progress)
-        return done
+        with replacing_folder(options.output) as folder, ExitStack() as stack:
+
+            def create(name: str) -> LocalFile:
+                return stack.enter_context(creating(os.path.join(folder, name), mode_of=files[name].path))
+
+            nbytes = _write_set(work, planned, options, create)
+            for name in work.unchanged:
+                with creating(os.path.join(folder, name), mode_of=files[name].path) as target:
+                    copy_into(files[name], target, options.progress)
+                    nbytes += target.size
+        return replace(done, bytes_written=nbytes)
+    for name in _replaced(work):
+        _require_replaceable(files[name])
     folder = os.path.dirname(files[work.first].path)
     with replacing_set(folder, work.first) as replacement:
-        _write_set(work, planned, options, replacement.create)
+        nbytes = _write_set(work, planned, options, replacement.create)
         replacement.removed.extend(work.removed)
         kept = [keep_as(files[name].path, f"{files[name].path}.bak") for name in _replaced(work) if options.backup]
-    return _with_backups(done, *kept)
+    return _with_backups(replace(done, bytes_written=nbytes), *kept)
 
 
-def _require_replaceable(file: LocalFile, *, dry_run: bool) -> None:
-    """Refuse to replace a file of a set that only a link stands for, or that may not be written."""
-    refuse_cached(file.path)
-    if not dry_run and not file.writable:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
-    if os.path.islink(file.path):
-        raise RefusedError(
-            "it is a symbolic link, so it cannot be replaced together with the other files of the set",
-            path=file.path,
-            hint="write the result elsewhere with -o OUT",
-        )
+def _rehearse(planned: Planned) -> None:
+    """Make the new bytes and drop them, to look whether they might stand."""
+    for content in planned.changes.contents.values():
+        if content.make is not None:
+            content.make(lambda _: None)
+    if planned.check is not None:
+        planned.check()
+
+
+def _measured(checkpoint: Checkpoint, work: SetRewriting, done: Edit) -> Edit:
+    """What a dry run tells of a set: a new folder has the shards that stay as they are as well."""
+    if done.in_place:
+        return done
+    files = {os.path.basename(file.path): file for file in checkpoint.container.files}
+    return replace(done, bytes_written=done.bytes_written + sum(files[name].size for name in work.unchanged))
 
 
 def _replaced(work: SetRewriting) -> list[str]:
     return [*work.names, *work.removed]
 
 
-def _create(folder: str, name: str, files: dict[str, LocalFile]) -> LocalFile:
-    with creating(os.path.join(folder, name), mode_of=files[name].path) as target:
-        pass
-    return LocalFile(target.path, write=True)
+def _require_replaceable(file: LocalFile) -> None:
+    """Raise where a file of a set must not, or may not, be replaced by another."""
+    refuse_cached(file.path)
+    if os.path.islink(file.path):
+        raise RefusedError(
+            "is a symbolic link, and the files of a set are replaced where they lie",
+            path=file.path,
+            hint="write the result elsewhere with -o OUT",
+        )
+    if not file.writable:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
 
 
-def _write_set(work: SetRewriting, planned: Planned, options: Options, create: Callable[[str], LocalFile]) -> None:
-    """Write the shards that change and the index."""
+def _write_set(work: SetRewriting, planned: Planned, options: Options, create: Callable[[str], LocalFile]) -> int:
+    """Write the shards that change and the index; returns their bytes."""
+    nbytes = 0
     for part in work.parts:
         target = create(part.name)
         part.work.write(target, options.progress)
         os.fsync(target.fd)
         part.work.verify(target.path)
+        nbytes += target.size
     if planned.check is not None:
         planned.check()
     if work.index is not None:
@@ -200,3 +214,5 @@ def _write_set(work: SetRewriting, planned: Planned, options: Options, create: C
         target = create(name)
         journal.write_all(target.fd, content, 0)
         os.fsync(target.fd)
+        nbytes += len(content)
+    return nbytes

@@ -50,27 +50,25 @@ def set_entries(
         split = split_assignments(opened, assignments, new=new, cast=cast)
         with closing(Overlay(opened.container.files)) as overlay:
             changes = assign(opened, overlay, split.tensors, cast=cast)
+            opened.container.seal(overlay)
             work = rewriting(opened, split.changes)
             done = Edit(
                 path=path,
                 output=options.output or path,
                 changed=(*changes.changed, *split.names),
                 also_changed=changes.also_changed,
-                bytes_written=work.nbytes,
+                bytes_written=work.nbytes if options.dry_run else 0,
                 in_place=options.output is None,
                 dry_run=options.dry_run,
                 patched=False,
             )
             if options.output is None and work.patch(overlay):
                 return _patch(opened, overlay, done, options)
-        if options.dry_run:
-            return replace(done, bytes_written=work.size())
-        return _replace(work, split, done, options, cast=cast)
+        return done if options.dry_run else _replace(work, split, done, options, cast=cast)
 
 
 def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
     """Everything in place, under one journal."""
-    checkpoint.container.seal(overlay)
     kept = None
     if not options.dry_run and overlay:
         kept = copy_as(checkpoint.container.files[0], f"{done.path}.bak") if options.backup else None

@@ -27,20 +27,20 @@ _COPIED = 8 << 20
 def dtype_named(name: str) -> DType:
     """The floating dtype of a name, as torch spells it or shortly; raises UsageError for any other."""
     dtype = BY_NAME.get(_SHORT.get(name.lower(), name.lower().removeprefix("torch.")))
-    if (
-        dtype is None
-        or dtype.category != "float"
-        or dtype.numpy is None
-        or dtype.bits % 8
-        or dtype.name.endswith("_x2")
-    ):
-        floats = [known for known, its in BY_NAME.items() if its.category == "float" and its.numpy and its.bits >= 8]
-        close = close_names(name, [*floats, *_SHORT])
-        raise UsageError(
-            f"{name!r} is no floating dtype to cast to",
-            hint=f"did you mean {close[0]}?" if close else f"one of {', '.join(floats)}",
-        )
-    return dtype
+    if dtype is not None and _is_target(dtype):
+        return dtype
+    floats = [known for known, its in BY_NAME.items() if _is_target(its)]
+    close = close_names(name, [*floats, *_SHORT])
+    raise UsageError(
+        f"{name!r} is no floating dtype to cast to",
+        hint=f"did you mean {close[0]}?" if close else f"one of {', '.join(floats)}",
+    )
+
+
+def _is_target(dtype: DType) -> bool:
+    """Whether floating values can be cast to it: each takes whole bytes."""
+    whole = dtype.bits % 8 == 0 and not dtype.name.endswith("_x2")
+    return dtype.category == "float" and dtype.numpy is not None and whole
 
 
 _SHORT = {"fp64": "float64", "double": "float64", "fp32": "float32", "float": "float32", "fp16": "float16",
@@ -85,7 +85,7 @@ def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str], *,
     def check() -> None:
         if losses and not lossy:
             raise RefusedError(
-                f"{losses.infinite:,} values would become infinite and {losses.zero:,} zero in {dtype}",
+                f"{losses} in {dtype}",
                 hint="--lossy casts all the same",
             )
 
@@ -201,6 +201,10 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     for other in others:
         if are_tied(first, other):
             continue
+        if not other.numel:
+            raise RefusedError(f"{other.name!r} has no elements that could be shared")
+        if (other.layout, other.quantizer) != (first.layout, first.quantizer):
+            raise UnsupportedError(f"{other.name!r} and {first.name!r} are of other layouts or scales")
         if (other.dtype.name, other.shape) != (first.dtype.name, first.shape):
             raise RefusedError(
                 f"{other.name!r} is {other.dtype} {list(other.shape or ())}, {first.name!r} is {first.dtype} "
@@ -232,8 +236,10 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
         for selection in select_one(checkpoint, name):
             tensor = selection.entry
             if selection.index is not None:
-                raise UsageError(f"{name!r} is a part of a tensor: only a whole one gets its own storage")
+                raise UsageError(f"{name!r} is a part of a tensor: a storage is one for all of it")
             if not isinstance(tensor, Tensor) or tensor.storage is None or tensor.name not in shared:
+                if selection.exact and isinstance(tensor, Tensor) and tensor.parts:
+                    raise UnsupportedError(f"tensor {tensor.name!r} is made of others, which cannot be untied")
                 if selection.exact:
                     raise RefusedError(f"{tensor.name!r} shares its bytes with no other name")
                 continue

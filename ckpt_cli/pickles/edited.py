@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ckpt_cli.changes import Changes, Write, difference, entries_after
+from ckpt_cli.changes import Changes, Write, difference, emptied_by, entries_after
 from ckpt_cli.errors import MalformedError, RefusedError
-from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Entry, Storage, Tensor
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.compare import same_graphs
 from ckpt_cli.pickles.editing import Editing
 from ckpt_cli.pickles.embedded import Place
 from ckpt_cli.pickles.emit import write_pickle
+from ckpt_cli.pickles.entries import entries_of
 from ckpt_cli.pickles.graph import Graph, PersistentId
+from ckpt_cli.pickles.reader import read_pickle
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 from ckpt_cli.pickles.retarget import Retargeting, references_of, storage_key
+
+
+class _TooLongError(Exception):
+    """A pickle that does not fit where it was to be put."""
 
 
 class EditedPickle:
@@ -30,7 +35,9 @@ class EditedPickle:
         self._old = _storages_of(tensors)
         self._wanted = entries_after(entries, changes)
         self._added = list(changes.added)
+        self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
         self._rebuilder = Rebuilder(graph, finder, Budget(graph.nbytes))
+        self._finder = finder
         self.old_keys = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
         """The keys of all storages that the old pickle refers to."""
         editing = Editing(graph, finder, place)
@@ -70,19 +77,26 @@ class EditedPickle:
         self.write(count)
         return counted
 
-    def put(self, overlay: Overlay, begin: int, nbytes: int) -> bool:
-        """Put the new pickle into an overlay in the place of the old one, if it is as long; else nothing is put."""
-        if self.size() != nbytes:
-            return False
-        at = begin
+    def verified(self, most: int) -> bytes | None:
+        """The new pickle, read back and compared with what was meant; None where it has more than `most` bytes.
 
-        def put(piece: bytes | memoryview) -> None:
-            nonlocal at
-            overlay.write(0, at, bytes(piece))
-            at += len(piece)
+        For one that refers to the old storages only.
+        """
+        written = bytearray()
 
-        self.write(put)
-        return True
+        def write(piece: bytes | memoryview) -> None:
+            if len(written) + len(piece) > most:
+                raise _TooLongError
+            written.extend(piece)
+
+        try:
+            self.write(write)
+        except _TooLongError:
+            return None
+        pickle = bytes(written)
+        graph = read_pickle(pickle)
+        self.verify(graph, entries_of(graph, self._finder, place=Place(0)))
+        return pickle
 
     def verify(self, graph: Graph, entries: Sequence[Entry]) -> None:
         """Compare what was read back with what was meant.
@@ -92,7 +106,7 @@ class EditedPickle:
         """
         if not same_graphs(self.root, self.data, graph.root, graph.data):
             raise MalformedError("its pickle is another one")
-        fault = difference(self._wanted, entries, self._added)
+        fault = difference(self._wanted, entries, self._added, self._emptied)
         if fault:
             raise RefusedError(f"that cannot be done here, as several names are kept in one object: {fault} then")
 

@@ -9,7 +9,7 @@ from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.embedded import Place as Within
 from ckpt_cli.pickles.graph import Call, Dict, Graph
-from ckpt_cli.pickles.outcome import Outcome
+from ckpt_cli.pickles.outcome import Outcome, leaving
 from ckpt_cli.pickles.places import Place, places_of
 from ckpt_cli.pickles.rebuild import StorageFinder
 
@@ -155,10 +155,7 @@ def _level_of(place: Place, old: str, new: str) -> tuple[Place, str]:
         key = new[len(prefix) : len(new) - len(rest)]
         if key and new == prefix + key + rest:
             return at, key
-    raise RefusedError(
-        f"{old!r} would leave what it is kept in ({place.prefix!r}) to become {new!r}",
-        hint=f"ckpt keep FILE --root {place.prefix.partition('.')[0]} makes that the whole checkpoint first",
-    )
+    raise leaving(old, new, place.prefix)
 
 
 def _key_like(old: object, key: str) -> object:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 from ckpt_cli.changes import Changes
-from ckpt_cli.errors import RefusedError, UnsupportedError
+from ckpt_cli.errors import RefusedError
 from ckpt_cli.pickles.places import Place, joined
 
 Slot = tuple[int, ...]
@@ -60,11 +60,20 @@ class Outcome:
         if is_gone != (name in changes.dropped or name.startswith(below)):
             raise _shared(f"{name!r} would go as well")
         if not is_gone and after != changes.names.get(name, name):
+            self._refuse_container(place)
             raise _shared(f"{name!r} would become {after!r}")
         if changed and not is_gone:
             other = changed.get(place.slot, name)
             if other != name and name not in changes.tensors and name not in changes.values:
                 raise _shared(f"{name!r} would change with {other!r}")
+
+    def _refuse_container(self, place: Place) -> None:
+        """Refuse to rename a container by one of its entries, where that is why another one changes."""
+        for above in place.chain():
+            asked = self.renamed[above.slot][0] if above is not place and above.slot in self.renamed else None
+            if asked is not None and asked.name == above.name:
+                old = next(old for old in self.changes.names if old.startswith(f"{asked.name}."))
+                raise leaving(old, self.changes.names[old], asked.name)
 
     def _require_tail(self, place: Place) -> None:
         """Refuse to take an item out of a list from which another one follows that stays."""
@@ -72,9 +81,10 @@ class Outcome:
         if place.slot not in self.gone or place.is_keyed or place.index + 1 >= len(sequence):
             return
         if (*place.slot[:-1], place.index + 1) not in self.gone:
-            raise UnsupportedError(
-                f"{place.name!r} is an item of a list: without it those behind it would get other names",
-                hint="only the last items of a list can be removed",
+            raise RefusedError(
+                f"{place.name!r} is called by its place in a list, so that without it what follows would be called "
+                "otherwise",
+                hint="the last items of a list can be removed",
             )
 
     def _require_one(self, keys: dict[tuple[int, str], Place], place: Place) -> None:
@@ -84,6 +94,14 @@ class Outcome:
         known = keys.setdefault((id(place.parent), key), place)
         if known is not place and (slot in self.renamed or known.slot in self.renamed):
             raise RefusedError(f"{known.name!r} and {place.name!r} would both be called {joined(place.prefix, key)!r}")
+
+
+def leaving(old: str, new: str, holder: str) -> RefusedError:
+    """What is wrong with a name that another container would have."""
+    return RefusedError(
+        f"{old!r} would leave what it is kept in ({holder!r}) to become {new!r}",
+        hint=f"ckpt keep FILE --root {holder.partition('.')[0]} makes that the whole checkpoint first",
+    )
 
 
 def _shared(fault: str) -> RefusedError:

@@ -10,7 +10,7 @@ from ckpt_cli.render.text import count_text, escaped, name_text
 if TYPE_CHECKING:
     from ckpt_cli.ops.edit import Edit
 
-_MOST = 20
+_MOST = 8
 """Names that are spelled out."""
 
 
@@ -22,7 +22,8 @@ _WOULD = {"set": "set", "renamed": "rename", "removed": "remove", "kept": "keep"
 def edit_text(edit: Edit) -> str:
     """One line for what was changed, one for what changed along, one for what was written."""
     verb = f"would {_WOULD[edit.verb]}" if edit.dry_run else edit.verb
-    named = _pairs(edit.renamed) if edit.renamed else _names(edit.changed)
+    between = "as" if edit.verb == "kept" else "to"
+    named = _pairs(edit.renamed, between) if edit.renamed else _names(edit.changed)
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
         along = "would change along" if edit.dry_run else "changed along"
@@ -48,9 +49,9 @@ def _written(edit: Edit) -> str:
     return f"written{where or ' anew'}, {written}{kept}"
 
 
-def _pairs(renamed: Mapping[str, str]) -> str:
+def _pairs(renamed: Mapping[str, str], between: str) -> str:
     """Old names and new ones."""
-    pairs = [f"{name_text(old)} to {name_text(new)}" for old, new in list(renamed.items())[:_MOST]]
+    pairs = [f"{name_text(old)} {between} {name_text(new)}" for old, new in list(renamed.items())[:_MOST]]
     more = f" and {len(renamed) - _MOST} more" if len(renamed) > _MOST else ""
     return ", ".join(pairs) + more
 
