@@ -21,15 +21,19 @@ from contextlib import contextmanager
 
 
 class CkptError(Exception):
-    """The base of every error raised on purpose; `path` and `hint` travel as data."""
+    """The base of every error raised on purpose; `path`, `hint` and `details` travel as data."""
 
     exit_code = 2
 
-    def __init__(self, problem: str, *, path: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, problem: str, *, path: str | None = None, hint: str | None = None, details: Sequence[str] = ()
+    ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.path = path
         self.hint = hint
+        self.details = details
+        """What the problem is about one by one, a line each."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}" if self.path else self.problem
@@ -59,6 +63,10 @@ class UnknownFormatError(FormatError):
 
 class MalformedError(FormatError):
     """The file breaks the rules of the format that it is in."""
+
+
+class ShortStorageError(MalformedError):
+    """A storage has fewer bytes than its tensors were saved with, or none at all."""
 
 
 class TruncatedError(FormatError):

@@ -197,3 +197,6 @@ RANK_FILES = int(20_000 * _SCALE)
 
 DCP_METADATA = int(512 * 2**20 * _SCALE)
 """Bytes of the `.metadata` of a distributed checkpoint."""
+
+CHECK_FINDINGS = 20
+"""Findings of one code that a check lists one by one."""

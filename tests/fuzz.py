@@ -43,6 +43,7 @@ COMMANDS = (
     ("ties", "--equal", "{file}"),
     ("set", "{file}", "*=0", "-o", "{out}"),
     ("ls", "--fold", "--waste", "{file}"),
+    ("check", "--deep", "{file}"),
 )
 
 

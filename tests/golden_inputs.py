@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 import shutil
 import warnings
@@ -38,6 +39,7 @@ def build(folder: Path) -> None:
     save_file({"a": torch.zeros(2)}, folder / "noted.safetensors", metadata={"licence": "MIT\x1b[31m"})
     write(folder / "evil.pt", {"w": call("os.system", "echo hi"), "net": call("lab.Net")})
     _write_old_formats(folder)
+    _write_broken_set(folder / "broken-set")
     np.save(folder / "row.npy", np.arange(4, dtype=np.float32))
 
 
@@ -66,6 +68,18 @@ def _write_what_is_no_checkpoint(folder: Path) -> None:
     (folder / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
     (folder / "cut.pt").write_bytes((folder / "mlp.pt").read_bytes()[:1500])
     (folder / "cut.safetensors").write_bytes((folder / "mlp.safetensors").read_bytes()[:400])
+
+
+def _write_broken_set(folder: Path) -> None:
+    """Two shards, one of them missing, whose index and config say otherwise."""
+    folder.mkdir()
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    state = {"model.embed_tokens.weight": torch.ones(4, 2), "lm_head.weight": torch.ones(4, 2)}
+    save_file(state, folder / first, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 64}, "weight_map": {"lm_head.weight": first, "ghost": first, "lost": second}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {"vocab_size": 5, "hidden_size": 2, "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def _kinds() -> dict[str, object]:

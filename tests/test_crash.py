@@ -100,8 +100,9 @@ def fill(folder: Path) -> None:
 
 def held_by(target: Path) -> dict[str, bytes]:
     """The content of a file, or of each file of a folder that is not hidden."""
-    found = contents(target) if target.exists() else {}
-    return {name: content for name, content in found.items() if not name.startswith(".")}
+    if not target.is_dir():
+        return contents(target) if target.exists() else {}
+    return {each.name: each.read_bytes() for each in sorted(target.iterdir()) if not each.name.startswith(".")}
 
 
 SCENES = {
@@ -128,6 +129,20 @@ SCENES = {
     "remove a shard": ("sharded", "rm", "sharded", "0", "3.bias"),
     "cast in shards with a backup": ("sharded", "cast", "sharded", "float16", "3.bias", "--backup"),
     "tie in shards to a new folder": ("out", "tie", "sharded", "0.weight", "2.weight", "--force", "-o", "out"),
+    "converted to a new file": ("out.safetensors", "convert", "a.pt", "out.safetensors", "--force"),
+    "converted to a file that is there": ("there.pt", "convert", "a.safetensors", "there.pt", "--force"),
+    "converted to a new folder": ("out", "convert", "a.pt", "out", "--max-shard", "300B", "--force"),
+    "converted within a folder": (
+        "shards",
+        "convert",
+        "shards",
+        "shards",
+        "--to",
+        "hf-bin",
+        "--max-shard",
+        "1MB",
+        "--force",
+    ),
 }
 """The target of each edit, and its command line."""
 

@@ -139,6 +139,23 @@ def test_a_pickle_of_gigabytes_is_listed_without_reading_its_arrays(tmp_path: Pa
     assert facts["peak"] <= 60 * MEGABYTE
 
 
+@pytest.mark.parametrize("name", ["20GB.pt", "20GB.safetensors"])
+def test_check_reads_the_contents_and_the_beginnings_of_records(folder: Path, name: str) -> None:
+    facts = spied(folder, "check", str(folder / name))
+    assert facts["code"] == 0
+    assert not (HEAVY | {"concurrent.futures.thread"}) & set(facts["modules"])
+    assert facts["read"] <= 4 * table_of_contents(folder / name) + 200 * 6144
+    assert facts["peak"] <= 60 * MEGABYTE
+
+
+def test_check_of_every_byte_stays_small_too(folder: Path) -> None:
+    facts = spied(folder, "check", "--deep", str(folder / "1GB.safetensors"))
+    assert facts["code"] == 0
+    assert not {"torch", "ml_dtypes"} & set(facts["modules"])
+    assert facts["read"] <= 16 * MEGABYTE  # by pread, as what maps nothing; the rest goes into two buffers
+    assert facts["peak"] <= 120 * MEGABYTE
+
+
 def test_a_table_needs_tabulate_and_nothing_else(folder: Path) -> None:
     facts = spied(folder, "ls", "-f", "table", str(folder / "20GB.pt"))
     assert set(facts["modules"]) & HEAVY == {"tabulate", "importlib.metadata"}

@@ -34,6 +34,12 @@ class Losses:
         said = [f"{count:,} {'value' if count == 1 else 'values'} would become {what}" for count, what in told if count]
         return ", ".join(said)
 
+    def add(self, other: Losses) -> None:
+        """Count those of another part too."""
+        self.infinite += other.infinite
+        self.zero += other.zero
+        self.cut += other.cut
+
 
 class Cast:
     """The way from one dtype to another, for a storage's elements in their order.
@@ -106,7 +112,9 @@ def _count(values: Array, after: Array, beyond: float, losses: Losses) -> None:
     import numpy as np
 
     losses.infinite += int(np.count_nonzero(np.isfinite(values) & ~np.isfinite(after)))
-    losses.cut += int(np.count_nonzero(np.isfinite(values) & np.isfinite(after) & (np.abs(values) > beyond)))
+    losses.cut += int(
+        np.count_nonzero(np.isfinite(values) & np.isfinite(after) & (np.abs(values.astype(np.float64)) > beyond))
+    )
     losses.zero += int(np.count_nonzero((values != 0) & (after == 0)))
 
 

@@ -65,10 +65,13 @@ def _is_broken_pipe(error: BaseException) -> bool:
 
 def _report(error: Exception) -> int:
     """Say what went wrong in one line; returns the exit code."""
-    for word, text in zip(("ckpt", "hint"), _words(error), strict=True):
+    problem, hint = _words(error)
+    details = error.details if isinstance(error, CkptError) else ()
+    lines = [("ckpt: ", problem), *(("  ", detail) for detail in details), ("hint: ", hint)]
+    for word, text in lines:
         if text is not None:
             text = text if len(text) <= _LINE else f"{text[: _LINE // 2]}…{text[-_LINE // 2 :]}"
-            sys.stderr.write(f"{word}: {escaped(text)}\n")
+            sys.stderr.write(f"{word}{escaped(text)}\n")
     return error.exit_code if isinstance(error, CkptError) else TROUBLE
 
 

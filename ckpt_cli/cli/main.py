@@ -16,8 +16,8 @@ from ckpt_cli.cli.boundary import guarded
 from ckpt_cli.errors import UsageError
 
 COMMANDS = (
-    "ls", "info", "tree", "show", "ties", "scan",
-    "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "compact",
+    "ls", "info", "tree", "show", "ties", "check", "scan",
+    "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "compact", "convert",
 )  # fmt: skip
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 
@@ -27,6 +27,7 @@ _HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in
 ckpt ls model.pt                        names, dtypes, shapes
 ckpt show model.pt 2.bias               values
 ckpt ties model.pt                      which names are one tensor
+ckpt check model.pt                     whether it is whole and sane
 ckpt scan model.pt                      what would run if something else loaded it
 ckpt set model.pt '2.weight[0,0]=100'   edit in place, tied names follow
 """

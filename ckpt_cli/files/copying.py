@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -15,6 +16,12 @@ CHUNK = 16 << 20
 
 Progress = Callable[[int], object]
 """Told of bytes that were dealt with since it was last told."""
+
+_WORTH = 1 << 20
+"""Bytes from which on it pays to ask the system to begin writing them to the disk."""
+
+_CHECKED = 1 << 20
+"""Bytes read at a time for a checksum: what the processor's cache holds."""
 
 _FICLONE = 0x40049409
 """Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
@@ -47,6 +54,19 @@ def copy_range(
         progress(first - reached)
         reached = last
     progress(begin + nbytes - reached)
+
+
+def crc_of_range(source: LocalFile, begin: int, nbytes: int, crc: int = 0) -> int:
+    """The CRC-32 of a range, going on from `crc`; holes are not read."""
+    from ckpt_cli.files.crc32 import of_zeros
+
+    reached, end = begin, begin + nbytes
+    for first, last in _data_ranges(source, begin, end):
+        crc = of_zeros(first - reached, crc)
+        for at in range(first, last, _CHECKED):
+            crc = zlib.crc32(source.read(at, min(_CHECKED, last - at)), crc)
+        reached = last
+    return of_zeros(end - reached, crc)
 
 
 def _data_ranges(source: LocalFile, begin: int, end: int) -> Iterator[tuple[int, int]]:
@@ -82,6 +102,14 @@ def _copy(source: int, begin: int, end: int, target: int, at: int, progress: Pro
             copied = os.pwrite(target, os.pread(source, count, begin), at)
         if not copied:
             raise OSError(errno.EIO, "the file became shorter while it was copied")
+        write_back(target, at, copied)
         begin += copied
         at += copied
         progress(copied)
+
+
+def write_back(fd: int, at: int, nbytes: int) -> None:
+    """Let the system begin to write a new range to the disk, so that it need not wait for all of it at the end."""
+    if nbytes >= _WORTH and hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(fd, at, nbytes, os.POSIX_FADV_DONTNEED)  # Linux: starts on dirty pages, drops clean ones

@@ -1,4 +1,4 @@
-"""CRC-32 of a record after a patch, from the patched bytes alone.
+"""CRC-32 of a record after a patch, from the patched bytes alone, and of pieces that were summed apart.
 
 CRC-32 is linear over GF(2): the checksum of a changed record is the old one XOR a term that depends only on the
 old bytes, the new bytes and how many bytes follow them. So an edit of 4 bytes in a 100 GB record costs 64 steps,
@@ -45,3 +45,13 @@ def change(old: bytes, new: bytes, following: int) -> int:
     if len(old) != len(new):
         raise ValueError("a patch replaces bytes by as many")
     return _shift(zlib.crc32(old) ^ zlib.crc32(new), following)
+
+
+def of_zeros(nbytes: int, crc: int = 0) -> int:
+    """The CRC-32 of what `crc` is that of, followed by so many zero bytes: `zlib.crc32(bytes(nbytes), crc)`."""
+    return _shift(crc ^ 0xFFFFFFFF, nbytes) ^ 0xFFFFFFFF
+
+
+def combine(first: int, second: int, nbytes: int) -> int:
+    """The CRC-32 of two pieces, from the CRC of each; the second has `nbytes` bytes."""
+    return _shift(first, nbytes) ^ second

@@ -15,6 +15,17 @@ def temporary_path(path: str) -> str:
     return _beside(path, "ckpt-tmp")
 
 
+def staging_path(folder: str) -> str:
+    """The folder within a folder in which files wait that are to be moved into it."""
+    return os.path.join(os.path.realpath(folder), ".new.ckpt-tmp")
+
+
+def target_of_journal(name: str) -> str | None:
+    """The name of the file whose journal is called so; None for what is no journal."""
+    begin, end = ".", ".ckpt-journal"
+    return name[len(begin) : -len(end)] if name.startswith(begin) and name.endswith(end) else None
+
+
 def _beside(path: str, suffix: str) -> str:
     folder, name = os.path.split(os.path.realpath(path))
     return os.path.join(folder, f".{name}.{suffix}")

@@ -116,6 +116,10 @@ def recover(path: str) -> bool:
     if not os.path.lexists(log):
         return False
     owner = _pointed_to(log)
+    if owner is not None and not os.path.lexists(owner) and os.path.lexists(journal_path(owner)):
+        return _recover_missing(journal_path(owner))
+    if not os.path.lexists(os.path.realpath(path)):
+        return _recover_missing(log)
     if owner is None or not os.path.lexists(owner):
         return _recover_from(log, os.path.realpath(path), path)
     return _recover_from(journal_path(owner), owner, path, pointer=log)
@@ -157,13 +161,31 @@ def _recover_from(log: str, real: str, path: str, pointer: str | None = None) ->
         return whole
 
 
+def _recover_missing(log: str) -> bool:
+    """Finish what a journal says whose file is not there: one that was new, or that goes; or remove a mere pointer."""
+    from ckpt_cli.files import replace_set
+
+    folder = os.path.dirname(log)
+    with LocalFile(log, follow=False) as journal:
+        _require_owner(journal, folder, os.stat(folder).st_uid)
+        replaces = journal.read(0, min(len(_MAGIC), journal.size)).startswith(_REPLACES)
+    if replaces:
+        return replace_set.finish(log)
+    remove_journal(log)
+    return False
+
+
 def _require_own(journal: LocalFile, file: LocalFile) -> None:
     """Refuse a journal that somebody laid beside the file who may not be one who writes it."""
+    _require_owner(journal, file.path, os.fstat(file.fd).st_uid)
+
+
+def _require_owner(journal: LocalFile, path: str, uid: int) -> None:
     owner = os.fstat(journal.fd).st_uid
-    if owner not in (os.fstat(file.fd).st_uid, os.geteuid(), 0):
+    if owner not in (uid, os.geteuid(), 0):
         raise RefusedError(
             f"a journal that another user (id {owner}) wrote lies beside it",
-            path=file.path,
+            path=path,
             hint=f"if you do not trust that user, remove it: rm {journal.path!r}",
         )
 

@@ -58,6 +58,16 @@ class LocalFile:
         self.bytes_read += nbytes
         return data
 
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes from `offset`; raises TruncatedError where the file is too short."""
+        self.check(offset, len(buffer))
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(self.fd, [buffer[done:]], offset + done)
+            if not got:
+                raise TruncatedError(f"became shorter than byte {offset + len(buffer)} while read", path=self.path)
+            done += got
+
     def view(self, offset: int, nbytes: int) -> memoryview:
         """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
         if nbytes <= PREAD_LIMIT:

@@ -18,10 +18,15 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
 
 def lock(file: LocalFile) -> None:
     """Take the file's exclusive lock, held until it is closed; raises BusyError after `PATIENCE` seconds."""
+    wait_for(file.fd, file.path)
+
+
+def wait_for(fd: int, path: str) -> None:
+    """Take the lock of an open file or folder, which is called `path`; raises BusyError after `PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
-    while not try_lock(file.fd):
+    while not try_lock(fd):
         if time.monotonic() >= deadline:
-            raise BusyError("another process is writing it; try again when it is done", path=file.path)
+            raise BusyError("another process is writing it; try again when it is done", path=path)
         time.sleep(0.05)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
-from ckpt_cli.files.hidden import journal_path, temporary_path
+from ckpt_cli.files.hidden import journal_path, staging_path, target_of_journal, temporary_path
 from ckpt_cli.files.local import LocalFile
 
 _MANY = 200
@@ -53,10 +54,33 @@ class Opener:
         return opened
 
 
+def finish_edits(folder: str) -> None:
+    """Finish every edit of files of a folder that was interrupted, before its names are listed: some may go.
+
+    Waits while another process puts a new checkpoint into it.
+    """
+    if not _journals(folder):
+        return
+    from ckpt_cli.files.locks import wait_for
+
+    with suppress(FileNotFoundError):
+        fd = os.open(staging_path(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            wait_for(fd, folder)
+        finally:
+            os.close(fd)
+    for target in _journals(folder):
+        _recover(os.path.join(folder, target))
+
+
+def _journals(folder: str) -> list[str]:
+    """The names of the files in a folder that have a journal beside them."""
+    return [target for target in map(target_of_journal, sorted(os.listdir(folder))) if target]
+
+
 def _allow_open_files() -> None:
     """Let the process have as many files open as the system allows it."""
     import resource
-    from contextlib import suppress
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import BusyError, CkptError, RefusedError
 from ckpt_cli.files.copying import copy_into
-from ckpt_cli.files.hidden import temporary_path
+from ckpt_cli.files.hidden import staging_path, temporary_path
 from ckpt_cli.files.journal import sync_folder
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import try_lock
@@ -138,6 +138,18 @@ def replacing_folder(target: str) -> Iterator[str]:
         _remove_folder(path)
         raise
     finally:
+        os.close(fd)
+
+
+@contextmanager
+def staging_folder(target: str) -> Iterator[str]:
+    """An empty folder within `target`, for files that are to be moved into it; it goes when the block ends."""
+    path = staging_path(target)
+    fd = _create_folder(path, target)
+    try:
+        yield path
+    finally:
+        _remove_folder(path)
         os.close(fd)
 
 

@@ -50,6 +50,13 @@ class Replacement:
         self.names.append(name)
         return file
 
+    def adopt(self, path: str, name: str) -> None:
+        """Let a durable file of the same file system, which goes from where it is, become `name`."""
+        target = os.path.join(self.folder, name)
+        self._open.enter_context(locked_temporary(target))
+        self.names.append(name)
+        os.replace(path, temporary_path(target))
+
     def done(self, file: LocalFile) -> None:
         """Make a file that was written durable."""
         os.fsync(file.fd)

@@ -25,21 +25,32 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     """
     from ckpt_cli.formats.registry import open_checkpoint
 
-    indices = [name for name in names if name.endswith(tuple(suffix + _INDEX for suffix in _SUFFIXES))]
-    if indices:
-        return open_checkpoint(os.path.join(path, _preferred(path, indices, _INDEX)), write=opener.write)
+    index = index_in(path, names)
+    if index is not None:
+        return open_checkpoint(os.path.join(path, index), write=opener.write)
     shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
     sets = sorted({(found["stem"], found["count"], found["suffix"]) for found in shards})
     whole = [found for found in sets if _is_whole(found, names)]
     if len(whole) == 1:
         stem, count, suffix = whole[0]
         return shard_set.read_without_index(path, _shard_names(stem, count, suffix), opener)
+    return open_checkpoint(os.path.join(path, file_in(path, names)), write=opener.write)
+
+
+def index_in(path: str, names: Sequence[str]) -> str | None:
+    """The index of shards that a folder holds; None where it has none, UsageError where several compete."""
+    indices = [name for name in names if name.endswith(tuple(suffix + _INDEX for suffix in _SUFFIXES))]
+    return _preferred(path, indices, _INDEX) if indices else None
+
+
+def file_in(path: str, names: Sequence[str]) -> str:
+    """The one checkpoint file that a folder holds; UnknownFormatError where it has none, UsageError for several."""
     files = [name for name in names if name.endswith(_SUFFIXES)]
     if not files:
         raise UnknownFormatError(
             "a folder without a checkpoint: no .metadata, no index and no checkpoint file", path=path
         )
-    return open_checkpoint(os.path.join(path, _preferred(path, files, "")), write=opener.write)
+    return _preferred(path, files, "")
 
 
 def index_of(path: str) -> str | None:

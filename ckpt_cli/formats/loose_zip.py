@@ -249,3 +249,22 @@ def unlisted(found: LooseZip) -> Iterator[tuple[int, int]]:
         last = max(last, member.end)
     if found.directory > last + _DESCRIPTOR:
         yield last, found.directory
+
+
+def inflated_crc(source: Readable, member: Member) -> int | None:
+    """The CRC-32 of a deflated record's content; None where it does not inflate to what the directory says."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    position, end, crc, seen = member.begin, min(member.end, source.size), 0, 0
+    pending = b""
+    try:
+        while not inflater.eof and (pending or position < end) and seen <= member.nbytes:
+            if not pending:
+                pending = source.read(position, min(1 << 20, end - position))
+                position += len(pending)
+            piece = inflater.decompress(pending, 1 << 20)
+            pending = inflater.unconsumed_tail
+            crc = zlib.crc32(piece, crc)
+            seen += len(piece)
+    except zlib.error:
+        return None
+    return crc if seen == member.nbytes else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import FormatError, UnsupportedError
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.opening import Opener
+from ckpt_cli.files.opening import Opener, finish_edits
 from ckpt_cli.model import Checkpoint
 
 if TYPE_CHECKING:
@@ -220,12 +220,22 @@ def read_one(file: LocalFile) -> Checkpoint:
     raise unknown(head, file.path, FORMATS)
 
 
+def is_index(file: LocalFile) -> bool:
+    """Whether an open file looks like the index of a set of shards."""
+    return _is_json_object(file.read(0, min(_HEAD, file.size)))
+
+
+def folder_kind(names: Sequence[str]) -> Folder | None:
+    """What kind of checkpoint a folder with these file names is as a whole."""
+    return next((known for known in FOLDERS if known.sniff(names)), None)
+
+
 def _open_folder(path: str, opener: Opener) -> Checkpoint:
     """The checkpoint that a folder holds, by the names of the files in it."""
+    finish_edits(path)
     names = sorted(os.listdir(path))
-    for known in FOLDERS:
-        if known.sniff(names):
-            module = importlib.import_module(known.module)
-            checkpoint: Checkpoint = module.read_folder(path, names, opener)
-            return checkpoint
+    known = folder_kind(names)
+    if known is not None:
+        checkpoint: Checkpoint = importlib.import_module(known.module).read_folder(path, names, opener)
+        return checkpoint
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)

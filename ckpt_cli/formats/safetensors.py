@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from math import isinf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -70,7 +71,7 @@ class Safetensors:
 def read(file: LocalFile) -> Checkpoint:
     """Open a safetensors file: only its header is read."""
     container, tensors, metadata = read_part(file)
-    entries: list[Entry] = [*tensors, *aliases_of(tensors, metadata)]
+    entries = with_aliases(tensors, metadata)
     return Checkpoint(
         path=file.path,
         format=NAME,
@@ -252,13 +253,67 @@ def _as_torch_spells(dtype: DType, shape: tuple[int, ...]) -> tuple[DType, tuple
     return dtype, shape
 
 
-def aliases_of(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> list[Tensor]:
-    """The dropped names of tied tensors, which `save_model` notes in the metadata as {dropped: kept}."""
+ORDER = "ckpt.order"
+"""The key of our own in the metadata that says at which places among all names the aliases stood: {name: place}."""
+
+
+def order_text(names: Sequence[str], aliases: Mapping[str, str]) -> str:
+    """What `ORDER` says of names in their order, some of which are aliases."""
+    return json.dumps({name: place for place, name in enumerate(names) if name in aliases}, ensure_ascii=False)
+
+
+def renamed_order(text: str, names: Mapping[str, str], aliases: set[str]) -> str:
+    """The same once names are others: of those that are aliases still, by their old names."""
+    places = _places(text)
+    return json.dumps({names.get(name, name): places[name] for name in places if name in aliases}, ensure_ascii=False)
+
+
+def _places(text: str) -> dict[str, int]:
+    """The places that `ORDER` says; none where it does not read."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: place for name, place in found.items() if type(place) is int and place >= 0}
+
+
+def with_aliases(tensors: Sequence[Entry], metadata: Mapping[str, str]) -> list[Entry]:
+    """The tensors and the dropped names of tied ones, which `save_model` notes in the metadata as {dropped: kept}.
+
+    Where we wrote the file, each is at the place that it had; else all come last.
+    """
     from dataclasses import replace
 
-    by_name = {tensor.name: tensor for tensor in tensors}
-    return [
-        replace(by_name[kept], name=dropped, alias_of=kept)
+    by_name = {tensor.name: tensor for tensor in tensors if isinstance(tensor, Tensor)}
+    aliases = {
+        dropped: replace(by_name[kept], name=dropped, alias_of=kept)
         for dropped, kept in metadata.items()
         if kept in by_name and dropped not in by_name
-    ]
+    }
+    places = _places(metadata[ORDER]) if ORDER in metadata and aliases else {}
+    placed = sorted((place, name) for name, place in places.items() if name in aliases)
+    found: list[Entry] = []
+    rest = iter(tensors)
+    for place, name in placed:
+        found.extend(islice(rest, max(place - len(found), 0)))
+        found.append(aliases.pop(name))
+    return [*found, *rest, *aliases.values()]
+
+
+def repeated_names(file: LocalFile) -> list[str]:
+    """The names that stand in the header of a sound file more than once; readers take the last."""
+    length = int.from_bytes(file.read(0, 8), "little")
+    from collections import Counter
+
+    repeated: list[str] = []
+
+    def noting(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs) and all(isinstance(value, dict) for value in made.values()):
+            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return made
+
+    json.loads(file.read(8, length), object_pairs_hook=noting)
+    return repeated

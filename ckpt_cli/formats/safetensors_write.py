@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli import limits
 from ckpt_cli.changes import Changes, Content
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
-from ckpt_cli.files.copying import Progress, copy_range, no_progress
+from ckpt_cli.files.copying import CHUNK, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.formats.safetensors import Safetensors
+from ckpt_cli.formats.safetensors import ORDER, Safetensors, renamed_order
 from ckpt_cli.model import Checkpoint, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -54,9 +54,15 @@ class Item:
     """Its place in the header, whose order need not be that of the bytes."""
 
 
-def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], room: int = 0) -> bytes:
-    """The length and the header of a file, with at least `room` spaces at its end, so that data begins aligned."""
+def header_bytes(
+    items: Sequence[Item], metadata: Mapping[str, str], room: int = 0, listed: Sequence[str] = ()
+) -> bytes:
+    """The length and the header of a file, with at least `room` spaces at its end, so that data begins aligned.
+
+    Tensors are listed in the order of `listed`, where that is given, else in that of their data.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header |= dict.fromkeys(listed)
     begins = dict(zip(map(id, items), accumulate((item.content.nbytes for item in items), initial=0), strict=False))
     for item in sorted(items, key=lambda item: item.place):
         offsets = [begins[id(item)], begins[id(item)] + item.content.nbytes]
@@ -68,15 +74,27 @@ def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], room: int =
     return len(raw).to_bytes(8, "little") + raw
 
 
+def as_header_spells(tensor: Tensor) -> tuple[str | None, tuple[int, ...]]:
+    """The dtype and shape of a tensor in a header, None for a dtype that there is none for.
+
+    Torch's pairs of float4 are single values there, so that a scalar of them cannot be.
+    """
+    shape = tuple(tensor.shape or ())
+    if tensor.dtype.name == "float4_e2m1fn_x2":
+        return ("F4", (*shape[:-1], 2 * shape[-1])) if shape else (None, shape)
+    return tensor.dtype.safetensors, shape
+
+
 def write_file(
     items: Sequence[Item],
     metadata: Mapping[str, str],
     files: Sequence[LocalFile],
     target: LocalFile,
     progress: Progress = no_progress,
+    listed: Sequence[str] = (),
 ) -> None:
     """Write a whole file: a header with room, then every tensor's bytes."""
-    header = header_bytes(items, metadata, _ROOM)
+    header = header_bytes(items, metadata, _ROOM, listed)
     position = _write(target, header, 0)
     for kind, begin, nbytes, item in _runs(items):
         if item is None:
@@ -111,14 +129,20 @@ def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int, int, Item | None]]:
 def _make(item: Item, target: LocalFile, position: int, progress: Progress) -> int:
     """Write bytes that are made now; returns the place after them."""
     end = position + item.content.nbytes
+    begun = position
+    """The first byte that the system was not asked to write to the disk yet."""
 
     def write(piece: bytes | memoryview) -> None:
-        nonlocal position
+        nonlocal position, begun
         position = _write(target, piece, position)
+        if position - begun >= CHUNK:
+            write_back(target.fd, begun, position - begun)
+            begun = position
         progress(len(piece))
 
     if item.content.make is not None:
         item.content.make(write)
+    write_back(target.fd, begun, position - begun)
     if position != end:
         raise CkptError(f"tensor {item.name!r} came to {item.content.nbytes - end + position} bytes")
     return position
@@ -241,10 +265,7 @@ class Rewriting:
         content = self._changes.contents.get(id(storage))
         if content is None:
             content = Content(storage.nbytes, extents=self._extents(storage))
-        dtype = new.dtype.safetensors
-        shape = new.shape or ()
-        if new.dtype.name == "float4_e2m1fn_x2":
-            dtype, shape = "F4", (*shape[:-1], 2 * shape[-1])
+        dtype, shape = as_header_spells(new)
         if dtype is None:
             raise UnsupportedError(f"safetensors has no dtype for tensor {old.name!r}, which would be {new.dtype}")
         more = {key: value for key, value in info.items() if key not in ("dtype", "shape", "data_offsets")}
@@ -267,7 +288,10 @@ class Rewriting:
                 f"the metadata has a string {taken!r}, so that name cannot stand there for a tie as well",
                 hint=f"ckpt meta FILE -d {taken} removes it",
             )
-        return found | self.aliases
+        found |= self.aliases
+        if ORDER in found:
+            found[ORDER] = renamed_order(found[ORDER], rename, set(self._tied))
+        return found
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

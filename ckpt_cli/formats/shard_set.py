@@ -19,7 +19,7 @@ from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
-from ckpt_cli.formats.safetensors import aliases_of
+from ckpt_cli.formats.safetensors import with_aliases
 from ckpt_cli.model import Checkpoint, Container, Entry, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class ShardSet:
 
 def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
     """Open the set whose index is an open file: the table of contents of each shard is read."""
-    index = _index(file)
-    weight_map = _weight_map(index, file.path)
+    weight_map, metadata = read_index(file)
     folder = os.path.dirname(file.path)
     names = list(dict.fromkeys(weight_map.values()))
     missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
@@ -120,8 +119,14 @@ def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
             path=file.path,
             hint="fetch the rest, or name one shard to look into that alone",
         )
+    return _joined(file.path, file, names, opener, weight_map, metadata)
+
+
+def read_index(file: LocalFile) -> tuple[dict[str, str], dict[str, Any]]:
+    """{name of a tensor: name of its shard} and the metadata of an index; raises a FormatError for a bad one."""
+    index = _index(file)
     metadata = index.get("metadata")
-    return _joined(file.path, file, names, opener, weight_map, metadata if isinstance(metadata, dict) else {})
+    return _weight_map(index, file.path), metadata if isinstance(metadata, dict) else {}
 
 
 def read_without_index(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
@@ -187,11 +192,10 @@ def _joined(
         kinds = sorted({shard.format for shard in shards})
         strings = _metadata(shards, metadata)
         aliases = {key: value for key, value in strings.items() if isinstance(metadata.get(key, ""), str)}
-        tensors = [entry for entry in joining.entries if isinstance(entry, Tensor)]
         return Checkpoint(
             path=path,
             format=NAME,
-            entries=[*joining.entries, *aliases_of(tensors, aliases)],
+            entries=with_aliases(joining.entries, aliases),
             container=container,
             version=f"{len(shards)} {' and '.join(kinds)} shards",
             metadata=strings,

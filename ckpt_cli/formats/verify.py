@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
+from ckpt_cli.changes import difference
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.formats.registry import is_safetensors, open_checkpoint
 from ckpt_cli.model import Checkpoint, Entry, Tensor
@@ -48,6 +50,23 @@ def _facts(entry: Entry) -> tuple[object, ...]:
         )
         return (*own, *map(_facts, entry.parts))
     return (entry.name,)
+
+
+def verify_new(wanted: Sequence[Tensor], path: str, *, in_order: bool = True) -> None:
+    """Open a new checkpoint before it takes its name, and compare its tensors with those that were meant.
+
+    Raises CkptError where their names, order, dtypes, shapes or ties are others.
+    """
+    try:
+        with closing(open_checkpoint(path)) as copy:
+            fault = difference(wanted, copy.entries)
+            names = [entry.name for entry in copy.entries]
+            if in_order and not fault and names != [entry.name for entry in wanted]:
+                fault = "its tensors are in another order"
+    except FormatError as error:
+        fault = error.problem
+    if fault:
+        raise CkptError(f"the new checkpoint did not read back as it should, so nothing was replaced: {fault}")
 
 
 def open_with_safetensors(path: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
-from ckpt_cli.errors import MalformedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, ShortStorageError, UnsupportedError
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile, Window
 from ckpt_cli.formats.zip_records import DEFLATED, Record, ZipRecords
@@ -138,9 +138,9 @@ class SavedPickle:
         name = f"{self.prefix}{self._pickle}/{key}"
         record = self.records.by_name.get(name)
         if record is None:
-            raise MalformedError(f"storage {key!r} has no record {name!r}", path=self._storages.path)
+            raise ShortStorageError(f"storage {key!r} has no record {name!r}", path=self._storages.path)
         if record.nbytes < nbytes:
-            raise MalformedError(
+            raise ShortStorageError(
                 f"storage {key!r} should have {nbytes} bytes, its record has {record.nbytes}", path=self._storages.path
             )
         return self._storages.storage(self._label + key, self.records, record, nbytes, location)

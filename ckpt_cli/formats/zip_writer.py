@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.files.copying import Progress, copy_range, no_progress
+from ckpt_cli.errors import CkptError, UnsupportedError
+from ckpt_cli.files.copying import Progress, copy_range, crc_of_range, no_progress
+from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 
 ALIGNMENT = 64
@@ -35,13 +37,21 @@ class _Entry:
 
 
 class ZipWriter:
-    """Writes records one after another into an empty file; `close` writes the directory."""
+    """Writes records one after another at the end of a file; `close` writes the directory.
 
-    def __init__(self, target: LocalFile | None, alignment: int = ALIGNMENT) -> None:
+    Where the file is not empty, offsets count from where the zip file begins: it is one of several, back to back.
+    """
+
+    def __init__(self, target: LocalFile | None, alignment: int = ALIGNMENT, base: int = 0) -> None:
         self._target = target
         """None to measure only."""
         self._alignment = alignment
+        self._base = base
+        """The first byte of the zip file within the file."""
         self._position = 0
+        """The byte that is written next, counted from the base."""
+        self._crc = 0
+        """The CRC-32 of what the record that is being written has so far."""
         self._entries: list[_Entry] = []
 
     def add(self, name: str, content: bytes) -> None:
@@ -77,12 +87,43 @@ class ZipWriter:
         """A record with the bytes of a range of a file, whose CRC-32 is known (or 0, as torch may leave it)."""
         header = self._begin(name, nbytes)
         if self._target is not None:
-            copy_range(source, offset, nbytes, self._target, self._position, progress)
+            copy_range(source, offset, nbytes, self._target, self._base + self._position, progress)
         self._position += nbytes
         self._end(name, header, crc, nbytes)
 
+    @contextmanager
+    def record(self, name: str, nbytes: int) -> Iterator[None]:
+        """A record of so many bytes, which are put into it within the block."""
+        header = self._begin(name, nbytes)
+        begin = self._position
+        self._crc = 0
+        yield
+        if self._position - begin != nbytes:
+            raise CkptError(f"record {name!r} came to {self._position - begin} bytes rather than {nbytes}")
+        self._end(name, header, self._crc, nbytes)
+
+    def put(self, piece: bytes | memoryview) -> None:
+        """More bytes of the record that is being written."""
+        self._crc = zlib.crc32(piece, self._crc)
+        self._write(piece)
+
+    def gather(self, files: Sequence[LocalFile], extents: Sequence[Extent], progress: Progress = no_progress) -> None:
+        """More bytes of it, from ranges of files; holes stay holes."""
+        for extent in extents:
+            source = files[extent.file]
+            at = self._base + self._position
+            if self._target is not None:
+                copy_range(source, extent.offset, extent.nbytes, self._target, at, progress)
+                self._crc = crc_of_range(source, extent.offset, extent.nbytes, self._crc)
+            self._position += extent.nbytes
+
+    @property
+    def checksums(self) -> list[int]:
+        """The CRC-32 of every record so far."""
+        return [entry.crc for entry in self._entries]
+
     def close(self) -> int:
-        """Write the central directory and the end records; returns the bytes of the whole file."""
+        """Write the central directory and the end records; returns the bytes of the whole zip file."""
         begin = self._position
         for entry in self._entries:
             self._write(_central(entry))
@@ -93,7 +134,7 @@ class ZipWriter:
         short = min(count, 0xFFFF)
         self._write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, min(size, _FULL), min(begin, _FULL), 0))
         if self._target is not None:
-            self._target.size = self._position
+            self._target.size = self._base + self._position
         return self._position
 
     def _begin(self, name: str, nbytes: int) -> int:
@@ -113,7 +154,7 @@ class ZipWriter:
             self._position += len(view)
             return
         while view:
-            written = os.pwrite(self._target.fd, view, self._position)
+            written = os.pwrite(self._target.fd, view, self._base + self._position)
             view = view[written:]
             self._position += written
 

@@ -49,21 +49,30 @@ _SHORT = {"fp64": "float64", "double": "float64", "fp32": "float32", "float": "f
 """What people call dtypes."""
 
 
-def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str], *, lossy: bool = False) -> Planned:
+def plan_cast(
+    checkpoint: Checkpoint,
+    dtype: DType,
+    arguments: Sequence[str],
+    *,
+    lossy: bool = False,
+    losses: Losses | None = None,
+) -> Planned:
     """Cast floating tensors, all or those that the arguments select, with every view of their storages.
+
+    What is lost is counted in `losses` too, where that is given.
 
     Raises UnsupportedError for a tensor that was named and is not floating, RefusedError for a storage that is viewed
     as several dtypes.
     """
     from ckpt_cli.arrays.casting import Cast, Losses
 
-    wanted, left = _wanted(checkpoint, arguments), _not_to_be_cast(checkpoint)
-    losses = Losses()
+    (names, storages), left = _wanted(checkpoint, arguments), _not_to_be_cast(checkpoint)
+    losses = Losses() if losses is None else losses
     made: dict[int, Storage] = {}
     contents: dict[int, Content] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
         floating = [view for view in views if view.dtype.category == "float"]
-        if not any(view.name in wanted for view in views) or not floating or floating[0].dtype is dtype:
+        if id(storage) not in storages or not floating or floating[0].dtype is dtype:
             continue
         if any(view.name in left for view in views):
             continue
@@ -75,9 +84,7 @@ def plan_cast(checkpoint: Checkpoint, dtype: DType, arguments: Sequence[str], *,
         new = made[id(storage)] = Storage(storage.key, numel * dtype.itemsize, storage.location)
         contents[id(new)] = Content(new.nbytes, make=_casting(checkpoint, storage, numel, cast, losses))
     tensors = _moved(checkpoint, lambda view: _cast_view(view, made, dtype))
-    named = tuple(
-        name for name in tensors if name in wanted or any(view.name in wanted for view in all_strided([tensors[name]]))
-    )
+    named = tuple(name for name in tensors if name in names)
     also = tuple(name for name in tensors if name not in named)
     if not tensors:
         raise RefusedError(f"no floating tensor is of another dtype than {dtype}", path=checkpoint.path)
@@ -107,23 +114,23 @@ def _is_castable(tensor: Tensor) -> bool:
     return is_plain and tensor.dtype.category == "float" and not _is_array(tensor)
 
 
-def _castable_views(tensors: Iterable[Tensor]) -> set[str]:
-    """The names of the strided tensors, and of those in sparse ones, that may be cast; not those of attributes."""
-    found: set[str] = set()
+def _castable_views(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The strided tensors, and those in sparse ones, that may be cast; not those of attributes."""
+    found: list[Tensor] = []
     for tensor in tensors:
         if _is_castable(tensor):
-            found.update([tensor.name] if tensor.storage is not None else [v.name for v in all_strided([tensor])])
+            found.extend([tensor] if tensor.storage is not None else all_strided([tensor]))
     return found
 
 
 def _not_to_be_cast(checkpoint: Checkpoint) -> set[str]:
     """The names of tensors, and of parts, whose bytes must stay as they are."""
     every = {view.name for view in all_strided(checkpoint.tensors)}
-    return every - _castable_views(checkpoint.tensors)
+    return every - {view.name for view in _castable_views(checkpoint.tensors)}
 
 
-def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
-    """The names of the strided tensors, and of those in sparse ones, that are to be cast."""
+def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str], set[int]]:
+    """The names that are to be cast, and the identities of their storages."""
     chosen: list[Tensor] = [] if arguments else checkpoint.tensors
     for argument in arguments:
         for selection in select_one(checkpoint, argument):
@@ -134,7 +141,7 @@ def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
                 raise UnsupportedError(f"{entry.name!r} is {_why_not(entry)}, so it is not cast")
             if isinstance(entry, Tensor):
                 chosen.append(entry)
-    return _castable_views(chosen)
+    return {tensor.name for tensor in chosen}, {id(view.storage) for view in _castable_views(chosen)}
 
 
 def _why_not(entry: Entry) -> str:

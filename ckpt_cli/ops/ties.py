@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.arrays.regions import Region
-from ckpt_cli.errors import CkptError, NameNotFoundError, UnsupportedError, UsageError
+from ckpt_cli.errors import NameNotFoundError, UnsupportedError, UsageError
 from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.ops.configs import config_beside
 from ckpt_cli.ops.names import select_one
 from ckpt_cli.ops.shared import (
     Comparisons,
@@ -182,30 +183,23 @@ _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "decoder.weight
 
 def _claim(checkpoint: Checkpoint) -> str | None:
     """A sentence when the config beside the file ties the embeddings and the file stores them twice."""
-    if not _config_ties(checkpoint.path):
+    if (config_beside(checkpoint.path) or {}).get("tie_word_embeddings") is not True:
         return None
-    tensors = checkpoint.tensors
-    embedding, head = _ending(tensors, _EMBEDDINGS), _ending(tensors, _HEADS)
+    return claim_against(checkpoint.tensors)
+
+
+def claim_against(tensors: Sequence[Tensor]) -> str | None:
+    """A sentence when embeddings that a config says are tied are stored twice."""
+    embedding, head = embedding_and_head(tensors)
     if embedding is None or head is None or are_tied(embedding, head):
         return None
     return f"config.json says tie_word_embeddings, but {embedding.name} and {head.name} are stored apart"
 
 
+def embedding_and_head(tensors: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """The two tensors that `tie_word_embeddings` speaks of, as far as they are there."""
+    return _ending(tensors, _EMBEDDINGS), _ending(tensors, _HEADS)
+
+
 def _ending(tensors: Iterable[Tensor], endings: Sequence[str]) -> Tensor | None:
     return next((t for t in tensors if t.name in endings or t.name.endswith(tuple(f".{e}" for e in endings))), None)
-
-
-def _config_ties(path: str) -> bool:
-    """Whether a `config.json` in the checkpoint's folder says `"tie_word_embeddings": true`."""
-    import json
-    import os
-
-    from ckpt_cli import limits
-    from ckpt_cli.files.local import LocalFile
-
-    try:
-        with LocalFile(os.path.join(os.path.dirname(path), "config.json")) as config:
-            parsed = json.loads(config.read(0, config.size)) if config.size <= limits.CONFIG_JSON else None
-    except (OSError, CkptError, ValueError, RecursionError):  # no config, or none of Hugging Face's
-        return False
-    return isinstance(parsed, dict) and parsed.get("tie_word_embeddings") is True

@@ -18,6 +18,8 @@ from ckpt_cli.render.text import value_text
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ckpt_cli.ops.check import Report
+    from ckpt_cli.ops.convert import Conversion
     from ckpt_cli.ops.edit import Edit
     from ckpt_cli.ops.folding import Fold
     from ckpt_cli.ops.listing import Listing
@@ -191,9 +193,20 @@ def scan_json(scan: Scan) -> str:
     return line({"path": scan.path, "ok": scan.ok, "pickles": scan.pickles, "findings": findings, "globals": names})
 
 
+def check_json(report: Report) -> str:
+    """What `check --json` prints."""
+    findings = [asdict(finding) for finding in report.findings]
+    return line({"path": report.path, "ok": report.ok, "deep": report.deep, "findings": findings})
+
+
 def edit_json(edit: Edit) -> str:
     """What an edit with `--json` prints."""
     return line(asdict(edit))
+
+
+def conversion_json(done: Conversion) -> str:
+    """What `convert --json` prints."""
+    return line(asdict(done))
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

@@ -79,6 +79,10 @@ def rows(folder: Path) -> list[Row]:
     usual = "import torch\ns = torch.load({!r}{})\n{}"
     listed = "for n, t in s.items(): print(n, t.dtype, t.shape)"
     edited = f"s[{name!r}][0, 0] += 1\ntorch.save(s, {str(folder / 'out.pt')!r})"
+    out = str(folder / "converted.safetensors")
+    rewritten = f"from safetensors.torch import save_file\nsave_file({{}}, {out!r})"
+    as_they_are, cast = "s", "{k: v.to(torch.bfloat16) for k, v in s.items()}"
+    real = str(folder / "real.pt")
     return [
         *found,
         Row("ckpt ls 20GB.pt as a table", [CKPT, "ls", "-f", "table", big], "no-op Typer command", "2.2"),
@@ -121,6 +125,23 @@ def rows(folder: Path) -> list[Row]:
             "torch.load(mmap=True), edit, torch.save, 1GB.pt",
             python(usual.format(one, ", mmap=True", edited)),
             "ckpt set 1GB.pt NAME[0,0]+=1",
+        ),
+        Row("cp real.pt", ["cp", real, str(folder / "copied.pt")]),
+        Row("ckpt convert real.pt to safetensors", [CKPT, "convert", real, out, "--force"], "cp real.pt", "1.25"),
+        Row(
+            "torch.load, save_file, real.pt",
+            python(usual.format(real, "", rewritten.format(as_they_are))),
+            "ckpt convert real.pt to safetensors",
+        ),
+        Row(
+            "ckpt convert real.pt to bfloat16",
+            [CKPT, "convert", real, out, "--force", "--dtype", "bf16"],
+            "cp real.pt",
+        ),
+        Row(
+            "torch.load, bfloat16, save_file, real.pt",
+            python(usual.format(real, "", rewritten.format(cast))),
+            "ckpt convert real.pt to bfloat16",
         ),
     ]
 

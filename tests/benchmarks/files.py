@@ -122,6 +122,12 @@ def write_many(path: Path, count: int) -> None:
     torch.save({f"layers.{i // 10}.part{i % 10}.weight": torch.zeros(4) for i in range(count)}, path)
 
 
+def write_real(path: Path) -> None:
+    """A torch.save file of a gigabyte that is no hole, as copies and casts of it have to go through all of it."""
+    torch.manual_seed(0)
+    torch.save({f"layers.{i}.weight": torch.randn(1000, 1250) for i in range(TENSORS)}, path)
+
+
 def main(folder: Path) -> None:
     """Write all files."""
     for name, nbytes in SIZES.items():
@@ -130,6 +136,7 @@ def main(folder: Path) -> None:
     write_sparse_legacy(folder / "20GB.legacy.pt", SIZES["20GB"])
     write_set(folder / "set", 200, 5 * 10**9)
     write_many(folder / "10k.pt", 10_000)
+    write_real(folder / "real.pt")
     torch.save({"0.weight": torch.ones(8, 4), "0.bias": torch.ones(8)}, folder / "small.pt")
 
 

@@ -1,0 +1,42 @@
+"""`ckpt check`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+
+from ckpt_cli.cli.options import File, Format, Json, Style
+from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.cli.work import Jobs, progress, workers
+from ckpt_cli.errors import about
+from ckpt_cli.ops.check import check
+from ckpt_cli.render.check import check_text
+
+
+def check_command(
+    file: File,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte: CRCs, NaN, infinities, zeros.")] = False,
+    jobs: Jobs = 0,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> None:
+    """Tell whether it is whole and sane.
+
+    Headers, ranges and records, the pickle, shards against their index, shapes against a config.json beside it, and
+    what torch would refuse or misread. Exit 0 means that there is nothing but notes, 1 that there are errors or
+    warnings, 2 that it is no checkpoint or cannot be read.
+
+    Example: ckpt check --deep model.pt && echo sound
+    """
+    layout = style_of(style, json=json)
+    with about(file), workers(jobs) if deep else nullcontext() as executor, progress() as told:
+        report = check(file, executor, told)
+    if layout == "json":
+        from ckpt_cli.render.jsons import check_json
+
+        answer([check_json(report)])
+    else:
+        answer(check_text(report, layout))
+    raise typer.Exit(0 if report.ok else 1)

@@ -1,0 +1,86 @@
+"""`ckpt convert`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ckpt_cli.cli.options import DryRun, File, JsonReport
+from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.ops.convert import CLONE, ERROR, KEEP_ONE, Wishes, convert
+from ckpt_cli.ops.sizes import size_of
+from ckpt_cli.ops.storages import dtype_named
+from ckpt_cli.render.conversion import conversion_text
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+
+class Shared(str, Enum):
+    """What becomes of tensors that share bytes."""
+
+    keep_one = KEEP_ONE
+    clone = CLONE
+    error = ERROR
+
+
+def convert_command(
+    file: File,
+    output: Annotated[str, typer.Argument(metavar="DST", help="The new file, or the folder of several.")],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="FORMAT", help="pt, safetensors, npz, hf, hf-bin (shards), dcp.")
+    ] = None,
+    select: Annotated[
+        str, typer.Option("--select", metavar="PREFIX", help="Make what is below PREFIX the whole.")
+    ] = "",
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="DTYPE", help="Give floats this dtype.")] = None,
+    max_shard: Annotated[
+        str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
+    ] = None,
+    shared: Annotated[
+        Shared, typer.Option("--shared", help="Keep tied tensors tied, write each by itself, or refuse them.")
+    ] = Shared.keep_one,
+    tensors_only: Annotated[
+        bool, typer.Option("--tensors-only", help="Leave out what the new format cannot hold.")
+    ] = False,
+    lossy: Annotated[bool, typer.Option("--lossy", help="Let values become infinite or zero in a cast.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace DST where it is there already.")] = False,
+    dry_run: DryRun = False,
+    json: JsonReport = False,
+) -> None:
+    """Write a checkpoint in another format.
+
+    The suffix of DST or --to says which: .pt .pth .ckpt .bin, .safetensors, .npz; a folder gets safetensors shards as
+    Hugging Face names them. From a pickle to .pt every object comes along; a whole module, TorchScript or .pt2 gives
+    its state_dict. What the new format cannot hold is listed and refused, unless --tensors-only leaves it out.
+
+    Example: ckpt convert model.pt converted.safetensors
+    """
+    wishes = Wishes(
+        to=to,
+        select=select,
+        dtype=dtype_named(dtype) if dtype else None,
+        max_shard=size_of(max_shard) if max_shard else None,
+        shared=shared.value,
+        tensors_only=tensors_only,
+        lossy=lossy,
+        force=force,
+        dry_run=dry_run,
+        executor=_executor() if dtype else None,
+    )
+    done = convert(file, output, wishes)
+    if json:
+        from ckpt_cli.render.jsons import conversion_json
+
+        answer([conversion_json(done)])
+    else:
+        talk(conversion_text(done))
+
+
+def _executor() -> Executor:
+    """Threads to cast in, which end with the process."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(2)

@@ -1,0 +1,61 @@
+"""What commands that read every byte share: their threads, and how far they are."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ckpt_cli.render.text import bytes_text
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+Jobs = Annotated[int, typer.Option("-j", "--jobs", min=0, max=256, metavar="N", help="Threads; 0 is one a processor.")]
+
+_FIRST = 1.0
+"""Seconds before progress is shown."""
+
+_EVERY = 0.1
+"""Seconds between two of its lines."""
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Executor]:
+    """Threads to map work on; what is still to be done when an error ends it is dropped."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0)))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int], None]]:
+    """A function to be told of bytes done and bytes in all; on a terminal it shows them after a second, on one line."""
+    begin = time.monotonic()
+    shown = 0.0
+
+    def told(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - begin < _FIRST or now - shown < _EVERY or not sys.stderr.isatty():
+            return
+        shown = now
+        left = (now - begin) * (total - done) / max(done, 1)
+        sys.stderr.write(f"\r\x1b[K{bytes_text(done)} of {bytes_text(total)}, {left:.0f} s left")
+        sys.stderr.flush()
+
+    try:
+        yield told
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -1,0 +1,31 @@
+"""New sets of torch.save shards: `pytorch_model-00001-of-00002.bin` and so on, and `pytorch_model.bin.index.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ckpt_cli.files.copying import Progress
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats.new_set import index_name, split, verify_set, write_index
+from ckpt_cli.formats.new_zip import spelled, write
+from ckpt_cli.outgoing import Outgoing
+
+__all__ = ["spelled", "verify_folder", "write_folder"]
+
+PATTERN = "pytorch_model{suffix}.bin"
+
+
+def write_folder(outgoing: Outgoing, create: Callable[[str], LocalFile], progress: Progress) -> None:
+    """Write every shard and the index."""
+    shards = split(outgoing.tensors, outgoing.max_shard, PATTERN)
+    if len(shards) > 1:
+        write_index(outgoing, shards, {}, outgoing.metadata, create(index_name(PATTERN)))
+    for shard in shards:
+        stem = shard.name.removesuffix(".bin")
+        write(replace(outgoing.part(shard.tensors, {}), stem=stem), create(shard.name), progress)
+
+
+def verify_folder(outgoing: Outgoing, folder: str) -> None:
+    """Open the set with our own reader."""
+    verify_set(outgoing, folder, PATTERN)

@@ -1,0 +1,142 @@
+"""New folders of torch.distributed.checkpoint: one file with a torch.save of each tensor, and what says where each is.
+
+As FileSystemWriter writes them with one rank (torch/distributed/checkpoint/filesystem.py): `__0_0.distcp` is torch.save
+zip files back to back, `.metadata` a pickled `Metadata` (torch/distributed/checkpoint/metadata.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+from ckpt_cli import limits
+from ckpt_cli.dtypes import DType
+from ckpt_cli.errors import CkptError, FormatError
+from ckpt_cli.files.copying import Progress
+from ckpt_cli.files.journal import write_all
+from ckpt_cli.files.local import LocalFile, Window
+from ckpt_cli.formats.new_zip import spelled as torch_spells
+from ckpt_cli.formats.new_zip import write_saved
+from ckpt_cli.formats.zip_records import ZipRecords
+from ckpt_cli.model import Tensor
+from ckpt_cli.outgoing import Outgoing
+from ckpt_cli.pickles.compare import same_graphs
+from ckpt_cli.pickles.emit import write_pickle
+from ckpt_cli.pickles.graph import Call, Dict
+from ckpt_cli.pickles.making import Maker
+from ckpt_cli.pickles.reader import read_pickle
+
+DATA, METADATA = "__0_0.distcp", ".metadata"
+
+_FACTS = "torch.distributed.checkpoint.metadata"
+_FILES = "torch.distributed.checkpoint.filesystem"
+_VERSION = "1.0.0"
+"""`CURRENT_DCP_VERSION`."""
+
+Create = Callable[[str], LocalFile]
+"""Makes an empty file of a name in the new folder."""
+
+
+def spelled(dtype: DType) -> str | None:
+    """How torch says a dtype; None for one that it has not."""
+    return torch_spells(dtype)
+
+
+def write_folder(outgoing: Outgoing, create: Create, progress: Progress) -> None:
+    """Write both files."""
+    target = create(DATA)
+    places: dict[str, tuple[int, int]] = {}
+    for tensor in outgoing.tensors:
+        begin = target.size
+        maker = Maker()
+        root = maker.tensor(tensor)
+        write_saved(root, maker.storages, outgoing, target, progress, base=begin)
+        places[tensor.name] = (begin, target.size - begin)
+    notes = create(METADATA)
+    pickle = bytearray()
+    write_pickle(_metadata(outgoing, places), b"", pickle.extend)
+    write_all(notes.fd, bytes(pickle), 0)
+
+
+def _metadata(outgoing: Outgoing, places: dict[str, tuple[int, int]]) -> Call:
+    """The object that says of each tensor what it is and where."""
+    maker = Maker()
+    facts: list[object] = []
+    planned: list[object] = []
+    stored: list[object] = []
+    layout = Call("reduce", maker.name("torch.serialization", "_get_layout"), (maker.text("torch.strided"),))
+    memory = Call("reduce", maker.name(_FACTS, "_MEM_FORMAT_ENCODING"), (0,))
+    for tensor in outgoing.tensors:
+        name, shape = maker.text(tensor.name), tensor.shape or ()
+        begin, nbytes = places[tensor.name]
+        dtype = maker.name("torch", tensor.dtype.name)
+        origin = (0,) * len(shape)
+        properties = maker.instance(_FACTS, "TensorProperties", (dtype, layout, tensor.requires_grad, memory, False))
+        chunk = maker.instance(
+            _FACTS, "ChunkStorageMetadata", {"offsets": maker.size(origin), "sizes": maker.size(shape)}
+        )
+        about = {"properties": properties, "size": maker.size(shape), "chunks": [chunk]}
+        index = {"fqn": name, "index": 0, "offset": maker.size(origin)}
+        place = {"relative_path": maker.text(DATA), "offset": begin, "length": nbytes}
+        facts += (name, maker.instance(_FACTS, "TensorStorageMetadata", about))
+        planned += (name, (name,))
+        stored += (maker.instance(_FACTS, "MetadataIndex", index), maker.instance(_FILES, "_StorageInfo", place))
+    whole: dict[str, object] = {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
+    return maker.instance(
+        _FACTS,
+        "Metadata",
+        {
+            "state_dict_metadata": Dict(facts),
+            "planner_data": Dict(planned),
+            "storage_data": Dict(stored),
+            "storage_meta": maker.instance(_FACTS, "StorageMeta", whole),
+            "version": _VERSION,
+        },
+    )
+
+
+def verify_folder(outgoing: Outgoing, folder: str) -> None:
+    """Read the new files back, the notes and each of the zip files, and compare them with what was meant."""
+    try:
+        with (
+            closing(LocalFile(os.path.join(folder, METADATA))) as notes,
+            closing(LocalFile(os.path.join(folder, DATA))) as data,
+        ):
+            raw = notes.read(0, notes.size)
+            root = read_pickle(raw).root
+            places = dict(zip((tensor.name for tensor in outgoing.tensors), _places(root), strict=True))
+            same = same_graphs(_metadata(outgoing, places), b"", root, raw)
+            for tensor in outgoing.tensors if same else ():
+                same &= _is_saved(tensor, Window(data, *places[tensor.name]), outgoing)
+    except (FormatError, ValueError) as error:
+        raise CkptError(f"the new folder did not read back as it should, so it was not kept: {error}") from None
+    if not same:
+        raise CkptError("the new folder did not read back as it should, so it was not kept")
+
+
+def _places(root: object) -> Iterator[tuple[int, int]]:
+    """The begin and the length of each item, as the notes say them."""
+    stored = _state(root).get("storage_data")
+    pairs = stored.pairs[1::2] if isinstance(stored, Dict) else ()
+    for info in pairs:
+        begin, nbytes = (_state(info).get(key) for key in ("offset", "length"))
+        if isinstance(begin, int) and isinstance(nbytes, int):
+            yield begin, nbytes
+
+
+def _state(node: object) -> dict[str, object]:
+    """The attributes of an object that we made."""
+    state = node.states[0] if isinstance(node, Call) and node.states else None
+    if not isinstance(state, Dict):
+        return {}
+    return {str(key): value for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True)}
+
+
+def _is_saved(tensor: Tensor, window: Window, outgoing: Outgoing) -> bool:
+    """Whether a part of the file is a torch.save of the tensor."""
+    records = ZipRecords(window)
+    pickle = records.read("archive/data.pkl", limits.PICKLE_INFLATED)
+    data = records.by_name.get("archive/data/0")
+    same = same_graphs(Maker().tensor(tensor), b"", read_pickle(pickle).root, pickle)
+    return same and data is not None and data.nbytes == outgoing.content(tensor).nbytes

@@ -1,0 +1,36 @@
+"""What `check` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.text import count_text, escaped, short
+
+if TYPE_CHECKING:
+    from ckpt_cli.ops.check import Report
+
+_COLUMNS = (Column("severity"), Column("code"), Column("where"), Column("message"), Column("what to do"))
+
+_WIDTH = 120
+"""Characters of a cell in a table."""
+
+
+def check_text(report: Report, style: str) -> Iterator[str]:
+    """One row a finding; a person gets the sum."""
+    yield from table_text(_COLUMNS, _rows(report, human=style == "table"), style)
+    if style == "table":
+        yield _totals(report)
+
+
+def _rows(report: Report, *, human: bool) -> Iterator[list[str]]:
+    for finding in report.findings:
+        cells = [escaped(cell) for cell in (finding.where, finding.message, finding.hint)]
+        yield [finding.severity, finding.code, *(short(cell, _WIDTH) if human else cell for cell in cells)]
+
+
+def _totals(report: Report) -> str:
+    counts = ", ".join(count_text(report.count(severity), severity) for severity in ("error", "warning", "note"))
+    looked = f"{count_text(report.files, 'file')}, {count_text(report.tensors, 'tensor')}"
+    return f"{looked}, {'every byte read' if report.deep else 'values not read'}: {counts}\n"
