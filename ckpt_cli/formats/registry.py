@@ -69,8 +69,10 @@ def _is_legacy(head: bytes) -> bool:
 
 def _is_pickle(head: bytes) -> bool:
     """Whether it begins with a protocol, or as protocols 0 and 1 begin a dict, a list, a tuple or an object."""
+    if is_safetensors(head) and not any(head[4:8]):  # the length of a header, whatever its bytes look like
+        return False
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return not (is_safetensors(head) and not any(head[4:8]))
+        return True
     return _OLD_PICKLE.match(head) is not None
 
 

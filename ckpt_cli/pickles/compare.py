@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from ckpt_cli.pickles.emit import children_of
+from ckpt_cli.pickles.emit import children_of, unescaped_text
 from ckpt_cli.pickles.graph import Call, Extension, Global, Inline, OutOfBand, PersistentId, RawString, Set
 
 _PIECE = 1 << 20
@@ -50,7 +50,7 @@ _LEAVES = (str, bytes, int, float, type(None), tuple, RawString, Inline, Global,
 def _kind(node: object) -> type:
     """The type of a node, for all strings of one kind the same, however long they are."""
     if isinstance(node, Inline):
-        return {"str": str, "bytes": bytes, "raw": RawString}[node.kind]
+        return {"str": str, "escaped": str, "bytes": bytes, "raw": RawString}[node.kind]
     return next((kind for kind in (str, bytes) if isinstance(node, kind)), type(node))
 
 
@@ -91,6 +91,9 @@ def _same_strings(one: object, a_data: Data, other: object, b_data: Data) -> boo
 
 def _range(node: object, data: Data) -> tuple[Data, int, int]:
     """Where the bytes of a string are: what they lie in, their first one, how many."""
+    if isinstance(node, Inline) and node.kind == "escaped":
+        raw = unescaped_text(node, data)
+        return raw, 0, len(raw)
     if isinstance(node, Inline):
         return data, node.offset, node.nbytes
     raw = _raw(node)

@@ -199,6 +199,12 @@ class _Emitter:
 
     def _inline(self, node: Inline) -> None:
         """A string that was left in the pickle it was read from, copied from there."""
+        if node.kind == "escaped":
+            raw = unescaped_text(node, self._data)
+            self.emit(_str_head(len(raw)))
+            self._long(raw)
+            self._put(node)
+            return
         heads = {"bytes": _bytes_head, "raw": _raw_head, "str": _str_head}
         self.emit(heads[node.kind](node.nbytes))
         self._copy(node)
@@ -338,6 +344,12 @@ class _Emitter:
             self.emit(b"\x82" + bytes((code,)))
         else:
             self.emit(b"\x83" + struct.pack("<H", code) if 0 <= code < 65536 else b"\x84" + struct.pack("<i", code))
+
+
+def unescaped_text(node: Inline, data: bytes | memoryview) -> bytes:
+    """A long line of text of protocol 0, as the UTF-8 that later protocols have."""
+    raw = bytes(data[node.offset : node.offset + node.nbytes])
+    return raw.decode("raw-unicode-escape").encode("utf-8", "surrogatepass")
 
 
 def _integer(number: int) -> bytes:

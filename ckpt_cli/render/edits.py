@@ -39,6 +39,8 @@ def _written(edit: Edit) -> str:
     """How many bytes went where."""
     written = count_text(edit.bytes_written, "byte")
     kept = f", the old file is {escaped(edit.backup)}" if edit.backup else ""
+    if edit.backup and len(edit.backups) > 1:
+        kept = f", the old files are {escaped(edit.backup)} and {len(edit.backups) - 1} more"
     if not edit.bytes_written:
         return "it is so already" if edit.dry_run else "it was so already"
     if edit.in_place and edit.patched:
