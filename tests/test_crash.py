@@ -99,10 +99,14 @@ def fill(folder: Path) -> None:
 
 
 def held_by(target: Path) -> dict[str, bytes]:
-    """The content of a file, or of each file of a folder that is not hidden."""
+    """The content of a file, or of each file of a folder that is not hidden and no backup."""
     if not target.is_dir():
         return contents(target) if target.exists() else {}
-    return {each.name: each.read_bytes() for each in sorted(target.iterdir()) if not each.name.startswith(".")}
+    return {
+        each.name: each.read_bytes()
+        for each in sorted(target.iterdir())
+        if not each.name.startswith(".") and each.suffix != ".bak"
+    }
 
 
 SCENES = {
