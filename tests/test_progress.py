@@ -88,7 +88,7 @@ def test_nobody_is_told_where_stderr_is_no_terminal(folder: Path) -> None:
     assert "left" not in done.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["rename", "set", "rm"])
 def test_an_interrupt_leaves_nothing_half_written(folder: Path, command: str) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     call = [sys.executable, "-c", SLOW.format(slowly=3), *COMMANDS[command]]
