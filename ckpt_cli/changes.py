@@ -59,8 +59,9 @@ class Changes:
 def entries_after(entries: Sequence[Entry], changes: Changes) -> list[Entry]:
     """The entries that stay, as they are afterwards: new names, new facts. Added ones are not among them."""
     found: list[Entry] = []
+    below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
     for entry in entries:
-        if entry.name in changes.dropped or any(entry.name.startswith(f"{p}.") for p in changes.dropped_prefixes):
+        if entry.name in changes.dropped or entry.name.startswith(below):
             continue
         after = changes.tensors.get(entry.name, entry) if isinstance(entry, Tensor) else entry
         name = changes.names.get(entry.name, entry.name)

@@ -1,19 +1,15 @@
 """Run one `ckpt` command and stop it at a step: killed, torn in the middle of a write, or met by an error.
 
-    python crash_child.py STEP MODE LOG ARGUMENT…
+    python crash_child.py ARGUMENT…
 
-A step is a call that changes a file or a folder. With STEP 0 nothing stops and LOG gets the calls, one a line.
-
-    python crash_child.py serve
-
-does so again and again, each time in a process that it forks, so that nothing is imported twice: it reads lines of JSON
-[folder, step, mode, log, argument…] and answers each with one of [exit code or minus the signal, stderr].
+It runs the command once in the current folder, so that everything is imported. Then it takes a JSON object a line from
+stdin, `{"folder", "step", "mode"}`, and runs the command in that folder in a process of its own; the answer on stdout
+is `{"code", "err", "steps"}`. A step is a call that changes a file or a folder; with step 0 nothing stops.
 """
 
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import signal
@@ -21,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 WRITES = ("pwrite", "write")
 STEPS = (
@@ -29,6 +25,7 @@ STEPS = (
     "fsync",
     "replace",
     "rename",
+    "link",
     "unlink",
     "ftruncate",
     "copy_file_range",
@@ -82,53 +79,53 @@ def stop(name: str, real: Callable[..., Any], mode: str, args: tuple[Any, ...]) 
     raise OSError({"full": errno.ENOSPC, "broken": errno.EIO}[mode], os.strerror(errno.ENOSPC))
 
 
-def main() -> int:
-    """Run the command, or serve."""
-    return _run(*sys.argv[1:]) if sys.argv[1] != "serve" else _serve()
-
-
-def _serve() -> int:
-    """Fork for each line of stdin."""
-    import ckpt_cli.cli.main
-    import ckpt_cli.formats.safetensors_write
-    import ckpt_cli.formats.shard_set_write
-    import ckpt_cli.formats.torch_zip_write
-    import ckpt_cli.ops.set  # noqa: F401
-
-    for name in ("numpy", "ml_dtypes", "safetensors"):
-        importlib.import_module(name)
-    for line in sys.stdin:
-        folder, *call = json.loads(line)
-        with tempfile.TemporaryFile("w+") as said:
-            child = os.fork()
-            if not child:
+def run_stopped(folder: str, stop_at: int, mode: str, arguments: list[str]) -> dict[str, object]:
+    """Run the command in a child of this process; returns its exit code, what it said, and its steps."""
+    with tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as steps:
+        child = os.fork()
+        if not child:
+            code = 99
+            try:
                 os.chdir(folder)
-                os.dup2(said.fileno(), 2)
-                code = 70
-                try:
-                    code = _run(*call)
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code)
-            _, status = os.waitpid(child, 0)
-            said.seek(0)
-            print(json.dumps([os.waitstatus_to_exitcode(status), said.read()]), flush=True)
-    return 0
+                os.dup2(err.fileno(), 2)
+                code = run_watched(stop_at, mode, arguments, steps)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        err.seek(0)
+        steps.seek(0)
+        return {"code": os.waitstatus_to_exitcode(status), "err": err.read(), "steps": steps.read().splitlines()}
 
 
-def _run(stop_at: str, mode: str, log_path: str, *arguments: str) -> int:
-    """Run one command in this process."""
+def run_watched(stop_at: int, mode: str, arguments: list[str], steps: IO[str]) -> int:
+    """Run the command with all steps watched."""
     from ckpt_cli.cli.main import run
 
     log: list[str] = []
     for name in STEPS:
-        watch(name, int(stop_at), mode, log)
-    code = run(list(arguments))
-    if log_path:
-        with open(log_path, "w", encoding="utf-8") as file:
-            file.write("\n".join(log))
+        watch(name, stop_at, mode, log)
+    code = run(arguments)
+    sys.stderr.flush()
+    steps.write("\n".join(log))
+    steps.flush()
     return code
 
 
+def main() -> None:
+    """Run once, then as often as is asked for."""
+    from ckpt_cli.cli.main import run
+
+    arguments = sys.argv[1:]
+    sys.stdout.flush()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if run(arguments):
+        sys.exit(1)
+    for line in sys.stdin:
+        case = json.loads(line)
+        answers.write(json.dumps(run_stopped(case["folder"], case["step"], case["mode"], arguments)) + "\n")
+        answers.flush()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

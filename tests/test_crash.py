@@ -1,25 +1,23 @@
-"""`set` stopped at every step: the file is exactly old or exactly new after the next command, and nothing is left."""
+"""Edits stopped at every step: the file is exactly old or exactly new after the next command, and nothing is left."""
 
 from __future__ import annotations
 
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from contract import contents, write_shards
-from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from ckpt_cli.cli.main import run
@@ -41,11 +39,38 @@ class Scene:
     """The calls of a run that nothing stops."""
     start: Path
     """A folder with the files that the edit starts from."""
+    runner: Runner
+    """What runs it."""
 
-    @property
-    def is_new(self) -> bool:
-        """Whether a new file or folder is written, rather than an old one patched."""
-        return "-o" in self.arguments or self.arguments[0] == "convert"
+
+class Runner:
+    """Runs one command again and again, each time in a process of its own that has everything imported already."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        call = [sys.executable, str(CHILD), *arguments]
+        self._process = subprocess.Popen(call, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, folder: Path, step: int, mode: str) -> Done:
+        """Run it in a folder, stopped at a step."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"folder": str(folder), "step": step, "mode": mode}) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return Done(answer["code"], answer["err"], answer["steps"])
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+
+@dataclass(frozen=True)
+class Done:
+    """How one run ended."""
+
+    returncode: int
+    stderr: str
+    steps: list[str]
 
 
 def tied_net() -> nn.Module:
@@ -60,61 +85,28 @@ def fill(folder: Path) -> None:
     torch.save(tied_net().state_dict(), folder / "a.pt")
     save_model(tied_net(), str(folder / "a.safetensors"))
     torch.save({"other": torch.ones(3)}, folder / "there.pt")
+    torch.save(tied_net().state_dict(), folder / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save({"epoch": 3, "w": torch.ones(3)}, folder / "train.pt")
     write_shards(tied_net().state_dict(), folder / "shards")
-    (folder / "hf").mkdir()
-    state = {"a.w": torch.ones(8), "b.w": torch.zeros(8), "c.w": torch.randn(8)}
-    save_torch_state_dict(state, str(folder / "hf"), max_shard_size=32)
+    (folder / "sharded").mkdir()
+    tensors = {name: tensor.clone() for name, tensor in tied_net().state_dict().items()}
+    weight_map = {name: f"model-{int(name[0]) // 2 + 1:05}-of-00002.safetensors" for name in tensors}
+    weight_map |= {name: "model-00003-of-00003.safetensors" for name in tensors if name[0] == "0"}
+    for shard in set(weight_map.values()):
+        save_file({name: tensors[name] for name in tensors if weight_map[name] == shard}, folder / "sharded" / shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def held_by(target: Path) -> dict[str, bytes]:
-    """The content of a file, or of each file of a folder that is not hidden."""
+    """The content of a file, or of each file of a folder that is not hidden and no backup."""
     if not target.is_dir():
         return contents(target) if target.exists() else {}
-    return {each.name: each.read_bytes() for each in sorted(target.iterdir()) if not each.name.startswith(".")}
-
-
-class Server:
-    """A process that runs commands in processes which it forks."""
-
-    def __init__(self) -> None:
-        call = [sys.executable, str(CHILD), "serve"]
-        self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def run(self, folder: Path, step: int, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in a folder, stopped at a step."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        call = [str(folder), str(step), mode, "" if step else "steps.log", *arguments]
-        self._process.stdin.write(json.dumps(call) + "\n")
-        self._process.stdin.flush()
-        code, said = json.loads(self._process.stdout.readline())
-        return subprocess.CompletedProcess(call, code, "", said)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate("", timeout=60)
-
-
-_SERVERS: queue.Queue[Server] = queue.Queue()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def servers() -> Iterator[None]:
-    """Two processes that run commands."""
-    for _ in range(2):
-        _SERVERS.put(Server())
-    yield
-    while not _SERVERS.empty():
-        _SERVERS.get().close()
-
-
-def command(folder: Path, step: int, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder, stopped at a step."""
-    server = _SERVERS.get()
-    try:
-        return server.run(folder, step, mode, *arguments)
-    finally:
-        _SERVERS.put(server)
+    return {
+        each.name: each.read_bytes()
+        for each in sorted(target.iterdir())
+        if not each.name.startswith(".") and each.suffix != ".bak"
+    }
 
 
 SCENES = {
@@ -125,14 +117,22 @@ SCENES = {
     "to a file that is there": ("there.pt", "set", "a.pt", "2.weight[0,0]=100", "-o", "there.pt"),
     "in place, shards": ("shards", "set", "shards", "0.bias[1]=100", "3.bias=[1,2,3]", "2.weight[0]*=2"),
     "shards to a new folder": ("out", "set", "shards", "3.bias=0", "0.bias=1", "-o", "out"),
-    "renamed in place, pt": ("a.pt", "rename", "a.pt", "3", "a.much.longer.name" * 40, "--backup"),
-    "renamed in place of the same length, pt": ("a.pt", "rename", "a.pt", "3", "4"),
-    "renamed in the header": ("a.safetensors", "rename", "a.safetensors", "3", "4"),
-    "removed, safetensors": ("a.safetensors", "rm", "a.safetensors", "3"),
-    "cast, shards": ("shards", "cast", "shards", "bfloat16"),
-    "a shard removed": ("hf", "rm", "hf", "b"),
-    "renamed to a new folder": ("out", "rename", "hf", "--add", "x", "-o", "out"),
     "to a new safetensors": ("out.st", "set", "a.safetensors", "3.bias=0", "-o", "out.st"),
+    "rename": ("a.pt", "rename", "a.pt", "--add", "net"),
+    "rename by as much": ("a.pt", "rename", "a.pt", "3", "4"),
+    "rename a header in place": ("a.safetensors", "rename", "a.safetensors", "--sub", r"\.weight$", ".w"),
+    "rename with a new header": ("a.safetensors", "rename", "a.safetensors", "--add", "a.prefix.as.long.as.that"),
+    "meta": ("a.safetensors", "meta", "a.safetensors", "f=p"),
+    "remove with a backup": ("a.pt", "rm", "a.pt", "3", "--backup"),
+    "cast": ("a.pt", "cast", "a.pt", "bfloat16"),
+    "keep, to a file that is there": ("there.pt", "keep", "a.pt", "3", "-o", "there.pt"),
+    "untie a legacy stream": ("old.pt", "untie", "old.pt", "2.weight"),
+    "set values": ("train.pt", "set", "train.pt", "epoch=123456789", "w[0]=5", "--backup"),
+    "set values by as much": ("train.pt", "set", "train.pt", "epoch=7", "w[0]=5"),
+    "rename in shards": ("shards", "rename", "shards", "--add", "net"),
+    "remove a shard": ("sharded", "rm", "sharded", "0", "3.bias"),
+    "cast in shards with a backup": ("sharded", "cast", "sharded", "float16", "3.bias", "--backup"),
+    "tie in shards to a new folder": ("out", "tie", "sharded", "0.weight", "2.weight", "--force", "-o", "out"),
     "converted to a new file": ("out.safetensors", "convert", "a.pt", "out.safetensors", "--force"),
     "converted to a file that is there": ("there.pt", "convert", "a.safetensors", "there.pt", "--force"),
     "converted to a new folder": ("out", "convert", "a.pt", "out", "--max-shard", "300B", "--force"),
@@ -148,29 +148,42 @@ SCENES = {
         "--force",
     ),
 }
+"""The target of each edit, and its command line."""
 
 
 @pytest.fixture(params=SCENES, scope="module")
-def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """Each kind of edit, run once to the end to learn its steps and its result."""
-    start, folder = tmp_path_factory.mktemp("start"), tmp_path_factory.mktemp("whole")
+    start, folder, first = (tmp_path_factory.mktemp(name) for name in ("start", "whole", "first"))
     target, *arguments = SCENES[request.param]
     fill(start)
-    shutil.copytree(start, folder, dirs_exist_ok=True)
-    old = held_by(folder / target)
-    done = command(folder, 0, "", *arguments)
-    assert done.returncode == 0, done.stderr
-    steps = (folder / "steps.log").read_text().splitlines()
-    return Scene(tuple(arguments), target, old, held_by(folder / target), steps, start)
+    for each in (folder, first):
+        shutil.copytree(start, each, dirs_exist_ok=True)
+    runner = Runner(first, *arguments)
+    try:
+        old = held_by(folder / target)
+        done = runner.run(folder, 0, "")
+        assert done.returncode == 0, done.stderr
+        yield Scene(tuple(arguments), target, old, held_by(folder / target), done.steps, start, runner)
+    finally:
+        runner.close()
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder in memory where there is one, as thousands of edits wait for a disk thousands of times."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(prefix="ckpt-crash-", dir=memory if os.path.isdir(memory) else None) as folder:
+        yield Path(folder)
 
 
 def stop_everywhere(scene: Scene, folder: Path, mode: str, calls: tuple[str, ...] = ()) -> None:
     """Stop the edit at each step, or at each of some calls, and look at what is left."""
-    cases = [(step, mode) for step, call in enumerate(scene.steps, 1) if not calls or call.split()[0] in calls]
+    cases = [step for step, call in enumerate(scene.steps, 1) if not calls or call.split()[0] in calls]
     assert cases or calls
-    with ThreadPoolExecutor(2) as pool:
-        for problem in pool.map(lambda case: _stopped(scene, folder, *case), cases):
-            assert problem is None, problem
+    for step in cases:
+        problem = _stopped(scene, folder, step, mode)
+        assert problem is None, problem
 
 
 def _stopped(scene: Scene, folder: Path, step: int, mode: str) -> str | None:
@@ -178,7 +191,7 @@ def _stopped(scene: Scene, folder: Path, step: int, mode: str) -> str | None:
     here = folder / f"{step}-{mode}"
     shutil.copytree(scene.start, here)
     told = f"step {step} of {len(scene.steps)} ({scene.steps[step - 1]}), {mode}"
-    done = command(here, step, mode, *scene.arguments)
+    done = scene.runner.run(here, step, mode)
     problem = _after_stop(scene, here, mode, done)
     if problem is None:
         problem = _after_next_edit(scene, here)
@@ -186,7 +199,7 @@ def _stopped(scene: Scene, folder: Path, step: int, mode: str) -> str | None:
     return problem and f"{told}: {problem}"
 
 
-def _after_stop(scene: Scene, here: Path, mode: str, done: subprocess.CompletedProcess[str]) -> str | None:
+def _after_stop(scene: Scene, here: Path, mode: str, done: Done) -> str | None:
     killed = mode in ("kill", "torn", "after")
     target = here / scene.target
     if target.exists() and run(["ls", str(target)]) != 0:
@@ -207,105 +220,100 @@ def _after_stop(scene: Scene, here: Path, mode: str, done: subprocess.CompletedP
 
 
 def _after_next_edit(scene: Scene, here: Path) -> str | None:
-    """The same edit again brings the new file, and nothing is left beside it that no edit leaves.
-
-    An edit that cannot be done twice must be whole where it took place.
-    """
-    if (
-        scene.is_new and (here / scene.target).is_dir() and "--force" not in scene.arguments
-    ):  # where it is whole already, it is refused
+    """The same edit again brings the new file, and nothing is left beside it that no edit leaves."""
+    if "-o" in scene.arguments and (here / scene.target).is_dir():  # where it is whole already, it is refused
         shutil.rmtree(here / scene.target)
     files = {name: str(here / name) for name in (*os.listdir(scene.start), scene.target)}
-    is_done = scene.arguments[0] != "set" and held_by(here / scene.target) == scene.new and not scene.is_new
-    if run([files.get(argument, argument) for argument in scene.arguments]) != (2 if is_done else 0):
-        return "the next edit failed"
-    if held_by(here / scene.target).keys() != scene.new.keys():
-        return "the next edit made something else"
+    if held_by(here / scene.target) == scene.old or scene.arguments[0] == "convert":
+        if run([files.get(argument, argument) for argument in scene.arguments]) != 0:
+            return "the next edit failed"
+    elif run(["set", files[scene.target], f"{_LEFT.get(scene.target, '3.bias')}=1"]) != 0:
+        return "another edit failed"
     left = {path.name for path in here.rglob(".*")}
     if left:
         return f"left behind: {left}"
     return _unreadable(here / scene.target)
 
 
+_LEFT = {"train.pt": "w", "there.pt": "*.weight", "shards": "*.bias", "sharded": "*.weight", "out": "*.weight",
+         "a.pt": "*.weight", "a.safetensors": "*.bias"}  # fmt: skip
+"""A name that is in each target whatever was done to it."""
+
+
 def _unreadable(target: Path) -> str | None:
     if target.is_dir():
-        return next(filter(None, map(_unreadable, target.glob("*.bin"))), None)
+        shards = (path for path in target.iterdir() if path.suffix in (".bin", ".safetensors"))
+        return next(filter(None, map(_unreadable, shards)), None)
     if zipfile.is_zipfile(target):
         with zipfile.ZipFile(target) as archive:
             if archive.testzip() is not None:
                 return "a wrong CRC"
         torch.load(target)
         return None
+    if target.name == "old.pt":
+        torch.load(target)
+        return None
     with safe_open(target, "pt") as file:
         return None if file.keys() else "no tensors"
 
 
-def test_a_kill_before_any_step_leaves_the_file_old_or_new(scene: Scene, tmp_path: Path) -> None:
-    stop_everywhere(scene, tmp_path, "kill")
+def test_a_kill_before_any_step_leaves_the_file_old_or_new(scene: Scene, scratch: Path) -> None:
+    stop_everywhere(scene, scratch, "kill")
 
 
-def test_a_kill_in_the_middle_of_any_write_leaves_the_file_old_or_new(scene: Scene, tmp_path: Path) -> None:
-    stop_everywhere(scene, tmp_path, "torn", ("pwrite", "write"))
+def test_a_kill_in_the_middle_of_any_write_leaves_the_file_old_or_new(scene: Scene, scratch: Path) -> None:
+    stop_everywhere(scene, scratch, "torn", ("pwrite", "write"))
 
 
-def test_a_kill_right_after_the_last_step_leaves_the_new_file(scene: Scene, tmp_path: Path) -> None:
-    stop_everywhere(scene, tmp_path, "after", ("replace", "unlink"))
+def test_a_kill_right_after_the_last_step_leaves_the_new_file(scene: Scene, scratch: Path) -> None:
+    stop_everywhere(scene, scratch, "after", ("replace", "unlink"))
 
 
-def test_a_full_disk_leaves_the_old_file_and_says_so(scene: Scene, tmp_path: Path) -> None:
-    stop_everywhere(scene, tmp_path, "full", ("open", "pwrite", "write", "ftruncate", "copy_file_range"))
+def test_a_full_disk_leaves_the_old_file_and_says_so(scene: Scene, scratch: Path) -> None:
+    stop_everywhere(scene, scratch, "full", ("open", "pwrite", "write", "ftruncate", "copy_file_range"))
 
 
-def test_a_broken_disk_leaves_the_file_old_or_new_and_says_so(scene: Scene, tmp_path: Path) -> None:
-    stop_everywhere(scene, tmp_path, "broken", ("fsync", "replace", "unlink"))
+def test_a_broken_disk_leaves_the_file_old_or_new_and_says_so(scene: Scene, scratch: Path) -> None:
+    stop_everywhere(scene, scratch, "broken", ("fsync", "replace", "unlink"))
 
 
-def test_an_interrupt_at_any_step_leaves_the_file_old_or_new(scene: Scene, tmp_path: Path) -> None:
-    stop_everywhere(scene, tmp_path, "interrupt")
+def test_an_interrupt_at_any_step_leaves_the_file_old_or_new(scene: Scene, scratch: Path) -> None:
+    stop_everywhere(scene, scratch, "interrupt", ("pwrite", "replace", "rename", "link", "unlink", "mkdir"))
 
 
-def test_the_journal_is_on_disk_before_the_first_patch_and_gone_after_the_last(scene: Scene) -> None:
-    if scene.is_new and (scene.start / scene.target).is_dir():
-        journal = next(place for place, step in enumerate(scene.steps) if "pwrite" in step and "journal" in step)
-        moved = next(
-            place for place, step in enumerate(scene.steps) if step.startswith("replace") and "new." not in step
-        )
-        synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "new.ckpt" in step]
-        assert max(synced) < journal < moved
+def _is_staged(steps: list[str]) -> bool:
+    """Whether files are staged in a folder of their own first, whose order of steps is that of neither kind of edit."""
+    return any(".new.ckpt-tmp" in step for step in steps)
+
+
+def test_a_new_file_is_on_disk_before_it_takes_its_place(scene: Scene) -> None:
+    steps = [step for step in scene.steps if ".bak" not in step]
+    renamed = [place for place, step in enumerate(steps) if step.startswith(("replace", "rename"))]
+    if not renamed or _is_staged(steps):
+        assert any("ckpt-journal" in step for step in steps)
         return
-    replaced = [place for place, step in enumerate(scene.steps) if step.startswith("replace") and ".bak" not in step]
-    if not scene.is_new and replaced:
-        logged = [place for place, step in enumerate(scene.steps) if "ckpt-journal" in step]
-        synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "ckpt-tmp" in step]
-        written = [place for place, step in enumerate(scene.steps) if step.startswith("pwrite") and "ckpt-tmp" in step]
-        assert max(written) < synced[-1] < replaced[0]
-        assert scene.steps[-1].startswith("fsync")
-        if logged:  # of several files
-            made = [place for place in logged if scene.steps[place].startswith("fsync")]
-            assert synced[-1] < logged[0]
-            assert made[-1] + 1 < replaced[0]
-            assert scene.steps[made[-1] + 1].startswith("fsync")
-            assert replaced[-1] < next(place for place in logged if scene.steps[place].startswith("unlink"))
+    synced = [place for place, step in enumerate(steps) if step.startswith("fsync") and "ckpt-tmp" in step]
+    written = [place for place, step in enumerate(steps) if step.startswith(("pwrite", "copy")) and "ckpt-tmp" in step]
+    assert max(written) < max(synced) < min(renamed) <= max(renamed) < len(steps) - 1
+    assert steps[-1].startswith("fsync")
+
+
+def test_the_journal_is_on_disk_before_the_first_change_and_gone_after_the_last(scene: Scene) -> None:
+    steps = [step for step in scene.steps if ".bak" not in step]
+    journal = [place for place, step in enumerate(steps) if "ckpt-journal" in step]
+    if not journal or _is_staged(steps):
+        assert any(step.startswith(("replace", "rename")) for step in steps)
         return
-    if scene.is_new:
-        renamed = next(place for place, step in enumerate(scene.steps) if step.startswith(("replace", "rename")))
-        synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "ckpt-tmp" in step]
-        written = [place for place, step in enumerate(scene.steps) if step.startswith("pwrite")]
-        assert max(written) < synced[-1] < renamed < len(scene.steps) - 1
-        assert scene.steps[-1].startswith("fsync")
-        return
-    steps = [step for step in scene.steps if ".bak" not in step and "ckpt-tmp" not in step]
-    journal = [step for step in steps if "ckpt-journal" in step]
-    first_patch = next(i for i, step in enumerate(steps) if step.startswith("pwrite") and "journal" not in step)
-    last_patch = max(i for i, step in enumerate(steps) if step.startswith("pwrite") and "journal" not in step)
-    journal_synced = next(i for i, step in enumerate(steps) if step.startswith("fsync") and "journal" in step)
-    folder_synced = steps.index(
-        next(s for s in steps[journal_synced + 1 :] if s.startswith("fsync")), journal_synced + 1
-    )
-    file_synced = next(i for i, step in enumerate(steps) if i > last_patch and step.startswith("fsync"))
-    removed = next(i for i, step in enumerate(steps) if step.startswith("unlink"))
-    assert journal_synced < folder_synced < first_patch <= last_patch < file_synced < removed
-    assert journal[0].startswith("open")
+    is_set = any("ckpt-tmp" in step for step in steps)
+    change = ("replace",) if is_set else ("pwrite", "write")
+    changes = [place for place, step in enumerate(steps) if step.split()[0] in change and not step.endswith("-journal")]
+    logged = [place for place in journal if steps[place].startswith("fsync")]
+    synced = [place for place, step in enumerate(steps) if step.startswith("fsync")]
+    folder_synced = min(place for place in synced if place > max(logged))
+    removed = [place for place in journal if steps[place].startswith("unlink")]
+    assert max(logged) < folder_synced < min(changes)
+    assert max(changes) < min(place for place in synced if place > max(changes)) < min(removed)
+    assert steps[journal[0]].startswith("open")
     assert steps[-1].startswith("fsync")
 
 

@@ -25,7 +25,7 @@ State = dict[str, torch.Tensor]
 
 ONE_LINE = re.compile(r"ckpt: [^\n]+\n(hint: [^\n]+\n)?")
 KEYS = ["path", "output", "changed", "also_changed", "bytes_written", "in_place", "dry_run", "backup", "backups",
-        "verb", "patched", "renamed"]  # fmt: skip
+        "verb", "patched", "renamed", "removed"]  # fmt: skip
 
 
 class Net(nn.Module):

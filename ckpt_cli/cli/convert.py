@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from ckpt_cli.cli.options import DryRun, File, JsonReport
 from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.cli.work import watched
 from ckpt_cli.ops.convert import CLONE, ERROR, KEEP_ONE, Wishes, convert
 from ckpt_cli.ops.sizes import size_of
 from ckpt_cli.ops.storages import dtype_named
@@ -70,7 +72,8 @@ def convert_command(
         dry_run=dry_run,
         executor=_executor() if dtype else None,
     )
-    done = convert(file, output, wishes)
+    with watched() as told:
+        done = convert(file, output, replace(wishes, told=told))
     if json:
         from ckpt_cli.render.jsons import conversion_json
 

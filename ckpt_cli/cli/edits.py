@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.cli.work import watched
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.rewrite import Options, Planned, rewrite
 from ckpt_cli.render.edits import edit_text
@@ -14,7 +16,8 @@ __all__ = ["Options", "edit"]
 
 def edit(file: str, plan: Callable[[Checkpoint], Planned], options: Options, *, json: bool) -> None:
     """Carry out an edit and tell what it did: on stderr, or as JSON on stdout."""
-    done = rewrite(file, plan, options)
+    with watched() as told:
+        done = rewrite(file, plan, replace(options, told=told))
     if json:
         from ckpt_cli.render.jsons import edit_json
 

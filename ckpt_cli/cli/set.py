@@ -8,6 +8,7 @@ import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_tensors
 from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.cli.work import watched
 from ckpt_cli.ops.rewrite import Options
 from ckpt_cli.ops.set import set_entries
 from ckpt_cli.render.edits import edit_text
@@ -42,7 +43,8 @@ def set_command(
 
     Example: ckpt set model.pt '2.weight[0,0]=100' '0.bias*=0.5'
     """
-    done = set_entries(file, assignments, Options(output, dry_run, backup), cast=cast, new=new)
+    with watched() as told:
+        done = set_entries(file, assignments, Options(output, dry_run, backup, told), cast=cast, new=new)
     if json:
         from ckpt_cli.render.jsons import edit_json
 

@@ -38,6 +38,16 @@ def workers(jobs: int) -> Iterator[Executor]:
 
 
 @contextmanager
+def watched() -> Iterator[Callable[[int, int], None] | None]:
+    """What `progress` gives where somebody looks at a terminal, else None, so that nothing need be counted."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with progress() as told:
+        yield told
+
+
+@contextmanager
 def progress() -> Iterator[Callable[[int, int], None]]:
     """A function to be told of bytes done and bytes in all; on a terminal it shows them after a second, on one line."""
     begin = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,8 +28,31 @@ _FICLONE = 0x40049409
 """Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
 
 
+Told = Callable[[int, int], object]
+"""Told of bytes done and bytes in all."""
+
+_SOON = 0.9
+"""Seconds of work about which nobody is told: finding out how much it is in all may take as long."""
+
+
 def no_progress(_: int) -> None:
     """Tell nobody."""
+
+
+def counting(told: Told | None, total: Callable[[], int], otherwise: Progress = no_progress) -> Progress:
+    """Something to be told of bytes, that tells of all of them so far; `otherwise` where nobody is to be told."""
+    if told is None:
+        return otherwise
+    begin, done, whole = time.monotonic(), 0, 0
+
+    def progress(nbytes: int) -> None:
+        nonlocal done, whole
+        done += nbytes
+        if nbytes and time.monotonic() - begin > _SOON:
+            whole = whole or max(total(), 1)
+            told(min(done, whole), whole)
+
+    return progress
 
 
 def copy_into(source: LocalFile, target: LocalFile, progress: Progress = no_progress) -> None:

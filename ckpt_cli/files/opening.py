@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ckpt_cli.files.hidden import journal_path, staging_path, target_of_journal
+from ckpt_cli.files.hidden import journal_path, staging_path, target_of_journal, temporary_path
 from ckpt_cli.files.local import LocalFile
 
 _MANY = 200
@@ -108,5 +108,15 @@ def _open_to_write(path: str) -> LocalFile:
             file.close()
             raise
         if current and not os.path.lexists(journal_path(path)):
+            _remove_left_overs(path)
             return file
         file.close()  # replaced, or left half edited, while we waited for the lock
+
+
+def _remove_left_overs(path: str) -> None:
+    """Remove what a killed process had begun to write in the place of a file, or of its backup."""
+    for left in (temporary_path(path), temporary_path(f"{os.path.realpath(path)}.bak")):
+        if os.path.lexists(left):
+            from ckpt_cli.files.replace import remove_unlocked
+
+            remove_unlocked(left)

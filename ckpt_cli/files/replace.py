@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ckpt_cli.errors import BusyError, RefusedError
+from ckpt_cli.errors import BusyError, CkptError, RefusedError
 from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.hidden import staging_path, temporary_path
 from ckpt_cli.files.journal import sync_folder
@@ -55,6 +55,13 @@ def locked_temporary(target: str) -> LocalFile:
             file.close()
 
 
+def remove_unlocked(path: str) -> None:
+    """Remove a temporary file unless a living process is writing it."""
+    with suppress(OSError, CkptError), LocalFile(path, write=True, follow=False) as file:
+        if try_lock(file.fd):
+            os.unlink(path)
+
+
 def _locked_in_place(file: LocalFile, target: str) -> bool:
     """Lock the file; False when another process has renamed or removed it before we had the lock."""
     if not try_lock(file.fd):
@@ -96,6 +103,7 @@ def keep_as(path: str, kept: str) -> str:
         with LocalFile(real) as file:  # a file system without hard links
             return copy_as(file, kept)
     os.replace(temporary, kept)
+    sync_folder(os.path.dirname(os.path.realpath(kept)))
     return kept
 
 

@@ -68,8 +68,6 @@ class Rewriting:
         self._rekeyed = False
         """Whether the list of storages becomes another one."""
         self._storages = self._named()
-        self.nbytes = self._save.begin + graph.nbytes + sum(storage.nbytes for storage in self._storages.values())
-        """About the bytes that will be written."""
 
     def _named(self) -> dict[str, Storage]:
         """The storages that the new pickle refers to by their keys; new ones get keys that no other has."""
@@ -81,6 +79,10 @@ class Rewriting:
         for reference, key, storage in references:
             if id(reference) not in self._edited.new:
                 found.setdefault(key, storage)
+                continue
+            if id(storage) not in self._changes.contents:  # one that another name has already
+                found.setdefault(storage.key, storage)
+                rekey(reference, storage.key, None)
                 continue
             if id(storage) not in keys:
                 new = key
@@ -97,17 +99,34 @@ class Rewriting:
         """Put the edit into the overlay if only the pickle changes, and not in its length."""
         if not self._changes.only_names_and_metadata or self._rekeyed:
             return False
-        pickle = self._edited.verified()
-        if len(pickle) != self._save.graph.nbytes:
+        pickle = self._edited.verified(self._save.graph.nbytes)
+        if pickle is None or len(pickle) < self._save.graph.nbytes:
             return False
         overlay.write(0, self._save.begin, pickle)
         return True
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a new file."""
+        storages = sum(struct.calcsize("<q") + self._nbytes(storage) for storage in self._storages.values())
+        rest = self._source.size - self._save.end
+        return self._save.begin + self._edited.size() + len(self._keys()) + storages + rest
+
+    def _nbytes(self, storage: Storage) -> int:
+        """Bytes that are written of a storage."""
+        content = self._changes.contents.get(id(storage))
+        return self._save.places[storage.key][1] if content is None else content.nbytes
+
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write the whole stream."""
         position = self._append(target, 0, self._source.read(0, self._save.begin))
-        position = self._append(target, position, self._edited.pickled())
-        position = self._append(target, position, self._keys())
+
+        def write(piece: bytes | memoryview) -> None:
+            nonlocal position
+            position = self._append(target, position, piece)
+
+        self._edited.write(write)
+        write(self._keys())
         for key, storage in self._storages.items():
             position = self._write_storage(target, position, key, storage, progress)
         rest = self._source.size - self._save.end

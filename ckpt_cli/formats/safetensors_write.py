@@ -282,6 +282,12 @@ class Rewriting:
                 found[rename.get(key, key)] = rename.get(self._tied[key], self._tied[key])
             elif key not in self._aliases:
                 found[key] = value
+        taken = next((name for name in self.aliases if name in given and name not in self._aliases), None)
+        if taken is not None:
+            raise RefusedError(
+                f"the metadata has a string {taken!r}, so that name cannot stand there for a tie as well",
+                hint=f"ckpt meta FILE -d {taken} removes it",
+            )
         found |= self.aliases
         if ORDER in found:
             found[ORDER] = renamed_order(found[ORDER], rename, set(self._tied))

@@ -13,7 +13,7 @@ from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.formats.zip_records import STORED, Record, ZipRecords
 from ckpt_cli.formats.zip_writer import descriptor, local_header
 
-_LONGEST = 64 << 20
+LONGEST = 64 << 20
 """Bytes of a beginning that is patched through a journal; a longer one is written with the whole file."""
 
 
@@ -30,7 +30,7 @@ def replace_pickle(records: ZipRecords, name: str, pickle: bytes, overlay: Overl
     if not head or records.file.begin or any(record.method != STORED for record in in_order[: first + 1]):
         return False
     begin = records.data_offset(storage)
-    if begin > _LONGEST or name not in {record.name for record in head}:
+    if begin > LONGEST or name not in {record.name for record in head}:
         return False
     written = bytearray()
     moved: list[tuple[Record, int, bytes]] = []

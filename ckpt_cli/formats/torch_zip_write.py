@@ -16,13 +16,12 @@ from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.formats.torch_zip import NAME
-from ckpt_cli.formats.torch_zip_head import replace_pickle
+from ckpt_cli.formats.torch_zip_head import LONGEST, replace_pickle
 from ckpt_cli.formats.zip_records import STORED, Record
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
 from ckpt_cli.model import Checkpoint, Storage
 from ckpt_cli.pickles.edited import EditedPickle
-from ckpt_cli.pickles.emit import write_pickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.retarget import rekey
 
@@ -65,7 +64,8 @@ class Rewriting:
         """Put the edit into the overlay if only the pickle changes and fits in the room before the first storage."""
         if not self._changes.only_names_and_metadata or self._renumbered:
             return False
-        return replace_pickle(self._records, f"{self._prefix}data.pkl", self._edited.verified(), overlay)
+        pickle = self._edited.verified(LONGEST)
+        return pickle is not None and replace_pickle(self._records, f"{self._prefix}data.pkl", pickle, overlay)
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +83,7 @@ class Rewriting:
         last_note = f"{self._prefix}byteorder"
         for name, record in names.items():
             if name == f"{self._prefix}data.pkl":
-                writer.stream(name, 1, lambda write: write_pickle(self._edited.root, self._edited.data, write))
+                writer.stream(name, 1, self._edited.write)
                 pending_now = pending and last_note not in names
             elif name.startswith(prefix):
                 pending_now = pending

@@ -12,6 +12,7 @@ from ckpt_cli.errors import NameNotFoundError, UnsupportedError, UsageError, Val
 from ckpt_cli.model import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.literals import Assignment, parse_assignment
 from ckpt_cli.ops.names import select_one, split_index
+from ckpt_cli.ops.rename import is_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
 
 
 def _new_name(name: str) -> str:
-    if not name or name.startswith(".") or name.endswith(".") or ".." in name or "*" in name or "?" in name:
+    if not is_name(name) or ".." in name or "*" in name or "?" in name:
         raise UsageError(f"{name!r} is no name for a new entry")
     return name
 

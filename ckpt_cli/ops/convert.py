@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckpt_cli.changes import Changes, Content
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
-from ckpt_cli.files.copying import Progress, no_progress
+from ckpt_cli.files.copying import Progress, Told, counting, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.targets import Target, target_of
@@ -67,6 +67,9 @@ class Wishes:
     """Whether what is there already may be replaced."""
     dry_run: bool = False
     progress: Progress = field(default=no_progress)
+    """Told of bytes as they are written."""
+    told: Told | None = None
+    """Told of bytes done and bytes in all, once it takes a while, instead."""
     executor: Executor | None = None
     """What casts side by side."""
 
@@ -168,16 +171,17 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
         )
         if wishes.dry_run:
             return done
+        progress = counting(wishes.told, lambda: plan.job.nbytes, wishes.progress)
         if target.is_folder:
             from ckpt_cli.ops.convert_folder import write_folder
 
             def check() -> None:
                 _refuse_losses(plan.losses, wishes)
 
-            files, nbytes = write_folder(output, target, plan.job.outgoing, check, wishes.progress)
+            files, nbytes = write_folder(output, target, plan.job.outgoing, check, progress)
             return replace(done, files=files, bytes_written=nbytes)
         with writing(output, mode_of=opened.container.files[0].path) as file:
-            plan.job.write(file, wishes.progress)
+            plan.job.write(file, progress)
             _refuse_losses(plan.losses, wishes)
             plan.job.verify(file.path)
             return replace(done, bytes_written=os.fstat(file.fd).st_size)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ckpt_cli.errors import UnsupportedError, UsageError
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
-from ckpt_cli.files.copying import copy_into
+from ckpt_cli.files.copying import Progress, Told, copy_into, counting
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.replace import copy_as, creating, replacing_folder
@@ -49,10 +49,18 @@ class Edit:
     """Whether an edit in place changed a part of the file only, rather than replacing it by a new one."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """The new name of each that got one."""
+    removed: tuple[str, ...] = ()
+    """Shards of which nothing was left, and that went."""
 
 
 def edit_values(
-    path: str, plan: Plan, *, output: str | None = None, dry_run: bool = False, backup: bool = False
+    path: str,
+    plan: Plan,
+    *,
+    output: str | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    told: Told | None = None,
 ) -> Edit:
     """Carry out a plan on the file `path`, all or nothing.
 
@@ -63,7 +71,7 @@ def edit_values(
         return _edit_in_place(path, plan, dry_run=dry_run, backup=backup)
     if backup:
         raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
-    return _edit_to(path, plan, output, dry_run=dry_run)
+    return _edit_to(path, plan, output, dry_run=dry_run, told=told)
 
 
 def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edit:
@@ -103,7 +111,7 @@ def _planned(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[Overlay, Chan
         yield overlay, changes
 
 
-def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:
+def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | None) -> Edit:
     with closing(open_checkpoint(path)) as checkpoint:
         if checkpoint.is_set:
             check_output_folder(output)
@@ -113,7 +121,8 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool) -> Edit:
         with _planned(checkpoint, plan) as (overlay, changes):
             if not dry_run:
                 write = _write_folder if checkpoint.is_set else _write_file
-                write(checkpoint, overlay, output)
+                progress = counting(told, lambda: sum(file.size for file in overlay.files))
+                write(checkpoint, overlay, output, progress)
             return Edit(
                 path=path,
                 output=output,
@@ -137,24 +146,24 @@ def _check_names(checkpoint: Checkpoint) -> None:
         )
 
 
-def _write_file(checkpoint: Checkpoint, overlay: Overlay, output: str) -> None:
+def _write_file(checkpoint: Checkpoint, overlay: Overlay, output: str, progress: Progress) -> None:
     """A patched copy of the one file."""
     with writing(output, mode_of=checkpoint.path) as target:
-        _write_copy(overlay, 0, target)
+        _write_copy(overlay, 0, target, progress)
         verify_copy(checkpoint, target.path, output)
 
 
-def _write_folder(checkpoint: Checkpoint, overlay: Overlay, output: str) -> None:
+def _write_folder(checkpoint: Checkpoint, overlay: Overlay, output: str, progress: Progress) -> None:
     """Patched copies of all files of a set in a new folder."""
     with replacing_folder(output) as folder:
         for number, file in enumerate(overlay.files):
             with creating(os.path.join(folder, os.path.basename(file.path)), mode_of=file.path) as target:
-                _write_copy(overlay, number, target)
+                _write_copy(overlay, number, target, progress)
         is_folder = os.path.isdir(checkpoint.path)
         verify_copy(checkpoint, folder if is_folder else f"{folder}/{os.path.basename(checkpoint.path)}", output)
 
 
-def _write_copy(overlay: Overlay, number: int, target: LocalFile) -> None:
+def _write_copy(overlay: Overlay, number: int, target: LocalFile, progress: Progress) -> None:
     """A copy of one of the files, patched."""
-    copy_into(overlay.files[number], target)
+    copy_into(overlay.files[number], target, progress)
     journal.write_patches(overlay, number, target)

@@ -26,6 +26,10 @@ def parse_pairs(arguments: Sequence[str]) -> dict[str, str]:
         key, equals, value = argument.partition("=")
         if not key or not equals:
             raise UsageError(f"{argument!r} is no KEY=VALUE")
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{key!r}: metadata is text, and that is not UTF-8") from None
         pairs[key] = value
     return pairs
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 from ckpt_cli.errors import UsageError
 from ckpt_cli.files.caches import refuse_cached
-from ckpt_cli.files.hidden import temporary_path
+from ckpt_cli.files.hidden import journal_path, temporary_path
+from ckpt_cli.files.journal import recover
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.replace import replacing
 
@@ -21,6 +22,8 @@ def check_output(output: str, source: str, hint: str) -> None:
     if os.path.exists(output) and os.path.samefile(source, output):
         raise UsageError("the output is the file itself", path=output, hint=hint)
     refuse_cached(output)
+    if os.path.lexists(journal_path(output)):  # what an edit of it left is finished before it is replaced
+        recover(output)
 
 
 def check_output_folder(output: str) -> None:

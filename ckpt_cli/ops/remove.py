@@ -39,7 +39,7 @@ def plan_root(checkpoint: Checkpoint, prefix: str) -> Planned:
         raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
 
     def rename(name: str) -> str:
-        return name[len(dotted) :] if name.startswith(dotted) and name != dotted else name
+        return name[len(dotted) :] if name.startswith(dotted) else name
 
     changes = Changes(
         names={name: rename(name) for name in known if name in kept},

@@ -21,7 +21,7 @@ Renaming = Callable[[str], str]
 def without_prefix(prefix: str) -> Renaming:
     """Names without a prefix that they begin with."""
     dotted = f"{prefix.removesuffix('.')}."
-    return lambda name: name[len(dotted) :] if name.startswith(dotted) and name != dotted else name
+    return lambda name: name[len(dotted) :] if name.startswith(dotted) else name
 
 
 def with_prefix(prefix: str) -> Renaming:
@@ -122,9 +122,7 @@ def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
     known = [entry.name for entry in checkpoint.entries]
     reached = known
     for step in steps:
-        for name in step.wanted:
-            if not any(entry == name or entry.startswith(f"{name}.") for entry in reached):
-                raise NameNotFoundError(name, close_names(name, reached), path=checkpoint.path)
+        _require_there(step.wanted, reached, checkpoint.path)
         after = [step.rename(name) for name in reached]
         if after == reached:
             raise RefusedError(
@@ -144,12 +142,33 @@ def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
     return Planned(Changes(names=names, rename=rename), "renamed", tuple(names))
 
 
+def _require_there(wanted: Sequence[str], names: Sequence[str], path: str) -> None:
+    """Raise NameNotFoundError for the first of some names or prefixes that nothing is called."""
+    if not wanted:
+        return
+    there = set(names)
+    for name in names:
+        there.update(name[:at] for at, char in enumerate(name) if char == ".")
+    for name in wanted:
+        if name not in there:
+            raise NameNotFoundError(name, close_names(name, names), path=path)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a new name: not empty, no dots at its ends, and such that UTF-8 can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return bool(text) and not text.startswith(".") and not text.endswith(".")
+
+
 def _refuse_collisions(checkpoint: Checkpoint, known: Sequence[str], names: Mapping[str, str]) -> None:
     """Raise RefusedError for a new name that is none, or that two entries would have."""
     taken: dict[str, str] = {}
     for old in known:
         new = names.get(old, old)
-        if old in names and (not new or new.startswith(".") or new.endswith(".")):
+        if old in names and not is_name(new):
             raise RefusedError(f"{old!r} would become {new!r}, which is no name", path=checkpoint.path)
         if new in taken and (old in names or taken[new] in names):
             raise RefusedError(

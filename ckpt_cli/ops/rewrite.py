@@ -12,7 +12,7 @@ from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UsageError, about
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
-from ckpt_cli.files.copying import Progress, copy_into, no_progress
+from ckpt_cli.files.copying import Progress, Told, copy_into, counting, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.replace import copy_as, creating, keep_as, replacing_folder
@@ -48,7 +48,10 @@ class Options:
     output: str | None = None
     dry_run: bool = False
     backup: bool = False
+    told: Told | None = None
+    """Told of bytes done and bytes in all, once it takes a while."""
     progress: Progress = field(default=no_progress)
+    """What the bytes that are written are told to; it follows from `told`."""
 
 
 def rewrite(path: str, plan: Plan, options: Options) -> Edit:
@@ -69,6 +72,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         if options.output is None and not opened.is_set:
             _refuse_part_of_set(opened, planned.changes)
         work = rewriting(opened, planned.changes)
+        options = replace(options, progress=counting(options.told, lambda: work.nbytes))
         done = Edit(
             path=path,
             output=options.output or path,
@@ -84,6 +88,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         if options.dry_run and planned.check is not None:
             _rehearse(planned)
         if isinstance(work, SetRewriting):
+            done = replace(done, removed=tuple(work.removed))
             return (
                 _measured(opened, work, done) if options.dry_run else _replace_set(opened, work, planned, done, options)
             )

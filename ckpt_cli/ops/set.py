@@ -10,6 +10,7 @@ from dataclasses import replace
 from ckpt_cli.errors import UsageError, about
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
+from ckpt_cli.files.copying import counting
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.replace import copy_as, keep_as
@@ -39,6 +40,7 @@ def set_entries(
             output=options.output,
             dry_run=options.dry_run,
             backup=options.backup,
+            told=options.told,
         )
     if options.output is None:
         refuse_cached(path)
@@ -80,7 +82,7 @@ def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Option
 def _replace(work: Rewriter, split: Split, done: Edit, options: Options, *, cast: bool) -> Edit:
     """A new file with the new values, whose tensors are then patched before it takes its place."""
     with writing(done.output, mode_of=done.path) as target:
-        work.write(target, options.progress)
+        work.write(target, counting(options.told, lambda: work.nbytes))
         work.verify(target.path)
         if split.tensors:
             _patch_new(target, split.tensors, cast=cast)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.changes import Changes, Content, Write
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
-from ckpt_cli.model import Checkpoint, Storage, Tensor, Value, contiguous_stride
+from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor, Value, contiguous_stride
 from ckpt_cli.ops.names import close_names, select_one
 from ckpt_cli.ops.rewrite import Planned
 from ckpt_cli.ops.shared import all_strided, are_tied, by_storage
@@ -27,9 +27,9 @@ _COPIED = 8 << 20
 def dtype_named(name: str) -> DType:
     """The floating dtype of a name, as torch spells it or shortly; raises UsageError for any other."""
     dtype = BY_NAME.get(_SHORT.get(name.lower(), name.lower().removeprefix("torch.")))
-    if dtype is not None and _is_castable(dtype):
+    if dtype is not None and _is_target(dtype):
         return dtype
-    floats = [known for known, its in BY_NAME.items() if _is_castable(its)]
+    floats = [known for known, its in BY_NAME.items() if _is_target(its)]
     close = close_names(name, [*floats, *_SHORT])
     raise UsageError(
         f"{name!r} is no floating dtype to cast to",
@@ -37,7 +37,7 @@ def dtype_named(name: str) -> DType:
     )
 
 
-def _is_castable(dtype: DType) -> bool:
+def _is_target(dtype: DType) -> bool:
     """Whether floating values can be cast to it: each takes whole bytes."""
     whole = dtype.bits % 8 == 0 and not dtype.name.endswith("_x2")
     return dtype.category == "float" and dtype.numpy is not None and whole
@@ -66,13 +66,15 @@ def plan_cast(
     """
     from ckpt_cli.arrays.casting import Cast, Losses
 
-    names, storages = _wanted(checkpoint, arguments)
+    (names, storages), left = _wanted(checkpoint, arguments), _not_to_be_cast(checkpoint)
     losses = Losses() if losses is None else losses
     made: dict[int, Storage] = {}
     contents: dict[int, Content] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
-        floating = [view for view in views if view.dtype.category == "float" and not _is_array(view)]
+        floating = [view for view in views if view.dtype.category == "float"]
         if id(storage) not in storages or not floating or floating[0].dtype is dtype:
+            continue
+        if any(view.name in left for view in views):
             continue
         kinds = {view.dtype.name for view in views}
         if len(kinds) > 1:
@@ -102,26 +104,52 @@ def _is_array(view: Tensor) -> bool:
     return view.python_type == "numpy.ndarray"
 
 
+def _is_castable(tensor: Tensor) -> bool:
+    """Whether a tensor is floating and no more than its elements.
+
+    A quantized tensor's scales, or what a subclass is made of, mean something only together with what else the
+    pickle says of it.
+    """
+    is_plain = tensor.layout == "strided" or tensor.layout.startswith("sparse")
+    return is_plain and tensor.dtype.category == "float" and not _is_array(tensor)
+
+
+def _castable_views(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The strided tensors, and those in sparse ones, that may be cast; not those of attributes."""
+    found: list[Tensor] = []
+    for tensor in tensors:
+        if _is_castable(tensor):
+            found.extend([tensor] if tensor.storage is not None else all_strided([tensor]))
+    return found
+
+
+def _not_to_be_cast(checkpoint: Checkpoint) -> set[str]:
+    """The names of tensors, and of parts, whose bytes must stay as they are."""
+    every = {view.name for view in all_strided(checkpoint.tensors)}
+    return every - {view.name for view in _castable_views(checkpoint.tensors)}
+
+
 def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str], set[int]]:
     """The names that are to be cast, and the identities of their storages."""
-    if not arguments:
-        return _storages(checkpoint.tensors)
-    chosen: list[Tensor] = []
+    chosen: list[Tensor] = [] if arguments else checkpoint.tensors
     for argument in arguments:
         for selection in select_one(checkpoint, argument):
             entry = selection.entry
             if selection.index is not None:
                 raise UsageError(f"{argument!r} is a part of a tensor: a dtype is one for all of it")
-            if selection.exact and (isinstance(entry, Value) or entry.dtype.category != "float"):
-                what = "no tensor" if isinstance(entry, Value) else f"of {entry.dtype}, which is not floating"
-                raise UnsupportedError(f"{entry.name!r} is {what}")
+            if selection.exact and not (isinstance(entry, Tensor) and _is_castable(entry)):
+                raise UnsupportedError(f"{entry.name!r} is {_why_not(entry)}, so it is not cast")
             if isinstance(entry, Tensor):
                 chosen.append(entry)
-    return _storages(chosen)
+    return {tensor.name for tensor in chosen}, {id(view.storage) for view in _castable_views(chosen)}
 
 
-def _storages(tensors: Sequence[Tensor]) -> tuple[set[str], set[int]]:
-    return {tensor.name for tensor in tensors}, {id(view.storage) for view in all_strided(tensors)}
+def _why_not(entry: Entry) -> str:
+    if isinstance(entry, Value):
+        return "no tensor"
+    if entry.dtype.category != "float":
+        return f"of {entry.dtype}, which is not floating"
+    return "an array of numpy's" if _is_array(entry) else f"{entry.layout}, made of parts"
 
 
 def _casting(
@@ -157,7 +185,7 @@ def _moved(checkpoint: Checkpoint, move: Callable[[Tensor], Tensor]) -> dict[str
 def _move(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
     parts = tuple(_move(part, move) for part in tensor.parts)
     if any(new is not old for new, old in zip(parts, tensor.parts, strict=True)):
-        dtype = parts[-1].dtype if tensor.storage is None else tensor.dtype
+        dtype = parts[-1].dtype if tensor.layout.startswith("sparse") else tensor.dtype
         tensor = replace(tensor, parts=parts, dtype=dtype)
     return move(tensor) if tensor.storage is not None else tensor
 
@@ -209,13 +237,14 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     """Give each tensor a storage of its own, as long as its view; raises RefusedError for one that has it already."""
     tensors: dict[str, Tensor] = {}
     contents: dict[int, Content] = {}
-    shared = {id(view) for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1 for view in views}
+    groups = (views for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1)
+    shared = {view.name for views in groups for view in views if not _is_array(view)}
     for name in names:
         for selection in select_one(checkpoint, name):
             tensor = selection.entry
             if selection.index is not None:
                 raise UsageError(f"{name!r} is a part of a tensor: a storage is one for all of it")
-            if not isinstance(tensor, Tensor) or tensor.storage is None or id(tensor) not in shared:
+            if not isinstance(tensor, Tensor) or tensor.storage is None or tensor.name not in shared:
                 if selection.exact and isinstance(tensor, Tensor) and tensor.parts:
                     raise UnsupportedError(f"tensor {tensor.name!r} is made of others, which cannot be untied")
                 if selection.exact:
@@ -235,7 +264,7 @@ def _one_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     if len(found) != 1 or found[0].index is not None:
         raise UsageError(f"{name!r} names {len(found)} tensors: a tie is between whole single ones")
     tensor = found[0].entry
-    if not isinstance(tensor, Tensor) or tensor.storage is None:
+    if not isinstance(tensor, Tensor) or tensor.storage is None or _is_array(tensor):
         raise UnsupportedError(f"tensor {name!r} has no storage that could be shared")
     return tensor
 

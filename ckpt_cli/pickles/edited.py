@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ckpt_cli.changes import Changes, difference, emptied_by, entries_after
+from ckpt_cli.changes import Changes, Write, difference, emptied_by, entries_after
 from ckpt_cli.errors import MalformedError, RefusedError
 from ckpt_cli.model import Entry, Storage, Tensor
 from ckpt_cli.pickles.budget import Budget
@@ -17,6 +17,10 @@ from ckpt_cli.pickles.graph import Graph, PersistentId
 from ckpt_cli.pickles.reader import read_pickle
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 from ckpt_cli.pickles.retarget import Retargeting, references_of, storage_key
+
+
+class _TooLongError(Exception):
+    """A pickle that does not fit where it was to be put."""
 
 
 class EditedPickle:
@@ -58,15 +62,38 @@ class EditedPickle:
             found.append((reference, key, storage))
         return found
 
-    def pickled(self) -> bytes:
-        """The new pickle, as a whole in memory."""
-        written = bytearray()
-        write_pickle(self.root, self.data, written.extend)
-        return bytes(written)
+    def write(self, write: Write) -> None:
+        """Write the new pickle, a bounded piece at a time."""
+        write_pickle(self.root, self.data, write)
 
-    def verified(self) -> bytes:
-        """The same, read back and compared with what was meant, where it refers to the old storages only."""
-        pickle = self.pickled()
+    def size(self) -> int:
+        """Bytes of the new pickle."""
+        counted = 0
+
+        def count(piece: bytes | memoryview) -> None:
+            nonlocal counted
+            counted += len(piece)
+
+        self.write(count)
+        return counted
+
+    def verified(self, most: int) -> bytes | None:
+        """The new pickle, read back and compared with what was meant; None where it has more than `most` bytes.
+
+        For one that refers to the old storages only.
+        """
+        written = bytearray()
+
+        def write(piece: bytes | memoryview) -> None:
+            if len(written) + len(piece) > most:
+                raise _TooLongError
+            written.extend(piece)
+
+        try:
+            self.write(write)
+        except _TooLongError:
+            return None
+        pickle = bytes(written)
         graph = read_pickle(pickle)
         self.verify(graph, entries_of(graph, self._finder, place=Place(0)))
         return pickle

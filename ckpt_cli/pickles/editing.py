@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.embedded import Place as Within
 from ckpt_cli.pickles.graph import Call, Dict, Graph
+from ckpt_cli.pickles.outcome import Outcome, leaving
 from ckpt_cli.pickles.places import Place, places_of
 from ckpt_cli.pickles.rebuild import StorageFinder
 
@@ -22,84 +23,91 @@ class Editing:
 
     def __init__(self, graph: Graph, finder: StorageFinder, within: Within | None = None) -> None:
         self.graph = graph
-        self.root = graph.root
+        self._every: list[tuple[Place, bool]] = list(places_of(graph, finder, within))
+        self._top = self._every[0][0]
+        self._new_root: Place | None = None
         self._entries: dict[str, Place] = {}
         self._containers: dict[str, Place] = {}
         self._twice: set[str] = set()
-        for place, is_entry in places_of(graph, finder, within):
+        for place, is_entry in self._every:
             known = self._entries if is_entry else self._containers
-            if place.name in known:
+            if place.name in known and place is not self._top:
                 self._twice.add(place.name)
-            known[place.name] = place
+            if is_entry or place is not self._top:
+                known[place.name] = place
+
+    @property
+    def root(self) -> object:
+        """The root by now."""
+        return (self._new_root or self._top).node
 
     def entry(self, name: str) -> Place:
         """The place of an entry; refused where several entries have the name."""
         place = self._entries.get(name)
         if place is None:
-            raise UnsupportedError(f"{name!r} is the whole of the pickle, so it cannot be changed by itself")
+            raise UnsupportedError(f"{name!r} has its place where it cannot be changed")
         if name in self._twice:
             raise RefusedError(f"several entries are called {name!r}, and it cannot be told which one is meant")
         return place
 
     def carry_out(self, changes: Changes) -> None:
-        """Do everything but what concerns tensors."""
+        """Do everything but what concerns tensors; nothing is done where all of it cannot be done as asked."""
+        root = self._containers.get(changes.root) if changes.root else None
+        renamed = {} if root is not None else self._new_keys(changes)
+        gone = [] if root is not None else self._taken_out(changes)
+        if root is None:
+            Outcome(self._every, changes, renamed, {place.slot for place in gone}).require_as_asked(self.entry)
         for name, value in changes.values.items():
             place = self.entry(name)
             place.replace(node_of(value, like=place.node))
         for name, value in changes.added.items():
             self._add(name, value)
-        root = self._containers.get(changes.root) if changes.root else None
         if root is not None:  # all else goes with what it hangs in
-            self.root = root.node
+            self._new_root = root
             return
-        self._rename(changes.names, changes.dropped)
-        self._drop(changes)
+        for place, key in renamed.values():
+            place.rename(_key_like(place.key_node, key))
+        self._drop(gone)
         if changes.rename is not None or changes.dropped:
             self._tend_metadata(changes)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
-    def _rename(self, names: Mapping[str, str], dropped: frozenset[str]) -> None:
-        """Give entries new keys, each in the innermost container in which that gives the new name."""
-        wanted: dict[tuple[int, int], tuple[Place, str]] = {}
-        for old, new in names.items():
-            if old in dropped:
+    def _new_keys(self, changes: Changes) -> dict[tuple[int, ...], tuple[Place, str]]:
+        """The places that get other keys, each in the innermost container in which that gives the new name."""
+        wanted: dict[tuple[int, ...], tuple[Place, str]] = {}
+        for old, new in changes.names.items():
+            if old in changes.dropped:
                 continue
             place, key = _level_of(self.entry(old), old, new)
-            known = wanted.setdefault((id(place.sequence), place.index), (place, key))
+            if not place.is_keyed:
+                raise UnsupportedError(
+                    f"{place.name!r} is called by its place in a list, so it cannot get another name"
+                )
+            known = wanted.setdefault(place.slot, (place, key))
             if known[1] != key:
                 raise RefusedError(f"{old!r} cannot become {new!r} while what it is kept in becomes {known[1]!r}")
-        if any(place is not self._entries.get(place.name) for place, _ in wanted.values()):
-            self._require_all_below(names, dropped, wanted)
-        for place, key in wanted.values():
-            place.rename(_key_like(place.key_node, key))
+        return wanted
 
-    def _require_all_below(
-        self, names: Mapping[str, str], dropped: frozenset[str], wanted: Mapping[tuple[int, int], tuple[Place, str]]
-    ) -> None:
-        """Refuse to rename a container that has an entry which is to be called otherwise."""
-        for name, entry in self._entries.items():
-            at = entry.parent
-            while at is not None and name not in dropped:
-                place, key = wanted.get((id(at.sequence), at.index), (None, ""))
-                renamed = f"{at.prefix}." if at.prefix else ""
-                if place is not None and names.get(name, name) != f"{renamed}{key}{name[len(at.name) :]}":
-                    raise _leaving(next(old for old in names if old.startswith(f"{at.name}.")), names, at.name)
-                at = at.parent
-
-    def _drop(self, changes: Changes) -> None:
-        """Take entries, and containers with all that is in them, out of what they are in."""
+    def _taken_out(self, changes: Changes) -> list[Place]:
+        """The entries that go, and the containers that go with all that is in them."""
         places = [self._containers[name] for name in changes.dropped_prefixes if name in self._containers]
-        inside = tuple(f"{place.name}." for place in places)
-        places += [self.entry(name) for name in changes.dropped if not name.startswith(inside)]
-        by_sequence: dict[int, list[Place]] = {}
-        for place in places:
-            by_sequence.setdefault(id(place.sequence), []).append(place)
-        for group in by_sequence.values():
-            ordered = sorted(group, key=lambda place: place.index, reverse=True)
-            _require_the_last(ordered)
-            for place in ordered:
-                _take_out(place)
+        whole = {place.name for place in places}
+        for name in changes.dropped:
+            place = self.entry(name)
+            if not any(above.name in whole for above in place.chain()):
+                places.append(place)
+        return places
+
+    def _drop(self, places: list[Place]) -> None:
+        """Take places out of what they are in, the last ones first, so that the others stay where they are."""
+        for place in sorted({place.slot: place for place in places}.values(), key=lambda place: -place.index):
+            holder = place.parent.node if place.parent else None
+            place.remove()
+            if isinstance(holder, Call) and isinstance(holder.args, tuple):  # an OrderedDict([[key, value], …])
+                for listed in holder.args:
+                    if isinstance(listed, list):
+                        listed[:] = [item for item in listed if item != []]
 
     def _add(self, name: str, value: object) -> None:
         """Put a value under a new name into the innermost container that the name lies in."""
@@ -108,7 +116,7 @@ class Editing:
             prefix, _, outer = prefix.rpartition(".")
             key = f"{outer}.{key}"
         place = self._containers.get(prefix)
-        holder = self.graph.root if place is None else place.node
+        holder = self._top.node if place is None else place.node
         pairs = _pairs_of(holder)
         if pairs is None:
             raise UnsupportedError(
@@ -120,13 +128,16 @@ class Editing:
 
     def _tend_metadata(self, changes: Changes) -> None:
         """Rename and drop what state_dicts note about modules (torch/nn/modules/module.py, `_metadata`)."""
-        holders = [("", self.graph.root), *((name, place.node) for name, place in self._containers.items())]
+        holders = [("", self._top.node), *((name, place.node) for name, place in self._containers.items())]
         gone, kept = set[str](), set[str]()
+        below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
         for name in self._entries:
-            (gone if _is_dropped(name, changes) else kept).update(_modules_of(name))
+            is_gone = name in changes.dropped or name.startswith(below)
+            (gone if is_gone else kept).update(_modules_of(name))
+        gone -= kept
         for prefix, holder in holders:
             for pairs in _metadata_of(holder):
-                _tend(pairs, f"{prefix}." if prefix else "", changes.rename, gone - kept)
+                _tend(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
 
 
 def _modules_of(name: str) -> Iterable[str]:
@@ -137,38 +148,14 @@ def _modules_of(name: str) -> Iterable[str]:
         end = name.rfind(".", 0, end)
 
 
-def _is_dropped(name: str, changes: Changes) -> bool:
-    return name in changes.dropped or any(name.startswith(f"{prefix}.") for prefix in changes.dropped_prefixes)
-
-
 def _level_of(place: Place, old: str, new: str) -> tuple[Place, str]:
     """The place whose key must change so that `old` becomes `new`, and its new key."""
-    at: Place | None = place
-    while at is not None:
+    for at in place.chain():
         prefix, rest = f"{at.prefix}." if at.prefix else "", old[len(at.name) :]
         key = new[len(prefix) : len(new) - len(rest)]
         if key and new == prefix + key + rest:
             return at, key
-        at = at.parent
-    raise _leaving(old, {old: new}, place.prefix)
-
-
-def _leaving(old: str, names: Mapping[str, str], holder: str) -> RefusedError:
-    """What is wrong with a name that another container would have."""
-    return RefusedError(
-        f"{old!r} would leave what it is kept in ({holder!r}) to become {names[old]!r}",
-        hint=f"ckpt keep FILE --root {holder.partition('.')[0]} makes that the whole checkpoint first",
-    )
-
-
-def _require_the_last(places: Sequence[Place]) -> None:
-    """Refuse to take places, in falling order, out of a list before others: these would get other names."""
-    for number, place in enumerate(places, 1):
-        if not place.is_keyed and place.index != len(place.sequence) - number:
-            raise RefusedError(
-                f"{place.name!r} is called by its place in a list, so that without it what follows would be called "
-                "otherwise"
-            )
+    raise leaving(old, new, place.prefix)
 
 
 def _key_like(old: object, key: str) -> object:
@@ -176,21 +163,6 @@ def _key_like(old: object, key: str) -> object:
     if isinstance(old, int) and not isinstance(old, bool) and key.lstrip("-").isdecimal():
         return int(key)
     return key
-
-
-def _take_out(place: Place) -> None:
-    sequence = place.sequence
-    if not isinstance(sequence, list):
-        if place.parent is None:
-            raise UnsupportedError(f"{place.name!r} is a part of a tuple that is the whole of the pickle")
-        current = place.parent.node
-        items = list(current if isinstance(current, tuple) else sequence)
-        del items[place.index]
-        place.parent.replace(tuple(items))
-    elif place.is_keyed:
-        del sequence[place.index - 1 : place.index + 1]
-    else:
-        del sequence[place.index]
 
 
 def _pairs_of(holder: object) -> list[object] | None:

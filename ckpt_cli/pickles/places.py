@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, UnsupportedError
@@ -41,7 +41,7 @@ class Place:
         """The pairs, items or tuple that the node is in."""
         self.index = index
         self.parent = parent
-        """The place of the container; None where that is the root."""
+        """The place of the container; None for the root."""
         self.is_keyed = is_keyed
         """Whether a key stands before the node in the sequence."""
 
@@ -56,11 +56,42 @@ class Place:
         if isinstance(self.sequence, list):
             self.sequence[self.index] = node
             return
-        if self.parent is None:
-            raise UnsupportedError(f"{self.name!r} is a part of a tuple that is the whole of the pickle")
-        items = list(self.sequence)
+        items = list(self._siblings())
         items[self.index] = node
-        self.parent.replace(tuple(items))
+        self._holder().replace(tuple(items))
+
+    def remove(self) -> None:
+        """Take the node out of its container; a tuple is made anew. Of one container the last ones go first."""
+        if isinstance(self.sequence, list):
+            del self.sequence[self.index - self.is_keyed : self.index + 1]
+            return
+        items = list(self._siblings())
+        del items[self.index]
+        self._holder().replace(tuple(items))
+
+    def _holder(self) -> Place:
+        if self.parent is None:
+            raise UnsupportedError("the whole of the pickle cannot be changed so")
+        return self.parent
+
+    def _siblings(self) -> Sequence[object]:
+        """What is in the tuple by now: other items of it may have been changed before."""
+        current = self._holder().node
+        return current if isinstance(current, tuple) else self.sequence
+
+    @property
+    def slot(self) -> tuple[int, ...]:
+        """What tells this spot in the graph from all others; of an object with several names it is one for all."""
+        if isinstance(self.sequence, list) or self.parent is None:
+            return (id(self.sequence), self.index)
+        return (*self.parent.slot, self.index)
+
+    def chain(self) -> Iterator[Place]:
+        """The place and all that it lies in, but for the root."""
+        at: Place | None = self
+        while at is not None and at.parent is not None:
+            yield at
+            at = at.parent
 
     def rename(self, key: object) -> None:
         """Put another key before the node."""
@@ -75,14 +106,18 @@ class Place:
 
 
 def places_of(graph: Graph, finder: StorageFinder, within: Within | None = None) -> Iterator[tuple[Place, bool]]:
-    """Every place below the root in the document's order, each with whether it is that of an entry.
+    """Every place from the root on in the document's order, each with whether it is that of an entry.
 
     `within` is where the pickle stands, where the arrays in it are entries.
     """
     budget = Budget(graph.nbytes)
     opener, rebuilder = Opener(budget), Rebuilder(graph, finder, budget, within)
-    frames: list[tuple[Place | None, Iterator[tuple[Place, str]]]] = []
-    frames.append((None, _below(opener, graph.root, "tensor", None)))
+    root = Place("", "", graph.root, [graph.root], 0, None, is_keyed=False)
+    is_leaf = rebuilder.tensor("", graph.root) is not None or opener.children(graph.root, "tensor") is None
+    yield root, is_leaf
+    if is_leaf:
+        return
+    frames = [(root, _below(opener, graph.root, "tensor", root))]
     open_nodes = {id(graph.root)}
     while frames:
         holder, below = frames[-1]
@@ -100,24 +135,28 @@ def places_of(graph: Graph, finder: StorageFinder, within: Within | None = None)
                 break
         else:
             frames.pop()
-            if holder is not None:
-                open_nodes.discard(id(holder.node))
+            open_nodes.discard(id(holder.node))
 
 
-def _below(opener: Opener, node: object, kind: str, parent: Place | None) -> Iterator[tuple[Place, str]]:
+def _below(opener: Opener, node: object, kind: str, parent: Place) -> Iterator[tuple[Place, str]]:
     """The places in a container, each with the kind that tensors there have."""
     slots: dict[tuple[str | None, int], list[tuple[_Sequence, int, bool]]] = {}
     for sequence, index, is_keyed in _slots(node):
         key = key_text(sequence[index - 1]) if is_keyed else None
         slots.setdefault((key, id(sequence[index])), []).append((sequence, index, is_keyed))
-    prefix = parent.name if parent else ""
+    prefix = parent.name
     for key, child, child_kind in opener.children(node, kind) or ():
         found = slots.get((key, id(child))) or slots.get((None, id(child)))
         if not found:
             raise UnsupportedError(f"{prefix or 'the pickle'!r} has its entries in a way that cannot be edited")
         sequence, index, is_keyed = found.pop(0) if len(found) > 1 else found[0]
-        name = f"{prefix}.{key}" if prefix and key else prefix or key
+        name = joined(prefix, key)
         yield Place(name, key, child, sequence, index, parent, is_keyed=is_keyed), child_kind
+
+
+def joined(prefix: str, key: str) -> str:
+    """The dotted name of what a container of some name has under a key."""
+    return f"{prefix}.{key}" if prefix and key else prefix or key
 
 
 _GROUPS = ("_parameters", "_buffers", "_modules")

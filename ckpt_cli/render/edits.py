@@ -28,6 +28,9 @@ def edit_text(edit: Edit) -> str:
     if edit.also_changed:
         along = "would change along" if edit.dry_run else "changed along"
         lines.append(f"  {_names(edit.also_changed)} {along}, being the same bytes")
+    if edit.removed:
+        gone = "would be removed" if edit.dry_run else "removed"
+        lines.append(f"  {_names(edit.removed)} {gone}, as nothing is left in it")
     lines.append(f"  {_written(edit)}")
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,353 @@
+"""Structural edits of pickled checkpoints: what they refuse, what they say, and graphs that are odd."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders.pickles import call
+from builders.pt import write
+from conftest import Ckpt
+from torch import nn
+
+
+def saved(path: Path, value: Any, *, is_zip: bool = True) -> Path:
+    """A file that torch writes."""
+    torch.save(value, path, _use_new_zipfile_serialization=is_zip)
+    return path
+
+
+def load(path: Path) -> Any:
+    """What torch makes of it."""
+    return torch.load(path, weights_only=False)
+
+
+FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+
+
+def assert_refused(ckpt: Ckpt, path: Path, told: str, *arguments: object) -> None:
+    """Both for real and dry, in one line and a hint, with nothing changed and nothing left."""
+    before, there = path.read_bytes(), sorted(os.listdir(path.parent))
+    for dry in ([], ["-n"]):
+        answer = ckpt(arguments[0], path, *arguments[1:], *dry)
+        assert answer.code == 2, answer.err
+        assert told in answer.err, answer.err
+        assert len(answer.err.splitlines()) <= 2
+        assert answer.err.startswith("ckpt: ")
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(path.parent)) == there
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@FORMATS
+def test_no_key_of_a_container_is_given_twice(tmp_path: Path, ckpt: Ckpt, is_zip: bool) -> None:
+    value = {"a": torch.ones(1), "b": {"x": torch.zeros(1)}, "c": {"x": {"y": 1}, "z": 2}}
+    path = saved(tmp_path / "a.pt", value, is_zip=is_zip)
+    assert_refused(ckpt, path, "would both be called 'b'", "rename", "a", "b")
+    assert_refused(ckpt, path, "would both be called 'c'", "rename", "b", "c")
+    assert_refused(ckpt, path, "would both be called 'c.x'", "rename", "c.z", "c.x")
+    assert ckpt("rename", path, "a", "d").code == 0
+    assert list(load(path)) == ["d", "b", "c"]
+
+
+@FORMATS
+def test_a_name_does_not_leave_its_container(tmp_path: Path, ckpt: Ckpt, is_zip: bool) -> None:
+    value = {"model": {"a": torch.ones(1), "b": torch.ones(1)}, "epoch": 1, "list": [torch.ones(1), torch.ones(2)]}
+    path = saved(tmp_path / "a.pt", value, is_zip=is_zip)
+    assert_refused(ckpt, path, "would leave what it is kept in ('model')", "rename", "model.a", "a")
+    assert_refused(ckpt, path, "would leave what it is kept in ('model')", "rename", "model.a", "net.a")
+    assert_refused(ckpt, path, "called by its place in a list", "rename", "list.0", "list.5")
+    assert_refused(ckpt, path, "called by its place in a list", "rm", "list.0")
+    assert ckpt("rm", path, "list.1").code == 0
+    assert ckpt("rename", path, "model.a", "model.x.y").code == 0
+    found = load(path)
+    assert len(found["list"]) == 1
+    assert list(found["model"]) == ["x.y", "b"]
+
+
+@FORMATS
+def test_keys_keep_their_types_and_names_that_are_there_twice_are_refused(
+    tmp_path: Path, ckpt: Ckpt, is_zip: bool
+) -> None:
+    value = {0: torch.ones(1), "0": torch.zeros(1), 1: torch.ones(2), (1, 2): torch.ones(3), None: 5}
+    value |= {"": torch.ones(4), "a.b": 1}
+    path = saved(tmp_path / "a.pt", value, is_zip=is_zip)
+    assert_refused(ckpt, path, "'0'", "rename", "0", "9")
+    assert_refused(ckpt, path, "several entries are called '0'", "rm", "0")
+    assert_refused(ckpt, path, "would both be called '0'", "rename", "1", "0")
+    assert ckpt("rename", path, "1", "7").code == 0
+    assert ckpt("rename", path, "(1, 2)", "pair").code == 0
+    assert ckpt("rm", path, "None").code == 0
+    assert list(load(path)) == [0, "0", 7, "pair", "", "a.b"]
+
+
+@FORMATS
+def test_tensors_in_tuples_change_together(tmp_path: Path, ckpt: Ckpt, is_zip: bool) -> None:
+    pair = (torch.ones(2), torch.zeros(2), 3)
+    path = saved(tmp_path / "a.pt", {"pair": pair, "again": [pair, (pair,)]}, is_zip=is_zip)
+    assert ckpt("cast", path, "bfloat16").code == 0
+    found = load(path)
+    assert [item.dtype for item in found["pair"][:2]] == [torch.bfloat16] * 2
+    assert [item.dtype for item in found["again"][1][0][:2]] == [torch.bfloat16] * 2
+    assert found["pair"][0].data_ptr() == found["again"][0][0].data_ptr()
+    assert ckpt("set", path, "pair.2=4").code == 0
+    assert (load(path)["pair"][2], load(path)["again"][0][2]) == (4, 3)
+
+
+@FORMATS
+def test_a_checkpoint_may_be_a_tuple_a_list_or_one_tensor(tmp_path: Path, ckpt: Ckpt, is_zip: bool) -> None:
+    path = saved(tmp_path / "tuple.pt", (torch.ones(2), {"a": torch.ones(3)}, 5), is_zip=is_zip)
+    assert ckpt("cast", path, "float16").code == 0
+    assert ckpt("set", path, "2=6").code == 0
+    assert ckpt("rename", path, "1.a", "1.b").code == 0
+    assert ckpt("rm", path, "2").code == 0
+    first, second = load(path)
+    assert (first.dtype, second["b"].dtype) == (torch.float16, torch.float16)
+    path = saved(tmp_path / "one.pt", torch.arange(4.0), is_zip=is_zip)
+    assert ckpt("cast", path, "bfloat16").code == 0
+    assert load(path).tolist() == [0, 1, 2, 3]
+    assert load(path).dtype == torch.bfloat16
+    assert_refused(ckpt, path, "nothing would be left", "rm", '""')
+
+
+def test_an_ordered_dict_of_python_2_loses_a_pair_whole(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = tmp_path / "a.pt"
+    pairs = [[["a", 1], ["b", 2], ["c", 3]]]
+    write(path, {"state": call("collections.OrderedDict", *pairs), "x": 1})
+    assert ckpt("ls", "-a", path).lines[0].startswith("state.a")
+    assert ckpt("rm", path, "state.b").code == 0
+    assert ckpt("rename", path, "state.c", "state.d").code == 0
+    assert load(path)["state"] == OrderedDict(a=1, d=3)
+
+
+# --- objects with several names --------------------------------------------------------------------------------------
+
+
+@FORMATS
+def test_what_is_one_object_under_two_names_is_not_changed_under_one(tmp_path: Path, ckpt: Ckpt, is_zip: bool) -> None:
+    shared = {"w": torch.ones(2), "n": 1}
+    path = saved(tmp_path / "a.pt", {"a": shared, "b": shared}, is_zip=is_zip)
+    one_object = "several names are kept in one object"
+    assert_refused(ckpt, path, one_object, "rename", "a.w", "a.v")
+    assert_refused(ckpt, path, one_object, "rm", "a.w")
+    assert_refused(ckpt, path, one_object, "untie", "a.w")
+    assert_refused(ckpt, path, one_object, "set", "a.n=2")
+    assert ckpt("rename", path, "--sub", r"\.w$", ".v").code == 0
+    assert ckpt("rm", path, "a").code == 0
+    assert list(load(path)["b"]) == ["v", "n"]
+
+
+def test_a_whole_module_is_renamed_and_pruned_and_stays_one(tmp_path: Path, ckpt: Ckpt) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3)
+    path = saved(tmp_path / "net.pt", nn.Sequential(layer, nn.ReLU(), layer, nn.BatchNorm1d(3)))
+    assert_refused(ckpt, path, "several names are kept in one object", "rename", "0.weight", "0.w")
+    assert_refused(ckpt, path, "several names are kept in one object", "rm", "2.bias")
+    assert ckpt("rename", path, "3", "norm").code == 0
+    assert ckpt("rename", path, "norm.running_mean", "norm.mean").code == 0
+    assert ckpt("rename", path, "--sub", r"^([02])\.bias", r"\1.shift").code == 0
+    found = load(path)
+    assert list(found._modules) == ["0", "1", "2", "norm"]
+    assert found[0] is found[2]
+    assert list(found.state_dict()) == [
+        "0.weight", "0.shift", "2.weight", "2.shift",
+        "norm.weight", "norm.bias", "norm.mean", "norm.running_var", "norm.num_batches_tracked",
+    ]  # fmt: skip
+
+
+def test_the_metadata_of_a_state_dict_follows_a_prefix(tmp_path: Path, ckpt: Ckpt) -> None:
+    net = nn.Sequential(OrderedDict(body=nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), head=nn.Linear(2, 1)))
+    wrapped = nn.Module()
+    wrapped.add_module("module", net)
+    path = saved(tmp_path / "a.pt", wrapped.state_dict())
+    assert ckpt("rename", path, "--strip", "module").code == 0
+    found, wanted = load(path), net.state_dict()
+    assert list(found._metadata.items()) == list(wanted._metadata.items())
+    net.load_state_dict(found)
+
+
+@pytest.mark.filterwarnings("ignore")  # of layouts that torch calls deprecated, or a prototype
+def test_parts_of_quantized_tensors_and_numpy_arrays_are_not_cast(tmp_path: Path, ckpt: Ckpt) -> None:
+    quantized = torch.quantize_per_channel(
+        torch.randn(2, 3), torch.tensor([0.1, 0.2]), torch.tensor([0, 0]), 0, torch.qint8
+    )
+    value = {"q": quantized, "w": torch.ones(2), "array": np.ones(2), "n": torch.nested.nested_tensor([torch.ones(2)])}
+    path = saved(tmp_path / "a.pt", value)
+    assert json.loads(ckpt("cast", path, "float16", "--json").out)["changed"] == ["w"]
+    found = load(path)
+    assert found["w"].dtype == torch.float16
+    assert torch.equal(found["q"].dequantize(), quantized.dequantize())
+    assert (found["array"].dtype, found["n"].dtype) == (np.float64, torch.float32)
+    for name, told in (("q", "is of qint8"), ("array", "array of numpy's"), ("n", "made of parts")):
+        assert_refused(ckpt, path, told, "cast", "float16", name)
+
+
+# --- other containers ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> list[Path]:
+    """Files of formats that take no structural edits."""
+    net = nn.Linear(2, 2)
+    torch.jit.trace(net, torch.ones(1, 2)).save(str(tmp_path / "script.pt"))
+    torch.export.save(torch.export.export(net, (torch.ones(1, 2),)), tmp_path / "program.pt2")
+    np.savez(tmp_path / "arrays.npz", weight=np.ones((2, 2), np.float32), bias=np.ones(2, np.float32))
+    return sorted(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_containers_that_take_values_only_name_the_command_that_converts(others: list[Path], ckpt: Ckpt) -> None:
+    for path in others:
+        for arguments in (
+            ["rename", "weight", "w"], ["rm", "bias"], ["keep", "bias"], ["cast", "float16"],
+            ["rename", "--add", "x"],
+        ):  # fmt: skip
+            before = path.read_bytes()
+            answer = ckpt(arguments[0], path, *arguments[1:])
+            assert answer.code == 2
+            assert "can be changed in its values only" in answer.err
+            assert f"hint: ckpt convert {path} " in answer.err
+            assert path.read_bytes() == before
+
+
+# --- what an edit says -----------------------------------------------------------------------------------------------
+
+KEYS = {"path", "output", "changed", "also_changed", "bytes_written", "in_place"}
+
+EDITS = {
+    "rename": ["rename", "F", "a", "x"],
+    "rm": ["rm", "F", "a"],
+    "keep": ["keep", "F", "a"],
+    "cast": ["cast", "F", "float16"],
+    "tie": ["tie", "F", "a", "b"],
+    "untie": ["untie", "F", "d"],
+    "compact": ["compact", "F"],
+    "set a value": ["set", "F", "epoch=123456789"],
+    "set a new one": ["set", "F", "--new", "note=x"],
+    "set both": ["set", "F", "epoch=77", "a[0]=5"],
+}
+
+
+def sample() -> dict[str, Any]:
+    """What every edit has something to do to."""
+    shared = torch.zeros(3)
+    return {"a": torch.ones(4), "b": torch.ones(4), "c": shared, "d": shared, "e": torch.ones(99)[:2], "epoch": 1}
+
+
+@FORMATS
+@pytest.mark.parametrize("edit", EDITS)
+def test_every_edit_reports_the_stable_shape_and_a_dry_run_the_same_numbers(
+    tmp_path: Path, ckpt: Ckpt, edit: str, is_zip: bool
+) -> None:
+    path, out = saved(tmp_path / "a.pt", sample(), is_zip=is_zip), tmp_path / "out.pt"
+    before = path.read_bytes()
+    arguments = [str(path) if argument == "F" else argument for argument in EDITS[edit]]
+    for more, target in ([], path), (["-o", str(out)], out):
+        path.write_bytes(before)
+        dry = json.loads(ckpt(*arguments, *more, "--json", "-n").out)
+        assert path.read_bytes() == before
+        assert not out.exists()
+        answer = ckpt(*arguments, *more, "--json")
+        assert answer.code == 0, answer.err
+        assert answer.err == ""
+        done = json.loads(answer.out)
+        assert done.keys() >= KEYS
+        assert done == {**dry, "dry_run": False}
+        assert (done["path"], done["output"], done["in_place"]) == (str(path), str(target), not more)
+        if not done["patched"]:
+            assert done["bytes_written"] == target.stat().st_size
+        assert load(target) is not None
+    assert path.read_bytes() == before
+
+
+@FORMATS
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_backup_is_the_old_file(tmp_path: Path, ckpt: Ckpt, edit: str, is_zip: bool) -> None:
+    path = saved(tmp_path / "a.pt", sample(), is_zip=is_zip)
+    os.chmod(path, 0o640)
+    before = path.read_bytes()
+    answer = ckpt(*[str(path) if argument == "F" else argument for argument in EDITS[edit]], "--backup")
+    assert answer.code == 0
+    assert "the old file is" in answer.err
+    assert (tmp_path / "a.pt.bak").read_bytes() == before
+    assert path.read_bytes() != before
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "a.pt.bak"]
+
+
+def test_an_edit_through_a_link_replaces_what_it_points_to(tmp_path: Path, ckpt: Ckpt) -> None:
+    (tmp_path / "real").mkdir()
+    path = saved(tmp_path / "real" / "a.pt", sample())
+    link = tmp_path / "link.pt"
+    link.symlink_to(path)
+    assert ckpt("rename", link, "a", "x").code == 0
+    assert link.is_symlink()
+    assert "x" in load(path)
+    out = tmp_path / "out.pt"
+    out.symlink_to(tmp_path / "real" / "new.pt")
+    assert ckpt("rename", link, "x", "a", "-o", out).code == 0
+    assert out.is_symlink()
+    assert "a" in load(tmp_path / "real" / "new.pt")
+
+
+def test_a_blob_of_the_hub_is_not_rewritten(tmp_path: Path, ckpt: Ckpt) -> None:
+    blob = tmp_path / "blobs" / ("0" * 64)
+    blob.parent.mkdir()
+    saved(blob, sample())
+    link = tmp_path / "model.pt"
+    link.symlink_to(blob)
+    before = blob.read_bytes()
+    for arguments in (["rename", link, "a", "x"], ["set", link, "epoch=12345678901"], ["meta", link, "a=b"]):
+        answer = ckpt(*arguments)
+        assert (answer.code, "hash of its content" in answer.err) == (2, True)
+    assert ckpt("rename", link, "a", "x", "-o", blob).code == 2
+    assert blob.read_bytes() == before
+
+
+def test_a_folder_that_may_not_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    """As another user, as root may write everywhere."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    path = saved(folder / "a.pt", sample())
+    os.chmod(folder, 0o555)
+    for at in (tmp_path, *tmp_path.parents):
+        if at.owner() == path.owner() and at != Path("/"):
+            at.chmod(at.stat().st_mode | 0o555)
+    other = saved(tmp_path / "other.pt", sample())
+    code = (
+        "import os, sys\n"
+        "from ckpt_cli.cli.main import run\n"
+        "path, other, command, *rest = sys.argv[1:]\n"
+        "assert run([command, other, *rest]) == 0\n"  # which imports what that user may not read
+        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "sys.stderr.write('then\\n')\n"
+        "sys.exit(run([command, path, *rest]))"
+    )
+    for arguments in (["rename", "a", "x"], ["set", "--new", "note=1"]):
+        call = [sys.executable, "-c", code, str(path), str(other), *arguments]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        told = done.stderr.partition("then\n")[2]
+        assert told.startswith("ckpt: ")
+        assert "Permission denied" in told
+        assert len(told.splitlines()) <= 2
+    assert os.listdir(folder) == ["a.pt"]
+
+
+def test_names_of_a_map_may_be_many(tmp_path: Path, ckpt: Ckpt) -> None:
+    count = 4000
+    path = saved(tmp_path / "a.pt", {f"layer.{number}.w": number for number in range(count)})
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({f"layer.{number}.w": f"block.{number}.weight" for number in range(count)}))
+    assert ckpt("rename", path, "--map", names).code == 0
+    assert list(load(path)) == [f"block.{number}.weight" for number in range(count)]
