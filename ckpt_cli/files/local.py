@@ -68,6 +68,11 @@ class LocalFile:
                 raise TruncatedError(f"became shorter than byte {offset + len(buffer)} while read", path=self.path)
             done += got
 
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
     def view(self, offset: int, nbytes: int) -> memoryview:
         """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
         if nbytes <= PREAD_LIMIT:

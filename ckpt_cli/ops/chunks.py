@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.extents import Extent
+from ckpt_cli.files.local import LocalFile
 from ckpt_cli.model import Checkpoint, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ JOB = 16 * CHUNK
 
 _AHEAD = 16
 """Jobs that are under way at a time."""
+
+_GROUP = 16 << 20
+"""Bytes that are gathered at once of what does not stand plainly."""
+
+_TOUCHED = 32 << 20
+"""Bytes of a mapped file that are touched at most before they are given back."""
 
 _EXTENTS = 1_000
 """Places of one storage that are read one by one; what is in more of them is gathered."""
@@ -84,6 +91,10 @@ class Source:
         self._by_rows = codec is not None and not codec.uniform
         self.region = _in_file_order(region) if any_order and not self._by_rows else region
         self._extents: list[Extent] = []
+        self._group = (0, memoryview(b""))
+        """The first element of what was last gathered, and its bytes."""
+        self._expected = 0
+        """Bytes that the system was asked to read ahead."""
         self.plain = self._find_extents()
         """Whether the jobs themselves read it."""
         if not self.plain:
@@ -137,7 +148,26 @@ class Source:
 
     def chunk(self, begin: int, end: int) -> Chunk:
         """One chunk, ready for a job that may run elsewhere; what must be gathered is gathered now."""
-        return Chunk(begin, end, None if self.plain else self._gather(begin, end))
+        if not self.plain:
+            return Chunk(begin, end, self._gather(begin, end))
+        self.expect(end * self._bits // 8)
+        return Chunk(begin, end)
+
+    def expect(self, end: int) -> None:
+        """Have the bytes before `end`, and somewhat more, read from the disk in order while earlier jobs compute."""
+        while self._expected < min(end, self.nbytes):
+            begin, self._expected = self._expected, self._expected + JOB
+            for file, offset, nbytes, _ in self._places(begin, min(self._expected, self.nbytes)):
+                file.expect(offset, nbytes)
+
+    def _places(self, begin: int, end: int) -> Iterator[tuple[LocalFile, int, int, int]]:
+        """Where a range of its bytes stands: file, offset, bytes, and how far into the range that is."""
+        at = 0
+        for extent in self._extents:
+            low, high = max(begin, at), min(end, at + extent.nbytes)
+            if low < high:
+                yield self.checkpoint.container.files[extent.file], extent.offset + low - at, high - low, low - begin
+            at += extent.nbytes
 
     def read(self, chunk: Chunk, which: int = 0) -> memoryview:
         """The bytes of a chunk, valid until this thread reads the next one into the same buffer `which`."""
@@ -148,14 +178,8 @@ class Source:
     def read_bytes(self, begin: int, end: int, which: int = 0) -> memoryview:
         """The same of a range of its bytes, where it is plain."""
         buffer = _buffer(end - begin, which)
-        at = done = 0
-        for extent in self._extents:
-            low, high = max(begin, at), min(end, at + extent.nbytes)
-            if low < high:
-                file = self.checkpoint.container.files[extent.file]
-                file.read_into(buffer[done : done + high - low], extent.offset + low - at)
-                done += high - low
-            at += extent.nbytes
+        for file, offset, nbytes, at in self._places(begin, end):
+            file.read_into(buffer[at : at + nbytes], offset)
         return buffer
 
     def part(self, begin: int, end: int) -> tuple[slice, ...]:
@@ -163,44 +187,71 @@ class Source:
         return part_at(self.region.shape, begin, end)
 
     def _gather(self, begin: int, end: int) -> bytes:
+        """The bytes of a chunk; a group of them is gathered at once, as one row of a transposed view touches all pages."""
+        first, group = self._group
+        size = self._stored_size()
+        if not first <= begin <= end <= first + len(group) // size:
+            first, last = row_cut(self.region.shape, begin, max(_GROUP // size, 1))
+            if end > last:
+                first, last = begin, end
+            self._group = (0, memoryview(b""))  # given back before the next one is made
+            group = self._gathered(self.region.at(self.part(first, last)))
+            self._group = first, group
+        return bytes(group[(begin - first) * size : (end - first) * size])
+
+    def _stored_size(self) -> int:
+        assert self.codec is not None
+        return int(self.codec.stored.itemsize)
+
+    def _gathered(self, region: Region) -> memoryview:
+        """The stored elements of a region; pages that are touched meanwhile are given back within bounds."""
+        import numpy as np
+
         from ckpt_cli.arrays.codec import stored_of
 
         assert self.codec is not None
-        region = self.region.at(self.part(begin, end))
-        data = stored_of(self.checkpoint, self.tensor, self.codec, region).tobytes()
-        for file in self.checkpoint.container.files:
-            file.forget()
-        return data
+        found = np.empty(region.shape, self.codec.stored)
+        size = max(self._bits // 8, 1)
+        for part in region.pieces(size, _TOUCHED, across_gaps=True):
+            found[part] = stored_of(self.checkpoint, self.tensor, self.codec, region.at(part))
+            for file in self.checkpoint.container.files:
+                file.forget()
+        return found.reshape(-1).view(np.uint8).data
 
 
 def _in_file_order(region: Region) -> Region:
-    """The same elements, in the order in which they stand, if they stand without gaps or repetition."""
+    """The same elements, in the order in which they stand; as one row where there are neither gaps nor repetition."""
     dims = [(step, size) for size, step in zip(region.shape, region.stride, strict=True) if size != 1]
     dims.sort(reverse=True)
     shape = tuple(size for _, size in dims)
     stride = tuple(step for step, _ in dims)
     if region.numel and stride == contiguous_stride(shape):
         return Region((region.numel,), (1,), region.offset)
-    return region
+    return Region(shape, stride, region.offset)
 
 
 def row_cuts(shape: tuple[int, ...], most: int) -> Iterator[tuple[int, int]]:
     """Ranges of at most `most` elements in row-major order, each of which is a basic index of the shape."""
-    numel = prod(shape)
-    if not numel:
-        return
-    inner = numel
+    begin, numel = 0, prod(shape)
+    while begin < numel:
+        _, end = row_cut(shape, begin, most)
+        yield begin, end
+        begin = end
+
+
+def row_cut(shape: tuple[int, ...], at: int, most: int) -> tuple[int, int]:
+    """The one of these ranges that has the element `at`."""
+    inner = prod(shape)
     for size in shape:
         inner //= size
         if inner <= most:
             break
     else:
         size, inner = 1, 1
-    step = max(most // inner, 1)
-    row = size * inner
-    for outer in range(0, numel, row):
-        for at in range(0, size, step):
-            yield outer + at * inner, outer + min(at + step, size) * inner
+    step = max(most // inner, 1) * inner
+    row = at // (size * inner) * (size * inner)
+    begin = row + (at - row) // step * step
+    return begin, min(begin + step, row + size * inner)
 
 
 def part_at(shape: tuple[int, ...], begin: int, end: int) -> tuple[slice, ...]:

@@ -225,6 +225,7 @@ def _pieces(subject: _Subject) -> Iterator[_Piece]:
     """The pieces of a view, cut at the same places however its bytes are stored."""
     if subject.source.plain:
         for begin in range(0, subject.nbytes, PIECE):
+            subject.source.expect(begin + PIECE)
             yield _Piece(subject, begin, min(begin + PIECE, subject.nbytes))
         return
     done = 0
