@@ -25,6 +25,7 @@ from builders.pickles import tensor
 from conftest import Ckpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from ckpt_cli.arrays import moments as summing
 from ckpt_cli.files.local import LocalFile
@@ -180,6 +181,14 @@ def test_values_that_the_sample_missed_cost_no_digits(tmp_path: Path, ckpt: Ckpt
     assert row["mean"] == pytest.approx(values.double().mean().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("values", [[1e300, -1e300], [1e308, 1e308, 1.0], [1e200] * 5000 + [-1e200] * 5000])
+def test_numbers_whose_squares_overflow_spread_without_end(values: list[float], tmp_path: Path, ckpt: Ckpt) -> None:
+    torch.save({"w": torch.tensor(values, dtype=torch.float64)}, tmp_path / "m.pt")
+    row = rows_of(ckpt, tmp_path / "m.pt")["w"]
+    assert (row["std"], row["norm"]) == ("Infinity", "Infinity")
+    assert row["mean"] == pytest.approx(math.fsum(value / len(values) for value in values))
+
+
 def test_merging_keeps_six_digits_of_a_thousand_million_elements() -> None:
     chunk = (np.random.default_rng(2).standard_normal(1 << 16) * 0.01 + 1000).astype(np.float32)
     plan = summing.plan_of(chunk[:4096])
@@ -262,6 +271,16 @@ def test_the_answer_is_the_same_for_any_number_of_workers(tmp_path: Path, ckpt: 
     torch.save(state, tmp_path / "m.pt")
     answers = {ckpt("stats", tmp_path / "m.pt", "--json", "--total", "-j", jobs).out for jobs in (1, 2, 7)}
     assert len(answers) == 1
+
+
+def test_the_answer_is_the_same_in_any_format_and_company(tmp_path: Path, ckpt: Ckpt) -> None:
+    generator = torch.Generator().manual_seed(4)
+    state = {f"w{i}": torch.randn(400 + 700 * i, 1001, generator=generator) for i in range(4)}
+    torch.save(state, tmp_path / "m.pt")
+    save_file({name: state[name] for name in ("w3", "w1")}, tmp_path / "m.safetensors")
+    rows = rows_of(ckpt, tmp_path / "m.pt")
+    assert rows["w3"] == rows_of(ckpt, tmp_path / "m.safetensors")["w3"]
+    assert rows["w1"] == rows_of(ckpt, tmp_path / "m.pt", "w1")["w1"]
 
 
 def test_compressed_and_sharded_files_are_summed_too(tmp_path: Path, ckpt: Ckpt) -> None:

@@ -213,22 +213,19 @@ def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[tuple[_Subject, Chunk
 
 
 def _sum_job(job: list[tuple[_Subject, Chunk]]) -> tuple[int, list[tuple[_Subject, Any]]]:
-    """What the chunks of a job sum up to, those of one subject together, and their bytes."""
-    from ckpt_cli.arrays.summing import add
+    """What each chunk of a job sums up to, and their bytes.
 
+    They are not merged here: which chunks share a job depends on the file, and the last digits must not.
+    """
     answers: list[tuple[_Subject, Any]] = []
     nbytes = 0
     for subject, chunk in job:
         try:
-            found = subject.sum(chunk)
+            answers.append((subject, subject.sum(chunk)))
         except CkptError as error:
             error.path = error.path or subject.source.checkpoint.path
             raise
         nbytes += subject.nbytes(chunk)
-        if answers and answers[-1][0] is subject:
-            answers[-1] = (subject, add(answers[-1][1], found))
-        else:
-            answers.append((subject, found))
     return nbytes, answers
 
 
