@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ckpt_cli.arrays import moments as summing
+from ckpt_cli.arrays.comparing import Tolerance
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.ops import chunks
+from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.ops.hashing import hash_tensors
 from ckpt_cli.ops.stats import stats
 
@@ -271,6 +274,27 @@ def test_the_answer_is_the_same_for_any_number_of_workers(tmp_path: Path, ckpt: 
     torch.save(state, tmp_path / "m.pt")
     answers = {ckpt("stats", tmp_path / "m.pt", "--json", "--total", "-j", jobs).out for jobs in (1, 2, 7)}
     assert len(answers) == 1
+
+
+def test_workers_may_be_processes_that_share_nothing(tmp_path: Path) -> None:
+    state = {
+        "f": torch.randn(900, 3001), "h": torch.randn(400_000).half(), "b": torch.randn(400_000).bfloat16(),
+        "i": torch.arange(5), "bytes": torch.arange(256, dtype=torch.uint8), "c": torch.ones(3, 2, 9).permute(2, 0, 1),
+        "q": torch.quantize_per_tensor(torch.randn(9), 0.1, 3, torch.qint8),
+    }  # fmt: skip
+    torch.save(state, tmp_path / "m.pt")
+    other = {name: values + 1 if name in "fhbi" else values for name, values in state.items()}
+    torch.save(other, tmp_path / "other.pt")
+
+    def answers(executor: Executor) -> tuple[object, ...]:
+        paths = (tmp_path / name for name in ("m.pt", "other.pt"))
+        with closing(open_checkpoint(str(next(paths)))) as a, closing(open_checkpoint(str(next(paths)))) as b:
+            told = list(stats(a, (), executor).rows)
+            hashes = hash_tensors(a, "blake3", executor)
+            return told, hashes, diff(a, b, Asked(), Tolerance(), executor)
+
+    with ThreadPoolExecutor(2) as threads, ProcessPoolExecutor(2, get_context("spawn")) as processes:
+        assert repr(answers(threads)) == repr(answers(processes))
 
 
 def test_the_answer_is_the_same_in_any_format_and_company(tmp_path: Path, ckpt: Ckpt) -> None:

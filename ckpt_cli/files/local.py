@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 
 from ckpt_cli.errors import FormatError, TruncatedError
@@ -100,6 +102,9 @@ class LocalFile:
             os.close(self.fd)
             self.fd = -1
 
+    def __reduce__(self) -> tuple[Callable[[str, int], LocalFile], tuple[str, int]]:
+        return _reopened, (os.path.abspath(self.path), self.size)
+
     def __enter__(self) -> LocalFile:
         return self
 
@@ -107,6 +112,16 @@ class LocalFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@cache
+def _reopened(path: str, size: int) -> LocalFile:
+    """A file of another process, open in this one as long as it lives; raises FormatError if its size is another."""
+    file = LocalFile(path)
+    if file.size != size:
+        file.close()
+        raise FormatError(f"has {file.size} bytes, and {size} when it was opened first", path=path)
+    return file
 
 
 class Window:

@@ -2,7 +2,8 @@
 
 A `Source` reads the elements of one view in row-major order, any range of its chunks. A job is a few megabytes of
 them; what it answers is small. Chunks and jobs are cut alike whatever the executor is, and answers come back in the
-order of the jobs, so that any number of workers gives the same. Nothing here makes an executor.
+order of the jobs, so that any number of workers gives the same. Nothing here makes an executor. Jobs and answers can be
+pickled, so that the workers may be processes, on other machines where these see the same files.
 """
 
 from __future__ import annotations
@@ -85,12 +86,16 @@ class Source:
         if tensor.storage is None:
             raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
         self.checkpoint = checkpoint
+        self.path = checkpoint.path
         self.tensor = tensor
+        self.dtype = tensor.dtype
         self.codec = codec
         self._bits = tensor.dtype.bits
         self._by_rows = codec is not None and not codec.uniform
         self.region = _in_file_order(region) if any_order and not self._by_rows else region
         self._extents: list[Extent] = []
+        self._files: dict[int, LocalFile] = {}
+        """The files that they are in."""
         self._group = (0, memoryview(b""))
         """The first element of what was last gathered, and its bytes."""
         self._expected = 0
@@ -99,6 +104,10 @@ class Source:
         """Whether the jobs themselves read it."""
         if not self.plain:
             self.gather()
+
+    def __getstate__(self) -> dict[str, object]:
+        """What a worker elsewhere needs, who reads what stands plainly; what is gathered comes with its chunk."""
+        return {name: value for name, value in self.__dict__.items() if name in _OF_WORKERS}
 
     def gather(self) -> None:
         """Have it gathered although it stands plainly: its bytes are not what is asked for."""
@@ -121,19 +130,21 @@ class Source:
     @property
     def nbytes(self) -> int:
         """Bytes that its elements take."""
-        return self.tensor.dtype.nbytes(self.numel)
+        return self.dtype.nbytes(self.numel)
 
     def _find_extents(self) -> bool:
         """Find where the bytes stand; False where they cannot simply be read."""
         region, bits = self.region, self._bits
         storage = self.tensor.storage
-        if storage is None or region.stride != contiguous_stride(region.shape) or region.offset * bits % 8:
+        if storage is None or not _is_row_major(region) or region.offset * bits % 8:
             return False
         if storage.composed or (bits < 8 and self.codec is not None):
             return False
         with suppress(CkptError):  # compressed
             nbytes = self.nbytes
             self._extents = list(self.checkpoint.container.extents(storage, region.offset * bits // 8, nbytes))
+            files = self.checkpoint.container.files
+            self._files = {extent.file: files[extent.file] for extent in self._extents}
             return len(self._extents) <= _EXTENTS and sum(extent.nbytes for extent in self._extents) == nbytes
         return False
 
@@ -166,7 +177,7 @@ class Source:
         for extent in self._extents:
             low, high = max(begin, at), min(end, at + extent.nbytes)
             if low < high:
-                yield self.checkpoint.container.files[extent.file], extent.offset + low - at, high - low, low - begin
+                yield self._files[extent.file], extent.offset + low - at, high - low, low - begin
             at += extent.nbytes
 
     def read(self, chunk: Chunk, which: int = 0) -> memoryview:
@@ -187,7 +198,7 @@ class Source:
         return part_at(self.region.shape, begin, end)
 
     def _gather(self, begin: int, end: int) -> bytes:
-        """The bytes of a chunk; a group of them is gathered at once, as one row of a transposed view touches all pages."""
+        """The bytes of a chunk; a group is gathered at once, because one row of a transposed view touches all pages."""
         first, group = self._group
         size = self._stored_size()
         if not first <= begin <= end <= first + len(group) // size:
@@ -217,6 +228,15 @@ class Source:
             for file in self.checkpoint.container.files:
                 file.forget()
         return found.reshape(-1).view(np.uint8).data
+
+
+_OF_WORKERS = frozenset(["path", "dtype", "region", "plain", "_bits", "_extents", "_files"])
+
+
+def _is_row_major(region: Region) -> bool:
+    """Whether the elements stand one after the other, whatever the strides of dimensions of one element say."""
+    strides = zip(region.shape, region.stride, contiguous_stride(region.shape), strict=True)
+    return all(size == 1 or step == expected for size, step, expected in strides)
 
 
 def _in_file_order(region: Region) -> Region:

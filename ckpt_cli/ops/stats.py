@@ -84,6 +84,10 @@ class _Subject:
         self._by_rows = not codec.uniform
         self.found: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker elsewhere needs, which does not ask what was found so far."""
+        return {**self.__dict__, "found": None}
+
     def chunks(self) -> Iterator[Chunk]:
         """Its chunks, after a sample decided how they are summed."""
         from ckpt_cli.arrays.summing import Numbers
@@ -119,7 +123,7 @@ class _Subject:
 
     def nbytes(self, chunk: Chunk) -> int:
         """Bytes of a chunk."""
-        return self.source.tensor.dtype.nbytes(chunk.end - chunk.begin)
+        return self.source.dtype.nbytes(chunk.end - chunk.begin)
 
 
 def stats(
@@ -200,30 +204,34 @@ def _sum_all(subjects: Sequence[_Subject], executor: Executor, told: Told) -> No
     done = 0
     in_order = sorted(subjects, key=lambda subject: subject.source.place)
     for size, answers in run(grouped(_items(in_order)), _sum_job, executor):
-        for subject, found in answers:
-            subject.found = add(subject.found, found)
+        for number, found in answers:
+            in_order[number].found = add(in_order[number].found, found)
         done += size
         told(done, nbytes)
 
 
-def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[tuple[_Subject, Chunk], int]]:
-    for subject in subjects:
+_Item = tuple[int, _Subject, Chunk]
+"""The number of a subject, the subject, and a chunk of it."""
+
+
+def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[_Item, int]]:
+    for number, subject in enumerate(subjects):
         for chunk in subject.chunks():
-            yield (subject, chunk), subject.nbytes(chunk)
+            yield (number, subject, chunk), subject.nbytes(chunk)
 
 
-def _sum_job(job: list[tuple[_Subject, Chunk]]) -> tuple[int, list[tuple[_Subject, Any]]]:
-    """What each chunk of a job sums up to, and their bytes.
+def _sum_job(job: list[_Item]) -> tuple[int, list[tuple[int, Any]]]:
+    """What each chunk of a job sums up to, by the number of its subject, and their bytes.
 
     They are not merged here: which chunks share a job depends on the file, and the last digits must not.
     """
-    answers: list[tuple[_Subject, Any]] = []
+    answers: list[tuple[int, Any]] = []
     nbytes = 0
-    for subject, chunk in job:
+    for number, subject, chunk in job:
         try:
-            answers.append((subject, subject.sum(chunk)))
+            answers.append((number, subject.sum(chunk)))
         except CkptError as error:
-            error.path = error.path or subject.source.checkpoint.path
+            error.path = error.path or subject.source.path
             raise
         nbytes += subject.nbytes(chunk)
     return nbytes, answers
