@@ -37,7 +37,7 @@ _AHEAD = 16
 """Jobs that are under way at a time."""
 
 _GROUP = 16 << 20
-"""Bytes that are gathered at once of what does not stand plainly."""
+"""Bytes that are gathered at once of a view that does not stand row by row."""
 
 _TOUCHED = 32 << 20
 """Bytes of a mapped file that are touched at most before they are given back."""
@@ -202,7 +202,8 @@ class Source:
         first, group = self._group
         size = self._stored_size()
         if not first <= begin <= end <= first + len(group) // size:
-            first, last = row_cut(self.region.shape, begin, max(_GROUP // size, 1))
+            most = JOB if _is_row_major(self.region) else _GROUP
+            first, last = row_cut(self.region.shape, begin, max(most // size, 1))
             if end > last:
                 first, last = begin, end
             self._group = (0, memoryview(b""))  # given back before the next one is made
