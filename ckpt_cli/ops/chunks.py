@@ -45,6 +45,9 @@ _TOUCHED = 32 << 20
 _EXTENTS = 1_000
 """Places of one storage that are read one by one; what is in more of them is gathered."""
 
+_RUNS = 64
+"""Places of a job's bytes that are asked to be read ahead one by one."""
+
 _LOCAL = threading.local()
 
 Told = Callable[[int, int], None]
@@ -168,8 +171,23 @@ class Source:
         """Have the bytes before `end`, and somewhat more, read from the disk in order while earlier jobs compute."""
         while self._expected < min(end, self.nbytes):
             begin, self._expected = self._expected, self._expected + JOB
-            for file, offset, nbytes, _ in self._places(begin, min(self._expected, self.nbytes)):
+            for file, offset, nbytes in self._runs(begin, min(self._expected, self.nbytes)):
                 file.expect(offset, nbytes)
+
+    def _runs(self, begin: int, end: int) -> list[tuple[LocalFile, int, int]]:
+        """Where a range of its bytes stands: file, offset, bytes; nothing where that is scattered or not known."""
+        if self.plain:
+            return [(file, offset, nbytes) for file, offset, nbytes, _ in self._places(begin, end)]
+        storage = self.tensor.storage
+        if storage is not None and _is_row_major(self.region):
+            first = self.region.offset * self._bits // 8
+            with suppress(CkptError):
+                extents = self.checkpoint.container.extents(storage, first + begin, end - begin)
+                if len(extents) <= _RUNS:
+                    files = self.checkpoint.container.files
+                    return [(files[extent.file], extent.offset, extent.nbytes) for extent in extents]
+        self._expected = self.nbytes  # it will be no better further on
+        return []
 
     def _places(self, begin: int, end: int) -> Iterator[tuple[LocalFile, int, int, int]]:
         """Where a range of its bytes stands: file, offset, bytes, and how far into the range that is."""
@@ -206,6 +224,7 @@ class Source:
             first, last = row_cut(self.region.shape, begin, max(most // size, 1))
             if end > last:
                 first, last = begin, end
+            self.expect(last * size + 4 * JOB)
             self._group = (0, memoryview(b""))  # given back before the next one is made
             group = self._gathered(self.region.at(self.part(first, last)))
             self._group = first, group
