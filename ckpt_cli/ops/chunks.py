@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from ckpt_cli.arrays import codec as codecs
 
-CHUNK = 256 << 10
+CHUNK = 512 << 10
 """Bytes of a chunk: they stay in the processor's cache while all is asked of them."""
 
-JOB = 16 * CHUNK
+JOB = 8 * CHUNK
 """Bytes of a job, from which on the next one begins."""
 
 _AHEAD = 16
@@ -153,7 +153,8 @@ class Source:
 
     def cuts(self, most: int | None = None) -> Iterator[tuple[int, int]]:
         """The ranges of its chunks: at most so many elements each, or as many as `CHUNK` bytes hold."""
-        most = most or max(8 * CHUNK // self._bits, 1)
+        nbytes = CHUNK // 2 if self._bits == 16 else CHUNK  # what becomes float32 should stay in the cache too
+        most = most or max(8 * nbytes // self._bits, 1)
         numel = self.numel
         if self.plain and not self._by_rows:
             yield from ((at, min(at + most, numel)) for at in range(0, numel, most))

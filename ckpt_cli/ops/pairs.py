@@ -99,7 +99,7 @@ class Pair:
     def chunks(self) -> Iterator[tuple[Chunk, Chunk]]:
         """The chunks of both, which have the same elements."""
         a, b = self.a.source, self.b.source
-        most = max(8 * CHUNK // max(a.dtype.bits, b.dtype.bits), 1)
+        most = max(4 * CHUNK // max(a.dtype.bits, b.dtype.bits), 1)  # half a chunk of each
         by_rows = self.a.by_rows or self.b.by_rows
         for begin, end in row_cuts(a.region.shape, most) if by_rows else a.cuts(most):
             yield a.chunk(begin, end), b.chunk(begin, end)
