@@ -226,10 +226,14 @@ class Source:
             if end > last:
                 first, last = begin, end
             self.expect(last * size + 4 * JOB)
-            self._group = (0, memoryview(b""))  # given back before the next one is made
+            self.release()  # before the next one is made
             group = self._gathered(self.region.at(self.part(first, last)))
             self._group = first, group
         return bytes(group[(begin - first) * size : (end - first) * size])
+
+    def release(self) -> None:
+        """Give back what is held of it, when its last chunk has been asked for."""
+        self._group = (0, memoryview(b""))
 
     def _stored_size(self) -> int:
         assert self.codec is not None
@@ -252,6 +256,7 @@ class Source:
 
 
 _OF_WORKERS = frozenset(["path", "dtype", "region", "plain", "_bits", "_extents", "_files"])
+"""What of a source goes to a worker that shares no memory."""
 
 
 def _is_row_major(region: Region) -> bool:

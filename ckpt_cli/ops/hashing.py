@@ -256,6 +256,7 @@ def _gathered(source: Source) -> Iterator[bytes]:
     for begin, end in source.cuts(max(PIECE * 8 // source.dtype.bits, 1)):
         data = source.chunk(begin, end).data or b""
         yield little_endian(source.tensor, data)
+    source.release()
 
 
 # --- manifests -------------------------------------------------------------------------------------------------------

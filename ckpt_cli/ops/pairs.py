@@ -103,6 +103,8 @@ class Pair:
         by_rows = self.a.by_rows or self.b.by_rows
         for begin, end in row_cuts(a.region.shape, most) if by_rows else a.cuts(most):
             yield a.chunk(begin, end), b.chunk(begin, end)
+        a.release()
+        b.release()
 
     def compare(self, chunk_a: Chunk, chunk_b: Chunk) -> Apart | None:
         """How far chunks are apart; None where their bytes are the same. Runs on a worker."""

@@ -96,6 +96,7 @@ class _Subject:
             self.summer.sample(self._sample(self.summer))
         for begin, end in self.source.cuts():
             yield self.source.chunk(begin, end)
+        self.source.release()
 
     def _sample(self, summer: Numbers) -> Any:
         """Values from a few places, the same ones every time; of what must be gathered, from its beginning."""
