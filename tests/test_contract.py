@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,9 @@ from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.assign import Changes, assign
 from ckpt_cli.ops.edit import Edit, edit_values
+from ckpt_cli.ops.hashing import hash_tensors
 from ckpt_cli.ops.shared import tied_names
+from ckpt_cli.ops.stats import stats
 from ckpt_cli.ops.ties import find_ties, judge
 from ckpt_cli.ops.values import Shown, show
 
@@ -90,6 +95,26 @@ def test_every_value_is_what_its_own_library_reads(kind: Format, path: Path) -> 
         (tensor,) = [tensor for tensor in checkpoint.tensors if tensor.name == kind.named(name)]
         values = torch.from_numpy(values_of(checkpoint, tensor).copy())
         assert torch.equal(values, expected.to(values.dtype)), name
+
+
+def test_what_values_sum_up_to_and_hash_to_is_what_their_own_library_reads(kind: Format, path: Path) -> None:
+    checkpoint = open_checkpoint(str(path))
+    with ThreadPoolExecutor(2) as executor:
+        rows = {row.name: row for row in stats(checkpoint, (), executor).rows}
+        hashes = hash_tensors(checkpoint, "sha256", executor)
+    for name, expected in kind.read(path).items():
+        numbers = expected.double()
+        found = rows[kind.named(name)].moments
+        assert found is not None
+        assert found.zeros == int((numbers == 0).sum())
+        if numbers.numel():
+            assert (found.least, found.most) == (numbers.min().item(), numbers.max().item())
+            assert found.mean == pytest.approx(numbers.mean().item(), rel=1e-6)
+        if numbers.numel() > 1:
+            assert found.std == pytest.approx(numbers.std().item(), rel=1e-6)
+        pieces = sha256(bytes_of(expected).numpy()).digest() if numbers.numel() else b""
+        head = json.dumps([str(expected.dtype).removeprefix("torch."), list(expected.shape)]).encode()
+        assert hashes.tensors[kind.named(name)] == sha256(head + pieces).hexdigest(), name
 
 
 def test_ties_are_told_from_equal_tensors_stored_apart(kind: Format, path: Path) -> None:

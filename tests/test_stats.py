@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,15 @@ from builders.pickles import tensor
 from conftest import Ckpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from ckpt_cli.arrays import moments as summing
+from ckpt_cli.arrays.comparing import Tolerance
+from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.ops import chunks
+from ckpt_cli.ops.diff import Asked, diff
+from ckpt_cli.ops.hashing import hash_tensors
 from ckpt_cli.ops.stats import stats
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize", "ignore:.*ComplexHalf", "ignore:.*Quantized")
@@ -177,6 +184,14 @@ def test_values_that_the_sample_missed_cost_no_digits(tmp_path: Path, ckpt: Ckpt
     assert row["mean"] == pytest.approx(values.double().mean().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("values", [[1e300, -1e300], [1e308, 1e308, 1.0], [1e200] * 5000 + [-1e200] * 5000])
+def test_numbers_whose_squares_overflow_spread_without_end(values: list[float], tmp_path: Path, ckpt: Ckpt) -> None:
+    torch.save({"w": torch.tensor(values, dtype=torch.float64)}, tmp_path / "m.pt")
+    row = rows_of(ckpt, tmp_path / "m.pt")["w"]
+    assert (row["std"], row["norm"]) == ("Infinity", "Infinity")
+    assert row["mean"] == pytest.approx(math.fsum(value / len(values) for value in values))
+
+
 def test_merging_keeps_six_digits_of_a_thousand_million_elements() -> None:
     chunk = (np.random.default_rng(2).standard_normal(1 << 16) * 0.01 + 1000).astype(np.float32)
     plan = summing.plan_of(chunk[:4096])
@@ -261,6 +276,37 @@ def test_the_answer_is_the_same_for_any_number_of_workers(tmp_path: Path, ckpt: 
     assert len(answers) == 1
 
 
+def test_workers_may_be_processes_that_share_nothing(tmp_path: Path) -> None:
+    state = {
+        "f": torch.randn(900, 3001), "h": torch.randn(400_000).half(), "b": torch.randn(400_000).bfloat16(),
+        "i": torch.arange(5), "bytes": torch.arange(256, dtype=torch.uint8), "c": torch.ones(3, 2, 9).permute(2, 0, 1),
+        "q": torch.quantize_per_tensor(torch.randn(9), 0.1, 3, torch.qint8),
+    }  # fmt: skip
+    torch.save(state, tmp_path / "m.pt")
+    other = {name: values + 1 if name in "fhbi" else values for name, values in state.items()}
+    torch.save(other, tmp_path / "other.pt")
+
+    def answers(executor: Executor) -> tuple[object, ...]:
+        paths = (tmp_path / name for name in ("m.pt", "other.pt"))
+        with closing(open_checkpoint(str(next(paths)))) as a, closing(open_checkpoint(str(next(paths)))) as b:
+            told = list(stats(a, (), executor).rows)
+            hashes = hash_tensors(a, "blake3", executor)
+            return told, hashes, diff(a, b, Asked(), Tolerance(), executor)
+
+    with ThreadPoolExecutor(2) as threads, ProcessPoolExecutor(2, get_context("spawn")) as processes:
+        assert repr(answers(threads)) == repr(answers(processes))
+
+
+def test_the_answer_is_the_same_in_any_format_and_company(tmp_path: Path, ckpt: Ckpt) -> None:
+    generator = torch.Generator().manual_seed(4)
+    state = {f"w{i}": torch.randn(400 + 700 * i, 1001, generator=generator) for i in range(4)}
+    torch.save(state, tmp_path / "m.pt")
+    save_file({name: state[name] for name in ("w3", "w1")}, tmp_path / "m.safetensors")
+    rows = rows_of(ckpt, tmp_path / "m.pt")
+    assert rows["w3"] == rows_of(ckpt, tmp_path / "m.safetensors")["w3"]
+    assert rows["w1"] == rows_of(ckpt, tmp_path / "m.pt", "w1")["w1"]
+
+
 def test_compressed_and_sharded_files_are_summed_too(tmp_path: Path, ckpt: Ckpt) -> None:
     values = np.random.default_rng(5).standard_normal(400_000)
     np.savez_compressed(tmp_path / "m.npz", w=values, f=np.asfortranarray(values.reshape(400, 1000)))
@@ -318,18 +364,47 @@ def _write_hole(path: Path, nbytes: int) -> None:
         file.truncate(8 + len(head) + nbytes)
 
 
-def test_memory_stays_small_at_any_size(tmp_path: Path) -> None:
-    _write_hole(tmp_path / "m.safetensors", 3 << 28)
+def _measured(*arguments: object) -> tuple[str, int]:
+    """What a command prints, and the kilobytes that its process takes at most."""
     code = (
-        "import sys\nfrom ckpt_cli.cli.main import run\ncode = run(['stats', sys.argv[1]])\n"
+        "import sys\nfrom ckpt_cli.cli.main import run\ncode = run(sys.argv[1:])\n"
         "sys.stderr.write(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "assert 'torch' not in sys.modules\nsys.exit(code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "m.safetensors"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split("\t")[8] == str(3 << 26)
-    assert int(done.stderr) < 120_000  # kB
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout, int(done.stderr)
+
+
+def test_memory_stays_small_at_any_size(tmp_path: Path) -> None:
+    _write_hole(tmp_path / "m.safetensors", 3 << 28)
+    answer, kilobytes = _measured("stats", tmp_path / "m.safetensors")
+    assert answer.split("\t")[8] == str(3 << 26)
+    assert kilobytes < 120_000
+
+
+def test_memory_stays_small_where_views_are_strided(tmp_path: Path) -> None:
+    with torch.serialization.skip_data():
+        state = {"w": torch.empty(4096, 4 * 4096).t()[::2]}
+        state |= {str(number): torch.empty(1024, 4 * 1024).t()[::2] for number in range(16)}
+        torch.save(state, tmp_path / "m.pt")
+    for command in ("stats", "hash"):
+        _, kilobytes = _measured(command, tmp_path / "m.pt")
+        assert kilobytes < 180_000
+
+
+def test_what_will_be_read_is_announced_in_the_order_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else a disk reads what several threads ask for as if they asked at random."""
+    torch.save({f"w{number}": torch.zeros(3_000_000) for number in range(3)}, tmp_path / "m.pt")
+    expected: list[tuple[int, int]] = []
+    monkeypatch.setattr(LocalFile, "expect", lambda _, offset, nbytes: expected.append((offset, nbytes)))
+    for ask in (lambda c, e: stats(c, (), e), lambda c, e: hash_tensors(c, "sha256", e)):
+        expected.clear()
+        with ThreadPoolExecutor(2) as executor, closing(open_checkpoint(str(tmp_path / "m.pt"))) as checkpoint:
+            ask(checkpoint, executor)
+        assert expected == sorted(expected)
+        assert sum(nbytes for _, nbytes in expected) == 36_000_000
 
 
 def test_a_terminal_sees_how_far_it_is_and_control_c_stops_at_once(tmp_path: Path) -> None:

@@ -185,8 +185,8 @@ def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[f
             near = np.subtract(values, values.dtype.type(pivot), out=_numbers(values.size, values.dtype))
         total, squares = _sums(near)
         lost = total * total / values.size
-        if lost <= 0.9 * squares:
-            return total / values.size, max(squares - lost, 0.0)
+        if lost <= 0.9 * squares < math.inf:
+            return total / values.size, squares - lost
     mean, squares = _spread_in_two_passes(values)
     return mean - pivot, squares
 
@@ -201,6 +201,8 @@ def _spread_in_two_passes(values: Array) -> tuple[float, float]:
         mean = float((wide / values.size).sum())
     wide -= mean
     total, squares = _sums(wide)
+    if math.isinf(squares):  # as torch has it of numbers whose squares are beyond float64
+        return mean, math.inf
     return mean + total / values.size, max(squares - total * total / values.size, 0.0)
 
 

@@ -85,8 +85,8 @@ class Region:
         before: list[int | slice] = [item for item in index[:cut] if item is not Ellipsis]
         return [*before, *fill, *(item for item in index[cut:] if item is not Ellipsis)]
 
-    def pieces(self, itemsize: int, most: int) -> Iterator[tuple[slice, ...]]:
-        """Cut into parts whose bytes lie within `most` bytes of each other and without gaps of a page.
+    def pieces(self, itemsize: int, most: int, *, across_gaps: bool = False) -> Iterator[tuple[slice, ...]]:
+        """Cut into parts whose bytes lie within `most` bytes of each other and, unless told, without gaps of a page.
 
         Yields one slice a dimension; the parts are cut along the longest strides, so they come in the order of the
         file where strides are positive.
@@ -98,11 +98,12 @@ class Region:
             region = self.at(part)
             cut = region._longest()
             low, high = region.span()
-            if cut is None or ((high - low) * itemsize <= most and not region._has_gaps(cut, itemsize)):
+            gaps = cut is not None and not across_gaps and region._has_gaps(cut, itemsize)
+            if cut is None or ((high - low) * itemsize <= most and not gaps):
                 yield part
                 continue
             begin, end = part[cut].start, part[cut].stop
-            if end - begin > 2 and region._has_gaps(cut, itemsize):
+            if end - begin > 2 and gaps:
                 yield from (row for at in range(begin, end) for row in self._rows(part, cut, at, itemsize, most))
                 continue
             middle = (begin + end) // 2

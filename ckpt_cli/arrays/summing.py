@@ -22,8 +22,7 @@ class Numbers:
     def __init__(self, codec: Codec, *, flagged: bool, big_endian: bool, magnitudes: bool = True) -> None:
         self.codec = codec
         self._magnitudes = magnitudes
-        plain = None if flagged or (big_endian and codec.dtype.bits > 8) else _FAST.get(codec.dtype.name)
-        self._fast = plain
+        self._is_fast = codec.dtype.name in _FAST and not flagged and not (big_endian and codec.dtype.bits > 8)
         self.plan = Plan()
 
     def sample(self, values: Array) -> None:
@@ -34,8 +33,8 @@ class Numbers:
         """The numbers that bytes mean, flat; valid until this thread asks for others of the same `which`."""
         import numpy as np
 
-        if self._fast is not None:
-            return self._fast(data, which)
+        if self._is_fast:
+            return _FAST[self.codec.dtype.name](data, which)
         stored = np.frombuffer(data, self.codec.stored)
         if not self.codec.uniform:
             stored = stored.reshape([item.stop - item.start for item in part])

@@ -30,11 +30,16 @@ def workers(jobs: int) -> Iterator[Executor]:
     """Threads to map work on; what is still to be done when an error ends it is dropped."""
     from concurrent.futures import ThreadPoolExecutor
 
-    pool = ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(jobs or _processors())
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _processors() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

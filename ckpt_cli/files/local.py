@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 
 from ckpt_cli.errors import FormatError, TruncatedError
@@ -68,6 +70,11 @@ class LocalFile:
                 raise TruncatedError(f"became shorter than byte {offset + len(buffer)} while read", path=self.path)
             done += got
 
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
     def view(self, offset: int, nbytes: int) -> memoryview:
         """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
         if nbytes <= PREAD_LIMIT:
@@ -95,6 +102,9 @@ class LocalFile:
             os.close(self.fd)
             self.fd = -1
 
+    def __reduce__(self) -> tuple[Callable[[str, int], LocalFile], tuple[str, int]]:
+        return _reopened, (os.path.abspath(self.path), self.size)
+
     def __enter__(self) -> LocalFile:
         return self
 
@@ -102,6 +112,16 @@ class LocalFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@cache
+def _reopened(path: str, size: int) -> LocalFile:
+    """A file of another process, open in this one as long as it lives; raises FormatError if its size is another."""
+    file = LocalFile(path)
+    if file.size != size:
+        file.close()
+        raise FormatError(f"has {file.size} bytes, and {size} when it was opened first", path=path)
+    return file
 
 
 class Window:

@@ -2,7 +2,8 @@
 
 A `Source` reads the elements of one view in row-major order, any range of its chunks. A job is a few megabytes of
 them; what it answers is small. Chunks and jobs are cut alike whatever the executor is, and answers come back in the
-order of the jobs, so that any number of workers gives the same. Nothing here makes an executor.
+order of the jobs, so that any number of workers gives the same. Nothing here makes an executor. Jobs and answers can be
+pickled, so that the workers may be processes, on other machines where these see the same files.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.extents import Extent
+from ckpt_cli.files.local import LocalFile
 from ckpt_cli.model import Checkpoint, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
@@ -25,17 +27,30 @@ if TYPE_CHECKING:
 
     from ckpt_cli.arrays import codec as codecs
 
-CHUNK = 256 << 10
-"""Bytes of a chunk: they stay in the processor's cache while all is asked of them."""
+CHUNK = 2 << 20
+"""Bytes of a chunk: they stay in the last of the processor's caches while all is asked of them.
 
-JOB = 16 * CHUNK
+Where they were a quarter of it, two threads took as long as one: numpy's calls became so short that the threads spent
+their time on waiting for the interpreter's lock.
+"""
+
+JOB = 2 * CHUNK
 """Bytes of a job, from which on the next one begins."""
 
 _AHEAD = 16
 """Jobs that are under way at a time."""
 
+_GROUP = 16 << 20
+"""Bytes that are gathered at once of a view that does not stand row by row."""
+
+_TOUCHED = 32 << 20
+"""Bytes of a mapped file that are touched at most before they are given back."""
+
 _EXTENTS = 1_000
 """Places of one storage that are read one by one; what is in more of them is gathered."""
+
+_RUNS = 64
+"""Places of a job's bytes that are asked to be read ahead one by one."""
 
 _LOCAL = threading.local()
 
@@ -78,16 +93,28 @@ class Source:
         if tensor.storage is None:
             raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
         self.checkpoint = checkpoint
+        self.path = checkpoint.path
         self.tensor = tensor
+        self.dtype = tensor.dtype
         self.codec = codec
         self._bits = tensor.dtype.bits
         self._by_rows = codec is not None and not codec.uniform
         self.region = _in_file_order(region) if any_order and not self._by_rows else region
         self._extents: list[Extent] = []
+        self._files: dict[int, LocalFile] = {}
+        """The files that they are in."""
+        self._group = (0, memoryview(b""))
+        """The first element of what was last gathered, and its bytes."""
+        self._expected = 0
+        """Bytes that the system was asked to read ahead."""
         self.plain = self._find_extents()
         """Whether the jobs themselves read it."""
         if not self.plain:
             self.gather()
+
+    def __getstate__(self) -> dict[str, object]:
+        """What a worker elsewhere needs, who reads what stands plainly; what is gathered comes with its chunk."""
+        return {name: value for name, value in self.__dict__.items() if name in _OF_WORKERS}
 
     def gather(self) -> None:
         """Have it gathered although it stands plainly: its bytes are not what is asked for."""
@@ -110,25 +137,28 @@ class Source:
     @property
     def nbytes(self) -> int:
         """Bytes that its elements take."""
-        return self.tensor.dtype.nbytes(self.numel)
+        return self.dtype.nbytes(self.numel)
 
     def _find_extents(self) -> bool:
         """Find where the bytes stand; False where they cannot simply be read."""
         region, bits = self.region, self._bits
         storage = self.tensor.storage
-        if storage is None or region.stride != contiguous_stride(region.shape) or region.offset * bits % 8:
+        if storage is None or not _is_row_major(region) or region.offset * bits % 8:
             return False
         if storage.composed or (bits < 8 and self.codec is not None):
             return False
         with suppress(CkptError):  # compressed
             nbytes = self.nbytes
             self._extents = list(self.checkpoint.container.extents(storage, region.offset * bits // 8, nbytes))
+            files = self.checkpoint.container.files
+            self._files = {extent.file: files[extent.file] for extent in self._extents}
             return len(self._extents) <= _EXTENTS and sum(extent.nbytes for extent in self._extents) == nbytes
         return False
 
     def cuts(self, most: int | None = None) -> Iterator[tuple[int, int]]:
         """The ranges of its chunks: at most so many elements each, or as many as `CHUNK` bytes hold."""
-        most = most or max(8 * CHUNK // self._bits, 1)
+        nbytes = CHUNK // 2 if self._bits == 16 else CHUNK  # what becomes float32 should stay in the cache too
+        most = most or max(8 * nbytes // self._bits, 1)
         numel = self.numel
         if self.plain and not self._by_rows:
             yield from ((at, min(at + most, numel)) for at in range(0, numel, most))
@@ -137,7 +167,41 @@ class Source:
 
     def chunk(self, begin: int, end: int) -> Chunk:
         """One chunk, ready for a job that may run elsewhere; what must be gathered is gathered now."""
-        return Chunk(begin, end, None if self.plain else self._gather(begin, end))
+        if not self.plain:
+            return Chunk(begin, end, self._gather(begin, end))
+        self.expect(end * self._bits // 8)
+        return Chunk(begin, end)
+
+    def expect(self, end: int) -> None:
+        """Have the bytes before `end`, and somewhat more, read from the disk in order while earlier jobs compute."""
+        while self._expected < min(end, self.nbytes):
+            begin, self._expected = self._expected, self._expected + JOB
+            for file, offset, nbytes in self._runs(begin, min(self._expected, self.nbytes)):
+                file.expect(offset, nbytes)
+
+    def _runs(self, begin: int, end: int) -> list[tuple[LocalFile, int, int]]:
+        """Where a range of its bytes stands: file, offset, bytes; nothing where that is scattered or not known."""
+        if self.plain:
+            return [(file, offset, nbytes) for file, offset, nbytes, _ in self._places(begin, end)]
+        storage = self.tensor.storage
+        if storage is not None and _is_row_major(self.region):
+            first = self.region.offset * self._bits // 8
+            with suppress(CkptError):
+                extents = self.checkpoint.container.extents(storage, first + begin, end - begin)
+                if len(extents) <= _RUNS:
+                    files = self.checkpoint.container.files
+                    return [(files[extent.file], extent.offset, extent.nbytes) for extent in extents]
+        self._expected = self.nbytes  # it will be no better further on
+        return []
+
+    def _places(self, begin: int, end: int) -> Iterator[tuple[LocalFile, int, int, int]]:
+        """Where a range of its bytes stands: file, offset, bytes, and how far into the range that is."""
+        at = 0
+        for extent in self._extents:
+            low, high = max(begin, at), min(end, at + extent.nbytes)
+            if low < high:
+                yield self._files[extent.file], extent.offset + low - at, high - low, low - begin
+            at += extent.nbytes
 
     def read(self, chunk: Chunk, which: int = 0) -> memoryview:
         """The bytes of a chunk, valid until this thread reads the next one into the same buffer `which`."""
@@ -148,14 +212,8 @@ class Source:
     def read_bytes(self, begin: int, end: int, which: int = 0) -> memoryview:
         """The same of a range of its bytes, where it is plain."""
         buffer = _buffer(end - begin, which)
-        at = done = 0
-        for extent in self._extents:
-            low, high = max(begin, at), min(end, at + extent.nbytes)
-            if low < high:
-                file = self.checkpoint.container.files[extent.file]
-                file.read_into(buffer[done : done + high - low], extent.offset + low - at)
-                done += high - low
-            at += extent.nbytes
+        for file, offset, nbytes, at in self._places(begin, end):
+            file.read_into(buffer[at : at + nbytes], offset)
         return buffer
 
     def part(self, begin: int, end: int) -> tuple[slice, ...]:
@@ -163,44 +221,87 @@ class Source:
         return part_at(self.region.shape, begin, end)
 
     def _gather(self, begin: int, end: int) -> bytes:
+        """The bytes of a chunk; a group is gathered at once, because one row of a transposed view touches all pages."""
+        first, group = self._group
+        size = self._stored_size()
+        if not first <= begin <= end <= first + len(group) // size:
+            most = JOB if _is_row_major(self.region) else _GROUP
+            first, last = row_cut(self.region.shape, begin, max(most // size, 1))
+            if end > last:
+                first, last = begin, end
+            self.expect(last * size + 4 * JOB)
+            self.release()  # before the next one is made
+            group = self._gathered(self.region.at(self.part(first, last)))
+            self._group = first, group
+        return bytes(group[(begin - first) * size : (end - first) * size])
+
+    def release(self) -> None:
+        """Give back what is held of it, when its last chunk has been asked for."""
+        self._group = (0, memoryview(b""))
+
+    def _stored_size(self) -> int:
+        assert self.codec is not None
+        return int(self.codec.stored.itemsize)
+
+    def _gathered(self, region: Region) -> memoryview:
+        """The stored elements of a region; pages that are touched meanwhile are given back within bounds."""
+        import numpy as np
+
         from ckpt_cli.arrays.codec import stored_of
 
         assert self.codec is not None
-        region = self.region.at(self.part(begin, end))
-        data = stored_of(self.checkpoint, self.tensor, self.codec, region).tobytes()
-        for file in self.checkpoint.container.files:
-            file.forget()
-        return data
+        found = np.empty(region.shape, self.codec.stored)
+        size = max(self._bits // 8, 1)
+        for part in region.pieces(size, _TOUCHED, across_gaps=True):
+            found[part] = stored_of(self.checkpoint, self.tensor, self.codec, region.at(part))
+            for file in self.checkpoint.container.files:
+                file.forget()
+        return found.reshape(-1).view(np.uint8).data
+
+
+_OF_WORKERS = frozenset(["path", "dtype", "region", "plain", "_bits", "_extents", "_files"])
+"""What of a source goes to a worker that shares no memory."""
+
+
+def _is_row_major(region: Region) -> bool:
+    """Whether the elements stand one after the other, whatever the strides of dimensions of one element say."""
+    strides = zip(region.shape, region.stride, contiguous_stride(region.shape), strict=True)
+    return all(size == 1 or step == expected for size, step, expected in strides)
 
 
 def _in_file_order(region: Region) -> Region:
-    """The same elements, in the order in which they stand, if they stand without gaps or repetition."""
+    """The same elements, in the order in which they stand; as one row where there are neither gaps nor repetition."""
     dims = [(step, size) for size, step in zip(region.shape, region.stride, strict=True) if size != 1]
     dims.sort(reverse=True)
     shape = tuple(size for _, size in dims)
     stride = tuple(step for step, _ in dims)
     if region.numel and stride == contiguous_stride(shape):
         return Region((region.numel,), (1,), region.offset)
-    return region
+    return Region(shape, stride, region.offset)
 
 
 def row_cuts(shape: tuple[int, ...], most: int) -> Iterator[tuple[int, int]]:
     """Ranges of at most `most` elements in row-major order, each of which is a basic index of the shape."""
-    numel = prod(shape)
-    if not numel:
-        return
-    inner = numel
+    begin, numel = 0, prod(shape)
+    while begin < numel:
+        _, end = row_cut(shape, begin, most)
+        yield begin, end
+        begin = end
+
+
+def row_cut(shape: tuple[int, ...], at: int, most: int) -> tuple[int, int]:
+    """The one of these ranges that has the element `at`."""
+    inner = prod(shape)
     for size in shape:
         inner //= size
         if inner <= most:
             break
     else:
         size, inner = 1, 1
-    step = max(most // inner, 1)
-    row = size * inner
-    for outer in range(0, numel, row):
-        for at in range(0, size, step):
-            yield outer + at * inner, outer + min(at + step, size) * inner
+    step = max(most // inner, 1) * inner
+    row = at // (size * inner) * (size * inner)
+    begin = row + (at - row) // step * step
+    return begin, min(begin + step, row + size * inner)
 
 
 def part_at(shape: tuple[int, ...], begin: int, end: int) -> tuple[slice, ...]:

@@ -28,8 +28,8 @@ JOB = 8 << 20
 BLOCK = 512 << 10
 """Bytes that a job reads at a time, so that they are still in the processor's cache when they are summed."""
 
-_AHEAD = 64
-"""Jobs that are under way at a time."""
+_AHEAD = 16
+"""Jobs that are under way at a time, and read ahead from the disk."""
 
 _NEAR = 4096
 """Bytes that a job may have between two parts."""
@@ -129,6 +129,7 @@ def read_all(jobs: Iterable[Job], executor: Executor, told: Callable[[int], None
         for job in jobs:
             if len(running) >= _AHEAD:
                 take()
+            job.file.expect(job.begin, job.end - job.begin)
             running.append(executor.submit(run, job))
         while running:
             take()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli import limits
@@ -87,7 +88,9 @@ class _Subject:
 class _Piece:
     """A piece to be hashed: where it is, or the bytes themselves where they had to be gathered."""
 
-    subject: _Subject
+    number: int
+    """That of its subject."""
+    source: Source
     begin: int
     end: int
     data: bytes | None = None
@@ -100,7 +103,7 @@ def hash_tensors(checkpoint: Checkpoint, algorithm: str, executor: Executor, tol
     """
     new = _new(algorithm)
     with about(checkpoint.path):
-        hasher = _Hasher(checkpoint, new)
+        hasher = _Hasher(checkpoint, algorithm)
         for tensor in checkpoint.tensors:
             hasher.add(tensor)
         hasher.read(executor, told)
@@ -131,9 +134,10 @@ def _hex(new: _New, data: bytes) -> str:
 class _Hasher:
     """The tensors of one checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, new: _New) -> None:
+    def __init__(self, checkpoint: Checkpoint, algorithm: str) -> None:
         self._checkpoint = checkpoint
-        self._new = new
+        self._algorithm = algorithm
+        self._new = _new(algorithm)
         self._work = Work(checkpoint)
         self._subjects: dict[object, _Subject] = {}
         self._known: dict[int, str] = {}
@@ -169,29 +173,14 @@ class _Hasher:
         total = sum(subject.nbytes for subject in subjects)
         done = 0
 
-        def work(job: list[_Piece]) -> list[tuple[_Piece, bytes]]:
-            return [(piece, self._piece(piece)) for piece in job]
-
-        items = ((piece, piece.end - piece.begin) for subject in subjects for piece in _pieces(subject))
-        for answers in run(grouped(items, PIECE), work, executor):
-            for piece, digest in answers:
-                piece.subject.pieces.append(digest)
-                done += piece.end - piece.begin
+        items = (
+            (piece, piece.end - piece.begin) for number, one in enumerate(subjects) for piece in _pieces(number, one)
+        )
+        for nbytes, answers in run(grouped(items, PIECE), partial(_hash_job, self._algorithm), executor):
+            for number, digest in answers:
+                subjects[number].pieces.append(digest)
+            done += nbytes
             told(done, total)
-
-    def _piece(self, piece: _Piece) -> bytes:
-        digest = self._new()
-        if piece.data is not None:
-            digest.update(piece.data)
-            return digest.digest()
-        source = piece.subject.source
-        try:
-            for begin in range(piece.begin, piece.end, CHUNK):
-                digest.update(source.read_bytes(begin, min(begin + CHUNK, piece.end)))
-        except CkptError as error:
-            error.path = error.path or source.checkpoint.path
-            raise
-        return digest.digest()
 
     def digest(self, tensor: Tensor) -> str:
         """The digest of a tensor whose pieces have been hashed."""
@@ -209,6 +198,26 @@ class _Hasher:
         return _hex(self._new, json.dumps(facts, sort_keys=True).encode())
 
 
+def _hash_job(algorithm: str, job: list[_Piece]) -> tuple[int, list[tuple[int, bytes]]]:
+    """The bytes of a job, and the digest of each piece by the number of its subject."""
+    new = _new(algorithm)
+    return sum(piece.end - piece.begin for piece in job), [(piece.number, _hash_piece(new, piece)) for piece in job]
+
+
+def _hash_piece(new: _New, piece: _Piece) -> bytes:
+    digest = new()
+    if piece.data is not None:
+        digest.update(piece.data)
+        return digest.digest()
+    try:
+        for begin in range(piece.begin, piece.end, CHUNK):
+            digest.update(piece.source.read_bytes(begin, min(begin + CHUNK, piece.end)))
+    except CkptError as error:
+        error.path = error.path or piece.source.path
+        raise
+    return digest.digest()
+
+
 def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> Source:
     """What reads the elements as they are hashed: quantized ones as their integers, unless these are packed."""
     if tensor.layout == "quantized" and tensor.dtype.bits >= 8:
@@ -221,31 +230,33 @@ def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> Source:
     return source
 
 
-def _pieces(subject: _Subject) -> Iterator[_Piece]:
+def _pieces(number: int, subject: _Subject) -> Iterator[_Piece]:
     """The pieces of a view, cut at the same places however its bytes are stored."""
     if subject.source.plain:
         for begin in range(0, subject.nbytes, PIECE):
-            yield _Piece(subject, begin, min(begin + PIECE, subject.nbytes))
+            subject.source.expect(begin + PIECE)
+            yield _Piece(number, subject.source, begin, min(begin + PIECE, subject.nbytes))
         return
     done = 0
     held = bytearray()
     for data in _gathered(subject.source):
         held += data
         while len(held) >= PIECE:
-            yield _Piece(subject, done, done + PIECE, bytes(held[:PIECE]))
+            yield _Piece(number, subject.source, done, done + PIECE, bytes(held[:PIECE]))
             del held[:PIECE]
             done += PIECE
     if held:
-        yield _Piece(subject, done, done + len(held), bytes(held))
+        yield _Piece(number, subject.source, done, done + len(held), bytes(held))
 
 
 def _gathered(source: Source) -> Iterator[bytes]:
     """The elements row after row, little-endian and without flags, a bounded number at a time."""
     from ckpt_cli.arrays.codec import little_endian
 
-    for begin, end in source.cuts(max(PIECE * 8 // source.tensor.dtype.bits, 1)):
+    for begin, end in source.cuts(max(PIECE * 8 // source.dtype.bits, 1)):
         data = source.chunk(begin, end).data or b""
         yield little_endian(source.tensor, data)
+    source.release()
 
 
 # --- manifests -------------------------------------------------------------------------------------------------------

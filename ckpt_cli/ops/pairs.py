@@ -82,6 +82,10 @@ class Pair:
         self.alike = a.stored == b.stored
         self.found: Apart = Apart()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker elsewhere needs, which does not ask what was found so far."""
+        return {**self.__dict__, "found": None}
+
     @property
     def nbytes(self) -> int:
         """Bytes that both take."""
@@ -90,15 +94,17 @@ class Pair:
     def nbytes_of(self, chunk: Chunk) -> int:
         """Bytes that a chunk of both takes."""
         count = chunk.end - chunk.begin
-        return sum(side.source.tensor.dtype.nbytes(count) for side in (self.a, self.b))
+        return sum(side.source.dtype.nbytes(count) for side in (self.a, self.b))
 
     def chunks(self) -> Iterator[tuple[Chunk, Chunk]]:
         """The chunks of both, which have the same elements."""
         a, b = self.a.source, self.b.source
-        most = max(8 * CHUNK // max(a.tensor.dtype.bits, b.tensor.dtype.bits), 1)
+        most = max(4 * CHUNK // max(a.dtype.bits, b.dtype.bits), 1)  # half a chunk of each
         by_rows = self.a.by_rows or self.b.by_rows
         for begin, end in row_cuts(a.region.shape, most) if by_rows else a.cuts(most):
             yield a.chunk(begin, end), b.chunk(begin, end)
+        a.release()
+        b.release()
 
     def compare(self, chunk_a: Chunk, chunk_b: Chunk) -> Apart | None:
         """How far chunks are apart; None where their bytes are the same. Runs on a worker."""
@@ -128,7 +134,8 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, told: Told, *, quic
     done = 0
     in_order = sorted(pairs, key=lambda pair: pair.a.source.place)
     for size, answers in run(grouped(_items(in_order)), _compare_job, executor):
-        for pair, found in answers:
+        for number, found in answers:
+            pair = in_order[number]
             pair.found = together(pair.found, found, pair.tolerance.first)
             if quick and found.differing:
                 return
@@ -136,22 +143,23 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, told: Told, *, quic
         told(done, total)
 
 
-_Item = tuple[Pair, Chunk, Chunk]
+_Item = tuple[int, Pair, Chunk, Chunk]
+"""The number of a pair, the pair, and a chunk of both."""
 
 
 def _items(pairs: Iterable[Pair]) -> Iterator[tuple[_Item, int]]:
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
         for chunk_a, chunk_b in pair.chunks():
-            yield (pair, chunk_a, chunk_b), pair.nbytes_of(chunk_a)
+            yield (number, pair, chunk_a, chunk_b), pair.nbytes_of(chunk_a)
 
 
-def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[Pair, Apart]]]:
+def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[int, Apart]]]:
     """How far the chunks of a job are apart, those that are not at all left out, and the bytes of both sides."""
-    answers: list[tuple[Pair, Apart]] = []
+    answers: list[tuple[int, Apart]] = []
     nbytes = 0
-    for pair, chunk_a, chunk_b in job:
+    for number, pair, chunk_a, chunk_b in job:
         nbytes += pair.nbytes_of(chunk_a)
         found = pair.compare(chunk_a, chunk_b)
         if found is not None:
-            answers.append((pair, found))
+            answers.append((number, found))
     return nbytes, answers

@@ -27,6 +27,9 @@ _SPOTS = 8
 _SAMPLE = 4096
 """Elements of a sample."""
 
+_IN_ORDER = 32 << 20
+"""Bytes of a tensor that are read ahead before its sample is taken, so that a disk does not seek within them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -81,6 +84,10 @@ class _Subject:
         self._by_rows = not codec.uniform
         self.found: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker elsewhere needs, which does not ask what was found so far."""
+        return {**self.__dict__, "found": None}
+
     def chunks(self) -> Iterator[Chunk]:
         """Its chunks, after a sample decided how they are summed."""
         from ckpt_cli.arrays.summing import Numbers
@@ -89,6 +96,7 @@ class _Subject:
             self.summer.sample(self._sample(self.summer))
         for begin, end in self.source.cuts():
             yield self.source.chunk(begin, end)
+        self.source.release()
 
     def _sample(self, summer: Numbers) -> Any:
         """Values from a few places, the same ones every time; of what must be gathered, from its beginning."""
@@ -100,6 +108,7 @@ class _Subject:
             chunk = source.chunk(begin, end)
             values = summer.values(source.read(chunk), self._part(chunk))
             return values[:: max(len(values) // _SAMPLE, 1)].copy()
+        source.expect(_IN_ORDER)
         count = min(source.numel, _SAMPLE // _SPOTS if source.numel > _SAMPLE else _SAMPLE)
         last = source.numel - count
         begins = [last * spot // (_SPOTS - 1) for spot in range(_SPOTS)] if last else [0]
@@ -115,7 +124,7 @@ class _Subject:
 
     def nbytes(self, chunk: Chunk) -> int:
         """Bytes of a chunk."""
-        return self.source.tensor.dtype.nbytes(chunk.end - chunk.begin)
+        return self.source.dtype.nbytes(chunk.end - chunk.begin)
 
 
 def stats(
@@ -196,35 +205,36 @@ def _sum_all(subjects: Sequence[_Subject], executor: Executor, told: Told) -> No
     done = 0
     in_order = sorted(subjects, key=lambda subject: subject.source.place)
     for size, answers in run(grouped(_items(in_order)), _sum_job, executor):
-        for subject, found in answers:
-            subject.found = add(subject.found, found)
+        for number, found in answers:
+            in_order[number].found = add(in_order[number].found, found)
         done += size
         told(done, nbytes)
 
 
-def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[tuple[_Subject, Chunk], int]]:
-    for subject in subjects:
+_Item = tuple[int, _Subject, Chunk]
+"""The number of a subject, the subject, and a chunk of it."""
+
+
+def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[_Item, int]]:
+    for number, subject in enumerate(subjects):
         for chunk in subject.chunks():
-            yield (subject, chunk), subject.nbytes(chunk)
+            yield (number, subject, chunk), subject.nbytes(chunk)
 
 
-def _sum_job(job: list[tuple[_Subject, Chunk]]) -> tuple[int, list[tuple[_Subject, Any]]]:
-    """What the chunks of a job sum up to, those of one subject together, and their bytes."""
-    from ckpt_cli.arrays.summing import add
+def _sum_job(job: list[_Item]) -> tuple[int, list[tuple[int, Any]]]:
+    """What each chunk of a job sums up to, by the number of its subject, and their bytes.
 
-    answers: list[tuple[_Subject, Any]] = []
+    They are not merged here: which chunks share a job depends on the file, and the last digits must not.
+    """
+    answers: list[tuple[int, Any]] = []
     nbytes = 0
-    for subject, chunk in job:
+    for number, subject, chunk in job:
         try:
-            found = subject.sum(chunk)
+            answers.append((number, subject.sum(chunk)))
         except CkptError as error:
-            error.path = error.path or subject.source.checkpoint.path
+            error.path = error.path or subject.source.path
             raise
         nbytes += subject.nbytes(chunk)
-        if answers and answers[-1][0] is subject:
-            answers[-1] = (subject, add(answers[-1][1], found))
-        else:
-            answers.append((subject, found))
     return nbytes, answers
 
 
