@@ -50,10 +50,13 @@ class Changes:
     metadata: Mapping[str, str] | None = None
     """The container's string map, where it changes."""
 
+    anew: bool = False
+    """Whether the file is to be written anew whatever else changes, for its layout."""
+
     @property
     def only_names_and_metadata(self) -> bool:
         """Whether every storage that stays keeps its bytes and its place."""
-        return not (self.dropped or self.dropped_prefixes or self.root or self.tensors or self.contents)
+        return not (self.anew or self.dropped or self.dropped_prefixes or self.root or self.tensors or self.contents)
 
 
 def entries_after(entries: Sequence[Entry], changes: Changes) -> list[Entry]:

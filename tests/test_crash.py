@@ -83,6 +83,8 @@ def tied_net() -> nn.Module:
 def fill(folder: Path) -> None:
     """The files that edits start from."""
     torch.save(tied_net().state_dict(), folder / "a.pt")
+    torch.save(tied_net().state_dict(), folder / "longer.pt")
+    assert run(["rename", str(folder / "longer.pt"), "--add", "p" * 900]) == 0
     save_model(tied_net(), str(folder / "a.safetensors"))
     torch.save({"other": torch.ones(3)}, folder / "there.pt")
     torch.save(tied_net().state_dict(), folder / "old.pt", _use_new_zipfile_serialization=False)
@@ -120,6 +122,8 @@ SCENES = {
     "to a new safetensors": ("out.st", "set", "a.safetensors", "3.bias=0", "-o", "out.st"),
     "rename": ("a.pt", "rename", "a.pt", "--add", "net"),
     "rename by as much": ("a.pt", "rename", "a.pt", "3", "4"),
+    "rename by more": ("a.pt", "rename", "a.pt", "--add", "a.prefix.that.the.file.has.no.room.for" * 9),
+    "rename by less after that": ("longer.pt", "rename", "longer.pt", "--strip", "p" * 900),
     "rename a header in place": ("a.safetensors", "rename", "a.safetensors", "--sub", r"\.weight$", ".w"),
     "rename with a new header": ("a.safetensors", "rename", "a.safetensors", "--add", "a.prefix.as.long.as.that"),
     "meta": ("a.safetensors", "meta", "a.safetensors", "f=p"),

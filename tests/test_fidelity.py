@@ -10,6 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -384,7 +385,7 @@ def test_computed_offsets_agree_with_where_the_bytes_are(tmp_path: Path, ckpt: C
     for edit in (*edits, ["rename", "--strip", "prefix"]):
         done = ckpt(edit[0], path, *edit[1:])
         assert done.code == 0
-        assert ("in place" in done.err) == ("--strip" in edit)
+        assert ("in place" in done.err) == (edit[0] == "rename")
         reader = torch._C.PyTorchFileReader(str(path))
         with torch.utils.serialization.config.patch("load.calculate_storage_offsets", True):
             computed = torch.load(path, weights_only=False)
@@ -462,3 +463,48 @@ def test_a_shorter_pickle_goes_into_the_room_before_the_first_storage(tmp_path: 
         assert load(path)["layers.49.weight"][0] == 49
     assert json.loads(ckpt("rename", path, "--add", "module", "--json").out)["patched"]  # the room is there again
     assert_same(load(path)["module.layers.1.weight"], state["module.layers.1.weight"])
+
+
+def test_a_longer_pickle_goes_behind_the_storages_and_stays_there(tmp_path: Path, ckpt: Ckpt) -> None:
+    """So that no name costs a copy of the file; the record is grown and cut where it is from then on."""
+    path = tmp_path / "a.pt"
+    state = {f"layers.{number}.weight": torch.full((3000,), float(number)) for number in range(150)}
+    state["tied"] = state["layers.3.weight"]
+    torch.save(state, path)
+    before = path.stat()
+    prefixes = ["", "a.very.long.prefix.that.nobody.would.leave.room.for", "shorter", "x" * 900, "y"]
+    for old, new in pairwise(prefixes):
+        edit = ["--add", new] if not old else [old, new]
+        planned = json.loads(ckpt("rename", path, *edit, "--json", "--dry-run").out)
+        told = json.loads(ckpt("rename", path, *edit, "--json").out)
+        assert told["patched"]
+        assert told["bytes_written"] == planned["bytes_written"] < 400_000 < path.stat().st_size
+        assert path.stat().st_ino == before.st_ino
+        wanted = {f"{new}.{name}": tensor for name, tensor in state.items()}
+        for options in ({}, {"mmap": True}):
+            assert_same(torch.load(path, **options), wanted)
+        with torch.utils.serialization.config.patch("load.calculate_storage_offsets", True):
+            assert_same(torch.load(path), wanted)
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None
+        assert (ckpt("check", "--deep", path).code, ckpt("scan", path).code) == (0, 0)
+    assert path.stat().st_size < before.st_size + 40_000
+    assert ckpt("set", path, "y.layers.3.weight[0]=100", "epoch=3", "--new").code == 0
+    found = load(path)
+    assert (found["y.tied"][0], found["epoch"]) == (100, 3)
+    assert ckpt("compact", path, "-o", tmp_path / "b.pt").code == 0
+    torch.save(found, tmp_path / "c.pt")
+    names = [zipfile.ZipFile(tmp_path / name).namelist() for name in ("b.pt", "c.pt")]
+    assert [name.split("/", 1)[1] for name in names[0]] == [name.split("/", 1)[1] for name in names[1]]
+    assert ckpt("convert", path, tmp_path / "d.pt", "--json").code == 0
+    assert not [name for name in zipfile.ZipFile(tmp_path / "d.pt").namelist() if "room" in name]
+
+
+def test_the_end_of_a_file_with_a_comment_is_left_as_it_is(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(3)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"of somebody"
+    told = json.loads(ckpt("rename", path, "--add", "n" * 7_000, "--json").out)
+    assert not told["patched"]
+    assert_same(load(path), {"n" * 7_000 + ".w": torch.ones(3)})

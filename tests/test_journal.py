@@ -123,12 +123,90 @@ def test_a_journal_cannot_reach_out_of_its_folder(path: str, tmp_path: Path) -> 
     bait.write_bytes(OLD)
     log = complete_journal(path)
     _, length, _ = journal._HEAD.unpack_from(log)
-    header = json.dumps({"files": [{"name": "b.pt", "size": len(OLD)}, {"name": "../a.pt", "size": len(OLD)}]}).encode()
+    sizes = {"size": len(OLD), "new_size": len(OLD)}
+    header = json.dumps({"files": [{"name": "b.pt", **sizes}, {"name": "../a.pt", **sizes}]}).encode()
     forged = journal._HEAD.pack(journal._MAGIC, len(header), zlib.crc32(header)) + header
     Path(journal_path(str(bait))).write_bytes(forged + log[journal._HEAD.size + length :])
     with pytest.raises(RefusedError, match="does not point back"):
         journal.recover(str(bait))
     assert victim.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("end", [b"a longer end than there was", b"shorter", b"", b"with zeros\0\0\0\0\0\0\0\0"])
+@pytest.mark.parametrize("zeros", [b"", b"\0" * 40])
+def test_a_file_becomes_longer_or_shorter_or_stays(
+    path: str, monkeypatch: pytest.MonkeyPatch, *, end: bytes, zeros: bytes
+) -> None:
+    old = OLD[:2000] + b"the old end" + zeros
+    new = OLD[:3] + b"changed" + OLD[10:2000] + end
+    assert len({len(old), len(new)}) == 2
+
+    def edit() -> int:
+        with LocalFile(path, write=True) as file:
+            overlay = Overlay([file])
+            overlay.write(0, 3, b"changed")
+            overlay.replace_end(0, 2000, end)
+            assert overlay.read(0, 0, len(new)) == new
+            return journal.apply(overlay)
+
+    Path(path).write_bytes(old)
+    edit()
+    assert content(path) == new
+
+    log: list[bytes] = []
+    states: list[bytes] = []
+    real = {name: getattr(os, name) for name in ("pwrite", "ftruncate", "fsync")}
+
+    def noting(name: str) -> Any:
+        def call(fd: int, *arguments: Any) -> Any:
+            if os.path.exists(journal_path(path)) and os.path.samestat(os.fstat(fd), os.stat(path)):
+                log[:] = [content(journal_path(path))]
+                states.append(content(path))
+            return real[name](fd, *arguments)
+
+        return call
+
+    Path(path).write_bytes(old)
+    for name in real:
+        monkeypatch.setattr(os, name, noting(name))
+    edit()
+    monkeypatch.undo()
+    assert states[0] == old
+    for state in {*states, new, *(state[:2001] for state in states)}:
+        Path(path).write_bytes(state)
+        Path(journal_path(path)).write_bytes(log[0])
+        if min(len(old), len(new)) <= len(state):
+            assert journal.recover(path)
+            assert content(path) == new
+        else:
+            with pytest.raises(RefusedError):
+                journal.recover(path)
+            os.unlink(journal_path(path))
+
+
+@pytest.mark.parametrize("end", [b"a longer end than there was", b"shorter"])
+@pytest.mark.parametrize("step", ["pwrite", "ftruncate", "fsync"])
+def test_an_end_that_cannot_be_replaced_is_the_old_one(
+    path: str, monkeypatch: pytest.MonkeyPatch, *, end: bytes, step: str
+) -> None:
+    old = OLD[:2000] + b"the old end"
+    Path(path).write_bytes(old)
+    real = getattr(os, step)
+
+    def failing(fd: int, *arguments: Any) -> Any:
+        if os.path.samestat(os.fstat(fd), os.stat(path)):
+            monkeypatch.undo()
+            raise OSError(errno.ENOSPC, "no space")
+        return real(fd, *arguments)
+
+    with LocalFile(path, write=True) as file:
+        overlay = Overlay([file])
+        overlay.replace_end(0, 2000, end)
+        monkeypatch.setattr(os, step, failing)
+        with pytest.raises(OSError, match="no space"):
+            journal.apply(overlay)
+    assert content(path) == old
+    assert not os.path.exists(journal_path(path))
 
 
 def pair_of(folder: Path) -> tuple[list[str], Overlay]:

@@ -30,7 +30,7 @@ sys.exit(run(sys.argv[1:]))
 """A ckpt on a disk that takes its time for each piece."""
 
 COMMANDS = {
-    "rename": ["rename", "a.pt", "--add", "a.long.prefix." * 20],
+    "rename": ["rename", "a.pt", "--add", "a.long.prefix." * 20, "-o", "out.pt"],
     "convert": ["convert", "a.pt", "out.safetensors"],
     "set": ["set", "a.pt", "0[0]=1", "-o", "out.pt"],
     "rm": ["rm", "a.pt", "0"],

@@ -5,7 +5,8 @@
     trailer:             magic | number of records u64 | crc u32 of every record's crc
 
 The journal is complete on disk before the first patch, and is removed after the last one is on disk. So a journal
-without its trailer means that nothing was patched, and one with it can be rolled forward at any time.
+without its trailer means that nothing was patched, and one with it can be rolled forward at any time. Where a file
+becomes longer or shorter, the bytes beyond its end count as zeros, old or new.
 
 An edit of several files has one journal, beside the first of them. Beside each other one a pointer is made durable
 before the journal and removed after it, so that whoever opens only that file finds the journal too:
@@ -28,7 +29,7 @@ from ckpt_cli.errors import CkptError, MalformedError, RefusedError
 from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import lock
-from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files.overlay import Overlay, read_padded
 
 _MAGIC = b"ckpt-journal-1\n\0"
 _TRAILER = b"ckpt-journal-end"
@@ -41,6 +42,8 @@ _CRC = struct.Struct("<I")
 _END = struct.Struct("<16sQI")
 _HEADER_LIMIT = 1 << 20
 _RECORD_LIMIT = 16 << 20
+_GROWTH_LIMIT = 1 << 30
+"""Bytes that an edit in place makes a file longer by at most."""
 _SECTOR = 4096
 """Bytes that a crash leaves wholly old or wholly new, but for the one where it stopped."""
 _HELD = 1 << 20
@@ -52,6 +55,9 @@ class _File(TypedDict):
     name: str
     """A name in the journal's own folder, never a path: a journal may not reach elsewhere."""
     size: int
+    """Bytes that it has before the edit."""
+    new_size: int
+    """Bytes that it has after it."""
 
 
 class _Header(TypedDict):
@@ -78,7 +84,7 @@ def apply(overlay: Overlay) -> int:
     The journal stands beside the first file that is patched, and a pointer to it beside each further one. On any
     error or interrupt the old bytes are put back.
     """
-    touched = [number for number in range(len(overlay.files)) if overlay.patches(number)]
+    touched = [number for number in range(len(overlay.files)) if overlay.touches(number)]
     if not touched:
         return 0
     files = [overlay.files[number] for number in touched]
@@ -98,6 +104,8 @@ def apply(overlay: Overlay) -> int:
     try:
         for number in touched:
             write_patches(overlay, number, overlay.files[number])
+            if overlay.size(number) != overlay.files[number].size:
+                os.ftruncate(overlay.files[number].fd, overlay.size(number))
             os.fsync(overlay.files[number].fd)
     except BaseException:
         _roll_back(path, files)
@@ -150,12 +158,14 @@ def _recover_from(log: str, real: str, path: str, pointer: str | None = None) ->
             header = _header(journal)
             others = [_neighbour(log, entry["name"]) for entry in header["files"][1:]] if header else []
             files = [first, *(opened.enter_context(LocalFile(other, write=True, follow=False)) for other in others)]
-            whole = header is not None and _is_complete(journal, files)
+            whole = header is not None and _is_complete(journal, header)
             if header and whole:
                 _check_identity(log, header, files, _records(journal))
                 for record in _records(journal):
                     write_all(files[record.file].fd, record.new, record.offset)
-                for file in files:
+                for file, entry in zip(files, header["files"], strict=True):
+                    if entry["new_size"] != entry["size"]:
+                        os.ftruncate(file.fd, entry["new_size"])
                     os.fsync(file.fd)
         remove_journal(log, *map(journal_path, others), *([pointer] if pointer else []))
         return whole
@@ -281,8 +291,11 @@ class _Log:
 
 def _write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
     """Write the whole journal of the patched files and make it durable; returns its size in bytes."""
-    files = [overlay.files[number] for number in touched]
-    named = [_File(name=os.path.basename(os.path.realpath(file.path)), size=file.size) for file in files]
+    named: list[_File] = []
+    for number in touched:
+        file = overlay.files[number]
+        name = os.path.basename(os.path.realpath(file.path))
+        named.append(_File(name=name, size=file.size, new_size=overlay.size(number)))
     header = json.dumps(_Header(files=named)).encode()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -317,15 +330,26 @@ def _header(journal: LocalFile) -> _Header | None:
         return None
     try:
         parsed = json.loads(header)
-        named = [_File(name=str(entry["name"]), size=int(entry["size"])) for entry in parsed["files"]]
+        named = [
+            _File(name=str(entry["name"]), size=int(entry["size"]), new_size=int(entry["new_size"]))
+            for entry in parsed["files"]
+        ]
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # its checksum holds, but no ckpt wrote it
         return None
-    return _Header(files=named) if named else None
+    if not named or any(not 0 <= entry["new_size"] <= entry["size"] + _GROWTH_LIMIT for entry in named):
+        return None
+    return _Header(files=named)
 
 
-def _is_complete(journal: LocalFile, files: Sequence[LocalFile]) -> bool:
+def _reach(entry: _File) -> int:
+    """The byte after the last that a patch of a file may write."""
+    return max(entry["size"], entry["new_size"])
+
+
+def _is_complete(journal: LocalFile, header: _Header) -> bool:
     """Whether every record's checksum holds, and the records are those that the trailer counts."""
-    if journal.size > _HEADER_LIMIT + (_RECORD.size + _CRC.size + 2) * (1 + sum(file.size for file in files)):
+    files = header["files"]
+    if journal.size > _HEADER_LIMIT + (_RECORD.size + _CRC.size + 2) * (1 + sum(map(_reach, files))):
         return False
     _, count, total = _END.unpack(journal.read(journal.size - _END.size, _END.size))
     found = running = 0
@@ -370,10 +394,15 @@ def _check_identity(
     records: Iterator[_Record],
 ) -> None:
     """Refuse to roll forward over a file that is not the one the journal was written for."""
-    stale = [file.path for file, entry in zip(files, header["files"], strict=True) if file.size != entry["size"]]
+    entries = header["files"]
+    stale = [
+        file.path
+        for file, entry in zip(files, entries, strict=True)
+        if not min(entry["size"], entry["new_size"]) <= file.size <= _reach(entry)
+    ]
     for record in [] if stale else records:
         file = files[record.file]
-        if record.offset + len(record.new) > file.size or not _is_between(record, file):
+        if record.offset + len(record.new) > _reach(entries[record.file]) or not _is_between(record, file):
             stale.append(file.path)
             break
     if stale:
@@ -388,7 +417,7 @@ def _is_between(record: _Record, file: LocalFile) -> bool:
     """Whether each byte is an old or a new one, as an interrupted patch leaves them."""
     for at in range(0, len(record.new), _SECTOR):
         old, new = record.old[at : at + _SECTOR], record.new[at : at + _SECTOR]
-        now = file.read(record.offset + at, len(new))
+        now = read_padded(file, record.offset + at, len(new))
         if now not in (old, new) and any(byte not in pair for byte, *pair in zip(now, old, new, strict=True)):
             return False
     return True
@@ -398,8 +427,10 @@ def _roll_back(path: str, files: Sequence[LocalFile]) -> None:
     """Put the old bytes back from the journal; what fails here is left to the next recovery."""
     with LocalFile(path) as journal:
         for record in _records(journal):
-            write_all(files[record.file].fd, record.old, record.offset)
+            file = files[record.file]
+            write_all(file.fd, record.old[: max(file.size - record.offset, 0)], record.offset)
         for file in files:
+            os.ftruncate(file.fd, file.size)
             os.fsync(file.fd)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import time
 
 from ckpt_cli.errors import BusyError
@@ -17,8 +18,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
 
 
 def lock(file: LocalFile) -> None:
-    """Take the file's exclusive lock, held until it is closed; raises BusyError after `PATIENCE` seconds."""
+    """Take the file's exclusive lock, held until it is closed; raises BusyError after `PATIENCE` seconds.
+
+    Its size is then what the writer before left.
+    """
     wait_for(file.fd, file.path)
+    file.size = os.fstat(file.fd).st_size
 
 
 def wait_for(fd: int, path: str) -> None:

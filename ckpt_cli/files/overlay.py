@@ -67,45 +67,71 @@ class _Store:
         self._held.close()
 
 
+@dataclass(slots=True)
+class _Pending:
+    """What is to become of one file."""
+
+    size: int
+    """The bytes that it will have."""
+    patches: list[Patch] = field(default_factory=list)
+
+
 class Overlay:
-    """A set of patches over some open files; patches of one file never overlap."""
+    """A set of patches over some open files; patches of one file never overlap.
+
+    A file may become longer or shorter: bytes beyond its end, now or then, count as zeros.
+    """
 
     def __init__(self, files: Sequence[LocalFile]) -> None:
         self.files = files
-        self._patches: list[list[Patch]] = [[] for _ in files]
+        self._pending = [_Pending(file.size) for file in files]
         self._store = _Store()
 
     def part(self, first: int, count: int) -> Overlay:
         """The patches of some of the files, counted from 0: what is written there is written here."""
         part = Overlay(self.files[first : first + count])
-        part._patches = self._patches[first : first + count]
+        part._pending = self._pending[first : first + count]
         part._store = self._store
         return part
 
     @property
     def nbytes(self) -> int:
         """Bytes that applying would change in the files, the journal not counted."""
-        return sum(patch.nbytes for patches in self._patches for patch in patches)
+        return sum(patch.nbytes for pending in self._pending for patch in pending.patches)
 
     def __bool__(self) -> bool:
-        return any(self._patches)
+        return any(map(self.touches, range(len(self.files))))
+
+    def touches(self, file: int) -> bool:
+        """Whether file number `file` would change."""
+        return bool(self._pending[file].patches) or self.size(file) != self.files[file].size
 
     def patches(self, file: int) -> Sequence[Patch]:
         """The patches of file number `file`, in the order of their offsets."""
-        return self._patches[file]
+        return self._pending[file].patches
+
+    def size(self, file: int) -> int:
+        """The bytes that the file will have."""
+        return self._pending[file].size
+
+    def replace_end(self, file: int, offset: int, data: bytes) -> None:
+        """Make `data` the last bytes of the file, from `offset` on: it becomes longer, or shorter."""
+        self._pending[file].size = max(self.size(file), offset + len(data))
+        self.write(file, offset, data.ljust(self.size(file) - offset, b"\0"))
+        self._pending[file].size = offset + len(data)
 
     def new_bytes(self, patch: Patch) -> bytes:
         """What the patch writes."""
         return self._store.read(patch.position, patch.nbytes)
 
     def old_bytes(self, file: int, patch: Patch) -> bytes:
-        """What stands in the file where the patch will write."""
-        return self.files[file].read(patch.offset, patch.nbytes)
+        """What stands in the file where the patch will write, zeros where it has not been that long."""
+        return read_padded(self.files[file], patch.offset, patch.nbytes)
 
     def read(self, file: int, offset: int, nbytes: int) -> bytes:
         """The range as it will be once every pending patch is applied."""
         touching = list(self._touching(file, offset, offset + nbytes))
-        base = self.files[file].read(offset, nbytes)
+        base = read_padded(self.files[file], offset, nbytes)
         if not touching:
             return base
         data = bytearray(base)
@@ -139,7 +165,7 @@ class Overlay:
 
     def _touching(self, file: int, begin: int, end: int) -> Iterator[Patch]:
         """The patches that share bytes with the range, in order."""
-        patches = self._patches[file]
+        patches = self._pending[file].patches
         first = bisect_right(patches, begin, key=lambda patch: patch.offset) - 1
         if first < 0 or patches[first].end <= begin:
             first += 1
@@ -150,10 +176,17 @@ class Overlay:
         """A patch for a range that no patch covers yet, cut to chunks."""
         for begin in range(0, len(data), CHUNK):
             piece = data[begin : begin + CHUNK]
-            if piece == self.files[file].read(offset + begin, len(piece)):
+            if piece == read_padded(self.files[file], offset + begin, len(piece)):
                 continue
-            insort(self._patches[file], Patch(offset + begin, len(piece), self._store.append(piece)))
+            insort(self._pending[file].patches, Patch(offset + begin, len(piece), self._store.append(piece)))
 
     def close(self) -> None:
         """Drop what is pending."""
         self._store.close()
+
+
+def read_padded(file: LocalFile, offset: int, nbytes: int) -> bytes:
+    """A range of a file that may reach beyond its end, where zeros are."""
+    there = min(max(file.size - offset, 0), nbytes)
+    data = file.read(offset, there) if there else b""
+    return data if there == nbytes else data.ljust(nbytes, b"\0")

@@ -83,6 +83,10 @@ class ShardSet:
         place = self._places[id(storage)]
         return place.container, place.storage
 
+    def part(self, overlay: Overlay, number: int) -> Overlay:
+        """The patches of the files of shard `number`."""
+        return overlay.part(self._firsts[number], len(self._containers[number].files))
+
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
         """Bytes of a storage."""
         place = self._places[id(storage)]
@@ -96,8 +100,8 @@ class ShardSet:
 
     def seal(self, overlay: Overlay) -> None:
         """Seal each shard's patches."""
-        for container, first in zip(self._containers, self._firsts, strict=False):
-            part = overlay.part(first, len(container.files))
+        for number, container in enumerate(self._containers):
+            part = self.part(overlay, number)
             if part:
                 container.seal(part)
 

@@ -16,6 +16,7 @@ from ckpt_cli.formats.shard_set import ShardSet, unique_nbytes
 from ckpt_cli.model import Checkpoint, Tensor
 
 if TYPE_CHECKING:
+    from ckpt_cli.files.overlay import Overlay
     from ckpt_cli.formats.registry import Rewriter
 
 
@@ -69,6 +70,18 @@ class Rewriting:
     def nbytes(self) -> int:
         """The bytes that will be written."""
         return sum(part.work.nbytes for part in self.parts) + (len(self.index[1]) if self.index else 0)
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the edit into the overlay if it is one of headers or pickles alone, and they fit where they are."""
+        if self.removed:
+            return False
+        numbers = {name: number for number, name in enumerate(self._names)}
+        for part in self.parts:
+            if not part.work.patch(self._container.part(overlay, numbers[part.name])):
+                return False
+        if self.index is not None:
+            overlay.replace_end(0, 0, self.index[1])
+        return True
 
     def _shards_of_entries(self) -> dict[str, int]:
         """The number of the shard of each entry; an alias of the index is where its tensor is."""

@@ -16,7 +16,7 @@ from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.formats.torch_zip import NAME
-from ckpt_cli.formats.torch_zip_head import LONGEST, replace_pickle
+from ckpt_cli.formats.torch_zip_head import LONGEST, ROOM, replace_pickle
 from ckpt_cli.formats.zip_records import STORED, Record
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
@@ -61,7 +61,7 @@ class Rewriting:
         return ordered
 
     def patch(self, overlay: Overlay) -> bool:
-        """Put the edit into the overlay if only the pickle changes and fits in the room before the first storage."""
+        """Put the edit into the overlay if only the pickle changes, and it may stay or go to the file's end."""
         if not self._changes.only_names_and_metadata or self._renumbered:
             return False
         pickle = self._edited.verified(LONGEST)
@@ -87,6 +87,8 @@ class Rewriting:
                 pending_now = pending and last_note not in names
             elif name.startswith(prefix):
                 pending_now = pending
+            elif name == f"{self._prefix}{ROOM}":  # a whole file needs none
+                pending_now = False
             else:
                 self._copy(writer, name, record, progress)
                 pending_now = pending and name == last_note

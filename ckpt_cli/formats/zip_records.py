@@ -111,8 +111,8 @@ class ZipRecords:
         """The file's number within its container."""
         self.by_name: dict[str, Record] = {}
         self._in_order: list[Record] = []
-        self._directory = 0
-        """The first byte of the central directory."""
+        self.directory = (0, 0)
+        """The first byte of the central directory, and its size in bytes."""
         self._data: dict[str, int] = {}
         """What local headers were read for: the first byte of each record's data."""
         self._stream: _Stream | None = None
@@ -226,6 +226,7 @@ class ZipRecords:
         if len(self.by_name) < count:
             twice = next(record.name for record in records if self.by_name[record.name] is not record)
             raise self._malformed(f"it has two records called {twice!r}; readers differ in which one they take")
+        self.directory = (offset, size)
         self._check_ranges(records, offset)
 
     def _find_directory(self) -> tuple[int, int, int, int]:
@@ -319,7 +320,7 @@ class ZipRecords:
     def _check_ranges(self, records: list[Record], directory: int) -> None:
         """Every record must end before the next one begins, and the last before the directory."""
         self._in_order = sorted(records, key=attrgetter("header"))
-        limit = self._directory = directory
+        limit = directory
         for record in reversed(self._in_order):
             if record.least_end > limit:
                 raise self._malformed(
@@ -349,7 +350,7 @@ class ZipRecords:
     def _next_after(self, record: Record) -> int:
         """The first byte of what follows a record: the next one, or the directory."""
         following = bisect_right(self._in_order, record.header, key=lambda other: other.header)
-        return self._in_order[following].header if following < len(self._in_order) else self._directory
+        return self._in_order[following].header if following < len(self._in_order) else self.directory[0]
 
     def _malformed(self, problem: str) -> MalformedError:
         return MalformedError(f"not a sound zip file: {problem}", path=self.file.path)

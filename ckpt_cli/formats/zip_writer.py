@@ -27,7 +27,7 @@ _FULL = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
     """What the central directory says of a record."""
 
     name: bytes
@@ -52,7 +52,7 @@ class ZipWriter:
         """The byte that is written next, counted from the base."""
         self._crc = 0
         """The CRC-32 of what the record that is being written has so far."""
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
 
     def add(self, name: str, content: bytes) -> None:
         """A record with this content."""
@@ -126,13 +126,8 @@ class ZipWriter:
         """Write the central directory and the end records; returns the bytes of the whole zip file."""
         begin = self._position
         for entry in self._entries:
-            self._write(_central(entry))
-        size, count = self._position - begin, len(self._entries)
-        end64 = self._position
-        self._write(struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 0x031E, 45, 0, 0, count, count, size, begin))
-        self._write(struct.pack("<4sLQL", b"PK\6\7", 0, end64, 1))
-        short = min(count, 0xFFFF)
-        self._write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, min(size, _FULL), min(begin, _FULL), 0))
+            self._write(central_entry(entry))
+        self._write(end_records(len(self._entries), self._position - begin, begin))
         if self._target is not None:
             self._target.size = self._base + self._position
         return self._position
@@ -146,7 +141,7 @@ class ZipWriter:
     def _end(self, name: str, header: int, crc: int, nbytes: int) -> None:
         """Write the descriptor, and note the record for the directory."""
         self._write(descriptor(nbytes, crc, header))
-        self._entries.append(_Entry(name.encode("utf-8", "surrogateescape"), header, crc, nbytes))
+        self._entries.append(Entry(name.encode("utf-8", "surrogateescape"), header, crc, nbytes))
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -183,6 +178,16 @@ def descriptor(nbytes: int, crc: int, header: int) -> bytes:
     return struct.pack(form, b"PK\7\10", crc, nbytes, nbytes)
 
 
+def end_records(count: int, size: int, begin: int) -> bytes:
+    """What follows a directory of `count` entries and `size` bytes that begins at byte `begin`: zip64 always."""
+    short = min(count, 0xFFFF)
+    return b"".join((
+        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 0x031E, 45, 0, 0, count, count, size, begin),
+        struct.pack("<4sLQL", b"PK\6\7", 0, begin + size, 1),
+        struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, min(size, _FULL), min(begin, _FULL), 0),
+    ))  # fmt: skip
+
+
 def _zip64(nbytes: int, header: int, *, stored: int) -> bytes:
     """The zip64 extra with those of the sizes and the offset that 32 bits do not hold; empty where they hold all."""
     wide = b""
@@ -193,7 +198,8 @@ def _zip64(nbytes: int, header: int, *, stored: int) -> bytes:
     return struct.pack("<HH", 1, len(wide)) + wide if wide else b""
 
 
-def _central(entry: _Entry) -> bytes:
+def central_entry(entry: Entry) -> bytes:
+    """A record's entry in the central directory."""
     extra = _zip64(entry.nbytes, entry.header, stored=entry.nbytes)
     size = min(entry.nbytes, _FULL)
     flags = 0x808 if entry.nbytes else 0x800

@@ -80,15 +80,7 @@ def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edi
         closing(open_checkpoint(path, write=not dry_run)) as checkpoint,
         _planned(checkpoint, plan) as (overlay, changes),
     ):
-        kept: list[str] = []
-        touched = [file for number, file in enumerate(overlay.files) if overlay.patches(number)]
-        for file in touched:
-            refuse_cached(file.path)
-            if not dry_run and not file.writable:
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
-        if not dry_run and overlay:
-            kept = [copy_as(file, f"{file.path}.bak") for file in touched] if backup else []
-            journal.apply(overlay)
+        kept = apply_in_place(overlay, dry_run=dry_run, backup=backup)
         return Edit(
             path=path,
             output=path,
@@ -100,6 +92,20 @@ def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edi
             backup=kept[0] if kept else None,
             backups=tuple(kept),
         )
+
+
+def apply_in_place(overlay: Overlay, *, dry_run: bool, backup: bool) -> list[str]:
+    """Patch the files, all or nothing, unless it is a dry run; returns where backups were kept."""
+    touched = [file for number, file in enumerate(overlay.files) if overlay.touches(number)]
+    for file in touched:
+        refuse_cached(file.path)
+        if not dry_run and not file.writable:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
+    if dry_run or not touched:
+        return []
+    kept = [copy_as(file, f"{file.path}.bak") for file in touched] if backup else []
+    journal.apply(overlay)
+    return kept
 
 
 @contextmanager

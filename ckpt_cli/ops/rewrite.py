@@ -15,13 +15,13 @@ from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress, Told, copy_into, counting, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
-from ckpt_cli.files.replace import copy_as, creating, keep_as, replacing_folder
+from ckpt_cli.files.replace import creating, keep_as, replacing_folder
 from ckpt_cli.files.replace_set import replacing_set
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.formats.folder import index_of
 from ckpt_cli.formats.shard_set_write import Rewriting as SetRewriting
 from ckpt_cli.model import Checkpoint
-from ckpt_cli.ops.edit import Edit
+from ckpt_cli.ops.edit import Edit, apply_in_place
 from ckpt_cli.ops.outputs import check_output, check_output_folder, writing
 
 
@@ -87,15 +87,16 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         )
         if options.dry_run and planned.check is not None:
             _rehearse(planned)
+        if options.output is None:
+            with closing(Overlay(opened.container.files)) as overlay:
+                if work.patch(overlay):
+                    _require_patchable(opened, overlay, options)
+                    return _patch(overlay, done, options)
         if isinstance(work, SetRewriting):
             done = replace(done, removed=tuple(work.removed))
             return (
                 _measured(opened, work, done) if options.dry_run else _replace_set(opened, work, planned, done, options)
             )
-        if options.output is None:
-            with closing(Overlay(opened.container.files)) as overlay:
-                if work.patch(overlay):
-                    return _patch(opened, overlay, done, options)
         return done if options.dry_run else _replace(work, planned, done, options)
 
 
@@ -111,23 +112,26 @@ def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
         )
 
 
-def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
-    """The edit as patches in place: of a header, or of a pickle."""
-    kept = None
-    if not options.dry_run:
-        if options.backup and overlay:
-            kept = copy_as(checkpoint.container.files[0], f"{done.path}.bak")
-        journal.apply(overlay)
-    return _with_backups(replace(done, bytes_written=overlay.nbytes, patched=True), kept)
+def _require_patchable(checkpoint: Checkpoint, overlay: Overlay, options: Options) -> None:
+    """Raise where a file of a set lies elsewhere: what is there may be part of another set too."""
+    for number, file in enumerate(overlay.files if checkpoint.is_set and not options.dry_run else ()):
+        if overlay.touches(number):
+            _require_replaceable(file)
+
+
+def _patch(overlay: Overlay, done: Edit, options: Options) -> Edit:
+    """The edit as patches in place: of headers, of pickles, of an index."""
+    kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
+    return _with_backups(replace(done, bytes_written=overlay.nbytes, patched=True), *kept)
 
 
 def _replace(work: Rewriter, planned: Planned, done: Edit, options: Options) -> Edit:
     """The edit as a new file."""
     with writing(done.output, mode_of=done.path) as target:
         _write(work, planned, target, options)
-        kept = keep_as(done.path, f"{done.path}.bak") if options.backup else None
+        kept = [keep_as(done.path, f"{done.path}.bak")] if options.backup else []
         nbytes = os.fstat(target.fd).st_size
-    return _with_backups(replace(done, bytes_written=nbytes), kept)
+    return _with_backups(replace(done, bytes_written=nbytes), *kept)
 
 
 def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options) -> None:
@@ -138,9 +142,8 @@ def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options
     work.verify(target.path)
 
 
-def _with_backups(done: Edit, *kept: str | None) -> Edit:
-    names = tuple(name for name in kept if name is not None)
-    return replace(done, backup=names[0] if names else None, backups=names)
+def _with_backups(done: Edit, *kept: str) -> Edit:
+    return replace(done, backup=kept[0] if kept else None, backups=kept)
 
 
 def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
@@ -194,7 +197,7 @@ def _require_replaceable(file: LocalFile) -> None:
     refuse_cached(file.path)
     if os.path.islink(file.path):
         raise RefusedError(
-            "is a symbolic link, and the files of a set are replaced where they lie",
+            "is a symbolic link, and the files of a set are changed where they lie",
             path=file.path,
             hint="write the result elsewhere with -o OUT",
         )

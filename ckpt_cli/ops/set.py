@@ -13,12 +13,11 @@ from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import counting
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
-from ckpt_cli.files.replace import copy_as, keep_as
+from ckpt_cli.files.replace import keep_as
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
-from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.assign import assign
 from ckpt_cli.ops.assign_values import Split, split_assignments
-from ckpt_cli.ops.edit import Edit, edit_values
+from ckpt_cli.ops.edit import Edit, apply_in_place, edit_values
 from ckpt_cli.ops.outputs import check_output, writing
 from ckpt_cli.ops.rewrite import Options
 
@@ -28,8 +27,8 @@ def set_entries(
 ) -> Edit:
     """Carry out assignments to tensors and other values, all or nothing.
 
-    Elements of tensors are patched in place. So is the pickle, where the new values leave its length as it is;
-    otherwise the file is written anew.
+    Elements of tensors are patched in place. So is the pickle of a torch zip file, which may become longer; that of an
+    older stream where its length stays, and otherwise the file is written anew.
     """
     with about(path), closing(open_checkpoint(path)) as opened:
         split = split_assignments(opened, assignments, new=new, cast=cast)
@@ -65,18 +64,15 @@ def set_entries(
                 patched=False,
             )
             if options.output is None and work.patch(overlay):
-                return _patch(opened, overlay, done, options)
+                kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
+                return replace(
+                    done,
+                    bytes_written=overlay.nbytes,
+                    patched=True,
+                    backup=kept[0] if kept else None,
+                    backups=tuple(kept),
+                )
         return done if options.dry_run else _replace(work, split, done, options, cast=cast)
-
-
-def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
-    """Everything in place, under one journal."""
-    kept = None
-    if not options.dry_run and overlay:
-        kept = copy_as(checkpoint.container.files[0], f"{done.path}.bak") if options.backup else None
-        journal.apply(overlay)
-    backups = (kept,) if kept else ()
-    return replace(done, bytes_written=overlay.nbytes, patched=True, backup=kept, backups=backups)
 
 
 def _replace(work: Rewriter, split: Split, done: Edit, options: Options, *, cast: bool) -> Edit:

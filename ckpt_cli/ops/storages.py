@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.changes import Changes, Content, Write
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.formats.torch_zip_head import has_room
 from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor, Value, contiguous_stride
 from ckpt_cli.ops.names import close_names, select_one
 from ckpt_cli.ops.rewrite import Planned
@@ -335,10 +336,10 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
             made = Storage(storage.key, used, storage.location)
             placed[id(storage)] = (made, blocks)
             contents[id(made)] = _ranges(checkpoint, storage, [(begin, end) for begin, end, _ in blocks])
-    if not contents:
+    if not contents and not has_room(checkpoint.container):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = _moved(checkpoint, lambda view: _compacted(view, alone, placed))
-    return Planned(Changes(tensors=tensors, contents=contents), "compacted", tuple(tensors))
+    return Planned(Changes(tensors=tensors, contents=contents, anew=True), "compacted", tuple(tensors))
 
 
 def _compacted(
