@@ -251,7 +251,7 @@ def test_progress_is_told_of_all_bytes(tmp_path: Path, source: Path) -> None:
 
     for name, dtype in (("b.safetensors", None), ("b.pt", None), ("b.npz", None), ("c.safetensors", "bfloat16")):
         told: list[int] = []
-        from ckpt_cli.ops.storages import dtype_named
+        from ckpt_cli.ops.cast import dtype_named
 
         wishes = Wishes(dtype=dtype_named(dtype) if dtype else None, progress=told.append)
         done = convert(str(source), str(tmp_path / name), wishes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.codec import Codec
+from ckpt_cli.arrays.moments import room
 from ckpt_cli.dtypes import DType
 from ckpt_cli.model import Storage, Tensor
 
@@ -52,6 +53,7 @@ class Cast:
         self._target = _codec(target, name)
         self._direct = _DIRECT.get((source.name, target.name)) if not big_endian else None
         self._largest, self._smallest, self._beyond = _limits(self._target)
+        self.target = target
         self.itemsize = source.itemsize
         """Bytes of an element before the cast."""
 
@@ -61,11 +63,12 @@ class Cast:
 
         stored = np.frombuffer(data, self._source.stored)
         if self._direct is not None:
-            values, made = stored, self._direct(stored)
+            values = stored
+            made, is_ordinary = self._direct(stored)
         else:
-            values = self._source.decode(stored)
+            values, is_ordinary = self._source.decode(stored), False
             made = self._target.encode(values, cast=True)
-        if self._may_lose(values):
+        if not is_ordinary and self._may_lose(values):
             _count(self._source.decode(stored), self._target.decode(made), self._beyond, losses)
         return np.ascontiguousarray(made).view(np.uint8).reshape(-1).data
 
@@ -118,29 +121,34 @@ def _count(values: Array, after: Array, beyond: float, losses: Losses) -> None:
     losses.zero += int(np.count_nonzero((values != 0) & (after == 0)))
 
 
-def _bfloat16(stored: Array) -> Array:
+def _bfloat16(stored: Array) -> tuple[Array, bool]:
     """float32 to bfloat16, rounded to nearest even; every NaN becomes 0x7FC0 (c10/util/BFloat16.h)."""
     import numpy as np
 
     bits = stored.view(np.uint32)
-    rounded = bits >> np.uint32(16)
+    rounded = np.right_shift(bits, np.uint32(16), out=room("bits", bits.size, bits.dtype))
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
     rounded += bits
     made: Array = rounded.view(np.uint16)[1::2].copy()
-    nans = np.isnan(stored)
-    if nans.any():
-        made[nans] = 0x7FC0
-    return made
+    magnitudes = np.bitwise_and(made, np.uint16(0x7FFF), out=room("magnitudes", made.size, made.dtype))
+    is_ordinary = bool(made.size) and magnitudes.min() > 0 and magnitudes.max() < 0x7F80
+    if not is_ordinary:  # a NaN has become what is infinite, NaN or zero
+        made[np.isnan(stored)] = 0x7FC0
+    return made, is_ordinary
 
 
-def _float32(stored: Array) -> Array:
+def _float32(stored: Array) -> tuple[Array, bool]:
     """bfloat16 to float32, bit for bit."""
     import numpy as np
 
-    wide: Array = stored.astype(np.uint32) << np.uint32(16)
-    return wide.view(np.float32)
+    wide: Array = stored.astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32), True
 
 
 _DIRECT = {("float32", "bfloat16"): _bfloat16, ("bfloat16", "float32"): _float32}
-"""Casts worth a way of their own: what people do to checkpoints of many gigabytes."""
+"""Casts worth a way of their own: what people do to checkpoints of many gigabytes.
+
+Each tells too whether nothing that it made is zero, infinite or NaN, so that nothing can have been lost.
+"""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ _ROW = 512
 
 _SMALL, _LARGE = 1e-15, 1e15
 """Between these, squares of float32 numbers and sums of them neither vanish nor overflow."""
+
+_WORDS = 512
+"""Words of eight truth values that are counted side by side."""
 
 _LOCAL = threading.local()
 
@@ -152,21 +156,37 @@ def moments(values: Array, plan: Plan) -> Moments:
                 return Moments(nan=nan, inf=inf)
             values, least, most = finite, finite.min(), finite.max()
         offset, squares = _spread(values, plan.pivot, least, most)
-        below = tuple(_below(values, edge, least, most) for edge in plan.edges)
-        zeros = 0 if least > 0 or most < 0 else int(np.count_nonzero(np.equal(values, 0, out=_flags(values.size))))
+        zeros, below = _places(values, plan.edges, least, most)
         ends = least.item(), most.item()
         return Moments(values.size, nan, inf, zeros, *ends, plan.pivot, offset, squares, below)
 
 
-def _below(values: Array, edge: float | int, least: Any, most: Any) -> int:
-    """How many are less than an edge."""
+def _places(values: Array, edges: Sequence[float | int], least: Any, most: Any) -> tuple[int, tuple[int, ...]]:
+    """How many are zero, and how many are less than each edge."""
     import numpy as np
 
-    if edge <= least:
-        return 0
-    if edge > most:
-        return values.size
-    return int(np.count_nonzero(np.less(values, values.dtype.type(edge), out=_flags(values.size))))
+    asked = [edge for edge in edges if least < edge <= most]
+    padded = _flags(len(asked) + 1, values.size)
+    flags = padded[:, : values.size]
+    np.equal(values, 0, out=flags[-1])
+    if asked:  # all by one call, as threads wait for each other at every one
+        np.less(values, np.array(asked, values.dtype)[:, None], out=flags[:-1])
+    *counts, zeros = _count(padded, values.size)
+    found = dict(zip(asked, counts, strict=True))
+    return zeros, tuple(found.get(edge, values.size if edge > most else 0) for edge in edges)
+
+
+def _count(flags: Array, count: int) -> list[int]:
+    """How many of the first `count` of each row are true, eight at a time where they are many."""
+    import numpy as np
+
+    rows = len(flags)
+    width = _WORDS * max(-(-count // (8 * _WORDS * 255)), 1)
+    whole = count // (8 * width) * 8 * width
+    words = flags.view(np.uint64)[:, : whole // 8].reshape(rows, -1, width)
+    sums = np.add.reduce(words, axis=1)  # of 255 at most, so that a byte holds it
+    found = sums.view(np.uint8).reshape(rows, -1).sum(axis=1)
+    return [int(some) + int(np.count_nonzero(rest)) for some, rest in zip(found, flags[:, whole:count], strict=True)]
 
 
 def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[float, float]:
@@ -241,11 +261,12 @@ def _dots(rows: Array, others: Array) -> Array:
     return np.asarray(np.einsum("ij,j->i" if others.ndim == 1 else "ij,ij->i", rows, others))
 
 
-def _flags(count: int) -> Array:
-    """Room for truth values, each thread's own."""
+def _flags(rows: int, count: int) -> Array:
+    """Room for rows of so many truth values or a few more, each thread's own; each row begins at a whole word."""
     import numpy as np
 
-    return _room("flags", count, np.dtype(bool))
+    padded = count + -count % 8
+    return _room("flags", rows * padded, np.dtype(bool)).reshape(rows, padded)
 
 
 def _numbers(count: int, dtype: Any) -> Array:

@@ -8,7 +8,8 @@ import typer
 
 from ckpt_cli.cli.edits import Options, edit
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output
-from ckpt_cli.ops.storages import dtype_named, plan_cast
+from ckpt_cli.cli.work import workers
+from ckpt_cli.ops.cast import dtype_named, plan_cast
 
 
 def cast_command(
@@ -29,9 +30,10 @@ def cast_command(
     Example: ckpt cast model.pt bfloat16 -o model-bf16.pt
     """
     target = dtype_named(dtype)
-    edit(
-        file,
-        lambda checkpoint: plan_cast(checkpoint, target, names or (), lossy=lossy),
-        Options(output, dry_run, backup),
-        json=json,
-    )
+    with workers(0) as executor:
+        edit(
+            file,
+            lambda checkpoint: plan_cast(checkpoint, target, names or (), lossy=lossy, executor=executor),
+            Options(output, dry_run, backup),
+            json=json,
+        )

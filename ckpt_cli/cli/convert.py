@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ckpt_cli.cli.options import DryRun, File, JsonReport
 from ckpt_cli.cli.output import answer, talk
-from ckpt_cli.cli.work import watched
+from ckpt_cli.cli.work import watched, workers
+from ckpt_cli.ops.cast import dtype_named
 from ckpt_cli.ops.convert import CLONE, ERROR, KEEP_ONE, Wishes, convert
 from ckpt_cli.ops.sizes import size_of
-from ckpt_cli.ops.storages import dtype_named
 from ckpt_cli.render.conversion import conversion_text
-
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
 
 
 class Shared(str, Enum):
@@ -70,20 +68,12 @@ def convert_command(
         lossy=lossy,
         force=force,
         dry_run=dry_run,
-        executor=_executor() if dtype else None,
     )
-    with watched() as told:
-        done = convert(file, output, replace(wishes, told=told))
+    with workers(0) if dtype else nullcontext() as executor, watched() as told:
+        done = convert(file, output, replace(wishes, executor=executor, told=told))
     if json:
         from ckpt_cli.render.jsons import conversion_json
 
         answer([conversion_json(done)])
     else:
         talk(conversion_text(done))
-
-
-def _executor() -> Executor:
-    """Threads to cast in, which end with the process."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(2)

@@ -16,13 +16,13 @@ from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
+from ckpt_cli.ops.cast import plan_cast
 from ckpt_cli.ops.names import close_names
 from ckpt_cli.ops.outputs import check_output, writing
 from ckpt_cli.ops.packing import Casting, pack_plain, pack_whole, storage_content
 from ckpt_cli.ops.remove import plan_root
 from ckpt_cli.ops.shared import Comparisons, all_strided, by_storage, partly_shared, tie_groups
 from ckpt_cli.ops.state import state_names
-from ckpt_cli.ops.storages import plan_cast
 from ckpt_cli.outgoing import Outgoing
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _document(checkpoint: Checkpoint, output: str, wishes: Wishes) -> _Plan:
     cast_ones = [tensor for tensor in kept if isinstance(tensor, Tensor) and not _is_in_the_pickle(tensor)]
     if wishes.dtype is not None and any(_is_other_float(tensor, wishes.dtype) for tensor in all_strided(cast_ones)):
         some = replace(checkpoint, entries=cast_ones)
-        cast = plan_cast(some, wishes.dtype, (), lossy=True, losses=losses).changes
+        cast = plan_cast(some, wishes.dtype, (), lossy=True, losses=losses, executor=wishes.executor).changes
         changes = replace(changes, tensors=cast.tensors, contents=cast.contents)
     if checkpoint.format == "zip":
         job: Any = rewriting(checkpoint, changes)

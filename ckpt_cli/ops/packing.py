@@ -99,6 +99,12 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
     return Content(nbytes, make=make)
 
 
+def cast_storage(checkpoint: Checkpoint, storage: Storage, numel: int, cast: Cast, casting: Casting) -> Content:
+    """The first `numel` elements of a storage in another dtype."""
+    pieces = _cast_pieces(lambda: _ranges(checkpoint, storage, 0, numel * cast.itemsize, _CAST), casting, cast)
+    return Content(numel * cast.target.itemsize, make=pieces)
+
+
 def _cast_pieces(
     pieces: Callable[[], Iterator[bytes | memoryview]], casting: Casting, cast: Cast
 ) -> Callable[[Write], None]:

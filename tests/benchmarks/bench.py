@@ -1,6 +1,7 @@
 """Ratios of whole processes, side by side in one run: ours, a command that does nothing, and the usual scripts.
 
-    make bench
+    make bench                      all of it, some ten minutes
+    python bench.py [WORD…]         the commands whose labels have one of the words, and what those are compared with
 
 Every round runs each command once, so that a slow moment of the machine hits all of them; the median counts.
 """
@@ -87,6 +88,7 @@ def rows(folder: Path) -> list[Row]:
     listed = "for n, t in s.items(): print(n, t.dtype, t.shape)"
     edited = f"s[{name!r}][0, 0] += 1\ntorch.save(s, {str(folder / 'out.pt')!r})"
     out = str(folder / "converted.safetensors")
+    shards = str(folder / "set")
     rewritten = f"from safetensors.torch import save_file\nsave_file({{}}, {out!r})"
     as_they_are, cast = "s", "{k: v.to(torch.bfloat16) for k, v in s.items()}"
     real = str(folder / "real.pt")
@@ -95,7 +97,7 @@ def rows(folder: Path) -> list[Row]:
         Row("ckpt ls 20GB.pt as a table", [CKPT, "ls", "-f", "table", big], "no-op Typer command", "2.2"),
         Row("ckpt ls 20GB.pt, legacy", [CKPT, "ls", str(folder / "20GB.legacy.pt")], "no-op Typer command", "1.5"),
         Row("ckpt ls, one shard of 5 GB", [CKPT, "ls", str(folder / "set" / f"model-{1:05}-of-{200:05}.safetensors")]),
-        Row("ckpt ls, 200 shards of 5 GB", [CKPT, "ls", str(folder / "set")], "ckpt ls, one shard of 5 GB", "3"),
+        Row("ckpt ls, 200 shards of 5 GB", [CKPT, "ls", shards], "ckpt ls, one shard of 5 GB", "3"),
         Row("ckpt ls, 10,000 tensors", [CKPT, "ls", str(folder / "10k.pt")], "no-op Typer command", "+0.25 s"),
         Row("import torch", python("import torch"), "ckpt ls 20GB.pt"),
         Row(
@@ -134,6 +136,18 @@ def rows(folder: Path) -> list[Row]:
             "ckpt set 1GB.pt NAME[0,0]+=1",
         ),
         Row("cp real.pt", ["cp", real, str(folder / "copied.pt")]),
+        Row("ckpt rename real.pt, longer names", [CKPT, "rename", real, "--sub", "$", "x"], "cp real.pt", "1"),
+        Row(
+            "ckpt rename 20GB.safetensors, header alone",
+            [CKPT, "rename", tensors, "--sub", "^(.)(.*)$", r"\2\1"],
+            "ckpt ls 20GB.safetensors",
+            "1.3",
+        ),
+        Row(
+            "ckpt rename of 200 shards, headers alone",
+            [CKPT, "rename", shards, "--sub", "^(.)(.*)$", r"\2\1"],
+            "ckpt ls, 200 shards of 5 GB",
+        ),
         Row("ckpt convert real.pt to safetensors", [CKPT, "convert", real, out, "--force"], "cp real.pt", "1.25"),
         Row(
             "torch.load, save_file, real.pt",
@@ -149,6 +163,12 @@ def rows(folder: Path) -> list[Row]:
             "torch.load, bfloat16, save_file, real.pt",
             python(usual.format(real, "", rewritten.format(cast))),
             "ckpt convert real.pt to bfloat16",
+        ),
+        Row("ckpt cast real.pt bfloat16", [CKPT, "cast", real, "bf16", "-o", str(folder / "cast.pt")]),
+        Row(
+            "torch.load, bfloat16, torch.save, real.pt",
+            python(usual.format(real, "", f"torch.save({cast}, {str(folder / 'cast.pt')!r})")),
+            "ckpt cast real.pt bfloat16",
         ),
     ]
 
@@ -180,16 +200,19 @@ def values_rows(folder: Path) -> list[Row]:
         Row("cmp, 1GB", ["cmp", one, same]),
         Row("ckpt diff, 1GB, equal", [CKPT, "diff", one, same], "cmp, 1GB", "1.43"),
         Row("ckpt diff, 1GB float32, all different", [CKPT, "diff", one, other], READ.format("1GB"), "4"),
-        Row("ckpt stats, 200 small tensors", [CKPT, "stats", small], "no-op Typer command", "+0.5 s"),
-        Row("ckpt hash, 200 small tensors", [CKPT, "hash", small], "no-op Typer command", "+0.5 s"),
-        Row("ckpt diff, 200 small tensors", [CKPT, "diff", small, small], "no-op Typer command", "+0.5 s"),
+        Row("ckpt check --deep, 1GB", [CKPT, "check", "--deep", one], READ.format("1GB"), "4"),
+        Row("ckpt stats, 200 small tensors", [CKPT, "stats", small]),
+        Row("ckpt hash, 200 small tensors", [CKPT, "hash", small]),
+        Row("ckpt diff, 200 small tensors", [CKPT, "diff", small, small]),
+        Row("ckpt check --deep, 200 small tensors", [CKPT, "check", "--deep", small]),
     ]
 
 
 def report(measured: list[Row]) -> str:
     """The table: seconds, memory, the ratio and what it should stay under."""
     medians = {row.label: row.median for row in measured}
-    medians["import numpy + no-op"] = medians["import numpy"] + medians["no-op Typer command"]
+    if "import numpy" in medians:
+        medians["import numpy + no-op"] = medians["import numpy"] + medians["no-op Typer command"]
     lines = []
     for row in measured:
         ratio = f"{row.median / medians[row.against]:.2f}" if row.against else ""
@@ -204,12 +227,20 @@ def report(measured: list[Row]) -> str:
     )
 
 
-def main() -> None:
+def chosen(every: list[Row], words: list[str]) -> list[Row]:
+    """The rows whose labels have one of the words, and those that they are compared with; all where there is none."""
+    named = {row.label for row in every if not words or any(word in row.label for word in words)}
+    named |= {part for row in every if row.label in named for part in row.against.split(" + ")}
+    named |= {"no-op Typer command"} if "no-op" in named else set()
+    return [row for row in every if row.label in named]
+
+
+def main(words: list[str]) -> None:
     """Write the files, run every round, print the table."""
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name:
         folder = Path(name)
+        measured = chosen([*rows(folder), *values_rows(folder)], words)
         subprocess.run([PYTHON, str(HERE / "files.py"), name], check=True)
-        measured = [*rows(folder), *values_rows(folder)]
         for row in measured:
             row.run()  # once unmeasured: the page cache, and compiled modules
             row.seconds.clear()
@@ -221,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
