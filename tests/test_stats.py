@@ -32,7 +32,8 @@ from ckpt_cli.arrays import moments as summing
 from ckpt_cli.arrays.comparing import Tolerance
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.ops import chunks
+from ckpt_cli.ops import chunks, jobs
+from ckpt_cli.ops.check import check
 from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.ops.hashing import hash_tensors
 from ckpt_cli.ops.stats import stats
@@ -281,6 +282,7 @@ def test_workers_may_be_processes_that_share_nothing(tmp_path: Path) -> None:
         "f": torch.randn(900, 3001), "h": torch.randn(400_000).half(), "b": torch.randn(400_000).bfloat16(),
         "i": torch.arange(5), "bytes": torch.arange(256, dtype=torch.uint8), "c": torch.ones(3, 2, 9).permute(2, 0, 1),
         "q": torch.quantize_per_tensor(torch.randn(9), 0.1, 3, torch.qint8),
+        "gaps": torch.full((300, 5), math.inf)[:, 1:3],
     }  # fmt: skip
     torch.save(state, tmp_path / "m.pt")
     other = {name: values + 1 if name in "fhbi" else values for name, values in state.items()}
@@ -291,7 +293,8 @@ def test_workers_may_be_processes_that_share_nothing(tmp_path: Path) -> None:
         with closing(open_checkpoint(str(next(paths)))) as a, closing(open_checkpoint(str(next(paths)))) as b:
             told = list(stats(a, (), executor).rows)
             hashes = hash_tensors(a, "blake3", executor)
-            return told, hashes, diff(a, b, Asked(), Tolerance(), executor)
+            checked = check(str(tmp_path / "m.pt"), executor)
+            return told, hashes, diff(a, b, Asked(), Tolerance(), executor), checked
 
     with ThreadPoolExecutor(2) as threads, ProcessPoolExecutor(2, get_context("spawn")) as processes:
         assert repr(answers(threads)) == repr(answers(processes))
@@ -344,14 +347,14 @@ def test_cuts_are_indices_that_cover_every_shape() -> None:
 def test_no_more_jobs_are_made_than_are_under_way() -> None:
     made = 0
 
-    def jobs() -> Any:
+    def numbers() -> Any:
         nonlocal made
         for number in range(100):
             made += 1
             yield number
 
     with ThreadPoolExecutor(2) as executor:
-        answers = chunks.run(jobs(), lambda number: number * 2, executor, ahead=4)
+        answers = jobs.run(numbers(), lambda number: number * 2, executor, ahead=4)
         assert [next(answers) for _ in range(3)] == [0, 2, 4]
         assert made <= 8
         assert list(answers) == [number * 2 for number in range(3, 100)]

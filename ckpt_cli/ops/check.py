@@ -26,8 +26,9 @@ from ckpt_cli.ops.checks.broken import CHECKS as BROKEN
 from ckpt_cli.ops.checks.broken import broken_of
 from ckpt_cli.ops.checks.finding import Check, Finding, Spot, Subject
 from ckpt_cli.ops.checks.values import CHECKS as VALUES
-from ckpt_cli.ops.checks.values import Reading, Told
+from ckpt_cli.ops.checks.values import Reading
 from ckpt_cli.ops.configs import config_beside
+from ckpt_cli.ops.jobs import Told
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

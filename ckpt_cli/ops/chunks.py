@@ -1,30 +1,25 @@
-"""The seam of heavy work: values cut into chunks, and jobs over them mapped on an executor.
+"""Values cut into chunks, of which jobs are made (`ops/jobs.py`).
 
-A `Source` reads the elements of one view in row-major order, any range of its chunks. A job is a few megabytes of
-them; what it answers is small. Chunks and jobs are cut alike whatever the executor is, and answers come back in the
-order of the jobs, so that any number of workers gives the same. Nothing here makes an executor. Jobs and answers can be
-pickled, so that the workers may be processes, on other machines where these see the same files.
+A `Source` reads the elements of one view in row-major order, any range of its chunks, which are cut alike whatever the
+executor is.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.model import Checkpoint, Tensor, contiguous_stride
+from ckpt_cli.ops.jobs import JOB, buffer
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
-
     from ckpt_cli.arrays import codec as codecs
 
 CHUNK = 2 << 20
@@ -33,12 +28,6 @@ CHUNK = 2 << 20
 Where they were a quarter of it, two threads took as long as one: numpy's calls became so short that the threads spent
 their time on waiting for the interpreter's lock.
 """
-
-JOB = 2 * CHUNK
-"""Bytes of a job, from which on the next one begins."""
-
-_AHEAD = 16
-"""Jobs that are under way at a time."""
 
 _GROUP = 16 << 20
 """Bytes that are gathered at once of a view that does not stand row by row."""
@@ -51,14 +40,6 @@ _EXTENTS = 1_000
 
 _RUNS = 64
 """Places of a job's bytes that are asked to be read ahead one by one."""
-
-_LOCAL = threading.local()
-
-Told = Callable[[int, int], None]
-"""Gets the bytes that were gone through, and those that will be in all."""
-
-_Job = TypeVar("_Job")
-_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +192,10 @@ class Source:
 
     def read_bytes(self, begin: int, end: int, which: int = 0) -> memoryview:
         """The same of a range of its bytes, where it is plain."""
-        buffer = _buffer(end - begin, which)
+        found = buffer(end - begin, which)
         for file, offset, nbytes, at in self._places(begin, end):
-            file.read_into(buffer[at : at + nbytes], offset)
-        return buffer
+            file.read_into(found[at : at + nbytes], offset)
+        return found
 
     def part(self, begin: int, end: int) -> tuple[slice, ...]:
         """The index of a range of elements that `row_cuts` made."""
@@ -319,50 +300,3 @@ def part_at(shape: tuple[int, ...], begin: int, end: int) -> tuple[slice, ...]:
         whole = first != last
         begin, end = begin - first * inner, end - first * inner
     return tuple(part)
-
-
-def run(
-    jobs: Iterable[_Job], work: Callable[[_Job], _Answer], executor: Executor, ahead: int = _AHEAD
-) -> Iterator[_Answer]:
-    """What `work` answers to each job, in order; a few jobs are under way at a time, the rest is not yet made.
-
-    An error, or a caller that stops to ask, drops what has not begun.
-    """
-    running: deque[Future[_Answer]] = deque()
-    try:
-        for job in jobs:
-            if len(running) >= ahead:
-                yield running.popleft().result()
-            running.append(executor.submit(work, job))
-        while running:
-            yield running.popleft().result()
-    finally:
-        for future in running:
-            future.cancel()
-
-
-def grouped(items: Iterable[tuple[_Job, int]], most: int = JOB) -> Iterator[list[_Job]]:
-    """Put items, each of so many bytes, together until they have `most` bytes, as one job."""
-    group: list[_Job] = []
-    nbytes = 0
-    for item, size in items:
-        group.append(item)
-        nbytes += size + _ITEM
-        if nbytes >= most:
-            yield group
-            group, nbytes = [], 0
-    if group:
-        yield group
-
-
-_ITEM = 32 << 10
-"""Bytes that could be gone through in the time that an item takes by itself."""
-
-
-def _buffer(nbytes: int, which: int) -> memoryview:
-    """A buffer of so many bytes, each thread's own."""
-    buffers: dict[int, bytearray] = _LOCAL.__dict__.setdefault("buffers", {})
-    buffer = buffers.get(which)
-    if buffer is None or len(buffer) < nbytes:
-        buffer = buffers[which] = bytearray(max(nbytes, CHUNK))
-    return memoryview(buffer)[:nbytes]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.errors import NameNotFoundError, UsageError, about
 from ckpt_cli.model import Checkpoint, Entry, Opaque, Tensor, Value
-from ckpt_cli.ops.chunks import Told
+from ckpt_cli.ops.jobs import Told
 from ckpt_cli.ops.names import select
 from ckpt_cli.ops.pairs import Pair, Side, compare_pairs
 from ckpt_cli.ops.shared import tie_groups

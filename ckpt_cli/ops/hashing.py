@@ -24,7 +24,8 @@ from ckpt_cli.arrays.regions import Region
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.model import Checkpoint, Tensor
-from ckpt_cli.ops.chunks import CHUNK, Source, Told, grouped, run
+from ckpt_cli.ops.chunks import CHUNK, Source
+from ckpt_cli.ops.jobs import Told, grouped, run
 from ckpt_cli.ops.work import Work
 
 if TYPE_CHECKING:

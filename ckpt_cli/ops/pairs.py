@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.dtypes import UINT8
 from ckpt_cli.model import Checkpoint, Tensor
-from ckpt_cli.ops.chunks import CHUNK, Chunk, Source, Told, grouped, row_cuts, run
+from ckpt_cli.ops.chunks import CHUNK, Chunk, Source, row_cuts
+from ckpt_cli.ops.jobs import Told, grouped, run
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

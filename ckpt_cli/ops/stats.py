@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.errors import CkptError, UnsupportedError, about
 from ckpt_cli.model import Checkpoint, Tensor
-from ckpt_cli.ops.chunks import Chunk, Source, Told, grouped, run
+from ckpt_cli.ops.chunks import Chunk, Source
+from ckpt_cli.ops.jobs import Told, grouped, run
 from ckpt_cli.ops.names import part_of, select
 from ckpt_cli.ops.work import Work
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.regions import Region
@@ -16,21 +17,17 @@ from ckpt_cli.formats.loose_zip import Member, inflated_crc
 from ckpt_cli.model import Checkpoint, Tensor
 from ckpt_cli.ops.checks.finding import Check, Spot
 from ckpt_cli.ops.checks.zips import ZipFile
-from ckpt_cli.ops.deep import Answers, Job, Part, jobs_of, read_all, total
+from ckpt_cli.ops.chunks import Chunk, Source
+from ckpt_cli.ops.jobs import Told, grouped, run
+from ckpt_cli.ops.ranges import Answers, Job, Part, jobs_of, read_all, total
 from ckpt_cli.ops.shared import all_strided
 from ckpt_cli.ops.work import Work
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-_PIECE = 8 << 20
-"""Bytes of what is read of a view with gaps at a time."""
-
 _TAIL = 1 << 20
 """Bytes of zeros at the end of a file from which on they are told."""
-
-Told = Callable[[int, int], None]
-"""Gets the bytes that were read, and those that will be in all."""
 
 
 @dataclass(slots=True)
@@ -140,13 +137,13 @@ class Reading:
             answer.tensors.append((where, tensor, answers.tallies[number]))
         self._read_packed()
         for checkpoint, where, tensor in self._apart:
-            self._read_apart(checkpoint, where, tensor)
+            self._read_apart(checkpoint, where, tensor, executor)
         answer.tails = list(self._tails(answers))
         return answer
 
-    def _read_apart(self, checkpoint: Checkpoint, where: str, tensor: Tensor) -> None:
+    def _read_apart(self, checkpoint: Checkpoint, where: str, tensor: Tensor, executor: Executor) -> None:
         try:
-            self.answer.tensors.append((where, tensor, _tally_apart(checkpoint, tensor)))
+            self.answer.tensors.append((where, tensor, _tally_apart(checkpoint, tensor, executor)))
         except CkptError as error:
             self.answer.unchecked.append((f"{where}: {tensor.name}", error.problem))
 
@@ -194,20 +191,22 @@ def _is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _tally_apart(checkpoint: Checkpoint, tensor: Tensor) -> Tally:
+def _tally_apart(checkpoint: Checkpoint, tensor: Tensor, executor: Executor) -> Tally:
     """The tally of a view with gaps or of a compressed storage, each element once."""
-    import numpy as np
+    source = Source(checkpoint, tensor, _once(Region.of(tensor)), any_order=True)
+    found = tally(memoryview(b""), tensor.dtype)
+    chunks = ((source.chunk(*cut), source.dtype.nbytes(cut[1] - cut[0])) for cut in source.cuts())
+    for answer in run(grouped(chunks), partial(_tally_chunks, source, tensor.big_endian), executor):
+        found = merged(found, answer)
+    return found
 
-    from ckpt_cli.arrays.codec import Codec, stored_of
 
-    codec = Codec(tensor)
-    region = _once(Region.of(tensor))
+def _tally_chunks(source: Source, big_endian: bool, chunks: Sequence[Chunk]) -> Tally:
+    """The tally of some chunks that follow each other."""
     found: Tally | None = None
-    for part in region.pieces(tensor.dtype.itemsize, _PIECE):
-        stored = np.ascontiguousarray(stored_of(checkpoint, tensor, codec, region.at(part)))
-        data = stored.reshape(-1).view("u1").data
-        found = merged(found, tally(data, tensor.dtype, big_endian=tensor.big_endian))
-    return found or tally(memoryview(b""), tensor.dtype)
+    for chunk in chunks:
+        found = merged(found, tally(source.read(chunk), source.dtype, big_endian=big_endian))
+    return found or tally(memoryview(b""), source.dtype)
 
 
 # --- the checks -------------------------------------------------------------------------------------------------------

@@ -1,14 +1,12 @@
-"""Reading every byte of a checkpoint once, in the order of its files, in independent jobs on an executor.
+"""Every byte of some files read once, in their order, in jobs (`ops/jobs.py`).
 
-A job is a range of a file with the records and the runs of elements in it; what it answers is small and merges with
-what others answer in the order of the file, so that any number of workers gives the same.
+A job is a range of a file with the records and the runs of elements in it; what it answers merges with what others
+answer in the order of the file.
 """
 
 from __future__ import annotations
 
-import threading
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
@@ -18,23 +16,17 @@ from ckpt_cli.arrays.soundness import Tally, merged, tally
 from ckpt_cli.dtypes import DType
 from ckpt_cli.files.crc32 import combine
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.ops import jobs
+from ckpt_cli.ops.jobs import JOB, buffer
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
 
-JOB = 8 << 20
-"""Bytes of a job at most."""
-
-BLOCK = 512 << 10
-"""Bytes that a job reads at a time, so that they are still in the processor's cache when they are summed."""
-
-_AHEAD = 16
-"""Jobs that are under way at a time, and read ahead from the disk."""
+BLOCK = 2 << 20
+"""Bytes that a job reads at a time, so that they are still in the processor's last cache when they are summed."""
 
 _NEAR = 4096
 """Bytes that a job may have between two parts."""
-
-_LOCAL = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,38 +106,29 @@ def _joins(job: Job, part: Part, begin: int) -> bool:
     )
 
 
-def read_all(jobs: Iterable[Job], executor: Executor, told: Callable[[int], None] = lambda _: None) -> Answers:
+def read_all(work: Iterable[Job], executor: Executor, told: Callable[[int], None] = lambda _: None) -> Answers:
     """Run jobs; `told` gets the bytes of each that is done, in order."""
     answers = Answers()
-    running: deque[Future[tuple[int, list[tuple[Part, int | Tally]]]]] = deque()
-
-    def take() -> None:
-        nbytes, found = running.popleft().result()
+    for nbytes, found in jobs.run(map(_expected, work), _read, executor):
         for part, answer in found:
             answers.add(part, answer)
         told(nbytes)
-
-    try:
-        for job in jobs:
-            if len(running) >= _AHEAD:
-                take()
-            job.file.expect(job.begin, job.end - job.begin)
-            running.append(executor.submit(run, job))
-        while running:
-            take()
-    finally:
-        for future in running:
-            future.cancel()
     return answers
 
 
-def run(job: Job) -> tuple[int, list[tuple[Part, int | Tally]]]:
+def _expected(job: Job) -> Job:
+    """A job whose bytes the system was asked to read ahead."""
+    job.file.expect(job.begin, job.end - job.begin)
+    return job
+
+
+def _read(job: Job) -> tuple[int, list[tuple[Part, int | Tally]]]:
     """Read a job's bytes, block by block; how many, and what each part says."""
-    buffer = _buffer()
+    room = buffer(BLOCK)
     found: list[tuple[Part, int | Tally]] = []
     for begin in range(job.begin, job.end, BLOCK):
         end = min(begin + BLOCK, job.end)
-        block = buffer[: end - begin]
+        block = room[: end - begin]
         job.file.read_into(block, begin)
         for part in job.parts:
             if part.begin < end and begin < part.end:
@@ -158,14 +141,6 @@ def _ask(part: Part, data: memoryview) -> int | Tally:
     return zlib.crc32(data) if part.dtype is None else tally(data, part.dtype, big_endian=part.big_endian)
 
 
-def _buffer() -> memoryview:
-    """A buffer of a block, each thread's own."""
-    buffer: memoryview | None = getattr(_LOCAL, "buffer", None)
-    if buffer is None:
-        buffer = _LOCAL.buffer = memoryview(bytearray(BLOCK))
-    return buffer
-
-
-def total(jobs: Sequence[Job]) -> int:
+def total(work: Sequence[Job]) -> int:
     """Bytes that jobs read."""
-    return sum(job.end - job.begin for job in jobs)
+    return sum(job.end - job.begin for job in work)
