@@ -184,7 +184,8 @@ _NAMES = st.text("abcXYZ.01_é", min_size=1, max_size=8)
 def test_through_safetensors_and_back_involution(
     tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[str, int]]
 ) -> None:
-    from ckpt_cli.ops.convert import Wishes, convert
+    from ckpt_cli.ops.conversion import Wishes
+    from ckpt_cli.ops.convert import convert
 
     folder = tmp_path_factory.mktemp("involution")
     dtypes = (torch.float32, torch.float64, torch.int8, torch.bfloat16)

@@ -247,7 +247,8 @@ def test_a_folder_that_cannot_be_written_is_told_in_a_line(tmp_path: Path, ckpt:
 
 
 def test_progress_is_told_of_all_bytes(tmp_path: Path, source: Path) -> None:
-    from ckpt_cli.ops.convert import Wishes, convert
+    from ckpt_cli.ops.conversion import Wishes
+    from ckpt_cli.ops.convert import convert
 
     for name, dtype in (("b.safetensors", None), ("b.pt", None), ("b.npz", None), ("c.safetensors", "bfloat16")):
         told: list[int] = []

@@ -13,7 +13,8 @@ from ckpt_cli.cli.options import DryRun, File, JsonReport
 from ckpt_cli.cli.output import answer, talk
 from ckpt_cli.cli.work import watched, workers
 from ckpt_cli.ops.cast import dtype_named
-from ckpt_cli.ops.convert import CLONE, ERROR, KEEP_ONE, Wishes, convert
+from ckpt_cli.ops.conversion import CLONE, ERROR, KEEP_ONE, Wishes
+from ckpt_cli.ops.convert import convert
 from ckpt_cli.ops.sizes import size_of
 from ckpt_cli.render.conversion import conversion_text
 

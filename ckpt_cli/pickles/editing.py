@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
-from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.embedded import Place as Within
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.outcome import Outcome, leaving
 from ckpt_cli.pickles.places import Place, places_of
 from ckpt_cli.pickles.rebuild import StorageFinder
+from ckpt_cli.pickles.state_dicts import modules_of, notes_of, tend_notes
 
 
 class Editing:
@@ -133,19 +131,11 @@ class Editing:
         below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
         for name in self._entries:
             is_gone = name in changes.dropped or name.startswith(below)
-            (gone if is_gone else kept).update(_modules_of(name))
+            (gone if is_gone else kept).update(modules_of(name))
         gone -= kept
         for prefix, holder in holders:
-            for pairs in _metadata_of(holder):
-                _tend(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
-
-
-def _modules_of(name: str) -> Iterable[str]:
-    """Every prefix of a name: the modules that it lies in."""
-    end = name.rfind(".")
-    while end > 0:
-        yield name[:end]
-        end = name.rfind(".", 0, end)
+            for pairs in notes_of(holder):
+                tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
 
 
 def _level_of(place: Place, old: str, new: str) -> tuple[Place, str]:
@@ -176,40 +166,6 @@ def _pairs_of(holder: object) -> list[object] | None:
             if isinstance(state, Dict):
                 return state.pairs
     return None
-
-
-def _metadata_of(holder: object) -> Iterable[list[object]]:
-    """The pairs of a state_dict's `_metadata`."""
-    for state in holder.states if isinstance(holder, Call) else ():
-        if isinstance(state, Dict):
-            for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True):
-                pairs = value.pairs if isinstance(value, Call | Dict) else None
-                if text_of(key) == "_metadata" and isinstance(pairs, list):
-                    yield pairs
-
-
-def _tend(pairs: list[object], prefix: str, rename: Callable[[str], str] | None, gone: set[str]) -> None:
-    """Rename the modules in some pairs, and drop those that are gone."""
-    found: dict[str, tuple[object, object]] = {}
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        module = text_of(key)
-        if module is None or f"{prefix}{module}" in gone:
-            continue
-        new = _module_name(module, prefix, rename)
-        if new in found and new == module:
-            continue  # another module took its place: a wrapper gives way to what it wraps
-        found[new] = (key if new == module else new, value)
-    pairs[:] = [item for pair in found.values() for item in pair]
-
-
-def _module_name(module: str, prefix: str, rename: Callable[[str], str] | None) -> str:
-    """What a module is called once the names in it are changed."""
-    if rename is None or not module:
-        return module
-    dotted = rename(f"{prefix}{module}.")
-    if not dotted.startswith(prefix) or not (dotted.endswith(".") or dotted == prefix):
-        return module
-    return dotted[len(prefix) :].removesuffix(".")
 
 
 def node_of(value: object, like: object = None) -> object:

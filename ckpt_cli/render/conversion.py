@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ckpt_cli.ops.convert import NOT_STATE
+from ckpt_cli.ops.conversion import NOT_STATE
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.convert import Conversion
+    from ckpt_cli.ops.conversion import Conversion
 
 _MOST = 20
 """Names that are spelled out."""

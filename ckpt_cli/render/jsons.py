@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ckpt_cli.ops.check import Report
-    from ckpt_cli.ops.convert import Conversion
+    from ckpt_cli.ops.conversion import Conversion
     from ckpt_cli.ops.diff import Change, Diff
     from ckpt_cli.ops.edit import Edit
     from ckpt_cli.ops.folding import Fold

@@ -139,7 +139,7 @@ def rows(folder: Path) -> list[Row]:
         Row("ckpt rename real.pt, longer names", [CKPT, "rename", real, "--sub", "$", "x"], "cp real.pt", "1"),
         Row(
             "ckpt rename 20GB.safetensors, header alone",
-            [CKPT, "rename", tensors, "--sub", "^(.)(.*)$", r"\2\1"],
+            [CKPT, "rename", str(folder / "20GB.names.safetensors"), "--sub", "^(.)(.*)$", r"\2\1"],
             "ckpt ls 20GB.safetensors",
             "1.3",
         ),

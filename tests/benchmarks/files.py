@@ -150,6 +150,7 @@ def main(folder: Path) -> None:
     for name, nbytes in SIZES.items():
         write_sparse_pt(folder / f"{name}.pt", nbytes)
         write_sparse_safetensors(folder / f"{name}.safetensors", nbytes)
+    write_sparse_safetensors(folder / "20GB.names.safetensors", SIZES["20GB"])
     write_sparse_legacy(folder / "20GB.legacy.pt", SIZES["20GB"])
     write_set(folder / "set", 200, 5 * 10**9)
     write_many(folder / "10k.pt", 10_000)

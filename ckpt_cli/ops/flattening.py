@@ -1,0 +1,183 @@
+"""The tensors of a checkpoint under flat names: what comes along into a new format, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckpt_cli.dtypes import DType
+from ckpt_cli.errors import RefusedError
+from ckpt_cli.files.copying import Progress
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats.targets import Target
+from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
+from ckpt_cli.ops.conversion import CLONE, NOT_STATE, LeftOut, Plan, Wishes, some_of, stem_of
+from ckpt_cli.ops.packing import Casting, pack_plain, pack_whole
+from ckpt_cli.ops.shared import Comparisons, by_storage, partly_shared, tie_groups
+from ckpt_cli.outgoing import Outgoing
+
+_OF_THE_FILE = ("format", "total_size", "total_parameters", "ckpt.order")
+"""Keys of metadata that are about the old file, not about the checkpoint."""
+
+
+@dataclass(slots=True)
+class _Flat:
+    """Tensors under flat names, in whatever format."""
+
+    outgoing: Outgoing
+    writer: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return self.outgoing.nbytes
+
+    def write(self, target: LocalFile, progress: Progress) -> None:
+        """Write the one file."""
+        self.writer.write(self.outgoing, target, progress)
+
+    def verify(self, path: str) -> None:
+        """Raise where it does not read back."""
+        self.writer.verify(self.outgoing, path)
+
+
+def flatten(
+    checkpoint: Checkpoint,
+    target: Target,
+    output: str,
+    wishes: Wishes,
+    names: Sequence[str] | None,
+    entries: Sequence[Entry],
+) -> Plan:
+    """The tensors under their dotted names; refused where something else would be lost that nobody allowed."""
+    from ckpt_cli.arrays.casting import Losses
+
+    writer = target.writer()
+    prefix = f"{wishes.select.removesuffix('.')}." if wishes.select else ""
+    fits: list[Tensor] = []
+    lost: list[LeftOut] = []
+    aside: list[LeftOut] = []
+    for entry, why in _judged(entries, names, target, writer, wishes.dtype):
+        if why is None and isinstance(entry, Tensor):
+            fits.append(replace(entry, name=entry.name[len(prefix) :]))
+        else:
+            wanted = names is None or entry.name in names
+            (lost if wanted else aside).append(LeftOut(entry.name, why or ""))
+    if names is not None:
+        order = {name[len(prefix) :]: place for place, name in enumerate(names)}
+        fits.sort(key=lambda tensor: order[tensor.name])
+    metadata = _metadata_of(checkpoint)
+    if not target.keeps_metadata:
+        lost += [LeftOut(key, "metadata") for key in metadata if key != "format"]
+        metadata = {}
+    _refuse_lost(checkpoint, lost, fits, target, wishes)
+    _refuse_names(fits)
+    casting = Casting(wishes.dtype, Losses(), wishes.executor)
+    tied = target.keeps_ties and wishes.shared != CLONE
+    if target.keeps_views and tied:
+        tensors, contents = pack_whole(checkpoint, fits, casting)
+    else:
+        tensors, contents = pack_plain(checkpoint, fits, casting, tied=tied)
+    outgoing = Outgoing(
+        tensors, contents, checkpoint.container.files, metadata,
+        ordered=names is not None, mode_of=checkpoint.container.files[0].path, stem=stem_of(output),
+    )  # fmt: skip
+    if wishes.max_shard is not None:
+        outgoing = replace(outgoing, max_shard=wishes.max_shard)
+    separated = () if target.keeps_views and tied else tuple(_separated(fits, tied=tied))
+    return Plan(_Flat(outgoing, writer), len(tensors), casting.losses, (*lost, *aside), separated)
+
+
+def _judged(
+    entries: Sequence[Entry], names: Sequence[str] | None, target: Target, writer: Any, dtype: DType | None
+) -> Iterator[tuple[Entry, str | None]]:
+    """Each entry with why it cannot come along, None where it can."""
+    known = set(names) if names is not None else None
+    for entry in entries:
+        if known is not None and entry.name not in known:
+            yield entry, NOT_STATE
+        elif isinstance(entry, Value):
+            yield entry, "a value, no tensor"
+        else:
+            yield entry, _why_not(entry, target, writer, dtype)
+
+
+def _why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -> str | None:
+    """Why a tensor cannot come along."""
+    if tensor.layout != "strided" or tensor.storage is None or tensor.shape is None:
+        return f"{tensor.layout} tensor"
+    becomes = dtype if dtype is not None and tensor.dtype.category == "float" else tensor.dtype
+    if writer.spelled(becomes) is None:
+        return f"{becomes}, which {target.what} cannot hold"
+    if becomes is not tensor.dtype and tensor.dtype.numpy is None:
+        return f"{tensor.dtype}, which cannot be cast"
+    return None
+
+
+def _refuse_lost(
+    checkpoint: Checkpoint, lost: Sequence[LeftOut], fits: Sequence[Tensor], target: Target, wishes: Wishes
+) -> None:
+    """Raise where something would be lost that nobody allowed, or where nothing would be left."""
+    if lost and not wishes.tensors_only:
+        raise RefusedError(
+            f"{len(lost)} of its entries cannot come along into {target.what}",
+            details=some_of([f"{item.name}: {item.why}" for item in lost]),
+            hint=_hint(checkpoint, lost, wishes),
+        )
+    if not fits and lost:
+        raise RefusedError(f"none of its entries can come along into {target.what}")
+
+
+def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], wishes: Wishes) -> str:
+    """What to do about what would be lost: cast it, take the state_dict alone, or leave it out."""
+    dtypes = {entry.name: entry.dtype for entry in checkpoint.tensors}
+    unsaid = [dtypes[item.name] for item in lost if item.name in dtypes and "which" in item.why]
+    if wishes.dtype is None and any(dtype.category == "float" for dtype in unsaid):
+        return "--dtype float32 casts them; --tensors-only leaves out what does not fit"
+    nested = _nested_state(checkpoint) if not wishes.select else None
+    if nested is not None:
+        return f"--select {nested} takes the tensors below it as the whole; --tensors-only takes all tensors"
+    return "--tensors-only leaves them out"
+
+
+def _nested_state(checkpoint: Checkpoint) -> str | None:
+    """The outermost key below which there are tensors only, the most bytes of them: the state_dict of a training."""
+    sizes: dict[str, int] = {}
+    mixed: set[str] = set()
+    for entry in checkpoint.entries:
+        key, dot, _ = entry.name.partition(".")
+        if not dot or isinstance(entry, Value):
+            mixed.add(key)
+        else:
+            sizes[key] = sizes.get(key, 0) + entry.nbytes
+    candidates = {key: size for key, size in sizes.items() if key not in mixed}
+    return max(candidates, key=candidates.__getitem__, default=None)
+
+
+def _refuse_names(tensors: Sequence[Tensor]) -> None:
+    """Raise where two tensors have one name, as no format with flat names can have that."""
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen or tensor.name == "__metadata__":
+            raise RefusedError(f"several tensors are called {tensor.name!r}, and only one can be in the new file")
+        seen.add(tensor.name)
+
+
+def _metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """The strings that are about the checkpoint, not about its file or its ties."""
+    aliases = {tensor.name for tensor in checkpoint.tensors if tensor.alias_of is not None}
+    kept = {key: value for key, value in checkpoint.metadata.items() if key not in aliases}
+    return {key: value for key, value in kept.items() if key not in _OF_THE_FILE or key == "format"}
+
+
+def _separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
+    """The names that share bytes with others now and will not any more."""
+    comparisons = Comparisons()
+    if not tied:
+        for group in tie_groups(tensors):
+            yield from (tensor.name for tensor in group)
+    for _, views in by_storage(tensors):
+        if len(views) > 1:
+            meeting, _rest = partly_shared(views, comparisons)
+            yield from (tensor.name for tensor in meeting)
