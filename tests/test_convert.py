@@ -339,6 +339,22 @@ def test_what_cannot_come_along_is_listed_and_refused(tmp_path: Path, ckpt: Ckpt
     assert list(load_file(out)) == ["w"]
 
 
+@pytest.mark.parametrize("target", ["out.safetensors", "out.npz", "out.pt", "dcp"])
+def test_what_a_format_does_not_say_of_a_tensor_is_told(tmp_path: Path, ckpt: Ckpt, target: str) -> None:
+    state = nn.Linear(2, 3).state_dict()
+    state["scale"] = nn.Parameter(torch.ones(2))
+    torch.save({"module": state}, tmp_path / "a.pt")
+    to = ["--to", "dcp"] if target == "dcp" else []
+    done = ckpt("convert", tmp_path / "a.pt", tmp_path / target, *to, "--json")
+    assert done.code == 0, done.err
+    grad, notes = "requires_grad of 1 tensor", "the _metadata of a state_dict (versions of its modules)"
+    told = {"out.pt": [], "dcp": [notes]}.get(target, [grad, notes])
+    assert json.loads(done.out)["not_kept"] == told
+    if told:
+        spoken = ckpt("convert", tmp_path / "a.pt", tmp_path / target, *to, "--force").err
+        assert f"not kept: {', '.join(told)}\n" in spoken
+
+
 def test_metadata_that_has_no_place_is_listed_and_kept_where_it_has_one(tmp_path: Path, ckpt: Ckpt) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"w": torch.ones(2)}, path, metadata={"licence": "MIT", "format": "tf"})

@@ -193,6 +193,37 @@ def test_numbers_whose_squares_overflow_spread_without_end(values: list[float], 
     assert row["mean"] == pytest.approx(math.fsum(value / len(values) for value in values))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_total_has_a_histogram_of_all_values_of_whatever_dtype(tmp_path: Path, ckpt: Ckpt, workers: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        "f": torch.randn(300_000, generator=generator), "d": torch.randn(70_000, generator=generator).double() * 1.7,
+        "h": torch.randn(2_000, generator=generator).half(), "b": (torch.randn(9_000, generator=generator) + 1).bfloat16(),
+        "f8": torch.randn(5_000, generator=generator).to(torch.float8_e4m3fn), "i": torch.arange(-9, 40),
+        "i8": torch.arange(-128, 127, dtype=torch.int8), "bool": torch.tensor([True, False, True]),
+        "odd": torch.tensor([math.nan, math.inf, 1e9, -1e9]), "none": torch.empty(0), "nan": torch.tensor(math.nan),
+    }  # fmt: skip
+    state["tied"] = state["f"]
+    torch.save(state, tmp_path / "m.pt")
+    total = json.loads(ckpt("stats", tmp_path / "m.pt", "--total", "--json", "-j", workers).out)["total"]
+    every = torch.cat([values.double().reshape(-1) for name, values in state.items() if name != "tied"])
+    every = every[every.isfinite()]
+    edges, counts = total["histogram"]["edges"], total["histogram"]["counts"]
+    assert (edges[0], edges[-1], len(counts), sum(counts)) == (-1e9, 1e9, 8, every.numel())
+    below = [int((every < edge).sum()) for edge in edges[1:-1]]
+    assert counts == [after - before for before, after in pairwise([0, *below, every.numel()])]
+    assert max(counts) < every.numel() * 0.6
+
+
+def test_a_total_of_one_value_or_of_none_has_the_bars_there_are(tmp_path: Path, ckpt: Ckpt) -> None:
+    torch.save({"w": torch.full((5,), 2.5)}, tmp_path / "one.pt")
+    torch.save({"w": torch.tensor([math.nan])}, tmp_path / "none.pt")
+    found = [json.loads(ckpt("stats", tmp_path / name, "--total", "--json").out) for name in ("one.pt", "none.pt")]
+    assert [answer["total"]["histogram"] for answer in found] == [
+        {"edges": [2.5, 2.5], "counts": [5]}, {"edges": [], "counts": []},
+    ]  # fmt: skip
+
+
 def test_merging_keeps_six_digits_of_a_thousand_million_elements() -> None:
     chunk = (np.random.default_rng(2).standard_normal(1 << 16) * 0.01 + 1000).astype(np.float32)
     plan = summing.plan_of(chunk[:4096])

@@ -54,7 +54,7 @@ class Moments:
     squares: float = 0.0
     """The sum of the squares of the distances from the mean."""
     below: tuple[int, ...] = ()
-    """How many numbers are less than each inner edge of the histogram."""
+    """How many numbers are less than each inner edge of the histogram, then than each edge in common with others."""
 
     @property
     def mean(self) -> float:
@@ -108,6 +108,12 @@ class Plan:
     """The inner edges of the histogram, values of the dtype that is summed."""
     pivot: float | int = 0
     """A number near the mean where that is far from 0 as the spread goes, else 0."""
+    shared: tuple[float | int, ...] = ()
+    """Edges that it has in common with other tensors, whose counts come after those of its own."""
+
+    def sharing(self, edges: Sequence[float], *, whole: bool) -> Plan:
+        """The same with edges in common; those of whole numbers are whole."""
+        return replace(self, shared=tuple(map(math.ceil, edges) if whole else edges))
 
 
 def plan_of(sample: Array) -> Plan:
@@ -133,6 +139,27 @@ def plan_of(sample: Array) -> Plan:
     return Plan(tuple(edges), pivot)
 
 
+def shared_edges(samples: Sequence[tuple[Array, int]]) -> tuple[float, ...]:
+    """The inner edges of one histogram over several tensors, from a sample of each and its number of elements.
+
+    They are values of float32, which every tensor's numbers compare with exactly.
+    """
+    import numpy as np
+
+    finite = [(values[np.isfinite(values)].astype(np.float64), numel) for values, numel in samples]
+    finite = [(values, numel) for values, numel in finite if values.size]
+    if not finite:
+        return ()
+    values = np.concatenate([values for values, _ in finite])
+    weights = np.concatenate([np.full(values.size, numel / values.size) for values, numel in finite])
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order]) / weights.sum()
+    low, high = (float(values[order[np.searchsorted(reached, share)]]) for share in (0.005, 0.995))
+    with np.errstate(all="ignore"):
+        spots = low + (high / BINS - low / BINS) * np.arange(1, BINS) if low < high else np.array([low])
+        return tuple(sorted({float(edge) for edge in spots.astype(np.float32) if np.isfinite(edge)}))
+
+
 def _whole_edges(low: int, high: int) -> tuple[int, ...]:
     if low == high:
         return low, low + 1
@@ -156,7 +183,7 @@ def moments(values: Array, plan: Plan) -> Moments:
                 return Moments(nan=nan, inf=inf)
             values, least, most = finite, finite.min(), finite.max()
         offset, squares = _spread(values, plan.pivot, least, most)
-        zeros, below = _places(values, plan.edges, least, most)
+        zeros, below = _places(values, (*plan.edges, *plan.shared), least, most)
         ends = least.item(), most.item()
         return Moments(values.size, nan, inf, zeros, *ends, plan.pivot, offset, squares, below)
 
@@ -170,7 +197,8 @@ def _places(values: Array, edges: Sequence[float | int], least: Any, most: Any) 
     flags = padded[:, : values.size]
     np.equal(values, 0, out=flags[-1])
     if asked:  # all by one call, as threads wait for each other at every one
-        np.less(values, np.array(asked, values.dtype)[:, None], out=flags[:-1])
+        edge = np.promote_types(values.dtype, np.float32) if values.dtype.kind == "f" else values.dtype
+        np.less(values, np.array(asked, edge)[:, None], out=flags[:-1])
     *counts, zeros = _count(padded, values.size)
     found = dict(zip(asked, counts, strict=True))
     return zeros, tuple(found.get(edge, values.size if edge > most else 0) for edge in edges)

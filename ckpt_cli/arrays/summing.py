@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,16 @@ class Numbers:
         self._magnitudes = magnitudes
         self._is_fast = codec.dtype.name in _FAST and not flagged and not (big_endian and codec.dtype.bits > 8)
         self.plan = Plan()
+        self._whole = False
 
     def sample(self, values: Array) -> None:
         """Decide from some of the numbers where the histogram's bars stand."""
         self.plan = plan_of(values)
+        self._whole = values.dtype.kind != "f"
+
+    def share(self, edges: Sequence[float]) -> None:
+        """Count by these edges too, which other tensors have as well."""
+        self.plan = self.plan.sharing(edges, whole=self._whole)
 
     def values(self, data: memoryview, part: tuple[slice, ...], which: int = 0) -> Array:
         """The numbers that bytes mean, flat; valid until this thread asks for others of the same `which`."""
@@ -53,16 +59,16 @@ class Numbers:
 
     def histogram(self, found: Moments) -> tuple[list[float | int], list[int]]:
         """Edges, the first and last of which are the least and the greatest number, and counts between them."""
-        if found.least is None or found.most is None:
-            return [], []
-        inner = [
-            (edge, below)
-            for edge, below in zip(self.plan.edges, found.below, strict=False)
-            if found.least < edge <= found.most
-        ]
-        steps = [0, *(below for _, below in inner), found.count]
-        edges = [found.least, *(edge for edge, _ in inner), found.most]
-        return edges, [after - before for before, after in pairwise(steps)]
+        return bars(self.plan.edges, found)
+
+
+def bars(edges: Sequence[float | int], found: Moments) -> tuple[list[float | int], list[int]]:
+    """Those edges with numbers on both sides, the least and the greatest number around them; and counts between."""
+    if found.least is None or found.most is None:
+        return [], []
+    inner = [(edge, below) for edge, below in zip(edges, found.below, strict=False) if found.least < edge <= found.most]
+    steps = [0, *(below for _, below in inner), found.count]
+    return [found.least, *(edge for edge, _ in inner), found.most], [b - a for a, b in pairwise(steps)]
 
 
 class Codes:
@@ -74,6 +80,17 @@ class Codes:
         values = codec.decode(np.arange(256, dtype=np.uint8).view(codec.stored))
         self._values: Array = values.reshape(256, -1).astype(np.float64)
         self._whole = values.dtype.kind in "iub"
+        self._shared: tuple[float, ...] = ()
+
+    def share(self, edges: Sequence[float]) -> None:
+        """Count by these edges too, which other tensors have as well."""
+        self._shared = tuple(edges)
+
+    def numbers(self, data: memoryview) -> Array:
+        """What some bytes mean."""
+        import numpy as np
+
+        return self._values[np.frombuffer(data, np.uint8)].reshape(-1)
 
     def chunk(self, data: memoryview, _part: tuple[slice, ...]) -> Array:
         """How often each code is there; pairs of bytes are counted, as that is half the work."""
@@ -114,7 +131,7 @@ class Codes:
         zeros = sum(count for value, count in weights if value == 0)
         least, most = weights[0][0], weights[-1][0]
         ends = (int(least), int(most)) if self._whole else (least, most)
-        edges = self._edges(*ends)
+        edges = [*self._edges(*ends), *self._shared]
         below = tuple(sum(count for value, count in weights if value < edge) for edge in edges)
         return Moments(count, nan, inf, zeros, ends[0], ends[1], 0, mean, squares, below)
 
@@ -129,8 +146,8 @@ class Codes:
         """Edges and counts."""
         if found.least is None or found.most is None:
             return [], []
-        steps = [0, *found.below, found.count]
         edges = [found.least, *self._edges(found.least, found.most), found.most]
+        steps = [0, *found.below[: len(edges) - 2], found.count]
         return edges, [after - before for before, after in pairwise(steps)]
 
 

@@ -62,6 +62,8 @@ class Target:
     """Whether tensors can be any views of shared storages."""
     keeps_ties: bool = True
     """Whether it can say that tensors are one."""
+    keeps_requires_grad: bool = False
+    """Whether it says of a tensor that it is trained."""
     keeps_metadata: bool = False
     """Whether it has a place for a map of strings."""
     keeps_objects: bool = False
@@ -92,7 +94,7 @@ TARGETS = (
     ),
     Target(
         "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.new_dcp", is_folder=True, keeps_ties=False,
-        files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
+        keeps_requires_grad=True, files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
     ),
 )  # fmt: skip
 

@@ -79,6 +79,8 @@ class Conversion:
     """What did not come along."""
     separated: tuple[str, ...] = ()
     """Names that shared bytes with others and have their own now."""
+    not_kept: tuple[str, ...] = ()
+    """What the format does not say of what came along, in words."""
     files: tuple[str, ...] = ()
     """The names of the files, where the output is a folder."""
     dry_run: bool = False
@@ -105,6 +107,7 @@ class Plan:
     losses: Losses
     left_out: tuple[LeftOut, ...] = ()
     separated: tuple[str, ...] = ()
+    not_kept: tuple[str, ...] = ()
 
 
 def some_of(lines: Sequence[str]) -> list[str]:

@@ -51,6 +51,7 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             bytes_written=plan.job.nbytes,
             left_out=plan.left_out,
             separated=plan.separated,
+            not_kept=plan.not_kept,
             dry_run=wishes.dry_run,
         )
         if wishes.dry_run:

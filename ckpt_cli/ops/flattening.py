@@ -16,6 +16,8 @@ from ckpt_cli.ops.conversion import CLONE, NOT_STATE, LeftOut, Plan, Wishes, som
 from ckpt_cli.ops.packing import Casting, pack_plain, pack_whole
 from ckpt_cli.ops.shared import Comparisons, by_storage, partly_shared, tie_groups
 from ckpt_cli.outgoing import Outgoing
+from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.state_dicts import has_notes
 
 _OF_THE_FILE = ("format", "total_size", "total_parameters", "ckpt.order")
 """Keys of metadata that are about the old file, not about the checkpoint."""
@@ -86,7 +88,14 @@ def flatten(
     if wishes.max_shard is not None:
         outgoing = replace(outgoing, max_shard=wishes.max_shard)
     separated = () if target.keeps_views and tied else tuple(_separated(fits, tied=tied))
-    return Plan(_Flat(outgoing, writer), len(tensors), casting.losses, (*lost, *aside), separated)
+    return Plan(
+        _Flat(outgoing, writer),
+        len(tensors),
+        casting.losses,
+        (*lost, *aside),
+        separated,
+        tuple(_not_kept(checkpoint, fits, target)),
+    )
 
 
 def _judged(
@@ -181,3 +190,16 @@ def _separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
         if len(views) > 1:
             meeting, _rest = partly_shared(views, comparisons)
             yield from (tensor.name for tensor in meeting)
+
+
+def _not_kept(checkpoint: Checkpoint, tensors: Sequence[Tensor], target: Target) -> Iterator[str]:
+    """What the format does not say of tensors that came along, and of their state_dict, in words."""
+    trained = sum(tensor.requires_grad for tensor in tensors)
+    if trained and not target.keeps_requires_grad:
+        yield f"requires_grad of {trained:,} {'tensor' if trained == 1 else 'tensors'}"
+    devices = sorted({tensor.device for tensor in tensors} - {"cpu"})
+    if devices and not target.keeps_views:
+        yield f"devices ({', '.join(devices)})"
+    graph = checkpoint.document
+    if isinstance(graph, Graph) and has_notes(graph.root):
+        yield "the _metadata of a state_dict (versions of its modules)"

@@ -83,23 +83,34 @@ class _Subject:
         self.source = Source(checkpoint, tensor, region, codec, any_order=True)
         self.summer: Numbers | Codes = summer_of(codec, flagged=flagged, big_endian=tensor.big_endian)
         self._by_rows = not codec.uniform
+        self._is_planned = False
         self.found: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker elsewhere needs, which does not ask what was found so far."""
         return {**self.__dict__, "found": None}
 
+    def plan(self) -> Any:
+        """Let a sample decide how it is summed; returns the sample."""
+        from ckpt_cli.arrays.summing import Numbers
+
+        sample = self._sample()
+        self._is_planned = True
+        if isinstance(self.summer, Numbers):
+            self.summer.sample(sample)
+        return sample
+
     def chunks(self) -> Iterator[Chunk]:
         """Its chunks, after a sample decided how they are summed."""
         from ckpt_cli.arrays.summing import Numbers
 
-        if isinstance(self.summer, Numbers) and self.source.numel:
-            self.summer.sample(self._sample(self.summer))
+        if isinstance(self.summer, Numbers) and self.source.numel and not self._is_planned:
+            self.plan()
         for begin, end in self.source.cuts():
             yield self.source.chunk(begin, end)
         self.source.release()
 
-    def _sample(self, summer: Numbers) -> Any:
+    def _sample(self) -> Any:
         """Values from a few places, the same ones every time; of what must be gathered, from its beginning."""
         import numpy as np
 
@@ -107,14 +118,20 @@ class _Subject:
         if not source.plain or self._by_rows:
             begin, end = next(source.cuts())
             chunk = source.chunk(begin, end)
-            values = summer.values(source.read(chunk), self._part(chunk))
+            values = self._numbers(chunk)
             return values[:: max(len(values) // _SAMPLE, 1)].copy()
         source.expect(_IN_ORDER)
         count = min(source.numel, _SAMPLE // _SPOTS if source.numel > _SAMPLE else _SAMPLE)
         last = source.numel - count
         begins = [last * spot // (_SPOTS - 1) for spot in range(_SPOTS)] if last else [0]
-        pieces = [summer.values(source.read(Chunk(at, at + count)), ()).copy() for at in begins]
-        return np.concatenate(pieces)
+        return np.concatenate([self._numbers(Chunk(at, at + count)).copy() for at in begins])
+
+    def _numbers(self, chunk: Chunk) -> Any:
+        from ckpt_cli.arrays.summing import Codes
+
+        data = self.source.read(chunk)
+        summer = self.summer
+        return summer.numbers(data) if isinstance(summer, Codes) else summer.values(data, self._part(chunk))
 
     def _part(self, chunk: Chunk) -> tuple[slice, ...]:
         return self.source.part(chunk.begin, chunk.end) if self._by_rows else ()
@@ -146,9 +163,10 @@ def stats(
     with about(checkpoint.path):
         plans = list(_plans(checkpoint, arguments))
         subjects = list({id(plan): plan for _, plan, _ in plans if isinstance(plan, _Subject)}.values())
+        edges = _share_edges(subjects) if total else ()
         _sum_all(subjects, executor, told)
         rows = [_row(tensor, plan, shape) for tensor, plan, shape in plans]
-        whole = _total(subjects) if total else None
+        whole = _total(subjects, edges) if total else None
     if bad_only:
         rows = [row for row in rows if row.is_bad]
     return Stats(checkpoint.path, _sorted(rows, sort), whole)
@@ -248,15 +266,29 @@ def _row(tensor: Tensor, plan: _Subject | str, shape: tuple[int, ...] | None) ->
     return Row(tensor.name, tensor.dtype.name, shape, numel, found, edges, counts)
 
 
-def _total(subjects: Iterable[_Subject]) -> Row:
+def _share_edges(subjects: Iterable[_Subject]) -> tuple[float, ...]:
+    """Have all of them count by the same edges as well, which samples of all decide."""
+    from ckpt_cli.arrays.moments import shared_edges
+
+    filled = [subject for subject in subjects if subject.source.numel]
+    edges = shared_edges([(subject.plan(), subject.source.numel) for subject in filled])
+    for subject in filled:
+        subject.summer.share(edges)
+    return edges
+
+
+def _total(subjects: Iterable[_Subject], edges: Sequence[float]) -> Row:
+    """All of them together."""
     from ckpt_cli.arrays.moments import Moments, merged
+    from ckpt_cli.arrays.summing import bars
 
     found = Moments()
     numel = 0
     for subject in subjects:
-        found = merged(found, replace(subject.summer.total(subject.found), below=()))
+        one = subject.summer.total(subject.found)
+        found = merged(found, replace(one, below=one.below[len(one.below) - len(edges) :]))
         numel += subject.source.numel
-    return Row("total", "", None, numel, found)
+    return Row("total", "", None, numel, found, *bars(edges, found))
 
 
 def _sorted(rows: list[Row], key: str | None) -> list[Row]:

@@ -29,6 +29,8 @@ def conversion_text(done: Conversion) -> str:
     if len(done.left_out) > len(lost):
         attributes = count_text(len(done.left_out) - len(lost), "attribute")
         lines.append(f"  {attributes} of modules left out, which a state_dict does not have")
+    if done.not_kept:
+        lines.append(f"  not kept: {', '.join(map(escaped, done.not_kept))}")
     if done.separated:
         more = f" and {len(done.separated) - _MOST} more" if len(done.separated) > _MOST else ""
         lines.append(f"  {', '.join(map(name_text, done.separated[:_MOST]))}{more}: shared bytes, each has its own now")
