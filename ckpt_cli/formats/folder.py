@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from ckpt_cli.errors import UnknownFormatError, UsageError
 from ckpt_cli.files.opening import Opener
-from ckpt_cli.formats import shard_set
 from ckpt_cli.model import Checkpoint
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -32,6 +31,8 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     sets = sorted({(found["stem"], found["count"], found["suffix"]) for found in shards})
     whole = [found for found in sets if _is_whole(found, names)]
     if len(whole) == 1:
+        from ckpt_cli.formats import shard_set
+
         stem, count, suffix = whole[0]
         return shard_set.read_without_index(path, _shard_names(stem, count, suffix), opener)
     return open_checkpoint(os.path.join(path, file_in(path, names)), write=opener.write)

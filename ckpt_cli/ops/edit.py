@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import UnsupportedError, UsageError
 from ckpt_cli.files import journal
@@ -17,10 +18,12 @@ from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.replace import copy_as, creating, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
-from ckpt_cli.ops.assign import Changes
 from ckpt_cli.ops.outputs import check_output, check_output_folder, writing
 
-Plan = Callable[[Checkpoint, Overlay], Changes]
+if TYPE_CHECKING:
+    from ckpt_cli.ops.assign import Changes
+
+Plan = Callable[[Checkpoint, Overlay], "Changes"]
 """Fills an overlay with the patches of an edit."""
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UsageError, about
@@ -16,13 +17,14 @@ from ckpt_cli.files.copying import Progress, Told, copy_into, counting, no_progr
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.replace import creating, keep_as, replacing_folder
-from ckpt_cli.files.replace_set import replacing_set
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.formats.folder import index_of
-from ckpt_cli.formats.shard_set_write import Rewriting as SetRewriting
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.edit import Edit, apply_in_place
 from ckpt_cli.ops.outputs import check_output, check_output_folder, writing
+
+if TYPE_CHECKING:
+    from ckpt_cli.formats.shard_set_write import Rewriting as SetRewriting
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
                 if work.patch(overlay):
                     _require_patchable(opened, overlay, options)
                     return _patch(overlay, done, options)
-        if isinstance(work, SetRewriting):
+        if opened.is_set:
             done = replace(done, removed=tuple(work.removed))
             return (
                 _measured(opened, work, done) if options.dry_run else _replace_set(opened, work, planned, done, options)
@@ -148,6 +150,8 @@ def _with_backups(done: Edit, *kept: str) -> Edit:
 
 def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
     """The edit as new shards and a new index: in place of the old ones, or in a new folder."""
+    from ckpt_cli.files.replace_set import replacing_set
+
     files = {os.path.basename(file.path): file for file in checkpoint.container.files}
     if options.output is not None:
         with replacing_folder(options.output) as folder, ExitStack() as stack:
