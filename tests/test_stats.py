@@ -198,7 +198,8 @@ def test_the_total_has_a_histogram_of_all_values_of_whatever_dtype(tmp_path: Pat
     generator = torch.Generator().manual_seed(1)
     state = {
         "f": torch.randn(300_000, generator=generator), "d": torch.randn(70_000, generator=generator).double() * 1.7,
-        "h": torch.randn(2_000, generator=generator).half(), "b": (torch.randn(9_000, generator=generator) + 1).bfloat16(),
+        "h": torch.randn(2_000, generator=generator).half(),
+        "b": (torch.randn(9_000, generator=generator) + 1).bfloat16(),
         "f8": torch.randn(5_000, generator=generator).to(torch.float8_e4m3fn), "i": torch.arange(-9, 40),
         "i8": torch.arange(-128, 127, dtype=torch.int8), "bool": torch.tensor([True, False, True]),
         "odd": torch.tensor([math.nan, math.inf, 1e9, -1e9]), "none": torch.empty(0), "nan": torch.tensor(math.nan),
