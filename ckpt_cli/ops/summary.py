@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class Summary:
     file_nbytes: int
     """Bytes of all its files."""
     shards: int
-    """Files that it consists of."""
+    """Files that have its tensors: an index is none."""
     tensors: int
     parameters: int
     """Elements of all tensors, those of tied ones counted once."""
@@ -63,7 +64,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         format=checkpoint.format,
         version=checkpoint.version,
         file_nbytes=sum(file.size for file in checkpoint.container.files),
-        shards=len(checkpoint.container.files),
+        shards=_shards(checkpoint),
         tensors=len(tensors),
         parameters=unique_numel(tensors),
         nbytes=stored_nbytes(tensors),
@@ -79,3 +80,9 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         metadata=checkpoint.metadata,
         objects=checkpoint.objects,
     )
+
+
+def _shards(checkpoint: Checkpoint) -> int:
+    """The files that have the tensors: an index of shards and the metadata of a DCP folder are none of them."""
+    names = [os.path.basename(file.path) for file in checkpoint.container.files]
+    return max(sum(not name.endswith((".index.json", ".metadata")) for name in names), 1)
