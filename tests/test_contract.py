@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Ckpt
 from contract import FORMATS, Format, State, contents
 
 from ckpt_cli.arrays.codec import values_of
