@@ -35,13 +35,19 @@ Ckpt = Callable[..., Answer]
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is also the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def work(here: Path) -> Path:
     """A folder with copies of the sample checkpoints, which is also the current one."""
     for sample in SAMPLES.iterdir():
         if sample.suffix in (".pt", ".safetensors"):
-            shutil.copy(sample, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+            shutil.copy(sample, here)
+    return here
 
 
 @pytest.fixture
