@@ -188,6 +188,12 @@ def test_an_edit_of_a_set_to_a_new_folder_leaves_the_set(tmp_path: Path, shards:
     assert_refused(ckpt, shards, "must go to a folder that is new or empty", command, *rest, "-o", out)
 
 
+def test_a_shard_of_which_nothing_is_left_is_told(shards: Path, ckpt: Ckpt) -> None:
+    gone = index_of(shards)["weight_map"]["m.a"]
+    assert f"{gone} would be removed, as nothing is left in it\n" in ckpt("rm", shards, "m.a", "-n").err
+    assert f"{gone} removed, as nothing is left in it\n" in ckpt("rm", shards, "m.a").err
+
+
 def test_a_backup_of_a_set_keeps_every_file_that_is_replaced_or_goes(shards: Path, ckpt: Ckpt) -> None:
     before = contents(shards)
     done = edited(ckpt, "rm", shards, "m.a", "n.d", "--backup")
@@ -278,6 +284,14 @@ def test_removing_another_name_of_a_tie_leaves_every_tensor(tied: Path, ckpt: Ck
     edited(ckpt, "rm", tied, "z.tied")
     assert_holds(tied, without("z.tied", of=tied_state()))
     assert ties_of(tied) == [["m.a", "z.more"]]
+
+
+def test_ties_of_shards_that_do_not_change_come_along_to_a_new_folder(tied: Path, ckpt: Ckpt) -> None:
+    out = tied.with_name("out")
+    edited(ckpt, "cast", tied, "float16", "m.c", "-o", out)
+    assert_holds(out, {name: tensor.half() if name == "m.c" else tensor for name, tensor in tied_state().items()})
+    assert ties_of(out) == [["m.a", "z.more", "z.tied"]]
+    assert ckpt("ties", out, "m.a", "z.tied").code == 0
 
 
 @pytest.mark.parametrize("name", ["z.tied", "m.a"])
