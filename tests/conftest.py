@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from ckpt_cli.cli.main import run
+from ckpt_cli.errors import CkptError
+from ckpt_cli.formats import open_checkpoint
 
 SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"
 
@@ -32,6 +34,15 @@ class Answer:
 
 
 Ckpt = Callable[..., Answer]
+
+
+def refused(path: str) -> CkptError:
+    """Why a file does not open, in one line."""
+    with pytest.raises(CkptError) as error:
+        open_checkpoint(path)
+    assert error.value.path == path
+    assert "\n" not in str(error.value)
+    return error.value
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ckpt
+from conftest import Ckpt, refused
 
 import ckpt_cli
 from ckpt_cli import limits
@@ -39,15 +39,6 @@ def write(folder: Path, content: bytes, name: str = "x.npy") -> str:
     path = folder / name
     path.write_bytes(content)
     return str(path)
-
-
-def refused(path: str) -> CkptError:
-    """Why a file does not open."""
-    with pytest.raises(CkptError) as error:
-        open_checkpoint(path)
-    assert error.value.path == path
-    assert "\n" not in str(error.value)
-    return error.value
 
 
 @pytest.mark.parametrize("code", DTYPES)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from builders import old, pt
 from builders.pickles import call, named, new, ordered_dict, persistent, pickled, put, raw_string, tensor
-from conftest import Ckpt
+from conftest import Ckpt, refused
 
 import ckpt_cli
-from ckpt_cli.errors import CkptError, FormatError, LimitError, MalformedError, TruncatedError, UnsupportedError
+from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import Opaque, Tensor, Value
 
@@ -41,15 +41,6 @@ def view(reference: bytes, shape: tuple[int, ...] = (4,), offset: int = 0) -> An
     """A contiguous view of a referred storage."""
     stride = tuple(torch.empty(shape).stride())
     return call("torch._utils._rebuild_tensor_v2", reference, offset, shape, stride, False, ordered_dict())
-
-
-def refused(path: str) -> CkptError:
-    """Why a file does not open."""
-    with pytest.raises(CkptError) as error:
-        open_checkpoint(path)
-    assert error.value.path == path
-    assert "\n" not in str(error.value)
-    return error.value
 
 
 # --- the stream of torch.save ----------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ import torch
 from builders import old
 from builders.old import TarStorage, TarTensor
 from builders.pickles import pickled
-from conftest import Ckpt
+from conftest import Ckpt, refused
 
 import ckpt_cli
 from ckpt_cli import limits
-from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
+from ckpt_cli.errors import LimitError, MalformedError, TruncatedError
 from ckpt_cli.formats import open_checkpoint
 
 ROW = struct.pack("<4f", 1, 2, 3, 4)
@@ -29,14 +29,6 @@ def write(folder: Path, content: bytes) -> str:
     path = folder / "model.pt"
     path.write_bytes(content)
     return str(path)
-
-
-def refused(path: str) -> CkptError:
-    """Why a file does not open."""
-    with pytest.raises(CkptError) as error:
-        open_checkpoint(path)
-    assert error.value.path == path
-    return error.value
 
 
 def test_tensors_views_and_parts_of_storages_are_what_torch_loads(tmp_path: Path) -> None:
