@@ -64,6 +64,12 @@ class Format:
         return {name: tensor for name, tensor in sample().items() if name not in self.without}
 
 
+def bits(tensor: torch.Tensor) -> bytes:
+    """The elements' bytes in row-major order."""
+    flat = tensor.detach().resolve_conj().flatten().contiguous()
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().tobytes()  # one element has any stride
+
+
 def contents(path: Path) -> dict[str, bytes]:
     """The bytes of a file, or of every file of a folder, by name."""
     return {each.name: each.read_bytes() for each in (sorted(path.iterdir()) if path.is_dir() else [path])}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Ckpt
+from contract import bits
 
 State = dict[str, torch.Tensor]
 
@@ -71,11 +72,6 @@ def assert_states(found: State, wanted: State) -> None:
     for name, tensor in wanted.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
         assert bits(found[name]) == bits(tensor), name
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    """The bytes of the elements."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 # --- what every format refuses ---------------------------------------------------------------------------------------

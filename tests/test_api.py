@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.files import write_sparse_pt
+from contract import bits
 from safetensors.torch import save_file, save_model
 from torch import nn
 
@@ -31,9 +32,7 @@ def filled(dtype: str) -> torch.Tensor:
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal in dtype, shape, stride and bytes."""
-    if (a.dtype, a.shape, a.stride()) != (b.dtype, b.shape, b.stride()):
-        return False
-    return bool(torch.equal(*(tensor.flatten().contiguous().view(torch.uint8) for tensor in (a, b))))
+    return (a.dtype, a.shape, a.stride(), bits(a)) == (b.dtype, b.shape, b.stride(), bits(b))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

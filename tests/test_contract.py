@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Ckpt
-from contract import FORMATS, Format, State, contents
+from contract import FORMATS, Format, State, bits, contents
 
 from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.errors import CkptError, ValueRefusedError
@@ -58,18 +58,10 @@ def edit(path: Path, *assignments: str, output: Path | None = None, backup: bool
     return edit_values(str(path), plan, output=None if output is None else str(output), backup=backup)
 
 
-def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements' bytes in row-major order."""
-    flat = tensor.flatten().contiguous()
-    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)  # a lone element may keep any stride
-
-
 def same_states(a: State, b: State) -> bool:
     """Whether two states are equal name by name, NaN and sign of zero included."""
     return a.keys() == b.keys() and all(
-        a[name].dtype == b[name].dtype
-        and a[name].shape == b[name].shape
-        and torch.equal(bytes_of(a[name]), bytes_of(b[name]))
+        a[name].dtype == b[name].dtype and a[name].shape == b[name].shape and bits(a[name]) == bits(b[name])
         for name in a
     )
 
@@ -113,7 +105,7 @@ def test_what_values_sum_up_to_and_hash_to_is_what_their_own_library_reads(kind:
             assert found.mean == pytest.approx(numbers.mean().item(), rel=1e-6)
         if numbers.numel() > 1:
             assert found.std == pytest.approx(numbers.std().item(), rel=1e-6)
-        pieces = sha256(bytes_of(expected).numpy()).digest() if numbers.numel() else b""
+        pieces = sha256(bits(expected)).digest() if numbers.numel() else b""
         head = json.dumps([str(expected.dtype).removeprefix("torch."), list(expected.shape)]).encode()
         assert hashes.tensors[kind.named(name)] == sha256(head + pieces).hexdigest(), name
 

@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from builders.pickles import tensor as viewed
 from builders.pt import archive, torch_records
 from conftest import Ckpt
-from contract import FORMATS, Format, State
+from contract import FORMATS, Format, State, bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -143,12 +143,6 @@ def state_of_all_kinds() -> State:
         "none": torch.empty(0, 2),
         "pairs": torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
     }
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    """The bytes of the values in row-major order."""
-    tensor = tensor.resolve_conj().contiguous().flatten()
-    return bytes(tensor.view(torch.uint8).numpy()) if tensor.numel() else b""
 
 
 def assert_same_state(found: State, wanted: State) -> None:

@@ -53,8 +53,7 @@ def problem_of(answer: Answer, path: str) -> str:
 
 
 @pytest.fixture
-def editor(tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch) -> Editor:
-    monkeypatch.chdir(tmp_path)
+def editor(here: Path, ckpt: Ckpt) -> Editor:
     return Editor(ckpt)
 
 
