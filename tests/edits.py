@@ -44,10 +44,10 @@ def edited_as_told(ckpt: Ckpt, command: str, path: Path, *rest: object) -> dict[
     return done
 
 
-def assert_refused(ckpt: Ckpt, path: Path, told: str, command: str, *rest: object, dry_too: bool = True) -> None:
+def assert_refused(ckpt: Ckpt, path: Path, told: str, command: str, *rest: object) -> None:
     """An edit is refused in one line and perhaps a hint, as a dry run too, and changes and leaves nothing."""
     before = everything(path.parent)
-    for dry in ([], ["-n"]) if dry_too else ([],):
+    for dry in ([], ["-n"]):
         answer = ckpt(command, path, *rest, *dry)
         assert answer.code == 2, answer
         assert ONE_LINE.fullmatch(answer.err), answer.err

@@ -243,7 +243,7 @@ def test_what_is_a_link_in_a_set_is_not_replaced_by_a_file(
     elsewhere.mkdir()
     for path in sorted(shards.glob(which)):
         path.symlink_to(path.rename(elsewhere / path.name))
-    assert_refused(ckpt, shards, "is a symbolic link", "rename", "--add", "x", dry_too=False)
+    assert_refused(ckpt, shards, "is a symbolic link", "rename", "--add", "x")
     edited(ckpt, "rename", shards, "--add", "x", "-o", tmp_path / "out")
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     assert_holds(tmp_path / "out", renamed(lambda name: f"x.{name}"))

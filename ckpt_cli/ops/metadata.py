@@ -43,7 +43,9 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
         raise UnsupportedError(
             f"a checkpoint of format {checkpoint.format} has no metadata of strings",
             path=checkpoint.path,
-            hint=f"ckpt set {checkpoint.path} --new KEY=VALUE adds an entry" if checkpoint.format == "zip" else None,
+            hint=f"ckpt set {checkpoint.path} --new KEY=VALUE adds an entry"
+            if checkpoint.format in ("zip", "legacy")
+            else None,
         )
     names = {entry.name for entry in checkpoint.entries}
     for key in (*pairs, *removed):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -92,13 +92,9 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         if options.output is None:
             with closing(Overlay(opened.container.files)) as overlay:
                 if work.patch(overlay):
-                    _require_patchable(opened, overlay, options)
-                    return _patch(overlay, done, options)
+                    return _patch(opened, overlay, done, options)
         if opened.is_set:
-            done = replace(done, removed=tuple(work.removed))
-            return (
-                _measured(opened, work, done) if options.dry_run else _replace_set(opened, work, planned, done, options)
-            )
+            return _rewrite_set(opened, work, planned, done, options)
         return done if options.dry_run else _replace(work, planned, done, options)
 
 
@@ -114,15 +110,11 @@ def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
         )
 
 
-def _require_patchable(checkpoint: Checkpoint, overlay: Overlay, options: Options) -> None:
-    """Raise where a file of a set lies elsewhere: what is there may be part of another set too."""
-    for number, file in enumerate(overlay.files if checkpoint.is_set and not options.dry_run else ()):
-        if overlay.touches(number):
-            _require_replaceable(file)
-
-
-def _patch(overlay: Overlay, done: Edit, options: Options) -> Edit:
+def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
     """The edit as patches in place: of headers, of pickles, of an index."""
+    if checkpoint.is_set:
+        touched = [file for number, file in enumerate(overlay.files) if overlay.touches(number)]
+        _require_replaceable(touched, options)
     kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
     return _with_backups(replace(done, bytes_written=overlay.nbytes, patched=True), *kept)
 
@@ -148,6 +140,18 @@ def _with_backups(done: Edit, *kept: str) -> Edit:
     return replace(done, backup=kept[0] if kept else None, backups=kept)
 
 
+def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
+    """The edit of a set of which some files are written anew, or what it would do."""
+    done = replace(done, removed=tuple(work.removed))
+    if done.in_place:
+        names = {*work.names, *work.removed}
+        files = [file for file in checkpoint.container.files if os.path.basename(file.path) in names]
+        _require_replaceable(files, options)
+    if options.dry_run:
+        return _measured(checkpoint, work, done)
+    return _replace_set(checkpoint, work, planned, done, options)
+
+
 def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
     """The edit as new shards and a new index: in place of the old ones, or in a new folder."""
     from ckpt_cli.files.replace_set import replacing_set
@@ -165,13 +169,12 @@ def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, d
                     copy_into(files[name], target, options.progress)
                     nbytes += target.size
         return replace(done, bytes_written=nbytes)
-    for name in _replaced(work):
-        _require_replaceable(files[name])
     folder = os.path.dirname(files[work.first].path)
     with replacing_set(folder, work.first) as replacement:
         nbytes = _write_set(work, planned, options, replacement.create)
         replacement.removed.extend(work.removed)
-        kept = [keep_as(files[name].path, f"{files[name].path}.bak") for name in _replaced(work) if options.backup]
+        replaced = (*work.names, *work.removed) if options.backup else ()
+        kept = [keep_as(files[name].path, f"{files[name].path}.bak") for name in replaced]
     return _with_backups(replace(done, bytes_written=nbytes), *kept)
 
 
@@ -192,21 +195,18 @@ def _measured(checkpoint: Checkpoint, work: SetRewriting, done: Edit) -> Edit:
     return replace(done, bytes_written=done.bytes_written + sum(files[name].size for name in work.unchanged))
 
 
-def _replaced(work: SetRewriting) -> list[str]:
-    return [*work.names, *work.removed]
-
-
-def _require_replaceable(file: LocalFile) -> None:
-    """Raise where a file of a set must not, or may not, be replaced by another."""
-    refuse_cached(file.path)
-    if os.path.islink(file.path):
-        raise RefusedError(
-            "is a symbolic link, and the files of a set are changed where they lie",
-            path=file.path,
-            hint="write the result elsewhere with -o OUT",
-        )
-    if not file.writable:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
+def _require_replaceable(files: Iterable[LocalFile], options: Options) -> None:
+    """Raise where a file of a set must not, or may not, change: what a link leads to may be part of another set too."""
+    for file in files:
+        refuse_cached(file.path)
+        if os.path.islink(file.path):
+            raise RefusedError(
+                "is a symbolic link, and the files of a set are changed where they lie",
+                path=file.path,
+                hint="write the result elsewhere with -o OUT",
+            )
+        if not (os.access(file.path, os.W_OK) if options.dry_run else file.writable):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
 
 
 def _write_set(work: SetRewriting, planned: Planned, options: Options, create: Callable[[str], LocalFile]) -> int:
