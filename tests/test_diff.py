@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,18 @@ def test_different_dtypes_are_compared_in_the_wider(tmp_path: Path, ckpt: Ckpt) 
     assert change["max_abs"] == expected.max().item()
     (change,) = told(ckpt, a, b, "--rtol", "0.01")["changed"]
     assert change["differing"] == 0
+
+
+def test_the_byte_order_changes_no_difference(tmp_path: Path, ckpt: Ckpt) -> None:
+    values = np.random.default_rng(3).standard_normal(20_000).astype("f2")
+    other = values + np.where(np.arange(20_000) % 7, 0, 0.1).astype("f2")
+    for order in "<>":
+        np.savez(tmp_path / f"a{order}.npz", w=values.astype(f"{order}f2"))
+        np.savez(tmp_path / f"b{order}.npz", w=other.astype(f"{order}f2"))
+    expected = ~np.isclose(values.astype("f8"), other.astype("f8"), rtol=0, atol=0.099999)
+    for a, b in product("<>", repeat=2):
+        (change,) = told(ckpt, tmp_path / f"a{a}.npz", tmp_path / f"b{b}.npz", "--atol", "0.099999")["changed"]
+        assert change["differing"] == int(expected.sum())
 
 
 def test_complex_bool_and_packed_values_are_compared(tmp_path: Path, ckpt: Ckpt) -> None:

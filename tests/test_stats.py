@@ -216,6 +216,27 @@ def test_the_total_has_a_histogram_of_all_values_of_whatever_dtype(tmp_path: Pat
     assert max(counts) < every.numel() * 0.6
 
 
+@pytest.mark.parametrize("kind", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "<i4", ">i4", "<u8", ">u8"])
+def test_the_byte_order_costs_no_digits(kind: str, tmp_path: Path, ckpt: Ckpt) -> None:
+    numbers = np.random.default_rng(5).standard_normal(100_000) * 3 + 20
+    values = {"w": numbers.astype(kind), "one": np.ones(1000, kind), "f": np.linspace(0.5, 1.6, 9999, dtype="f4")}
+    np.savez(tmp_path / "m.npz", **values)
+    done = json.loads(ckpt("stats", tmp_path / "m.npz", "--total", "--json").out)
+    for row in done["tensors"]:
+        own = values[row["name"]]
+        agrees(row, own.astype("f8" if own.dtype.kind == "f" else own.dtype.newbyteorder("=")))
+    every = np.concatenate([array.astype("f8") for array in values.values()])
+    edges, counts = done["total"]["histogram"]["edges"], done["total"]["histogram"]["counts"]
+    below = [int((every < edge).sum()) for edge in edges[1:-1]]
+    assert counts == [after - before for before, after in pairwise([0, *below, every.size])]
+
+
+def test_a_negated_view_of_narrow_floats_costs_no_digits(tmp_path: Path, ckpt: Ckpt) -> None:
+    values = torch.from_numpy(np.random.default_rng(5).standard_normal(50_000)).half()
+    torch.save({"w": torch._neg_view(values)}, tmp_path / "m.pt")
+    agrees(rows_of(ckpt, tmp_path / "m.pt")["w"], wide(-values))
+
+
 def test_a_total_of_one_value_or_of_none_has_the_bars_there_are(tmp_path: Path, ckpt: Ckpt) -> None:
     torch.save({"w": torch.full((5,), 2.5)}, tmp_path / "one.pt")
     torch.save({"w": torch.tensor([math.nan])}, tmp_path / "none.pt")

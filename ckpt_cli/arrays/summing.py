@@ -47,6 +47,8 @@ class Numbers:
         found = self.codec.at(part).decode(stored).reshape(-1)
         if found.dtype.kind == "c" and self._magnitudes:
             return _magnitudes(found)
+        if found.dtype == np.float16:  # too narrow to sum in, and what a float32 is compared with becomes one
+            return found.astype(np.float32)
         return found.view(np.uint8) if found.dtype.kind == "b" else found
 
     def chunk(self, data: memoryview, part: tuple[slice, ...]) -> Moments:
