@@ -443,9 +443,22 @@ def test_memory_stays_small_where_views_are_strided(tmp_path: Path) -> None:
         state = {"w": torch.empty(4096, 4 * 4096).t()[::2]}
         state |= {str(number): torch.empty(1024, 4 * 1024).t()[::2] for number in range(16)}
         torch.save(state, tmp_path / "m.pt")
-    for command in ("stats", "hash"):
-        _, kilobytes = _measured(command, tmp_path / "m.pt")
+    for command in (["stats"], ["stats", "--total"], ["hash"]):
+        _, kilobytes = _measured(*command, tmp_path / "m.pt")
         assert kilobytes < 180_000
+
+
+def test_the_samples_for_a_total_of_many_tensors_stay_small(tmp_path: Path) -> None:
+    header = {
+        str(at): {"dtype": "F32", "shape": [4096], "data_offsets": [at << 14, at + 1 << 14]} for at in range(4000)
+    }
+    head = json.dumps(header).encode()
+    with (tmp_path / "m.safetensors").open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        file.truncate(8 + len(head) + (4000 << 14))
+    answer, kilobytes = _measured("stats", "--total", tmp_path / "m.safetensors")
+    assert answer.splitlines()[-1].split("\t")[-1] == str(4000 << 12)
+    assert kilobytes < 180_000
 
 
 def test_what_will_be_read_is_announced_in_the_order_of_the_file(

@@ -28,6 +28,9 @@ _SPOTS = 8
 _SAMPLE = 4096
 """Elements of a sample."""
 
+_SAMPLES = 1 << 19
+"""Elements of the samples of all tensors that are held at once."""
+
 _IN_ORDER = 32 << 20
 """Bytes of a tensor that are read ahead before its sample is taken, so that a disk does not seek within them."""
 
@@ -271,7 +274,13 @@ def _share_edges(subjects: Iterable[_Subject]) -> tuple[float, ...]:
     from ckpt_cli.arrays.moments import shared_edges
 
     filled = [subject for subject in subjects if subject.source.numel]
-    edges = shared_edges([(subject.plan(), subject.source.numel) for subject in filled])
+    most = max(_SAMPLES // max(len(filled), 1), 1)
+    samples = []
+    for subject in filled:
+        sample = subject.plan()
+        subject.source.release()  # what was gathered for it: all of them are sampled before the first is summed
+        samples.append((sample[:: -(-len(sample) // most)].copy(), subject.source.numel))
+    edges = shared_edges(samples)
     for subject in filled:
         subject.summer.share(edges)
     return edges
