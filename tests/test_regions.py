@@ -80,6 +80,20 @@ def test_row_pieces_are_in_row_major_order(region: Region, most: int) -> None:
     assert found == list(range(region.numel))
 
 
+@settings(max_examples=300, deadline=None)
+@given(regions(), st.sampled_from([8, 64, 300, 4096]), st.data())
+def test_rows_have_every_element_and_little_more(region: Region, page: int, data: st.DataObject) -> None:
+    index = data.draw(basic_indices(region.shape, allow_newaxis=False))
+    region = region.at(index if isinstance(index, tuple) else (index,))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ckpt_cli.arrays.regions.PAGE", page)
+        rows = region.rows(8)
+    read = np.concatenate([BASE[begin : begin + rows.length] for begin in rows.begins])
+    assert [read[element] for element in elements(rows.region)] == elements(region)
+    low, high = region.span()
+    assert len(rows.begins) * (8 * rows.length + page) <= 8 * (high - low) + page
+
+
 def test_a_piece_never_spans_a_gap_of_a_page() -> None:
     column = Region((1000, 1), (4096, 1), 5)
     parts = list(column.pieces(4, 8 << 20))

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import pty
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -459,6 +461,24 @@ def test_the_samples_for_a_total_of_many_tensors_stay_small(tmp_path: Path) -> N
     answer, kilobytes = _measured("stats", "--total", tmp_path / "m.safetensors")
     assert answer.splitlines()[-1].split("\t")[-1] == str(4000 << 12)
     assert kilobytes < 180_000
+
+
+@pytest.mark.parametrize("command", ["stats", "diff", "hash", "check"])
+def test_a_file_that_becomes_shorter_while_a_view_is_gathered_is_told_in_one_line(command: str, tmp_path: Path) -> None:
+    """Were it mapped, the system would end the process."""
+    with torch.serialization.skip_data():
+        torch.save({"w": torch.empty(4000, 6000).t()[::2]}, tmp_path / "m.pt")
+    shutil.copy(tmp_path / "m.pt", tmp_path / "other.pt")
+    code = (
+        "import os, sys\nfrom ckpt_cli.cli.main import run\nfrom ckpt_cli.files.local import LocalFile\n"
+        "LocalFile.forget = lambda file: os.truncate(file.path, 3000)\nsys.exit(run(sys.argv[1:]))"
+    )
+    more = {"diff": [tmp_path / "other.pt"], "check": ["--deep"]}.get(command, [])
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, tmp_path / "m.pt", *more], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"ckpt: .*\.pt: became shorter than byte \d+ while read\n", done.stderr)
 
 
 def test_what_will_be_read_is_announced_in_the_order_of_the_file(

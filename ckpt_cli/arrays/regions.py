@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from types import EllipsisType
 
 from ckpt_cli.errors import UsageError
@@ -118,6 +119,28 @@ class Region:
         for inner in self.at(row).pieces(itemsize, most):
             yield tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(row, inner, strict=True))
 
+    def rows(self, itemsize: int) -> Rows:
+        """The rows to read for a part whose span is not too long to be read whole."""
+        low, high = self.span()
+        dims = sorted((abs(step), dim) for dim, step in enumerate(self.stride) if step and self.shape[dim] > 1)
+        length, within = 1, 0
+        for step, dim in dims:
+            if (step - length) * itemsize >= PAGE:
+                break
+            length += step * (self.shape[dim] - 1)
+            within += 1
+        beyond = dims[within:][::-1]
+        count = prod(self.shape[dim] for _, dim in beyond)
+        if count * (length * itemsize + PAGE) > (high - low) * itemsize + PAGE:  # they are near each other, or overlap
+            beyond, length, count = [], high - low, 1
+        begins, moves, block = [low], list(self.stride), length * count
+        for step, dim in beyond:
+            begins = [begin + step * at for begin in begins for at in range(self.shape[dim])]
+            block //= self.shape[dim]
+            moves[dim] = block if moves[dim] > 0 else -block
+        first = -sum((size - 1) * move for size, move in zip(self.shape, moves, strict=True) if move < 0)
+        return Rows(Region(self.shape, tuple(moves), first), begins, length)
+
     def _longest(self) -> int | None:
         """The dimension with the longest stride of those that have more than one element."""
         dims = [dim for dim, size in enumerate(self.shape) if size > 1 and self.stride[dim]]
@@ -128,6 +151,18 @@ class Region:
         row = Region((*self.shape[:dim], 1, *self.shape[dim + 1 :]), self.stride, self.offset)
         low, high = row.span()
         return (abs(self.stride[dim]) - (high - low)) * itemsize >= PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the elements of a region stand, gaps of a page or more left out."""
+
+    region: Region
+    """The same elements over the rows one after the other."""
+    begins: Sequence[int]
+    """The element of the storage at which each row begins."""
+    length: int
+    """Elements of each."""
 
 
 def parse_index(text: str) -> Index:

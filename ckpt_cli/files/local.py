@@ -81,8 +81,15 @@ class LocalFile:
             return memoryview(self.read(offset, nbytes))
         self.check(offset, nbytes)
         if self._map is None:
-            self._map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+            try:
+                self._map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+            except ValueError:
+                raise TruncatedError(f"became shorter than {self.size} bytes while read", path=self.path) from None
         return memoryview(self._map)[offset : offset + nbytes]
+
+    def is_whole(self) -> bool:
+        """Whether it still has the bytes that it had when it was opened."""
+        return os.fstat(self.fd).st_size >= self.size
 
     def forget(self) -> None:
         """Give back the memory of mapped bytes that were touched; they are read again when touched again."""

@@ -6,11 +6,11 @@ executor is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.errors import CkptError, UnsupportedError
@@ -20,6 +20,8 @@ from ckpt_cli.model import Checkpoint, Tensor, contiguous_stride
 from ckpt_cli.ops.jobs import JOB, buffer
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ckpt_cli.arrays import codec as codecs
 
 CHUNK = 2 << 20
@@ -228,17 +230,40 @@ class Source:
         """The stored elements of a region; pages that are touched meanwhile are given back within bounds."""
         import numpy as np
 
-        from ckpt_cli.arrays.codec import stored_of
-
         assert self.codec is not None
         found = np.empty(region.shape, self.codec.stored)
         size = max(self._bits // 8, 1)
         for part in region.pieces(size, _TOUCHED, across_gaps=True):
-            found[part] = stored_of(self.checkpoint, self.tensor, self.codec, region.at(part))
+            found[part] = self._stored(region.at(part), size)
             for file in self.checkpoint.container.files:
                 file.forget()
         return found.reshape(-1).view(np.uint8).data
 
+    def _stored(self, region: Region, size: int) -> NDArray[Any]:
+        """The stored elements of a part, valid until the next one is asked for.
+
+        What stands in one place is read: where a mapped file becomes shorter, the system ends the process.
+        """
+        from ckpt_cli.arrays.codec import stored_of
+
+        assert self.codec is not None
+        extents: Sequence[Extent] = ()
+        low, high = region.span()
+        if self.tensor.storage is not None and not self.tensor.storage.composed and self._bits >= 8:
+            with suppress(CkptError):  # compressed
+                extents = self.checkpoint.container.extents(self.tensor.storage, low * size, (high - low) * size)
+        if len(extents) != 1:
+            return stored_of(self.checkpoint, self.tensor, self.codec, region)
+        rows = region.rows(size)
+        file, nbytes = self.checkpoint.container.files[extents[0].file], rows.length * size
+        data = buffer(len(rows.begins) * nbytes, _ROWS)
+        for number, begin in enumerate(rows.begins):
+            file.read_into(data[number * nbytes : (number + 1) * nbytes], extents[0].offset + (begin - low) * size)
+        return self.codec.array(data, rows.region, 0)
+
+
+_ROWS = 2
+"""The number of the buffer for rows that are gathered; 0 and 1 are for chunks."""
 
 _OF_WORKERS = frozenset(["path", "dtype", "region", "plain", "_bits", "_extents", "_files"])
 """What of a source goes to a worker that shares no memory."""

@@ -145,6 +145,8 @@ class Reading:
         try:
             self.answer.tensors.append((where, tensor, _tally_apart(checkpoint, tensor, executor)))
         except CkptError as error:
+            if not all(file.is_whole() for file in checkpoint.container.files):
+                raise
             self.answer.unchecked.append((f"{where}: {tensor.name}", error.problem))
 
     def _read_packed(self) -> None:
