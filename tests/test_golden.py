@@ -28,7 +28,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import golden_inputs
 
-from ckpt_cli.cli.main import COMMANDS, run
+from ckpt_cli.cli.group import COMMANDS
+from ckpt_cli.cli.main import run
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(GOLDEN.glob("*.txt"))

@@ -172,11 +172,23 @@ def test_only_the_module_of_the_command_is_imported(folder: Path) -> None:
     facts = spied(folder, "ls", str(folder / "1GB.pt"))
     assert {name for name in facts["modules"] if name.startswith("ckpt_cli.cli.")} == {
         "ckpt_cli.cli.boundary",
+        "ckpt_cli.cli.group",
         "ckpt_cli.cli.ls",
         "ckpt_cli.cli.main",
         "ckpt_cli.cli.options",
         "ckpt_cli.cli.output",
     }
+
+
+@pytest.mark.parametrize("module", ["typer", "ckpt_cli.cli.boundary", "ckpt_cli.cli.ls", "ckpt_cli.formats.registry"])
+def test_an_interrupt_while_modules_are_imported_is_no_error(folder: Path, module: str) -> None:
+    code = (
+        f"import sys\nclass Stop:\n    def find_spec(self, name, *_):\n        if name == {module!r}:\n"
+        "            raise KeyboardInterrupt\nsys.meta_path.insert(0, Stop())\nimport ckpt_cli.__main__"
+    )
+    call = [sys.executable, "-c", code, "ls", folder / "1GB.pt"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("name", ["20GB.pt", "20GB.safetensors"])

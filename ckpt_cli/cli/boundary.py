@@ -14,7 +14,6 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.render.text import escaped, name_text
 
 TROUBLE = 2
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 """What a shell reports of a process that SIGPIPE ended."""
 
@@ -26,7 +25,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def guarded(command: Callable[[], Any]) -> int:
-    """Run a command; returns its exit code, whatever happens."""
+    """Run a command; returns its exit code, whatever happens but an interrupt."""
     _prepare_streams()
     try:
         code = command()
@@ -36,8 +35,6 @@ def guarded(command: Callable[[], Any]) -> int:
             raise  # shell completion ends so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except Exception as error:
         if os.environ.get("CKPT_DEBUG"):
             import traceback
