@@ -612,6 +612,11 @@ def test_a_quantized_tensor_is_clean(tmp_path: Path) -> None:
     assert deep_check(saved(tmp_path, {"q": made_})).findings == []
 
 
+def test_a_quantized_view_with_gaps_is_looked_into_without_a_note(tmp_path: Path) -> None:
+    whole = torch.quantize_per_tensor(torch.randn(8, 8), 0.1, 3, torch.qint8)
+    assert deep_check(saved(tmp_path, {"rows": whole[::2], "columns": whole[:, 1:3]})).findings == []
+
+
 def test_a_training_checkpoint_and_its_own_classes_are_clean(work: Path) -> None:
     for name in ("train.pt", "mlp.pt", "tied.pt", "mlp.safetensors"):
         assert not codes(deep_check(work / name), "error", "warning"), name

@@ -194,7 +194,11 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _tally_apart(checkpoint: Checkpoint, tensor: Tensor, executor: Executor) -> Tally:
-    """The tally of a view with gaps or of a compressed storage, each element once."""
+    """The tally of a view with gaps or of a compressed storage, each element once; of a quantized one its integers."""
+    if tensor.layout == "quantized":
+        from ckpt_cli.arrays.quantized import integers
+
+        tensor = integers(tensor)
     source = Source(checkpoint, tensor, _once(Region.of(tensor)), any_order=True)
     found = tally(memoryview(b""), tensor.dtype)
     chunks = ((source.chunk(*cut), source.dtype.nbytes(cut[1] - cut[0])) for cut in source.cuts())
