@@ -233,6 +233,14 @@ def test_names_are_aligned_and_chosen(tmp_path: Path, ckpt: Ckpt) -> None:
     assert "would both be called" in ckpt("diff", a, b, "--sub", ".*", "x").err
 
 
+def test_all_entries_that_flatten_to_one_name_are_compared(tmp_path: Path, ckpt: Ckpt) -> None:
+    one, zero = torch.ones(2), torch.zeros(2)
+    a, b, c = saved(tmp_path, a={"x": {"w": one}, "x.w": zero}, b={"x": {"w": zero}, "x.w": zero}, c={"x.w": one})
+    assert told(ckpt, a, a)["equal"]
+    assert [change["differing"] for change in told(ckpt, a, b)["changed"]] == [2]
+    assert [told(ckpt, a, c)["only_a"], told(ckpt, c, a)["only_b"]] == [["x.w"], ["x.w"]]
+
+
 def test_ties_and_metadata_are_compared(tmp_path: Path, ckpt: Ckpt) -> None:
     one = torch.ones(2)
     a, b = saved(tmp_path, a={"x": one, "y": one, "z": torch.ones(2)}, b={"x": one, "y": one.clone(), "z": one})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -129,16 +130,16 @@ class _Comparison:
 
     def run(self, executor: Executor, told: Told) -> Diff:
         """All of it."""
-        a, b = ({entry.name: entry for entry in entries} for entries in self._chosen())
-        for name in a:
-            if name in b:
-                self._entries(name, a[name], b[name])
+        a, b = map(_numbered, self._chosen())
+        for key in a:
+            if key in b:
+                self._entries(key[0], a[key], b[key])
         found = Diff(
-            [name for name in a if name not in b],
-            [name for name in b if name not in a],
+            [name for name, place in a if (name, place) not in b],
+            [name for name, place in b if (name, place) not in a],
             [change for made in self._changed if (change := made()) is not None],
             self._values,
-            _ties(a, b),
+            _ties(_firsts(a), _firsts(b)),
             [] if self._asked.names else self._metadata(),
         )
         if self._asked.quick and not found.equal:
@@ -228,6 +229,21 @@ class _Comparison:
                     sides.append(Side(checkpoint, tensor))
             self._pairs[key] = Pair(sides[0], sides[1], self._tolerance)
         return self._pairs[key]
+
+
+def _numbered(entries: Sequence[Entry]) -> dict[tuple[str, int], Entry]:
+    """Entries by their name and how many before them have it too: keys that flatten to one name are all compared."""
+    found: dict[tuple[str, int], Entry] = {}
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        found[entry.name, counts[entry.name]] = entry
+        counts[entry.name] += 1
+    return found
+
+
+def _firsts(entries: Mapping[tuple[str, int], Entry]) -> dict[str, Entry]:
+    """The first entry of each name."""
+    return {name: entry for (name, place), entry in entries.items() if not place}
 
 
 def _comparable(a: Tensor, b: Tensor) -> bool:
