@@ -14,7 +14,7 @@ from ckpt_cli.errors import NameNotFoundError, UsageError, about
 from ckpt_cli.model import Checkpoint, Entry, Opaque, Tensor, Value
 from ckpt_cli.ops.jobs import Told
 from ckpt_cli.ops.names import select
-from ckpt_cli.ops.pairs import Pair, Side, compare_pairs
+from ckpt_cli.ops.pairs import Pair, compare_pairs
 from ckpt_cli.ops.shared import tie_groups
 from ckpt_cli.ops.work import Work
 
@@ -219,15 +219,15 @@ class _Comparison:
 
     def _pair(self, a: Tensor, b: Tensor) -> Pair:
         """The comparison of two views, which tied names share."""
+        from ckpt_cli.arrays.comparing import Apart
+
         key = (a.view or id(a), b.view or id(b))
         if key not in self._pairs:
-            sides = []
             for checkpoint, work, tensor in zip(self._sides, self._works, (a, b), strict=True):
                 with about(checkpoint.path):
                     work.add_parts(tensor)
                     work.add(tensor, Region.of(tensor))
-                    sides.append(Side(checkpoint, tensor))
-            self._pairs[key] = Pair(sides[0], sides[1], self._tolerance)
+            self._pairs[key] = Pair(self._sides, (a, b), self._tolerance, Apart())
         return self._pairs[key]
 
 

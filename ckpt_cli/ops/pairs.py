@@ -6,11 +6,13 @@ Where both are stored alike, chunks of the same bytes are equal and never decode
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.dtypes import UINT8
+from ckpt_cli.errors import CkptError, about
 from ckpt_cli.model import Checkpoint, Tensor
 from ckpt_cli.ops.chunks import CHUNK, Chunk, Source, row_cuts
 from ckpt_cli.ops.jobs import Told, grouped, run
@@ -71,26 +73,50 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return replace(tensor, dtype=UINT8, shape=shape, stride=(1,), storage_offset=offset)
 
 
+@dataclass(slots=True, eq=False)
 class Pair:
-    """Two tensors of one shape, and how far they are found to be apart."""
+    """Two tensors of one shape, and how far they are found to be apart.
 
-    def __init__(self, a: Side, b: Side, tolerance: Tolerance) -> None:
-        from ckpt_cli.arrays.comparing import Apart
+    There may be very many, so what reads them is made when their turn comes.
+    """
 
-        self.a = a
-        self.b = b
-        self.tolerance = tolerance
-        self.alike = a.stored == b.stored
-        self.found: Apart = Apart()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker elsewhere needs, which does not ask what was found so far."""
-        return {**self.__dict__, "found": None}
+    checkpoints: tuple[Checkpoint, Checkpoint]
+    tensors: tuple[Tensor, Tensor]
+    tolerance: Tolerance
+    found: Apart
 
     @property
     def nbytes(self) -> int:
         """Bytes that both take."""
-        return self.a.source.nbytes + self.b.source.nbytes
+        return sum(tensor.dtype.nbytes(tensor.numel) for tensor in self.tensors)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The file and the byte where the first begins; what is compressed comes last."""
+        container, tensor = self.checkpoints[0].container, self.tensors[0]
+        if tensor.storage is not None:
+            with suppress(CkptError):
+                for extent in container.extents(tensor.storage, tensor.storage_offset * tensor.dtype.bits // 8, 1):
+                    return extent.file, extent.offset
+        return len(container.files), 0
+
+    def reader(self) -> Reader:
+        """What compares them; raises UnsupportedError where they cannot be."""
+        sides = []
+        for checkpoint, tensor in zip(self.checkpoints, self.tensors, strict=True):
+            with about(checkpoint.path):
+                sides.append(Side(checkpoint, tensor))
+        return Reader(sides[0], sides[1], self.tolerance)
+
+
+class Reader:
+    """Reads and compares the chunks of a pair."""
+
+    def __init__(self, a: Side, b: Side, tolerance: Tolerance) -> None:
+        self.a = a
+        self.b = b
+        self.tolerance = tolerance
+        self.alike = a.stored == b.stored
 
     def nbytes_of(self, chunk: Chunk) -> int:
         """Bytes that a chunk of both takes."""
@@ -133,7 +159,7 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, told: Told, *, quic
 
     total = sum(pair.nbytes for pair in pairs)
     done = 0
-    in_order = sorted(pairs, key=lambda pair: pair.a.source.place)
+    in_order = sorted(pairs, key=lambda pair: pair.place)
     for size, answers in run(grouped(_items(in_order)), _compare_job, executor):
         for number, found in answers:
             pair = in_order[number]
@@ -144,23 +170,24 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, told: Told, *, quic
         told(done, total)
 
 
-_Item = tuple[int, Pair, Chunk, Chunk]
-"""The number of a pair, the pair, and a chunk of both."""
+_Item = tuple[int, Reader, Chunk, Chunk]
+"""The number of a pair, what reads it, and a chunk of both."""
 
 
 def _items(pairs: Iterable[Pair]) -> Iterator[tuple[_Item, int]]:
     for number, pair in enumerate(pairs):
-        for chunk_a, chunk_b in pair.chunks():
-            yield (number, pair, chunk_a, chunk_b), pair.nbytes_of(chunk_a)
+        reader = pair.reader()
+        for chunk_a, chunk_b in reader.chunks():
+            yield (number, reader, chunk_a, chunk_b), reader.nbytes_of(chunk_a)
 
 
 def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[int, Apart]]]:
     """How far the chunks of a job are apart, those that are not at all left out, and the bytes of both sides."""
     answers: list[tuple[int, Apart]] = []
     nbytes = 0
-    for number, pair, chunk_a, chunk_b in job:
-        nbytes += pair.nbytes_of(chunk_a)
-        found = pair.compare(chunk_a, chunk_b)
+    for number, reader, chunk_a, chunk_b in job:
+        nbytes += reader.nbytes_of(chunk_a)
+        found = reader.compare(chunk_a, chunk_b)
         if found is not None:
             answers.append((number, found))
     return nbytes, answers
