@@ -248,6 +248,17 @@ def test_a_total_of_one_value_or_of_none_has_the_bars_there_are(tmp_path: Path, 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("beside", [-8, -1, 0, 1, 8, 4095, 4096])
+@pytest.mark.parametrize("whole", [8, 4096, 255 * 4096, 2 * 255 * 4096])
+def test_counts_hold_wherever_words_and_bytes_are_full(whole: int, beside: int) -> None:
+    values = np.full(max(whole + beside, 1), -1, np.float32)
+    values[::1000] = np.arange(-3, 3)[np.arange(len(values[::1000])) % 6]
+    edges = (-9.0, -1.0, -0.5, 0.0, 2.0, 9.0)
+    zeros, below = summing._places(values, edges, np.float32(-3), np.float32(2))
+    assert zeros == int((values == 0).sum())
+    assert below == tuple(int((values < edge).sum()) for edge in edges)
+
+
 def test_merging_keeps_six_digits_of_a_thousand_million_elements() -> None:
     chunk = (np.random.default_rng(2).standard_normal(1 << 16) * 0.01 + 1000).astype(np.float32)
     plan = summing.plan_of(chunk[:4096])

@@ -44,6 +44,10 @@ _RUNS = 64
 """Places of a job's bytes that are asked to be read ahead one by one."""
 
 
+_NOTHING = (0, memoryview(b""))
+"""What is held of a view of which nothing was gathered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A range of a view's elements in row-major order."""
@@ -63,6 +67,11 @@ class Source:
 
     Raises UnsupportedError for a tensor without bytes of its own, and for a view of packed elements that is not plain.
     """
+
+    __slots__ = (
+        "_bits", "_by_rows", "_expected", "_extents", "_files", "_group",
+        "checkpoint", "codec", "dtype", "path", "plain", "region", "tensor",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -84,9 +93,9 @@ class Source:
         self._by_rows = codec is not None and not codec.uniform
         self.region = _in_file_order(region) if any_order and not self._by_rows else region
         self._extents: list[Extent] = []
-        self._files: dict[int, LocalFile] = {}
-        """The files that they are in."""
-        self._group = (0, memoryview(b""))
+        self._files: Sequence[LocalFile] = ()
+        """The files of the container, which they are in."""
+        self._group = _NOTHING
         """The first element of what was last gathered, and its bytes."""
         self._expected = 0
         """Bytes that the system was asked to read ahead."""
@@ -95,9 +104,9 @@ class Source:
         if not self.plain:
             self.gather()
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> tuple[None, dict[str, object]]:
         """What a worker elsewhere needs, who reads what stands plainly; what is gathered comes with its chunk."""
-        return {name: value for name, value in self.__dict__.items() if name in _OF_WORKERS}
+        return None, {name: getattr(self, name) for name in _OF_WORKERS}
 
     def gather(self) -> None:
         """Have it gathered although it stands plainly: its bytes are not what is asked for."""
@@ -133,8 +142,7 @@ class Source:
         with suppress(CkptError):  # compressed
             nbytes = self.nbytes
             self._extents = list(self.checkpoint.container.extents(storage, region.offset * bits // 8, nbytes))
-            files = self.checkpoint.container.files
-            self._files = {extent.file: files[extent.file] for extent in self._extents}
+            self._files = self.checkpoint.container.files
             return len(self._extents) <= _EXTENTS and sum(extent.nbytes for extent in self._extents) == nbytes
         return False
 
@@ -220,7 +228,7 @@ class Source:
 
     def release(self) -> None:
         """Give back what is held of it, when its last chunk has been asked for."""
-        self._group = (0, memoryview(b""))
+        self._group = _NOTHING
 
     def _stored_size(self) -> int:
         assert self.codec is not None
