@@ -20,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import dcp_formats
 import numpy as np
 import pytest
 import torch
@@ -474,22 +475,29 @@ def test_the_samples_for_a_total_of_many_tensors_stay_small(tmp_path: Path) -> N
     assert kilobytes < 180_000
 
 
-@pytest.mark.parametrize("command", ["stats", "diff", "hash", "check"])
-def test_a_file_that_becomes_shorter_while_a_view_is_gathered_is_told_in_one_line(command: str, tmp_path: Path) -> None:
-    """Were it mapped, the system would end the process."""
-    with torch.serialization.skip_data():
-        torch.save({"w": torch.empty(4000, 6000).t()[::2]}, tmp_path / "m.pt")
-    shutil.copy(tmp_path / "m.pt", tmp_path / "other.pt")
+def _cut_short(command: str, path: Path, *more: object) -> None:
+    """Run a command, and cut the files short after it gathered a piece: were they mapped, the process would end."""
     code = (
         "import os, sys\nfrom ckpt_cli.cli.main import run\nfrom ckpt_cli.files.local import LocalFile\n"
         "LocalFile.forget = lambda file: os.truncate(file.path, 3000)\nsys.exit(run(sys.argv[1:]))"
     )
-    more = {"diff": [tmp_path / "other.pt"], "check": ["--deep"]}.get(command, [])
-    done = subprocess.run(
-        [sys.executable, "-c", code, command, tmp_path / "m.pt", *more], capture_output=True, text=True, check=False
-    )
+    call = [sys.executable, "-c", code, command, path, *more]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"ckpt: .*\.pt: became shorter than byte \d+ while read\n", done.stderr)
+    assert re.fullmatch(r"ckpt: .*: became shorter than byte \d+ while read\n", done.stderr)
+
+
+@pytest.mark.parametrize("command", ["stats", "diff", "hash", "check"])
+def test_a_file_that_becomes_shorter_while_a_view_is_gathered_is_told_in_one_line(command: str, tmp_path: Path) -> None:
+    with torch.serialization.skip_data():
+        torch.save({"w": torch.empty(4000, 6000).t()[::2]}, tmp_path / "m.pt")
+    shutil.copy(tmp_path / "m.pt", tmp_path / "other.pt")
+    _cut_short(command, tmp_path / "m.pt", *{"diff": [tmp_path / "other.pt"], "check": ["--deep"]}.get(command, []))
+
+
+def test_so_are_the_files_of_several_ranks(tmp_path: Path) -> None:
+    dcp_formats.save_ranks({"2.weight": torch.zeros(2048, 2048)}, tmp_path / "d")
+    _cut_short("hash", tmp_path / "d")
 
 
 def test_what_will_be_read_is_announced_in_the_order_of_the_file(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import DType
-from ckpt_cli.errors import CkptError, about
+from ckpt_cli.errors import CkptError, UnsupportedError, about
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.chunks import Chunks, Part, boxes_of_range, check_scattered, copy_part, part_of
@@ -15,6 +16,9 @@ from ckpt_cli.model import Container, Storage
 
 if TYPE_CHECKING:
     from ckpt_cli.files.overlay import Overlay
+
+_READ = 8 << 20
+"""Bytes of a chunk up to which they are read rather than mapped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +90,27 @@ class Composed:
         with about(self.files[0].path):
             parts = laid.parts(begin, end)
             if len(parts) == 1 and parts[0].run == end - begin:
-                found = _bytes_of(laid, parts[0])
+                found = self._bytes_of(laid, parts[0])
             else:
                 gathered = bytearray((end - begin) * size)
                 for part in parts:
-                    copy_part(gathered, _bytes_of(laid, part), part, begin, size)
+                    copy_part(gathered, self._bytes_of(laid, part), part, begin, size)
                 found = memoryview(gathered)
         skipped = offset - begin * size
         return found[skipped : skipped + nbytes]
+
+    def _bytes_of(self, laid: Laid, part: Part) -> memoryview:
+        """The bytes of a part's span, read where they are not too many: a mapped file must not become shorter."""
+        stored = laid.stored(part.chunk)
+        low, high = part.span
+        size = laid.dtype.itemsize
+        begin, nbytes = (stored.offset + low) * size, (high - low) * size
+        if nbytes <= _READ:
+            with suppress(UnsupportedError):  # compressed
+                extents = stored.container.extents(stored.storage, begin, nbytes)
+                if len(extents) == 1:
+                    return memoryview(self.files[extents[0].file].read(extents[0].offset, nbytes))
+        return stored.container.view(stored.storage, begin, nbytes)
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a tensor stands, piece by piece in row-major order.
@@ -125,11 +142,3 @@ class Composed:
         """Close the files."""
         for file in self.files:
             file.close()
-
-
-def _bytes_of(laid: Laid, part: Part) -> memoryview:
-    """The bytes of a part's span."""
-    stored = laid.stored(part.chunk)
-    low, high = part.span
-    size = laid.dtype.itemsize
-    return stored.container.view(stored.storage, (stored.offset + low) * size, (high - low) * size)
