@@ -196,6 +196,14 @@ def test_numbers_whose_squares_overflow_spread_without_end(values: list[float], 
     assert row["mean"] == pytest.approx(math.fsum(value / len(values) for value in values))
 
 
+def test_numbers_further_apart_than_a_float_reaches_have_a_mean(tmp_path: Path, ckpt: Ckpt) -> None:
+    torch.save({name: torch.full((5,), sign * 1.7e308, dtype=torch.float64) for name, sign in (("a", 1), ("b", -1))},
+               tmp_path / "m.pt")  # fmt: skip
+    found = json.loads(ckpt("stats", tmp_path / "m.pt", "--total", "--json").out)
+    assert [(row["mean"], row["std"]) for row in found["tensors"]] == [(1.7e308, 0), (-1.7e308, 0)]
+    assert [found["total"][key] for key in ("mean", "std", "norm")] == [0, "Infinity", "Infinity"]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_total_has_a_histogram_of_all_values_of_whatever_dtype(tmp_path: Path, ckpt: Ckpt, workers: int) -> None:
     generator = torch.Generator().manual_seed(1)

@@ -79,6 +79,9 @@ def merged(a: Moments, b: Moments) -> Moments:
     count = a.count + b.count
     apart = (b.pivot - a.pivot) + (b.offset - a.offset)
     share = b.count / count
+    pivot, offset = a.pivot, a.offset + apart * share
+    if math.isinf(apart):  # the distance is beyond float64, the mean is not
+        pivot, offset = 0, a.mean * (a.count / count) + b.mean * share
     return Moments(
         count,
         a.nan + b.nan,
@@ -86,8 +89,8 @@ def merged(a: Moments, b: Moments) -> Moments:
         a.zeros + b.zeros,
         min(_ends(a)[0], _ends(b)[0]),
         max(_ends(a)[1], _ends(b)[1]),
-        a.pivot,
-        a.offset + apart * share,
+        pivot,
+        offset,
         a.squares + b.squares + apart * apart * a.count * share,
         tuple(map(sum, zip(a.below, b.below, strict=True))) if a.below and b.below else (),
     )
@@ -224,9 +227,9 @@ def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[f
     if values.dtype.kind != "f":
         return _spread_of_integers(values, int(pivot), int(least), int(most))
     low, high = float(least) - pivot, float(most) - pivot
+    if least == most:
+        return low, 0.0
     reach = max(abs(low), abs(high))
-    if reach == 0:
-        return 0.0, 0.0
     if values.dtype != np.float32 or _SMALL < reach < _LARGE:
         near = values
         if pivot:
