@@ -107,6 +107,16 @@ def test_flagged_views_hash_as_their_values(tmp_path: Path, ckpt: Ckpt) -> None:
     assert a["bits"] != b["bits"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_negated_view_keeps_the_bits_of_nan(dtype: torch.dtype, tmp_path: Path, ckpt: Ckpt) -> None:
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    bits = torch.from_numpy(np.random.default_rng(7).integers(0, 256, 40_000, "u1")).view(whole)
+    torch.save({"w": torch._neg_view(bits.view(dtype))}, tmp_path / "view.pt")
+    torch.save({"w": (bits ^ torch.iinfo(whole).min).view(dtype)}, tmp_path / "plain.pt")
+    view, plain = (ckpt("hash", tmp_path / name) for name in ("view.pt", "plain.pt"))
+    assert view.out == plain.out
+
+
 def test_one_bit_a_shape_and_a_dtype_each_make_another_hash(tmp_path: Path, ckpt: Ckpt) -> None:
     values = torch.arange(3_000_000, dtype=torch.int32)
     last = values.clone()

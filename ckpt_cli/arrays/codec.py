@@ -276,15 +276,29 @@ def little_endian(tensor: Tensor, data: bytes) -> bytes:
     """Stored elements of a tensor, one after the other, as they would be stored little-endian and without flags."""
     import numpy as np
 
+    is_complex = tensor.dtype.category == "complex"
+    width = tensor.dtype.itemsize // (2 if is_complex else 1)
     if tensor.conj or tensor.neg:
-        flat = replace(tensor, conj=False, neg=False, big_endian=False)
-        with np.errstate(all="ignore"):
-            values = Codec(tensor).decode(np.frombuffer(data, Codec(tensor).stored))
-            return bytes(Codec(flat).encode(values, cast=True).tobytes())
+        if tensor.dtype.name not in _SIGNED:
+            flat = replace(tensor, conj=False, neg=False, big_endian=False)
+            with np.errstate(all="ignore"):
+                values = Codec(tensor).decode(np.frombuffer(data, Codec(tensor).stored))
+                return bytes(Codec(flat).encode(values, cast=True).tobytes())
+        bits = np.frombuffer(data, f"{'>' if tensor.big_endian else '<'}u{width}").astype(f"<u{width}")
+        sign = bits.dtype.type(1 << (8 * width - 1))  # of NaN too, whose other bits a decoded one might lose
+        parts = bits.reshape(-1, 2 if is_complex else 1)
+        if tensor.neg:
+            parts[:, 0] ^= sign
+        if is_complex and tensor.neg != tensor.conj:
+            parts[:, 1] ^= sign
+        return bytes(parts.tobytes())
     if not tensor.big_endian or tensor.dtype.bits <= 8:
         return data
-    width = tensor.dtype.itemsize // (2 if tensor.dtype.category == "complex" else 1)
     return bytes(np.frombuffer(data, f"u{width}").byteswap().tobytes())
+
+
+_SIGNED = frozenset(["float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"])
+"""Dtypes whose numbers, or the parts of them, have a sign of their own in the highest bit."""
 
 
 def value_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
