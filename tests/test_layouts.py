@@ -265,6 +265,16 @@ SCALES = st.floats(1e-3, 1e3)
 DTYPES = {torch.quint8: (0, 255), torch.qint8: (-128, 127), torch.qint32: (-(2**31), 2**31 - 1)}
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scales_of_channels_are_used_to_their_last_digit(dtype: torch.dtype, axis: int, tmp_path: Path) -> None:
+    values = torch.randn(40, 50, generator=torch.Generator().manual_seed(1)) * 3
+    scales = 0.01 + torch.rand(values.shape[axis], dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    made = torch.quantize_per_channel(values, scales, torch.arange(len(scales)) % 7, axis, dtype)
+    with ckpt_cli.open(saved(tmp_path, x=made)) as checkpoint:
+        np.testing.assert_array_equal(checkpoint["x"].numpy(), made.dequantize().numpy())
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_quantized_tensor_is_dequantized_and_set_as_torch_does(data: st.DataObject, tmp_path_factory: Any) -> None:

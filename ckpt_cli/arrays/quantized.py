@@ -1,7 +1,8 @@
 """Quantized tensors: integers, and the numbers that they stand for.
 
-An integer q of channel c stands for `(q - zero_point[c]) * scale[c]`, computed in float32 as torch does
-(aten/src/ATen/native/quantized/AffineQuantizerBase.cpp, fbgemm's QuantUtils).
+An integer q of channel c stands for `(q - zero_point[c]) * scale[c]`, computed as torch does: in float32 where there is
+one scale, in float64 and then rounded to float32 where each channel has its own (measured;
+aten/src/ATen/native/quantized/AffineQuantizerBase.cpp, fbgemm's QuantUtils).
 """
 
 from __future__ import annotations
@@ -66,16 +67,17 @@ class QuantizedCodec(Codec):
         return part
 
     def decode(self, stored: Array) -> Array:
-        """The numbers that integers stand for, in float32 as torch computes them."""
+        """The numbers that integers stand for, as torch computes them: in float64 where channels have scales of it."""
         import numpy as np
 
         scales, zeros = self._of_channels()
         with np.errstate(all="ignore"):
             if self.quantizer.scheme.endswith("float_qparams"):
-                moved = stored.astype(np.float32) - zeros.astype(np.float32)
-            else:
-                moved = (stored.astype(np.int64) - zeros).astype(np.float32)
-            return np.asarray(moved * scales.astype(np.float32))
+                return np.asarray((stored.astype(np.float32) - zeros.astype(np.float32)) * scales.astype(np.float32))
+            moved = stored.astype(np.int64) - zeros
+            if self.quantizer.axis is not None:
+                return np.asarray((moved * scales.astype(np.float64)).astype(np.float32))
+            return np.asarray(moved.astype(np.float32) * scales.astype(np.float32))
 
     def encode(self, values: Array, *, cast: bool = False) -> Array:
         """The integers nearest to `value / scale + zero_point`, rounded half to even as torch.quantize_per_tensor does.
