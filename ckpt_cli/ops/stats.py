@@ -108,6 +108,8 @@ class _Subject:
         from ckpt_cli.arrays.summing import Numbers
 
         if isinstance(self.summer, Numbers) and self.source.numel and not self._is_planned:
+            if self.source.plain:
+                self.source.expect(_IN_ORDER)
             self.plan()
         for begin, end in self.source.cuts():
             yield self.source.chunk(begin, end)
@@ -123,7 +125,6 @@ class _Subject:
             chunk = source.chunk(begin, end)
             values = self._numbers(chunk)
             return values[:: max(len(values) // _SAMPLE, 1)].copy()
-        source.expect(_IN_ORDER)
         count = min(source.numel, _SAMPLE // _SPOTS if source.numel > _SAMPLE else _SAMPLE)
         last = source.numel - count
         begins = [last * spot // (_SPOTS - 1) for spot in range(_SPOTS)] if last else [0]
