@@ -18,6 +18,8 @@ from builders.pt import write
 from conftest import Ckpt
 from torch import nn
 
+from ckpt_cli.pickles.edited import EditedPickle
+
 
 def saved(path: Path, value: Any, *, is_zip: bool = True) -> Path:
     """A file that torch writes."""
@@ -351,3 +353,54 @@ def test_names_of_a_map_may_be_many(tmp_path: Path, ckpt: Ckpt) -> None:
     names.write_text(json.dumps({f"layer.{number}.w": f"block.{number}.weight" for number in range(count)}))
     assert ckpt("rename", path, "--map", names).code == 0
     assert list(load(path)) == [f"block.{number}.weight" for number in range(count)]
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@FORMATS
+def test_a_value_may_open_up_to_entries_of_its_own(tmp_path: Path, ckpt: Ckpt, is_zip: bool) -> None:
+    old = {"scheduler": None, "empty": {}, "list": [1, 2], "pair": (1, 2), "w": torch.ones(1)}
+    path = saved(tmp_path / "a.pt", old, is_zip=is_zip)
+    assignments = ['scheduler={"step":[1,{"lr":null}]}', 'empty={"k":1}', "list=[[1],[2,3]]", "pair=[[1],2]"]
+    dry = ckpt("set", path, *assignments, "-n")
+    assert dry.code == 0, dry.err
+    assert ckpt("set", path, *assignments).code == 0
+    new = {"scheduler": {"step": [1, {"lr": None}]}, "empty": {"k": 1}, "list": [[1], [2, 3]], "pair": ([1], 2)}
+    assert load(path) == new | {"w": torch.ones(1)}
+    answer = ckpt("set", path, "--new", 'config={"optimizer":{"lr":0.1},"sizes":[[1],[]]}')
+    assert answer.code == 0, answer.err
+    assert load(path)["config"] == {"optimizer": {"lr": 0.1}, "sizes": [[1], []]}
+    assert "config.optimizer.lr" in ckpt("ls", "-a", path).out
+
+
+@FORMATS
+def test_a_new_value_goes_into_the_innermost_mapping_even_an_empty_one(
+    tmp_path: Path, ckpt: Ckpt, is_zip: bool
+) -> None:
+    noted: OrderedDict[str, Any] = OrderedDict()
+    noted.__dict__["_metadata"] = OrderedDict({"": {"version": 1}})
+    path = saved(tmp_path / "a.pt", {"": {"w": 1}, "a": {}, "b": OrderedDict(), "c": {"d": noted}}, is_zip=is_zip)
+    answer = ckpt("set", path, "--new", "a.x=1", "b.x=2", "c.d.x=3", "c.y.z=4", "top=5")
+    assert answer.code == 0, answer.err
+    found = load(path)
+    assert found == {"": {"w": 1}, "a": {"x": 1}, "b": {"x": 2}, "c": {"d": {"x": 3}, "y.z": 4}, "top": 5}
+    assert vars(found["c"]["d"]) == {"_metadata": {"": {"version": 1}}}
+    assert ckpt("set", path, "--new", "topmost=6").code == 0  # which begins as another name does
+
+
+def test_a_cast_of_a_legacy_stream_looks_at_its_storages_once_rather_than_once_for_each(
+    tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    references = EditedPickle.references
+
+    def counted(edited: EditedPickle) -> Any:
+        calls.append(None)
+        return references(edited)
+
+    monkeypatch.setattr(EditedPickle, "references", counted)
+    path = saved(tmp_path / "a.pt", {str(number): torch.ones(2) for number in range(50)}, is_zip=False)
+    assert ckpt("cast", path, "bfloat16").code == 0
+    assert len(calls) < 10
+    assert load(path)["49"].tolist() == [1, 1]
