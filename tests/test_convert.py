@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -453,6 +454,40 @@ def test_an_output_that_is_there_needs_force(tmp_path: Path, ckpt: Ckpt) -> None
     assert ckpt("convert", path, tmp_path / "w.unknown").code == 2
     assert ckpt("convert", path, tmp_path / "w.pt", "--to", "gguf2").code == 2
     assert ckpt("convert", path, tmp_path / "w.pt", "--max-shard", "5 apples").code == 2
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "options",
+    [["o.pt"], ["o.pt", "--tensors-only"], ["o.pt", "--shared", "clone"], ["o.pt", "--dtype", "float16"],
+     ["o.safetensors"], ["o.npz"], ["o", "--max-shard", "80"], ["o"], ["o", "--to", "hf-bin", "--max-shard", "80"],
+     ["o", "--to", "dcp"], ["o.safetensors", "--dtype", "bfloat16"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_dry_run_tells_the_numbers_of_the_real_one(
+    tmp_path: Path, ckpt: Ckpt, options: list[str], is_zip: bool
+) -> None:
+    big = torch.randn(30, 2)
+    state = {"a": big, "tied": big, "columns": big.t()[:1], "n": torch.arange(5), "empty": torch.empty(0, 2)}
+    path = tmp_path / "a.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=is_zip)
+    out, *more = options
+    dry = json.loads(ckpt("convert", path, tmp_path / out, *more, "--json", "-n").out)
+    assert os.listdir(tmp_path) == ["a.pt"]
+    done = json.loads(ckpt("convert", path, tmp_path / out, *more, "--json").out)
+    assert done == {**dry, "dry_run": False}
+    written = [tmp_path / out / name for name in done["files"]] or [tmp_path / out]
+    assert sum(file.stat().st_size for file in written) == dry["bytes_written"]
+
+
+def test_a_dry_run_refuses_a_cast_that_loses_values(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.tensor([1e6, 1.0])}, path)
+    for out in ("b.pt", "b.safetensors", "b"):
+        answers = [ckpt("convert", path, tmp_path / out, "--dtype", "float16", *more) for more in (["-n"], [])]
+        assert answers[0] == answers[1]
+        assert answers[0].code == 2
+        assert ckpt("convert", path, tmp_path / out, "--dtype", "float16", "--lossy", "-n").code == 0
 
 
 def test_a_dry_run_writes_nothing_and_says_what_it_would(tmp_path: Path, ckpt: Ckpt) -> None:

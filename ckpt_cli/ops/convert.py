@@ -48,14 +48,16 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             format=target.name,
             what=target.what,
             tensors=plan.tensors,
-            bytes_written=plan.job.nbytes,
+            bytes_written=0,
             left_out=plan.left_out,
             separated=plan.separated,
             not_kept=plan.not_kept,
             dry_run=wishes.dry_run,
         )
         if wishes.dry_run:
-            return done
+            _rehearse(plan, wishes)
+            files, nbytes = plan.measured()
+            return replace(done, files=files, bytes_written=nbytes)
         progress = counting(wishes.told, lambda: plan.job.nbytes, wishes.progress)
         if target.is_folder:
             from ckpt_cli.ops.convert_folder import write_folder
@@ -83,6 +85,16 @@ def _check(path: str, output: str, target: Target, wishes: Wishes) -> None:
         occupied = os.path.lexists(output)
     if occupied and not wishes.force:
         raise RefusedError("it is there already", path=output, hint="--force replaces it")
+
+
+def _rehearse(plan: Plan, wishes: Wishes) -> None:
+    """Cast everything and drop it, to look whether it would be refused."""
+    if wishes.dtype is None or wishes.lossy:
+        return
+    for content in plan.contents.values():
+        if content.make is not None:
+            content.make(lambda _: None)
+    _refuse_losses(plan.losses, wishes)
 
 
 def _refuse_losses(losses: Losses, wishes: Wishes) -> None:
@@ -161,7 +173,8 @@ def _document(checkpoint: Checkpoint, output: str, wishes: Wishes) -> Plan:
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}
         job = Document(checkpoint, changes, contents, stem_of(output))
-    return Plan(job, sum(isinstance(entry, Tensor) for entry in kept), losses)
+    tensors = sum(isinstance(entry, Tensor) for entry in kept)
+    return Plan(job, tensors, losses, lambda: ((), job.nbytes), changes.contents)
 
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:
