@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -404,3 +405,55 @@ def test_a_cast_of_a_legacy_stream_looks_at_its_storages_once_rather_than_once_f
     assert ckpt("cast", path, "bfloat16").code == 0
     assert len(calls) < 10
     assert load(path)["49"].tolist() == [1, 1]
+
+
+# --- folders of one file ---------------------------------------------------------------------------------------------
+
+FOLDED = pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+
+
+@FOLDED
+@pytest.mark.parametrize("edit", ["rename", "rm", "keep", "cast", "tie", "untie"])
+def test_the_one_file_of_a_folder_is_edited_as_if_it_were_named(
+    tmp_path: Path, ckpt: Ckpt, name: str, edit: str
+) -> None:
+    source, folder = saved(tmp_path / "a.pt", {**sample(), "epoch": torch.ones(1)}), tmp_path / "folder"
+    folder.mkdir()
+    assert ckpt("convert", source, folder / name).code == 0
+    (folder / name).chmod(0o640)
+    single = Path(shutil.copy(folder / name, tmp_path / name))
+    done = []
+    for path in (single, folder):
+        arguments = [str(path) if argument == "F" else argument for argument in EDITS[edit]]
+        assert ckpt(*arguments, "-o", tmp_path / f"{path.name}.out").code == 0
+        assert ckpt(*arguments, "-n").code == 0
+        answer = ckpt(*arguments, "--backup", "--json")
+        assert answer.code == 0, answer.err
+        done.append({key: value for key, value in json.loads(answer.out).items() if isinstance(value, int | list)})
+    assert {**done[1], "backups": 1} == {**done[0], "backups": 1}
+    assert sorted(os.listdir(folder)) == [name, f"{name}.bak"]
+    assert (folder / name).read_bytes() == single.read_bytes()
+    assert (folder / name).stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder.out").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder.out").read_bytes() == (tmp_path / f"{name}.out").read_bytes()
+
+
+@FOLDED
+def test_the_one_file_of_a_folder_is_no_output_and_stays_in_its_cache(tmp_path: Path, ckpt: Ckpt, name: str) -> None:
+    source, folder, blobs = saved(tmp_path / "a.pt", sample()), tmp_path / "folder", tmp_path / "blobs"
+    folder.mkdir()
+    blobs.mkdir()
+    blob = blobs / ("ab" * 32)
+    assert ckpt("convert", source, folder / name, "--tensors-only").code == 0
+    (folder / name).rename(blob)
+    before = blob.read_bytes()
+    (folder / name).symlink_to(blob)
+    for edit in (["rm", folder, "a"], ["cast", folder, "float16"], ["set", folder, "a[0]=7"]):
+        for dry in ([], ["-n"]):
+            assert "name is the hash of its content" in ckpt(*edit, *dry).err
+    (folder / name).unlink()
+    shutil.copy(blob, folder / name)
+    for edit in (["rm", folder, "a", "-o"], ["set", folder, "a[0]=7", "-o"], ["convert", folder, "--force"]):
+        answer = ckpt(*edit, folder / name)
+        assert (answer.code, "the output is the file itself" in answer.err) == (2, True)
+    assert blob.read_bytes() == (folder / name).read_bytes() == before

@@ -19,7 +19,7 @@ from ckpt_cli.ops.cast import plan_cast
 from ckpt_cli.ops.conversion import CLONE, ERROR, Conversion, Plan, Wishes, some_of, stem_of
 from ckpt_cli.ops.flattening import flatten
 from ckpt_cli.ops.names import close_names
-from ckpt_cli.ops.outputs import check_output, writing
+from ckpt_cli.ops.outputs import check_output, refuse_own, writing
 from ckpt_cli.ops.packing import storage_content
 from ckpt_cli.ops.remove import plan_root
 from ckpt_cli.ops.shared import all_strided, by_storage, tie_groups
@@ -27,6 +27,8 @@ from ckpt_cli.ops.state import state_names
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.casting import Losses
+
+_ELSEWHERE = "name another file: a conversion leaves its source as it is"
 
 _PICKLED = ("zip", "legacy", "pickle")
 """Formats whose pickle can become that of a torch zip file as a whole."""
@@ -41,6 +43,8 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
     target = target_of(output, wishes.to, sharded=wishes.max_shard is not None)
     _check(path, output, target, wishes)
     with about(path), closing(open_checkpoint(path)) as opened:
+        if not target.is_folder:
+            refuse_own(opened, output, _ELSEWHERE)
         plan = _planned(opened, target, output, wishes)
         done = Conversion(
             path=path,
@@ -81,7 +85,7 @@ def _check(path: str, output: str, target: Target, wishes: Wishes) -> None:
             raise UsageError(f"{target.what} go to a folder, and this is a file", path=output)
         occupied = os.path.isdir(output) and bool(os.listdir(output))
     else:
-        check_output(output, path, "name another file: a conversion leaves its source as it is")
+        check_output(output, path, _ELSEWHERE)
         occupied = os.path.lexists(output)
     if occupied and not wishes.force:
         raise RefusedError("it is there already", path=output, hint="--force replaces it")

@@ -13,6 +13,7 @@ from ckpt_cli.files.hidden import journal_path, temporary_path
 from ckpt_cli.files.journal import recover
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.replace import replacing
+from ckpt_cli.model import Checkpoint
 
 
 def check_output(output: str, source: str, hint: str) -> None:
@@ -24,6 +25,19 @@ def check_output(output: str, source: str, hint: str) -> None:
     refuse_cached(output)
     if os.path.lexists(journal_path(output)):  # what an edit of it left is finished before it is replaced
         recover(output)
+
+
+def own_file(checkpoint: Checkpoint, path: str) -> str:
+    """The file that an edit of a checkpoint opened as `path` is about: where that is a folder, the one in it."""
+    own: str = checkpoint.container.files[0].path if os.path.isdir(path) and not checkpoint.is_set else path
+    return own
+
+
+def refuse_own(checkpoint: Checkpoint, output: str, hint: str) -> None:
+    """Raise where an output is one of the files that the checkpoint consists of."""
+    for file in checkpoint.container.files:
+        if os.path.exists(output) and os.path.samestat(os.stat(output), os.fstat(file.fd)):
+            raise UsageError("the output is the file itself", path=output, hint=hint)
 
 
 def check_output_folder(output: str) -> None:
