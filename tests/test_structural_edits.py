@@ -288,6 +288,26 @@ def test_a_backup_is_the_old_file(tmp_path: Path, ckpt: Ckpt, edit: str, is_zip:
     assert sorted(os.listdir(tmp_path)) == ["a.pt", "a.pt.bak"]
 
 
+@pytest.mark.parametrize(
+    "edit", [["rm", "a"], ["rename", "a", "x"], ["set", "a[0]=5"], ["set", "epoch=5"], ["convert"], ["show", "a"]]
+)
+def test_an_output_is_a_regular_file_and_has_a_name(tmp_path: Path, ckpt: Ckpt, edit: list[str]) -> None:
+    path, pipe = saved(tmp_path / "a.pt", sample()), tmp_path / "pipe"
+    before = path.read_bytes()
+    os.mkfifo(pipe)
+    option = [] if edit[0] == "convert" else ["-o"]
+    for more in ([], ["-n"]) if edit[0] != "show" else ([],):
+        to = ["--to", "pt", "--force"] if edit[0] == "convert" else []
+        answer = ckpt(edit[0], path, *edit[1:], *to, *more, *option, pipe)
+        assert (answer.code, "is no regular file" in answer.err) == (2, True), answer.err
+        assert pipe.is_fifo()
+        answer = ckpt(edit[0], path, *edit[1:], *to, *more, *option, "")
+        assert (answer.code, "empty name" in answer.err) == (2, True), answer.err
+    assert "empty name" in ckpt("convert", path, "", "--to", "hf", "--force").err
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "pipe"]
+
+
 def test_an_edit_through_a_link_replaces_what_it_points_to(tmp_path: Path, ckpt: Ckpt) -> None:
     (tmp_path / "real").mkdir()
     path = saved(tmp_path / "real" / "a.pt", sample())

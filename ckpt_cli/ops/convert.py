@@ -19,7 +19,7 @@ from ckpt_cli.ops.cast import plan_cast
 from ckpt_cli.ops.conversion import CLONE, ERROR, Conversion, Plan, Wishes, some_of, stem_of
 from ckpt_cli.ops.flattening import flatten
 from ckpt_cli.ops.names import close_names
-from ckpt_cli.ops.outputs import check_output, refuse_own, writing
+from ckpt_cli.ops.outputs import check_output, refuse_own, require_name, writing
 from ckpt_cli.ops.packing import storage_content
 from ckpt_cli.ops.remove import plan_root
 from ckpt_cli.ops.shared import all_strided, by_storage, tie_groups
@@ -81,6 +81,7 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
 def _check(path: str, output: str, target: Target, wishes: Wishes) -> None:
     """Raise before any work is done where the output must not be written."""
     if target.is_folder:
+        require_name(output)
         if os.path.lexists(output) and not os.path.isdir(output):
             raise UsageError(f"{target.what} go to a folder, and this is a file", path=output)
         occupied = os.path.isdir(output) and bool(os.listdir(output))
