@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save_file, save_model
 from test_fidelity import assert_same, load, storages, training
 from torch import nn
 
+from ckpt_cli.arrays import casting
+
 
 def read_pt(path: Path, _: Mapping[str, torch.Tensor]) -> State:
     """What torch loads without trusting the file."""
@@ -419,7 +421,10 @@ def test_a_cast_that_loses_values_is_refused_and_leaves_nothing(tmp_path: Path, 
     torch.save({"w": torch.tensor([1.0, 1e6, 1e-9])}, path)
     for name, more in (("b.safetensors", []), ("b.pt", []), ("b", ["--to", "hf"]), ("c", ["--to", "dcp"])):
         answer = ckpt("convert", path, tmp_path / name, "--dtype", "float16", *more)
-        assert (answer.code, "1 values would become infinite and 1 zero" in answer.err) == (2, True), name
+        assert (answer.code, "1 value would become infinite, 1 value would become zero in" in answer.err) == (
+            2,
+            True,
+        ), name
         assert [each.name for each in tmp_path.iterdir()] == ["a.pt"]
     assert ckpt("convert", path, tmp_path / "b.safetensors", "--dtype", "float16", "--lossy").code == 0
     assert load_file(tmp_path / "b.safetensors")["w"].tolist() == [1.0, float("inf"), 0.0]
@@ -478,6 +483,22 @@ def test_a_dry_run_tells_the_numbers_of_the_real_one(
     assert done == {**dry, "dry_run": False}
     written = [tmp_path / out / name for name in done["files"]] or [tmp_path / out]
     assert sum(file.stat().st_size for file in written) == dry["bytes_written"]
+
+
+def test_a_cast_to_a_dtype_without_infinity_tells_how_many_values_would_be_cut(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.tensor([1e6, 2e6, 1.0])}, path)
+    answer = ckpt("convert", path, tmp_path / "b.pt", "--dtype", "float8_e4m3fn")
+    assert "2 values would become the largest there is in float8_e4m3fn" in answer.err
+
+
+def test_what_a_dtype_holds_is_worked_out_once_for_all_tensors(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({str(number): torch.ones(2) for number in range(30)}, path)
+    before = casting._limits.cache_info().misses
+    assert ckpt("convert", path, tmp_path / "b.safetensors", "--dtype", "bfloat16").code == 0
+    assert ckpt("cast", path, "bfloat16").code == 0
+    assert casting._limits.cache_info().misses <= before + 1
 
 
 def test_a_dry_run_refuses_a_cast_that_loses_values(tmp_path: Path, ckpt: Ckpt) -> None:

@@ -105,7 +105,7 @@ def _rehearse(plan: Plan, wishes: Wishes) -> None:
 def _refuse_losses(losses: Losses, wishes: Wishes) -> None:
     if losses and not wishes.lossy:
         raise RefusedError(
-            f"{losses.infinite:,} values would become infinite and {losses.zero:,} zero in {wishes.dtype}",
+            f"{losses} in {wishes.dtype}",
             hint="--lossy casts all the same",
         )
 
