@@ -88,16 +88,19 @@ def difference(
 ) -> str | None:
     """In what the entries that were read back differ from those that were meant, in words; None where they do not.
 
-    `emptied` are containers of which nothing may be left, which then are values.
+    `added` are names of new values, which may open up to entries below them; `emptied` are containers of which
+    nothing may be left, which then are values.
     Names, dtypes, shapes, and which tensors share a storage with which.
     """
     found = [entry for entry in found if isinstance(entry, Tensor) or entry.name not in emptied]
     named = {entry.name: entry for entry in found}
     meant = {entry.name: entry for entry in wanted}
-    missing = [name for name in (*meant, *added) if name not in named]
+    below = tuple(f"{name}." for name in added)
+    missing = [name for name in meant if name not in named]
+    missing += [name for name in added if not any(other == name or other.startswith(f"{name}.") for other in named)]
     if missing:
         return f"it has no {missing[0]!r}"
-    extra = [name for name in named if name not in meant and not name.startswith(tuple(added))]
+    extra = [name for name in named if name not in meant and name not in added and not name.startswith(below)]
     if extra or (not added and len(wanted) != len(found)):
         return f"it has {extra[0]!r} as well" if extra else "it has another number of entries"
     storages: dict[object, object] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 from test_fidelity import assert_same, load, storages, training
 from torch import nn
+
+from ckpt_cli.arrays import casting
 
 
 def read_pt(path: Path, _: Mapping[str, torch.Tensor]) -> State:
@@ -412,7 +415,10 @@ def test_a_cast_that_loses_values_is_refused_and_leaves_nothing(tmp_path: Path, 
     torch.save({"w": torch.tensor([1.0, 1e6, 1e-9])}, path)
     for name, more in (("b.safetensors", []), ("b.pt", []), ("b", ["--to", "hf"]), ("c", ["--to", "dcp"])):
         answer = ckpt("convert", path, tmp_path / name, "--dtype", "float16", *more)
-        assert (answer.code, "1 values would become infinite and 1 zero" in answer.err) == (2, True), name
+        assert (answer.code, "1 value would become infinite, 1 value would become zero in" in answer.err) == (
+            2,
+            True,
+        ), name
         assert [each.name for each in tmp_path.iterdir()] == ["a.pt"]
     assert ckpt("convert", path, tmp_path / "b.safetensors", "--dtype", "float16", "--lossy").code == 0
     assert load_file(tmp_path / "b.safetensors")["w"].tolist() == [1.0, float("inf"), 0.0]
@@ -447,6 +453,56 @@ def test_an_output_that_is_there_needs_force(tmp_path: Path, ckpt: Ckpt) -> None
     assert ckpt("convert", path, tmp_path / "w.unknown").code == 2
     assert ckpt("convert", path, tmp_path / "w.pt", "--to", "gguf2").code == 2
     assert ckpt("convert", path, tmp_path / "w.pt", "--max-shard", "5 apples").code == 2
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "options",
+    [["o.pt"], ["o.pt", "--tensors-only"], ["o.pt", "--shared", "clone"], ["o.pt", "--dtype", "float16"],
+     ["o.safetensors"], ["o.npz"], ["o", "--max-shard", "80"], ["o"], ["o", "--to", "hf-bin", "--max-shard", "80"],
+     ["o", "--to", "dcp"], ["o.safetensors", "--dtype", "bfloat16"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_dry_run_tells_the_numbers_of_the_real_one(
+    tmp_path: Path, ckpt: Ckpt, options: list[str], is_zip: bool
+) -> None:
+    big = torch.randn(30, 2)
+    state = {"a": big, "tied": big, "columns": big.t()[:1], "n": torch.arange(5), "empty": torch.empty(0, 2)}
+    path = tmp_path / "a.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=is_zip)
+    out, *more = options
+    dry = json.loads(ckpt("convert", path, tmp_path / out, *more, "--json", "-n").out)
+    assert os.listdir(tmp_path) == ["a.pt"]
+    done = json.loads(ckpt("convert", path, tmp_path / out, *more, "--json").out)
+    assert done == {**dry, "dry_run": False}
+    written = [tmp_path / out / name for name in done["files"]] or [tmp_path / out]
+    assert sum(file.stat().st_size for file in written) == dry["bytes_written"]
+
+
+def test_a_cast_to_a_dtype_without_infinity_tells_how_many_values_would_be_cut(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.tensor([1e6, 2e6, 1.0])}, path)
+    answer = ckpt("convert", path, tmp_path / "b.pt", "--dtype", "float8_e4m3fn")
+    assert "2 values would become the largest there is in float8_e4m3fn" in answer.err
+
+
+def test_what_a_dtype_holds_is_worked_out_once_for_all_tensors(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({str(number): torch.ones(2) for number in range(30)}, path)
+    before = casting._limits.cache_info().misses
+    assert ckpt("convert", path, tmp_path / "b.safetensors", "--dtype", "bfloat16").code == 0
+    assert ckpt("cast", path, "bfloat16").code == 0
+    assert casting._limits.cache_info().misses <= before + 1
+
+
+def test_a_dry_run_refuses_a_cast_that_loses_values(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.tensor([1e6, 1.0])}, path)
+    for out in ("b.pt", "b.safetensors", "b"):
+        answers = [ckpt("convert", path, tmp_path / out, "--dtype", "float16", *more) for more in (["-n"], [])]
+        assert answers[0] == answers[1]
+        assert answers[0].code == 2
+        assert ckpt("convert", path, tmp_path / out, "--dtype", "float16", "--lossy", "-n").code == 0
 
 
 def test_a_dry_run_writes_nothing_and_says_what_it_would(tmp_path: Path, ckpt: Ckpt) -> None:

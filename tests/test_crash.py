@@ -134,6 +134,7 @@ SCENES = {
     "set values": ("train.pt", "set", "train.pt", "epoch=123456789", "w[0]=5", "--backup"),
     "set values by as much": ("train.pt", "set", "train.pt", "epoch=7", "w[0]=5"),
     "rename in shards": ("shards", "rename", "shards", "--add", "net"),
+    "rename by more in shards": ("shards", "rename", "shards", "--add", "a.prefix.that.is.long" * 200),
     "remove a shard": ("sharded", "rm", "sharded", "0", "3.bias"),
     "cast in shards with a backup": ("sharded", "cast", "sharded", "float16", "3.bias", "--backup"),
     "tie in shards to a new folder": ("out", "tie", "sharded", "0.weight", "2.weight", "--force", "-o", "out"),

@@ -88,7 +88,7 @@ def test_nobody_is_told_where_stderr_is_no_terminal(folder: Path) -> None:
     assert "left" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["rename", "set", "rm"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_an_interrupt_leaves_nothing_half_written(folder: Path, command: str) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     call = [sys.executable, "-c", SLOW.format(slowly=3), *COMMANDS[command]]
@@ -99,6 +99,35 @@ def test_an_interrupt_leaves_nothing_half_written(folder: Path, command: str) ->
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+DROPPED = """
+import os, signal, sys, weakref
+from ckpt_cli.cli.main import run
+class Held: pass
+real, times = os.copy_file_range, [1, 2, 3]
+def copy(*args):
+    if times:
+        times.pop()
+        held = Held()
+        watched = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        del held
+    return real(*args)
+os.copy_file_range = copy
+end = run(sys.argv[1:])
+sys.exit(end)
+"""
+"""A ckpt that is interrupted within a finalizer, such as importlib has one for each module."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupt_within_a_finalizer_is_one_all_the_same(folder: Path, command: str) -> None:
+    torch.save({str(number): torch.ones(100) for number in range(4000)}, folder / "a.pt")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    call = [sys.executable, "-c", DROPPED, *COMMANDS[command]]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -21,7 +21,7 @@ from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.hidden import temporary_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
-from ckpt_cli.files.replace import keep_as, replacing
+from ckpt_cli.files.replace import keep_as, replacing, replacing_folder
 
 
 def write(target: Path, content: bytes, **options: Any) -> None:
@@ -60,6 +60,30 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("create", [replacing, replacing_folder])
+@pytest.mark.parametrize("call", ["open", "flock", "fstat", "lstat"])
+def test_an_interrupt_while_it_is_created_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: Any, call: str
+) -> None:
+    holder = fcntl if call == "flock" else os
+    real = getattr(holder, call)
+
+    def interrupted(*arguments: Any) -> Any:
+        done = real(*arguments)
+        monkeypatch.setattr(holder, call, real)
+        if call == "open":
+            os.close(done)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(holder, call, interrupted)
+    with pytest.raises(KeyboardInterrupt), create(str(tmp_path / "a")):
+        pass
+    assert os.listdir(tmp_path) == []
+    with create(str(tmp_path / "a")):
+        pass
     assert os.listdir(tmp_path) == ["a"]
 
 

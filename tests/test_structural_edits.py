@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -20,6 +21,8 @@ from conftest import Ckpt
 from contract import quietly
 from edits import assert_refused, assert_senseless, edited, edited_as_told, odd_requests, senseless
 from torch import nn
+
+from ckpt_cli.pickles.edited import EditedPickle
 
 
 def saved(path: Path, value: Any, *, is_zip: bool = True) -> Path:
@@ -332,6 +335,26 @@ def test_a_backup_is_the_old_file(tmp_path: Path, ckpt: Ckpt, edit: str, is_zip:
     assert sorted(os.listdir(tmp_path)) == ["a.pt", "a.pt.bak"]
 
 
+@pytest.mark.parametrize(
+    "edit", [["rm", "a"], ["rename", "a", "x"], ["set", "a[0]=5"], ["set", "epoch=5"], ["convert"], ["show", "a"]]
+)
+def test_an_output_is_a_regular_file_and_has_a_name(tmp_path: Path, ckpt: Ckpt, edit: list[str]) -> None:
+    path, pipe = saved(tmp_path / "a.pt", sample()), tmp_path / "pipe"
+    before = path.read_bytes()
+    os.mkfifo(pipe)
+    option = [] if edit[0] == "convert" else ["-o"]
+    for more in ([], ["-n"]) if edit[0] != "show" else ([],):
+        to = ["--to", "pt", "--force"] if edit[0] == "convert" else []
+        answer = ckpt(edit[0], path, *edit[1:], *to, *more, *option, pipe)
+        assert (answer.code, "is no regular file" in answer.err) == (2, True), answer.err
+        assert pipe.is_fifo()
+        answer = ckpt(edit[0], path, *edit[1:], *to, *more, *option, "")
+        assert (answer.code, "empty name" in answer.err) == (2, True), answer.err
+    assert "empty name" in ckpt("convert", path, "", "--to", "hf", "--force").err
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["a.pt", "pipe"]
+
+
 def test_an_edit_through_a_link_replaces_what_it_points_to(tmp_path: Path, ckpt: Ckpt) -> None:
     (tmp_path / "real").mkdir()
     path = saved(tmp_path / "real" / "a.pt", sample())
@@ -398,3 +421,106 @@ def test_names_of_a_map_may_be_many(tmp_path: Path, ckpt: Ckpt) -> None:
     names.write_text(json.dumps({f"layer.{number}.w": f"block.{number}.weight" for number in range(count)}))
     assert ckpt("rename", path, "--map", names).code == 0
     assert list(load(path)) == [f"block.{number}.weight" for number in range(count)]
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@FORMATS
+def test_a_value_may_open_up_to_entries_of_its_own(tmp_path: Path, ckpt: Ckpt, is_zip: bool) -> None:
+    old = {"scheduler": None, "empty": {}, "list": [1, 2], "pair": (1, 2), "w": torch.ones(1)}
+    path = saved(tmp_path / "a.pt", old, is_zip=is_zip)
+    assignments = ['scheduler={"step":[1,{"lr":null}]}', 'empty={"k":1}', "list=[[1],[2,3]]", "pair=[[1],2]"]
+    dry = ckpt("set", path, *assignments, "-n")
+    assert dry.code == 0, dry.err
+    assert ckpt("set", path, *assignments).code == 0
+    new = {"scheduler": {"step": [1, {"lr": None}]}, "empty": {"k": 1}, "list": [[1], [2, 3]], "pair": ([1], 2)}
+    assert load(path) == new | {"w": torch.ones(1)}
+    answer = ckpt("set", path, "--new", 'config={"optimizer":{"lr":0.1},"sizes":[[1],[]]}')
+    assert answer.code == 0, answer.err
+    assert load(path)["config"] == {"optimizer": {"lr": 0.1}, "sizes": [[1], []]}
+    assert "config.optimizer.lr" in ckpt("ls", "-a", path).out
+
+
+@FORMATS
+def test_a_new_value_goes_into_the_innermost_mapping_even_an_empty_one(
+    tmp_path: Path, ckpt: Ckpt, is_zip: bool
+) -> None:
+    noted: OrderedDict[str, Any] = OrderedDict()
+    noted.__dict__["_metadata"] = OrderedDict({"": {"version": 1}})
+    path = saved(tmp_path / "a.pt", {"": {"w": 1}, "a": {}, "b": OrderedDict(), "c": {"d": noted}}, is_zip=is_zip)
+    answer = ckpt("set", path, "--new", "a.x=1", "b.x=2", "c.d.x=3", "c.y.z=4", "top=5")
+    assert answer.code == 0, answer.err
+    found = load(path)
+    assert found == {"": {"w": 1}, "a": {"x": 1}, "b": {"x": 2}, "c": {"d": {"x": 3}, "y.z": 4}, "top": 5}
+    assert vars(found["c"]["d"]) == {"_metadata": {"": {"version": 1}}}
+    assert ckpt("set", path, "--new", "topmost=6").code == 0  # which begins as another name does
+
+
+def test_a_cast_of_a_legacy_stream_looks_at_its_storages_once_rather_than_once_for_each(
+    tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    references = EditedPickle.references
+
+    def counted(edited: EditedPickle) -> Any:
+        calls.append(None)
+        return references(edited)
+
+    monkeypatch.setattr(EditedPickle, "references", counted)
+    path = saved(tmp_path / "a.pt", {str(number): torch.ones(2) for number in range(50)}, is_zip=False)
+    assert ckpt("cast", path, "bfloat16").code == 0
+    assert len(calls) < 10
+    assert load(path)["49"].tolist() == [1, 1]
+
+
+# --- folders of one file ---------------------------------------------------------------------------------------------
+
+FOLDED = pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+
+
+@FOLDED
+@pytest.mark.parametrize("edit", ["rename", "rm", "keep", "cast", "tie", "untie"])
+def test_the_one_file_of_a_folder_is_edited_as_if_it_were_named(
+    tmp_path: Path, ckpt: Ckpt, name: str, edit: str
+) -> None:
+    source, folder = saved(tmp_path / "a.pt", {**sample(), "epoch": torch.ones(1)}), tmp_path / "folder"
+    folder.mkdir()
+    assert ckpt("convert", source, folder / name).code == 0
+    (folder / name).chmod(0o640)
+    single = Path(shutil.copy(folder / name, tmp_path / name))
+    done = []
+    for path in (single, folder):
+        arguments = [str(path) if argument == "F" else argument for argument in EDITS[edit]]
+        assert ckpt(*arguments, "-o", tmp_path / f"{path.name}.out").code == 0
+        assert ckpt(*arguments, "-n").code == 0
+        answer = ckpt(*arguments, "--backup", "--json")
+        assert answer.code == 0, answer.err
+        done.append({key: value for key, value in json.loads(answer.out).items() if isinstance(value, int | list)})
+    assert {**done[1], "backups": 1} == {**done[0], "backups": 1}
+    assert sorted(os.listdir(folder)) == [name, f"{name}.bak"]
+    assert (folder / name).read_bytes() == single.read_bytes()
+    assert (folder / name).stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder.out").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder.out").read_bytes() == (tmp_path / f"{name}.out").read_bytes()
+
+
+@FOLDED
+def test_the_one_file_of_a_folder_is_no_output_and_stays_in_its_cache(tmp_path: Path, ckpt: Ckpt, name: str) -> None:
+    source, folder, blobs = saved(tmp_path / "a.pt", sample()), tmp_path / "folder", tmp_path / "blobs"
+    folder.mkdir()
+    blobs.mkdir()
+    blob = blobs / ("ab" * 32)
+    assert ckpt("convert", source, folder / name, "--tensors-only").code == 0
+    (folder / name).rename(blob)
+    before = blob.read_bytes()
+    (folder / name).symlink_to(blob)
+    for edit in (["rm", folder, "a"], ["cast", folder, "float16"], ["set", folder, "a[0]=7"]):
+        for dry in ([], ["-n"]):
+            assert "name is the hash of its content" in ckpt(*edit, *dry).err
+    (folder / name).unlink()
+    shutil.copy(blob, folder / name)
+    for edit in (["rm", folder, "a", "-o"], ["set", folder, "a[0]=7", "-o"], ["convert", folder, "--force"]):
+        answer = ckpt(*edit, folder / name)
+        assert (answer.code, "the output is the file itself" in answer.err) == (2, True)
+    assert blob.read_bytes() == (folder / name).read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.codec import Codec
@@ -52,7 +53,7 @@ class Cast:
         self._source = _codec(source, name, big_endian=big_endian)
         self._target = _codec(target, name)
         self._direct = _DIRECT.get((source.name, target.name)) if not big_endian else None
-        self._largest, self._smallest, self._beyond = _limits(self._target)
+        self._largest, self._smallest, self._beyond = _limits(target)
         self.target = target
         self.itemsize = source.itemsize
         """Bytes of an element before the cast."""
@@ -87,17 +88,18 @@ class Cast:
         return int(magnitudes.min()) < self._smallest - 1
 
 
-def _limits(codec: Codec) -> tuple[int, int, float]:
+@cache
+def _limits(dtype: DType) -> tuple[int, int, float]:
     """The bits, as float32, of the largest and the smallest positive value, and above what nothing is near the largest.
 
     The latter is half a step above the largest value: what is less is rounded to it.
     """
     import numpy as np
 
-    count = 1 << min(codec.dtype.bits, 16)
-    if codec.dtype.bits > 16:
+    if dtype.bits > 16:
         return 0x7F800000, 1, np.inf
-    codes = np.arange(count, dtype=f"u{codec.dtype.itemsize}").view(codec.stored)
+    codec = _codec(dtype, "")
+    codes = np.arange(1 << dtype.bits, dtype=f"u{dtype.itemsize}").view(codec.stored)
     values = codec.decode(codes).astype(np.float32).reshape(-1)
     positive = values[np.isfinite(values) & (values > 0)]
     second, largest = (float(value) for value in np.sort(positive)[-2:])

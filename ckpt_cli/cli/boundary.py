@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -20,6 +22,9 @@ BROKEN_PIPE = 141
 _LINE = 1_000
 """Characters of a line on stderr, as a hostile file's names have no end; the middle of a longer one is left out."""
 
+_AGAIN = 0.01
+"""Seconds after which an interrupt comes again that Python dropped."""
+
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Typer's own copy of click's UsageError, which it does not export."""
 
@@ -28,8 +33,9 @@ def guarded(command: Callable[[], Any]) -> int:
     """Run a command; returns its exit code, whatever happens but an interrupt."""
     _prepare_streams()
     try:
-        code = command()
-        sys.stdout.flush()
+        with _interrupts_kept():
+            code = command()
+            sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if not _is_broken_pipe(error):
             raise  # shell completion ends so
@@ -53,6 +59,26 @@ def _prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Let no interrupt get lost: Python drops one that comes while it runs a finalizer, as it does at every import."""
+    before = sys.unraisablehook
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)  # not at once: what is raised within this hook is dropped as well
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = before
 
 
 def _is_broken_pipe(error: BaseException) -> bool:

@@ -45,27 +45,50 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
 def locked_temporary(target: str) -> LocalFile:
     """Create the temporary file of a target and lock it, so that a leftover can be told from a write under way."""
     path = temporary_path(target)
-    while True:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666))
-        with suppress(FileNotFoundError):
-            file = LocalFile(path, write=True, follow=False)
-            if _locked_in_place(file, target):
-                os.ftruncate(file.fd, 0)
-                return file
-            file.close()
+    with _gone_when_interrupted(path):
+        while True:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666))
+            with suppress(FileNotFoundError):
+                file = LocalFile(path, write=True, follow=False)
+                try:
+                    if _locked_in_place(file, target):
+                        os.ftruncate(file.fd, 0)
+                        return file
+                except BaseException:
+                    file.close()
+                    raise
+                file.close()
+
+
+@contextmanager
+def _gone_when_interrupted(path: str) -> Iterator[None]:
+    """Remove what may have been created when an interrupt comes, before anybody else knows of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        remove_unlocked(path)
+        raise
 
 
 def remove_unlocked(path: str) -> None:
-    """Remove a temporary file unless a living process is writing it."""
-    with suppress(OSError, CkptError), LocalFile(path, write=True, follow=False) as file:
-        if try_lock(file.fd):
-            os.unlink(path)
+    """Remove a temporary file, or an empty folder, unless a living process is writing it."""
+    with suppress(OSError, CkptError):
+        if not os.path.isdir(path):
+            with LocalFile(path, write=True, follow=False) as file:
+                if try_lock(file.fd):
+                    os.unlink(path)
+            return
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if try_lock(fd):
+                os.rmdir(path)
+        finally:
+            os.close(fd)
 
 
 def _locked_in_place(file: LocalFile, target: str) -> bool:
     """Lock the file; False when another process has renamed or removed it before we had the lock."""
     if not try_lock(file.fd):
-        file.close()
         raise BusyError("another process is writing it; try again when it is done", path=target)
     try:
         return os.path.samestat(os.lstat(file.path), os.fstat(file.fd))
@@ -155,22 +178,23 @@ def staging_folder(target: str) -> Iterator[str]:
 
 def _create_folder(path: str, target: str) -> int:
     """Create the temporary folder and lock it; returns its open descriptor."""
-    while True:
-        with suppress(FileExistsError):
-            os.mkdir(path)
-        with suppress(FileNotFoundError):
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                if not try_lock(fd):
-                    raise BusyError("another process is writing it; try again when it is done", path=target)
-                if os.path.samestat(os.lstat(path), os.fstat(fd)):
-                    for name in os.listdir(path):
-                        os.unlink(os.path.join(path, name))
-                    return fd
-            except BaseException:
+    with _gone_when_interrupted(path):
+        while True:
+            with suppress(FileExistsError):
+                os.mkdir(path)
+            with suppress(FileNotFoundError):
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    if not try_lock(fd):
+                        raise BusyError("another process is writing it; try again when it is done", path=target)
+                    if os.path.samestat(os.lstat(path), os.fstat(fd)):
+                        for name in os.listdir(path):
+                            os.unlink(os.path.join(path, name))
+                        return fd
+                except BaseException:
+                    os.close(fd)
+                    raise
                 os.close(fd)
-                raise
-            os.close(fd)
 
 
 def _remove_folder(path: str) -> None:

@@ -127,8 +127,9 @@ class Rewriting:
 
         self._edited.write(write)
         write(self._keys())
+        itemsizes = self._itemsizes()
         for key, storage in self._storages.items():
-            position = self._write_storage(target, position, key, storage, progress)
+            position = self._write_storage(target, position, storage, itemsizes.get(key, 1), progress)
         rest = self._source.size - self._save.end
         copy_range(self._source, self._save.end, rest, target, position, progress)
 
@@ -141,7 +142,9 @@ class Rewriting:
         write_pickle(list(self._storages), b"", written.extend)
         return bytes(written)
 
-    def _write_storage(self, target: LocalFile, position: int, key: str, storage: Storage, progress: Progress) -> int:
+    def _write_storage(
+        self, target: LocalFile, position: int, storage: Storage, itemsize: int, progress: Progress
+    ) -> int:
         """A storage with the number of its elements before it; returns the place after it."""
         content = self._changes.contents.get(id(storage))
         if content is None:
@@ -149,17 +152,18 @@ class Rewriting:
             size = struct.calcsize("<q")
             copy_range(self._source, begin - size, nbytes + size, target, position, progress)
             return position + nbytes + size
-        numel = content.nbytes // self._itemsize(key)
+        numel = content.nbytes // itemsize
         position = self._append(target, position, struct.pack("<q", numel))
         return self._make(target, position, content, progress)
 
-    def _itemsize(self, key: str) -> int:
-        """Bytes of an element of a new storage, of its class."""
-        for reference, its, storage in self._edited.references():
+    def _itemsizes(self) -> dict[str, int]:
+        """Bytes of an element of each storage, of its class."""
+        found: dict[str, int] = {}
+        for reference, key, storage in self._edited.references():
             pid = reference.pid
-            if its == key and isinstance(pid, tuple) and isinstance(pid[4], int) and pid[4]:
-                return storage.nbytes // pid[4]
-        return 1
+            if isinstance(pid, tuple) and isinstance(pid[4], int) and pid[4]:
+                found.setdefault(key, storage.nbytes // pid[4])
+        return found
 
     def _make(self, target: LocalFile, position: int, content: Content, progress: Progress) -> int:
         if content.make is None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from ckpt_cli.files.copying import Progress
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.formats.new_set import index_name, split, verify_set, write_index
+from ckpt_cli.formats.new_set import Create, index_name, split, verify_set, write_index
 from ckpt_cli.formats.new_zip import spelled, write
 from ckpt_cli.outgoing import Outgoing
 
@@ -16,14 +14,16 @@ __all__ = ["spelled", "verify_folder", "write_folder"]
 PATTERN = "pytorch_model{suffix}.bin"
 
 
-def write_folder(outgoing: Outgoing, create: Callable[[str], LocalFile], progress: Progress) -> None:
-    """Write every shard and the index."""
+def write_folder(outgoing: Outgoing, create: Create, progress: Progress) -> int:
+    """Write every shard and the index; returns their bytes."""
+    nbytes = 0
     shards = split(outgoing.tensors, outgoing.max_shard, PATTERN)
     if len(shards) > 1:
-        write_index(outgoing, shards, {}, outgoing.metadata, create(index_name(PATTERN)))
+        nbytes += write_index(outgoing, shards, {}, outgoing.metadata, create(index_name(PATTERN)))
     for shard in shards:
         stem = shard.name.removesuffix(".bin")
-        write(replace(outgoing.part(shard.tensors, {}), stem=stem), create(shard.name), progress)
+        nbytes += write(replace(outgoing.part(shard.tensors, {}), stem=stem), create(shard.name), progress)
+    return nbytes
 
 
 def verify_folder(outgoing: Outgoing, folder: str) -> None:

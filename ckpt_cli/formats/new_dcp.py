@@ -7,7 +7,7 @@ zip files back to back, `.metadata` a pickled `Metadata` (torch/distributed/chec
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 
 from ckpt_cli import limits
@@ -16,6 +16,7 @@ from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copying import Progress
 from ckpt_cli.files.journal import write_all
 from ckpt_cli.files.local import LocalFile, Window
+from ckpt_cli.formats.new_set import Create
 from ckpt_cli.formats.new_zip import spelled as torch_spells
 from ckpt_cli.formats.new_zip import write_saved
 from ckpt_cli.formats.zip_records import ZipRecords
@@ -34,29 +35,29 @@ _FILES = "torch.distributed.checkpoint.filesystem"
 _VERSION = "1.0.0"
 """`CURRENT_DCP_VERSION`."""
 
-Create = Callable[[str], LocalFile]
-"""Makes an empty file of a name in the new folder."""
-
 
 def spelled(dtype: DType) -> str | None:
     """How torch says a dtype; None for one that it has not."""
     return torch_spells(dtype)
 
 
-def write_folder(outgoing: Outgoing, create: Create, progress: Progress) -> None:
-    """Write both files."""
+def write_folder(outgoing: Outgoing, create: Create, progress: Progress) -> int:
+    """Write both files; returns their bytes."""
     target = create(DATA)
     places: dict[str, tuple[int, int]] = {}
+    begin = 0
     for tensor in outgoing.tensors:
-        begin = target.size
         maker = Maker()
         root = maker.tensor(tensor)
-        write_saved(root, maker.storages, outgoing, target, progress, base=begin)
-        places[tensor.name] = (begin, target.size - begin)
+        nbytes = write_saved(root, maker.storages, outgoing, target, progress, base=begin)
+        places[tensor.name] = (begin, nbytes)
+        begin += nbytes
     notes = create(METADATA)
     pickle = bytearray()
     write_pickle(_metadata(outgoing, places), b"", pickle.extend)
-    write_all(notes.fd, bytes(pickle), 0)
+    if notes is not None:
+        write_all(notes.fd, bytes(pickle), 0)
+    return begin + len(pickle)
 
 
 def _metadata(outgoing: Outgoing, places: dict[str, tuple[int, int]]) -> Call:

@@ -66,17 +66,23 @@ class Document:
         _unwrap_classes(self._root)
         self._storages = _number(self._root, finder, retargeting.storages)
         self._out = Outgoing((), contents, checkpoint.container.files)
-        self.nbytes = graph.nbytes + sum(storage.nbytes for storage in self._storages)
-        """About the bytes that will be written."""
 
     @property
     def storages(self) -> list[Storage]:
         """The storages that the new pickle refers to, in their order."""
         return self._storages
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the new file."""
+        return self._write(None, no_progress)
+
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write the pickle and all that it refers to."""
-        write_saved(self._root, self._storages, self._out, target, progress, prefix=self._stem, data=self._data)
+        self._write(target, progress)
+
+    def _write(self, target: LocalFile | None, progress: Progress) -> int:
+        return write_saved(self._root, self._storages, self._out, target, progress, prefix=self._stem, data=self._data)
 
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""

@@ -39,15 +39,15 @@ def header(tensor: Tensor) -> bytes:
     return _MAGIC + struct.pack("<H", len(raw)) + raw
 
 
-def write(outgoing: Outgoing, target: LocalFile, progress: Progress = no_progress) -> None:
-    """Write one array a tensor."""
+def write(outgoing: Outgoing, target: LocalFile | None, progress: Progress = no_progress) -> int:
+    """Write one array a tensor; returns the bytes of the file. Without a target it only measures."""
     writer = ZipWriter(target)
     for tensor in outgoing.tensors:
         head = header(tensor)
         with writer.record(f"{tensor.name}.npy", len(head) + tensor.nbytes):
             writer.put(head)
             put_content(writer, outgoing.content(tensor), outgoing.files, progress)
-    writer.close()
+    return writer.close()
 
 
 def verify(outgoing: Outgoing, path: str) -> None:

@@ -24,21 +24,25 @@ def spelled(dtype: DType) -> str | None:
     return "F4" if dtype.name == "float4_e2m1fn_x2" else dtype.safetensors
 
 
-def write(outgoing: Outgoing, target: LocalFile, progress: Progress = no_progress) -> None:
-    """Write one file, with all that its metadata has to say."""
+def write(outgoing: Outgoing, target: LocalFile | None, progress: Progress = no_progress) -> int:
+    """Write one file, with all that its metadata has to say; returns its bytes. Without a target it only measures."""
     aliases = aliases_among(outgoing.tensors, outgoing.metadata)
     metadata = {**metadata_with(outgoing, aliases), **of_loaders(outgoing.metadata)}
-    write_some(outgoing, aliases, metadata, target, progress)
+    return write_some(outgoing, aliases, metadata, target, progress)
 
 
 def write_some(
-    outgoing: Outgoing, aliases: Mapping[str, str], metadata: Mapping[str, str], target: LocalFile, progress: Progress
-) -> None:
-    """Write the tensors that are no aliases, with the metadata as it is given."""
+    outgoing: Outgoing,
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, str],
+    target: LocalFile | None,
+    progress: Progress,
+) -> int:
+    """Write the tensors that are no aliases, with the metadata as it is given; returns the bytes of the file."""
     items = [_item(tensor, outgoing) for tensor in outgoing.tensors if tensor.name not in aliases]
     listed = [item.name for item in items]
     items.sort(key=lambda item: -item.itemsize)
-    write_file(items, metadata, outgoing.files, target, progress, listed)
+    return write_file(items, metadata, outgoing.files, target, progress, listed)
 
 
 def of_loaders(metadata: Mapping[str, str]) -> dict[str, str]:

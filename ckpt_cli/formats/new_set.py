@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cli.files.journal import write_all
@@ -17,6 +17,9 @@ from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.verify import verify_new
 from ckpt_cli.model import Tensor
 from ckpt_cli.outgoing import Outgoing
+
+Create = Callable[[str], LocalFile | None]
+"""Makes an empty file of a name in the new folder; None where it is only to be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,23 @@ def split(tensors: Sequence[Tensor], most: int, pattern: str) -> list[Shard]:
 
 
 def write_index(
-    outgoing: Outgoing, shards: Sequence[Shard], dropped: Mapping[str, str], notes: Mapping[str, str], target: LocalFile
-) -> None:
-    """Write the index of some shards: `total_size` counts what shares a storage once, as huggingface_hub does."""
+    outgoing: Outgoing,
+    shards: Sequence[Shard],
+    dropped: Mapping[str, str],
+    notes: Mapping[str, str],
+    target: LocalFile | None,
+) -> int:
+    """Write the index of some shards: `total_size` counts what shares a storage once, as huggingface_hub does.
+
+    Returns its bytes; without a target it only measures.
+    """
     sizes = {id(tensor.storage): storage_nbytes(tensor) for tensor in outgoing.tensors}
     weight_map = {tensor.name: shard.name for shard in shards for tensor in shard.tensors if tensor.name not in dropped}
     index = {"metadata": {"total_size": sum(sizes.values()), **notes}, "weight_map": weight_map}
-    write_all(target.fd, (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode(), 0)
+    raw = (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+    if target is not None:
+        write_all(target.fd, raw, 0)
+    return len(raw)
 
 
 def index_name(pattern: str) -> str:

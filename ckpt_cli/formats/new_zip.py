@@ -28,31 +28,35 @@ _FOREIGN = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
 """Dtypes of safetensors that torch has not, or has in pairs only."""
 
 
-def write(outgoing: Outgoing, target: LocalFile, progress: Progress = no_progress) -> None:
-    """Write a dict of tensors, or the OrderedDict that a state_dict is."""
+def write(outgoing: Outgoing, target: LocalFile | None, progress: Progress = no_progress) -> int:
+    """Write a dict of tensors, or the OrderedDict that a state_dict is; returns its bytes.
+
+    Without a target it only measures.
+    """
     maker = Maker()
     pairs: list[object] = []
     for tensor in outgoing.tensors:
         pairs += (tensor.name, maker.tensor(tensor))
     root: object = maker.ordered_dict(pairs) if outgoing.ordered else Dict(pairs)
     stem = os.path.basename(outgoing.stem) or "archive"
-    write_saved(root, maker.storages, outgoing, target, progress, prefix=stem)
+    return write_saved(root, maker.storages, outgoing, target, progress, prefix=stem)
 
 
 def write_saved(
     root: object,
     storages: Sequence[Storage],
     outgoing: Outgoing,
-    target: LocalFile,
+    target: LocalFile | None,
     progress: Progress = no_progress,
     *,
     prefix: str = "archive",
     data: bytes | memoryview = b"",
     base: int = 0,
-) -> None:
-    """Write what torch.save makes of an object: its pickle, and its storages by their numbers.
+) -> int:
+    """Write what torch.save makes of an object: its pickle, and its storages by their numbers; returns its bytes.
 
-    `data` is the pickle that the object's graph was read from; the file is added to from byte `base` on.
+    Without a target it only measures. `data` is the pickle that the object's graph was read from; the file is added to
+    from byte `base` on.
     """
     writer = ZipWriter(target, base=base)
     pickle = bytearray()
@@ -67,7 +71,7 @@ def write_saved(
             put_content(writer, content, outgoing.files, progress)
     writer.add(f"{prefix}/version", b"3\n")
     writer.add(f"{prefix}/.data/serialization_id", _identity(pickle, writer.checksums))
-    writer.close()
+    return writer.close()
 
 
 def _identity(pickle: bytes | bytearray, checksums: Sequence[int]) -> bytes:
@@ -79,6 +83,9 @@ def _identity(pickle: bytes | bytearray, checksums: Sequence[int]) -> bytes:
 
 def put_content(writer: ZipWriter, content: Content, files: Sequence[LocalFile], progress: Progress) -> None:
     """The bytes of a storage, into the record that is being written."""
+    if writer.only_measures:
+        writer.skip(content.nbytes)
+        return
     if content.extents is not None:
         writer.gather(files, content.extents, progress)
         return

@@ -89,12 +89,17 @@ def write_file(
     items: Sequence[Item],
     metadata: Mapping[str, str],
     files: Sequence[LocalFile],
-    target: LocalFile,
+    target: LocalFile | None,
     progress: Progress = no_progress,
     listed: Sequence[str] = (),
-) -> None:
-    """Write a whole file: a header with room, then every tensor's bytes."""
+) -> int:
+    """Write a whole file: a header with room, then every tensor's bytes; returns how many they are.
+
+    Without a target it only measures.
+    """
     header = header_bytes(items, metadata, _ROOM, listed)
+    if target is None:
+        return len(header) + sum(item.content.nbytes for item in items)
     position = _write(target, header, 0)
     for kind, begin, nbytes, item in _runs(items):
         if item is None:
@@ -104,6 +109,7 @@ def write_file(
             position = _make(item, target, position, progress)
     if target.size < position:
         target.size = position
+    return position
 
 
 def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int, int, Item | None]]:

@@ -118,6 +118,15 @@ class ZipWriter:
             self._position += extent.nbytes
 
     @property
+    def only_measures(self) -> bool:
+        """Whether nothing is written, so that contents need not be made."""
+        return self._target is None
+
+    def skip(self, nbytes: int) -> None:
+        """Count bytes of the record that is being measured."""
+        self._position += nbytes
+
+    @property
     def checksums(self) -> list[int]:
         """The CRC-32 of every record so far."""
         return [entry.crc for entry in self._entries]

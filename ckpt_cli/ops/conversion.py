@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ckpt_cli.arrays.casting import Losses
+    from ckpt_cli.changes import Content
+
+Written = tuple[tuple[str, ...], int]
+"""The names of the files of a folder, and the bytes of all that is written."""
 
 KEEP_ONE, CLONE, ERROR = "keep-one", "clone", "error"
 
@@ -105,6 +109,10 @@ class Plan:
     job: Any
     tensors: int
     losses: Losses
+    measured: Callable[[], Written]
+    """What would be written."""
+    contents: Mapping[int, Content]
+    """The bytes that are made, among others."""
     left_out: tuple[LeftOut, ...] = ()
     separated: tuple[str, ...] = ()
     not_kept: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from ckpt_cli.ops.cast import plan_cast
 from ckpt_cli.ops.conversion import CLONE, ERROR, Conversion, Plan, Wishes, some_of, stem_of
 from ckpt_cli.ops.flattening import flatten
 from ckpt_cli.ops.names import close_names
-from ckpt_cli.ops.outputs import check_output, writing
+from ckpt_cli.ops.outputs import check_output, refuse_own, require_name, writing
 from ckpt_cli.ops.packing import storage_content
 from ckpt_cli.ops.remove import plan_root
 from ckpt_cli.ops.shared import all_strided, by_storage, tie_groups
@@ -27,6 +27,8 @@ from ckpt_cli.ops.state import state_names
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.casting import Losses
+
+_ELSEWHERE = "name another file: a conversion leaves its source as it is"
 
 _PICKLED = ("zip", "legacy", "pickle")
 """Formats whose pickle can become that of a torch zip file as a whole."""
@@ -41,6 +43,8 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
     target = target_of(output, wishes.to, sharded=wishes.max_shard is not None)
     _check(path, output, target, wishes)
     with about(path), closing(open_checkpoint(path)) as opened:
+        if not target.is_folder:
+            refuse_own(opened, output, _ELSEWHERE)
         plan = _planned(opened, target, output, wishes)
         done = Conversion(
             path=path,
@@ -48,14 +52,16 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             format=target.name,
             what=target.what,
             tensors=plan.tensors,
-            bytes_written=plan.job.nbytes,
+            bytes_written=0,
             left_out=plan.left_out,
             separated=plan.separated,
             not_kept=plan.not_kept,
             dry_run=wishes.dry_run,
         )
         if wishes.dry_run:
-            return done
+            _rehearse(plan, wishes)
+            files, nbytes = plan.measured()
+            return replace(done, files=files, bytes_written=nbytes)
         progress = counting(wishes.told, lambda: plan.job.nbytes, wishes.progress)
         if target.is_folder:
             from ckpt_cli.ops.convert_folder import write_folder
@@ -75,20 +81,31 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
 def _check(path: str, output: str, target: Target, wishes: Wishes) -> None:
     """Raise before any work is done where the output must not be written."""
     if target.is_folder:
+        require_name(output)
         if os.path.lexists(output) and not os.path.isdir(output):
             raise UsageError(f"{target.what} go to a folder, and this is a file", path=output)
         occupied = os.path.isdir(output) and bool(os.listdir(output))
     else:
-        check_output(output, path, "name another file: a conversion leaves its source as it is")
+        check_output(output, path, _ELSEWHERE)
         occupied = os.path.lexists(output)
     if occupied and not wishes.force:
         raise RefusedError("it is there already", path=output, hint="--force replaces it")
 
 
+def _rehearse(plan: Plan, wishes: Wishes) -> None:
+    """Cast everything and drop it, to look whether it would be refused."""
+    if wishes.dtype is None or wishes.lossy:
+        return
+    for content in plan.contents.values():
+        if content.make is not None:
+            content.make(lambda _: None)
+    _refuse_losses(plan.losses, wishes)
+
+
 def _refuse_losses(losses: Losses, wishes: Wishes) -> None:
     if losses and not wishes.lossy:
         raise RefusedError(
-            f"{losses.infinite:,} values would become infinite and {losses.zero:,} zero in {wishes.dtype}",
+            f"{losses} in {wishes.dtype}",
             hint="--lossy casts all the same",
         )
 
@@ -161,7 +178,8 @@ def _document(checkpoint: Checkpoint, output: str, wishes: Wishes) -> Plan:
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}
         job = Document(checkpoint, changes, contents, stem_of(output))
-    return Plan(job, sum(isinstance(entry, Tensor) for entry in kept), losses)
+    tensors = sum(isinstance(entry, Tensor) for entry in kept)
+    return Plan(job, tensors, losses, lambda: ((), job.nbytes), changes.contents)
 
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:

@@ -15,10 +15,8 @@ from ckpt_cli.files.opening import finish_edits
 from ckpt_cli.files.replace import creating, replacing_folder, staging_folder
 from ckpt_cli.files.replace_set import replacing_set
 from ckpt_cli.formats.targets import Target
+from ckpt_cli.ops.conversion import Written
 from ckpt_cli.outgoing import Outgoing
-
-Written = tuple[tuple[str, ...], int]
-"""The names of the new files, and their bytes."""
 
 
 def write_folder(

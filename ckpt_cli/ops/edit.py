@@ -18,7 +18,7 @@ from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.replace import copy_as, creating, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
-from ckpt_cli.ops.outputs import check_output, check_output_folder, writing
+from ckpt_cli.ops.outputs import check_output, check_output_folder, refuse_own, writing
 
 if TYPE_CHECKING:
     from ckpt_cli.ops.assign import Changes
@@ -127,6 +127,7 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | 
             _check_names(checkpoint)
         else:
             check_output(output, path, "leave -o out to edit it in place")
+            refuse_own(checkpoint, output, "leave -o out to edit it in place")
         with _planned(checkpoint, plan) as (overlay, changes):
             if not dry_run:
                 write = _write_folder if checkpoint.is_set else _write_file

@@ -8,11 +8,11 @@ from typing import Any
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError
-from ckpt_cli.files.copying import Progress
+from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
-from ckpt_cli.ops.conversion import CLONE, NOT_STATE, LeftOut, Plan, Wishes, some_of, stem_of
+from ckpt_cli.ops.conversion import CLONE, NOT_STATE, LeftOut, Plan, Wishes, Written, some_of, stem_of
 from ckpt_cli.ops.packing import Casting, pack_plain, pack_whole
 from ckpt_cli.ops.shared import Comparisons, by_storage, partly_shared, tie_groups
 from ckpt_cli.outgoing import Outgoing
@@ -28,12 +28,21 @@ class _Flat:
     """Tensors under flat names, in whatever format."""
 
     outgoing: Outgoing
+    target: Target
     writer: Any
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
         return self.outgoing.nbytes
+
+    def measured(self) -> Written:
+        """What would be written."""
+        names: list[str] = []
+        if not self.target.is_folder:
+            return (), self.writer.write(self.outgoing, None)
+        nbytes = self.writer.write_folder(self.outgoing, names.append, no_progress)  # which makes no file
+        return tuple(names), nbytes
 
     def write(self, target: LocalFile, progress: Progress) -> None:
         """Write the one file."""
@@ -88,10 +97,13 @@ def flatten(
     if wishes.max_shard is not None:
         outgoing = replace(outgoing, max_shard=wishes.max_shard)
     separated = () if target.keeps_views and tied else tuple(_separated(fits, tied=tied))
+    flat = _Flat(outgoing, target, writer)
     return Plan(
-        _Flat(outgoing, writer),
+        flat,
         len(tensors),
         casting.losses,
+        flat.measured,
+        contents,
         (*lost, *aside),
         separated,
         tuple(_not_kept(checkpoint, fits, target)),

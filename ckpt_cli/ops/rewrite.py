@@ -21,7 +21,7 @@ from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.formats.folder import index_of
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.edit import Edit, apply_in_place
-from ckpt_cli.ops.outputs import check_output, check_output_folder, writing
+from ckpt_cli.ops.outputs import check_output, check_output_folder, own_file, refuse_own, writing
 
 if TYPE_CHECKING:
     from ckpt_cli.formats.shard_set_write import Rewriting as SetRewriting
@@ -42,6 +42,8 @@ class Planned:
 
 Plan = Callable[[Checkpoint], Planned]
 
+_IN_PLACE = "leave -o out to edit it in place"
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -61,15 +63,17 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
 
     Raises RefusedError for a file in a content-addressed cache, BusyError while another process writes it.
     """
-    if options.output is None:
-        refuse_cached(path)
-    elif options.backup:
+    if options.output is not None and options.backup:
         raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
     with about(path), closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as opened:
         if options.output is not None and opened.is_set:
             check_output_folder(options.output)
         elif options.output is not None:
-            check_output(options.output, path, "leave -o out to edit it in place")
+            check_output(options.output, path, _IN_PLACE)
+            refuse_own(opened, options.output, _IN_PLACE)
+        own = own_file(opened, path)
+        if options.output is None:
+            refuse_cached(own)
         planned = plan(opened)
         if options.output is None and not opened.is_set:
             _refuse_part_of_set(opened, planned.changes)
@@ -95,7 +99,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
                     return _patch(opened, overlay, done, options)
         if opened.is_set:
             return _rewrite_set(opened, work, planned, done, options)
-        return done if options.dry_run else _replace(work, planned, done, options)
+        return done if options.dry_run else _replace(work, planned, done, own, options)
 
 
 def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
@@ -119,11 +123,11 @@ def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Option
     return _with_backups(replace(done, bytes_written=overlay.nbytes, patched=True), *kept)
 
 
-def _replace(work: Rewriter, planned: Planned, done: Edit, options: Options) -> Edit:
-    """The edit as a new file."""
-    with writing(done.output, mode_of=done.path) as target:
+def _replace(work: Rewriter, planned: Planned, done: Edit, own: str, options: Options) -> Edit:
+    """The edit as a new file, in the place of `own` where no other is named."""
+    with writing(options.output or own, mode_of=own) as target:
         _write(work, planned, target, options)
-        kept = [keep_as(done.path, f"{done.path}.bak")] if options.backup else []
+        kept = [keep_as(own, f"{own}.bak")] if options.backup else []
         nbytes = os.fstat(target.fd).st_size
     return _with_backups(replace(done, bytes_written=nbytes), *kept)
 

@@ -18,7 +18,7 @@ from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.ops.assign import assign
 from ckpt_cli.ops.assign_values import Split, split_assignments
 from ckpt_cli.ops.edit import Edit, apply_in_place, edit_values
-from ckpt_cli.ops.outputs import check_output, writing
+from ckpt_cli.ops.outputs import check_output, own_file, refuse_own, writing
 from ckpt_cli.ops.rewrite import Options
 
 
@@ -48,6 +48,11 @@ def set_entries(
     else:
         check_output(options.output, path, "leave -o out to edit it in place")
     with about(path), closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as opened:
+        own = own_file(opened, path)
+        if options.output is None:
+            refuse_cached(own)
+        else:
+            refuse_own(opened, options.output, "leave -o out to edit it in place")
         split = split_assignments(opened, assignments, new=new, cast=cast)
         with closing(Overlay(opened.container.files)) as overlay:
             changes = assign(opened, overlay, split.tensors, cast=cast)
@@ -72,17 +77,17 @@ def set_entries(
                     backup=kept[0] if kept else None,
                     backups=tuple(kept),
                 )
-        return done if options.dry_run else _replace(work, split, done, options, cast=cast)
+        return done if options.dry_run else _replace(work, split, done, own, options, cast=cast)
 
 
-def _replace(work: Rewriter, split: Split, done: Edit, options: Options, *, cast: bool) -> Edit:
-    """A new file with the new values, whose tensors are then patched before it takes its place."""
-    with writing(done.output, mode_of=done.path) as target:
+def _replace(work: Rewriter, split: Split, done: Edit, own: str, options: Options, *, cast: bool) -> Edit:
+    """A new file with the new values, whose tensors are then patched before it takes the place of `own`."""
+    with writing(options.output or own, mode_of=own) as target:
         work.write(target, counting(options.told, lambda: work.nbytes))
         work.verify(target.path)
         if split.tensors:
             _patch_new(target, split.tensors, cast=cast)
-        kept = keep_as(done.path, f"{done.path}.bak") if options.backup else None
+        kept = keep_as(own, f"{own}.bak") if options.backup else None
         nbytes = os.fstat(target.fd).st_size
     return replace(done, bytes_written=nbytes, backup=kept, backups=(kept,) if kept else ())
 

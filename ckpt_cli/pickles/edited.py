@@ -33,8 +33,8 @@ class EditedPickle:
         """The old pickle, which long strings of the new one are copied from."""
         tensors = [entry for entry in entries if isinstance(entry, Tensor)]
         self._old = _storages_of(tensors)
-        self._wanted = entries_after(entries, changes)
-        self._added = list(changes.added)
+        self._wanted = entries_after([entry for entry in entries if entry.name not in changes.values], changes)
+        self._added = [*changes.added, *(changes.names.get(name, name) for name in changes.values)]
         self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
         self._rebuilder = Rebuilder(graph, finder, Budget(graph.nbytes))
         self._finder = finder
@@ -44,6 +44,7 @@ class EditedPickle:
         retargeting = Retargeting(editing, self._rebuilder, tensors)
         retargeting.carry_out(changes)
         editing.carry_out(changes)
+        self._wanted = [entry for entry in self._wanted if entry.name not in editing.filled]
         self.root = editing.root
         """The new pickle's root."""
         self.new = retargeting.storages

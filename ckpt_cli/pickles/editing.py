@@ -5,7 +5,7 @@ from __future__ import annotations
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.pickles.embedded import Place as Within
-from ckpt_cli.pickles.graph import Call, Dict, Graph
+from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
 from ckpt_cli.pickles.outcome import Outcome, leaving
 from ckpt_cli.pickles.places import Place, places_of
 from ckpt_cli.pickles.rebuild import StorageFinder
@@ -27,6 +27,8 @@ class Editing:
         self._entries: dict[str, Place] = {}
         self._containers: dict[str, Place] = {}
         self._twice: set[str] = set()
+        self.filled: set[str] = set()
+        """Entries that are none any more: mappings that were empty, and have got something."""
         for place, is_entry in self._every:
             known = self._entries if is_entry else self._containers
             if place.name in known and place is not self._top:
@@ -110,17 +112,25 @@ class Editing:
     def _add(self, name: str, value: object) -> None:
         """Put a value under a new name into the innermost container that the name lies in."""
         prefix, _, key = name.rpartition(".")
-        while prefix and prefix not in self._containers:
+        while prefix and self._holder(prefix) is self._top:
             prefix, _, outer = prefix.rpartition(".")
             key = f"{outer}.{key}"
-        place = self._containers.get(prefix)
-        holder = self._top.node if place is None else place.node
-        pairs = _pairs_of(holder)
+        holder = self._holder(prefix)
+        if prefix in self._entries and holder is self._entries[prefix]:
+            self.filled.add(prefix)
+        pairs = _pairs_of(holder.node)
         if pairs is None:
             raise UnsupportedError(
                 f"{prefix!r} is no mapping that a new name could be put into" if prefix else "the pickle is no mapping"
             )
         pairs.extend((key, node_of(value)))
+
+    def _holder(self, prefix: str) -> Place:
+        """The place of the container called so, which may be an empty mapping; that of the root where there is none."""
+        place = self._containers.get(prefix) if prefix else None
+        if place is None and prefix in self._entries and _is_empty_mapping(self._entries[prefix].node):
+            place = self._entries[prefix]
+        return place or self._top
 
     # --- `_metadata` -------------------------------------------------------------------------------------------------
 
@@ -155,11 +165,20 @@ def _key_like(old: object, key: str) -> object:
     return key
 
 
+def _is_empty_mapping(node: object) -> bool:
+    """Whether it is a mapping that has nothing in it, which is an entry itself."""
+    if isinstance(node, Call):
+        return isinstance(node.func, Global) and node.func.name == "OrderedDict" and not node.pairs and not node.args
+    return isinstance(node, Dict) and not node.pairs
+
+
 def _pairs_of(holder: object) -> list[object] | None:
     """The pairs to which a mapping's or an object's new key is added."""
     if isinstance(holder, Dict):
         return holder.pairs
     if isinstance(holder, Call):
+        if _is_empty_mapping(holder):
+            holder.pairs = []
         if isinstance(holder.pairs, list):
             return holder.pairs
         for state in holder.states:
