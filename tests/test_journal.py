@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ckpt_cli.errors import CkptError, RefusedError
-from ckpt_cli.files import journal
+from ckpt_cli.files import journal, journal_log
 from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
@@ -122,11 +122,11 @@ def test_a_journal_cannot_reach_out_of_its_folder(path: str, tmp_path: Path) -> 
     victim, bait = tmp_path / "a.pt", inner / "b.pt"
     bait.write_bytes(OLD)
     log = complete_journal(path)
-    _, length, _ = journal._HEAD.unpack_from(log)
+    _, length, _ = journal_log._HEAD.unpack_from(log)
     sizes = {"size": len(OLD), "new_size": len(OLD)}
     header = json.dumps({"files": [{"name": "b.pt", **sizes}, {"name": "../a.pt", **sizes}]}).encode()
-    forged = journal._HEAD.pack(journal._MAGIC, len(header), zlib.crc32(header)) + header
-    Path(journal_path(str(bait))).write_bytes(forged + log[journal._HEAD.size + length :])
+    forged = journal_log._HEAD.pack(journal_log.MAGIC, len(header), zlib.crc32(header)) + header
+    Path(journal_path(str(bait))).write_bytes(forged + log[journal_log._HEAD.size + length :])
     with pytest.raises(RefusedError, match="does not point back"):
         journal.recover(str(bait))
     assert victim.read_bytes() == OLD

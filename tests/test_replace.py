@@ -218,8 +218,8 @@ def test_what_a_set_is_finished_from_stays_while_its_journal_does(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(replace_set.journal, "remove_journal", fail)
-    monkeypatch.setattr(replace_set.journal, "sync_folder", _failing_at(2, replace_set.journal.sync_folder, fail))
+    monkeypatch.setattr(replace_set, "remove_journal", fail)
+    monkeypatch.setattr(replace_set, "sync_folder", _failing_at(2, replace_set.sync_folder, fail))
     with pytest.raises(OSError, match="Input/output"):
         _replace_both(tmp_path)
     monkeypatch.undo()

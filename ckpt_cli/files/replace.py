@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import BusyError, CkptError, RefusedError
 from ckpt_cli.files.copying import copy_into
+from ckpt_cli.files.durable import sync_folder
 from ckpt_cli.files.hidden import staging_path, temporary_path
-from ckpt_cli.files.journal import sync_folder
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import try_lock
 

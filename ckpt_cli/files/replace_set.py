@@ -18,9 +18,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from ckpt_cli.errors import RefusedError
-from ckpt_cli.files import journal
+from ckpt_cli.files.durable import sync_folder, write_all
 from ckpt_cli.files.hidden import journal_path, temporary_path
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.pointers import remove_journal, write_pointer
 from ckpt_cli.files.replace import locked_temporary
 
 MAGIC = b"ckpt-replace-1\n\0"
@@ -89,17 +90,17 @@ def _commit(work: Replacement) -> None:
     raw = json.dumps({"replace": work.names, "remove": work.removed}).encode()
     try:
         for pointer in pointers:
-            journal.write_pointer(pointer, work.first)
-        journal.sync_folder(work.folder)
+            write_pointer(pointer, work.first)
+        sync_folder(work.folder)
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            journal.write_all(fd, _HEAD.pack(MAGIC, len(raw), zlib.crc32(raw)) + raw, 0)
+            write_all(fd, _HEAD.pack(MAGIC, len(raw), zlib.crc32(raw)) + raw, 0)
             os.fsync(fd)
         finally:
             os.close(fd)
-        journal.sync_folder(work.folder)
+        sync_folder(work.folder)
     except BaseException:
-        journal.remove_journal(log, *pointers)
+        remove_journal(log, *pointers)
         raise
 
 
@@ -118,12 +119,12 @@ def finish(log: str) -> bool:
         for name in plan["remove"]:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
-        journal.sync_folder(folder)
+        sync_folder(folder)
         for name in plan["remove"]:  # before the journal goes, as nobody opens what is gone and finds them
             with suppress(FileNotFoundError):
                 os.unlink(journal_path(os.path.join(folder, name)))
     pointers = [journal_path(os.path.join(folder, name)) for name in names]
-    journal.remove_journal(log, *(pointer for pointer in pointers if pointer != log))
+    remove_journal(log, *(pointer for pointer in pointers if pointer != log))
     return plan is not None
 
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from ckpt_cli.changes import Changes, Content
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copying import Progress, copy_range, no_progress
-from ckpt_cli.files.journal import write_all
+from ckpt_cli.files.durable import write_all
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.formats.plain import PlainFile

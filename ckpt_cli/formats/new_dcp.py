@@ -14,7 +14,7 @@ from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copying import Progress
-from ckpt_cli.files.journal import write_all
+from ckpt_cli.files.durable import write_all
 from ckpt_cli.files.local import LocalFile, Window
 from ckpt_cli.formats.new_set import Create
 from ckpt_cli.formats.new_zip import spelled as torch_spells

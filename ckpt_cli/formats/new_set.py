@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckpt_cli.files.journal import write_all
+from ckpt_cli.files.durable import write_all
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.verify import verify_new
 from ckpt_cli.model import Tensor

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress
-from ckpt_cli.files.journal import sync_folder
+from ckpt_cli.files.durable import sync_folder
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import finish_edits
 from ckpt_cli.files.replace import creating, replacing_folder, staging_folder

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UsageError, about
-from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress, Told, copy_into, counting, no_progress
+from ckpt_cli.files.durable import write_all
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.replace import creating, keep_as, replacing_folder
@@ -227,7 +227,7 @@ def _write_set(work: SetRewriting, planned: Planned, options: Options, create: C
     if work.index is not None:
         name, content = work.index
         target = create(name)
-        journal.write_all(target.fd, content, 0)
+        write_all(target.fd, content, 0)
         os.fsync(target.fd)
         nbytes += len(content)
     return nbytes

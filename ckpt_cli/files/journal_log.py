@@ -1,0 +1,184 @@
+"""The journal of patches as it stands on disk: a redo and undo log.
+
+    .NAME.ckpt-journal:  magic | header length u32 | header crc u32 | header JSON | record… | trailer
+    record:              file u32 | offset u64 | nbytes u64 | crc u32 of (these fields, old, new) | old | new
+    trailer:             magic | number of records u64 | crc u32 of every record's crc
+
+A journal without its trailer is one whose writing was cut short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from ckpt_cli.errors import MalformedError
+from ckpt_cli.files.durable import write_all
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.overlay import Overlay
+
+MAGIC = b"ckpt-journal-1\n\0"
+_TRAILER = b"ckpt-journal-end"
+_HEAD = struct.Struct("<16sII")
+_RECORD = struct.Struct("<IQQ")
+_CRC = struct.Struct("<I")
+_END = struct.Struct("<16sQI")
+_HEADER_LIMIT = 1 << 20
+_RECORD_LIMIT = 16 << 20
+_GROWTH_LIMIT = 1 << 30
+"""Bytes that an edit in place makes a file longer by at most."""
+_HELD = 1 << 20
+
+
+class File(TypedDict):
+    """One patched file as the journal's header names it."""
+
+    name: str
+    """A name in the journal's own folder, never a path: a journal may not reach elsewhere."""
+    size: int
+    """Bytes that it has before the edit."""
+    new_size: int
+    """Bytes that it has after it."""
+
+
+class Header(TypedDict):
+    """The journal's header."""
+
+    files: list[File]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One patch as the journal keeps it."""
+
+    file: int
+    offset: int
+    old: bytes
+    new: bytes
+    crc: int
+    """What the journal says that its checksum is."""
+
+
+class _Log:
+    """Gathers what is written one after another, so that a journal of many patches takes few writes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._held = bytearray()
+        self._written = 0
+
+    def add(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self._held += piece
+        if len(self._held) >= _HELD:
+            self.flush()
+
+    def flush(self) -> int:
+        """Write what is held; returns the bytes written so far."""
+        write_all(self._fd, bytes(self._held), self._written)
+        self._written += len(self._held)
+        self._held.clear()
+        return self._written
+
+
+def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
+    """Write the whole journal of the patched files and make it durable; returns its size in bytes."""
+    named: list[File] = []
+    for number in touched:
+        file = overlay.files[number]
+        name = os.path.basename(os.path.realpath(file.path))
+        named.append(File(name=name, size=file.size, new_size=overlay.size(number)))
+    header = json.dumps(Header(files=named)).encode()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        log = _Log(fd)
+        log.add(_HEAD.pack(MAGIC, len(header), zlib.crc32(header)), header)
+        count = total = 0
+        for place, number in enumerate(touched):
+            for patch in overlay.patches(number):
+                fields = _RECORD.pack(place, patch.offset, patch.nbytes)
+                old, new = overlay.old_bytes(number, patch), overlay.new_bytes(patch)
+                crc = _CRC.pack(zlib.crc32(new, zlib.crc32(old, zlib.crc32(fields))))
+                total = zlib.crc32(crc, total)
+                count += 1
+                log.add(fields, crc, old, new)
+        log.add(_END.pack(_TRAILER, count, total))
+        size = log.flush()
+        os.fsync(fd)
+        return size
+    finally:
+        os.close(fd)
+
+
+def header_of(journal: LocalFile) -> Header | None:
+    """The journal's header where it and the trailer stand, else None."""
+    if journal.size < _HEAD.size + _END.size:
+        return None
+    magic, length, crc = _HEAD.unpack(journal.read(0, _HEAD.size))
+    if magic != MAGIC or length > min(_HEADER_LIMIT, journal.size - _HEAD.size - _END.size):
+        return None
+    header = journal.read(_HEAD.size, length)
+    if zlib.crc32(header) != crc or journal.read(journal.size - _END.size, len(_TRAILER)) != _TRAILER:
+        return None
+    try:
+        parsed = json.loads(header)
+        named = [
+            File(name=str(entry["name"]), size=int(entry["size"]), new_size=int(entry["new_size"]))
+            for entry in parsed["files"]
+        ]
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # its checksum holds, but no ckpt wrote it
+        return None
+    if not named or any(not 0 <= entry["new_size"] <= entry["size"] + _GROWTH_LIMIT for entry in named):
+        return None
+    return Header(files=named)
+
+
+def reach(entry: File) -> int:
+    """The byte after the last that a patch of a file may write."""
+    return max(entry["size"], entry["new_size"])
+
+
+def is_complete(journal: LocalFile, header: Header) -> bool:
+    """Whether every record's checksum holds, and the records are those that the trailer counts."""
+    files = header["files"]
+    if journal.size > _HEADER_LIMIT + (_RECORD.size + _CRC.size + 2) * (1 + sum(map(reach, files))):
+        return False
+    _, count, total = _END.unpack(journal.read(journal.size - _END.size, _END.size))
+    found = running = 0
+    reached = (0, 0)
+    try:
+        for record in records_of(journal):
+            if record.file >= len(files) or (record.file, record.offset) < reached or not record.new:
+                return False
+            reached = (record.file, record.offset + len(record.new))
+            fields = _RECORD.pack(record.file, record.offset, len(record.new))
+            checksum = zlib.crc32(record.new, zlib.crc32(record.old, zlib.crc32(fields)))
+            if checksum != record.crc:
+                return False
+            running = zlib.crc32(_CRC.pack(checksum), running)
+            found += 1
+    except MalformedError:
+        return False
+    return (found, running) == (count, total)
+
+
+def records_of(journal: LocalFile) -> Iterator[Record]:
+    """The records in order, each checked against the journal's size."""
+    _, length, _ = _HEAD.unpack(journal.read(0, _HEAD.size))
+    position, end = _HEAD.size + length, journal.size - _END.size
+    while position < end:
+        head = _RECORD.size + _CRC.size
+        if position + head > end:
+            raise MalformedError("a record is cut short", path=journal.path)
+        file, offset, nbytes = _RECORD.unpack(journal.read(position, _RECORD.size))
+        (crc,) = _CRC.unpack(journal.read(position + _RECORD.size, _CRC.size))
+        position += head
+        if nbytes > _RECORD_LIMIT or position + 2 * nbytes > end:
+            raise MalformedError("a record is cut short", path=journal.path)
+        yield Record(file, offset, journal.read(position, nbytes), journal.read(position + nbytes, nbytes), crc)
+        position += 2 * nbytes
