@@ -43,7 +43,7 @@ def show_command(
             written = count_text(save_npy(_only_tensor(items), output), "byte")
             talk(f"{escaped(file)}: {name_text(_only_tensor(items).label)} written to {escaped(output)}, {written}\n")
         elif json or style is Style.json:
-            from ckpt_cli.render.jsons import values_json
+            from ckpt_cli.render.json_values import values_json
 
             answer(values_json(items))
         elif style is Style.auto:

@@ -9,15 +9,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model import Entry, Opaque, Tensor, Value
 from ckpt_cli.render.text import value_text
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ckpt_cli.ops.check import Report
     from ckpt_cli.ops.conversion import Conversion
     from ckpt_cli.ops.diff import Change, Diff
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.stats import Row, Stats
     from ckpt_cli.ops.summary import Summary
     from ckpt_cli.ops.ties import Ties, Verdict
-    from ckpt_cli.ops.values import Composed, Item, Shown, Unshown
     from ckpt_cli.ops.waste import Waste
 
 _TIES = 4_000_000
@@ -39,9 +36,6 @@ _TIES = 4_000_000
 
 _ITEMS = 100
 """Items of a list that are turned into text at a time."""
-
-_PIECE = 1 << 16
-"""Elements turned into text at a time."""
 
 
 def line(answer: object) -> str:
@@ -60,7 +54,7 @@ def listing_json(listing: Listing, rows: Sequence[Entry | Fold]) -> Iterator[str
     separator = "\n"
     for row in rows:
         yield separator
-        yield from _value(row) if isinstance(row, Value) else [json.dumps(_row(row, listing.tied), allow_nan=False)]
+        yield from value_row(row) if isinstance(row, Value) else [json.dumps(_row(row, listing.tied), allow_nan=False)]
         separator = ",\n"
     yield f'], "tensors": {listing.tensors}, "parameters": {listing.parameters}, "nbytes": {listing.nbytes}}}\n'
 
@@ -121,7 +115,7 @@ def _details(tensor: Tensor) -> dict[str, object]:
     return details
 
 
-def _value(row: Value) -> Iterator[str]:
+def value_row(row: Value) -> Iterator[str]:
     """An entry that is no tensor; a long list of long texts takes several times its memory as JSON, so in pieces."""
     head = json.dumps({"name": row.name, "type": "value"})[:-1] + ', "value": '
     if not isinstance(row.value, list | tuple) or len(row.value) <= _ITEMS:
@@ -290,107 +284,3 @@ def edit_json(edit: Edit) -> str:
 def conversion_json(done: Conversion) -> str:
     """What `convert --json` prints."""
     return line(asdict(done))
-
-
-# --- values ----------------------------------------------------------------------------------------------------------
-
-
-def values_json(items: Sequence[Item]) -> Iterator[str]:
-    """What `show --json` prints, a bounded piece at a time."""
-    from ckpt_cli.ops.values import require_bounded
-
-    require_bounded(items)
-    yield "["
-    separator = "\n"
-    for item in items:
-        yield separator
-        yield from _item(item)
-        separator = ",\n"
-    yield "]\n"
-
-
-def _item(item: Item) -> Iterator[str]:
-    from ckpt_cli.ops.values import Composed, Unshown
-
-    if isinstance(item, Value):
-        yield from _value(item)
-        return
-    if isinstance(item, Unshown | Composed):
-        facts = tensor_json(item.tensor, {})
-        head = {key: facts[key] for key in ("name", "dtype", "shape", "layout", "python_type", "details")}
-        yield json.dumps({**head, "name": _label(item), "values": None})[:-1] + ', "parts": ['
-        for number, part in enumerate(item.parts if isinstance(item, Composed) else ()):
-            yield ", " if number else ""
-            yield from _item(part)
-        yield "]}"
-        return
-    head = {"name": item.label, "dtype": item.tensor.dtype.name, "shape": list(item.shape)}
-    if item.tensor.quantizer is not None:
-        head["quantization"] = _quantization(item)
-    yield json.dumps(head)[:-1] + ', "values": '
-    if 0 in item.shape:
-        yield json.dumps(_empty(item.shape))
-    else:
-        yield from _nested(item, (), item.region.shape)
-    yield "}"
-
-
-def _label(item: Unshown | Composed) -> str:
-    return getattr(item, "label", item.tensor.name)
-
-
-def _quantization(shown: Shown) -> dict[str, object]:
-    """What the integers behind values are; with the scale and zero point of each channel where there are several."""
-    from ckpt_cli.arrays.quantized import parameters
-
-    scales, zeros = parameters(shown.checkpoint, shown.tensor)
-    quantizer = shown.tensor.quantizer
-    return {
-        "scheme": quantizer.scheme if quantizer else None,
-        "scale": array_json(scales),
-        "zero_point": array_json(zeros),
-        "axis": quantizer.axis if quantizer else None,
-    }
-
-
-def _empty(shape: tuple[int, ...]) -> list[Any]:
-    """What an array of that shape without elements is as nested lists; `[]` where these would be far too many."""
-    outer = shape[: shape.index(0)]
-    nested: list[Any] = []
-    for size in reversed(outer if math.prod(outer) <= _PIECE else ()):
-        nested = [nested] * size
-    return nested
-
-
-def _nested(shown: Shown, prefix: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[str]:
-    """Nested lists below an index, rows of bounded size at a time."""
-    if math.prod(shape) <= _PIECE:
-        yield json.dumps(array_json(shown.array(prefix)), allow_nan=False)
-        return
-    inner = math.prod(shape[1:])
-    step = max(_PIECE // max(inner, 1), 1)
-    separator = "["
-    for begin in range(0, shape[0], step):
-        yield separator
-        if inner > _PIECE:
-            yield from _nested(shown, (*prefix, begin), shape[1:])
-        else:
-            rows = shown.array((*prefix, slice(begin, begin + step)))
-            yield json.dumps(array_json(rows), allow_nan=False)[1:-1]
-        separator = ", "
-    yield "]"
-
-
-def array_json(values: NDArray[Any]) -> Any:
-    """An array as nested lists of JSON's values; complex numbers as pairs."""
-    import numpy as np
-
-    if values.dtype.kind == "c":
-        values = np.stack((values.real, values.imag), axis=-1)
-    if values.dtype.kind == "f" and not bool(np.isfinite(values).all()):
-        named = values.astype(object)
-        named[np.isnan(values)] = "NaN"
-        named[np.isposinf(values)] = "Infinity"
-        named[np.isneginf(values)] = "-Infinity"
-        return named.tolist()
-    return values.tolist()
