@@ -194,7 +194,7 @@ def _stretch(tracer: Tracer, pos: int, data: bytes | memoryview) -> tuple[int, b
     except Stopped:
         return pos, True, None
     except (FormatError, ValueError, OverflowError, IndexError, struct.error) as error:
-        return pos, False, error
+        return pos, False, error.with_traceback(None)  # or it would hold itself, by the frames that hold it
     return pos, False, None
 
 
