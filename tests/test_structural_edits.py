@@ -491,7 +491,8 @@ def test_the_one_file_of_a_folder_is_edited_as_if_it_were_named(
     single = Path(shutil.copy(folder / name, tmp_path / name))
     done = []
     for path in (single, folder):
-        arguments = [str(path) if argument == "F" else argument for argument in EDITS[edit]]
+        command, *rest = EDITS[edit]
+        arguments = [command, path, *rest]
         assert ckpt(*arguments, "-o", tmp_path / f"{path.name}.out").code == 0
         assert ckpt(*arguments, "-n").code == 0
         answer = ckpt(*arguments, "--backup", "--json")
