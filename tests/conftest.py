@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import pytest
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in a shell's background it is ignored
 
 SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"
 
