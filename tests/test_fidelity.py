@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders.pt import archive, torch_records
 from conftest import Ckpt
 from torch import nn
 
@@ -492,7 +493,8 @@ def test_a_longer_pickle_goes_behind_the_storages_and_stays_there(tmp_path: Path
     assert ckpt("set", path, "y.layers.3.weight[0]=100", "epoch=3", "--new").code == 0
     found = load(path)
     assert (found["y.tied"][0], found["epoch"]) == (100, 3)
-    assert ckpt("compact", path, "-o", tmp_path / "b.pt").code == 0
+    compacted = ckpt("compact", path, "-o", tmp_path / "b.pt")
+    assert (compacted.code, compacted.err.splitlines()[0]) == (0, f"{path}: compacted it")
     torch.save(found, tmp_path / "c.pt")
     names = [zipfile.ZipFile(tmp_path / name).namelist() for name in ("b.pt", "c.pt")]
     assert [name.split("/", 1)[1] for name in names[0]] == [name.split("/", 1)[1] for name in names[1]]
@@ -508,3 +510,11 @@ def test_the_end_of_a_file_with_a_comment_is_left_as_it_is(tmp_path: Path, ckpt:
     told = json.loads(ckpt("rename", path, "--add", "n" * 7_000, "--json").out)
     assert not told["patched"]
     assert_same(load(path), {"n" * 7_000 + ".w": torch.ones(3)})
+
+
+def test_an_archive_whose_name_is_no_utf_8_takes_a_longer_pickle_too(tmp_path: Path, ckpt: Ckpt) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(archive(torch_records({"w": 1, "v": 2}, prefix="caf\udce9")))
+    done = ckpt("rename", path, "w", "a.longer.name" * 9)
+    assert (done.code, "in place" in done.err) == (0, True), done.err
+    assert load(path) == {"a.longer.name" * 9: 1, "v": 2}

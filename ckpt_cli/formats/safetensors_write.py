@@ -8,7 +8,6 @@ has it (safetensors, `prepare`), so that all of them are aligned.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ckpt_cli import limits
 from ckpt_cli.changes import Changes, Content
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copying import CHUNK, Progress, copy_range, no_progress, write_back
+from ckpt_cli.files.durable import write_all
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.safetensors import ORDER, Safetensors, renamed_order
@@ -155,11 +155,8 @@ def _make(item: Item, target: LocalFile, position: int, progress: Progress) -> i
 
 
 def _write(target: LocalFile, data: bytes | memoryview, position: int) -> int:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(target.fd, view, position)
-        view = view[written:]
-        position += written
+    write_all(target.fd, data, position)
+    position += len(data)
     target.size = max(target.size, position)
     return position
 

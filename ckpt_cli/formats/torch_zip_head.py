@@ -97,7 +97,7 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
         return False
     crc = _crc(record, name, pickle)
     written = local_header(name, len(pickle), header) + pickle + descriptor(len(pickle), crc, header)
-    entries[name] = central_entry(Entry(name.encode(), header, crc, len(pickle)))
+    entries[name] = central_entry(Entry(name, header, crc, len(pickle)))
     directory = b"".join(entries.values())
     begin = header + len(written)
     overlay.replace_end(0, header, written + directory + end_records(len(entries), len(directory), begin))
@@ -125,5 +125,5 @@ def _leave_room(records: ZipRecords, record: Record, room: str, entries: dict[st
     crc = crc32.of_zeros(nbytes)
     head = local_header(room, nbytes, record.header, alignment=1)
     overlay.write(0, record.header, head + bytes(nbytes) + descriptor(nbytes, crc, record.header))
-    entries[room] = central_entry(Entry(room.encode(), record.header, crc, nbytes))
+    entries[room] = central_entry(Entry(room, record.header, crc, nbytes))
     return True

@@ -7,7 +7,6 @@ the data of every record that is not empty, and the zip64 end record is always t
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.copying import Progress, copy_range, crc_of_range, no_progress
+from ckpt_cli.files.durable import write_all
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
 
@@ -30,7 +30,7 @@ _FULL = 0xFFFFFFFF
 class Entry:
     """What the central directory says of a record."""
 
-    name: bytes
+    name: str
     header: int
     crc: int
     nbytes: int
@@ -150,17 +150,15 @@ class ZipWriter:
     def _end(self, name: str, header: int, crc: int, nbytes: int) -> None:
         """Write the descriptor, and note the record for the directory."""
         self._write(descriptor(nbytes, crc, header))
-        self._entries.append(Entry(name.encode("utf-8", "surrogateescape"), header, crc, nbytes))
+        self._entries.append(Entry(name, header, crc, nbytes))
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         if self._target is None:
             self._position += len(view)
             return
-        while view:
-            written = os.pwrite(self._target.fd, view, self._base + self._position)
-            view = view[written:]
-            self._position += written
+        write_all(self._target.fd, view, self._base + self._position)
+        self._position += len(view)
 
 
 def local_header(name: str, nbytes: int, header: int, *, alignment: int = ALIGNMENT, begin: int | None = None) -> bytes:
@@ -209,11 +207,12 @@ def _zip64(nbytes: int, header: int, *, stored: int) -> bytes:
 
 def central_entry(entry: Entry) -> bytes:
     """A record's entry in the central directory."""
+    name = entry.name.encode("utf-8", "surrogateescape")
     extra = _zip64(entry.nbytes, entry.header, stored=entry.nbytes)
     size = min(entry.nbytes, _FULL)
     flags = 0x808 if entry.nbytes else 0x800
     fixed = struct.pack(
-        "<4s6H3L5H2L", b"PK\1\2", 0, 0, flags, 0, 0, 0, entry.crc, size, size, len(entry.name), len(extra),
+        "<4s6H3L5H2L", b"PK\1\2", 0, 0, flags, 0, 0, 0, entry.crc, size, size, len(name), len(extra),
         0, 0, 0, 0, min(entry.header, _FULL),
     )  # fmt: skip
-    return fixed + entry.name + extra
+    return fixed + name + extra

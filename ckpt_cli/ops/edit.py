@@ -42,8 +42,8 @@ class Edit:
     in_place: bool
     dry_run: bool = False
     """Whether nothing was written."""
-    backup: str | None = None
-    """Where the old file was kept, or the first of several."""
+    backup: str | None = field(init=False, default=None)
+    """Where the old file was kept, or the first of several: it follows from `backups`."""
     backups: tuple[str, ...] = ()
     """Where all old files were kept."""
     verb: str = "set"
@@ -54,6 +54,9 @@ class Edit:
     """The new name of each that got one."""
     removed: tuple[str, ...] = ()
     """Shards of which nothing was left, and that went."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backup", self.backups[0] if self.backups else None)
 
 
 def edit_values(
@@ -92,12 +95,11 @@ def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edi
             bytes_written=overlay.nbytes,
             in_place=True,
             dry_run=dry_run,
-            backup=kept[0] if kept else None,
-            backups=tuple(kept),
+            backups=kept,
         )
 
 
-def apply_in_place(overlay: Overlay, *, dry_run: bool, backup: bool) -> list[str]:
+def apply_in_place(overlay: Overlay, *, dry_run: bool, backup: bool) -> tuple[str, ...]:
     """Patch the files, all or nothing, unless it is a dry run; returns where backups were kept."""
     touched = [file for number, file in enumerate(overlay.files) if overlay.touches(number)]
     for file in touched:
@@ -105,8 +107,8 @@ def apply_in_place(overlay: Overlay, *, dry_run: bool, backup: bool) -> list[str
         if not dry_run and not file.writable:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
     if dry_run or not touched:
-        return []
-    kept = [copy_as(file, f"{file.path}.bak") for file in touched] if backup else []
+        return ()
+    kept = tuple(copy_as(file, f"{file.path}.bak") for file in touched) if backup else ()
     journal.apply(overlay)
     return kept
 

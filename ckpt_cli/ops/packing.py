@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from ckpt_cli.changes import Content, Write
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError, UnsupportedError
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.model import Checkpoint, Storage, Tensor, contiguous_stride
+from ckpt_cli.ops.jobs import run
 from ckpt_cli.ops.shared import by_storage
 from ckpt_cli.outgoing import tied_groups
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
 
     from ckpt_cli.arrays.casting import Cast, Losses
 
@@ -29,8 +29,8 @@ _PIECE = 8 << 20
 _CAST = 1 << 20
 """Bytes that are read at a time where they are cast: what the processor's cache holds with its results."""
 
-_AHEAD = 3
-"""Pieces that are cast before the first of them is written."""
+_AHEAD = 4
+"""Pieces that are cast, or wait for that, before the first of them is written."""
 
 _EXTENTS = 10_000
 """Pieces of a tensor above which its bytes are gathered rather than copied piece by piece."""
@@ -115,29 +115,12 @@ def _cast_pieces(
         return cast.run(memoryview(piece), found), found
 
     def make(write: Write) -> None:
-        for made, found in _in_order(one, pieces(), casting.executor):
+        executor = casting.executor
+        for made, found in map(one, pieces()) if executor is None else run(pieces(), one, executor, _AHEAD):
             casting.losses.add(found)
             write(made)
 
     return make
-
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
-def _in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], executor: Executor | None) -> Iterator[_Result]:
-    """The results for some items in their order, a few of them made ahead where there is an executor."""
-    if executor is None:
-        yield from map(work, items)
-        return
-    ahead: deque[Future[_Result]] = deque()
-    for item in items:
-        ahead.append(executor.submit(work, item))
-        if len(ahead) > _AHEAD:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
 
 
 def _is_as_stored(tensor: Tensor) -> bool:

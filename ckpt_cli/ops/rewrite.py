@@ -120,16 +120,16 @@ def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Option
         touched = [file for number, file in enumerate(overlay.files) if overlay.touches(number)]
         _require_replaceable(touched, options)
     kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
-    return _with_backups(replace(done, bytes_written=overlay.nbytes, patched=True), *kept)
+    return replace(done, bytes_written=overlay.nbytes, patched=True, backups=kept)
 
 
 def _replace(work: Rewriter, planned: Planned, done: Edit, own: str, options: Options) -> Edit:
     """The edit as a new file, in the place of `own` where no other is named."""
     with writing(options.output or own, mode_of=own) as target:
         _write(work, planned, target, options)
-        kept = [keep_as(own, f"{own}.bak")] if options.backup else []
+        kept = (keep_as(own, f"{own}.bak"),) if options.backup else ()
         nbytes = os.fstat(target.fd).st_size
-    return _with_backups(replace(done, bytes_written=nbytes), *kept)
+    return replace(done, bytes_written=nbytes, backups=kept)
 
 
 def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options) -> None:
@@ -138,10 +138,6 @@ def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options
     if planned.check is not None:
         planned.check()
     work.verify(target.path)
-
-
-def _with_backups(done: Edit, *kept: str) -> Edit:
-    return replace(done, backup=kept[0] if kept else None, backups=kept)
 
 
 def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
@@ -178,8 +174,8 @@ def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, d
         nbytes = _write_set(work, planned, options, replacement.create)
         replacement.removed.extend(work.removed)
         replaced = (*work.names, *work.removed) if options.backup else ()
-        kept = [keep_as(files[name].path, f"{files[name].path}.bak") for name in replaced]
-    return _with_backups(replace(done, bytes_written=nbytes), *kept)
+        kept = tuple(keep_as(files[name].path, f"{files[name].path}.bak") for name in replaced)
+    return replace(done, bytes_written=nbytes, backups=kept)
 
 
 def _rehearse(planned: Planned) -> None:

@@ -70,13 +70,7 @@ def set_entries(
             )
             if options.output is None and work.patch(overlay):
                 kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
-                return replace(
-                    done,
-                    bytes_written=overlay.nbytes,
-                    patched=True,
-                    backup=kept[0] if kept else None,
-                    backups=tuple(kept),
-                )
+                return replace(done, bytes_written=overlay.nbytes, patched=True, backups=kept)
         return done if options.dry_run else _replace(work, split, done, own, options, cast=cast)
 
 
@@ -87,9 +81,9 @@ def _replace(work: Rewriter, split: Split, done: Edit, own: str, options: Option
         work.verify(target.path)
         if split.tensors:
             _patch_new(target, split.tensors, cast=cast)
-        kept = keep_as(own, f"{own}.bak") if options.backup else None
+        kept = (keep_as(own, f"{own}.bak"),) if options.backup else ()
         nbytes = os.fstat(target.fd).st_size
-    return replace(done, bytes_written=nbytes, backup=kept, backups=(kept,) if kept else ())
+    return replace(done, bytes_written=nbytes, backups=kept)
 
 
 def _patch_new(target: LocalFile, assignments: Sequence[str], *, cast: bool) -> None:

@@ -23,7 +23,7 @@ def edit_text(edit: Edit) -> str:
     """One line for what was changed, one for what changed along, one for what was written."""
     verb = f"would {_WOULD[edit.verb]}" if edit.dry_run else edit.verb
     between = "as" if edit.verb == "kept" else "to"
-    named = _pairs(edit.renamed, between) if edit.renamed else _names(edit.changed)
+    named = _pairs(edit.renamed, between) if edit.renamed else _names(edit.changed) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
         along = "would change along" if edit.dry_run else "changed along"
