@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from ckpt_cli.model import Checkpoint, Entry, Opaque, Tensor, Value
 from ckpt_cli.ops.jobs import Told
 from ckpt_cli.ops.names import select
 from ckpt_cli.ops.pairs import Pair, compare_pairs
+from ckpt_cli.ops.renamings import Renaming, by_expression, without_prefix
 from ckpt_cli.ops.shared import tie_groups
 from ckpt_cli.ops.work import Work
 
@@ -315,24 +315,15 @@ def _aligned(checkpoint: Checkpoint, asked: Asked) -> Checkpoint:
     return replace(checkpoint, entries=entries)
 
 
-def _renaming(asked: Asked) -> Callable[[str], str]:
+def _renaming(asked: Asked) -> Renaming:
     """What --strip and --sub make of a name."""
-    try:
-        pattern = re.compile(asked.sub[0]) if asked.sub else None
-    except re.error as error:
-        raise UsageError(f"{asked.sub[0] if asked.sub else ''!r} is no regular expression: {error}") from None
-    prefix = asked.strip.removesuffix(".") + "." if asked.strip else ""
+    strip = without_prefix(asked.strip) if asked.strip else _as_it_is
+    sub = by_expression(*asked.sub) if asked.sub is not None else _as_it_is
+    return lambda name: sub(strip(name))
 
-    def rename(name: str) -> str:
-        name = name.removeprefix(prefix)
-        if pattern is None or asked.sub is None:
-            return name
-        try:
-            return pattern.sub(asked.sub[1], name)
-        except (re.error, IndexError) as error:
-            raise UsageError(f"{asked.sub[1]!r} is no replacement: {error}") from None
 
-    return rename
+def _as_it_is(name: str) -> str:
+    return name
 
 
 def _ties(a: Mapping[str, Entry], b: Mapping[str, Entry]) -> list[Tie]:

@@ -2,74 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_cli import limits
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.names import close_names
+from ckpt_cli.ops.renamings import Renaming, by_expression, by_map, read_map, with_prefix, without_prefix
 from ckpt_cli.ops.rewrite import Planned
-
-Renaming = Callable[[str], str]
-"""The new name of an entry, or the old one."""
-
-
-def without_prefix(prefix: str) -> Renaming:
-    """Names without a prefix that they begin with."""
-    dotted = f"{prefix.removesuffix('.')}."
-    return lambda name: name[len(dotted) :] if name.startswith(dotted) else name
-
-
-def with_prefix(prefix: str) -> Renaming:
-    """Every name below a prefix."""
-    dotted = f"{prefix.removesuffix('.')}."
-    return lambda name: f"{dotted}{name}"
-
-
-def by_expression(expression: str, replacement: str) -> Renaming:
-    """Names in which what matches a regular expression is replaced, as by `re.sub`; raises UsageError for a bad one."""
-    try:
-        pattern = re.compile(expression)
-        pattern.sub(replacement, "")
-    except (re.error, IndexError) as error:
-        raise UsageError(f"{expression!r} with {replacement!r} is no substitution: {error}") from None
-    return lambda name: pattern.sub(replacement, name)
-
-
-def by_map(names: Mapping[str, str]) -> Renaming:
-    """Names by a map of names or prefixes; the longest one that fits counts."""
-
-    def rename(name: str) -> str:
-        at = len(name)
-        while at > 0:
-            new = names.get(name[:at])
-            if new is not None:
-                return new + name[at:]
-            at = name.rfind(".", 0, at)
-        return name
-
-    return rename
-
-
-def read_map(path: str) -> dict[str, str]:
-    """The map in a JSON file; raises UsageError where it is none."""
-    with open(path, "rb") as file:
-        raw = file.read(limits.INDEX_JSON + 1)
-    try:
-        names = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"no JSON: {error}", path=path) from None
-    if (
-        len(raw) > limits.INDEX_JSON
-        or not isinstance(names, dict)
-        or not all(isinstance(v, str) for v in names.values())
-    ):
-        raise UsageError("a map of names is a JSON object of strings: {old: new}", path=path)
-    return {old.removesuffix("."): new.removesuffix(".") for old, new in names.items()}
 
 
 @dataclass(frozen=True, slots=True)
