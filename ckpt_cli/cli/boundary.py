@@ -51,9 +51,9 @@ def guarded(command: Callable[[], Any]) -> int:
 
 
 def _prepare_streams() -> None:
-    """Let a terminal that is not UTF-8 show what it can, and give streams that the caller closed to /dev/null.
+    """Let a terminal that is not UTF-8 show what it can; a stream that is not there is replaced by /dev/null.
 
-    Without that the checkpoint would be opened as file 1 or 2, and whatever is printed would be written into it.
+    `cli/streams.py` has prepared those of the process itself.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

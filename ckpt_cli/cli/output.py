@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ckpt_cli.cli.options import Style
+from ckpt_cli.errors import OutputError
 
 if TYPE_CHECKING:
     from ckpt_cli.model import Checkpoint
@@ -24,6 +25,15 @@ def style_of(style: Style, *, json: bool) -> str:
 def answer(pieces: Iterable[str]) -> None:
     """Print an answer."""
     sys.stdout.writelines(pieces)
+
+
+def report(text: str) -> None:
+    """Print the JSON report of a command that was carried out; where that fails, the error says so."""
+    try:
+        answer([text])
+        sys.stdout.flush()
+    except OutputError as error:
+        raise OutputError(f"{error.problem}; the command itself was carried out") from error
 
 
 def warn_of_danger(checkpoint: Checkpoint) -> None:
