@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from ckpt_cli.cli.again import steadily
 from ckpt_cli.errors import CkptError
 from ckpt_cli.render.text import escaped, name_text
 
@@ -34,7 +35,7 @@ def guarded(command: Callable[[], Any]) -> int:
     _prepare_streams()
     try:
         with _interrupts_kept():
-            code = command()
+            code = steadily(command)
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if not _is_broken_pipe(error):

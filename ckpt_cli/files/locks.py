@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 
 from ckpt_cli.errors import BusyError
 from ckpt_cli.files.local import LocalFile
@@ -28,20 +29,51 @@ def lock(file: LocalFile) -> None:
 
 def wait_for(fd: int, path: str) -> None:
     """Take the lock of an open file or folder, which is called `path`; raises BusyError after `PATIENCE` seconds."""
-    deadline = time.monotonic() + PATIENCE
-    while not try_lock(fd):
-        if time.monotonic() >= deadline:
-            raise BusyError("another process is writing it; try again when it is done", path=path)
-        time.sleep(0.05)
+    if try_lock(fd) is not False or any(try_lock(fd) is not False for _ in pauses(PATIENCE)):
+        return
+    raise BusyError("another process is writing it; try again when it is done", path=path)
 
 
-def try_lock(fd: int) -> bool:
-    """Take the lock of an open file or folder if it is free; where the file system has no locks, it always is."""
+def pauses(seconds: float) -> Iterator[None]:
+    """Sleep before each try, longer from one to the next, until the seconds are over."""
+    deadline = time.monotonic() + seconds
+    pause = 0.001
+    while time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(pause * 2, 0.03)
+        yield
+
+
+def try_lock(fd: int, *, shared: bool = False) -> bool | None:
+    """Take the lock of an open file or folder if it is free; None where the file system has no locks.
+
+    A shared lock is one that several readers have at a time, and no writer.
+    """
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in _NO_LOCKS and not shared:
             raise
+        return None
+    if not shared:
+        info = os.fstat(fd)
+        _own[info.st_dev, info.st_ino] = fd
     return True
+
+
+_own: dict[tuple[int, int], int] = {}
+"""The descriptor by which this process locked a file exclusively, by device and inode; it may be closed by now."""
+
+
+def is_own(fd: int) -> bool:
+    """True if this process itself has the file behind a descriptor locked, by another descriptor."""
+    info = os.fstat(fd)
+    owner = _own.get((info.st_dev, info.st_ino))
+    if owner is None or owner == fd:
+        return False
+    try:
+        return os.path.samestat(os.fstat(owner), info)
+    except OSError:  # closed
+        return False

@@ -75,12 +75,12 @@ def remove_unlocked(path: str) -> None:
     with suppress(OSError, CkptError):
         if not os.path.isdir(path):
             with LocalFile(path, write=True, follow=False) as file:
-                if try_lock(file.fd):
+                if try_lock(file.fd) is not False:
                     os.unlink(path)
             return
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            if try_lock(fd):
+            if try_lock(fd) is not False:
                 os.rmdir(path)
         finally:
             os.close(fd)
@@ -88,7 +88,7 @@ def remove_unlocked(path: str) -> None:
 
 def _locked_in_place(file: LocalFile, target: str) -> bool:
     """Lock the file; False when another process has renamed or removed it before we had the lock."""
-    if not try_lock(file.fd):
+    if try_lock(file.fd) is False:
         raise BusyError("another process is writing it; try again when it is done", path=target)
     try:
         return os.path.samestat(os.lstat(file.path), os.fstat(file.fd))
@@ -185,7 +185,7 @@ def _create_folder(path: str, target: str) -> int:
             with suppress(FileNotFoundError):
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
-                    if not try_lock(fd):
+                    if try_lock(fd) is False:
                         raise BusyError("another process is writing it; try again when it is done", path=target)
                     if os.path.samestat(os.lstat(path), os.fstat(fd)):
                         for name in os.listdir(path):
