@@ -202,7 +202,7 @@ def test_a_full_disk_behind_stdout_is_one_line(many: Path) -> None:
     done = bash("ckpt ls many.pt >/dev/full", many)
     assert done.returncode == 2
     assert done.stderr == (
-        "ckpt: No space left on device\nhint: free some space and try again: no checkpoint was changed\n"
+        "ckpt: No space left on device\nhint: free some space and try again\n"
     )
 
 

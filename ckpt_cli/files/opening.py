@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ckpt_cli.files.hidden import journal_path, staging_path, target_of_journal, temporary_path
+from ckpt_cli.errors import CkptError
+from ckpt_cli.files.hidden import is_journal, journal_path, staging_path, target_of_journal, temporary_path
 from ckpt_cli.files.local import LocalFile
 
 _MANY = 200
@@ -27,15 +28,13 @@ class Opener:
         Raises OSError where it cannot be opened, BusyError while another process writes it.
         """
         if not self.write:
-            _recover(path)
-            return LocalFile(path)
+            return _open_to_read(path)
         try:
             return _open_to_write(path)
         except OSError as error:
             if not part or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            _recover(path)
-            return LocalFile(path)
+            return _open_to_read(path)
 
     def open_all(self, paths: Sequence[str]) -> list[LocalFile]:
         """The other files of a set, all or none."""
@@ -75,7 +74,24 @@ def finish_edits(folder: str) -> None:
 
 def _journals(folder: str) -> list[str]:
     """The names of the files in a folder that have a journal beside them."""
-    return [target for target in map(target_of_journal, sorted(os.listdir(folder))) if target]
+    targets = []
+    for name in filter(is_journal, sorted(os.listdir(folder))):
+        target = target_of_journal(name) or _target_by_content(folder, name)
+        if target:
+            targets.append(target)
+    return targets
+
+
+def _target_by_content(folder: str, name: str) -> str | None:
+    """The name of the file whose journal has a digest for a name; None for what is no such journal, or is torn."""
+    from ckpt_cli.files.journal import target_of
+
+    log = os.path.join(os.path.realpath(folder), name)
+    with suppress(CkptError, OSError):
+        target = target_of(log)
+        if target and os.path.basename(target) == target and journal_path(os.path.join(folder, target)) == log:
+            return target
+    return None
 
 
 def _allow_open_files() -> None:
@@ -94,6 +110,31 @@ def _recover(path: str) -> None:
         recover(path)
 
 
+def _open_to_read(path: str) -> LocalFile:
+    """The file, free of journals, those of edits under its other names included."""
+    while True:
+        _recover(path)
+        file = LocalFile(path)
+        try:
+            other = _edited_elsewhere(file)
+        except BaseException:
+            file.close()
+            raise
+        if other is None:
+            return file
+        file.close()
+        _recover(other)
+
+
+def _edited_elsewhere(file: LocalFile) -> str | None:
+    """The other name of a file, a hard link, under which an interrupted edit is to be finished."""
+    if file.links == 1:
+        return None
+    from ckpt_cli.files.links import edited_elsewhere
+
+    return edited_elsewhere(file)
+
+
 def _open_to_write(path: str) -> LocalFile:
     """The file, locked, free of journals and still the one that the path names."""
     from ckpt_cli.files.locks import lock
@@ -104,13 +145,16 @@ def _open_to_write(path: str) -> LocalFile:
         try:
             lock(file)
             current = os.path.samestat(os.fstat(file.fd), os.stat(path))
+            other = _edited_elsewhere(file)
         except BaseException:
             file.close()
             raise
-        if current and not os.path.lexists(journal_path(path)):
+        if current and other is None and not os.path.lexists(journal_path(path)):
             _remove_left_overs(path)
             return file
         file.close()  # replaced, or left half edited, while we waited for the lock
+        if other is not None:
+            _recover(other)
 
 
 def _remove_left_overs(path: str) -> None:
