@@ -286,7 +286,7 @@ class Trials:
     # --- faults while an interrupted edit is finished
 
     def recoveries(self, at: int, kinds: tuple[str, ...]) -> Iterator[str | None]:
-        """What is wrong after a kill at a step and a fault at each step of the next command, which finishes the edit."""
+        """What is wrong after a kill at a step, and a fault at each step of the next command, which finishes it."""
         here = self._copy()
         forked(here, self.scene.command, "kill", at)
         command = ("ls", self.scene.target)

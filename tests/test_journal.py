@@ -77,12 +77,19 @@ def test_an_interrupted_apply_puts_the_old_bytes_back(path: str) -> None:
 
 def test_recover_finishes_a_complete_journal_whatever_was_written_of_it(path: str) -> None:
     log = complete_journal(path)
-    for part in (OLD, OLD[:10] + b"chan" + OLD[14:], OLD[:10] + b"changed" + OLD[17:], NEW):
-        Path(path).write_bytes(part)
+    for part in (OLD[:10] + b"chan" + OLD[14:], OLD[:10] + b"changed" + OLD[17:], NEW):
         Path(journal_path(path)).write_bytes(log)
+        Path(path).write_bytes(part)
         assert journal.recover(path)
         assert content(path) == NEW
         assert not os.path.exists(journal_path(path))
+
+
+def test_a_journal_of_which_nothing_was_written_yet_is_dropped(path: str) -> None:
+    Path(journal_path(path)).write_bytes(complete_journal(path))
+    assert not journal.recover(path)
+    assert content(path) == OLD
+    assert not os.path.exists(journal_path(path))
 
 
 def test_a_journal_cut_short_anywhere_leaves_the_old_file(path: str) -> None:
@@ -123,8 +130,9 @@ def test_a_journal_cannot_reach_out_of_its_folder(path: str, tmp_path: Path) -> 
     bait.write_bytes(OLD)
     log = complete_journal(path)
     _, length, _ = journal_log._HEAD.unpack_from(log)
-    sizes = {"size": len(OLD), "new_size": len(OLD)}
-    header = json.dumps({"files": [{"name": "b.pt", **sizes}, {"name": "../a.pt", **sizes}]}).encode()
+    real = json.loads(log[journal_log._HEAD.size : journal_log._HEAD.size + length])
+    named = [{**real["files"][0], "name": name} for name in ("b.pt", "../a.pt")]
+    header = json.dumps({**real, "files": named}).encode()
     forged = journal_log._HEAD.pack(journal_log.MAGIC, len(header), zlib.crc32(header)) + header
     Path(journal_path(str(bait))).write_bytes(forged + log[journal_log._HEAD.size + length :])
     with pytest.raises(RefusedError, match="does not point back"):
@@ -173,11 +181,11 @@ def test_a_file_becomes_longer_or_shorter_or_stays(
     monkeypatch.undo()
     assert states[0] == old
     for state in {*states, new, *(state[:2001] for state in states)}:
-        Path(path).write_bytes(state)
         Path(journal_path(path)).write_bytes(log[0])
+        Path(path).write_bytes(state)
         if min(len(old), len(new)) <= len(state):
-            assert journal.recover(path)
-            assert content(path) == new
+            assert journal.recover(path) == (state != old)
+            assert content(path) == (old if state == old else new)
         else:
             with pytest.raises(RefusedError):
                 journal.recover(path)
@@ -255,8 +263,8 @@ def test_an_edit_of_several_is_finished_from_whichever_is_opened(tmp_path: Path,
             Path(log).write_bytes(held)
     if patched:
         Path(paths[0]).write_bytes(NEW_PAIR[0])
-    assert journal.recover(paths[opened])
-    assert [content(path) for path in paths] == NEW_PAIR
+    assert journal.recover(paths[opened]) == bool(patched)  # what was not begun is dropped
+    assert [content(path) for path in paths] == (NEW_PAIR if patched else [OLD] * 3)
     assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.json", "c.pt"]
 
 

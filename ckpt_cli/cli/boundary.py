@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import typer
 
 from ckpt_cli.cli.again import steadily
 from ckpt_cli.errors import CkptError
+from ckpt_cli.files.outcomes import Outcome, outcome_of
 from ckpt_cli.render.text import escaped, name_text
 
 TROUBLE = 2
@@ -42,6 +43,10 @@ def guarded(command: Callable[[], Any]) -> int:
             raise  # shell completion ends so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except KeyboardInterrupt as error:
+        if outcome_of(error) in (Outcome.DONE, Outcome.UNFINISHED):
+            _write_lines([("ckpt: ", _with_outcome("interrupted", error))])
+        raise
     except Exception as error:
         if os.environ.get("CKPT_DEBUG"):
             import traceback
@@ -91,12 +96,24 @@ def _report(error: Exception) -> int:
     """Say what went wrong in one line; returns the exit code."""
     problem, hint = _words(error)
     details = error.details if isinstance(error, CkptError) else ()
-    lines = [("ckpt: ", problem), *(("  ", detail) for detail in details), ("hint: ", hint)]
+    _write_lines([("ckpt: ", _with_outcome(problem, error)), *(("  ", detail) for detail in details), ("hint: ", hint)])
+    return error.exit_code if isinstance(error, CkptError) else TROUBLE
+
+
+def _with_outcome(problem: str, error: BaseException) -> str:
+    """The problem, with the state in which it left the files of an edit; a refusal leaves them as they are anyway."""
+    outcome = outcome_of(error)
+    if outcome is None or (outcome is Outcome.UNCHANGED and isinstance(error, CkptError)):
+        return problem
+    return f"{problem}; {outcome.value}"
+
+
+def _write_lines(lines: Sequence[tuple[str, str | None]]) -> None:
+    """Write lines on stderr, the middle of a very long one left out."""
     for word, text in lines:
         if text is not None:
             text = text if len(text) <= _LINE else f"{text[: _LINE // 2]}…{text[-_LINE // 2 :]}"
             sys.stderr.write(f"{word}{escaped(text)}\n")
-    return error.exit_code if isinstance(error, CkptError) else TROUBLE
 
 
 def _words(error: Exception) -> tuple[str, str | None]:
@@ -124,8 +141,16 @@ def _os_words(error: OSError) -> tuple[str, str | None]:
     name = error.filename
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    hint = "free some space and try again: no checkpoint was changed" if _is_full(error) else None
+    hint = _FREE.get(outcome_of(error)) if _is_full(error) else None
     return (f"{name_text(name)}: {problem}" if isinstance(name, str) else problem), hint
+
+
+_FREE = {
+    None: "free some space and try again",
+    Outcome.UNCHANGED: "free some space and try again",
+    Outcome.UNFINISHED: "free some space, then run a ckpt command such as ls on it",
+}
+"""What to do about a full disk, by how the error left the files."""
 
 
 def _is_full(error: OSError) -> bool:

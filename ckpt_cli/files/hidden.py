@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import os
 
+from ckpt_cli.errors import RefusedError
+
+_EVERYWHERE = 143
+"""Bytes of a name that every file system takes: eCryptfs has the lowest limit."""
+
+_MOST = 255
+"""Bytes of a hidden name at most, whatever the file system says: some count characters instead."""
+
+_DIGEST = "name-sha256-"
+"""Begins a hidden name that has a digest in place of a target's name which is too long to be a part of it."""
+
+_JOURNAL = "ckpt-journal"
+
 
 def journal_path(path: str) -> str:
     """The journal of an edit of `path` in place, in the folder of the real file."""
-    return _beside(path, "ckpt-journal")
+    return _beside(path, _JOURNAL)
 
 
 def temporary_path(path: str) -> str:
@@ -20,12 +33,41 @@ def staging_path(folder: str) -> str:
     return os.path.join(os.path.realpath(folder), ".new.ckpt-tmp")
 
 
+def is_journal(name: str) -> bool:
+    """True if the name is that of a journal, or of a pointer to one."""
+    return name.startswith(".") and name.endswith(f".{_JOURNAL}")
+
+
 def target_of_journal(name: str) -> str | None:
-    """The name of the file whose journal is called so; None for what is no journal."""
-    begin, end = ".", ".ckpt-journal"
-    return name[len(begin) : -len(end)] if name.startswith(begin) and name.endswith(end) else None
+    """The name of the file whose journal has this name; None for a digest, where only the journal itself has it."""
+    target = name[1 : -len(f".{_JOURNAL}")]
+    return None if target.startswith(_DIGEST) else target
+
+
+def require_fitting(path: str, hint: str = "choose a shorter name") -> None:
+    """Raise RefusedError for a name that is longer than the file system allows."""
+    folder, name = os.path.split(path)
+    nbytes = len(os.fsencode(name))
+    if nbytes > _EVERYWHERE and nbytes > _limit(folder):
+        raise RefusedError(
+            f"the name has {nbytes} bytes, and the file system allows {_limit(folder)}", path=path, hint=hint
+        )
 
 
 def _beside(path: str, suffix: str) -> str:
     folder, name = os.path.split(os.path.realpath(path))
-    return os.path.join(folder, f".{name}.{suffix}")
+    hidden = f".{name}.{suffix}"
+    nbytes = len(os.fsencode(hidden))
+    if nbytes > _EVERYWHERE and nbytes > min(_limit(folder), _MOST):
+        import hashlib
+
+        hidden = f".{_DIGEST}{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.{suffix}"
+    return os.path.join(folder, hidden)
+
+
+def _limit(folder: str) -> int:
+    """Bytes of a name in a folder at most."""
+    try:
+        return os.pathconf(folder or ".", "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return _MOST

@@ -4,7 +4,8 @@
     record:              file u32 | offset u64 | nbytes u64 | crc u32 of (these fields, old, new) | old | new
     trailer:             magic | number of records u64 | crc u32 of every record's crc
 
-A journal without its trailer is one whose writing was cut short.
+A journal without its trailer is one whose writing was cut short. The header has the identity of each file and of the
+journal itself (`files/identity.py`); that of the version before, with another magic, had names and sizes only.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.files.durable import write_all
+from ckpt_cli.files.identity import Identity, Sample, identity_of, parsed_identity
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files.own import create_hidden
 
-MAGIC = b"ckpt-journal-1\n\0"
+MAGIC = b"ckpt-journal-2\n\0"
+_BEFORE = b"ckpt-journal-1\n\0"
+"""Begins a journal of the version before, which has no identities."""
 _TRAILER = b"ckpt-journal-end"
 _HEAD = struct.Struct("<16sII")
 _RECORD = struct.Struct("<IQQ")
@@ -44,12 +49,18 @@ class File(TypedDict):
     """Bytes that it has before the edit."""
     new_size: int
     """Bytes that it has after it."""
+    identity: Identity | None
+    """The file as it was before the edit; None in a journal of the version before."""
+    sample: int
+    """The checksum of a sample of what the edit leaves alone."""
 
 
 class Header(TypedDict):
     """The journal's header."""
 
     files: list[File]
+    journal: Identity | None
+    """The journal itself: where this is not its identity, it was copied, and inodes say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +103,21 @@ def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
     for number in touched:
         file = overlay.files[number]
         name = os.path.basename(os.path.realpath(file.path))
-        named.append(File(name=name, size=file.size, new_size=overlay.size(number)))
-    header = json.dumps(Header(files=named)).encode()
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        sample = Sample(min(file.size, overlay.size(number)))
+        for patch in overlay.patches(number):
+            sample.exclude(patch.offset, patch.end)
+        named.append(
+            File(
+                name=name,
+                size=file.size,
+                new_size=overlay.size(number),
+                identity=identity_of(os.fstat(file.fd)),
+                sample=sample.checksum(file),
+            )
+        )
+    fd = create_hidden(path)
     try:
+        header = json.dumps(Header(files=named, journal=identity_of(os.fstat(fd)))).encode()
         log = _Log(fd)
         log.add(_HEAD.pack(MAGIC, len(header), zlib.crc32(header)), header)
         count = total = 0
@@ -120,22 +142,31 @@ def header_of(journal: LocalFile) -> Header | None:
     if journal.size < _HEAD.size + _END.size:
         return None
     magic, length, crc = _HEAD.unpack(journal.read(0, _HEAD.size))
-    if magic != MAGIC or length > min(_HEADER_LIMIT, journal.size - _HEAD.size - _END.size):
+    if magic not in (MAGIC, _BEFORE) or length > min(_HEADER_LIMIT, journal.size - _HEAD.size - _END.size):
         return None
     header = journal.read(_HEAD.size, length)
     if zlib.crc32(header) != crc or journal.read(journal.size - _END.size, len(_TRAILER)) != _TRAILER:
         return None
     try:
         parsed = json.loads(header)
-        named = [
-            File(name=str(entry["name"]), size=int(entry["size"]), new_size=int(entry["new_size"]))
-            for entry in parsed["files"]
-        ]
+        named = [_file(entry, has_identity=magic == MAGIC) for entry in parsed["files"]]
+        own = parsed_identity(parsed["journal"]) if magic == MAGIC else None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # its checksum holds, but no ckpt wrote it
         return None
     if not named or any(not 0 <= entry["new_size"] <= entry["size"] + _GROWTH_LIMIT for entry in named):
         return None
-    return Header(files=named)
+    return Header(files=named, journal=own)
+
+
+def _file(entry: Any, *, has_identity: bool) -> File:
+    """A file as the header's JSON has it."""
+    return File(
+        name=str(entry["name"]),
+        size=int(entry["size"]),
+        new_size=int(entry["new_size"]),
+        identity=parsed_identity(entry["identity"]) if has_identity else None,
+        sample=int(entry["sample"]) if has_identity else 0,
+    )
 
 
 def reach(entry: File) -> int:

@@ -19,18 +19,19 @@ class LocalFile:
     """An open regular file of which only the ranges asked for are read.
 
     Raises OSError when it cannot be opened and FormatError when it is not a regular file; without `follow`, a
-    symbolic link is none.
+    symbolic link is none. With `create` it is a new file, and whatever has its name already is an error.
     """
 
     begin = 0
     """The first byte, as a `Window` has it."""
 
-    def __init__(self, path: str, *, write: bool = False, follow: bool = True) -> None:
+    def __init__(self, path: str, *, write: bool = False, follow: bool = True, create: bool = False) -> None:
         self.path = path
         self.writable = write
         """Whether it was opened to be written."""
         flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-        self.fd = os.open(path, flags)  # not blocking: a named pipe would wait for a writer for ever
+        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW if create else 0
+        self.fd = os.open(path, flags, 0o666)  # not blocking: a named pipe would wait for a writer for ever
         info = os.fstat(self.fd)
         if not stat.S_ISREG(info.st_mode):
             self.close()
@@ -45,6 +46,8 @@ class LocalFile:
         """Called before the first read of a value, once the document has been read (`files/reading.py`)."""
         self.was_read = False
         """True if values were read, without a lock."""
+        self.links = info.st_nlink
+        """Names that it had then: more than one with hard links."""
         self.bytes_read = 0
         """Bytes read so far, mapped ones not counted."""
         self._map: mmap.mmap | None = None

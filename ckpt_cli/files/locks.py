@@ -29,7 +29,7 @@ def lock(file: LocalFile) -> None:
 
 def wait_for(fd: int, path: str) -> None:
     """Take the lock of an open file or folder, which is called `path`; raises BusyError after `PATIENCE` seconds."""
-    if try_lock(fd) is not False or any(try_lock(fd) is not False for _ in pauses(PATIENCE)):
+    if try_lock(fd) or any(try_lock(fd) for _ in pauses(PATIENCE)):
         return
     raise BusyError("another process is writing it; try again when it is done", path=path)
 
@@ -44,22 +44,29 @@ def pauses(seconds: float) -> Iterator[None]:
         yield
 
 
-def try_lock(fd: int, *, shared: bool = False) -> bool | None:
-    """Take the lock of an open file or folder if it is free; None where the file system has no locks.
-
-    A shared lock is one that several readers have at a time, and no writer.
-    """
+def try_lock(fd: int) -> bool:
+    """Take the lock of an open file or folder if it is free; where the file system has no locks, it always is."""
     try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _NO_LOCKS and not shared:
+        if error.errno not in _NO_LOCKS:
             raise
+        return True
+    info = os.fstat(fd)
+    _own[info.st_dev, info.st_ino] = fd
+    return True
+
+
+def try_share(fd: int) -> bool | None:
+    """Take the lock that readers share, if no writer has it; None where the file system has no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # whatever the trouble is, it is not one of reading
         return None
-    if not shared:
-        info = os.fstat(fd)
-        _own[info.st_dev, info.st_ino] = fd
     return True
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError
-from ckpt_cli.files.hidden import journal_path, staging_path, target_of_journal, temporary_path
+from ckpt_cli.files.hidden import is_journal, journal_path, staging_path, target_of_journal, temporary_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import PATIENCE, is_own, lock, pauses
 from ckpt_cli.files.reading import Identity, has_journal, identity_at, release, share
@@ -112,17 +112,18 @@ class Opener:
             try:
                 locked = share(file)
                 current = os.path.samestat(file.look_again(), os.stat(path))
+                other = _edited_elsewhere(file)
             except FileNotFoundError:
                 file.close()
                 continue
             except BaseException:
                 file.close()
                 raise
-            if current and not (has_journal(path) and not is_own(file.fd)):
+            if current and other is None and not (has_journal(path) and not is_own(file.fd)):
                 self._files.append((file, locked))
                 return file
             file.close()  # replaced, or left half edited, while we waited for the lock
-            self._finish(path)
+            self._finish(other or path)
 
     def _open_to_write(self, path: str) -> LocalFile:
         """The file, locked, free of journals and still the one that the path names."""
@@ -132,14 +133,17 @@ class Opener:
             try:
                 lock(file)
                 current = os.path.samestat(file.look_again(), os.stat(path))
+                other = _edited_elsewhere(file)
             except BaseException:
                 file.close()
                 raise
-            if current and not has_journal(path):
+            if current and other is None and not has_journal(path):
                 self._files.append((file, True))
                 _remove_left_overs(path)
                 return file
             file.close()  # replaced, or left half edited, while we waited for the lock
+            if other is not None:
+                self._finish(other)
 
     def _finish(self, path: str) -> bool:
         """Finish an interrupted edit of a file; True if there was one.
@@ -201,7 +205,24 @@ def finish_edits(folder: str) -> None:
 
 def _journals(folder: str) -> list[str]:
     """The names of the files in a folder that have a journal beside them."""
-    return [target for target in map(target_of_journal, sorted(os.listdir(folder))) if target]
+    targets = []
+    for name in filter(is_journal, sorted(os.listdir(folder))):
+        target = target_of_journal(name) or _target_by_content(folder, name)
+        if target:
+            targets.append(target)
+    return targets
+
+
+def _target_by_content(folder: str, name: str) -> str | None:
+    """The name of the file whose journal has a digest for a name; None for what is no such journal, or is torn."""
+    from ckpt_cli.files.journal import target_of
+
+    log = os.path.join(os.path.realpath(folder), name)
+    with suppress(CkptError, OSError):
+        target = target_of(log)
+        if target and os.path.basename(target) == target and journal_path(os.path.join(folder, target)) == log:
+            return target
+    return None
 
 
 def _allow_open_files() -> None:
@@ -218,6 +239,15 @@ def _recover(path: str) -> None:
         from ckpt_cli.files.journal import recover
 
         recover(path)
+
+
+def _edited_elsewhere(file: LocalFile) -> str | None:
+    """The other name of a file, a hard link, under which an interrupted edit is to be finished."""
+    if file.links == 1:
+        return None
+    from ckpt_cli.files.links import edited_elsewhere
+
+    return edited_elsewhere(file)
 
 
 def _remove_left_overs(path: str) -> None:

@@ -1,6 +1,6 @@
 """Pointers to a journal that stands beside another file: whoever opens only one file of several finds it too.
 
-.OTHER.ckpt-journal: magic | name of the file that the journal stands beside
+.OTHER.ckpt-journal: magic | name of the file that the journal stands beside | 0 | OTHER
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from contextlib import suppress
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.durable import sync_folder, write_all
 from ckpt_cli.files.hidden import journal_path
-from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.own import create_hidden, open_journal
 
 _MAGIC = b"ckpt-journal-of\n"
+_LIMIT = 8192
 
 
 def write_pointer(path: str, first: str) -> None:
-    """Note beside a file that the journal which is about it stands beside another one, called `first`."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    """Note beside the file `path` that the journal which is about it stands beside another one, called `first`."""
+    fd = create_hidden(journal_path(path))
     try:
-        write_all(fd, _MAGIC + os.fsencode(first), 0)
+        write_all(fd, _MAGIC + os.fsencode(first) + b"\0" + os.fsencode(os.path.basename(path)), 0)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -28,14 +29,20 @@ def write_pointer(path: str, first: str) -> None:
 
 def pointed_to(log: str) -> str | None:
     """The file beside which the journal stands that a pointer points to; None for a journal or a torn pointer."""
+    names = names_in(log)
+    return os.path.join(os.path.dirname(log), os.path.basename(names[0])) if names else None
+
+
+def names_in(log: str) -> list[str]:
+    """The names that a pointer holds: where its journal stands, and whose it is; nothing for a journal."""
     try:
-        with LocalFile(log, follow=False) as pointer:
-            if pointer.size > len(_MAGIC) + 255 or pointer.read(0, min(len(_MAGIC), pointer.size)) != _MAGIC:
-                return None
-            name = os.fsdecode(pointer.read(len(_MAGIC), pointer.size - len(_MAGIC)))
+        with open_journal(log) as pointer:
+            if pointer.size > _LIMIT or pointer.read(0, min(len(_MAGIC), pointer.size)) != _MAGIC:
+                return []
+            names = pointer.read(len(_MAGIC), pointer.size - len(_MAGIC)).split(b"\0")
     except FileNotFoundError:  # the edit ended just now
-        return None
-    return os.path.join(os.path.dirname(log), os.path.basename(name)) if name else None
+        return []
+    return [os.fsdecode(name) for name in names if name]
 
 
 def neighbour(log: str, name: str) -> str:

@@ -18,7 +18,7 @@ from functools import partial
 from ckpt_cli.errors import BusyError, ChangedError, CkptError
 from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.locks import PATIENCE, is_own, pauses, try_lock
+from ckpt_cli.files.locks import PATIENCE, is_own, pauses, try_share
 
 _STILL = 0.2
 """Seconds for which a file that a writer has locked must stay as it is before it is read all the same."""
@@ -51,12 +51,12 @@ def share(file: LocalFile) -> bool:
 
     Waits while a writer patches it; raises BusyError after `PATIENCE` seconds.
     """
-    free = try_lock(file.fd, shared=True)
+    free = try_share(file.fd)
     if free is not False or is_own(file.fd):
         return free is True
     state, since = os.fstat(file.fd), time.monotonic()
     for _ in pauses(PATIENCE):
-        if (free := try_lock(file.fd, shared=True)) is not False:
+        if (free := try_share(file.fd)) is not False:
             return free is True
         now = os.fstat(file.fd)
         if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns) or has_journal(file.path):

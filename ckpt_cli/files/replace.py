@@ -10,9 +10,11 @@ from contextlib import contextmanager, suppress
 from ckpt_cli.errors import BusyError, CkptError, RefusedError
 from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.durable import sync_folder
-from ckpt_cli.files.hidden import staging_path, temporary_path
+from ckpt_cli.files.hidden import require_fitting, staging_path, temporary_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import try_lock
+from ckpt_cli.files.outcomes import Outcome, outcome_of, state, stating
+from ckpt_cli.files.own import remove_left_over, require_own_folder, unlink_unlocked
 
 
 @contextmanager
@@ -20,7 +22,7 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
     """An empty file to write, which becomes `target` when the block ends well and vanishes when it does not.
 
     It gets the permissions of `target` where that exists, else of `mode_of`. A temporary file that a killed process
-    left is replaced; one that a living process is writing raises BusyError.
+    left is replaced; one that a living process is writing raises BusyError. An error has the outcome.
     """
     real = os.path.realpath(target)
     path = temporary_path(target)
@@ -34,30 +36,45 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
         os.fsync(file.fd)
         os.replace(path, real)
         sync_folder(os.path.dirname(real))
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+    except BaseException as error:
+        state(error, Outcome.DONE if _is_at(real, file.fd) else Outcome.UNCHANGED, target)
+        with suppress(OSError):
+            if _is_at(path, file.fd):  # once it was renamed, the name may be that of another process's file
+                os.unlink(path)
         raise
     finally:
         file.close()
 
 
+def _is_at(path: str, fd: int) -> bool:
+    """True if an open file or folder is the one that a path names."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except OSError:
+        return False
+
+
 def locked_temporary(target: str) -> LocalFile:
-    """Create the temporary file of a target and lock it, so that a leftover can be told from a write under way."""
+    """Create the temporary file of a target and lock it, so that a leftover can be told from a write under way.
+
+    Raises RefusedError where something that is not a leftover of ours has its name, or the target's name is too long.
+    """
+    require_fitting(target)
     path = temporary_path(target)
     with _gone_when_interrupted(path):
         while True:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666))
-            with suppress(FileNotFoundError):
-                file = LocalFile(path, write=True, follow=False)
-                try:
-                    if _locked_in_place(file, target):
-                        os.ftruncate(file.fd, 0)
-                        return file
-                except BaseException:
-                    file.close()
-                    raise
+            try:
+                file = LocalFile(path, write=True, create=True)
+            except FileExistsError:
+                remove_left_over(path, target)
+                continue
+            try:
+                if try_lock(file.fd) and _is_at(path, file.fd):  # else another process took it for a leftover
+                    return file
+            except BaseException:
                 file.close()
+                raise
+            file.close()
 
 
 @contextmanager
@@ -71,29 +88,18 @@ def _gone_when_interrupted(path: str) -> Iterator[None]:
 
 
 def remove_unlocked(path: str) -> None:
-    """Remove a temporary file, or an empty folder, unless a living process is writing it."""
+    """Remove a temporary file of ours, or an empty folder, unless a living process is writing it."""
     with suppress(OSError, CkptError):
         if not os.path.isdir(path):
-            with LocalFile(path, write=True, follow=False) as file:
-                if try_lock(file.fd) is not False:
-                    os.unlink(path)
+            if os.lstat(path).st_uid == os.geteuid():
+                unlink_unlocked(path)
             return
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            if try_lock(fd) is not False:
+            if try_lock(fd):
                 os.rmdir(path)
         finally:
             os.close(fd)
-
-
-def _locked_in_place(file: LocalFile, target: str) -> bool:
-    """Lock the file; False when another process has renamed or removed it before we had the lock."""
-    if try_lock(file.fd) is False:
-        raise BusyError("another process is writing it; try again when it is done", path=target)
-    try:
-        return os.path.samestat(os.lstat(file.path), os.fstat(file.fd))
-    except FileNotFoundError:
-        return False
 
 
 def copy_as(file: LocalFile, kept: str) -> str:
@@ -107,6 +113,7 @@ def copy_as(file: LocalFile, kept: str) -> str:
 def _refuse_link(kept: str) -> None:
     if os.path.islink(kept):
         raise RefusedError("a symbolic link stands where the backup goes", path=kept, hint="remove it, or use -o OUT")
+    require_fitting(kept, "leave --backup out, or write the result to a new file with -o OUT")
 
 
 def keep_as(path: str, kept: str) -> str:
@@ -136,8 +143,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EX
 @contextmanager
 def creating(path: str, *, mode_of: str) -> Iterator[LocalFile]:
     """A new file within a folder that is not in place yet, durable when the block ends."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
-    with LocalFile(path, write=True, follow=False) as file:
+    with LocalFile(path, write=True, create=True) as file:
         os.fchmod(file.fd, os.stat(mode_of).st_mode & 0o777)
         yield file
         os.fsync(file.fd)
@@ -157,8 +163,12 @@ def replacing_folder(target: str) -> Iterator[str]:
         sync_folder(path)
         os.rename(path, os.path.realpath(target))  # onto an empty folder at the most
         sync_folder(os.path.dirname(os.path.realpath(target)))
-    except BaseException:
-        _remove_folder(path)
+    except BaseException as error:
+        real = os.path.realpath(target)
+        state(error, Outcome.DONE if _is_at(real, fd) else Outcome.UNCHANGED, target)
+        with suppress(OSError):
+            if _is_at(path, fd):
+                _remove_folder(path)
         raise
     finally:
         os.close(fd)
@@ -170,27 +180,40 @@ def staging_folder(target: str) -> Iterator[str]:
     path = staging_path(target)
     fd = _create_folder(path, target)
     try:
-        yield path
+        with stating(target) as stage:
+            try:
+                yield path
+            except BaseException as error:
+                stage.outcome = outcome_of(error) or Outcome.UNCHANGED
+                with suppress(OSError):
+                    _remove_folder(path)
+                raise
+            stage.outcome = Outcome.DONE
+            _remove_folder(path)
     finally:
-        _remove_folder(path)
         os.close(fd)
 
 
 def _create_folder(path: str, target: str) -> int:
     """Create the temporary folder and lock it; returns its open descriptor."""
+    require_fitting(target)
     with _gone_when_interrupted(path):
         while True:
+            created = False
             with suppress(FileExistsError):
                 os.mkdir(path)
+                created = True
             with suppress(FileNotFoundError):
+                require_own_folder(path)
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
-                    if try_lock(fd) is False:
-                        raise BusyError("another process is writing it; try again when it is done", path=target)
-                    if os.path.samestat(os.lstat(path), os.fstat(fd)):
-                        for name in os.listdir(path):
-                            os.unlink(os.path.join(path, name))
+                    is_ours = try_lock(fd) and _is_at(path, fd)
+                    if created and is_ours:
                         return fd
+                    if not created and not is_ours:
+                        raise BusyError("another process is writing it; try again when it is done", path=target)
+                    if is_ours:
+                        _remove_folder(path)  # what a killed process left is created again
                 except BaseException:
                     os.close(fd)
                     raise

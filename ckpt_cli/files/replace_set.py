@@ -1,10 +1,13 @@
 """Several files of one folder replaced as one: written beside their targets, then renamed under a journal.
 
-    .FIRST.ckpt-journal: magic | length u32 | crc u32 of the JSON | JSON {"replace": [name…], "remove": [name…]}
+    .FIRST.ckpt-journal: magic | length u32 | crc u32 of the JSON | JSON
+
+    {"first": name, "journal": identity,
+     "replace": [{"name", "new": identity, "old": identity or null}…], "remove": [{"name", "old": identity}…]}
 
 The new content of NAME waits as `.NAME.ckpt-tmp`. With the journal complete on disk the set is new: who opens one of
-the files next finishes the renames. Before that the set is old. Each other file has a pointer, as a journal of
-patches has it (`files/journal.py`).
+the files next finishes the renames, unless a file was saved again since. Before that the set is old. Each other file
+has a pointer, as a journal of patches has it (`files/journal.py`). The version before had the names only.
 """
 
 from __future__ import annotations
@@ -16,15 +19,22 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.durable import sync_folder, write_all
 from ckpt_cli.files.hidden import journal_path, temporary_path
+from ckpt_cli.files.identity import Identity, identity_of, parsed_identity
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.locks import try_lock
+from ckpt_cli.files.outcomes import Outcome, Stage, interrupts_deferred, stating
+from ckpt_cli.files.own import create_hidden, open_journal, require_trusted
 from ckpt_cli.files.pointers import remove_journal, write_pointer
 from ckpt_cli.files.replace import locked_temporary
 
-MAGIC = b"ckpt-replace-1\n\0"
+MAGIC = b"ckpt-replace-2\n\0"
+_BEFORE = b"ckpt-replace-1\n\0"
+"""Begins a journal of the version before, which has no identities."""
 _HEAD = struct.Struct("<16sII")
 _LIMIT = 8 << 20
 
@@ -54,9 +64,12 @@ class Replacement:
     def adopt(self, path: str, name: str) -> None:
         """Let a durable file of the same file system, which goes from where it is, become `name`."""
         target = os.path.join(self.folder, name)
-        self._open.enter_context(locked_temporary(target))
-        self.names.append(name)
-        os.replace(path, temporary_path(target))
+        with locked_temporary(target):
+            file = self._open.enter_context(LocalFile(path, follow=False))
+            with suppress(OSError):
+                try_lock(file.fd)  # it takes the place of a locked file, and is not to be taken for a leftover
+            self.names.append(name)
+            os.replace(path, temporary_path(target))
 
     def done(self, file: LocalFile) -> None:
         """Make a file that was written durable."""
@@ -65,84 +78,216 @@ class Replacement:
 
 @contextmanager
 def replacing_set(folder: str, first: str) -> Iterator[Replacement]:
-    """New content for some files of a folder, which all take their places when the block ends well, or none does."""
+    """New content for some files of a folder, which all take their places when the block ends well, or none does.
+
+    An error has the outcome.
+    """
     work = Replacement(os.path.realpath(folder), first)
-    try:
-        yield work
-        _commit(work)
-    except BaseException:
-        if not os.path.lexists(journal_path(os.path.join(work.folder, first))):  # else they are needed to finish it
-            for name in work.names:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary_path(os.path.join(work.folder, name)))
-        raise
-    finally:
-        work._open.close()
-    finish(journal_path(os.path.join(work.folder, first)))
+    log = journal_path(os.path.join(work.folder, first))
+    with stating(folder) as stage, work._open:  # locked to the end, so that no reader finishes it at the same time
+        try:
+            yield work
+            _commit(work)
+            stage.outcome = Outcome.UNFINISHED
+        except BaseException:
+            if os.path.lexists(log):  # then the new files are needed to finish it
+                stage.outcome = Outcome.UNFINISHED
+            else:
+                for name in work.names:
+                    with suppress(OSError):
+                        os.unlink(temporary_path(os.path.join(work.folder, name)))
+            raise
+        with interrupts_deferred():
+            finish(log, stage)
 
 
 def _commit(work: Replacement) -> None:
     """Write the journal and the pointers to it: with them on disk, the set is new."""
-    first = os.path.join(work.folder, work.first)
-    log = journal_path(first)
-    others = [name for name in (*work.names, *work.removed) if name != work.first]
-    pointers = [journal_path(os.path.join(work.folder, name)) for name in others]
-    raw = json.dumps({"replace": work.names, "remove": work.removed}).encode()
+    log = journal_path(os.path.join(work.folder, work.first))
+    others = [os.path.join(work.folder, name) for name in (*work.names, *work.removed) if name != work.first]
     try:
-        for pointer in pointers:
-            write_pointer(pointer, work.first)
+        for other in others:
+            write_pointer(other, work.first)
         sync_folder(work.folder)
-        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, _HEAD.pack(MAGIC, len(raw), zlib.crc32(raw)) + raw, 0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _write(log, work)
         sync_folder(work.folder)
     except BaseException:
-        remove_journal(log, *pointers)
+        with interrupts_deferred(), suppress(OSError):
+            remove_journal(log, *map(journal_path, others))
         raise
 
 
-def finish(log: str) -> bool:
-    """Do what a journal says that is complete, and remove it; False for one that is not, which is removed."""
+def _write(log: str, work: Replacement) -> None:
+    """Write the journal, durably."""
+    fd = create_hidden(log)
+    try:
+        paths = {name: os.path.join(work.folder, name) for name in (*work.names, *work.removed)}
+        plan = {
+            "first": work.first,
+            "journal": identity_of(os.fstat(fd)),
+            "replace": [
+                {"name": name, "new": _identity(temporary_path(paths[name])), "old": _identity(paths[name])}
+                for name in work.names
+            ],
+            "remove": [{"name": name, "old": _identity(paths[name])} for name in work.removed],
+        }
+        raw = json.dumps(plan).encode()
+        write_all(fd, _HEAD.pack(MAGIC, len(raw), zlib.crc32(raw)) + raw, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _identity(path: str) -> Identity | None:
+    """The identity of what a path names, which may be nothing."""
+    try:
+        return identity_of(os.lstat(path))
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a journal says."""
+
+    first: str | None
+    replace: list[_Renaming]
+    remove: list[_Renaming]
+    journal: Identity | None
+    """The journal itself as it was written; None in one of the version before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Renaming:
+    """One file that is replaced, or that goes."""
+
+    name: str
+    old: Identity | None
+    """The file before; None for one that is new."""
+    new: Identity | None
+    """The file that takes its place."""
+
+
+def first_of(journal: LocalFile) -> str | None:
+    """The name of the file that the journal lies beside, as it says itself."""
+    plan = _plan(journal)
+    return plan.first if plan else None
+
+
+def finish(log: str, stage: Stage | None = None) -> bool:
+    """Do what a journal says that is complete, and remove it; False for one that is not, which is removed.
+
+    Raises RefusedError, before anything is done, where a file that it would replace or remove was saved again since.
+    """
+    stage = stage or Stage()
     folder = os.path.dirname(log)
-    with LocalFile(log, follow=False) as file:
+    with open_journal(log) as file:
         plan = _plan(file)
-    names: Sequence[str] = ()
-    if plan is not None:
-        names = plan["replace"]
-        for name in plan["replace"]:
-            target = os.path.join(folder, name)
-            with suppress(FileNotFoundError):  # it was renamed before the stop
-                os.replace(temporary_path(target), target)
-        for name in plan["remove"]:
-            with suppress(FileNotFoundError):
-                os.unlink(os.path.join(folder, name))
-        sync_folder(folder)
-        for name in plan["remove"]:  # before the journal goes, as nobody opens what is gone and finds them
-            with suppress(FileNotFoundError):
-                os.unlink(journal_path(os.path.join(folder, name)))
-    pointers = [journal_path(os.path.join(folder, name)) for name in names]
+        if plan is not None:
+            by_inode = plan.journal is not None and plan.journal.is_inode(identity_of(os.fstat(file.fd)))
+            waiting = [each for each in plan.replace if _is_waiting(folder, each, by_inode=by_inode)]
+            for each in (*waiting, *plan.remove):
+                _require_same(folder, each, file, by_inode=by_inode, is_old_version=plan.journal is None)
+            _require_content(folder, [each for each in plan.replace if each not in waiting], log)
+    if plan is None:
+        remove_journal(log)
+        return False
+    for each in waiting:
+        target = os.path.join(folder, each.name)
+        with suppress(FileNotFoundError):  # another process finishes it, too
+            os.replace(temporary_path(target), target)
+    for each in plan.remove:
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, each.name))
+    sync_folder(folder)
+    stage.outcome = Outcome.DONE
+    for each in plan.remove:  # before the journal goes, as nobody opens what is gone and finds them
+        with suppress(FileNotFoundError):
+            os.unlink(journal_path(os.path.join(folder, each.name)))
+    pointers = [journal_path(os.path.join(folder, each.name)) for each in plan.replace]
     remove_journal(log, *(pointer for pointer in pointers if pointer != log))
-    return plan is not None
+    return True
 
 
-def _plan(file: LocalFile) -> dict[str, list[str]] | None:
-    """What the journal says; None where it was cut short."""
+def _is_waiting(folder: str, renaming: _Renaming, *, by_inode: bool) -> bool:
+    """True if the new file is still to be put in its place."""
+    now = _identity(temporary_path(os.path.join(folder, renaming.name)))
+    if now is None or renaming.new is None:
+        return now is not None
+    return now == renaming.new if by_inode else now.size == renaming.new.size
+
+
+def _require_same(
+    folder: str, renaming: _Renaming, journal: LocalFile, *, by_inode: bool, is_old_version: bool
+) -> None:
+    """Refuse to replace or to remove a file that is not the one that the journal was written for."""
+    path = os.path.join(folder, renaming.name)
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    require_trusted(journal, found.st_uid, path)
+    if is_old_version:
+        is_same = found.st_mtime_ns <= os.fstat(journal.fd).st_mtime_ns
+    elif by_inode:
+        is_same = identity_of(found) == renaming.old
+    else:  # a copy of the folder, where inodes and times say nothing
+        is_same = renaming.old is not None and found.st_size == renaming.old.size
+    if not is_same:
+        raise RefusedError(
+            "a journal of an interrupted edit of several files would replace it, but it was saved again since",
+            path=path,
+            hint=f"if the files are as you want them, remove the journal: rm {journal.path!r}",
+        )
+
+
+def _require_content(folder: str, done: Sequence[_Renaming], log: str) -> None:
+    """Raise RefusedError where new content is gone that never took its place."""
+    for each in done:
+        path = os.path.join(folder, each.name)
+        if each.old is not None and _identity(path) == each.old:
+            raise RefusedError(
+                "an interrupted edit of several files cannot be finished: the new content of this one is gone",
+                path=path,
+                hint=f"to keep the files as they are now, remove the journal: rm {log!r}",
+            )
+
+
+def _plan(file: LocalFile) -> _Plan | None:
+    """What the journal says; None where it was cut short, or no ckpt wrote it."""
     if file.size < _HEAD.size:
         return None
     magic, length, crc = _HEAD.unpack(file.read(0, _HEAD.size))
-    if magic != MAGIC or length > _LIMIT or file.size != _HEAD.size + length:
+    if magic not in (MAGIC, _BEFORE) or length > _LIMIT or file.size != _HEAD.size + length:
         return None
     raw = file.read(_HEAD.size, length)
     if zlib.crc32(raw) != crc:
         return None
-    plan: dict[str, list[str]] = json.loads(raw)
-    for name in (*plan["replace"], *plan["remove"]):
-        if name != os.path.basename(name) or name in ("", ".", ".."):
+    try:
+        plan = _parsed(json.loads(raw), has_identities=magic == MAGIC)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    for each in (*plan.replace, *plan.remove):
+        if each.name != os.path.basename(each.name) or each.name in ("", ".", "..") or "\0" in each.name:
             raise RefusedError(
-                f"a journal would replace {name!r}, which is no file beside it", path=file.path,
+                f"a journal would replace {each.name!r}, which is no file beside it", path=file.path,
                 hint=f"remove it: rm {file.path!r}",
             )  # fmt: skip
     return plan
+
+
+def _parsed(plan: Any, *, has_identities: bool) -> _Plan:
+    """The journal's JSON as data; raises ValueError, TypeError or KeyError for anything else."""
+    if not has_identities:
+        old = [[_Renaming(str(name), None, None) for name in plan[key]] for key in ("replace", "remove")]
+        return _Plan(None, old[0], old[1], None)
+    replace, remove = (
+        [_Renaming(str(each["name"]), _noted(each["old"]), _noted(each.get("new"))) for each in plan[key]]
+        for key in ("replace", "remove")
+    )
+    return _Plan(str(plan["first"]), replace, remove, parsed_identity(plan["journal"]))
+
+
+def _noted(value: object) -> Identity | None:
+    """An identity that may be absent."""
+    return None if value is None else parsed_identity(value)
