@@ -11,7 +11,7 @@ from ckpt_cli.changes import Changes
 from ckpt_cli.errors import NameNotFoundError, UnsupportedError, UsageError, ValueRefusedError
 from ckpt_cli.model import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.literals import Assignment, parse_assignment
-from ckpt_cli.ops.names import select_one, split_index
+from ckpt_cli.ops.names import select_to_edit, split_index
 from ckpt_cli.ops.rename import is_name
 
 
@@ -42,7 +42,7 @@ def split_assignments(
         assignment = parse_assignment(text)
         name, index, _ = split_index(assignment.target, [entry.name for entry in checkpoint.entries])
         try:
-            selected = select_one(checkpoint, assignment.target)
+            selected = select_to_edit(checkpoint, assignment.target)
         except NameNotFoundError as error:
             if not new or index is not None or assignment.operator:
                 raise _hinting(error, new=new) from None
