@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.pickles.embedded import Place as Within
@@ -79,14 +81,14 @@ class Editing:
         for old, new in changes.names.items():
             if old in changes.dropped:
                 continue
-            place, key = _level_of(self.entry(old), old, new)
-            if not place.is_keyed:
-                raise UnsupportedError(
-                    f"{place.name!r} is called by its place in a list, so it cannot get another name"
-                )
-            known = wanted.setdefault(place.slot, (place, key))
-            if known[1] != key:
-                raise RefusedError(f"{old!r} cannot become {new!r} while what it is kept in becomes {known[1]!r}")
+            for place, key in _levels_of(self.entry(old), old, new, changes.rename):
+                if not place.is_keyed:
+                    raise UnsupportedError(
+                        f"{place.name!r} is called by its place in a list, so it cannot get another name"
+                    )
+                known = wanted.setdefault(place.slot, (place, key))
+                if known[1] != key:
+                    raise RefusedError(f"{old!r} cannot become {new!r} while what it is kept in becomes {known[1]!r}")
         return wanted
 
     def _taken_out(self, changes: Changes) -> list[Place]:
@@ -148,14 +150,37 @@ class Editing:
                 tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
 
 
-def _level_of(place: Place, old: str, new: str) -> tuple[Place, str]:
-    """The place whose key must change so that `old` becomes `new`, and its new key."""
+def _levels_of(
+    place: Place, old: str, new: str, rename: Callable[[str], str] | None
+) -> list[tuple[Place, str]]:
+    """The places whose keys must change so that `old` becomes `new`, each with its new key.
+
+    One where that is enough, the innermost; else each container on the way gets the name that the renaming gives it.
+    """
     for at in place.chain():
         prefix, rest = f"{at.prefix}." if at.prefix else "", old[len(at.name) :]
         key = new[len(prefix) : len(new) - len(rest)]
         if key and new == prefix + key + rest:
-            return at, key
-    raise leaving(old, new, place.prefix)
+            return [(at, key)]
+    found: list[tuple[Place, str]] = []
+    reached = ""
+    for at in reversed(list(place.chain())):
+        dotted = f"{reached}." if reached else ""
+        names = (new,) if at is place else _names_of(at, rename)
+        key = next((name[len(dotted) :] for name in names if f"{new}.".startswith(f"{name}.")), at.key)
+        reached = dotted + key
+        if not key or not f"{new}.".startswith(f"{reached}."):
+            raise leaving(old, new, place.prefix)
+        if key != at.key:
+            found.append((at, key))
+    return found
+
+
+def _names_of(container: Place, rename: Callable[[str], str] | None) -> tuple[str, ...]:
+    """What a renaming may call a container, as the beginning of other names or by itself."""
+    if rename is None:
+        return ()
+    return rename(f"{container.name}.").removesuffix("."), rename(container.name)
 
 
 def _key_like(old: object, key: str) -> object:
