@@ -38,8 +38,8 @@ class OrderedCommand(TyperCommand):
         values, _, order = self.make_parser(ctx).parse_args(list(args))
         for param, count in Counter(order).items():
             if count > 1 and not (param.multiple or getattr(param, "is_flag", False)):
-                raise UsageError(f"{param.opts[0]} is given {count} times, and takes one value")
-        given = {id(param): iter(values[param.name]) for param in order if param.opts[0] in _RENAMING}
+                raise UsageError(f"{max(param.opts, key=len)} is given {count} times, and takes one value")
+        given = {id(param): iter(values[param.name or ""]) for param in order if param.opts[0] in _RENAMING}
         return [(param.opts[0].removeprefix("--"), next(given[id(param)])) for param in order if id(param) in given]
 
 

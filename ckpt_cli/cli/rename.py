@@ -19,9 +19,7 @@ def rename_command(
         str | None, typer.Argument(metavar="[OLD]", help="A name or a prefix.", autocompletion=complete_names)
     ] = None,
     new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="What it becomes.")] = None,
-    _strip: Annotated[
-        list[str] | None, typer.Option("--strip", metavar="PREFIX", help="Take a prefix off.")
-    ] = None,
+    _strip: Annotated[list[str] | None, typer.Option("--strip", metavar="PREFIX", help="Take a prefix off.")] = None,
     _add: Annotated[
         list[str] | None, typer.Option("--add", metavar="PREFIX", help="Put a prefix before every name.")
     ] = None,

@@ -13,6 +13,7 @@ from ckpt_cli.errors import UsageError
 Renaming = Callable[[str], str]
 """The new name of an entry, or the old one."""
 
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One option of a command line that makes new names of old ones."""
