@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from ckpt_cli.changes import Changes, Content
 from ckpt_cli.dtypes import DType
-from ckpt_cli.errors import NameNotFoundError, UnsupportedError, UsageError, ValueRefusedError
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, ValueRefusedError
 from ckpt_cli.model import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.literals import Assignment, parse_assignment
-from ckpt_cli.ops.names import select_to_edit, split_index
+from ckpt_cli.ops.names import Selection, is_glob, select_to_edit, split_index
 from ckpt_cli.ops.new_tensors import new_tensor, require_room
 from ckpt_cli.ops.rename import is_name
 
@@ -56,12 +56,11 @@ def split_assignments(
             if not new or index is not None or assignment.operator:
                 raise _hinting(error, new=new) from None
             require_room(checkpoint, _new_name(name), added)
-            if dtype is None and not assignment.value.startswith("@"):
-                added[name] = _plain(assignment.value, None)
-                continue
-            tensor, content = new_tensor(name, assignment.value, dtype, cast=cast)
-            added[name], contents[id(tensor.storage)] = tensor, content
+            added[name], content = _new(name, assignment.value, dtype, cast=cast)
+            contents.update(content)
             continue
+        if new:
+            _refuse_prefix(name, selected[0])
         if any(isinstance(selection.entry, Tensor) for selection in selected):
             tensors.append(text)
             continue
@@ -77,6 +76,23 @@ def split_assignments(
     return Split(tuple(tensors), changes, (*values, *added))
 
 
+def _new(name: str, value: str, dtype: DType | None, *, cast: bool) -> tuple[object, dict[int, Content]]:
+    """A new value, or a new tensor and the bytes of its storage."""
+    if dtype is None and not value.startswith("@"):
+        return _plain(value, None), {}
+    tensor, content = new_tensor(name, value, dtype, cast=cast)
+    return tensor, {id(tensor.storage): content}
+
+
+def _refuse_prefix(name: str, first: Selection) -> None:
+    """Raise RefusedError for a prefix where names may be new: all below it would be set instead."""
+    if not first.exact and not is_glob(name):
+        raise RefusedError(
+            f"{name!r} is what {first.entry.name!r} lies in, so nothing new can be called so",
+            hint=f"{name.removesuffix('.')}.* is everything in it",
+        )
+
+
 def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
     if not new and not error.close:
         error.hint = "--new adds an entry that is not there"
@@ -84,7 +100,7 @@ def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
 
 
 def _new_name(name: str) -> str:
-    if not is_name(name) or ".." in name or "*" in name or "?" in name:
+    if not is_name(name) or ".." in name or is_glob(name):
         raise UsageError(f"{name!r} is no name for a new entry")
     return name
 

@@ -119,9 +119,14 @@ def _parsed(text: str) -> Index:
     return parse_index(text)
 
 
+def is_glob(pattern: str) -> bool:
+    """True where an argument is matched against names, rather than being one or a prefix."""
+    return "*" in pattern or "?" in pattern
+
+
 def _matching(entries: Sequence[Entry], pattern: str) -> list[Entry]:
     """The entries below a prefix, or those that a glob matches."""
-    if "*" in pattern or "?" in pattern:
+    if is_glob(pattern):
         from fnmatch import translate  # to an expression that never backtracks, however long a hostile name is
 
         glob = re.compile(translate(pattern.replace("[", "[[]")))

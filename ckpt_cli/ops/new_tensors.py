@@ -21,6 +21,9 @@ Made = tuple[Tensor, Content]
 _PIECE = 8 << 20
 """Bytes of a file that are read at a time."""
 
+_CATEGORIES = ("int", "bool", "complex")
+"""What a new tensor's dtype may be beside what `cast` takes."""
+
 _OTHER = {"long": "int64", "int": "int32", "short": "int16", "char": "int8", "byte": "uint8", "boolean": "bool",
           "cdouble": "complex128", "cfloat": "complex64", "chalf": "complex32"}  # fmt: skip
 """What people call dtypes that are not floating."""
@@ -30,12 +33,14 @@ def dtype_of_new(name: str) -> DType:
     """The dtype of a name, as torch spells it or shortly; raises UsageError for one that no number can be given in."""
     word = name.lower().removeprefix("torch.")
     dtype = BY_NAME.get(_OTHER.get(word, word))
-    if dtype is not None and dtype.category in ("int", "bool", "complex"):
+    if dtype is not None and dtype.category in _CATEGORIES:
         return dtype
     try:
         return dtype_named(name)
     except UsageError as error:
-        raise UsageError(f"{name!r} is not a dtype that a new tensor can have", hint=error.hint) from None
+        others = [known for known, its in BY_NAME.items() if its.category in _CATEGORIES]
+        hint = f"{error.hint}, {', '.join(others)}" if error.hint and error.hint.startswith("one of") else error.hint
+        raise UsageError(f"{name!r} is not a dtype that a new tensor can have", hint=hint) from None
 
 
 def new_tensor(name: str, value: str, dtype: DType | None, *, cast: bool) -> Made:
