@@ -131,6 +131,7 @@ class Editing:
             raise UnsupportedError(
                 f"{prefix!r} is no mapping that a new name could be put into" if prefix else "the pickle is no mapping"
             )
+        _refuse_attribute(holder.node, key, prefix)
         pairs.extend((_new_key(pairs[::2], key, prefix), node))
 
     def _holder(self, prefix: str) -> Place:
@@ -214,8 +215,8 @@ def _pairs_of(holder: object, *, is_tensor: bool = False) -> list[object] | None
             return None  # of Python 2, which has its pairs among the arguments
         state = next((state for state in holder.states if isinstance(state, Dict)), None)
         if state is not None:
-            buffers = _value_of(state, "_buffers")
-            return _pairs_of(buffers) if is_tensor and buffers is not None else state.pairs
+            buffers = _value_of(state, "_buffers") if is_tensor else None
+            return state.pairs if buffers is None else _pairs_of(buffers)
     return None
 
 
@@ -223,6 +224,16 @@ def _value_of(mapping: Dict, key: str) -> object:
     """What stands under a key; None where it is not there."""
     pairs = zip(mapping.pairs[::2], mapping.pairs[1::2], strict=True)
     return next((value for known, value in pairs if text_of(known) == key), None)
+
+
+def _refuse_attribute(holder: object, key: str, prefix: str) -> None:
+    """Refuse a name that an object has for something else, and one with dots, which no attribute has."""
+    states = [state for state in holder.states if isinstance(state, Dict)] if isinstance(holder, Call) else []
+    if states and isinstance(holder, Call) and not isinstance(holder.pairs, list):
+        if "." in key:
+            raise RefusedError(f"{prefix or 'the whole'!r} is an object, which has no attribute called {key!r}")
+        if any(key_text(known) == key for state in states for known in state.pairs[::2]):
+            raise RefusedError(f"{prefix or 'the whole'!r} has an attribute {key!r} already")
 
 
 def _new_key(keys: Sequence[object], key: str, prefix: str) -> object:
