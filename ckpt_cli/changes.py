@@ -46,12 +46,17 @@ class Changes:
     values: Mapping[str, object] = field(default_factory=dict)
     """New values of entries that are no tensors: plain data."""
     added: Mapping[str, object] = field(default_factory=dict)
-    """Values under names that are new."""
+    """Values under names that are new: plain data, or tensors over storages that have contents."""
     metadata: Mapping[str, str] | None = None
     """The container's string map, where it changes."""
 
     anew: bool = False
     """Whether the file is to be written anew whatever else changes, for its layout."""
+
+    @property
+    def new_tensors(self) -> dict[str, Tensor]:
+        """The tensors among what is added."""
+        return {name: value for name, value in self.added.items() if isinstance(value, Tensor)}
 
     @property
     def only_names_and_metadata(self) -> bool:

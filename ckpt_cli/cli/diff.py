@@ -8,6 +8,7 @@ import typer
 
 from ckpt_cli.arrays.comparing import Tolerance
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
+from ckpt_cli.cli.ordered import rules_of
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.work import Jobs, progress, workers
 from ckpt_cli.ops.diff import Asked, diff
@@ -17,6 +18,7 @@ Other = Annotated[str, typer.Argument(metavar="OTHER", help="The checkpoint that
 
 
 def diff_command(
+    ctx: typer.Context,
     file: File,
     other: Other,
     names: Names = None,
@@ -25,9 +27,11 @@ def diff_command(
     equal_nan: Annotated[
         bool, typer.Option("--equal-nan", help="NaN are equal whatever their bits; else only those of the same bits.")
     ] = False,
-    strip: Annotated[str, typer.Option("--strip", metavar="PREFIX", help="Take a prefix from names, in both.")] = "",
-    sub: Annotated[
-        tuple[str, str] | None, typer.Option("--sub", metavar="REGEX REPL", help="Replace in names, in both.")
+    _strip: Annotated[
+        list[str] | None, typer.Option("--strip", metavar="PREFIX", help="Take a prefix from names, in both.")
+    ] = None,
+    _sub: Annotated[
+        list[str] | None, typer.Option("--sub", metavar="REGEX REPL", help="Replace in names, in both.")
     ] = None,
     first: Annotated[int, typer.Option("-n", "--first", min=0, max=1000, help="Tell so many places of a tensor.")] = 3,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing; stop at the first difference.")] = False,
@@ -39,12 +43,13 @@ def diff_command(
 
     Any formats and shardings: names that only one has, shapes, dtypes, elements with the greatest absolute and relative
     error, ties, entries that are no tensors; metadata where both are of one format. Different dtypes are compared in
-    the wider. Exit 0 means equal, and nothing is printed; 1 means that they differ, 2 trouble.
+    the wider. --strip and --sub may be repeated, and are carried out in the order given. Exit 0 means equal, and
+    nothing is printed; 1 means that they differ, 2 trouble.
 
     Example: ckpt diff model.pt old.pt --rtol 1e-3
     """
     layout = style_of(style, json=json)
-    asked = Asked(names or (), strip, sub, quiet)
+    asked = Asked(names or (), rules_of(ctx), quiet)
     tolerance = Tolerance(atol, rtol, equal_nan, first)
     with opened(file) as a, opened(other) as b, workers(jobs) as executor, progress() as told:
         found = diff(a, b, asked, tolerance, executor, told)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ckpt_cli.cli.ordered import OrderedCommand
 from ckpt_cli.errors import UsageError
 
 COMMANDS = (
@@ -59,7 +60,7 @@ class LazyCommands(TyperGroup):
         if self.commands[cmd_name] is None:
             module = importlib.import_module(f"ckpt_cli.cli.{cmd_name}")
             single = _typer(add_completion=False)
-            single.command(cmd_name)(getattr(module, f"{cmd_name}_command"))
+            single.command(cmd_name, cls=OrderedCommand)(getattr(module, f"{cmd_name}_command"))
             self.commands[cmd_name] = typer.main.get_command(single)
         return self.commands[cmd_name]
 

@@ -8,23 +8,27 @@ import typer
 
 from ckpt_cli.cli.edits import Options, edit
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_names
+from ckpt_cli.cli.ordered import rules_of
 from ckpt_cli.ops.rename import plan_rename, renaming
 
 
 def rename_command(
+    ctx: typer.Context,
     file: File,
     old: Annotated[
         str | None, typer.Argument(metavar="[OLD]", help="A name or a prefix.", autocompletion=complete_names)
     ] = None,
     new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="What it becomes.")] = None,
-    strip: Annotated[str | None, typer.Option("--strip", metavar="PREFIX", help="Take a prefix off.")] = None,
-    add: Annotated[str | None, typer.Option("--add", metavar="PREFIX", help="Put a prefix before every name.")] = None,
-    sub: Annotated[
-        tuple[str, str] | None,
-        typer.Option("--sub", metavar="REGEX REPL", help="Replace what matches, as re.sub."),
+    _strip: Annotated[list[str] | None, typer.Option("--strip", metavar="PREFIX", help="Take a prefix off.")] = None,
+    _add: Annotated[
+        list[str] | None, typer.Option("--add", metavar="PREFIX", help="Put a prefix before every name.")
     ] = None,
-    names: Annotated[
-        str | None, typer.Option("--map", metavar="FILE.json", help="Rename by a JSON map of names or prefixes.")
+    _sub: Annotated[
+        list[str] | None, typer.Option("--sub", metavar="REGEX REPL", help="Replace what matches, as re.sub.")
+    ] = None,
+    _map: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="FILE.json", help="Rename by a JSON map of names or prefixes, all at once."),
     ] = None,
     output: Output = None,
     dry_run: DryRun = False,
@@ -33,10 +37,10 @@ def rename_command(
 ) -> None:
     """Rename entries: one, a prefix, or many at once.
 
-    Module prefixes in a state_dict's _metadata follow. Several options are carried out in the order --map, --strip,
-    --sub, --add, and each must change a name.
+    Module prefixes in a state_dict's _metadata follow. --strip, --add, --sub and --map may be repeated: after OLD NEW
+    they are carried out in the order given, and each must change a name.
 
     Example: ckpt rename model.pt --strip module
     """
-    steps = renaming(old=old, new=new, names=names, strip=strip, sub=sub, add=add)
+    steps = renaming(old, new, rules_of(ctx))
     edit(file, lambda checkpoint: plan_rename(checkpoint, steps), Options(output, dry_run, backup), json=json)

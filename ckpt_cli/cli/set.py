@@ -9,6 +9,8 @@ import typer
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_tensors
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.work import watched
+from ckpt_cli.errors import UsageError
+from ckpt_cli.ops.new_tensors import dtype_of_new
 from ckpt_cli.ops.rewrite import Options
 from ckpt_cli.ops.set import set_entries
 from ckpt_cli.render.edits import edit_text
@@ -18,7 +20,7 @@ Assignments = Annotated[
     typer.Argument(
         metavar="NAME[INDEX]=VALUE...",
         help="VALUE is a number, nan, inf, true, false, 1+2j, a list like [1,2], or @FILE.npy; += -= *= /= work too. "
-        "Of what is no tensor: JSON, None, or text.",
+        "Of what is no tensor: JSON, None, or text; text that begins with @ is quoted as JSON: 'note=\"@x\"'.",
         autocompletion=complete_tensors,
     ),
 ]
@@ -34,17 +36,25 @@ def set_command(
         bool, typer.Option("--cast", help="Convert values that the dtype cannot hold, instead of refusing them.")
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="Add entries that are not there.")] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="DTYPE", help="Add tensors of this dtype: numbers, lists, arrays; with --new."),
+    ] = None,
     json: JsonReport = False,
 ) -> None:
     """Set elements, slices or whole tensors, and other values.
 
     In place and all or nothing; tied names change along. Values broadcast as in numpy. A crash at any moment leaves
     the file wholly old or wholly new. What is no tensor (epoch=0, optimizer.param_groups.0.lr=1e-4) keeps its type.
+    With --new, NAME=@FILE.npy adds a tensor; so does a number or a list with --dtype.
 
     Example: ckpt set model.pt '2.weight[0,0]=100' '0.bias*=0.5'
     """
+    if dtype is not None and not new:
+        raise UsageError("--dtype is that of new tensors: it goes with --new")
+    wanted = None if dtype is None else dtype_of_new(dtype)
     with watched() as told:
-        done = set_entries(file, assignments, Options(output, dry_run, backup, told), cast=cast, new=new)
+        done = set_entries(file, assignments, Options(output, dry_run, backup, told), cast=cast, new=new, dtype=wanted)
     if json:
         from ckpt_cli.render.jsons import edit_json
 

@@ -62,6 +62,13 @@ class Rewriting:
             raise RefusedError(
                 "of several saves in one file only the first can be changed but in its elements", path=checkpoint.path
             )
+        untyped = next((t for t in changes.new_tensors.values() if not t.dtype.storage), None)
+        if untyped is not None:
+            raise UnsupportedError(
+                f"{untyped.name!r} would be of {untyped.dtype}, which torch cannot load from a file of before 1.6",
+                path=checkpoint.path,
+                hint=f"ckpt convert {checkpoint.path} OUT.pt writes one of today's format",
+            )
         graph = self._save.graph
         place = Place(self._save.begin)
         self._edited = EditedPickle(graph, _Finder(checkpoint, self._save), place, entries, changes)

@@ -183,8 +183,8 @@ class Rewriting:
         container = checkpoint.container
         if not isinstance(container, Safetensors):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as safetensors")
-        if changes.values or changes.added:
-            name = next(iter((*changes.values, *changes.added)))
+        name = next((name for name in (*changes.values, *changes.added) if name not in changes.new_tensors), None)
+        if name is not None:
             raise UnsupportedError(
                 f"a safetensors file holds tensors and strings only, so {name!r} cannot be set",
                 path=checkpoint.path,
@@ -231,6 +231,11 @@ class Rewriting:
             item = self._item(tensor, new, storage, info, places[tensor.name])
             found.append((self._offset(tensor), item))
         found.sort(key=lambda pair: pair[0])
+        end = found[-1][0] if found else 0
+        for place, (name, new) in enumerate(self._changes.new_tensors.items(), len(places)):
+            if new.storage is None:
+                raise UnsupportedError(f"tensor {name!r} has no bytes to be written")
+            found.append((end, self._item(new, new, new.storage, {}, place)))
         if not self._is_in_place and not _are_aligned([item for _, item in found]):
             found.sort(key=lambda pair: (-pair[1].itemsize, pair[0]))
         return found

@@ -36,7 +36,7 @@ class Rewriting:
         container = checkpoint.container
         if not isinstance(container, ShardSet):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is no set of shards")
-        if changes.values or changes.added:
+        if changes.values or changes.added.keys() != changes.new_tensors.keys():
             raise UnsupportedError("values that are no tensors cannot be set in a set of shards", path=checkpoint.path)
         if changes.metadata is not None and container.index is None:
             raise UnsupportedError(
@@ -53,6 +53,8 @@ class Rewriting:
         self._adopted: dict[int, list[Tensor]] = {}
         """By the number of a shard: the aliases that the index tells of and the shard does not."""
         self._owners = self._shards_of_entries()
+        self._takers = {name: self._taker(name) for name in changes.added}
+        """The number of the shard that gets each new tensor."""
         self._across: dict[str, str] = {}
         """Ties across shards: {name that is no longer stored: the one that is}, by old names."""
         self._changes = self._without_ties_across(changes)
@@ -96,6 +98,17 @@ class Rewriting:
                 number = owners[tensor.name] = owners[tensor.alias_of]
                 self._adopted.setdefault(number, []).append(tensor)
         return owners
+
+    def _taker(self, new: str) -> int:
+        """The number of the shard with a name that has most in common with a new one, else of the last."""
+        parts = new.split(".")
+        found, most = len(self._names) - 1, 0
+        for name, number in self._owners.items():
+            others = name.split(".")
+            common = next((at for at, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b), len(parts) - 1)
+            if (common, number) > (most, found) if common else False:
+                found, most = number, common
+        return found
 
     def _without_ties_across(self, changes: Changes) -> Changes:
         """The changes, but for tensors that become names of one in another shard: those are not stored any more."""
@@ -160,6 +173,7 @@ class Rewriting:
                 for name, tensor in changes.tensors.items()
                 if self._owners[name] == number
             },
+            added={name: value for name, value in changes.added.items() if self._takers[name] == number},
             metadata=None,
         )
 
@@ -202,6 +216,7 @@ class Rewriting:
                 found[self._names[number]] = [
                     entry.name for entry in entries if isinstance(entry, Tensor) and entry.alias_of is None
                 ]
+                found[self._names[number]] += changes.added
         return found
 
     def _aliases_after(self) -> dict[str, str]:
@@ -253,6 +268,7 @@ class Rewriting:
             self._set_notes(found, self._checkpoint.metadata, self._changes.metadata)
         entries = [self._changes.tensors.get(e.name, e) for e in self._checkpoint.tensors]
         tensors = [entry for entry in entries if entry.name not in self._changes.dropped]
+        tensors += self._changes.new_tensors.values()
         if "total_size" in found:
             found["total_size"] = unique_nbytes(tensors)
         if isinstance(found.get("total_parameters"), int):
@@ -289,7 +305,7 @@ class Rewriting:
 
 
 def _is_nothing(changes: Changes) -> bool:
-    return not (changes.names or changes.dropped or changes.tensors)
+    return not (changes.names or changes.dropped or changes.tensors or changes.added)
 
 
 def _as_json(key: str, text: str, path: str) -> object:

@@ -40,6 +40,12 @@ class Rewriting:
         self._prefix = prefix_of(self._records)
         self._source = container.files[0]
         finder = SavedPickle(container, self._records, self._prefix)
+        if changes.new_tensors and finder.big_endian:
+            raise UnsupportedError(
+                "a file in big-endian order gets no new tensors",
+                path=checkpoint.path,
+                hint=f"ckpt convert {checkpoint.path} OUT.pt writes it in the usual order",
+            )
         self._edited = EditedPickle(graph, finder, finder.place(), checkpoint.entries, changes)
         self._changes = changes
         self._contents = changes.contents

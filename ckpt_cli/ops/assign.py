@@ -11,7 +11,7 @@ from ckpt_cli.errors import UnsupportedError, ValueRefusedError, about
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Checkpoint, Tensor, Value
 from ckpt_cli.ops.literals import Assignment, parse_assignment, parse_value
-from ckpt_cli.ops.names import Selection, part_of, select_one
+from ckpt_cli.ops.names import Selection, part_of, select_to_edit
 from ckpt_cli.ops.shared import Comparisons, all_strided
 from ckpt_cli.ops.work import Work
 
@@ -50,7 +50,7 @@ def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str],
             values = parse_value(assignment.value) if not _is_text(checkpoint, assignment) else None
             work = Work(checkpoint)
             written: set[object] = set()  # so that `*+=1` adds 1, not 2, to a tensor of two names
-            for selection in select_one(checkpoint, assignment.target):
+            for selection in select_to_edit(checkpoint, assignment.target):
                 tensor, index = _place_of(checkpoint, selection, work)
                 region = part_of(tensor, index)
                 if values is not None and (tensor.view is None or tensor.view not in written):
@@ -64,7 +64,7 @@ def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str],
 
 def _is_text(checkpoint: Checkpoint, assignment: Assignment) -> bool:
     """Whether the target is no tensor, so that its value need not be a number before it is refused."""
-    return any(isinstance(selection.entry, Value) for selection in select_one(checkpoint, assignment.target))
+    return any(isinstance(selection.entry, Value) for selection in select_to_edit(checkpoint, assignment.target))
 
 
 def _place_of(checkpoint: Checkpoint, selection: Selection, work: Work) -> tuple[Tensor, Index]:

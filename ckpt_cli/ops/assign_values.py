@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckpt_cli.changes import Changes
-from ckpt_cli.errors import NameNotFoundError, UnsupportedError, UsageError, ValueRefusedError
+from ckpt_cli.changes import Changes, Content
+from ckpt_cli.dtypes import DType
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, ValueRefusedError
 from ckpt_cli.model import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.literals import Assignment, parse_assignment
-from ckpt_cli.ops.names import select_one, split_index
+from ckpt_cli.ops.names import Selection, is_glob, select_to_edit, split_index
+from ckpt_cli.ops.new_tensors import new_tensor, require_room
 from ckpt_cli.ops.rename import is_name
 
 
@@ -28,26 +31,36 @@ class Split:
 
 
 def split_assignments(
-    checkpoint: Checkpoint, assignments: Sequence[str], *, new: bool = False, cast: bool = False
+    checkpoint: Checkpoint,
+    assignments: Sequence[str],
+    *,
+    new: bool = False,
+    cast: bool = False,
+    dtype: DType | None = None,
 ) -> Split:
     """Tell assignments to tensors from those to other values, and work the latter out.
 
-    With `new`, a name that is not there is added. Raises NameNotFoundError for it otherwise, ValueRefusedError for a
-    value of another type than the old one.
+    With `new`, a name that is not there is added: as a tensor where its value is a file, or there is a `dtype`.
+    Raises NameNotFoundError for it otherwise, ValueRefusedError for a value of another type than the old one.
     """
     tensors: list[str] = []
     values: dict[str, object] = {}
     added: dict[str, object] = {}
+    contents: dict[int, Content] = {}
     for text in assignments:
         assignment = parse_assignment(text)
         name, index, _ = split_index(assignment.target, [entry.name for entry in checkpoint.entries])
         try:
-            selected = select_one(checkpoint, assignment.target)
+            selected = select_to_edit(checkpoint, assignment.target)
         except NameNotFoundError as error:
             if not new or index is not None or assignment.operator:
                 raise _hinting(error, new=new) from None
-            added[_new_name(name)] = _plain(assignment.value, None)
+            require_room(checkpoint, _new_name(name), added)
+            added[name], content = _new(name, assignment.value, dtype, cast=cast)
+            contents.update(content)
             continue
+        if new:
+            _refuse_prefix(name, selected[0])
         if any(isinstance(selection.entry, Tensor) for selection in selected):
             tensors.append(text)
             continue
@@ -57,7 +70,27 @@ def split_assignments(
             if isinstance(selection.entry, Value):
                 old = values.get(selection.entry.name, selection.entry.value)
                 values[selection.entry.name] = _value(selection.entry.name, old, assignment, cast=cast)
-    return Split(tuple(tensors), Changes(values=values, added=added), (*values, *added))
+    if dtype is not None and not contents:
+        raise UsageError("--dtype is that of new tensors, and nothing here is new")
+    changes = Changes(values=values, added=added, contents=contents)
+    return Split(tuple(tensors), changes, (*values, *added))
+
+
+def _new(name: str, value: str, dtype: DType | None, *, cast: bool) -> tuple[object, dict[int, Content]]:
+    """A new value, or a new tensor and the bytes of its storage."""
+    if dtype is None and not value.startswith("@"):
+        return _plain(value, None), {}
+    tensor, content = new_tensor(name, value, dtype, cast=cast)
+    return tensor, {id(tensor.storage): content}
+
+
+def _refuse_prefix(name: str, first: Selection) -> None:
+    """Raise RefusedError for a prefix where names may be new: all below it would be set instead."""
+    if not first.exact and not is_glob(name):
+        raise RefusedError(
+            f"{name!r} is what {first.entry.name!r} lies in, so nothing new can be called so",
+            hint=f"{name.removesuffix('.')}.* is everything in it",
+        )
 
 
 def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
@@ -67,7 +100,7 @@ def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
 
 
 def _new_name(name: str) -> str:
-    if not is_name(name) or ".." in name or "*" in name or "?" in name:
+    if not is_name(name) or ".." in name or is_glob(name):
         raise UsageError(f"{name!r} is no name for a new entry")
     return name
 
@@ -76,6 +109,11 @@ def _value(name: str, old: object, assignment: Assignment, *, cast: bool) -> obj
     """The new value of an entry."""
     if isinstance(old, Opaque):
         raise UnsupportedError(f"{name!r} is an object ({old.text[:60]}), which cannot be written as a value")
+    if assignment.value.startswith("@"):
+        raise UsageError(
+            f"{name!r} is not a tensor, so it takes no array of a file",
+            hint=f"text that begins with @ is a JSON string: {shlex.quote(f'{name}={json.dumps(assignment.value)}')}",
+        )
     given = _plain(assignment.value, old)
     if assignment.operator:
         given = _computed(name, old, assignment.operator, given)

@@ -10,7 +10,7 @@ from ckpt_cli.changes import Changes, Content
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor, Value
-from ckpt_cli.ops.names import close_names, select_one
+from ckpt_cli.ops.names import close_names, select_to_edit
 from ckpt_cli.ops.packing import Casting, cast_storage
 from ckpt_cli.ops.rewrite import Planned
 from ckpt_cli.ops.shared import all_strided, by_storage
@@ -128,7 +128,7 @@ def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str],
     """The names that are to be cast, and the identities of their storages."""
     chosen: list[Tensor] = [] if arguments else checkpoint.tensors
     for argument in arguments:
-        for selection in select_one(checkpoint, argument):
+        for selection in select_to_edit(checkpoint, argument):
             entry = selection.entry
             if selection.index is not None:
                 raise UsageError(f"{argument!r} is a part of a tensor: a dtype is one for all of it")

@@ -14,7 +14,7 @@ from ckpt_cli.model import Checkpoint, Entry, Opaque, Tensor, Value
 from ckpt_cli.ops.jobs import Told
 from ckpt_cli.ops.names import select
 from ckpt_cli.ops.pairs import Pair, compare_pairs
-from ckpt_cli.ops.renamings import Renaming, by_expression, without_prefix
+from ckpt_cli.ops.renamings import Rule, in_turn
 from ckpt_cli.ops.shared import tie_groups
 from ckpt_cli.ops.work import Work
 
@@ -89,11 +89,9 @@ class Asked:
     """What is compared, and how."""
 
     names: Sequence[str] = ()
-    """NAMEs, as they are after `strip` and `sub`."""
-    strip: str = ""
-    """A prefix that is taken from names which have it, in both."""
-    sub: tuple[str, str] | None = None
-    """A regular expression, and what its matches in names become, in both."""
+    """NAMEs, as they are after the renaming."""
+    rules: Sequence[Rule] = ()
+    """What makes new names of old ones in both, in turn."""
     quick: bool = False
     """Whether only it matters that there is a difference, not which."""
 
@@ -302,9 +300,9 @@ def _or_tensor(entry: Entry) -> object:
 
 def _aligned(checkpoint: Checkpoint, asked: Asked) -> Checkpoint:
     """The checkpoint with the names under which it is compared."""
-    if not asked.strip and asked.sub is None:
+    if not asked.rules:
         return checkpoint
-    rename = _renaming(asked)
+    rename = in_turn([rule.renaming() for rule in asked.rules if rule.value])
     own: dict[str, str] = {}
     entries: list[Entry] = []
     for entry in checkpoint.entries:
@@ -313,17 +311,6 @@ def _aligned(checkpoint: Checkpoint, asked: Asked) -> Checkpoint:
             raise UsageError(f"{own[name]!r} and {entry.name!r} would both be called {name!r}", path=checkpoint.path)
         entries.append(replace(entry, name=name))
     return replace(checkpoint, entries=entries)
-
-
-def _renaming(asked: Asked) -> Renaming:
-    """What --strip and --sub make of a name."""
-    strip = without_prefix(asked.strip) if asked.strip else _as_it_is
-    sub = by_expression(*asked.sub) if asked.sub is not None else _as_it_is
-    return lambda name: sub(strip(name))
-
-
-def _as_it_is(name: str) -> str:
-    return name
 
 
 def _ties(a: Mapping[str, Entry], b: Mapping[str, Entry]) -> list[Tie]:

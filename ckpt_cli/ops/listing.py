@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
-from ckpt_cli.ops.names import select_one
+from ckpt_cli.ops.names import refuse_index, select_one
 from ckpt_cli.ops.shared import all_strided, stored_nbytes, tied_names, unique_numel
 
 
@@ -59,7 +59,9 @@ def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> li
         return list(checkpoint.entries if values else checkpoint.tensors)
     chosen: dict[int, Entry] = {}
     for name in names:
-        selected = [selection.entry for selection in select_one(checkpoint, name)]
+        selections = select_one(checkpoint, name)
+        refuse_index(checkpoint, name, selections, "ls")
+        selected = [selection.entry for selection in selections]
         tensors = [entry for entry in selected if isinstance(entry, Tensor)]
         chosen.update((id(entry), entry) for entry in (tensors if tensors and not values else selected))
     return list(chosen.values())

@@ -64,8 +64,12 @@ def parse_value(text: str) -> NDArray[Any]:
 
 
 def _array_in(path: str) -> NDArray[Any]:
+    import os
+
     import numpy as np
 
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise UsageError("is not a regular file, and only such a one can be mapped", path=path)
     try:
         loaded = np.lib.format.open_memmap(path, mode="r")  # which, unlike numpy.load, never offers to unpickle
     except (ValueError, EOFError):
@@ -74,6 +78,8 @@ def _array_in(path: str) -> NDArray[Any]:
         ) from None
     if loaded.dtype.kind not in "biufc":
         raise UsageError(f"its values are {loaded.dtype}, no numbers", path=path)
+    if os.path.getsize(path) > loaded.offset + loaded.nbytes:
+        raise UsageError("holds more than one array, and it cannot be told which one is meant", path=path)
     return loaded
 
 

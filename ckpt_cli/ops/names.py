@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ckpt_cli.errors import NameNotFoundError, UsageError
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model import Checkpoint, Entry, Tensor
 
 if TYPE_CHECKING:
@@ -51,6 +52,35 @@ def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     return [Selection(entry, index, exact=pattern in names) for entry in found]
 
 
+def select_to_edit(checkpoint: Checkpoint, argument: str) -> list[Selection]:
+    """The entries that one NAME argument selects, each to be changed.
+
+    Raises RefusedError where several entries have a name that it selects: a dict may have the keys 0 and "0", or the
+    key `a.b` beside the key `b` of its `a`. Looking at them shows all; an edit would have to guess.
+    """
+    found = select_one(checkpoint, argument)
+    counts = Counter(entry.name for entry in checkpoint.entries)
+    for selection in found:
+        name = selection.entry.name
+        if name not in counts:  # a part of a tensor, which is called by the name of the whole and its own
+            name = next((whole for whole, count in counts.items() if count > 1 and name.startswith(f"{whole}.")), name)
+        if counts[name] > 1:
+            raise RefusedError(
+                f"several entries are called {name!r}, and it cannot be told which one is meant", path=checkpoint.path
+            )
+    return found
+
+
+def refuse_index(checkpoint: Checkpoint, argument: str, selections: Iterable[Selection], command: str) -> None:
+    """Raise UsageError where a command that is about whole entries is asked for a part of one."""
+    if any(selection.index is not None for selection in selections):
+        raise UsageError(
+            f"{argument!r} is a part of a tensor: {command} is about whole ones",
+            path=checkpoint.path,
+            hint="ckpt show FILE NAME[INDEX] prints the values of a part",
+        )
+
+
 def _part_named(entries: Sequence[Entry], name: str) -> Tensor | None:
     """The part of a tensor that is made of others by its own name, `emb.weight.values`."""
     for holder in reversed(entries):
@@ -89,9 +119,14 @@ def _parsed(text: str) -> Index:
     return parse_index(text)
 
 
+def is_glob(pattern: str) -> bool:
+    """True where an argument is matched against names, rather than being one or a prefix."""
+    return "*" in pattern or "?" in pattern
+
+
 def _matching(entries: Sequence[Entry], pattern: str) -> list[Entry]:
     """The entries below a prefix, or those that a glob matches."""
-    if "*" in pattern or "?" in pattern:
+    if is_glob(pattern):
         from fnmatch import translate  # to an expression that never backtracks, however long a hostile name is
 
         glob = re.compile(translate(pattern.replace("[", "[[]")))

@@ -84,7 +84,7 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
         from ckpt_cli.arrays.casting import Cast
 
         cast = Cast(tensor.dtype, dtype, tensor.name)
-        return Content(nbytes, make=_cast_pieces(lambda: _elements(checkpoint, tensor, _CAST), casting, cast))
+        return Content(nbytes, make=_cast_pieces(lambda: elements(checkpoint, tensor, _CAST), casting, cast))
     if not tensor.numel:
         return Content(0, extents=())
     if _is_as_stored(tensor):
@@ -93,7 +93,7 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
             return Content(nbytes, extents=extents)
 
     def make(write: Write) -> None:
-        for piece in _elements(checkpoint, tensor, _PIECE):
+        for piece in elements(checkpoint, tensor, _PIECE):
             write(piece)
 
     return Content(nbytes, make=make)
@@ -141,8 +141,11 @@ def _extents(checkpoint: Checkpoint, tensor: Tensor) -> Sequence[Extent] | None:
     return found if len(found) <= _EXTENTS else None
 
 
-def _elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[bytes | memoryview]:
-    """A tensor's elements in row-major order, little-endian, what is lazy about them done, in bounded pieces."""
+def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[bytes | memoryview]:
+    """Yield a tensor's elements in row-major order, little-endian, bit for bit but for what is lazy about them.
+
+    Each piece has at most about `most` bytes.
+    """
     storage = tensor.storage
     if storage is None:
         return
@@ -150,16 +153,13 @@ def _elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[byt
         begin, end = tensor.span
         yield from _ranges(checkpoint, storage, begin, end, most)
         return
-    from ckpt_cli.arrays.codec import Codec, stored_of
+    from ckpt_cli.arrays.codec import Codec, little_endian, stored_of
     from ckpt_cli.arrays.regions import Region
     from ckpt_cli.arrays.sharing import row_pieces
 
     codec, region = Codec(tensor), Region.of(tensor)
-    plain = Codec(replace(tensor, conj=False, neg=False, big_endian=False))
-    lazy = tensor.conj or tensor.neg or tensor.big_endian
     for part in row_pieces(region, max(most // tensor.dtype.itemsize, 1)):
-        stored = stored_of(checkpoint, tensor, codec, region.at(part))
-        yield (plain.encode(codec.decode(stored), cast=True) if lazy else stored).tobytes()
+        yield little_endian(tensor, stored_of(checkpoint, tensor, codec, region.at(part)).tobytes())
         _forget(checkpoint)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model import Checkpoint
-from ckpt_cli.ops.names import close_names, select_one, split_index
+from ckpt_cli.ops.names import close_names, select_to_edit, split_index
 from ckpt_cli.ops.rewrite import Planned
 
 
@@ -59,7 +59,7 @@ def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
     chosen: set[str] = set()
     known = {entry.name for entry in checkpoint.entries}
     for argument in arguments:
-        for selection in select_one(checkpoint, argument):
+        for selection in select_to_edit(checkpoint, argument):
             if selection.index is not None or selection.entry.name not in known:
                 raise UsageError(f"{argument!r} is a part of a tensor: entries are kept or removed whole")
             chosen.add(selection.entry.name)

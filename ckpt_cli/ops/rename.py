@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
+from ckpt_cli.formats import rewriting
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.names import close_names
-from ckpt_cli.ops.renamings import Renaming, by_expression, by_map, read_map, with_prefix, without_prefix
+from ckpt_cli.ops.rename_hints import containers_of, rename_inside, strip_inside
+from ckpt_cli.ops.renamings import Renaming, Rule, by_map, in_turn, read_map
 from ckpt_cli.ops.rewrite import Planned
 
 
@@ -22,36 +25,35 @@ class Step:
     """It, as it was spelled; told where it changes no name."""
     wanted: Sequence[str] = ()
     """Names or prefixes each of which must be there."""
+    new: str | None = None
+    """What the one wanted name becomes."""
+    prefix: str | None = None
+    """The prefix that is taken off."""
 
 
-def renaming(
-    *,
-    old: str | None,
-    new: str | None,
-    names: str | None,
-    strip: str | None,
-    sub: tuple[str, str] | None,
-    add: str | None,
-) -> list[Step]:
-    """What the arguments of `rename` ask for, in the order in which it is done; raises UsageError for half of it."""
+def renaming(old: str | None, new: str | None, rules: Sequence[Rule]) -> list[Step]:
+    """What the arguments of `rename` ask for: OLD NEW first, then every option in the order given.
+
+    Raises UsageError for half of it.
+    """
     if (old is None) != (new is None):
         raise UsageError("a name is renamed to another: OLD NEW", hint="ckpt rename FILE --strip PREFIX takes one off")
     steps: list[Step] = []
     if old is not None and new is not None:
         old, new = old.removesuffix("."), new.removesuffix(".")
-        steps.append(Step(by_map({old: new}), old, [old]))
-    if names is not None:
-        known = read_map(names)
-        steps.append(Step(by_map(known), f"--map {names}", list(known)))
-    if strip is not None:
-        steps.append(Step(without_prefix(strip), f"--strip {strip}"))
-    if sub is not None:
-        steps.append(Step(by_expression(*sub), f"--sub {sub[0]}"))
-    if add is not None:
-        steps.append(Step(with_prefix(add), f"--add {add}"))
+        steps.append(Step(by_map({old: new}), old, [old], new=new))
+    steps += map(_step, rules)
     if not steps:
         raise UsageError("say what to rename: OLD NEW, --strip, --add, --sub or --map")
     return steps
+
+
+def _step(rule: Rule) -> Step:
+    if isinstance(rule.value, tuple):
+        return Step(rule.renaming(), f"--sub {rule.value[0]}")
+    known = read_map(rule.value) if rule.kind == "map" else {}
+    prefix = rule.value.removesuffix(".") if rule.kind == "strip" else None
+    return Step(rule.renaming(known), f"--{rule.kind} {rule.value}", list(known), prefix=prefix)
 
 
 def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
@@ -62,37 +64,71 @@ def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
     """
     known = [entry.name for entry in checkpoint.entries]
     reached = known
-    for step in steps:
-        _require_there(step.wanted, reached, checkpoint.path)
+    for number, step in enumerate(steps):
+        asking = _Asking(checkpoint, known, steps, number)
+        asking.require_there(reached)
         after = [step.rename(name) for name in reached]
         if after == reached:
-            raise RefusedError(
-                f"no name would change by {step.asked!r}",
-                path=checkpoint.path,
-                hint=f"ckpt ls {checkpoint.path} lists the names",
-            )
+            raise asking.without_effect(reached)
         reached = after
     names = {old: new for old, new in zip(known, reached, strict=True) if new != old}
     _refuse_collisions(checkpoint, known, names)
-
-    def rename(name: str) -> str:
-        for step in steps:
-            name = step.rename(name)
-        return name
-
-    return Planned(Changes(names=names, rename=rename), "renamed", tuple(names))
+    return Planned(Changes(names=names, rename=in_turn([step.rename for step in steps])), "renamed", tuple(names))
 
 
-def _require_there(wanted: Sequence[str], names: Sequence[str], path: str) -> None:
-    """Raise NameNotFoundError for the first of some names or prefixes that nothing is called."""
-    if not wanted:
-        return
-    there = set(names)
-    for name in names:
-        there.update(name[:at] for at, char in enumerate(name) if char == ".")
-    for name in wanted:
-        if name not in there:
-            raise NameNotFoundError(name, close_names(name, names), path=path)
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """One step of a renaming, in what it is part of."""
+
+    checkpoint: Checkpoint
+    known: Sequence[str]
+    """The names before the first step."""
+    steps: Sequence[Step]
+    number: int
+
+    @property
+    def step(self) -> Step:
+        """The step itself."""
+        return self.steps[self.number]
+
+    def require_there(self, names: Sequence[str]) -> None:
+        """Raise NameNotFoundError for the first wanted name or prefix that no entry has."""
+        if not self.step.wanted:
+            return
+        prefixes = dict.fromkeys(name[:at] for name in names for at, char in enumerate(name) if char == ".")
+        there = {*names, *prefixes}
+        for name in self.step.wanted:
+            if name not in there:
+                raise self._not_found(name, names, prefixes)
+
+    def _not_found(self, name: str, names: Sequence[str], prefixes: Iterable[str]) -> NameNotFoundError:
+        holders = list(containers_of(name, names))
+        close = [f"{holder}.{name}" for holder in holders] or close_names(name, [*names, *prefixes])
+        error = NameNotFoundError(name, close, path=self.checkpoint.path)
+        if holders and self.step.new is not None:
+            command = rename_inside(self.checkpoint.path, name, self.step.new, holders[0], self._attempt)
+            error.hint = f"{error.hint} {command}" if command else error.hint
+        return error
+
+    def without_effect(self, names: Sequence[str]) -> RefusedError:
+        """What is wrong with a step that changes no name, and where the prefix is that it was to take off."""
+        path, prefix = self.checkpoint.path, self.step.prefix
+        problem, hint = f"no name would change by {self.step.asked!r}", f"ckpt ls {shlex.quote(path)} lists the names"
+        holders = containers_of(prefix, names, below=True) if prefix else {}
+        if prefix and holders:
+            where = ", ".join(f"behind {f'{holder}.'!r} ({count})" for holder, count in holders.items())
+            problem = f"{problem}: names have {f'{prefix}.'!r} {where}"
+            hint = strip_inside(path, prefix, list(holders), self._attempt, alone=len(self.steps) == 1)
+        return RefusedError(problem, path=path, hint=hint)
+
+    def _attempt(self, instead: Renaming) -> None:
+        """Carry out all steps with another one in the place of this, short of writing; the checkpoint is used up."""
+        renamings = [step.rename for step in self.steps]
+        renamings[self.number] = instead
+        rename = in_turn(renamings)
+        names = {name: new for name in self.known if (new := rename(name)) != name}
+        _refuse_collisions(self.checkpoint, self.known, names)
+        rewriting(self.checkpoint, Changes(names=names, rename=rename))
 
 
 def is_name(text: str) -> bool:

@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import UsageError
 
 Renaming = Callable[[str], str]
 """The new name of an entry, or the old one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One option of a command line that makes new names of old ones."""
+
+    kind: str
+    """`strip` or `add` a prefix, `sub` for a substitution, or `map`."""
+    value: str | tuple[str, str]
+    """What follows the option: of `sub` a regular expression and its replacement."""
+
+    def renaming(self, known: Mapping[str, str] | None = None) -> Renaming:
+        """What it does to a name; of a map that was read already, `known`."""
+        if isinstance(self.value, tuple):
+            return by_expression(*self.value)
+        if self.kind == "map":
+            return by_map(read_map(self.value) if known is None else known)
+        return (without_prefix if self.kind == "strip" else with_prefix)(self.value)
+
+
+def in_turn(renamings: Sequence[Renaming]) -> Renaming:
+    """Several renamings, each done to what the one before made."""
+
+    def rename(name: str) -> str:
+        for one in renamings:
+            name = one(name)
+        return name
+
+    return rename
 
 
 def without_prefix(prefix: str) -> Renaming:

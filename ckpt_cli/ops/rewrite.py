@@ -83,7 +83,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
             refuse_cached(own)
         planned = replace(plan(opened), sources=opened.container.files)
         if options.output is None and not opened.is_set:
-            _refuse_part_of_set(opened, planned.changes)
+            refuse_part_of_set(opened, planned.changes)
         work = rewriting(opened, planned.changes)
         options = replace(options, progress=counting(options.told, lambda: work.nbytes))
         done = Edit(
@@ -109,9 +109,10 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         return done if options.dry_run else _replace(work, planned, done, own, options)
 
 
-def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
+def refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
     """Refuse to change one shard in a way that would leave its index behind."""
-    index = index_of(checkpoint.path) if changes.names or changes.dropped or changes.tensors else None
+    is_told = changes.names or changes.dropped or changes.tensors or changes.added
+    index = index_of(checkpoint.path) if is_told else None
     if index is not None:
         whole = os.path.join(os.path.dirname(checkpoint.path), index)
         raise RefusedError(

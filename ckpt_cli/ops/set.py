@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
+from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import UsageError, about
 from ckpt_cli.files import journal
 from ckpt_cli.files.caches import refuse_cached
@@ -16,23 +17,43 @@ from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.reading import require_unchanged
 from ckpt_cli.files.replace import keep_as
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
+from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.assign import assign
 from ckpt_cli.ops.assign_values import Split, split_assignments
 from ckpt_cli.ops.edit import Edit, apply_in_place, edit_values
 from ckpt_cli.ops.outputs import check_output, own_file, refuse_own, writing
-from ckpt_cli.ops.rewrite import Options
+from ckpt_cli.ops.rewrite import Options, Planned, refuse_part_of_set, rewrite
 
 
 def set_entries(
-    path: str, assignments: Sequence[str], options: Options, *, cast: bool = False, new: bool = False
+    path: str,
+    assignments: Sequence[str],
+    options: Options,
+    *,
+    cast: bool = False,
+    new: bool = False,
+    dtype: DType | None = None,
 ) -> Edit:
     """Carry out assignments to tensors and other values, all or nothing.
+
+    With `new`, names that are not there are added, as tensors of `dtype` where that is given.
 
     Elements of tensors are patched in place. So is the pickle of a torch zip file, which may become longer; that of an
     older stream where its length stays, and otherwise the file is written anew.
     """
+
+    def split_of(checkpoint: Checkpoint) -> Split:
+        return split_assignments(checkpoint, assignments, new=new, cast=cast, dtype=dtype)
+
     with about(path), closing(open_checkpoint(path)) as opened:
-        split = split_assignments(opened, assignments, new=new, cast=cast)
+        split, is_set = split_of(opened), opened.is_set
+        if is_set and split.tensors and split.changes.added:
+            raise UsageError(
+                "elements of tensors and new entries of a set of shards are set one after the other",
+                hint="run ckpt set twice",
+            )
+    if split.changes.new_tensors and not split.tensors:
+        return rewrite(path, lambda checkpoint: _planned(split_of(checkpoint)), options)
     if not split.names:
         return edit_values(
             path,
@@ -54,7 +75,9 @@ def set_entries(
             refuse_cached(own)
         else:
             refuse_own(opened, options.output, "leave -o out to edit it in place")
-        split = split_assignments(opened, assignments, new=new, cast=cast)
+        split = split_of(opened)
+        if options.output is None and not opened.is_set:
+            refuse_part_of_set(opened, split.changes)
         with closing(Overlay(opened.container.files)) as overlay:
             changes = assign(opened, overlay, split.tensors, cast=cast)
             opened.container.seal(overlay)
@@ -75,6 +98,11 @@ def set_entries(
         if options.dry_run:
             return done
         return _replace(work, split, done, own, options, opened.container.files, cast=cast)
+
+
+def _planned(split: Split) -> Planned:
+    """Entries that are set or added without any element of a tensor; new values are made before they may stand."""
+    return Planned(split.changes, "set", split.names, check=lambda: None)
 
 
 def _replace(

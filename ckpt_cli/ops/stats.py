@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.regions import Region
-from ckpt_cli.errors import CkptError, UnsupportedError, about
+from ckpt_cli.errors import CkptError, UnsupportedError, UsageError, about
 from ckpt_cli.model import Checkpoint, Tensor
 from ckpt_cli.ops.chunks import Chunk, Source
 from ckpt_cli.ops.jobs import Told, grouped, run
 from ckpt_cli.ops.names import part_of, select
+from ckpt_cli.ops.values import spell_index
 from ckpt_cli.ops.work import Work
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Row:
     """One tensor's line."""
 
     name: str
+    """Its name, with the index that was asked for."""
     dtype: str
     shape: tuple[int, ...] | None
     numel: int
@@ -183,14 +185,18 @@ def _plans(
     work = Work(checkpoint)
     known: dict[object, _Subject | str] = {}
     for selection in select(checkpoint, arguments):
-        if isinstance(selection.entry, Tensor):
+        if not isinstance(selection.entry, Tensor):
+            if selection.index is not None:
+                raise UsageError(f"{selection.entry.name!r} is not a tensor, so it takes no index")
+        else:
+            index = selection.index or ()
             for tensor in _with_values(selection.entry, set()):
-                index = selection.index or ()
                 region = part_of(tensor, index) if tensor.shape is not None else None
                 key = (tensor.view or id(tensor), region)
                 if key not in known:
                     known[key] = _subject(checkpoint, work, tensor, region, index)
-                yield tensor, known[key], tensor.shape if region is None else region.shape
+                label = tensor.name if selection.index is None else f"{tensor.name}[{spell_index(index)}]"
+                yield replace(tensor, name=label), known[key], tensor.shape if region is None else region.shape
 
 
 def _subject(checkpoint: Checkpoint, work: Work, tensor: Tensor, region: Region | None, index: Index) -> _Subject | str:

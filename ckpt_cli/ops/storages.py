@@ -9,7 +9,7 @@ from ckpt_cli.changes import Changes, Content, Write
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.torch_zip_head import has_room
 from ckpt_cli.model import Checkpoint, Storage, Tensor, contiguous_stride
-from ckpt_cli.ops.names import select_one
+from ckpt_cli.ops.names import select_to_edit
 from ckpt_cli.ops.rewrite import Planned
 from ckpt_cli.ops.shared import all_strided, are_tied, by_storage
 
@@ -90,7 +90,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     groups = (views for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1)
     shared = {view.name for views in groups for view in views if not is_array(view)}
     for name in names:
-        for selection in select_one(checkpoint, name):
+        for selection in select_to_edit(checkpoint, name):
             tensor = selection.entry
             if selection.index is not None:
                 raise UsageError(f"{name!r} is a part of a tensor: a storage is one for all of it")
@@ -110,7 +110,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
 
 
 def _one_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
-    found = [selection for selection in select_one(checkpoint, name) if isinstance(selection.entry, Tensor)]
+    found = [selection for selection in select_to_edit(checkpoint, name) if isinstance(selection.entry, Tensor)]
     if len(found) != 1 or found[0].index is not None:
         raise UsageError(f"{name!r} names {len(found)} tensors: a tie is between whole single ones")
     tensor = found[0].entry

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.model import Checkpoint, Tensor
-from ckpt_cli.ops.names import select
+from ckpt_cli.ops.names import refuse_index, select_one
 from ckpt_cli.ops.shared import all_strided, by_storage, spans_used
 
 
@@ -36,4 +36,11 @@ def list_waste(checkpoint: Checkpoint, names: Sequence[str] = ()) -> list[Waste]
 
 def _selected(checkpoint: Checkpoint, names: Sequence[str]) -> list[Tensor]:
     """The tensors that `names` select."""
-    return [selection.entry for selection in select(checkpoint, names) if isinstance(selection.entry, Tensor)]
+    if not names:
+        return checkpoint.tensors
+    found: list[Tensor] = []
+    for name in names:
+        selections = select_one(checkpoint, name)
+        refuse_index(checkpoint, name, selections, "ls")
+        found.extend(selection.entry for selection in selections if isinstance(selection.entry, Tensor))
+    return found

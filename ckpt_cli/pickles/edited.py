@@ -34,7 +34,10 @@ class EditedPickle:
         tensors = [entry for entry in entries if isinstance(entry, Tensor)]
         self._old = _storages_of(tensors)
         self._wanted = entries_after([entry for entry in entries if entry.name not in changes.values], changes)
-        self._added = [*changes.added, *(changes.names.get(name, name) for name in changes.values)]
+        new = changes.new_tensors
+        self._wanted += new.values()
+        self._added = [name for name in changes.added if name not in new]
+        self._added += [changes.names.get(name, name) for name in changes.values]
         self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
         self._rebuilder = Rebuilder(graph, finder, Budget(graph.nbytes))
         self._finder = finder
@@ -43,7 +46,7 @@ class EditedPickle:
         editing = Editing(graph, finder, place)
         retargeting = Retargeting(editing, self._rebuilder, tensors)
         retargeting.carry_out(changes)
-        editing.carry_out(changes)
+        editing.carry_out(changes, {name: retargeting.made(tensor) for name, tensor in new.items()})
         self._wanted = [entry for entry in self._wanted if entry.name not in editing.filled]
         self.root = editing.root
         """The new pickle's root."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.embedded import Place as Within
+from ckpt_cli.pickles.entries import key_text
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
 from ckpt_cli.pickles.outcome import Outcome, leaving
 from ckpt_cli.pickles.places import Place, places_of
@@ -50,8 +54,11 @@ class Editing:
             raise RefusedError(f"several entries are called {name!r}, and it cannot be told which one is meant")
         return place
 
-    def carry_out(self, changes: Changes) -> None:
-        """Do everything but what concerns tensors; nothing is done where all of it cannot be done as asked."""
+    def carry_out(self, changes: Changes, tensors: Mapping[str, Call] | None = None) -> None:
+        """Do everything but what concerns tensors that are there; `tensors` are the nodes of new ones.
+
+        Nothing is done where all of it cannot be done as asked.
+        """
         root = self._containers.get(changes.root) if changes.root else None
         renamed = {} if root is not None else self._new_keys(changes)
         gone = [] if root is not None else self._taken_out(changes)
@@ -61,7 +68,8 @@ class Editing:
             place = self.entry(name)
             place.replace(node_of(value, like=place.node))
         for name, value in changes.added.items():
-            self._add(name, value)
+            tensor = tensors.get(name) if tensors is not None else None
+            self._add(name, node_of(value) if tensor is None else tensor, is_tensor=tensor is not None)
         if root is not None:  # all else goes with what it hangs in
             self._new_root = root
             return
@@ -79,14 +87,14 @@ class Editing:
         for old, new in changes.names.items():
             if old in changes.dropped:
                 continue
-            place, key = _level_of(self.entry(old), old, new)
-            if not place.is_keyed:
-                raise UnsupportedError(
-                    f"{place.name!r} is called by its place in a list, so it cannot get another name"
-                )
-            known = wanted.setdefault(place.slot, (place, key))
-            if known[1] != key:
-                raise RefusedError(f"{old!r} cannot become {new!r} while what it is kept in becomes {known[1]!r}")
+            for place, key in _levels_of(self.entry(old), old, new, changes.rename):
+                if not place.is_keyed:
+                    raise UnsupportedError(
+                        f"{place.name!r} is called by its place in a list, so it cannot get another name"
+                    )
+                known = wanted.setdefault(place.slot, (place, key))
+                if known[1] != key:
+                    raise RefusedError(f"{old!r} cannot become {new!r} while what it is kept in becomes {known[1]!r}")
         return wanted
 
     def _taken_out(self, changes: Changes) -> list[Place]:
@@ -109,8 +117,8 @@ class Editing:
                     if isinstance(listed, list):
                         listed[:] = [item for item in listed if item != []]
 
-    def _add(self, name: str, value: object) -> None:
-        """Put a value under a new name into the innermost container that the name lies in."""
+    def _add(self, name: str, node: object, *, is_tensor: bool) -> None:
+        """Put a node under a new name into the innermost container that the name lies in."""
         prefix, _, key = name.rpartition(".")
         while prefix and self._holder(prefix) is self._top:
             prefix, _, outer = prefix.rpartition(".")
@@ -118,12 +126,13 @@ class Editing:
         holder = self._holder(prefix)
         if prefix in self._entries and holder is self._entries[prefix]:
             self.filled.add(prefix)
-        pairs = _pairs_of(holder.node)
+        pairs = _pairs_of(holder.node, is_tensor=is_tensor)
         if pairs is None:
             raise UnsupportedError(
                 f"{prefix!r} is no mapping that a new name could be put into" if prefix else "the pickle is no mapping"
             )
-        pairs.extend((key, node_of(value)))
+        _refuse_attribute(holder.node, key, prefix)
+        pairs.extend((_new_key(pairs[::2], key, prefix), node))
 
     def _holder(self, prefix: str) -> Place:
         """The place of the container called so, which may be an empty mapping; that of the root where there is none."""
@@ -148,14 +157,35 @@ class Editing:
                 tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
 
 
-def _level_of(place: Place, old: str, new: str) -> tuple[Place, str]:
-    """The place whose key must change so that `old` becomes `new`, and its new key."""
+def _levels_of(place: Place, old: str, new: str, rename: Callable[[str], str] | None) -> list[tuple[Place, str]]:
+    """The places whose keys must change so that `old` becomes `new`, each with its new key.
+
+    One where that is enough, the innermost; else each container on the way gets the name that the renaming gives it.
+    """
     for at in place.chain():
         prefix, rest = f"{at.prefix}." if at.prefix else "", old[len(at.name) :]
         key = new[len(prefix) : len(new) - len(rest)]
         if key and new == prefix + key + rest:
-            return at, key
-    raise leaving(old, new, place.prefix)
+            return [(at, key)]
+    found: list[tuple[Place, str]] = []
+    reached = ""
+    for at in reversed(list(place.chain())):
+        dotted = f"{reached}." if reached else ""
+        names = (new,) if at is place else _names_of(at, rename)
+        key = next((name[len(dotted) :] for name in names if f"{new}.".startswith(f"{name}.")), at.key)
+        reached = dotted + key
+        if not key or not f"{new}.".startswith(f"{reached}."):
+            raise leaving(old, new, place.prefix)
+        if key != at.key:
+            found.append((at, key))
+    return found
+
+
+def _names_of(container: Place, rename: Callable[[str], str] | None) -> tuple[str, ...]:
+    """What a renaming may call a container, as the beginning of other names or by itself."""
+    if rename is None:
+        return ()
+    return rename(f"{container.name}.").removesuffix("."), rename(container.name)
 
 
 def _key_like(old: object, key: str) -> object:
@@ -172,8 +202,8 @@ def _is_empty_mapping(node: object) -> bool:
     return isinstance(node, Dict) and not node.pairs
 
 
-def _pairs_of(holder: object) -> list[object] | None:
-    """The pairs to which a mapping's or an object's new key is added."""
+def _pairs_of(holder: object, *, is_tensor: bool = False) -> list[object] | None:
+    """The pairs to which a mapping's or an object's new key is added; a module's new tensor is one of its buffers."""
     if isinstance(holder, Dict):
         return holder.pairs
     if isinstance(holder, Call):
@@ -181,10 +211,40 @@ def _pairs_of(holder: object) -> list[object] | None:
             holder.pairs = []
         if isinstance(holder.pairs, list):
             return holder.pairs
-        for state in holder.states:
-            if isinstance(state, Dict):
-                return state.pairs
+        if isinstance(holder.func, Global) and holder.func.name == "OrderedDict":
+            return None  # of Python 2, which has its pairs among the arguments
+        state = next((state for state in holder.states if isinstance(state, Dict)), None)
+        if state is not None:
+            buffers = _value_of(state, "_buffers") if is_tensor else None
+            return state.pairs if buffers is None else _pairs_of(buffers)
     return None
+
+
+def _value_of(mapping: Dict, key: str) -> object:
+    """What stands under a key; None where it is not there."""
+    pairs = zip(mapping.pairs[::2], mapping.pairs[1::2], strict=True)
+    return next((value for known, value in pairs if text_of(known) == key), None)
+
+
+def _refuse_attribute(holder: object, key: str, prefix: str) -> None:
+    """Refuse a name that an object has for something else, and one with dots, which no attribute has."""
+    states = [state for state in holder.states if isinstance(state, Dict)] if isinstance(holder, Call) else []
+    if states and isinstance(holder, Call) and not isinstance(holder.pairs, list):
+        if "." in key:
+            raise RefusedError(f"{prefix or 'the whole'!r} is an object, which has no attribute called {key!r}")
+        if any(key_text(known) == key for state in states for known in state.pairs[::2]):
+            raise RefusedError(f"{prefix or 'the whole'!r} has an attribute {key!r} already")
+
+
+def _new_key(keys: Sequence[object], key: str, prefix: str) -> object:
+    """The key of something new beside others: a number where all of them are; refused where it is there already."""
+    if any(key_text(known) == key for known in keys):
+        raise RefusedError(f"{key!r} is in {prefix or 'the top'!r} already, though no entry is called so")
+    if keys and all(isinstance(known, int) and not isinstance(known, bool) for known in keys):
+        if not key.isdecimal():
+            raise RefusedError(f"the keys of {prefix or 'the top'!r} are numbers, and {key!r} is not one")
+        return int(key)
+    return key
 
 
 def node_of(value: object, like: object = None) -> object:

@@ -46,6 +46,14 @@ class Retargeting:
                 views[_view_of(before)] = after
             place.replace(self._rebuilt(place.node, views))
 
+    def made(self, tensor: Tensor) -> Call:
+        """The rebuild call of a tensor that is new, as torch.save writes it."""
+        if tensor.storage is None:
+            raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
+        view = (self._reference(tensor.storage, tensor.dtype), tensor.storage_offset, tensor.shape, tensor.stride)
+        function = self._global("torch._utils", "_rebuild_tensor_v2")
+        return Call("reduce", *self._by_version(function, (), view, tensor.dtype))
+
     def _rebuilt(self, node: object, views: dict[_View, Tensor]) -> object:
         """A node with the strided calls in it made anew; those that do not change are kept as they are."""
         if isinstance(node, tuple):

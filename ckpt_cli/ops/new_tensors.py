@@ -1,0 +1,172 @@
+"""Tensors that `set --new` adds: the array of a .npy file, or numbers of the command line in a given dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from ckpt_cli.changes import Content, Write
+from ckpt_cli.dtypes import BY_NAME, DType
+from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UsageError
+from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
+from ckpt_cli.ops.cast import dtype_named
+
+if TYPE_CHECKING:
+    from ckpt_cli.arrays.casting import Array
+
+Made = tuple[Tensor, Content]
+"""A new tensor, alone in its storage, and the bytes of that."""
+
+_PIECE = 8 << 20
+"""Bytes of a file that are read at a time."""
+
+_CATEGORIES = ("int", "bool", "complex")
+"""What a new tensor's dtype may be beside what `cast` takes."""
+
+_OTHER = {"long": "int64", "int": "int32", "short": "int16", "char": "int8", "byte": "uint8", "boolean": "bool",
+          "cdouble": "complex128", "cfloat": "complex64", "chalf": "complex32"}  # fmt: skip
+"""What people call dtypes that are not floating."""
+
+
+def dtype_of_new(name: str) -> DType:
+    """The dtype of a name, as torch spells it or shortly; raises UsageError for one that no number can be given in."""
+    word = name.lower().removeprefix("torch.")
+    dtype = BY_NAME.get(_OTHER.get(word, word))
+    if dtype is not None and dtype.category in _CATEGORIES:
+        return dtype
+    try:
+        return dtype_named(name)
+    except UsageError as error:
+        others = [known for known, its in BY_NAME.items() if its.category in _CATEGORIES]
+        hint = f"{error.hint}, {', '.join(others)}" if error.hint and error.hint.startswith("one of") else error.hint
+        raise UsageError(f"{name!r} is not a dtype that a new tensor can have", hint=hint) from None
+
+
+def new_tensor(name: str, value: str, dtype: DType | None, *, cast: bool) -> Made:
+    """The tensor that the right side of an assignment spells, without its values being read where it is `@FILE.npy`.
+
+    A file keeps its dtype unless another one is given. Raises UsageError, OSError, or ValueRefusedError for values
+    that the dtype cannot hold.
+    """
+    if value.startswith("@"):
+        return _from_file(name, value[1:], dtype, cast=cast)
+    if dtype is None:
+        raise UsageError(f"{name!r} would be a tensor of numbers without a dtype", hint="--dtype says which")
+    from ckpt_cli.ops.literals import parse_value
+
+    values = parse_value(value)
+    data = _encoder(name, dtype, cast=cast)(values)
+    return _alone(name, dtype, values.shape, lambda write: write(data))
+
+
+def require_room(checkpoint: Checkpoint, name: str, added: Mapping[str, object]) -> None:
+    """Raise RefusedError where a new name is there, or is the beginning of another one or the other way round.
+
+    What begins it may be an empty container, which then is filled.
+    """
+    if name in added:
+        raise RefusedError(f"{name!r} is given twice")
+    for other in added:
+        if name.startswith(f"{other}.") or other.startswith(f"{name}."):
+            raise RefusedError(f"{name!r} and {other!r} cannot both be entries")
+    for entry in checkpoint.entries:
+        if entry.name.startswith(f"{name}."):
+            raise RefusedError(f"{name!r} is what {entry.name!r} lies in", path=checkpoint.path)
+        if name.startswith(f"{entry.name}.") and not _is_empty(entry):
+            raise RefusedError(f"{entry.name!r} is an entry itself, so nothing can lie in it", path=checkpoint.path)
+
+
+def _is_empty(entry: Entry) -> bool:
+    """True for an empty mapping, which is an entry until something is put into it."""
+    return isinstance(entry, Value) and (
+        entry.value == {} or (isinstance(entry.value, Opaque) and entry.value.text == "OrderedDict()")
+    )
+
+
+def _alone(name: str, dtype: DType, shape: tuple[int, ...], make: Callable[[Write], object]) -> Made:
+    tensor = Tensor(name, dtype, shape, contiguous_stride(shape))
+    storage = Storage(f"new {name}", tensor.nbytes)
+    return Tensor(name, dtype, shape, tensor.stride, storage), Content(storage.nbytes, make=make)
+
+
+def _encoder(name: str, dtype: DType, *, cast: bool) -> Callable[[Array], bytes]:
+    """What makes stored bytes of values, in row-major order."""
+    from ckpt_cli.arrays.codec import Codec
+
+    codec = Codec(Tensor(name, dtype, (), (), Storage("", dtype.itemsize)))
+    return lambda values: codec.encode(values, cast=cast).tobytes()
+
+
+# --- arrays in files -------------------------------------------------------------------------------------------------
+
+
+def _from_file(name: str, path: str, dtype: DType | None, *, cast: bool) -> Made:
+    """The array of a file, which is opened again when its bytes are written."""
+    with closing(_open(path)) as file:
+        found = _array_in(file)
+    wanted = dtype or found.dtype
+    shape = found.shape or ()
+
+    def make(write: Write) -> None:
+        with closing(_open(path)) as file:
+            array = _array_in(file)
+            if (array.dtype, array.shape, array.stride, array.big_endian) != (
+                found.dtype, found.shape, found.stride, found.big_endian
+            ):  # fmt: skip
+                raise CkptError("became another array while it was read", path=path)
+            for piece in _pieces(file, array, name, wanted, cast=cast):
+                write(piece)
+
+    return _alone(name, wanted, shape, make)
+
+
+def _open(path: str) -> Checkpoint:
+    from ckpt_cli.files.local import LocalFile
+    from ckpt_cli.formats import npy
+
+    file = LocalFile(path)
+    try:
+        return npy.read(file)
+    except MalformedError:
+        file.close()
+        raise UsageError(
+            "not a numpy array of numbers", path=path, hint="write one with numpy.save (an .npz holds several)"
+        ) from None
+    except BaseException:
+        file.close()
+        raise
+
+
+def _array_in(file: Checkpoint) -> Tensor:
+    """The one array of a file; raises UsageError where it is not one of numbers, or not the only one."""
+    first = file.entries[0]
+    if isinstance(first, Value):
+        told = first.value.text if isinstance(first.value, Opaque) else str(first.value)
+        raise UsageError(f"its values are not numbers: {told}", path=file.path)
+    if first.storage is None or len(file.entries) > 1 or _end(file, first.storage) < file.container.files[0].size:
+        raise UsageError("holds more than one array, and it cannot be told which one is meant", path=file.path)
+    return first
+
+
+def _end(file: Checkpoint, storage: Storage) -> int:
+    """The byte after the last of an array."""
+    return file.container.extents(storage, 0, storage.nbytes)[0].offset + storage.nbytes
+
+
+def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: bool) -> Iterator[bytes | memoryview]:
+    """The elements in row-major order as they are to be stored, a bounded piece at a time."""
+    from ckpt_cli.ops.packing import elements
+
+    if dtype is array.dtype:
+        yield from elements(file, array, _PIECE)
+        return
+    from ckpt_cli.arrays.codec import Codec, stored_of
+    from ckpt_cli.arrays.regions import Region
+    from ckpt_cli.arrays.sharing import row_pieces
+
+    codec, region, encode = Codec(array), Region.of(array), _encoder(name, dtype, cast=cast)
+    for part in row_pieces(region, _PIECE // array.dtype.itemsize):
+        yield encode(codec.decode(stored_of(file, array, codec, region.at(part))))
+        for opened in file.container.files:
+            opened.forget()
