@@ -87,4 +87,6 @@ def opened(path: str) -> Iterator[Checkpoint]:
     with about(path), closing(open_checkpoint(path)) as checkpoint:
         for note in checkpoint.notes:
             sys.stderr.write(f"note: {escaped(path)}: {escaped(note)}\n")
+        for part in checkpoint.unread:
+            sys.stderr.write(f"warning: {escaped(path)}: {escaped(part)}\n")
         yield checkpoint
