@@ -177,6 +177,15 @@ NPZ_ARRAYS = int(50_000 * _SCALE)
 NPY_HEADER = int(10_000 * _SCALE)
 """Bytes of a numpy array's header: numpy's own limit."""
 
+NPY_ARRAYS = int(50_000 * _SCALE)
+"""Arrays that stand one after another in one file: each has a header to read."""
+
+NPY_HEADERS = int(16 * 2**20 * _SCALE)
+"""Bytes of the headers of all these: one takes 128 bytes, and the longest ones a millisecond."""
+
+NPY_PREFACE = int(2**20 * _SCALE)
+"""Bytes of the JSON that may stand before the first of them."""
+
 CHUNKS = int(1_000_000 * _SCALE)
 """Chunks that all tensors of a distributed checkpoint have together."""
 

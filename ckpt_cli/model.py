@@ -248,6 +248,8 @@ class Checkpoint:
     """Whether it consists of several files that belong together, so that a copy of it is a folder."""
     notes: Sequence[str] = ()
     """What is odd about it without being an error, a line each."""
+    unread: Sequence[str] = ()
+    """Bytes of its files that no entry and no document stands for, such as those after the last array: a line each."""
     document: object = None
     """What says which name is which range, as it was read: a pickle's `Graph`, or None where there is no pickle."""
 

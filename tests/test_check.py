@@ -16,6 +16,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from builders.pickles import call
@@ -400,6 +401,12 @@ def _(folder: Path, fault: bool) -> Path:
     if fault:
         shutil.copy(folder / "__0_0.distcp", folder / "__1_0.distcp")
     return folder
+
+
+@case("unread-bytes")
+def _(folder: Path, fault: bool) -> Path:
+    np.save(folder / "m.npy", np.ones(2))
+    return patched(folder / "m.npy", lambda data: data + b"junk" * fault)
 
 
 @case("truncated")

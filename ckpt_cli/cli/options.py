@@ -87,8 +87,9 @@ def opened(path: str) -> Iterator[Checkpoint]:
     What is odd about it is told on stderr. Raises ChangedError where values were read that another process changed.
     """
     with about(path), closing(open_checkpoint(path)) as checkpoint, unchanged(checkpoint.container.files):
-        for note in checkpoint.notes:
-            line = f"note: {escaped(path)}: {escaped(note)}\n"
+        said = [f"note: {escaped(path)}: {escaped(note)}\n" for note in checkpoint.notes]
+        said += [f"warning: {escaped(path)}: {escaped(part)}\n" for part in checkpoint.unread]
+        for line in said:
             if line not in again.said:
                 sys.stderr.write(line)
                 again.said.add(line)

@@ -1,20 +1,17 @@
-"""One numpy array in a file: a header, and the elements (numpy/lib/format.py, versions 1.0 to 3.0).
-
-The array has no name in the file: `ckpt` calls it `array`.
-"""
+"""One numpy array as numpy saves it: a header, and the elements (numpy/lib/format.py, versions 1.0 to 3.0)."""
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
+from math import prod
 
 from ckpt_cli import limits
-from ckpt_cli.dtypes import BY_NUMPY, DType
-from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, about
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.formats.plain import PlainFile
-from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
-from ckpt_cli.pickles.arguments import sizes
+from ckpt_cli.dtypes import BY_NAME, BY_NUMPY, DType
+from ckpt_cli.errors import LimitError, MalformedError
+from ckpt_cli.model import Entry, Opaque, Storage, Tensor, Value, contiguous_stride
+from ckpt_cli.pickles.arguments import COUNT_END, sizes
 
 NAME, ENTRY = "npy", "array"
 
@@ -23,11 +20,22 @@ MAGIC = b"\x93NUMPY"
 HEAD = 12
 """Bytes up to the end of the header's length, in any version."""
 
+PICKLED = -1
+"""In the place of an element's size: the elements are one pickle, as numpy writes an array with objects in it."""
+
+_BFLOAT16 = "<V2"
+"""How numpy spells bfloat16 of ml_dtypes: 2 bytes that have an order, while those of its own `|V2` have none."""
+
+_SIZED = re.compile(r"[<>|=]?(?:([biufcSaVU])(\d{1,12})|[Mm](8)(?:\[[^\]]*\])?)")
+"""A dtype that says how long it is; of text in characters of 4 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """What stands before the elements."""
 
+    version: int
+    """The major version of its layout: 1, 2 or 3."""
     nbytes: int
     """Bytes of the header, the magic included."""
     code: str
@@ -37,6 +45,13 @@ class Header:
     big_endian: bool
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    itemsize: int | None
+    """Bytes of one element; `PICKLED` where there are objects, None where the dtype does not say."""
+
+    @property
+    def nbytes_of_elements(self) -> int:
+        """Bytes of all elements, where each has a size."""
+        return prod(self.shape) * (self.itemsize or 0)
 
     def entry(self, name: str, storage: Storage) -> Entry:
         """The array over a storage; one of objects, text or dates is a value told by its shape and dtype."""
@@ -71,24 +86,39 @@ def parse_header(data: bytes, name: str) -> Header:
     stride = contiguous_stride(shape[::-1])[::-1] if fields["fortran_order"] is True else contiguous_stride(shape)
     plain = isinstance(descr, str) and descr[:1] in ("<", ">", "|", "=")
     dtype = BY_NUMPY.get(descr[1:]) if plain else None
+    if descr == _BFLOAT16:
+        dtype = BY_NAME["bfloat16"]
     code = {"|O": "object"}.get(descr, descr) if isinstance(descr, str) else repr(descr)[:200]
     big_endian = plain and descr[0] == ">" and dtype is not None and dtype.bits > 8
-    return Header(len(data), code, dtype, big_endian, shape, stride)
+    return Header(data[6], len(data), code, dtype, big_endian, shape, stride, _itemsize(descr))
 
 
-def read(file: LocalFile) -> Checkpoint:
-    """Open an array: its header is read, no element is."""
-    with about(file.path):
-        if file.size < HEAD:
-            raise TruncatedError(f"a numpy array's header is cut short: the file has {file.size} bytes")
-        header = parse_header(file.read(0, header_size(file.read(0, HEAD))), ENTRY)
-        dtype = header.dtype
-        nbytes = dtype.nbytes(Tensor(ENTRY, dtype, header.shape).numel) if dtype else 0
-        if header.nbytes + nbytes > file.size:
-            raise TruncatedError(
-                f"the array needs bytes {header.nbytes}–{header.nbytes + nbytes}, the file has {file.size}"
-            )
-    container = PlainFile(file)
-    storage = container.add(Storage(ENTRY, nbytes), header.nbytes)
-    version = f"numpy array, version {file.read(6, 1)[0]}.0"
-    return Checkpoint(file.path, NAME, [header.entry(ENTRY, storage)], container, version, top_level=[ENTRY])
+def _itemsize(descr: object) -> int | None:
+    """Bytes of one element of a dtype: a string, or a list of fields (numpy/lib/format.py `dtype_to_descr`)."""
+    if isinstance(descr, str):
+        if descr[-1:] == "O":
+            return PICKLED
+        match = _SIZED.fullmatch(descr)
+        if match is None:
+            return None
+        return int(match[3] or match[2]) * (4 if match[1] == "U" else 1)
+    if not isinstance(descr, list):
+        return None
+    sizes_of_fields = [_size_of_field(field) for field in descr]
+    if PICKLED in sizes_of_fields:
+        return PICKLED
+    return None if None in sizes_of_fields else sum(filter(None, sizes_of_fields))
+
+
+def _size_of_field(field: object) -> int | None:
+    """The same of a field: its name, its dtype, and its shape if it has one."""
+    if not isinstance(field, tuple) or not 2 <= len(field) <= 3:
+        return None
+    size = _itemsize(field[1])
+    shape = field[2] if len(field) == 3 else ()
+    shape = (shape,) if isinstance(shape, int) else shape
+    if size is None or size == PICKLED:
+        return size
+    if not isinstance(shape, tuple) or not all(type(item) is int and 0 <= item < COUNT_END for item in shape):
+        return None
+    return prod(shape) * size if len(shape) <= limits.DIMENSIONS else None

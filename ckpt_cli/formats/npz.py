@@ -10,9 +10,9 @@ from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.formats.npy import HEAD, header_size, parse_header
+from ckpt_cli.formats.npy import HEAD, PICKLED, header_size, parse_header
 from ckpt_cli.formats.zip_records import DEFLATED, Record, ZipRecords
-from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Tensor, Value
+from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Value
 
 if TYPE_CHECKING:
     from ckpt_cli.files.overlay import Overlay
@@ -38,6 +38,8 @@ class Npz:
         self.files: Sequence[LocalFile] = (file,)
         self.records = ZipRecords(file)
         self._places: dict[str, _Place] = {}
+        self._longer: dict[str, int] = {}
+        """Bytes that records have after their arrays."""
 
     def entry(self, record: Record) -> Entry:
         """The array in a record, or what stands there in the place of one."""
@@ -51,12 +53,21 @@ class Npz:
             raise MalformedError(f"record {record.name!r} has {record.nbytes} bytes, its array's header {size}")
         header = parse_header(self._head(record, size), name)
         entry = header.entry(name, Storage(record.name, record.nbytes - size))
-        if isinstance(entry, Tensor) and size + entry.nbytes > record.nbytes:
-            raise MalformedError(
-                f"array {name!r} needs {entry.nbytes} bytes, its record has {record.nbytes - size} after the header"
-            )
+        needed, rest = header.nbytes_of_elements, record.nbytes - size
+        if header.itemsize not in (None, PICKLED) and needed != rest:
+            if needed > rest:
+                raise MalformedError(f"array {name!r} needs {needed} bytes, its record has {rest} after the header")
+            self._longer[record.name] = rest - needed
         self._places[record.name] = _Place(record, size)
         return entry
+
+    def unread(self) -> list[str]:
+        """What the records have beyond their arrays, in words."""
+        if not self._longer:
+            return []
+        nbytes, first = sum(self._longer.values()), next(iter(self._longer))
+        some = f"record {first!r}" if len(self._longer) == 1 else f"{len(self._longer)} records such as {first!r}"
+        return [f"{nbytes} bytes after the array in {some}, where numpy reads one array"]
 
     def _head(self, record: Record, nbytes: int) -> bytes:
         if record.method == DEFLATED:
@@ -104,4 +115,5 @@ def read(file: LocalFile) -> Checkpoint:
         container=container,
         version="numpy arrays in a zip file",
         top_level=[entry.name for entry in entries],
+        unread=container.unread(),
     )

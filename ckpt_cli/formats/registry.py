@@ -107,7 +107,7 @@ FORMATS = (
     Format("npz", _is_npz, "ckpt_cli.formats.npz"),
     Format("legacy", _is_legacy, "ckpt_cli.formats.stream"),
     Format("pickle", _is_pickle, "ckpt_cli.formats.stream"),
-    Format("npy", lambda head: head[:6] == b"\x93NUMPY", "ckpt_cli.formats.npy"),
+    Format("npy", lambda head: head[:6] == b"\x93NUMPY", "ckpt_cli.formats.npy_stream"),
     Format("tar", lambda head: head[257:262] == b"ustar", "ckpt_cli.formats.tar"),
     Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.zip_file"),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors"),
@@ -206,9 +206,19 @@ def _read(file: LocalFile, opener: Opener) -> Checkpoint:
         raise
 
 
+def _beginning(file: LocalFile) -> bytes:
+    """Return the bytes that decide the format: where JSON stands before arrays, those of the first array."""
+    begin = 0
+    if file.read(0, min(_HEAD, file.size)).lstrip()[:1] == b"{":
+        from ckpt_cli.formats.npy_preface import preface_size
+
+        begin = preface_size(file)
+    return file.read(begin, min(_HEAD, file.size - begin))
+
+
 def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
     """The checkpoint that an open file is, or is the index of."""
-    head = file.read(0, min(_HEAD, file.size))
+    head = _beginning(file)
     for known in FORMATS:
         if known.is_set and known.sniff(head):
             checkpoint: Checkpoint = importlib.import_module(known.module).read_set(file, opener)
@@ -218,7 +228,7 @@ def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
 
 def read_one(file: LocalFile) -> Checkpoint:
     """The checkpoint that one open file is, be it a part of a set; raises UnknownFormatError for an index."""
-    head = file.read(0, min(_HEAD, file.size))
+    head = _beginning(file)
     for known in FORMATS:
         if not known.is_set and known.sniff(head):
             checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
@@ -230,7 +240,7 @@ def read_one(file: LocalFile) -> Checkpoint:
 
 def is_index(file: LocalFile) -> bool:
     """Whether an open file looks like the index of a set of shards."""
-    return _is_json_object(file.read(0, min(_HEAD, file.size)))
+    return _is_json_object(_beginning(file))
 
 
 def folder_kind(names: Sequence[str]) -> Folder | None:

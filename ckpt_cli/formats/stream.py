@@ -94,17 +94,18 @@ def read(file: LocalFile) -> Checkpoint:
         objects=list(dict.fromkeys(name for graph in parts for name in objects_of(graph))),
         top_level=[*top_level_of(first), *(f"[{number}]" for number in range(1, len(parts)))],
         document=first,
-        notes=_notes(len(parts), file.size - end),
+        notes=_notes(len(parts)),
+        unread=_unread(file.size - end, end),
     )
 
 
-def _notes(parts: int, rest: int) -> list[str]:
-    notes = []
-    if parts > 1:
-        notes.append(f"{parts} saves stand one after another: the names of the second begin with [1]., and so on")
-    if rest:
-        notes.append(f"{rest} bytes follow that are no pickle")
-    return notes
+def _notes(parts: int) -> list[str]:
+    many = f"{parts} saves stand one after another: the names of the second begin with [1]., and so on"
+    return [many] if parts > 1 else []
+
+
+def _unread(rest: int, end: int) -> list[str]:
+    return [f"{rest} bytes after the last pickle that are not a pickle (byte {end})"] if rest else []
 
 
 def _prefixed(entry: Entry, number: int) -> Entry:

@@ -182,7 +182,7 @@ def _document(checkpoint: Checkpoint, output: str, wishes: Wishes) -> Plan:
         contents = {**_contents(checkpoint, kept), **changes.contents}
         job = Document(checkpoint, changes, contents, stem_of(output))
     tensors = sum(isinstance(entry, Tensor) for entry in kept)
-    return Plan(job, tensors, losses, lambda: ((), job.nbytes), changes.contents)
+    return Plan(job, tensors, losses, lambda: ((), job.nbytes), changes.contents, not_kept=tuple(checkpoint.unread))
 
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:

@@ -215,3 +215,4 @@ def _not_kept(checkpoint: Checkpoint, tensors: Sequence[Tensor], target: Target)
     graph = checkpoint.document
     if isinstance(graph, Graph) and has_notes(graph.root):
         yield "the _metadata of a state_dict (versions of its modules)"
+    yield from checkpoint.unread

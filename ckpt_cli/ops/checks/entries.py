@@ -70,6 +70,11 @@ def _notes(checkpoint: Checkpoint) -> Iterator[Spot]:
         yield Spot(_where(checkpoint), note)
 
 
+def _unread(checkpoint: Checkpoint) -> Iterator[Spot]:
+    for part in checkpoint.unread:
+        yield Spot(_where(checkpoint), part)
+
+
 def _where(checkpoint: Checkpoint) -> str:
     return os.path.basename(os.path.normpath(checkpoint.path))
 
@@ -89,6 +94,13 @@ CHECKS: tuple[Check[Checkpoint], ...] = (
         "a folder has a `.distcp` that its `.metadata` does not name",
         _stray_items,
         "remove it if it is left from an earlier save",
+    ),
+    Check(
+        "unread-bytes",
+        "warning",
+        "a file has bytes that belong to none of its arrays and pickles",
+        _unread,
+        "find out what wrote them: ckpt reads past them",
     ),
     MISALIGNED,
     Check("waste", "note", "storages are 1 MiB or more larger than their tensors", _waste, "ckpt ls --waste FILE"),

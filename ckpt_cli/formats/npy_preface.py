@@ -1,0 +1,17 @@
+"""The JSON that stands before the arrays of a file, by which a `.npy` stream could be mistaken for an index."""
+
+from __future__ import annotations
+
+from ckpt_cli import limits
+from ckpt_cli.files.local import LocalFile
+
+_ARRAY = b"\n\x93NUMPY"
+"""The end of the JSON's line and the magic of an array, which no text in UTF-8 has in it."""
+
+
+def preface_size(file: LocalFile) -> int:
+    """Return the bytes of JSON before the first array; 0 for a file that does not begin so."""
+    head = file.read(0, min(8, file.size))
+    if head.lstrip()[:1] != b"{" or not any(head[4:]):  # zeros: the length of a safetensors header of 123 bytes
+        return 0
+    return file.read(0, min(limits.NPY_PREFACE, file.size)).find(_ARRAY) + 1
