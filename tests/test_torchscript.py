@@ -143,12 +143,15 @@ def test_a_frozen_module_has_constants_only(tmp_path: Path) -> None:
     assert sorted(names) == [f"CONSTANTS.c{number}" for number in range(4)]
 
 
-def test_a_quantized_module_lists_its_packed_weights_as_an_object(tmp_path: Path) -> None:
+def test_a_quantized_module_lists_its_packed_weights(tmp_path: Path) -> None:
     module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear})
-    found = values(open_checkpoint(str(saved(tmp_path, torch.jit.script(module)))))
-    packed = found["0._packed_params._packed_params"]
-    assert isinstance(packed, Opaque)
-    assert packed.text.startswith("__torch__.torch.classes.quantized.LinearPackedParamsBase(")
+    weight, bias = open_checkpoint(str(saved(tmp_path, torch.jit.script(module)))).tensors
+    assert (weight.name, weight.dtype.name, weight.layout) == (
+        "0._packed_params._packed_params.0",
+        "qint8",
+        "quantized",
+    )
+    assert (bias.name, bias.dtype.name, bias.shape) == ("0._packed_params._packed_params.1", "float32", (4,))
 
 
 def test_a_model_for_mobile_is_said_to_be_one(tmp_path: Path) -> None:

@@ -208,12 +208,13 @@ def _read(file: LocalFile, opener: Opener) -> Checkpoint:
 
 def _beginning(file: LocalFile) -> bytes:
     """Return the bytes that decide the format: where JSON stands before arrays, those of the first array."""
-    begin = 0
-    if file.read(0, min(_HEAD, file.size)).lstrip()[:1] == b"{":
-        from ckpt_cli.formats.npy_preface import preface_size
+    head = file.read(0, min(_HEAD, file.size))
+    if head.lstrip()[:1] != b"{":
+        return head
+    from ckpt_cli.formats.npy_preface import preface_size
 
-        begin = preface_size(file)
-    return file.read(begin, min(_HEAD, file.size - begin))
+    begin = preface_size(file)
+    return file.read(begin, min(_HEAD, file.size - begin)) if begin else head
 
 
 def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:

@@ -8,14 +8,16 @@ read by which a class declares its parameters and buffers.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from ckpt_cli import limits
 from ckpt_cli.formats.zip_records import Record, ZipRecords
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages
-from ckpt_cli.model import Checkpoint, Entry
+from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.pickles.entries import entries_of, objects_of, top_level_of
-from ckpt_cli.pickles.graph import Call, Global, Graph
+from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
+from ckpt_cli.pickles.rebuild import StorageFinder
 
 NAME = "torchscript"
 
@@ -96,17 +98,19 @@ def _is_wrapper(func: object) -> bool:
 def read_records(records: ZipRecords, prefix: str) -> Checkpoint:
     """Open a TorchScript archive: names are dotted attribute paths, as its state_dict has them.
 
-    Tensors that its code has in it come last, under the name that the code calls them by: `CONSTANTS.c0`.
+    Tensors that its code has in it come last, under the name that the code calls them by: `CONSTANTS.c0`; then those
+    that the bytecode for mobile has in it.
     """
     storages = ZipStorages(records)
     saved = SavedPickle(storages, records, prefix)
     graph = saved.graph()
     entries = entries_of(graph, saved, _Scripted(records, prefix, graph))
+    constants = _Constants(SavedPickle(storages, records, prefix, pickle="constants", label="constants/"))
     version = saved.version
     return Checkpoint(
         path=storages.path,
         format=NAME,
-        entries=[*entries, *_constants(storages, records, prefix)],
+        entries=[*entries, *constants.entries(), *_in_bytecode(storages, records, prefix, constants)],
         container=storages,
         version=f"TorchScript archive, version {version or 'not given'}{_built(records, prefix)}",
         metadata=_extra_files(records, prefix),
@@ -126,16 +130,52 @@ def _attributes(graph: Graph) -> list[str]:
     return [key for state in states for key in getattr(state, "pairs", [])[::2] if isinstance(key, str)]
 
 
-def _constants(storages: ZipStorages, records: ZipRecords, prefix: str) -> list[Entry]:
-    """What the code has in it: the tuple in `constants.pkl`, whose items it calls `CONSTANTS.c0` and so on."""
-    from dataclasses import replace
+class _Constants:
+    """What the code has in it, with the records of its tensors, which the bytecode for mobile refers to as well."""
 
-    saved = SavedPickle(storages, records, prefix, pickle="constants", label="constants/")
-    graph = saved.graph()
-    if isinstance(graph.root, list | tuple) and not graph.root:
-        return []
-    entries = entries_of(graph, saved, _Scripted(records, prefix, graph))
-    return [replace(entry, name=f"CONSTANTS.c{entry.name}") for entry in entries]
+    def __init__(self, saved: SavedPickle) -> None:
+        self._saved = saved
+        self.big_endian = saved.big_endian
+        self._found: dict[str, Storage] = {}
+
+    def entries(self) -> list[Entry]:
+        """The items of the tuple in `constants.pkl`, which the code calls `CONSTANTS.c0` and so on."""
+        graph = self._saved.graph()
+        if isinstance(graph.root, list | tuple) and not graph.root:
+            return []
+        entries = entries_of(graph, self, _Scripted(self._saved.records, self._saved.prefix, graph))
+        return [replace(entry, name=f"CONSTANTS.c{entry.name}") for entry in entries]
+
+    def find(self, key: str, nbytes: int, location: str) -> Storage:
+        """The storage of a record: one for all that refer to it."""
+        found = self._found.get(key)
+        if found is None or found.nbytes != nbytes:
+            found = self._found[key] = self._saved.find(key, nbytes, location)
+        return found
+
+
+def _in_bytecode(storages: ZipStorages, records: ZipRecords, prefix: str, constants: _Constants) -> Iterator[Entry]:
+    """The tensors among the constants of each method in `bytecode.pkl`: `BYTECODE.`, the method, and a position.
+
+    Source: torch/csrc/jit/serialization/export_module.cpp (`exportMethodsToBytecode`); their records are those of
+    the code's constants, in old files they have a folder of their own.
+    """
+    if f"{prefix}bytecode.pkl" not in records.by_name:
+        return
+    own = SavedPickle(storages, records, prefix, pickle="bytecode", label="bytecode/")
+    graph = own.graph()
+    if not graph.persistent or not isinstance(graph.root, tuple):
+        return
+    pairs: list[object] = []
+    for method in graph.root[1:]:
+        if isinstance(method, tuple) and len(method) > 1 and isinstance(method[1], tuple):
+            items = [item for item in method[1] if isinstance(item, tuple) and len(item) == 2]
+            pairs += [part for key, found in items if key == "constants" for part in (method[0], found)]
+    apart = any(name.startswith(f"{prefix}bytecode/") for name in records.by_name)
+    finder: StorageFinder = own if apart else constants
+    for entry in entries_of(replace(graph, root=Dict(pairs)), finder, _Scripted(records, prefix, graph)):
+        if isinstance(entry, Tensor):
+            yield replace(entry, name=f"BYTECODE.{entry.name}")
 
 
 def _extra_files(records: ZipRecords, prefix: str) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError
@@ -12,6 +13,7 @@ from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.entries import Opener
 from ckpt_cli.pickles.graph import Call, Graph, Set
 from ckpt_cli.pickles.modules import Module, module_of
+from ckpt_cli.pickles.packed import is_packed
 
 _ARCHIVES = ("torchscript", "pt2")
 """Formats that hold one module, whose entries tell parameters and buffers from what else it has."""
@@ -25,11 +27,12 @@ def state_names(checkpoint: Checkpoint, prefix: str = "") -> list[str] | None:
     graph = checkpoint.document
     if checkpoint.format in _ARCHIVES:
         inside = f"{prefix}." if prefix else ""
-        return [
+        listed = [
             tensor.name
             for tensor in checkpoint.tensors
             if tensor.kind in ("parameter", "buffer") and tensor.name.startswith(inside)
         ]
+        return listed or None  # of a frozen module the weights are constants of its code
     if not isinstance(graph, Graph):
         return None
     opener = Opener(Budget(graph.nbytes))
@@ -37,8 +40,33 @@ def state_names(checkpoint: Checkpoint, prefix: str = "") -> list[str] | None:
     if module is None or module.scripted:
         return None
     known = {entry.name for entry in checkpoint.entries if isinstance(entry, Tensor)}
-    names = _names(module, f"{prefix}." if prefix else "", opener)
+    packed = _Packed(known)
+    names = _names(module, f"{prefix}." if prefix else "", opener, packed)
     return [name for name in dict.fromkeys(names) if name in known]
+
+
+class _Packed:
+    """The tensors of packed weights, which a state_dict has though no module has registered them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = names
+        self._sorted: list[str] | None = None
+
+    def among(self, inside: str, attributes: Mapping[str, object]) -> Iterator[str]:
+        """The names of the tensors of those attributes that are packed weights."""
+        for name, node in attributes.items():
+            if is_packed(node):
+                yield from self.below(inside + name)
+
+    def below(self, name: str) -> Iterator[str]:
+        """The names of the tensors that the object of a name holds, or of its only one."""
+        if self._sorted is None:
+            self._sorted = sorted(self._names)
+        yield name
+        for place in range(bisect_left(self._sorted, f"{name}."), len(self._sorted)):
+            if not self._sorted[place].startswith(f"{name}."):
+                return
+            yield self._sorted[place]
 
 
 def _node_at(root: object, prefix: str, opener: Opener) -> object:
@@ -53,28 +81,37 @@ def _node_at(root: object, prefix: str, opener: Opener) -> object:
     return node
 
 
-def _names(module: Module, prefix: str, opener: Opener) -> Iterator[str]:
+def _names(module: Module, prefix: str, opener: Opener, packed: _Packed) -> Iterator[str]:
     """The names of a module's own tensors, then those of its modules, depth first."""
-    stack = [(prefix, module, 0)]
+    stack: list[tuple[str, Module | None, int]] = [(prefix, module, 0)]
     modules: dict[int, Module | None] = {}
     while stack:
         inside, current, depth = stack.pop()
         if depth > limits.NESTING:
             raise LimitError(f"its modules nest deeper than {limits.NESTING}")
-        left_out = _texts(current.settings.get(_UNSAVED))
-        for name in current.registered:
-            opener.budget.name(inside + name)
-            if name not in left_out:
-                yield inside + name
+        if current is None:
+            yield from packed.below(inside[:-1])
+            continue
+        yield from _registered(current, inside, opener)
+        yield from packed.among(inside, current.settings)
         below = []
         for name, node in current.children.items():
             opener.budget.name(inside + name)
             if id(node) not in modules:
                 modules[id(node)] = module_of(node, opener)
             child = modules[id(node)]
-            if child is not None:
+            if child is not None or is_packed(node):
                 below.append((f"{inside}{name}.", child, depth + 1))
         stack.extend(reversed(below))
+
+
+def _registered(module: Module, inside: str, opener: Opener) -> Iterator[str]:
+    """The names of a module's parameters and buffers, without those that its state_dict leaves out."""
+    left_out = _texts(module.settings.get(_UNSAVED))
+    for name in module.registered:
+        opener.budget.name(inside + name)
+        if name not in left_out:
+            yield inside + name
 
 
 def _texts(node: object) -> set[str | None]:

@@ -15,6 +15,7 @@ from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.embedded import Place
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
 from ckpt_cli.pickles.numpy_calls import array_text, numpy_scalar
+from ckpt_cli.pickles.packed import is_packed, packed_parts
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 from ckpt_cli.pickles.text import describe
 
@@ -120,6 +121,10 @@ class Opener:
         """An object opens up to its mapping or sequence and its attributes; one that has none of these is a leaf."""
         if _is_ordered_dict(node):
             return self._pairs(node.pairs or self._listed_pairs(node.args), kind)
+        if node.states and (parts := packed_parts(node)) is not None:
+            self.budget.steps(len(parts))
+            packed = "buffer" if kind == "tensor" and is_packed(node) else kind
+            return ((key, part, packed) for key, part in parts)
         attributes = next(filter(None, map(self.state, node.states[:_STATES])), None)
         if attributes is not None and not node.pairs and not node.items:
             return self._attributes(attributes, kind) if attributes.pairs else None
@@ -161,7 +166,7 @@ class Opener:
                 if value is not None:
                     yield key, value, group_kind
         for name, value in named.items():
-            if name and (not name.startswith("_") or _is_tensor_call(value)):
+            if name and (not name.startswith("_") or _is_tensor_call(value) or is_packed(value)):
                 yield name, value, kind
 
     def _key(self, key: object) -> str:

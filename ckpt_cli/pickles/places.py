@@ -11,6 +11,7 @@ from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.embedded import Place as Within
 from ckpt_cli.pickles.entries import Opener, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Graph
+from ckpt_cli.pickles.packed import packed_parts
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 
 _Sequence = list[object] | tuple[object, ...]
@@ -52,6 +53,7 @@ class Place:
 
     def replace(self, node: object) -> None:
         """Put another node here; a tuple is made anew, and put into the place of the old one."""
+        self._refuse_packed()
         self.node = node
         if isinstance(self.sequence, list):
             self.sequence[self.index] = node
@@ -62,12 +64,24 @@ class Place:
 
     def remove(self) -> None:
         """Take the node out of its container; a tuple is made anew. Of one container the last ones go first."""
+        self._refuse_packed()
         if isinstance(self.sequence, list):
             del self.sequence[self.index - self.is_keyed : self.index + 1]
             return
         items = list(self._siblings())
         del items[self.index]
         self._holder().replace(tuple(items))
+
+    def _refuse_packed(self) -> None:
+        """Raise UnsupportedError for a part of what torch packs by itself: it takes a state as it was written only."""
+        at = self.parent
+        while at is not None:
+            if isinstance(at.node, Call) and packed_parts(at.node) is not None:
+                raise UnsupportedError(
+                    f"{self.name!r} is a part of the state of {at.name!r}, which torch packs as it was saved: "
+                    "its elements can be set, but it cannot be taken out, cast or replaced"
+                )
+            at = at.parent
 
     def _holder(self) -> Place:
         if self.parent is None:
@@ -168,6 +182,9 @@ def _slots(node: object) -> Iterator[tuple[_Sequence, int, bool]]:
         yield from ((node, index, False) for index in range(len(node)))
     elif isinstance(node, Dict):
         yield from _values(node.pairs)
+    elif isinstance(node, Call) and (parts := packed_parts(node)) is not None:
+        packed = tuple(part for _, part in parts)
+        yield from ((packed, index, False) for index in range(len(packed)))
     elif isinstance(node, Call):
         for sequence, is_keyed in ((node.pairs, True), (node.items, False)):
             if isinstance(sequence, list):
