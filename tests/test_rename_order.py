@@ -39,22 +39,28 @@ def test_every_option_is_carried_out_in_the_order_given(tmp_path: Path, ckpt: Ck
     assert names_in(path) == {"new.x": 0, "new.w": 1}
 
 
+PREFIXES = st.sampled_from("abc")
+EXPRESSIONS = st.sampled_from(["a", "^b", r"\.c", "[ab]", "(a)(.)"])
+REPLACEMENTS = st.sampled_from(["b", "c", "a.a", r"x\g<0>"])
+MAPS = st.dictionaries(
+    st.sampled_from(["a", "b", "a.b", "c.a", "b.c"]), st.sampled_from(["a", "b", "c.c"]), min_size=1, max_size=3
+)
 RULES = st.lists(
     st.one_of(
-        st.tuples(st.just("--strip"), st.sampled_from("abc")).map(list),
-        st.tuples(st.just("--add"), st.sampled_from("abc")).map(list),
-        st.tuples(st.just("--sub"), st.sampled_from(["a", "^b", r"\.c", "[ab]", "(a)(.)"]), st.sampled_from(["b", "c", "a.a", r"x\g<0>"])).map(list),
-        st.dictionaries(st.sampled_from(["a", "b", "a.b", "c.a", "b.c"]), st.sampled_from(["a", "b", "c.c"]), min_size=1, max_size=3).map(lambda names: ["--map", names]),
+        st.tuples(st.sampled_from(["--strip", "--add"]), PREFIXES),
+        st.tuples(st.just("--sub"), EXPRESSIONS, REPLACEMENTS),
+        st.tuples(st.just("--map"), MAPS),
     ),
-    min_size=2, max_size=4,
-)  # fmt: skip
+    min_size=2,
+    max_size=4,
+)
 
 
 @pytest.mark.parametrize("is_nested", [False, True], ids=["flat", "nested"])
 @given(rules=RULES)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rules_of_one_call_do_what_as_many_calls_do(
-    tmp_path: Path, ckpt: Ckpt, is_nested: bool, rules: list[list[Any]]
+    tmp_path: Path, ckpt: Ckpt, is_nested: bool, rules: list[tuple[Any, ...]]
 ) -> None:
     names = ("a.b.w", "a.c.w", "b.a.w", "c.b")
     one = saved(tmp_path / "one.pt", *names)
