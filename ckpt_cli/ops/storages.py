@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from ckpt_cli.arrays.regions import Region
 from ckpt_cli.changes import Changes, Content, Write
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.torch_zip_head import has_room
@@ -12,6 +13,7 @@ from ckpt_cli.model import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.names import select_one
 from ckpt_cli.ops.rewrite import Planned
 from ckpt_cli.ops.shared import all_strided, are_tied, by_storage
+from ckpt_cli.ops.work import Work
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""
@@ -48,13 +50,12 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
 
     Raises RefusedError where values differ, unless forced, and where dtypes or shapes do.
     """
-    from ckpt_cli.arrays.sharing import content_digest
-
     first, *others = [_one_tensor(checkpoint, name) for name in names]
     if not others:
         raise UsageError("a tie takes two names at least")
     tensors = {}
     digest = None
+    work = Work(checkpoint)
     for other in others:
         if are_tied(first, other):
             continue
@@ -68,8 +69,8 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
                 f"{list(first.shape or ())}: they cannot be one tensor"
             )
         if not force:
-            digest = digest or content_digest(checkpoint, first)
-            if content_digest(checkpoint, other) != digest:
+            digest = digest or _digest(checkpoint, first, work)
+            if _digest(checkpoint, other, work) != digest:
                 raise RefusedError(
                     f"{first.name!r} and {other.name!r} have different values",
                     hint=f"--force gives {other.name} the values of {first.name}",
@@ -83,8 +84,20 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     return Planned(Changes(tensors=tensors), "tied", (first.name, *tensors))
 
 
+def _digest(checkpoint: Checkpoint, tensor: Tensor, work: Work) -> bytes:
+    """A digest of all stored elements of a tensor, which are not too many to go through."""
+    from ckpt_cli.arrays.sharing import content_digest
+
+    work.add(tensor, Region.of(tensor))
+    return content_digest(checkpoint, tensor)
+
+
 def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
-    """Give each tensor a storage of its own, as long as its view; raises RefusedError for one that has it already."""
+    """Give each tensor a storage of its own, as long as its view.
+
+    Raises RefusedError for one that has it already, LimitError for a view that repeats few bytes without end.
+    """
+    work = Work(checkpoint)
     tensors: dict[str, Tensor] = {}
     contents: dict[int, Content] = {}
     groups = (views for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1)
@@ -100,6 +113,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
                 if selection.exact:
                     raise RefusedError(f"{tensor.name!r} shares its bytes with no other name")
                 continue
+            work.add(tensor, Region.of(tensor))
             new, content = _own(checkpoint, tensor)
             tensors[tensor.name] = new
             if new.storage is not None:
@@ -140,7 +154,6 @@ def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None
 
     def make(write: Write) -> None:
         from ckpt_cli.arrays.codec import Codec, stored_of
-        from ckpt_cli.arrays.regions import Region
         from ckpt_cli.arrays.sharing import row_pieces
 
         codec, region = Codec(tensor), Region.of(tensor)
