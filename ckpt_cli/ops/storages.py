@@ -24,6 +24,11 @@ def is_array(view: Tensor) -> bool:
     return view.python_type == "numpy.ndarray"
 
 
+def is_composed(tensor: Tensor) -> bool:
+    """Whether its elements are those of one part, and its other parts only say where they stand."""
+    return tensor.layout == "nested" or tensor.layout.startswith("sparse")
+
+
 def moved(checkpoint: Checkpoint, move: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """The tensors that a function makes others of, or of parts of which it does, by their names."""
     found = {}
@@ -37,7 +42,8 @@ def moved(checkpoint: Checkpoint, move: Callable[[Tensor], Tensor]) -> dict[str,
 def _move(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
     parts = tuple(_move(part, move) for part in tensor.parts)
     if any(new is not old for new, old in zip(parts, tensor.parts, strict=True)):
-        dtype = parts[-1].dtype if tensor.layout.startswith("sparse") else tensor.dtype
+        values = tensor.part("buffer" if tensor.layout == "nested" else "values") if is_composed(tensor) else None
+        dtype = parts[tensor.parts.index(values)].dtype if values is not None else tensor.dtype
         tensor = replace(tensor, parts=parts, dtype=dtype)
     return move(tensor) if tensor.storage is not None else tensor
 
