@@ -91,7 +91,8 @@ def plan_cast(
     tensors = moved(checkpoint, lambda view: _cast_view(view, made, dtype))
     named = tuple(name for name in tensors if name in names)
     also = tuple(name for name in tensors if name not in named)
-    left = [tensor.name for tensor in other_floats(checkpoint.tensors, dtype) if tensor.name in names - {*tensors}]
+    not_cast = names - {*tensors}
+    left = [tensor.name for tensor in other_floats(checkpoint.tensors, dtype) if tensor.name in not_cast]
     if not tensors and left:
         raise RefusedError(f"nothing of it can be cast to {dtype}", details=some_of(left), path=checkpoint.path)
     if not tensors:
