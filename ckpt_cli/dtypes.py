@@ -34,6 +34,11 @@ class DType:
             raise ValueError(f"{self.name} has {self.bits} bits an element")
         return self.bits // 8
 
+    @property
+    def is_plain_float(self) -> bool:
+        """Whether each element is one floating number of whole bytes."""
+        return self.category == "float" and self.bits % 8 == 0 and not self.name.endswith("_x2")
+
     def nbytes(self, numel: int) -> int:
         """Bytes that `numel` packed elements take, rounded up to whole bytes."""
         return (numel * self.bits + 7) // 8

@@ -201,14 +201,15 @@ def test_parts_of_quantized_tensors_and_numpy_arrays_are_not_cast(tmp_path: Path
     quantized = torch.quantize_per_channel(
         torch.randn(2, 3), torch.tensor([0.1, 0.2]), torch.tensor([0, 0]), 0, torch.qint8
     )
-    value = {"q": quantized, "w": torch.ones(2), "array": np.ones(2), "n": torch.nested.nested_tensor([torch.ones(2)])}
+    value = {"q": quantized, "w": torch.ones(2), "array": np.ones(2), "m": torch.ones(2, device="meta")}
     path = saved(tmp_path / "a.pt", value)
-    assert json.loads(ckpt("cast", path, "float16", "--json").out)["changed"] == ["w"]
+    done = json.loads(ckpt("cast", path, "float16", "--json").out)
+    assert (done["changed"], done["left"]) == (["w"], ["q", "array", "m"])
     found = load(path)
     assert found["w"].dtype == torch.float16
     assert torch.equal(found["q"].dequantize(), quantized.dequantize())
-    assert (found["array"].dtype, found["n"].dtype) == (np.float64, torch.float32)
-    for name, told in (("q", "is of qint8"), ("array", "array of numpy's"), ("n", "made of parts")):
+    assert (found["array"].dtype, found["m"].dtype) == (np.float64, torch.float32)
+    for name, told in (("q", "is of qint8"), ("array", "array of numpy's"), ("m", "is meta")):
         assert_refused(ckpt, path, told, "cast", "float16", name)
 
 

@@ -50,6 +50,17 @@ def require_honest(part: Tensor) -> None:
         raise LimitError(f"its part {part.name!r} repeats few bytes as {part.numel:,} elements")
 
 
+def require_bounded(tensor: Tensor, region: Region, most: int = limits.REPEATED) -> None:
+    """Raise LimitError for a region that repeats few stored elements as more than `most`, as expanded views do.
+
+    Everything that goes through the elements of a view one by one, or copies them, asks this first.
+    """
+    low, high = region.span()
+    if region.numel > max(high - low, most):
+        stored = f"{high - low:,} {'element' if high - low == 1 else 'elements'}"
+        raise LimitError(f"tensor {tensor.name!r} repeats {stored} as {region.numel:,}, too many to go through")
+
+
 def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
     """How the elements of a tensor are stored, quantized or plain; raises UnsupportedError for other layouts."""
     if tensor.layout != "quantized":
@@ -64,6 +75,9 @@ class Codec:
 
     uniform = True
     """Whether an element means the same wherever in the tensor it stands."""
+
+    copies = True
+    """Whether decoding makes an array of its own rather than a view of what is stored."""
 
     def __init__(self, tensor: Tensor) -> None:
         import numpy as np
@@ -83,6 +97,8 @@ class Codec:
         else:
             self.stored = np.dtype(f"{self._order}u{self.dtype.itemsize}")
         """The numpy dtype of one stored element."""
+        lazy = self._conj or self._neg or self.dtype.name == "bool"
+        self.copies = lazy or self.dtype.name not in _NATIVE or not self.stored.isnative
         self._size = self.dtype.itemsize
         """Bytes of one stored element once it is in an array."""
 
@@ -224,9 +240,14 @@ class Codec:
 
 
 def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Array:
-    """The decoded values of a tensor, or of what an index selects of it, reading no more than their bytes."""
-    codec = codec_of(checkpoint, tensor).at(index)
-    return codec.decode(stored_of(checkpoint, tensor, codec, Region.of(tensor).at(index)))
+    """The decoded values of a tensor, or of what an index selects of it, reading no more than their bytes.
+
+    Raises LimitError for a view that repeats few elements without end and whose values would have to be copied.
+    """
+    codec, region = codec_of(checkpoint, tensor).at(index), Region.of(tensor).at(index)
+    if codec.copies:
+        require_bounded(tensor, region)
+    return codec.decode(stored_of(checkpoint, tensor, codec, region))
 
 
 def stored_of(checkpoint: Checkpoint, tensor: Tensor, codec: Codec, region: Region) -> Array:

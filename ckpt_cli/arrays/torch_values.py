@@ -117,9 +117,10 @@ def _swapped(checkpoint: Checkpoint, tensor: Tensor) -> torch.Tensor:
     """A copy of a big-endian tensor in this machine's byte order."""
     import torch
 
-    from ckpt_cli.arrays.codec import Codec, stored_of
+    from ckpt_cli.arrays.codec import Codec, require_bounded, stored_of
     from ckpt_cli.arrays.regions import Region
 
+    require_bounded(tensor, Region.of(tensor))
     stored = stored_of(checkpoint, tensor, Codec(tensor), Region.of(tensor))
     swapped = bytearray(stored.astype(stored.dtype.newbyteorder("<")).tobytes())
     dtype = getattr(torch, tensor.dtype.name)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.edits import Options, edit
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Raw
 from ckpt_cli.cli.work import workers
 from ckpt_cli.ops.cast import dtype_named, plan_cast
 
@@ -17,6 +17,7 @@ def cast_command(
     dtype: Annotated[str, typer.Argument(metavar="DTYPE", help="float32, bfloat16, float16, float8_e4m3fn, ...")],
     names: Names = None,
     lossy: Annotated[bool, typer.Option("--lossy", help="Let values become infinite or zero.")] = False,
+    raw: Raw = False,
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
@@ -25,7 +26,8 @@ def cast_command(
     """Give floating tensors another dtype.
 
     All of them, or those that are named, with every tensor that shares their bytes. Integers and bools stay as they
-    are. Values that would become infinite or zero are counted, and refused without --lossy.
+    are. Values that would become infinite or zero are counted, and refused without --lossy. Scaled and packed weights
+    (fp8 with scales, GPTQ, ...) are refused without --raw. Floats that cannot be cast are named.
 
     Example: ckpt cast model.pt bfloat16 -o model-bf16.pt
     """
@@ -33,7 +35,7 @@ def cast_command(
     with workers(0) as executor:
         edit(
             file,
-            lambda checkpoint: plan_cast(checkpoint, target, names or (), lossy=lossy, executor=executor),
+            lambda checkpoint: plan_cast(checkpoint, target, names or (), lossy=lossy, raw=raw, executor=executor),
             Options(output, dry_run, backup),
             json=json,
         )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, File, JsonReport
+from ckpt_cli.cli.options import DryRun, File, JsonReport, Raw
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.work import watched, workers
 from ckpt_cli.ops.cast import dtype_named
@@ -47,6 +47,7 @@ def convert_command(
         bool, typer.Option("--tensors-only", help="Leave out what the new format cannot hold.")
     ] = False,
     lossy: Annotated[bool, typer.Option("--lossy", help="Let values become infinite or zero in a cast.")] = False,
+    raw: Raw = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DST where it is there already.")] = False,
     dry_run: DryRun = False,
     json: JsonReport = False,
@@ -67,6 +68,7 @@ def convert_command(
         shared=shared.value,
         tensors_only=tensors_only,
         lossy=lossy,
+        raw=raw,
         force=force,
         dry_run=dry_run,
     )

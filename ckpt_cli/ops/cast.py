@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,13 @@ from ckpt_cli.changes import Changes, Content
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor, Value
+from ckpt_cli.ops.conversion import some_of
 from ckpt_cli.ops.names import close_names, select_to_edit
 from ckpt_cli.ops.packing import Casting, cast_storage
+from ckpt_cli.ops.quantization import groups_text, quantized_groups
 from ckpt_cli.ops.rewrite import Planned
 from ckpt_cli.ops.shared import all_strided, by_storage
-from ckpt_cli.ops.storages import is_array, moved
+from ckpt_cli.ops.storages import is_array, is_composed, moved
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -37,8 +39,7 @@ def dtype_named(name: str) -> DType:
 
 def _is_target(dtype: DType) -> bool:
     """Whether floating values can be cast to it: each takes whole bytes."""
-    whole = dtype.bits % 8 == 0 and not dtype.name.endswith("_x2")
-    return dtype.category == "float" and dtype.numpy is not None and whole
+    return dtype.is_plain_float and dtype.numpy is not None
 
 
 _SHORT = {"fp64": "float64", "double": "float64", "fp32": "float32", "float": "float32", "fp16": "float16",
@@ -53,19 +54,23 @@ def plan_cast(
     arguments: Sequence[str],
     *,
     lossy: bool = False,
+    raw: bool = False,
     losses: Losses | None = None,
     executor: Executor | None = None,
 ) -> Planned:
     """Cast floating tensors, all or those that the arguments select, with every view of their storages.
 
-    What is lost is counted in `losses`, where that is given, and the executor casts pieces side by side.
+    What is lost is counted in `losses`, where that is given, and the executor casts pieces side by side. With `raw`
+    the numbers of scaled and packed weights are cast as they are stored.
 
     Raises UnsupportedError for a tensor that was named and is not floating, RefusedError for a storage that is viewed
-    as several dtypes.
+    as several dtypes, and for scaled and packed weights.
     """
     from ckpt_cli.arrays.casting import Cast, Losses
 
-    (names, storages), left = _wanted(checkpoint, arguments), _not_to_be_cast(checkpoint)
+    (names, storages), fixed = _wanted(checkpoint, arguments), _not_to_be_cast(checkpoint)
+    if not raw:
+        refuse_quantized(checkpoint, names, storages)
     losses = Losses() if losses is None else losses
     casting = Casting(dtype, losses, executor)
     made: dict[int, Storage] = {}
@@ -74,7 +79,7 @@ def plan_cast(
         floating = [view for view in views if view.dtype.category == "float"]
         if id(storage) not in storages or not floating or floating[0].dtype is dtype:
             continue
-        if any(view.name in left for view in views):
+        if any(view.name in fixed for view in views):
             continue
         kinds = {view.dtype.name for view in views}
         if len(kinds) > 1:
@@ -86,6 +91,10 @@ def plan_cast(
     tensors = moved(checkpoint, lambda view: _cast_view(view, made, dtype))
     named = tuple(name for name in tensors if name in names)
     also = tuple(name for name in tensors if name not in named)
+    not_cast = names - {*tensors}
+    left = [tensor.name for tensor in other_floats(checkpoint.tensors, dtype) if tensor.name in not_cast]
+    if not tensors and left:
+        raise RefusedError(f"nothing of it can be cast to {dtype}", details=some_of(left), path=checkpoint.path)
     if not tensors:
         raise RefusedError(f"no floating tensor is of another dtype than {dtype}", path=checkpoint.path)
 
@@ -96,7 +105,28 @@ def plan_cast(
                 hint="--lossy casts all the same",
             )
 
-    return Planned(Changes(tensors=tensors, contents=contents), "cast", named, also, check)
+    return Planned(Changes(tensors=tensors, contents=contents), "cast", named, also, check, left)
+
+
+def refuse_quantized(checkpoint: Checkpoint, names: Collection[str], storages: Collection[int] = ()) -> None:
+    """Raise RefusedError where scaled or packed weights, or their scales, are among names or their storages."""
+    found = [
+        group
+        for group in quantized_groups(checkpoint.path, checkpoint.tensors)
+        if any(part.name in names or id(part.storage) in storages for part in group.tensors)
+    ]
+    if found:
+        raise RefusedError(
+            f"scaled or packed weights would lose what their numbers mean ({groups_text(found)})",
+            hint="--raw casts the numbers as they are stored, whatever they mean; NAMEs choose other tensors",
+        )
+
+
+def other_floats(tensors: Iterable[Tensor], dtype: DType) -> Iterator[Tensor]:
+    """The tensors that stand for floats and are not of a dtype."""
+    for tensor in tensors:
+        if tensor.dtype.category in ("float", "quantized") and tensor.dtype is not dtype:
+            yield tensor
 
 
 def _is_castable(tensor: Tensor) -> bool:
@@ -105,11 +135,11 @@ def _is_castable(tensor: Tensor) -> bool:
     A quantized tensor's scales, or what a subclass is made of, mean something only together with what else the
     pickle says of it.
     """
-    is_plain = tensor.layout == "strided" or tensor.layout.startswith("sparse")
-    return is_plain and tensor.dtype.category == "float" and not is_array(tensor)
+    is_plain = tensor.layout == "strided" or is_composed(tensor)
+    return is_plain and tensor.dtype.is_plain_float and not is_array(tensor)
 
 
-def _castable_views(tensors: Iterable[Tensor]) -> list[Tensor]:
+def castable_views(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The strided tensors, and those in sparse ones, that may be cast; not those of attributes."""
     found: list[Tensor] = []
     for tensor in tensors:
@@ -121,7 +151,7 @@ def _castable_views(tensors: Iterable[Tensor]) -> list[Tensor]:
 def _not_to_be_cast(checkpoint: Checkpoint) -> set[str]:
     """The names of tensors, and of parts, whose bytes must stay as they are."""
     every = {view.name for view in all_strided(checkpoint.tensors)}
-    return every - {view.name for view in _castable_views(checkpoint.tensors)}
+    return every - {view.name for view in castable_views(checkpoint.tensors)}
 
 
 def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str], set[int]]:
@@ -136,7 +166,7 @@ def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str],
                 raise UnsupportedError(f"{entry.name!r} is {_why_not(entry)}, so it is not cast")
             if isinstance(entry, Tensor):
                 chosen.append(entry)
-    return {tensor.name for tensor in chosen}, {id(view.storage) for view in _castable_views(chosen)}
+    return {tensor.name for tensor in chosen}, {id(view.storage) for view in castable_views(chosen)}
 
 
 def _why_not(entry: Entry) -> str:
@@ -144,6 +174,8 @@ def _why_not(entry: Entry) -> str:
         return "no tensor"
     if entry.dtype.category != "float":
         return f"of {entry.dtype}, which is not floating"
+    if not entry.dtype.is_plain_float:
+        return f"of {entry.dtype}, which packs several numbers"
     return "an array of numpy's" if is_array(entry) else f"{entry.layout}, made of parts"
 
 

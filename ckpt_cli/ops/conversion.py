@@ -47,6 +47,8 @@ class Wishes:
     """Whether what the format cannot hold may be left out."""
     lossy: bool = False
     """Whether values may become infinite or zero in a cast."""
+    raw: bool = False
+    """Whether the numbers of scaled and packed weights may be cast as they are stored."""
     force: bool = False
     """Whether what is there already may be replaced."""
     dry_run: bool = False
@@ -85,6 +87,8 @@ class Conversion:
     """Names that shared bytes with others and have their own now."""
     not_kept: tuple[str, ...] = ()
     """What the format does not say of what came along, in words."""
+    left: tuple[str, ...] = ()
+    """Names of floats that stay as they are, as they cannot be cast."""
     files: tuple[str, ...] = ()
     """The names of the files, where the output is a folder."""
     dry_run: bool = False
@@ -116,6 +120,8 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     separated: tuple[str, ...] = ()
     not_kept: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    """Names of floats that stay as they are, as they cannot be cast."""
 
 
 def some_of(lines: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ckpt_cli.files.reading import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model import Checkpoint, Entry, Tensor
-from ckpt_cli.ops.cast import plan_cast
+from ckpt_cli.ops.cast import castable_views, other_floats, plan_cast, refuse_quantized
 from ckpt_cli.ops.conversion import CLONE, ERROR, Conversion, Plan, Wishes, some_of, stem_of
 from ckpt_cli.ops.flattening import flatten
 from ckpt_cli.ops.names import close_names
@@ -57,6 +57,7 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             left_out=plan.left_out,
             separated=plan.separated,
             not_kept=plan.not_kept,
+            left=plan.left,
             dry_run=wishes.dry_run,
         )
         if wishes.dry_run:
@@ -122,6 +123,8 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, wishes: Wishes
     names = state_names(checkpoint, prefix)
     selected = _selected(checkpoint, prefix)
     _refuse_shared(selected, wishes)
+    if wishes.dtype is not None and not wishes.raw:
+        refuse_quantized(checkpoint, {entry.name for entry in selected})
     keeps_all = target.keeps_objects and names is None and not wishes.tensors_only and wishes.shared != CLONE
     if keeps_all and _has_a_document(checkpoint):
         return _document(checkpoint, output, wishes)
@@ -172,17 +175,19 @@ def _document(checkpoint: Checkpoint, output: str, wishes: Wishes) -> Plan:
     changes = plan_root(checkpoint, wishes.select).changes if wishes.select else Changes()
     kept = [entry for entry in checkpoint.entries if entry.name not in changes.dropped]
     cast_ones = [tensor for tensor in kept if isinstance(tensor, Tensor) and not _is_in_the_pickle(tensor)]
-    if wishes.dtype is not None and any(_is_other_float(tensor, wishes.dtype) for tensor in all_strided(cast_ones)):
+    if wishes.dtype is not None and any(other_floats(castable_views(cast_ones), wishes.dtype)):
         some = replace(checkpoint, entries=cast_ones)
-        cast = plan_cast(some, wishes.dtype, (), lossy=True, losses=losses, executor=wishes.executor).changes
+        cast = plan_cast(some, wishes.dtype, (), lossy=True, raw=True, losses=losses, executor=wishes.executor).changes
         changes = replace(changes, tensors=cast.tensors, contents=cast.contents)
     if checkpoint.format == "zip":
         job: Any = rewriting(checkpoint, changes)
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}
         job = Document(checkpoint, changes, contents, stem_of(output))
-    tensors = sum(isinstance(entry, Tensor) for entry in kept)
-    return Plan(job, tensors, losses, lambda: ((), job.nbytes), changes.contents, not_kept=tuple(checkpoint.unread))
+    tensors = [entry for entry in kept if isinstance(entry, Tensor)]
+    left = _left(tensors, changes, wishes.dtype)
+    unread = tuple(checkpoint.unread)
+    return Plan(job, len(tensors), losses, lambda: ((), job.nbytes), changes.contents, left=left, not_kept=unread)
 
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:
@@ -192,8 +197,15 @@ def _is_in_the_pickle(tensor: Tensor) -> bool:
     return isinstance(tensor.storage, Embedded)
 
 
-def _is_other_float(tensor: Tensor, dtype: DType) -> bool:
-    return tensor.dtype.category == "float" and tensor.dtype is not dtype
+def _left(tensors: Iterable[Tensor], changes: Changes, dtype: DType | None) -> tuple[str, ...]:
+    """The floats that stay as they are; raises RefusedError where nothing is of the dtype that was asked for."""
+    if dtype is None:
+        return ()
+    tensors = list(tensors)
+    left = tuple(tensor.name for tensor in other_floats(tensors, dtype) if tensor.name not in changes.tensors)
+    if left and not changes.tensors and not any(tensor.dtype is dtype for tensor in tensors):
+        raise RefusedError(f"nothing of it can be cast to {dtype}", details=some_of(left))
+    return left
 
 
 def _contents(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[int, Content]:

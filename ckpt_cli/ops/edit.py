@@ -55,6 +55,8 @@ class Edit:
     """The new name of each that got one."""
     removed: tuple[str, ...] = ()
     """Shards of which nothing was left, and that went."""
+    left: tuple[str, ...] = ()
+    """Names that were meant too, but stay as they are: what a cast cannot cast."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backup", self.backups[0] if self.backups else None)

@@ -131,7 +131,7 @@ def _why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -
     becomes = dtype if dtype is not None and tensor.dtype.category == "float" else tensor.dtype
     if writer.spelled(becomes) is None:
         return f"{becomes}, which {target.what} cannot hold"
-    if becomes is not tensor.dtype and tensor.dtype.numpy is None:
+    if becomes is not tensor.dtype and not (tensor.dtype.numpy and tensor.dtype.is_plain_float):
         return f"{tensor.dtype}, which cannot be cast"
     return None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ckpt_cli.arrays.regions import Region
 from ckpt_cli.changes import Content, Write
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError, UnsupportedError
@@ -13,6 +14,7 @@ from ckpt_cli.files.extents import Extent
 from ckpt_cli.model import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.jobs import run
 from ckpt_cli.ops.shared import by_storage
+from ckpt_cli.ops.work import Work
 from ckpt_cli.outgoing import tied_groups
 
 if TYPE_CHECKING:
@@ -54,13 +56,16 @@ class Casting:
 def pack_plain(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casting, *, tied: bool) -> Packed:
     """Each tensor contiguous, little-endian and alone in its storage, floats cast.
 
-    Those that are one share a storage where they may stay `tied`.
+    Those that are one share a storage where they may stay `tied`. Raises LimitError, before anything is read, where
+    views repeat or share so few bytes that the copies would be far larger than the file.
     """
+    work = Work(checkpoint)
     made: dict[int, Tensor] = {}
     contents: dict[int, Content] = {}
     for group in tied_groups(tensors):
         for members in [group] if tied else [[tensor] for tensor in group]:
             first = members[0]
+            work.add(first, Region.of(first))
             wanted = casting.of(first.dtype)
             location = first.storage.location if first.storage is not None else "cpu"
             storage = Storage(first.name, wanted.nbytes(first.numel), location)
@@ -154,7 +159,6 @@ def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[byte
         yield from _ranges(checkpoint, storage, begin, end, most)
         return
     from ckpt_cli.arrays.codec import Codec, little_endian, stored_of
-    from ckpt_cli.arrays.regions import Region
     from ckpt_cli.arrays.sharing import row_pieces
 
     codec, region = Codec(tensor), Region.of(tensor)

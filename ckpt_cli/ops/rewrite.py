@@ -39,6 +39,8 @@ class Planned:
     also_changed: Sequence[str] = ()
     check: Callable[[], None] | None = None
     """Raises, once all is written and before it takes its place, where the result must not stand."""
+    left: Sequence[str] = ()
+    """Names that were meant too, but must stay as they are."""
     sources: Sequence[LocalFile] = ()
     """Open files that the result is made from, which must not change until it is written."""
 
@@ -97,6 +99,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
             verb=planned.verb,
             patched=False,
             renamed=planned.changes.names,
+            left=tuple(planned.left),
         )
         if options.dry_run and planned.check is not None:
             _rehearse(planned)

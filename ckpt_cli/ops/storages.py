@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from ckpt_cli.arrays.regions import Region
 from ckpt_cli.changes import Changes, Content, Write
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.torch_zip_head import has_room
@@ -12,6 +13,7 @@ from ckpt_cli.model import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.names import select_to_edit
 from ckpt_cli.ops.rewrite import Planned
 from ckpt_cli.ops.shared import all_strided, are_tied, by_storage
+from ckpt_cli.ops.work import Work
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""
@@ -20,6 +22,11 @@ _COPIED = 8 << 20
 def is_array(view: Tensor) -> bool:
     """Whether it is numpy's, whose bytes are a part of the pickle: those stay as they are."""
     return view.python_type == "numpy.ndarray"
+
+
+def is_composed(tensor: Tensor) -> bool:
+    """Whether its elements are those of one part, and its other parts only say where they stand."""
+    return tensor.layout == "nested" or tensor.layout.startswith("sparse")
 
 
 def moved(checkpoint: Checkpoint, move: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -35,7 +42,8 @@ def moved(checkpoint: Checkpoint, move: Callable[[Tensor], Tensor]) -> dict[str,
 def _move(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
     parts = tuple(_move(part, move) for part in tensor.parts)
     if any(new is not old for new, old in zip(parts, tensor.parts, strict=True)):
-        dtype = parts[-1].dtype if tensor.layout.startswith("sparse") else tensor.dtype
+        values = tensor.part("buffer" if tensor.layout == "nested" else "values") if is_composed(tensor) else None
+        dtype = parts[tensor.parts.index(values)].dtype if values is not None else tensor.dtype
         tensor = replace(tensor, parts=parts, dtype=dtype)
     return move(tensor) if tensor.storage is not None else tensor
 
@@ -48,13 +56,12 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
 
     Raises RefusedError where values differ, unless forced, and where dtypes or shapes do.
     """
-    from ckpt_cli.arrays.sharing import content_digest
-
     first, *others = [_one_tensor(checkpoint, name) for name in names]
     if not others:
         raise UsageError("a tie takes two names at least")
     tensors = {}
     digest = None
+    work = Work(checkpoint)
     for other in others:
         if are_tied(first, other):
             continue
@@ -68,8 +75,8 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
                 f"{list(first.shape or ())}: they cannot be one tensor"
             )
         if not force:
-            digest = digest or content_digest(checkpoint, first)
-            if content_digest(checkpoint, other) != digest:
+            digest = digest or _digest(checkpoint, first, work)
+            if _digest(checkpoint, other, work) != digest:
                 raise RefusedError(
                     f"{first.name!r} and {other.name!r} have different values",
                     hint=f"--force gives {other.name} the values of {first.name}",
@@ -83,8 +90,20 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     return Planned(Changes(tensors=tensors), "tied", (first.name, *tensors))
 
 
+def _digest(checkpoint: Checkpoint, tensor: Tensor, work: Work) -> bytes:
+    """A digest of all stored elements of a tensor, which are not too many to go through."""
+    from ckpt_cli.arrays.sharing import content_digest
+
+    work.add(tensor, Region.of(tensor))
+    return content_digest(checkpoint, tensor)
+
+
 def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
-    """Give each tensor a storage of its own, as long as its view; raises RefusedError for one that has it already."""
+    """Give each tensor a storage of its own, as long as its view.
+
+    Raises RefusedError for one that has it already, LimitError for a view that repeats few bytes without end.
+    """
+    work = Work(checkpoint)
     tensors: dict[str, Tensor] = {}
     contents: dict[int, Content] = {}
     groups = (views for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1)
@@ -100,6 +119,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
                 if selection.exact:
                     raise RefusedError(f"{tensor.name!r} shares its bytes with no other name")
                 continue
+            work.add(tensor, Region.of(tensor))
             new, content = _own(checkpoint, tensor)
             tensors[tensor.name] = new
             if new.storage is not None:
@@ -140,7 +160,6 @@ def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None
 
     def make(write: Write) -> None:
         from ckpt_cli.arrays.codec import Codec, stored_of
-        from ckpt_cli.arrays.regions import Region
         from ckpt_cli.arrays.sharing import row_pieces
 
         codec, region = Codec(tensor), Region.of(tensor)

@@ -19,11 +19,9 @@ class Work:
 
     def add(self, tensor: Tensor, region: Region) -> None:
         """Count every element of a region; raises LimitError where they are too many to go through."""
-        low, high = region.span()
-        if region.numel > max(high - low, self._repeated):
-            raise LimitError(
-                f"tensor {tensor.name!r} repeats {high - low:,} elements as {region.numel:,}, too many to go through"
-            )
+        from ckpt_cli.arrays.codec import require_bounded
+
+        require_bounded(tensor, region, self._repeated)
         self._left -= tensor.dtype.nbytes(region.numel)
         if self._left < 0:
             raise LimitError("its tensors, which share bytes or are compressed, add up to far more than the file has")

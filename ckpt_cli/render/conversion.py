@@ -29,6 +29,9 @@ def conversion_text(done: Conversion) -> str:
     if len(done.left_out) > len(lost):
         attributes = count_text(len(done.left_out) - len(lost), "attribute")
         lines.append(f"  {attributes} of modules left out, which a state_dict does not have")
+    if done.left:
+        more = f" and {len(done.left) - _MOST} more" if len(done.left) > _MOST else ""
+        lines.append(f"  left as they are: {', '.join(map(name_text, done.left[:_MOST]))}{more}")
     if done.not_kept:
         lines.append(f"  not kept: {', '.join(map(escaped, done.not_kept))}")
     if done.separated:

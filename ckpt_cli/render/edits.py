@@ -31,6 +31,8 @@ def edit_text(edit: Edit) -> str:
     if edit.removed:
         gone = "would be removed" if edit.dry_run else "removed"
         lines.append(f"  {_names(edit.removed)} {gone}, as nothing is left in it")
+    if edit.left:
+        lines.append(f"  left as they are: {_names(edit.left)}")
     lines.append(f"  {_written(edit)}")
     return "\n".join(lines) + "\n"
 
