@@ -141,6 +141,18 @@ VIEW_STEPS = 1_000
 CONFIG_JSON = 4 * 2**20
 """Bytes of a `config.json` beside a checkpoint; a larger one is not read."""
 
+BESIDE_FILE = int(64 * 2**20 * _SCALE)
+"""Bytes of a file beside a model's weights that is copied to a new folder: a tokenizer's JSON takes up to 40 MB."""
+
+BESIDE_BYTES = int(512 * 2**20 * _SCALE)
+"""Bytes of all of them together."""
+
+BESIDE_FILES = int(1_000 * _SCALE)
+"""How many of them are copied."""
+
+BESIDE_LOOKED_AT = int(20_000 * _SCALE)
+"""Files of a folder that are looked at to find them."""
+
 SCAN_OPCODES = int(24_000_000 * _SCALE)
 """Opcodes of all pickles that one scan reads."""
 

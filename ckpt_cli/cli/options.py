@@ -77,6 +77,10 @@ JsonReport = Annotated[bool, typer.Option("--json", help="Print what was done as
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would change; write nothing.")]
 Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak.")]
 
+WeightsOnly = Annotated[
+    bool, typer.Option("--weights-only", help="Do not copy config, tokenizer and such into a new folder.")
+]
+
 
 @contextmanager
 def opened(path: str) -> Iterator[Checkpoint]:

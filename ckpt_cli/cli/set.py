@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_tensors
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_tensors
 from ckpt_cli.cli.output import answer, talk
 from ckpt_cli.cli.work import watched
 from ckpt_cli.ops.rewrite import Options
@@ -30,6 +30,7 @@ def set_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     cast: Annotated[
         bool, typer.Option("--cast", help="Convert values that the dtype cannot hold, instead of refusing them.")
     ] = False,
@@ -44,7 +45,7 @@ def set_command(
     Example: ckpt set model.pt '2.weight[0,0]=100' '0.bias*=0.5'
     """
     with watched() as told:
-        done = set_entries(file, assignments, Options(output, dry_run, backup, told), cast=cast, new=new)
+        done = set_entries(file, assignments, Options(output, dry_run, backup, told, weights_only), cast=cast, new=new)
     if json:
         from ckpt_cli.render.jsons import edit_json
 

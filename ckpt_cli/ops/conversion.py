@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckpt_cli.dtypes import DType
 from ckpt_cli.files.copying import Progress, Told, no_progress
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.ops.beside import Beside
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -47,6 +48,8 @@ class Wishes:
     """Whether what the format cannot hold may be left out."""
     lossy: bool = False
     """Whether values may become infinite or zero in a cast."""
+    weights_only: bool = False
+    """Whether a new folder gets no copies of the files beside the weights."""
     force: bool = False
     """Whether what is there already may be replaced."""
     dry_run: bool = False
@@ -88,6 +91,10 @@ class Conversion:
     files: tuple[str, ...] = ()
     """The names of the files, where the output is a folder."""
     dry_run: bool = False
+    added: tuple[str, ...] = ()
+    """What the new checkpoint says that the old one did not, in words."""
+    beside: Beside | None = None
+    """What became of the files beside a model's weights, where a new folder was written."""
 
 
 class Job(Protocol):
@@ -116,6 +123,7 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     separated: tuple[str, ...] = ()
     not_kept: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
 
 def some_of(lines: Sequence[str]) -> list[str]:

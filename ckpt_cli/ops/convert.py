@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ckpt_cli.files.copying import counting
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model import Checkpoint, Entry, Tensor
+from ckpt_cli.ops.beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.ops.cast import plan_cast
 from ckpt_cli.ops.conversion import CLONE, ERROR, Conversion, Plan, Wishes, some_of, stem_of
 from ckpt_cli.ops.flattening import flatten
@@ -57,6 +59,8 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             separated=plan.separated,
             not_kept=plan.not_kept,
             dry_run=wishes.dry_run,
+            added=plan.added,
+            beside=_beside(opened, target, output, plan) if target.is_set and not wishes.weights_only else None,
         )
         if wishes.dry_run:
             _rehearse(plan, wishes)
@@ -69,13 +73,26 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             def check() -> None:
                 _refuse_losses(plan.losses, wishes)
 
-            files, nbytes = write_folder(output, target, plan.job.outgoing, check, progress)
+            def copy(folder: str) -> list[str]:
+                return copy_beside(opened, done.beside, folder)
+
+            files, nbytes = write_folder(output, target, plan.job.outgoing, check, progress, copy)
             return replace(done, files=files, bytes_written=nbytes)
         with writing(output, mode_of=opened.container.files[0].path) as file:
             plan.job.write(file, progress)
             _refuse_losses(plan.losses, wishes)
             plan.job.verify(file.path)
             return replace(done, bytes_written=os.fstat(file.fd).st_size)
+
+
+def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: Plan) -> Beside | None:
+    """What becomes of the files beside the weights of a model whose new folder is like its old one."""
+    beside = files_beside(checkpoint, output)
+    if beside is None:
+        return None
+    own = re.compile(target.files)
+    copied = tuple(name for name in beside.copied if not own.fullmatch(name))
+    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, plan.job.outgoing.tensors))
 
 
 def _check(path: str, output: str, target: Target, wishes: Wishes) -> None:

@@ -40,6 +40,7 @@ def set_entries(
             dry_run=options.dry_run,
             backup=options.backup,
             told=options.told,
+            weights_only=options.weights_only,
         )
     if options.output is None:
         refuse_cached(path)
