@@ -29,6 +29,8 @@ class Outgoing:
     """Strings to be kept where the format can."""
     ordered: bool = False
     """Whether it is the state_dict of a module, which torch has as an OrderedDict."""
+    notes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """The `_metadata` of the state_dict: of each module its version."""
     mode_of: str = ""
     """The file whose permissions the new ones get."""
     stem: str = "archive"

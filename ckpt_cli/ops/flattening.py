@@ -15,12 +15,15 @@ from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.conversion import CLONE, NOT_STATE, LeftOut, Plan, Wishes, Written, some_of, stem_of
 from ckpt_cli.ops.packing import Casting, pack_plain, pack_whole
 from ckpt_cli.ops.shared import Comparisons, by_storage, partly_shared, tie_groups
+from ckpt_cli.ops.versions import Versions, has_versions, versions_of
 from ckpt_cli.outgoing import Outgoing
-from ckpt_cli.pickles.graph import Graph
-from ckpt_cli.pickles.state_dicts import has_notes
 
 _OF_THE_FILE = ("format", "total_size", "total_parameters", "ckpt.order")
 """Keys of metadata that are about the old file, not about the checkpoint."""
+
+
+_CLASSES = 3
+"""Names of classes that are spelled out."""
 
 
 @dataclass(slots=True)
@@ -90,9 +93,11 @@ def flatten(
         tensors, contents = pack_whole(checkpoint, fits, casting)
     else:
         tensors, contents = pack_plain(checkpoint, fits, casting, tied=tied)
+    versions = versions_of(checkpoint, wishes.select.removesuffix("."))
+    kept = versions if versions is not None and target.keeps_notes else None
     outgoing = Outgoing(
         tensors, contents, checkpoint.container.files, metadata,
-        ordered=names is not None, mode_of=checkpoint.container.files[0].path, stem=stem_of(output),
+        ordered=names is not None, notes=kept.notes if kept else {}, mode_of=checkpoint.container.files[0].path, stem=stem_of(output),
     )  # fmt: skip
     if wishes.max_shard is not None:
         outgoing = replace(outgoing, max_shard=wishes.max_shard)
@@ -106,7 +111,8 @@ def flatten(
         contents,
         (*lost, *aside),
         separated,
-        tuple(_not_kept(checkpoint, fits, target)),
+        tuple(_not_kept(checkpoint, fits, target, wishes.select, kept=kept is not None)),
+        tuple(_added(kept)),
     )
 
 
@@ -204,7 +210,9 @@ def _separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
             yield from (tensor.name for tensor in meeting)
 
 
-def _not_kept(checkpoint: Checkpoint, tensors: Sequence[Tensor], target: Target) -> Iterator[str]:
+def _not_kept(
+    checkpoint: Checkpoint, tensors: Sequence[Tensor], target: Target, select: str, *, kept: bool
+) -> Iterator[str]:
     """What the format does not say of tensors that came along, and of their state_dict, in words."""
     trained = sum(tensor.requires_grad for tensor in tensors)
     if trained and not target.keeps_requires_grad:
@@ -212,6 +220,13 @@ def _not_kept(checkpoint: Checkpoint, tensors: Sequence[Tensor], target: Target)
     devices = sorted({tensor.device for tensor in tensors} - {"cpu"})
     if devices and not target.keeps_views:
         yield f"devices ({', '.join(devices)})"
-    graph = checkpoint.document
-    if isinstance(graph, Graph) and has_notes(graph.root):
+    prefix = select.removesuffix(".")
+    if not kept and (has_versions(checkpoint, prefix) or versions_of(checkpoint, prefix) is not None):
         yield "the _metadata of a state_dict (versions of its modules)"
+
+
+def _added(kept: Versions | None) -> Iterator[str]:
+    """What is said of a state_dict that was not in the file, in words."""
+    if kept is not None and kept.assumed:
+        names = ", ".join(kept.assumed[:_CLASSES]) + (", …" if len(kept.assumed) > _CLASSES else "")
+        yield f"version 1 in _metadata for {len(kept.assumed)} classes that are not torch's ({names})"
