@@ -27,6 +27,8 @@ class Outgoing:
     """What the extents of the contents count."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Strings to be kept where the format can."""
+    index: Mapping[str, object] = field(default_factory=dict)
+    """Of a set of shards, what its index noted, as it stood there; its strings are among the metadata too."""
     ordered: bool = False
     """Whether it is the state_dict of a module, which torch has as an OrderedDict."""
     notes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)

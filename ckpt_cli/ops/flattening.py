@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats.shard_set import ShardSet, read_index
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.conversion import CLONE, NOT_STATE, LeftOut, Plan, Wishes, Written, some_of, stem_of
@@ -18,9 +19,8 @@ from ckpt_cli.ops.shared import Comparisons, by_storage, partly_shared, tie_grou
 from ckpt_cli.ops.versions import Versions, has_versions, versions_of
 from ckpt_cli.outgoing import Outgoing
 
-_OF_THE_FILE = ("format", "total_size", "total_parameters", "ckpt.order")
-"""Keys of metadata that are about the old file, not about the checkpoint."""
-
+_TOTALS = ("total_size", "total_parameters")
+"""Keys of an index that follow from its shards."""
 
 _CLASSES = 3
 """Names of classes that are spelled out."""
@@ -95,10 +95,21 @@ def flatten(
         tensors, contents = pack_plain(checkpoint, fits, casting, tied=tied)
     versions = versions_of(checkpoint, wishes.select.removesuffix("."))
     kept = versions if versions is not None and target.keeps_notes else None
+    added = list(_added(kept))
+    if target.keeps_metadata and "format" not in metadata and not _has_strings(checkpoint):
+        metadata["format"] = "pt"  # without which transformers refuses a file
+        added.append("format=pt in its metadata")
     outgoing = Outgoing(
-        tensors, contents, checkpoint.container.files, metadata,
-        ordered=names is not None, notes=kept.notes if kept else {}, mode_of=checkpoint.container.files[0].path, stem=stem_of(output),
-    )  # fmt: skip
+        tensors,
+        contents,
+        checkpoint.container.files,
+        metadata,
+        index=_index_of(checkpoint, metadata),
+        ordered=names is not None,
+        notes=kept.notes if kept else {},
+        mode_of=checkpoint.container.files[0].path,
+        stem=stem_of(output),
+    )
     if wishes.max_shard is not None:
         outgoing = replace(outgoing, max_shard=wishes.max_shard)
     separated = () if target.keeps_views and tied else tuple(_separated(fits, tied=tied))
@@ -112,7 +123,7 @@ def flatten(
         (*lost, *aside),
         separated,
         tuple(_not_kept(checkpoint, fits, target, wishes.select, kept=kept is not None)),
-        tuple(_added(kept)),
+        tuple(added),
     )
 
 
@@ -194,8 +205,25 @@ def _refuse_names(tensors: Sequence[Tensor]) -> None:
 def _metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     """The strings that are about the checkpoint, not about its file or its ties."""
     aliases = {tensor.name for tensor in checkpoint.tensors if tensor.alias_of is not None}
-    kept = {key: value for key, value in checkpoint.metadata.items() if key not in aliases}
-    return {key: value for key, value in kept.items() if key not in _OF_THE_FILE or key == "format"}
+    ours = {*aliases, "ckpt.order", *(_TOTALS if checkpoint.is_set else ())}
+    return {key: value for key, value in checkpoint.metadata.items() if key not in ours}
+
+
+def _has_strings(checkpoint: Checkpoint) -> bool:
+    """True if the container of a checkpoint has a place for strings, so that it says what it wants to."""
+    container = checkpoint.container
+    if isinstance(container, ShardSet):
+        return any(shard.format == "safetensors" for shard in container.shards)
+    return checkpoint.format == "safetensors"
+
+
+def _index_of(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> dict[str, object]:
+    """Those notes of an index that are among the metadata, as they stand there."""
+    container = checkpoint.container
+    if not isinstance(container, ShardSet) or container.index is None:
+        return {}
+    _, notes = read_index(container.index)
+    return {key: value for key, value in notes.items() if key in metadata}
 
 
 def _separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
@@ -223,6 +251,8 @@ def _not_kept(
     prefix = select.removesuffix(".")
     if not kept and (has_versions(checkpoint, prefix) or versions_of(checkpoint, prefix) is not None):
         yield "the _metadata of a state_dict (versions of its modules)"
+    if "total_parameters" in checkpoint.metadata and checkpoint.is_set:
+        yield "total_parameters of the old index"
 
 
 def _added(kept: Versions | None) -> Iterator[str]:
