@@ -204,6 +204,12 @@ ITEM_BYTES = 256 * 2**10
 ITEMS_READ = int(16 * 2**20 * _SCALE)
 """Bytes of pickles that the items of a distributed checkpoint may have beyond those of its files, a few times."""
 
+DCP_ITEMS = int(100_000 * _SCALE)
+"""Items of lists that are named nowhere, when the lists of a distributed checkpoint are made again."""
+
+DCP_VALUES = int(16 * 2**20 * _SCALE)
+"""Bytes of pickles of all values of a distributed checkpoint that are written to one file."""
+
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""
 

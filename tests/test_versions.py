@@ -83,7 +83,6 @@ def test_every_class_of_torch_has_the_version_that_torch_says() -> None:
     def below(kind: type[nn.Module]) -> set[type[nn.Module]]:
         return {kind}.union(*(below(other) for other in kind.__subclasses__()))
 
-
     kinds = [kind for kind in below(nn.Module) if kind.__module__.startswith(("torch.nn", "torch.ao"))]
     assert len(kinds) > 200
     for kind in kinds:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from ckpt_cli import limits
-from ckpt_cli.errors import LimitError
+from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copying import Progress
 from ckpt_cli.formats.new_safetensors import aliases_among, metadata_with, spelled, ties_of, write_some
 from ckpt_cli.formats.new_set import Create, index_name, split, verify_set, write_index
@@ -42,7 +42,7 @@ def _refuse_too_many(strings: Mapping[str, str], shards: int) -> None:
     """Raise where the same strings in each shard would come to far more bytes than any honest ones."""
     characters = sum(len(key) + len(value) for key, value in strings.items())
     if characters * shards > 8 * limits.METADATA:
-        raise LimitError(
+        raise RefusedError(
             f"its metadata of {characters:,} characters would stand in each of {shards:,} shards",
             hint="--max-shard with a larger size makes fewer shards",
         )

@@ -21,6 +21,7 @@ from ckpt_cli.ops.cast import plan_cast
 from ckpt_cli.ops.conversion import CLONE, ERROR, Conversion, Plan, Wishes, some_of, stem_of
 from ckpt_cli.ops.flattening import flatten
 from ckpt_cli.ops.names import close_names
+from ckpt_cli.ops.nesting import plan_nested
 from ckpt_cli.ops.outputs import check_output, refuse_own, require_name, writing
 from ckpt_cli.ops.packing import storage_content
 from ckpt_cli.ops.remove import plan_root
@@ -139,6 +140,9 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, wishes: Wishes
     keeps_all = target.keeps_objects and names is None and not wishes.tensors_only and wishes.shared != CLONE
     if keeps_all and _has_a_document(checkpoint):
         return _document(checkpoint, output, wishes)
+    nested = plan_nested(checkpoint, target, output, wishes) if names is None else None
+    if nested is not None:
+        return nested
     return flatten(checkpoint, target, output, wishes, names, selected)
 
 

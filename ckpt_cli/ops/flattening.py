@@ -81,6 +81,8 @@ def flatten(
     if names is not None:
         order = {name[len(prefix) :]: place for place, name in enumerate(names)}
         fits.sort(key=lambda tensor: order[tensor.name])
+    detached = names is not None and target.keeps_views  # as those of a state_dict are in torch
+    plain = [replace(tensor, requires_grad=False) for tensor in fits] if detached else fits
     metadata = _metadata_of(checkpoint)
     if not target.keeps_metadata:
         lost += [LeftOut(key, "metadata") for key in metadata if key != "format"]
@@ -90,9 +92,9 @@ def flatten(
     casting = Casting(wishes.dtype, Losses(), wishes.executor)
     tied = target.keeps_ties and wishes.shared != CLONE
     if target.keeps_views and tied:
-        tensors, contents = pack_whole(checkpoint, fits, casting)
+        tensors, contents = pack_whole(checkpoint, plain, casting)
     else:
-        tensors, contents = pack_plain(checkpoint, fits, casting, tied=tied)
+        tensors, contents = pack_plain(checkpoint, plain, casting, tied=tied)
     versions = versions_of(checkpoint, wishes.select.removesuffix("."))
     kept = versions if versions is not None and target.keeps_notes else None
     added = list(_added(kept))
@@ -112,7 +114,7 @@ def flatten(
     )
     if wishes.max_shard is not None:
         outgoing = replace(outgoing, max_shard=wishes.max_shard)
-    separated = () if target.keeps_views and tied else tuple(_separated(fits, tied=tied))
+    apart = () if target.keeps_views and tied else tuple(separated(fits, tied=tied))
     flat = _Flat(outgoing, target, writer)
     return Plan(
         flat,
@@ -121,8 +123,8 @@ def flatten(
         flat.measured,
         contents,
         (*lost, *aside),
-        separated,
-        tuple(_not_kept(checkpoint, fits, target, wishes.select, kept=kept is not None)),
+        apart,
+        tuple(not_kept_of(checkpoint, fits, target, wishes.select, kept=kept is not None, detached=detached)),
         tuple(added),
     )
 
@@ -138,10 +140,10 @@ def _judged(
         elif isinstance(entry, Value):
             yield entry, "a value, no tensor"
         else:
-            yield entry, _why_not(entry, target, writer, dtype)
+            yield entry, why_not(entry, target, writer, dtype)
 
 
-def _why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -> str | None:
+def why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -> str | None:
     """Why a tensor cannot come along."""
     if tensor.layout != "strided" or tensor.storage is None or tensor.shape is None:
         return f"{tensor.layout} tensor"
@@ -226,7 +228,7 @@ def _index_of(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> dict[str, 
     return {key: value for key, value in notes.items() if key in metadata}
 
 
-def _separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
+def separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
     """The names that share bytes with others now and will not any more."""
     comparisons = Comparisons()
     if not tied:
@@ -238,12 +240,18 @@ def _separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
             yield from (tensor.name for tensor in meeting)
 
 
-def _not_kept(
-    checkpoint: Checkpoint, tensors: Sequence[Tensor], target: Target, select: str, *, kept: bool
+def not_kept_of(
+    checkpoint: Checkpoint,
+    tensors: Sequence[Tensor],
+    target: Target,
+    select: str,
+    *,
+    kept: bool,
+    detached: bool = False,
 ) -> Iterator[str]:
     """What the format does not say of tensors that came along, and of their state_dict, in words."""
     trained = sum(tensor.requires_grad for tensor in tensors)
-    if trained and not target.keeps_requires_grad:
+    if trained and (detached or not target.keeps_requires_grad):
         yield f"requires_grad of {trained:,} {'tensor' if trained == 1 else 'tensors'}"
     devices = sorted({tensor.device for tensor in tensors} - {"cpu"})
     if devices and not target.keeps_views:
