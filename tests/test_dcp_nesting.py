@@ -1,4 +1,4 @@
-"""Nested dicts, lists and values between distributed checkpoints and torch.save files, as torch's own format_utils does."""
+"""Nesting and values between distributed checkpoints and torch.save files, as torch's own format_utils has them."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_many_names_of_one_large_value_are_refused(tmp_path: Path, ckpt: Ckpt, m
     file = tmp_path / "in" / ".metadata"
     metadata = pickle.loads(file.read_bytes())
     place = next(iter(metadata.storage_data.values()))
-    metadata.storage_data = {index: place for index in metadata.storage_data}
+    metadata.storage_data = dict.fromkeys(metadata.storage_data, place)
     for number in range(20, 200):
         metadata.state_dict_metadata[str(number)] = metadata.state_dict_metadata["0"]
         index = dcp.metadata.MetadataIndex(str(number))

@@ -70,7 +70,7 @@ def plan_nested(checkpoint: Checkpoint, target: Target, output: str, wishes: Wis
     prefix = wishes.select.removesuffix(".")
     if checkpoint.format == "dcp":
         leaves = leaves_of_dcp(checkpoint, prefix)
-    elif target.name == "dcp" and isinstance(checkpoint.document, Graph):
+    elif target.name == "dcp" and isinstance(checkpoint.document, Graph) and _is_one_save(checkpoint):
         found = leaves_of_pickle(checkpoint, checkpoint.document, prefix)
         if found is None:
             return None
@@ -78,6 +78,11 @@ def plan_nested(checkpoint: Checkpoint, target: Target, output: str, wishes: Wis
     else:
         return None
     return _planned(checkpoint, leaves, target, output, wishes)
+
+
+def _is_one_save(checkpoint: Checkpoint) -> bool:
+    """True for one pickle whose tensors have their bytes outside; a stream may have several saves."""
+    return checkpoint.format in ("zip", "legacy") and "[1]" not in checkpoint.top_level
 
 
 def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str, wishes: Wishes) -> Plan:
