@@ -48,7 +48,9 @@ class Changes:
     added: Mapping[str, object] = field(default_factory=dict)
     """Values under names that are new: plain data, or tensors over storages that have contents."""
     metadata: Mapping[str, str] | None = None
-    """The container's string map, where it changes."""
+    """The container's string map, where it changes; of a set of shards, that of its index."""
+    in_shards: Mapping[str, str | None] = field(default_factory=dict)
+    """Strings that each shard of a set gets, None for those that it loses."""
 
     anew: bool = False
     """Whether the file is to be written anew whatever else changes, for its layout."""

@@ -141,6 +141,18 @@ VIEW_STEPS = 1_000
 CONFIG_JSON = 4 * 2**20
 """Bytes of a `config.json` beside a checkpoint; a larger one is not read."""
 
+BESIDE_FILE = int(64 * 2**20 * _SCALE)
+"""Bytes of a file beside a model's weights that is copied to a new folder: a tokenizer's JSON takes up to 40 MB."""
+
+BESIDE_BYTES = int(512 * 2**20 * _SCALE)
+"""Bytes of all of them together."""
+
+BESIDE_FILES = int(1_000 * _SCALE)
+"""How many of them are copied."""
+
+BESIDE_LOOKED_AT = int(20_000 * _SCALE)
+"""Files of a folder that are looked at to find them."""
+
 SCAN_OPCODES = int(24_000_000 * _SCALE)
 """Opcodes of all pickles that one scan reads."""
 
@@ -200,6 +212,12 @@ ITEM_BYTES = 256 * 2**10
 
 ITEMS_READ = int(16 * 2**20 * _SCALE)
 """Bytes of pickles that the items of a distributed checkpoint may have beyond those of its files, a few times."""
+
+DCP_ITEMS = int(100_000 * _SCALE)
+"""Items of lists that are named nowhere, when the lists of a distributed checkpoint are made again."""
+
+DCP_VALUES = int(16 * 2**20 * _SCALE)
+"""Bytes of pickles of all values of a distributed checkpoint that are written to one file."""
 
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""

@@ -8,7 +8,22 @@ from dataclasses import dataclass, field, replace
 from ckpt_cli.changes import Content
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.model import Tensor
+from ckpt_cli.model import Storage, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SavedValue:
+    """A value that is not a tensor, as the pickle that it was read from has it."""
+
+    name: str
+    root: object
+    """Its node."""
+    data: bytes | memoryview
+    """The pickle, for the strings that are left in it."""
+    storages: Mapping[int, Storage] = field(default_factory=dict)
+    """The storages of tensors within it, by the identity of each reference."""
+    contents: Mapping[int, Content] = field(default_factory=dict)
+    """The bytes of these storages, by their identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +42,16 @@ class Outgoing:
     """What the extents of the contents count."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Strings to be kept where the format can."""
+    index: Mapping[str, object] = field(default_factory=dict)
+    """Of a set of shards, what its index noted, as it stood there; its strings are among the metadata too."""
+    values: Sequence[SavedValue] = ()
+    """What else comes along into a format that holds values by themselves."""
+    paths: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    """The keys and indices that lead to each entry, in their order, where dicts and lists were nested."""
     ordered: bool = False
     """Whether it is the state_dict of a module, which torch has as an OrderedDict."""
+    notes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """The `_metadata` of the state_dict: of each module its version."""
     mode_of: str = ""
     """The file whose permissions the new ones get."""
     stem: str = "archive"

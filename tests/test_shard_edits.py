@@ -225,7 +225,6 @@ REFUSED = [
     (["untie", "m.a"], "shares its bytes with no other name"),
     (["rm", "m.a", "-o", "S"], "must go to a folder that is new or empty"),
     (["meta", "total_size=1"], "'total_size' follows from the shards"),
-    (["meta", "note=m.a"], "would then tell of a tie"),
 ]
 
 
@@ -346,9 +345,9 @@ def test_tie_across_pickled_shards_is_refused_and_within_one_it_is_a_shared_stor
 # --- metadata, and sets that are odd ---------------------------------------------------------------------------------
 
 
-def test_the_metadata_of_a_set_is_that_of_its_index(shards: Path, ckpt: Ckpt) -> None:
+def test_a_note_of_the_index_is_changed_there_and_whatever_else_it_has_stays(shards: Path, ckpt: Ckpt) -> None:
     index = index_of(shards)
-    index["metadata"]["nested"] = {"a": [1, 2]}
+    index["metadata"] |= {"nested": {"a": [1, 2]}, "note": "old"}
     index["more"] = 7
     (path,) = shards.glob("*.index.json")
     path.write_text(json.dumps(index))
@@ -356,21 +355,18 @@ def test_the_metadata_of_a_set_is_that_of_its_index(shards: Path, ckpt: Ckpt) ->
     edited(ckpt, "meta", shards, "note=hi")
     assert index_of(shards) == {**index, "metadata": {**index["metadata"], "note": "hi"}}
     assert [name for name, content in contents(shards).items() if content != before[name]] == [path.name]
-    edited(ckpt, "meta", shards, 'nested=["you"]', "-d", "note")
+    done = edited(ckpt, "meta", shards, 'nested=["you"]', "-d", "note")
+    assert done["placed"] == {"nested": "the index", "note": "the index"}
+    del index["metadata"]["note"]
     assert index_of(shards) == {**index, "metadata": {**index["metadata"], "nested": ["you"]}}
     assert_refused(ckpt, shards, "holds JSON", "meta", "nested=[")
-
-
-def test_a_string_of_the_shards_is_not_removed_from_the_index(tmp_path: Path, ckpt: Ckpt) -> None:
-    folder = save(state(), tmp_path / "set", "safetensors")
-    assert_refused(ckpt, folder, "not in the index but in its shards", "meta", "-d", "format")
 
 
 def test_a_set_without_an_index_is_edited_shard_by_shard(shards: Path, ckpt: Ckpt) -> None:
     (index,) = shards.glob("*.index.json")
     index.unlink()
     edited(ckpt, "rename", shards, "m", "x")
-    assert_refused(ckpt, shards, "without an index has no metadata of its own", "meta", "k=v")
+    assert_refused(ckpt, shards, "belongs to an index, and the set has none", "meta", "total_size=7")
     edited(ckpt, "rm", shards, "n.e")  # the last of its shard, which must stay to be counted
     assert [sorted(tensors) for tensors in held(shards).values()] == [["x.a"], ["n.d", "x.b", "x.c"], []]
     found = {name: tensor for tensors in held(shards).values() for name, tensor in tensors.items()}

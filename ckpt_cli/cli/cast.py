@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.edits import Options, edit
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Raw
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Raw, WeightsOnly
 from ckpt_cli.cli.work import workers
 from ckpt_cli.ops.cast import dtype_named, plan_cast
 
@@ -21,6 +21,7 @@ def cast_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     json: JsonReport = False,
 ) -> None:
     """Give floating tensors another dtype.
@@ -36,6 +37,6 @@ def cast_command(
         edit(
             file,
             lambda checkpoint: plan_cast(checkpoint, target, names or (), lossy=lossy, raw=raw, executor=executor),
-            Options(output, dry_run, backup),
+            Options(output, dry_run, backup, weights_only=weights_only),
             json=json,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_cli.cli.edits import Options, edit
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly
 from ckpt_cli.ops.storages import plan_compact
 
 
@@ -12,6 +12,7 @@ def compact_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     json: JsonReport = False,
 ) -> None:
     """Write each storage no larger than its tensors need.
@@ -20,4 +21,4 @@ def compact_command(
 
     Example: ckpt compact slices.pt
     """
-    edit(file, plan_compact, Options(output, dry_run, backup), json=json)
+    edit(file, plan_compact, Options(output, dry_run, backup, weights_only=weights_only), json=json)

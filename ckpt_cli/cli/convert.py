@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, File, JsonReport, Raw
+from ckpt_cli.cli.options import DryRun, File, JsonReport, Raw, WeightsOnly
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.work import watched, workers
 from ckpt_cli.ops.cast import dtype_named
@@ -48,6 +48,7 @@ def convert_command(
     ] = False,
     lossy: Annotated[bool, typer.Option("--lossy", help="Let values become infinite or zero in a cast.")] = False,
     raw: Raw = False,
+    weights_only: WeightsOnly = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DST where it is there already.")] = False,
     dry_run: DryRun = False,
     json: JsonReport = False,
@@ -55,8 +56,9 @@ def convert_command(
     """Write a checkpoint in another format.
 
     The suffix of DST or --to says which: .pt .pth .ckpt .bin, .safetensors, .npz; a folder gets safetensors shards as
-    Hugging Face names them. From a pickle to .pt every object comes along; a whole module, TorchScript or .pt2 gives
-    its state_dict. What the new format cannot hold is listed and refused, unless --tensors-only leaves it out.
+    Hugging Face names them, and copies of the config, the tokenizer and other small files beside the old weights. From
+    a pickle to .pt every object comes along; a whole module, TorchScript or .pt2 gives its state_dict. What the new
+    format cannot hold is listed and refused, unless --tensors-only leaves it out.
 
     Example: ckpt convert model.pt converted.safetensors
     """
@@ -69,6 +71,7 @@ def convert_command(
         tensors_only=tensors_only,
         lossy=lossy,
         raw=raw,
+        weights_only=weights_only,
         force=force,
         dry_run=dry_run,
     )

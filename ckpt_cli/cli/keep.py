@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.edits import Options, edit
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, WeightsOnly
 from ckpt_cli.errors import UsageError
 from ckpt_cli.ops.remove import plan_keep, plan_root
 
@@ -21,6 +21,7 @@ def keep_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     json: JsonReport = False,
 ) -> None:
     """Take all entries out but some.
@@ -32,6 +33,16 @@ def keep_command(
     if (root is None) == (not names):
         raise UsageError("keep takes names, or --root PREFIX")
     if root is not None:
-        edit(file, lambda checkpoint: plan_root(checkpoint, root), Options(output, dry_run, backup), json=json)
+        edit(
+            file,
+            lambda checkpoint: plan_root(checkpoint, root),
+            Options(output, dry_run, backup, weights_only=weights_only),
+            json=json,
+        )
     else:
-        edit(file, lambda checkpoint: plan_keep(checkpoint, names or ()), Options(output, dry_run, backup), json=json)
+        edit(
+            file,
+            lambda checkpoint: plan_keep(checkpoint, names or ()),
+            Options(output, dry_run, backup, weights_only=weights_only),
+            json=json,
+        )

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.edits import Options, edit
-from ckpt_cli.cli.options import Backup, DryRun, File, Format, Json, Output, Style, opened
+from ckpt_cli.cli.options import Backup, DryRun, File, Format, Json, Output, Style, WeightsOnly, opened
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.ops.metadata import metadata_of, parse_pairs, plan_meta
-from ckpt_cli.render.metadata import metadata_text
+from ckpt_cli.ops.set_metadata import strings_of_set
+from ckpt_cli.render.metadata import metadata_text, set_metadata_json, set_metadata_text
 
 
 def meta_command(
@@ -22,12 +23,14 @@ def meta_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     style: Format = Style.auto,
     json: Json = False,
 ) -> None:
     """Show, set and remove strings of a safetensors file's __metadata__.
 
-    Only the header is written, where it has room.
+    Only the header is written, where it has room. Of a sharded checkpoint a key changes where it is, in all shards or
+    in the index; a new one goes into all shards.
 
     Example: ckpt meta model.safetensors format=pt
     """
@@ -37,15 +40,18 @@ def meta_command(
         edit(
             file,
             lambda checkpoint: plan_meta(checkpoint, changed, gone),
-            Options(output, dry_run, backup),
+            Options(output, dry_run, backup, weights_only=weights_only),
             json=layout == "json",
         )
         return
     with opened(file) as checkpoint:
         found = metadata_of(checkpoint, pairs or ())
+        strings = strings_of_set(checkpoint)
     if layout == "json":
         from ckpt_cli.render.jsons import line
 
-        answer([line(found)])
-    else:
+        answer([line(found if strings is None else set_metadata_json(found, strings))])
+    elif strings is None:
         answer(metadata_text(found, layout))
+    else:
+        answer(set_metadata_text([row for row in strings.agreed() if row[0] in found], layout))

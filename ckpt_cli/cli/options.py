@@ -80,6 +80,10 @@ DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would ch
 Raw = Annotated[bool, typer.Option("--raw", help="Cast the stored numbers of scaled and packed weights as they are.")]
 Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak.")]
 
+WeightsOnly = Annotated[
+    bool, typer.Option("--weights-only", help="Do not copy config, tokenizer and such into a new folder.")
+]
+
 
 @contextmanager
 def opened(path: str) -> Iterator[Checkpoint]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.edits import Options, edit
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_names
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
 from ckpt_cli.cli.ordered import rules_of
 from ckpt_cli.ops.rename import plan_rename, renaming
 
@@ -33,6 +33,7 @@ def rename_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     json: JsonReport = False,
 ) -> None:
     """Rename entries: one, a prefix, or many at once.
@@ -43,4 +44,9 @@ def rename_command(
     Example: ckpt rename model.pt --strip module
     """
     steps = renaming(old, new, rules_of(ctx))
-    edit(file, lambda checkpoint: plan_rename(checkpoint, steps), Options(output, dry_run, backup), json=json)
+    edit(
+        file,
+        lambda checkpoint: plan_rename(checkpoint, steps),
+        Options(output, dry_run, backup, weights_only=weights_only),
+        json=json,
+    )

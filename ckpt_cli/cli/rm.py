@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.edits import Options, edit
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_names
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
 from ckpt_cli.ops.remove import plan_rm
 
 Names = Annotated[
@@ -26,6 +26,7 @@ def rm_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     json: JsonReport = False,
 ) -> None:
     """Take entries out.
@@ -34,4 +35,9 @@ def rm_command(
 
     Example: ckpt rm train.ckpt optimizer
     """
-    edit(file, lambda checkpoint: plan_rm(checkpoint, names), Options(output, dry_run, backup), json=json)
+    edit(
+        file,
+        lambda checkpoint: plan_rm(checkpoint, names),
+        Options(output, dry_run, backup, weights_only=weights_only),
+        json=json,
+    )

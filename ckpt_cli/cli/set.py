@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_tensors
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_tensors
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.work import watched
 from ckpt_cli.errors import UsageError
@@ -32,6 +32,7 @@ def set_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     cast: Annotated[
         bool, typer.Option("--cast", help="Convert values that the dtype cannot hold, instead of refusing them.")
     ] = False,
@@ -54,7 +55,8 @@ def set_command(
         raise UsageError("--dtype is that of new tensors: it goes with --new")
     wanted = None if dtype is None else dtype_of_new(dtype)
     with watched() as told:
-        done = set_entries(file, assignments, Options(output, dry_run, backup, told), cast=cast, new=new, dtype=wanted)
+        options = Options(output, dry_run, backup, told, weights_only)
+        done = set_entries(file, assignments, options, cast=cast, new=new, dtype=wanted)
     if json:
         from ckpt_cli.render.jsons import edit_json
 

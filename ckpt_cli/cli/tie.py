@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.edits import Options, edit
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_names
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
 from ckpt_cli.ops.storages import plan_tie
 
 Names = Annotated[
@@ -27,6 +27,7 @@ def tie_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     json: JsonReport = False,
 ) -> None:
     """Make several names one tensor.
@@ -36,4 +37,9 @@ def tie_command(
 
     Example: ckpt tie model.pt embed.weight lm_head.weight
     """
-    edit(file, lambda checkpoint: plan_tie(checkpoint, names, force=force), Options(output, dry_run, backup), json=json)
+    edit(
+        file,
+        lambda checkpoint: plan_tie(checkpoint, names, force=force),
+        Options(output, dry_run, backup, weights_only=weights_only),
+        json=json,
+    )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.edits import Options, edit
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_names
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
 from ckpt_cli.ops.storages import plan_untie
 
 Names = Annotated[
@@ -26,10 +26,16 @@ def untie_command(
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
+    weights_only: WeightsOnly = False,
     json: JsonReport = False,
 ) -> None:
     """Give tensors storages of their own.
 
     Example: ckpt untie model.pt 4.weight
     """
-    edit(file, lambda checkpoint: plan_untie(checkpoint, names), Options(output, dry_run, backup), json=json)
+    edit(
+        file,
+        lambda checkpoint: plan_untie(checkpoint, names),
+        Options(output, dry_run, backup, weights_only=weights_only),
+        json=json,
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import DType
@@ -71,8 +72,15 @@ class Laid:
 class Composed:
     """The container: each tensor is a storage of its own, in the row-major order of the whole tensor."""
 
-    def __init__(self, files: Sequence[LocalFile], seal: Callable[[Overlay], None]) -> None:
+    def __init__(
+        self,
+        files: Sequence[LocalFile],
+        seal: Callable[[Overlay], None],
+        paths: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         self.files = files
+        self.paths = paths
+        """Where each entry is in the state that was saved, as its writer noted it; nothing is checked."""
         self._seal = seal
         self._laid: dict[str, Laid] = {}
 

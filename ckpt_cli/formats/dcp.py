@@ -11,13 +11,14 @@ import os
 from collections.abc import Sequence
 
 from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, TruncatedError, UnsupportedError, about
+from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError, about
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
 from ckpt_cli.formats.chunks import Chunks
 from ckpt_cli.formats.composed import Composed, Laid
 from ckpt_cli.formats.dcp_items import Items
 from ckpt_cli.formats.dcp_metadata import DcpMetadata, Place, Saved, metadata_of
+from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages
 from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
 from ckpt_cli.pickles.entries import objects_of
 from ckpt_cli.pickles.graph import Graph
@@ -63,6 +64,14 @@ class ItemValue(Value):
             object.__setattr__(self, "_found", self._read())
         return self._found  # type: ignore[attr-defined]
 
+    def saved(self) -> tuple[ZipStorages, Graph, SavedPickle]:
+        """The item that it was saved as; raises a CkptError where that cannot be read."""
+        place: Place | None = self._place  # type: ignore[attr-defined]
+        items: Items = self._items  # type: ignore[attr-defined]
+        if place is None:
+            raise MalformedError("it is stored nowhere")
+        return items.saved(place)
+
     def _read(self) -> object:
         place: Place | None = self._place  # type: ignore[attr-defined]
         items: Items = self._items  # type: ignore[attr-defined]
@@ -107,7 +116,7 @@ def _read(path: str, folder: str, file: LocalFile, opener: Opener) -> Checkpoint
     try:
         _check_ends(metadata, dict(zip(present, files, strict=True)))
         items = Items(folder, dict(zip(present, enumerate(files, 1), strict=True)))
-        container = Composed([file, *files], items.seal)
+        container = Composed([file, *files], items.seal, metadata.paths)
         return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(present))
     except BaseException:
         for opened in files:

@@ -57,6 +57,18 @@ class Items:
                 return entries[0].value
             return Opaque(describe(graph.root))
 
+    def saved(self, place: Place) -> tuple[ZipStorages, Graph, SavedPickle]:
+        """The item of a pickled value, of any size, as torch.save wrote it."""
+        if place.transforms:
+            raise UnsupportedError(f"it was written through {', '.join(place.transforms)}, which is not read")
+        if place.file not in self._files:
+            raise MalformedError(f"it is in {place.file}, which is missing", path=self._folder)
+        number, file = self._files[place.file]
+        with about(file.path):
+            if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
+                raise MalformedError(f"byte {place.offset} does not begin a torch.save file")
+            return self._opened(file, place, number, limits.DCP_VALUES)
+
     def tensor(self, name: str, dtype: DType, box: Box, place: Place | None) -> Stored:
         """The chunk `box` of a tensor, checked to be what the metadata says.
 
@@ -89,14 +101,16 @@ class Items:
         self._zips.append(item)
         return item, entries[0]
 
-    def _opened(self, file: LocalFile, place: Place, number: int) -> tuple[ZipStorages, Graph, SavedPickle]:
+    def _opened(
+        self, file: LocalFile, place: Place, number: int, most: int | None = None
+    ) -> tuple[ZipStorages, Graph, SavedPickle]:
         """One item of torch.save: its directory and its pickle are read."""
         records = ZipRecords(Window(file, place.offset, place.nbytes), number)
         storages = ZipStorages(records)
         saved = SavedPickle(storages, records, prefix_of(records))
         pickle = records.by_name.get(f"{saved.prefix}data.pkl")
         nbytes = pickle.nbytes if pickle else 0
-        if nbytes > limits.ITEM_BYTES:
+        if nbytes > (limits.ITEM_BYTES if most is None else most):
             raise LimitError(f"its item at byte {place.offset} has a pickle of {nbytes} bytes")
         self._left -= nbytes + _RECORD_COST * len(records.by_name)
         if self._left < 0:

@@ -7,7 +7,7 @@ fields of their states are looked at.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,8 @@ class DcpMetadata:
     """The outermost keys of the state that was saved."""
     files: Sequence[str]
     """The files that hold its items, sorted."""
+    paths: Mapping[str, object]
+    """By name, what the planner noted of each entry's place in the state that was saved; nothing is checked."""
 
 
 _Found = dict[str, list[tuple[tuple[int, ...], Place]]]
@@ -102,7 +104,8 @@ def metadata_of(graph: Graph) -> DcpMetadata:
     if len(files) > limits.RANK_FILES:
         raise LimitError(f"it names {len(files)} files")
     version = text_of(root.get("version")) or ""
-    return DcpMetadata(entries, version, _top_level(root.get("planner_data"), entries, budget), files)
+    paths = _planned(root.get("planner_data"), budget)
+    return DcpMetadata(entries, version, _top_level(paths, entries), files, paths)
 
 
 def _fields(node: object) -> dict[str, Any]:
@@ -232,14 +235,20 @@ def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], Plac
         yield ordered[position][1] if is_there else None
 
 
-def _top_level(planner_data: object, entries: Sequence[Saved], budget: Budget) -> list[str]:
+def _planned(planner_data: object, budget: Budget) -> dict[str, object]:
+    """What the planner noted of each name; nothing where it did not flatten the state."""
+    if not isinstance(planner_data, Dict):
+        return {}
+    budget.steps(len(planner_data.pairs))
+    named = ((text_of(key), path) for key, path in zip(planner_data.pairs[::2], planner_data.pairs[1::2], strict=True))
+    return {name: path for name, path in named if name is not None}
+
+
+def _top_level(paths: Mapping[str, object], entries: Sequence[Saved]) -> list[str]:
     """The first keys of the paths that the planner noted; of names where it did not flatten the state."""
-    paths: dict[str, str] = {}
-    if isinstance(planner_data, Dict):
-        budget.steps(len(planner_data.pairs))
-        for key, path in zip(planner_data.pairs[::2], planner_data.pairs[1::2], strict=True):
-            name, first = text_of(key), text_of(path[0]) if isinstance(path, tuple) and path else None
-            if name is not None and first is not None:
-                paths[name] = first
-    firsts = (paths.get(entry.name) or entry.name.partition(".")[0] for entry in entries)
-    return list(dict.fromkeys(firsts))
+    found: dict[str, None] = {}
+    for entry in entries:
+        path = paths.get(entry.name)
+        first = text_of(path[0]) if isinstance(path, tuple) and path else None
+        found[first or entry.name.partition(".")[0]] = None
+    return list(found)

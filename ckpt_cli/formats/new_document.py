@@ -23,7 +23,7 @@ from ckpt_cli.pickles.rebuild import Rebuilder
 from ckpt_cli.pickles.retarget import Retargeting, references_of, storage_key
 
 
-class _Known:
+class Known:
     """The storages that entries have, by the keys that the pickle refers to them by."""
 
     big_endian = False
@@ -57,13 +57,13 @@ class Document:
         self._data = graph.data
         self._wanted = entries_after(checkpoint.entries, changes)
         self._stem = stem
-        finder = _Known(checkpoint)
+        finder = Known(checkpoint)
         editing = Editing(graph, finder, Place(0))  # arrays in the pickle stay, wherever they are
         retargeting = Retargeting(editing, Rebuilder(graph, finder, Budget(graph.nbytes)), checkpoint.tensors)
         retargeting.carry_out(changes)
         editing.carry_out(changes)
         self._root = editing.root
-        _unwrap_classes(self._root)
+        unwrap_classes(self._root)
         self._storages = _number(self._root, finder, retargeting.storages)
         self._out = Outgoing((), contents, checkpoint.container.files)
 
@@ -103,7 +103,7 @@ class Document:
             raise CkptError(f"the new file did not read back as it should, so nothing was replaced: {fault}")
 
 
-def _number(root: object, finder: _Known, new: dict[int, Storage]) -> list[Storage]:
+def _number(root: object, finder: Known, new: dict[int, Storage]) -> list[Storage]:
     """Give the storages keys from 0, in the order in which the pickle reaches them, as torch.save of today does."""
     numbers: dict[int, str] = {}
     ordered: list[Storage] = []
@@ -122,7 +122,7 @@ def _number(root: object, finder: _Known, new: dict[int, Storage]) -> list[Stora
     return ordered
 
 
-def _unwrap_classes(root: object) -> None:
+def unwrap_classes(root: object) -> None:
     """Put the classes of modules themselves where the old stream has them together with their source code."""
     for node in nodes_of(root):
         if isinstance(node, Call) and (kind := _class_of(node.func)) is not None:

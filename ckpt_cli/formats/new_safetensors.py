@@ -27,8 +27,7 @@ def spelled(dtype: DType) -> str | None:
 def write(outgoing: Outgoing, target: LocalFile | None, progress: Progress = no_progress) -> int:
     """Write one file, with all that its metadata has to say; returns its bytes. Without a target it only measures."""
     aliases = aliases_among(outgoing.tensors, outgoing.metadata)
-    metadata = {**metadata_with(outgoing, aliases), **of_loaders(outgoing.metadata)}
-    return write_some(outgoing, aliases, metadata, target, progress)
+    return write_some(outgoing, aliases, metadata_with(outgoing, aliases), target, progress)
 
 
 def write_some(
@@ -45,15 +44,15 @@ def write_some(
     return write_file(items, metadata, outgoing.files, target, progress, listed)
 
 
-def of_loaders(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The note without which transformers refuses a file."""
-    return {"format": metadata.get("format", "pt")}
-
-
 def metadata_with(outgoing: Outgoing, aliases: Mapping[str, str]) -> dict[str, str]:
     """The strings that come along, and the aliases with their places."""
+    return {**outgoing.metadata, **ties_of(outgoing, aliases)}
+
+
+def ties_of(outgoing: Outgoing, aliases: Mapping[str, str]) -> dict[str, str]:
+    """The aliases, and their places among the other names."""
     order = {ORDER: order_text([tensor.name for tensor in outgoing.tensors], aliases)} if aliases else {}
-    return {**outgoing.metadata, **aliases, **order}
+    return {**aliases, **order}
 
 
 def aliases_among(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> dict[str, str]:

@@ -80,7 +80,7 @@ def write_index(
     outgoing: Outgoing,
     shards: Sequence[Shard],
     dropped: Mapping[str, str],
-    notes: Mapping[str, str],
+    notes: Mapping[str, object],
     target: LocalFile | None,
 ) -> int:
     """Write the index of some shards: `total_size` counts what shares a storage once, as huggingface_hub does.

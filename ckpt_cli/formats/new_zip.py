@@ -37,7 +37,7 @@ def write(outgoing: Outgoing, target: LocalFile | None, progress: Progress = no_
     pairs: list[object] = []
     for tensor in outgoing.tensors:
         pairs += (tensor.name, maker.tensor(tensor))
-    root: object = maker.ordered_dict(pairs) if outgoing.ordered else Dict(pairs)
+    root: object = maker.state_dict(pairs, outgoing.notes) if outgoing.ordered or outgoing.notes else Dict(pairs)
     stem = os.path.basename(outgoing.stem) or "archive"
     return write_saved(root, maker.storages, outgoing, target, progress, prefix=stem)
 

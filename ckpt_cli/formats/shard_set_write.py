@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ckpt_cli.formats.registry import Rewriter
 
 
+TOTALS = ("total_size", "total_parameters")
+"""Notes of an index that follow from its shards."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One shard to be written anew."""
@@ -38,12 +42,6 @@ class Rewriting:
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is no set of shards")
         if changes.values or changes.added.keys() != changes.new_tensors.keys():
             raise UnsupportedError("values that are no tensors cannot be set in a set of shards", path=checkpoint.path)
-        if changes.metadata is not None and container.index is None:
-            raise UnsupportedError(
-                "a set of shards without an index has no metadata of its own",
-                path=checkpoint.path,
-                hint="ckpt meta SHARD KEY=VALUE changes that of one shard",
-            )
         self._checkpoint = checkpoint
         self._container = container
         self._names = [os.path.basename(shard.path) for shard in container.shards]
@@ -65,6 +63,7 @@ class Rewriting:
         """Shards that stay as they are."""
         for number, shard in enumerate(container.shards):
             self._plan(number, shard)
+        self._refuse_new_ties()
         self.index = self._index()
         """The new index: its file name and content; None where there is none."""
 
@@ -174,7 +173,8 @@ class Rewriting:
                 if self._owners[name] == number
             },
             added={name: value for name, value in changes.added.items() if self._takers[name] == number},
-            metadata=None,
+            metadata=_with_strings(shard.metadata, changes.in_shards),
+            in_shards={},
         )
 
     def _own(self, tensor: Tensor, changes: Changes) -> Tensor:
@@ -184,6 +184,13 @@ class Rewriting:
         if storage is not None and id(storage) not in changes.contents:
             _, storage = self._container.owner_of(storage)
         return replace(tensor, storage=storage, parts=parts)
+
+    def _refuse_new_ties(self) -> None:
+        """Refuse strings of all shards that would be read as ties of the whole set."""
+        strings = {key: value for key, value in self._changes.in_shards.items() if value is not None}
+        if strings:
+            stored = {name for names in self._stored_after().values() for name in names}
+            refuse_new_ties(stored, strings, self._aliases_after())
 
     # --- the index ---------------------------------------------------------------------------------------------------
 
@@ -200,6 +207,8 @@ class Rewriting:
             index["metadata"] = self._notes(notes if isinstance(notes, dict) else {}, aliases)
             strings = {key: value for key, value in index["metadata"].items() if isinstance(value, str)}
             refuse_new_ties({name for names in stored.values() for name in names}, strings, aliases)
+        if index == self._old_index:
+            return os.path.basename(file.path), file.read(0, file.size)
         return os.path.basename(file.path), (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
 
     def _stored_after(self) -> dict[str, list[str]]:
@@ -273,21 +282,28 @@ class Rewriting:
             found["total_size"] = unique_nbytes(tensors)
         if isinstance(found.get("total_parameters"), int):
             found["total_parameters"] = sum({id(t.storage): t.numel for t in tensors}.values())
+        self._refuse_totals(found)
         return found
+
+    def _refuse_totals(self, found: Mapping[str, Any]) -> None:
+        """Refuse totals that were set to anything but what they are."""
+        old, new = self._checkpoint.metadata, self._changes.metadata or {}
+        for key in TOTALS:
+            if key in new and new[key] != old.get(key) and new[key] != str(found[key]):
+                raise RefusedError(
+                    f"{key!r} follows from the shards: it is {found[key]}, not {new[key][:60]}",
+                    path=self._checkpoint.path,
+                )
 
     def _set_notes(self, found: dict[str, Any], old: Mapping[str, str], new: Mapping[str, str]) -> None:
         """Carry out what is to become of strings."""
         for key in [key for key in (*old, *new) if old.get(key) != new.get(key)]:
-            if key in ("total_size", "total_parameters") and key in found:
-                raise RefusedError(f"{key!r} follows from the shards", path=self._checkpoint.path)
-            if key not in new:
-                if key not in found:
-                    raise RefusedError(
-                        f"{key!r} is not in the index but in its shards",
-                        path=self._checkpoint.path,
-                        hint="ckpt meta SHARD -d KEY removes it from one",
-                    )
-                del found[key]
+            if key in TOTALS:
+                if key not in new:
+                    raise RefusedError(f"{key!r} follows from the shards", path=self._checkpoint.path)
+                found[key] = 0
+            elif key not in new:
+                found.pop(key, None)
             elif isinstance(found.get(key, ""), str):
                 found[key] = new[key]
             else:
@@ -305,7 +321,14 @@ class Rewriting:
 
 
 def _is_nothing(changes: Changes) -> bool:
-    return not (changes.names or changes.dropped or changes.tensors or changes.added)
+    is_same = not (changes.names or changes.dropped or changes.tensors or changes.added)
+    return is_same and changes.metadata is None
+
+
+def _with_strings(old: Mapping[str, str], changed: Mapping[str, str | None]) -> dict[str, str] | None:
+    """The strings of one shard once some are set or, where they are None, removed; None where nothing changes."""
+    new = {key: value for key, value in {**old, **changed}.items() if value is not None}
+    return None if new == old else new
 
 
 def _as_json(key: str, text: str, path: str) -> object:

@@ -69,6 +69,9 @@ class Target:
     keeps_objects: bool = False
     """Whether it can hold what is no tensor, where that is pickled already."""
 
+    keeps_notes: bool = False
+    """Whether it has a place for the `_metadata` of a state_dict."""
+
     def writer(self) -> Any:
         """Its module."""
         return importlib.import_module(self.module)
@@ -77,7 +80,7 @@ class Target:
 TARGETS = (
     Target(
         "pt", "a torch.save file", "ckpt_cli.formats.new_zip", (".pt", ".pth", ".ckpt", ".bin"),
-        keeps_views=True, keeps_objects=True,
+        keeps_views=True, keeps_requires_grad=True, keeps_objects=True, keeps_notes=True,
     ),
     Target(
         "safetensors", "a safetensors file", "ckpt_cli.formats.new_safetensors", (".safetensors",),
@@ -90,7 +93,7 @@ TARGETS = (
     ),
     Target(
         "hf-bin", "torch.save shards", "ckpt_cli.formats.new_bin_set", is_folder=True, is_set=True, keeps_views=True,
-        files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
+        keeps_requires_grad=True, files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
     ),
     Target(
         "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.new_dcp", is_folder=True, keeps_ties=False,

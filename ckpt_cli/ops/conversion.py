@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckpt_cli.dtypes import DType
 from ckpt_cli.files.copying import Progress, Told, no_progress
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.ops.beside import Beside
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -49,6 +50,8 @@ class Wishes:
     """Whether values may become infinite or zero in a cast."""
     raw: bool = False
     """Whether the numbers of scaled and packed weights may be cast as they are stored."""
+    weights_only: bool = False
+    """Whether a new folder gets no copies of the files beside the weights."""
     force: bool = False
     """Whether what is there already may be replaced."""
     dry_run: bool = False
@@ -92,6 +95,10 @@ class Conversion:
     files: tuple[str, ...] = ()
     """The names of the files, where the output is a folder."""
     dry_run: bool = False
+    added: tuple[str, ...] = ()
+    """What the new checkpoint says that the old one did not, in words."""
+    beside: Beside | None = None
+    """What became of the files beside a model's weights, where a new folder was written."""
 
 
 class Job(Protocol):
@@ -122,6 +129,7 @@ class Plan:
     not_kept: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     """Names of floats that stay as they are, as they cannot be cast."""
+    added: tuple[str, ...] = ()
 
 
 def some_of(lines: Sequence[str]) -> list[str]:

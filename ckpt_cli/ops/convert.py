@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,10 +17,12 @@ from ckpt_cli.files.reading import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model import Checkpoint, Entry, Tensor
+from ckpt_cli.ops.beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.ops.cast import castable_views, other_floats, plan_cast, refuse_quantized
 from ckpt_cli.ops.conversion import CLONE, ERROR, Conversion, Plan, Wishes, some_of, stem_of
 from ckpt_cli.ops.flattening import flatten
 from ckpt_cli.ops.names import close_names
+from ckpt_cli.ops.nesting import plan_nested
 from ckpt_cli.ops.outputs import check_output, refuse_own, require_name, writing
 from ckpt_cli.ops.packing import storage_content
 from ckpt_cli.ops.remove import plan_root
@@ -59,6 +62,8 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             not_kept=plan.not_kept,
             left=plan.left,
             dry_run=wishes.dry_run,
+            added=plan.added,
+            beside=_beside(opened, target, output, plan) if target.is_set and not wishes.weights_only else None,
         )
         if wishes.dry_run:
             _rehearse(plan, wishes)
@@ -72,7 +77,10 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
                 _refuse_losses(plan.losses, wishes)
                 require_unchanged(opened.container.files)
 
-            files, nbytes = write_folder(output, target, plan.job.outgoing, check, progress)
+            def copy(folder: str) -> list[str]:
+                return copy_beside(opened, done.beside, folder)
+
+            files, nbytes = write_folder(output, target, plan.job.outgoing, check, progress, copy)
             return replace(done, files=files, bytes_written=nbytes)
         with writing(output, mode_of=opened.container.files[0].path) as file:
             plan.job.write(file, progress)
@@ -80,6 +88,16 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             plan.job.verify(file.path)
             require_unchanged(opened.container.files)
             return replace(done, bytes_written=os.fstat(file.fd).st_size)
+
+
+def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: Plan) -> Beside | None:
+    """What becomes of the files beside the weights of a model whose new folder is like its old one."""
+    beside = files_beside(checkpoint, output)
+    if beside is None:
+        return None
+    own = re.compile(target.files)
+    copied = tuple(name for name in beside.copied if not own.fullmatch(name))
+    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, plan.job.outgoing.tensors))
 
 
 def _check(path: str, output: str, target: Target, wishes: Wishes) -> None:
@@ -128,6 +146,9 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, wishes: Wishes
     keeps_all = target.keeps_objects and names is None and not wishes.tensors_only and wishes.shared != CLONE
     if keeps_all and _has_a_document(checkpoint):
         return _document(checkpoint, output, wishes)
+    nested = plan_nested(checkpoint, target, output, wishes) if names is None else None
+    if nested is not None:
+        return nested
     return flatten(checkpoint, target, output, wishes, names, selected)
 
 

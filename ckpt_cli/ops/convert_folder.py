@@ -18,19 +18,24 @@ from ckpt_cli.formats.targets import Target
 from ckpt_cli.ops.conversion import Written
 from ckpt_cli.outgoing import Outgoing
 
+Copy = Callable[[str], "list[str]"]
+"""Copies the files beside the old weights into a folder, and returns their names."""
+
 
 def write_folder(
-    output: str, target: Target, outgoing: Outgoing, check: Callable[[], None], progress: Progress
+    output: str, target: Target, outgoing: Outgoing, check: Callable[[], None], progress: Progress, copy: Copy
 ) -> Written:
-    """Write all files of a format into a folder, all or none.
+    """Write all files of a format into a folder, and those that lay beside the old weights, all or none.
 
     In a folder that has files already, those of a checkpoint of the same kind give way and all others stay.
     """
     output = output.rstrip("/") or output
     if os.path.isdir(output) and os.listdir(output):
-        return _into(output, target, outgoing, check, progress)
+        return _into(output, target, outgoing, check, progress, copy)
     with replacing_folder(output) as folder:
-        return _fill(folder, target, outgoing, check, progress)
+        written = _fill(folder, target, outgoing, check, progress)
+        copy(folder)
+        return written
 
 
 def _fill(folder: str, target: Target, outgoing: Outgoing, check: Callable[[], None], progress: Progress) -> Written:
@@ -51,7 +56,9 @@ def _fill(folder: str, target: Target, outgoing: Outgoing, check: Callable[[], N
     return tuple(files), nbytes
 
 
-def _into(output: str, target: Target, outgoing: Outgoing, check: Callable[[], None], progress: Progress) -> Written:
+def _into(
+    output: str, target: Target, outgoing: Outgoing, check: Callable[[], None], progress: Progress, copy: Copy
+) -> Written:
     """Write the files beside those of a folder, then put them in place as one."""
     finish_edits(output)
     stale = re.compile(target.files)
@@ -61,8 +68,9 @@ def _into(output: str, target: Target, outgoing: Outgoing, check: Callable[[], N
         for name in (*names, *removed):
             if os.path.lexists(os.path.join(output, name)):
                 refuse_cached(os.path.join(output, name))
+        more = [name for name in copy(folder) if not os.path.lexists(os.path.join(output, name))]
         with replacing_set(output, names[0]) as replacement:
-            for name in names:
+            for name in (*names, *more):
                 replacement.adopt(os.path.join(folder, name), name)
             replacement.removed.extend(removed)
             sync_folder(output)

@@ -19,6 +19,7 @@ from ckpt_cli.files.reading import require_unchanged, unchanged
 from ckpt_cli.files.replace import copy_as, creating, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
+from ckpt_cli.ops.beside import Beside, copy_beside, files_beside
 from ckpt_cli.ops.outputs import check_output, check_output_folder, refuse_own, writing
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class Edit:
     """Shards of which nothing was left, and that went."""
     left: tuple[str, ...] = ()
     """Names that were meant too, but stay as they are: what a cast cannot cast."""
+    placed: Mapping[str, str] = field(default_factory=dict)
+    """In which files of a set each key of metadata changed, in words."""
+    beside: Beside | None = None
+    """What became of the files beside a model's weights, where a new folder was written."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backup", self.backups[0] if self.backups else None)
@@ -70,6 +75,7 @@ def edit_values(
     dry_run: bool = False,
     backup: bool = False,
     told: Told | None = None,
+    weights_only: bool = False,
 ) -> Edit:
     """Carry out a plan on the file `path`, all or nothing.
 
@@ -80,7 +86,7 @@ def edit_values(
         return _edit_in_place(path, plan, dry_run=dry_run, backup=backup)
     if backup:
         raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
-    return _edit_to(path, plan, output, dry_run=dry_run, told=told)
+    return _edit_to(path, plan, output, dry_run=dry_run, told=told, weights_only=weights_only)
 
 
 def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edit:
@@ -125,7 +131,9 @@ def _planned(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[Overlay, Chan
         yield overlay, changes
 
 
-def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | None) -> Edit:
+def _edit_to(
+    path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | None, weights_only: bool = False
+) -> Edit:
     with closing(open_checkpoint(path)) as checkpoint, unchanged(checkpoint.container.files):
         if checkpoint.is_set:
             check_output_folder(output)
@@ -134,10 +142,13 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | 
             check_output(output, path, "leave -o out to edit it in place")
             refuse_own(checkpoint, output, "leave -o out to edit it in place")
         with _planned(checkpoint, plan) as (overlay, changes):
+            beside = files_beside(checkpoint, output) if checkpoint.is_set and not weights_only else None
             if not dry_run:
-                write = _write_folder if checkpoint.is_set else _write_file
                 progress = counting(told, lambda: sum(file.size for file in overlay.files))
-                write(checkpoint, overlay, output, progress)
+                if checkpoint.is_set:
+                    _write_folder(checkpoint, overlay, output, progress, beside)
+                else:
+                    _write_file(checkpoint, overlay, output, progress)
             return Edit(
                 path=path,
                 output=output,
@@ -147,6 +158,7 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | 
                 in_place=False,
                 dry_run=dry_run,
                 patched=False,
+                beside=beside,
             )
 
 
@@ -169,13 +181,16 @@ def _write_file(checkpoint: Checkpoint, overlay: Overlay, output: str, progress:
         require_unchanged(overlay.files)
 
 
-def _write_folder(checkpoint: Checkpoint, overlay: Overlay, output: str, progress: Progress) -> None:
+def _write_folder(
+    checkpoint: Checkpoint, overlay: Overlay, output: str, progress: Progress, beside: Beside | None
+) -> None:
     """Patched copies of all files of a set in a new folder."""
     with replacing_folder(output) as folder:
         for number, file in enumerate(overlay.files):
             with creating(os.path.join(folder, os.path.basename(file.path)), mode_of=file.path) as target:
                 _write_copy(overlay, number, target, progress)
         require_unchanged(overlay.files)
+        copy_beside(checkpoint, beside, folder)
         is_folder = os.path.isdir(checkpoint.path)
         verify_copy(checkpoint, folder if is_folder else f"{folder}/{os.path.basename(checkpoint.path)}", output)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,17 +10,20 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copying import Progress, no_progress
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats.shard_set import ShardSet, read_index
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.conversion import CLONE, NOT_STATE, LeftOut, Plan, Wishes, Written, some_of, stem_of
 from ckpt_cli.ops.packing import Casting, pack_plain, pack_whole
 from ckpt_cli.ops.shared import Comparisons, by_storage, partly_shared, tie_groups
+from ckpt_cli.ops.versions import Versions, has_versions, versions_of
 from ckpt_cli.outgoing import Outgoing
-from ckpt_cli.pickles.graph import Graph
-from ckpt_cli.pickles.state_dicts import has_notes
 
-_OF_THE_FILE = ("format", "total_size", "total_parameters", "ckpt.order")
-"""Keys of metadata that are about the old file, not about the checkpoint."""
+_TOTALS = ("total_size", "total_parameters")
+"""Keys of an index that follow from its shards."""
+
+_CLASSES = 3
+"""Names of classes that are spelled out."""
 
 
 @dataclass(slots=True)
@@ -78,6 +81,8 @@ def flatten(
     if names is not None:
         order = {name[len(prefix) :]: place for place, name in enumerate(names)}
         fits.sort(key=lambda tensor: order[tensor.name])
+    detached = names is not None and target.keeps_views  # as those of a state_dict are in torch
+    plain = [replace(tensor, requires_grad=False) for tensor in fits] if detached else fits
     metadata = _metadata_of(checkpoint)
     if not target.keeps_metadata:
         lost += [LeftOut(key, "metadata") for key in metadata if key != "format"]
@@ -87,16 +92,29 @@ def flatten(
     casting = Casting(wishes.dtype, Losses(), wishes.executor)
     tied = target.keeps_ties and wishes.shared != CLONE
     if target.keeps_views and tied:
-        tensors, contents = pack_whole(checkpoint, fits, casting)
+        tensors, contents = pack_whole(checkpoint, plain, casting)
     else:
-        tensors, contents = pack_plain(checkpoint, fits, casting, tied=tied)
+        tensors, contents = pack_plain(checkpoint, plain, casting, tied=tied)
+    versions = versions_of(checkpoint, wishes.select.removesuffix("."))
+    kept = versions if versions is not None and target.keeps_notes else None
+    added = list(_added(kept))
+    if target.keeps_metadata and "format" not in metadata and not _has_strings(checkpoint):
+        metadata["format"] = "pt"  # without which transformers refuses a file
+        added.append("format=pt in its metadata")
     outgoing = Outgoing(
-        tensors, contents, checkpoint.container.files, metadata,
-        ordered=names is not None, mode_of=checkpoint.container.files[0].path, stem=stem_of(output),
-    )  # fmt: skip
+        tensors,
+        contents,
+        checkpoint.container.files,
+        metadata,
+        index=_index_of(checkpoint, metadata),
+        ordered=names is not None,
+        notes=kept.notes if kept else {},
+        mode_of=checkpoint.container.files[0].path,
+        stem=stem_of(output),
+    )
     if wishes.max_shard is not None:
         outgoing = replace(outgoing, max_shard=wishes.max_shard)
-    separated = () if target.keeps_views and tied else tuple(_separated(fits, tied=tied))
+    apart = () if target.keeps_views and tied else tuple(separated(fits, tied=tied))
     flat = _Flat(outgoing, target, writer)
     return Plan(
         flat,
@@ -105,8 +123,9 @@ def flatten(
         flat.measured,
         contents,
         (*lost, *aside),
-        separated,
-        tuple(_not_kept(checkpoint, fits, target)),
+        apart,
+        tuple(not_kept_of(checkpoint, fits, target, wishes.select, kept=kept is not None, detached=detached)),
+        tuple(added),
     )
 
 
@@ -121,10 +140,10 @@ def _judged(
         elif isinstance(entry, Value):
             yield entry, "a value, no tensor"
         else:
-            yield entry, _why_not(entry, target, writer, dtype)
+            yield entry, why_not(entry, target, writer, dtype)
 
 
-def _why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -> str | None:
+def why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -> str | None:
     """Why a tensor cannot come along."""
     if tensor.layout != "strided" or tensor.storage is None or tensor.shape is None:
         return f"{tensor.layout} tensor"
@@ -188,11 +207,28 @@ def _refuse_names(tensors: Sequence[Tensor]) -> None:
 def _metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     """The strings that are about the checkpoint, not about its file or its ties."""
     aliases = {tensor.name for tensor in checkpoint.tensors if tensor.alias_of is not None}
-    kept = {key: value for key, value in checkpoint.metadata.items() if key not in aliases}
-    return {key: value for key, value in kept.items() if key not in _OF_THE_FILE or key == "format"}
+    ours = {*aliases, "ckpt.order", *(_TOTALS if checkpoint.is_set else ())}
+    return {key: value for key, value in checkpoint.metadata.items() if key not in ours}
 
 
-def _separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
+def _has_strings(checkpoint: Checkpoint) -> bool:
+    """True if the container of a checkpoint has a place for strings, so that it says what it wants to."""
+    container = checkpoint.container
+    if isinstance(container, ShardSet):
+        return any(shard.format == "safetensors" for shard in container.shards)
+    return checkpoint.format == "safetensors"
+
+
+def _index_of(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> dict[str, object]:
+    """Those notes of an index that are among the metadata, as they stand there."""
+    container = checkpoint.container
+    if not isinstance(container, ShardSet) or container.index is None:
+        return {}
+    _, notes = read_index(container.index)
+    return {key: value for key, value in notes.items() if key in metadata}
+
+
+def separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
     """The names that share bytes with others now and will not any more."""
     comparisons = Comparisons()
     if not tied:
@@ -204,15 +240,32 @@ def _separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
             yield from (tensor.name for tensor in meeting)
 
 
-def _not_kept(checkpoint: Checkpoint, tensors: Sequence[Tensor], target: Target) -> Iterator[str]:
+def not_kept_of(
+    checkpoint: Checkpoint,
+    tensors: Sequence[Tensor],
+    target: Target,
+    select: str,
+    *,
+    kept: bool,
+    detached: bool = False,
+) -> Iterator[str]:
     """What the format does not say of tensors that came along, and of their state_dict, in words."""
     trained = sum(tensor.requires_grad for tensor in tensors)
-    if trained and not target.keeps_requires_grad:
+    if trained and (detached or not target.keeps_requires_grad):
         yield f"requires_grad of {trained:,} {'tensor' if trained == 1 else 'tensors'}"
     devices = sorted({tensor.device for tensor in tensors} - {"cpu"})
     if devices and not target.keeps_views:
         yield f"devices ({', '.join(devices)})"
-    graph = checkpoint.document
-    if isinstance(graph, Graph) and has_notes(graph.root):
+    prefix = select.removesuffix(".")
+    if not kept and (has_versions(checkpoint, prefix) or versions_of(checkpoint, prefix) is not None):
         yield "the _metadata of a state_dict (versions of its modules)"
+    if "total_parameters" in checkpoint.metadata and checkpoint.is_set:
+        yield "total_parameters of the old index"
     yield from checkpoint.unread
+
+
+def _added(kept: Versions | None) -> Iterator[str]:
+    """What is said of a state_dict that was not in the file, in words."""
+    if kept is not None and kept.assumed:
+        names = ", ".join(kept.assumed[:_CLASSES]) + (", …" if len(kept.assumed) > _CLASSES else "")
+        yield f"version 1 in _metadata for {len(kept.assumed)} classes that are not torch's ({names})"

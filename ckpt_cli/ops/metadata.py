@@ -9,6 +9,7 @@ from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, U
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.names import close_names
 from ckpt_cli.ops.rewrite import Planned
+from ckpt_cli.ops.set_metadata import changes_of_set, strings_of_set
 
 
 def metadata_of(checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, str]:
@@ -41,7 +42,7 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
     """
     if checkpoint.format not in ("safetensors", "shards"):
         raise UnsupportedError(
-            f"a checkpoint of format {checkpoint.format} has no metadata of strings",
+            _without_strings(checkpoint),
             path=checkpoint.path,
             hint=f"ckpt set {checkpoint.path} --new KEY=VALUE adds an entry"
             if checkpoint.format in ("zip", "legacy")
@@ -56,5 +57,18 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
                 hint="ckpt tie and ckpt untie change ties",
             )
     metadata_of(checkpoint, removed)
+    strings = strings_of_set(checkpoint)
+    if strings is not None:
+        changes, placed = changes_of_set(checkpoint, strings, pairs, removed)
+        return Planned(changes, "changed", (*pairs, *removed), placed=placed)
     metadata = {key: value for key, value in checkpoint.metadata.items() if key not in removed} | dict(pairs)
     return Planned(Changes(metadata=metadata), "changed", (*pairs, *removed))
+
+
+def _without_strings(checkpoint: Checkpoint) -> str:
+    """Say why a container's strings cannot be changed."""
+    if checkpoint.metadata:
+        return f"the metadata of a checkpoint of format {checkpoint.format} cannot be changed"
+    if checkpoint.format == "dcp":
+        return "a distributed checkpoint has no metadata of strings: what it notes are the places of its chunks"
+    return f"a checkpoint of format {checkpoint.format} has no metadata of strings"

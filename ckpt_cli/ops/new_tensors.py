@@ -123,11 +123,11 @@ def _from_file(name: str, path: str, dtype: DType | None, *, cast: bool) -> Made
 
 def _open(path: str) -> Checkpoint:
     from ckpt_cli.files.local import LocalFile
-    from ckpt_cli.formats import npy
+    from ckpt_cli.formats import npy_stream
 
     file = LocalFile(path)
     try:
-        return npy.read(file)
+        return npy_stream.read(file)
     except MalformedError:
         file.close()
         raise UsageError(

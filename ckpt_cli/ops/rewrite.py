@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ckpt_cli.changes import Changes
+from ckpt_cli.changes import Changes, entries_after
 from ckpt_cli.errors import RefusedError, UsageError, about
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress, Told, copy_into, counting, no_progress
@@ -20,7 +20,8 @@ from ckpt_cli.files.reading import require_unchanged, unchanged
 from ckpt_cli.files.replace import creating, keep_as, replacing_folder
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.formats.folder import index_of
-from ckpt_cli.model import Checkpoint
+from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.ops.beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.ops.edit import Edit, apply_in_place
 from ckpt_cli.ops.outputs import check_output, check_output_folder, own_file, refuse_own, writing
 
@@ -43,6 +44,8 @@ class Planned:
     """Names that were meant too, but must stay as they are."""
     sources: Sequence[LocalFile] = ()
     """Open files that the result is made from, which must not change until it is written."""
+    placed: Mapping[str, str] = field(default_factory=dict)
+    """In which files each key of metadata changes, where a checkpoint has several, in words."""
 
 
 Plan = Callable[[Checkpoint], Planned]
@@ -59,6 +62,8 @@ class Options:
     backup: bool = False
     told: Told | None = None
     """Told of bytes done and bytes in all, once it takes a while."""
+    weights_only: bool = False
+    """Whether a new folder gets no copies of the files beside the weights."""
     progress: Progress = field(default=no_progress)
     """What the bytes that are written are told to; it follows from `told`."""
 
@@ -100,6 +105,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
             patched=False,
             renamed=planned.changes.names,
             left=tuple(planned.left),
+            placed=planned.placed,
         )
         if options.dry_run and planned.check is not None:
             _rehearse(planned)
@@ -110,6 +116,15 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         if opened.is_set:
             return _rewrite_set(opened, work, planned, done, options)
         return done if options.dry_run else _replace(work, planned, done, own, options)
+
+
+def _beside(checkpoint: Checkpoint, changes: Changes, output: str) -> Beside | None:
+    """What becomes of the files beside a set that is written to a new folder."""
+    beside = files_beside(checkpoint, output)
+    if beside is None:
+        return None
+    after = (entry for entry in entries_after(checkpoint.entries, changes) if isinstance(entry, Tensor))
+    return replace(beside, stale=stale_dtype(checkpoint, after))
 
 
 def refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
@@ -155,6 +170,8 @@ def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options
 def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
     """The edit of a set of which some files are written anew, or what it would do."""
     done = replace(done, removed=tuple(work.removed))
+    if options.output is not None and not options.weights_only:
+        done = replace(done, beside=_beside(checkpoint, planned.changes, options.output))
     if done.in_place:
         names = {*work.names, *work.removed}
         files = [file for file in checkpoint.container.files if os.path.basename(file.path) in names]
@@ -180,6 +197,7 @@ def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, d
                 with creating(os.path.join(folder, name), mode_of=files[name].path) as target:
                     copy_into(files[name], target, options.progress)
                     nbytes += target.size
+            copy_beside(checkpoint, done.beside, folder)
         return replace(done, bytes_written=nbytes)
     folder = os.path.dirname(files[work.first].path)
     with replacing_set(folder, work.first) as replacement:

@@ -62,13 +62,9 @@ def set_entries(
             dry_run=options.dry_run,
             backup=options.backup,
             told=options.told,
+            weights_only=options.weights_only,
         )
-    if options.output is None:
-        refuse_cached(path)
-    elif options.backup:
-        raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
-    else:
-        check_output(options.output, path, "leave -o out to edit it in place")
+    _check_target(path, options)
     with about(path), closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as opened:
         own = own_file(opened, path)
         if options.output is None:
@@ -98,6 +94,16 @@ def set_entries(
         if options.dry_run:
             return done
         return _replace(work, split, done, own, options, opened.container.files, cast=cast)
+
+
+def _check_target(path: str, options: Options) -> None:
+    """Refuse a file that is not to be edited in place, or an output that cannot be written."""
+    if options.output is None:
+        refuse_cached(path)
+    elif options.backup:
+        raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
+    else:
+        check_output(options.output, path, "leave -o out to edit it in place")
 
 
 def _planned(split: Split) -> Planned:

@@ -36,7 +36,7 @@ def state_names(checkpoint: Checkpoint, prefix: str = "") -> list[str] | None:
     if not isinstance(graph, Graph):
         return None
     opener = Opener(Budget(graph.nbytes))
-    module = module_of(_node_at(graph.root, prefix, opener), opener)
+    module = module_of(node_at(graph.root, prefix, opener), opener)
     if module is None or module.scripted:
         return None
     known = {entry.name for entry in checkpoint.entries if isinstance(entry, Tensor)}
@@ -69,7 +69,7 @@ class _Packed:
             yield self._sorted[place]
 
 
-def _node_at(root: object, prefix: str, opener: Opener) -> object:
+def node_at(root: object, prefix: str, opener: Opener) -> object:
     """The node that a dotted name leads to; None where it leads nowhere."""
     node, rest = root, prefix
     while rest:

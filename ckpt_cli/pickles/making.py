@@ -48,6 +48,17 @@ class Maker:
         made.pairs = list(pairs)
         return made
 
+    def state_dict(self, pairs: Sequence[object], notes: Mapping[str, Mapping[str, object]]) -> Call:
+        """An OrderedDict of key, value, key, value… with `_metadata`, where there are notes."""
+        made = self.ordered_dict(pairs)
+        if notes:
+            listed: list[object] = []
+            for name, said in notes.items():
+                fields = [item for key, value in said.items() for item in (self.text(key), value)]
+                listed += (name, Dict(list(fields)))
+            made.states = [Dict(["_metadata", self.ordered_dict(listed)])]
+        return made
+
     def tensor(self, tensor: Tensor) -> Call:
         """The call that rebuilds a strided tensor (torch/_tensor.py, `_reduce_ex_internal`)."""
         storage, dtype = tensor.storage, tensor.dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckpt_cli.ops.conversion import NOT_STATE
+from ckpt_cli.render.beside import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ def conversion_text(done: Conversion) -> str:
         lines.append(f"  left as they are: {', '.join(map(name_text, done.left[:_MOST]))}{more}")
     if done.not_kept:
         lines.append(f"  not kept: {', '.join(map(escaped, done.not_kept))}")
+    if done.added:
+        lines.append(f"  added: {', '.join(map(escaped, done.added))}")
     if done.separated:
         more = f" and {len(done.separated) - _MOST} more" if len(done.separated) > _MOST else ""
         lines.append(f"  {', '.join(map(name_text, done.separated[:_MOST]))}{more}: shared bytes, each has its own now")
+    lines += beside_lines(done.beside, dry_run=done.dry_run)
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render.beside import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ def edit_text(edit: Edit) -> str:
         lines.append(f"  {_names(edit.removed)} {gone}, as nothing is left in it")
     if edit.left:
         lines.append(f"  left as they are: {_names(edit.left)}")
+    for place in dict.fromkeys(edit.placed.values()):
+        keys = tuple(key for key, where in edit.placed.items() if where == place)
+        lines.append(f"  {_names(keys)}: in {place}")
     lines.append(f"  {_written(edit)}")
+    lines += beside_lines(edit.beside, dry_run=edit.dry_run)
     return "\n".join(lines) + "\n"
 
 

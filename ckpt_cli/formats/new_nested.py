@@ -1,0 +1,87 @@
+"""New torch zip files of nested dicts and lists, from tensors and values that each have a place in them.
+
+What torch.distributed.checkpoint.format_utils.dcp_to_torch_save makes of a distributed checkpoint.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+
+from ckpt_cli import limits
+from ckpt_cli.errors import CkptError, FormatError, MalformedError
+from ckpt_cli.files.copying import Progress, no_progress
+from ckpt_cli.files.local import LocalFile
+from ckpt_cli.formats.dcp_paths import nest
+from ckpt_cli.formats.new_zip import write_saved
+from ckpt_cli.formats.zip_storages import ZipStorages, prefix_of
+from ckpt_cli.model import Storage
+from ckpt_cli.outgoing import Outgoing, SavedValue
+from ckpt_cli.pickles.compare import same_graphs
+from ckpt_cli.pickles.emit import nodes_of
+from ckpt_cli.pickles.graph import Graph, Inline
+from ckpt_cli.pickles.making import Maker
+from ckpt_cli.pickles.numbering import number_storages, storage_references
+
+
+class Nested:
+    """A state about to be written; `outgoing.paths` has the place of each tensor and value, in their order."""
+
+    def __init__(self, outgoing: Outgoing) -> None:
+        maker = Maker()
+        nodes: dict[str, object] = {tensor.name: maker.tensor(tensor) for tensor in outgoing.tensors}
+        storages: dict[int, Storage] = {}
+        for node in nodes.values():
+            for reference in storage_references(node):
+                storages[id(reference)] = maker.storages[int(reference.pid[2])]  # type: ignore[index]  # as it was made
+        contents = dict(outgoing.contents)
+        self._data = bytearray()
+        for value in outgoing.values:
+            self._shift_strings(value)
+            nodes[value.name] = value.root
+            storages |= value.storages
+            contents |= value.contents
+        self._root = nest((name, path, nodes[name]) for name, path in outgoing.paths.items())
+        self._storages = number_storages(self._root, storages)
+        self.outgoing = replace(outgoing, contents=contents)
+        """What is written, with the bytes of all storages."""
+
+    def _shift_strings(self, value: SavedValue) -> None:
+        """Make the long strings of a value's pickle ones of all these pickles in a row."""
+        long = [node for node in nodes_of(value.root) if isinstance(node, Inline)]
+        for node in long:
+            object.__setattr__(node, "offset", node.offset + len(self._data))
+        if long:
+            self._data += value.data
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the new file."""
+        return self._write(None, no_progress)
+
+    def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
+        """Write the pickle and all storages."""
+        self._write(target, progress)
+
+    def _write(self, target: LocalFile | None, progress: Progress) -> int:
+        out = self.outgoing
+        return write_saved(self._root, self._storages, out, target, progress, prefix=out.stem, data=bytes(self._data))
+
+    def verify(self, path: str) -> None:
+        """Read the new file back, and compare its pickle with the one that was meant."""
+        from ckpt_cli.formats.registry import open_checkpoint
+
+        fault = ""
+        try:
+            with closing(open_checkpoint(path)) as copy:
+                container, graph = copy.container, copy.document
+                if not isinstance(container, ZipStorages) or not isinstance(graph, Graph):
+                    raise MalformedError("it is not a torch zip file")
+                records = container.records
+                data = records.read(f"{prefix_of(records)}data.pkl", limits.PICKLE_INFLATED)
+                if not same_graphs(self._root, bytes(self._data), graph.root, data):
+                    fault = "its pickle is another one"
+        except FormatError as error:
+            fault = error.problem
+        if fault:
+            raise CkptError(f"the new file did not read back as it should, so nothing was replaced: {fault}")
