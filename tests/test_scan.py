@@ -273,9 +273,13 @@ def _unlisted() -> bytes:
     return bytes(whole)
 
 
-def _npy(content: bytes) -> bytes:
-    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+def _npy(content: bytes, descr: bytes = b"|O") -> bytes:
+    header = b"{'descr': '%s', 'fortran_order': False, 'shape': (1,), }" % descr
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + content
+
+
+_NUMBERS = _npy(b"\7", b"|u1")
+"""An array of one number."""
 
 
 CONTAINERS: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -306,6 +310,9 @@ CONTAINERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "two zips": (lambda: pt(torch_records(HARMFUL)) + pt(plain()), "several-zips"),
     "no end record": (lambda: pt(torch_records(HARMFUL))[:300], "broken-zip"),
     "objects of numpy": (lambda: _npy(HARMFUL), "dangerous-global"),
+    "objects of numpy after numbers": (lambda: _NUMBERS * 2 + _npy(HARMFUL), "dangerous-global"),
+    "objects of numpy after JSON": (lambda: b'{"a": 1}\n' + _NUMBERS + _npy(HARMFUL), "dangerous-global"),
+    "after an array": (lambda: _NUMBERS + HARMFUL, "hidden-pickle"),
     "objects in npz": (lambda: pt([Record("a.npy", _npy(HARMFUL))]), "dangerous-global"),
     "keras": (lambda: pt([Record("config.json", b'{"class_name": "Lambda"}')]), "keras-lambda"),
     "broken and deflated": (lambda: pt([Record("a/data.pkl", HARMFUL, DEFLATED, data=b"\xff\xff")]), "not-searched"),

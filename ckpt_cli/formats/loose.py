@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import IO, cast
 
 from ckpt_cli import limits
+from ckpt_cli.errors import FormatError
 from ckpt_cli.formats.loose_zip import Readable
+from ckpt_cli.formats.npy import HEAD, PICKLED, Header, header_size, parse_header
+from ckpt_cli.formats.npy_preface import preface_size
 from ckpt_cli.formats.pickle_streams import Found, Oddity, Purse, is_pickle, storages_of_tar, streams, tensors_of_tar
 from ckpt_cli.pickles.trace import trace_pickle
 
@@ -74,6 +77,8 @@ def walker_of(source: Readable, where: str) -> Walker | None:
     walker = next((walker for matches, walker in (*_SURE, *_KINDS) if matches(head)), None)
     if walker is not None:
         return walker
+    if head.lstrip()[:1] == b"{" and preface_size(source):
+        return _npy
     return _pickles if head and where.lower().endswith(PICKLE_NAMES) else None
 
 
@@ -191,7 +196,33 @@ def _tar_member(member: Readable, where: str, depth: int, purse: Purse) -> Walk:
 
 
 def _npy(source: Readable, where: str, _: int, purse: Purse) -> Walk:
-    """An array of objects is a pickle after a header (numpy/lib/format.py `read_array`)."""
+    """Arrays one after another; one of objects is a pickle after a header (numpy/lib/format.py `read_array`)."""
+    position = preface_size(source)
+    header = _array_header(source, position)
+    for _number in range(limits.NPY_ARRAYS):
+        if header is None or header.itemsize is None or header.itemsize == PICKLED:
+            break
+        position += header.nbytes + header.nbytes_of_elements
+        header = _array_header(source, position)
+    if position and header is None and position < source.size:
+        from ckpt_cli.formats.pickle_streams import trailing
+
+        yield from trailing(source.view(position, source.size - position), 0, where, purse)
+    elif position < source.size:
+        yield from _objects(Part(source, position, source.size - position), where, purse)
+
+
+def _array_header(source: Readable, position: int) -> Header | None:
+    """The header of the array that begins at a byte; None where none does."""
+    try:
+        size = header_size(source.read(position, min(HEAD, max(source.size - position, 0))))
+        return parse_header(source.read(position, size), "array") if position + size <= source.size else None
+    except FormatError:
+        return None
+
+
+def _objects(source: Readable, where: str, purse: Purse) -> Walk:
+    """The pickle of an array of objects, or of one whose header is not what numpy writes."""
     head = source.read(0, min(12, source.size))
     wide = head[6:7] >= b"\2"
     length = int.from_bytes(head[8:12] if wide else head[8:10], "little")

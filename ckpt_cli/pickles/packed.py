@@ -41,6 +41,9 @@ _CONV_PARTS = ("in_channels", "out_channels", "kernel_size", "stride", "padding"
 _SPARSE = re.compile(r"torch\.(?:ao\.)?nn\.sparse\.quantized\.linear\.LinearPackedParams")
 _SPARSE_PARTS = ("_packed_params", "training", "dtype")
 
+_LONGEST = 1000
+"""Characters of the name of such a class at most: names are compared once for every object."""
+
 _NAMED = ((_CONV, _CONV_PARTS), (_SPARSE, _SPARSE_PARTS))
 """Modules that give a tuple as their state, and what they call the items."""
 
@@ -64,6 +67,11 @@ def packed_parts(node: Call) -> list[Part] | None:
     return parts
 
 
+def has_parts(node: Call) -> bool:
+    """True for an object that `packed_parts` gives the parts of."""
+    return _state_of(node) is not None
+
+
 def is_packed(node: object) -> bool:
     """True for an object of a C++ class of torch, or a quantized module that packs its weights into one itself."""
     found = _state_of(node) if isinstance(node, Call) else None
@@ -77,7 +85,7 @@ def _state_of(node: Call) -> tuple[str, object] | None:
     """The class of an object and its state, where that is not a dict."""
     states = node.states
     func = callee(node.func) if states and not isinstance(states[0], Dict) else None
-    if not isinstance(func, Global):
+    if not isinstance(func, Global) or len(func.module) + len(func.name) > _LONGEST:
         return None
     qualified, state = func.qualified, states[0]
     if qualified == _HELD:
@@ -91,6 +99,8 @@ def _state_of(node: Call) -> tuple[str, object] | None:
 
 def _names_of(qualified: str, count: int) -> Iterable[str] | None:
     """What a module calls so many items of its state."""
+    if not any(len(names) == count for _, names in _NAMED):
+        return None
     plain = _MANGLED.sub("", qualified.removeprefix(_SCRIPT))
     return next((names for kind, names in _NAMED if len(names) == count and kind.fullmatch(plain)), None)
 

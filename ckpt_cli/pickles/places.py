@@ -11,7 +11,7 @@ from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.embedded import Place as Within
 from ckpt_cli.pickles.entries import Opener, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Graph
-from ckpt_cli.pickles.packed import packed_parts
+from ckpt_cli.pickles.packed import has_parts, packed_parts
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 
 _Sequence = list[object] | tuple[object, ...]
@@ -76,7 +76,7 @@ class Place:
         """Raise UnsupportedError for a part of what torch packs by itself: it takes a state as it was written only."""
         at = self.parent
         while at is not None:
-            if isinstance(at.node, Call) and packed_parts(at.node) is not None:
+            if isinstance(at.node, Call) and has_parts(at.node):
                 raise UnsupportedError(
                     f"{self.name!r} is a part of the state of {at.name!r}, which torch packs as it was saved: "
                     "its elements can be set, but it cannot be taken out, cast or replaced"
