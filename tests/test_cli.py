@@ -201,9 +201,7 @@ def test_help_that_nobody_reads_is_no_error(many: Path) -> None:
 def test_a_full_disk_behind_stdout_is_one_line(many: Path) -> None:
     done = bash("ckpt ls many.pt >/dev/full", many)
     assert done.returncode == 2
-    assert done.stderr == (
-        "ckpt: No space left on device\nhint: free some space and try again\n"
-    )
+    assert done.stderr == ("ckpt: No space left on device\nhint: free some space and try again\n")
 
 
 def test_closed_streams_are_no_error_and_nothing_is_written_into_the_checkpoint(work: Path) -> None:
