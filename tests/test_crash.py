@@ -218,7 +218,8 @@ def _after_stop(scene: Scene, here: Path, mode: str, done: Done) -> str | None:
         return None if found == scene.new else "said that all is well, but the file is old"
     lines = done.stderr.splitlines()
     if mode == "interrupt":
-        return None if done.returncode == 130 and not lines else f"exit {done.returncode}: {done.stderr}"
+        told = lines == ["ckpt: interrupted; the change itself is complete"] and found == scene.new
+        return None if done.returncode == 130 and (told or not lines) else f"exit {done.returncode}: {done.stderr}"
     if done.returncode != 2 or not lines[0].startswith("ckpt: ") or len(lines) > 2:
         return f"exit {done.returncode}: {done.stderr}"
     return None if found == scene.old or mode == "broken" else "failed, but the file is new"

@@ -20,7 +20,7 @@ from ckpt_cli.files.replace import copy_as, creating, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.beside import Beside, copy_beside, files_beside
-from ckpt_cli.ops.outputs import check_output, check_output_folder, refuse_own, writing
+from ckpt_cli.ops.outputs import check_output, check_output_folder, other_names, refuse_own, writing
 
 if TYPE_CHECKING:
     from ckpt_cli.ops.assign import Changes
@@ -62,6 +62,8 @@ class Edit:
     """In which files of a set each key of metadata changed, in words."""
     beside: Beside | None = None
     """What became of the files beside a model's weights, where a new folder was written."""
+    other_names: int = 0
+    """Further names (hard links) of files that were replaced by new ones: they keep the old files."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backup", self.backups[0] if self.backups else None)
@@ -143,6 +145,7 @@ def _edit_to(
             refuse_own(checkpoint, output, "leave -o out to edit it in place")
         with _planned(checkpoint, plan) as (overlay, changes):
             beside = files_beside(checkpoint, output) if checkpoint.is_set and not weights_only else None
+            kept_by = 0 if checkpoint.is_set else other_names(output)
             if not dry_run:
                 progress = counting(told, lambda: sum(file.size for file in overlay.files))
                 if checkpoint.is_set:
@@ -159,6 +162,7 @@ def _edit_to(
                 dry_run=dry_run,
                 patched=False,
                 beside=beside,
+                other_names=kept_by,
             )
 
 

@@ -21,7 +21,7 @@ from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.assign import assign
 from ckpt_cli.ops.assign_values import Split, split_assignments
 from ckpt_cli.ops.edit import Edit, apply_in_place, edit_values
-from ckpt_cli.ops.outputs import check_output, own_file, refuse_own, writing
+from ckpt_cli.ops.outputs import check_output, other_names, own_file, refuse_own, writing
 from ckpt_cli.ops.rewrite import Options, Planned, refuse_part_of_set, rewrite
 
 
@@ -91,6 +91,7 @@ def set_entries(
             if options.output is None and work.patch(overlay):
                 kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
                 return replace(done, bytes_written=overlay.nbytes, patched=True, backups=kept)
+        done = replace(done, other_names=other_names(options.output or own))
         if options.dry_run:
             return done
         return _replace(work, split, done, own, options, opened.container.files, cast=cast)

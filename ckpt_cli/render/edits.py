@@ -38,6 +38,9 @@ def edit_text(edit: Edit) -> str:
         keys = tuple(key for key, where in edit.placed.items() if where == place)
         lines.append(f"  {_names(keys)}: in {place}")
     lines.append(f"  {_written(edit)}")
+    if edit.other_names:
+        keep = "would keep" if edit.dry_run else "keep" if edit.other_names > 1 else "keeps"
+        lines.append(f"  {count_text(edit.other_names, 'other name')} (hard links) {keep} the old file")
     lines += beside_lines(edit.beside, dry_run=edit.dry_run)
     return "\n".join(lines) + "\n"
 
