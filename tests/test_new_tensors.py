@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,34 @@ def test_elements_values_and_new_tensors_are_set_at_once(tmp_path: Path, ckpt: C
     assert found["a"].tolist() == [7, 0]
     assert found["q"].tolist() == [0, 1, 2]
     assert (found["note"], found["text"], found["l"]) == ("@x", "@q.npy", [1, 2])
+
+
+def test_a_tensor_that_is_there_takes_the_bits_of_an_array(
+    tmp_path: Path, ckpt: Ckpt, arrays: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    path = tmp_path / "m.pt"
+    dtypes = {name: getattr(torch, array.dtype.name) for name, array in arrays.items()}
+    torch.save({name: torch.zeros((3, 5), dtype=dtype) for name, dtype in dtypes.items()}, path)
+    edited(ckpt, "set", path, *assignments(tmp_path, list(arrays)))
+    for name, tensor in torch.load(path, weights_only=True).items():
+        assert_bits(tensor, arrays[name])
+
+
+def test_a_big_endian_file_gets_no_values_in_the_other_order(tmp_path: Path, ckpt: Ckpt) -> None:
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "little.pt")
+    path = tmp_path / "in" / "big.pt"
+    path.parent.mkdir()
+    with zipfile.ZipFile(tmp_path / "little.pt") as little, zipfile.ZipFile(path, "w") as big:
+        for name in little.namelist():
+            data = little.read(name)
+            data = np.frombuffer(data, "<f4").byteswap().tobytes() if "/data/" in name else data
+            big.writestr(name, b"big" if name.endswith("byteorder") else data)
+    for words in (("set", "n=1", "--new", "--dtype", "f32"), ("cast", "float64")):
+        assert_refused(ckpt, path, "big-endian", words[0], *words[1:])
+    edited(ckpt, "cast", path, "float8_e4m3fn")
+    edited(ckpt, "set", path, "n=[1,2]", "--new", "--dtype", "uint8")
+    found = torch.load(path, weights_only=True)
+    assert (found["a"].float().tolist(), found["n"].tolist()) == ([0, 1, 2], [1, 2])
 
 
 # --- numbers of a dtype ----------------------------------------------------------------------------------------------

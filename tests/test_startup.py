@@ -176,6 +176,7 @@ def test_only_the_module_of_the_command_is_imported(folder: Path) -> None:
         "ckpt_cli.cli.ls",
         "ckpt_cli.cli.main",
         "ckpt_cli.cli.options",
+        "ckpt_cli.cli.ordered",
         "ckpt_cli.cli.output",
     }
 

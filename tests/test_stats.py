@@ -311,7 +311,7 @@ def test_views_are_summed_as_they_are_and_ties_once(tmp_path: Path, ckpt: Ckpt) 
 def test_an_index_sums_a_part(tmp_path: Path, ckpt: Ckpt) -> None:
     values = torch.arange(20.0).reshape(4, 5)
     torch.save({"w": values}, tmp_path / "m.pt")
-    row = rows_of(ckpt, tmp_path / "m.pt", "w[1:3,::2]")["w"]
+    row = rows_of(ckpt, tmp_path / "m.pt", "w[1:3,::2]")["w[1:3,::2]"]
     assert row["shape"] == [2, 3]
     agrees(row, values[1:3, ::2].double().numpy())
 
