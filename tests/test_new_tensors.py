@@ -17,6 +17,8 @@ from edits import assert_refused, edited, edited_as_told
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ckpt_cli.ops import new_tensors
+
 CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "c8", "c16", "b1")
 
 
@@ -147,6 +149,23 @@ def test_a_tensor_that_is_there_takes_the_bits_of_an_array(
     edited(ckpt, "set", path, *assignments(tmp_path, list(arrays)))
     for name, tensor in torch.load(path, weights_only=True).items():
         assert_bits(tensor, arrays[name])
+
+
+@pytest.mark.parametrize("most", [1, 100, 4096])
+def test_an_array_in_fortran_s_order_is_turned_in_pieces(
+    tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(new_tensors, "_COLUMNS", most)
+    monkeypatch.setattr(new_tensors, "_PIECE", most + 16)
+    array = np.asfortranarray(np.arange(7 * 3 * 4 * 2, dtype=">i4").reshape(7, 3, 4, 2))
+    np.save(tmp_path / "q.npy", array)
+    torch.save({"a": torch.ones(1)}, tmp_path / "m.pt")
+    edited(ckpt, "set", tmp_path / "m.pt", f"q=@{tmp_path}/q.npy", "--new")
+    edited(ckpt, "set", tmp_path / "m.pt", f"half=@{tmp_path}/q.npy", "--new", "--dtype", "half")
+    found = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert found["q"].is_contiguous()
+    assert_bits(found["q"], array)
+    assert_bits(found["half"], array.astype(np.float16))
 
 
 def test_a_big_endian_file_gets_no_values_in_the_other_order(tmp_path: Path, ckpt: Ckpt) -> None:
