@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, TruncatedError, about
@@ -21,6 +22,9 @@ from ckpt_cli.formats.npy import ENTRY, HEAD, MAGIC, NAME, PICKLED, Header, head
 from ckpt_cli.formats.npy_preface import preface_size
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.model import Checkpoint, Entry, Storage
+
+_KEPT = 1000
+"""Headers that are kept with what they say: most arrays of a model have one that another has, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,12 @@ def read(file: LocalFile) -> Checkpoint:
 def _arrays(file: LocalFile, begin: int) -> Iterator[_Array]:
     """The arrays in their order, up to what is not an array."""
     text = pickles = number = 0
+    parse = lru_cache(_KEPT)(parse_header)
     while begin + len(MAGIC) <= file.size or not number:
         if number and file.read(begin, len(MAGIC)) != MAGIC:
             return
         try:
-            header = _header(file, begin)
+            header = parse(_header(file, begin), ENTRY)
             text += header.nbytes
             pickles += header.itemsize == PICKLED
             if number >= limits.NPY_ARRAYS or text > limits.NPY_HEADERS or pickles > limits.SAVES:
@@ -91,12 +96,12 @@ def _arrays(file: LocalFile, begin: int) -> Iterator[_Array]:
         begin, number = array.end, number + 1
 
 
-def _header(file: LocalFile, begin: int) -> Header:
+def _header(file: LocalFile, begin: int) -> bytes:
     left = file.size - begin
     size = header_size(file.read(begin, HEAD)) if left >= HEAD else HEAD
     if left < size:
         raise TruncatedError(f"a numpy array's header is cut short: the file has {file.size} bytes")
-    return parse_header(file.read(begin, size), ENTRY)
+    return file.read(begin, size)
 
 
 def _end(file: LocalFile, header: Header, begin: int) -> int | None:

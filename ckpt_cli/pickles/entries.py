@@ -166,7 +166,7 @@ class Opener:
                 if value is not None:
                     yield key, value, group_kind
         for name, value in named.items():
-            if name and (not name.startswith("_") or _is_tensor_call(value) or is_packed(value)):
+            if name and (not name.startswith("_") or (type(value) is Call and _is_open(value))):
                 yield name, value, kind
 
     def _key(self, key: object) -> str:
@@ -285,9 +285,9 @@ def _with_kind(tensor: Tensor, kind: str) -> Tensor:
     return replace(tensor, kind=kind) if tensor.kind == "tensor" else tensor
 
 
-def _is_tensor_call(node: object) -> bool:
-    """Whether a node is a tensor, which is listed even where a module keeps it to itself."""
-    return isinstance(node, Call) and isinstance(node.func, Global) and node.func.module in _TENSOR_MODULES
+def _is_open(node: Call) -> bool:
+    """True for a tensor or packed weights, which are listed even where a module keeps them to itself."""
+    return (isinstance(node.func, Global) and node.func.module in _TENSOR_MODULES) or is_packed(node)
 
 
 _TENSOR_MODULES = ("torch._utils", "torch._tensor")
