@@ -105,8 +105,12 @@ def remove_unlocked(path: str) -> None:
 def copy_as(file: LocalFile, kept: str) -> str:
     """Keep a copy of a file that is about to be patched, in the place of an older backup."""
     _refuse_link(kept)
-    with replacing(kept, mode_of=file.path) as target:
-        copy_into(file, target)
+    try:
+        with replacing(kept, mode_of=file.path) as target:
+            copy_into(file, target)
+    except BaseException as error:
+        state(error, Outcome.UNCHANGED, kept)  # whatever became of the backup
+        raise
     return kept
 
 
