@@ -19,7 +19,7 @@ from contract import bits
 State = dict[str, torch.Tensor]
 
 KEYS = ["path", "output", "changed", "also_changed", "bytes_written", "in_place", "dry_run", "backup", "backups",
-        "verb", "patched", "renamed", "removed"]  # fmt: skip
+        "verb", "patched", "renamed", "removed", "other_names"]  # fmt: skip
 """What an edit with `--json` says, in its order."""
 
 ONE_LINE = re.compile(r"ckpt: [^\n]+\n(hint: [^\n]+\n)?")

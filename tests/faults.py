@@ -245,7 +245,7 @@ class Trials:
         if kind in ("kill", "torn", "after"):
             return "either" if done.code == KILLED else f"was not killed: {done}"
         if kind == "interrupt" and done.code == 130:
-            return next((state for words, state in SAYS if words in done.err), "either")
+            return next((state for words, state in SAYS if words in done.err), "old")
         if done.code == 0:
             return "new"
         lines = done.err.splitlines()

@@ -43,10 +43,6 @@ def guarded(command: Callable[[], Any]) -> int:
             raise  # shell completion ends so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except KeyboardInterrupt as error:
-        if outcome_of(error) in (Outcome.DONE, Outcome.UNFINISHED):
-            _write_lines([("ckpt: ", _with_outcome("interrupted", error))])
-        raise
     except Exception as error:
         if os.environ.get("CKPT_DEBUG"):
             import traceback
@@ -98,6 +94,12 @@ def _report(error: Exception) -> int:
     details = error.details if isinstance(error, CkptError) else ()
     _write_lines([("ckpt: ", _with_outcome(problem, error)), *(("  ", detail) for detail in details), ("hint: ", hint)])
     return error.exit_code if isinstance(error, CkptError) else TROUBLE
+
+
+def report_interrupt(error: KeyboardInterrupt) -> None:
+    """Say in one line where an interrupt came too late to leave everything as it was."""
+    if outcome_of(error) in (Outcome.DONE, Outcome.UNFINISHED):
+        _write_lines([("ckpt: ", _with_outcome("interrupted", error))])
 
 
 def _with_outcome(problem: str, error: BaseException) -> str:

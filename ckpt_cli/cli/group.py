@@ -44,6 +44,16 @@ class LazyCommands(TyperGroup):
         """The names, in the order of the help."""
         return list(COMMANDS)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; typer would make a mere exit code of an interrupt."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            from ckpt_cli.cli.boundary import report_interrupt
+
+            report_interrupt(error)
+            raise
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the first argument names; a file in its place gets a hint."""
         if args and args[0] not in self.commands and os.path.exists(args[0]):

@@ -19,7 +19,7 @@ from ckpt_cli.files.reading import require_unchanged, unchanged
 from ckpt_cli.files.replace import copy_as, creating, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
-from ckpt_cli.ops.outputs import check_output, check_output_folder, refuse_own, writing
+from ckpt_cli.ops.outputs import check_output, check_output_folder, other_names, refuse_own, writing
 
 if TYPE_CHECKING:
     from ckpt_cli.ops.assign import Changes
@@ -55,6 +55,8 @@ class Edit:
     """The new name of each that got one."""
     removed: tuple[str, ...] = ()
     """Shards of which nothing was left, and that went."""
+    other_names: int = 0
+    """Further names (hard links) of files that were replaced by new ones: they keep the old files."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backup", self.backups[0] if self.backups else None)
@@ -132,6 +134,7 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | 
             check_output(output, path, "leave -o out to edit it in place")
             refuse_own(checkpoint, output, "leave -o out to edit it in place")
         with _planned(checkpoint, plan) as (overlay, changes):
+            kept_by = 0 if checkpoint.is_set else other_names(output)
             if not dry_run:
                 write = _write_folder if checkpoint.is_set else _write_file
                 progress = counting(told, lambda: sum(file.size for file in overlay.files))
@@ -145,6 +148,7 @@ def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | 
                 in_place=False,
                 dry_run=dry_run,
                 patched=False,
+                other_names=kept_by,
             )
 
 

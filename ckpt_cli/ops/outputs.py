@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import UsageError
 from ckpt_cli.files.caches import refuse_cached
@@ -60,6 +60,15 @@ def check_output_folder(output: str) -> None:
             path=output,
             hint="name another folder",
         )
+
+
+def other_names(*paths: str) -> int:
+    """Count the further names (hard links) of files that are to be replaced by new ones."""
+    count = 0
+    for path in paths:
+        with suppress(FileNotFoundError):
+            count += os.stat(path).st_nlink - 1
+    return count
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.formats.folder import index_of
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.edit import Edit, apply_in_place
-from ckpt_cli.ops.outputs import check_output, check_output_folder, own_file, refuse_own, writing
+from ckpt_cli.ops.outputs import check_output, check_output_folder, other_names, own_file, refuse_own, writing
 
 if TYPE_CHECKING:
     from ckpt_cli.formats.shard_set_write import Rewriting as SetRewriting
@@ -106,6 +106,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
                     return _patch(opened, overlay, done, options)
         if opened.is_set:
             return _rewrite_set(opened, work, planned, done, options)
+        done = replace(done, other_names=other_names(options.output or own))
         return done if options.dry_run else _replace(work, planned, done, own, options)
 
 
@@ -155,6 +156,7 @@ def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, d
         names = {*work.names, *work.removed}
         files = [file for file in checkpoint.container.files if os.path.basename(file.path) in names]
         _require_replaceable(files, options)
+        done = replace(done, other_names=other_names(*(file.path for file in files)))
     if options.dry_run:
         return _measured(checkpoint, work, done)
     return _replace_set(checkpoint, work, planned, done, options)

@@ -19,7 +19,7 @@ from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.ops.assign import assign
 from ckpt_cli.ops.assign_values import Split, split_assignments
 from ckpt_cli.ops.edit import Edit, apply_in_place, edit_values
-from ckpt_cli.ops.outputs import check_output, own_file, refuse_own, writing
+from ckpt_cli.ops.outputs import check_output, other_names, own_file, refuse_own, writing
 from ckpt_cli.ops.rewrite import Options
 
 
@@ -74,6 +74,7 @@ def set_entries(
                 return replace(done, bytes_written=overlay.nbytes, patched=True, backups=kept)
         if options.dry_run:
             return done
+        done = replace(done, other_names=other_names(options.output or own))
         return _replace(work, split, done, own, options, opened.container.files, cast=cast)
 
 

@@ -32,6 +32,9 @@ def edit_text(edit: Edit) -> str:
         gone = "would be removed" if edit.dry_run else "removed"
         lines.append(f"  {_names(edit.removed)} {gone}, as nothing is left in it")
     lines.append(f"  {_written(edit)}")
+    if edit.other_names:
+        keep = "would keep" if edit.dry_run else "keep" if edit.other_names > 1 else "keeps"
+        lines.append(f"  {count_text(edit.other_names, 'other name')} (hard links) {keep} the old file")
     return "\n".join(lines) + "\n"
 
 
