@@ -72,9 +72,9 @@ def set_entries(
             if options.output is None and work.patch(overlay):
                 kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
                 return replace(done, bytes_written=overlay.nbytes, patched=True, backups=kept)
+        done = replace(done, other_names=other_names(options.output or own))
         if options.dry_run:
             return done
-        done = replace(done, other_names=other_names(options.output or own))
         return _replace(work, split, done, own, options, opened.container.files, cast=cast)
 
 
