@@ -19,7 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -183,6 +183,8 @@ class Trials:
             if path == "next":
                 self._quietly(self._next, here)
                 self.after_new = held_by(here / self.scene.target)
+                if self.after_new == self.after_old:
+                    raise RuntimeError(f"{self.scene}: the next edit makes old and new alike")
             shutil.rmtree(here)
 
     @property
@@ -243,7 +245,7 @@ class Trials:
         if kind in ("kill", "torn", "after"):
             return "either" if done.code == KILLED else f"was not killed: {done}"
         if kind == "interrupt" and done.code == 130:
-            return next((state for words, state in SAYS if words in done.err), "either")
+            return next((state for words, state in SAYS if words in done.err), "old")
         if done.code == 0:
             return "new"
         lines = done.err.splitlines()
@@ -342,21 +344,27 @@ def main() -> None:
             answers.flush()
 
 
+def _some(steps: Sequence[int], most: int) -> list[int]:
+    """At most so many steps, evenly spread, the last among them."""
+    number = min(most, len(steps))
+    return [steps[(place + 1) * len(steps) // number - 1] for place in range(number)]
+
+
 def answer(trials: Trials, request: dict[str, Any]) -> dict[str, Any]:
     """What a request gets."""
-    kind, every = request.get("kind"), request.get("every", 1)
+    kind, most = request.get("kind"), request.get("most", 1_000)
     if kind is None:
         return {"steps": trials.steps, "old": sorted(trials.old), "new": sorted(trials.new)}
     if kind == "recovery":
         found = [
             problem
-            for at in range(1, len(trials.steps) + 1)[:: request.get("every", 1)]
+            for at in _some(range(1, len(trials.steps) + 1), most)
             for problem in trials.recoveries(at, tuple(request["kinds"]))
         ]
     else:
         found = [
             trials.trial(kind, at, edit_next=edit_next)
-            for number, at in enumerate(steps_of(kind, trials.steps)[::every])
+            for number, at in enumerate(_some(steps_of(kind, trials.steps), most))
             for edit_next in ((False, True) if request.get("both") else (number % 2 == 1,))
         ]
     return {"trials": len(found), "problems": [problem for problem in found if problem]}
