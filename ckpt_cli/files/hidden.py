@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+UNDO_RECORD = "ckpt-undo"
+"""What the name of an edit's record ends in."""
+
 
 def journal_path(path: str) -> str:
     """The journal of an edit of `path` in place, in the folder of the real file."""
@@ -13,6 +16,11 @@ def journal_path(path: str) -> str:
 def temporary_path(path: str) -> str:
     """The file that is written before it is renamed to `path`, in the folder of the real file."""
     return _beside(path, "ckpt-tmp")
+
+
+def undo_record_path(backup: str) -> str:
+    """The record of the edit that kept a backup (`files/undo_record.py`)."""
+    return _beside(backup, UNDO_RECORD)
 
 
 def staging_path(folder: str) -> str:
