@@ -107,7 +107,7 @@ def held_by(target: Path) -> dict[str, bytes]:
     return {
         each.name: each.read_bytes()
         for each in sorted(target.iterdir())
-        if not each.name.startswith(".") and each.suffix != ".bak"
+        if not each.name.startswith(".") and ".bak" not in each.suffixes
     }
 
 
@@ -234,7 +234,7 @@ def _after_next_edit(scene: Scene, here: Path) -> str | None:
             return "the next edit failed"
     elif run(["set", files[scene.target], f"{_LEFT.get(scene.target, '3.bias')}=1"]) != 0:
         return "another edit failed"
-    left = {path.name for path in here.rglob(".*")}
+    left = {path.name for path in here.rglob(".*") if path.suffix != ".ckpt-undo"}
     if left:
         return f"left behind: {left}"
     return _unreadable(here / scene.target)

@@ -125,17 +125,12 @@ class Backups:
         names = {os.path.basename(path) for path in real.values()}
         number, there = highest(self._folder, names | {os.path.basename(os.path.realpath(path)) for path in others})
         stopped = {path for path in paths if os.path.basename(real[path]) in there}
-        if (
-            not there
-            or not there <= names
-            or not all(is_kept(path, backup_name(real[path], number)) for path in stopped)
-        ):
+        if not stopped or not there <= names or not all(is_kept(p, backup_name(real[p], number)) for p in stopped):
             number, stopped = number + 1, set()
         while not self._claim(real, number, stopped, make):  # another process has taken a name
             number, stopped = number + 1, set()
         sync_folder(self._folder)
-        self.paths = tuple(f"{path}{backup_name('', number)}" if not os.path.islink(path) else backup_name(real[path], number)
-                           for path in paths)  # fmt: skip
+        self.paths = tuple(backup_name(real[path] if os.path.islink(path) else path, number) for path in paths)
         return {path: backup_name(real[path], number) for path in paths}
 
     def _claim(

@@ -1,6 +1,7 @@
 """Several files of one folder replaced as one: written beside their targets, then renamed under a journal.
 
-    .FIRST.ckpt-journal: magic | length u32 | crc u32 of the JSON | JSON {"replace": [name…], "remove": [name…], "move": {from: to…}}
+    .FIRST.ckpt-journal: magic | length u32 | crc u32 of the JSON | JSON
+    {"replace": [name…], "remove": [name…], "move": {from: to…}}
 
 The new content of NAME waits as `.NAME.ckpt-tmp`. With the journal complete on disk the set is new: who opens one of
 the files next finishes the renames. Before that the set is old. Each other file has a pointer, as a journal of
@@ -165,7 +166,8 @@ def _plan(file: LocalFile) -> _Plan | None:
     raw = file.read(_HEAD.size, length)
     if zlib.crc32(raw) != crc:
         return None
-    plan: _Plan = {"move": {}, **json.loads(raw)}
+    plan: _Plan = json.loads(raw)
+    plan.setdefault("move", {})
     for name in (*plan["replace"], *plan["remove"], *plan["move"], *plan["move"].values()):
         if name != os.path.basename(name) or name in ("", ".", ".."):
             raise RefusedError(
