@@ -142,9 +142,20 @@ _FORMATS = {"float16": "e", "float32": "f", "float64": "d", "bool": "?", "int8":
 """How `struct` reads each dtype."""
 
 
+def is_scalar(node: Call) -> bool:
+    """True for the call that a scalar of numpy is made by."""
+    return _is(node.func, _MULTIARRAY, "scalar") and type(node.args) is tuple and len(node.args) == 2
+
+
+def packing_of(found: NumpyDType) -> str | None:
+    """How `struct` packs one element of a real dtype, byte order included; None for any other dtype."""
+    layout = _FORMATS.get(found.dtype.name) if found.dtype else None
+    return f"{'>' if found.order == '>' else '<'}{layout}" if layout and len(layout) == 1 else None
+
+
 def numpy_scalar(node: Call, data: bytes | memoryview) -> object:
     """The Python number or text of one of numpy's scalars; None for any other call."""
-    if not _is(node.func, _MULTIARRAY, "scalar") or type(node.args) is not tuple or len(node.args) != 2:
+    if not is_scalar(node):
         return None
     found, buffer = numpy_dtype(node.args[0]), buffer_of(node.args[1], data)
     if found is None or buffer is None or buffer.codec or len(buffer.data) > _SCALAR_BYTES:
