@@ -90,6 +90,8 @@ def fill(folder: Path) -> None:
     torch.save(tied_net().state_dict(), folder / "old.pt", _use_new_zipfile_serialization=False)
     torch.save({"epoch": 3, "w": torch.ones(3)}, folder / "train.pt")
     write_shards(tied_net().state_dict(), folder / "shards")
+    shutil.copy(folder / "a.pt", folder / "edited.pt")
+    assert run(["set", str(folder / "edited.pt"), "3.bias=1", "--backup"]) == 0
     (folder / "sharded").mkdir()
     tensors = {name: tensor.clone() for name, tensor in tied_net().state_dict().items()}
     weight_map = {name: f"model-{int(name[0]) // 2 + 1:05}-of-00002.safetensors" for name in tensors}
@@ -98,6 +100,8 @@ def fill(folder: Path) -> None:
         save_file({name: tensors[name] for name in tensors if weight_map[name] == shard}, folder / "sharded" / shard)
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copytree(folder / "sharded", folder / "edited")
+    assert run(["rm", str(folder / "edited"), "0", "3.bias", "--backup"]) == 0
 
 
 def held_by(target: Path) -> dict[str, bytes]:
@@ -138,6 +142,8 @@ SCENES = {
     "remove a shard": ("sharded", "rm", "sharded", "0", "3.bias"),
     "cast in shards with a backup": ("sharded", "cast", "sharded", "float16", "3.bias", "--backup"),
     "tie in shards to a new folder": ("out", "tie", "sharded", "0.weight", "2.weight", "--force", "-o", "out"),
+    "undo": ("edited.pt", "undo", "edited.pt"),
+    "undo in shards": ("edited", "undo", "edited"),
     "converted to a new file": ("out.safetensors", "convert", "a.pt", "out.safetensors", "--force"),
     "converted to a file that is there": ("there.pt", "convert", "a.safetensors", "there.pt", "--force"),
     "converted to a new folder": ("out", "convert", "a.pt", "out", "--max-shard", "300B", "--force"),
@@ -241,7 +247,7 @@ def _after_next_edit(scene: Scene, here: Path) -> str | None:
 
 
 _LEFT = {"train.pt": "w", "there.pt": "*.weight", "shards": "*.bias", "sharded": "*.weight", "out": "*.weight",
-         "a.pt": "*.weight", "a.safetensors": "*.bias"}  # fmt: skip
+         "edited": "*.weight", "a.pt": "*.weight", "a.safetensors": "*.bias"}  # fmt: skip
 """A name that is in each target whatever was done to it."""
 
 

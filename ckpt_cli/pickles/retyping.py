@@ -5,9 +5,8 @@ from __future__ import annotations
 import struct
 
 from ckpt_cli.errors import UnsupportedError, ValueRefusedError
-from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.graph import Call, Global, RawString
-from ckpt_cli.pickles.numpy_calls import NumpyDType, is_scalar, numpy_dtype, packing_of
+from ckpt_cli.pickles.numpy_calls import NumpyDType, numpy_dtype, packing_of, scalar_parts
 
 
 def retyped(name: str, value: object, old: object, *, cast: bool) -> object | None:
@@ -17,17 +16,20 @@ def retyped(name: str, value: object, old: object, *, cast: bool) -> object | No
     """
     if isinstance(old, RawString) and isinstance(value, str):
         return RawString(value.encode("utf-8", "surrogatepass"))
-    if not isinstance(old, Call) or not is_scalar(old):
+    parts = scalar_parts(old) if isinstance(old, Call) else None
+    if not isinstance(old, Call) or parts is None:
         return None
-    found = numpy_dtype(old.args[0]) if isinstance(old.args, tuple) else None
+    dtype, before = parts
+    found = numpy_dtype(dtype)
     if found is None:
         return None
     if found.code[:1] == "U" and isinstance(value, str):
-        return _text(name, value, old, found)
+        raw = value.encode(f"utf-32-{'be' if found.order == '>' else 'le'}", "surrogatepass") or bytes(4)
+        return Call(old.opcode, old.func, (_resized(name, dtype, found, len(raw)), _content(before, raw)))
     layout = packing_of(found)
     if layout is None or not isinstance(value, bool | int | float):
         return None
-    return _scalar(old, old.args[0], _packed(name, value, found, layout, cast=cast))
+    return Call(old.opcode, old.func, (dtype, _content(before, _packed(name, value, found, layout, cast=cast))))
 
 
 def _packed(name: str, value: float, found: NumpyDType, layout: str, *, cast: bool) -> bytes:
@@ -63,31 +65,26 @@ def _cannot_hold(name: str, value: float, kind: str) -> ValueRefusedError:
     )
 
 
-def _text(name: str, value: str, old: Call, found: NumpyDType) -> Call:
-    """A numpy.str_, whose dtype has the length of its text."""
-    dtype = old.args[0] if isinstance(old.args, tuple) else None
-    raw = value.encode(f"utf-32-{'be' if found.order == '>' else 'le'}", "surrogatepass") or bytes(4)
-    code = f"U{len(raw) // 4}"
+def _resized(name: str, dtype: object, found: NumpyDType, nbytes: int) -> object:
+    """The dtype of a numpy.str_ of another length."""
+    code = f"U{nbytes // 4}"
     if code == found.code:
-        return _scalar(old, dtype, raw)
-    state = dtype.states[-1] if isinstance(dtype, Call) and dtype.states else None
-    if not isinstance(dtype, Call) or not isinstance(dtype.args, tuple) or type(state) is not tuple or len(state) < 6:
+        return dtype
+    state: object = dtype.states[-1] if isinstance(dtype, Call) and dtype.states else None
+    args: object = dtype.args if isinstance(dtype, Call) else None
+    if not isinstance(dtype, Call) or not isinstance(args, tuple) or not isinstance(state, tuple) or len(state) < 6:
         raise UnsupportedError(f"{name!r} is a numpy.str_ of another length, in a way that cannot be written")
-    other = Call(dtype.opcode, dtype.func, (code, *dtype.args[1:]))
-    other.states = [(*state[:5], len(raw), *state[6:])]
-    return _scalar(old, other, raw)
+    other = Call(dtype.opcode, dtype.func, (code, *args[1:]))
+    other.states = [(*state[:5], nbytes, *state[6:])]
+    return other
 
 
-def _scalar(old: Call, dtype: object, raw: bytes) -> Call:
-    """The call of an old scalar with other bytes, which are written in the way of the old ones."""
-    content: object = raw
-    before = old.args[1] if isinstance(old.args, tuple) else None
+def _content(before: object, raw: bytes) -> object:
+    """The node of a scalar's new bytes, written in the way of the old ones."""
     if isinstance(before, RawString):
-        content = RawString(raw)
-    elif isinstance(before, Call):  # protocols 0 to 2 have bytes as text
+        return RawString(raw)
+    if isinstance(before, Call):  # protocols 0 to 2 have bytes as text
         is_encode = isinstance(before.func, Global) and before.func.name == "encode"
         func = before.func if is_encode else Global("_codecs", "encode")
-        content = Call("reduce", func, (raw.decode("latin-1"), "latin1"))
-    elif text_of(before) is not None:
-        content = raw.decode("latin-1")
-    return Call(old.opcode, old.func, (dtype, content))
+        return Call("reduce", func, (raw.decode("latin-1"), "latin1"))
+    return raw
