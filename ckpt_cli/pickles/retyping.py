@@ -8,6 +8,9 @@ from ckpt_cli.errors import UnsupportedError, ValueRefusedError
 from ckpt_cli.pickles.graph import Call, Global, RawString
 from ckpt_cli.pickles.numpy_calls import NumpyDType, numpy_dtype, packing_of, scalar_parts
 
+_ELSIZE = 5
+"""Where the state of a dtype has the bytes of an element (numpy's descriptor.c, `arraydescr_reduce`)."""
+
 
 def retyped(name: str, value: object, old: object, *, cast: bool) -> object | None:
     """A plain value as a node of the type of an old node; None where plain data are right as they are.
@@ -59,7 +62,7 @@ def _wrapped(value: int, layout: str) -> int:
 
 
 def _cannot_hold(name: str, value: float, kind: str) -> ValueRefusedError:
-    text = str(value) if isinstance(value, float) or abs(value) < 1 << 128 else "so large an integer"
+    text = str(value) if abs(value) < 1e300 else "so large a number"
     return ValueRefusedError(
         f"numpy.{kind} cannot hold {text} ({name!r} is such a scalar)", hint="--cast converts it as numpy does"
     )
@@ -70,13 +73,13 @@ def _resized(name: str, dtype: object, found: NumpyDType, nbytes: int) -> object
     code = f"U{nbytes // 4}"
     if code == found.code:
         return dtype
-    state: object = dtype.states[-1] if isinstance(dtype, Call) and dtype.states else None
-    args: object = dtype.args if isinstance(dtype, Call) else None
-    if not isinstance(dtype, Call) or not isinstance(args, tuple) or not isinstance(state, tuple) or len(state) < 6:
-        raise UnsupportedError(f"{name!r} is a numpy.str_ of another length, in a way that cannot be written")
-    other = Call(dtype.opcode, dtype.func, (code, *args[1:]))
-    other.states = [(*state[:5], nbytes, *state[6:])]
-    return other
+    if isinstance(dtype, Call) and isinstance(dtype.args, tuple) and dtype.states:
+        state = dtype.states[-1]
+        if isinstance(state, tuple) and len(state) > _ELSIZE:
+            other = Call(dtype.opcode, dtype.func, (code, *dtype.args[1:]))
+            other.states = [(*state[:_ELSIZE], nbytes, *state[_ELSIZE + 1 :])]
+            return other
+    raise UnsupportedError(f"{name!r} is a numpy.str_ of another length, in a way that cannot be written")
 
 
 def _content(before: object, raw: bytes) -> object:
