@@ -297,9 +297,23 @@ def _is_staged(steps: list[str]) -> bool:
     return any(".new.ckpt-tmp" in step for step in steps)
 
 
+def _require_durable_backups(scene: Scene) -> None:
+    """A backup is on disk before it is renamed, and so is a journal that says so where there are several."""
+    moved = [place for place, step in enumerate(scene.steps) if step.startswith(("replace", "rename"))]
+    logged = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "-journal" in step]
+    synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and step.endswith(".bak")]
+    assert len(moved) == len(synced)
+    assert max((*synced, *logged)) < min(moved)
+    assert bool(logged) == (len(moved) > 1)
+    assert scene.steps[max(moved) + 1].startswith("fsync")
+
+
 def test_a_new_file_is_on_disk_before_it_takes_its_place(scene: Scene) -> None:
     steps = [step for step in scene.steps if ".bak" not in step]
     renamed = [place for place, step in enumerate(steps) if step.startswith(("replace", "rename"))]
+    if scene.arguments[0] == "undo":
+        _require_durable_backups(scene)
+        return
     if not renamed or _is_staged(steps):
         assert any("ckpt-journal" in step for step in steps)
         return
@@ -312,7 +326,8 @@ def test_a_new_file_is_on_disk_before_it_takes_its_place(scene: Scene) -> None:
 def test_the_journal_is_on_disk_before_the_first_change_and_gone_after_the_last(scene: Scene) -> None:
     steps = [step for step in scene.steps if ".bak" not in step]
     journal = [place for place, step in enumerate(steps) if "ckpt-journal" in step]
-    if not journal or _is_staged(steps):
+    if not journal or _is_staged(steps) or scene.arguments[0] == "undo":
+        steps = scene.steps
         assert any(step.startswith(("replace", "rename")) for step in steps)
         return
     is_set = any("ckpt-tmp" in step for step in steps)

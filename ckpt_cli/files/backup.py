@@ -95,14 +95,21 @@ class Backups:
         self._record(kept, after)
 
     def note_patched(self) -> None:
-        """Note when the patched files were written, by which a later change of a large file is seen."""
+        """Note when the patched files were written, by which a later change of a large file is seen.
+
+        The edit is done by now, so it does not fail where this does: the backup is then restored by force only.
+        """
+        if any(file.after is not None and not file.after.is_whole for file in self._files):
+            with suppress(OSError):
+                self._write_times()
+
+    def _write_times(self) -> None:
         noted = []
         for file in self._files:
             mtime_ns = os.stat(os.path.join(self._folder, file.name)).st_mtime_ns
             after = file.after and Fingerprint(file.after.size, file.after.digest, mtime_ns)
             noted.append(RecordedFile(file.name, file.backup, after))
-        if noted:
-            write_record(self._folder, noted)
+        write_record(self._folder, noted)
 
     def withdraw(self) -> None:
         """Remove backups that are second names of files which an edit failed to replace."""

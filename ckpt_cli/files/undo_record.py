@@ -44,10 +44,15 @@ class Fingerprint:
     mtime_ns: int | None = None
     """When it was written; None where an edit in place had not yet ended."""
 
+    @property
+    def is_whole(self) -> bool:
+        """True if it covers every byte, so that the time does not matter."""
+        return self.size <= _WHOLE
+
     def matches(self, now: Fingerprint) -> bool:
         """True if the file is the same: of a large one, of which not all was hashed, the time must be the same too."""
-        is_whole = self.size <= _WHOLE
-        return (self.size, self.digest) == (now.size, now.digest) and (is_whole or self.mtime_ns == now.mtime_ns)
+        is_same = (self.size, self.digest) == (now.size, now.digest)
+        return is_same and (self.is_whole or self.mtime_ns == now.mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
