@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,8 @@ SCENES = {
     "compact": _scene("compact wide.pt", then="a=1"),
     "compact, legacy, to a file that is there": _scene("compact wide.legacy -o there.pt", then="*=1"),
     # conversions
+    "undo": _scene("undo edited.pt"),
+    "undo in shards": _scene("undo edited"),
     "convert to a new file": _scene("convert a.pt out.safetensors --force", "out.safetensors"),
     "convert to a file that is there": _scene("convert a.safetensors there.pt --force", "there.pt"),
     "convert to npz": _scene("convert a.safetensors out.npz", "out.npz"),
@@ -136,3 +139,7 @@ def fill(folder: Path) -> None:
         save_file({name: apart[name] for name in apart if weight_map[name] == shard}, folder / "sharded" / shard)
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copy(folder / "a.pt", folder / "edited.pt")
+    assert run(["set", str(folder / "edited.pt"), "3.bias=1", "--backup"]) == 0
+    shutil.copytree(folder / "sharded", folder / "edited")
+    assert run(["rm", str(folder / "edited"), "0", "3.bias", "--backup"]) == 0

@@ -199,7 +199,9 @@ class Trials:
     def _copy(self) -> Path:
         """A new folder with the files that the scene is about."""
         here = Path(tempfile.mkdtemp(dir=self.scratch))
-        names = {*self.scene.command, self.scene.target} & set(os.listdir(self.start))
+        meant = {*self.scene.command, self.scene.target}
+        kept = tuple(start for name in meant for start in (f"{name}.bak", f".{name}.bak"))  # backups and their records
+        names = [name for name in os.listdir(self.start) if name in meant or name.startswith(kept)]
         for name in names:
             if (self.start / name).is_dir():
                 shutil.copytree(self.start / name, here / name)
@@ -284,7 +286,7 @@ class Trials:
             return f"the edit after it failed: {err}"
         if again and held_by(target) != self.new:
             return "the same edit once more does not give the new state"
-        left = {path.name for path in here.rglob(".*")} - {".metadata"}
+        left = {path.name for path in here.rglob(".*") if path.suffix != ".ckpt-undo"} - {".metadata"}
         return f"left behind: {sorted(left)}" if left else None
 
     # --- faults while an interrupted edit is finished
