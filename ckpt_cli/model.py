@@ -100,6 +100,8 @@ class Tensor:
     """The dimension of a jagged tensor whose size differs."""
     sharding: Sharding | None = None
     """How a distributed tensor is spread."""
+    holder: str | None = None
+    """Where what holds it keeps it to itself, as a module's private attributes: the name of that object."""
 
     @property
     def numel(self) -> int:
@@ -190,6 +192,8 @@ class Value:
     name: str
     value: object
     """A str, int, float, bool, None or a list of these; anything else is an `Opaque`."""
+    holder: str | None = None
+    """As of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
