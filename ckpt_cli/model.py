@@ -204,6 +204,9 @@ class Opaque:
     """A short repr, such as `argparse.Namespace(lr=0.1)`; nothing was run to get it."""
 
 
+AGAIN = "<the same object again>"
+"""The text of an object that is open above, or elsewhere."""
+
 Entry = Tensor | Value
 
 _WITH_ELEMENTS = ("strided", "quantized", "array")

@@ -15,10 +15,14 @@ from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
 from ckpt_cli.pickles.arguments import sizes
+from ckpt_cli.pickles.embedded import Place
 
 NAME, ENTRY = "npy", "array"
 
 MAGIC = b"\x93NUMPY"
+
+OBJECT = "object"
+"""How the dtype of an array of objects is called."""
 
 HEAD = 12
 """Bytes up to the end of the header's length, in any version."""
@@ -71,7 +75,7 @@ def parse_header(data: bytes, name: str) -> Header:
     stride = contiguous_stride(shape[::-1])[::-1] if fields["fortran_order"] is True else contiguous_stride(shape)
     plain = isinstance(descr, str) and descr[:1] in ("<", ">", "|", "=")
     dtype = BY_NUMPY.get(descr[1:]) if plain else None
-    code = {"|O": "object"}.get(descr, descr) if isinstance(descr, str) else repr(descr)[:200]
+    code = {"|O": OBJECT}.get(descr, descr) if isinstance(descr, str) else repr(descr)[:200]
     big_endian = plain and descr[0] == ">" and dtype is not None and dtype.bits > 8
     return Header(len(data), code, dtype, big_endian, shape, stride)
 
@@ -88,7 +92,39 @@ def read(file: LocalFile) -> Checkpoint:
             raise TruncatedError(
                 f"the array needs bytes {header.nbytes}–{header.nbytes + nbytes}, the file has {file.size}"
             )
-    container = PlainFile(file)
-    storage = container.add(Storage(ENTRY, nbytes), header.nbytes)
+        container = PlainFile(file)
+        storage = container.add(Storage(ENTRY, nbytes), header.nbytes)
+        entries = [header.entry(ENTRY, storage)]
+        if header.code == OBJECT:
+            rest = file.view(header.nbytes, file.size - header.nbytes)
+            entries = object_entries(ENTRY, header, rest, Place(header.nbytes))
     version = f"numpy array, version {file.read(6, 1)[0]}.0"
-    return Checkpoint(file.path, NAME, [header.entry(ENTRY, storage)], container, version, top_level=[ENTRY])
+    return Checkpoint(file.path, NAME, entries, container, version, top_level=[ENTRY])
+
+
+def object_entries(name: str, header: Header, data: bytes | memoryview, place: Place) -> list[Entry]:
+    """What is in an array of objects: a pickle follows its header (numpy/lib/format.py, `write_array`).
+
+    Raises MalformedError where that holds something else.
+    """
+    from dataclasses import replace
+
+    from ckpt_cli.pickles.entries import entries_of
+    from ckpt_cli.pickles.numpy_calls import object_array
+    from ckpt_cli.pickles.reader import read_pickle
+
+    graph = read_pickle(data)
+    if object_array(graph.root) is None:
+        return [header.entry(name, Storage(name, 0))]
+    found = entries_of(graph, _NoStorages(), place=place)
+    return [replace(entry, name=f"{name}.{entry.name}" if entry.name else name) for entry in found]
+
+
+class _NoStorages:
+    """The storages of a pickle that has all bytes in it."""
+
+    big_endian = False
+
+    def find(self, key: str, nbytes: int, location: str) -> Storage:  # noqa: ARG002 - as the protocol has it
+        """There are none outside of the pickle."""
+        raise MalformedError("the pickle of a numpy array refers to a storage outside of it")

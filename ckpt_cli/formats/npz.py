@@ -10,9 +10,10 @@ from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.formats.npy import HEAD, header_size, parse_header
+from ckpt_cli.formats.npy import HEAD, OBJECT, header_size, object_entries, parse_header
 from ckpt_cli.formats.zip_records import DEFLATED, Record, ZipRecords
 from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Tensor, Value
+from ckpt_cli.pickles.embedded import Embedded, Place
 
 if TYPE_CHECKING:
     from ckpt_cli.files.overlay import Overlay
@@ -38,12 +39,14 @@ class Npz:
         self.files: Sequence[LocalFile] = (file,)
         self.records = ZipRecords(file)
         self._places: dict[str, _Place] = {}
+        self._inflated = 0
+        """Bytes of arrays of objects that were inflated."""
 
-    def entry(self, record: Record) -> Entry:
-        """The array in a record, or what stands there in the place of one."""
+    def entries(self, record: Record) -> list[Entry]:
+        """The array in a record, what is in one of objects, or what stands there in the place of one."""
         name = record.name.removesuffix(_SUFFIX)
         if name == record.name:
-            return Value(name, Opaque(f"<record of {record.nbytes} bytes>"))
+            return [Value(name, Opaque(f"<record of {record.nbytes} bytes>"))]
         if record.nbytes < HEAD:
             raise MalformedError(f"record {record.name!r} has {record.nbytes} bytes, too few for an array")
         size = header_size(self._head(record, HEAD))
@@ -56,7 +59,15 @@ class Npz:
                 f"array {name!r} needs {entry.nbytes} bytes, its record has {record.nbytes - size} after the header"
             )
         self._places[record.name] = _Place(record, size)
-        return entry
+        if header.code != OBJECT:
+            return [entry]
+        is_plain = record.method != DEFLATED
+        begin = self.files[0].begin + self.records.data_offset(record) + size if is_plain else None
+        self._inflated += 0 if is_plain else record.nbytes
+        if self._inflated > limits.PICKLE_INFLATED:
+            raise LimitError(f"its arrays of objects would inflate to over {limits.PICKLE_INFLATED} bytes")
+        content = memoryview(self.records.read(record.name, limits.PICKLE_INFLATED))[size:]
+        return object_entries(name, header, content, Place(begin))
 
     def _head(self, record: Record, nbytes: int) -> bytes:
         if record.method == DEFLATED:
@@ -65,6 +76,8 @@ class Npz:
 
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
         """Bytes of a storage; those of a deflated record are inflated up to the range's end."""
+        if isinstance(storage, Embedded):
+            return storage.view(offset, nbytes)
         place = self._places[storage.key]
         if place.record.method == DEFLATED:
             return memoryview(self.records.inflate(place.record, place.begin + offset, nbytes))
@@ -72,6 +85,8 @@ class Npz:
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a storage stands plainly."""
+        if isinstance(storage, Embedded):
+            return storage.extents(offset, nbytes)
         place = self._places[storage.key]
         if place.record.method == DEFLATED:
             raise UnsupportedError(
@@ -96,12 +111,13 @@ def read(file: LocalFile) -> Checkpoint:
         container = Npz(file)
         if len(container.records.by_name) > limits.NPZ_ARRAYS:
             raise LimitError(f"{len(container.records.by_name)} arrays in one file")
-        entries = [container.entry(record) for record in container.records.by_name.values()]
+        names = [record.name.removesuffix(_SUFFIX) for record in container.records.by_name.values()]
+        entries = [entry for record in container.records.by_name.values() for entry in container.entries(record)]
     return Checkpoint(
         path=file.path,
         format=NAME,
         entries=entries,
         container=container,
         version="numpy arrays in a zip file",
-        top_level=[entry.name for entry in entries],
+        top_level=names,
     )

@@ -13,8 +13,8 @@ from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor, Value
 from ckpt_cli.ops.names import close_names, select_one
 from ckpt_cli.ops.packing import Casting, cast_storage
 from ckpt_cli.ops.rewrite import Planned
-from ckpt_cli.ops.shared import all_strided, by_storage
-from ckpt_cli.ops.storages import is_array, moved
+from ckpt_cli.ops.shared import all_strided, by_storage, is_array
+from ckpt_cli.ops.storages import moved
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError
@@ -82,7 +82,7 @@ def flatten(
     if not target.keeps_metadata:
         lost += [LeftOut(key, "metadata") for key in metadata if key != "format"]
         metadata = {}
-    _refuse_lost(checkpoint, lost, fits, target, wishes)
+    _refuse_lost(checkpoint, lost, aside, fits, target, wishes)
     _refuse_names(fits)
     casting = Casting(wishes.dtype, Losses(), wishes.executor)
     tied = target.keeps_ties and wishes.shared != CLONE
@@ -137,17 +137,39 @@ def _why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -
 
 
 def _refuse_lost(
-    checkpoint: Checkpoint, lost: Sequence[LeftOut], fits: Sequence[Tensor], target: Target, wishes: Wishes
+    checkpoint: Checkpoint,
+    lost: Sequence[LeftOut],
+    aside: Sequence[LeftOut],
+    fits: Sequence[Tensor],
+    target: Target,
+    wishes: Wishes,
 ) -> None:
-    """Raise where something would be lost that nobody allowed, or where nothing would be left."""
+    """Raise where something would be lost that nobody allowed, or where no tensor would be written."""
     if lost and not wishes.tensors_only:
         raise RefusedError(
             f"{len(lost)} of its entries cannot come along into {target.what}",
             details=some_of([f"{item.name}: {item.why}" for item in lost]),
             hint=_hint(checkpoint, lost, wishes),
         )
-    if not fits and lost:
-        raise RefusedError(f"none of its entries can come along into {target.what}")
+    if not fits:
+        _refuse_empty(checkpoint, [*lost, *aside], target, wishes)
+
+
+def _refuse_empty(checkpoint: Checkpoint, left_out: Sequence[LeftOut], target: Target, wishes: Wishes) -> NoReturn:
+    """Raise for a file that would have no tensor in it."""
+    tensors = {tensor.name for tensor in checkpoint.tensors}
+    listed = [f"{item.name}: {item.why}" for item in left_out if item.name in tensors]
+    where = f" below {wishes.select!r}" if wishes.select else ""
+    if not listed:
+        raise RefusedError(
+            f"there is no tensor{where} that could be written to {target.what}",
+            hint="ckpt ls -a FILE lists all entries",
+        )
+    raise RefusedError(
+        f"none of the {len(listed)} tensors{where} can be written to {target.what}",
+        details=some_of(listed),
+        hint="ckpt ls -l FILE shows what they are",
+    )
 
 
 def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], wishes: Wishes) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
-from ckpt_cli.model import Checkpoint
+from ckpt_cli.model import Checkpoint, Entry
 from ckpt_cli.ops.names import close_names
 from ckpt_cli.ops.renamings import Renaming, by_expression, by_map, read_map, with_prefix, without_prefix
 from ckpt_cli.ops.rewrite import Planned
@@ -61,18 +61,18 @@ def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
     get the same name.
     """
     known = [entry.name for entry in checkpoint.entries]
-    reached = known
+    parts = [_parts(entry) for entry in checkpoint.entries]
     for step in steps:
+        reached = [head + rest for head, rest in parts]
         _require_there(step.wanted, reached, checkpoint.path)
-        after = [step.rename(name) for name in reached]
-        if after == reached:
+        parts = [_renamed(step, head, rest) for head, rest in parts]
+        if reached == [head + rest for head, rest in parts]:
             raise RefusedError(
                 f"no name would change by {step.asked!r}",
                 path=checkpoint.path,
                 hint=f"ckpt ls {checkpoint.path} lists the names",
             )
-        reached = after
-    names = {old: new for old, new in zip(known, reached, strict=True) if new != old}
+    names = {old: head + rest for old, (head, rest) in zip(known, parts, strict=True) if head + rest != old}
     _refuse_collisions(checkpoint, known, names)
 
     def rename(name: str) -> str:
@@ -81,6 +81,20 @@ def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
         return name
 
     return Planned(Changes(names=names, rename=rename), "renamed", tuple(names))
+
+
+def _parts(entry: Entry) -> tuple[str, str]:
+    """The part of a name that can change, and the rest: what an object keeps to itself has the object's name."""
+    at = len(entry.name) if entry.holder is None else len(entry.holder)
+    return entry.name[:at], entry.name[at:]
+
+
+def _renamed(step: Step, head: str, rest: str) -> tuple[str, str]:
+    """A name after a step."""
+    if not rest:
+        return step.rename(head), ""
+    dotted = step.rename(f"{head}.") if head else ""
+    return (dotted[:-1] if dotted.endswith(".") else head), rest
 
 
 def _require_there(wanted: Sequence[str], names: Sequence[str], path: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ckpt_cli import limits
@@ -122,6 +122,40 @@ def share_bytes(a: Tensor, b: Tensor) -> bool:
     from ckpt_cli.arrays.sharing import regions_meet
 
     return regions_meet(a, b)
+
+
+def is_array(view: Tensor) -> bool:
+    """Whether it is numpy's, whose bytes are a part of the pickle: those stay as they are."""
+    return view.python_type == "numpy.ndarray"
+
+
+def needed_nbytes(storage: Storage, views: Sequence[Tensor]) -> int:
+    """Bytes that a storage keeps when it is compacted: of one view its elements, of several the spans of all."""
+    if any(map(is_array, views)):
+        return storage.nbytes
+    distinct = {view.view: view for view in views if view.view is not None}
+    alone = next(iter(distinct.values())).nbytes if len(distinct) == 1 else storage.nbytes
+    if alone < storage.nbytes:
+        return alone
+    return min(sum(end - begin for begin, end, _ in blocks_of(views)), storage.nbytes)
+
+
+def blocks_of(views: Iterable[Tensor]) -> Iterator[tuple[int, int, int]]:
+    """The unions of the views' spans, as (begin, end, place in the new storage), each on a boundary of 16 bytes."""
+    at = 0
+    begin = end = -1
+    for first, last in sorted(view.span for view in views if view.numel):
+        first -= first % 16
+        if begin < 0:
+            begin, end = first, last
+        elif first <= end:
+            end = max(end, last)
+        else:
+            yield begin, min(end + -end % 16, first), at
+            at += min(end + -end % 16, first) - begin
+            begin, end = first, last
+    if begin >= 0:
+        yield begin, end, at
 
 
 def spans_used(views: Iterable[Tensor]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ckpt_cli.changes import Changes, Content, Write
@@ -11,15 +11,11 @@ from ckpt_cli.formats.torch_zip_head import has_room
 from ckpt_cli.model import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.names import select_one
 from ckpt_cli.ops.rewrite import Planned
-from ckpt_cli.ops.shared import all_strided, are_tied, by_storage
+from ckpt_cli.ops.shared import all_strided, are_tied, blocks_of, by_storage, is_array, needed_nbytes
+from ckpt_cli.ops.waste import unreferenced
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""
-
-
-def is_array(view: Tensor) -> bool:
-    """Whether it is numpy's, whose bytes are a part of the pickle: those stay as they are."""
-    return view.python_type == "numpy.ndarray"
 
 
 def moved(checkpoint: Checkpoint, move: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -165,13 +161,16 @@ def _ranges(checkpoint: Checkpoint, storage: Storage, ranges: Sequence[tuple[int
 
 
 def plan_compact(checkpoint: Checkpoint) -> Planned:
-    """Cut every storage down to what its views need; raises RefusedError where none is larger."""
+    """Cut every storage down to what its views need, and leave out those that nothing refers to.
+
+    Raises RefusedError where there is nothing to cut.
+    """
     placed: dict[int, tuple[Storage, list[tuple[int, int, int]]]] = {}
     contents: dict[int, Content] = {}
     tensors: dict[str, Tensor] = {}
     alone: dict[int, Tensor] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
-        if any(map(is_array, views)):
+        if needed_nbytes(storage, views) >= storage.nbytes:
             continue
         distinct = {view.view: view for view in views if view.view is not None}
         if len(distinct) == 1 and next(iter(distinct.values())).nbytes < storage.nbytes:
@@ -179,13 +178,11 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
             alone[id(storage)] = new
             contents[id(new.storage)] = content
             continue
-        blocks = list(_blocks(views))
-        used = sum(end - begin for begin, end, _ in blocks)
-        if used < storage.nbytes:
-            made = Storage(storage.key, used, storage.location)
-            placed[id(storage)] = (made, blocks)
-            contents[id(made)] = _ranges(checkpoint, storage, [(begin, end) for begin, end, _ in blocks])
-    if not contents and not has_room(checkpoint.container):
+        blocks = list(blocks_of(views))
+        made = Storage(storage.key, sum(end - begin for begin, end, _ in blocks), storage.location)
+        placed[id(storage)] = (made, blocks)
+        contents[id(made)] = _ranges(checkpoint, storage, [(begin, end) for begin, end, _ in blocks])
+    if not contents and not has_room(checkpoint.container) and not unreferenced(checkpoint):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = moved(checkpoint, lambda view: _compacted(view, alone, placed))
     return Planned(Changes(tensors=tensors, contents=contents, anew=True), "compacted", tuple(tensors))
@@ -212,21 +209,3 @@ def _compacted(
 
 def _empty(view: Tensor, own: Tensor) -> Tensor:
     return replace(view, storage=own.storage, storage_offset=0)
-
-
-def _blocks(views: Iterable[Tensor]) -> Iterator[tuple[int, int, int]]:
-    """The unions of the views' spans, as (begin, end, place in the new storage), each on a boundary of 16 bytes."""
-    at = 0
-    begin = end = -1
-    for first, last in sorted(view.span for view in views if view.numel):
-        first -= first % 16
-        if begin < 0:
-            begin, end = first, last
-        elif first <= end:
-            end = max(end, last)
-        else:
-            yield begin, min(end + -end % 16, first), at
-            at += min(end + -end % 16, first) - begin
-            begin, end = first, last
-    if begin >= 0:
-        yield begin, end, at

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import LimitError
-from ckpt_cli.model import Entry, Opaque, Tensor, Value
+from ckpt_cli.model import AGAIN, Entry, Opaque, Tensor, Value
 from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.embedded import Place
@@ -195,10 +195,6 @@ class Opener:
         return text
 
 
-AGAIN = "<the same object again>"
-"""What an object is listed as that has been opened above, or elsewhere."""
-
-
 class Frame:
     """A node that is open in a walk, with those of its children that are still to be met."""
 
@@ -241,7 +237,7 @@ class Frames:
         """The children that a frame's node opens up to, as the walk gives them."""
         return children
 
-    def extra(self, frame: Frame, spots: list[Spot]) -> Iterable[object]:  # noqa: ARG002 - likewise
+    def further(self, frame: Frame, spots: list[Spot]) -> Iterable[object]:  # noqa: ARG002 - likewise
         """The children that it keeps to itself, as the walk gives them."""
         return ((spot.key, spot.node, "tensor") for spot in spots)
 
@@ -282,13 +278,13 @@ class Frames:
 
     def _turn(self, frame: Frame, *, opened: bool) -> bool:
         """Turn to the children that a frame's node does not open up to; False where there are none."""
-        spots = self._hidden.extra(self._opener.unwrapped(frame.node), opened=opened)
+        spots = self._hidden.further(self._opener.unwrapped(frame.node), opened=opened)
         if not spots:
             return False
         frame.is_extra = True
         if frame.seen is None:
             frame.seen, frame.holder = {id(frame.node)}, frame.name
-        frame.children = iter(self.extra(frame, spots))
+        frame.children = iter(self.further(frame, spots))
         return True
 
     def _all_public(self) -> set[int]:
@@ -335,7 +331,7 @@ def tensors_within(
             if type(node) is not tuple:
                 public.add(id(node))
             opened = opener.children(node, "tensor")
-            spots = hidden.extra(node, opened=opened is not None)
+            spots = hidden.further(node, opened=opened is not None)
             below = [*((key, child) for key, child, _ in opened or ()), *((spot.key, spot.node) for spot in spots)]
             deeper: list[tuple[str, object]] = []
             for key, child in below:

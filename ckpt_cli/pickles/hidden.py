@@ -112,7 +112,7 @@ class Hidden:
 
     # --- children ----------------------------------------------------------------------------------------------------
 
-    def extra(self, node: object, *, opened: bool) -> list[Spot]:
+    def further(self, node: object, *, opened: bool) -> list[Spot]:
         """The children of a node that it does not open up to; of one that does not open up at all, all of them."""
         kind = type(node)
         if kind is Call:
@@ -192,22 +192,21 @@ class Hidden:
         if type(state) is tuple and not isinstance(state[0], Dict) and self.holds(state[0]):
             yield Spot("__state__", state, Field(state, ""))
             return
-        parts = [part for part in (state if type(state) is tuple else (state,)) if isinstance(part, Dict)]
-        full = [(part.pairs, index) for part in parts for index in _filled(part.pairs)]
-        private = [(pairs, at) for pairs, at in full if not is_open(text_of(pairs[at - 1]), pairs[at])]
-        for part in parts:
-            yield from self._keys(part, part.pairs)
-        tables = {text_of(pairs[at - 1]): pairs[at] for pairs, at in private}
-        if not all(group in tables or _has(parts, group) for group in GROUPS):
+        tables: dict[str, object] = {}
+        private: list[tuple[str, list[object], int]] = []
+        for part in state if type(state) is tuple else (state,):
+            if isinstance(part, Dict):
+                yield from self._keys(part, part.pairs)
+                private += _private(part.pairs, tables)
+        if len(tables) < len(GROUPS):  # not a module
             return
-        for group in GROUPS:
-            for spot in self.extra(tables.get(group), opened=True):
+        for group, table in tables.items():
+            for spot in self.further(table, opened=True):
                 yield Spot(f"{group}.{spot.key}", spot.node, spot.sequence, spot.index, spot.is_keyed)
-        for pairs, at in private:
-            name = text_of(pairs[at - 1])
-            if name not in GROUPS and self.holds(pairs[at]):
-                taken = not name or any(name in map(text_of, _keys_of(tables.get(group))) for group in GROUPS)
-                yield Spot(f"__dict__.{name or ''}" if taken else name or "", pairs[at], pairs, at, is_keyed=True)
+        for name, pairs, at in private:
+            if self.holds(pairs[at]):
+                taken = not name or any(name in map(text_of, _keys_of(table)) for table in tables.values())
+                yield Spot(f"__dict__.{name}" if taken else name, pairs[at], pairs, at, is_keyed=True)
 
 
 class _Fields:
@@ -251,7 +250,7 @@ def is_module(named: Mapping[str | None, object]) -> bool:
 
 def is_open(name: str | None, value: object) -> bool:
     """True if a module opens up to an attribute: its name is not private, or it is a tensor itself."""
-    return bool(name) and (not name.startswith("_") or _is_tensor_call(value))  # type: ignore[union-attr]  # not None
+    return bool(name) and (name[0] != "_" or _is_tensor_call(value))  # type: ignore[index]  # not None
 
 
 def _is_tensor_call(node: object) -> bool:
@@ -268,23 +267,28 @@ def _keys_of(table: object) -> Sequence[object]:
     return table.pairs[::2] if isinstance(table, Call | Dict) else ()
 
 
-def _filled(pairs: list[object]) -> list[int]:
-    """Where in pairs the values are that have anything in them."""
-    return [at for at in range(1, len(pairs), 2) if type(pairs[at]) not in _LEAVES and not _is_empty(pairs[at])]
+def _private(pairs: list[object], tables: dict[str, object]) -> Iterator[tuple[str, list[object], int]]:
+    """The attributes with something in them that a module would not open up to; its tables are put into `tables`."""
+    for at in range(1, len(pairs), 2):
+        key, value = pairs[at - 1], pairs[at]
+        name = key if type(key) is str else text_of(key) or ""
+        if name in _GROUPS:
+            tables[name] = value
+        elif type(value) not in _LEAVES and not is_open(name, value) and not _is_empty(value):
+            yield name, pairs, at
 
 
 def _is_empty(node: object) -> bool:
     if type(node) is Call:
-        return not (node.pairs or node.args or node.states or node.items) and type(node.func) is Global
+        filled = node.pairs or node.states or node.items or (node.args and any(node.args))  # type: ignore[arg-type]
+        return not filled and type(node.func) is Global
     return not (node.pairs if type(node) is Dict else node.items if type(node) is Set else True)
-
-
-def _has(parts: Iterable[Dict], name: str) -> bool:
-    return any(text_of(key) == name for part in parts for key in part.pairs[::2])
 
 
 GROUPS = ("_parameters", "_buffers", "_modules")
 """The attributes of a module that it opens up to."""
+
+_GROUPS = frozenset(GROUPS)
 
 _LEAVES = frozenset([type(None), bool, int, float, str, bytes, Global])
 

@@ -177,9 +177,11 @@ def is_array(node: Call) -> bool:
     return found is not None and found.dtype is not None
 
 
-def object_array(node: Call) -> tuple[tuple[int, ...], list[object]] | None:
+def object_array(node: object) -> tuple[tuple[int, ...], list[object]] | None:
     """The shape and the items, in row-major order, of an array of objects; None for any other call."""
-    state = node.states[-1] if node.states and _is(node.func, _MULTIARRAY, "_reconstruct") else None
+    if not isinstance(node, Call) or not node.states or not _is(node.func, _MULTIARRAY, "_reconstruct"):
+        return None
+    state = node.states[-1]
     if type(state) is not tuple or len(state) not in (4, 5) or not isinstance(state[-1], list):
         return None
     shape, items = state[-4], state[-1]

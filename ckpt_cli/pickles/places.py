@@ -84,7 +84,9 @@ class Place:
     def _siblings(self) -> Sequence[object]:
         """What is in the tuple by now: other items of it may have been changed before."""
         current = self._holder().node
-        return current if isinstance(current, tuple) or isinstance(self.sequence, Field) else self.sequence
+        if isinstance(current, tuple) or isinstance(self.sequence, Field):
+            return current if isinstance(current, tuple) else ()
+        return self.sequence
 
     @property
     def slot(self) -> tuple[int, ...]:
@@ -104,7 +106,7 @@ class Place:
 
     def rename(self, key: object) -> None:
         """Put another key before the node."""
-        if not self.is_keyed or not isinstance(self.sequence, list) or self.key.startswith("__"):
+        if not self.is_keyed or not isinstance(self.sequence, list):
             raise UnsupportedError(f"{self.name!r} is called by its place in a list, so it cannot get another name")
         self.sequence[self.index - 1] = key
 
@@ -149,7 +151,7 @@ class _Places(Frames):
         """The places that a node opens up to."""
         return _below(children, frame.node, _place(frame))
 
-    def extra(self, frame: Frame, spots: list[Spot]) -> Iterable[object]:
+    def further(self, frame: Frame, spots: list[Spot]) -> Iterable[object]:
         """The places that it keeps to itself."""
         for spot in spots:
             name = joined(frame.name, spot.key)

@@ -102,10 +102,19 @@ class Rebuilder:
         """True if a node is a call that would make a tensor, or refers to a storage."""
         if type(node) is not Call:
             return is_storage(node)
-        rebuild = self.rebuild_of(node.func)
-        if rebuild is None:
-            return False
-        return is_array(node) if node.func.name in _ARRAYS else True  # type: ignore[attr-defined]  # of the table
+        for _ in range(limits.PARTS_WITHIN):
+            if type(node) is not Call or self.rebuild_of(node.func) is None:
+                return False
+            name = node.func.name  # type: ignore[attr-defined]  # a name of the table
+            args = node.args if isinstance(node.args, tuple) and node.args else (None,)
+            if name in _ARRAYS:
+                return is_array(node)
+            if name.startswith("_rebuild_from_type"):
+                return self.rebuild_of(args[0]) is not None
+            if not name.startswith("_rebuild_parameter"):
+                return True
+            node = args[0]
+        return False
 
     def _bare(self, name: str, node: object) -> Tensor:
         """A storage by itself: as the vector of its elements."""
