@@ -133,6 +133,15 @@ class Tensor:
         return next((part for part in self.parts if part.name == role), None)
 
     @property
+    def attributes(self) -> tuple[Tensor, ...]:
+        """The parts that a tensor with elements of its own only has as attributes: the elements do not need them."""
+        if self.storage is None or not self.parts:
+            return ()
+        if self.quantizer is None:
+            return self.parts
+        return tuple(part for part in self.parts if part.name not in ("scales", "zero_points"))
+
+    @property
     def device(self) -> str:
         """The device that the bytes were saved from."""
         if self.storage is not None:

@@ -54,6 +54,8 @@ class Edit:
     """The new name of each that got one."""
     removed: tuple[str, ...] = ()
     """Shards of which nothing was left, and that went."""
+    remaining: tuple[str, ...] = ()
+    """Names that still have the bytes of what was taken out."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backup", self.backups[0] if self.backups else None)

@@ -14,7 +14,7 @@ from ckpt_cli.formats.targets import Target
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.conversion import CLONE, NOT_STATE, LeftOut, Plan, Wishes, Written, some_of, stem_of
 from ckpt_cli.ops.packing import Casting, pack_plain, pack_whole
-from ckpt_cli.ops.shared import Comparisons, by_storage, partly_shared, tie_groups
+from ckpt_cli.ops.shared import Companions, Comparisons, by_storage, partly_shared, tie_groups
 from ckpt_cli.outgoing import Outgoing
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.state_dicts import has_notes
@@ -69,12 +69,14 @@ def flatten(
     fits: list[Tensor] = []
     lost: list[LeftOut] = []
     aside: list[LeftOut] = []
+    aliases = _aliases(entries)
     for entry, why in _judged(entries, names, target, writer, wishes.dtype):
+        why = why or aliases.get(entry.name)
         if why is None and isinstance(entry, Tensor):
             fits.append(replace(entry, name=entry.name[len(prefix) :]))
         else:
-            wanted = names is None or entry.name in names
-            (lost if wanted else aside).append(LeftOut(entry.name, why or ""))
+            wanted = (names is None or entry.name in names) and entry.name not in aliases
+            (lost if wanted else aside).append(LeftOut(entry.name, why or "", isinstance(entry, Tensor)))
     if names is not None:
         order = {name[len(prefix) :]: place for place, name in enumerate(names)}
         fits.sort(key=lambda tensor: order[tensor.name])
@@ -108,6 +110,18 @@ def flatten(
         separated,
         tuple(_not_kept(checkpoint, fits, target)),
     )
+
+
+def _aliases(entries: Sequence[Entry]) -> dict[str, str]:
+    """What objects have under a further name that they keep to themselves, each with why it does not come along."""
+    tensors = [entry for entry in entries if isinstance(entry, Tensor)]
+    companions = Companions(tensors)
+    found: dict[str, str] = {}
+    for tensor in tensors:
+        public = [each for each in companions.of(tensor) if each.holder is None] if tensor.holder is not None else []
+        if public:
+            found[tensor.name] = f"the same tensor as {public[0].name}"
+    return found
 
 
 def _judged(

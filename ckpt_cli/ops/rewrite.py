@@ -38,6 +38,8 @@ class Planned:
     also_changed: Sequence[str] = ()
     check: Callable[[], None] | None = None
     """Raises, once all is written and before it takes its place, where the result must not stand."""
+    remaining: Sequence[str] = ()
+    """Names that still have the bytes of what was taken out."""
 
 
 Plan = Callable[[Checkpoint], Planned]
@@ -88,6 +90,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
             in_place=options.output is None,
             dry_run=options.dry_run,
             verb=planned.verb,
+            remaining=tuple(planned.remaining),
             patched=False,
             renamed=planned.changes.names,
         )

@@ -48,6 +48,32 @@ def tied_names(tensors: Iterable[Tensor]) -> dict[str, list[str]]:
     return found
 
 
+class Companions:
+    """The further names that one object has for a tensor, such as an LSTM's `_flat_weights.0` for a parameter.
+
+    They are what the object computes with, so that no edit may separate them.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        tensors = list(tensors)
+        kept = {tensor.view for tensor in tensors if tensor.holder is not None and tensor.view is not None}
+        self._same: dict[object, list[Tensor]] = {}
+        for tensor in tensors if kept else ():
+            if tensor.view in kept:
+                self._same.setdefault(tensor.view, []).append(tensor)
+
+    def of(self, tensor: Tensor) -> list[Tensor]:
+        """Those of a tensor."""
+        same = self._same.get(tensor.view, ())
+        return [each for each in same if each is not tensor and (_keeps(each, tensor) or _keeps(tensor, each))]
+
+
+def _keeps(kept: Tensor, other: Tensor) -> bool:
+    """Whether an object keeps to itself a tensor that it has under another name as well."""
+    holder = kept.holder
+    return holder is not None and (not holder or other.name.startswith(f"{holder}."))
+
+
 def are_tied(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one."""
     return a.view is not None and a.view == b.view

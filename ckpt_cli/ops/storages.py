@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from ckpt_cli.changes import Changes, Content, Write
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.torch_zip_head import has_room
-from ckpt_cli.model import Checkpoint, Storage, Tensor, contiguous_stride
+from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.names import select_one
 from ckpt_cli.ops.rewrite import Planned
-from ckpt_cli.ops.shared import all_strided, are_tied, blocks_of, by_storage, is_array, needed_nbytes
+from ckpt_cli.ops.shared import Companions, all_strided, are_tied, blocks_of, by_storage, is_array, needed_nbytes
 from ckpt_cli.ops.waste import unreferenced
 
 _COPIED = 8 << 20
@@ -50,6 +50,7 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     if not others:
         raise UsageError("a tie takes two names at least")
     tensors = {}
+    companions = Companions(checkpoint.tensors)
     digest = None
     for other in others:
         if are_tied(first, other):
@@ -70,13 +71,20 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
                     f"{first.name!r} and {other.name!r} have different values",
                     hint=f"--force gives {other.name} the values of {first.name}",
                 )
-        tensors[other.name] = replace(
-            other, storage=first.storage, storage_offset=first.storage_offset, stride=first.stride,
-            conj=first.conj, neg=first.neg, big_endian=first.big_endian,
-        )  # fmt: skip
+        tensors.update((each.name, _tied_to(first, each)) for each in (other, *companions.of(other)))
     if not tensors:
         raise RefusedError("they are tied already")
-    return Planned(Changes(tensors=tensors), "tied", (first.name, *tensors))
+    named = [other.name for other in others if other.name in tensors]
+    also = [name for name in tensors if name not in named]
+    return Planned(Changes(tensors=tensors), "tied", (first.name, *named), also)
+
+
+def _tied_to(first: Tensor, other: Tensor) -> Tensor:
+    """A tensor as another view of what the first one is."""
+    return replace(
+        other, storage=first.storage, storage_offset=first.storage_offset, stride=first.stride,
+        conj=first.conj, neg=first.neg, big_endian=first.big_endian,
+    )  # fmt: skip
 
 
 def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
@@ -85,24 +93,52 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     contents: dict[int, Content] = {}
     groups = (views for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1)
     shared = {view.name for views in groups for view in views if not is_array(view)}
+    companions = Companions(checkpoint.tensors)
+    also: list[str] = []
     for name in names:
         for selection in select_one(checkpoint, name):
             tensor = selection.entry
             if selection.index is not None:
                 raise UsageError(f"{name!r} is a part of a tensor: a storage is one for all of it")
-            if not isinstance(tensor, Tensor) or tensor.storage is None or tensor.name not in shared:
-                if selection.exact and isinstance(tensor, Tensor) and tensor.parts:
-                    raise UnsupportedError(f"tensor {tensor.name!r} is made of others, which cannot be untied")
-                if selection.exact:
-                    raise RefusedError(f"{tensor.name!r} shares its bytes with no other name")
+            if isinstance(tensor, Tensor) and tensor.name in tensors:
                 continue
-            new, content = _own(checkpoint, tensor)
-            tensors[tensor.name] = new
-            if new.storage is not None:
-                contents[id(new.storage)] = content
+            together = companions.of(tensor) if isinstance(tensor, Tensor) else []
+            why_not = _why_not_untied(checkpoint, tensor, together, shared)
+            if why_not is None and isinstance(tensor, Tensor):
+                new, content = _own(checkpoint, tensor)
+                tensors[tensor.name] = new
+                for each in together:
+                    tensors[each.name] = replace(each, storage=new.storage, storage_offset=0, stride=new.stride)
+                    also.append(each.name)
+                if new.storage is not None:
+                    contents[id(new.storage)] = content
+            elif selection.exact and why_not is not None:
+                raise why_not
     if not tensors:
         raise RefusedError("nothing of it shares its bytes with another name")
-    return Planned(Changes(tensors=tensors, contents=contents), "untied", tuple(tensors))
+    named = tuple(name for name in tensors if name not in also)
+    return Planned(Changes(tensors=tensors, contents=contents), "untied", named, also)
+
+
+def _why_not_untied(
+    checkpoint: Checkpoint, tensor: Entry, together: Sequence[Tensor], shared: Collection[str]
+) -> CkptError | None:
+    """What is wrong with untying an entry; None where nothing is."""
+    if not isinstance(tensor, Tensor) or tensor.storage is None or tensor.name not in shared:
+        if isinstance(tensor, Tensor) and tensor.parts:
+            return UnsupportedError(f"tensor {tensor.name!r} is made of others, which cannot be untied")
+        return RefusedError(f"{tensor.name!r} shares its bytes with no other name")
+    if together and _is_alone(checkpoint, [tensor, *together]):
+        names = ", ".join(each.name for each in together)
+        return RefusedError(f"{tensor.name!r} shares its bytes only with {names}, which the same object computes with")
+    return None
+
+
+def _is_alone(checkpoint: Checkpoint, together: Sequence[Tensor]) -> bool:
+    """Whether no other name has the storage of some tensors."""
+    names = {tensor.name for tensor in together}
+    views = (view for view in all_strided(checkpoint.tensors) if view.storage is together[0].storage)
+    return all(view.name in names for view in views)
 
 
 def _one_tensor(checkpoint: Checkpoint, name: str) -> Tensor:

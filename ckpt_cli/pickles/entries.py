@@ -133,8 +133,10 @@ class Opener:
             return self._pairs(node.pairs, kind)
         array = object_array(node)
         if array is not None:
-            below = self._items(array[1], kind)
-            return below and zip(item_names(array[0]), array[1], repeat(kind), strict=False)
+            self.budget.steps(len(array[1]))
+            if not any(isinstance(item, Call) or (isinstance(item, Dict) and item.pairs) for item in array[1]):
+                return None
+            return zip(item_names(array[0]), array[1], repeat(kind), strict=False)
         return self._items(node.items, kind)
 
     def opened_by(self, node: Call) -> str | int:

@@ -8,7 +8,7 @@ node's, so that every tensor of a pickle is listed: attributes by their names, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.pickles.arguments import text_of
@@ -118,7 +118,7 @@ class Hidden:
         if kind is Call:
             return self._of_call(node, opened=opened)  # type: ignore[arg-type]  # its type was compared
         if kind is Dict:
-            return list(self._keys(node, node.pairs))  # type: ignore[attr-defined]  # likewise
+            return list(self._keys(node.pairs))  # type: ignore[attr-defined]  # likewise
         if kind is Set and self.holds(node):
             items = node.items  # type: ignore[attr-defined]  # likewise
             return [Spot(str(index), item, items, index) for index, item in enumerate(items)]
@@ -127,11 +127,11 @@ class Hidden:
     def _of_call(self, node: Call, *, opened: bool) -> list[Spot]:
         simple = not node.states and not node.args and node.kwargs is None and type(node.func) is Global
         if simple and not (node.pairs and node.items):
-            return list(self._keys(node, node.pairs)) if node.pairs else []
+            return list(self._keys(node.pairs)) if node.pairs else []
         if not opened:
             return self._of_leaf(node) if self.holds(node) else []
         used = self._opened_by(node)
-        found = list(self._keys(node, node.pairs))
+        found = list(self._keys(node.pairs))
         if used != "items" and node.items and self.holds(node.items):
             found.append(Spot("__items__", node.items, Field(node, "items")))
         if used != "args" and self.holds(node.args):
@@ -148,6 +148,8 @@ class Hidden:
         """All that a call consists of: a named tuple's items, an object's arguments and state."""
         args = node.args
         func = node.func.qualified if isinstance(node.func, Global) else ""
+        if func.startswith("__torch__."):  # an object of TorchScript, whose state only its class understands
+            return []
         found: list[Spot] = []
         if func in _COLLECTIONS and isinstance(args, tuple) and len(args) == 1 and isinstance(args[0], list):
             found.append(Spot("", args[0], Field(node, "")))
@@ -165,8 +167,8 @@ class Hidden:
     def _of_partial(self, node: Call, number: int, state: tuple[object, ...]) -> list[Spot]:
         """What functools.partial says of itself in its state (Modules/_functoolsmodule.c, `partial_reduce`)."""
         fields = _Fields(node, number)
-        return [Spot(name, part, fields.at(index)) for index, (name, part) in enumerate(zip(_PARTIAL, state, strict=True))
-                if part is not None]  # fmt: skip
+        parts = enumerate(zip(_PARTIAL, state, strict=True))
+        return [Spot(name, part, fields.at(index)) for index, (name, part) in parts if part is not None]
 
     def _rest(self, node: Call) -> Iterator[Spot]:
         """The keyword arguments, and what is called where that is no plain name."""
@@ -179,7 +181,7 @@ class Hidden:
         name = "__dict__" if isinstance(state, Dict) else "__state__"
         return Spot(f"{name}{number}" if number else name, state, Field(node, "states", number))
 
-    def _keys(self, holder: object, pairs: object) -> Iterator[Spot]:
+    def _keys(self, pairs: object) -> Iterator[Spot]:
         """Keys that are tensors or have tensors in them."""
         if not pairs or not isinstance(pairs, list) or _PLAIN_KEYS.issuperset(map(type, pairs[::2])):
             return
@@ -196,7 +198,7 @@ class Hidden:
         private: list[tuple[str, list[object], int]] = []
         for part in state if type(state) is tuple else (state,):
             if isinstance(part, Dict):
-                yield from self._keys(part, part.pairs)
+                yield from self._keys(part.pairs)
                 private += _private(part.pairs, tables)
         if len(tables) < len(GROUPS):  # not a module
             return

@@ -48,6 +48,10 @@ class Retargeting:
 
     def _rebuilt(self, node: object, views: dict[_View, Tensor]) -> object:
         """A node with the strided calls in it made anew; those that do not change are kept as they are."""
+        if isinstance(node, PersistentId):  # a storage by itself
+            tensor = self._rebuilder.tensor("", node)
+            after = views.get(_view_of(tensor)) if tensor is not None else None
+            return node if after is None or after.storage is None else self._reference(after.storage, after.dtype)
         if isinstance(node, tuple):
             items = tuple(self._rebuilt(item, views) for item in node)
             return items if any(new is not old for new, old in zip(items, node, strict=True)) else node
