@@ -22,7 +22,9 @@ from ckpt_cli.model import Tensor
 from ckpt_cli.ops.shared import all_strided
 from ckpt_cli.pickles.graph import Graph
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(TypedStorage|weight_norm|quantized|lr_scheduler|Lazy|NumPy|The PyTorch API of nested)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(TypedStorage|weight_norm|quantized|lr_scheduler|Lazy|NumPy|The PyTorch API of nested)"
+)
 
 
 def t(*shape: int) -> torch.Tensor:
@@ -34,7 +36,7 @@ def called(*_: Any, **__: Any) -> None:
     """Something that a partial can be of."""
 
 
-Pair = namedtuple("Pair", "a b")  # noqa: PYI024 - what people pickle
+Pair = namedtuple("Pair", "a b")
 
 
 class Slots:
@@ -221,9 +223,7 @@ def flipped(path: str, folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", OBJECTS)
-def test_one_byte_of_any_storage_changes_the_hash_and_is_a_difference(
-    kind: str, tmp_path: Path, ckpt: Ckpt
-) -> None:
+def test_one_byte_of_any_storage_changes_the_hash_and_is_a_difference(kind: str, tmp_path: Path, ckpt: Ckpt) -> None:
     path = saved(tmp_path / "m.pt", OBJECTS[kind]())
     before = ckpt("hash", path).out
     for copy in flipped(path, tmp_path):

@@ -49,7 +49,7 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     first, *others = [_one_tensor(checkpoint, name) for name in names]
     if not others:
         raise UsageError("a tie takes two names at least")
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     companions = Companions(checkpoint.tensors)
     digest = None
     for other in others:

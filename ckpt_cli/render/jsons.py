@@ -278,7 +278,10 @@ def verified_json(path: str, verdict: HashVerdict) -> str:
 
 def edit_json(edit: Edit) -> str:
     """What an edit with `--json` prints."""
-    return line(asdict(edit))
+    facts = asdict(edit)
+    if not edit.remaining:
+        del facts["remaining"]
+    return line(facts)
 
 
 def conversion_json(done: Conversion) -> str:
