@@ -160,6 +160,19 @@ def test_packed_tensors_are_shown_compared_hashed_and_checked(tmp_path: Path, ck
         assert changed.__getstate__()[0][1].tolist() == [0, 3, 0, 0]
 
 
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_packed_tensors_that_a_module_keeps_to_itself_are_listed_once(name: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "m.pt", tmp_path / "other.pt"
+    module = eager(name, path)
+    keeper = torch.nn.Module()
+    keeper.__dict__["_kept"] = {"deep": [module]}
+    with engine():
+        torch.save(keeper, other)
+    assert names(open_checkpoint(str(other))) == [
+        f"_kept.deep.0.{known}" for known in names(open_checkpoint(str(path)))
+    ]
+
+
 # --- edits -----------------------------------------------------------------------------------------------------------
 
 
