@@ -45,6 +45,8 @@ class Changes:
     """The bytes of each storage that is new, by the identity of the storage."""
     values: Mapping[str, object] = field(default_factory=dict)
     """New values of entries that are no tensors: plain data."""
+    cast: bool = False
+    """Whether new values are converted to the types of the old ones where these cannot hold them."""
     added: Mapping[str, object] = field(default_factory=dict)
     """Values under names that are new."""
     metadata: Mapping[str, str] | None = None

@@ -90,6 +90,8 @@ def fill(folder: Path) -> None:
     torch.save(tied_net().state_dict(), folder / "old.pt", _use_new_zipfile_serialization=False)
     torch.save({"epoch": 3, "w": torch.ones(3)}, folder / "train.pt")
     write_shards(tied_net().state_dict(), folder / "shards")
+    shutil.copy(folder / "a.pt", folder / "edited.pt")
+    assert run(["set", str(folder / "edited.pt"), "3.bias=1", "--backup"]) == 0
     (folder / "sharded").mkdir()
     tensors = {name: tensor.clone() for name, tensor in tied_net().state_dict().items()}
     weight_map = {name: f"model-{int(name[0]) // 2 + 1:05}-of-00002.safetensors" for name in tensors}
@@ -98,6 +100,8 @@ def fill(folder: Path) -> None:
         save_file({name: tensors[name] for name in tensors if weight_map[name] == shard}, folder / "sharded" / shard)
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copytree(folder / "sharded", folder / "edited")
+    assert run(["rm", str(folder / "edited"), "0", "3.bias", "--backup"]) == 0
 
 
 def held_by(target: Path) -> dict[str, bytes]:
@@ -107,7 +111,7 @@ def held_by(target: Path) -> dict[str, bytes]:
     return {
         each.name: each.read_bytes()
         for each in sorted(target.iterdir())
-        if not each.name.startswith(".") and each.suffix != ".bak"
+        if not each.name.startswith(".") and ".bak" not in each.suffixes
     }
 
 
@@ -138,6 +142,8 @@ SCENES = {
     "remove a shard": ("sharded", "rm", "sharded", "0", "3.bias"),
     "cast in shards with a backup": ("sharded", "cast", "sharded", "float16", "3.bias", "--backup"),
     "tie in shards to a new folder": ("out", "tie", "sharded", "0.weight", "2.weight", "--force", "-o", "out"),
+    "undo": ("edited.pt", "undo", "edited.pt"),
+    "undo in shards": ("edited", "undo", "edited"),
     "converted to a new file": ("out.safetensors", "convert", "a.pt", "out.safetensors", "--force"),
     "converted to a file that is there": ("there.pt", "convert", "a.safetensors", "there.pt", "--force"),
     "converted to a new folder": ("out", "convert", "a.pt", "out", "--max-shard", "300B", "--force"),
@@ -235,14 +241,14 @@ def _after_next_edit(scene: Scene, here: Path) -> str | None:
             return "the next edit failed"
     elif run(["set", files[scene.target], f"{_LEFT.get(scene.target, '3.bias')}=1"]) != 0:
         return "another edit failed"
-    left = {path.name for path in here.rglob(".*")}
+    left = {path.name for path in here.rglob(".*") if path.suffix != ".ckpt-undo"}
     if left:
         return f"left behind: {left}"
     return _unreadable(here / scene.target)
 
 
 _LEFT = {"train.pt": "w", "there.pt": "*.weight", "shards": "*.bias", "sharded": "*.weight", "out": "*.weight",
-         "a.pt": "*.weight", "a.safetensors": "*.bias"}  # fmt: skip
+         "edited": "*.weight", "a.pt": "*.weight", "a.safetensors": "*.bias"}  # fmt: skip
 """A name that is in each target whatever was done to it."""
 
 
@@ -292,9 +298,23 @@ def _is_staged(steps: list[str]) -> bool:
     return any(".new.ckpt-tmp" in step for step in steps)
 
 
+def _require_durable_backups(scene: Scene) -> None:
+    """A backup is on disk before it is renamed, and so is a journal that says so where there are several."""
+    moved = [place for place, step in enumerate(scene.steps) if step.startswith(("replace", "rename"))]
+    logged = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and "-journal" in step]
+    synced = [place for place, step in enumerate(scene.steps) if step.startswith("fsync") and step.endswith(".bak")]
+    assert len(moved) == len(synced)
+    assert max((*synced, *logged)) < min(moved)
+    assert bool(logged) == (len(moved) > 1)
+    assert scene.steps[max(moved) + 1].startswith("fsync")
+
+
 def test_a_new_file_is_on_disk_before_it_takes_its_place(scene: Scene) -> None:
     steps = [step for step in scene.steps if ".bak" not in step]
     renamed = [place for place, step in enumerate(steps) if step.startswith(("replace", "rename"))]
+    if scene.arguments[0] == "undo":
+        _require_durable_backups(scene)
+        return
     if not renamed or _is_staged(steps):
         assert any("ckpt-journal" in step for step in steps)
         return
@@ -307,7 +327,8 @@ def test_a_new_file_is_on_disk_before_it_takes_its_place(scene: Scene) -> None:
 def test_the_journal_is_on_disk_before_the_first_change_and_gone_after_the_last(scene: Scene) -> None:
     steps = [step for step in scene.steps if ".bak" not in step]
     journal = [place for place, step in enumerate(steps) if "ckpt-journal" in step]
-    if not journal or _is_staged(steps):
+    if not journal or _is_staged(steps) or scene.arguments[0] == "undo":
+        steps = scene.steps
         assert any(step.startswith(("replace", "rename")) for step in steps)
         return
     is_set = any("ckpt-tmp" in step for step in steps)

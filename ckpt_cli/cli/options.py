@@ -75,7 +75,7 @@ Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="Write OUT and leave FILE as it is.")]
 JsonReport = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would change; write nothing.")]
-Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak.")]
+Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak, for ckpt undo.")]
 
 
 @contextmanager

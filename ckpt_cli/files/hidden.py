@@ -17,6 +17,9 @@ _DIGEST = "name-sha256-"
 
 _JOURNAL = "ckpt-journal"
 
+UNDO_RECORD = "ckpt-undo"
+"""What the name of an edit's record ends in."""
+
 
 def journal_path(path: str) -> str:
     """The journal of an edit of `path` in place, in the folder of the real file."""
@@ -26,6 +29,11 @@ def journal_path(path: str) -> str:
 def temporary_path(path: str) -> str:
     """The file that is written before it is renamed to `path`, in the folder of the real file."""
     return _beside(path, "ckpt-tmp")
+
+
+def undo_record_path(backup: str) -> str:
+    """The record of the edit that kept a backup (`files/undo_record.py`)."""
+    return _beside(backup, UNDO_RECORD)
 
 
 def staging_path(folder: str) -> str:
@@ -44,13 +52,15 @@ def target_of_journal(name: str) -> str | None:
     return None if target.startswith(_DIGEST) else target
 
 
-def require_fitting(path: str, hint: str = "choose a shorter name") -> None:
+def require_fitting(path: str) -> None:
     """Raise RefusedError for a name that is longer than the file system allows."""
     folder, name = os.path.split(path)
     nbytes = len(os.fsencode(name))
     if nbytes > _EVERYWHERE and nbytes > _limit(folder):
         raise RefusedError(
-            f"the name has {nbytes} bytes, and the file system allows {_limit(folder)}", path=path, hint=hint
+            f"the name has {nbytes} bytes, and the file system allows {_limit(folder)}",
+            path=path,
+            hint="choose a shorter name",
         )
 
 

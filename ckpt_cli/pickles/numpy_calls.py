@@ -142,11 +142,25 @@ _FORMATS = {"float16": "e", "float32": "f", "float64": "d", "bool": "?", "int8":
 """How `struct` reads each dtype."""
 
 
-def numpy_scalar(node: Call, data: bytes | memoryview) -> object:
-    """The Python number or text of one of numpy's scalars; None for any other call."""
+def scalar_parts(node: Call) -> tuple[object, object] | None:
+    """The dtype and the bytes of the call that a scalar of numpy is made by; None for any other call."""
     if not _is(node.func, _MULTIARRAY, "scalar") or type(node.args) is not tuple or len(node.args) != 2:
         return None
-    found, buffer = numpy_dtype(node.args[0]), buffer_of(node.args[1], data)
+    return node.args[0], node.args[1]
+
+
+def packing_of(found: NumpyDType) -> str | None:
+    """How `struct` packs one element of a real dtype, byte order included; None for any other dtype."""
+    layout = _FORMATS.get(found.dtype.name) if found.dtype else None
+    return f"{'>' if found.order == '>' else '<'}{layout}" if layout and len(layout) == 1 else None
+
+
+def numpy_scalar(node: Call, data: bytes | memoryview) -> object:
+    """The Python number or text of one of numpy's scalars; None for any other call."""
+    parts = scalar_parts(node)
+    if parts is None:
+        return None
+    found, buffer = numpy_dtype(parts[0]), buffer_of(parts[1], data)
     if found is None or buffer is None or buffer.codec or len(buffer.data) > _SCALAR_BYTES:
         return None
     raw = bytes(buffer.data)

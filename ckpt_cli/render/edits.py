@@ -38,6 +38,17 @@ def edit_text(edit: Edit) -> str:
     return "\n".join(lines) + "\n"
 
 
+def undo_text(edit: Edit) -> str:
+    """Describe what `undo` restored: the files, the backups that are then gone, and files that the edit had created."""
+    would = "would be " if edit.dry_run else ""
+    more = f" and {len(edit.backups) - 1} more" if len(edit.backups) > 1 else ""
+    files = "" if len(edit.changed) == 1 else f"{_names(edit.changed)} "
+    lines = [f"{escaped(edit.path)}: {files}{would}restored from {escaped(edit.backups[0])}{more}"]
+    if edit.removed:
+        lines.append(f"  {_names(edit.removed)} {would}removed, which the edit had created")
+    return "\n".join(lines) + "\n"
+
+
 def _written(edit: Edit) -> str:
     """How many bytes went where."""
     written = count_text(edit.bytes_written, "byte")
