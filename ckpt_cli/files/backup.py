@@ -72,9 +72,8 @@ class Backups:
         `new` is the path of the complete new content by the path of each file, None for a file that is removed;
         `others` are all files of the checkpoint.
         """
-        with stating(next(iter(new))):
-            kept = self._keep(list(new), others, _link, _is_link_or_same)
-            self._record(kept, {path: fingerprint_of(content) if content else None for path, content in new.items()})
+        kept = self._keep(list(new), others, _link, _is_link_or_same)
+        self._record(kept, {path: fingerprint_of(content) if content else None for path, content in new.items()})
 
     def keep_patched(self, overlay: Overlay) -> None:
         """Keep the files that an overlay is about to patch; `note_patched` is to be called after that."""
@@ -88,11 +87,10 @@ class Backups:
         def is_kept(path: str, backup: str) -> bool:
             return _is_copy(files[path], backup)
 
-        with stating(next(iter(files))):
-            _part_links(files.values(), others)
-            kept = self._keep(list(files), others, make, is_kept)
-            after = {overlay.files[number].path: _as_patched(overlay, number) for number in numbers}
-            self._record(kept, after)
+        _part_links(files.values(), others)
+        kept = self._keep(list(files), others, make, is_kept)
+        after = {overlay.files[number].path: _as_patched(overlay, number) for number in numbers}
+        self._record(kept, after)
 
     def note_patched(self) -> None:
         """Note when the patched files were written, by which a later change of a large file is seen.

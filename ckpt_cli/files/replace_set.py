@@ -2,15 +2,13 @@
 
     .FIRST.ckpt-journal: magic | length u32 | crc u32 of the JSON | JSON
 
-    {"first": name, "journal": identity,
-     "replace": [{"name", "new": identity, "old": identity or null}…],
-     "move": [{"from": name, "name", "new": identity, "old": identity or null}…],
-     "remove": [{"name", "old": identity}…]}
+    {"first": name, "journal": identity, "remove": [{"name", "old": identity}…],
+     "replace": [{"name", "from": name or null, "new": identity, "old": identity or null}…]}
 
-The new content of NAME waits as `.NAME.ckpt-tmp`, or under the name from which it is moved. With the journal complete
-on disk the set is new: who opens one of the files next finishes the renames, unless a file was saved again since.
-Before that the set is old. Each other file has a pointer, as a journal of patches has it (`files/journal.py`). The
-version before had the names only.
+The new content of NAME waits as `.NAME.ckpt-tmp`, or as the file that "from" names. With the journal complete on disk
+the set is new: who opens one of the files next finishes the renames, unless a file was saved again since. Before that
+the set is old. Each other file has a pointer, as a journal of patches has it (`files/journal.py`). The version before
+had the names only.
 """
 
 from __future__ import annotations
@@ -141,20 +139,17 @@ def _write(log: str, work: Replacement) -> None:
     """Write the journal, durably."""
     fd = create_hidden(log)
     try:
-        names = (*work.names, *work.moved, *work.moved.values(), *work.removed)
-        paths = {name: os.path.join(work.folder, name) for name in names}
+        sources = [(None, name) for name in work.names] + list(work.moved.items())
+        replaced = [_Renaming(name, _identity(os.path.join(work.folder, name)), source) for source, name in sources]
+        removed = [_Renaming(name, _identity(os.path.join(work.folder, name))) for name in work.removed]
         plan = {
             "first": work.first,
             "journal": identity_of(os.fstat(fd)),
             "replace": [
-                {"name": name, "new": _identity(temporary_path(paths[name])), "old": _identity(paths[name])}
-                for name in work.names
+                {"name": each.name, "from": each.source, "new": _identity(each.waits_at(work.folder)), "old": each.old}
+                for each in replaced
             ],
-            "move": [
-                {"from": source, "name": name, "new": _identity(paths[source]), "old": _identity(paths[name])}
-                for source, name in work.moved.items()
-            ],
-            "remove": [{"name": name, "old": _identity(paths[name])} for name in work.removed],
+            "remove": [{"name": each.name, "old": each.old} for each in removed],
         }
         raw = json.dumps(plan).encode()
         write_all(fd, _HEAD.pack(MAGIC, len(raw), zlib.crc32(raw)) + raw, 0)
@@ -177,7 +172,6 @@ class _Plan:
 
     first: str | None
     replace: list[_Renaming]
-    """Moves too."""
     remove: list[_Renaming]
     journal: Identity | None
     """The journal itself as it was written; None in one of the version before."""
@@ -190,15 +184,15 @@ class _Renaming:
     name: str
     old: Identity | None
     """The file before; None for one that is new."""
-    new: Identity | None
+    source: str | None = None
+    """The name of the file that takes its place; None for its temporary file."""
+    new: Identity | None = None
     """The file that takes its place."""
-    moved_from: str | None = None
-    """Where that one is now; None for the hidden name of what was newly written."""
 
-    def source(self, folder: str) -> str:
-        """The path at which the new content waits."""
-        if self.moved_from is not None:
-            return os.path.join(folder, self.moved_from)
+    def waits_at(self, folder: str) -> str:
+        """The path of the file that takes its place."""
+        if self.source is not None:
+            return os.path.join(folder, self.source)
         return temporary_path(os.path.join(folder, self.name))
 
 
@@ -224,7 +218,7 @@ def finish(log: str, stage: Stage | None = None) -> bool:
         return False
     for each in waiting:
         with suppress(FileNotFoundError):  # another process finishes it, too
-            os.replace(each.source(folder), os.path.join(folder, each.name))
+            os.replace(each.waits_at(folder), os.path.join(folder, each.name))
     for each in plan.remove:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, each.name))
@@ -239,13 +233,13 @@ def finish(log: str, stage: Stage | None = None) -> bool:
 
 
 def _waiting(folder: str, plan: _Plan, journal: LocalFile) -> list[_Renaming]:
-    """The new files that are still to be put in their places; raises RefusedError where that must not be."""
+    """The new files that are still to be put in their places; raises RefusedError where one must not be."""
     by_inode = plan.journal is not None and plan.journal.is_inode(identity_of(os.fstat(journal.fd)))
     waiting = [each for each in plan.replace if _is_waiting(folder, each, by_inode=by_inode)]
     for each in (*waiting, *plan.remove):
         _require_same(folder, each, journal, by_inode=by_inode, is_old_version=plan.journal is None)
     _require_content(folder, [each for each in plan.replace if each not in waiting], journal.path)
-    for source in [each.source(folder) for each in waiting if each.moved_from is not None]:
+    for source in [each.waits_at(folder) for each in waiting if each.source is not None]:
         with suppress(FileNotFoundError):
             require_trusted(journal, os.lstat(source).st_uid, source)
     return waiting
@@ -253,7 +247,7 @@ def _waiting(folder: str, plan: _Plan, journal: LocalFile) -> list[_Renaming]:
 
 def _is_waiting(folder: str, renaming: _Renaming, *, by_inode: bool) -> bool:
     """True if the new file is still to be put in its place."""
-    now = _identity(renaming.source(folder))
+    now = _identity(renaming.waits_at(folder))
     if now is None or renaming.new is None:
         return now is not None
     return now == renaming.new if by_inode else now.size == renaming.new.size
@@ -287,7 +281,7 @@ def _require_content(folder: str, done: Sequence[_Renaming], log: str) -> None:
     """Raise RefusedError where new content is gone that never took its place."""
     for each in done:
         path = os.path.join(folder, each.name)
-        if each.old is not None and each.old != each.new and _identity(path) == each.old:
+        if each.old not in (None, each.new) and _identity(path) == each.old:
             raise RefusedError(
                 "an interrupted edit of several files cannot be finished: the new content of this one is gone",
                 path=path,
@@ -309,9 +303,8 @@ def _plan(file: LocalFile) -> _Plan | None:
         plan = _parsed(json.loads(raw), has_identities=magic == MAGIC)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    moved = (each.moved_from for each in plan.replace)
-    names = (*(each.name for each in (*plan.replace, *plan.remove)), *(name for name in moved if name is not None))
-    for name in names:
+    sources = [each.source for each in plan.replace if each.source is not None]
+    for name in (*(each.name for each in (*plan.replace, *plan.remove)), *sources):
         if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
             raise RefusedError(
                 f"a journal would replace {name!r}, which is no file beside it", path=file.path,
@@ -323,17 +316,19 @@ def _plan(file: LocalFile) -> _Plan | None:
 def _parsed(plan: Any, *, has_identities: bool) -> _Plan:
     """The journal's JSON as data; raises ValueError, TypeError or KeyError for anything else."""
     if not has_identities:
-        old = [[_Renaming(str(name), None, None) for name in plan[key]] for key in ("replace", "remove")]
+        old = [[_Renaming(str(name), None) for name in plan[key]] for key in ("replace", "remove")]
         return _Plan(None, old[0], old[1], None)
-    replace, remove = (
-        [_Renaming(str(each["name"]), _noted(each["old"]), _noted(each.get("new"))) for each in plan[key]]
-        for key in ("replace", "remove")
-    )
-    replace += [
-        _Renaming(str(each["name"]), _noted(each["old"]), _noted(each["new"]), str(each["from"]))
-        for each in plan["move"]
+    replace = [
+        _Renaming(str(each["name"]), _noted(each["old"]), _name(each["from"]), _noted(each["new"]))
+        for each in plan["replace"]
     ]
+    remove = [_Renaming(str(each["name"]), _noted(each["old"])) for each in plan["remove"]]
     return _Plan(str(plan["first"]), replace, remove, parsed_identity(plan["journal"]))
+
+
+def _name(value: object) -> str | None:
+    """A name that may be absent."""
+    return None if value is None else str(value)
 
 
 def _noted(value: object) -> Identity | None:

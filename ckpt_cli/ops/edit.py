@@ -15,6 +15,7 @@ from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress, Told, copy_into, counting
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.outcomes import stating
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.reading import require_unchanged, unchanged
 from ckpt_cli.files.replace import creating, replacing_folder
@@ -124,7 +125,8 @@ def apply_in_place(overlay: Overlay, *, dry_run: bool, backup: bool) -> tuple[st
         return ()
     with keeping() as kept:
         if backup:
-            kept.keep_patched(overlay)
+            with stating(touched[0].path):
+                kept.keep_patched(overlay)
         journal.apply(overlay)
         kept.note_patched()
     return kept.paths
