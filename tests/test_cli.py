@@ -19,6 +19,7 @@ from conftest import Ckpt
 
 import ckpt_cli
 from ckpt_cli.cli.group import COMMANDS
+from ckpt_cli.cli.main import run
 from ckpt_cli.errors import BusyError
 
 ONE_LINE = re.compile(r"ckpt: [^\n]+\n(hint: [^\n]+\n)?")
@@ -55,6 +56,7 @@ def model(tmp_path: Path) -> Path:
     torch.save({"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, tmp_path / "train.ckpt")
     torch.save({"part": torch.zeros(100)[:10]}, tmp_path / "slices.pt")
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    assert run(["set", str(tmp_path / "model.pt"), "0.bias=2", "--backup"]) == 0
     (tmp_path / "old.pt").write_bytes((tmp_path / "model.pt").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     return tmp_path

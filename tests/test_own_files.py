@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import BusyError, RefusedError
-from ckpt_cli.files.hidden import journal_path, staging_path, temporary_path
+from ckpt_cli.files.hidden import journal_path, staging_path, temporary_path, undo_record_path
 from ckpt_cli.files.replace import locked_temporary, replacing, replacing_folder
 
 
@@ -179,4 +179,12 @@ def test_the_left_over_of_a_backup_which_is_the_file_itself_does_no_harm(folder:
     os.link("m.safetensors", temporary_path("m.safetensors.bak"))
     assert run(["set", "m.safetensors", "w=1", "--backup"]) == 0
     assert Path("m.safetensors.bak").read_bytes() == before
-    assert sorted(os.listdir()) == ["m.safetensors", "m.safetensors.bak"]
+    assert sorted(os.listdir()) == [".m.safetensors.bak.ckpt-undo", "m.safetensors", "m.safetensors.bak"]
+
+
+def test_the_record_of_a_backup_is_not_written_into_another_file(folder: Path) -> None:
+    make_file("victim")
+    os.link("victim", undo_record_path("m.safetensors.bak"))
+    assert run(["set", "m.safetensors", "w=1", "--backup"]) == 0
+    assert Path("victim").read_bytes() == b"planted"
+    assert run(["undo", "m.safetensors"]) == 0

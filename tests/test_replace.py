@@ -21,7 +21,7 @@ from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.hidden import temporary_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
-from ckpt_cli.files.replace import keep_as, replacing, replacing_folder
+from ckpt_cli.files.replace import replacing, replacing_folder
 
 
 def write(target: Path, content: bytes, **options: Any) -> None:
@@ -186,27 +186,6 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         LocalFile("/dev/null")
     with pytest.raises(IsADirectoryError):
         LocalFile(str(tmp_path))
-
-
-def test_an_old_file_that_was_kept_already_is_kept_and_nothing_is_left(tmp_path: Path) -> None:
-    path, kept = tmp_path / "a.pt", tmp_path / "a.pt.bak"
-    path.write_bytes(b"old")
-    for _ in range(2):
-        assert keep_as(str(path), str(kept)) == str(kept)
-    assert sorted(os.listdir(tmp_path)) == ["a.pt", "a.pt.bak"]
-    assert path.stat().st_nlink == 2
-
-
-def test_an_old_file_is_copied_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", refuse)
-    path, kept = tmp_path / "a.pt", tmp_path / "a.pt.bak"
-    path.write_bytes(b"old")
-    keep_as(str(path), str(kept))
-    assert kept.read_bytes() == b"old"
-    assert (path.stat().st_nlink, sorted(os.listdir(tmp_path))) == (1, ["a.pt", "a.pt.bak"])
 
 
 def test_what_a_set_is_finished_from_stays_while_its_journal_does(

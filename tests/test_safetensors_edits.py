@@ -403,11 +403,12 @@ def test_a_dry_run_changes_nothing_and_tells_what_the_edit_writes(
 
 
 def test_a_backup_is_the_old_file_whether_it_is_patched_or_replaced(plain: Path, ckpt: Ckpt) -> None:
-    for old, new, patched in (("other", "o", True), ("o", "a.much.longer.name", False)):
+    edits = (("other", "o", True, f"{plain}.bak"), ("o", "a.much.longer.name", False, f"{plain}.bak.2"))
+    for old, new, patched, kept in edits:
         before = plain.read_bytes()
         done = edited(ckpt, "rename", plain, old, new, "--backup")
-        assert (done["patched"], done["backup"]) == (patched, f"{plain}.bak")
-        assert Path(f"{plain}.bak").read_bytes() == before
+        assert (done["patched"], done["backup"]) == (patched, kept)
+        assert Path(kept).read_bytes() == before
 
 
 def test_an_edit_through_a_link_changes_the_file_and_keeps_the_link(plain: Path, ckpt: Ckpt) -> None:

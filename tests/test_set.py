@@ -389,14 +389,14 @@ def test_a_file_that_another_process_writes_is_refused(editor: Editor, monkeypat
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_backup_is_the_old_file_and_replaces_an_older_one(editor: Editor) -> None:
+def test_a_backup_is_the_old_file_and_never_replaces_an_older_one(editor: Editor) -> None:
     torch.save({"x": torch.ones(2)}, "a.pt")
     Path("a.pt.bak").write_text("older")
     before = Path("a.pt").read_bytes()
-    assert editor.ckpt("set", "a.pt", "x=0", "--backup").err.endswith(", the old file is a.pt.bak\n")
-    assert Path("a.pt.bak").read_bytes() == before
+    assert editor.ckpt("set", "a.pt", "x=0", "--backup").err.endswith(", the old file is a.pt.bak.2\n")
+    assert (Path("a.pt.bak").read_text(), Path("a.pt.bak.2").read_bytes()) == ("older", before)
     assert editor.ckpt("set", "a.pt", "x=0", "--backup").err.endswith("  it was so already\n")
-    assert Path("a.pt.bak").read_bytes() == before
+    assert not Path("a.pt.bak.3").exists()
 
 
 def test_a_dry_run_writes_nothing_anywhere(editor: Editor) -> None:

@@ -205,7 +205,7 @@ def test_an_edit_of_several_shards_is_one(folder: Path, ckpt: Ckpt) -> None:
     assert ckpt("show", folder, "layers.0.bias").out == "tensor([[5., 5.],\n        [5., 5.]])\n"
     assert ckpt("show", folder / SHARDS[2], "layers.2.weight[0,0]").out == "tensor(6.)\n"
     backups = {f"{shard}.bak" for shard in (SHARDS[0], SHARDS[2])}
-    assert set(os.listdir(folder)) == {*SHARDS, INDEX, "config.json", *backups}
+    assert set(os.listdir(folder)) == {*SHARDS, INDEX, "config.json", *backups, f".{SHARDS[0]}.bak.ckpt-undo"}
 
 
 def test_a_shard_that_may_not_be_written_changes_nothing(folder: Path) -> None:

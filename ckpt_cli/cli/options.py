@@ -78,7 +78,7 @@ Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", hel
 JsonReport = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would change; write nothing.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Cast the stored numbers of scaled and packed weights as they are.")]
-Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak.")]
+Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak, for ckpt undo.")]
 
 WeightsOnly = Annotated[
     bool, typer.Option("--weights-only", help="Do not copy config, tokenizer and such into a new folder.")

@@ -6,6 +6,9 @@ import os
 
 from ckpt_cli.errors import RefusedError
 
+UNDO_RECORD = "ckpt-undo"
+"""What the name of an edit's record ends in."""
+
 _EVERYWHERE = 143
 """Bytes of a name that every file system takes: eCryptfs has the lowest limit."""
 
@@ -26,6 +29,11 @@ def journal_path(path: str) -> str:
 def temporary_path(path: str) -> str:
     """The file that is written before it is renamed to `path`, in the folder of the real file."""
     return _beside(path, "ckpt-tmp")
+
+
+def undo_record_path(backup: str) -> str:
+    """The record of the edit that kept a backup (`files/undo_record.py`)."""
+    return _beside(backup, UNDO_RECORD)
 
 
 def staging_path(folder: str) -> str:

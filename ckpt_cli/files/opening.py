@@ -251,8 +251,9 @@ def _edited_elsewhere(file: LocalFile) -> str | None:
 
 
 def _remove_left_overs(path: str) -> None:
-    """Remove what a killed process had begun to write in the place of a file, or of its backup."""
-    for left in (temporary_path(path), temporary_path(f"{os.path.realpath(path)}.bak")):
+    """Remove what a killed process had begun to write in the place of a file, of its backup, or into its folder."""
+    real = os.path.realpath(path)
+    for left in (temporary_path(path), temporary_path(f"{real}.bak"), staging_path(os.path.dirname(real))):
         if os.path.lexists(left):
             from ckpt_cli.files.replace import remove_unlocked
 

@@ -47,15 +47,24 @@ def remove_left_over(path: str, target: str) -> None:
     """
     with suppress(FileNotFoundError):
         found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        if not stat.S_ISREG(found.st_mode) or not _is_ours(found, target):
             raise _foreign(path, "a temporary file", found)
         if not unlink_unlocked(path):
             raise BusyError("another process is writing it; try again when it is done", path=target)
 
 
+def _is_ours(found: os.stat_result, target: str) -> bool:
+    """True for a file of ours; what root writes belongs to the owner of the target (`files/owners.py`)."""
+    if found.st_uid == os.geteuid():
+        return True
+    with suppress(FileNotFoundError):
+        return os.geteuid() == 0 and found.st_uid == os.stat(target).st_uid
+    return False
+
+
 def unlink_unlocked(path: str) -> bool:
     """Remove a temporary file unless a living process has locked it; False where one has."""
-    fd = _open_to_lock(path)
+    fd = open_to_lock(path)
     try:
         found = os.fstat(fd)
         # Of several names of one file only this one goes: the lock may be that of a file which is being edited.
@@ -75,7 +84,7 @@ def require_own_folder(path: str) -> None:
         raise _foreign(path, "a temporary folder", found)
 
 
-def _open_to_lock(path: str) -> int:
+def open_to_lock(path: str) -> int:
     """Open a file to lock it: for writing where that is allowed, as NFS asks for it."""
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ckpt_cli.errors import BusyError, CkptError, RefusedError
-from ckpt_cli.files.copying import copy_into
+from ckpt_cli.errors import BusyError, CkptError
 from ckpt_cli.files.durable import sync_folder
 from ckpt_cli.files.hidden import require_fitting, staging_path, temporary_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import try_lock
 from ckpt_cli.files.outcomes import Outcome, outcome_of, state, stating
 from ckpt_cli.files.own import remove_left_over, require_own_folder, unlink_unlocked
+from ckpt_cli.files.owners import take_after, warn_of_lost
 
 
 @contextmanager
 def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]:
     """An empty file to write, which becomes `target` when the block ends well and vanishes when it does not.
 
-    It gets the permissions of `target` where that exists, else of `mode_of`. A temporary file that a killed process
-    left is replaced; one that a living process is writing raises BusyError. An error has the outcome.
+    It gets the owner, group and permissions of `target` where that exists, else the permissions of `mode_of`. A
+    temporary file that a killed process left is replaced; one that a living process is writing raises BusyError. An
+    error has the outcome.
     """
     real = os.path.realpath(target)
     path = temporary_path(target)
     file = locked_temporary(target)
+    lost = None
     try:
-        for model in filter(None, (real, mode_of)):
-            if os.path.exists(model):
-                os.fchmod(file.fd, os.stat(model).st_mode & 0o777)
-                break
+        if os.path.exists(real):
+            lost = take_after(file.fd, os.stat(real))
+        elif mode_of is not None and os.path.exists(mode_of):
+            os.fchmod(file.fd, os.stat(mode_of).st_mode & 0o777)
         yield file
         os.fsync(file.fd)
         os.replace(path, real)
         sync_folder(os.path.dirname(real))
+        warn_of_lost(target, lost)
     except BaseException as error:
-        state(error, Outcome.DONE if _is_at(real, file.fd) else Outcome.UNCHANGED, target)
+        state(error, Outcome.DONE if is_at(real, file.fd) else Outcome.UNCHANGED, target)
         with suppress(OSError):
-            if _is_at(path, file.fd):  # once it was renamed, the name may be that of another process's file
+            if is_at(path, file.fd):  # once it was renamed, the name may be that of another process's file
                 os.unlink(path)
         raise
     finally:
         file.close()
 
 
-def _is_at(path: str, fd: int) -> bool:
+def is_at(path: str, fd: int) -> bool:
     """True if an open file or folder is the one that a path names."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
@@ -69,12 +71,25 @@ def locked_temporary(target: str) -> LocalFile:
                 remove_left_over(path, target)
                 continue
             try:
-                if try_lock(file.fd) and _is_at(path, file.fd):  # else another process took it for a leftover
+                if try_lock(file.fd) and is_at(path, file.fd):  # else another process took it for a leftover
                     return file
             except BaseException:
                 file.close()
                 raise
             file.close()
+
+
+@contextmanager
+def temporary_of(target: str) -> Iterator[LocalFile]:
+    """A locked temporary file of a target that the block gives another name; where it does not, the file goes."""
+    file = locked_temporary(target)
+    try:
+        yield file
+    finally:
+        with suppress(OSError):
+            if is_at(file.path, file.fd):
+                os.unlink(file.path)
+        file.close()
 
 
 @contextmanager
@@ -88,56 +103,19 @@ def _gone_when_interrupted(path: str) -> Iterator[None]:
 
 
 def remove_unlocked(path: str) -> None:
-    """Remove a temporary file of ours, or an empty folder, unless a living process is writing it."""
+    """Remove a temporary file or folder of ours, unless a living process is writing it."""
     with suppress(OSError, CkptError):
+        if os.lstat(path).st_uid != os.geteuid():
+            return
         if not os.path.isdir(path):
-            if os.lstat(path).st_uid == os.geteuid():
-                unlink_unlocked(path)
+            unlink_unlocked(path)
             return
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if try_lock(fd):
-                os.rmdir(path)
+                _remove_folder(path)
         finally:
             os.close(fd)
-
-
-def copy_as(file: LocalFile, kept: str) -> str:
-    """Keep a copy of a file that is about to be patched, in the place of an older backup."""
-    _refuse_link(kept)
-    with replacing(kept, mode_of=file.path) as target:
-        copy_into(file, target)
-    return kept
-
-
-def _refuse_link(kept: str) -> None:
-    if os.path.islink(kept):
-        raise RefusedError("a symbolic link stands where the backup goes", path=kept, hint="remove it, or use -o OUT")
-    require_fitting(kept, "leave --backup out, or write the result to a new file with -o OUT")
-
-
-def keep_as(path: str, kept: str) -> str:
-    """Give a file that is about to be replaced a second name, which takes the place of an older backup."""
-    _refuse_link(kept)
-    real = os.path.realpath(path)
-    if os.path.exists(kept) and os.path.samefile(real, kept):  # a stopped edit kept it; a rename would do nothing
-        return kept
-    temporary = temporary_path(kept)
-    with suppress(FileNotFoundError):
-        os.unlink(temporary)
-    try:
-        os.link(real, temporary)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        with LocalFile(real) as file:  # a file system without hard links
-            return copy_as(file, kept)
-    os.replace(temporary, kept)
-    sync_folder(os.path.dirname(os.path.realpath(kept)))
-    return kept
-
-
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 @contextmanager
@@ -165,9 +143,9 @@ def replacing_folder(target: str) -> Iterator[str]:
         sync_folder(os.path.dirname(os.path.realpath(target)))
     except BaseException as error:
         real = os.path.realpath(target)
-        state(error, Outcome.DONE if _is_at(real, fd) else Outcome.UNCHANGED, target)
+        state(error, Outcome.DONE if is_at(real, fd) else Outcome.UNCHANGED, target)
         with suppress(OSError):
-            if _is_at(path, fd):
+            if is_at(path, fd):
                 _remove_folder(path)
         raise
     finally:
@@ -207,7 +185,7 @@ def _create_folder(path: str, target: str) -> int:
                 require_own_folder(path)
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
-                    is_ours = try_lock(fd) and _is_at(path, fd)
+                    is_ours = try_lock(fd) and is_at(path, fd)
                     if created and is_ours:
                         return fd
                     if not created and not is_ours:

@@ -2,12 +2,13 @@
 
     .FIRST.ckpt-journal: magic | length u32 | crc u32 of the JSON | JSON
 
-    {"first": name, "journal": identity,
-     "replace": [{"name", "new": identity, "old": identity or null}…], "remove": [{"name", "old": identity}…]}
+    {"first": name, "journal": identity, "remove": [{"name", "old": identity}…],
+     "replace": [{"name", "from": name or null, "new": identity, "old": identity or null}…]}
 
-The new content of NAME waits as `.NAME.ckpt-tmp`. With the journal complete on disk the set is new: who opens one of
-the files next finishes the renames, unless a file was saved again since. Before that the set is old. Each other file
-has a pointer, as a journal of patches has it (`files/journal.py`). The version before had the names only.
+The new content of NAME waits as `.NAME.ckpt-tmp`, or as the file that "from" names. With the journal complete on disk
+the set is new: who opens one of the files next finishes the renames, unless a file was saved again since. Before that
+the set is old. Each other file has a pointer, as a journal of patches has it (`files/journal.py`). The version before
+had the names only.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import try_lock
 from ckpt_cli.files.outcomes import Outcome, Stage, interrupts_deferred, stating
 from ckpt_cli.files.own import create_hidden, open_journal, require_trusted
+from ckpt_cli.files.owners import take_after, warn_of_lost
 from ckpt_cli.files.pointers import remove_journal, write_pointer
 from ckpt_cli.files.replace import locked_temporary
 
@@ -50,6 +52,13 @@ class Replacement:
     """Files that get new content."""
     removed: list[str] = field(default_factory=list)
     """Files that go."""
+    moved: dict[str, str] = field(default_factory=dict)
+    """Durable files of the folder that take other names, {from: to}, in the place of what has these.
+
+    The caller has them locked, so that no reader finishes the set at the same time.
+    """
+    _lost: dict[str, str | None] = field(default_factory=dict)
+    """What of a file's owner and group could not be kept."""
     _open: ExitStack = field(default_factory=ExitStack)
 
     def create(self, name: str) -> LocalFile:
@@ -57,7 +66,7 @@ class Replacement:
         target = os.path.join(self.folder, name)
         file = self._open.enter_context(locked_temporary(target))
         with suppress(FileNotFoundError):
-            os.fchmod(file.fd, os.stat(target).st_mode & 0o777)
+            self._lost[target] = take_after(file.fd, os.stat(target))
         self.names.append(name)
         return file
 
@@ -68,8 +77,14 @@ class Replacement:
             file = self._open.enter_context(LocalFile(path, follow=False))
             with suppress(OSError):
                 try_lock(file.fd)  # it takes the place of a locked file, and is not to be taken for a leftover
+            with suppress(FileNotFoundError):
+                self._lost[target] = take_after(file.fd, os.stat(target))
             self.names.append(name)
             os.replace(path, temporary_path(target))
+
+    def new_path(self, name: str) -> str:
+        """Where the new content of a file waits."""
+        return temporary_path(os.path.join(self.folder, name))
 
     def done(self, file: LocalFile) -> None:
         """Make a file that was written durable."""
@@ -99,12 +114,15 @@ def replacing_set(folder: str, first: str) -> Iterator[Replacement]:
             raise
         with interrupts_deferred():
             finish(log, stage)
+        for path, lost in work._lost.items():
+            warn_of_lost(path, lost)
 
 
 def _commit(work: Replacement) -> None:
     """Write the journal and the pointers to it: with them on disk, the set is new."""
     log = journal_path(os.path.join(work.folder, work.first))
-    others = [os.path.join(work.folder, name) for name in (*work.names, *work.removed) if name != work.first]
+    names = (*work.names, *work.moved.values(), *work.removed)
+    others = [os.path.join(work.folder, name) for name in names if name != work.first]
     try:
         for other in others:
             write_pointer(other, work.first)
@@ -121,15 +139,17 @@ def _write(log: str, work: Replacement) -> None:
     """Write the journal, durably."""
     fd = create_hidden(log)
     try:
-        paths = {name: os.path.join(work.folder, name) for name in (*work.names, *work.removed)}
+        sources = [(None, name) for name in work.names] + list(work.moved.items())
+        replaced = [_Renaming(name, _identity(os.path.join(work.folder, name)), source) for source, name in sources]
+        removed = [_Renaming(name, _identity(os.path.join(work.folder, name))) for name in work.removed]
         plan = {
             "first": work.first,
             "journal": identity_of(os.fstat(fd)),
             "replace": [
-                {"name": name, "new": _identity(temporary_path(paths[name])), "old": _identity(paths[name])}
-                for name in work.names
+                {"name": each.name, "from": each.source, "new": _identity(each.waits_at(work.folder)), "old": each.old}
+                for each in replaced
             ],
-            "remove": [{"name": name, "old": _identity(paths[name])} for name in work.removed],
+            "remove": [{"name": each.name, "old": each.old} for each in removed],
         }
         raw = json.dumps(plan).encode()
         write_all(fd, _HEAD.pack(MAGIC, len(raw), zlib.crc32(raw)) + raw, 0)
@@ -164,8 +184,16 @@ class _Renaming:
     name: str
     old: Identity | None
     """The file before; None for one that is new."""
-    new: Identity | None
+    source: str | None = None
+    """The name of the file that takes its place; None for its temporary file."""
+    new: Identity | None = None
     """The file that takes its place."""
+
+    def waits_at(self, folder: str) -> str:
+        """The path of the file that takes its place."""
+        if self.source is not None:
+            return os.path.join(folder, self.source)
+        return temporary_path(os.path.join(folder, self.name))
 
 
 def first_of(journal: LocalFile) -> str | None:
@@ -184,18 +212,13 @@ def finish(log: str, stage: Stage | None = None) -> bool:
     with open_journal(log) as file:
         plan = _plan(file)
         if plan is not None:
-            by_inode = plan.journal is not None and plan.journal.is_inode(identity_of(os.fstat(file.fd)))
-            waiting = [each for each in plan.replace if _is_waiting(folder, each, by_inode=by_inode)]
-            for each in (*waiting, *plan.remove):
-                _require_same(folder, each, file, by_inode=by_inode, is_old_version=plan.journal is None)
-            _require_content(folder, [each for each in plan.replace if each not in waiting], log)
+            waiting = _waiting(folder, plan, file)
     if plan is None:
         remove_journal(log)
         return False
     for each in waiting:
-        target = os.path.join(folder, each.name)
         with suppress(FileNotFoundError):  # another process finishes it, too
-            os.replace(temporary_path(target), target)
+            os.replace(each.waits_at(folder), os.path.join(folder, each.name))
     for each in plan.remove:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, each.name))
@@ -209,9 +232,22 @@ def finish(log: str, stage: Stage | None = None) -> bool:
     return True
 
 
+def _waiting(folder: str, plan: _Plan, journal: LocalFile) -> list[_Renaming]:
+    """The new files that are still to be put in their places; raises RefusedError where one must not be."""
+    by_inode = plan.journal is not None and plan.journal.is_inode(identity_of(os.fstat(journal.fd)))
+    waiting = [each for each in plan.replace if _is_waiting(folder, each, by_inode=by_inode)]
+    for each in (*waiting, *plan.remove):
+        _require_same(folder, each, journal, by_inode=by_inode, is_old_version=plan.journal is None)
+    _require_content(folder, [each for each in plan.replace if each not in waiting], journal.path)
+    for source in [each.waits_at(folder) for each in waiting if each.source is not None]:
+        with suppress(FileNotFoundError):
+            require_trusted(journal, os.lstat(source).st_uid, source)
+    return waiting
+
+
 def _is_waiting(folder: str, renaming: _Renaming, *, by_inode: bool) -> bool:
     """True if the new file is still to be put in its place."""
-    now = _identity(temporary_path(os.path.join(folder, renaming.name)))
+    now = _identity(renaming.waits_at(folder))
     if now is None or renaming.new is None:
         return now is not None
     return now == renaming.new if by_inode else now.size == renaming.new.size
@@ -245,7 +281,7 @@ def _require_content(folder: str, done: Sequence[_Renaming], log: str) -> None:
     """Raise RefusedError where new content is gone that never took its place."""
     for each in done:
         path = os.path.join(folder, each.name)
-        if each.old is not None and _identity(path) == each.old:
+        if each.old not in (None, each.new) and _identity(path) == each.old:
             raise RefusedError(
                 "an interrupted edit of several files cannot be finished: the new content of this one is gone",
                 path=path,
@@ -267,10 +303,11 @@ def _plan(file: LocalFile) -> _Plan | None:
         plan = _parsed(json.loads(raw), has_identities=magic == MAGIC)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    for each in (*plan.replace, *plan.remove):
-        if each.name != os.path.basename(each.name) or each.name in ("", ".", "..") or "\0" in each.name:
+    sources = [each.source for each in plan.replace if each.source is not None]
+    for name in (*(each.name for each in (*plan.replace, *plan.remove)), *sources):
+        if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
             raise RefusedError(
-                f"a journal would replace {each.name!r}, which is no file beside it", path=file.path,
+                f"a journal would replace {name!r}, which is no file beside it", path=file.path,
                 hint=f"remove it: rm {file.path!r}",
             )  # fmt: skip
     return plan
@@ -279,13 +316,19 @@ def _plan(file: LocalFile) -> _Plan | None:
 def _parsed(plan: Any, *, has_identities: bool) -> _Plan:
     """The journal's JSON as data; raises ValueError, TypeError or KeyError for anything else."""
     if not has_identities:
-        old = [[_Renaming(str(name), None, None) for name in plan[key]] for key in ("replace", "remove")]
+        old = [[_Renaming(str(name), None) for name in plan[key]] for key in ("replace", "remove")]
         return _Plan(None, old[0], old[1], None)
-    replace, remove = (
-        [_Renaming(str(each["name"]), _noted(each["old"]), _noted(each.get("new"))) for each in plan[key]]
-        for key in ("replace", "remove")
-    )
+    replace = [
+        _Renaming(str(each["name"]), _noted(each["old"]), _name(each["from"]), _noted(each["new"]))
+        for each in plan["replace"]
+    ]
+    remove = [_Renaming(str(each["name"]), _noted(each["old"])) for each in plan["remove"]]
     return _Plan(str(plan["first"]), replace, remove, parsed_identity(plan["journal"]))
+
+
+def _name(value: object) -> str | None:
+    """A name that may be absent."""
+    return None if value is None else str(value)
 
 
 def _noted(value: object) -> Identity | None:

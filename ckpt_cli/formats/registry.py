@@ -180,7 +180,7 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
     module = WRITERS.get(checkpoint.format)
     if module is None:
         raise UnsupportedError(
-            f"a checkpoint of format {checkpoint.format} can be changed in its values only",
+            f"of a checkpoint of format {checkpoint.format} only the elements of tensors can be changed",
             path=checkpoint.path,
             hint=f"ckpt convert {checkpoint.path} OUT.pt makes one that can be changed freely",
         )

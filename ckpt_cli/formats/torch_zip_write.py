@@ -127,7 +127,7 @@ class Rewriting:
         return number if number and not number & (number - 1) else ALIGNMENT
 
     def _write_storages(self, writer: ZipWriter, prefix: str, progress: Progress) -> None:
-        """The storages that are referred to, then the records that never were, which nobody asked to lose."""
+        """The storages that are referred to, then the records that never were, unless the edit is to save room."""
         for number, storage in enumerate(self._storages):
             content = self._contents.get(id(storage))
             if content is None or content.origin is not None:
@@ -135,6 +135,8 @@ class Rewriting:
                 self._copy(writer, f"{prefix}{number}", record, progress)
             else:
                 _write_content(writer, f"{prefix}{number}", content, self._source, progress)
+        if self._changes.anew:
+            return
         number = len(self._storages)
         for name, record in self._records.by_name.items():
             if name.startswith(prefix) and name.removeprefix(prefix) not in self._edited.old_keys:

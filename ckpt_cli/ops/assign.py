@@ -11,7 +11,7 @@ from ckpt_cli.errors import UnsupportedError, ValueRefusedError, about
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.model import Checkpoint, Tensor, Value
 from ckpt_cli.ops.literals import Assignment, parse_assignment, parse_value
-from ckpt_cli.ops.names import Selection, part_of, select_to_edit
+from ckpt_cli.ops.names import part_of, select_to_edit
 from ckpt_cli.ops.shared import Comparisons, all_strided
 from ckpt_cli.ops.work import Work
 
@@ -51,7 +51,9 @@ def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str],
             work = Work(checkpoint)
             written: set[object] = set()  # so that `*+=1` adds 1, not 2, to a tensor of two names
             for selection in select_to_edit(checkpoint, assignment.target):
-                tensor, index = _place_of(checkpoint, selection, work)
+                if isinstance(selection.entry, Value):
+                    raise _not_all_tensors(selection.entry, assignment)
+                tensor, index = _place_of(checkpoint, selection.entry, selection.index, work)
                 region = part_of(tensor, index)
                 if values is not None and (tensor.view is None or tensor.view not in written):
                     work.add(tensor, region)
@@ -67,14 +69,24 @@ def _is_text(checkpoint: Checkpoint, assignment: Assignment) -> bool:
     return any(isinstance(selection.entry, Value) for selection in select_to_edit(checkpoint, assignment.target))
 
 
-def _place_of(checkpoint: Checkpoint, selection: Selection, work: Work) -> tuple[Tensor, Index]:
+def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
+    """The error for one value to tensors and other entries together, or in place of a whole container."""
+    from shlex import quote
+
+    target = assignment.target
+    return UnsupportedError(
+        f"{target!r} has tensors and other values below it ({entry.name!r} is not a tensor), "
+        "which cannot all be set to one value",
+        hint="name its entries one by one; to put a value in place of all of it, run "
+        f"ckpt rm FILE {quote(target)}, then ckpt set FILE {quote(f'{target}={assignment.value}')} --new",
+    )
+
+
+def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, work: Work) -> tuple[Tensor, Index]:
     """The tensor, or the part of one, whose elements are to change; raises UnsupportedError where there is none."""
     from ckpt_cli.arrays.codec import require_plain
     from ckpt_cli.arrays.placing import place
 
-    tensor, index = selection.entry, selection.index
-    if isinstance(tensor, Value):
-        raise UnsupportedError(f"{tensor.name!r} is no tensor; only the elements of tensors can be set for now")
     work.add_parts(tensor)
     if tensor.layout == "quantized":
         if tensor.dtype.bits < 8:

@@ -72,7 +72,7 @@ def split_assignments(
                 values[selection.entry.name] = _value(selection.entry.name, old, assignment, cast=cast)
     if dtype is not None and not contents:
         raise UsageError("--dtype is that of new tensors, and nothing here is new")
-    changes = Changes(values=values, added=added, contents=contents)
+    changes = Changes(values=values, added=added, contents=contents, cast=cast)
     return Split(tuple(tensors), changes, (*values, *added))
 
 
@@ -107,17 +107,28 @@ def _new_name(name: str) -> str:
 
 def _value(name: str, old: object, assignment: Assignment, *, cast: bool) -> object:
     """The new value of an entry."""
-    if isinstance(old, Opaque):
-        raise UnsupportedError(f"{name!r} is an object ({old.text[:60]}), which cannot be written as a value")
     if assignment.value.startswith("@"):
         raise UsageError(
             f"{name!r} is not a tensor, so it takes no array of a file",
             hint=f"text that begins with @ is a JSON string: {shlex.quote(f'{name}={json.dumps(assignment.value)}')}",
         )
+    if isinstance(old, Opaque):
+        return _in_place_of_object(name, old, assignment, cast=cast)
     given = _plain(assignment.value, old)
     if assignment.operator:
         given = _computed(name, old, assignment.operator, given)
     return _as_type_of(name, old, given, cast=cast)
+
+
+def _in_place_of_object(name: str, old: Opaque, assignment: Assignment, *, cast: bool) -> object:
+    """What takes the place of an object: None, or with `cast` a plain value; others of its type cannot be written."""
+    given = _plain(assignment.value, None)
+    if assignment.operator or (given is not None and not cast):
+        raise UnsupportedError(
+            f"{name!r} is an object ({old.text[:60]}), and another of its type cannot be written",
+            hint="--cast puts a plain value in its place, None goes there without it",
+        )
+    return given
 
 
 def _computed(name: str, old: object, operator: str, given: object) -> object:
@@ -134,12 +145,13 @@ def _computed(name: str, old: object, operator: str, given: object) -> object:
 
 def _as_type_of(name: str, old: object, given: object, *, cast: bool) -> object:
     """A value of the type that the old one has; None may become anything, and anything None."""
+    if isinstance(old, list | tuple) and isinstance(given, list):
+        items = [_like_item(old, number, item) for number, item in enumerate(given)]
+        return tuple(items) if isinstance(old, tuple) else items
     if given is None or old is None or type(given) is type(old):
         return given
     if isinstance(old, float) and isinstance(given, int) and not isinstance(given, bool):
         return float(given)
-    if isinstance(old, list | tuple) and isinstance(given, list):
-        return tuple(given) if isinstance(old, tuple) else given
     if isinstance(old, int) and isinstance(given, float) and not isinstance(old, bool) and math.isfinite(given):
         if cast or given == int(given):
             return int(given)
@@ -149,6 +161,12 @@ def _as_type_of(name: str, old: object, given: object, *, cast: bool) -> object:
         f"{name!r} is {_kind(old)}, {json.dumps(given)[:60]} is {_kind(given)}",
         hint="--cast changes the type as well, or cuts a number down to an integer",
     )
+
+
+def _like_item(old: Sequence[object], number: int, given: object) -> object:
+    """An item of a new list: a whole number is a float where the old item, or the last one, is a float."""
+    like = old[min(number, len(old) - 1)] if old else None
+    return float(given) if isinstance(like, float) and type(given) is int else given
 
 
 def _kind(value: object) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError
+from ckpt_cli.files.backup import parse_backup
 from ckpt_cli.files.copying import copy_into
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.replace import creating
@@ -21,7 +22,7 @@ _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pt2", ".ptl", ".gguf", ".ggml", ".h5", ".hdf5", ".keras",
     ".msgpack", ".onnx", ".onnx_data", ".onnx.data", ".tflite", ".mlmodel", ".npz", ".npy", ".pkl", ".pickle",
     ".joblib", ".distcp", ".tar", ".tar.gz", ".tgz", ".zip", ".ot", ".pb", ".pdparams", ".params", ".nemo", ".eqx",
-    ".engine", ".index.json", ".bak",
+    ".engine", ".index.json",
 )  # fmt: skip
 """How the names of files end that hold weights, or say where weights are."""
 
@@ -115,6 +116,8 @@ def _why_not(path: str, there: Collection[str]) -> tuple[str, int]:
             return "a folder", 0
         if not stat.S_ISREG(info.st_mode):
             return "not a regular file", 0
+        if parse_backup(name.lower()) is not None:
+            return "a backup", 0
         if name.lower().endswith(_WEIGHTS) or _is_weights(path):
             return "weights", 0
     except (OSError, CkptError):

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import UnsupportedError, UsageError
 from ckpt_cli.files import journal
+from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress, Told, copy_into, counting
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.outcomes import stating
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.reading import require_unchanged, unchanged
-from ckpt_cli.files.replace import copy_as, creating, replacing_folder
+from ckpt_cli.files.replace import creating, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.beside import Beside, copy_beside, files_beside
@@ -64,6 +66,8 @@ class Edit:
     """What became of the files beside a model's weights, where a new folder was written."""
     other_names: int = 0
     """Further names (hard links) of files that were replaced by new ones: they keep the old files."""
+    remaining: tuple[str, ...] = ()
+    """Names that still have the bytes of what was taken out."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backup", self.backups[0] if self.backups else None)
@@ -119,9 +123,13 @@ def apply_in_place(overlay: Overlay, *, dry_run: bool, backup: bool) -> tuple[st
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
     if dry_run or not touched:
         return ()
-    kept = tuple(copy_as(file, f"{file.path}.bak") for file in touched) if backup else ()
-    journal.apply(overlay)
-    return kept
+    with keeping() as kept:
+        if backup:
+            with stating(touched[0].path):
+                kept.keep_patched(overlay)
+        journal.apply(overlay)
+        kept.note_patched()
+    return kept.paths
 
 
 @contextmanager

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.changes import Changes, entries_after
 from ckpt_cli.errors import RefusedError, UsageError, about
+from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import Progress, Told, copy_into, counting, no_progress
 from ckpt_cli.files.durable import write_all
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.reading import require_unchanged, unchanged
-from ckpt_cli.files.replace import creating, keep_as, replacing_folder
+from ckpt_cli.files.replace import creating, replacing_folder
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.formats.folder import index_of
 from ckpt_cli.model import Checkpoint, Tensor
@@ -46,6 +47,8 @@ class Planned:
     """Open files that the result is made from, which must not change until it is written."""
     placed: Mapping[str, str] = field(default_factory=dict)
     """In which files each key of metadata changes, where a checkpoint has several, in words."""
+    remaining: Sequence[str] = ()
+    """Names that still have the bytes of what was taken out."""
 
 
 Plan = Callable[[Checkpoint], Planned]
@@ -102,6 +105,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
             in_place=options.output is None,
             dry_run=options.dry_run,
             verb=planned.verb,
+            remaining=tuple(planned.remaining),
             patched=False,
             renamed=planned.changes.names,
             left=tuple(planned.left),
@@ -152,11 +156,12 @@ def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Option
 
 def _replace(work: Rewriter, planned: Planned, done: Edit, own: str, options: Options) -> Edit:
     """The edit as a new file, in the place of `own` where no other is named."""
-    with writing(options.output or own, mode_of=own) as target:
+    with keeping() as kept, writing(options.output or own, mode_of=own) as target:
         _write(work, planned, target, options)
-        kept = (keep_as(own, f"{own}.bak"),) if options.backup else ()
+        if options.backup:
+            kept.keep_replaced({own: target.path})
         nbytes = os.fstat(target.fd).st_size
-    return replace(done, bytes_written=nbytes, backups=kept)
+    return replace(done, bytes_written=nbytes, backups=kept.paths)
 
 
 def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options) -> None:
@@ -202,12 +207,14 @@ def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, d
             copy_beside(checkpoint, done.beside, folder)
         return replace(done, bytes_written=nbytes)
     folder = os.path.dirname(files[work.first].path)
-    with replacing_set(folder, work.first) as replacement:
+    with keeping() as kept, replacing_set(folder, work.first) as replacement:
         nbytes = _write_set(work, planned, options, replacement.create)
         replacement.removed.extend(work.removed)
-        replaced = (*work.names, *work.removed) if options.backup else ()
-        kept = tuple(keep_as(files[name].path, f"{files[name].path}.bak") for name in replaced)
-    return replace(done, bytes_written=nbytes, backups=kept)
+        if options.backup:
+            new: dict[str, str | None] = {files[name].path: replacement.new_path(name) for name in work.names}
+            new |= dict.fromkeys(files[name].path for name in work.removed)
+            kept.keep_replaced(new, (file.path for file in files.values()))
+    return replace(done, bytes_written=nbytes, backups=kept.paths)
 
 
 def _rehearse(planned: Planned) -> None:

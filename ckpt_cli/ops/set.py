@@ -10,12 +10,12 @@ from dataclasses import replace
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import UsageError, about
 from ckpt_cli.files import journal
+from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import counting
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
 from ckpt_cli.files.reading import require_unchanged
-from ckpt_cli.files.replace import keep_as
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.assign import assign
@@ -116,15 +116,16 @@ def _replace(
     work: Rewriter, split: Split, done: Edit, own: str, options: Options, files: Sequence[LocalFile], *, cast: bool
 ) -> Edit:
     """A new file with the new values, whose tensors are then patched before it takes the place of `own`."""
-    with writing(options.output or own, mode_of=own) as target:
+    with keeping() as kept, writing(options.output or own, mode_of=own) as target:
         work.write(target, counting(options.told, lambda: work.nbytes))
         work.verify(target.path)
         if split.tensors:
             _patch_new(target, split.tensors, cast=cast)
         require_unchanged(files)
-        kept = (keep_as(own, f"{own}.bak"),) if options.backup else ()
+        if options.backup:
+            kept.keep_replaced({own: target.path})
         nbytes = os.fstat(target.fd).st_size
-    return replace(done, bytes_written=nbytes, backups=kept)
+    return replace(done, bytes_written=nbytes, backups=kept.paths)
 
 
 def _patch_new(target: LocalFile, assignments: Sequence[str], *, cast: bool) -> None:

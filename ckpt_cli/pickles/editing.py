@@ -13,6 +13,7 @@ from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
 from ckpt_cli.pickles.outcome import Outcome, leaving
 from ckpt_cli.pickles.places import Place, places_of
 from ckpt_cli.pickles.rebuild import StorageFinder
+from ckpt_cli.pickles.retyping import retyped
 from ckpt_cli.pickles.state_dicts import modules_of, notes_of, tend_notes
 
 
@@ -66,7 +67,8 @@ class Editing:
             Outcome(self._every, changes, renamed, {place.slot for place in gone}).require_as_asked(self.entry)
         for name, value in changes.values.items():
             place = self.entry(name)
-            place.replace(node_of(value, like=place.node))
+            node = retyped(name, value, place.node, cast=changes.cast)
+            place.replace(node_of(value, like=place.node) if node is None else node)
         for name, value in changes.added.items():
             tensor = tensors.get(name) if tensors is not None else None
             self._add(name, node_of(value) if tensor is None else tensor, is_tensor=tensor is not None)

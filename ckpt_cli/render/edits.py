@@ -29,6 +29,8 @@ def edit_text(edit: Edit) -> str:
     if edit.also_changed:
         along = "would change along" if edit.dry_run else "changed along"
         lines.append(f"  {_names(edit.also_changed)} {along}, being the same bytes")
+    if edit.remaining:
+        lines.append(f"  the bytes stay in the file: {_names(edit.remaining)} still {_refer(edit.remaining)} to them")
     if edit.removed:
         gone = "would be removed" if edit.dry_run else "removed"
         lines.append(f"  {_names(edit.removed)} {gone}, as nothing is left in it")
@@ -42,6 +44,17 @@ def edit_text(edit: Edit) -> str:
         keep = "would keep" if edit.dry_run else "keep" if edit.other_names > 1 else "keeps"
         lines.append(f"  {count_text(edit.other_names, 'other name')} (hard links) {keep} the old file")
     lines += beside_lines(edit.beside, dry_run=edit.dry_run)
+    return "\n".join(lines) + "\n"
+
+
+def undo_text(edit: Edit) -> str:
+    """Describe what `undo` restored: the files, the backups that are then gone, and files that the edit had created."""
+    would = "would be " if edit.dry_run else ""
+    more = f" and {len(edit.backups) - 1} more" if len(edit.backups) > 1 else ""
+    files = "" if len(edit.changed) == 1 else f"{_names(edit.changed)} "
+    lines = [f"{escaped(edit.path)}: {files}{would}restored from {escaped(edit.backups[0])}{more}"]
+    if edit.removed:
+        lines.append(f"  {_names(edit.removed)} {would}removed, which the edit had created")
     return "\n".join(lines) + "\n"
 
 
@@ -66,6 +79,10 @@ def _pairs(renamed: Mapping[str, str], between: str) -> str:
     pairs = [f"{name_text(old)} {between} {name_text(new)}" for old, new in list(renamed.items())[:_MOST]]
     more = f" and {len(renamed) - _MOST} more" if len(renamed) > _MOST else ""
     return ", ".join(pairs) + more
+
+
+def _refer(names: tuple[str, ...]) -> str:
+    return "refer" if len(names) > 1 else "refers"
 
 
 def _names(names: tuple[str, ...]) -> str:
