@@ -17,9 +17,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+import ckpt_cli
+
+ROOT = Path(ckpt_cli.__file__).parent.parent
 SAMPLES = ROOT / "sample_checkpoints"
 _ENVIRONMENT = {**os.environ, "COLUMNS": "100", "TERM": "dumb"}
 
@@ -139,7 +142,7 @@ def _short(number: int) -> str:
 def _described_constants(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the public constants of a module with the string below each, on one line."""
     body = ast.parse(path.read_text()).body
-    for node, following in zip(body, body[1:], strict=False):
+    for node, following in pairwise(body):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             described = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
