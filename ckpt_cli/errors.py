@@ -11,6 +11,8 @@ CkptError                      exit 2; the base of all that this project raises 
 ├── UnsupportedError           sound, but not something that this operation can do
 │   └── RefusedError           possible, but it would lose or break something
 ├── ValueRefusedError          a value that the tensor cannot hold
+├── OutputError                standard output cannot be written
+├── ChangedError               a file changed while it was read
 └── BusyError                  another process is writing the file
 """
 
@@ -108,3 +110,14 @@ class ValueRefusedError(CkptError):
 
 class BusyError(CkptError):
     """Another process holds the file's lock."""
+
+
+class OutputError(CkptError):
+    """Standard output cannot be written."""
+
+
+class ChangedError(CkptError):
+    """Another process changed a file while it was read, so that an answer would mix two states of it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("changed while it was read; try again", path=path)

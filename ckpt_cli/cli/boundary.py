@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from ckpt_cli.cli.again import steadily
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.outcomes import Outcome, outcome_of
 from ckpt_cli.render.text import escaped, name_text
@@ -35,7 +36,7 @@ def guarded(command: Callable[[], Any]) -> int:
     _prepare_streams()
     try:
         with _interrupts_kept():
-            code = command()
+            code = steadily(command)
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if not _is_broken_pipe(error):
@@ -52,9 +53,9 @@ def guarded(command: Callable[[], Any]) -> int:
 
 
 def _prepare_streams() -> None:
-    """Let a terminal that is not UTF-8 show what it can, and give streams that the caller closed to /dev/null.
+    """Let a terminal that is not UTF-8 show what it can; a stream that is not there is replaced by /dev/null.
 
-    Without that the checkpoint would be opened as file 1 or 2, and whatever is printed would be written into it.
+    `cli/streams.py` has prepared those of the process itself.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

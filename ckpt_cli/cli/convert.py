@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import DryRun, File, JsonReport
-from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.work import watched, workers
 from ckpt_cli.ops.cast import dtype_named
 from ckpt_cli.ops.conversion import CLONE, ERROR, KEEP_ONE, Wishes
@@ -75,6 +75,6 @@ def convert_command(
     if json:
         from ckpt_cli.render.jsons import conversion_json
 
-        answer([conversion_json(done)])
+        report(conversion_json(done))
     else:
         talk(conversion_text(done))

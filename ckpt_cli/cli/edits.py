@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.work import watched
 from ckpt_cli.model import Checkpoint
 from ckpt_cli.ops.rewrite import Options, Planned, rewrite
@@ -21,6 +21,6 @@ def edit(file: str, plan: Callable[[Checkpoint], Planned], options: Options, *, 
     if json:
         from ckpt_cli.render.jsons import edit_json
 
-        answer([edit_json(done)])
+        report(edit_json(done))
     else:
         talk(edit_text(done))

@@ -29,9 +29,14 @@ def run(args: Sequence[str]) -> int:
 def main() -> NoReturn:
     """The entry point of the console script."""
     gc.disable()  # a command ends before garbage could matter, and collecting costs a third of opening a large pickle
-    code = run(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        from ckpt_cli.cli.streams import finish, prepare
+
+        prepare()
+        code = run(sys.argv[1:])
+        finish()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     os._exit(code)  # without tearing down modules and graphs one by one
 
 

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ckpt_cli.cli import again
 from ckpt_cli.errors import CkptError, about
 from ckpt_cli.files.hidden import journal_path
+from ckpt_cli.files.reading import unchanged
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import Checkpoint, Entry, Tensor
 from ckpt_cli.render.text import escaped
@@ -82,9 +84,12 @@ Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FIL
 def opened(path: str) -> Iterator[Checkpoint]:
     """The checkpoint at a path, closed at the end; errors that do not name their file get its name.
 
-    What is odd about it is told on stderr.
+    What is odd about it is told on stderr. Raises ChangedError where values were read that another process changed.
     """
-    with about(path), closing(open_checkpoint(path)) as checkpoint:
+    with about(path), closing(open_checkpoint(path)) as checkpoint, unchanged(checkpoint.container.files):
         for note in checkpoint.notes:
-            sys.stderr.write(f"note: {escaped(path)}: {escaped(note)}\n")
+            line = f"note: {escaped(path)}: {escaped(note)}\n"
+            if line not in again.said:
+                sys.stderr.write(line)
+                again.said.add(line)
         yield checkpoint

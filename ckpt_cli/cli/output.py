@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from ckpt_cli.cli import again
 from ckpt_cli.cli.options import Style
+from ckpt_cli.errors import OutputError
 
 if TYPE_CHECKING:
     from ckpt_cli.model import Checkpoint
@@ -21,9 +23,41 @@ def style_of(style: Style, *, json: bool) -> str:
     return str(style.value)
 
 
-def answer(pieces: Iterable[str]) -> None:
-    """Print an answer."""
-    sys.stdout.writelines(pieces)
+_BEFORE = 1 << 20
+"""Characters of an answer that are made before any is printed, where files are read for it."""
+
+
+def answer(pieces: Iterable[str], checkpoint: Checkpoint | None = None) -> None:
+    """Print an answer; none of a small one where the files of a checkpoint that it is read from changed meanwhile."""
+    if checkpoint is not None:
+        pieces = _made_before(iter(pieces), checkpoint)
+    for piece in pieces:
+        again.printed = True
+        sys.stdout.write(piece)
+
+
+def _made_before(pieces: Iterator[str], checkpoint: Checkpoint) -> Iterator[str]:
+    """The same pieces, of which the first `_BEFORE` characters are made before the first is given."""
+    from ckpt_cli.files.reading import require_unchanged
+
+    made, size = [], 0
+    for piece in pieces:
+        made.append(piece)
+        size += len(piece)
+        if size > _BEFORE:
+            break
+    require_unchanged(file for file in checkpoint.container.files if file.was_read)
+    yield from made
+    yield from pieces
+
+
+def report(text: str) -> None:
+    """Print the JSON report of a command that was carried out; where that fails, the error says so."""
+    try:
+        answer([text])
+        sys.stdout.flush()
+    except OutputError as error:
+        raise OutputError(f"{error.problem}; the command itself was carried out") from error
 
 
 def warn_of_danger(checkpoint: Checkpoint) -> None:

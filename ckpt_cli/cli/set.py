@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, complete_tensors
-from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.work import watched
 from ckpt_cli.ops.rewrite import Options
 from ckpt_cli.ops.set import set_entries
@@ -48,6 +48,6 @@ def set_command(
     if json:
         from ckpt_cli.render.jsons import edit_json
 
-        answer([edit_json(done)])
+        report(edit_json(done))
     else:
         talk(edit_text(done))

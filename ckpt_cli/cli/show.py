@@ -45,12 +45,13 @@ def show_command(
         elif json or style is Style.json:
             from ckpt_cli.render.json_values import values_json
 
-            answer(values_json(items))
+            answer(values_json(items), checkpoint)
         elif style is Style.auto:
             bare = names is not None and len(names) == 1 and len(items) == 1 and _is_named(items[0], names[0])
-            answer(values_text(items, bare=bare, precision=precision, full=full, terminal=sys.stdout.isatty()))
+            terminal = sys.stdout.isatty()
+            answer(values_text(items, bare=bare, precision=precision, full=full, terminal=terminal), checkpoint)
         else:
-            answer(values_rows(items, style.value))
+            answer(values_rows(items, style.value), checkpoint)
 
 
 def _is_named(item: Item, argument: str) -> bool:

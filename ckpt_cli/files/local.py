@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from types import TracebackType
 
-from ckpt_cli.errors import FormatError, TruncatedError
+from ckpt_cli.errors import ChangedError, FormatError, TruncatedError
 
 PREAD_LIMIT = 1 << 20
 """Bytes up to which a view is read rather than mapped: cheaper, and exact about what is touched."""
@@ -40,6 +40,12 @@ class LocalFile:
             raise FormatError("not a regular file, so it has no ranges to read", path=path)
         self.size = info.st_size
         """Bytes in the file when it was opened."""
+        self.seen = self.identity(info)
+        """Device, inode, bytes and time of the last change when it was opened."""
+        self.on_read: Callable[[], None] | None = None
+        """Called before the first read of a value, once the document has been read (`files/reading.py`)."""
+        self.was_read = False
+        """True if values were read, without a lock."""
         self.links = info.st_nlink
         """Names that it had then: more than one with hard links."""
         self.bytes_read = 0
@@ -49,6 +55,8 @@ class LocalFile:
     def read(self, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes from `offset`; raises TruncatedError where the file is too short."""
         self.check(offset, nbytes)
+        if (on_read := self.on_read) is not None:
+            on_read()
         data = os.pread(self.fd, nbytes, offset)
         if len(data) < nbytes:
             pieces = [data]
@@ -66,6 +74,8 @@ class LocalFile:
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer with the bytes from `offset`; raises TruncatedError where the file is too short."""
         self.check(offset, len(buffer))
+        if (on_read := self.on_read) is not None:
+            on_read()
         done = 0
         while done < len(buffer):
             got = os.preadv(self.fd, [buffer[done:]], offset + done)
@@ -83,12 +93,34 @@ class LocalFile:
         if nbytes <= PREAD_LIMIT:
             return memoryview(self.read(offset, nbytes))
         self.check(offset, nbytes)
+        if (on_read := self.on_read) is not None:
+            on_read()
         if self._map is None:
             try:
                 self._map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
             except ValueError:
                 raise TruncatedError(f"became shorter than {self.size} bytes while read", path=self.path) from None
         return memoryview(self._map)[offset : offset + nbytes]
+
+    @staticmethod
+    def identity(info: os.stat_result) -> tuple[int, int, int, int]:
+        """What tells a file and a state of it: device, inode, bytes and the time of the last change."""
+        return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+    def note_read(self) -> None:
+        """Note that a value is read."""
+        self.on_read = None
+        self.was_read = True
+
+    def look_again(self) -> os.stat_result:
+        """Take note of the state that the file has now."""
+        info = os.fstat(self.fd)
+        self.size, self.seen = info.st_size, self.identity(info)
+        return info
+
+    def has_changed(self) -> bool:
+        """True if the content is not the one that was opened, as far as its size and time tell; False once closed."""
+        return self.fd >= 0 and self.identity(os.fstat(self.fd)) != self.seen
 
     def is_whole(self) -> bool:
         """Whether it still has the bytes that it had when it was opened."""
@@ -112,8 +144,8 @@ class LocalFile:
             os.close(self.fd)
             self.fd = -1
 
-    def __reduce__(self) -> tuple[Callable[[str, int], LocalFile], tuple[str, int]]:
-        return _reopened, (os.path.abspath(self.path), self.size)
+    def __reduce__(self) -> tuple[Callable[[str, tuple[int, int, int, int]], LocalFile], tuple[object, ...]]:
+        return _reopened, (os.path.abspath(self.path), self.seen)
 
     def __enter__(self) -> LocalFile:
         return self
@@ -125,12 +157,12 @@ class LocalFile:
 
 
 @cache
-def _reopened(path: str, size: int) -> LocalFile:
-    """A file of another process, open in this one as long as it lives; raises FormatError if its size is another."""
+def _reopened(path: str, seen: tuple[int, int, int, int]) -> LocalFile:
+    """A file of another process, open in this one as long as it lives; raises ChangedError if it is another state."""
     file = LocalFile(path)
-    if file.size != size:
+    if file.seen != seen:
         file.close()
-        raise FormatError(f"has {file.size} bytes, and {size} when it was opened first", path=path)
+        raise ChangedError(path)
     return file
 
 

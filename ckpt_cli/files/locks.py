@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 
 from ckpt_cli.errors import BusyError
 from ckpt_cli.files.local import LocalFile
@@ -28,11 +29,19 @@ def lock(file: LocalFile) -> None:
 
 def wait_for(fd: int, path: str) -> None:
     """Take the lock of an open file or folder, which is called `path`; raises BusyError after `PATIENCE` seconds."""
-    deadline = time.monotonic() + PATIENCE
-    while not try_lock(fd):
-        if time.monotonic() >= deadline:
-            raise BusyError("another process is writing it; try again when it is done", path=path)
-        time.sleep(0.05)
+    if try_lock(fd) or any(try_lock(fd) for _ in pauses(PATIENCE)):
+        return
+    raise BusyError("another process is writing it; try again when it is done", path=path)
+
+
+def pauses(seconds: float) -> Iterator[None]:
+    """Sleep before each try, longer from one to the next, until the seconds are over."""
+    deadline = time.monotonic() + seconds
+    pause = 0.001
+    while time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(pause * 2, 0.03)
+        yield
 
 
 def try_lock(fd: int) -> bool:
@@ -44,4 +53,34 @@ def try_lock(fd: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        return True
+    info = os.fstat(fd)
+    _own[info.st_dev, info.st_ino] = fd
     return True
+
+
+def try_share(fd: int) -> bool | None:
+    """Take the lock that readers share, if no writer has it; None where the file system has no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # whatever the trouble is, it is not one of reading
+        return None
+    return True
+
+
+_own: dict[tuple[int, int], int] = {}
+"""The descriptor by which this process locked a file exclusively, by device and inode; it may be closed by now."""
+
+
+def is_own(fd: int) -> bool:
+    """True if this process itself has the file behind a descriptor locked, by another descriptor."""
+    info = os.fstat(fd)
+    owner = _own.get((info.st_dev, info.st_ino))
+    if owner is None or owner == fd:
+        return False
+    try:
+        return os.path.samestat(os.fstat(owner), info)
+    except OSError:  # closed
+        return False

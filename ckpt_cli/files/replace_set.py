@@ -96,7 +96,7 @@ def replacing_set(folder: str, first: str) -> Iterator[Replacement]:
     """
     work = Replacement(os.path.realpath(folder), first)
     log = journal_path(os.path.join(work.folder, first))
-    with stating(folder) as stage:
+    with stating(folder) as stage, work._open:  # locked to the end, so that no reader finishes it at the same time
         try:
             yield work
             _commit(work)
@@ -109,8 +109,6 @@ def replacing_set(folder: str, first: str) -> Iterator[Replacement]:
                     with suppress(OSError):
                         os.unlink(temporary_path(os.path.join(work.folder, name)))
             raise
-        finally:
-            work._open.close()
         with interrupts_deferred():
             finish(log, stage)
     for path, lost in work._lost.items():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import FormatError, UnsupportedError
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.opening import Opener, finish_edits
+from ckpt_cli.files.opening import Opener, finish_edits, open_beside_writers
 from ckpt_cli.model import Checkpoint
 
 if TYPE_CHECKING:
@@ -137,9 +137,15 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
     An edit that was interrupted is finished first. To `write`, every file of it is locked until the checkpoint is
     closed. Raises OSError, BusyError, or a FormatError that says what the file looks like.
     """
-    opener = Opener(write=write)
-    if os.path.isdir(path):
-        return _open_folder(path, opener)
+
+    def read(opener: Opener) -> Checkpoint:
+        return _open_folder(path, opener) if os.path.isdir(path) else _open_file(path, opener)
+
+    return open_beside_writers(path, read, write=write)
+
+
+def _open_file(path: str, opener: Opener) -> Checkpoint:
+    """The checkpoint that a path names: a file, or the index of several."""
     file = opener.open(path)
     try:
         checkpoint = _read(file, opener)
@@ -235,6 +241,7 @@ def folder_kind(names: Sequence[str]) -> Folder | None:
 def _open_folder(path: str, opener: Opener) -> Checkpoint:
     """The checkpoint that a folder holds, by the names of the files in it."""
     finish_edits(path)
+    opener.note_folder(path)
     names = sorted(os.listdir(path))
     known = folder_kind(names)
     if known is not None:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
-from ckpt_cli.errors import FormatError, LimitError, UnknownFormatError
+from ckpt_cli.errors import ChangedError, CkptError, FormatError, LimitError, UnknownFormatError
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
+from ckpt_cli.files.reading import Identity, identity_at
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.registry import folder_kind, is_index, read_one
 from ckpt_cli.model import Checkpoint
@@ -75,7 +76,13 @@ def check(path: str, executor: Executor | None = None, told: Told = lambda _, __
     """
     report = Report(path, deep=executor is not None)
     with ExitStack() as opened:
-        _Worker(report, opened).path(path, executor, told)
+        worker = _Worker(report, opened)
+        try:
+            worker.path(path, executor, told)
+        except (CkptError, OSError):
+            worker.require_unchanged()
+            raise
+        worker.require_unchanged()
     report.findings.sort(key=lambda finding: _ORDER[finding.severity])
     return report
 
@@ -88,6 +95,7 @@ class _Worker:
         self._opened = opened
         self._counts: Counter[tuple[str, str]] = Counter()
         self._reading = Reading() if report.deep else None
+        self._identities: dict[str, Identity | None] = {}
 
     def path(self, path: str, executor: Executor | None, told: Told) -> None:
         """All of it."""
@@ -99,6 +107,12 @@ class _Worker:
         if self._reading is not None and executor is not None:
             self._run(VALUES, self._reading.read(executor, told))
         self._close_counts()
+
+    def require_unchanged(self) -> None:
+        """Raise ChangedError where a file that was looked into is another one now, or has another content."""
+        for path, identity in self._identities.items():
+            if identity_at(path) != identity:
+                raise ChangedError(path)
 
     # --- opening
 
@@ -126,9 +140,11 @@ class _Worker:
         try:
             checkpoint = open_checkpoint(path)
         except FormatError as error:
+            self._identities[path] = identity_at(path)
             self._broken(path, error)
             return [], False
         self._opened.callback(checkpoint.close)
+        self._identities.update((file.path, file.seen) for file in checkpoint.container.files)
         return [checkpoint], not any(note.startswith("one shard of ") for note in checkpoint.notes)
 
     def _set(self, path: str) -> tuple[list[Checkpoint], bool]:
@@ -140,6 +156,7 @@ class _Worker:
             except FormatError as error:
                 self._broken(path, error)
                 return [], False
+            self._identities[path] = file.seen
         names = list(dict.fromkeys(weight_map.values()))
         self.report.files += 1
         return self._shards(os.path.dirname(path), os.path.basename(path), names, weight_map, metadata)
@@ -161,13 +178,16 @@ class _Worker:
 
     def _shard(self, path: str) -> Checkpoint | None:
         """One shard; one that is no checkpoint at all is a finding too, as the index says that it is one."""
-        file = Opener().open(path)
+        opener = Opener()
+        file = opener.open(path)
+        self._identities[path] = file.seen
         try:
             checkpoint = read_one(file)
         except FormatError as error:
             file.close()
             self._broken(path, error, part=True)
             return None
+        opener.release()
         self._opened.callback(checkpoint.close)
         return checkpoint
 

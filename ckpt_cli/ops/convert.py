@@ -12,6 +12,7 @@ from ckpt_cli.changes import Changes, Content
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
 from ckpt_cli.files.copying import counting
+from ckpt_cli.files.reading import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model import Checkpoint, Entry, Tensor
@@ -42,7 +43,7 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
     """
     target = target_of(output, wishes.to, sharded=wishes.max_shard is not None)
     _check(path, output, target, wishes)
-    with about(path), closing(open_checkpoint(path)) as opened:
+    with about(path), closing(open_checkpoint(path)) as opened, unchanged(opened.container.files):
         if not target.is_folder:
             refuse_own(opened, output, _ELSEWHERE)
         plan = _planned(opened, target, output, wishes)
@@ -68,6 +69,7 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
 
             def check() -> None:
                 _refuse_losses(plan.losses, wishes)
+                require_unchanged(opened.container.files)
 
             files, nbytes = write_folder(output, target, plan.job.outgoing, check, progress)
             return replace(done, files=files, bytes_written=nbytes)
@@ -75,6 +77,7 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             plan.job.write(file, progress)
             _refuse_losses(plan.losses, wishes)
             plan.job.verify(file.path)
+            require_unchanged(opened.container.files)
             return replace(done, bytes_written=os.fstat(file.fd).st_size)
 
 

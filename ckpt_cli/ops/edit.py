@@ -17,6 +17,7 @@ from ckpt_cli.files.copying import Progress, Told, copy_into, counting
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.outcomes import stating
 from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files.reading import require_unchanged, unchanged
 from ckpt_cli.files.replace import creating, replacing_folder
 from ckpt_cli.formats import open_checkpoint, verify_copy
 from ckpt_cli.model import Checkpoint
@@ -131,7 +132,7 @@ def _planned(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[Overlay, Chan
 
 
 def _edit_to(path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | None) -> Edit:
-    with closing(open_checkpoint(path)) as checkpoint:
+    with closing(open_checkpoint(path)) as checkpoint, unchanged(checkpoint.container.files):
         if checkpoint.is_set:
             check_output_folder(output)
             _check_names(checkpoint)
@@ -173,6 +174,7 @@ def _write_file(checkpoint: Checkpoint, overlay: Overlay, output: str, progress:
     with writing(output, mode_of=checkpoint.path) as target:
         _write_copy(overlay, 0, target, progress)
         verify_copy(checkpoint, target.path, output)
+        require_unchanged(overlay.files)
 
 
 def _write_folder(checkpoint: Checkpoint, overlay: Overlay, output: str, progress: Progress) -> None:
@@ -181,6 +183,7 @@ def _write_folder(checkpoint: Checkpoint, overlay: Overlay, output: str, progres
         for number, file in enumerate(overlay.files):
             with creating(os.path.join(folder, os.path.basename(file.path)), mode_of=file.path) as target:
                 _write_copy(overlay, number, target, progress)
+        require_unchanged(overlay.files)
         is_folder = os.path.isdir(checkpoint.path)
         verify_copy(checkpoint, folder if is_folder else f"{folder}/{os.path.basename(checkpoint.path)}", output)
 

@@ -17,6 +17,7 @@ from ckpt_cli.files.copying import Progress, Told, copy_into, counting, no_progr
 from ckpt_cli.files.durable import write_all
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files.reading import require_unchanged, unchanged
 from ckpt_cli.files.replace import creating, replacing_folder
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.formats.folder import index_of
@@ -39,6 +40,8 @@ class Planned:
     also_changed: Sequence[str] = ()
     check: Callable[[], None] | None = None
     """Raises, once all is written and before it takes its place, where the result must not stand."""
+    sources: Sequence[LocalFile] = ()
+    """Open files that the result is made from, which must not change until it is written."""
 
 
 Plan = Callable[[Checkpoint], Planned]
@@ -66,7 +69,11 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
     """
     if options.output is not None and options.backup:
         raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
-    with about(path), closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as opened:
+    with (
+        about(path),
+        closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as opened,
+        unchanged(opened.container.files),
+    ):
         if options.output is not None and opened.is_set:
             check_output_folder(options.output)
         elif options.output is not None:
@@ -75,7 +82,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         own = own_file(opened, path)
         if options.output is None:
             refuse_cached(own)
-        planned = plan(opened)
+        planned = replace(plan(opened), sources=opened.container.files)
         if options.output is None and not opened.is_set:
             _refuse_part_of_set(opened, planned.changes)
         work = rewriting(opened, planned.changes)
@@ -141,6 +148,7 @@ def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options
     if planned.check is not None:
         planned.check()
     work.verify(target.path)
+    require_unchanged(planned.sources)
 
 
 def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
@@ -226,6 +234,7 @@ def _write_set(work: SetRewriting, planned: Planned, options: Options, create: C
         nbytes += target.size
     if planned.check is not None:
         planned.check()
+    require_unchanged(planned.sources)
     if work.index is not None:
         name, content = work.index
         target = create(name)

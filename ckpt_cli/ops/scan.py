@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, MalformedError
 from ckpt_cli.files.local import LocalFile
+from ckpt_cli.files.reading import open_to_scan, unchanged
 from ckpt_cli.formats.loose import Memory, Walk, guess, walk, walker_of
 from ckpt_cli.formats.pickle_streams import Found, Oddity, Purse, is_pickle
 from ckpt_cli.pickles.graph import Inline, RawString
@@ -140,7 +141,7 @@ class _Worker:
     def file(self, path: str, where: str, *, must: bool) -> None:
         """One file; one that `must` hold something and is of no known kind is trouble."""
         try:
-            with closing(LocalFile(path)) as source:
+            with closing(open_to_scan(path)) as source, unchanged([source]):
                 known = walker_of(source, where) is not None
                 if known or not must:
                     self._take(walk(source, where, 0, self.purse), 0)

@@ -14,6 +14,7 @@ from ckpt_cli.files.caches import refuse_cached
 from ckpt_cli.files.copying import counting
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files.reading import require_unchanged
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.ops.assign import assign
 from ckpt_cli.ops.assign_values import Split, split_assignments
@@ -72,16 +73,21 @@ def set_entries(
                 kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
                 return replace(done, bytes_written=overlay.nbytes, patched=True, backups=kept)
         done = replace(done, other_names=other_names(options.output or own))
-        return done if options.dry_run else _replace(work, split, done, own, options, cast=cast)
+        if options.dry_run:
+            return done
+        return _replace(work, split, done, own, options, opened.container.files, cast=cast)
 
 
-def _replace(work: Rewriter, split: Split, done: Edit, own: str, options: Options, *, cast: bool) -> Edit:
+def _replace(
+    work: Rewriter, split: Split, done: Edit, own: str, options: Options, files: Sequence[LocalFile], *, cast: bool
+) -> Edit:
     """A new file with the new values, whose tensors are then patched before it takes the place of `own`."""
     with keeping() as kept, writing(options.output or own, mode_of=own) as target:
         work.write(target, counting(options.told, lambda: work.nbytes))
         work.verify(target.path)
         if split.tensors:
             _patch_new(target, split.tensors, cast=cast)
+        require_unchanged(files)
         if options.backup:
             kept.keep_replaced({own: target.path})
         nbytes = os.fstat(target.fd).st_size
