@@ -278,7 +278,9 @@ class Trials:
         target = here / self.scene.target
         if again and "-o" in self.scene.command and target.is_dir():
             shutil.rmtree(target)
-        code, err = self._quietly(self.scene.command if again else self._next, here)
+        command = self.scene.command
+        repeated = again or (command[0] == "convert" and "--force" in command)  # it removes what is left of new names
+        code, err = self._quietly(command if repeated else self._next, here)
         if code:
             return f"the edit after it failed: {err}"
         if again and held_by(target) != self.new:

@@ -338,3 +338,18 @@ def test_two_writers_take_turns_and_both_edits_stand(here: Path) -> None:
     writers = [subprocess.Popen(call, stderr=subprocess.DEVNULL) for call in calls]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     assert torch.load("a.pt")["w"].eq(torch.tensor([10.0, 11.0, 12.0])[:, None]).all()
+
+
+def test_values_that_are_printed_are_not_called_changed_by_an_edit_after_them(
+    here: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"a": torch.arange(6000.0)}, "m.pt")
+    expected = ckpt("show", "m.pt", "a")
+    real = reading.settle
+
+    def settle(files: list[LocalFile]) -> None:
+        real(files)
+        os.utime("m.pt", ns=(1, 1))
+
+    monkeypatch.setattr(reading, "settle", settle)
+    assert ckpt("show", "m.pt", "a") == expected

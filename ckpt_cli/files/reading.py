@@ -118,6 +118,14 @@ def require_unchanged(files: Iterable[LocalFile]) -> None:
             raise ChangedError(file.path)
 
 
+def settle(files: Sequence[LocalFile]) -> None:
+    """Raise ChangedError where a file that values were read from changed; what it does later says nothing of these."""
+    require_unchanged(file for file in files if file.was_read)
+    for file in files:
+        if file.was_read:
+            file.was_read, file.on_read = False, file.note_read
+
+
 @contextmanager
 def unchanged(files: Sequence[LocalFile]) -> Iterator[None]:
     """Raise ChangedError, also in place of another error, where values were read from a file that changed meanwhile.
