@@ -83,8 +83,6 @@ SCENES = {
     "undo": _scene("undo edited.pt"),
     "undo in shards": _scene("undo edited"),
     # conversions
-    "undo": _scene("undo edited.pt"),
-    "undo in shards": _scene("undo edited"),
     "convert to a new file": _scene("convert a.pt out.safetensors --force", "out.safetensors"),
     "convert to a file that is there": _scene("convert a.safetensors there.pt --force", "there.pt"),
     "convert to npz": _scene("convert a.safetensors out.npz", "out.npz"),
