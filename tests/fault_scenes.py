@@ -80,9 +80,9 @@ SCENES = {
     "untie to a new file": _scene("untie a.pt 2.weight -o out.pt"),
     "compact": _scene("compact wide.pt", then="a=1"),
     "compact, legacy, to a file that is there": _scene("compact wide.legacy -o there.pt", then="*=1"),
-    # conversions
     "undo": _scene("undo edited.pt"),
     "undo in shards": _scene("undo edited"),
+    # conversions
     "convert to a new file": _scene("convert a.pt out.safetensors --force", "out.safetensors"),
     "convert to a file that is there": _scene("convert a.safetensors there.pt --force", "there.pt"),
     "convert to npz": _scene("convert a.safetensors out.npz", "out.npz"),

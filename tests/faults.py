@@ -197,7 +197,7 @@ class Trials:
         return done
 
     def _copy(self) -> Path:
-        """A new folder with the files that the scene is about."""
+        """A new folder with the files that the scene is about, their backups included."""
         here = Path(tempfile.mkdtemp(dir=self.scratch))
         meant = {*self.scene.command, self.scene.target}
         kept = tuple(start for name in meant for start in (f"{name}.bak", f".{name}.bak"))  # backups and their records

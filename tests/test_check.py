@@ -217,7 +217,7 @@ def _(folder: Path, fault: bool) -> Path:
 @case("unlisted-storage")
 def _(folder: Path, fault: bool) -> Path:
     aside = storage("1", 2) + b"0" if fault else b""  # a reference that the pickle drops
-    root = Ops(aside + value({"x": tensor("0", [3])}))
+    root = Ops(value({"x": tensor("0", [3])}) + aside)
     return write(folder / "m.pt", root, {"0": bytes(12), **({"1": bytes(8)} if fault else {})})
 
 

@@ -239,7 +239,9 @@ class Frames:
 
     def __init__(self, opener: Opener, rebuilder: Rebuilder, root: object) -> None:
         self._opener = opener
-        self._hidden = Hidden(opener.budget, rebuilder.is_tensor, opener.state, opener.opened_by)
+        self._hidden = Hidden(
+            opener.budget, rebuilder.is_tensor, opener.state, opener.opened_by, possible=rebuilder.may_find
+        )
         self._root = root
         self._frames: list[Frame] = []
         self._open: set[int] = set()

@@ -8,6 +8,7 @@ node's, so that every tensor of a pickle is listed: attributes by their names, t
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,55 +68,77 @@ class Hidden:
         is_tensor: Callable[[object], bool],
         state_of: Callable[[object], Dict | None],
         opened_by: Callable[[Call], str | int],
+        *,
+        possible: bool = True,
     ) -> None:
+        """For a graph in which it is `possible` that there are tensors, as far as its names and references tell."""
         self._budget = budget
         self.is_tensor = is_tensor
         self._state_of = state_of
         self._opened_by = opened_by
         """The field that a call opens up to, `packed` or `array` of one that does to its state, or a state's number."""
-        self._known: dict[int, bool] = {}
-        """Whether there is a tensor in a node, by its identity."""
+        self._full: set[int] = set()
+        """The identities of nodes that have tensors in them."""
+        self._possible = possible
+        self._plain: set[int] = set()
+        """The identities of states in which nothing is kept that is not open."""
+        self._empty: set[int] = set()
+        """Those of nodes that have none."""
 
     # --- where tensors are -------------------------------------------------------------------------------------------
 
     def holds(self, node: object) -> bool:
         """True if a node is a tensor or has one in it, however deep: every node of a graph is looked at once."""
-        if type(node) in _LEAVES or not node:
+        if type(node) in _LEAVES or not node or not self._possible:
             return False
-        found = self._known.get(id(node))
-        return self._search(node) if found is None else found
+        if id(node) in self._full:
+            return True
+        return id(node) not in self._empty and self._search(node)
 
     def _search(self, root: object) -> bool:
-        holders: dict[int, list[int]] = {}
+        """Look through all that is below a node and not known yet; what holds tensors is passed on to its holders."""
+        parents, children = array("Q"), array("Q")
         agenda = [root]
         seen = {id(root)}
-        full: list[int] = []
+        full: set[int] = set()
         while agenda:
             node = agenda.pop()
-            if self.is_tensor(node) or self._known.get(id(node)):
-                full.append(id(node))
+            if id(node) in self._full or self.is_tensor(node):
+                full.add(id(node))
                 continue
             below = children_of(node)
             self._budget.steps(1 + len(below))
             for child in below:
-                if type(child) in _LEAVES or self._known.get(id(child)) is False:
+                if type(child) in _LEAVES or id(child) in self._empty:
                     continue
-                holders.setdefault(id(child), []).append(id(node))
+                parents.append(id(node))
+                children.append(id(child))
                 if id(child) not in seen:
                     seen.add(id(child))
                     agenda.append(child)
-        self._known.update((one, False) for one in seen if one not in self._known)
-        while full:
-            one = full.pop()
-            self._known[one] = True
-            full.extend(above for above in holders.pop(one, ()) if not self._known[above])
-        return self._known[id(root)]
+        if full:
+            self._pass_on(full, parents, children)
+        self._full |= full
+        self._empty |= seen - full if full else seen
+        return id(root) in full
+
+    def _pass_on(self, full: set[int], parents: array[int], children: array[int]) -> None:
+        """Add the holders of what is full, and theirs: what is met later lies deeper, so that few rounds do."""
+        before = 0
+        while before < len(full):
+            before = len(full)
+            self._budget.steps(len(parents))
+            for at in range(len(parents) - 1, -1, -1):
+                if children[at] in full:
+                    full.add(parents[at])
 
     # --- children ----------------------------------------------------------------------------------------------------
 
     def further(self, node: object, *, opened: bool) -> list[Spot]:
         """The children of a node that it does not open up to; of one that does not open up at all, all of them."""
         kind = type(node)
+        if not self._possible:
+            return []
         if kind is Call:
             return self._of_call(node, opened=opened)  # type: ignore[arg-type]  # its type was compared
         if kind is Dict:
@@ -139,9 +162,12 @@ class Hidden:
             found.append(Spot("__args__", node.args, Field(node, "args")))
         found += self._rest(node)
         for number, state in enumerate(node.states):
-            if used == number:
-                found += self._attributes(state)
-            elif used != "array" and (used != "packed" or number) and self.holds(state):
+            if used == number and id(state) not in self._plain:
+                attributes = list(self._attributes(state))
+                found += attributes
+                if not attributes:
+                    self._plain.add(id(state))
+            elif used != number and used != "array" and (used != "packed" or number) and self.holds(state):
                 found.append(self._state(node, number, state))
         return found
 
@@ -197,6 +223,7 @@ class Hidden:
         private: list[tuple[str, list[object], int]] = []
         for part in state if type(state) is tuple else (state,):
             if isinstance(part, Dict):
+                self._budget.steps(len(part.pairs))
                 yield from self._keys(part.pairs)
                 private += _private(part.pairs, tables)
         if len(tables) < len(GROUPS):  # not a module
@@ -204,10 +231,11 @@ class Hidden:
         for group, table in tables.items():
             for spot in self.further(table, opened=True):
                 yield Spot(f"{group}.{spot.key}", spot.node, spot.sequence, spot.index, spot.is_keyed)
-        for name, pairs, at in private:
-            if self.holds(pairs[at]):
-                taken = not name or any(name in map(text_of, _keys_of(table)) for table in tables.values())
-                yield Spot(f"__dict__.{name}" if taken else name, pairs[at], pairs, at, is_keyed=True)
+        kept = [spot for spot in private if self.holds(spot[1][spot[2]])]
+        taken = {text_of(key) for table in tables.values() for key in _keys_of(table)} if kept else set()
+        for name, pairs, at in kept:
+            key = name if name and name not in taken else f"__dict__.{name}"
+            yield Spot(key, pairs[at], pairs, at, is_keyed=True)
 
 
 class _Fields:

@@ -57,6 +57,8 @@ class Rebuilder:
     def __init__(self, graph: Graph, finder: StorageFinder, budget: Budget, place: Place | None = None) -> None:
         self.data = graph.data
         self._graph = graph
+        self.may_find = bool(graph.persistent) or any((node.module, node.name) in _REBUILD for node in graph.globals)
+        """Whether there can be a tensor in the pickle, as far as the names that it imports tell."""
         self._nested: dict[int, tuple[Tensor, ...]] = {}
         """The parts that were found beside what a tensor is made of, by the identity of its call."""
         self._below: Callable[[str, object], Iterable[tuple[str, object]]] | None = None
