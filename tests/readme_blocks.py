@@ -169,7 +169,8 @@ def _on_terminal(command: str) -> str:
                 pieces.append(piece)
     finally:
         os.close(ours)
-    return b"".join(pieces).decode().replace("\r\n", "\n")
+    text = b"".join(pieces).decode().replace("\r\n", "\n")
+    return re.sub(r"[^\n]*\x1b\[K", "", text)  # a terminal erases the progress of a command that takes long
 
 
 def _read(descriptor: int) -> bytes:
