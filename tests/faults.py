@@ -28,7 +28,7 @@ from typing import Any
 
 from fault_scenes import SCENES, Scene
 
-from ckpt_cli.cli import group
+from ckpt_cli.cli import app as group
 from ckpt_cli.cli.main import run
 
 WRITES = ("write", "pwrite", "copy_file_range")

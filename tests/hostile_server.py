@@ -10,12 +10,9 @@ import os
 import resource
 import sys
 
-import ckpt_cli.formats.safetensors
-import ckpt_cli.formats.torch_zip
-import ckpt_cli.formats.zip_file  # noqa: F401 - imported once, before the forks
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
 
 def look(checkpoint: Checkpoint) -> None:

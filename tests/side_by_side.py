@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from ckpt_cli.cli import group
+from ckpt_cli.cli import app as group
 from ckpt_cli.cli.main import run
 
 Run = Callable[[tuple[str, ...]], tuple[int, str, str]]

@@ -30,7 +30,7 @@ from safetensors.torch import save_file, save_model
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError
-from ckpt_cli.ops.check import CODES, Report, check
+from ckpt_cli.ops.check.run import CODES, Report, check
 
 README = Path(__file__).parent.parent / "README.md"
 PT = {"format": "pt"}
@@ -540,7 +540,7 @@ def _(folder: Path, fault: bool) -> Path:
 
 
 def _deep(code: str) -> bool:
-    from ckpt_cli.ops.checks.values import CHECKS
+    from ckpt_cli.ops.check.values import CHECKS
 
     return code in {each.code for each in CHECKS}
 
@@ -653,7 +653,7 @@ def test_the_layout_of_torch_is_known_at_every_size_and_alignment(tmp_path: Path
 def test_the_layout_is_what_torch_computes_beyond_4_gib(tmp_path: Path) -> None:
     from torch._C import PyTorchFileReader
 
-    from ckpt_cli.formats.zip_layout import computed_offsets
+    from ckpt_cli.formats.torch_zip.offsets import computed_offsets
 
     reader = PyTorchFileReader(str(saved(tmp_path)))
     full = 0xFFFFFFFF
@@ -721,7 +721,7 @@ FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.flo
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_nan_and_infinities_are_counted_as_torch_counts_them(dtype: torch.dtype, tmp_path: Path) -> None:
-    from ckpt_cli.arrays.soundness import tally
+    from ckpt_cli.arrays.tally import tally
     from ckpt_cli.dtypes import BY_NAME
 
     width = dtype.itemsize
@@ -742,7 +742,7 @@ def test_nan_and_infinities_are_counted_as_torch_counts_them(dtype: torch.dtype,
 
 @pytest.mark.parametrize("big", [False, True])
 def test_complex_numbers_and_other_byte_orders_are_looked_into(big: bool) -> None:
-    from ckpt_cli.arrays.soundness import tally
+    from ckpt_cli.arrays.tally import tally
     from ckpt_cli.dtypes import BY_NAME
 
     raw = struct.pack(f"{'>' if big else '<'}8f", 1, float("nan"), 0, float("inf"), 0, 0, 1, 2)
@@ -753,7 +753,7 @@ def test_complex_numbers_and_other_byte_orders_are_looked_into(big: bool) -> Non
 
 
 def test_a_tally_of_pieces_is_that_of_the_whole() -> None:
-    from ckpt_cli.arrays.soundness import merged, tally
+    from ckpt_cli.arrays.tally import merged, tally
     from ckpt_cli.dtypes import BY_NAME
 
     dtype = BY_NAME["float16"]

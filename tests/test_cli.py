@@ -18,7 +18,7 @@ import torch
 from conftest import Ckpt
 
 import ckpt_cli
-from ckpt_cli.cli.group import COMMANDS
+from ckpt_cli.cli.app import COMMANDS
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import BusyError
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ckpt_cli.arrays.codec import Codec
-from ckpt_cli.arrays.regions import Region
+from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.model import Storage, Tensor
+from ckpt_cli.model.checkpoint import Storage, Tensor
 
 BYTES = [
     "float8_e4m3fn",

@@ -17,17 +17,17 @@ from conftest import Ckpt
 from contract import FORMATS, Format, State, bits, contents
 
 from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.edits.patching import Edit, edit_values
+from ckpt_cli.edits.set_tensors import Changes, assign
 from ckpt_cli.errors import CkptError, ValueRefusedError
-from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files.patches import Overlay
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint
-from ckpt_cli.ops.assign import Changes, assign
-from ckpt_cli.ops.edit import Edit, edit_values
-from ckpt_cli.ops.hashing import hash_tensors
-from ckpt_cli.ops.shared import tied_names
+from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.ops.aliasing import tied_names
+from ckpt_cli.ops.hash import hash_tensors
+from ckpt_cli.ops.show import Shown, show
 from ckpt_cli.ops.stats import stats
 from ckpt_cli.ops.ties import find_ties, judge
-from ckpt_cli.ops.values import Shown, show
 
 pytestmark = pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.label)
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file, save_model
 from test_fidelity import assert_same, load, storages, training
 from torch import nn
 
-from ckpt_cli.arrays import casting
+from ckpt_cli.arrays import cast as casting
 
 
 def read_pt(path: Path, _: Mapping[str, torch.Tensor]) -> State:
@@ -181,8 +181,8 @@ _NAMES = st.text("abcXYZ.01_é", min_size=1, max_size=8)
 def test_through_safetensors_and_back_involution(
     tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[str, int]]
 ) -> None:
-    from ckpt_cli.ops.conversion import Wishes
-    from ckpt_cli.ops.convert import convert
+    from ckpt_cli.edits.convert import convert
+    from ckpt_cli.edits.convert_options import Wishes
 
     folder = tmp_path_factory.mktemp("involution")
     dtypes = (torch.float32, torch.float64, torch.int8, torch.bfloat16)

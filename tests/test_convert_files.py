@@ -17,10 +17,10 @@ from conftest import Ckpt
 from contract import contents
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict, split_torch_state_dict_into_shards
 
+from ckpt_cli.cli.options import size_of
 from ckpt_cli.errors import RefusedError, UsageError
 from ckpt_cli.files.crc32 import of_zeros
-from ckpt_cli.formats.targets import TARGETS, target_of
-from ckpt_cli.ops.sizes import size_of
+from ckpt_cli.formats.registry import TARGETS, target_of
 
 INDEX = "model.safetensors.index.json"
 
@@ -220,7 +220,7 @@ def test_the_checksum_of_zeros_is_known_without_them() -> None:
 def test_a_new_file_that_does_not_read_back_is_not_kept(
     tmp_path: Path, ckpt: Ckpt, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ckpt_cli.formats import new_safetensors
+    from ckpt_cli.formats.safetensors import write as new_safetensors
 
     def drop_one(*args: object) -> None:
         outgoing = args[0]
@@ -247,12 +247,12 @@ def test_a_folder_that_cannot_be_written_is_told_in_a_line(tmp_path: Path, ckpt:
 
 
 def test_progress_is_told_of_all_bytes(tmp_path: Path, source: Path) -> None:
-    from ckpt_cli.ops.conversion import Wishes
-    from ckpt_cli.ops.convert import convert
+    from ckpt_cli.edits.convert import convert
+    from ckpt_cli.edits.convert_options import Wishes
 
     for name, dtype in (("b.safetensors", None), ("b.pt", None), ("b.npz", None), ("c.safetensors", "bfloat16")):
         told: list[int] = []
-        from ckpt_cli.ops.cast import dtype_named
+        from ckpt_cli.edits.cast import dtype_named
 
         wishes = Wishes(dtype=dtype_named(dtype) if dtype else None, progress=told.append)
         done = convert(str(source), str(tmp_path / name), wishes)

@@ -27,15 +27,15 @@ from torch.distributed.checkpoint.metadata import (
 from ckpt_cli import limits, load
 from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.cli.main import run
+from ckpt_cli.edits.patching import Edit, edit_values
+from ckpt_cli.edits.set_tensors import Changes, assign
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError, UnsupportedError
-from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files.patches import Overlay
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.chunks import Box, Chunks, boxes_of_range
-from ckpt_cli.formats.dcp_items import Items
-from ckpt_cli.model import Checkpoint, Opaque, Value
-from ckpt_cli.ops.assign import Changes, assign
-from ckpt_cli.ops.edit import Edit, edit_values
-from ckpt_cli.ops.listing import list_entries
+from ckpt_cli.formats.dcp.boxes import Box, Chunks, boxes_of_range
+from ckpt_cli.formats.dcp.items import Items
+from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Value
+from ckpt_cli.ops.ls import list_entries
 
 Cut = tuple[tuple[int, ...], tuple[int, ...]]
 """The offsets and sizes of a chunk."""

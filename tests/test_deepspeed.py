@@ -12,7 +12,7 @@ from test_dcp import edit
 
 from ckpt_cli.errors import MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Value
+from ckpt_cli.model.checkpoint import Value
 
 
 class ZeroStageEnum(IntEnum):

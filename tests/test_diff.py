@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ckpt_cli.arrays.comparing import Tolerance, apart
+from ckpt_cli.arrays.compare import Tolerance, apart
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*quantize", "ignore:.*ComplexHalf", "ignore:.*Quantized", "ignore:.*beta", "ignore:.*nested"

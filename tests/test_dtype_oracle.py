@@ -16,7 +16,7 @@ from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*TypedStorage is deprecated", "ignore:.*torch.quantize_per_tensor", "ignore:ComplexHalf support"

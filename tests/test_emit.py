@@ -21,10 +21,10 @@ from builders.pickles import Ops, get, marked, named, pickled, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_cli.pickles.compare import same_graphs
-from ckpt_cli.pickles.emit import write_pickle
+from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, RawString
-from ckpt_cli.pickles.reader import read_pickle
+from ckpt_cli.pickles.read import read_pickle
+from ckpt_cli.pickles.write import write_pickle
 
 
 class Color(enum.Enum):

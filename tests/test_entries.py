@@ -34,9 +34,9 @@ from torch import nn
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint, Opaque, Tensor, Value
+from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Tensor, Value
+from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Extension, Global, Inline, OutOfBand, PersistentId, RawString, Set
-from ckpt_cli.pickles.text import describe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated")
 

@@ -28,7 +28,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import golden_inputs
 
-from ckpt_cli.cli.group import COMMANDS
+from ckpt_cli.cli.app import COMMANDS
 from ckpt_cli.cli.main import run
 
 GOLDEN = Path(__file__).parent / "golden"

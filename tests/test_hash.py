@@ -18,7 +18,7 @@ from builders.pickles import tensor
 from conftest import Ckpt
 from safetensors.torch import save_file
 
-from ckpt_cli.ops import hashing
+from ckpt_cli.ops import hash as hashing
 
 README = Path(__file__).parent.parent / "README.md"
 

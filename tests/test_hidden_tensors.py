@@ -18,8 +18,8 @@ from conftest import Ckpt
 from torch import nn
 
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Tensor
-from ckpt_cli.ops.shared import all_strided
+from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.pickles.graph import Graph
 
 pytestmark = pytest.mark.filterwarnings(

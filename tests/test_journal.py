@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from ckpt_cli.errors import CkptError, RefusedError
-from ckpt_cli.files import journal, journal_log
-from ckpt_cli.files.hidden import journal_path
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files.journal import apply as journal
+from ckpt_cli.files.journal import record as journal_log
+from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.sidecars import journal_path
+from ckpt_cli.files.source import LocalFile
 
 OLD = bytes(range(256)) * 8
 NEW = OLD[:10] + b"changed" + OLD[17:1500] + b"here too" + OLD[1508:]

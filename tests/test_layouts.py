@@ -204,7 +204,7 @@ def test_raw_shows_the_integers(name: str, tmp_path: Path, ckpt: Ckpt) -> None:
 def test_an_index_takes_the_scales_of_its_channels_along(axis: int, index: str, tmp_path: Path) -> None:
     made = by_channel(torch.qint8, axis)
     with ckpt_cli.open(saved(tmp_path, x=made)) as checkpoint:
-        from ckpt_cli.ops.values import Shown, show
+        from ckpt_cli.ops.show import Shown, show
 
         (shown,) = show(checkpoint._opened, [f"x[{index}]"])
         assert isinstance(shown, Shown)
@@ -291,8 +291,8 @@ def test_any_quantized_tensor_is_dequantized_and_set_as_torch_does(data: st.Data
         np.testing.assert_array_equal(checkpoint["x"].numpy(), made.dequantize().numpy())
     low, high = (max(least, -(2**20)) - zero) * scale, (min(most, 2**20) - zero) * scale
     wanted = low + (high - low) * data.draw(st.floats(-0.1, 1.1))
-    from ckpt_cli.ops.assign import assign
-    from ckpt_cli.ops.edit import edit_values
+    from ckpt_cli.edits.patching import edit_values
+    from ckpt_cli.edits.set_tensors import assign
 
     edit_values(path, lambda opened, overlay: assign(opened, overlay, [f"x[0]={wanted!r}"], cast=True))
     expected = torch.quantize_per_tensor(torch.tensor([wanted]), scale, zero, dtype).int_repr()[0]
@@ -418,7 +418,7 @@ def test_any_element_of_any_sparse_tensor_is_that_of_the_dense_one(
     dense = torch.zeros(4, 5)
     for number, at in enumerate(places):
         dense[at] = number + 1
-    from ckpt_cli.ops.values import Shown, show
+    from ckpt_cli.ops.show import Shown, show
 
     path = saved(
         tmp_path_factory.mktemp("s"), coo=dense.to_sparse(), csr=dense.to_sparse_csr(), csc=dense.to_sparse_csc()

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint, Tensor, Value
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(TypedStorage is deprecated|weight_norm|lr_scheduler|Lazy modules)")
 

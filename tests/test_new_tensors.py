@@ -17,7 +17,7 @@ from edits import assert_refused, edited, edited_as_told
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ckpt_cli.ops import new_tensors
+from ckpt_cli.edits import set_new as new_tensors
 
 CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "c8", "c16", "b1")
 

@@ -15,7 +15,7 @@ import ckpt_cli
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Opaque, Tensor, Value
+from ckpt_cli.model.checkpoint import Opaque, Tensor, Value
 
 DTYPES = ["<f2", "<f4", "<f8", ">f2", ">f4", ">f8", "<i8", ">i8", "|i1", "<i2", ">i4", "|u1", "<u2", ">u4", "<u8",
           "|b1", "<c8", ">c8", "<c16"]  # fmt: skip

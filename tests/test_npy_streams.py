@@ -20,7 +20,7 @@ import ckpt_cli
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Opaque, Value
+from ckpt_cli.model.checkpoint import Opaque, Value
 
 HYPERPARAMETERS = {"width": 8, "name": "mlp", "sizes": [1, 2]}
 

@@ -17,7 +17,7 @@ from conftest import Ckpt
 import ckpt_cli
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Opaque, Tensor, Value
+from ckpt_cli.model.checkpoint import Opaque, Tensor, Value
 
 PROTOCOLS = range(6)
 CODES = [

@@ -18,7 +18,7 @@ from contract import write_shards
 from safetensors.torch import save_file
 
 from ckpt_cli.cli.main import run
-from ckpt_cli.files.outcomes import Outcome, interrupts_deferred
+from ckpt_cli.files.outcome import Outcome, interrupts_deferred
 
 EDITS = {
     "in place": ("m.safetensors", "set", "m.safetensors", "b=7", "w=7"),

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_cli.files import crc32
-from ckpt_cli.files import overlay as overlay_module
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.overlay import Overlay
+from ckpt_cli.files import patches as overlay_module
+from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.source import LocalFile
 
 SIZE = 200
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import BusyError, RefusedError
-from ckpt_cli.files.hidden import journal_path, staging_path, temporary_path, undo_record_path
-from ckpt_cli.files.replace import locked_temporary, replacing, replacing_folder
+from ckpt_cli.files.atomic import locked_temporary, replacing, replacing_folder
+from ckpt_cli.files.sidecars import journal_path, staging_path, temporary_path, undo_record_path
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_file_that_was_renamed_already_does_not_take_the_next_ones_temporary_f
         make_file(temporary_path("out"))  # another process begins
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("ckpt_cli.files.replace.sync_folder", fail)
+    monkeypatch.setattr("ckpt_cli.files.atomic.sync_folder", fail)
     with pytest.raises(OSError, match="Input/output"), replacing("out") as file:
         os.write(file.fd, b"new")
     assert Path("out").read_bytes() == b"new"

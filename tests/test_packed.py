@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import ckpt_cli
 from ckpt_cli.errors import LimitError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
 
 def scripted(name: str, path: Path, *, mobile: bool = False) -> Any:

@@ -23,7 +23,7 @@ from unpickle import Maker
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, Located, RawString
-from ckpt_cli.pickles.reader import read_pickle
+from ckpt_cli.pickles.read import read_pickle
 
 PROTOCOLS = range(6)
 

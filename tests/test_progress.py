@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_cli.files import copying
+from ckpt_cli.files import copy as copying
 
 SLOW = """
 import os, sys, time

@@ -22,8 +22,8 @@ from ckpt_cli import limits
 from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnknownFormatError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.pt2 import _DTYPES
-from ckpt_cli.model import Opaque, Value
+from ckpt_cli.formats.torch_zip.pt2 import _DTYPES
+from ckpt_cli.model.checkpoint import Opaque, Value
 
 OLD = next(each for each in FORMATS if each.label == "pt2-old")
 

@@ -28,7 +28,7 @@ from torch import nn
 from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint, Tensor, Value
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*tensor support is in beta",

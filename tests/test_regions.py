@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
 
-from ckpt_cli.arrays.regions import Region, parse_index
-from ckpt_cli.arrays.sharing import regions_meet, row_pieces
+from ckpt_cli.arrays.indexing import Region, parse_index
+from ckpt_cli.arrays.overlap import regions_meet, row_pieces
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import UsageError
-from ckpt_cli.model import Storage, Tensor
-from ckpt_cli.ops.values import spell_index
+from ckpt_cli.model.checkpoint import Storage, Tensor
+from ckpt_cli.ops.show import spell_index
 
 BASE = np.arange(4000)
 
@@ -86,7 +86,7 @@ def test_rows_have_every_element_and_little_more(region: Region, page: int, data
     index = data.draw(basic_indices(region.shape, allow_newaxis=False))
     region = region.at(index if isinstance(index, tuple) else (index,))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ckpt_cli.arrays.regions.PAGE", page)
+        patched.setattr("ckpt_cli.arrays.indexing.PAGE", page)
         rows = region.rows(8)
     read = np.concatenate([BASE[begin : begin + rows.length] for begin in rows.begins])
     assert [read[element] for element in elements(rows.region)] == elements(region)

@@ -21,8 +21,8 @@ from builders import st as files
 from builders.pickles import tensor
 
 from ckpt_cli.errors import CkptError, FormatError, TruncatedError, UnknownFormatError
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.locks import try_lock
+from ckpt_cli.files.lock import try_lock
+from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.registry import FORMATS
 
@@ -229,7 +229,7 @@ def test_only_the_module_of_the_format_is_imported(name: str, tmp_path: Path) ->
     path = write(tmp_path, SAMPLES[name])
     modules = set(subprocess.check_output([sys.executable, "-c", code, str(path)], text=True).split())
     (module,) = {known.module for known in FORMATS if known.name == name}
-    assert {other.module for other in FORMATS} & modules <= {module, "ckpt_cli.formats.npy"}
+    assert {other.module for other in FORMATS} & modules <= {module, "ckpt_cli.formats.numpy.npy"}
     assert not {"torch", "numpy", "pickle", "tarfile", "zipfile"} & modules
 
 

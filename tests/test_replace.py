@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_cli.errors import BusyError, FormatError, RefusedError, TruncatedError
-from ckpt_cli.files import copying, replace_set
-from ckpt_cli.files.caches import refuse_cached
-from ckpt_cli.files.copying import copy_into
-from ckpt_cli.files.hidden import temporary_path
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.opening import Opener
-from ckpt_cli.files.replace import replacing, replacing_folder
+from ckpt_cli.files import copy as copying
+from ckpt_cli.files.atomic import replacing, replacing_folder
+from ckpt_cli.files.content_addressed import refuse_cached
+from ckpt_cli.files.copy import copy_into
+from ckpt_cli.files.journal import replace as replace_set
+from ckpt_cli.files.open import Opener
+from ckpt_cli.files.sidecars import temporary_path
+from ckpt_cli.files.source import LocalFile
 
 
 def write(target: Path, content: bytes, **options: Any) -> None:

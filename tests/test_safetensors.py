@@ -22,7 +22,7 @@ from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.dtypes import BY_SAFETENSORS
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError, UnknownFormatError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint
+from ckpt_cli.model.checkpoint import Checkpoint
 
 DATA = bytes(range(16))
 SOUND = {"a": info("F32", [4], 0, 16)}

@@ -36,8 +36,8 @@ from torch._weights_only_unpickler import _get_allowed_globals
 
 from ckpt_cli import limits
 from ckpt_cli.ops.scan import Scan, scan
-from ckpt_cli.pickles.globals import judge
-from ckpt_cli.pickles.harmless import ALLOWED
+from ckpt_cli.scanner.allowlist import ALLOWED
+from ckpt_cli.scanner.judge import judge
 
 HARMFUL = pickled(call("os.system", "echo hi"))
 

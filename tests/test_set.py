@@ -374,7 +374,7 @@ def test_a_file_in_the_hugging_face_cache_is_refused_but_may_be_a_source(editor:
 
 
 def test_a_file_that_another_process_writes_is_refused(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckpt_cli.files.locks.PATIENCE", 0.2)
+    monkeypatch.setattr("ckpt_cli.files.lock.PATIENCE", 0.2)
     torch.save({"x": torch.ones(2)}, "a.pt")
     with open("a.pt", "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -16,7 +16,7 @@ from test_contract import edit, same_states
 
 import ckpt_cli
 from ckpt_cli.errors import CkptError
-from ckpt_cli.ops.values import spell_index
+from ckpt_cli.ops.show import spell_index
 
 FLOAT8 = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"]
 FLOATS = ["float64", "float32", "float16", "bfloat16", *FLOAT8]
@@ -91,7 +91,7 @@ def edited_by_torch(tensor: torch.Tensor, index: Any, operator: str, value: Any)
 
 def _indexed(tensor: torch.Tensor, index: Any) -> torch.Tensor:
     """Numpy's basic indexing, negative steps included: the region's own shape, stride and offset."""
-    from ckpt_cli.arrays.regions import Region
+    from ckpt_cli.arrays.indexing import Region
 
     region = Region(tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
     found = region.at(index if isinstance(index, tuple) else (index,))

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import basic_indices
 from test_contract import edit, same_states
 from test_set_oracle import edited_by_torch
 
-from ckpt_cli.ops.values import spell_index
+from ckpt_cli.ops.show import spell_index
 
 
 def state() -> dict[str, torch.Tensor]:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from conftest import Ckpt
 
+from ckpt_cli.pickles.edit.retype import retyped
 from ckpt_cli.pickles.graph import Call, Global, RawString
-from ckpt_cli.pickles.reader import read_pickle
-from ckpt_cli.pickles.retyping import retyped
+from ckpt_cli.pickles.read import read_pickle
 
 FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_contract import edit
 
-from ckpt_cli.arrays.regions import Region
+from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.formats import open_checkpoint
 
 FLOAT8 = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"]

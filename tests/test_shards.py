@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, RefusedError, UnknownFormatError, UsageError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint
+from ckpt_cli.model.checkpoint import Checkpoint
 
 INDEX = "model.safetensors.index.json"
 SHARDS = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
@@ -221,10 +221,11 @@ def test_a_shard_that_may_not_be_written_changes_nothing(folder: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o055)
     code = (
         "import os, sys; from ckpt_cli.cli.main import run; import ckpt_cli.cli.set, ckpt_cli.cli.ls\n"
-        "import numpy, ckpt_cli.ops.edit, ckpt_cli.ops.assign, ckpt_cli.ops.literals, ckpt_cli.arrays.codec\n"
-        "import ckpt_cli.render.edits, ckpt_cli.formats.shard_set, ckpt_cli.formats.folder\n"
-        "import ckpt_cli.formats.safetensors, ckpt_cli.files.journal, ckpt_cli.files.locks\n"
-        "import ckpt_cli.arrays.sharing, shlex, json, resource\n"
+        "import numpy, ckpt_cli.edits.patching, ckpt_cli.edits.set_tensors, ckpt_cli.edits.assignment\n"
+        "import ckpt_cli.arrays.codec\n"
+        "import ckpt_cli.render.edits, ckpt_cli.formats.sharded.read, ckpt_cli.formats.sharded.names\n"
+        "import ckpt_cli.formats.safetensors.read, ckpt_cli.files.journal.apply, ckpt_cli.files.lock\n"
+        "import ckpt_cli.arrays.overlap, shlex, json, resource\n"
         "os.setuid(65534)\n"
         "print(run(['set', sys.argv[1], 'layers.0.bias=5', 'layers.2.bias=5']), flush=True)\n"
         "print(run(['set', sys.argv[1], 'layers.0.bias=7']), flush=True)"
@@ -236,8 +237,8 @@ def test_a_shard_that_may_not_be_written_changes_nothing(folder: Path) -> None:
 
 
 def test_a_set_in_the_hubs_cache_is_not_edited_in_place(folder: Path, tmp_path: Path) -> None:
-    from ckpt_cli.ops.assign import assign
-    from ckpt_cli.ops.edit import edit_values
+    from ckpt_cli.edits.patching import edit_values
+    from ckpt_cli.edits.set_tensors import assign
 
     blobs = tmp_path / "hub" / "blobs"
     blobs.mkdir(parents=True)

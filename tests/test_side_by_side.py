@@ -24,9 +24,10 @@ from side_by_side import problems_of
 
 import ckpt_cli
 from ckpt_cli.errors import BusyError, ChangedError
-from ckpt_cli.files import locks, reading
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.replace import locked_temporary
+from ckpt_cli.files import lock as locks
+from ckpt_cli.files import unchanged as reading
+from ckpt_cli.files.atomic import locked_temporary
+from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats import open_checkpoint
 
 

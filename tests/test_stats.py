@@ -32,14 +32,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ckpt_cli.arrays import moments as summing
-from ckpt_cli.arrays.comparing import Tolerance
-from ckpt_cli.files.local import LocalFile
+from ckpt_cli.arrays.compare import Tolerance
+from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.ops import chunks, jobs
-from ckpt_cli.ops.check import check
+from ckpt_cli.ops.check.run import check
 from ckpt_cli.ops.diff import Asked, diff
-from ckpt_cli.ops.hashing import hash_tensors
+from ckpt_cli.ops.hash import hash_tensors
 from ckpt_cli.ops.stats import stats
+from ckpt_cli.parallel import map as jobs
+from ckpt_cli.parallel import tensor_chunks as chunks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize", "ignore:.*ComplexHalf", "ignore:.*Quantized")
 
@@ -147,7 +148,7 @@ def test_integers_are_exact_to_their_extremes(
 
 
 def _json(path: Path) -> dict[str, Any]:
-    from ckpt_cli.render.jsons import stats_json
+    from ckpt_cli.render.json import stats_json
 
     with ThreadPoolExecutor(1) as executor:
         checkpoint = open_checkpoint(str(path))
@@ -487,7 +488,7 @@ def test_the_samples_for_a_total_of_many_tensors_stay_small(tmp_path: Path) -> N
 def _cut_short(command: str, path: Path, *more: object) -> None:
     """Run a command, and cut the files short after it gathered a piece: were they mapped, the process would end."""
     code = (
-        "import os, sys\nfrom ckpt_cli.cli.main import run\nfrom ckpt_cli.files.local import LocalFile\n"
+        "import os, sys\nfrom ckpt_cli.cli.main import run\nfrom ckpt_cli.files.source import LocalFile\n"
         "LocalFile.forget = lambda file: os.truncate(file.path, 3000)\nsys.exit(run(sys.argv[1:]))"
     )
     call = [sys.executable, "-c", code, command, path, *more]

@@ -18,7 +18,7 @@ from conftest import Ckpt, refused
 import ckpt_cli
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Opaque, Tensor, Value
+from ckpt_cli.model.checkpoint import Opaque, Tensor, Value
 
 ROW = struct.pack("<4f", 1, 2, 3, 4)
 

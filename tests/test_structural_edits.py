@@ -22,7 +22,7 @@ from contract import quietly
 from edits import assert_refused, assert_senseless, edited, edited_as_told, odd_requests, senseless
 from torch import nn
 
-from ckpt_cli.pickles.edited import EditedPickle
+from ckpt_cli.pickles.edit.rewrite import EditedPickle
 
 
 def saved(path: Path, value: Any, *, is_zip: bool = True) -> Path:

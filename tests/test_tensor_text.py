@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_cli.render.tensor import EDGE_ITEMS, tensor_text
+from ckpt_cli.render.array_repr import EDGE_ITEMS, tensor_text
 
 THRESHOLD = 1000
 """Elements above which torch summarises a tensor."""
@@ -257,5 +257,5 @@ def test_sixty_four_dimensions_are_no_trouble() -> None:
 
 
 def test_the_renderer_imports_neither_torch_nor_numpy() -> None:
-    code = "import sys, ckpt_cli.render.tensor; print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, ckpt_cli.render.array_repr; print({'torch', 'numpy'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

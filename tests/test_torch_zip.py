@@ -26,10 +26,11 @@ from ckpt_cli.errors import (
     UnknownFormatError,
     UnsupportedError,
 )
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.formats import open_checkpoint, zip_file
-from ckpt_cli.formats.zip_records import ZipRecords
-from ckpt_cli.model import Checkpoint, Storage
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats.torch_zip import kinds as zip_file
+from ckpt_cli.formats.zip.read import ZipRecords
+from ckpt_cli.model.checkpoint import Checkpoint, Storage
 
 ROOT = {"a": tensor("0", (2, 3)), "b": parameter(tensor("1", (4,))), "c": tensor("0", (6,)), "n": 7}
 FIRST, SECOND = torch.arange(6.0), torch.arange(4.0) - 2

@@ -18,7 +18,7 @@ from torch import nn
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, MalformedError, UnknownFormatError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint, Opaque, Tensor, Value
+from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Tensor, Value
 
 
 @pytest.fixture(autouse=True)

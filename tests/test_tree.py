@@ -20,10 +20,10 @@ from torch import nn
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError
-from ckpt_cli.model import Checkpoint, Storage
-from ckpt_cli.ops.tree import Tree, tree_of, walk
-from ckpt_cli.pickles.entries import entries_of
-from ckpt_cli.pickles.reader import read_pickle
+from ckpt_cli.model.checkpoint import Checkpoint, Storage
+from ckpt_cli.nn.tree import Tree, tree_of, walk
+from ckpt_cli.pickles.flatten import entries_of
+from ckpt_cli.pickles.read import read_pickle
 from ckpt_cli.render.tree import View, tree_text
 
 

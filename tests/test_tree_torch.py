@@ -11,7 +11,7 @@ import torch
 from conftest import Ckpt
 from torch import nn
 
-from ckpt_cli.ops.layers import LAYERS
+from ckpt_cli.nn.extra_repr import LAYERS
 
 ARGUMENTS: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "Linear": [((4, 8), {}), ((4, 8), {"bias": False})],

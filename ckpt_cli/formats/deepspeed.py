@@ -15,9 +15,9 @@ from dataclasses import replace
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError
-from ckpt_cli.files.opening import Opener
-from ckpt_cli.formats.shard_set import ShardSet
-from ckpt_cli.model import Checkpoint, Entry, Opaque, Tensor, Value
+from ckpt_cli.files.open import Opener
+from ckpt_cli.formats.sharded.read import ShardSet
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 
 NAME = "deepspeed"
 

@@ -10,15 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ckpt_cli.errors import FormatError, UnsupportedError
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.opening import Opener, finish_edits, open_beside_writers
-from ckpt_cli.model import Checkpoint
+from ckpt_cli.dtypes import DType
+from ckpt_cli.errors import FormatError, UnsupportedError, UsageError
+from ckpt_cli.files.copy import Progress
+from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.model.new_checkpoint import Outgoing
 
 if TYPE_CHECKING:
-    from ckpt_cli.changes import Changes
-    from ckpt_cli.files.copying import Progress
-    from ckpt_cli.files.overlay import Overlay
+    from ckpt_cli.files.copy import Progress
+    from ckpt_cli.files.patches import Overlay
+    from ckpt_cli.model.changes import Changes
+
 
 _HEAD = 600
 """Bytes from the beginning that tell formats apart; tar has its magic at byte 257."""
@@ -104,30 +108,30 @@ def _is_of_ranks(names: Sequence[str]) -> bool:
 _RANK_FILE = re.compile(r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$")
 
 FORMATS = (
-    Format("npz", _is_npz, "ckpt_cli.formats.npz"),
-    Format("legacy", _is_legacy, "ckpt_cli.formats.stream"),
-    Format("pickle", _is_pickle, "ckpt_cli.formats.stream"),
-    Format("npy", lambda head: head[:6] == b"\x93NUMPY", "ckpt_cli.formats.npy_stream"),
-    Format("tar", lambda head: head[257:262] == b"ustar", "ckpt_cli.formats.tar"),
-    Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.zip_file"),
-    Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors"),
-    Format("dcp", _is_dcp_metadata, "ckpt_cli.formats.dcp", is_set=True),
-    Format("shards", _is_json_object, "ckpt_cli.formats.shard_set", is_set=True),
+    Format("npz", _is_npz, "ckpt_cli.formats.numpy.npz"),
+    Format("legacy", _is_legacy, "ckpt_cli.formats.torch_legacy.read"),
+    Format("pickle", _is_pickle, "ckpt_cli.formats.torch_legacy.read"),
+    Format("npy", lambda head: head[:6] == b"\x93NUMPY", "ckpt_cli.formats.numpy.read"),
+    Format("tar", lambda head: head[257:262] == b"ustar", "ckpt_cli.formats.torch_legacy.tar"),
+    Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.torch_zip.kinds"),
+    Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors.read"),
+    Format("dcp", _is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True),
+    Format("shards", _is_json_object, "ckpt_cli.formats.sharded.read", is_set=True),
 )
 
 WRITERS = {
-    "zip": "ckpt_cli.formats.torch_zip_write",
-    "legacy": "ckpt_cli.formats.legacy_write",
-    "safetensors": "ckpt_cli.formats.safetensors_write",
-    "shards": "ckpt_cli.formats.shard_set_write",
+    "zip": "ckpt_cli.formats.torch_zip.rewrite",
+    "legacy": "ckpt_cli.formats.torch_legacy.rewrite",
+    "safetensors": "ckpt_cli.formats.safetensors.rewrite",
+    "shards": "ckpt_cli.formats.sharded.rewrite",
 }
 """By the name of a format: has `Rewriting`, which writes a checkpoint of it anew with some changes."""
 
 FOLDERS: tuple[Folder, ...] = (
-    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp"),
-    Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp_hf"),
+    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp.read"),
+    Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp.safetensors"),
     Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.deepspeed"),
-    Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),
+    Folder("shards", lambda _: True, "ckpt_cli.formats.sharded.names"),
 )
 
 
@@ -189,7 +193,7 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
 
 def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint, with a note where it is but one shard of a set."""
-    from ckpt_cli.formats.folder import index_of
+    from ckpt_cli.formats.sharded.names import index_of
 
     index = index_of(checkpoint.path)
     return replace(checkpoint, notes=[*checkpoint.notes, f"one shard of {index}"]) if index else checkpoint
@@ -211,7 +215,7 @@ def _beginning(file: LocalFile) -> bytes:
     head = file.read(0, min(_HEAD, file.size))
     if head.lstrip()[:1] != b"{":
         return head
-    from ckpt_cli.formats.npy_preface import preface_size
+    from ckpt_cli.formats.numpy.preface import preface_size
 
     begin = preface_size(file)
     return file.read(begin, min(_HEAD, file.size - begin)) if begin else head
@@ -234,7 +238,7 @@ def read_one(file: LocalFile) -> Checkpoint:
         if not known.is_set and known.sniff(head):
             checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
             return checkpoint
-    from ckpt_cli.formats.lookalikes import unknown
+    from ckpt_cli.formats.signatures import unknown
 
     raise unknown(head, file.path, FORMATS)
 
@@ -259,3 +263,129 @@ def _open_folder(path: str, opener: Opener) -> Checkpoint:
         checkpoint: Checkpoint = importlib.import_module(known.module).read_folder(path, names, opener)
         return checkpoint
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+
+
+class FileWriter(Protocol):
+    """A module that writes one file."""
+
+    def spelled(self, dtype: DType) -> str | None:
+        """How the format says a dtype; None for one that it has not."""
+
+    def write(self, outgoing: Outgoing, target: LocalFile, progress: Progress) -> None:
+        """Write all of it into an empty file."""
+
+    def verify(self, outgoing: Outgoing, path: str) -> None:
+        """Raise CkptError where the file that was written does not read back as what it should be."""
+
+
+class FolderWriter(Protocol):
+    """A module that writes several files into a new folder."""
+
+    def spelled(self, dtype: DType) -> str | None:
+        """How the format says a dtype; None for one that it has not."""
+
+    def write_folder(self, outgoing: Outgoing, create: Callable[[str], LocalFile], progress: Progress) -> None:
+        """Write all of it into files that `create` makes."""
+
+    def verify_folder(self, outgoing: Outgoing, folder: str) -> None:
+        """Raise CkptError where the folder that was written does not read back as what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One format that a checkpoint can be converted to."""
+
+    name: str
+    """What `--to` calls it."""
+    what: str
+    """What it is, in words."""
+    module: str
+    """A `FileWriter`, or a `FolderWriter`."""
+    suffixes: tuple[str, ...] = ()
+    """How the names of its files end."""
+    is_folder: bool = False
+    files: str = ""
+    """An expression that the names of its files in a folder match, so that an older checkpoint can give way."""
+    is_set: bool = False
+    """Whether it is a set of shards, of a size that can be chosen."""
+    keeps_views: bool = False
+    """Whether tensors can be any views of shared storages."""
+    keeps_ties: bool = True
+    """Whether it can say that tensors are one."""
+    keeps_requires_grad: bool = False
+    """Whether it says of a tensor that it is trained."""
+    keeps_metadata: bool = False
+    """Whether it has a place for a map of strings."""
+    keeps_objects: bool = False
+    """Whether it can hold what is no tensor, where that is pickled already."""
+
+    keeps_notes: bool = False
+    """Whether it has a place for the `_metadata` of a state_dict."""
+
+    def writer(self) -> Any:
+        """Its module."""
+        return importlib.import_module(self.module)
+
+
+TARGETS = (
+    Target(
+        "pt", "a torch.save file", "ckpt_cli.formats.torch_zip.write", (".pt", ".pth", ".ckpt", ".bin"),
+        keeps_views=True, keeps_requires_grad=True, keeps_objects=True, keeps_notes=True,
+    ),
+    Target(
+        "safetensors", "a safetensors file", "ckpt_cli.formats.safetensors.write", (".safetensors",),
+        keeps_metadata=True,
+    ),
+    Target("npz", "an npz file", "ckpt_cli.formats.numpy.npz", (".npz",), keeps_ties=False),
+    Target(
+        "hf", "safetensors shards", "ckpt_cli.formats.sharded.write_safetensors", is_folder=True, is_set=True,
+        keeps_metadata=True, files=r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",
+    ),
+    Target(
+        "hf-bin", "torch.save shards", "ckpt_cli.formats.sharded.write_bin", is_folder=True, is_set=True,
+        keeps_views=True, keeps_requires_grad=True, files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
+    ),
+    Target(
+        "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.dcp.write", is_folder=True, keeps_ties=False,
+        keeps_requires_grad=True, files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
+    ),
+)  # fmt: skip
+
+_SHARDED = {"safetensors": "hf", "pt": "hf-bin"}
+"""The set of shards for each format of a single file."""
+
+_BY_NAME = {target.name: target for target in TARGETS}
+
+
+def target_of(path: str, name: str | None, *, sharded: bool) -> Target:
+    """The format to write: the one that is named, else what the path's suffix says; a folder is a set of shards.
+
+    Raises UsageError where neither says one, or what they say does not go together.
+    """
+    is_folder = path.endswith("/") or os.path.isdir(path)
+    suffix = os.path.splitext(path)[1].lower()
+    if name is not None:
+        found = _named(name)
+    else:
+        by_suffix = next((target for target in TARGETS if suffix in target.suffixes), None)
+        found = by_suffix if by_suffix is not None and not is_folder else _BY_NAME["hf"]
+        if found.is_folder and not (is_folder or sharded) and suffix:
+            known = " ".join(suffix for target in TARGETS for suffix in target.suffixes)
+            raise UsageError(
+                f"{suffix!r} does not say which format to write", path=path,
+                hint=f"--to {'|'.join(_BY_NAME)}, or a name that ends in one of {known}",
+            )  # fmt: skip
+        if sharded and found is by_suffix:
+            raise UsageError("shards go to a folder, and this is named like a file", path=path, hint="--to hf|hf-bin")
+    if (is_folder or sharded) and not found.is_folder:
+        found = _BY_NAME[_SHARDED.get(found.name, found.name)]
+    if sharded and not found.is_set:
+        raise UsageError(f"{found.what} is not written in shards", hint="--to hf|hf-bin")
+    return found
+
+
+def _named(name: str) -> Target:
+    found = _BY_NAME.get(name.lower())
+    if found is None:
+        raise UsageError(f"there is no format {name!r} to write", hint=f"one of {', '.join(_BY_NAME)}")
+    return found
