@@ -2,8 +2,8 @@
 
 A job is a few megabytes of a checkpoint: chunks of its values (`parallel/tensor_chunks.py`), or ranges of its files
 (`parallel/byte_ranges.py`). What it answers is small, and answers come back in the order of the jobs, so that any
-number of workers gives the same. Nothing here makes an executor. Jobs and answers can be pickled, so that the workers may be
-processes, on other machines where these see the same files.
+number of workers gives the same. Nothing here makes an executor. Jobs and answers can be pickled, so that the workers
+may be processes, on other machines where these see the same files.
 """
 
 from __future__ import annotations
