@@ -14,15 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Ckpt
-from contract import FORMATS, Format, State, bits, contents
+from contract import FORMATS, Format, bits, contents
+from set_elements import edit, same_states
 
 from ckpt_cli.arrays.codec import values_of
-from ckpt_cli.edits.patching import Edit, edit_values
-from ckpt_cli.edits.set_tensors import Changes, assign
 from ckpt_cli.errors import CkptError, ValueRefusedError
-from ckpt_cli.files.patches import Overlay
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.aliasing import tied_names
 from ckpt_cli.ops.hash import hash_tensors
 from ckpt_cli.ops.show import Shown, show
@@ -47,23 +44,6 @@ def path(tmp_path: Path, kind: Format) -> Path:
 
 WRITTEN: dict[str, bytes] = {}
 """The sample in the formats that are one file, by label: exporting takes a while."""
-
-
-def edit(path: Path, *assignments: str, output: Path | None = None, backup: bool = False) -> Edit:
-    """What `ckpt set` does."""
-
-    def plan(checkpoint: Checkpoint, overlay: Overlay) -> Changes:
-        return assign(checkpoint, overlay, assignments)
-
-    return edit_values(str(path), plan, output=None if output is None else str(output), backup=backup)
-
-
-def same_states(a: State, b: State) -> bool:
-    """Whether two states are equal name by name, NaN and sign of zero included."""
-    return a.keys() == b.keys() and all(
-        a[name].dtype == b[name].dtype and a[name].shape == b[name].shape and bits(a[name]) == bits(b[name])
-        for name in a
-    )
 
 
 def test_every_name_is_listed_with_its_dtype_shape_and_stride(kind: Format, path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, basic_indices
 from safetensors.torch import load_file, save_file
-from test_contract import edit, same_states
+from set_elements import edit, same_states
 
 import ckpt_cli
 from ckpt_cli.errors import CkptError

@@ -12,7 +12,7 @@ import torch
 from conftest import Ckpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_contract import edit
+from set_elements import edit
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.formats import open_checkpoint
