@@ -20,7 +20,7 @@ lint: $(READY)            ## style, types, layers, and the README's generated bl
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -P --check --diff -I tests README.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -P --check --diff -I tests/support README.md
 
 check: lint test          ## what CI runs
 
@@ -28,9 +28,9 @@ bench: $(READY)           ## ratios against torch, safetensors and a command tha
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/bench.py
 
 fuzz: $(READY)            ## 20,000 mutations of each sample; every fault of every edit; edits side by side
-	$(BIN)/python tests/fuzz.py --mutations 20000
-	$(BIN)/python tests/fuzz_faults.py
-	$(BIN)/python tests/side_by_side.py
+	$(BIN)/python tests/support/fuzz.py --mutations 20000
+	$(BIN)/python tests/support/fuzz_faults.py
+	$(BIN)/python tests/support/side_by_side.py
 
 samples: $(READY)         ## write the sample checkpoints anew
 	$(BIN)/python sample_checkpoints/generate.py
@@ -40,7 +40,7 @@ format: $(READY)          ## lay the code out
 	$(BIN)/ruff format .
 
 readme: $(READY)          ## run the README's examples and put their output into it
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -P -r -I tests README.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -P -r -I tests/support README.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """Run `ckpt` on damaged files, in processes of their own, and tell what must not happen.
 
-    python tests/fuzz.py --mutations 20000 [--seed 1]
+    python tests/support/fuzz.py --mutations 20000 [--seed 1]
 
 What must not happen: a traceback, a bug that says so, more than one line of trouble, an import of torch, a file that
 nobody asked for, over 300 MB of memory, over 5 seconds. What did goes to `tests/crashes/`.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mutations import mutate
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 SAMPLES = sorted(
     [
         *HERE.parent.joinpath("sample_checkpoints").glob("*.*t*"),

@@ -6,7 +6,7 @@ of the sample checkpoints and of what golden_inputs.py writes.
 
 To add a case, add a file with the `$ ckpt …` lines; to write what all cases print now:
 
-    python tests/test_golden.py --write
+    python tests/render/test_golden.py --write
 
 and read the difference before you commit it.
 """
@@ -25,13 +25,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 import golden_inputs
 
 from ckpt_cli.cli.app import COMMANDS
 from ckpt_cli.cli.main import run
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = sorted(GOLDEN.glob("*.txt"))
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from ckpt_cli.ops import hash as hashing
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent.parent / "README.md"
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*quantize",

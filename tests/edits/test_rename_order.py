@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import Ckpt
-from edits import assert_refused, edited, edited_as_told
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_edit import assert_refused, edited, edited_as_told
 
 
 def saved(path: Path, *names: str) -> Path:

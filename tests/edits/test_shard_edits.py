@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import Ckpt
 from contract import contents
-from edits import State, assert_refused, assert_states, edited, edited_as_told
 from huggingface_hub import load_torch_model, save_torch_state_dict
+from run_edit import State, assert_refused, assert_states, edited, edited_as_told
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn

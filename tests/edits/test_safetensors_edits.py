@@ -12,7 +12,7 @@ import pytest
 import torch
 from builders import st
 from conftest import Ckpt
-from edits import (
+from run_edit import (
     State,
     assert_refused,
     assert_senseless,

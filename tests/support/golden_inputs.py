@@ -23,7 +23,7 @@ def build(folder: Path) -> None:
     for sample in SAMPLES.iterdir():
         if sample.suffix in (".pt", ".safetensors"):
             shutil.copy(sample, folder)
-    for sample in Path(__file__).with_name("samples").glob("*.pt*"):
+    for sample in (Path(__file__).parent.parent / "samples").glob("*.pt*"):
         shutil.copy(sample, folder)
     _write_what_is_no_checkpoint(folder)
     torch.save(_kinds(), folder / "kinds.pt")

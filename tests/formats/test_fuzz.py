@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fuzz import CRASHES, SAMPLES
 
-FUZZ = Path(__file__).with_name("fuzz.py")
+FUZZ = Path(__file__).parent.parent / "support" / "fuzz.py"
 
 
 def run_apart(code: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Try every fault at every step of every edit, and at every step of what finishes it; 1 when something is wrong.
 
-python tests/fuzz_faults.py [SCENE…]
+python tests/support/fuzz_faults.py [SCENE…]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run `ckpt` commands in forks of one process, with a fault at one of the calls by which ckpt writes.
 
-    python tests/faults.py [FOLDER]      a server: one JSON request a line on stdin, one JSON answer a line on stdout
+    python tests/support/faults.py [FOLDER]    one JSON request a line on stdin, one JSON answer a line on stdout
 
 Each call of `os` that changes a file or a folder is a step of an edit. A trial copies the files that the edit starts
 from, forks a child that runs the edit with a fault at one step, and looks at what is left: the next command must find

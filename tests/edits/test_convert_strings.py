@@ -11,7 +11,7 @@ import torch
 from conftest import Ckpt
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_set_metadata import notes_in, shards_of, strings_in
+from shard_strings import notes_in, shards_of, strings_in
 
 
 def done(ckpt: Ckpt, *arguments: object) -> dict[str, Any]:

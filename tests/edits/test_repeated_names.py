@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Ckpt
-from edits import assert_refused
+from run_edit import assert_refused
 
 TWICE: dict[str, dict[Any, Any]] = {
     "keys of two types": {0: torch.zeros(2), "0": torch.ones(2), "z": torch.ones(1)},

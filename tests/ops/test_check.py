@@ -32,7 +32,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import FormatError
 from ckpt_cli.ops.check.run import CODES, Report, check
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent.parent / "README.md"
 PT = {"format": "pt"}
 
 
@@ -949,7 +949,7 @@ def test_the_file_is_not_changed(tmp_path: Path) -> None:
 
 
 def _crashes() -> Iterator[Path]:
-    yield from sorted((Path(__file__).parent / "crashes").iterdir())[::7]
+    yield from sorted((Path(__file__).parent.parent / "crashes").iterdir())[::7]
 
 
 def test_what_once_broke_a_reader_breaks_no_check(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def fill(folder: Path) -> None:
     torch.save(wide, folder / "wide.legacy", _use_new_zipfile_serialization=False)
     np.savez(folder / "a.npz", w=np.ones(3, np.float32), v=np.zeros(2))
     np.save(folder / "a.npy", np.arange(4.0))
-    (folder / "old.tar").write_bytes(Path(__file__).with_name("samples").joinpath("old.tar").read_bytes())
+    (folder / "old.tar").write_bytes((Path(__file__).parent.parent / "samples").joinpath("old.tar").read_bytes())
     write_shards(net(), folder / "shards")
     save_distributed(apart, folder / "dcp")
     (folder / "sharded").mkdir()

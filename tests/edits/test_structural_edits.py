@@ -19,7 +19,7 @@ from builders.pickles import call
 from builders.pt import write
 from conftest import Ckpt
 from contract import quietly
-from edits import assert_refused, assert_senseless, edited, edited_as_told, odd_requests, senseless
+from run_edit import assert_refused, assert_senseless, edited, edited_as_told, odd_requests, senseless
 from torch import nn
 
 from ckpt_cli.pickles.edit.rewrite import EditedPickle

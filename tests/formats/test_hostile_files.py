@@ -43,7 +43,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests."""
     folder = tmp_path_factory.mktemp("server")
-    command = [sys.executable, str(Path(__file__).with_name("hostile_server.py")), str(2 * SECONDS)]
+    command = [sys.executable, str(Path(__file__).parent.parent / "support" / "hostile_server.py"), str(2 * SECONDS)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
         yield Server(process, folder)
         assert process.stdin

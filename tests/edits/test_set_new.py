@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ckpt
-from edits import assert_refused, edited, edited_as_told
+from run_edit import assert_refused, edited, edited_as_told
 from safetensors.torch import load_file, save_file
 from torch import nn
 

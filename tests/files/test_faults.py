@@ -1,7 +1,7 @@
 """Edits that meet a fault at one of their steps: wholly old or wholly new, and what they said of it is true.
 
-`make fuzz` tries every fault at every step (`tests/fuzz_faults.py`); here each edit meets a kill at every step, and
-the other faults at some.
+`make fuzz` tries every fault at every step (`tests/support/fuzz_faults.py`); here each edit meets a kill at every
+step, and the other faults at some.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Server:
 
     def __init__(self, start: Path) -> None:
         self.start = start
-        call = [sys.executable, str(Path(__file__).with_name("faults.py")), str(start)]
+        call = [sys.executable, str(Path(__file__).parent.parent / "support" / "faults.py"), str(start)]
         self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, **request: Any) -> dict[str, Any]:

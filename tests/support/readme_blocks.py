@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"
+SAMPLES = Path(__file__).parent.parent.parent / "sample_checkpoints"
 _ENVIRONMENT = {**os.environ, "COLUMNS": "100", "TERM": "dumb"}
 
 
