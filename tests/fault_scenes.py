@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ SCENES = {
     "set, npz": _scene("set a.npz w[0]=7", then="w=1"),
     "set, npy": _scene("set a.npy *[1]=7", then="*=1"),
     "set, tar": _scene("set old.tar *=7", then="*=1"),
-    "set with a backup": _scene("set --backup a.pt 2.weight[0,0]=100", "a.pt"),
+    "set with a backup": _scene("set --backup a.pt 2.weight[0,0]=100", "a.pt", then="3.weight=1"),
     "set with a backup, shards": _scene("set --backup shards 0.bias[1]=100 3.bias=[1,2,3]", "shards"),
     # values to a new file
     "set to a new file": _scene("set a.pt 2.weight[0,0]=100 -o out.pt"),
@@ -79,6 +80,8 @@ SCENES = {
     "untie to a new file": _scene("untie a.pt 2.weight -o out.pt"),
     "compact": _scene("compact wide.pt", then="a=1"),
     "compact, legacy, to a file that is there": _scene("compact wide.legacy -o there.pt", then="*=1"),
+    "undo": _scene("undo undone"),
+    "undo in shards": _scene("undo undone-shards"),
     # conversions
     "convert to a new file": _scene("convert a.pt out.safetensors --force", "out.safetensors"),
     "convert to a file that is there": _scene("convert a.safetensors there.pt --force", "there.pt"),
@@ -135,3 +138,8 @@ def fill(folder: Path) -> None:
         save_file({name: apart[name] for name in apart if weight_map[name] == shard}, folder / "sharded" / shard)
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "undone").mkdir()
+    torch.save(net(), folder / "undone" / "a.pt")
+    assert run(["set", str(folder / "undone"), "3.bias=1", "--backup"]) == 0
+    shutil.copytree(folder / "sharded", folder / "undone-shards")
+    assert run(["rm", str(folder / "undone-shards"), "0", "3.bias", "--backup"]) == 0
