@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Documents with generated blocks. Each is a job of its own, two at a time.
+DOCUMENTS := README.md CONTRIBUTING.md $(wildcard docs/*.md)
+COG := printf '%s\n' $(DOCUMENTS) | PATH="$(CURDIR)/$(BIN):$$PATH" xargs -P 2 -n 1 cog -P -I tests/support
 READY := $(VENV)/.ready
 # The build of torch that development and CI use; pyproject.toml has the range that the package supports.
 TORCH := torch==2.13.0
@@ -15,12 +18,12 @@ demo: $(READY)            ## the lesson's steps, on copies of the sample checkpo
 test: $(READY)            ## every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-lint: $(READY)            ## style, types, layers, and the README's generated blocks
+lint: $(READY)            ## style, types, layers, and the generated blocks of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -P --check --diff -I tests/support README.md
+	$(COG) --check --diff
 
 check: lint test          ## what CI runs
 
@@ -32,15 +35,15 @@ fuzz: $(READY)            ## 20,000 mutations of each sample; every fault of eve
 	$(BIN)/python tests/support/fuzz_faults.py
 	$(BIN)/python tests/support/side_by_side.py
 
-samples: $(READY)         ## write the sample checkpoints anew
+samples: $(READY)         ## write the sample checkpoints again
 	$(BIN)/python sample_checkpoints/generate.py
 
-format: $(READY)          ## lay the code out
+format: $(READY)          ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-readme: $(READY)          ## run the README's examples and put their output into it
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -P -r -I tests/support README.md
+readme: $(READY)          ## run the examples of README.md and docs/ and write their output into them
+	$(COG) -r
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

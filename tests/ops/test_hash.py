@@ -18,9 +18,10 @@ from builders.pickles import tensor
 from conftest import Ckpt
 from safetensors.torch import save_file
 
+import ckpt_cli
 from ckpt_cli.ops import hash as hashing
 
-README = Path(__file__).parent.parent.parent / "README.md"
+DEFINITION = Path(ckpt_cli.__file__).parent.parent / "docs" / "hash.md"
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*quantize",
@@ -45,8 +46,8 @@ def hashes_of(ckpt: Ckpt, path: Path, *options: object) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Any]:
-    """The functions of the README's listing."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    """The functions of the listing in docs/hash.md."""
+    blocks = re.findall(r"```python\n(.*?)```", DEFINITION.read_text(encoding="utf-8"), re.DOTALL)
     (listing,) = [block for block in blocks if "def tensor_hash" in block]
     assert len(listing.strip().splitlines()) <= 18
     names: dict[str, Any] = {}
@@ -55,7 +56,7 @@ def reference() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_readme_says_how_to_compute_it(
+def test_the_documentation_says_how_to_compute_it(
     dtype: torch.dtype, reference: dict[str, Any], tmp_path: Path, ckpt: Ckpt
 ) -> None:
     data = np.random.default_rng(0).integers(0, 2 if dtype == torch.bool else 256, 9_000_000 // 16 * 16, "u1")
