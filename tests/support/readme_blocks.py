@@ -67,7 +67,7 @@ def commands() -> list[str]:
 
 def table_of_check_codes() -> None:
     """Print a table of every code of `ckpt check`."""
-    from ckpt_cli.ops.check import codes
+    from ckpt_cli.ops.check.run import codes
 
     _table(("code", "severity", "meaning"), ((f"`{code}`", severity, text) for code, severity, text in codes()))
 
