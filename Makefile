@@ -27,8 +27,10 @@ check: lint test          ## what CI runs
 bench: $(READY)           ## ratios against torch, safetensors and a command that does nothing, in one run
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/bench.py
 
-fuzz: $(READY)            ## 20,000 mutations of each sample
+fuzz: $(READY)            ## 20,000 mutations of each sample; every fault of every edit; edits side by side
 	$(BIN)/python tests/fuzz.py --mutations 20000
+	$(BIN)/python tests/fuzz_faults.py
+	$(BIN)/python tests/side_by_side.py
 
 samples: $(READY)         ## write the sample checkpoints anew
 	$(BIN)/python sample_checkpoints/generate.py

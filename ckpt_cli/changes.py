@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_cli.files.extents import Extent
-from ckpt_cli.model import Entry, Storage, Tensor
+from ckpt_cli.model import AGAIN, Entry, Opaque, Storage, Tensor, Value
 
 Write = Callable[["bytes | memoryview"], object]
 """Takes the next bytes."""
@@ -55,7 +55,7 @@ class Changes:
     """Strings that each shard of a set gets, None for those that it loses."""
 
     anew: bool = False
-    """Whether the file is to be written anew whatever else changes, for its layout."""
+    """Whether the file is to be rewritten whatever else changes, for its layout, and without unused storages."""
 
     @property
     def new_tensors(self) -> dict[str, Tensor]:
@@ -92,6 +92,16 @@ def emptied_by(dropped: Collection[str]) -> set[str]:
     return found
 
 
+def _opened(wanted: Sequence[Entry], named: Mapping[str, Entry]) -> list[str]:
+    """The names of what stood for an object that is listed elsewhere, and is listed there no more."""
+    return [
+        entry.name
+        for entry in wanted
+        if isinstance(entry, Value) and entry.holder is not None and entry.name not in named
+        and isinstance(entry.value, Opaque) and entry.value.text == AGAIN
+    ]  # fmt: skip
+
+
 def difference(
     wanted: Sequence[Entry], found: Sequence[Entry], added: Sequence[str] = (), emptied: Collection[str] = ()
 ) -> str | None:
@@ -104,6 +114,10 @@ def difference(
     found = [entry for entry in found if isinstance(entry, Tensor) or entry.name not in emptied]
     named = {entry.name: entry for entry in found}
     meant = {entry.name: entry for entry in wanted}
+    opened = _opened(wanted, named)
+    for name in opened:
+        del meant[name]
+    added = [*added, *opened]
     below = tuple(f"{name}." for name in added)
     missing = [name for name in meant if name not in named]
     missing += [name for name in added if not any(other == name or other.startswith(f"{name}.") for other in named)]

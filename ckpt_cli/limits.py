@@ -216,7 +216,7 @@ ITEMS_READ = int(16 * 2**20 * _SCALE)
 DCP_ITEMS = int(100_000 * _SCALE)
 """Items of lists that are named nowhere, when the lists of a distributed checkpoint are made again."""
 
-DCP_VALUES = int(16 * 2**20 * _SCALE)
+DCP_VALUES = int(64 * 2**20 * _SCALE)
 """Bytes of pickles of all values of a distributed checkpoint that are written to one file."""
 
 RANK_FILES = int(20_000 * _SCALE)

@@ -100,6 +100,8 @@ class Tensor:
     """The dimension of a jagged tensor whose size differs."""
     sharding: Sharding | None = None
     """How a distributed tensor is spread."""
+    holder: str | None = None
+    """Where what holds it keeps it to itself, as a module's private attributes: the name of that object."""
 
     @property
     def numel(self) -> int:
@@ -129,6 +131,15 @@ class Tensor:
     def part(self, role: str) -> Tensor | None:
         """The part that plays a role."""
         return next((part for part in self.parts if part.name == role), None)
+
+    @property
+    def attributes(self) -> tuple[Tensor, ...]:
+        """The parts that a tensor with elements of its own only has as attributes: the elements do not need them."""
+        if self.storage is None or not self.parts:
+            return ()
+        if self.quantizer is None:
+            return self.parts
+        return tuple(part for part in self.parts if part.name not in ("scales", "zero_points"))
 
     @property
     def device(self) -> str:
@@ -190,6 +201,8 @@ class Value:
     name: str
     value: object
     """A str, int, float, bool, None or a list of these; anything else is an `Opaque`."""
+    holder: str | None = None
+    """As of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +212,9 @@ class Opaque:
     text: str
     """A short repr, such as `argparse.Namespace(lr=0.1)`; nothing was run to get it."""
 
+
+AGAIN = "<the same object again>"
+"""The text of an object that is open above, or elsewhere."""
 
 Entry = Tensor | Value
 

@@ -20,7 +20,7 @@ State = dict[str, torch.Tensor]
 
 KEYS = ["path", "output", "changed", "also_changed", "bytes_written", "in_place", "dry_run", "backup", "backups",
         "verb", "patched", "renamed", "removed", "left", "placed", "beside",
-        "other_names"]  # fmt: skip
+        "other_names", "remaining"]  # fmt: skip
 """What an edit with `--json` says, in its order."""
 
 ONE_LINE = re.compile(r"ckpt: [^\n]+\n(hint: [^\n]+\n)?")

@@ -35,14 +35,14 @@ SCENES = {
     "set, safetensors shards": _scene("set sharded 0.bias[1]=100 3.bias=[1,2,3]"),
     "set, bin shards": _scene("set shards 0.bias[1]=100 3.bias=[1,2,3] 2.weight[0]*=2"),
     "set, distributed": _scene("set dcp 3.bias=[1,2,3] 0.bias=5"),
-    "set, npz": _scene("set a.npz w[0]=7", then="w=1"),
-    "set, npy": _scene("set a.npy *[1]=7", then="*=1"),
-    "set, tar": _scene("set old.tar *=7", then="*=1"),
+    "set, npz": _scene("set a.npz w[0]=7", then="v=1"),
+    "set, npy": _scene("set a.npy *[1]=7", then="*[2]=1"),
+    "set, tar": _scene("set old.tar a=7", then="p=1"),
     "set with a backup": _scene("set --backup a.pt 2.weight[0,0]=100", "a.pt", then="3.weight=1"),
     "set with a backup, shards": _scene("set --backup shards 0.bias[1]=100 3.bias=[1,2,3]", "shards"),
     # values to a new file
     "set to a new file": _scene("set a.pt 2.weight[0,0]=100 -o out.pt"),
-    "set to a file that is there": _scene("set a.pt 2.weight[0,0]=100 -o there.pt"),
+    "set to a file that is there": _scene("set a.pt 2.weight[0,0]=100 -o there.pt", then="*.weight=1"),
     "set shards to a new folder": _scene("set shards 3.bias=0 0.bias=1 -o out"),
     "set to a new safetensors": _scene("set a.safetensors 3.bias=0 -o out.st"),
     # values in the pickle
@@ -73,15 +73,15 @@ SCENES = {
     "cast": _scene("cast a.pt bfloat16"),
     "cast, safetensors with a backup": _scene("cast a.safetensors float16 --backup"),
     "cast in shards with a backup": _scene("cast sharded float16 3.bias --backup"),
-    "tie": _scene("tie a.pt 0.bias 2.bias"),
+    "tie": _scene("tie apart.pt 0.bias 2.bias"),
     "tie in shards to a new folder": _scene("tie sharded 0.weight 2.weight --force -o out"),
     "untie": _scene("untie a.pt 2.weight"),
     "untie a legacy stream": _scene("untie old.pt 2.weight"),
     "untie to a new file": _scene("untie a.pt 2.weight -o out.pt"),
     "compact": _scene("compact wide.pt", then="a=1"),
     "compact, legacy, to a file that is there": _scene("compact wide.legacy -o there.pt", then="*=1"),
-    "undo": _scene("undo undone"),
-    "undo in shards": _scene("undo undone-shards"),
+    "undo": _scene("undo edited.pt"),
+    "undo in shards": _scene("undo edited"),
     # conversions
     "convert to a new file": _scene("convert a.pt out.safetensors --force", "out.safetensors"),
     "convert to a file that is there": _scene("convert a.safetensors there.pt --force", "there.pt"),
@@ -113,6 +113,7 @@ def fill(folder: Path) -> None:
 
     apart = {name: tensor.clone() for name, tensor in net().items()}
     torch.save(net(), folder / "a.pt")
+    torch.save(apart, folder / "apart.pt")
     torch.save(net(), folder / "longer.pt")
     assert run(["rename", str(folder / "longer.pt"), "--add", "p" * 900]) == 0
     torch.manual_seed(0)
@@ -138,8 +139,7 @@ def fill(folder: Path) -> None:
         save_file({name: apart[name] for name in apart if weight_map[name] == shard}, folder / "sharded" / shard)
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "undone").mkdir()
-    torch.save(net(), folder / "undone" / "a.pt")
-    assert run(["set", str(folder / "undone"), "3.bias=1", "--backup"]) == 0
-    shutil.copytree(folder / "sharded", folder / "undone-shards")
-    assert run(["rm", str(folder / "undone-shards"), "0", "3.bias", "--backup"]) == 0
+    shutil.copy(folder / "a.pt", folder / "edited.pt")
+    assert run(["set", str(folder / "edited.pt"), "3.bias=1", "--backup"]) == 0
+    shutil.copytree(folder / "sharded", folder / "edited")
+    assert run(["rm", str(folder / "edited"), "0", "3.bias", "--backup"]) == 0

@@ -19,7 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -183,6 +183,8 @@ class Trials:
             if path == "next":
                 self._quietly(self._next, here)
                 self.after_new = held_by(here / self.scene.target)
+                if self.after_new == self.after_old:
+                    raise RuntimeError(f"{self.scene}: the next edit makes old and new alike")
             shutil.rmtree(here)
 
     @property
@@ -195,9 +197,11 @@ class Trials:
         return done
 
     def _copy(self) -> Path:
-        """A new folder with the files that the scene is about."""
+        """A new folder with the files that the scene is about, their backups included."""
         here = Path(tempfile.mkdtemp(dir=self.scratch))
-        names = {*self.scene.command, self.scene.target} & set(os.listdir(self.start))
+        meant = {*self.scene.command, self.scene.target}
+        kept = tuple(start for name in meant for start in (f"{name}.bak", f".{name}.bak"))  # backups and their records
+        names = [name for name in os.listdir(self.start) if name in meant or name.startswith(kept)]
         for name in names:
             if (self.start / name).is_dir():
                 shutil.copytree(self.start / name, here / name)
@@ -243,7 +247,7 @@ class Trials:
         if kind in ("kill", "torn", "after"):
             return "either" if done.code == KILLED else f"was not killed: {done}"
         if kind == "interrupt" and done.code == 130:
-            return next((state for words, state in SAYS if words in done.err), "either")
+            return next((state for words, state in SAYS if words in done.err), "old")
         if done.code == 0:
             return "new"
         lines = done.err.splitlines()
@@ -275,7 +279,9 @@ class Trials:
         target = here / self.scene.target
         if again and "-o" in self.scene.command and target.is_dir():
             shutil.rmtree(target)
-        code, err = self._quietly(self.scene.command if again else self._next, here)
+        command = self.scene.command
+        repeated = again or (command[0] == "convert" and "--force" in command)  # it removes what is left of new names
+        code, err = self._quietly(command if repeated else self._next, here)
         if code:
             return f"the edit after it failed: {err}"
         if again and held_by(target) != self.new:
@@ -342,21 +348,27 @@ def main() -> None:
             answers.flush()
 
 
+def _some(steps: Sequence[int], most: int) -> list[int]:
+    """At most so many steps, evenly spread, the last among them."""
+    number = min(most, len(steps))
+    return [steps[(place + 1) * len(steps) // number - 1] for place in range(number)]
+
+
 def answer(trials: Trials, request: dict[str, Any]) -> dict[str, Any]:
     """What a request gets."""
-    kind, every = request.get("kind"), request.get("every", 1)
+    kind, most = request.get("kind"), request.get("most", 1_000)
     if kind is None:
         return {"steps": trials.steps, "old": sorted(trials.old), "new": sorted(trials.new)}
     if kind == "recovery":
         found = [
             problem
-            for at in range(1, len(trials.steps) + 1)[:: request.get("every", 1)]
+            for at in _some(range(1, len(trials.steps) + 1), most)
             for problem in trials.recoveries(at, tuple(request["kinds"]))
         ]
     else:
         found = [
             trials.trial(kind, at, edit_next=edit_next)
-            for number, at in enumerate(steps_of(kind, trials.steps)[::every])
+            for number, at in enumerate(_some(steps_of(kind, trials.steps), most))
             for edit_next in ((False, True) if request.get("both") else (number % 2 == 1,))
         ]
     return {"trials": len(found), "problems": [problem for problem in found if problem]}

@@ -165,3 +165,10 @@ def test_nothing_is_left_behind_when_a_conversion_fails(model: Path, tmp_path: P
     save_file({"b": torch.full((2,), 1e30)}, model / "model-00002-of-00002.safetensors")
     assert ckpt("convert", model, tmp_path / "o", "--to", "hf", "--dtype", "float16").code == 2
     assert sorted(os.listdir(tmp_path)) == ["m"]
+
+
+def test_another_format_in_the_same_folder_copies_nothing(model: Path, ckpt: Ckpt) -> None:
+    before = files_in(model)
+    done = json.loads(ckpt("convert", model, model, "--to", "hf-bin", "--force", "--json").out)
+    assert done["beside"] is None
+    assert {name: files_in(model)[name] for name in SMALL} == {name: before[name] for name in SMALL}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders.pickles import call
+from builders.pickles import Ops, call, storage, tensor, value
 from builders.pt import DEFLATED, Record, archive, torch_records, write
 from builders.st import floats, info
 from builders.st import write as write_st
@@ -211,6 +211,13 @@ def _(folder: Path, fault: bool) -> Path:
 @case("stray-storage")
 def _(folder: Path, fault: bool) -> Path:
     return _views(folder, {"0": bytes(range(12)), **({"7": b"abcdefgh"} if fault else {})})
+
+
+@case("unlisted-storage")
+def _(folder: Path, fault: bool) -> Path:
+    aside = storage("1", 2) + b"0" if fault else b""  # a reference that the pickle drops
+    root = Ops(value({"x": tensor("0", [3])}) + aside)
+    return write(folder / "m.pt", root, {"0": bytes(12), **({"1": bytes(8)} if fault else {})})
 
 
 @case("unlisted-bytes", "no-tensors")

@@ -167,6 +167,16 @@ def test_tensors_only_still_gives_flat_names(tmp_path: Path, ckpt: Ckpt) -> None
     assert "step" not in found
 
 
+@pytest.mark.filterwarnings("ignore:.*TypedStorage")
+def test_a_storage_by_itself_stays_one(tmp_path: Path, ckpt: Ckpt) -> None:
+    typed = torch.arange(4.0).storage()
+    torch.save({"s": typed, "w": torch.ones(2)}, tmp_path / "m.pt")
+    assert ckpt("convert", tmp_path / "m.pt", tmp_path / "d", "--to", "dcp").code == 0
+    dcp_to_torch_save(tmp_path / "d", tmp_path / "back.pt")
+    back = torch.load(tmp_path / "back.pt", weights_only=False)["s"]
+    assert (type(back), back.tolist()) == (type(typed), [0, 1, 2, 3])
+
+
 def test_what_holds_no_values_says_so(tmp_path: Path, ckpt: Ckpt) -> None:
     dcp_formats.save({"w": torch.ones(2), "step": 7}, tmp_path / "ck")
     told = refusal(ckpt, tmp_path / "ck", tmp_path / "o.safetensors")

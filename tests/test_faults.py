@@ -22,8 +22,8 @@ from fault_scenes import SCENES, fill
 from faults import KINDS
 from safetensors import safe_open
 
-EVERY = {"kill": 1, "after": 4, "broken": 3, "gone": 5, "full": 4, "filled": 5, "interrupt": 4, "torn": 2}
-"""Of the steps at which a kind of fault can come, each so many-th is tried."""
+MOST = {"kill": 40, "torn": 6}
+"""Steps at which a kind of fault is tried at most in a scene, evenly spread; 5 of the others."""
 
 
 class Server:
@@ -66,31 +66,22 @@ def server() -> Iterator[Server]:
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edit_that_meets_a_fault_leaves_old_or_new_and_says_which(server: Server, scene: str, kind: str) -> None:
-    answer = server.ask(scene=scene, kind=kind, every=EVERY[kind])
+    answer = server.ask(scene=scene, kind=kind, most=MOST.get(kind, 5))
     assert answer["problems"] == []
-    assert answer["trials"] or kind == "torn" or scene == "undo"  # which takes no space
+    assert answer["trials"] or kind == "torn" or (scene == "undo" and kind in ("full", "filled"))  # a mere rename
 
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_a_recovery_that_meets_a_fault_is_completed_by_the_next(server: Server, scene: str) -> None:
-    answer = server.ask(scene=scene, kind="recovery", kinds=["kill", "broken"], every=5)
+    answer = server.ask(scene=scene, kind="recovery", kinds=["kill", "broken"], most=2)
     assert answer["problems"] == []
 
 
-@pytest.mark.parametrize("scene", [scene for scene in SCENES if scene.startswith("undo")])
-def test_a_backup_is_on_disk_before_it_takes_its_place(server: Server, scene: str) -> None:
-    steps = server.ask(scene=scene)["steps"]
-    moved = [place for place, step in enumerate(steps) if step.startswith("replace")]
-    synced = [place for place, step in enumerate(steps) if step.startswith("fsync") and step.endswith(".bak")]
-    logged = [place for place, step in enumerate(steps) if step.startswith("fsync") and "-journal" in step]
-    assert len(moved) == len(synced)
-    assert max((*synced, *logged)) < min(moved)
-    assert bool(logged) == (len(moved) > 1)
-    assert steps[max(moved) + 1].startswith("fsync")
-
-
-@pytest.mark.parametrize("scene", [scene for scene in SCENES if not scene.startswith("undo")])
+@pytest.mark.parametrize("scene", SCENES)
 def test_a_new_file_is_on_disk_before_it_takes_its_place(server: Server, scene: str) -> None:
+    if scene.startswith("undo"):
+        _require_durable_backups(server.ask(scene=scene)["steps"])
+        return
     steps = [step for step in server.ask(scene=scene)["steps"] if ".bak" not in step]
     renamed = [place for place, step in enumerate(steps) if step.startswith(("replace", "rename"))]
     if not renamed or _is_staged(steps):
@@ -102,11 +93,12 @@ def test_a_new_file_is_on_disk_before_it_takes_its_place(server: Server, scene: 
     assert steps[-1].startswith("fsync")
 
 
-@pytest.mark.parametrize("scene", [scene for scene in SCENES if not scene.startswith("undo")])
+@pytest.mark.parametrize("scene", SCENES)
 def test_the_journal_is_on_disk_before_the_first_change_and_gone_after_the_last(server: Server, scene: str) -> None:
     steps = [step for step in server.ask(scene=scene)["steps"] if ".bak" not in step]
     journal = [place for place, step in enumerate(steps) if "ckpt-journal" in step]
-    if not journal or _is_staged(steps):
+    if not journal or _is_staged(steps) or scene.startswith("undo"):
+        steps = server.ask(scene=scene)["steps"]
         assert any(step.startswith(("replace", "rename")) for step in steps)
         return
     is_set = any("ckpt-tmp" in step for step in steps)
@@ -120,6 +112,17 @@ def test_the_journal_is_on_disk_before_the_first_change_and_gone_after_the_last(
     assert max(changes) < min(place for place in synced if place > max(changes)) < min(removed)
     assert steps[journal[0]].startswith("open")
     assert steps[-1].startswith("fsync")
+
+
+def _require_durable_backups(steps: list[str]) -> None:
+    """Require that a backup is on disk before it is renamed, and a journal that says so where there are several."""
+    moved = [place for place, step in enumerate(steps) if step.startswith(("replace", "rename"))]
+    logged = [place for place, step in enumerate(steps) if step.startswith("fsync") and "-journal" in step]
+    synced = [place for place, step in enumerate(steps) if step.startswith("fsync") and step.endswith(".bak")]
+    assert len(moved) == len(synced)
+    assert max((*synced, *logged)) < min(moved)
+    assert bool(logged) == (len(moved) > 1)
+    assert steps[max(moved) + 1].startswith("fsync")
 
 
 def _is_staged(steps: list[str]) -> bool:

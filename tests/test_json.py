@@ -162,12 +162,12 @@ def test_an_edit_tells_what_it_did(work: Path, ckpt: Ckpt) -> None:
     assert answered(ckpt, "set", "tied.pt", "2.weight=0", "-o", "new.pt") == {
         **facts, "output": "new.pt", "bytes_written": size, "in_place": False, "dry_run": False, "backup": None,
         "backups": [], "verb": "set", "patched": False, "renamed": {}, "removed": [], "left": [],
-        "placed": {}, "beside": None, "other_names": 0,
+        "placed": {}, "beside": None, "other_names": 0, "remaining": [],
     }  # fmt: skip
     assert answered(ckpt, "set", "tied.pt", "2.weight=0", "--backup") == {
         **facts, "output": "tied.pt", "bytes_written": 264, "in_place": True, "dry_run": False, "backup": "tied.pt.bak",
         "backups": ["tied.pt.bak"], "verb": "set", "patched": True, "renamed": {}, "removed": [], "left": [],
-        "placed": {}, "beside": None, "other_names": 0,
+        "placed": {}, "beside": None, "other_names": 0, "remaining": [],
     }  # fmt: skip
     assert answered(ckpt, "set", "tied.pt", "2.weight=1", "-n")["dry_run"] is True
 

@@ -106,7 +106,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "ParameterDict": (lambda: nn.ParameterDict({"a": nn.Parameter(torch.ones(2)), "b": torch.ones(1)}), set()),
     "ModuleList": (lambda: nn.ModuleList([nn.Linear(1, 1)]), set()),
     "ModuleDict": (lambda: nn.ModuleDict({"x": nn.Linear(1, 1)}), set()),
-    "LSTM": (lambda: nn.LSTM(2, 3, 2), set()),
+    "LSTM": (lambda: nn.LSTM(2, 3, 2), {f"_flat_weights.{number}" for number in range(8)}),
     "transformer": (lambda: nn.TransformerEncoderLayer(4, 2, 8), set()),
     "EMA": (lambda: torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2)), set()),
     "DataParallel": (lambda: nn.DataParallel(nn.Linear(1, 2)), set()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from conftest import Ckpt
 from edits import assert_refused, edited, edited_as_told
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from ckpt_cli.ops import new_tensors
 
 CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "c8", "c16", "b1")
 
@@ -135,6 +138,51 @@ def test_elements_values_and_new_tensors_are_set_at_once(tmp_path: Path, ckpt: C
     assert found["a"].tolist() == [7, 0]
     assert found["q"].tolist() == [0, 1, 2]
     assert (found["note"], found["text"], found["l"]) == ("@x", "@q.npy", [1, 2])
+
+
+def test_a_tensor_that_is_there_takes_the_bits_of_an_array(
+    tmp_path: Path, ckpt: Ckpt, arrays: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    path = tmp_path / "m.pt"
+    dtypes = {name: getattr(torch, array.dtype.name) for name, array in arrays.items()}
+    torch.save({name: torch.zeros((3, 5), dtype=dtype) for name, dtype in dtypes.items()}, path)
+    edited(ckpt, "set", path, *assignments(tmp_path, list(arrays)))
+    for name, tensor in torch.load(path, weights_only=True).items():
+        assert_bits(tensor, arrays[name])
+
+
+@pytest.mark.parametrize("most", [1, 100, 4096])
+def test_an_array_in_fortran_s_order_is_turned_in_pieces(
+    tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(new_tensors, "_COLUMNS", most)
+    monkeypatch.setattr(new_tensors, "_PIECE", most + 16)
+    array = np.asfortranarray(np.arange(7 * 3 * 4 * 2, dtype=">i4").reshape(7, 3, 4, 2))
+    np.save(tmp_path / "q.npy", array)
+    torch.save({"a": torch.ones(1)}, tmp_path / "m.pt")
+    edited(ckpt, "set", tmp_path / "m.pt", f"q=@{tmp_path}/q.npy", "--new")
+    edited(ckpt, "set", tmp_path / "m.pt", f"half=@{tmp_path}/q.npy", "--new", "--dtype", "half")
+    found = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert found["q"].is_contiguous()
+    assert_bits(found["q"], array)
+    assert_bits(found["half"], array.astype(np.float16))
+
+
+def test_a_big_endian_file_gets_no_values_in_the_other_order(tmp_path: Path, ckpt: Ckpt) -> None:
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "little.pt")
+    path = tmp_path / "in" / "big.pt"
+    path.parent.mkdir()
+    with zipfile.ZipFile(tmp_path / "little.pt") as little, zipfile.ZipFile(path, "w") as big:
+        for name in little.namelist():
+            data = little.read(name)
+            data = np.frombuffer(data, "<f4").byteswap().tobytes() if "/data/" in name else data
+            big.writestr(name, b"big" if name.endswith("byteorder") else data)
+    for words in (("set", "n=1", "--new", "--dtype", "f32"), ("cast", "float64")):
+        assert_refused(ckpt, path, "big-endian", words[0], *words[1:])
+    edited(ckpt, "cast", path, "float8_e4m3fn")
+    edited(ckpt, "set", path, "n=[1,2]", "--new", "--dtype", "uint8")
+    found = torch.load(path, weights_only=True)
+    assert (found["a"].float().tolist(), found["n"].tolist()) == ([0, 1, 2], [1, 2])
 
 
 # --- numbers of a dtype ----------------------------------------------------------------------------------------------

@@ -137,6 +137,58 @@ def test_text_before_the_arrays_that_is_not_json_is_said(text: bytes, tmp_path: 
     assert f"{len(text) + 1} bytes of text before the first array that are not JSON" in ckpt("ls", path).err
 
 
+# --- arrays of objects -----------------------------------------------------------------------------------------------
+
+
+def records() -> Any:
+    """A structured array that has objects in it."""
+    made = np.zeros(2, [("a", object), ("b", "f4")])
+    made["a"][0], made["a"][1] = {"w": np.ones(3)}, np.ones(2)
+    return made
+
+
+def lists() -> Any:
+    """An array of lists and tuples."""
+    made = np.empty(2, object)
+    made[0], made[1] = [np.ones(3)], (1, {"k": np.ones(2)})
+    return made
+
+
+def test_what_is_in_an_array_of_objects_goes_by_the_position_of_the_array(tmp_path: Path, ckpt: Ckpt) -> None:
+    arrays = [np.ones(2), np.array({"w": np.arange(2.0), "n": 1}, object), records(), lists(), np.zeros(1)]
+    path = write(tmp_path, arrays)
+    names = [entry.name for entry in open_checkpoint(str(path)).entries]
+    assert names == ["0", "1.w", "1.n", "2.0.0.w", "2.0.1", "2.1.0", "2.1.1", "3.0.0", "3.1.0", "3.1.1.k", "4"]
+    assert open_checkpoint(str(path)).top_level == ["0", "1", "2", "3", "4"]
+    assert ckpt("set", path, "1.w[1]=7", "3.1.1.k[0]=5", "4=2").code == 0
+    with path.open("rb") as file:
+        _, first, _, third, last = [np.load(file, allow_pickle=True) for _ in arrays]
+    assert (first.item()["w"].tolist(), third[1][1]["k"].tolist(), last.tolist()) == ([0, 7], [5, 1], [2])
+
+
+def test_an_array_of_plain_objects_is_one_value(tmp_path: Path) -> None:
+    plain = np.empty(3, object)
+    plain[0], plain[1], plain[2] = [1, "a"], None, "text"
+    assert [entry.name for entry in open_checkpoint(str(write(tmp_path, [plain, plain]))).entries] == ["0", "1"]
+
+
+def test_an_npz_names_what_is_in_its_arrays_of_objects_and_reads_past_what_is_no_pickle(
+    tmp_path: Path, ckpt: Ckpt
+) -> None:
+    path = tmp_path / "m.npz"
+    whole = npy(np.array({"w": np.ones(2)}, object))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", whole + b"more")
+        archive.writestr("b.npy", whole[:128] + b"(" * 20 + b"\xff")
+        archive.writestr("c.npy", npy(records()))
+    assert [line.split("\t")[0] for line in ckpt("ls", path, "-a").out.splitlines()] == [
+        "a.w", "b", "c.0.0.w", "c.0.1", "c.1.0", "c.1.1",
+    ]  # fmt: skip
+    said = ckpt("check", path).out
+    assert "4 bytes after the array in record 'a.npy'" in said
+    assert "the objects of array 'b', whose pickle cannot be read" in said
+
+
 # --- what follows that is not an array -------------------------------------------------------------------------------
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ckpt
+from builders.pickles import built, new, pickled
+from conftest import Ckpt, refused
 from packed_modules import QUANTIZED, SCRIPTED, engine
 from safetensors.torch import load_file
 
 import ckpt_cli
+from ckpt_cli.errors import LimitError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import Checkpoint, Tensor
 
@@ -158,6 +160,19 @@ def test_packed_tensors_are_shown_compared_hashed_and_checked(tmp_path: Path, ck
         assert changed.__getstate__()[0][1].tolist() == [0, 3, 0, 0]
 
 
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_packed_tensors_that_a_module_keeps_to_itself_are_listed_once(name: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "m.pt", tmp_path / "other.pt"
+    module = eager(name, path)
+    keeper = torch.nn.Module()
+    keeper.__dict__["_kept"] = {"deep": [module]}
+    with engine():
+        torch.save(keeper, other)
+    assert names(open_checkpoint(str(other))) == [
+        f"_kept.deep.0.{known}" for known in names(open_checkpoint(str(path)))
+    ]
+
+
 # --- edits -----------------------------------------------------------------------------------------------------------
 
 
@@ -262,3 +277,25 @@ def test_packed_weights_come_along_beside_others(tmp_path: Path, ckpt: Ckpt) -> 
     assert ckpt("convert", path, out).code == 0
     inside = "1._packed_params._packed_params"
     assert set(load_file(out)) == {"0.weight", "0.bias", f"{inside}.0", f"{inside}.1"}
+
+
+# --- hostile ones ----------------------------------------------------------------------------------------------------
+
+
+def test_states_that_are_shared_or_nest_meet_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "m.pkl"
+    held = b"ctorch\nScriptObject\n)\x81"
+    wide = b"(" + b"N" * 100_000 + b"t"
+    named = b"X\x25\0\0\0__torch__.torch.classes.quantized.Base"
+    shared = wide + named[:1] + len(named[5:]).to_bytes(4, "little") + named[5:] + b"\x86q\0000"
+    path.write_bytes(b"\x80\2" + shared + b"](" + (held + b"h\0b") * 1000 + b"e.")
+    assert isinstance(refused(str(path)), LimitError)
+
+
+@pytest.mark.parametrize("state", [None, 5, (), (1,), (1, 2), ((), "x"), (((),), "__torch__.torch.classes.a.B")])
+def test_a_state_that_torch_does_not_write_is_still_listed(state: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickled({"a": built(new("torch.ScriptObject"), state), "b": 1}))
+    checkpoint = open_checkpoint(str(path))
+    assert checkpoint.entries[-1].name == "b"
+    assert checkpoint.entries[0].name.partition(".")[0] == "a"

@@ -171,11 +171,13 @@ def test_ten_thousand_tensors_fit_in_the_same_memory(folder: Path) -> None:
 def test_only_the_module_of_the_command_is_imported(folder: Path) -> None:
     facts = spied(folder, "ls", str(folder / "1GB.pt"))
     assert {name for name in facts["modules"] if name.startswith("ckpt_cli.cli.")} == {
+        "ckpt_cli.cli.again",
         "ckpt_cli.cli.boundary",
         "ckpt_cli.cli.group",
         "ckpt_cli.cli.ls",
         "ckpt_cli.cli.main",
         "ckpt_cli.cli.options",
+        "ckpt_cli.cli.ordered",
         "ckpt_cli.cli.output",
     }
 

@@ -341,7 +341,7 @@ def _to_native(values: Array, dtype: np.dtype[Any], *, cast: bool) -> Array:
         return np.array(wrapped, dtype).reshape(values.shape)
     if dtype.kind in "iu" and values.dtype.kind == "f" and not bool(np.isfinite(values).all()):
         raise ValueRefusedError(f"{dtype} cannot hold NaN or infinity, not even with a cast")
-    if dtype == np.float16 and values.dtype.kind == "f":
+    if dtype == np.float16 and values.dtype.kind == "f" and values.dtype.itemsize != dtype.itemsize:
         values = values.astype(np.float32)  # torch's own way to float16, which rounds twice
     return values.astype(dtype)
 

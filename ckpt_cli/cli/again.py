@@ -9,7 +9,7 @@ from typing import Any
 from ckpt_cli.errors import ChangedError
 
 _SHORT = 2.0
-"""Seconds up to which an attempt is tried again, with the files locked: a writer waits no longer than that for it."""
+"""Seconds of work up to which an attempt is tried again, with the files locked: a writer waits about that long."""
 
 said: set[str] = set()
 """Lines on stderr that are not said again."""
@@ -23,11 +23,11 @@ def steadily(command: Callable[[], Any]) -> Any:
     global printed
     printed = False
     said.clear()
-    begin = time.monotonic()
+    begin = time.process_time()
     try:
         return command()
     except ChangedError:
-        if printed or time.monotonic() - begin > _SHORT:
+        if printed or time.process_time() - begin > _SHORT:
             raise
     from ckpt_cli.files.reading import holding
 

@@ -38,7 +38,7 @@ def answer(pieces: Iterable[str], checkpoint: Checkpoint | None = None) -> None:
 
 def _made_before(pieces: Iterator[str], checkpoint: Checkpoint) -> Iterator[str]:
     """The same pieces, of which the first `_BEFORE` characters are made before the first is given."""
-    from ckpt_cli.files.reading import require_unchanged
+    from ckpt_cli.files.reading import settle
 
     made, size = [], 0
     for piece in pieces:
@@ -46,7 +46,7 @@ def _made_before(pieces: Iterator[str], checkpoint: Checkpoint) -> Iterator[str]
         size += len(piece)
         if size > _BEFORE:
             break
-    require_unchanged(file for file in checkpoint.container.files if file.was_read)
+    settle(checkpoint.container.files)
     yield from made
     yield from pieces
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import DryRun, File, JsonReport
-from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.cli.output import report, talk
 from ckpt_cli.ops.undo import undo
 from ckpt_cli.render.edits import undo_text
 
@@ -31,6 +31,6 @@ def undo_command(
     if json:
         from ckpt_cli.render.jsons import edit_json
 
-        answer([edit_json(done)])
+        report(edit_json(done))
     else:
         talk(undo_text(done))

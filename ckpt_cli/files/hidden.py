@@ -19,6 +19,7 @@ _DIGEST = "name-sha256-"
 """Begins a hidden name that has a digest in place of a target's name which is too long to be a part of it."""
 
 _JOURNAL = "ckpt-journal"
+_TEMPORARY = "ckpt-tmp"
 
 
 def journal_path(path: str) -> str:
@@ -28,7 +29,7 @@ def journal_path(path: str) -> str:
 
 def temporary_path(path: str) -> str:
     """The file that is written before it is renamed to `path`, in the folder of the real file."""
-    return _beside(path, "ckpt-tmp")
+    return _beside(path, _TEMPORARY)
 
 
 def undo_record_path(backup: str) -> str:
@@ -44,6 +45,11 @@ def staging_path(folder: str) -> str:
 def is_journal(name: str) -> bool:
     """True if the name is that of a journal, or of a pointer to one."""
     return name.startswith(".") and name.endswith(f".{_JOURNAL}")
+
+
+def is_temporary(name: str) -> bool:
+    """True if the name is that of a temporary file."""
+    return name.startswith(".") and name.endswith(f".{_TEMPORARY}")
 
 
 def target_of_journal(name: str) -> str | None:

@@ -9,7 +9,14 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError
-from ckpt_cli.files.hidden import is_journal, journal_path, staging_path, target_of_journal, temporary_path
+from ckpt_cli.files.hidden import (
+    is_journal,
+    is_temporary,
+    journal_path,
+    staging_path,
+    target_of_journal,
+    temporary_path,
+)
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import PATIENCE, is_own, lock, pauses
 from ckpt_cli.files.reading import Identity, has_journal, identity_at, release, share
@@ -251,9 +258,23 @@ def _edited_elsewhere(file: LocalFile) -> str | None:
 
 
 def _remove_left_overs(path: str) -> None:
-    """Remove what a killed process had begun to write in the place of a file, or of its backup."""
-    for left in (temporary_path(path), temporary_path(f"{os.path.realpath(path)}.bak")):
+    """Remove what a killed process had begun to write in the place of a file, of its backup, or into its folder."""
+    real = os.path.realpath(path)
+    staging = staging_path(os.path.dirname(real))
+    for left in (temporary_path(path), temporary_path(f"{real}.bak"), staging):
         if os.path.lexists(left):
             from ckpt_cli.files.replace import remove_unlocked
 
             remove_unlocked(left)
+            if left == staging and not os.path.lexists(staging):
+                _remove_staged(os.path.dirname(real))
+
+
+def _remove_staged(folder: str) -> None:
+    """Remove files that a killed conversion had moved from its staging folder to their temporary names."""
+    from ckpt_cli.files.replace import remove_unlocked
+
+    names = os.listdir(folder)
+    if not any(map(is_journal, names)):  # else they may be what an interrupted edit is finished from
+        for name in filter(is_temporary, names):
+            remove_unlocked(os.path.join(folder, name))

@@ -13,15 +13,15 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError
 from ckpt_cli.files.hidden import journal_path
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.locks import PATIENCE, is_own, pauses, try_share
 
-_STILL = 0.2
-"""Seconds for which a file that a writer has locked must stay as it is before it is read all the same."""
+_STILL, _STILL_HELD = 0.2, 5.0
+"""Seconds for which a file that a writer has locked must stay as it is before it is read all the same; the second
+where its lock would be held to the end."""
 
 _TICK = 20_000_000
 """Nanoseconds that two changes may be apart and have one time of change, at most."""
@@ -61,7 +61,7 @@ def share(file: LocalFile) -> bool:
         now = os.fstat(file.fd)
         if (now.st_size, now.st_mtime_ns) != (state.st_size, state.st_mtime_ns) or has_journal(file.path):
             state, since = now, time.monotonic()
-        elif time.monotonic() - since > _STILL:
+        elif time.monotonic() - since > (_STILL_HELD if _held else _STILL):
             return False
     raise BusyError("another process is writing it; try again when it is done", path=file.path)
 
@@ -84,25 +84,16 @@ def has_journal(path: str) -> bool:
 def release(file: LocalFile, *, locked: bool) -> None:
     """Let writers change a file whose document was read, and note from then on whether values are read from it.
 
-    A file that changed just now stays locked until the first read: a change within the same tick of the file system's
-    clock could not be seen later.
+    A file that changed just now stays locked for a moment: a change within the same tick of the file system's clock
+    could not be seen later.
     """
     file.on_read = file.note_read
     if not locked or _held:
         return
-    if _is_fresh(file):
-        file.on_read = partial(_release_later, file)
-    else:
-        fcntl.flock(file.fd, fcntl.LOCK_UN)
-
-
-def _release_later(file: LocalFile) -> None:
-    """Wait until a later change will be seen, then release the file's lock."""
     end = time.monotonic() + _TICK / 1e9
     while _is_fresh(file) and time.monotonic() < end:
-        time.sleep(0.001)
+        time.sleep(0.0005)
     fcntl.flock(file.fd, fcntl.LOCK_UN)
-    file.note_read()
 
 
 def _is_fresh(file: LocalFile) -> bool:
@@ -125,6 +116,14 @@ def require_unchanged(files: Iterable[LocalFile]) -> None:
     for file in files:
         if file.has_changed():
             raise ChangedError(file.path)
+
+
+def settle(files: Sequence[LocalFile]) -> None:
+    """Raise ChangedError where a file that values were read from changed; what it does later says nothing of these."""
+    require_unchanged(file for file in files if file.was_read)
+    for file in files:
+        if file.was_read:
+            file.was_read, file.on_read = False, file.note_read
 
 
 @contextmanager

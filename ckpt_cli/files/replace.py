@@ -103,16 +103,17 @@ def _gone_when_interrupted(path: str) -> Iterator[None]:
 
 
 def remove_unlocked(path: str) -> None:
-    """Remove a temporary file of ours, or an empty folder, unless a living process is writing it."""
+    """Remove a temporary file or folder of ours, unless a living process is writing it."""
     with suppress(OSError, CkptError):
+        if os.lstat(path).st_uid != os.geteuid():
+            return
         if not os.path.isdir(path):
-            if os.lstat(path).st_uid == os.geteuid():
-                unlink_unlocked(path)
+            unlink_unlocked(path)
             return
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if try_lock(fd):
-                os.rmdir(path)
+                _remove_folder(path)
         finally:
             os.close(fd)
 

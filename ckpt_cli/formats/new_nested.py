@@ -35,24 +35,17 @@ class Nested:
             for reference in storage_references(node):
                 storages[id(reference)] = maker.storages[int(reference.pid[2])]  # type: ignore[index]  # as it was made
         contents = dict(outgoing.contents)
-        self._data = bytearray()
+        pickles = bytearray()
         for value in outgoing.values:
-            self._shift_strings(value)
+            _join(value, pickles)
             nodes[value.name] = value.root
             storages |= value.storages
             contents |= value.contents
+        self._data = bytes(pickles)
         self._root = nest((name, path, nodes[name]) for name, path in outgoing.paths.items())
         self._storages = number_storages(self._root, storages)
         self.outgoing = replace(outgoing, contents=contents)
         """What is written, with the bytes of all storages."""
-
-    def _shift_strings(self, value: SavedValue) -> None:
-        """Make the long strings of a value's pickle ones of all these pickles in a row."""
-        long = [node for node in nodes_of(value.root) if isinstance(node, Inline)]
-        for node in long:
-            object.__setattr__(node, "offset", node.offset + len(self._data))
-        if long:
-            self._data += value.data
 
     @property
     def nbytes(self) -> int:
@@ -65,7 +58,7 @@ class Nested:
 
     def _write(self, target: LocalFile | None, progress: Progress) -> int:
         out = self.outgoing
-        return write_saved(self._root, self._storages, out, target, progress, prefix=out.stem, data=bytes(self._data))
+        return write_saved(self._root, self._storages, out, target, progress, prefix=out.stem, data=self._data)
 
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""
@@ -79,9 +72,18 @@ class Nested:
                     raise MalformedError("it is not a torch zip file")
                 records = container.records
                 data = records.read(f"{prefix_of(records)}data.pkl", limits.PICKLE_INFLATED)
-                if not same_graphs(self._root, bytes(self._data), graph.root, data):
+                if not same_graphs(self._root, self._data, graph.root, data):
                     fault = "its pickle is another one"
         except FormatError as error:
             fault = error.problem
         if fault:
             raise CkptError(f"the new file did not read back as it should, so nothing was replaced: {fault}")
+
+
+def _join(value: SavedValue, pickles: bytearray) -> None:
+    """Add the pickle of a value to others, where it has long strings, and have these counted from the first byte."""
+    long = [node for node in nodes_of(value.root) if isinstance(node, Inline)]
+    for node in long:
+        object.__setattr__(node, "offset", node.offset + len(pickles))
+    if long:
+        pickles += value.data

@@ -13,14 +13,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
-from ckpt_cli.errors import FormatError, LimitError, TruncatedError, about
+from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError, about
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.formats.npy import ENTRY, HEAD, MAGIC, NAME, PICKLED, Header, header_size, parse_header
 from ckpt_cli.formats.npy_preface import preface_size
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.model import Checkpoint, Entry, Storage
+
+if TYPE_CHECKING:
+    from ckpt_cli.pickles.graph import Graph
+_KEPT = 1000
+"""Headers that are kept with what they say: most arrays of a model have one that another has, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,8 @@ class _Array:
     """The byte of the file that is the first of its header."""
     end: int | None
     """The byte after its last element; None for elements of which the header does not say how long they are."""
+    graph: Graph | None = None
+    """The pickle of an array with objects in it, where it can be read."""
 
     @property
     def first(self) -> int:
@@ -49,11 +58,9 @@ def read(file: LocalFile) -> Checkpoint:
     with about(file.path):
         preface = preface_size(file)
         arrays = list(_arrays(file, preface))
-        for number, array in enumerate(arrays):
-            name = str(number) if len(arrays) > 1 else ENTRY
-            nbytes = array.end - array.first if array.end is not None else 0
-            storage = container.add(Storage(name, nbytes), array.first)
-            entries.append(array.header.entry(name, storage))
+        names = list(map(str, range(len(arrays)))) if len(arrays) > 1 else [ENTRY]
+        for name, array in zip(names, arrays, strict=True):
+            entries += _entries(name, array, container)
         metadata = _hyperparameters(file.read(0, preface))
     return Checkpoint(
         path=file.path,
@@ -62,25 +69,38 @@ def read(file: LocalFile) -> Checkpoint:
         container=container,
         version=_version(arrays),
         metadata=metadata or {},
-        top_level=[entry.name for entry in entries],
+        top_level=names,
         notes=[f"{preface} bytes of text before the first array that are not JSON"] if metadata is None else [],
         unread=_unread(file, arrays[-1]),
     )
 
 
+def _entries(name: str, array: _Array, container: PlainFile) -> list[Entry]:
+    """An array, or what is in one of objects."""
+    if array.graph is not None:
+        from ckpt_cli.formats.npy_objects import object_entries
+        from ckpt_cli.pickles.embedded import Place
+
+        return object_entries(name, array.header, array.graph, Place(array.first))
+    nbytes = array.end - array.first if array.end is not None else 0
+    return [array.header.entry(name, container.add(Storage(name, nbytes), array.first))]
+
+
 def _arrays(file: LocalFile, begin: int) -> Iterator[_Array]:
     """The arrays in their order, up to what is not an array."""
     text = pickles = number = 0
+    parse = lru_cache(_KEPT)(parse_header)
     while begin + len(MAGIC) <= file.size or not number:
         if number and file.read(begin, len(MAGIC)) != MAGIC:
             return
         try:
-            header = _header(file, begin)
+            header = parse(_header(file, begin), ENTRY)
             text += header.nbytes
             pickles += header.itemsize == PICKLED
             if number >= limits.NPY_ARRAYS or text > limits.NPY_HEADERS or pickles > limits.SAVES:
                 raise LimitError(f"over {number} arrays stand one after another in it, far more than can be listed")
-            array = _Array(header, begin, _end(file, header, begin))
+            graph = _pickle(file, begin + header.nbytes) if header.itemsize == PICKLED else None
+            array = _Array(header, begin, _end(file, header, begin, graph), graph)
         except FormatError as error:
             if number and not isinstance(error, LimitError):
                 raise type(error)(f"array {number}, which begins at byte {begin}: {error.problem}") from None
@@ -91,26 +111,31 @@ def _arrays(file: LocalFile, begin: int) -> Iterator[_Array]:
         begin, number = array.end, number + 1
 
 
-def _header(file: LocalFile, begin: int) -> Header:
+def _header(file: LocalFile, begin: int) -> bytes:
     left = file.size - begin
     size = header_size(file.read(begin, HEAD)) if left >= HEAD else HEAD
     if left < size:
         raise TruncatedError(f"a numpy array's header is cut short: the file has {file.size} bytes")
-    return parse_header(file.read(begin, size), ENTRY)
+    return file.read(begin, size)
 
 
-def _end(file: LocalFile, header: Header, begin: int) -> int | None:
+def _pickle(file: LocalFile, first: int) -> Graph | None:
+    """The pickle that an array's objects are; None for what is no pickle, whose end is not known then."""
+    from ckpt_cli.pickles.saves import pickle_at
+
+    try:
+        return pickle_at(file, first)
+    except MalformedError:
+        return None
+
+
+def _end(file: LocalFile, header: Header, begin: int, graph: Graph | None) -> int | None:
     """The byte after an array's elements; None where only numpy could say it."""
     first = begin + header.nbytes
-    if header.itemsize is None:
+    if header.itemsize == PICKLED and graph is not None:
+        return first + graph.nbytes
+    if header.itemsize in (None, PICKLED):
         return None
-    if header.itemsize == PICKLED:
-        from ckpt_cli.pickles.saves import pickle_at
-
-        try:
-            return first + pickle_at(file, first).nbytes
-        except FormatError:  # it is listed all the same, as what it holds is not opened here
-            return None
     end = first + header.nbytes_of_elements
     if end > file.size:
         raise TruncatedError(f"the array needs bytes {first}–{end}, the file has {file.size}")

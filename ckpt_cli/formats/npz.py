@@ -10,9 +10,10 @@ from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile
-from ckpt_cli.formats.npy import HEAD, PICKLED, header_size, parse_header
+from ckpt_cli.formats.npy import HEAD, PICKLED, Header, header_size, parse_header
 from ckpt_cli.formats.zip_records import DEFLATED, Record, ZipRecords
 from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Value
+from ckpt_cli.pickles.embedded import Embedded
 
 if TYPE_CHECKING:
     from ckpt_cli.files.overlay import Overlay
@@ -40,12 +41,16 @@ class Npz:
         self._places: dict[str, _Place] = {}
         self._longer: dict[str, int] = {}
         """Bytes that records have after their arrays."""
+        self._closed: list[str] = []
+        """Arrays of objects whose pickles cannot be read."""
+        self._inflated = 0
+        """Bytes of arrays of objects that were inflated."""
 
-    def entry(self, record: Record) -> Entry:
-        """The array in a record, or what stands there in the place of one."""
+    def entries(self, record: Record) -> list[Entry]:
+        """The array in a record, what is in one of objects, or what stands there in the place of one."""
         name = record.name.removesuffix(_SUFFIX)
         if name == record.name:
-            return Value(name, Opaque(f"<record of {record.nbytes} bytes>"))
+            return [Value(name, Opaque(f"<record of {record.nbytes} bytes>"))]
         if record.nbytes < HEAD:
             raise MalformedError(f"record {record.name!r} has {record.nbytes} bytes, too few for an array")
         size = header_size(self._head(record, HEAD))
@@ -59,15 +64,43 @@ class Npz:
                 raise MalformedError(f"array {name!r} needs {needed} bytes, its record has {rest} after the header")
             self._longer[record.name] = rest - needed
         self._places[record.name] = _Place(record, size)
-        return entry
+        return [entry] if header.itemsize != PICKLED else self._objects(record, name, header)
+
+    def _objects(self, record: Record, name: str, header: Header) -> list[Entry]:
+        """What is in an array of objects; the array itself where its pickle is not one that can be read."""
+        from ckpt_cli.formats.npy_objects import object_entries
+        from ckpt_cli.pickles.embedded import Place
+        from ckpt_cli.pickles.reader import read_pickle
+
+        size = record.nbytes - header.nbytes
+        if record.method == DEFLATED:
+            self._inflated += record.nbytes
+            if self._inflated > limits.PICKLE_INFLATED:
+                raise LimitError(f"its arrays of objects would inflate to over {limits.PICKLE_INFLATED} bytes")
+            begin, content = None, memoryview(self.records.inflate(record, header.nbytes, size))
+        else:
+            begin = self.records.data_offset(record) + header.nbytes
+            content = self.files[0].view(begin, size)
+        try:
+            graph = read_pickle(content)
+        except MalformedError:
+            self._closed.append(name)
+            return [header.entry(name, Storage(record.name, size))]
+        if graph.nbytes < size:
+            self._longer[record.name] = size - graph.nbytes
+        return object_entries(name, header, graph, Place(begin))
 
     def unread(self) -> list[str]:
         """What the records have beyond their arrays, in words."""
-        if not self._longer:
-            return []
-        nbytes, first = sum(self._longer.values()), next(iter(self._longer))
-        some = f"record {first!r}" if len(self._longer) == 1 else f"{len(self._longer)} records such as {first!r}"
-        return [f"{nbytes} bytes after the array in {some}, where numpy reads one array"]
+        found = []
+        if self._longer:
+            nbytes, first = sum(self._longer.values()), next(iter(self._longer))
+            some = f"record {first!r}" if len(self._longer) == 1 else f"{len(self._longer)} records such as {first!r}"
+            found.append(f"{nbytes} bytes after the array in {some}, where numpy reads one array")
+        if self._closed:
+            some = "" if len(self._closed) == 1 else f" and {len(self._closed) - 1} more"
+            found.append(f"the objects of array {self._closed[0]!r}{some}, whose pickle cannot be read")
+        return found
 
     def _head(self, record: Record, nbytes: int) -> bytes:
         if record.method == DEFLATED:
@@ -76,6 +109,8 @@ class Npz:
 
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
         """Bytes of a storage; those of a deflated record are inflated up to the range's end."""
+        if isinstance(storage, Embedded):
+            return storage.view(offset, nbytes)
         place = self._places[storage.key]
         if place.record.method == DEFLATED:
             return memoryview(self.records.inflate(place.record, place.begin + offset, nbytes))
@@ -83,6 +118,8 @@ class Npz:
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a storage stands plainly."""
+        if isinstance(storage, Embedded):
+            return storage.extents(offset, nbytes)
         place = self._places[storage.key]
         if place.record.method == DEFLATED:
             raise UnsupportedError(
@@ -107,13 +144,14 @@ def read(file: LocalFile) -> Checkpoint:
         container = Npz(file)
         if len(container.records.by_name) > limits.NPZ_ARRAYS:
             raise LimitError(f"{len(container.records.by_name)} arrays in one file")
-        entries = [container.entry(record) for record in container.records.by_name.values()]
+        names = [record.name.removesuffix(_SUFFIX) for record in container.records.by_name.values()]
+        entries = [entry for record in container.records.by_name.values() for entry in container.entries(record)]
     return Checkpoint(
         path=file.path,
         format=NAME,
         entries=entries,
         container=container,
         version="numpy arrays in a zip file",
-        top_level=[entry.name for entry in entries],
+        top_level=names,
         unread=container.unread(),
     )

@@ -188,7 +188,8 @@ class Rewriting:
             raise UnsupportedError(
                 f"a safetensors file holds tensors and strings only, so {name!r} cannot be set",
                 path=checkpoint.path,
-                hint=f"ckpt meta {checkpoint.path} {name}=… sets a string of its metadata",
+                hint=f"ckpt meta {checkpoint.path} {name}=… sets a string of its metadata; "
+                "--dtype makes a tensor of numbers",
             )
         self._container = container
         self._files = container.files

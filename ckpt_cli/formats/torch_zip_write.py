@@ -20,7 +20,7 @@ from ckpt_cli.formats.torch_zip_head import LONGEST, ROOM, replace_pickle
 from ckpt_cli.formats.zip_records import STORED, Record
 from ckpt_cli.formats.zip_storages import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip_writer import ALIGNMENT, ZipWriter
-from ckpt_cli.model import Checkpoint, Storage
+from ckpt_cli.model import Checkpoint, Storage, Tensor
 from ckpt_cli.pickles.edited import EditedPickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.retarget import rekey
@@ -40,9 +40,10 @@ class Rewriting:
         self._prefix = prefix_of(self._records)
         self._source = container.files[0]
         finder = SavedPickle(container, self._records, self._prefix)
-        if changes.new_tensors and finder.big_endian:
+        made = (*changes.tensors.values(), *changes.new_tensors.values())
+        if finder.big_endian and any(_is_swapped(tensor, changes) for tensor in made):
             raise UnsupportedError(
-                "a file in big-endian order gets no new tensors",
+                "the file is big-endian, and its new values would be little-endian",
                 path=checkpoint.path,
                 hint=f"ckpt convert {checkpoint.path} OUT.pt writes it in the usual order",
             )
@@ -126,7 +127,7 @@ class Rewriting:
         return number if number and not number & (number - 1) else ALIGNMENT
 
     def _write_storages(self, writer: ZipWriter, prefix: str, progress: Progress) -> None:
-        """The storages that are referred to, then the records that never were, which nobody asked to lose."""
+        """The storages that are referred to, then the records that never were, unless the edit is to save room."""
         for number, storage in enumerate(self._storages):
             content = self._contents.get(id(storage))
             if content is None or content.origin is not None:
@@ -134,6 +135,8 @@ class Rewriting:
                 self._copy(writer, f"{prefix}{number}", record, progress)
             else:
                 _write_content(writer, f"{prefix}{number}", content, self._source, progress)
+        if self._changes.anew:
+            return
         number = len(self._storages)
         for name, record in self._records.by_name.items():
             if name.startswith(prefix) and name.removeprefix(prefix) not in self._edited.old_keys:
@@ -156,6 +159,13 @@ class Rewriting:
                 write(bytes(self._records.inflate(record, begin, min(_PIECE, record.nbytes - begin))))
 
         writer.stream(name, record.nbytes, inflate)
+
+
+def _is_swapped(tensor: Tensor, changes: Changes) -> bool:
+    """True where new bytes are little-endian and torch would swap them, as it does of typed storages."""
+    is_new = id(tensor.storage) in changes.contents and not tensor.big_endian
+    swaps = tensor.dtype.storage is not None and tensor.dtype.bits > 8
+    return (is_new and swaps) or any(_is_swapped(part, changes) for part in tensor.parts)
 
 
 def _write_content(writer: ZipWriter, name: str, content: Content, source: LocalFile, progress: Progress) -> None:

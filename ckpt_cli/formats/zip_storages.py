@@ -11,6 +11,7 @@ from ckpt_cli.files.extents import Extent
 from ckpt_cli.files.local import LocalFile, Window
 from ckpt_cli.formats.zip_records import DEFLATED, Record, ZipRecords
 from ckpt_cli.model import Storage
+from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.embedded import Embedded, Place
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.reader import read_pickle
@@ -144,6 +145,19 @@ class SavedPickle:
                 f"storage {key!r} should have {nbytes} bytes, its record has {record.nbytes}", path=self._storages.path
             )
         return self._storages.storage(self._label + key, self.records, record, nbytes, location)
+
+
+def unreferenced_records(container: object, graph: object) -> dict[str, int]:
+    """The storages of a torch zip file that its pickle does not refer to, by their keys, with their bytes."""
+    if not isinstance(container, ZipStorages) or not isinstance(graph, Graph):
+        return {}
+    folder = f"{prefix_of(container.records)}data/"
+    names = container.records.by_name
+    found = {name[len(folder) :]: record.nbytes for name, record in names.items() if name.startswith(folder)}
+    for node in graph.persistent:
+        if found and isinstance(node.pid, tuple) and len(node.pid) >= 5:
+            found.pop(text_of(node.pid[2]) or "", None)
+    return found
 
 
 def prefix_of(records: ZipRecords) -> str:

@@ -75,7 +75,7 @@ def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
     is_model = isinstance(checkpoint.container, ShardSet) or any(
         os.path.isfile(os.path.join(folder, name)) for name in _CONFIGS
     )
-    if not is_model:
+    if not is_model or (os.path.isdir(output) and os.path.samefile(folder, output)):
         return None
     own = {os.path.basename(file.path) for file in checkpoint.container.files}
     there = set(os.listdir(output)) if os.path.isdir(output) else set()

@@ -15,8 +15,8 @@ from ckpt_cli.ops.names import close_names, select_to_edit
 from ckpt_cli.ops.packing import Casting, cast_storage
 from ckpt_cli.ops.quantization import groups_text, quantized_groups
 from ckpt_cli.ops.rewrite import Planned
-from ckpt_cli.ops.shared import all_strided, by_storage
-from ckpt_cli.ops.storages import is_array, is_composed, moved
+from ckpt_cli.ops.shared import all_strided, by_storage, is_array
+from ckpt_cli.ops.storages import is_composed, moved
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

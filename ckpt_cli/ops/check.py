@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
-from ckpt_cli.errors import ChangedError, FormatError, LimitError, UnknownFormatError
+from ckpt_cli.errors import ChangedError, CkptError, FormatError, LimitError, UnknownFormatError
 from ckpt_cli.files.local import LocalFile
 from ckpt_cli.files.opening import Opener
 from ckpt_cli.files.reading import Identity, identity_at
@@ -77,7 +77,11 @@ def check(path: str, executor: Executor | None = None, told: Told = lambda _, __
     report = Report(path, deep=executor is not None)
     with ExitStack() as opened:
         worker = _Worker(report, opened)
-        worker.path(path, executor, told)
+        try:
+            worker.path(path, executor, told)
+        except (CkptError, OSError):
+            worker.require_unchanged()
+            raise
         worker.require_unchanged()
     report.findings.sort(key=lambda finding: _ORDER[finding.severity])
     return report

@@ -69,6 +69,7 @@ class LeftOut:
 
     name: str
     why: str
+    is_tensor: bool = False
 
 
 @dataclass(frozen=True, slots=True)

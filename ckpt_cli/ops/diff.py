@@ -200,6 +200,8 @@ class _Comparison:
         else:
             pair = self._pair(a, b)
             self._changed.append(lambda: _change(name, a, b, pair.found))
+            if a.attributes or b.attributes:
+                self._parts(name, replace(a, parts=a.attributes), replace(b, parts=b.attributes))
 
     def _parts(self, name: str, a: Tensor, b: Tensor) -> None:
         """Compare what tensors are made of, or what is told of those that have no values."""

@@ -66,6 +66,8 @@ class Edit:
     """What became of the files beside a model's weights, where a new folder was written."""
     other_names: int = 0
     """Further names (hard links) of files that were replaced by new ones: they keep the old files."""
+    remaining: tuple[str, ...] = ()
+    """Names that still have the bytes of what was taken out."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backup", self.backups[0] if self.backups else None)

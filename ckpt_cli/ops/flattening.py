@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError
@@ -15,7 +15,7 @@ from ckpt_cli.formats.targets import Target
 from ckpt_cli.model import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.conversion import CLONE, NOT_STATE, LeftOut, Plan, Wishes, Written, some_of, stem_of
 from ckpt_cli.ops.packing import Casting, pack_plain, pack_whole
-from ckpt_cli.ops.shared import Comparisons, by_storage, partly_shared, tie_groups
+from ckpt_cli.ops.shared import Companions, Comparisons, by_storage, partly_shared, tie_groups
 from ckpt_cli.ops.versions import Versions, has_versions, versions_of
 from ckpt_cli.outgoing import Outgoing
 
@@ -72,12 +72,14 @@ def flatten(
     fits: list[Tensor] = []
     lost: list[LeftOut] = []
     aside: list[LeftOut] = []
+    aliases = _aliases(entries)
     for entry, why in _judged(entries, names, target, writer, wishes.dtype):
+        why = why or aliases.get(entry.name)
         if why is None and isinstance(entry, Tensor):
             fits.append(replace(entry, name=entry.name[len(prefix) :]))
         else:
-            wanted = names is None or entry.name in names
-            (lost if wanted else aside).append(LeftOut(entry.name, why or ""))
+            wanted = (names is None or entry.name in names) and entry.name not in aliases
+            (lost if wanted else aside).append(LeftOut(entry.name, why or "", isinstance(entry, Tensor)))
     if names is not None:
         order = {name[len(prefix) :]: place for place, name in enumerate(names)}
         fits.sort(key=lambda tensor: order[tensor.name])
@@ -87,7 +89,7 @@ def flatten(
     if not target.keeps_metadata:
         lost += [LeftOut(key, "metadata") for key in metadata if key != "format"]
         metadata = {}
-    _refuse_lost(checkpoint, lost, fits, target, wishes)
+    _refuse_lost(checkpoint, lost, aside, fits, target, wishes)
     _refuse_names(fits)
     casting = Casting(wishes.dtype, Losses(), wishes.executor)
     tied = target.keeps_ties and wishes.shared != CLONE
@@ -122,11 +124,23 @@ def flatten(
         casting.losses,
         flat.measured,
         contents,
-        (*lost, *aside),
-        apart,
-        tuple(not_kept_of(checkpoint, fits, target, wishes.select, kept=kept is not None, detached=detached)),
-        tuple(added),
+        left_out=(*lost, *aside),
+        separated=apart,
+        not_kept=tuple(not_kept_of(checkpoint, fits, target, wishes.select, kept=kept is not None, detached=detached)),
+        added=tuple(added),
     )
+
+
+def _aliases(entries: Sequence[Entry]) -> dict[str, str]:
+    """What objects have under a further name that they keep to themselves, each with why it does not come along."""
+    tensors = [entry for entry in entries if isinstance(entry, Tensor)]
+    companions = Companions(tensors)
+    found: dict[str, str] = {}
+    for tensor in tensors:
+        public = [each for each in companions.of(tensor) if each.holder is None] if tensor.holder is not None else []
+        if public:
+            found[tensor.name] = f"the same tensor as {public[0].name}"
+    return found
 
 
 def _judged(
@@ -156,17 +170,39 @@ def why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) ->
 
 
 def _refuse_lost(
-    checkpoint: Checkpoint, lost: Sequence[LeftOut], fits: Sequence[Tensor], target: Target, wishes: Wishes
+    checkpoint: Checkpoint,
+    lost: Sequence[LeftOut],
+    aside: Sequence[LeftOut],
+    fits: Sequence[Tensor],
+    target: Target,
+    wishes: Wishes,
 ) -> None:
-    """Raise where something would be lost that nobody allowed, or where nothing would be left."""
+    """Raise where something would be lost that nobody allowed, or where no tensor would be written."""
     if lost and not wishes.tensors_only:
         raise RefusedError(
             f"{len(lost)} of its entries cannot come along into {target.what}",
             details=some_of([f"{item.name}: {item.why}" for item in lost]),
             hint=_hint(checkpoint, lost, wishes),
         )
-    if not fits and lost:
-        raise RefusedError(f"none of its entries can come along into {target.what}")
+    if not fits:
+        _refuse_empty(checkpoint, [*lost, *aside], target, wishes)
+
+
+def _refuse_empty(checkpoint: Checkpoint, left_out: Sequence[LeftOut], target: Target, wishes: Wishes) -> NoReturn:
+    """Raise for a file that would have no tensor in it."""
+    tensors = {tensor.name for tensor in checkpoint.tensors}
+    listed = [f"{item.name}: {item.why}" for item in left_out if item.name in tensors]
+    where = f" below {wishes.select!r}" if wishes.select else ""
+    if not listed:
+        raise RefusedError(
+            f"there is no tensor{where} that could be written to {target.what}",
+            hint="ckpt ls -a FILE lists all entries",
+        )
+    raise RefusedError(
+        f"none of the {len(listed)} tensors{where} can be written to {target.what}",
+        details=some_of(listed),
+        hint="ckpt ls -l FILE shows what they are",
+    )
 
 
 def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], wishes: Wishes) -> str:
@@ -253,6 +289,9 @@ def not_kept_of(
     trained = sum(tensor.requires_grad for tensor in tensors)
     if trained and (detached or not target.keeps_requires_grad):
         yield f"requires_grad of {trained:,} {'tensor' if trained == 1 else 'tensors'}"
+    keepers = sum(bool(tensor.attributes) for tensor in tensors)
+    if keepers:
+        yield f"tensors among the attributes of {keepers:,} {'tensor' if keepers == 1 else 'tensors'}"
     devices = sorted({tensor.device for tensor in tensors} - {"cpu"})
     if devices and not target.keeps_views:
         yield f"devices ({', '.join(devices)})"

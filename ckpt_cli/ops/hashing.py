@@ -7,8 +7,8 @@ ties. With H the hash function, a tensor's digest is
 
 where the pieces are 4 MiB each (the last one less) of its elements in row-major order, little-endian; so the pieces of
 one huge tensor are hashed side by side. What is no plain array has more in its list: a quantized tensor its quantizer,
-one that is made of others its layout, shape and the digests of its parts. The checkpoint's digest is
-H(json.dumps({name: digest}, sort_keys=True)).
+one that is made of others its layout, shape and the digests of its parts; of one that has others as attributes the
+digest is that of its own and a map of theirs. The checkpoint's digest is H(json.dumps({name: digest}, sort_keys=True)).
 """
 
 from __future__ import annotations
@@ -146,10 +146,11 @@ class _Hasher:
 
     def add(self, tensor: Tensor) -> None:
         """Ask for the bytes of a tensor, or of its parts."""
+        for part in tensor.attributes if tensor.storage is not None else tensor.parts:
+            self.add(part)
         if tensor.storage is None:
-            for part in tensor.parts:
-                self.add(part)
-        elif (key := self._key(tensor)) not in self._subjects:
+            return
+        if (key := self._key(tensor)) not in self._subjects:
             region = Region.of(tensor)
             self._work.add_parts(tensor)
             self._work.add(tensor, region)
@@ -193,7 +194,9 @@ class _Hasher:
     def _digest(self, tensor: Tensor) -> str:
         if tensor.storage is not None:
             subject = self._subjects[self._key(tensor)]
-            return _hex(self._new, subject.head + b"".join(subject.pieces))
+            found = _hex(self._new, subject.head + b"".join(subject.pieces))
+            attributes = {part.name: self.digest(part) for part in tensor.attributes}
+            return _hex(self._new, json.dumps([found, attributes], sort_keys=True).encode()) if attributes else found
         facts: list[object] = [tensor.layout, tensor.shape]
         facts.append({part.name: self.digest(part) for part in tensor.parts} if tensor.parts else tensor.dtype.name)
         return _hex(self._new, json.dumps(facts, sort_keys=True).encode())

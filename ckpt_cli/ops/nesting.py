@@ -275,8 +275,8 @@ class _Traversal:
             yield key_text(key), value
 
     def _tensor(self, name: str, node: object) -> Tensor | None:
-        """The tensor that a node is; an array of numpy's is a value to torch."""
-        tensor = self._rebuilder.tensor(name, node)
+        """The tensor that a node is; an array of numpy's, or a storage by itself, is a value to torch."""
+        tensor = self._rebuilder.tensor(name, node) if isinstance(node, Call) else None
         return None if tensor is None or tensor.layout == "array" else tensor
 
     def _add(self, path: Path, node: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from math import prod
 from typing import TYPE_CHECKING
 
 from ckpt_cli.changes import Content, Write
@@ -13,13 +14,16 @@ from ckpt_cli.model import Checkpoint, Entry, Opaque, Storage, Tensor, Value, co
 from ckpt_cli.ops.cast import dtype_named
 
 if TYPE_CHECKING:
-    from ckpt_cli.arrays.casting import Array
+    from ckpt_cli.arrays.codec import Array, Codec
 
 Made = tuple[Tensor, Content]
 """A new tensor, alone in its storage, and the bytes of that."""
 
 _PIECE = 8 << 20
 """Bytes of a file that are read at a time."""
+
+_COLUMNS = 64 << 20
+"""Bytes of rows that are read together of an array in Fortran's order, as each column is read once for them."""
 
 _CATEGORIES = ("int", "bool", "complex")
 """What a new tensor's dtype may be beside what `cast` takes."""
@@ -155,18 +159,52 @@ def _end(file: Checkpoint, storage: Storage) -> int:
 
 
 def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: bool) -> Iterator[bytes | memoryview]:
-    """The elements in row-major order as they are to be stored, a bounded piece at a time."""
+    """Yield the elements in row-major order as they are to be stored, a bounded piece at a time."""
+    from ckpt_cli.arrays.codec import Codec, little_endian
     from ckpt_cli.ops.packing import elements
 
-    if dtype is array.dtype:
+    by_columns = _is_by_columns(array)
+    if dtype is array.dtype and not by_columns:
         yield from elements(file, array, _PIECE)
         return
-    from ckpt_cli.arrays.codec import Codec, stored_of
+    codec, encode = Codec(array), _encoder(name, dtype, cast=cast)
+    for stored in (_rows_of_columns if by_columns else _rows)(file, array, codec):
+        yield little_endian(array, stored.tobytes()) if dtype is array.dtype else encode(codec.decode(stored))
+
+
+def _rows(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
+    """Yield stored elements in row-major order."""
+    from ckpt_cli.arrays.codec import stored_of
     from ckpt_cli.arrays.regions import Region
     from ckpt_cli.arrays.sharing import row_pieces
 
-    codec, region, encode = Codec(array), Region.of(array), _encoder(name, dtype, cast=cast)
+    region = Region.of(array)
     for part in row_pieces(region, _PIECE // array.dtype.itemsize):
-        yield encode(codec.decode(stored_of(file, array, codec, region.at(part))))
+        yield stored_of(file, array, codec, region.at(part))
         for opened in file.container.files:
             opened.forget()
+
+
+def _is_by_columns(array: Tensor) -> bool:
+    """True for an array in Fortran's order, unless its rows are too long to be held."""
+    shape = array.shape or (1,)
+    return not array.is_contiguous and array.nbytes // shape[0] <= _COLUMNS
+
+
+def _rows_of_columns(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
+    """Yield rows of an array in Fortran's order; of each column only their part is read."""
+    import numpy as np
+
+    if array.shape is None or array.storage is None:
+        return
+    length, *others = array.shape
+    columns, size = prod(others), array.dtype.itemsize
+    source = file.container.files[0]
+    begin = file.container.extents(array.storage, 0, array.nbytes)[0].offset
+    most = max(_COLUMNS // (columns * size), 1)
+    for first in range(0, length, most):
+        nbytes = min(most, length - first) * size
+        room = memoryview(bytearray(columns * nbytes))
+        for column in range(columns):
+            source.read_into(room[column * nbytes : (column + 1) * nbytes], begin + (column * length + first) * size)
+        yield np.frombuffer(room, codec.stored).reshape(*others[::-1], nbytes // size).T

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
-from ckpt_cli.model import Checkpoint
+from ckpt_cli.model import Checkpoint, Tensor
 from ckpt_cli.ops.names import close_names, select_to_edit, split_index
 from ckpt_cli.ops.rewrite import Planned
 
@@ -17,7 +17,7 @@ def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
     if all(entry.name in chosen for entry in checkpoint.entries):
         raise RefusedError("nothing would be left", path=checkpoint.path)
     changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
-    return Planned(changes, "removed", _in_order(checkpoint, chosen))
+    return Planned(changes, "removed", _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes))
 
 
 def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
@@ -27,7 +27,20 @@ def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
     if not dropped:
         raise RefusedError("that keeps all of it", path=checkpoint.path)
     changes = Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
-    return Planned(changes, "kept", _in_order(checkpoint, chosen))
+    return Planned(changes, "kept", _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes))
+
+
+def _remaining(checkpoint: Checkpoint, changes: Changes) -> tuple[str, ...]:
+    """The names by which objects still have tensors that are taken out, as an LSTM has its weights in a list."""
+    below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
+    kept: list[Tensor] = []
+    gone: set[object] = set()
+    for tensor in checkpoint.tensors:
+        if tensor.name in changes.dropped or tensor.name.startswith(below):
+            gone.add(tensor.view)
+        elif tensor.holder is not None:
+            kept.append(tensor)
+    return tuple(tensor.name for tensor in kept if tensor.view is not None and tensor.view in gone)
 
 
 def plan_root(checkpoint: Checkpoint, prefix: str) -> Planned:

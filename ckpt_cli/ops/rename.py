@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.formats import rewriting
-from ckpt_cli.model import Checkpoint
+from ckpt_cli.model import Checkpoint, Entry
 from ckpt_cli.ops.names import close_names
 from ckpt_cli.ops.rename_hints import containers_of, rename_inside, strip_inside
 from ckpt_cli.ops.renamings import Renaming, Rule, by_map, in_turn, read_map
@@ -63,17 +63,45 @@ def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
     get the same name.
     """
     known = [entry.name for entry in checkpoint.entries]
-    reached = known
+    parts = [_parts(entry) for entry in checkpoint.entries]
     for number, step in enumerate(steps):
-        asking = _Asking(checkpoint, known, steps, number)
+        asking = _Asking(checkpoint, steps, number)
+        reached = _whole(parts)
         asking.require_there(reached)
-        after = [step.rename(name) for name in reached]
-        if after == reached:
+        parts = _after(parts, step.rename)
+        if reached == _whole(parts):
             raise asking.without_effect(reached)
-        reached = after
-    names = {old: new for old, new in zip(known, reached, strict=True) if new != old}
+    names = {old: new for old, new in zip(known, _whole(parts), strict=True) if new != old}
     _refuse_collisions(checkpoint, known, names)
     return Planned(Changes(names=names, rename=in_turn([step.rename for step in steps])), "renamed", tuple(names))
+
+
+_Part = tuple[str, str]
+"""The part of a name that can change, and the rest: what an object keeps to itself has the object's name."""
+
+
+def _parts(entry: Entry) -> _Part:
+    """The parts of an entry's name."""
+    at = len(entry.name) if entry.holder is None else len(entry.holder)
+    return entry.name[:at], entry.name[at:]
+
+
+def _whole(parts: Iterable[_Part]) -> list[str]:
+    """The names that the parts are of."""
+    return [head + rest for head, rest in parts]
+
+
+def _after(parts: Iterable[_Part], rename: Renaming) -> list[_Part]:
+    """The names after a step."""
+    return [_renamed(head, rest, rename) for head, rest in parts]
+
+
+def _renamed(head: str, rest: str, rename: Renaming) -> _Part:
+    """A name after a step; the rest follows the object that it hangs on."""
+    if not rest:
+        return rename(head), ""
+    dotted = rename(f"{head}.") if head else ""
+    return (dotted[:-1] if dotted.endswith(".") else head), rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +109,6 @@ class _Asking:
     """One step of a renaming, in what it is part of."""
 
     checkpoint: Checkpoint
-    known: Sequence[str]
-    """The names before the first step."""
     steps: Sequence[Step]
     number: int
 
@@ -125,10 +151,13 @@ class _Asking:
         """Carry out all steps with another one in the place of this, short of writing; the checkpoint is used up."""
         renamings = [step.rename for step in self.steps]
         renamings[self.number] = instead
-        rename = in_turn(renamings)
-        names = {name: new for name in self.known if (new := rename(name)) != name}
-        _refuse_collisions(self.checkpoint, self.known, names)
-        rewriting(self.checkpoint, Changes(names=names, rename=rename))
+        known = [entry.name for entry in self.checkpoint.entries]
+        parts = [_parts(entry) for entry in self.checkpoint.entries]
+        for rename in renamings:
+            parts = _after(parts, rename)
+        names = {old: new for old, new in zip(known, _whole(parts), strict=True) if new != old}
+        _refuse_collisions(self.checkpoint, known, names)
+        rewriting(self.checkpoint, Changes(names=names, rename=in_turn(renamings)))
 
 
 def is_name(text: str) -> bool:

@@ -47,6 +47,8 @@ class Planned:
     """Open files that the result is made from, which must not change until it is written."""
     placed: Mapping[str, str] = field(default_factory=dict)
     """In which files each key of metadata changes, where a checkpoint has several, in words."""
+    remaining: Sequence[str] = ()
+    """Names that still have the bytes of what was taken out."""
 
 
 Plan = Callable[[Checkpoint], Planned]
@@ -103,6 +105,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
             in_place=options.output is None,
             dry_run=options.dry_run,
             verb=planned.verb,
+            remaining=tuple(planned.remaining),
             patched=False,
             renamed=planned.changes.names,
             left=tuple(planned.left),

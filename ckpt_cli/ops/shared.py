@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ckpt_cli import limits
@@ -46,6 +46,32 @@ def tied_names(tensors: Iterable[Tensor]) -> dict[str, list[str]]:
     for group in tie_groups(tensors):
         found.update(dict.fromkeys(names := [tensor.name for tensor in group], names))
     return found
+
+
+class Companions:
+    """The further names that one object has for a tensor, such as an LSTM's `_flat_weights.0` for a parameter.
+
+    They are what the object computes with, so that no edit may separate them.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        tensors = list(tensors)
+        kept = {tensor.view for tensor in tensors if tensor.holder is not None and tensor.view is not None}
+        self._same: dict[object, list[Tensor]] = {}
+        for tensor in tensors if kept else ():
+            if tensor.view in kept:
+                self._same.setdefault(tensor.view, []).append(tensor)
+
+    def of(self, tensor: Tensor) -> list[Tensor]:
+        """Those of a tensor."""
+        same = self._same.get(tensor.view, ())
+        return [each for each in same if each is not tensor and (_keeps(each, tensor) or _keeps(tensor, each))]
+
+
+def _keeps(kept: Tensor, other: Tensor) -> bool:
+    """Whether an object keeps to itself a tensor that it has under another name as well."""
+    holder = kept.holder
+    return holder is not None and (not holder or other.name.startswith(f"{holder}."))
 
 
 def are_tied(a: Tensor, b: Tensor) -> bool:
@@ -122,6 +148,40 @@ def share_bytes(a: Tensor, b: Tensor) -> bool:
     from ckpt_cli.arrays.sharing import regions_meet
 
     return regions_meet(a, b)
+
+
+def is_array(view: Tensor) -> bool:
+    """Whether it is numpy's, whose bytes are a part of the pickle: those stay as they are."""
+    return view.python_type == "numpy.ndarray"
+
+
+def needed_nbytes(storage: Storage, views: Sequence[Tensor]) -> int:
+    """Bytes that a storage keeps when it is compacted: of one view its elements, of several the spans of all."""
+    if any(map(is_array, views)):
+        return storage.nbytes
+    distinct = {view.view: view for view in views if view.view is not None}
+    alone = next(iter(distinct.values())).nbytes if len(distinct) == 1 else storage.nbytes
+    if alone < storage.nbytes:
+        return alone
+    return min(sum(end - begin for begin, end, _ in blocks_of(views)), storage.nbytes)
+
+
+def blocks_of(views: Iterable[Tensor]) -> Iterator[tuple[int, int, int]]:
+    """The unions of the views' spans, as (begin, end, place in the new storage), each on a boundary of 16 bytes."""
+    at = 0
+    begin = end = -1
+    for first, last in sorted(view.span for view in views if view.numel):
+        first -= first % 16
+        if begin < 0:
+            begin, end = first, last
+        elif first <= end:
+            end = max(end, last)
+        else:
+            yield begin, min(end + -end % 16, first), at
+            at += min(end + -end % 16, first) - begin
+            begin, end = first, last
+    if begin >= 0:
+        yield begin, end, at
 
 
 def spans_used(views: Iterable[Tensor]) -> int:

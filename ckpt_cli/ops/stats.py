@@ -215,14 +215,14 @@ def _subject(checkpoint: Checkpoint, work: Work, tensor: Tensor, region: Region 
 
 
 def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
-    """The tensor itself, or those that it is made of, each set of parts once."""
+    """The tensor itself and those that it has as attributes, or those that it is made of, each set of parts once."""
     if not tensor.parts or tensor.storage is not None:
         yield tensor
-        return
-    view = tensor.view
-    if view is None or view not in seen:
+    parts = tensor.parts if tensor.storage is None else tensor.attributes
+    view = (tensor.view, tuple(id(part.storage) for part in parts)) if tensor.view is not None else None
+    if parts and (view is None or view not in seen):
         seen.add(view)
-        for part in tensor.parts:
+        for part in parts:
             yield from _with_values(replace(part, name=f"{tensor.name}.{part.name}"), seen)
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from ckpt_cli.arrays.regions import Region
 from ckpt_cli.changes import Changes, Content, Write
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.torch_zip_head import has_room
-from ckpt_cli.model import Checkpoint, Storage, Tensor, contiguous_stride
+from ckpt_cli.model import Checkpoint, Entry, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.names import select_to_edit
 from ckpt_cli.ops.rewrite import Planned
-from ckpt_cli.ops.shared import all_strided, are_tied, by_storage
+from ckpt_cli.ops.shared import Companions, all_strided, are_tied, blocks_of, by_storage, is_array, needed_nbytes
+from ckpt_cli.ops.waste import unreferenced
 from ckpt_cli.ops.work import Work
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""
-
-
-def is_array(view: Tensor) -> bool:
-    """Whether it is numpy's, whose bytes are a part of the pickle: those stay as they are."""
-    return view.python_type == "numpy.ndarray"
 
 
 def is_composed(tensor: Tensor) -> bool:
@@ -59,7 +55,8 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     first, *others = [_one_tensor(checkpoint, name) for name in names]
     if not others:
         raise UsageError("a tie takes two names at least")
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    companions = Companions(checkpoint.tensors)
     digest = None
     work = Work(checkpoint)
     for other in others:
@@ -81,13 +78,20 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
                     f"{first.name!r} and {other.name!r} have different values",
                     hint=f"--force gives {other.name} the values of {first.name}",
                 )
-        tensors[other.name] = replace(
-            other, storage=first.storage, storage_offset=first.storage_offset, stride=first.stride,
-            conj=first.conj, neg=first.neg, big_endian=first.big_endian,
-        )  # fmt: skip
+        tensors.update((each.name, _tied_to(first, each)) for each in (other, *companions.of(other)))
     if not tensors:
         raise RefusedError("they are tied already")
-    return Planned(Changes(tensors=tensors), "tied", (first.name, *tensors))
+    named = [other.name for other in others if other.name in tensors]
+    also = [name for name in tensors if name not in named]
+    return Planned(Changes(tensors=tensors), "tied", (first.name, *named), also)
+
+
+def _tied_to(first: Tensor, other: Tensor) -> Tensor:
+    """A tensor as another view of what the first one is."""
+    return replace(
+        other, storage=first.storage, storage_offset=first.storage_offset, stride=first.stride,
+        conj=first.conj, neg=first.neg, big_endian=first.big_endian,
+    )  # fmt: skip
 
 
 def _digest(checkpoint: Checkpoint, tensor: Tensor, work: Work) -> bytes:
@@ -108,25 +112,53 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     contents: dict[int, Content] = {}
     groups = (views for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1)
     shared = {view.name for views in groups for view in views if not is_array(view)}
+    companions = Companions(checkpoint.tensors)
+    also: list[str] = []
     for name in names:
         for selection in select_to_edit(checkpoint, name):
             tensor = selection.entry
             if selection.index is not None:
                 raise UsageError(f"{name!r} is a part of a tensor: a storage is one for all of it")
-            if not isinstance(tensor, Tensor) or tensor.storage is None or tensor.name not in shared:
-                if selection.exact and isinstance(tensor, Tensor) and tensor.parts:
-                    raise UnsupportedError(f"tensor {tensor.name!r} is made of others, which cannot be untied")
-                if selection.exact:
-                    raise RefusedError(f"{tensor.name!r} shares its bytes with no other name")
+            if isinstance(tensor, Tensor) and tensor.name in tensors:
                 continue
-            work.add(tensor, Region.of(tensor))
-            new, content = _own(checkpoint, tensor)
-            tensors[tensor.name] = new
-            if new.storage is not None:
-                contents[id(new.storage)] = content
+            together = companions.of(tensor) if isinstance(tensor, Tensor) else []
+            why_not = _why_not_untied(checkpoint, tensor, together, shared)
+            if why_not is None and isinstance(tensor, Tensor):
+                work.add(tensor, Region.of(tensor))
+                new, content = _own(checkpoint, tensor)
+                tensors[tensor.name] = new
+                for each in together:
+                    tensors[each.name] = replace(each, storage=new.storage, storage_offset=0, stride=new.stride)
+                    also.append(each.name)
+                if new.storage is not None:
+                    contents[id(new.storage)] = content
+            elif selection.exact and why_not is not None:
+                raise why_not
     if not tensors:
         raise RefusedError("nothing of it shares its bytes with another name")
-    return Planned(Changes(tensors=tensors, contents=contents), "untied", tuple(tensors))
+    named = tuple(name for name in tensors if name not in also)
+    return Planned(Changes(tensors=tensors, contents=contents), "untied", named, also)
+
+
+def _why_not_untied(
+    checkpoint: Checkpoint, tensor: Entry, together: Sequence[Tensor], shared: Collection[str]
+) -> CkptError | None:
+    """What is wrong with untying an entry; None where nothing is."""
+    if not isinstance(tensor, Tensor) or tensor.storage is None or tensor.name not in shared:
+        if isinstance(tensor, Tensor) and tensor.parts:
+            return UnsupportedError(f"tensor {tensor.name!r} is made of others, which cannot be untied")
+        return RefusedError(f"{tensor.name!r} shares its bytes with no other name")
+    if together and _is_alone(checkpoint, [tensor, *together]):
+        names = ", ".join(each.name for each in together)
+        return RefusedError(f"{tensor.name!r} shares its bytes only with {names}, which the same object computes with")
+    return None
+
+
+def _is_alone(checkpoint: Checkpoint, together: Sequence[Tensor]) -> bool:
+    """Whether no other name has the storage of some tensors."""
+    names = {tensor.name for tensor in together}
+    views = (view for view in all_strided(checkpoint.tensors) if view.storage is together[0].storage)
+    return all(view.name in names for view in views)
 
 
 def _one_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -184,13 +216,16 @@ def _ranges(checkpoint: Checkpoint, storage: Storage, ranges: Sequence[tuple[int
 
 
 def plan_compact(checkpoint: Checkpoint) -> Planned:
-    """Cut every storage down to what its views need; raises RefusedError where none is larger."""
+    """Cut every storage down to what its views need, and leave out those that nothing refers to.
+
+    Raises RefusedError where there is nothing to cut.
+    """
     placed: dict[int, tuple[Storage, list[tuple[int, int, int]]]] = {}
     contents: dict[int, Content] = {}
     tensors: dict[str, Tensor] = {}
     alone: dict[int, Tensor] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
-        if any(map(is_array, views)):
+        if needed_nbytes(storage, views) >= storage.nbytes:
             continue
         distinct = {view.view: view for view in views if view.view is not None}
         if len(distinct) == 1 and next(iter(distinct.values())).nbytes < storage.nbytes:
@@ -198,13 +233,11 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
             alone[id(storage)] = new
             contents[id(new.storage)] = content
             continue
-        blocks = list(_blocks(views))
-        used = sum(end - begin for begin, end, _ in blocks)
-        if used < storage.nbytes:
-            made = Storage(storage.key, used, storage.location)
-            placed[id(storage)] = (made, blocks)
-            contents[id(made)] = _ranges(checkpoint, storage, [(begin, end) for begin, end, _ in blocks])
-    if not contents and not has_room(checkpoint.container):
+        blocks = list(blocks_of(views))
+        made = Storage(storage.key, sum(end - begin for begin, end, _ in blocks), storage.location)
+        placed[id(storage)] = (made, blocks)
+        contents[id(made)] = _ranges(checkpoint, storage, [(begin, end) for begin, end, _ in blocks])
+    if not contents and not has_room(checkpoint.container) and not unreferenced(checkpoint):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = moved(checkpoint, lambda view: _compacted(view, alone, placed))
     return Planned(Changes(tensors=tensors, contents=contents, anew=True), "compacted", tuple(tensors))
@@ -231,21 +264,3 @@ def _compacted(
 
 def _empty(view: Tensor, own: Tensor) -> Tensor:
     return replace(view, storage=own.storage, storage_offset=0)
-
-
-def _blocks(views: Iterable[Tensor]) -> Iterator[tuple[int, int, int]]:
-    """The unions of the views' spans, as (begin, end, place in the new storage), each on a boundary of 16 bytes."""
-    at = 0
-    begin = end = -1
-    for first, last in sorted(view.span for view in views if view.numel):
-        first -= first % 16
-        if begin < 0:
-            begin, end = first, last
-        elif first <= end:
-            end = max(end, last)
-        else:
-            yield begin, min(end + -end % 16, first), at
-            at += min(end + -end % 16, first) - begin
-            begin, end = first, last
-    if begin >= 0:
-        yield begin, end, at

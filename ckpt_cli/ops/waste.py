@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.model import Checkpoint, Tensor
 from ckpt_cli.ops.names import refuse_index, select_one
-from ckpt_cli.ops.shared import all_strided, by_storage, spans_used
+from ckpt_cli.ops.shared import all_strided, by_storage, needed_nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class Waste:
     nbytes: int
     """Bytes of the storage."""
     used: int
-    """Bytes between the first and last element of its views."""
+    """Bytes that its views need, which are those that `compact` keeps."""
     names: tuple[str, ...]
-    """The tensors that are views of it."""
+    """The tensors that are views of it; none, where nothing in the file refers to it."""
 
 
 def list_waste(checkpoint: Checkpoint, names: Sequence[str] = ()) -> list[Waste]:
@@ -28,10 +28,21 @@ def list_waste(checkpoint: Checkpoint, names: Sequence[str] = ()) -> list[Waste]
     chosen = {id(view.storage) for view in all_strided(_selected(checkpoint, names))}
     found = []
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
-        used = spans_used(views)
+        used = needed_nbytes(storage, views)
         if used < storage.nbytes and id(storage) in chosen:
             found.append(Waste(storage.key, storage.nbytes, used, tuple(view.name for view in views)))
+    if not names:
+        found += [Waste(key, nbytes, 0, ()) for key, nbytes in unreferenced(checkpoint).items()]
     return sorted(found, key=lambda waste: waste.used - waste.nbytes)
+
+
+def unreferenced(checkpoint: Checkpoint) -> Mapping[str, int]:
+    """The storages in a torch zip file that its pickle does not refer to, by their keys, with their bytes."""
+    if checkpoint.format != "zip":
+        return {}
+    from ckpt_cli.formats.zip_storages import unreferenced_records
+
+    return unreferenced_records(checkpoint.container, checkpoint.document)
 
 
 def _selected(checkpoint: Checkpoint, names: Sequence[str]) -> list[Tensor]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, repeat
-from typing import Protocol
+from typing import Any, Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import LimitError
-from ckpt_cli.model import Entry, Opaque, Tensor, Value
+from ckpt_cli.model import AGAIN, Entry, Opaque, Tensor, Value
 from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.embedded import Place
-from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
-from ckpt_cli.pickles.numpy_calls import array_text, numpy_scalar
-from ckpt_cli.pickles.packed import is_packed, packed_parts
+from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString, Set
+from ckpt_cli.pickles.hidden import Hidden, Spot, is_module, is_open
+from ckpt_cli.pickles.numpy_calls import array_text, item_names, numpy_scalar, object_array
+from ckpt_cli.pickles.packed import has_parts, is_packed, packed_parts
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 from ckpt_cli.pickles.text import describe
 
@@ -105,6 +107,10 @@ class Opener:
             return self._of_call(node, kind)
         return None
 
+    def unwrapped(self, node: object) -> object:
+        """What a node only wraps; the node itself, as Python pickles."""
+        return node
+
     def _pairs(self, pairs: Sequence[object], kind: str) -> Children | None:
         """The values of a mapping; an empty one is a leaf."""
         self.budget.steps(len(pairs))
@@ -130,7 +136,34 @@ class Opener:
             return self._attributes(attributes, kind) if attributes.pairs else None
         if node.pairs:
             return self._pairs(node.pairs, kind)
+        array = object_array(node)
+        if array is not None:
+            self.budget.steps(len(array[1]))
+            if not any(map(self._opens_in_array, array[1])):
+                return None
+            return zip(item_names(array[0]), array[1], repeat(kind), strict=False)
         return self._items(node.items, kind)
+
+    def _opens_in_array(self, item: object) -> bool:
+        """True for an item of an array that is more than plain data."""
+        if isinstance(item, list | tuple):
+            self.budget.steps(len(item))
+            return not all(isinstance(inner, _SCALARS) for inner in item)
+        return isinstance(item, Call) or (isinstance(item, Dict) and bool(item.pairs))
+
+    def opened_by(self, node: Call) -> str | int:
+        """The field of a call that it opens up to, or the number of the state that has its attributes."""
+        if _is_ordered_dict(node):
+            return "pairs" if node.pairs else "args"
+        if node.states and has_parts(node):
+            return "packed"
+        if not node.pairs and not node.items:
+            for number, state in enumerate(node.states[:_STATES]):
+                if self.state(state) is not None:
+                    return number
+        if node.pairs:
+            return "pairs"
+        return "items" if object_array(node) is None else "array"
 
     def state(self, state: object) -> Dict | None:
         """The attributes in a BUILD's argument: a dict, or a pair of one or None, and of the slots."""
@@ -158,7 +191,7 @@ class Opener:
         """An object's attributes; those of a torch.nn.Module as its state_dict names them."""
         self.budget.steps(len(state.pairs))
         named = {text_of(key): value for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True)}
-        if not {"_parameters", "_buffers", "_modules"} <= named.keys():
+        if not is_module(named):
             yield from self._pairs(state.pairs, kind) or ()
             return
         for group, group_kind in (("_parameters", "parameter"), ("_buffers", "buffer"), ("_modules", kind)):
@@ -166,7 +199,7 @@ class Opener:
                 if value is not None:
                     yield key, value, group_kind
         for name, value in named.items():
-            if name and (not name.startswith("_") or _is_tensor_call(value) or is_packed(value)):
+            if name is not None and is_open(name, value):
                 yield name, value, kind
 
     def _key(self, key: object) -> str:
@@ -176,6 +209,158 @@ class Opener:
         """Pay for a description: it took about as long as it is."""
         self.budget.steps(20 + len(text))
         return text
+
+
+class Frame:
+    """A node that is open in a walk, with those of its children that are still to be met."""
+
+    __slots__ = ("children", "holder", "is_extra", "name", "node", "place", "seen")
+
+    def __init__(self, name: str, node: object, seen: set[int] | None, place: object) -> None:
+        self.name = name
+        self.node = node
+        self.place = place
+        """Where the node stands, in a walk that says so."""
+        self.children: Iterator[Any] = iter(())
+        self.seen = seen
+        """What has been opened of what the same holder keeps to itself; None for what is open to all."""
+        self.holder: str | None = None
+        """The name of that holder."""
+        self.is_extra = False
+        """Whether the children are those that the node does not open up to by itself."""
+
+
+class Frames:
+    """The nodes that are open in a walk, outermost first: what both the names and the places of entries follow from.
+
+    What is open to all is listed under each of its names. What an object keeps to itself is listed once for each name
+    of that object, and only as far as it is not open elsewhere, so that objects that know each other do not multiply.
+    """
+
+    def __init__(self, opener: Opener, rebuilder: Rebuilder, root: object) -> None:
+        self._opener = opener
+        self._hidden = Hidden(
+            opener.budget, rebuilder.is_tensor, opener.state, opener.opened_by, possible=rebuilder.may_find
+        )
+        self._root = root
+        self._frames: list[Frame] = []
+        self._open: set[int] = set()
+        self._public: set[int] | None = None
+
+    def top(self) -> Frame | None:
+        """The innermost frame."""
+        return self._frames[-1] if self._frames else None
+
+    def below(self, frame: Frame, children: Children) -> Iterable[object]:  # noqa: ARG002 - for other walks
+        """The children that a frame's node opens up to, as the walk gives them."""
+        return children
+
+    def further(self, frame: Frame, spots: list[Spot]) -> Iterable[object]:  # noqa: ARG002 - likewise
+        """The children that it keeps to itself, as the walk gives them."""
+        return ((spot.key, spot.node, "tensor") for spot in spots)
+
+    def open(self, name: str, node: object, kind: str, within: Frame | None, place: object = None) -> Frame | None:
+        """A frame for a node, which a further `push` takes in; None for a leaf."""
+        children = self._opener.children(node, kind)
+        if children is None and type(node) is not Call and type(node) is not Set:
+            return None
+        frame = Frame(name, node, within.seen if within else None, place)
+        frame.holder = within.holder if within else None
+        if children is not None:
+            frame.children = iter(self.below(frame, children))
+            return frame
+        return frame if self._turn(frame, opened=False) else None
+
+    def push(self, frame: Frame) -> None:
+        """Take in a frame."""
+        if len(self._frames) > limits.NESTING:
+            raise LimitError(f"its containers nest deeper than {limits.NESTING}")
+        self._open.add(id(frame.node))
+        if frame.seen is not None:
+            frame.seen.add(id(frame.node))
+        self._frames.append(frame)
+
+    def is_again(self, node: object, within: Frame) -> bool:
+        """True if a node is not to be opened here, as it is open above, or elsewhere."""
+        if id(node) in self._open:
+            return True
+        if within.seen is None or type(node) is tuple:  # a tuple is made of its items wherever it stands
+            return False
+        return id(node) in within.seen or id(node) in self._all_public()
+
+    def advance(self, frame: Frame) -> None:
+        """Go on to what a frame's node keeps to itself, or leave it."""
+        if frame.is_extra or not self._turn(frame, opened=True):
+            self._frames.pop()
+            self._open.discard(id(frame.node))
+
+    def _turn(self, frame: Frame, *, opened: bool) -> bool:
+        """Turn to the children that a frame's node does not open up to; False where there are none."""
+        spots = self._hidden.further(self._opener.unwrapped(frame.node), opened=opened)
+        if not spots:
+            return False
+        frame.is_extra = True
+        if frame.seen is None:
+            frame.seen, frame.holder = {id(frame.node)}, frame.name
+        frame.children = iter(self.further(frame, spots))
+        return True
+
+    def _all_public(self) -> set[int]:
+        """The identities of all nodes that are open to all."""
+        if self._public is None:
+            self._public = public_nodes(self._opener, self._hidden.is_tensor, self._root)
+        return self._public
+
+
+def public_nodes(opener: Opener, is_tensor: Callable[[object], bool], root: object) -> set[int]:
+    """The identities of the nodes below a root that open up without what any keeps to itself."""
+    found: set[int] = set()
+    agenda = [root]
+    while agenda:
+        node = agenda.pop()
+        if id(node) in found or is_tensor(node):
+            continue
+        children = opener.children(node, "tensor")
+        if children is not None:
+            found.add(id(node))
+            agenda.extend(child for _, child, _ in children if isinstance(child, Dict | Call | list | tuple))
+    return found
+
+
+def tensors_within(
+    rebuilder: Rebuilder, graph: Graph, budget: Budget
+) -> Callable[[str, object], Sequence[tuple[str, object]]]:
+    """What finds the tensors in something that hangs on another tensor, with their names below that.
+
+    What is open to all is not looked into, and each container only once for all tensors.
+    """
+    opener = Opener(budget)
+    hidden = Hidden(budget, rebuilder.is_tensor, opener.state, opener.opened_by)
+    public = public_nodes(opener, rebuilder.is_tensor, graph.root)
+    known: dict[int, list[tuple[str, object]]] = {}
+
+    def find(key: str, root: object) -> list[tuple[str, object]]:
+        found = known.setdefault(id(root), [])
+        agenda = [] if found or not hidden.holds(root) else [("", root)]
+        while agenda:
+            name, node = agenda.pop()
+            if id(node) in public:
+                continue
+            if type(node) is not tuple:
+                public.add(id(node))
+            opened = opener.children(node, "tensor")
+            spots = hidden.further(node, opened=opened is not None)
+            below = [*((key, child) for key, child, _ in opened or ()), *((spot.key, spot.node) for spot in spots)]
+            deeper: list[tuple[str, object]] = []
+            for key, child in below:
+                if hidden.holds(child):
+                    budget.name(inner := f"{name}.{key}" if key else name)
+                    found_here = found if rebuilder.is_tensor(child) else deeper
+                    found_here.append((inner, child))
+            agenda.extend(reversed(deeper))
+        return [(key + name, node) for name, node in found]
+
+    return find
 
 
 class _Walk(Opener):
@@ -191,39 +376,40 @@ class _Walk(Opener):
     def leaves(self, root: object) -> Iterator[Entry]:
         """Every leaf under its name."""
         tensor = self._rebuilder.tensor("", root)
-        children = None if tensor else self.children(root, "tensor")
-        if children is None:
+        frames = Frames(self, self._rebuilder, root)
+        first = None if tensor else frames.open("", root, "tensor", None)
+        if first is None:
             yield tensor or Value("", self._plain(root))
             return
-        frames: list[tuple[str, Children, int]] = [("", children, id(root))]
-        open_nodes = {id(root)}
-        while frames:
-            prefix, children, identity = frames[-1]
-            for key, node, kind in children:
+        frames.push(first)
+        while frame := frames.top():
+            prefix, holder = frame.name, frame.holder
+            for key, node, kind in frame.children:
                 name = f"{prefix}.{key}" if prefix and key else prefix or key
                 self.budget.name(name)
                 tensor = self._rebuilder.tensor(name, node)
                 if tensor is not None:
-                    yield tensor if kind == "tensor" else _with_kind(tensor, kind)
-                elif id(node) in open_nodes:
-                    yield Value(name, Opaque("<the same object again>"))
-                elif (below := self.children(node, kind)) is None:
-                    yield Value(name, self._plain(node))
-                elif len(frames) > limits.NESTING:
-                    raise LimitError(f"its containers nest deeper than {limits.NESTING}")
+                    tensor = tensor if kind == "tensor" else _with_kind(tensor, kind)
+                    yield tensor if holder is None else replace(tensor, holder=holder)
+                elif frames.is_again(node, frame):
+                    yield Value(name, Opaque(AGAIN), holder)
+                elif (below := frames.open(name, node, kind, frame)) is None:
+                    yield Value(name, self._plain(node), holder)
                 else:
-                    open_nodes.add(id(node))
-                    frames.append((name, below, id(node)))
+                    frames.push(below)
                     break
             else:
-                frames.pop()
-                open_nodes.discard(identity)
+                frames.advance(frame)
 
     # --- a pickler's own manner --------------------------------------------------------------------------------------
 
+    def unwrapped(self, node: object) -> object:
+        """What a node only wraps."""
+        return self._opening.unwrap(node) if self._opening and isinstance(node, Call) else node
+
     def children(self, node: object, kind: str) -> Children | None:
         """What opens up below a node or what it only wraps."""
-        return super().children(self._opening.unwrap(node) if self._opening and isinstance(node, Call) else node, kind)
+        return super().children(self.unwrapped(node), kind)
 
     def _of_call(self, node: Call, kind: str) -> Children | None:
         below = super()._of_call(node, kind)
@@ -280,18 +466,7 @@ _STATES = 4
 
 
 def _with_kind(tensor: Tensor, kind: str) -> Tensor:
-    from dataclasses import replace
-
     return replace(tensor, kind=kind) if tensor.kind == "tensor" else tensor
-
-
-def _is_tensor_call(node: object) -> bool:
-    """Whether a node is a tensor, which is listed even where a module keeps it to itself."""
-    return isinstance(node, Call) and isinstance(node.func, Global) and node.func.module in _TENSOR_MODULES
-
-
-_TENSOR_MODULES = ("torch._utils", "torch._tensor")
-"""Where the calls are that rebuild tensors."""
 
 
 def _is_ordered_dict(node: object) -> bool:

@@ -7,12 +7,15 @@ Sources: numpy/_core/src/multiarray/methods.c (`array_reduce`, `array_reduce_ex_
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.dtypes import BY_NAME, BY_NUMPY, DType
 from ckpt_cli.model import Tensor, contiguous_stride
-from ckpt_cli.pickles.arguments import counts, dtype_of, sizes, text_of, wrong
+from ckpt_cli.pickles.arguments import counts, dtype_of, is_count, sizes, text_of, wrong
 from ckpt_cli.pickles.embedded import buffer_of
 from ckpt_cli.pickles.graph import Call, Global, OutOfBand
 from ckpt_cli.pickles.text import describe
@@ -176,6 +179,34 @@ def numpy_scalar(node: Call, data: bytes | memoryview) -> object:
 
 _SCALAR_BYTES = 4096
 """Bytes of a scalar that is spelled out: a text of a thousand characters."""
+
+
+def is_array(node: Call) -> bool:
+    """True if a call makes an array of numbers; one of objects, text or dates is not a tensor."""
+    if node.func.name == "_reconstruct":  # type: ignore[attr-defined]  # a call of the table below
+        state = node.states[-1] if node.states else ()
+        found = numpy_dtype(state[-3]) if isinstance(state, tuple) and len(state) in (4, 5) else None
+    else:
+        found = numpy_dtype(node.args[1]) if isinstance(node.args, tuple) and len(node.args) > 1 else None
+    return found is not None and found.dtype is not None
+
+
+def object_array(node: object) -> tuple[tuple[int, ...], list[object]] | None:
+    """The shape and the items, in row-major order, of an array of objects; None for any other call."""
+    if not isinstance(node, Call) or not node.states or not _is(node.func, _MULTIARRAY, "_reconstruct"):
+        return None
+    state = node.states[-1]
+    if type(state) is not tuple or len(state) not in (4, 5) or not isinstance(state[-1], list):
+        return None
+    shape, items = state[-4], state[-1]
+    if type(shape) is not tuple or not all(is_count(size) for size in shape) or prod(shape) != len(items):
+        return None
+    return shape, items
+
+
+def item_names(shape: tuple[int, ...]) -> Iterator[str]:
+    """What the items of an array are called, in row-major order: `2.0`; nothing, where there are no dimensions."""
+    return (".".join(map(str, index)) for index in product(*map(range, shape)))
 
 
 def array_text(node: Call) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ckpt_cli.changes import Changes
 from ckpt_cli.errors import RefusedError
+from ckpt_cli.pickles.hidden import Field
 from ckpt_cli.pickles.places import Place, joined
 
 Slot = tuple[int, ...]
@@ -78,6 +79,8 @@ class Outcome:
     def _require_tail(self, place: Place) -> None:
         """Refuse to take an item out of a list from which another one follows that stays."""
         sequence = place.sequence
+        if isinstance(sequence, Field):
+            return
         if place.slot not in self.gone or place.is_keyed or place.index + 1 >= len(sequence):
             return
         if (*place.slot[:-1], place.index + 1) not in self.gone:

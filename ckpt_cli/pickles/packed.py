@@ -54,7 +54,7 @@ def packed_parts(node: Call) -> list[Part] | None:
     if found is None:
         return None
     qualified, state = found
-    if not isinstance(state, tuple):
+    if not isinstance(state, tuple) or not state:
         return [("", state)]
     named = _names_of(qualified, len(state))
     if named is not None:

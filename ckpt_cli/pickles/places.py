@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, UnsupportedError
+from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.embedded import Place as Within
-from ckpt_cli.pickles.entries import Opener, key_text
+from ckpt_cli.pickles.entries import Children, Frame, Frames, Opener, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Graph
+from ckpt_cli.pickles.hidden import GROUPS, Field, Spot
+from ckpt_cli.pickles.numpy_calls import object_array
 from ckpt_cli.pickles.packed import has_parts, packed_parts
 from ckpt_cli.pickles.rebuild import Rebuilder, StorageFinder
 
@@ -27,7 +28,7 @@ class Place:
         name: str,
         key: str,
         node: object,
-        sequence: _Sequence,
+        sequence: _Sequence | Field,
         index: int,
         parent: Place | None,
         *,
@@ -55,6 +56,9 @@ class Place:
         """Put another node here; a tuple is made anew, and put into the place of the old one."""
         self._refuse_packed()
         self.node = node
+        if isinstance(self.sequence, Field):
+            self.sequence.put(node)
+            return
         if isinstance(self.sequence, list):
             self.sequence[self.index] = node
             return
@@ -65,6 +69,9 @@ class Place:
     def remove(self) -> None:
         """Take the node out of its container; a tuple is made anew. Of one container the last ones go first."""
         self._refuse_packed()
+        if isinstance(self.sequence, Field) or (self.parent and isinstance(self.parent.sequence, Field)
+                                                and isinstance(self.sequence, tuple)):  # fmt: skip
+            raise UnsupportedError(f"{self.name!r} is a part of what an object is made of, so it cannot be removed")
         if isinstance(self.sequence, list):
             del self.sequence[self.index - self.is_keyed : self.index + 1]
             return
@@ -91,11 +98,15 @@ class Place:
     def _siblings(self) -> Sequence[object]:
         """What is in the tuple by now: other items of it may have been changed before."""
         current = self._holder().node
-        return current if isinstance(current, tuple) else self.sequence
+        if isinstance(current, tuple) or isinstance(self.sequence, Field):
+            return current if isinstance(current, tuple) else ()
+        return self.sequence
 
     @property
     def slot(self) -> tuple[int, ...]:
         """What tells this spot in the graph from all others; of an object with several names it is one for all."""
+        if isinstance(self.sequence, Field):
+            return self.sequence.slot
         if isinstance(self.sequence, list) or self.parent is None:
             return (id(self.sequence), self.index)
         return (*self.parent.slot, self.index)
@@ -116,7 +127,7 @@ class Place:
     @property
     def key_node(self) -> object:
         """The key as the graph has it."""
-        return self.sequence[self.index - 1]
+        return self.sequence[self.index - 1] if not isinstance(self.sequence, Field) else None
 
 
 def places_of(graph: Graph, finder: StorageFinder, within: Within | None = None) -> Iterator[tuple[Place, bool]]:
@@ -127,39 +138,55 @@ def places_of(graph: Graph, finder: StorageFinder, within: Within | None = None)
     budget = Budget(graph.nbytes)
     opener, rebuilder = Opener(budget), Rebuilder(graph, finder, budget, within)
     root = Place("", "", graph.root, [graph.root], 0, None, is_keyed=False)
-    is_leaf = rebuilder.tensor("", graph.root) is not None or opener.children(graph.root, "tensor") is None
-    yield root, is_leaf
-    if is_leaf:
+    frames = _Places(opener, rebuilder, graph.root)
+    first = None if rebuilder.tensor("", graph.root) else frames.open("", graph.root, "tensor", None, root)
+    yield root, first is None
+    if first is None:
         return
-    frames = [(root, _below(opener, graph.root, "tensor", root))]
-    open_nodes = {id(graph.root)}
-    while frames:
-        holder, below = frames[-1]
-        for place, kind in below:
+    frames.push(first)
+    while frame := frames.top():
+        for place, kind in frame.children:
             budget.name(place.name)
             node = place.node
-            is_leaf = rebuilder.tensor(place.name, node) is not None or id(node) in open_nodes
-            inner = None if is_leaf else opener.children(node, kind)
+            is_leaf = rebuilder.tensor(place.name, node) is not None or frames.is_again(node, frame)
+            inner = None if is_leaf else frames.open(place.name, node, kind, frame, place)
             yield place, inner is None
             if inner is not None:
-                if len(frames) > limits.NESTING:
-                    raise LimitError(f"its containers nest deeper than {limits.NESTING}")
-                open_nodes.add(id(node))
-                frames.append((place, _below(opener, node, kind, place)))
+                frames.push(inner)
                 break
         else:
-            frames.pop()
-            open_nodes.discard(id(holder.node))
+            frames.advance(frame)
 
 
-def _below(opener: Opener, node: object, kind: str, parent: Place) -> Iterator[tuple[Place, str]]:
+class _Places(Frames):
+    """The open nodes of a walk over places."""
+
+    def below(self, frame: Frame, children: Children) -> Iterable[object]:
+        """The places that a node opens up to."""
+        return _below(children, frame.node, _place(frame))
+
+    def further(self, frame: Frame, spots: list[Spot]) -> Iterable[object]:
+        """The places that it keeps to itself."""
+        for spot in spots:
+            name = joined(frame.name, spot.key)
+            yield Place(name, spot.key, spot.node, spot.sequence, spot.index, _place(frame),
+                        is_keyed=spot.is_keyed), "tensor"  # fmt: skip
+
+
+def _place(frame: Frame) -> Place:
+    if not isinstance(frame.place, Place):
+        raise TypeError("the walk is not one over places")
+    return frame.place
+
+
+def _below(children: Children, node: object, parent: Place) -> Iterator[tuple[Place, str]]:
     """The places in a container, each with the kind that tensors there have."""
     slots: dict[tuple[str | None, int], list[tuple[_Sequence, int, bool]]] = {}
     for sequence, index, is_keyed in _slots(node):
         key = key_text(sequence[index - 1]) if is_keyed else None
         slots.setdefault((key, id(sequence[index])), []).append((sequence, index, is_keyed))
     prefix = parent.name
-    for key, child, child_kind in opener.children(node, kind) or ():
+    for key, child, child_kind in children:
         found = slots.get((key, id(child))) or slots.get((None, id(child)))
         if not found:
             raise UnsupportedError(f"{prefix or 'the pickle'!r} has its entries in a way that cannot be edited")
@@ -173,29 +200,31 @@ def joined(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix and key else prefix or key
 
 
-_GROUPS = ("_parameters", "_buffers", "_modules")
-
-
 def _slots(node: object) -> Iterator[tuple[_Sequence, int, bool]]:
     """Every value in a container: the sequence it is in, its index there, whether its key stands before it."""
     if isinstance(node, list | tuple):
         yield from ((node, index, False) for index in range(len(node)))
     elif isinstance(node, Dict):
         yield from _values(node.pairs)
-    elif isinstance(node, Call) and (parts := packed_parts(node)) is not None:
-        packed = tuple(part for _, part in parts)
-        yield from ((packed, index, False) for index in range(len(packed)))
     elif isinstance(node, Call):
-        for sequence, is_keyed in ((node.pairs, True), (node.items, False)):
-            if isinstance(sequence, list):
-                yield from (
-                    _values(sequence) if is_keyed else ((sequence, index, False) for index in range(len(sequence)))
-                )
-        yield from _listed(node.args)
-        for state in node.states:
-            for part in state if isinstance(state, tuple) else (state,):
-                if isinstance(part, Dict):
-                    yield from _attributes(part)
+        parts = packed_parts(node)
+        yield from _of_call(node) if parts is None else _slots(tuple(part for _, part in parts))
+
+
+def _of_call(node: Call) -> Iterator[tuple[_Sequence, int, bool]]:
+    """Every value in an object: in its mapping, its sequence, its arguments and its states."""
+    if isinstance(node.pairs, list):
+        yield from _values(node.pairs)
+    if isinstance(node.items, list):
+        yield from _slots(node.items)
+    yield from _listed(node.args)
+    array = object_array(node)
+    if array is not None:
+        yield from _slots(array[1])
+    for state in node.states:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, Dict):
+                yield from _attributes(part)
 
 
 def _values(pairs: list[object]) -> Iterator[tuple[_Sequence, int, bool]]:
@@ -211,6 +240,6 @@ def _listed(args: object) -> Iterator[tuple[_Sequence, int, bool]]:
 def _attributes(state: Dict) -> Iterator[tuple[_Sequence, int, bool]]:
     """An object's attributes; of a module also what its parameters, buffers and submodules are kept in."""
     for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True):
-        if text_of(key) in _GROUPS:
+        if text_of(key) in GROUPS:
             yield from _slots(value)
     yield from _values(state.pairs)

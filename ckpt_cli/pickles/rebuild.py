@@ -5,7 +5,7 @@ Sources: torch/_utils.py, torch/_tensor.py (`__reduce_ex__`), torch/nn/parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -27,7 +27,8 @@ from ckpt_cli.pickles.arguments import (
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.embedded import Buffer, Embedded, Place, buffer_of
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, PersistentId
-from ckpt_cli.pickles.numpy_calls import NUMPY
+from ckpt_cli.pickles.hidden import is_storage
+from ckpt_cli.pickles.numpy_calls import NUMPY, is_array
 from ckpt_cli.pickles.rebuild_layouts import LAYOUTS
 from ckpt_cli.pickles.rebuild_subclasses import SUBCLASSES, with_attributes
 from ckpt_cli.pickles.saves import HEAD, Held, read_save, reference_of
@@ -55,6 +56,13 @@ class Rebuilder:
 
     def __init__(self, graph: Graph, finder: StorageFinder, budget: Budget, place: Place | None = None) -> None:
         self.data = graph.data
+        self._graph = graph
+        self.may_find = bool(graph.persistent) or any((node.module, node.name) in _REBUILD for node in graph.globals)
+        """Whether there can be a tensor in the pickle, as far as the names that it imports tell."""
+        self._nested: dict[int, tuple[Tensor, ...]] = {}
+        """The parts that were found beside what a tensor is made of, by the identity of its call."""
+        self._below: Callable[[str, object], Iterable[tuple[str, object]]] | None = None
+        """Finds the tensors in what hangs on another one."""
         """What the pickle was read from."""
         self._finder = finder
         self._place = place
@@ -80,16 +88,63 @@ class Rebuilder:
     def tensor(self, name: str, node: object) -> Tensor | None:
         """The tensor that a call would make, or None when it makes something else."""
         if type(node) is not Call:
-            return None
+            return self._bare(name, node) if is_storage(node) else None
         rebuild = self.rebuild_of(node.func)
         if rebuild is None:
             return None
         if type(node.args) is not tuple:
             raise wrong(name, "its rebuild call has no arguments")
         try:
-            return rebuild(self, name, node.args, node)
+            tensor = rebuild(self, name, node.args, node)
+            return tensor if tensor is None or not (beside := _beside(node)) else self._with_parts(tensor, node, beside)
         except (TypeError, ValueError, IndexError):  # too few or too many arguments, or not the kind that torch writes
             raise wrong(name, f"{describe(node.func)} has arguments that it does not take") from None
+
+    def is_tensor(self, node: object) -> bool:
+        """True if a node is a call that would make a tensor, or refers to a storage."""
+        if type(node) is not Call:
+            return is_storage(node)
+        for _ in range(limits.PARTS_WITHIN):
+            if type(node) is not Call or self.rebuild_of(node.func) is None:
+                return False
+            name = node.func.name  # type: ignore[attr-defined]  # a name of the table
+            args = node.args if isinstance(node.args, tuple) and node.args else (None,)
+            if name in _ARRAYS:
+                return is_array(node)
+            if name.startswith("_rebuild_from_type"):
+                return self.rebuild_of(args[0]) is not None
+            if not name.startswith("_rebuild_parameter"):
+                return True
+            node = args[0]
+        return False
+
+    def _bare(self, name: str, node: object) -> Tensor:
+        """A storage by itself: as the vector of its elements."""
+        storage, dtype = self.storage(node)
+        dtype = BY_NAME[_PLAIN.get(dtype.name, dtype.name)]
+        begin, numel = self._views.get(id(node)) or (0, storage.nbytes * 8 // dtype.bits)
+        kind = node.pid[1].qualified  # type: ignore[attr-defined]  # a reference, whose class was looked up
+        return Tensor(name, dtype, (numel,), (1,), storage, begin, python_type=kind)
+
+    def _with_parts(self, tensor: Tensor, node: Call, beside: Iterable[tuple[str, object]]) -> Tensor:
+        """A tensor with the tensors among its parts that hang on its call beside what it is made of."""
+        found = self._nested.get(id(node))
+        if found is None:
+            found = self._nested[id(node)] = tuple(part for key, value in beside for part in self.nested(key, value))
+        return replace(tensor, parts=tensor.parts + found) if found else tensor
+
+    def nested(self, key: str, node: object) -> Iterator[Tensor]:
+        """The tensors in what hangs on a tensor, however deep, called by their places in it."""
+        if type(node) in _ATOMS or (type(node) is Call and not (node.args or node.states or node.pairs or node.items)):
+            return
+        from ckpt_cli.pickles.entries import tensors_within
+
+        if self._below is None:
+            self._below = tensors_within(self, self._graph, self._budget)
+        for name, below in self._below(key, node):
+            part = self.part(name, below)
+            if part is not None:
+                yield part
 
     def part(self, name: str, node: object) -> Tensor | None:
         """The tensor that a call within another tensor's call would make, or None."""
@@ -248,6 +303,39 @@ def _part_of(view: object, numel: int) -> tuple[int, int]:
     if view[1] + view[2] > numel:
         raise MalformedError(f"a view of elements {view[1]}–{view[1] + view[2]} of a storage that has {numel}")
     return view[1], view[2]
+
+
+_ARRAYS = frozenset(name for module, name in NUMPY if module.startswith("numpy"))
+"""The functions that make arrays, of numbers or of anything else."""
+
+_PLAIN = {"quint8": "uint8", "qint8": "int8", "qint32": "int32", "quint4x2": "uint8", "quint2x4": "uint8"}
+"""What the elements of a storage are where only a tensor says what they stand for."""
+
+_ATOMS = frozenset([type(None), bool, int, float, str, bytes, Global])
+
+_WITH_STATE = frozenset(["Tensor", "Parameter", "Variable", *_ARRAYS])
+"""Functions whose state is what the tensor is made of."""
+
+_HOOKS = {"_rebuild_tensor_v2": 5, "_rebuild_tensor_v3": 5, "_rebuild_parameter": 2, "_rebuild_parameter_with_state": 2,
+          "_rebuild_qtensor": 6}  # fmt: skip
+"""Which argument of a call has the hooks of its tensor."""
+
+
+def _beside(node: Call) -> list[tuple[str, object]]:
+    """What hangs on a tensor's call that the tensor is not made of, and may hold others; nearly always nothing."""
+    args, name = node.args, node.func.name  # type: ignore[attr-defined]  # a call of the table
+    found: list[tuple[str, object]] = []
+    at = _HOOKS.get(name)
+    if at is not None and len(args) > at:  # type: ignore[arg-type]  # a tuple
+        hooks = args[at]  # type: ignore[index]  # likewise
+        if type(hooks) is Dict or (type(hooks) is Call and (hooks.pairs or hooks.args or hooks.states or hooks.items)):
+            found.append(("__hooks__", hooks))
+        data = args[0]  # type: ignore[index]  # likewise
+        if at == 2 and type(data) is Call and type(data.func) is Global and type(data.args) is tuple:
+            found += _beside(data) if data.func.name == "_rebuild_tensor_v2" else ()
+    if (node.states or node.pairs or node.items) and name not in _WITH_STATE:
+        found += [("__state__", node.states), ("__items__", node.items), ("__dict__", Dict(list(node.pairs)))]
+    return found
 
 
 def _attribute(key: object) -> str:

@@ -72,12 +72,13 @@ def _from_type(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
 def with_attributes(r: Rebuilder, tensor: Tensor, state: object) -> Tensor:
     """A tensor with those of its attributes that are tensors among its parts, and with what a DTensor says."""
     attributes = list(r.attributes(state))
-    parts = ((key, r.part(key, node)) for key, node in attributes)
-    found = tuple(part for key, part in parts if part is not None and key)
+    parts = [(key, node, r.part(key, node)) for key, node in attributes]
+    found = tuple(part for key, _, part in parts if part is not None and key)
     spec = next((node for key, node in attributes if key == "_spec"), None)
     if tensor.layout == "wrapper" and spec is not None:
         tensor = replace(tensor, sharding=sharding_of(r, spec, tensor.shape or (), found))
-    return replace(tensor, parts=tensor.parts + found) if found else tensor
+    nested = tuple(inner for key, node, part in parts if part is None for inner in r.nested(key, node))
+    return replace(tensor, parts=tensor.parts + found + nested) if found or nested else tensor
 
 
 _OWN_TYPES = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")

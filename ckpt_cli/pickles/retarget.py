@@ -15,7 +15,7 @@ from ckpt_cli.model import Storage, Tensor
 from ckpt_cli.pickles.arguments import text_of
 from ckpt_cli.pickles.editing import Editing
 from ckpt_cli.pickles.emit import children_of
-from ckpt_cli.pickles.graph import Call, Global, PersistentId
+from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId
 from ckpt_cli.pickles.rebuild import Rebuilder
 
 _STRIDED = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
@@ -32,6 +32,8 @@ class Retargeting:
         self._old = {tensor.name: tensor for tensor in old}
         self._made: dict[tuple[int, _View], object] = {}
         """New nodes by the old one and the view: what was one object stays one."""
+        self._within: set[int] = set()
+        """The containers that are being looked through, by their identities."""
         self._globals: dict[tuple[str, str], Global] = {node_key(node): node for node in editing.graph.globals}
         self._references: dict[tuple[int, str], PersistentId] = {}
         self.storages: dict[int, Storage] = {}
@@ -56,9 +58,15 @@ class Retargeting:
 
     def _rebuilt(self, node: object, views: dict[_View, Tensor]) -> object:
         """A node with the strided calls in it made anew; those that do not change are kept as they are."""
+        if isinstance(node, PersistentId):  # a storage by itself
+            tensor = self._rebuilder.tensor("", node)
+            after = views.get(_view_of(tensor)) if tensor is not None else None
+            return node if after is None or after.storage is None else self._reference(after.storage, after.dtype)
         if isinstance(node, tuple):
             items = tuple(self._rebuilt(item, views) for item in node)
             return items if any(new is not old for new, old in zip(items, node, strict=True)) else node
+        if isinstance(node, Dict | list):  # attributes of a tensor
+            return self._container(node, views)
         if not isinstance(node, Call) or not isinstance(node.func, Global):
             return node
         if node.func.name in _STRIDED:
@@ -66,6 +74,22 @@ class Retargeting:
             after = views.get(_view_of(tensor)) if tensor is not None else None
             return node if after is None else self._call(node, after)
         return self._around(node, views)
+
+    def _container(self, node: Dict | list[object], views: dict[_View, Tensor]) -> object:
+        """A dict or list with the tensors in it changed: the same object, or another one where any is."""
+        if id(node) in self._within:
+            return node
+        self._within.add(id(node))
+        old = node.pairs if isinstance(node, Dict) else node
+        items = [self._rebuilt(item, views) for item in old]
+        self._within.discard(id(node))
+        if all(new is before for new, before in zip(items, old, strict=True)):
+            return node
+        key = self._key(node, views)
+        return self._made.setdefault(key, Dict(items) if isinstance(node, Dict) else items)
+
+    def _key(self, node: object, views: dict[_View, Tensor]) -> tuple[int, _View]:
+        return (id(node), tuple(sorted((repr(view), id(after.storage)) for view, after in views.items())))
 
     def _around(self, node: Call, views: dict[_View, Tensor]) -> object:
         """A call that wraps others: a parameter, a sparse tensor, a subclass."""
@@ -75,12 +99,14 @@ class Retargeting:
         ):  # from_type: func, type, args, state
             inner = self._rebuilt(Call("reduce", args[0], args[2]), views)
             pair = (inner.func, inner.args) if isinstance(inner, Call) else (args[0], args[2])
-            new_args: object = args if pair[1] is args[2] else (pair[0], args[1], pair[1], args[3])
+            state = self._rebuilt(args[3], views)
+            same = pair[1] is args[2] and state is args[3]
+            new_args: object = args if same else (pair[0], args[1], pair[1], state)
         else:
             new_args = self._rebuilt(args, views)
         if new_args is args:
             return node
-        key = (id(node), tuple(sorted((repr(view), id(after.storage)) for view, after in views.items())))
+        key = self._key(node, views)
         if key not in self._made:
             made = Call(node.opcode, node.func, new_args, node.kwargs)
             made.states, made.items, made.pairs = node.states, node.items, node.pairs

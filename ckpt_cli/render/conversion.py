@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _MOST = 20
 """Names that are spelled out."""
 
+_NAMED = 3
+"""Names of attributes that are spelled out on one line."""
+
 
 def conversion_text(done: Conversion) -> str:
     """One line for what was written, one for each thing that did not come along, one for ties that were cut."""
@@ -29,7 +32,10 @@ def conversion_text(done: Conversion) -> str:
             lines.append(f"    and {len(lost) - _MOST} more")
     if len(done.left_out) > len(lost):
         attributes = count_text(len(done.left_out) - len(lost), "attribute")
-        lines.append(f"  {attributes} of modules left out, which a state_dict does not have")
+        kept = [item.name for item in done.left_out if item.why == NOT_STATE and item.is_tensor]
+        named = ", ".join(map(name_text, kept[:_NAMED])) + (", …" if len(kept) > _NAMED else "")
+        some = f" ({count_text(len(kept), 'tensor')}: {named})" if kept else ""
+        lines.append(f"  {attributes} of modules left out, which a state_dict does not have{some}")
     if done.left:
         more = f" and {len(done.left) - _MOST} more" if len(done.left) > _MOST else ""
         lines.append(f"  left as they are: {', '.join(map(name_text, done.left[:_MOST]))}{more}")

@@ -29,6 +29,8 @@ def edit_text(edit: Edit) -> str:
     if edit.also_changed:
         along = "would change along" if edit.dry_run else "changed along"
         lines.append(f"  {_names(edit.also_changed)} {along}, being the same bytes")
+    if edit.remaining:
+        lines.append(f"  the bytes stay in the file: {_names(edit.remaining)} still {_refer(edit.remaining)} to them")
     if edit.removed:
         gone = "would be removed" if edit.dry_run else "removed"
         lines.append(f"  {_names(edit.removed)} {gone}, as nothing is left in it")
@@ -77,6 +79,10 @@ def _pairs(renamed: Mapping[str, str], between: str) -> str:
     pairs = [f"{name_text(old)} {between} {name_text(new)}" for old, new in list(renamed.items())[:_MOST]]
     more = f" and {len(renamed) - _MOST} more" if len(renamed) > _MOST else ""
     return ", ".join(pairs) + more
+
+
+def _refer(names: tuple[str, ...]) -> str:
+    return "refer" if len(names) > 1 else "refers"
 
 
 def _names(names: tuple[str, ...]) -> str:

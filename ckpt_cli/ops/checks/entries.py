@@ -12,6 +12,9 @@ from ckpt_cli.ops.checks.finding import Check, Spot
 from ckpt_cli.ops.checks.headers import MISALIGNED
 from ckpt_cli.ops.shared import all_strided
 from ckpt_cli.ops.waste import list_waste
+from ckpt_cli.pickles.arguments import text_of
+from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.hidden import is_storage
 
 _PICKLE = {"unusual-global", "nested-pickle", "hidden-pickle"}
 """What `scan` warns of in pickles; what it says of containers is told by the checks of these."""
@@ -59,6 +62,18 @@ def _no_tensors(checkpoint: Checkpoint) -> Iterator[Spot]:
         yield Spot(_where(checkpoint), "there is no tensor in it")
 
 
+def _unlisted(checkpoint: Checkpoint) -> Iterator[Spot]:
+    """Storages that the pickle refers to, and no entry: a part of it is not understood."""
+    graph = checkpoint.document
+    if checkpoint.format not in ("zip", "legacy") or not isinstance(graph, Graph) or "[1]" in checkpoint.top_level:
+        return
+    known = {view.storage.key for view in all_strided(checkpoint.tensors) if view.storage is not None}
+    references = filter(is_storage, graph.persistent)
+    for key in dict.fromkeys(text_of(node.pid[2]) for node in references if isinstance(node.pid, tuple)):
+        if key is not None and key not in known:
+            yield Spot(f"{_where(checkpoint)}: storage {key}", "the pickle refers to the storage, and no name does")
+
+
 def _waste(checkpoint: Checkpoint) -> Iterator[Spot]:
     wasted = sum(waste.nbytes - waste.used for waste in list_waste(checkpoint))
     if wasted >= _WASTE:
@@ -104,6 +119,7 @@ CHECKS: tuple[Check[Checkpoint], ...] = (
     ),
     MISALIGNED,
     Check("waste", "note", "storages are 1 MiB or more larger than their tensors", _waste, "ckpt ls --waste FILE"),
+    Check("unlisted-storage", "warning", "the pickle refers to a storage that no entry has", _unlisted),
     Check("no-tensors", "note", "there is no tensor", _no_tensors, "ckpt ls -a FILE"),
     Check("oddity", "note", "what opening the file says of it", _notes),
 )
