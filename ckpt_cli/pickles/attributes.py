@@ -162,12 +162,9 @@ class Hidden:
             found.append(Spot("__args__", node.args, Field(node, "args")))
         found += self._rest(node)
         for number, state in enumerate(node.states):
-            if used == number and id(state) not in self._plain:
-                attributes = list(self._attributes(state))
-                found += attributes
-                if not attributes:
-                    self._plain.add(id(state))
-            elif used != number and used != "array" and (used != "packed" or number) and self.holds(state):
+            if used == number:
+                found += self._further_attributes(state)
+            elif used != "array" and (used != "packed" or number) and self.holds(state):
                 found.append(self._state(node, number, state))
         return found
 
@@ -213,6 +210,15 @@ class Hidden:
         for index, key in enumerate(pairs[::2]):
             if self.holds(key):
                 yield Spot(f"__keys__.{index}", key, pairs, 2 * index)
+
+    def _further_attributes(self, state: object) -> list[Spot]:
+        """The same as `_attributes`, which is not asked again of what has none."""
+        if id(state) in self._plain:
+            return []
+        found = list(self._attributes(state))
+        if not found:
+            self._plain.add(id(state))
+        return found
 
     def _attributes(self, state: object) -> Iterator[Spot]:
         """The attributes that a module keeps to itself; of any other object all are open."""

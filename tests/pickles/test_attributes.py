@@ -171,6 +171,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "object arrays": object_arrays,
     "storages by themselves": lambda: {"s": t().untyped_storage(), "typed": t(5).storage()},
     "parameters that know their network": referring,
+    "a storage and a tensor over it": lambda: {"s": (whole := t(4)).storage(), "t": whole[:2], "v": whole},
     "a named tuple as the whole": lambda: Pair(t(), 1),
     "a set as the whole": lambda: {t()},
     "sparse and nested": lambda: {"a": t().to_sparse(), "b": torch.nested.nested_tensor([t(2), t(3)])},

@@ -70,7 +70,7 @@ class Rebuilder:
         self._budget = budget
         self._depth = 0
         """How many tensors the one that is being made is a part of."""
-        self._storages: dict[str, tuple[Storage, DType]] = {}
+        self._storages: dict[str, tuple[Storage, DType | None]] = {}
         """What was found by each key, so that a storage is one object, with the dtype by which it is known."""
         self._calls: dict[Global, Rebuild | None] = {}
         """The function in the table for each global that was called; nodes are hashed by identity."""
@@ -120,7 +120,7 @@ class Rebuilder:
 
     def _bare(self, name: str, node: object) -> Tensor:
         """A storage by itself: as the vector of its elements."""
-        storage, dtype = self.storage(node)
+        storage, dtype = self.storage(node, bare=True)
         dtype = BY_NAME[_PLAIN.get(dtype.name, dtype.name)]
         begin, numel = self._views.get(id(node)) or (0, storage.nbytes * 8 // dtype.bits)
         kind = node.pid[1].qualified  # type: ignore[attr-defined]  # a reference, whose class was looked up
@@ -187,8 +187,11 @@ class Rebuilder:
             rebuild = self._calls[func] = _REBUILD.get((func.module, func.name))
             return rebuild
 
-    def storage(self, node: object) -> tuple[Storage, DType]:
-        """The storage that a persistent id refers to, and the dtype of its class (uint8 for untyped ones)."""
+    def storage(self, node: object, *, bare: bool = False) -> tuple[Storage, DType]:
+        """The storage that a persistent id refers to, and the dtype of its class (uint8 for untyped ones).
+
+        A `bare` reference, to a storage by itself, may be of another class than those of tensors.
+        """
         pid = node.pid if type(node) is PersistentId else None
         if type(pid) is not tuple or len(pid) < 5:
             return self._load(node)
@@ -203,12 +206,16 @@ class Rebuilder:
             self._views[id(node)] = _part_of(pid[5], numel)
         found = self._storages.get(key)
         if found is None:
-            found = self._storages[key] = self._finder.find(key, nbytes, location), dtype
+            found = self._finder.find(key, nbytes, location), dtype
+            self._storages[key] = (found[0], None) if bare else found
+        elif found[1] is None or bare:
+            known, found = found[1], (found[0], dtype)
+            self._storages[key] = (found[0], known if bare else dtype)
         elif found[1] is not dtype:
             raise MalformedError(f"storage {key!r} is {found[1]} in one place and {dtype} in another")
-        elif found[0].nbytes < nbytes:
+        if found[0].nbytes < nbytes:
             raise MalformedError(f"storage {key!r} has {found[0].nbytes} bytes in one place and {nbytes} in another")
-        return found
+        return found[0], dtype
 
     def embedded(self, node: object, buffer: Buffer, begin: int, nbytes: int, location: str = "cpu") -> Storage | None:
         """The storage that a range of a node's bytes is; None where the format does not say where its pickle stands."""
