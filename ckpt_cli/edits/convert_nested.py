@@ -125,6 +125,12 @@ def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str
 
 def _check_bytes(checkpoint: Checkpoint, leaves: Leaves) -> None:
     """Raise LimitError for far more bytes to be written than there are, as many entries may be at one place."""
+    from ckpt_cli.arrays.codec import require_bounded
+    from ckpt_cli.arrays.indexing import Region
+
+    for tensor in leaves.tensors:
+        if tensor.storage is not None and tensor.shape is not None:
+            require_bounded(tensor, Region.of(tensor))
     nbytes = sum(tensor.nbytes for tensor in leaves.tensors)
     nbytes += sum(content.nbytes for value in leaves.values for content in value.contents.values())
     if nbytes > _most_bytes(checkpoint):
