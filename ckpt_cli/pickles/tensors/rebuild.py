@@ -56,6 +56,7 @@ class Rebuilder:
 
     def __init__(self, graph: Graph, finder: StorageFinder, budget: Budget, place: Place | None = None) -> None:
         self.data = graph.data
+        """What the pickle was read from."""
         self._graph = graph
         self.may_find = bool(graph.persistent) or any((node.module, node.name) in _REBUILD for node in graph.globals)
         """Whether there can be a tensor in the pickle, as far as the names that it imports tell."""
@@ -63,7 +64,8 @@ class Rebuilder:
         """The parts that were found beside what a tensor is made of, by the identity of its call."""
         self._below: Callable[[str, object], Iterable[tuple[str, object]]] | None = None
         """Finds the tensors in what hangs on another one."""
-        """What the pickle was read from."""
+        self._made: list[Dict] = []
+        """The dicts that stand for pairs of a tensor's call, kept as nodes are known by their identity."""
         self._finder = finder
         self._place = place
         """Where that stands; None where storages within the pickle are not to be had."""
@@ -96,9 +98,18 @@ class Rebuilder:
             raise wrong(name, "its rebuild call has no arguments")
         try:
             tensor = rebuild(self, name, node.args, node)
-            return tensor if tensor is None or not (beside := _beside(node)) else self._with_parts(tensor, node, beside)
+            return tensor if tensor is None or not (beside := self._beside(node)) else self._with_parts(tensor, node, beside)
         except (TypeError, ValueError, IndexError):  # too few or too many arguments, or not the kind that torch writes
             raise wrong(name, f"{describe(node.func)} has arguments that it does not take") from None
+
+    def _beside(self, node: Call) -> list[tuple[str, object]]:
+        """Return what hangs on a tensor's call, its pairs as a dict that lives as long as the rebuilder."""
+        found = _beside(node)
+        for at, (name, value) in enumerate(found):
+            if name == "__dict__" and isinstance(value, list):
+                self._made.append(Dict(list(value)))
+                found[at] = (name, self._made[-1])
+        return found
 
     def is_tensor(self, node: object) -> bool:
         """True if a node is a call that would make a tensor, or refers to a storage."""
@@ -329,7 +340,7 @@ _HOOKS = {"_rebuild_tensor_v2": 5, "_rebuild_tensor_v3": 5, "_rebuild_parameter"
 
 
 def _beside(node: Call) -> list[tuple[str, object]]:
-    """What hangs on a tensor's call that the tensor is not made of, and may hold others; nearly always nothing."""
+    """Return what hangs on a tensor's call that it is not made of, and may hold others; nearly always nothing."""
     args, name = node.args, node.func.name  # type: ignore[attr-defined]  # a call of the table
     found: list[tuple[str, object]] = []
     at = _HOOKS.get(name)
@@ -341,7 +352,7 @@ def _beside(node: Call) -> list[tuple[str, object]]:
         if at == 2 and type(data) is Call and type(data.func) is Global and type(data.args) is tuple:
             found += _beside(data) if data.func.name == "_rebuild_tensor_v2" else ()
     if (node.states or node.pairs or node.items) and name not in _WITH_STATE:
-        found += [("__state__", node.states), ("__items__", node.items), ("__dict__", Dict(list(node.pairs)))]
+        found += [("__state__", node.states), ("__items__", node.items), ("__dict__", node.pairs)]
     return found
 
 
