@@ -98,7 +98,8 @@ class Rebuilder:
             raise wrong(name, "its rebuild call has no arguments")
         try:
             tensor = rebuild(self, name, node.args, node)
-            return tensor if tensor is None or not (beside := self._beside(node)) else self._with_parts(tensor, node, beside)
+            beside = self._beside(node) if tensor is not None else []
+            return self._with_parts(tensor, node, beside) if tensor is not None and beside else tensor
         except (TypeError, ValueError, IndexError):  # too few or too many arguments, or not the kind that torch writes
             raise wrong(name, f"{describe(node.func)} has arguments that it does not take") from None
 
