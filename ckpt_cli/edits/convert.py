@@ -21,7 +21,7 @@ from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
 from ckpt_cli.files.copy import counting
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
-from ckpt_cli.formats.registry import Target, target_of
+from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 from ckpt_cli.nn.state_dict import state_names

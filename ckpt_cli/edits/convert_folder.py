@@ -15,7 +15,7 @@ from ckpt_cli.files.fsync import sync_folder
 from ckpt_cli.files.journal.replace import replacing_set
 from ckpt_cli.files.open import finish_edits
 from ckpt_cli.files.source import LocalFile
-from ckpt_cli.formats.registry import Target
+from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.new_checkpoint import Outgoing
 
 Copy = Callable[[str], "list[str]"]

@@ -16,7 +16,7 @@ from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import no_progress
 from ckpt_cli.formats.dcp.container import Composed
 from ckpt_cli.formats.dcp.paths import Path, below, dotted, path_of
-from ckpt_cli.formats.registry import Target
+from ckpt_cli.formats.targets import Target
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.model.new_checkpoint import Outgoing, SavedValue

@@ -12,8 +12,8 @@ from ckpt_cli.edits.convert_options import CLONE, NOT_STATE, LeftOut, Plan, Wish
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
-from ckpt_cli.formats.registry import Target
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
+from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.model.new_checkpoint import Outgoing
 from ckpt_cli.nn.versions import Versions, has_versions, versions_of

@@ -33,7 +33,7 @@ _STAGE = re.compile(r"\d")
 
 def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     """Open the files of all ranks side by side; an entry's name begins with its file's."""
-    from ckpt_cli.formats.registry import read_one
+    from ckpt_cli.formats.open import read_one
 
     folder, tag = _latest(path, names)
     found = _files(folder)

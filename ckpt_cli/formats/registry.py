@@ -1,28 +1,24 @@
-"""Which format a file is in, told by its content and never by its suffix."""
+"""The formats that can be read, in one table: how each is recognized, and the modules that read and rewrite it.
+
+Content decides the format of a file, never its suffix. Modules are imported on first use.
+"""
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ckpt_cli.dtypes import DType
-from ckpt_cli.errors import FormatError, UnsupportedError, UsageError
-from ckpt_cli.files.copy import Progress
-from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
+from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint
-from ckpt_cli.model.new_checkpoint import Outgoing
 
 if TYPE_CHECKING:
     from ckpt_cli.files.copy import Progress
     from ckpt_cli.files.patches import Overlay
     from ckpt_cli.model.changes import Changes
-
 
 _HEAD = 600
 """Bytes from the beginning that tell formats apart; tar has its magic at byte 257."""
@@ -38,7 +34,9 @@ class Format:
     module: str
     """Has `read(file) -> Checkpoint`, or, of a set, `read_set(file, opener) -> Checkpoint`."""
     is_set: bool = False
-    """Whether the file names others that belong to the checkpoint."""
+    """True if the file names others that belong to the checkpoint."""
+    rewriter: str = ""
+    """Has `Rewriting`, which carries out structural edits; empty where only the elements of tensors can be changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +62,11 @@ def _is_json_object(head: bytes) -> bool:
 def _is_npz(head: bytes) -> bool:
     """Whether the first record of a zip is an array."""
     return head[:4] == b"PK\3\4" and head[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy")
+
+
+def _is_zip(head: bytes) -> bool:
+    """True if it begins with a record, or is a zip file without any."""
+    return head[:4] in (b"PK\3\4", b"PK\5\6")
 
 
 def _is_legacy(head: bytes) -> bool:
@@ -107,56 +110,28 @@ def _is_of_ranks(names: Sequence[str]) -> bool:
 
 _RANK_FILE = re.compile(r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$")
 
-FORMATS = (
-    Format("npz", _is_npz, "ckpt_cli.formats.numpy.npz"),
-    Format("legacy", _is_legacy, "ckpt_cli.formats.torch_legacy.read"),
-    Format("pickle", _is_pickle, "ckpt_cli.formats.torch_legacy.read"),
-    Format("npy", lambda head: head[:6] == b"\x93NUMPY", "ckpt_cli.formats.numpy.read"),
-    Format("tar", lambda head: head[257:262] == b"ustar", "ckpt_cli.formats.torch_legacy.tar"),
-    Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.torch_zip.kinds"),
-    Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors.read"),
-    Format("dcp", _is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True),
-    Format("shards", _is_json_object, "ckpt_cli.formats.sharded.read", is_set=True),
-)
+_AT = "ckpt_cli.formats."
+"""The package of the modules that the tables name."""
 
-WRITERS = {
-    "zip": "ckpt_cli.formats.torch_zip.rewrite",
-    "legacy": "ckpt_cli.formats.torch_legacy.rewrite",
-    "safetensors": "ckpt_cli.formats.safetensors.rewrite",
-    "shards": "ckpt_cli.formats.sharded.rewrite",
-}
-"""By the name of a format: has `Rewriting`, which writes a checkpoint of it anew with some changes."""
+FORMATS = (
+    Format("npz", _is_npz, _AT + "numpy.npz"),
+    Format("legacy", _is_legacy, _AT + "torch_legacy.read", rewriter=_AT + "torch_legacy.rewrite"),
+    Format("pickle", _is_pickle, _AT + "torch_legacy.read"),
+    Format("npy", lambda head: head[:6] == b"\x93NUMPY", _AT + "numpy.read"),
+    Format("tar", lambda head: head[257:262] == b"ustar", _AT + "torch_legacy.tar"),
+    Format("zip", _is_zip, _AT + "torch_zip.kinds", rewriter=_AT + "torch_zip.rewrite"),
+    Format("safetensors", is_safetensors, _AT + "safetensors.read", rewriter=_AT + "safetensors.rewrite"),
+    Format("dcp", _is_dcp_metadata, _AT + "dcp.read", is_set=True),
+    Format("shards", _is_json_object, _AT + "sharded.read", is_set=True, rewriter=_AT + "sharded.rewrite"),
+)
+"""In the order in which a file is compared with them; names and modules of what `ckpt` reads."""
 
 FOLDERS: tuple[Folder, ...] = (
-    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp.read"),
-    Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp.safetensors"),
-    Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.deepspeed"),
-    Folder("shards", lambda _: True, "ckpt_cli.formats.sharded.names"),
+    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, _AT + "dcp.read"),
+    Folder("dcp", _has_rank_shards, _AT + "dcp.safetensors"),
+    Folder("deepspeed", _is_of_ranks, _AT + "deepspeed"),
+    Folder("shards", lambda _: True, _AT + "open"),
 )
-
-
-def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
-    """Open a path as a checkpoint: its names are read, its tensors are not.
-
-    An edit that was interrupted is finished first. To `write`, every file of it is locked until the checkpoint is
-    closed. Raises OSError, BusyError, or a FormatError that says what the file looks like.
-    """
-
-    def read(opener: Opener) -> Checkpoint:
-        return _open_folder(path, opener) if os.path.isdir(path) else _open_file(path, opener)
-
-    return open_beside_writers(path, read, write=write)
-
-
-def _open_file(path: str, opener: Opener) -> Checkpoint:
-    """The checkpoint that a path names: a file, or the index of several."""
-    file = opener.open(path)
-    try:
-        checkpoint = _read(file, opener)
-    except BaseException:
-        file.close()
-        raise
-    return _noting_the_set(checkpoint) if "-of-" in os.path.basename(path) else checkpoint
 
 
 class Rewriter(Protocol):
@@ -181,8 +156,8 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
 
     Raises UnsupportedError where that cannot be done.
     """
-    module = WRITERS.get(checkpoint.format)
-    if module is None:
+    module = next((known.rewriter for known in FORMATS if known.name == checkpoint.format), "")
+    if not module:
         raise UnsupportedError(
             f"of a checkpoint of format {checkpoint.format} only the elements of tensors can be changed",
             path=checkpoint.path,
@@ -191,26 +166,7 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
     return importlib.import_module(module).Rewriting(checkpoint, changes)
 
 
-def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, with a note where it is but one shard of a set."""
-    from ckpt_cli.formats.sharded.names import index_of
-
-    index = index_of(checkpoint.path)
-    return replace(checkpoint, notes=[*checkpoint.notes, f"one shard of {index}"]) if index else checkpoint
-
-
-def _read(file: LocalFile, opener: Opener) -> Checkpoint:
-    """The checkpoint that an open file is, or is the index of."""
-    try:
-        return _read_any(file, opener)
-    except FormatError as error:
-        folder = os.path.dirname(file.path)
-        if file.path.endswith(".distcp") and os.path.exists(os.path.join(folder, ".metadata")):
-            error.hint = f"this is one rank's part of a checkpoint: name its folder, {folder or '.'}"
-        raise
-
-
-def _beginning(file: LocalFile) -> bytes:
+def beginning(file: LocalFile) -> bytes:
     """Return the bytes that decide the format: where JSON stands before arrays, those of the first array."""
     head = file.read(0, min(_HEAD, file.size))
     if head.lstrip()[:1] != b"{":
@@ -221,171 +177,11 @@ def _beginning(file: LocalFile) -> bytes:
     return file.read(begin, min(_HEAD, file.size - begin)) if begin else head
 
 
-def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
-    """The checkpoint that an open file is, or is the index of."""
-    head = _beginning(file)
-    for known in FORMATS:
-        if known.is_set and known.sniff(head):
-            checkpoint: Checkpoint = importlib.import_module(known.module).read_set(file, opener)
-            return checkpoint
-    return read_one(file)
-
-
-def read_one(file: LocalFile) -> Checkpoint:
-    """The checkpoint that one open file is, be it a part of a set; raises UnknownFormatError for an index."""
-    head = _beginning(file)
-    for known in FORMATS:
-        if not known.is_set and known.sniff(head):
-            checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
-            return checkpoint
-    from ckpt_cli.formats.signatures import unknown
-
-    raise unknown(head, file.path, FORMATS)
-
-
 def is_index(file: LocalFile) -> bool:
     """Whether an open file looks like the index of a set of shards."""
-    return _is_json_object(_beginning(file))
+    return _is_json_object(beginning(file))
 
 
 def folder_kind(names: Sequence[str]) -> Folder | None:
     """What kind of checkpoint a folder with these file names is as a whole."""
     return next((known for known in FOLDERS if known.sniff(names)), None)
-
-
-def _open_folder(path: str, opener: Opener) -> Checkpoint:
-    """The checkpoint that a folder holds, by the names of the files in it."""
-    finish_edits(path)
-    opener.note_folder(path)
-    names = sorted(os.listdir(path))
-    known = folder_kind(names)
-    if known is not None:
-        checkpoint: Checkpoint = importlib.import_module(known.module).read_folder(path, names, opener)
-        return checkpoint
-    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-
-
-class FileWriter(Protocol):
-    """A module that writes one file."""
-
-    def spelled(self, dtype: DType) -> str | None:
-        """How the format says a dtype; None for one that it has not."""
-
-    def write(self, outgoing: Outgoing, target: LocalFile, progress: Progress) -> None:
-        """Write all of it into an empty file."""
-
-    def verify(self, outgoing: Outgoing, path: str) -> None:
-        """Raise CkptError where the file that was written does not read back as what it should be."""
-
-
-class FolderWriter(Protocol):
-    """A module that writes several files into a new folder."""
-
-    def spelled(self, dtype: DType) -> str | None:
-        """How the format says a dtype; None for one that it has not."""
-
-    def write_folder(self, outgoing: Outgoing, create: Callable[[str], LocalFile], progress: Progress) -> None:
-        """Write all of it into files that `create` makes."""
-
-    def verify_folder(self, outgoing: Outgoing, folder: str) -> None:
-        """Raise CkptError where the folder that was written does not read back as what it should be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One format that a checkpoint can be converted to."""
-
-    name: str
-    """What `--to` calls it."""
-    what: str
-    """What it is, in words."""
-    module: str
-    """A `FileWriter`, or a `FolderWriter`."""
-    suffixes: tuple[str, ...] = ()
-    """How the names of its files end."""
-    is_folder: bool = False
-    files: str = ""
-    """An expression that the names of its files in a folder match, so that an older checkpoint can give way."""
-    is_set: bool = False
-    """Whether it is a set of shards, of a size that can be chosen."""
-    keeps_views: bool = False
-    """Whether tensors can be any views of shared storages."""
-    keeps_ties: bool = True
-    """Whether it can say that tensors are one."""
-    keeps_requires_grad: bool = False
-    """Whether it says of a tensor that it is trained."""
-    keeps_metadata: bool = False
-    """Whether it has a place for a map of strings."""
-    keeps_objects: bool = False
-    """Whether it can hold what is no tensor, where that is pickled already."""
-
-    keeps_notes: bool = False
-    """Whether it has a place for the `_metadata` of a state_dict."""
-
-    def writer(self) -> Any:
-        """Its module."""
-        return importlib.import_module(self.module)
-
-
-TARGETS = (
-    Target(
-        "pt", "a torch.save file", "ckpt_cli.formats.torch_zip.write", (".pt", ".pth", ".ckpt", ".bin"),
-        keeps_views=True, keeps_requires_grad=True, keeps_objects=True, keeps_notes=True,
-    ),
-    Target(
-        "safetensors", "a safetensors file", "ckpt_cli.formats.safetensors.write", (".safetensors",),
-        keeps_metadata=True,
-    ),
-    Target("npz", "an npz file", "ckpt_cli.formats.numpy.npz", (".npz",), keeps_ties=False),
-    Target(
-        "hf", "safetensors shards", "ckpt_cli.formats.sharded.write_safetensors", is_folder=True, is_set=True,
-        keeps_metadata=True, files=r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",
-    ),
-    Target(
-        "hf-bin", "torch.save shards", "ckpt_cli.formats.sharded.write_bin", is_folder=True, is_set=True,
-        keeps_views=True, keeps_requires_grad=True, files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
-    ),
-    Target(
-        "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.dcp.write", is_folder=True, keeps_ties=False,
-        keeps_requires_grad=True, files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
-    ),
-)  # fmt: skip
-
-_SHARDED = {"safetensors": "hf", "pt": "hf-bin"}
-"""The set of shards for each format of a single file."""
-
-_BY_NAME = {target.name: target for target in TARGETS}
-
-
-def target_of(path: str, name: str | None, *, sharded: bool) -> Target:
-    """The format to write: the one that is named, else what the path's suffix says; a folder is a set of shards.
-
-    Raises UsageError where neither says one, or what they say does not go together.
-    """
-    is_folder = path.endswith("/") or os.path.isdir(path)
-    suffix = os.path.splitext(path)[1].lower()
-    if name is not None:
-        found = _named(name)
-    else:
-        by_suffix = next((target for target in TARGETS if suffix in target.suffixes), None)
-        found = by_suffix if by_suffix is not None and not is_folder else _BY_NAME["hf"]
-        if found.is_folder and not (is_folder or sharded) and suffix:
-            known = " ".join(suffix for target in TARGETS for suffix in target.suffixes)
-            raise UsageError(
-                f"{suffix!r} does not say which format to write", path=path,
-                hint=f"--to {'|'.join(_BY_NAME)}, or a name that ends in one of {known}",
-            )  # fmt: skip
-        if sharded and found is by_suffix:
-            raise UsageError("shards go to a folder, and this is named like a file", path=path, hint="--to hf|hf-bin")
-    if (is_folder or sharded) and not found.is_folder:
-        found = _BY_NAME[_SHARDED.get(found.name, found.name)]
-    if sharded and not found.is_set:
-        raise UsageError(f"{found.what} is not written in shards", hint="--to hf|hf-bin")
-    return found
-
-
-def _named(name: str) -> Target:
-    found = _BY_NAME.get(name.lower())
-    if found is None:
-        raise UsageError(f"there is no format {name!r} to write", hint=f"one of {', '.join(_BY_NAME)}")
-    return found

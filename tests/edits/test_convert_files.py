@@ -20,7 +20,7 @@ from huggingface_hub import load_state_dict_from_file, save_torch_state_dict, sp
 from ckpt_cli.cli.options import size_of
 from ckpt_cli.errors import RefusedError, UsageError
 from ckpt_cli.files.crc32 import of_zeros
-from ckpt_cli.formats.registry import TARGETS, target_of
+from ckpt_cli.formats.targets import TARGETS, target_of
 
 INDEX = "model.safetensors.index.json"
 

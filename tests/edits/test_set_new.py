@@ -301,7 +301,9 @@ def test_a_format_that_cannot_grow_says_so(tmp_path: Path, ckpt: Ckpt) -> None:
     np.savez(tmp_path / "m.npz", a=np.ones(2))
     np.save(tmp_path / "m.npy", np.ones(2))
     for name in ("m.npz", "m.npy"):
-        assert_refused(ckpt, tmp_path / name, "only the elements of tensors can be changed", "set", f"n=@{tmp_path}/q.npy", "--new")
+        assert_refused(
+            ckpt, tmp_path / name, "only the elements of tensors can be changed", "set", f"n=@{tmp_path}/q.npy", "--new"
+        )
 
 
 # --- safetensors and sets of shards ----------------------------------------------------------------------------------

@@ -321,7 +321,7 @@ class Rewriting:
 
     def verify(self, path: str) -> None:
         """Open the new file with the reference reader and with our own, and compare it with what was meant."""
-        from ckpt_cli.formats.registry import open_checkpoint
+        from ckpt_cli.formats.open import open_checkpoint
         from ckpt_cli.formats.verify import open_with_safetensors
 
         try:

@@ -1,4 +1,4 @@
-"""A folder of checkpoint files: the set or the one file that it stands for."""
+"""The names of shards and indices: which files of a folder are a set, and which one file a folder stands for."""
 
 from __future__ import annotations
 
@@ -7,35 +7,12 @@ import re
 from collections.abc import Sequence
 
 from ckpt_cli.errors import UnknownFormatError, UsageError
-from ckpt_cli.files.open import Opener
-from ckpt_cli.model.checkpoint import Checkpoint
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """In the order of preference where a checkpoint was saved twice."""
 
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
-
-
-def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
-    """Open what a folder with these files holds: a set with an index, one without, or one file.
-
-    Raises UsageError where there are several checkpoints to choose from.
-    """
-    from ckpt_cli.formats.registry import open_checkpoint
-
-    index = index_in(path, names)
-    if index is not None:
-        return open_checkpoint(os.path.join(path, index), write=opener.write)
-    shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
-    sets = sorted({(found["stem"], found["count"], found["suffix"]) for found in shards})
-    whole = [found for found in sets if _is_whole(found, names)]
-    if len(whole) == 1:
-        from ckpt_cli.formats.sharded import read as shard_set
-
-        stem, count, suffix = whole[0]
-        return shard_set.read_without_index(path, _shard_names(stem, count, suffix), opener)
-    return open_checkpoint(os.path.join(path, file_in(path, names)), write=opener.write)
 
 
 def index_in(path: str, names: Sequence[str]) -> str | None:
@@ -83,8 +60,12 @@ _STEMS = {"pytorch_model": "model", "diffusion_pytorch_model": "model"}
 """What the same model is called in transformers' and diffusers' two formats."""
 
 
-def _is_whole(found: tuple[str, str, str], names: Sequence[str]) -> bool:
-    return set(_shard_names(*found)) <= set(names)
+def whole_set(names: Sequence[str]) -> list[str] | None:
+    """Return the shards of the only set in a folder that is complete without an index; None without exactly one."""
+    shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
+    sets = sorted({(found["stem"], found["count"], found["suffix"]) for found in shards})
+    whole = [found for found in (_shard_names(*each) for each in sets) if set(found) <= set(names)]
+    return whole[0] if len(whole) == 1 else None
 
 
 def _shard_names(stem: str, count: str, suffix: str) -> list[str]:

@@ -182,7 +182,7 @@ def _joined(
     metadata: Mapping[str, Any],
 ) -> Checkpoint:
     """The shards as one checkpoint."""
-    from ckpt_cli.formats.registry import read_one
+    from ckpt_cli.formats.open import read_one
 
     folder = os.path.dirname(path) if index else path
     files = opener.open_all([os.path.join(folder, name) for name in names])

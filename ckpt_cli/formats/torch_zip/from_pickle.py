@@ -86,7 +86,7 @@ class Document:
 
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""
-        from ckpt_cli.formats.registry import open_checkpoint
+        from ckpt_cli.formats.open import open_checkpoint
 
         try:
             with closing(open_checkpoint(path)) as copy:

@@ -20,7 +20,8 @@ from ckpt_cli.files.open import Opener
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.unchanged import Identity, identity_at
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.registry import folder_kind, is_index, read_one
+from ckpt_cli.formats.open import read_one
+from ckpt_cli.formats.registry import folder_kind, is_index
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check import entries, shards
 from ckpt_cli.ops.check import hf_config as configs
@@ -127,7 +128,7 @@ class _Worker:
             return self._set(path) if index else self._single(path)
         names = sorted(os.listdir(path))
         kind = folder_kind(names)
-        if kind is None or kind.module != "ckpt_cli.formats.sharded.names":
+        if kind is None or kind.name != "shards":
             return self._single(path)
         from ckpt_cli.formats.sharded.names import file_in, index_in
 

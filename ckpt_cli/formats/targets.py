@@ -1,0 +1,142 @@
+"""The formats that a checkpoint can be converted to, in one table; a format's module is imported when it is written."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ckpt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpt_cli.dtypes import DType
+    from ckpt_cli.files.copy import Progress
+    from ckpt_cli.files.source import LocalFile
+    from ckpt_cli.model.new_checkpoint import Outgoing
+
+
+class FileWriter(Protocol):
+    """A module that writes one file."""
+
+    def spelled(self, dtype: DType) -> str | None:
+        """How the format says a dtype; None for one that it has not."""
+
+    def write(self, outgoing: Outgoing, target: LocalFile, progress: Progress) -> None:
+        """Write all of it into an empty file."""
+
+    def verify(self, outgoing: Outgoing, path: str) -> None:
+        """Raise CkptError where the file that was written does not read back as what it should be."""
+
+
+class FolderWriter(Protocol):
+    """A module that writes several files into a new folder."""
+
+    def spelled(self, dtype: DType) -> str | None:
+        """How the format says a dtype; None for one that it has not."""
+
+    def write_folder(self, outgoing: Outgoing, create: Callable[[str], LocalFile], progress: Progress) -> None:
+        """Write all of it into files that `create` makes."""
+
+    def verify_folder(self, outgoing: Outgoing, folder: str) -> None:
+        """Raise CkptError where the folder that was written does not read back as what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One format that a checkpoint can be converted to."""
+
+    name: str
+    """What `--to` calls it."""
+    what: str
+    """What it is, in words."""
+    module: str
+    """A `FileWriter`, or a `FolderWriter`."""
+    suffixes: tuple[str, ...] = ()
+    """How the names of its files end."""
+    is_folder: bool = False
+    files: str = ""
+    """An expression that the names of its files in a folder match, so that an older checkpoint can give way."""
+    is_set: bool = False
+    """Whether it is a set of shards, of a size that can be chosen."""
+    keeps_views: bool = False
+    """Whether tensors can be any views of shared storages."""
+    keeps_ties: bool = True
+    """Whether it can say that tensors are one."""
+    keeps_requires_grad: bool = False
+    """Whether it says of a tensor that it is trained."""
+    keeps_metadata: bool = False
+    """Whether it has a place for a map of strings."""
+    keeps_objects: bool = False
+    """True if it can hold non-tensor entries, where they are pickled already."""
+    keeps_notes: bool = False
+    """Whether it has a place for the `_metadata` of a state_dict."""
+
+    def writer(self) -> Any:
+        """Its module."""
+        return importlib.import_module(self.module)
+
+
+TARGETS = (
+    Target(
+        "pt", "a torch.save file", "ckpt_cli.formats.torch_zip.write", (".pt", ".pth", ".ckpt", ".bin"),
+        keeps_views=True, keeps_requires_grad=True, keeps_objects=True, keeps_notes=True,
+    ),
+    Target(
+        "safetensors", "a safetensors file", "ckpt_cli.formats.safetensors.write", (".safetensors",),
+        keeps_metadata=True,
+    ),
+    Target("npz", "an npz file", "ckpt_cli.formats.numpy.npz", (".npz",), keeps_ties=False),
+    Target(
+        "hf", "safetensors shards", "ckpt_cli.formats.sharded.write_safetensors", is_folder=True, is_set=True,
+        keeps_metadata=True, files=r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",
+    ),
+    Target(
+        "hf-bin", "torch.save shards", "ckpt_cli.formats.sharded.write_bin", is_folder=True, is_set=True,
+        keeps_views=True, keeps_requires_grad=True, files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
+    ),
+    Target(
+        "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.dcp.write", is_folder=True, keeps_ties=False,
+        keeps_requires_grad=True, files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
+    ),
+)  # fmt: skip
+
+_SHARDED = {"safetensors": "hf", "pt": "hf-bin"}
+"""The set of shards for each format of a single file."""
+
+_BY_NAME = {target.name: target for target in TARGETS}
+
+
+def target_of(path: str, name: str | None, *, sharded: bool) -> Target:
+    """The format to write: the one that is named, else what the path's suffix says; a folder is a set of shards.
+
+    Raises UsageError where neither says one, or what they say does not go together.
+    """
+    is_folder = path.endswith("/") or os.path.isdir(path)
+    suffix = os.path.splitext(path)[1].lower()
+    if name is not None:
+        found = _named(name)
+    else:
+        by_suffix = next((target for target in TARGETS if suffix in target.suffixes), None)
+        found = by_suffix if by_suffix is not None and not is_folder else _BY_NAME["hf"]
+        if found.is_folder and not (is_folder or sharded) and suffix:
+            known = " ".join(suffix for target in TARGETS for suffix in target.suffixes)
+            raise UsageError(
+                f"{suffix!r} does not say which format to write", path=path,
+                hint=f"--to {'|'.join(_BY_NAME)}, or a name that ends in one of {known}",
+            )  # fmt: skip
+        if sharded and found is by_suffix:
+            raise UsageError("shards go to a folder, and this is named like a file", path=path, hint="--to hf|hf-bin")
+    if (is_folder or sharded) and not found.is_folder:
+        found = _BY_NAME[_SHARDED.get(found.name, found.name)]
+    if sharded and not found.is_set:
+        raise UsageError(f"{found.what} is not written in shards", hint="--to hf|hf-bin")
+    return found
+
+
+def _named(name: str) -> Target:
+    found = _BY_NAME.get(name.lower())
+    if found is None:
+        raise UsageError(f"there is no format {name!r} to write", hint=f"one of {', '.join(_BY_NAME)}")
+    return found
