@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Documents with generated blocks. Each is a job of its own, two at a time.
 DOCUMENTS := README.md CONTRIBUTING.md $(wildcard docs/*.md)
-COG := printf '%s\n' $(DOCUMENTS) | PATH="$(CURDIR)/$(BIN):$$PATH" xargs -P 2 -n 1 cog -P -I tests
+COG := printf '%s\n' $(DOCUMENTS) | PATH="$(CURDIR)/$(BIN):$$PATH" xargs -P 2 -n 1 cog -P -I tests/support
 READY := $(VENV)/.ready
 # The build of torch that development and CI use; pyproject.toml has the range that the package supports.
 TORCH := torch==2.13.0
@@ -31,9 +31,9 @@ bench: $(READY)           ## ratios against torch, safetensors and a command tha
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/bench.py
 
 fuzz: $(READY)            ## 20,000 mutations of each sample; every fault of every edit; edits side by side
-	$(BIN)/python tests/fuzz.py --mutations 20000
-	$(BIN)/python tests/fuzz_faults.py
-	$(BIN)/python tests/side_by_side.py
+	$(BIN)/python tests/support/fuzz.py --mutations 20000
+	$(BIN)/python tests/support/fuzz_faults.py
+	$(BIN)/python tests/support/side_by_side.py
 
 samples: $(READY)         ## write the sample checkpoints again
 	$(BIN)/python sample_checkpoints/generate.py

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli import model
 from ckpt_cli.errors import NameNotFoundError, about
 from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.model import checkpoint as model
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ class Tensor:
         self._checkpoint = checkpoint
         self._torch_values = torch_values
         self.facts = facts
-        """Everything that the file says of it, as `ckpt_cli.model.Tensor`."""
+        """Everything that the file says of it, as `ckpt_cli.model.checkpoint.Tensor`."""
 
     @property
     def name(self) -> str:
@@ -90,7 +90,7 @@ class Tensor:
         and uninitialized tensors come as such; a subclass that keeps its data as torch does as a plain tensor. Raises
         UnsupportedError for other classes (`parts` are what they are made of) and for dtypes that torch has not.
         """
-        from ckpt_cli.arrays.torch_values import torch_tensor
+        from ckpt_cli.arrays.to_torch import torch_tensor
 
         with about(self._checkpoint.path):
             return torch_tensor(self._checkpoint, self.facts, self._torch_values)

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_cli import limits
-from ckpt_cli.arrays.regions import Index, Region
+from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, UnsupportedError, ValueRefusedError
-from ckpt_cli.model import Checkpoint, Storage, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.codec import Codec, require_honest, values_of
-from ckpt_cli.arrays.regions import Index, Region
+from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import MalformedError, UnsupportedError, ValueRefusedError
-from ckpt_cli.model import Checkpoint, Quantizer, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Quantizer, Tensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,9 +12,9 @@ from typing import Any
 
 import typer
 
-from ckpt_cli.cli.again import steadily
+from ckpt_cli.cli.read_again import steadily
 from ckpt_cli.errors import CkptError
-from ckpt_cli.files.outcomes import Outcome, outcome_of
+from ckpt_cli.files.outcome import Outcome, outcome_of
 from ckpt_cli.render.text import escaped, name_text
 
 TROUBLE = 2
@@ -55,7 +55,7 @@ def guarded(command: Callable[[], Any]) -> int:
 def _prepare_streams() -> None:
     """Let a terminal that is not UTF-8 show what it can; a stream that is not there is replaced by /dev/null.
 
-    `cli/streams.py` has prepared those of the process itself.
+    `cli/standard_streams.py` has prepared those of the process itself.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.edits import Options, edit
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Raw, WeightsOnly
-from ckpt_cli.cli.work import workers
-from ckpt_cli.ops.cast import dtype_named, plan_cast
+from ckpt_cli.cli.progress import workers
+from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.edits.cast import dtype_named, plan_cast
 
 
 def cast_command(

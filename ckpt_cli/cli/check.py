@@ -9,9 +9,9 @@ import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Style
 from ckpt_cli.cli.output import answer, style_of
-from ckpt_cli.cli.work import Jobs, progress, workers
+from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.errors import about
-from ckpt_cli.ops.check import check
+from ckpt_cli.ops.check.run import check
 from ckpt_cli.render.check import check_text
 
 
@@ -34,7 +34,7 @@ def check_command(
     with about(file), workers(jobs) if deep else nullcontext() as executor, progress() as told:
         report = check(file, executor, told)
     if layout == "json":
-        from ckpt_cli.render.jsons import check_json
+        from ckpt_cli.render.json import check_json
 
         answer([check_json(report)])
     else:

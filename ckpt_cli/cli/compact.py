@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.edits import Options, edit
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly
-from ckpt_cli.ops.storages import plan_compact
+from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.edits.tie import plan_compact
 
 
 def compact_command(

@@ -9,14 +9,13 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, File, JsonReport, Raw, WeightsOnly
+from ckpt_cli.cli.options import DryRun, File, JsonReport, Raw, WeightsOnly, size_of
 from ckpt_cli.cli.output import report, talk
-from ckpt_cli.cli.work import watched, workers
-from ckpt_cli.ops.cast import dtype_named
-from ckpt_cli.ops.conversion import CLONE, ERROR, KEEP_ONE, Wishes
-from ckpt_cli.ops.convert import convert
-from ckpt_cli.ops.sizes import size_of
-from ckpt_cli.render.conversion import conversion_text
+from ckpt_cli.cli.progress import watched, workers
+from ckpt_cli.edits.cast import dtype_named
+from ckpt_cli.edits.convert import convert
+from ckpt_cli.edits.convert_options import CLONE, ERROR, KEEP_ONE, Wishes
+from ckpt_cli.render.convert import conversion_text
 
 
 class Shared(str, Enum):
@@ -78,7 +77,7 @@ def convert_command(
     with workers(0) if dtype else nullcontext() as executor, watched() as told:
         done = convert(file, output, replace(wishes, executor=executor, told=told))
     if json:
-        from ckpt_cli.render.jsons import conversion_json
+        from ckpt_cli.render.json import conversion_json
 
         report(conversion_json(done))
     else:

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.arrays.comparing import Tolerance
+from ckpt_cli.arrays.compare import Tolerance
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
-from ckpt_cli.cli.ordered import rules_of
 from ckpt_cli.cli.output import answer, style_of
-from ckpt_cli.cli.work import Jobs, progress, workers
+from ckpt_cli.cli.progress import Jobs, progress, workers
+from ckpt_cli.cli.repeated_options import rules_of
 from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.render.diff import diff_text
 
@@ -54,7 +54,7 @@ def diff_command(
     with opened(file) as a, opened(other) as b, workers(jobs) as executor, progress() as told:
         found = diff(a, b, asked, tolerance, executor, told)
     if layout == "json" and not quiet:
-        from ckpt_cli.render.jsons import diff_json
+        from ckpt_cli.render.json import diff_json
 
         answer([diff_json(found)])
     elif not quiet:

@@ -9,9 +9,9 @@ import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Style, opened
 from ckpt_cli.cli.output import answer, style_of
-from ckpt_cli.cli.work import Jobs, progress, workers
-from ckpt_cli.ops.hashing import Hashes, compare, hash_tensors, read_manifest
-from ckpt_cli.render.hashing import hashes_text, verdict_text
+from ckpt_cli.cli.progress import Jobs, progress, workers
+from ckpt_cli.ops.hash import Hashes, compare, hash_tensors, read_manifest
+from ckpt_cli.render.hash import hashes_text, verdict_text
 
 
 class Algorithm(str, Enum):
@@ -51,7 +51,7 @@ def hash_command(
     if manifest is not None:
         raise typer.Exit(_verified(file, manifest, found, layout))
     if layout == "json":
-        from ckpt_cli.render.jsons import hash_json
+        from ckpt_cli.render.json import hash_json
 
         answer([hash_json(found)])
     else:
@@ -62,7 +62,7 @@ def _verified(file: str, manifest: Hashes, found: Hashes, layout: str) -> int:
     """Tell what differs from the manifest; returns the exit code."""
     verdict = compare(manifest, found)
     if layout == "json":
-        from ckpt_cli.render.jsons import verified_json
+        from ckpt_cli.render.json import verified_json
 
         answer([verified_json(file, verdict)])
     else:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.edits import Options, edit
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, WeightsOnly
+from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.edits.rm import plan_keep, plan_root
 from ckpt_cli.errors import UsageError
-from ckpt_cli.ops.remove import plan_keep, plan_root
 
 
 def keep_command(

@@ -10,12 +10,12 @@ import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, style_of, warn_of_danger
-from ckpt_cli.ops.listing import list_entries
-from ckpt_cli.render.listing import listing_text
+from ckpt_cli.ops.ls import list_entries
+from ckpt_cli.render.ls import listing_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.model import Checkpoint, Entry
-    from ckpt_cli.ops.folding import Fold
+    from ckpt_cli.model.checkpoint import Checkpoint, Entry
+    from ckpt_cli.ops.ls_fold import Fold
 
 
 class Sort(str, Enum):
@@ -57,11 +57,11 @@ def ls_command(
         listing = list_entries(checkpoint, names or (), values=every, sort=sort and sort.value)
     rows: Sequence[Entry | Fold] = listing.entries
     if folded:
-        from ckpt_cli.ops.folding import fold
+        from ckpt_cli.ops.ls_fold import fold
 
         rows = fold(listing.entries)
     if layout == "json":
-        from ckpt_cli.render.jsons import listing_json
+        from ckpt_cli.render.json import listing_json
 
         answer(listing_json(listing, rows))
     else:
@@ -70,14 +70,14 @@ def ls_command(
 
 
 def _answer_waste(checkpoint: Checkpoint, names: Sequence[str], layout: str) -> None:
-    from ckpt_cli.ops.waste import list_waste
+    from ckpt_cli.ops.ls import list_waste
 
     found = list_waste(checkpoint, names)
     if layout == "json":
-        from ckpt_cli.render.jsons import waste_json
+        from ckpt_cli.render.json import waste_json
 
         answer([waste_json(checkpoint.path, found)])
     else:
-        from ckpt_cli.render.listing import waste_text
+        from ckpt_cli.render.ls import waste_text
 
         answer(waste_text(found, layout))

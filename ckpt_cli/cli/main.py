@@ -18,8 +18,8 @@ INTERRUPTED = 130
 def run(args: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
+        from ckpt_cli.cli.app import build
         from ckpt_cli.cli.boundary import guarded
-        from ckpt_cli.cli.group import build
 
         return guarded(lambda: build().main(list(args) or ["--help"], prog_name="ckpt", standalone_mode=False))
     except KeyboardInterrupt:
@@ -30,7 +30,7 @@ def main() -> NoReturn:
     """The entry point of the console script."""
     gc.disable()  # a command ends before garbage could matter, and collecting costs a third of opening a large pickle
     try:
-        from ckpt_cli.cli.streams import finish, prepare
+        from ckpt_cli.cli.standard_streams import finish, prepare
 
         prepare()
         code = run(sys.argv[1:])

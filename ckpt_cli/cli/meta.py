@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.edits import Options, edit
 from ckpt_cli.cli.options import Backup, DryRun, File, Format, Json, Output, Style, WeightsOnly, opened
 from ckpt_cli.cli.output import answer, style_of
-from ckpt_cli.ops.metadata import metadata_of, parse_pairs, plan_meta
-from ckpt_cli.ops.set_metadata import strings_of_set
-from ckpt_cli.render.metadata import metadata_text, set_metadata_json, set_metadata_text
+from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.edits.meta import metadata_of, parse_pairs, plan_meta
+from ckpt_cli.edits.meta_set import strings_of_set
+from ckpt_cli.render.meta import metadata_text, set_metadata_json, set_metadata_text
 
 
 def meta_command(
@@ -48,7 +48,7 @@ def meta_command(
         found = metadata_of(checkpoint, pairs or ())
         strings = strings_of_set(checkpoint)
     if layout == "json":
-        from ckpt_cli.render.jsons import line
+        from ckpt_cli.render.json import line
 
         answer([line(found if strings is None else set_metadata_json(found, strings))])
     elif strings is None:

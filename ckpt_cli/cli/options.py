@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ckpt_cli.cli import again
-from ckpt_cli.errors import CkptError, about
-from ckpt_cli.files.hidden import journal_path
-from ckpt_cli.files.reading import unchanged
+from ckpt_cli.cli import read_again as again
+from ckpt_cli.errors import CkptError, UsageError, about
+from ckpt_cli.files.sidecars import journal_path
+from ckpt_cli.files.unchanged import unchanged
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model import Checkpoint, Entry, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 from ckpt_cli.render.text import escaped
 
 
@@ -99,3 +100,18 @@ def opened(path: str) -> Iterator[Checkpoint]:
                 sys.stderr.write(line)
                 again.said.add(line)
         yield checkpoint
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)")
+
+
+def size_of(text: str) -> int:
+    """The bytes that `5GB` or `512MiB` are, powers of ten but for those with an i, as huggingface_hub counts."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or not float(match[1]):
+        raise UsageError(f"{text!r} is no size", hint="5GB, 500MB or 2GiB, say")
+    return int(float(match[1]) * unit)

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from ckpt_cli.cli import again
+from ckpt_cli.cli import read_again as again
 from ckpt_cli.cli.options import Style
 from ckpt_cli.errors import OutputError
 
 if TYPE_CHECKING:
-    from ckpt_cli.model import Checkpoint
+    from ckpt_cli.model.checkpoint import Checkpoint
 
 
 def style_of(style: Style, *, json: bool) -> str:
@@ -38,7 +38,7 @@ def answer(pieces: Iterable[str], checkpoint: Checkpoint | None = None) -> None:
 
 def _made_before(pieces: Iterator[str], checkpoint: Checkpoint) -> Iterator[str]:
     """The same pieces, of which the first `_BEFORE` characters are made before the first is given."""
-    from ckpt_cli.files.reading import settle
+    from ckpt_cli.files.unchanged import settle
 
     made, size = [], 0
     for piece in pieces:
@@ -64,7 +64,7 @@ def warn_of_danger(checkpoint: Checkpoint) -> None:
     """Say in one line that a checkpoint which was opened safely would not be safe to load elsewhere."""
     if checkpoint.document is None and not checkpoint.objects:
         return
-    from ckpt_cli.ops.danger import dangerous_of
+    from ckpt_cli.scanner.warning import dangerous_of
 
     name = dangerous_of(checkpoint)
     if name is not None:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.edits import Options, edit
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
-from ckpt_cli.cli.ordered import rules_of
-from ckpt_cli.ops.rename import plan_rename, renaming
+from ckpt_cli.cli.repeated_options import rules_of
+from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.edits.rename import plan_rename, renaming
 
 
 def rename_command(

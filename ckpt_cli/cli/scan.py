@@ -31,7 +31,7 @@ def scan_command(
     with about(file):
         found = scan(file)
     if layout == "json":
-        from ckpt_cli.render.jsons import scan_json
+        from ckpt_cli.render.json import scan_json
 
         answer([scan_json(found)])
     else:

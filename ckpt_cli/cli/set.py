@@ -8,11 +8,11 @@ import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_tensors
 from ckpt_cli.cli.output import report, talk
-from ckpt_cli.cli.work import watched
+from ckpt_cli.cli.progress import watched
+from ckpt_cli.edits.set import set_entries
+from ckpt_cli.edits.set_new import dtype_of_new
+from ckpt_cli.edits.transaction import Options
 from ckpt_cli.errors import UsageError
-from ckpt_cli.ops.new_tensors import dtype_of_new
-from ckpt_cli.ops.rewrite import Options
-from ckpt_cli.ops.set import set_entries
 from ckpt_cli.render.edits import edit_text
 
 Assignments = Annotated[
@@ -58,7 +58,7 @@ def set_command(
         options = Options(output, dry_run, backup, told, weights_only)
         done = set_entries(file, assignments, options, cast=cast, new=new, dtype=wanted)
     if json:
-        from ckpt_cli.render.jsons import edit_json
+        from ckpt_cli.render.json import edit_json
 
         report(edit_json(done))
     else:

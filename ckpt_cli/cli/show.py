@@ -10,10 +10,10 @@ import typer
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, talk
 from ckpt_cli.errors import UsageError
-from ckpt_cli.model import Value
-from ckpt_cli.ops.values import Item, Shown, save_npy, show
+from ckpt_cli.model.checkpoint import Value
+from ckpt_cli.ops.show import Item, Shown, save_npy, show
+from ckpt_cli.render.show import values_rows, values_text
 from ckpt_cli.render.text import count_text, escaped, name_text
-from ckpt_cli.render.values import values_rows, values_text
 
 
 def show_command(
@@ -43,7 +43,7 @@ def show_command(
             written = count_text(save_npy(_only_tensor(items), output), "byte")
             talk(f"{escaped(file)}: {name_text(_only_tensor(items).label)} written to {escaped(output)}, {written}\n")
         elif json or style is Style.json:
-            from ckpt_cli.render.json_values import values_json
+            from ckpt_cli.render.show_json import values_json
 
             answer(values_json(items), checkpoint)
         elif style is Style.auto:

@@ -9,7 +9,7 @@ import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, style_of
-from ckpt_cli.cli.work import Jobs, progress, workers
+from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.ops.stats import stats
 from ckpt_cli.render.stats import stats_text
 
@@ -51,7 +51,7 @@ def stats_command(
     with opened(file) as checkpoint, workers(jobs) as executor, progress() as told:
         found = stats(checkpoint, names or (), executor, told, sort=sort and str(sort.value), bad_only=bad, total=total)
     if layout == "json":
-        from ckpt_cli.render.jsons import stats_json
+        from ckpt_cli.render.json import stats_json
 
         answer(stats_json(found))
     else:

@@ -43,7 +43,7 @@ def ties_command(
         answer([_verdict(verdict, layout)])
         raise typer.Exit(0 if verdict.tied else 1)
     if layout == "json":
-        from ckpt_cli.render.jsons import ties_json
+        from ckpt_cli.render.json import ties_json
 
         answer([ties_json(ties)])
     else:
@@ -54,7 +54,7 @@ def ties_command(
 
 def _verdict(verdict: Verdict, layout: str) -> str:
     if layout == "json":
-        from ckpt_cli.render.jsons import verdict_json
+        from ckpt_cli.render.json import verdict_json
 
         return verdict_json(verdict)
     return f"{escaped(verdict.reason)}\n"

@@ -9,7 +9,7 @@ import typer
 
 from ckpt_cli.cli.options import File, Json, Style, complete_names, opened
 from ckpt_cli.cli.output import answer
-from ckpt_cli.ops.tree import tree_of
+from ckpt_cli.nn.tree import tree_of
 from ckpt_cli.render.tree import View, tree_json, tree_text
 
 _NAME = 500

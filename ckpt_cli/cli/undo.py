@@ -8,7 +8,7 @@ import typer
 
 from ckpt_cli.cli.options import DryRun, File, JsonReport
 from ckpt_cli.cli.output import report, talk
-from ckpt_cli.ops.undo import undo
+from ckpt_cli.edits.undo import undo
 from ckpt_cli.render.edits import undo_text
 
 
@@ -29,7 +29,7 @@ def undo_command(
     """
     done = undo(file, force=force, dry_run=dry_run)
     if json:
-        from ckpt_cli.render.jsons import edit_json
+        from ckpt_cli.render.json import edit_json
 
         report(edit_json(done))
     else:

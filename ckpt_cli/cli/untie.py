@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.edits import Options, edit
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
-from ckpt_cli.ops.storages import plan_untie
+from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.edits.tie import plan_untie
 
 Names = Annotated[
     list[str],

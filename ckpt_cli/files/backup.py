@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import CkptError, RefusedError
-from ckpt_cli.files.copying import copy_into
-from ckpt_cli.files.durable import sync_folder
-from ckpt_cli.files.hidden import require_fitting
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.outcomes import Outcome, outcome_of, stating
-from ckpt_cli.files.overlay import Overlay
-from ckpt_cli.files.owners import take_after
-from ckpt_cli.files.replace import temporary_of
+from ckpt_cli.files.atomic import temporary_of
+from ckpt_cli.files.copy import copy_into
+from ckpt_cli.files.fsync import sync_folder
+from ckpt_cli.files.outcome import Outcome, outcome_of, stating
+from ckpt_cli.files.owner import take_after
+from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.sidecars import require_fitting
+from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.undo_record import (
     Fingerprint,
     RecordedFile,

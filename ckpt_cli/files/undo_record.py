@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.files.durable import sync_folder, write_all
-from ckpt_cli.files.hidden import UNDO_RECORD, undo_record_path
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.replace import temporary_of
+from ckpt_cli.files.atomic import temporary_of
+from ckpt_cli.files.fsync import sync_folder, write_all
+from ckpt_cli.files.sidecars import UNDO_RECORD, undo_record_path
+from ckpt_cli.files.source import LocalFile
 
 _MAGIC = b"ckpt-undo-1\n\0\0\0\0"
 _HEAD = struct.Struct("<16sII")

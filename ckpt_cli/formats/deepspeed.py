@@ -15,9 +15,9 @@ from dataclasses import replace
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError
-from ckpt_cli.files.opening import Opener
-from ckpt_cli.formats.shard_set import ShardSet
-from ckpt_cli.model import Checkpoint, Entry, Opaque, Tensor, Value
+from ckpt_cli.files.open import Opener
+from ckpt_cli.formats.sharded.read import ShardSet
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 
 NAME = "deepspeed"
 
@@ -33,7 +33,7 @@ _STAGE = re.compile(r"\d")
 
 def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     """Open the files of all ranks side by side; an entry's name begins with its file's."""
-    from ckpt_cli.formats.registry import read_one
+    from ckpt_cli.formats.open import read_one
 
     folder, tag = _latest(path, names)
     found = _files(folder)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckpt_cli.files.extents import Extent
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.model import Storage
-from ckpt_cli.pickles.embedded import Embedded
+from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.model.checkpoint import Storage
+from ckpt_cli.pickles.tensors.inline_bytes import Embedded
 
 if TYPE_CHECKING:
-    from ckpt_cli.files.overlay import Overlay
+    from ckpt_cli.files.patches import Overlay
 
 
 class PlainFile:

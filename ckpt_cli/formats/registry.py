@@ -1,24 +1,24 @@
-"""Which format a file is in, told by its content and never by its suffix."""
+"""The formats that can be read, in one table: how each is recognized, and the modules that read and rewrite it.
+
+Content decides the format of a file, never its suffix. Modules are imported on first use.
+"""
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ckpt_cli.errors import FormatError, UnsupportedError
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.opening import Opener, finish_edits, open_beside_writers
-from ckpt_cli.model import Checkpoint
+from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from ckpt_cli.changes import Changes
-    from ckpt_cli.files.copying import Progress
-    from ckpt_cli.files.overlay import Overlay
+    from ckpt_cli.files.copy import Progress
+    from ckpt_cli.files.patches import Overlay
+    from ckpt_cli.model.changes import Changes
 
 _HEAD = 600
 """Bytes from the beginning that tell formats apart; tar has its magic at byte 257."""
@@ -34,7 +34,9 @@ class Format:
     module: str
     """Has `read(file) -> Checkpoint`, or, of a set, `read_set(file, opener) -> Checkpoint`."""
     is_set: bool = False
-    """Whether the file names others that belong to the checkpoint."""
+    """True if the file names others that belong to the checkpoint."""
+    rewriter: str = ""
+    """Has `Rewriting`, which carries out structural edits; empty where only the elements of tensors can be changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,11 @@ def _is_json_object(head: bytes) -> bool:
 def _is_npz(head: bytes) -> bool:
     """Whether the first record of a zip is an array."""
     return head[:4] == b"PK\3\4" and head[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy")
+
+
+def _is_zip(head: bytes) -> bool:
+    """True if it begins with a record, or is a zip file without any."""
+    return head[:4] in (b"PK\3\4", b"PK\5\6")
 
 
 def _is_legacy(head: bytes) -> bool:
@@ -103,56 +110,28 @@ def _is_of_ranks(names: Sequence[str]) -> bool:
 
 _RANK_FILE = re.compile(r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$")
 
-FORMATS = (
-    Format("npz", _is_npz, "ckpt_cli.formats.npz"),
-    Format("legacy", _is_legacy, "ckpt_cli.formats.stream"),
-    Format("pickle", _is_pickle, "ckpt_cli.formats.stream"),
-    Format("npy", lambda head: head[:6] == b"\x93NUMPY", "ckpt_cli.formats.npy_stream"),
-    Format("tar", lambda head: head[257:262] == b"ustar", "ckpt_cli.formats.tar"),
-    Format("zip", lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), "ckpt_cli.formats.zip_file"),
-    Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors"),
-    Format("dcp", _is_dcp_metadata, "ckpt_cli.formats.dcp", is_set=True),
-    Format("shards", _is_json_object, "ckpt_cli.formats.shard_set", is_set=True),
-)
+_AT = "ckpt_cli.formats."
+"""The package of the modules that the tables name."""
 
-WRITERS = {
-    "zip": "ckpt_cli.formats.torch_zip_write",
-    "legacy": "ckpt_cli.formats.legacy_write",
-    "safetensors": "ckpt_cli.formats.safetensors_write",
-    "shards": "ckpt_cli.formats.shard_set_write",
-}
-"""By the name of a format: has `Rewriting`, which writes a checkpoint of it anew with some changes."""
+FORMATS = (
+    Format("npz", _is_npz, _AT + "numpy.npz"),
+    Format("legacy", _is_legacy, _AT + "torch_legacy.read", rewriter=_AT + "torch_legacy.rewrite"),
+    Format("pickle", _is_pickle, _AT + "torch_legacy.read"),
+    Format("npy", lambda head: head[:6] == b"\x93NUMPY", _AT + "numpy.read"),
+    Format("tar", lambda head: head[257:262] == b"ustar", _AT + "torch_legacy.tar"),
+    Format("zip", _is_zip, _AT + "torch_zip.kinds", rewriter=_AT + "torch_zip.rewrite"),
+    Format("safetensors", is_safetensors, _AT + "safetensors.read", rewriter=_AT + "safetensors.rewrite"),
+    Format("dcp", _is_dcp_metadata, _AT + "dcp.read", is_set=True),
+    Format("shards", _is_json_object, _AT + "sharded.read", is_set=True, rewriter=_AT + "sharded.rewrite"),
+)
+"""In the order in which a file is compared with them; names and modules of what `ckpt` reads."""
 
 FOLDERS: tuple[Folder, ...] = (
-    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp"),
-    Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp_hf"),
-    Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.deepspeed"),
-    Folder("shards", lambda _: True, "ckpt_cli.formats.folder"),
+    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, _AT + "dcp.read"),
+    Folder("dcp", _has_rank_shards, _AT + "dcp.safetensors"),
+    Folder("deepspeed", _is_of_ranks, _AT + "deepspeed"),
+    Folder("shards", lambda _: True, _AT + "open"),
 )
-
-
-def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
-    """Open a path as a checkpoint: its names are read, its tensors are not.
-
-    An edit that was interrupted is finished first. To `write`, every file of it is locked until the checkpoint is
-    closed. Raises OSError, BusyError, or a FormatError that says what the file looks like.
-    """
-
-    def read(opener: Opener) -> Checkpoint:
-        return _open_folder(path, opener) if os.path.isdir(path) else _open_file(path, opener)
-
-    return open_beside_writers(path, read, write=write)
-
-
-def _open_file(path: str, opener: Opener) -> Checkpoint:
-    """The checkpoint that a path names: a file, or the index of several."""
-    file = opener.open(path)
-    try:
-        checkpoint = _read(file, opener)
-    except BaseException:
-        file.close()
-        raise
-    return _noting_the_set(checkpoint) if "-of-" in os.path.basename(path) else checkpoint
 
 
 class Rewriter(Protocol):
@@ -177,8 +156,8 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
 
     Raises UnsupportedError where that cannot be done.
     """
-    module = WRITERS.get(checkpoint.format)
-    if module is None:
+    module = next((known.rewriter for known in FORMATS if known.name == checkpoint.format), "")
+    if not module:
         raise UnsupportedError(
             f"of a checkpoint of format {checkpoint.format} only the elements of tensors can be changed",
             path=checkpoint.path,
@@ -187,75 +166,22 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
     return importlib.import_module(module).Rewriting(checkpoint, changes)
 
 
-def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, with a note where it is but one shard of a set."""
-    from ckpt_cli.formats.folder import index_of
-
-    index = index_of(checkpoint.path)
-    return replace(checkpoint, notes=[*checkpoint.notes, f"one shard of {index}"]) if index else checkpoint
-
-
-def _read(file: LocalFile, opener: Opener) -> Checkpoint:
-    """The checkpoint that an open file is, or is the index of."""
-    try:
-        return _read_any(file, opener)
-    except FormatError as error:
-        folder = os.path.dirname(file.path)
-        if file.path.endswith(".distcp") and os.path.exists(os.path.join(folder, ".metadata")):
-            error.hint = f"this is one rank's part of a checkpoint: name its folder, {folder or '.'}"
-        raise
-
-
-def _beginning(file: LocalFile) -> bytes:
+def beginning(file: LocalFile) -> bytes:
     """Return the bytes that decide the format: where JSON stands before arrays, those of the first array."""
     head = file.read(0, min(_HEAD, file.size))
     if head.lstrip()[:1] != b"{":
         return head
-    from ckpt_cli.formats.npy_preface import preface_size
+    from ckpt_cli.formats.numpy.preface import preface_size
 
     begin = preface_size(file)
     return file.read(begin, min(_HEAD, file.size - begin)) if begin else head
 
 
-def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
-    """The checkpoint that an open file is, or is the index of."""
-    head = _beginning(file)
-    for known in FORMATS:
-        if known.is_set and known.sniff(head):
-            checkpoint: Checkpoint = importlib.import_module(known.module).read_set(file, opener)
-            return checkpoint
-    return read_one(file)
-
-
-def read_one(file: LocalFile) -> Checkpoint:
-    """The checkpoint that one open file is, be it a part of a set; raises UnknownFormatError for an index."""
-    head = _beginning(file)
-    for known in FORMATS:
-        if not known.is_set and known.sniff(head):
-            checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
-            return checkpoint
-    from ckpt_cli.formats.lookalikes import unknown
-
-    raise unknown(head, file.path, FORMATS)
-
-
 def is_index(file: LocalFile) -> bool:
     """Whether an open file looks like the index of a set of shards."""
-    return _is_json_object(_beginning(file))
+    return _is_json_object(beginning(file))
 
 
 def folder_kind(names: Sequence[str]) -> Folder | None:
     """What kind of checkpoint a folder with these file names is as a whole."""
     return next((known for known in FOLDERS if known.sniff(names)), None)
-
-
-def _open_folder(path: str, opener: Opener) -> Checkpoint:
-    """The checkpoint that a folder holds, by the names of the files in it."""
-    finish_edits(path)
-    opener.note_folder(path)
-    names = sorted(os.listdir(path))
-    known = folder_kind(names)
-    if known is not None:
-        checkpoint: Checkpoint = importlib.import_module(known.module).read_folder(path, names, opener)
-        return checkpoint
-    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)

@@ -1,4 +1,4 @@
-"""What a checkpoint can be converted to, in one table; the module of a format is imported when it is written."""
+"""The formats that a checkpoint can be converted to, in one table; a format's module is imported when it is written."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import UsageError
-from ckpt_cli.files.copying import Progress
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.outgoing import Outgoing
+
+if TYPE_CHECKING:
+    from ckpt_cli.dtypes import DType
+    from ckpt_cli.files.copy import Progress
+    from ckpt_cli.files.source import LocalFile
+    from ckpt_cli.model.new_checkpoint import Outgoing
 
 
 class FileWriter(Protocol):
@@ -67,8 +69,7 @@ class Target:
     keeps_metadata: bool = False
     """Whether it has a place for a map of strings."""
     keeps_objects: bool = False
-    """Whether it can hold what is no tensor, where that is pickled already."""
-
+    """True if it can hold non-tensor entries, where they are pickled already."""
     keeps_notes: bool = False
     """Whether it has a place for the `_metadata` of a state_dict."""
 
@@ -79,24 +80,24 @@ class Target:
 
 TARGETS = (
     Target(
-        "pt", "a torch.save file", "ckpt_cli.formats.new_zip", (".pt", ".pth", ".ckpt", ".bin"),
+        "pt", "a torch.save file", "ckpt_cli.formats.torch_zip.write", (".pt", ".pth", ".ckpt", ".bin"),
         keeps_views=True, keeps_requires_grad=True, keeps_objects=True, keeps_notes=True,
     ),
     Target(
-        "safetensors", "a safetensors file", "ckpt_cli.formats.new_safetensors", (".safetensors",),
+        "safetensors", "a safetensors file", "ckpt_cli.formats.safetensors.write", (".safetensors",),
         keeps_metadata=True,
     ),
-    Target("npz", "an npz file", "ckpt_cli.formats.new_npz", (".npz",), keeps_ties=False),
+    Target("npz", "an npz file", "ckpt_cli.formats.numpy.write_npz", (".npz",), keeps_ties=False),
     Target(
-        "hf", "safetensors shards", "ckpt_cli.formats.new_safetensors_set", is_folder=True, is_set=True,
+        "hf", "safetensors shards", "ckpt_cli.formats.sharded.write_safetensors", is_folder=True, is_set=True,
         keeps_metadata=True, files=r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",
     ),
     Target(
-        "hf-bin", "torch.save shards", "ckpt_cli.formats.new_bin_set", is_folder=True, is_set=True, keeps_views=True,
-        keeps_requires_grad=True, files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
+        "hf-bin", "torch.save shards", "ckpt_cli.formats.sharded.write_bin", is_folder=True, is_set=True,
+        keeps_views=True, keeps_requires_grad=True, files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
     ),
     Target(
-        "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.new_dcp", is_folder=True, keeps_ties=False,
+        "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.dcp.write", is_folder=True, keeps_ties=False,
         keeps_requires_grad=True, files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
     ),
 )  # fmt: skip

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
-from ckpt_cli.changes import difference
 from ckpt_cli.errors import CkptError, FormatError
-from ckpt_cli.formats.registry import is_safetensors, open_checkpoint
-from ckpt_cli.model import Checkpoint, Entry, Tensor
+from ckpt_cli.formats.open import open_checkpoint
+from ckpt_cli.formats.registry import is_safetensors
+from ckpt_cli.model.changes import difference
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 
 
 def verify_copy(original: Checkpoint, path: str, output: str) -> None:

@@ -1,1 +1,1 @@
-"""What a user can ask: one file a question or an edit. They return results or plans and never print."""
+"""Questions: one file a command. They return results and never print."""

@@ -8,20 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ckpt_cli.arrays.regions import Region
+from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.errors import NameNotFoundError, UsageError, about
-from ckpt_cli.model import Checkpoint, Entry, Opaque, Tensor, Value
-from ckpt_cli.ops.jobs import Told
-from ckpt_cli.ops.names import select
-from ckpt_cli.ops.pairs import Pair, compare_pairs
-from ckpt_cli.ops.renamings import Rule, in_turn
-from ckpt_cli.ops.shared import tie_groups
-from ckpt_cli.ops.work import Work
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
+from ckpt_cli.ops.aliasing import tie_groups
+from ckpt_cli.ops.budget import Work
+from ckpt_cli.ops.rename_rules import Rule, in_turn
+from ckpt_cli.ops.select import select
+from ckpt_cli.parallel.map import Told
+from ckpt_cli.parallel.tensor_pairs import Pair, compare_pairs
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from ckpt_cli.arrays.comparing import Tolerance
+    from ckpt_cli.arrays.compare import Tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ class _Comparison:
 
     def _pair(self, a: Tensor, b: Tensor) -> Pair:
         """The comparison of two views, which tied names share."""
-        from ckpt_cli.arrays.comparing import Apart
+        from ckpt_cli.arrays.compare import Apart
 
         key = (a.view or id(a), b.view or id(b))
         if key not in self._pairs:
@@ -256,7 +256,7 @@ def _comparable(a: Tensor, b: Tensor) -> bool:
 def _change(name: str, a: Tensor, b: Tensor, found: object) -> Change | None:
     """What a compared tensor's difference is; None where there is none."""
     from ckpt_cli.arrays.codec import value_shape
-    from ckpt_cli.arrays.comparing import Apart
+    from ckpt_cli.arrays.compare import Apart
 
     assert isinstance(found, Apart)
     if a.dtype.name == b.dtype.name and not found.differing:

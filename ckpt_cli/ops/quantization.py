@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli.dtypes import BY_NAME
-from ckpt_cli.model import Tensor
-from ckpt_cli.ops.configs import config_beside
+from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.ops.hf_config import config_beside
 
 _FLOAT = frozenset(name for name, dtype in BY_NAME.items() if dtype.category == "float")
 _FP8 = frozenset(["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"])

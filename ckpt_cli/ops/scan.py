@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, MalformedError
-from ckpt_cli.files.local import LocalFile
-from ckpt_cli.files.reading import open_to_scan, unchanged
-from ckpt_cli.formats.loose import Memory, Walk, guess, walk, walker_of
-from ckpt_cli.formats.pickle_streams import Found, Oddity, Purse, is_pickle
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.pickles.graph import Inline, RawString
-from ckpt_cli.pickles.trace import Allowance, trace_pickle
-from ckpt_cli.pickles.uses import Use, deeds_of, loaded_by, uses_of
+from ckpt_cli.scanner.calls import Use, deeds_of, loaded_by, uses_of
+from ckpt_cli.scanner.streams import Found, Oddity, Purse, is_pickle
+from ckpt_cli.scanner.trace import Allowance, trace_pickle
+from ckpt_cli.scanner.walk import Memory, Walk, guess, walk, walker_of
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
              "unknown": ("note", "unknown-global")}  # fmt: skip

@@ -7,21 +7,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.regions import Region
+from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.errors import CkptError, UnsupportedError, UsageError, about
-from ckpt_cli.model import Checkpoint, Tensor
-from ckpt_cli.ops.chunks import Chunk, Source
-from ckpt_cli.ops.jobs import Told, grouped, run
-from ckpt_cli.ops.names import part_of, select
-from ckpt_cli.ops.values import spell_index
-from ckpt_cli.ops.work import Work
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.ops.budget import Work
+from ckpt_cli.ops.select import part_of, select
+from ckpt_cli.ops.show import spell_index
+from ckpt_cli.parallel.map import Told, grouped, run
+from ckpt_cli.parallel.tensor_chunks import Chunk, Source
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from ckpt_cli.arrays.indexing import Index
     from ckpt_cli.arrays.moments import Moments
-    from ckpt_cli.arrays.regions import Index
-    from ckpt_cli.arrays.summing import Codes, Numbers
+    from ckpt_cli.arrays.statistics import Codes, Numbers
 
 _SPOTS = 8
 """Places of a tensor from which a sample is taken."""
@@ -81,7 +81,7 @@ class _Subject:
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor, region: Region, index: Index) -> None:
         from ckpt_cli.arrays.codec import codec_of
-        from ckpt_cli.arrays.summing import summer_of
+        from ckpt_cli.arrays.statistics import summer_of
 
         codec = codec_of(checkpoint, tensor).at(index)
         flagged = tensor.conj or tensor.neg or tensor.layout == "quantized"
@@ -97,7 +97,7 @@ class _Subject:
 
     def plan(self) -> Any:
         """Let a sample decide how it is summed; returns the sample."""
-        from ckpt_cli.arrays.summing import Numbers
+        from ckpt_cli.arrays.statistics import Numbers
 
         sample = self._sample()
         self._is_planned = True
@@ -107,7 +107,7 @@ class _Subject:
 
     def chunks(self) -> Iterator[Chunk]:
         """Its chunks, after a sample decided how they are summed."""
-        from ckpt_cli.arrays.summing import Numbers
+        from ckpt_cli.arrays.statistics import Numbers
 
         if isinstance(self.summer, Numbers) and self.source.numel and not self._is_planned:
             if self.source.plain:
@@ -133,7 +133,7 @@ class _Subject:
         return np.concatenate([self._numbers(Chunk(at, at + count)).copy() for at in begins])
 
     def _numbers(self, chunk: Chunk) -> Any:
-        from ckpt_cli.arrays.summing import Codes
+        from ckpt_cli.arrays.statistics import Codes
 
         data = self.source.read(chunk)
         summer = self.summer
@@ -228,7 +228,7 @@ def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
 
 def _sum_all(subjects: Sequence[_Subject], executor: Executor, told: Told) -> None:
     """Go through every chunk of every subject, in the order of the files."""
-    from ckpt_cli.arrays.summing import add
+    from ckpt_cli.arrays.statistics import add
 
     nbytes = sum(subject.source.nbytes for subject in subjects)
     done = 0
@@ -296,7 +296,7 @@ def _share_edges(subjects: Iterable[_Subject]) -> tuple[float, ...]:
 def _total(subjects: Iterable[_Subject], edges: Sequence[float]) -> Row:
     """All of them together."""
     from ckpt_cli.arrays.moments import Moments, merged
-    from ckpt_cli.arrays.summing import bars
+    from ckpt_cli.arrays.statistics import bars
 
     found = Moments()
     numel = 0

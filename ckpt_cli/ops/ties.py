@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_cli.arrays.regions import Region
+from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.errors import NameNotFoundError, UnsupportedError, UsageError
-from ckpt_cli.model import Checkpoint, Tensor
-from ckpt_cli.ops.configs import config_beside
-from ckpt_cli.ops.names import select_one
-from ckpt_cli.ops.shared import (
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.ops.aliasing import (
     Comparisons,
     Group,
     all_named,
@@ -22,7 +20,9 @@ from ckpt_cli.ops.shared import (
     spans_used,
     tie_groups,
 )
-from ckpt_cli.ops.work import Work
+from ckpt_cli.ops.budget import Work
+from ckpt_cli.ops.hf_config import config_beside
+from ckpt_cli.ops.select import select_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _tied_group(group: Sequence[Tensor]) -> Group:
 
 def _equal_groups(checkpoint: Checkpoint) -> list[Equals]:
     """Tensors of one dtype and shape with the same bytes; tied ones count as one and are told by the first name."""
-    from ckpt_cli.arrays.sharing import content_digest
+    from ckpt_cli.arrays.overlap import content_digest
 
     work = Work(checkpoint)
     alike: dict[tuple[object, ...], dict[object, Tensor]] = {}
@@ -162,7 +162,7 @@ def _why_not(checkpoint: Checkpoint, a: Tensor, b: Tensor) -> str:
         return "they differ in dtype or shape"
     if not a.numel:
         return "they are empty"
-    from ckpt_cli.arrays.sharing import content_digest
+    from ckpt_cli.arrays.overlap import content_digest
 
     work = Work(checkpoint)
     for tensor in (a, b):

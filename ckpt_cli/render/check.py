@@ -9,7 +9,7 @@ from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import count_text, escaped, short
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.check import Report
+    from ckpt_cli.ops.check.run import Report
 
 _COLUMNS = (Column("severity"), Column("code"), Column("where"), Column("message"), Column("what to do"))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ckpt_cli.render.beside import beside_lines
+from ckpt_cli.render.files_beside import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.edit import Edit
+    from ckpt_cli.edits.patching import Edit
 
 _MOST = 8
 """Names that are spelled out."""

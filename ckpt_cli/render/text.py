@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ckpt_cli.model import Opaque, Tensor
+from ckpt_cli.model.checkpoint import Opaque, Tensor
 
 _SHORT = 80
 """Characters of a value in a table."""

@@ -9,7 +9,7 @@ from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import bytes_text, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.shared import Group
+    from ckpt_cli.ops.aliasing import Group
     from ckpt_cli.ops.ties import Ties
 
 _COLUMNS = (

@@ -11,7 +11,7 @@ from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.tree import Branch, Tree
+    from ckpt_cli.nn.tree import Branch, Tree
 
 _WIDTH = 72
 """Columns of text after which notes follow where the text ends."""

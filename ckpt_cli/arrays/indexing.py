@@ -1,0 +1,189 @@
+"""Basic indexing as arithmetic: a part of a tensor is another shape, stride and offset over the same storage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from types import EllipsisType
+
+from ckpt_cli.errors import UsageError
+from ckpt_cli.model.checkpoint import Tensor
+
+Index = tuple["int | slice | EllipsisType", ...]
+
+_INTEGER = re.compile(r"[+-]?\d{1,19}$")
+
+PAGE = 4096
+"""Bytes between two rows from which on it pays to touch each row alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A strided set of elements of a storage; strides may be negative or 0."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    """The element within the storage that index 0, 0, … is."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Region:
+        """All of a tensor."""
+        return cls(tensor.shape or (), tensor.stride, tensor.storage_offset)
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    def span(self) -> tuple[int, int]:
+        """The first element of the storage that is touched and the one after the last."""
+        if not self.numel:
+            return (self.offset, self.offset)
+        reaches = [(size - 1) * step for size, step in zip(self.shape, self.stride, strict=True)]
+        low = self.offset + sum(reach for reach in reaches if reach < 0)
+        return low, self.offset + sum(reach for reach in reaches if reach > 0) + 1
+
+    def at(self, index: Index) -> Region:
+        """The part that a basic index selects; raises UsageError where it does not fit the shape."""
+        shape: list[int] = []
+        stride: list[int] = []
+        offset = self.offset
+        for item, size, step in zip(self.items(index), self.shape, self.stride, strict=True):
+            if isinstance(item, int):
+                offset += item * step
+            else:
+                chosen = range(*item.indices(size))
+                shape.append(max((chosen.stop - chosen.start - chosen.step // abs(chosen.step)) // chosen.step + 1, 0))
+                stride.append(chosen.step * step)
+                offset += chosen.start * step if chosen else 0
+        return Region(tuple(shape), tuple(stride), offset)
+
+    def items(self, index: Index) -> list[int | slice]:
+        """A basic index with one item a dimension, integers counted from 0; raises UsageError where it does not fit."""
+        items = self._complete(index)
+        for place, (item, size) in enumerate(zip(items, self.shape, strict=True)):
+            if isinstance(item, int):
+                if not -size <= item < size:
+                    raise UsageError(f"index {item} is out of range for size {size} in shape {list(self.shape)}")
+                items[place] = item % size
+        return items
+
+    def _complete(self, index: Index) -> list[int | slice]:
+        """One item a dimension: `...` and what was left out become whole slices."""
+        given = [item for item in index if item is not Ellipsis]
+        if len(index) - len(given) > 1:
+            raise UsageError("an index takes one ... at most")
+        if len(given) > len(self.shape):
+            raise UsageError(f"an index of {len(given)} dimensions does not fit shape {list(self.shape)}")
+        cut = index.index(Ellipsis) if Ellipsis in index else len(index)
+        fill = [slice(None)] * (len(self.shape) - len(given))
+        before: list[int | slice] = [item for item in index[:cut] if item is not Ellipsis]
+        return [*before, *fill, *(item for item in index[cut:] if item is not Ellipsis)]
+
+    def pieces(self, itemsize: int, most: int, *, across_gaps: bool = False) -> Iterator[tuple[slice, ...]]:
+        """Cut into parts whose bytes lie within `most` bytes of each other and, unless told, without gaps of a page.
+
+        Yields one slice a dimension; the parts are cut along the longest strides, so they come in the order of the
+        file where strides are positive.
+        """
+        whole = tuple(slice(0, size) for size in self.shape)
+        pending = [whole] if self.numel else []
+        while pending:
+            part = pending.pop()
+            region = self.at(part)
+            cut = region._longest()
+            low, high = region.span()
+            gaps = cut is not None and not across_gaps and region._has_gaps(cut, itemsize)
+            if cut is None or ((high - low) * itemsize <= most and not gaps):
+                yield part
+                continue
+            begin, end = part[cut].start, part[cut].stop
+            if end - begin > 2 and gaps:
+                yield from (row for at in range(begin, end) for row in self._rows(part, cut, at, itemsize, most))
+                continue
+            middle = (begin + end) // 2
+            halves = (slice(middle, end), slice(begin, middle))
+            pending.extend((*part[:cut], half, *part[cut + 1 :]) for half in halves)
+
+    def _rows(
+        self, part: tuple[slice, ...], cut: int, at: int, itemsize: int, most: int
+    ) -> Iterator[tuple[slice, ...]]:
+        """The pieces of one row of a part, its slices counted from this region's own origin."""
+        row = (*part[:cut], slice(at, at + 1), *part[cut + 1 :])
+        for inner in self.at(row).pieces(itemsize, most):
+            yield tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(row, inner, strict=True))
+
+    def rows(self, itemsize: int) -> Rows:
+        """The rows to read for a part whose span is not too long to be read whole."""
+        low, high = self.span()
+        dims = sorted((abs(step), dim) for dim, step in enumerate(self.stride) if step and self.shape[dim] > 1)
+        length, within = 1, 0
+        for step, dim in dims:
+            if (step - length) * itemsize >= PAGE:
+                break
+            length += step * (self.shape[dim] - 1)
+            within += 1
+        beyond = dims[within:][::-1]
+        count = prod(self.shape[dim] for _, dim in beyond)
+        if count * (length * itemsize + PAGE) > (high - low) * itemsize + PAGE:  # they are near each other, or overlap
+            beyond, length, count = [], high - low, 1
+        begins, moves, block = [low], list(self.stride), length * count
+        for step, dim in beyond:
+            begins = [begin + step * at for begin in begins for at in range(self.shape[dim])]
+            block //= self.shape[dim]
+            moves[dim] = block if moves[dim] > 0 else -block
+        first = -sum((size - 1) * move for size, move in zip(self.shape, moves, strict=True) if move < 0)
+        return Rows(Region(self.shape, tuple(moves), first), begins, length)
+
+    def _longest(self) -> int | None:
+        """The dimension with the longest stride of those that have more than one element."""
+        dims = [dim for dim, size in enumerate(self.shape) if size > 1 and self.stride[dim]]
+        return max(dims, key=lambda dim: abs(self.stride[dim]), default=None)
+
+    def _has_gaps(self, dim: int, itemsize: int) -> bool:
+        """Whether a page or more lies untouched between two indices of a dimension."""
+        row = Region((*self.shape[:dim], 1, *self.shape[dim + 1 :]), self.stride, self.offset)
+        low, high = row.span()
+        return (abs(self.stride[dim]) - (high - low)) * itemsize >= PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the elements of a region stand, gaps of a page or more left out."""
+
+    region: Region
+    """The same elements over the rows one after the other."""
+    begins: Sequence[int]
+    """The element of the storage at which each row begins."""
+    length: int
+    """Elements of each."""
+
+
+def parse_index(text: str) -> Index:
+    """The index between the brackets of `NAME[…]`: integers, slices and `...`, as numpy reads them."""
+    if not text.strip():
+        raise UsageError("an index must not be empty: write [...] for all elements")
+    return tuple(_parse_item(item.strip()) for item in text.split(","))
+
+
+def _parse_item(text: str) -> int | slice | EllipsisType:
+    if text == "...":
+        return Ellipsis
+    if ":" in text:
+        bounds = [_integer(bound.strip()) if bound.strip() else None for bound in text.split(":")]
+        if len(bounds) > 3 or (len(bounds) == 3 and bounds[2] == 0):
+            raise UsageError(f"{text!r} is no slice")
+        return slice(*bounds)
+    return _integer(text)
+
+
+def _integer(text: str) -> int:
+    if not _INTEGER.match(text):
+        raise UsageError(f"{text!r} is no index: integers, slices (a:b:c) and ... are")
+    return int(text)

@@ -1,0 +1,103 @@
+"""The `ckpt` command: which commands there are, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ckpt_cli.cli.repeated_options import OrderedCommand
+from ckpt_cli.errors import UsageError
+
+COMMANDS = (
+    "ls", "info", "tree", "show", "ties", "stats", "diff", "check", "hash", "scan",
+    "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "compact", "convert", "undo",
+)  # fmt: skip
+"""Each is the function of the same name in the module of the same name, imported when it is called."""
+
+_HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.
+
+\b
+ckpt ls model.pt                        names, dtypes, shapes
+ckpt show model.pt 2.bias               values
+ckpt ties model.pt                      which names are one tensor
+ckpt check model.pt                     whether it is whole and sane
+ckpt stats model.pt                     min, max, mean, std, NaN of every tensor
+ckpt diff model.pt old.pt               what changed, by value
+ckpt hash model.pt                      digests of contents, whatever the format
+ckpt scan model.pt                      what would run if something else loaded it
+ckpt set model.pt '2.weight[0,0]=100'   edit in place, tied names follow
+"""
+"""Not a docstring, because click takes the control character for "leave these lines as they are"."""
+
+
+class LazyCommands(TyperGroup):
+    """A group that imports the module of the one command that was called."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)  # the names; get_command makes the values
+
+    def list_commands(self, _ctx: Any) -> list[str]:
+        """The names, in the order of the help."""
+        return list(COMMANDS)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; typer would make a mere exit code of an interrupt."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            from ckpt_cli.cli.boundary import report_interrupt
+
+            report_interrupt(error)
+            raise
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first argument names; a file in its place gets a hint."""
+        if args and args[0] not in self.commands and os.path.exists(args[0]):
+            import shlex
+
+            raise UsageError("a file, not a command", path=args[0], hint=f"ckpt ls {shlex.quote(args[0])}")
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, _ctx: Any, cmd_name: str) -> Any:
+        """Import and build one command; None for a name that is none."""
+        if cmd_name not in self.commands:
+            return None
+        if self.commands[cmd_name] is None:
+            module = importlib.import_module(f"ckpt_cli.cli.{cmd_name}")
+            single = _typer(add_completion=False)
+            single.command(cmd_name, cls=OrderedCommand)(getattr(module, f"{cmd_name}_command"))
+            self.commands[cmd_name] = typer.main.get_command(single)
+        return self.commands[cmd_name]
+
+
+def _typer(**settings: Any) -> typer.Typer:
+    """A Typer without rich, whose import would take longer than the rest of a command."""
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, **settings)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from ckpt_cli import __version__
+
+        typer.echo(f"ckpt {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+
+
+def build() -> Any:
+    """The group of all commands."""
+    root = _typer(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+    root.callback(help=_HELP)(_root)
+    return typer.main.get_command(root)

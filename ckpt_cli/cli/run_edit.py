@@ -1,0 +1,26 @@
+"""What commands that write a checkpoint anew have in common: options in, a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ckpt_cli.cli.output import report, talk
+from ckpt_cli.cli.progress import watched
+from ckpt_cli.edits.transaction import Options, Planned, rewrite
+from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.render.edits import edit_text
+
+__all__ = ["Options", "edit"]
+
+
+def edit(file: str, plan: Callable[[Checkpoint], Planned], options: Options, *, json: bool) -> None:
+    """Carry out an edit and tell what it did: on stderr, or as JSON on stdout."""
+    with watched() as told:
+        done = rewrite(file, plan, replace(options, told=told))
+    if json:
+        from ckpt_cli.render.json import edit_json
+
+        report(edit_json(done))
+    else:
+        talk(edit_text(done))

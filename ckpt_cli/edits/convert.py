@@ -1,0 +1,235 @@
+"""What `convert` does: a checkpoint of any format that can be read, written anew in another one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.dtypes import DType
+from ckpt_cli.edits.cast import castable_views, other_floats, plan_cast, refuse_quantized
+from ckpt_cli.edits.convert_contents import storage_content
+from ckpt_cli.edits.convert_nested import plan_nested
+from ckpt_cli.edits.convert_options import CLONE, ERROR, Conversion, Plan, Wishes, some_of, stem_of
+from ckpt_cli.edits.convert_plan import flatten
+from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
+from ckpt_cli.edits.rm import plan_root
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
+from ckpt_cli.files.copy import counting
+from ckpt_cli.files.unchanged import require_unchanged, unchanged
+from ckpt_cli.formats import open_checkpoint, rewriting
+from ckpt_cli.formats.targets import Target, target_of
+from ckpt_cli.model.changes import Changes, Content
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
+from ckpt_cli.nn.state_dict import state_names
+from ckpt_cli.ops.aliasing import all_strided, by_storage, tie_groups
+from ckpt_cli.ops.output import check_output, refuse_own, require_name, writing
+from ckpt_cli.ops.select import close_names
+
+if TYPE_CHECKING:
+    from ckpt_cli.arrays.cast import Losses
+
+_ELSEWHERE = "name another file: a conversion leaves its source as it is"
+
+_PICKLED = ("zip", "legacy", "pickle")
+"""Formats whose pickle can become that of a torch zip file as a whole."""
+
+
+def convert(path: str, output: str, wishes: Wishes) -> Conversion:
+    """Write the checkpoint `path` as `output`, all or nothing.
+
+    Raises RefusedError where something would not come along, or for an output that is there already; UnsupportedError
+    for what no format could take.
+    """
+    target = target_of(output, wishes.to, sharded=wishes.max_shard is not None)
+    _check(path, output, target, wishes)
+    with about(path), closing(open_checkpoint(path)) as opened, unchanged(opened.container.files):
+        if not target.is_folder:
+            refuse_own(opened, output, _ELSEWHERE)
+        plan = _planned(opened, target, output, wishes)
+        done = Conversion(
+            path=path,
+            output=output,
+            format=target.name,
+            what=target.what,
+            tensors=plan.tensors,
+            bytes_written=0,
+            left_out=plan.left_out,
+            separated=plan.separated,
+            not_kept=plan.not_kept,
+            left=plan.left,
+            dry_run=wishes.dry_run,
+            added=plan.added,
+            beside=_beside(opened, target, output, plan) if target.is_set and not wishes.weights_only else None,
+        )
+        if wishes.dry_run:
+            _rehearse(plan, wishes)
+            files, nbytes = plan.measured()
+            return replace(done, files=files, bytes_written=nbytes)
+        progress = counting(wishes.told, lambda: plan.job.nbytes, wishes.progress)
+        if target.is_folder:
+            from ckpt_cli.edits.convert_folder import write_folder
+
+            def check() -> None:
+                _refuse_losses(plan.losses, wishes)
+                require_unchanged(opened.container.files)
+
+            def copy(folder: str) -> list[str]:
+                return copy_beside(opened, done.beside, folder)
+
+            files, nbytes = write_folder(output, target, plan.job.outgoing, check, progress, copy)
+            return replace(done, files=files, bytes_written=nbytes)
+        with writing(output, mode_of=opened.container.files[0].path) as file:
+            plan.job.write(file, progress)
+            _refuse_losses(plan.losses, wishes)
+            plan.job.verify(file.path)
+            require_unchanged(opened.container.files)
+            return replace(done, bytes_written=os.fstat(file.fd).st_size)
+
+
+def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: Plan) -> Beside | None:
+    """What becomes of the files beside the weights of a model whose new folder is like its old one."""
+    beside = files_beside(checkpoint, output)
+    if beside is None:
+        return None
+    own = re.compile(target.files)
+    copied = tuple(name for name in beside.copied if not own.fullmatch(name))
+    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, plan.job.outgoing.tensors))
+
+
+def _check(path: str, output: str, target: Target, wishes: Wishes) -> None:
+    """Raise before any work is done where the output must not be written."""
+    if target.is_folder:
+        require_name(output)
+        if os.path.lexists(output) and not os.path.isdir(output):
+            raise UsageError(f"{target.what} go to a folder, and this is a file", path=output)
+        occupied = os.path.isdir(output) and bool(os.listdir(output))
+    else:
+        check_output(output, path, _ELSEWHERE)
+        occupied = os.path.lexists(output)
+    if occupied and not wishes.force:
+        raise RefusedError("it is there already", path=output, hint="--force replaces it")
+
+
+def _rehearse(plan: Plan, wishes: Wishes) -> None:
+    """Cast everything and drop it, to look whether it would be refused."""
+    if wishes.dtype is None or wishes.lossy:
+        return
+    for content in plan.contents.values():
+        if content.make is not None:
+            content.make(lambda _: None)
+    _refuse_losses(plan.losses, wishes)
+
+
+def _refuse_losses(losses: Losses, wishes: Wishes) -> None:
+    if losses and not wishes.lossy:
+        raise RefusedError(
+            f"{losses} in {wishes.dtype}",
+            hint="--lossy casts all the same",
+        )
+
+
+# --- planning --------------------------------------------------------------------------------------------------------
+
+
+def _planned(checkpoint: Checkpoint, target: Target, output: str, wishes: Wishes) -> Plan:
+    """What is to be written, and what is not."""
+    prefix = wishes.select.removesuffix(".")
+    names = state_names(checkpoint, prefix)
+    selected = _selected(checkpoint, prefix)
+    _refuse_shared(selected, wishes)
+    if wishes.dtype is not None and not wishes.raw:
+        refuse_quantized(checkpoint, {entry.name for entry in selected})
+    keeps_all = target.keeps_objects and names is None and not wishes.tensors_only and wishes.shared != CLONE
+    if keeps_all and _has_a_document(checkpoint):
+        return _document(checkpoint, output, wishes)
+    nested = plan_nested(checkpoint, target, output, wishes) if names is None else None
+    if nested is not None:
+        return nested
+    return flatten(checkpoint, target, output, wishes, names, selected)
+
+
+def _has_a_document(checkpoint: Checkpoint) -> bool:
+    """Whether it is one pickle that can become that of a torch zip file as it is.
+
+    What pickle.dump wrote of a plain dict of tensors has their bytes within the pickle: that is better written anew.
+    """
+    if checkpoint.format not in _PICKLED or "[1]" in checkpoint.top_level:  # a stream may have several saves
+        return False
+    top = set(checkpoint.top_level)
+    plain = all(isinstance(entry, Tensor) and entry.name in top for entry in checkpoint.entries)
+    return checkpoint.format != "pickle" or not plain
+
+
+def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
+    """The entries below a prefix, under their old names."""
+    if not prefix:
+        return list(checkpoint.entries)
+    found = [entry for entry in checkpoint.entries if entry.name.startswith(f"{prefix}.")]
+    if not found:
+        names = [entry.name.split(".") for entry in checkpoint.entries]
+        known = list(dict.fromkeys(".".join(parts[:end]) for parts in names for end in range(1, len(parts))))
+        raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
+    return found
+
+
+def _refuse_shared(entries: Sequence[Entry], wishes: Wishes) -> None:
+    if wishes.shared == ERROR:
+        groups = tie_groups(entry for entry in entries if isinstance(entry, Tensor))
+        if groups:
+            raise RefusedError(
+                f"tensors share their bytes ({len(groups)} groups)",
+                details=some_of([", ".join(tensor.name for tensor in group) for group in groups]),
+                hint="--shared keep-one keeps them tied, --shared clone writes each",
+            )
+
+
+def _document(checkpoint: Checkpoint, output: str, wishes: Wishes) -> Plan:
+    """The whole pickle, with every object in it, as a torch zip file."""
+    from ckpt_cli.arrays.cast import Losses
+    from ckpt_cli.formats.torch_zip.from_pickle import Document
+
+    losses = Losses()
+    changes = plan_root(checkpoint, wishes.select).changes if wishes.select else Changes()
+    kept = [entry for entry in checkpoint.entries if entry.name not in changes.dropped]
+    cast_ones = [tensor for tensor in kept if isinstance(tensor, Tensor) and not _is_in_the_pickle(tensor)]
+    if wishes.dtype is not None and any(other_floats(castable_views(cast_ones), wishes.dtype)):
+        some = replace(checkpoint, entries=cast_ones)
+        cast = plan_cast(some, wishes.dtype, (), lossy=True, raw=True, losses=losses, executor=wishes.executor).changes
+        changes = replace(changes, tensors=cast.tensors, contents=cast.contents)
+    if checkpoint.format == "zip":
+        job: Any = rewriting(checkpoint, changes)
+    else:
+        contents = {**_contents(checkpoint, kept), **changes.contents}
+        job = Document(checkpoint, changes, contents, stem_of(output))
+    tensors = [entry for entry in kept if isinstance(entry, Tensor)]
+    left = _left(tensors, changes, wishes.dtype)
+    unread = tuple(checkpoint.unread)
+    return Plan(job, len(tensors), losses, lambda: ((), job.nbytes), changes.contents, left=left, not_kept=unread)
+
+
+def _is_in_the_pickle(tensor: Tensor) -> bool:
+    """Whether it is an array of numpy's, which comes along as the object that it is."""
+    from ckpt_cli.pickles.tensors.inline_bytes import Embedded
+
+    return isinstance(tensor.storage, Embedded)
+
+
+def _left(tensors: Iterable[Tensor], changes: Changes, dtype: DType | None) -> tuple[str, ...]:
+    """The floats that stay as they are; raises RefusedError where nothing is of the dtype that was asked for."""
+    if dtype is None:
+        return ()
+    tensors = list(tensors)
+    left = tuple(tensor.name for tensor in other_floats(tensors, dtype) if tensor.name not in changes.tensors)
+    if left and not changes.tensors and not any(tensor.dtype is dtype for tensor in tensors):
+        raise RefusedError(f"nothing of it can be cast to {dtype}", details=some_of(left))
+    return left
+
+
+def _contents(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[int, Content]:
+    """The bytes of every storage of some entries as they are, by the identity of the storage."""
+    tensors = all_strided([entry for entry in entries if isinstance(entry, Tensor)])
+    return {id(storage): storage_content(checkpoint, storage) for storage, _ in by_storage(tensors)}

@@ -1,0 +1,229 @@
+"""The tensors of a checkpoint as a new one takes them: whole storages with their views, or each plainly by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.dtypes import DType
+from ckpt_cli.errors import RefusedError, UnsupportedError
+from ckpt_cli.files.source import Extent
+from ckpt_cli.model.changes import Content, Write
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
+from ckpt_cli.model.new_checkpoint import tied_groups
+from ckpt_cli.ops.aliasing import by_storage
+from ckpt_cli.ops.budget import Work
+from ckpt_cli.parallel.map import run
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ckpt_cli.arrays.cast import Cast, Losses
+
+Packed = tuple[list[Tensor], dict[int, Content]]
+"""New tensors in the order of the old ones, and the bytes of each of their storages by its identity."""
+
+_PIECE = 8 << 20
+"""Bytes that are read at a time where they are copied."""
+
+_CAST = 1 << 20
+"""Bytes that are read at a time where they are cast: what the processor's cache holds with its results."""
+
+_AHEAD = 4
+"""Pieces that are cast, or wait for that, before the first of them is written."""
+
+_EXTENTS = 10_000
+"""Pieces of a tensor above which its bytes are gathered rather than copied piece by piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Casting:
+    """What floats become, if anything."""
+
+    dtype: DType | None
+    losses: Losses
+    """Where what is lost is counted, once it is written."""
+    executor: Executor | None = None
+    """What casts pieces side by side."""
+
+    def of(self, dtype: DType) -> DType:
+        """What elements of a dtype become."""
+        return self.dtype if self.dtype is not None and dtype.category == "float" else dtype
+
+
+def pack_plain(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casting, *, tied: bool) -> Packed:
+    """Each tensor contiguous, little-endian and alone in its storage, floats cast.
+
+    Those that are one share a storage where they may stay `tied`. Raises LimitError, before anything is read, where
+    views repeat or share so few bytes that the copies would be far larger than the file.
+    """
+    work = Work(checkpoint)
+    made: dict[int, Tensor] = {}
+    contents: dict[int, Content] = {}
+    for group in tied_groups(tensors):
+        for members in [group] if tied else [[tensor] for tensor in group]:
+            first = members[0]
+            work.add(first, Region.of(first))
+            wanted = casting.of(first.dtype)
+            location = first.storage.location if first.storage is not None else "cpu"
+            storage = Storage(first.name, wanted.nbytes(first.numel), location)
+            contents[id(storage)] = _plain_content(checkpoint, first, wanted, casting)
+            for tensor in members:
+                made[id(tensor)] = _plain(tensor, wanted, storage)
+    return [made[id(tensor)] for tensor in tensors], contents
+
+
+def _plain(tensor: Tensor, dtype: DType, storage: Storage) -> Tensor:
+    return replace(
+        tensor, dtype=dtype, storage=storage, storage_offset=0, stride=contiguous_stride(tensor.shape or ()),
+        conj=False, neg=False, big_endian=False, alias_of=None,
+    )  # fmt: skip
+
+
+def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting: Casting) -> Content:
+    """A tensor's elements in row-major order: copied where their bytes stay as they are, else made."""
+    nbytes = dtype.nbytes(tensor.numel)
+    if dtype is not tensor.dtype:
+        from ckpt_cli.arrays.cast import Cast
+
+        cast = Cast(tensor.dtype, dtype, tensor.name)
+        return Content(nbytes, make=_cast_pieces(lambda: elements(checkpoint, tensor, _CAST), casting, cast))
+    if not tensor.numel:
+        return Content(0, extents=())
+    if _is_as_stored(tensor):
+        extents = _extents(checkpoint, tensor)
+        if extents is not None:
+            return Content(nbytes, extents=extents)
+
+    def make(write: Write) -> None:
+        for piece in elements(checkpoint, tensor, _PIECE):
+            write(piece)
+
+    return Content(nbytes, make=make)
+
+
+def cast_storage(checkpoint: Checkpoint, storage: Storage, numel: int, cast: Cast, casting: Casting) -> Content:
+    """The first `numel` elements of a storage in another dtype."""
+    pieces = _cast_pieces(lambda: _ranges(checkpoint, storage, 0, numel * cast.itemsize, _CAST), casting, cast)
+    return Content(numel * cast.target.itemsize, make=pieces)
+
+
+def _cast_pieces(
+    pieces: Callable[[], Iterator[bytes | memoryview]], casting: Casting, cast: Cast
+) -> Callable[[Write], None]:
+    """What writes pieces of a tensor in another dtype: some are cast while others are read and written."""
+
+    def one(piece: bytes | memoryview) -> tuple[memoryview, Losses]:
+        found = type(casting.losses)()
+        return cast.run(memoryview(piece), found), found
+
+    def make(write: Write) -> None:
+        executor = casting.executor
+        for made, found in map(one, pieces()) if executor is None else run(pieces(), one, executor, _AHEAD):
+            casting.losses.add(found)
+            write(made)
+
+    return make
+
+
+def _is_as_stored(tensor: Tensor) -> bool:
+    """Whether the elements stand in the file in order and as they are to be written."""
+    swapped = tensor.big_endian and tensor.dtype.bits > 8
+    return tensor.is_contiguous and not (tensor.conj or tensor.neg or swapped)
+
+
+def _extents(checkpoint: Checkpoint, tensor: Tensor) -> Sequence[Extent] | None:
+    """Where a contiguous tensor's bytes are; None where they are compressed or in far too many places."""
+    if tensor.storage is None:
+        return None
+    begin, end = tensor.span
+    try:
+        found = checkpoint.container.extents(tensor.storage, begin, end - begin)
+    except UnsupportedError:
+        return None
+    return found if len(found) <= _EXTENTS else None
+
+
+def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[bytes | memoryview]:
+    """Yield a tensor's elements in row-major order, little-endian, bit for bit but for what is lazy about them.
+
+    Each piece has at most about `most` bytes.
+    """
+    storage = tensor.storage
+    if storage is None:
+        return
+    if _is_as_stored(tensor):
+        begin, end = tensor.span
+        yield from _ranges(checkpoint, storage, begin, end, most)
+        return
+    from ckpt_cli.arrays.codec import Codec, little_endian, stored_of
+    from ckpt_cli.arrays.overlap import row_pieces
+
+    codec, region = Codec(tensor), Region.of(tensor)
+    for part in row_pieces(region, max(most // tensor.dtype.itemsize, 1)):
+        yield little_endian(tensor, stored_of(checkpoint, tensor, codec, region.at(part)).tobytes())
+        _forget(checkpoint)
+
+
+def _ranges(checkpoint: Checkpoint, storage: Storage, begin: int, end: int, most: int) -> Iterator[memoryview]:
+    for at in range(begin, end, most):
+        yield checkpoint.container.view(storage, at, min(most, end - at))
+        if not (at - begin) // most % 16:
+            _forget(checkpoint)
+    _forget(checkpoint)
+
+
+def _forget(checkpoint: Checkpoint) -> None:
+    """Give back the memory of what was read."""
+    for file in checkpoint.container.files:
+        file.forget()
+
+
+def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casting) -> Packed:
+    """Every storage whole with all its views, floats cast.
+
+    Raises RefusedError for a storage that would have to be cast and is viewed as several dtypes.
+    """
+    moved: dict[int, tuple[Storage, DType | None]] = {}
+    contents: dict[int, Content] = {}
+    for storage, views in by_storage(tensors):
+        kinds = {view.dtype.name for view in views}
+        first = views[0]
+        wanted = casting.of(first.dtype)
+        swapped = first.big_endian and first.dtype.bits > 8
+        floating = casting.dtype is not None and any(view.dtype.category == "float" for view in views)
+        if len(kinds) > 1 and (swapped or floating):
+            raise RefusedError(f"tensor {first.name!r} is viewed as {' and '.join(sorted(kinds))}")
+        whole = replace(
+            first, shape=(storage.nbytes * 8 // first.dtype.bits,), stride=(1,), storage_offset=0, conj=False, neg=False
+        )
+        nbytes = wanted.nbytes(whole.numel) if wanted is not first.dtype else storage.nbytes
+        new = Storage(storage.key, nbytes, storage.location)
+        plain = wanted is first.dtype and not swapped
+        content = storage_content(checkpoint, storage) if plain else _plain_content(checkpoint, whole, wanted, casting)
+        contents[id(new)] = content
+        moved[id(storage)] = (new, wanted if wanted is not first.dtype else None)
+    return [_moved(tensor, moved) for tensor in tensors], contents
+
+
+def _moved(tensor: Tensor, moved: dict[int, tuple[Storage, DType | None]]) -> Tensor:
+    storage, dtype = moved[id(tensor.storage)]
+    return replace(tensor, storage=storage, dtype=dtype or tensor.dtype, big_endian=False, alias_of=None)
+
+
+def storage_content(checkpoint: Checkpoint, storage: Storage) -> Content:
+    """A storage's bytes as they are."""
+    try:
+        extents = checkpoint.container.extents(storage, 0, storage.nbytes) if storage.nbytes else ()
+    except UnsupportedError:
+        extents = None
+    if extents is not None and len(extents) <= _EXTENTS:
+        return Content(storage.nbytes, extents=extents)
+
+    def make(write: Write) -> None:
+        for piece in _ranges(checkpoint, storage, 0, storage.nbytes, _PIECE):
+            write(piece)
+
+    return Content(storage.nbytes, make=make)

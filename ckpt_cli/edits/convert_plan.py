@@ -1,0 +1,310 @@
+"""The tensors of a checkpoint under flat names: what comes along into a new format, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from ckpt_cli.dtypes import DType
+from ckpt_cli.edits.convert_contents import Casting, pack_plain, pack_whole
+from ckpt_cli.edits.convert_options import CLONE, NOT_STATE, LeftOut, Plan, Wishes, Written, some_of, stem_of
+from ckpt_cli.errors import RefusedError
+from ckpt_cli.files.copy import Progress, no_progress
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats.sharded.read import ShardSet, read_index
+from ckpt_cli.formats.targets import Target
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
+from ckpt_cli.model.new_checkpoint import Outgoing
+from ckpt_cli.nn.versions import Versions, has_versions, versions_of
+from ckpt_cli.ops.aliasing import Companions, Comparisons, by_storage, partly_shared, tie_groups
+
+_TOTALS = ("total_size", "total_parameters")
+"""Keys of an index that follow from its shards."""
+
+_CLASSES = 3
+"""Names of classes that are spelled out."""
+
+
+@dataclass(slots=True)
+class _Flat:
+    """Tensors under flat names, in whatever format."""
+
+    outgoing: Outgoing
+    target: Target
+    writer: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return self.outgoing.nbytes
+
+    def measured(self) -> Written:
+        """What would be written."""
+        names: list[str] = []
+        if not self.target.is_folder:
+            return (), self.writer.write(self.outgoing, None)
+        nbytes = self.writer.write_folder(self.outgoing, names.append, no_progress)  # which makes no file
+        return tuple(names), nbytes
+
+    def write(self, target: LocalFile, progress: Progress) -> None:
+        """Write the one file."""
+        self.writer.write(self.outgoing, target, progress)
+
+    def verify(self, path: str) -> None:
+        """Raise where it does not read back."""
+        self.writer.verify(self.outgoing, path)
+
+
+def flatten(
+    checkpoint: Checkpoint,
+    target: Target,
+    output: str,
+    wishes: Wishes,
+    names: Sequence[str] | None,
+    entries: Sequence[Entry],
+) -> Plan:
+    """The tensors under their dotted names; refused where something else would be lost that nobody allowed."""
+    from ckpt_cli.arrays.cast import Losses
+
+    writer = target.writer()
+    prefix = f"{wishes.select.removesuffix('.')}." if wishes.select else ""
+    fits: list[Tensor] = []
+    lost: list[LeftOut] = []
+    aside: list[LeftOut] = []
+    aliases = _aliases(entries)
+    for entry, why in _judged(entries, names, target, writer, wishes.dtype):
+        why = why or aliases.get(entry.name)
+        if why is None and isinstance(entry, Tensor):
+            fits.append(replace(entry, name=entry.name[len(prefix) :]))
+        else:
+            wanted = (names is None or entry.name in names) and entry.name not in aliases
+            (lost if wanted else aside).append(LeftOut(entry.name, why or "", isinstance(entry, Tensor)))
+    if names is not None:
+        order = {name[len(prefix) :]: place for place, name in enumerate(names)}
+        fits.sort(key=lambda tensor: order[tensor.name])
+    detached = names is not None and target.keeps_views  # as those of a state_dict are in torch
+    plain = [replace(tensor, requires_grad=False) for tensor in fits] if detached else fits
+    metadata = _metadata_of(checkpoint)
+    if not target.keeps_metadata:
+        lost += [LeftOut(key, "metadata") for key in metadata if key != "format"]
+        metadata = {}
+    _refuse_lost(checkpoint, lost, aside, fits, target, wishes)
+    _refuse_names(fits)
+    casting = Casting(wishes.dtype, Losses(), wishes.executor)
+    tied = target.keeps_ties and wishes.shared != CLONE
+    if target.keeps_views and tied:
+        tensors, contents = pack_whole(checkpoint, plain, casting)
+    else:
+        tensors, contents = pack_plain(checkpoint, plain, casting, tied=tied)
+    versions = versions_of(checkpoint, wishes.select.removesuffix("."))
+    kept = versions if versions is not None and target.keeps_notes else None
+    added = list(_added(kept))
+    if target.keeps_metadata and "format" not in metadata and not _has_strings(checkpoint):
+        metadata["format"] = "pt"  # without which transformers refuses a file
+        added.append("format=pt in its metadata")
+    outgoing = Outgoing(
+        tensors,
+        contents,
+        checkpoint.container.files,
+        metadata,
+        index=_index_of(checkpoint, metadata),
+        ordered=names is not None,
+        notes=kept.notes if kept else {},
+        mode_of=checkpoint.container.files[0].path,
+        stem=stem_of(output),
+    )
+    if wishes.max_shard is not None:
+        outgoing = replace(outgoing, max_shard=wishes.max_shard)
+    apart = () if target.keeps_views and tied else tuple(separated(fits, tied=tied))
+    flat = _Flat(outgoing, target, writer)
+    return Plan(
+        flat,
+        len(tensors),
+        casting.losses,
+        flat.measured,
+        contents,
+        left_out=(*lost, *aside),
+        separated=apart,
+        not_kept=tuple(not_kept_of(checkpoint, fits, target, wishes.select, kept=kept is not None, detached=detached)),
+        added=tuple(added),
+    )
+
+
+def _aliases(entries: Sequence[Entry]) -> dict[str, str]:
+    """What objects have under a further name that they keep to themselves, each with why it does not come along."""
+    tensors = [entry for entry in entries if isinstance(entry, Tensor)]
+    companions = Companions(tensors)
+    found: dict[str, str] = {}
+    for tensor in tensors:
+        public = [each for each in companions.of(tensor) if each.holder is None] if tensor.holder is not None else []
+        if public:
+            found[tensor.name] = f"the same tensor as {public[0].name}"
+    return found
+
+
+def _judged(
+    entries: Sequence[Entry], names: Sequence[str] | None, target: Target, writer: Any, dtype: DType | None
+) -> Iterator[tuple[Entry, str | None]]:
+    """Each entry with why it cannot come along, None where it can."""
+    known = set(names) if names is not None else None
+    for entry in entries:
+        if known is not None and entry.name not in known:
+            yield entry, NOT_STATE
+        elif isinstance(entry, Value):
+            yield entry, "a value, no tensor"
+        else:
+            yield entry, why_not(entry, target, writer, dtype)
+
+
+def why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -> str | None:
+    """Why a tensor cannot come along."""
+    if tensor.layout != "strided" or tensor.storage is None or tensor.shape is None:
+        return f"{tensor.layout} tensor"
+    becomes = dtype if dtype is not None and tensor.dtype.category == "float" else tensor.dtype
+    if writer.spelled(becomes) is None:
+        return f"{becomes}, which {target.what} cannot hold"
+    if becomes is not tensor.dtype and not (tensor.dtype.numpy and tensor.dtype.is_plain_float):
+        return f"{tensor.dtype}, which cannot be cast"
+    return None
+
+
+def _refuse_lost(
+    checkpoint: Checkpoint,
+    lost: Sequence[LeftOut],
+    aside: Sequence[LeftOut],
+    fits: Sequence[Tensor],
+    target: Target,
+    wishes: Wishes,
+) -> None:
+    """Raise where something would be lost that nobody allowed, or where no tensor would be written."""
+    if lost and not wishes.tensors_only:
+        raise RefusedError(
+            f"{len(lost)} of its entries cannot come along into {target.what}",
+            details=some_of([f"{item.name}: {item.why}" for item in lost]),
+            hint=_hint(checkpoint, lost, wishes),
+        )
+    if not fits:
+        _refuse_empty(checkpoint, [*lost, *aside], target, wishes)
+
+
+def _refuse_empty(checkpoint: Checkpoint, left_out: Sequence[LeftOut], target: Target, wishes: Wishes) -> NoReturn:
+    """Raise for a file that would have no tensor in it."""
+    tensors = {tensor.name for tensor in checkpoint.tensors}
+    listed = [f"{item.name}: {item.why}" for item in left_out if item.name in tensors]
+    where = f" below {wishes.select!r}" if wishes.select else ""
+    if not listed:
+        raise RefusedError(
+            f"there is no tensor{where} that could be written to {target.what}",
+            hint="ckpt ls -a FILE lists all entries",
+        )
+    raise RefusedError(
+        f"none of the {len(listed)} tensors{where} can be written to {target.what}",
+        details=some_of(listed),
+        hint="ckpt ls -l FILE shows what they are",
+    )
+
+
+def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], wishes: Wishes) -> str:
+    """What to do about what would be lost: cast it, take the state_dict alone, or leave it out."""
+    dtypes = {entry.name: entry.dtype for entry in checkpoint.tensors}
+    unsaid = [dtypes[item.name] for item in lost if item.name in dtypes and "which" in item.why]
+    if wishes.dtype is None and any(dtype.category == "float" for dtype in unsaid):
+        return "--dtype float32 casts them; --tensors-only leaves out what does not fit"
+    nested = _nested_state(checkpoint) if not wishes.select else None
+    if nested is not None:
+        return f"--select {nested} takes the tensors below it as the whole; --tensors-only takes all tensors"
+    return "--tensors-only leaves them out"
+
+
+def _nested_state(checkpoint: Checkpoint) -> str | None:
+    """The outermost key below which there are tensors only, the most bytes of them: the state_dict of a training."""
+    sizes: dict[str, int] = {}
+    mixed: set[str] = set()
+    for entry in checkpoint.entries:
+        key, dot, _ = entry.name.partition(".")
+        if not dot or isinstance(entry, Value):
+            mixed.add(key)
+        else:
+            sizes[key] = sizes.get(key, 0) + entry.nbytes
+    candidates = {key: size for key, size in sizes.items() if key not in mixed}
+    return max(candidates, key=candidates.__getitem__, default=None)
+
+
+def _refuse_names(tensors: Sequence[Tensor]) -> None:
+    """Raise where two tensors have one name, as no format with flat names can have that."""
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen or tensor.name == "__metadata__":
+            raise RefusedError(f"several tensors are called {tensor.name!r}, and only one can be in the new file")
+        seen.add(tensor.name)
+
+
+def _metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """The strings that are about the checkpoint, not about its file or its ties."""
+    aliases = {tensor.name for tensor in checkpoint.tensors if tensor.alias_of is not None}
+    ours = {*aliases, "ckpt.order", *(_TOTALS if checkpoint.is_set else ())}
+    return {key: value for key, value in checkpoint.metadata.items() if key not in ours}
+
+
+def _has_strings(checkpoint: Checkpoint) -> bool:
+    """True if the container of a checkpoint has a place for strings, so that it says what it wants to."""
+    container = checkpoint.container
+    if isinstance(container, ShardSet):
+        return any(shard.format == "safetensors" for shard in container.shards)
+    return checkpoint.format == "safetensors"
+
+
+def _index_of(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> dict[str, object]:
+    """Those notes of an index that are among the metadata, as they stand there."""
+    container = checkpoint.container
+    if not isinstance(container, ShardSet) or container.index is None:
+        return {}
+    _, notes = read_index(container.index)
+    return {key: value for key, value in notes.items() if key in metadata}
+
+
+def separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
+    """The names that share bytes with others now and will not any more."""
+    comparisons = Comparisons()
+    if not tied:
+        for group in tie_groups(tensors):
+            yield from (tensor.name for tensor in group)
+    for _, views in by_storage(tensors):
+        if len(views) > 1:
+            meeting, _rest = partly_shared(views, comparisons)
+            yield from (tensor.name for tensor in meeting)
+
+
+def not_kept_of(
+    checkpoint: Checkpoint,
+    tensors: Sequence[Tensor],
+    target: Target,
+    select: str,
+    *,
+    kept: bool,
+    detached: bool = False,
+) -> Iterator[str]:
+    """What the format does not say of tensors that came along, and of their state_dict, in words."""
+    trained = sum(tensor.requires_grad for tensor in tensors)
+    if trained and (detached or not target.keeps_requires_grad):
+        yield f"requires_grad of {trained:,} {'tensor' if trained == 1 else 'tensors'}"
+    keepers = sum(bool(tensor.attributes) for tensor in tensors)
+    if keepers:
+        yield f"tensors among the attributes of {keepers:,} {'tensor' if keepers == 1 else 'tensors'}"
+    devices = sorted({tensor.device for tensor in tensors} - {"cpu"})
+    if devices and not target.keeps_views:
+        yield f"devices ({', '.join(devices)})"
+    prefix = select.removesuffix(".")
+    if not kept and (has_versions(checkpoint, prefix) or versions_of(checkpoint, prefix) is not None):
+        yield "the _metadata of a state_dict (versions of its modules)"
+    if "total_parameters" in checkpoint.metadata and checkpoint.is_set:
+        yield "total_parameters of the old index"
+    yield from checkpoint.unread
+
+
+def _added(kept: Versions | None) -> Iterator[str]:
+    """What is said of a state_dict that was not in the file, in words."""
+    if kept is not None and kept.assumed:
+        names = ", ".join(kept.assumed[:_CLASSES]) + (", …" if len(kept.assumed) > _CLASSES else "")
+        yield f"version 1 in _metadata for {len(kept.assumed)} classes that are not torch's ({names})"

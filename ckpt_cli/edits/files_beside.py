@@ -1,0 +1,166 @@
+"""The small files beside the weights of a model: its config, its tokenizer. A new folder gets copies of them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+
+from ckpt_cli import limits
+from ckpt_cli.errors import CkptError
+from ckpt_cli.files.atomic import creating
+from ckpt_cli.files.backup import parse_backup
+from ckpt_cli.files.copy import copy_into
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats.sharded.read import ShardSet
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.ops.hf_config import config_beside
+
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pt2", ".ptl", ".gguf", ".ggml", ".h5", ".hdf5", ".keras",
+    ".msgpack", ".onnx", ".onnx_data", ".onnx.data", ".tflite", ".mlmodel", ".npz", ".npy", ".pkl", ".pickle",
+    ".joblib", ".distcp", ".tar", ".tar.gz", ".tgz", ".zip", ".ot", ".pb", ".pdparams", ".params", ".nemo", ".eqx",
+    ".engine", ".index.json",
+)  # fmt: skip
+"""How the names of files end that hold weights, or say where weights are."""
+
+_HEADS = (
+    b"PK\x03\x04",
+    b"\x89HDF",
+    b"GGUF",
+    b"\x93NUMPY",
+    b"\x80\x02",
+    b"\x80\x03",
+    b"\x80\x04",
+    b"\x80\x05",
+    b"\x1f\x8b",
+)
+"""What files of weights begin with, whatever they are called."""
+
+_CONFIGS = ("config.json", "adapter_config.json")
+"""Files that only the folder of a model has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A file that is not copied."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What becomes of the files beside a checkpoint."""
+
+    copied: tuple[str, ...] = ()
+    """The names of those that the new folder gets, or would get."""
+    left: tuple[Left, ...] = ()
+    """Those that it does not get; hidden ones are not counted."""
+    nbytes: int = 0
+    """Bytes of those that are copied."""
+    stale: str = ""
+    """What a copied config says of the weights that is not so any more, in words."""
+
+
+def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
+    """Find what lies beside a checkpoint and goes to the folder `output`; None where it is not a model's folder.
+
+    A sharded checkpoint lies in one, and a single file does where a config.json is beside it.
+    """
+    first = checkpoint.container.files[0].path
+    folder = os.path.dirname(first) or "."
+    is_model = isinstance(checkpoint.container, ShardSet) or any(
+        os.path.isfile(os.path.join(folder, name)) for name in _CONFIGS
+    )
+    if not is_model or (os.path.isdir(output) and os.path.samefile(folder, output)):
+        return None
+    own = {os.path.basename(file.path) for file in checkpoint.container.files}
+    there = set(os.listdir(output)) if os.path.isdir(output) else set()
+    copied: list[str] = []
+    left: list[Left] = []
+    nbytes = 0
+    for name in _names(folder, own, left):
+        why, size = _why_not(os.path.join(folder, name), there)
+        if not why and (len(copied) >= limits.BESIDE_FILES or nbytes + size > limits.BESIDE_BYTES):
+            why = "too many files to copy all"
+        if why:
+            left.append(Left(name, why))
+        else:
+            copied.append(name)
+            nbytes += size
+    return Beside(tuple(copied), tuple(left), nbytes)
+
+
+def _names(folder: str, own: Collection[str], left: list[Left]) -> list[str]:
+    """The names in a folder, without the checkpoint's own and hidden ones; no more than a limit."""
+    found: list[str] = []
+    with os.scandir(folder) as entries:
+        for number, entry in enumerate(entries):
+            if number >= limits.BESIDE_LOOKED_AT:
+                left.append(Left("…", f"the folder has more than {limits.BESIDE_LOOKED_AT:,} files"))
+                break
+            if not entry.name.startswith(".") and entry.name not in own:
+                found.append(entry.name)
+    return sorted(found)
+
+
+def _why_not(path: str, there: Collection[str]) -> tuple[str, int]:
+    """Why a file is not copied, or an empty text; and its bytes."""
+    name = os.path.basename(path)
+    try:
+        info = os.stat(path)  # what a link leads to: the caches of the hub consist of links
+        if stat.S_ISDIR(info.st_mode):
+            return "a folder", 0
+        if not stat.S_ISREG(info.st_mode):
+            return "not a regular file", 0
+        if parse_backup(name.lower()) is not None:
+            return "a backup", 0
+        if name.lower().endswith(_WEIGHTS) or _is_weights(path):
+            return "weights", 0
+    except (OSError, CkptError):
+        return "cannot be read", 0
+    if name in there:
+        return "already in the new folder", 0
+    if info.st_size > limits.BESIDE_FILE:
+        return f"{info.st_size:,} bytes", 0
+    return "", info.st_size
+
+
+def _is_weights(path: str) -> bool:
+    """True if a file begins as one of weights does."""
+    with closing(LocalFile(path)) as file:
+        head = file.read(0, min(9, file.size))
+    return head.startswith(_HEADS) or (head[8:] == b"{" and head[5:8] == bytes(3))
+
+
+def copy_beside(checkpoint: Checkpoint, beside: Beside | None, folder: str) -> list[str]:
+    """Copy the files into a new folder that is not in place yet; returns their names."""
+    source = os.path.dirname(checkpoint.container.files[0].path) or "."
+    copied = []
+    for name in beside.copied if beside else ():
+        target = os.path.join(folder, name)
+        if os.path.lexists(target):  # made since by the writer: what is written for the weights stays
+            continue
+        with closing(LocalFile(os.path.join(source, name))) as file, creating(target, mode_of=file.path) as new:
+            copy_into(file, new)
+        copied.append(name)
+    return copied
+
+
+def stale_dtype(checkpoint: Checkpoint, after: Iterable[Tensor]) -> str:
+    """Say so where the config beside a checkpoint names a dtype that tensors had and that none has afterwards."""
+    config = config_beside(checkpoint.container.files[0].path) or {}
+    key = next((key for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)), "")
+    said = str(config.get(key, "")).removeprefix("torch.")[:40]
+    had = _floats(checkpoint.tensors)
+    has = _floats(after)
+    if not key or said not in had or said in has or not has:
+        return ""
+    return f"config.json says {key} {said}, which the weights are not any more: they are {' and '.join(sorted(has))}"
+
+
+def _floats(tensors: Iterable[Tensor]) -> set[str]:
+    return {tensor.dtype.name for tensor in tensors if tensor.dtype.category == "float"}

@@ -1,0 +1,100 @@
+"""What `rm` and `keep` do: entries taken out, or all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ckpt_cli.edits.transaction import Planned
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
+from ckpt_cli.model.changes import Changes
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.ops.select import close_names, select_to_edit, split_index
+
+
+def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
+    """Take out what the arguments select; a prefix takes the container of that name with it."""
+    chosen = _chosen(checkpoint, arguments)
+    if all(entry.name in chosen for entry in checkpoint.entries):
+        raise RefusedError("nothing would be left", path=checkpoint.path)
+    changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
+    return Planned(changes, "removed", _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes))
+
+
+def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
+    """Take out everything that no argument selects."""
+    chosen = _chosen(checkpoint, arguments)
+    dropped = frozenset(entry.name for entry in checkpoint.entries if entry.name not in chosen)
+    if not dropped:
+        raise RefusedError("that keeps all of it", path=checkpoint.path)
+    changes = Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
+    return Planned(changes, "kept", _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes))
+
+
+def _remaining(checkpoint: Checkpoint, changes: Changes) -> tuple[str, ...]:
+    """The names by which objects still have tensors that are taken out, as an LSTM has its weights in a list."""
+    below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
+    kept: list[Tensor] = []
+    gone: set[object] = set()
+    for tensor in checkpoint.tensors:
+        if tensor.name in changes.dropped or tensor.name.startswith(below):
+            gone.add(tensor.view)
+        elif tensor.holder is not None:
+            kept.append(tensor)
+    return tuple(tensor.name for tensor in kept if tensor.view is not None and tensor.view in gone)
+
+
+def plan_root(checkpoint: Checkpoint, prefix: str) -> Planned:
+    """Make what is below a prefix the whole checkpoint."""
+    dotted = f"{prefix.removesuffix('.')}."
+    kept = {entry.name for entry in checkpoint.entries if entry.name.startswith(dotted)}
+    known = [entry.name for entry in checkpoint.entries]
+    if not kept:
+        raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
+
+    def rename(name: str) -> str:
+        return name[len(dotted) :] if name.startswith(dotted) else name
+
+    changes = Changes(
+        names={name: rename(name) for name in known if name in kept},
+        rename=rename,
+        dropped=frozenset(name for name in known if name not in kept),
+        root=dotted[:-1],
+    )
+    return Planned(changes, "kept", _in_order(checkpoint, kept))
+
+
+def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entry.name for entry in checkpoint.entries if entry.name in names))
+
+
+def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
+    """The names that the arguments select."""
+    chosen: set[str] = set()
+    known = {entry.name for entry in checkpoint.entries}
+    for argument in arguments:
+        for selection in select_to_edit(checkpoint, argument):
+            if selection.index is not None or selection.entry.name not in known:
+                raise UsageError(f"{argument!r} is a part of a tensor: entries are kept or removed whole")
+            chosen.add(selection.entry.name)
+    return chosen
+
+
+def _prefixes(arguments: Iterable[str], chosen: set[str]) -> set[str]:
+    """The arguments that are prefixes, so that what is called so goes whole."""
+    names = (split_index(argument)[0].removesuffix(".") for argument in arguments)
+    return {name for name in names if name not in chosen and "*" not in name and "?" not in name}
+
+
+def _whole_containers(dropped: Iterable[str], kept: Iterable[str]) -> set[str]:
+    """The outermost prefixes of which nothing is kept."""
+    needed = {name[:at] for name in kept for at in _dots(name)}
+    found: set[str] = set()
+    for name in dropped:
+        outermost = next((name[:at] for at in _dots(name) if name[:at] not in needed), None)
+        if outermost is not None:
+            found.add(outermost)
+    return found
+
+
+def _dots(name: str) -> list[int]:
+    return [at for at, char in enumerate(name) if char == "."]

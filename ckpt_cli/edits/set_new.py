@@ -1,0 +1,210 @@
+"""Tensors that `set --new` adds: the array of a .npy file, or numbers of the command line in a given dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from math import prod
+from typing import TYPE_CHECKING
+
+from ckpt_cli.dtypes import BY_NAME, DType
+from ckpt_cli.edits.cast import dtype_named
+from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UsageError
+from ckpt_cli.model.changes import Content, Write
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
+
+if TYPE_CHECKING:
+    from ckpt_cli.arrays.codec import Array, Codec
+
+Made = tuple[Tensor, Content]
+"""A new tensor, alone in its storage, and the bytes of that."""
+
+_PIECE = 8 << 20
+"""Bytes of a file that are read at a time."""
+
+_COLUMNS = 64 << 20
+"""Bytes of rows that are read together of an array in Fortran's order, as each column is read once for them."""
+
+_CATEGORIES = ("int", "bool", "complex")
+"""What a new tensor's dtype may be beside what `cast` takes."""
+
+_OTHER = {"long": "int64", "int": "int32", "short": "int16", "char": "int8", "byte": "uint8", "boolean": "bool",
+          "cdouble": "complex128", "cfloat": "complex64", "chalf": "complex32"}  # fmt: skip
+"""What people call dtypes that are not floating."""
+
+
+def dtype_of_new(name: str) -> DType:
+    """The dtype of a name, as torch spells it or shortly; raises UsageError for one that no number can be given in."""
+    word = name.lower().removeprefix("torch.")
+    dtype = BY_NAME.get(_OTHER.get(word, word))
+    if dtype is not None and dtype.category in _CATEGORIES:
+        return dtype
+    try:
+        return dtype_named(name)
+    except UsageError as error:
+        others = [known for known, its in BY_NAME.items() if its.category in _CATEGORIES]
+        hint = f"{error.hint}, {', '.join(others)}" if error.hint and error.hint.startswith("one of") else error.hint
+        raise UsageError(f"{name!r} is not a dtype that a new tensor can have", hint=hint) from None
+
+
+def new_tensor(name: str, value: str, dtype: DType | None, *, cast: bool) -> Made:
+    """The tensor that the right side of an assignment spells, without its values being read where it is `@FILE.npy`.
+
+    A file keeps its dtype unless another one is given. Raises UsageError, OSError, or ValueRefusedError for values
+    that the dtype cannot hold.
+    """
+    if value.startswith("@"):
+        return _from_file(name, value[1:], dtype, cast=cast)
+    if dtype is None:
+        raise UsageError(f"{name!r} would be a tensor of numbers without a dtype", hint="--dtype says which")
+    from ckpt_cli.edits.assignment import parse_value
+
+    values = parse_value(value)
+    data = _encoder(name, dtype, cast=cast)(values)
+    return _alone(name, dtype, values.shape, lambda write: write(data))
+
+
+def require_room(checkpoint: Checkpoint, name: str, added: Mapping[str, object]) -> None:
+    """Raise RefusedError where a new name is there, or is the beginning of another one or the other way round.
+
+    What begins it may be an empty container, which then is filled.
+    """
+    if name in added:
+        raise RefusedError(f"{name!r} is given twice")
+    for other in added:
+        if name.startswith(f"{other}.") or other.startswith(f"{name}."):
+            raise RefusedError(f"{name!r} and {other!r} cannot both be entries")
+    for entry in checkpoint.entries:
+        if entry.name.startswith(f"{name}."):
+            raise RefusedError(f"{name!r} is what {entry.name!r} lies in", path=checkpoint.path)
+        if name.startswith(f"{entry.name}.") and not _is_empty(entry):
+            raise RefusedError(f"{entry.name!r} is an entry itself, so nothing can lie in it", path=checkpoint.path)
+
+
+def _is_empty(entry: Entry) -> bool:
+    """True for an empty mapping, which is an entry until something is put into it."""
+    return isinstance(entry, Value) and (
+        entry.value == {} or (isinstance(entry.value, Opaque) and entry.value.text == "OrderedDict()")
+    )
+
+
+def _alone(name: str, dtype: DType, shape: tuple[int, ...], make: Callable[[Write], object]) -> Made:
+    tensor = Tensor(name, dtype, shape, contiguous_stride(shape))
+    storage = Storage(f"new {name}", tensor.nbytes)
+    return Tensor(name, dtype, shape, tensor.stride, storage), Content(storage.nbytes, make=make)
+
+
+def _encoder(name: str, dtype: DType, *, cast: bool) -> Callable[[Array], bytes]:
+    """What makes stored bytes of values, in row-major order."""
+    from ckpt_cli.arrays.codec import Codec
+
+    codec = Codec(Tensor(name, dtype, (), (), Storage("", dtype.itemsize)))
+    return lambda values: codec.encode(values, cast=cast).tobytes()
+
+
+# --- arrays in files -------------------------------------------------------------------------------------------------
+
+
+def _from_file(name: str, path: str, dtype: DType | None, *, cast: bool) -> Made:
+    """The array of a file, which is opened again when its bytes are written."""
+    with closing(_open(path)) as file:
+        found = _array_in(file)
+    wanted = dtype or found.dtype
+    shape = found.shape or ()
+
+    def make(write: Write) -> None:
+        with closing(_open(path)) as file:
+            array = _array_in(file)
+            if (array.dtype, array.shape, array.stride, array.big_endian) != (
+                found.dtype, found.shape, found.stride, found.big_endian
+            ):  # fmt: skip
+                raise CkptError("became another array while it was read", path=path)
+            for piece in _pieces(file, array, name, wanted, cast=cast):
+                write(piece)
+
+    return _alone(name, wanted, shape, make)
+
+
+def _open(path: str) -> Checkpoint:
+    from ckpt_cli.files.source import LocalFile
+    from ckpt_cli.formats.numpy import read as npy_stream
+
+    file = LocalFile(path)
+    try:
+        return npy_stream.read(file)
+    except MalformedError:
+        file.close()
+        raise UsageError(
+            "not a numpy array of numbers", path=path, hint="write one with numpy.save (an .npz holds several)"
+        ) from None
+    except BaseException:
+        file.close()
+        raise
+
+
+def _array_in(file: Checkpoint) -> Tensor:
+    """The one array of a file; raises UsageError where it is not one of numbers, or not the only one."""
+    first = file.entries[0]
+    if isinstance(first, Value):
+        told = first.value.text if isinstance(first.value, Opaque) else str(first.value)
+        raise UsageError(f"its values are not numbers: {told}", path=file.path)
+    if first.storage is None or len(file.entries) > 1 or _end(file, first.storage) < file.container.files[0].size:
+        raise UsageError("holds more than one array, and it cannot be told which one is meant", path=file.path)
+    return first
+
+
+def _end(file: Checkpoint, storage: Storage) -> int:
+    """The byte after the last of an array."""
+    return file.container.extents(storage, 0, storage.nbytes)[0].offset + storage.nbytes
+
+
+def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: bool) -> Iterator[bytes | memoryview]:
+    """Yield the elements in row-major order as they are to be stored, a bounded piece at a time."""
+    from ckpt_cli.arrays.codec import Codec, little_endian
+    from ckpt_cli.edits.convert_contents import elements
+
+    by_columns = _is_by_columns(array)
+    if dtype is array.dtype and not by_columns:
+        yield from elements(file, array, _PIECE)
+        return
+    codec, encode = Codec(array), _encoder(name, dtype, cast=cast)
+    for stored in (_rows_of_columns if by_columns else _rows)(file, array, codec):
+        yield little_endian(array, stored.tobytes()) if dtype is array.dtype else encode(codec.decode(stored))
+
+
+def _rows(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
+    """Yield stored elements in row-major order."""
+    from ckpt_cli.arrays.codec import stored_of
+    from ckpt_cli.arrays.indexing import Region
+    from ckpt_cli.arrays.overlap import row_pieces
+
+    region = Region.of(array)
+    for part in row_pieces(region, _PIECE // array.dtype.itemsize):
+        yield stored_of(file, array, codec, region.at(part))
+        for opened in file.container.files:
+            opened.forget()
+
+
+def _is_by_columns(array: Tensor) -> bool:
+    """True for an array in Fortran's order, unless its rows are too long to be held."""
+    shape = array.shape or (1,)
+    return not array.is_contiguous and array.nbytes // shape[0] <= _COLUMNS
+
+
+def _rows_of_columns(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
+    """Yield rows of an array in Fortran's order; of each column only their part is read."""
+    import numpy as np
+
+    if array.shape is None or array.storage is None:
+        return
+    length, *others = array.shape
+    columns, size = prod(others), array.dtype.itemsize
+    source = file.container.files[0]
+    begin = file.container.extents(array.storage, 0, array.nbytes)[0].offset
+    most = max(_COLUMNS // (columns * size), 1)
+    for first in range(0, length, most):
+        nbytes = min(most, length - first) * size
+        room = memoryview(bytearray(columns * nbytes))
+        for column in range(columns):
+            source.read_into(room[column * nbytes : (column + 1) * nbytes], begin + (column * length + first) * size)
+        yield np.frombuffer(room, codec.stored).reshape(*others[::-1], nbytes // size).T

@@ -1,0 +1,293 @@
+"""What `set` does: values into elements, as patches over the bytes that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.arrays.indexing import Index, Region
+from ckpt_cli.edits.assignment import Assignment, parse_assignment, parse_value
+from ckpt_cli.errors import UnsupportedError, ValueRefusedError, about
+from ckpt_cli.files.patches import Overlay
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
+from ckpt_cli.ops.aliasing import Comparisons, all_strided
+from ckpt_cli.ops.budget import Work
+from ckpt_cli.ops.select import part_of, select_to_edit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ckpt_cli.arrays.codec import Codec
+
+    Array = NDArray[Any]
+
+_PIECE = 8 << 20
+"""Bytes of the file that are read, changed and patched at a time, a million elements at most."""
+
+_ENCODED_AT_ONCE = 1 << 20
+"""Values up to which they are encoded before they are spread over a region."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What assignments change, as far as names go."""
+
+    changed: tuple[str, ...]
+    """The names that were assigned to."""
+    also_changed: tuple[str, ...]
+    """Other names that share changed bytes: tied or overlapping ones."""
+
+
+def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str], *, cast: bool = False) -> Changes:
+    """Put every assignment's patches into the overlay, one after another: each sees what those before it changed.
+
+    Raises a CkptError for the first one that cannot be done; the overlay is then to be thrown away.
+    """
+    targets: list[tuple[Tensor, Region]] = []
+    with about(checkpoint.path):
+        for assignment in map(parse_assignment, assignments):
+            values = parse_value(assignment.value) if not _is_text(checkpoint, assignment) else None
+            work = Work(checkpoint)
+            written: set[object] = set()  # so that `*+=1` adds 1, not 2, to a tensor of two names
+            for selection in select_to_edit(checkpoint, assignment.target):
+                if isinstance(selection.entry, Value):
+                    raise _not_all_tensors(selection.entry, assignment)
+                tensor, index = _place_of(checkpoint, selection.entry, selection.index, work)
+                region = part_of(tensor, index)
+                if values is not None and (tensor.view is None or tensor.view not in written):
+                    work.add(tensor, region)
+                    _write(checkpoint, overlay, _Target(tensor, region, index, assignment.operator, cast), values)
+                    written.add(tensor.view)
+                targets.append((tensor, region))
+    changed = tuple(dict.fromkeys(tensor.name for tensor, _ in targets))
+    return Changes(changed, tuple(_also_changed(checkpoint, targets, changed)))
+
+
+def _is_text(checkpoint: Checkpoint, assignment: Assignment) -> bool:
+    """Whether the target is no tensor, so that its value need not be a number before it is refused."""
+    return any(isinstance(selection.entry, Value) for selection in select_to_edit(checkpoint, assignment.target))
+
+
+def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
+    """The error for one value to tensors and other entries together, or in place of a whole container."""
+    from shlex import quote
+
+    target = assignment.target
+    return UnsupportedError(
+        f"{target!r} has tensors and other values below it ({entry.name!r} is not a tensor), "
+        "which cannot all be set to one value",
+        hint="name its entries one by one; to put a value in place of all of it, run "
+        f"ckpt rm FILE {quote(target)}, then ckpt set FILE {quote(f'{target}={assignment.value}')} --new",
+    )
+
+
+def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, work: Work) -> tuple[Tensor, Index]:
+    """The tensor, or the part of one, whose elements are to change; raises UnsupportedError where there is none."""
+    from ckpt_cli.arrays.codec import require_plain
+    from ckpt_cli.arrays.sparse_and_nested import place
+
+    work.add_parts(tensor)
+    if tensor.layout == "quantized":
+        if tensor.dtype.bits < 8:
+            raise UnsupportedError(f"tensor {tensor.name!r} packs several integers into a byte: it cannot be set")
+        return tensor, index or ()
+    if index is None:
+        require_plain(tensor)
+        return tensor, ()
+    placed = place(checkpoint, tensor, index)
+    if not placed.stored:
+        raise UnsupportedError(
+            f"sparse tensor {tensor.name!r} does not store this element, which is zero: only stored ones can be set",
+        )
+    return replace(placed.part, name=tensor.name), placed.index
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where values go and how."""
+
+    tensor: Tensor
+    region: Region
+    index: Index
+    """What the region is of the tensor."""
+    operator: str
+    cast: bool
+
+
+def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Array) -> None:
+    """Patch one region, a bounded piece of the file at a time."""
+    from ckpt_cli.arrays.codec import codec_of, value_shape
+
+    codec = codec_of(checkpoint, target.tensor).at(target.index)
+    tensor, region = target.tensor, target.region
+    if tensor.storage is None or not region.numel:
+        _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
+        return
+    if not _is_one_to_one(region) and (target.operator or values.size != 1):
+        raise UnsupportedError(
+            f"elements of tensor {tensor.name!r} share bytes with each other: only one value for all can be set"
+        )
+    encoded = not target.operator and not codec.paired and codec.uniform and values.size <= _ENCODED_AT_ONCE
+    if encoded:
+        values = _broadcast(_encode(codec, values, target), region.shape, tensor.name)
+    else:
+        values = _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
+    for part in region.pieces(tensor.dtype.itemsize, min(_PIECE, tensor.dtype.itemsize << 20)):
+        low, high = region.at(part).span()
+        size = tensor.dtype.itemsize
+        extents = checkpoint.container.extents(tensor.storage, low * size, (high - low) * size)
+        data = bytearray(overlay.gather(extents))
+        elements = codec.array(data, region.at(part), low)
+        place: tuple[Any, ...] = (*part, ...)  # the ellipsis keeps a lone Python number an array
+        given = values[place]
+        elements[...] = given if encoded else _result(codec.at(part), elements, given, target)
+        overlay.scatter(extents, bytes(data))
+
+
+def _result(codec: Codec, elements: Array, values: Array, target: _Target) -> Array:
+    """What is to be stored in the place of some stored elements."""
+    if target.operator:
+        values = _compute(codec, target, codec.decode(elements), values)
+    return _encode(codec, values, target)
+
+
+def _encode(codec: Codec, values: Array, target: _Target) -> Array:
+    try:
+        return codec.encode(values, cast=target.cast)
+    except OverflowError:  # a Python integer beyond every float
+        raise ValueRefusedError(
+            f"{target.tensor.dtype} cannot hold so large an integer (tensor {target.tensor.name!r})"
+        ) from None
+
+
+def _compute(codec: Codec, target: _Target, current: Array, operand: Array) -> Array:
+    """`current OP operand` in the precision that torch uses; refused where the result leaves its range."""
+    import operator
+
+    import numpy as np
+
+    apply = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[target.operator]
+    kind: np.dtype[Any] = codec.arithmetic()
+    if kind.kind == "O":
+        return _compute_exactly(apply, current, operand, target)
+    if operand.dtype.kind == "c" and kind.kind != "c":
+        raise ValueRefusedError(f"{target.tensor.dtype} cannot hold a complex number (tensor {target.tensor.name!r})")
+    wide = np.dtype(np.complex128 if kind.kind == "c" else np.float64)
+    with np.errstate(all="ignore"):
+        result: Array = np.asarray(apply(current.astype(kind), operand.astype(kind)))
+        if target.cast:
+            return result
+        exact = np.asarray(apply(current.astype(wide), operand.astype(wide)))
+        finite = np.isfinite(current) & np.isfinite(operand.astype(wide))
+    if bool((finite & (~np.isfinite(result) | ((exact != 0) & (result == 0)))).any()):
+        raise ValueRefusedError(
+            f"the result of {target.operator}= is out of the range of {target.tensor.dtype} "
+            f"(tensor {target.tensor.name!r})",
+            hint="--cast keeps infinities and zeros that come of it",
+        )
+    return result
+
+
+def _compute_exactly(apply: Any, current: Array, operand: Array, target: _Target) -> Array:
+    """Integer arithmetic without a wrap: in Python's integers, or in int64 where nothing can leave it."""
+    import numpy as np
+
+    if operand.dtype.kind in "fc" and bool((operand == np.floor(operand.real)).all()):
+        operand = _integers(operand)
+    elif operand.dtype.kind in "biu":
+        operand = operand.astype(object)
+    small = target.tensor.dtype.bits <= 32 and operand.dtype.kind == "O" and _fits_31_bits(operand)
+    try:
+        if small and target.operator != "/":
+            return np.asarray(apply(current.astype(np.int64), operand.astype(np.int64)))
+        return np.asarray(apply(current.astype(object), operand), dtype=object)
+    except ZeroDivisionError:
+        raise ValueRefusedError(f"division by zero (tensor {target.tensor.name!r})") from None
+
+
+def _integers(values: Array) -> Array:
+    """Whole real numbers as Python integers."""
+    import numpy as np
+
+    exact = np.empty(values.shape, object)
+    exact[...] = np.vectorize(lambda value: int(value.real), otypes=[object])(values)
+    return exact
+
+
+def _fits_31_bits(values: Array) -> bool:
+    return bool(((values < 1 << 31) & (values > -(1 << 31))).all())
+
+
+def _broadcast(values: Array, shape: tuple[int, ...], name: str) -> Array:
+    """Values stretched to a region's shape by numpy's rules of assignment: leading ones are dropped."""
+    import numpy as np
+
+    while values.ndim > len(shape) and values.shape[0] == 1:
+        values = values[0, ...]  # not [0], which takes a Python number out of its array
+    try:
+        return np.broadcast_to(values, shape)
+    except (ValueError, OverflowError):
+        raise ValueRefusedError(
+            f"values of shape {list(values.shape)} do not fit shape {list(shape)} (tensor {name!r})"
+        ) from None
+
+
+def _is_one_to_one(region: Region) -> bool:
+    """Whether no two elements share bytes, told from strides; a rare interleaved layout counts as sharing."""
+    reach = 0
+    for step, size in sorted((abs(step), size) for size, step in zip(region.shape, region.stride, strict=True)):
+        if size > 1:
+            if step <= reach:
+                return False
+            reach += (size - 1) * step
+    return True
+
+
+class _Changed:
+    """The regions of one storage that were assigned to."""
+
+    def __init__(self) -> None:
+        self.regions: list[tuple[Tensor, Region]] = []
+        self.begin = self.end = 0
+        """The bytes of the storage that all of them lie between."""
+
+    def add(self, tensor: Tensor, region: Region) -> None:
+        bits = tensor.dtype.bits
+        begin, end = (element * bits // 8 for element in region.span())
+        self.begin = min(self.begin, begin) if self.regions else begin
+        self.end = max(self.end, end)
+        self.regions.append((tensor, region))
+
+    def meets(self, view: Tensor, comparisons: Comparisons) -> bool:
+        """Whether a view has a byte in common with one of them; what lies between counts once comparisons run out."""
+        from ckpt_cli.arrays.overlap import regions_meet
+
+        begin, end = view.span
+        if end <= self.begin or self.end <= begin:
+            return False
+        if not comparisons.allow(len(self.regions)):
+            return True
+        return any(regions_meet(tensor, view, region) for tensor, region in self.regions)
+
+
+def _also_changed(
+    checkpoint: Checkpoint, targets: Sequence[tuple[Tensor, Region]], changed: Sequence[str]
+) -> list[str]:
+    """The other names whose bytes meet those of a target."""
+    by_storage: dict[int, _Changed] = {}
+    for tensor, region in targets:
+        if region.numel:
+            by_storage.setdefault(id(tensor.storage), _Changed()).add(tensor, region)
+    named = set(changed)
+    comparisons = Comparisons()
+    return [
+        entry.name
+        for entry in checkpoint.tensors
+        if entry.name not in named
+        and any(
+            by_storage[id(view.storage)].meets(view, comparisons)
+            for view in all_strided([entry])
+            if view.numel and id(view.storage) in by_storage
+        )
+    ]

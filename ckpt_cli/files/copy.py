@@ -1,0 +1,139 @@
+"""Copies as cheap as the file system can make them: shared blocks, else in the kernel, holes kept."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from ckpt_cli.files.source import LocalFile
+
+CHUNK = 16 << 20
+"""Bytes copied at a time."""
+
+Progress = Callable[[int], object]
+"""Told of bytes that were dealt with since it was last told."""
+
+_WORTH = 1 << 20
+"""Bytes from which on it pays to ask the system to begin writing them to the disk."""
+
+_CHECKED = 1 << 20
+"""Bytes read at a time for a checksum: what the processor's cache holds."""
+
+_FICLONE = 0x40049409
+"""Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
+
+
+Told = Callable[[int, int], object]
+"""Told of bytes done and bytes in all."""
+
+_SOON = 0.9
+"""Seconds of work about which nobody is told: finding out how much it is in all may take as long."""
+
+
+def no_progress(_: int) -> None:
+    """Tell nobody."""
+
+
+def counting(told: Told | None, total: Callable[[], int], otherwise: Progress = no_progress) -> Progress:
+    """Something to be told of bytes, that tells of all of them so far; `otherwise` where nobody is to be told."""
+    if told is None:
+        return otherwise
+    begin, done, whole = time.monotonic(), 0, 0
+
+    def progress(nbytes: int) -> None:
+        nonlocal done, whole
+        done += nbytes
+        if nbytes and time.monotonic() - begin > _SOON:
+            whole = whole or max(total(), 1)
+            told(min(done, whole), whole)
+
+    return progress
+
+
+def copy_into(source: LocalFile, target: LocalFile, progress: Progress = no_progress) -> None:
+    """Copy a whole file."""
+    with suppress(OSError):
+        fcntl.ioctl(target.fd, _FICLONE, source.fd)
+        target.size = source.size
+        progress(source.size)
+        return
+    copy_range(source, 0, source.size, target, 0, progress)
+
+
+def copy_range(
+    source: LocalFile, begin: int, nbytes: int, target: LocalFile, at: int, progress: Progress = no_progress
+) -> None:
+    """Copy a range to offset `at` of the target, which ends there; what is a hole becomes one."""
+    source.check(begin, nbytes)
+    os.ftruncate(target.fd, at + nbytes)
+    target.size = at + nbytes
+    reached = begin
+    for first, last in _data_ranges(source, begin, begin + nbytes):
+        _copy(source.fd, first, last, target.fd, at + first - begin, progress)
+        progress(first - reached)
+        reached = last
+    progress(begin + nbytes - reached)
+
+
+def crc_of_range(source: LocalFile, begin: int, nbytes: int, crc: int = 0) -> int:
+    """The CRC-32 of a range, going on from `crc`; holes are not read."""
+    from ckpt_cli.files.crc32 import of_zeros
+
+    reached, end = begin, begin + nbytes
+    for first, last in _data_ranges(source, begin, end):
+        crc = of_zeros(first - reached, crc)
+        for at in range(first, last, _CHECKED):
+            crc = zlib.crc32(source.read(at, min(_CHECKED, last - at)), crc)
+        reached = last
+    return of_zeros(end - reached, crc)
+
+
+def _data_ranges(source: LocalFile, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of a range that are not holes."""
+    position = begin
+    while position < end:
+        try:
+            first = os.lseek(source.fd, position, os.SEEK_DATA)
+            position = os.lseek(source.fd, first, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            first, position = position, end  # a file system that does not tell
+        if first < end:
+            yield first, min(position, end)
+
+
+def _copy(source: int, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
+    in_kernel = hasattr(os, "copy_file_range")
+    while begin < end:
+        count = min(CHUNK, end - begin)
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(source, target, count, begin, at)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                in_kernel = False
+                continue
+        else:
+            copied = os.pwrite(target, os.pread(source, count, begin), at)
+        if not copied:
+            raise OSError(errno.EIO, "the file became shorter while it was copied")
+        write_back(target, at, copied)
+        begin += copied
+        at += copied
+        progress(copied)
+
+
+def write_back(fd: int, at: int, nbytes: int) -> None:
+    """Let the system begin to write a new range to the disk, so that it need not wait for all of it at the end."""
+    if nbytes >= _WORTH and hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(fd, at, nbytes, os.POSIX_FADV_DONTNEED)  # Linux: starts on dirty pages, drops clean ones

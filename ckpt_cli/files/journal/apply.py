@@ -1,0 +1,254 @@
+"""Patches in place, all or nothing, by a redo and undo log beside the file (`files/journal/record.py`).
+
+The journal is complete on disk before the first patch, and is removed after the last one is on disk. So a journal
+without its trailer means that nothing was patched, and one with it can be rolled forward at any time, as long as the
+files are those that it was written for (`files/journal/check.py`). One of which nothing was patched yet is dropped.
+Where a file becomes longer or shorter, the bytes beyond its end count as zeros, old or new.
+
+An edit of several files has one journal, beside the first of them. Beside each other one a pointer is made durable
+before the journal and removed after it (`files/journal/pointer.py`). A file with several names gets a note
+(`files/hard_links.py`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+
+from ckpt_cli.errors import CkptError, FormatError, RefusedError
+from ckpt_cli.files.fsync import sync_folder, write_all
+from ckpt_cli.files.hard_links import forget_edit, note_edit
+from ckpt_cli.files.hidden_files import open_journal, require_trusted
+from ckpt_cli.files.journal.check import State, states_of
+from ckpt_cli.files.journal.pointer import names_in, neighbour, pointed_to, remove_journal, write_pointer
+from ckpt_cli.files.journal.record import MAGIC, Header, header_of, is_complete, records_of, write_journal
+from ckpt_cli.files.lock import lock
+from ckpt_cli.files.outcome import Outcome, interrupts_deferred, state, stating
+from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.sidecars import journal_path
+from ckpt_cli.files.source import LocalFile
+
+_REPLACES = b"ckpt-replace-"
+"""What another kind of journal begins with: one of files that are replaced (`files/journal/replace.py`)."""
+
+_NOT_OURS = (State.STALE, State.GONE)
+"""States of files that an interrupted edit leaves alone."""
+
+
+def apply(overlay: Overlay) -> int:
+    """Write an overlay's patches into its files, which the caller has locked; returns bytes written, journal included.
+
+    The journal stands beside the first file that is patched, and a pointer to it beside each further one. On any
+    error or interrupt the old bytes are put back; the error has the outcome (`files/outcome.py`).
+    """
+    touched = [number for number in range(len(overlay.files)) if overlay.touches(number)]
+    if not touched:
+        return 0
+    files = [overlay.files[number] for number in touched]
+    _require_one_folder(files)
+    first, *others = (os.path.realpath(file.path) for file in files)
+    log, pointers = journal_path(first), [journal_path(other) for other in others]
+    with stating(files[0].path) as stage:
+        try:
+            journalled = _prepare(first, others, overlay, touched)
+        except BaseException:
+            with interrupts_deferred(), suppress(OSError):  # a journal that stays is dropped: nothing was patched
+                _clear(files, log, *pointers)
+            raise
+        stage.outcome = Outcome.UNFINISHED
+        try:
+            for number in touched:
+                _patch(overlay, number)
+        except BaseException:
+            with interrupts_deferred(), suppress(OSError, CkptError):  # what fails here is left to the next recovery
+                _put_back(log, files)
+                stage.outcome = Outcome.UNCHANGED
+                _clear(files, log, *pointers)
+            raise
+        stage.outcome = Outcome.DONE
+        with interrupts_deferred():
+            _clear(files, log, *pointers)
+    return journalled + overlay.nbytes
+
+
+def _prepare(first: str, others: Sequence[str], overlay: Overlay, touched: Sequence[int]) -> int:
+    """Make the journal durable, and all that leads to it; returns its size in bytes."""
+    for other in others:
+        write_pointer(other, os.path.basename(first))
+    if others:
+        sync_folder(os.path.dirname(first))
+    journalled = write_journal(journal_path(first), overlay, touched)
+    sync_folder(os.path.dirname(first))
+    for number in touched:
+        note_edit(overlay.files[number])
+    return journalled
+
+
+def _patch(overlay: Overlay, number: int) -> None:
+    """Write the patches of one file durably."""
+    file = overlay.files[number]
+    write_patches(overlay, number, file)
+    if overlay.size(number) != file.size:
+        os.ftruncate(file.fd, overlay.size(number))
+    os.fsync(file.fd)
+
+
+def _clear(files: Iterable[LocalFile], log: str, *pointers: str) -> None:
+    """Remove the journal, after the notes that lead to it and before the pointers."""
+    for file in files:
+        forget_edit(file)
+    remove_journal(log, *pointers)
+
+
+def target_of(log: str) -> str | None:
+    """The name of the file that a journal or a pointer lies beside, from its content; None where it does not say."""
+    names = names_in(log)
+    if names:
+        return names[-1]
+    with open_journal(log) as journal:
+        if journal.read(0, min(len(MAGIC), journal.size)).startswith(_REPLACES):
+            from ckpt_cli.files.journal import replace as replace_set
+
+            return replace_set.first_of(journal)
+        header = header_of(journal)
+    return header["files"][0]["name"] if header else None
+
+
+def recover(path: str) -> bool:
+    """Finish what an interrupted edit of `path` began; True when the file was brought to its new state.
+
+    An edit that had not begun to patch is dropped. Waits while the edit is still running. Raises RefusedError when
+    the journal belongs to other bytes.
+    """
+    log, real, pointer = journal_path(path), os.path.realpath(path), None
+    if not os.path.lexists(log):
+        return False
+    owner = pointed_to(log)
+    if owner is not None and (os.path.lexists(owner) or os.path.lexists(journal_path(owner))):
+        pointer, log, real = log, journal_path(owner), owner
+    try:
+        return _recover_from(log, real, path, pointer)
+    except (OSError, KeyboardInterrupt) as error:
+        state(error, Outcome.UNFINISHED, path)
+        raise
+
+
+def _recover_from(log: str, real: str, path: str, pointer: str | None) -> bool:
+    """Finish what the journal `log` beside the file `real` holds; a `pointer` to it brought us there from `path`."""
+    with ExitStack() as opened:
+        first = _open_to_finish(real, path, opened)
+        if first is not None:
+            lock(first)
+        if not os.path.lexists(log):  # the other process finished while we waited, or had not begun to patch
+            if pointer is not None and pointed_to(pointer) == real:
+                remove_journal(pointer)
+            return False
+        journal = opened.enter_context(open_journal(log))
+        owner = os.stat(os.path.dirname(log)) if first is None else os.fstat(first.fd)
+        require_trusted(journal, owner.st_uid, path)
+        if journal.read(0, min(len(MAGIC), journal.size)).startswith(_REPLACES):
+            from ckpt_cli.files.journal import replace as replace_set
+
+            return replace_set.finish(log)
+        header = header_of(journal)
+        names = [entry["name"] for entry in header["files"][1:]] if header else []
+        others = [neighbour(log, name) for name in names]
+        files = [first, *(_open_to_finish(other, path, opened) for other in others)]
+        for file in filter(None, files[1:]):
+            require_trusted(journal, os.fstat(file.fd).st_uid, path)
+        whole = header is not None and is_complete(journal, header) and _finish(journal, header, files, [real, *others])
+        _clear(filter(None, files), log, *map(journal_path, others), *([pointer] if pointer else []))
+        return whole
+
+
+def _open_to_finish(real: str, path: str, opened: ExitStack) -> LocalFile | None:
+    """Open a file of an interrupted edit to write it; None where it is gone, or something else has its name."""
+    try:
+        return opened.enter_context(LocalFile(real, write=True, follow=False))
+    except FormatError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.EISDIR):
+            return None
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise CkptError(
+            "an interrupted edit must be finished before it can be read, and it may not be written",
+            path=path,
+            hint="run any ckpt command on it as a user who may write it",
+        ) from error
+
+
+def _finish(journal: LocalFile, header: Header, files: Sequence[LocalFile | None], paths: Sequence[str]) -> bool:
+    """Complete the patches where every file is the one that they are meant for, else undo them in those that are.
+
+    Returns True if they are complete. Raises RefusedError where a file was saved again since: what was undone stays
+    so, and the journal stays as well.
+    """
+    states = states_of(journal, header, files)
+    if State.BEGUN in states and not any(kind in _NOT_OURS for kind in states):
+        for record in records_of(journal):
+            file = files[record.file]
+            if file is not None:
+                write_all(file.fd, record.new, record.offset)
+        _cut(files, [entry["new_size"] for entry in header["files"]])
+        return True
+    written = (State.BEGUN,) if State.STALE in states else (State.BEGUN, State.OLD)
+    ours = [file if kind in written else None for file, kind in zip(files, states, strict=True)]
+    _put_back(journal.path, ours, compare=False)
+    if State.STALE in states:
+        pairs = zip(paths, states, strict=True)
+        intact = [f"{path} is as it was before the edit" for path, kind in pairs if kind not in _NOT_OURS]
+        raise RefusedError(
+            "a journal of an interrupted edit lies beside it, but the file has been replaced or changed since",
+            path=paths[states.index(State.STALE)],
+            hint=f"if this file is whole, remove the journal: rm {journal.path!r}",
+            details=intact,
+        )
+    return False
+
+
+def _require_one_folder(files: Sequence[LocalFile]) -> None:
+    """Refuse to patch files together that no one journal can stand beside."""
+    folders = {os.path.dirname(os.path.realpath(file.path)) for file in files}
+    if len(folders) > 1:
+        raise RefusedError(
+            "its files lie in several folders, so that they cannot be changed as one",
+            path=files[0].path,
+            hint="write the result elsewhere with -o OUT",
+        )
+
+
+def write_patches(overlay: Overlay, number: int, target: LocalFile) -> None:
+    """Write the patches of file `number` into `target`: that file, or a copy of it."""
+    for patch in overlay.patches(number):
+        write_all(target.fd, overlay.new_bytes(patch), patch.offset)
+
+
+def _put_back(log: str, files: Sequence[LocalFile | None], *, compare: bool = True) -> None:
+    """Put the old bytes back from the journal, those that are there already only without `compare`.
+
+    After an error of the disk, what is read may not be what is on the disk: then they are all written.
+    """
+    if not any(files):
+        return
+    with open_journal(log) as journal:
+        header = header_of(journal)
+        sizes = [entry["size"] for entry in header["files"]] if header else []
+        for record in records_of(journal) if header else ():
+            file = files[record.file]
+            old = record.old[: max(sizes[record.file] - record.offset, 0)]
+            if file is not None and not (compare and os.pread(file.fd, len(old), record.offset) == old):
+                write_all(file.fd, old, record.offset)
+        _cut(files, sizes)
+
+
+def _cut(files: Sequence[LocalFile | None], sizes: Sequence[int]) -> None:
+    """Give files the sizes that they are to have, and make all that was written durable."""
+    for file, size in zip(files, sizes, strict=True):
+        if file is not None:
+            if os.fstat(file.fd).st_size != size:
+                os.ftruncate(file.fd, size)
+            os.fsync(file.fd)

@@ -1,0 +1,215 @@
+"""The journal of patches as it stands on disk: a redo and undo log.
+
+    .NAME.ckpt-journal:  magic | header length u32 | header crc u32 | header JSON | record… | trailer
+    record:              file u32 | offset u64 | nbytes u64 | crc u32 of (these fields, old, new) | old | new
+    trailer:             magic | number of records u64 | crc u32 of every record's crc
+
+A journal without its trailer is one whose writing was cut short. The header has the identity of each file and of the
+journal itself (`files/journal/identity.py`); that of the version before, with another magic, had names and sizes only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from ckpt_cli.errors import MalformedError
+from ckpt_cli.files.fsync import write_all
+from ckpt_cli.files.hidden_files import create_hidden
+from ckpt_cli.files.journal.identity import Identity, Sample, identity_of, parsed_identity
+from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.source import LocalFile
+
+MAGIC = b"ckpt-journal-2\n\0"
+_BEFORE = b"ckpt-journal-1\n\0"
+"""Begins a journal of the version before, which has no identities."""
+_TRAILER = b"ckpt-journal-end"
+_HEAD = struct.Struct("<16sII")
+_RECORD = struct.Struct("<IQQ")
+_CRC = struct.Struct("<I")
+_END = struct.Struct("<16sQI")
+_HEADER_LIMIT = 1 << 20
+_RECORD_LIMIT = 16 << 20
+_GROWTH_LIMIT = 1 << 30
+"""Bytes that an edit in place makes a file longer by at most."""
+_HELD = 1 << 20
+
+
+class File(TypedDict):
+    """One patched file as the journal's header names it."""
+
+    name: str
+    """A name in the journal's own folder, never a path: a journal may not reach elsewhere."""
+    size: int
+    """Bytes that it has before the edit."""
+    new_size: int
+    """Bytes that it has after it."""
+    identity: Identity | None
+    """The file as it was before the edit; None in a journal of the version before."""
+    sample: int
+    """The checksum of a sample of what the edit leaves alone."""
+
+
+class Header(TypedDict):
+    """The journal's header."""
+
+    files: list[File]
+    journal: Identity | None
+    """The journal itself: where this is not its identity, it was copied, and inodes say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One patch as the journal keeps it."""
+
+    file: int
+    offset: int
+    old: bytes
+    new: bytes
+    crc: int
+    """What the journal says that its checksum is."""
+
+
+class _Log:
+    """Gathers what is written one after another, so that a journal of many patches takes few writes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._held = bytearray()
+        self._written = 0
+
+    def add(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self._held += piece
+        if len(self._held) >= _HELD:
+            self.flush()
+
+    def flush(self) -> int:
+        """Write what is held; returns the bytes written so far."""
+        write_all(self._fd, bytes(self._held), self._written)
+        self._written += len(self._held)
+        self._held.clear()
+        return self._written
+
+
+def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
+    """Write the whole journal of the patched files and make it durable; returns its size in bytes."""
+    named: list[File] = []
+    for number in touched:
+        file = overlay.files[number]
+        name = os.path.basename(os.path.realpath(file.path))
+        sample = Sample(min(file.size, overlay.size(number)))
+        for patch in overlay.patches(number):
+            sample.exclude(patch.offset, patch.end)
+        named.append(
+            File(
+                name=name,
+                size=file.size,
+                new_size=overlay.size(number),
+                identity=identity_of(os.fstat(file.fd)),
+                sample=sample.checksum(file),
+            )
+        )
+    fd = create_hidden(path)
+    try:
+        header = json.dumps(Header(files=named, journal=identity_of(os.fstat(fd)))).encode()
+        log = _Log(fd)
+        log.add(_HEAD.pack(MAGIC, len(header), zlib.crc32(header)), header)
+        count = total = 0
+        for place, number in enumerate(touched):
+            for patch in overlay.patches(number):
+                fields = _RECORD.pack(place, patch.offset, patch.nbytes)
+                old, new = overlay.old_bytes(number, patch), overlay.new_bytes(patch)
+                crc = _CRC.pack(zlib.crc32(new, zlib.crc32(old, zlib.crc32(fields))))
+                total = zlib.crc32(crc, total)
+                count += 1
+                log.add(fields, crc, old, new)
+        log.add(_END.pack(_TRAILER, count, total))
+        size = log.flush()
+        os.fsync(fd)
+        return size
+    finally:
+        os.close(fd)
+
+
+def header_of(journal: LocalFile) -> Header | None:
+    """The journal's header where it and the trailer stand, else None."""
+    if journal.size < _HEAD.size + _END.size:
+        return None
+    magic, length, crc = _HEAD.unpack(journal.read(0, _HEAD.size))
+    if magic not in (MAGIC, _BEFORE) or length > min(_HEADER_LIMIT, journal.size - _HEAD.size - _END.size):
+        return None
+    header = journal.read(_HEAD.size, length)
+    if zlib.crc32(header) != crc or journal.read(journal.size - _END.size, len(_TRAILER)) != _TRAILER:
+        return None
+    try:
+        parsed = json.loads(header)
+        named = [_file(entry, has_identity=magic == MAGIC) for entry in parsed["files"]]
+        own = parsed_identity(parsed["journal"]) if magic == MAGIC else None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # its checksum holds, but no ckpt wrote it
+        return None
+    if not named or any(not 0 <= entry["new_size"] <= entry["size"] + _GROWTH_LIMIT for entry in named):
+        return None
+    return Header(files=named, journal=own)
+
+
+def _file(entry: Any, *, has_identity: bool) -> File:
+    """A file as the header's JSON has it."""
+    return File(
+        name=str(entry["name"]),
+        size=int(entry["size"]),
+        new_size=int(entry["new_size"]),
+        identity=parsed_identity(entry["identity"]) if has_identity else None,
+        sample=int(entry["sample"]) if has_identity else 0,
+    )
+
+
+def reach(entry: File) -> int:
+    """The byte after the last that a patch of a file may write."""
+    return max(entry["size"], entry["new_size"])
+
+
+def is_complete(journal: LocalFile, header: Header) -> bool:
+    """Whether every record's checksum holds, and the records are those that the trailer counts."""
+    files = header["files"]
+    if journal.size > _HEADER_LIMIT + (_RECORD.size + _CRC.size + 2) * (1 + sum(map(reach, files))):
+        return False
+    _, count, total = _END.unpack(journal.read(journal.size - _END.size, _END.size))
+    found = running = 0
+    reached = (0, 0)
+    try:
+        for record in records_of(journal):
+            if record.file >= len(files) or (record.file, record.offset) < reached or not record.new:
+                return False
+            reached = (record.file, record.offset + len(record.new))
+            fields = _RECORD.pack(record.file, record.offset, len(record.new))
+            checksum = zlib.crc32(record.new, zlib.crc32(record.old, zlib.crc32(fields)))
+            if checksum != record.crc:
+                return False
+            running = zlib.crc32(_CRC.pack(checksum), running)
+            found += 1
+    except MalformedError:
+        return False
+    return (found, running) == (count, total)
+
+
+def records_of(journal: LocalFile) -> Iterator[Record]:
+    """The records in order, each checked against the journal's size."""
+    _, length, _ = _HEAD.unpack(journal.read(0, _HEAD.size))
+    position, end = _HEAD.size + length, journal.size - _END.size
+    while position < end:
+        head = _RECORD.size + _CRC.size
+        if position + head > end:
+            raise MalformedError("a record is cut short", path=journal.path)
+        file, offset, nbytes = _RECORD.unpack(journal.read(position, _RECORD.size))
+        (crc,) = _CRC.unpack(journal.read(position + _RECORD.size, _CRC.size))
+        position += head
+        if nbytes > _RECORD_LIMIT or position + 2 * nbytes > end:
+            raise MalformedError("a record is cut short", path=journal.path)
+        yield Record(file, offset, journal.read(position, nbytes), journal.read(position + nbytes, nbytes), crc)
+        position += 2 * nbytes

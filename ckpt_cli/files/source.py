@@ -1,0 +1,222 @@
+"""A range of one of several open files."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+
+from ckpt_cli.errors import ChangedError, FormatError, TruncatedError
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where bytes stand, unencoded, in a file."""
+
+    file: int
+    """The number of the file within its container."""
+    offset: int
+    """The first byte."""
+    nbytes: int
+    """How many."""
+
+    def cut(self, offset: int, nbytes: int) -> Extent:
+        """A part of it."""
+        return Extent(self.file, self.offset + offset, nbytes)
+
+
+PREAD_LIMIT = 1 << 20
+"""Bytes up to which a view is read rather than mapped: cheaper, and exact about what is touched."""
+
+
+class LocalFile:
+    """An open regular file of which only the ranges asked for are read.
+
+    Raises OSError when it cannot be opened and FormatError when it is not a regular file; without `follow`, a
+    symbolic link is none. With `create` it is a new file, and whatever has its name already is an error.
+    """
+
+    begin = 0
+    """The first byte, as a `Window` has it."""
+
+    def __init__(self, path: str, *, write: bool = False, follow: bool = True, create: bool = False) -> None:
+        self.path = path
+        self.writable = write
+        """Whether it was opened to be written."""
+        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW if create else 0
+        self.fd = os.open(path, flags, 0o666)  # not blocking: a named pipe would wait for a writer for ever
+        info = os.fstat(self.fd)
+        if not stat.S_ISREG(info.st_mode):
+            self.close()
+            if stat.S_ISDIR(info.st_mode):
+                raise IsADirectoryError(21, os.strerror(21), path)
+            raise FormatError("not a regular file, so it has no ranges to read", path=path)
+        self.size = info.st_size
+        """Bytes in the file when it was opened."""
+        self.seen = self.identity(info)
+        """Device, inode, bytes and time of the last change when it was opened."""
+        self.on_read: Callable[[], None] | None = None
+        """Called before the first read of a value, once the document has been read (`files/unchanged.py`)."""
+        self.was_read = False
+        """True if values were read, without a lock."""
+        self.links = info.st_nlink
+        """Names that it had then: more than one with hard links."""
+        self.bytes_read = 0
+        """Bytes read so far, mapped ones not counted."""
+        self._map: mmap.mmap | None = None
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`; raises TruncatedError where the file is too short."""
+        self.check(offset, nbytes)
+        if (on_read := self.on_read) is not None:
+            on_read()
+        data = os.pread(self.fd, nbytes, offset)
+        if len(data) < nbytes:
+            pieces = [data]
+            got = len(data)
+            while got < nbytes:
+                piece = os.pread(self.fd, nbytes - got, offset + got)
+                if not piece:
+                    raise TruncatedError(f"became shorter than byte {offset + nbytes} while read", path=self.path)
+                pieces.append(piece)
+                got += len(piece)
+            data = b"".join(pieces)
+        self.bytes_read += nbytes
+        return data
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes from `offset`; raises TruncatedError where the file is too short."""
+        self.check(offset, len(buffer))
+        if (on_read := self.on_read) is not None:
+            on_read()
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(self.fd, [buffer[done:]], offset + done)
+            if not got:
+                raise TruncatedError(f"became shorter than byte {offset + len(buffer)} while read", path=self.path)
+            done += got
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
+        if nbytes <= PREAD_LIMIT:
+            return memoryview(self.read(offset, nbytes))
+        self.check(offset, nbytes)
+        if (on_read := self.on_read) is not None:
+            on_read()
+        if self._map is None:
+            try:
+                self._map = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+            except ValueError:
+                raise TruncatedError(f"became shorter than {self.size} bytes while read", path=self.path) from None
+        return memoryview(self._map)[offset : offset + nbytes]
+
+    @staticmethod
+    def identity(info: os.stat_result) -> tuple[int, int, int, int]:
+        """What tells a file and a state of it: device, inode, bytes and the time of the last change."""
+        return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+    def note_read(self) -> None:
+        """Note that a value is read."""
+        self.on_read = None
+        self.was_read = True
+
+    def look_again(self) -> os.stat_result:
+        """Take note of the state that the file has now."""
+        info = os.fstat(self.fd)
+        self.size, self.seen = info.st_size, self.identity(info)
+        return info
+
+    def has_changed(self) -> bool:
+        """True if the content is not the one that was opened, as far as its size and time tell; False once closed."""
+        return self.fd >= 0 and self.identity(os.fstat(self.fd)) != self.seen
+
+    def is_whole(self) -> bool:
+        """Whether it still has the bytes that it had when it was opened."""
+        return os.fstat(self.fd).st_size >= self.size
+
+    def forget(self) -> None:
+        """Give back the memory of mapped bytes that were touched; they are read again when touched again."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def check(self, offset: int, nbytes: int) -> None:
+        """Raise TruncatedError for a range that is not all there."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise TruncatedError(
+                f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path
+            )
+
+    def close(self) -> None:
+        """Close the file; views handed out stay valid until they are dropped."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __reduce__(self) -> tuple[Callable[[str, tuple[int, int, int, int]], LocalFile], tuple[object, ...]]:
+        return _reopened, (os.path.abspath(self.path), self.seen)
+
+    def __enter__(self) -> LocalFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@cache
+def _reopened(path: str, seen: tuple[int, int, int, int]) -> LocalFile:
+    """A file of another process, open in this one as long as it lives; raises ChangedError if it is another state."""
+    file = LocalFile(path)
+    if file.seen != seen:
+        file.close()
+        raise ChangedError(path)
+    return file
+
+
+class Window:
+    """A part of an open file that reads as a file of its own: a record, or one of several saves in a stream.
+
+    Raises TruncatedError where the file does not have all of it.
+    """
+
+    def __init__(self, file: LocalFile | Window, begin: int, size: int) -> None:
+        file.check(begin, size)
+        self.path: str = file.path
+        self.begin: int = file.begin + begin
+        """Its first byte within the real file."""
+        self.size = size
+        """Bytes in it."""
+        self.file: LocalFile = file.file if isinstance(file, Window) else file
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`."""
+        self.check(offset, nbytes)
+        return self.file.read(self.begin + offset, nbytes)
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """The bytes as a read-only view, as a file gives it."""
+        self.check(offset, nbytes)
+        return self.file.view(self.begin + offset, nbytes)
+
+    def check(self, offset: int, nbytes: int) -> None:
+        """Raise TruncatedError for a range that is not all there."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise TruncatedError(
+                f"bytes {offset}–{offset + nbytes} of the part at byte {self.begin} are promised, it has {self.size}",
+                path=self.path,
+            )
+
+
+Source = LocalFile | Window
+"""What can be read by ranges."""

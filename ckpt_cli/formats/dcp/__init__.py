@@ -1,0 +1,1 @@
+"""Folders of `torch.distributed.checkpoint`: tensors in chunks, read, joined and written."""

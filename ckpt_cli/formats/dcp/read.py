@@ -1,0 +1,189 @@
+"""The folder that torch.distributed.checkpoint writes: a pickle that says where items are, and files of items.
+
+Each item of a `__RANK_N.distcp` is a whole file that torch.save wrote, one behind another; saved with
+SerializationFormat.SAFETENSORS, its tensors are one safetensors file instead (filesystem.py there, `_write_item`). An
+item is opened when its bytes are asked for, so a checkpoint is listed by its `.metadata` alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError, about
+from ckpt_cli.files.open import Opener
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats.dcp.boxes import Chunks
+from ckpt_cli.formats.dcp.container import Composed, Laid
+from ckpt_cli.formats.dcp.items import Items
+from ckpt_cli.formats.dcp.metadata import DcpMetadata, Place, Saved, metadata_of
+from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
+from ckpt_cli.pickles.flatten import objects_of
+from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.read import read_pickle
+
+NAME = "dcp"
+
+METADATA = ".metadata"
+"""The file that says what a checkpoint has and where."""
+
+_OWN = (
+    "torch.distributed.checkpoint.metadata.",
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
+    "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
+    "torch.serialization._get_layout",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+    "torch.strided",
+)
+"""What the names of the classes begin with that every `.metadata` has."""
+
+
+_UNREAD = object()
+"""In place of a value that was not asked for yet."""
+
+
+class ItemValue(Value):
+    """A pickled value that is read when it is asked for: there may be thousands, and listing tensors needs none."""
+
+    __slots__ = ("_found", "_items", "_place")
+
+    def __init__(self, name: str, place: Place | None, items: Items) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "_place", place)
+        object.__setattr__(self, "_items", items)
+        object.__setattr__(self, "_found", _UNREAD)
+
+    @property
+    def value(self) -> object:
+        """Plain data, or its text; a text that says why where it cannot be read."""
+        if self._found is _UNREAD:  # type: ignore[attr-defined]
+            object.__setattr__(self, "_found", self._read())
+        return self._found  # type: ignore[attr-defined]
+
+    def saved(self) -> tuple[ZipStorages, Graph, SavedPickle]:
+        """The item that it was saved as; raises a CkptError where that cannot be read."""
+        place: Place | None = self._place  # type: ignore[attr-defined]
+        items: Items = self._items  # type: ignore[attr-defined]
+        if place is None:
+            raise MalformedError("it is stored nowhere")
+        return items.saved(place)
+
+    def _read(self) -> object:
+        place: Place | None = self._place  # type: ignore[attr-defined]
+        items: Items = self._items  # type: ignore[attr-defined]
+        if place is None:
+            return Opaque("<stored nowhere>")
+        if place.transforms:
+            return Opaque(f"<written through {', '.join(place.transforms)}>")
+        if not items.has(place):
+            return Opaque(f"<in {place.file}, which is missing>")
+        if place.nbytes > limits.ITEM_BYTES:
+            return Opaque(f"<{place.nbytes:,} bytes>")
+        return items.value(place)
+
+
+def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
+    """Open a checkpoint's folder: its `.metadata` is read, no item is."""
+    if METADATA not in names:
+        raise UnsupportedError(
+            "a distributed checkpoint that was saved without collectives: each rank has a .metadata of its own",
+            path=path,
+            hint=f"name that of one rank: {os.path.join(path, '__0.metadata')}",
+        )
+    file = opener.open(os.path.join(path, METADATA))
+    try:
+        return _read(path, path, file, opener)
+    except BaseException:
+        file.close()
+        raise
+
+
+def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
+    """Open the checkpoint whose `.metadata` is an open file."""
+    return _read(file.path, os.path.dirname(file.path), file, opener)
+
+
+def _read(path: str, folder: str, file: LocalFile, opener: Opener) -> Checkpoint:
+    with about(file.path):
+        graph = _graph(file)
+        metadata = metadata_of(graph)
+    present = [name for name in metadata.files if os.path.isfile(os.path.join(folder, name))]
+    files = opener.open_all([os.path.join(folder, name) for name in present])
+    try:
+        _check_ends(metadata, dict(zip(present, files, strict=True)))
+        items = Items(folder, dict(zip(present, enumerate(files, 1), strict=True)))
+        container = Composed([file, *files], items.seal, metadata.paths)
+        return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(present))
+    except BaseException:
+        for opened in files:
+            opened.close()
+        raise
+
+
+def _graph(file: LocalFile) -> Graph:
+    if file.size > limits.DCP_METADATA:
+        raise LimitError(f"a .metadata of {file.size} bytes is far larger than that of a checkpoint")
+    return read_pickle(file.view(0, file.size))
+
+
+def _check_ends(metadata: DcpMetadata, files: dict[str, LocalFile]) -> None:
+    """Every item must end within its file, where that is there."""
+    for entry in metadata.entries:
+        for place in entry.places:
+            file = files.get(place.file) if place else None
+            if place and file and place.offset + place.nbytes > file.size:
+                raise TruncatedError(
+                    f"entry {entry.name!r} should be at bytes {place.offset}–{place.offset + place.nbytes}, the file "
+                    f"has {file.size}",
+                    path=file.path,
+                )
+
+
+def _checkpoint(
+    path: str, graph: Graph, metadata: DcpMetadata, container: Composed, items: Items, missing: int
+) -> Checkpoint:
+    entries = [_entry(saved, container, items) for saved in metadata.entries]
+    ranks = {name.split("_")[2] for name in metadata.files if name.startswith("__") and name.count("_") > 2}
+    said = [f"torch.distributed.checkpoint {metadata.version or 'of before 1.0.0'}"]
+    said.append(f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}")
+    return Checkpoint(
+        path=path,
+        format=NAME,
+        entries=entries,
+        container=container,
+        version=", ".join(said),
+        objects=[name for name in objects_of(graph) if not name.startswith(_OWN)],
+        top_level=metadata.top_level,
+        is_set=True,
+        notes=(f"{missing} of its {len(metadata.files)} files are missing",) if missing else (),
+    )
+
+
+def _entry(saved: Saved, container: Composed, items: Items) -> Entry:
+    dtype = saved.dtype
+    if dtype is None:
+        return ItemValue(saved.name, saved.places[0], items)
+    stride = contiguous_stride(saved.shape)
+    if saved.layout != "strided" or dtype.bits % 8:
+        return Tensor(
+            saved.name, dtype, saved.shape, stride, requires_grad=saved.requires_grad, layout=saved.layout or "wrapper"
+        )
+    chunks = Chunks(saved.shape, saved.boxes)
+    nbytes = dtype.nbytes(chunks.numel)
+    whole = len(saved.boxes) == 1 and saved.boxes[0].sizes == saved.shape
+    storage = Storage(saved.name, nbytes, composed=not whole)
+    places = saved.places
+    container.add(
+        storage,
+        Laid(
+            saved.name,
+            dtype,
+            chunks,
+            lambda number: items.tensor(saved.name, dtype, saved.boxes[number], places[number]),
+        ),
+    )
+    return Tensor(saved.name, dtype, saved.shape, stride, storage, requires_grad=saved.requires_grad)

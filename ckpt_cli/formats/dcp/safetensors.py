@@ -1,0 +1,126 @@
+"""Safetensors files with chunks of tensors, as torch.distributed.checkpoint's HuggingFaceStorageWriter saves them.
+
+With `save_distributed`, each rank writes `shard-RANK-model-N-of-M.safetensors`, and nothing says which tensor is where
+but each file's own metadata: `DCP_SHARDING_INFO` has the offsets of its chunks (hf_storage.py and _hf_utils.py there).
+A tensor is as large as its chunks reach, as HuggingFaceStorageReader takes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, about
+from ckpt_cli.files.open import Opener
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats.dcp.boxes import Box, Chunks
+from ckpt_cli.formats.dcp.container import Composed, Laid, Stored
+from ckpt_cli.formats.safetensors.read import read_part
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
+
+NAME = "dcp"
+
+_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+_INFO = "DCP_SHARDING_INFO"
+
+_Chunk = tuple[Box, Stored, Tensor]
+
+
+def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
+    """Open the files of all ranks as one checkpoint: their headers are read."""
+    shards = [name for name in names if _SHARD.fullmatch(name)]
+    if not shards:
+        raise UnknownFormatError(
+            "a folder of safetensors called shard-… that are none of torch.distributed.checkpoint's",
+            path=path,
+            hint="name one of them",
+        )
+    if len(shards) > limits.SHARDS:
+        raise LimitError(f"it has {len(shards)} shards", path=path)
+    files = opener.open_all([os.path.join(path, name) for name in shards])
+    try:
+        found: dict[str, list[_Chunk]] = {}
+        for number, file in enumerate(files):
+            for name, chunk in _chunks(number, file):
+                found.setdefault(name, []).append(chunk)
+        container = Composed(files, lambda _: None)
+        with about(path):
+            tensors = [_tensor(name, chunks, container) for name, chunks in found.items()]
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    return Checkpoint(
+        path=path,
+        format=NAME,
+        entries=tensors,
+        container=container,
+        version=f"safetensors of torch.distributed.checkpoint, not consolidated, {len(files)} shards",
+        top_level=list(dict.fromkeys(name.partition(".")[0] for name in found)),
+        is_set=True,
+    )
+
+
+def _chunks(number: int, file: LocalFile) -> list[tuple[str, _Chunk]]:
+    """The chunks in one file, by the names of their tensors."""
+    container, tensors, metadata = read_part(file, number)
+    with about(file.path):
+        info = _sharding(metadata.get(_INFO))
+        found: list[tuple[str, _Chunk]] = []
+        for tensor in tensors:
+            shape = tensor.shape or ()
+            box = Box(_offsets(tensor.name, info, len(shape)), shape)
+            if tensor.storage is not None:
+                found.append((tensor.name, (box, Stored(container, tensor.storage, 0, tensor.stride), tensor)))
+        return found
+
+
+def _sharding(text: str | None) -> dict[str, Any]:
+    """`{name: {"saved_offsets": […]}}`; none where the file has whole tensors."""
+    if text is None:
+        return {}
+    try:
+        info = json.loads(text)
+    except (ValueError, RecursionError):
+        raise MalformedError(f"its {_INFO} is no JSON") from None
+    if not isinstance(info, dict):
+        raise MalformedError(f"its {_INFO} does not map names to offsets")
+    return info
+
+
+def _offsets(name: str, info: dict[str, Any], dims: int) -> tuple[int, ...]:
+    if not info:
+        return (0,) * dims
+    said = info.get(name)
+    offsets = said.get("saved_offsets") if isinstance(said, dict) else None
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != dims
+        or not all(type(each) is int and 0 <= each < 1 << 63 for each in offsets)
+    ):
+        raise MalformedError(f"tensor {name!r}: its {_INFO} does not say where in the tensor its chunk is")
+    return tuple(offsets)
+
+
+def _tensor(name: str, chunks: list[_Chunk], container: Composed) -> Tensor:
+    """A tensor of its chunks."""
+    chunks.sort(key=lambda chunk: (chunk[0].offsets, chunk[0].sizes))
+    dtype = chunks[0][2].dtype
+    dims = len(chunks[0][0].sizes)
+    if any(tensor.dtype is not dtype or len(box.sizes) != dims for box, _, tensor in chunks):
+        raise MalformedError(f"tensor {name!r} has chunks of several dtypes or numbers of dimensions")
+    boxes = [box for box, _, _ in chunks]
+    shape = tuple(max(box.offsets[dim] + box.sizes[dim] for box in boxes) for dim in range(dims))
+    laid = Laid(name, dtype, Chunks(shape, boxes), lambda number: chunks[number][1])
+    nbytes = dtype.nbytes(laid.chunks.numel)
+    if nbytes >= 1 << 63:
+        raise MalformedError(f"tensor {name!r} has more bytes than 64 bits can count")
+    if dtype.bits % 8:
+        return Tensor(name, dtype, shape, contiguous_stride(shape), layout="wrapper")
+    storage = Storage(name, nbytes, composed=len(boxes) > 1)
+    container.add(storage, laid)
+    return Tensor(name, dtype, shape, contiguous_stride(shape), storage)

@@ -1,0 +1,64 @@
+"""The pickled values of a distributed checkpoint as graphs, to be written again without being run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ckpt_cli import limits
+from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
+from ckpt_cli.formats.dcp.read import ItemValue
+from ckpt_cli.formats.zip.container import ZipStorages
+from ckpt_cli.model.changes import Content, Write
+from ckpt_cli.model.checkpoint import Storage, Value
+from ckpt_cli.model.new_checkpoint import SavedValue
+from ckpt_cli.pickles.budget import Budget
+from ckpt_cli.pickles.edit.renumber import storage_references
+from ckpt_cli.pickles.tensors.rebuild import Rebuilder
+from ckpt_cli.pickles.write import nodes_of
+
+_PIECE = 8 << 20
+"""Bytes of a compressed storage that are read at a time."""
+
+
+def saved_values(values: Iterable[Value]) -> Iterator[SavedValue]:
+    """Read the items of some values.
+
+    Raises MalformedError, UnsupportedError or LimitError where one cannot be read, with its name.
+    """
+    nodes = nbytes = 0
+    for value in values:
+        if not isinstance(value, ItemValue):
+            raise UnsupportedError(f"{value.name!r} is not a value of a distributed checkpoint")
+        try:
+            found = _saved(value)
+        except CkptError as error:
+            error.problem = f"value {value.name!r}: {error.problem}"
+            raise
+        nbytes += len(found.data)
+        nodes += sum(1 for _ in nodes_of(found.root))
+        if nbytes > limits.DCP_VALUES or nodes > limits.PICKLE_BLOCKS:
+            raise LimitError(f"its values are pickles of more than {nbytes:,} bytes and {nodes:,} objects")
+        yield found
+
+
+def _saved(value: ItemValue) -> SavedValue:
+    item, graph, saved = value.saved()
+    references = storage_references(graph.root)
+    if references and saved.big_endian:
+        raise UnsupportedError("it holds tensors that were saved big-endian")
+    rebuilder = Rebuilder(graph, saved, Budget(graph.nbytes))
+    storages = {id(reference): rebuilder.storage(reference)[0] for reference in references}
+    contents = {id(storage): _content(item, storage) for storage in storages.values()}
+    return SavedValue(value.name, graph.root, bytes(graph.data[: graph.nbytes]), storages, contents)
+
+
+def _content(item: ZipStorages, storage: Storage) -> Content:
+    try:
+        return Content(storage.nbytes, extents=item.extents(storage, 0, storage.nbytes) if storage.nbytes else ())
+    except UnsupportedError:  # compressed
+
+        def make(write: Write) -> None:
+            for begin in range(0, storage.nbytes, _PIECE):
+                write(item.view(storage, begin, min(_PIECE, storage.nbytes - begin)))
+
+        return Content(storage.nbytes, make=make)

@@ -1,0 +1,183 @@
+"""New folders of torch.distributed.checkpoint: one file with a torch.save of each entry, and what says where each is.
+
+As FileSystemWriter writes them with one rank (torch/distributed/checkpoint/filesystem.py): `__0_0.distcp` is torch.save
+zip files back to back, `.metadata` a pickled `Metadata` (torch/distributed/checkpoint/metadata.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+from ckpt_cli import limits
+from ckpt_cli.dtypes import DType
+from ckpt_cli.errors import CkptError, FormatError
+from ckpt_cli.files.copy import Progress
+from ckpt_cli.files.fsync import write_all
+from ckpt_cli.files.source import LocalFile, Window
+from ckpt_cli.formats.sharded.write import Create
+from ckpt_cli.formats.torch_zip.write import spelled as torch_spells
+from ckpt_cli.formats.torch_zip.write import write_saved
+from ckpt_cli.formats.zip.read import ZipRecords
+from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.model.new_checkpoint import Outgoing, SavedValue
+from ckpt_cli.pickles.edit.renumber import number_storages
+from ckpt_cli.pickles.equal import same_graphs
+from ckpt_cli.pickles.graph import Call, Dict
+from ckpt_cli.pickles.read import read_pickle
+from ckpt_cli.pickles.tensors.make import Maker
+from ckpt_cli.pickles.write import write_pickle
+
+DATA, METADATA = "__0_0.distcp", ".metadata"
+
+_FACTS = "torch.distributed.checkpoint.metadata"
+_FILES = "torch.distributed.checkpoint.filesystem"
+_VERSION = "1.0.0"
+"""`CURRENT_DCP_VERSION`."""
+
+
+def spelled(dtype: DType) -> str | None:
+    """How torch says a dtype; None for one that it has not."""
+    return torch_spells(dtype)
+
+
+def write_folder(outgoing: Outgoing, create: Create, progress: Progress) -> int:
+    """Write both files; returns their bytes."""
+    target = create(DATA)
+    places: dict[str, tuple[int, int]] = {}
+    begin = 0
+    for tensor in outgoing.tensors:
+        maker = Maker()
+        root = maker.tensor(tensor)
+        nbytes = write_saved(root, maker.storages, outgoing, target, progress, base=begin)
+        places[tensor.name] = (begin, nbytes)
+        begin += nbytes
+    for value in outgoing.values:
+        storages = number_storages(value.root, value.storages)
+        with_bytes = replace(outgoing, contents=value.contents)
+        nbytes = write_saved(value.root, storages, with_bytes, target, progress, data=value.data, base=begin)
+        places[value.name] = (begin, nbytes)
+        begin += nbytes
+    notes = create(METADATA)
+    pickle = bytearray()
+    write_pickle(_metadata(outgoing, places), b"", pickle.extend)
+    if notes is not None:
+        write_all(notes.fd, bytes(pickle), 0)
+    return begin + len(pickle)
+
+
+def _metadata(outgoing: Outgoing, places: dict[str, tuple[int, int]]) -> Call:
+    """The object that says of each tensor and value what it is and where."""
+    maker = Maker()
+    facts: dict[str, object] = {}
+    stored: list[object] = []
+    layout = Call("reduce", maker.name("torch.serialization", "_get_layout"), (maker.text("torch.strided"),))
+    memory = Call("reduce", maker.name(_FACTS, "_MEM_FORMAT_ENCODING"), (0,))
+    for tensor in outgoing.tensors:
+        facts[tensor.name] = _facts(maker, tensor, layout, memory)
+        index = {"fqn": maker.text(tensor.name), "index": 0, "offset": maker.size((0,) * len(tensor.shape or ()))}
+        stored += (maker.instance(_FACTS, "MetadataIndex", index), _place(maker, places[tensor.name]))
+    for value in outgoing.values:
+        facts[value.name] = maker.instance(_FACTS, "BytesStorageMetadata", {})
+        index = {"fqn": maker.text(value.name), "index": None}
+        stored += (maker.instance(_FACTS, "MetadataIndex", index), _place(maker, places[value.name]))
+    paths = outgoing.paths or {name: (name,) for name in facts}
+    listed: list[object] = []
+    planned: list[object] = []
+    for fqn, path in paths.items():
+        name = maker.text(fqn)
+        listed += (name, facts[fqn])
+        planned += (name, tuple(maker.text(key) if isinstance(key, str) else key for key in path))
+    whole: dict[str, object] = {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
+    return maker.instance(
+        _FACTS,
+        "Metadata",
+        {
+            "state_dict_metadata": Dict(listed),
+            "planner_data": Dict(planned),
+            "storage_data": Dict(stored),
+            "storage_meta": maker.instance(_FACTS, "StorageMeta", whole),
+            "version": _VERSION,
+        },
+    )
+
+
+def _facts(maker: Maker, tensor: Tensor, layout: Call, memory: Call) -> Call:
+    """What a tensor is: one chunk that is all of it."""
+    shape = tensor.shape or ()
+    dtype = maker.name("torch", tensor.dtype.name)
+    properties = maker.instance(_FACTS, "TensorProperties", (dtype, layout, tensor.requires_grad, memory, False))
+    chunk = {"offsets": maker.size((0,) * len(shape)), "sizes": maker.size(shape)}
+    chunks = [maker.instance(_FACTS, "ChunkStorageMetadata", chunk)]
+    return maker.instance(
+        _FACTS, "TensorStorageMetadata", {"properties": properties, "size": maker.size(shape), "chunks": chunks}
+    )
+
+
+def _place(maker: Maker, place: tuple[int, int]) -> Call:
+    """Where an item is."""
+    begin, nbytes = place
+    return maker.instance(
+        _FILES, "_StorageInfo", {"relative_path": maker.text(DATA), "offset": begin, "length": nbytes}
+    )
+
+
+def verify_folder(outgoing: Outgoing, folder: str) -> None:
+    """Read the new files back, the notes and each of the zip files, and compare them with what was meant."""
+    names = [*(tensor.name for tensor in outgoing.tensors), *(value.name for value in outgoing.values)]
+    try:
+        with (
+            closing(LocalFile(os.path.join(folder, METADATA))) as notes,
+            closing(LocalFile(os.path.join(folder, DATA))) as data,
+        ):
+            raw = notes.read(0, notes.size)
+            root = read_pickle(raw).root
+            places = dict(zip(names, _places(root), strict=True))
+            same = same_graphs(_metadata(outgoing, places), b"", root, raw)
+            for tensor in outgoing.tensors if same else ():
+                same &= _is_saved(tensor, Window(data, *places[tensor.name]), outgoing)
+            for value in outgoing.values if same else ():
+                same &= _is_value(value, Window(data, *places[value.name]))
+    except (FormatError, ValueError) as error:
+        raise CkptError(f"the new folder did not read back as it should, so it was not kept: {error}") from None
+    if not same:
+        raise CkptError("the new folder did not read back as it should, so it was not kept")
+
+
+def _is_value(value: SavedValue, window: Window) -> bool:
+    """True if a part of the file is a torch.save of the value."""
+    records = ZipRecords(window)
+    pickle = records.read("archive/data.pkl", limits.PICKLE_INFLATED)
+    storages = number_storages(value.root, value.storages)
+    sizes = [records.by_name[f"archive/data/{number}"].nbytes for number in range(len(storages))]
+    wanted = [value.contents[id(storage)].nbytes for storage in storages]
+    return sizes == wanted and same_graphs(value.root, value.data, read_pickle(pickle).root, pickle)
+
+
+def _places(root: object) -> Iterator[tuple[int, int]]:
+    """The begin and the length of each item, as the notes say them."""
+    stored = _state(root).get("storage_data")
+    pairs = stored.pairs[1::2] if isinstance(stored, Dict) else ()
+    for info in pairs:
+        begin, nbytes = (_state(info).get(key) for key in ("offset", "length"))
+        if isinstance(begin, int) and isinstance(nbytes, int):
+            yield begin, nbytes
+
+
+def _state(node: object) -> dict[str, object]:
+    """The attributes of an object that we made."""
+    state = node.states[0] if isinstance(node, Call) and node.states else None
+    if not isinstance(state, Dict):
+        return {}
+    return {str(key): value for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True)}
+
+
+def _is_saved(tensor: Tensor, window: Window, outgoing: Outgoing) -> bool:
+    """Whether a part of the file is a torch.save of the tensor."""
+    records = ZipRecords(window)
+    pickle = records.read("archive/data.pkl", limits.PICKLE_INFLATED)
+    data = records.by_name.get("archive/data/0")
+    same = same_graphs(Maker().tensor(tensor), b"", read_pickle(pickle).root, pickle)
+    return same and data is not None and data.nbytes == outgoing.content(tensor).nbytes

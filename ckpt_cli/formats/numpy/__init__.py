@@ -1,0 +1,1 @@
+"""numpy's `.npy` and `.npz`."""

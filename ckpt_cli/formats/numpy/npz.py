@@ -1,0 +1,156 @@
+"""Several numpy arrays in a zip file: each record `NAME.npy` is one (numpy.savez, numpy.savez_compressed)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
+from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
+from ckpt_cli.formats.zip.read import DEFLATED, Record, ZipRecords
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Value
+from ckpt_cli.pickles.tensors.inline_bytes import Embedded
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.patches import Overlay
+
+NAME = "npz"
+
+_SUFFIX = ".npy"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a storage's bytes are."""
+
+    record: Record
+    begin: int
+    """The first byte within the record's content."""
+
+
+class Npz:
+    """The container: storages are the records' contents after their headers."""
+
+    def __init__(self, file: LocalFile) -> None:
+        self.files: Sequence[LocalFile] = (file,)
+        self.records = ZipRecords(file)
+        self._places: dict[str, _Place] = {}
+        self._longer: dict[str, int] = {}
+        """Bytes that records have after their arrays."""
+        self._closed: list[str] = []
+        """Arrays of objects whose pickles cannot be read."""
+        self._inflated = 0
+        """Bytes of arrays of objects that were inflated."""
+
+    def entries(self, record: Record) -> list[Entry]:
+        """The array in a record, what is in one of objects, or what stands there in the place of one."""
+        name = record.name.removesuffix(_SUFFIX)
+        if name == record.name:
+            return [Value(name, Opaque(f"<record of {record.nbytes} bytes>"))]
+        if record.nbytes < HEAD:
+            raise MalformedError(f"record {record.name!r} has {record.nbytes} bytes, too few for an array")
+        size = header_size(self._head(record, HEAD))
+        if size > record.nbytes:
+            raise MalformedError(f"record {record.name!r} has {record.nbytes} bytes, its array's header {size}")
+        header = parse_header(self._head(record, size), name)
+        entry = header.entry(name, Storage(record.name, record.nbytes - size))
+        needed, rest = header.nbytes_of_elements, record.nbytes - size
+        if header.itemsize not in (None, PICKLED) and needed != rest:
+            if needed > rest:
+                raise MalformedError(f"array {name!r} needs {needed} bytes, its record has {rest} after the header")
+            self._longer[record.name] = rest - needed
+        self._places[record.name] = _Place(record, size)
+        return [entry] if header.itemsize != PICKLED else self._objects(record, name, header)
+
+    def _objects(self, record: Record, name: str, header: Header) -> list[Entry]:
+        """What is in an array of objects; the array itself where its pickle is not one that can be read."""
+        from ckpt_cli.formats.numpy.objects import object_entries
+        from ckpt_cli.pickles.read import read_pickle
+        from ckpt_cli.pickles.tensors.inline_bytes import Place
+
+        size = record.nbytes - header.nbytes
+        if record.method == DEFLATED:
+            self._inflated += record.nbytes
+            if self._inflated > limits.PICKLE_INFLATED:
+                raise LimitError(f"its arrays of objects would inflate to over {limits.PICKLE_INFLATED} bytes")
+            begin, content = None, memoryview(self.records.inflate(record, header.nbytes, size))
+        else:
+            begin = self.records.data_offset(record) + header.nbytes
+            content = self.files[0].view(begin, size)
+        try:
+            graph = read_pickle(content)
+        except MalformedError:
+            self._closed.append(name)
+            return [header.entry(name, Storage(record.name, size))]
+        if graph.nbytes < size:
+            self._longer[record.name] = size - graph.nbytes
+        return object_entries(name, header, graph, Place(begin))
+
+    def unread(self) -> list[str]:
+        """What the records have beyond their arrays, in words."""
+        found = []
+        if self._longer:
+            nbytes, first = sum(self._longer.values()), next(iter(self._longer))
+            some = f"record {first!r}" if len(self._longer) == 1 else f"{len(self._longer)} records such as {first!r}"
+            found.append(f"{nbytes} bytes after the array in {some}, where numpy reads one array")
+        if self._closed:
+            some = "" if len(self._closed) == 1 else f" and {len(self._closed) - 1} more"
+            found.append(f"the objects of array {self._closed[0]!r}{some}, whose pickle cannot be read")
+        return found
+
+    def _head(self, record: Record, nbytes: int) -> bytes:
+        if record.method == DEFLATED:
+            return self.records.head(record, nbytes)
+        return self.files[0].read(self.records.data_offset(record), nbytes)
+
+    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
+        """Bytes of a storage; those of a deflated record are inflated up to the range's end."""
+        if isinstance(storage, Embedded):
+            return storage.view(offset, nbytes)
+        place = self._places[storage.key]
+        if place.record.method == DEFLATED:
+            return memoryview(self.records.inflate(place.record, place.begin + offset, nbytes))
+        return self.files[0].view(self.records.data_offset(place.record) + place.begin + offset, nbytes)
+
+    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where a range of a storage stands plainly."""
+        if isinstance(storage, Embedded):
+            return storage.extents(offset, nbytes)
+        place = self._places[storage.key]
+        if place.record.method == DEFLATED:
+            raise UnsupportedError(
+                f"array {storage.key.removesuffix(_SUFFIX)!r} is compressed, so its bytes cannot be changed in place",
+                path=self.files[0].path,
+                hint="save it again with numpy.savez, which does not compress",
+            )
+        return [Extent(0, self.records.data_offset(place.record) + place.begin + offset, nbytes)]
+
+    def seal(self, overlay: Overlay) -> None:
+        """Bring the CRCs of changed records along."""
+        self.records.seal(overlay)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.files[0].close()
+
+
+def read(file: LocalFile) -> Checkpoint:
+    """Open an npz file: its directory and the header of each array are read, no element is."""
+    with about(file.path):
+        container = Npz(file)
+        if len(container.records.by_name) > limits.NPZ_ARRAYS:
+            raise LimitError(f"{len(container.records.by_name)} arrays in one file")
+        names = [record.name.removesuffix(_SUFFIX) for record in container.records.by_name.values()]
+        entries = [entry for record in container.records.by_name.values() for entry in container.entries(record)]
+    return Checkpoint(
+        path=file.path,
+        format=NAME,
+        entries=entries,
+        container=container,
+        version="numpy arrays in a zip file",
+        top_level=names,
+        unread=container.unread(),
+    )

@@ -1,0 +1,110 @@
+"""Opening: a path becomes a checkpoint, by the format that its content or its file names show."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ckpt_cli.errors import FormatError
+from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats.registry import FORMATS, beginning, folder_kind
+from ckpt_cli.model.checkpoint import Checkpoint
+
+
+def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
+    """Open a path as a checkpoint: its names are read, its tensors are not.
+
+    An edit that was interrupted is finished first. To `write`, every file of it is locked until the checkpoint is
+    closed. Raises OSError, BusyError, or a FormatError that says what the file looks like.
+    """
+
+    def read(opener: Opener) -> Checkpoint:
+        return _open_folder(path, opener) if os.path.isdir(path) else _open_file(path, opener)
+
+    return open_beside_writers(path, read, write=write)
+
+
+def _open_file(path: str, opener: Opener) -> Checkpoint:
+    """The checkpoint that a path names: a file, or the index of several."""
+    file = opener.open(path)
+    try:
+        checkpoint = _read(file, opener)
+    except BaseException:
+        file.close()
+        raise
+    return _noting_the_set(checkpoint) if "-of-" in os.path.basename(path) else checkpoint
+
+
+def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, with a note where it is but one shard of a set."""
+    from ckpt_cli.formats.sharded.names import index_of
+
+    index = index_of(checkpoint.path)
+    return replace(checkpoint, notes=[*checkpoint.notes, f"one shard of {index}"]) if index else checkpoint
+
+
+def _read(file: LocalFile, opener: Opener) -> Checkpoint:
+    """The checkpoint that an open file is, or is the index of."""
+    try:
+        return _read_any(file, opener)
+    except FormatError as error:
+        folder = os.path.dirname(file.path)
+        if file.path.endswith(".distcp") and os.path.exists(os.path.join(folder, ".metadata")):
+            error.hint = f"this is one rank's part of a checkpoint: name its folder, {folder or '.'}"
+        raise
+
+
+def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
+    """The checkpoint that an open file is, or is the index of."""
+    head = beginning(file)
+    for known in FORMATS:
+        if known.is_set and known.sniff(head):
+            checkpoint: Checkpoint = importlib.import_module(known.module).read_set(file, opener)
+            return checkpoint
+    return read_one(file)
+
+
+def read_one(file: LocalFile) -> Checkpoint:
+    """The checkpoint that one open file is, be it a part of a set; raises UnknownFormatError for an index."""
+    head = beginning(file)
+    for known in FORMATS:
+        if not known.is_set and known.sniff(head):
+            checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
+            return checkpoint
+    from ckpt_cli.formats.signatures import unknown
+
+    raise unknown(head, file.path, FORMATS)
+
+
+def _open_folder(path: str, opener: Opener) -> Checkpoint:
+    """The checkpoint that a folder holds, by the names of the files in it."""
+    finish_edits(path)
+    opener.note_folder(path)
+    names = sorted(os.listdir(path))
+    known = folder_kind(names)
+    if known is not None:
+        checkpoint: Checkpoint = importlib.import_module(known.module).read_folder(path, names, opener)
+        return checkpoint
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+
+
+def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
+    """Open the checkpoint that a folder of files stands for: a set with an index, one without, or one file.
+
+    Raises UsageError where there are several checkpoints to choose from.
+    """
+    from ckpt_cli.formats.sharded.names import file_in, index_in, whole_set
+
+    index = index_in(path, names)
+    if index is not None:
+        return open_checkpoint(os.path.join(path, index), write=opener.write)
+    shards = whole_set(names)
+    if shards is not None:
+        from ckpt_cli.formats.sharded.read import read_without_index
+
+        return read_without_index(path, shards, opener)
+    return open_checkpoint(os.path.join(path, file_in(path, names)), write=opener.write)

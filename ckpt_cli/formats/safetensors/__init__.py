@@ -1,0 +1,1 @@
+"""safetensors files: a JSON header over one buffer."""

@@ -1,0 +1,336 @@
+"""A safetensors file written anew, or with a new header in the room that the old one had.
+
+The header gets spaces at its end, which every reader takes for white space, so that later edits of names and metadata
+fit into it. Data keeps its order, but for a change of dtypes: then wider elements come first, as the reference writer
+has it (safetensors, `prepare`), so that all of them are aligned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli import limits
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
+from ckpt_cli.files.fsync import write_all
+from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
+from ckpt_cli.model.changes import Changes, Content
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.patches import Overlay
+
+_ROOM = 1024
+"""Bytes of spaces that a new header gets at least, for later edits."""
+
+_ALIGNMENT = 64
+"""What the data's begin is aligned to."""
+
+_PIECE = 8 << 20
+"""Bytes copied at a time where they are not copied in the kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One tensor to be written."""
+
+    name: str
+    dtype: str
+    """In safetensors' spelling."""
+    shape: tuple[int, ...]
+    """As the header counts it: single values of float4."""
+    content: Content
+    itemsize: int
+    more: Mapping[str, Any]
+    """Fields of its header that have no meaning, which are kept."""
+    place: int = 0
+    """Its place in the header, whose order need not be that of the bytes."""
+
+
+def header_bytes(
+    items: Sequence[Item], metadata: Mapping[str, str], room: int = 0, listed: Sequence[str] = ()
+) -> bytes:
+    """The length and the header of a file, with at least `room` spaces at its end, so that data begins aligned.
+
+    Tensors are listed in the order of `listed`, where that is given, else in that of their data.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header |= dict.fromkeys(listed)
+    begins = dict(zip(map(id, items), accumulate((item.content.nbytes for item in items), initial=0), strict=False))
+    for item in sorted(items, key=lambda item: item.place):
+        offsets = [begins[id(item)], begins[id(item)] + item.content.nbytes]
+        header[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets, **item.more}
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (room + -(8 + len(raw) + room) % _ALIGNMENT)
+    if len(raw) > limits.SAFETENSORS_HEADER:
+        raise RefusedError(f"the header would have {len(raw)} bytes; {limits.SAFETENSORS_HEADER} is the most")
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def as_header_spells(tensor: Tensor) -> tuple[str | None, tuple[int, ...]]:
+    """The dtype and shape of a tensor in a header, None for a dtype that there is none for.
+
+    Torch's pairs of float4 are single values there, so that a scalar of them cannot be.
+    """
+    shape = tuple(tensor.shape or ())
+    if tensor.dtype.name == "float4_e2m1fn_x2":
+        return ("F4", (*shape[:-1], 2 * shape[-1])) if shape else (None, shape)
+    return tensor.dtype.safetensors, shape
+
+
+def write_file(
+    items: Sequence[Item],
+    metadata: Mapping[str, str],
+    files: Sequence[LocalFile],
+    target: LocalFile | None,
+    progress: Progress = no_progress,
+    listed: Sequence[str] = (),
+) -> int:
+    """Write a whole file: a header with room, then every tensor's bytes; returns how many they are.
+
+    Without a target it only measures.
+    """
+    header = header_bytes(items, metadata, _ROOM, listed)
+    if target is None:
+        return len(header) + sum(item.content.nbytes for item in items)
+    position = _write(target, header, 0)
+    for kind, begin, nbytes, item in _runs(items):
+        if item is None:
+            copy_range(files[kind], begin, nbytes, target, position, progress)
+            position += nbytes
+        else:
+            position = _make(item, target, position, progress)
+    if target.size < position:
+        target.size = position
+    return position
+
+
+def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int, int, Item | None]]:
+    """What to copy, ranges that follow each other as one, and what to make, in order."""
+    file, begin, end = -1, 0, 0
+    for item in items:
+        for extent in item.content.extents if item.content.extents is not None else ():
+            if extent.file == file and extent.offset == end:
+                end += extent.nbytes
+                continue
+            if end > begin:
+                yield file, begin, end - begin, None
+            file, begin, end = extent.file, extent.offset, extent.offset + extent.nbytes
+        if item.content.extents is None:
+            if end > begin:
+                yield file, begin, end - begin, None
+            file, begin, end = -1, 0, 0
+            yield -1, 0, item.content.nbytes, item
+    if end > begin:
+        yield file, begin, end - begin, None
+
+
+def _make(item: Item, target: LocalFile, position: int, progress: Progress) -> int:
+    """Write bytes that are made now; returns the place after them."""
+    end = position + item.content.nbytes
+    begun = position
+    """The first byte that the system was not asked to write to the disk yet."""
+
+    def write(piece: bytes | memoryview) -> None:
+        nonlocal position, begun
+        position = _write(target, piece, position)
+        if position - begun >= CHUNK:
+            write_back(target.fd, begun, position - begun)
+            begun = position
+        progress(len(piece))
+
+    if item.content.make is not None:
+        item.content.make(write)
+    write_back(target.fd, begun, position - begun)
+    if position != end:
+        raise CkptError(f"tensor {item.name!r} came to {item.content.nbytes - end + position} bytes")
+    return position
+
+
+def _write(target: LocalFile, data: bytes | memoryview, position: int) -> int:
+    write_all(target.fd, data, position)
+    position += len(data)
+    target.size = max(target.size, position)
+    return position
+
+
+def refuse_new_ties(stored: Collection[str], metadata: Mapping[str, str], aliases: Mapping[str, str]) -> None:
+    """Raise RefusedError where a string of the metadata would be read as a tie that nobody made."""
+    for key, value in metadata.items():
+        if value in stored and key not in stored and aliases.get(key) != value:
+            raise RefusedError(f"{key!r} in its metadata says {value!r}, which would then tell of a tie of the two")
+
+
+def _are_aligned(items: Sequence[Item]) -> bool:
+    """Whether each tensor's bytes begin at a multiple of its elements' size, without which torch cannot map them."""
+    begins = accumulate((item.content.nbytes for item in items), initial=0)
+    return all(
+        not item.content.nbytes or begin % item.itemsize == 0 for item, begin in zip(items, begins, strict=False)
+    )
+
+
+class Rewriting:
+    """A safetensors file about to be written anew with some changes."""
+
+    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+        container = checkpoint.container
+        if not isinstance(container, Safetensors):
+            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as safetensors")
+        name = next((name for name in (*changes.values, *changes.added) if name not in changes.new_tensors), None)
+        if name is not None:
+            raise UnsupportedError(
+                f"a safetensors file holds tensors and strings only, so {name!r} cannot be set",
+                path=checkpoint.path,
+                hint=f"ckpt meta {checkpoint.path} {name}=… sets a string of its metadata; "
+                "--dtype makes a tensor of numbers",
+            )
+        self._container = container
+        self._files = container.files
+        self._begin = container.begin
+        self._changes = changes
+        self._is_in_place = changes.only_names_and_metadata
+        known = json.loads(self._files[0].read(8, container.begin - 8))
+        fields = {name: info for name, info in known.items() if name != "__metadata__"}
+        self._aliases = {tensor.name: tensor.alias_of for tensor in checkpoint.tensors if tensor.alias_of is not None}
+        self._items = [item for _, item in self._planned(checkpoint, fields)]
+        self._metadata = self._new_metadata(checkpoint)
+        refuse_new_ties(self.stored, self._metadata, self.aliases)
+        header = header_bytes(self._items, self._metadata, _ROOM)
+        self.nbytes = len(header) + sum(item.content.nbytes for item in self._items)
+        """The bytes of a new file."""
+
+    @property
+    def stored(self) -> list[str]:
+        """The names that have bytes of their own afterwards."""
+        return [item.name for item in self._items]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The aliases afterwards: {name: the one that is stored}."""
+        rename = self._changes.names
+        return {rename.get(name, name): rename.get(kept, kept) for name, kept in self._tied.items()}
+
+    # --- planning ----------------------------------------------------------------------------------------------------
+
+    def _planned(self, checkpoint: Checkpoint, fields: Mapping[str, Any]) -> list[tuple[int, Item]]:
+        """Every tensor that stays and is no alias, in the order in which their bytes are to stand."""
+        found: list[tuple[int, Item]] = []
+        places = {tensor.name: place for place, tensor in enumerate(checkpoint.tensors)}
+        for tensor in self._stored(checkpoint):
+            new = self._changes.tensors.get(tensor.name, tensor)
+            storage = new.storage
+            if storage is None:
+                raise UnsupportedError(f"tensor {tensor.name!r} has no bytes to be written")
+            info = fields.get(tensor.name, {})
+            item = self._item(tensor, new, storage, info, places[tensor.name])
+            found.append((self._offset(tensor), item))
+        found.sort(key=lambda pair: pair[0])
+        end = found[-1][0] if found else 0
+        for place, (name, new) in enumerate(self._changes.new_tensors.items(), len(places)):
+            if new.storage is None:
+                raise UnsupportedError(f"tensor {name!r} has no bytes to be written")
+            found.append((end, self._item(new, new, new.storage, {}, place)))
+        if not self._is_in_place and not _are_aligned([item for _, item in found]):
+            found.sort(key=lambda pair: (-pair[1].itemsize, pair[0]))
+        return found
+
+    def _stored(self, checkpoint: Checkpoint) -> list[Tensor]:
+        """The tensors that have bytes of their own afterwards; of a tie whose kept name goes, the first alias."""
+        dropped = self._changes.dropped
+        stays = [tensor for tensor in checkpoint.tensors if tensor.name not in dropped]
+        found: list[Tensor] = []
+        seen: dict[tuple[int, str], str] = {}
+        self._tied: dict[str, str] = {}
+        """The aliases afterwards: {name: the one that is stored}, by old names."""
+        for tensor in sorted(stays, key=lambda tensor: (self._is_moved(tensor), tensor.alias_of is not None)):
+            new = self._changes.tensors.get(tensor.name, tensor)
+            key = (id(new.storage), new.dtype.name)
+            kept = seen.setdefault(key, tensor.name)
+            if kept == tensor.name:
+                found.append(tensor)
+            else:
+                self._tied[tensor.name] = kept
+        return found
+
+    def _is_moved(self, tensor: Tensor) -> bool:
+        """Whether it becomes another name of what is stored already."""
+        new = self._changes.tensors.get(tensor.name, tensor).storage
+        return new is not tensor.storage and id(new) not in self._changes.contents
+
+    def _offset(self, tensor: Tensor) -> int:
+        return self._extents(tensor.storage)[0].offset if tensor.storage is not None else 0
+
+    def _extents(self, storage: Storage) -> Sequence[Extent]:
+        return self._container.extents(storage, 0, storage.nbytes)
+
+    def _item(self, old: Tensor, new: Tensor, storage: Storage, info: Mapping[str, Any], place: int) -> Item:
+        content = self._changes.contents.get(id(storage))
+        if content is None:
+            content = Content(storage.nbytes, extents=self._extents(storage))
+        dtype, shape = as_header_spells(new)
+        if dtype is None:
+            raise UnsupportedError(f"safetensors has no dtype for tensor {old.name!r}, which would be {new.dtype}")
+        more = {key: value for key, value in info.items() if key not in ("dtype", "shape", "data_offsets")}
+        name = self._changes.names.get(old.name, old.name)
+        return Item(name, dtype, tuple(shape), content, max(new.dtype.bits // 8, 1), more, place)
+
+    def _new_metadata(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """The string map, aliases under their new names."""
+        given = checkpoint.metadata if self._changes.metadata is None else self._changes.metadata
+        rename = self._changes.names
+        found: dict[str, str] = {}
+        for key, value in given.items():
+            if key in self._tied:
+                found[rename.get(key, key)] = rename.get(self._tied[key], self._tied[key])
+            elif key not in self._aliases:
+                found[key] = value
+        taken = next((name for name in self.aliases if name in given and name not in self._aliases), None)
+        if taken is not None:
+            raise RefusedError(
+                f"the metadata has a string {taken!r}, so that name cannot stand there for a tie as well",
+                hint=f"ckpt meta FILE -d {taken} removes it",
+            )
+        found |= self.aliases
+        if ORDER in found:
+            found[ORDER] = renamed_order(found[ORDER], rename, set(self._tied))
+        return found
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the edit into the overlay if it is one of the header alone that fits where the old header stands."""
+        if not self._is_in_place:
+            return False
+        bare = header_bytes(self._items, self._metadata)
+        raw = bare[8:].rstrip(b" ")
+        if 8 + len(raw) > self._begin:
+            return False
+        old = self._files[0].read(8, self._begin - 8)
+        overlay.write(0, 8, raw.ljust(len(old.rstrip())))  # what follows are spaces already, or may be white space
+        return True
+
+    def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
+        """Write the whole file."""
+        write_file(self._items, self._metadata, self._files, target, progress)
+
+    def verify(self, path: str) -> None:
+        """Open the new file with the reference reader and with our own, and compare it with what was meant."""
+        from ckpt_cli.formats.open import open_checkpoint
+        from ckpt_cli.formats.verify import open_with_safetensors
+
+        try:
+            open_with_safetensors(path)
+            with closing(open_checkpoint(path)) as copy:
+                found = {tensor.name: tensor for tensor in copy.tensors if tensor.alias_of is None}
+                if found.keys() != {item.name for item in self._items} or copy.metadata != self._metadata:
+                    raise MalformedError("its names or its metadata are others")
+        except FormatError as error:
+            raise CkptError(
+                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
+            ) from None

@@ -1,0 +1,1 @@
+"""Sets of shards with an index, as the Hugging Face libraries write them."""

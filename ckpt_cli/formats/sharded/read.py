@@ -1,0 +1,272 @@
+"""A checkpoint in shards: an index that says which file has which tensor, and files that each are a checkpoint.
+
+The index is what huggingface_hub's and transformers' `save_pretrained` write beside the shards, as
+`model.safetensors.index.json` or `pytorch_model.bin.index.json`: `{"metadata": {"total_size": …}, "weight_map": {name:
+file}}`. As their loaders do, every tensor of a shard counts; of two shards with one name the index chooses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError
+from ckpt_cli.files.open import Opener
+from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.formats.safetensors.read import with_aliases
+from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Tensor
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.patches import Overlay
+
+NAME = "shards"
+
+_NAMED = 3
+"""Names that a note spells out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a storage of the set is known."""
+
+    container: Container
+    storage: Storage
+    """The storage as that container knows it."""
+    first: int
+    """The number in the set of that container's first file."""
+
+
+class ShardSet:
+    """The container: those of the shards side by side, and the index."""
+
+    def __init__(self, index: LocalFile | None, shards: Sequence[Checkpoint]) -> None:
+        self.index = index
+        self.shards = shards
+        """Each shard as the checkpoint that it is alone."""
+        self._containers = [shard.container for shard in shards]
+        own = [index] if index else []
+        self._firsts = [len(own)]
+        for container in self._containers:
+            self._firsts.append(self._firsts[-1] + len(container.files))
+        self.files: Sequence[LocalFile] = [*own, *chain.from_iterable(each.files for each in self._containers)]
+        self._places: dict[int, _Place] = {}
+        """By the identity of the storage, as the set or as the shard knows it."""
+        self._known: dict[int, Storage] = {}
+        """The set's storage for each of a shard's, by the identity of that."""
+
+    def adopt(self, number: int, shard: Checkpoint, tensor: Tensor) -> Tensor:
+        """A tensor of shard `number` as one of the set; the keys of storages that only number them get its name."""
+        parts = tuple(self.adopt(number, shard, part) for part in tensor.parts)
+        if parts:
+            tensor = replace(tensor, parts=parts)
+        storage = tensor.storage
+        if storage is None:
+            return tensor
+        place = self._places.get(id(storage))
+        if place is None:
+            key = storage.key if shard.format == "safetensors" else f"{os.path.basename(shard.path)}:{storage.key}"
+            known = storage if key == storage.key else replace(storage, key=key)
+            place = _Place(shard.container, storage, self._firsts[number])
+            self._places[id(storage)] = self._places[id(known)] = place
+            self._known[id(storage)] = known
+        known = self._known[id(storage)]
+        return tensor if known is storage else replace(tensor, storage=known)
+
+    def owner_of(self, storage: Storage) -> tuple[Container, Storage]:
+        """The shard's container that has a storage, and the storage as that knows it."""
+        place = self._places[id(storage)]
+        return place.container, place.storage
+
+    def part(self, overlay: Overlay, number: int) -> Overlay:
+        """The patches of the files of shard `number`."""
+        return overlay.part(self._firsts[number], len(self._containers[number].files))
+
+    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
+        """Bytes of a storage."""
+        place = self._places[id(storage)]
+        return place.container.view(place.storage, offset, nbytes)
+
+    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where a range of a storage stands, the files counted within the set."""
+        place = self._places[id(storage)]
+        found = place.container.extents(place.storage, offset, nbytes)
+        return [Extent(place.first + extent.file, extent.offset, extent.nbytes) for extent in found]
+
+    def seal(self, overlay: Overlay) -> None:
+        """Seal each shard's patches."""
+        for number, container in enumerate(self._containers):
+            part = self.part(overlay, number)
+            if part:
+                container.seal(part)
+
+    def close(self) -> None:
+        """Close every file."""
+        for file in self.files:
+            file.close()
+
+
+def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
+    """Open the set whose index is an open file: the table of contents of each shard is read."""
+    weight_map, metadata = read_index(file)
+    folder = os.path.dirname(file.path)
+    names = list(dict.fromkeys(weight_map.values()))
+    missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    if missing:
+        raise MalformedError(
+            f"{len(missing)} of its {len(names)} shards are not there: {_some(missing)}",
+            path=file.path,
+            hint="fetch the rest, or name one shard to look into that alone",
+        )
+    return _joined(file.path, file, names, opener, weight_map, metadata)
+
+
+def read_index(file: LocalFile) -> tuple[dict[str, str], dict[str, Any]]:
+    """{name of a tensor: name of its shard} and the metadata of an index; raises a FormatError for a bad one."""
+    index = _index(file)
+    metadata = index.get("metadata")
+    return _weight_map(index, file.path), metadata if isinstance(metadata, dict) else {}
+
+
+def read_without_index(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
+    """Open the shards `names` of the folder `path` as a set that has no index."""
+    return _joined(path, None, names, opener, {}, {})
+
+
+def _index(file: LocalFile) -> dict[str, Any]:
+    if file.size > limits.INDEX_JSON:
+        raise LimitError(f"a JSON file of {file.size} bytes is far larger than an index of shards", path=file.path)
+    try:
+        index = json.loads(file.read(0, file.size).decode().removeprefix("\ufeff"))
+    except RecursionError:
+        raise MalformedError("this JSON nests too deeply for an index of shards", path=file.path) from None
+    except ValueError as error:
+        raise MalformedError(f"begins as JSON, but is none: {error}", path=file.path) from None
+    if not isinstance(index, dict) or "weight_map" not in index:
+        raise UnknownFormatError(
+            "a JSON file, but no index of shards: it has no weight_map",
+            path=file.path,
+            hint="name the checkpoint itself, or the folder that it lies in",
+        )
+    return index
+
+
+def _weight_map(index: Mapping[str, Any], path: str) -> dict[str, str]:
+    """{name of a tensor: name of a shard in the same folder}."""
+    weight_map = index["weight_map"]
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise MalformedError("its weight_map does not map names to files", path=path)
+    shards = set(weight_map.values())
+    if not shards:
+        raise MalformedError("its weight_map is empty", path=path)
+    if len(shards) > limits.SHARDS:
+        raise LimitError(f"it names {len(shards)} shards", path=path)
+    for shard in sorted(shards):
+        if shard != os.path.basename(shard) or shard in ("", ".", "..") or "\0" in shard:
+            raise MalformedError(f"it names the shard {shard!r}, which is no file beside it", path=path)
+        if shard == os.path.basename(path):
+            raise MalformedError("it names itself as a shard", path=path)
+    return weight_map
+
+
+def _joined(
+    path: str,
+    index: LocalFile | None,
+    names: Sequence[str],
+    opener: Opener,
+    weight_map: Mapping[str, str],
+    metadata: Mapping[str, Any],
+) -> Checkpoint:
+    """The shards as one checkpoint."""
+    from ckpt_cli.formats.open import read_one
+
+    folder = os.path.dirname(path) if index else path
+    files = opener.open_all([os.path.join(folder, name) for name in names])
+    try:
+        shards = [read_one(file) for file in files]
+        container = ShardSet(index, shards)
+        joining = _Joining(container, weight_map)
+        for number, shard in enumerate(shards):
+            joining.add(number, names[number], shard)
+        kinds = sorted({shard.format for shard in shards})
+        strings = _metadata(shards, metadata)
+        aliases = {key: value for key, value in strings.items() if isinstance(metadata.get(key, ""), str)}
+        return Checkpoint(
+            path=path,
+            format=NAME,
+            entries=with_aliases(joining.entries, aliases),
+            container=container,
+            version=f"{len(shards)} {' and '.join(kinds)} shards",
+            metadata=strings,
+            objects=list(dict.fromkeys(chain.from_iterable(shard.objects for shard in shards))),
+            top_level=list(dict.fromkeys(chain.from_iterable(shard.top_level for shard in shards))),
+            is_set=True,
+            notes=joining.notes(no_index=index is None),
+        )
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+
+
+class _Joining:
+    """The entries of a set in the making, and what is odd about them."""
+
+    def __init__(self, container: ShardSet, weight_map: Mapping[str, str]) -> None:
+        self.entries: list[Entry] = []
+        self._container = container
+        self._weight_map = weight_map
+        self._found: set[str] = set()
+        self._unlisted: list[str] = []
+        """Names that a shard has and the index has not."""
+        self._stray: list[str] = []
+        """Names that another shard has than the one that counts."""
+
+    def add(self, number: int, shard_name: str, shard: Checkpoint) -> None:
+        """Take the entries of a shard that count."""
+        for entry in shard.entries:
+            name = entry.name
+            listed = self._weight_map.get(name)
+            if listed not in (None, shard_name) or (listed is None and name in self._found):
+                self._stray.append(name)
+                continue
+            if listed is None and isinstance(entry, Tensor) and entry.alias_of is None:
+                self._unlisted.append(name)
+            self._found.add(name)
+            self.entries.append(self._container.adopt(number, shard, entry) if isinstance(entry, Tensor) else entry)
+
+    def notes(self, *, no_index: bool) -> list[str]:
+        """What is odd, a line each."""
+        lacking = [name for name in self._weight_map if name not in self._found]
+        told = (
+            (lacking, "the index names tensors that their shards do not have"),
+            ([] if no_index else self._unlisted, "shards have tensors that the index does not name"),
+            (self._stray, "tensors are in a second shard too, whose copy is left out"),
+        )
+        notes = [f"{problem} ({len(names)}): {_some(names)}" for names, problem in told if names]
+        return [*notes, "there is no index beside the shards"] if no_index else notes
+
+
+def _metadata(shards: Iterable[Checkpoint], index: Mapping[str, Any]) -> dict[str, str]:
+    """The string maps of all shards as one, and what the index says of the whole."""
+    found: dict[str, str] = {}
+    for shard in shards:
+        for key, value in shard.metadata.items():
+            found.setdefault(key, value)
+    for key, value in index.items():
+        found[key] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def unique_nbytes(tensors: Iterable[Tensor]) -> int:
+    """What an index calls the total size: bytes of all tensors, those of a storage counted once."""
+    return sum({id(tensor.storage): tensor.nbytes for tensor in tensors}.values())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(repr, names[:_NAMED])) + more

@@ -1,0 +1,207 @@
+"""A stream of torch.save from before 1.6 written anew: its preface as it is, the pickle, the keys, the storages.
+
+Source: torch/serialization.py (`_legacy_save`). Storages keep their keys; further saves in the same file are carried
+along byte for byte.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import closing
+
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.files.copy import Progress, copy_range, no_progress
+from ckpt_cli.files.fsync import write_all
+from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats.plain import PlainFile
+from ckpt_cli.formats.torch_legacy.read import LEGACY
+from ckpt_cli.model.changes import Changes, Content
+from ckpt_cli.model.checkpoint import Checkpoint, Storage
+from ckpt_cli.pickles.edit.retarget import rekey
+from ckpt_cli.pickles.edit.rewrite import EditedPickle
+from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.legacy_save import Save, pickle_at, read_save
+from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.write import write_pickle
+
+_PIECE = 8 << 20
+"""Bytes copied at a time where they are not copied in the kernel."""
+
+
+class _Finder:
+    """The storages of the first save, as the checkpoint knows them."""
+
+    big_endian = False
+
+    def __init__(self, checkpoint: Checkpoint, save: Save) -> None:
+        self._known = {tensor.storage.key: tensor.storage for tensor in checkpoint.tensors if tensor.storage}
+        self._save = save
+
+    def find(self, key: str, nbytes: int, location: str) -> Storage:
+        """The storage of a key; one that no tensor names is made."""
+        if key not in self._save.places:
+            raise MalformedError(f"the save does not have storage {key!r}")
+        return self._known.setdefault(key, Storage(key, nbytes, location))
+
+
+class Rewriting:
+    """A legacy stream about to be written anew with some changes."""
+
+    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+        container, graph = checkpoint.container, checkpoint.document
+        if not isinstance(container, PlainFile) or not isinstance(graph, Graph):
+            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as a legacy stream")
+        self._source = container.files[0]
+        self._save = read_save(self._source, 0)
+        self._changes = changes
+        entries = [entry for entry in checkpoint.entries if not entry.name.startswith("[")]
+        self._others = [entry for entry in checkpoint.entries if entry.name.startswith("[")]
+        changed = {*changes.names, *changes.dropped, *changes.tensors, *changes.values}
+        if any(entry.name in changed for entry in self._others):
+            raise RefusedError(
+                "of several saves in one file only the first can be changed but in its elements", path=checkpoint.path
+            )
+        untyped = next((t for t in changes.new_tensors.values() if not t.dtype.storage), None)
+        if untyped is not None:
+            raise UnsupportedError(
+                f"{untyped.name!r} would be of {untyped.dtype}, which torch cannot load from a file of before 1.6",
+                path=checkpoint.path,
+                hint=f"ckpt convert {checkpoint.path} OUT.pt writes one of today's format",
+            )
+        graph = self._save.graph
+        place = Place(self._save.begin)
+        self._edited = EditedPickle(graph, _Finder(checkpoint, self._save), place, entries, changes)
+        self._rekeyed = False
+        """Whether the list of storages becomes another one."""
+        self._storages = self._named()
+
+    def _named(self) -> dict[str, Storage]:
+        """The storages that the new pickle refers to by their keys; new ones get keys that no other has."""
+        found: dict[str, Storage] = {}
+        keys: dict[int, str] = {}
+        references = self._edited.references()
+        kept = {key for reference, key, _ in references if id(reference) not in self._edited.new}
+        number = 0
+        for reference, key, storage in references:
+            if id(reference) not in self._edited.new:
+                found.setdefault(key, storage)
+                continue
+            if id(storage) not in self._changes.contents:  # one that another name has already
+                found.setdefault(storage.key, storage)
+                rekey(reference, storage.key, None)
+                continue
+            if id(storage) not in keys:
+                new = key
+                while new in kept or new in found:
+                    new, number = f"new{number}", number + 1
+                keys[id(storage)] = new
+            found[keys[id(storage)]] = storage
+            rekey(reference, keys[id(storage)], None)
+            self._rekeyed = True
+        self._rekeyed |= found.keys() != self._save.places.keys()
+        return {key: found[key] for key in sorted(found)} if self._rekeyed else {k: found[k] for k in self._save.places}
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the edit into the overlay if only the pickle changes, and not in its length."""
+        if not self._changes.only_names_and_metadata or self._rekeyed:
+            return False
+        pickle = self._edited.verified(self._save.graph.nbytes)
+        if pickle is None or len(pickle) < self._save.graph.nbytes:
+            return False
+        overlay.write(0, self._save.begin, pickle)
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a new file."""
+        storages = sum(struct.calcsize("<q") + self._nbytes(storage) for storage in self._storages.values())
+        rest = self._source.size - self._save.end
+        return self._save.begin + self._edited.size() + len(self._keys()) + storages + rest
+
+    def _nbytes(self, storage: Storage) -> int:
+        """Bytes that are written of a storage."""
+        content = self._changes.contents.get(id(storage))
+        return self._save.places[storage.key][1] if content is None else content.nbytes
+
+    def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
+        """Write the whole stream."""
+        position = self._append(target, 0, self._source.read(0, self._save.begin))
+
+        def write(piece: bytes | memoryview) -> None:
+            nonlocal position
+            position = self._append(target, position, piece)
+
+        self._edited.write(write)
+        write(self._keys())
+        itemsizes = self._itemsizes()
+        for key, storage in self._storages.items():
+            position = self._write_storage(target, position, storage, itemsizes.get(key, 1), progress)
+        rest = self._source.size - self._save.end
+        copy_range(self._source, self._save.end, rest, target, position, progress)
+
+    def _keys(self) -> bytes:
+        """The pickle of the sorted keys, as it was where they are as they were."""
+        if not self._rekeyed:
+            keys = pickle_at(self._source, self._save.begin + self._save.graph.nbytes)
+            return self._source.read(self._save.begin + self._save.graph.nbytes, keys.nbytes)
+        written = bytearray()
+        write_pickle(list(self._storages), b"", written.extend)
+        return bytes(written)
+
+    def _write_storage(
+        self, target: LocalFile, position: int, storage: Storage, itemsize: int, progress: Progress
+    ) -> int:
+        """A storage with the number of its elements before it; returns the place after it."""
+        content = self._changes.contents.get(id(storage))
+        if content is None:
+            begin, nbytes = self._save.places[storage.key]
+            size = struct.calcsize("<q")
+            copy_range(self._source, begin - size, nbytes + size, target, position, progress)
+            return position + nbytes + size
+        numel = content.nbytes // itemsize
+        position = self._append(target, position, struct.pack("<q", numel))
+        return self._make(target, position, content, progress)
+
+    def _itemsizes(self) -> dict[str, int]:
+        """Bytes of an element of each storage, of its class."""
+        found: dict[str, int] = {}
+        for reference, key, storage in self._edited.references():
+            pid = reference.pid
+            if isinstance(pid, tuple) and isinstance(pid[4], int) and pid[4]:
+                found.setdefault(key, storage.nbytes // pid[4])
+        return found
+
+    def _make(self, target: LocalFile, position: int, content: Content, progress: Progress) -> int:
+        if content.make is None:
+            raise UnsupportedError("a storage of a legacy stream cannot be put together from ranges")
+
+        def write(piece: bytes | memoryview) -> None:
+            nonlocal position
+            position = self._append(target, position, piece)
+            progress(len(piece))
+
+        content.make(write)
+        return position
+
+    def _append(self, target: LocalFile, position: int, data: bytes | memoryview) -> int:
+        write_all(target.fd, data, position)
+        target.size = max(target.size, position + len(data))
+        return position + len(data)
+
+    def verify(self, path: str) -> None:
+        """Read the new file back, and compare its pickle with the one that was meant."""
+        from ckpt_cli.formats.open import open_checkpoint
+
+        try:
+            with closing(open_checkpoint(path)) as copy:
+                if not isinstance(copy.document, Graph) or copy.format != LEGACY:
+                    raise MalformedError("it is no legacy stream")
+                entries = [entry for entry in copy.entries if not entry.name.startswith("[")]
+                self._edited.verify(copy.document, entries)
+                if len(copy.entries) - len(entries) != len(self._others):
+                    raise MalformedError("the saves after the first are others")
+        except FormatError as error:
+            raise CkptError(
+                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
+            ) from None

@@ -1,0 +1,187 @@
+"""A torch zip file written anew: records in torch's order and layout, storages renumbered as torch numbers them.
+
+With `.format_version` among its records torch computes where storages are (torch/serialization.py,
+`_get_offset`) instead of looking: so the layout is exactly torch's, and storages are numbered in the order in which
+the pickle reaches them.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from ckpt_cli import limits
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, UnsupportedError
+from ckpt_cli.files.copy import Progress, no_progress
+from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats.torch_zip.patch import LONGEST, ROOM, replace_pickle
+from ckpt_cli.formats.torch_zip.read import NAME
+from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
+from ckpt_cli.formats.zip.read import STORED, Record
+from ckpt_cli.formats.zip.write import ALIGNMENT, ZipWriter
+from ckpt_cli.model.changes import Changes, Content, Write
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
+from ckpt_cli.pickles.edit.retarget import rekey
+from ckpt_cli.pickles.edit.rewrite import EditedPickle
+from ckpt_cli.pickles.graph import Graph
+
+_PIECE = 8 << 20
+"""Bytes of a compressed storage that are inflated at a time."""
+
+
+class Rewriting:
+    """A torch zip file about to be written anew with some changes; nothing is written before `write`."""
+
+    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+        container, graph = checkpoint.container, checkpoint.document
+        if not isinstance(container, ZipStorages) or not isinstance(graph, Graph):
+            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as a torch zip file")
+        self._records = container.records
+        self._prefix = prefix_of(self._records)
+        self._source = container.files[0]
+        finder = SavedPickle(container, self._records, self._prefix)
+        made = (*changes.tensors.values(), *changes.new_tensors.values())
+        if finder.big_endian and any(_is_swapped(tensor, changes) for tensor in made):
+            raise UnsupportedError(
+                "the file is big-endian, and its new values would be little-endian",
+                path=checkpoint.path,
+                hint=f"ckpt convert {checkpoint.path} OUT.pt writes it in the usual order",
+            )
+        self._edited = EditedPickle(graph, finder, finder.place(), checkpoint.entries, changes)
+        self._changes = changes
+        self._contents = changes.contents
+        self._renumbered = False
+        """Whether a storage gets another key than it has."""
+        self._storages = self._number()
+
+    def _number(self) -> list[Storage]:
+        """Give the storages that the new pickle refers to keys from 0, in the order in which it reaches them."""
+        numbers: dict[int, str] = {}
+        ordered: list[Storage] = []
+        for reference, key, storage in self._edited.references():
+            if id(storage) not in numbers:
+                numbers[id(storage)] = str(len(numbers))
+                ordered.append(storage)
+            if key != numbers[id(storage)]:
+                rekey(reference, numbers[id(storage)])
+                self._renumbered = True
+        return ordered
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the edit into the overlay if only the pickle changes, and it may stay or go to the file's end."""
+        if not self._changes.only_names_and_metadata or self._renumbered:
+            return False
+        pickle = self._edited.verified(LONGEST)
+        return pickle is not None and replace_pickle(self._records, f"{self._prefix}data.pkl", pickle, overlay)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a new file."""
+        return self._write(ZipWriter(None, self._alignment()), no_progress)
+
+    def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
+        """Write all records in torch's order: the pickle, the small ones, the storages, and the rest."""
+        self._write(ZipWriter(target, self._alignment()), progress)
+
+    def _write(self, writer: ZipWriter, progress: Progress) -> int:
+        prefix = f"{self._prefix}data/"
+        pending = True
+        names = self._records.by_name
+        last_note = f"{self._prefix}byteorder"
+        for name, record in names.items():
+            if name == f"{self._prefix}data.pkl":
+                writer.stream(name, 1, self._edited.write)
+                pending_now = pending and last_note not in names
+            elif name.startswith(prefix):
+                pending_now = pending
+            elif name == f"{self._prefix}{ROOM}":  # a whole file needs none
+                pending_now = False
+            else:
+                self._copy(writer, name, record, progress)
+                pending_now = pending and name == last_note
+            if pending_now:
+                self._write_storages(writer, prefix, progress)
+                pending = False
+        return writer.close()
+
+    def verify(self, path: str) -> None:
+        """Read the new file back, and compare its pickle with the one that was meant."""
+        from ckpt_cli.formats.open import open_checkpoint
+
+        try:
+            with closing(open_checkpoint(path)) as copy:
+                if not isinstance(copy.document, Graph) or copy.format != NAME:
+                    raise MalformedError("it is no torch zip file")
+                self._edited.verify(copy.document, copy.entries)
+        except FormatError as error:
+            raise CkptError(
+                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
+            ) from None
+
+    def _alignment(self) -> int:
+        name = f"{self._prefix}.storage_alignment"
+        if name not in self._records.by_name:
+            return ALIGNMENT
+        text = bytes(self._records.read(name, limits.ZIP_NOTE_RECORD))
+        number = int(text) if text.isdigit() and len(text) < 6 else ALIGNMENT
+        return number if number and not number & (number - 1) else ALIGNMENT
+
+    def _write_storages(self, writer: ZipWriter, prefix: str, progress: Progress) -> None:
+        """The storages that are referred to, then the records that never were, unless the edit is to save room."""
+        for number, storage in enumerate(self._storages):
+            content = self._contents.get(id(storage))
+            if content is None or content.origin is not None:
+                record = self._record(content.origin if content and content.origin else storage)
+                self._copy(writer, f"{prefix}{number}", record, progress)
+            else:
+                _write_content(writer, f"{prefix}{number}", content, self._source, progress)
+        if self._changes.anew:
+            return
+        number = len(self._storages)
+        for name, record in self._records.by_name.items():
+            if name.startswith(prefix) and name.removeprefix(prefix) not in self._edited.old_keys:
+                self._copy(writer, f"{prefix}{number}", record, progress)
+                number += 1
+
+    def _record(self, storage: Storage) -> Record:
+        record: Record = self._records.by_name[f"{self._prefix}data/{storage.key}"]
+        return record
+
+    def _copy(self, writer: ZipWriter, name: str, record: Record, progress: Progress) -> None:
+        """An old record under a name that may be new, with the checksum that it has."""
+        if record.method == STORED:
+            offset = self._records.data_offset(record)
+            writer.copy(name, self._source, offset, record.nbytes, record.crc, progress)
+            return
+
+        def inflate(write: Write) -> None:
+            for begin in range(0, record.nbytes, _PIECE):
+                write(bytes(self._records.inflate(record, begin, min(_PIECE, record.nbytes - begin))))
+
+        writer.stream(name, record.nbytes, inflate)
+
+
+def _is_swapped(tensor: Tensor, changes: Changes) -> bool:
+    """True where new bytes are little-endian and torch would swap them, as it does of typed storages."""
+    is_new = id(tensor.storage) in changes.contents and not tensor.big_endian
+    swaps = tensor.dtype.storage is not None and tensor.dtype.bits > 8
+    return (is_new and swaps) or any(_is_swapped(part, changes) for part in tensor.parts)
+
+
+def _write_content(writer: ZipWriter, name: str, content: Content, source: LocalFile, progress: Progress) -> None:
+    """A new storage: ranges of the old file, or bytes that are made now."""
+
+    def copy(write: Write) -> None:
+        for extent in content.extents or ():
+            for begin in range(0, extent.nbytes, _PIECE):
+                write(source.read(extent.offset + begin, min(_PIECE, extent.nbytes - begin)))
+
+    def told(write: Write) -> Write:
+        def writing(piece: bytes | memoryview) -> None:
+            write(piece)
+            progress(len(piece))
+
+        return writing
+
+    make = content.make or copy
+    writer.stream(name, content.nbytes, lambda write: make(told(write)))

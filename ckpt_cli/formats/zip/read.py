@@ -1,0 +1,356 @@
+"""The records of a zip file: where each one's bytes are, without reading any of them.
+
+The layout is that of PKWARE's APPNOTE.TXT 6.3.10; what torch writes of it is in torch/csrc and caffe2/serialize
+(inline_container.cc over miniz). Only the end record and the central directory are read to list a file.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
+from ckpt_cli.files.source import Source
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.patches import Overlay
+
+STORED, DEFLATED = 0, 8
+
+_END = struct.Struct("<4s4H2LH")  # signature, disks ×2, entries ×2, size, offset, comment length
+_LOCATOR = struct.Struct("<4sLQL")  # signature, disk, offset of the zip64 end, disks
+_END64 = struct.Struct("<4sQ2H2L4Q")  # signature, size, versions ×2, disks ×2, entries ×2, size, offset
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_ENCRYPTED, _DESCRIBED = 0x1, 0x8
+_MASK32 = 0xFFFFFFFF
+_PIECE = 1 << 20
+
+
+class Record:
+    """One member: its name, and where its bytes and its two checksums are."""
+
+    __slots__ = ("central", "crc", "flags", "header", "least_end", "method", "name", "nbytes", "stored")
+
+    def __init__(
+        self,
+        name: str,
+        header: int,
+        method: int,
+        flags: int,
+        crc: int,
+        stored: int,
+        nbytes: int,
+        central: int,
+        least_end: int,
+    ) -> None:
+        self.name = name
+        self.header = header
+        """The first byte of its local header."""
+        self.method = method
+        self.flags = flags
+        self.crc = crc
+        """CRC-32 of the content as the central directory has it; torch may leave it 0."""
+        self.stored = stored
+        """Bytes it takes in the file."""
+        self.nbytes = nbytes
+        """Bytes of its content."""
+        self.central = central
+        """The first byte of its entry in the central directory."""
+        self.least_end = least_end
+        """Where it ends at the earliest: its local header's extra field is not known before that is read."""
+
+
+class _Stream:
+    """A deflated record, inflated piece by piece."""
+
+    def __init__(self, file: Source, name: str, position: int, end: int) -> None:
+        self.name = name
+        self.reached = 0
+        """Bytes of the content inflated so far."""
+        self._file = file
+        self._position = position
+        self._end = end
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._pending = b""
+
+    def next(self, most: int) -> bytes:
+        """Up to `most` bytes of the content, at least one."""
+        while True:
+            if not self._pending:
+                self._pending = self._file.read(self._position, min(_PIECE, self._end - self._position))
+                self._position += len(self._pending)
+            try:
+                piece = self._inflater.decompress(self._pending, most)
+            except zlib.error as error:
+                raise MalformedError(f"record {self.name!r} does not inflate: {error}", path=self._file.path) from None
+            self._pending = self._inflater.unconsumed_tail
+            self.reached += len(piece)
+            if piece:
+                return piece
+            if self._inflater.eof or (not self._pending and self._position >= self._end):
+                raise TruncatedError(
+                    f"record {self.name!r} inflates to {self.reached} bytes only", path=self._file.path
+                )
+
+
+class ZipRecords:
+    """The records of one open zip file, or of one that is a part of a file, by name; offsets count from its begin.
+
+    Raises MalformedError, TruncatedError or LimitError for a file that is no sound zip.
+    """
+
+    def __init__(self, file: Source, number: int = 0) -> None:
+        self.file = file
+        self.number = number
+        """The file's number within its container."""
+        self.by_name: dict[str, Record] = {}
+        self._in_order: list[Record] = []
+        self.directory = (0, 0)
+        """The first byte of the central directory, and its size in bytes."""
+        self._data: dict[str, int] = {}
+        """What local headers were read for: the first byte of each record's data."""
+        self._stream: _Stream | None = None
+        """The compressed record that was read last, as far as it was read."""
+        self._inflated = 0
+        """Bytes inflated so far."""
+        self._read_directory()
+
+    def read(self, name: str, most: int) -> bytes | memoryview:
+        """A record's content: mapped where it is plain and over `most` bytes, refused if it would inflate to more."""
+        record = self.by_name[name]
+        if record.method == STORED:
+            get = self.file.read if record.nbytes <= most else self.file.view
+            return get(self.data_offset(record), record.nbytes)
+        if record.nbytes > most:
+            raise LimitError(f"record {name!r} would inflate to {record.nbytes} bytes", path=self.file.path)
+        return bytes(self.inflate(record, 0, record.nbytes))
+
+    def data_offset(self, record: Record) -> int:
+        """The first byte of a record's data, from its local header."""
+        offset = self._data.get(record.name)
+        if offset is None:
+            offset = self._data[record.name] = self._read_local(record)
+        return offset
+
+    def inflate(self, record: Record, offset: int, nbytes: int) -> bytearray:
+        """A range of a compressed record's content; what lies before it is inflated and dropped.
+
+        Ranges that follow each other cost no more than one that spans them.
+        """
+        if nbytes > limits.INFLATED_AT_ONCE:
+            raise LimitError(f"{nbytes} bytes of record {record.name!r} would have to be inflated", path=self.file.path)
+        stream = self._stream
+        if stream is None or stream.name != record.name or stream.reached > offset:
+            begin = self.data_offset(record)
+            stream = self._stream = _Stream(self.file, record.name, begin, begin + record.stored)
+        kept = bytearray()
+        while stream.reached < offset + nbytes:
+            behind = stream.reached
+            piece = stream.next(min(_PIECE, offset + nbytes - behind))
+            self._inflated += len(piece)
+            if self._inflated > limits.INFLATED_IN_ALL:
+                raise LimitError("it is compressed, and far more would be inflated than it has", path=self.file.path)
+            kept += piece[max(offset - behind, 0) :]
+        return kept
+
+    def head(self, record: Record, nbytes: int) -> bytes:
+        """The first bytes of a compressed record's content, from no more of the file than they can take."""
+        stored = self.file.read(self.data_offset(record), min(record.stored, nbytes + _PIECE // 1024))
+        try:
+            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, nbytes)
+        except zlib.error as error:
+            raise MalformedError(f"record {record.name!r} does not inflate: {error}", path=self.file.path) from None
+        if len(found) < nbytes:
+            raise TruncatedError(f"record {record.name!r} inflates to fewer than {nbytes} bytes", path=self.file.path)
+        return found
+
+    def seal(self, overlay: Overlay) -> None:
+        """Patch the checksums of every record that the overlay changes, in both places; a 0 stays 0 (not computed)."""
+        from ckpt_cli.files import crc32
+
+        terms: dict[str, int] = {}
+        begin = self.file.begin
+        patches = overlay.patches(self.number)
+        first, last = (
+            bisect_left(patches, offset, key=lambda patch: patch.offset) for offset in (begin, begin + self.file.size)
+        )
+        for patch in patches[first:last]:
+            record = self._record_at(patch.offset - begin)
+            end = begin + self.data_offset(record) + record.stored
+            old, new = overlay.old_bytes(self.number, patch), overlay.new_bytes(patch)
+            terms[record.name] = terms.get(record.name, 0) ^ crc32.change(old, new, end - patch.end)
+        for name, term in terms.items():
+            record = self.by_name[name]
+            if term and record.crc:
+                self.patch_crc(overlay, record, record.crc ^ term)
+
+    def patch_crc(self, overlay: Overlay, record: Record, crc: int) -> None:
+        """Patch a record's checksum in every place that has it."""
+        end = self.data_offset(record) + record.stored
+        new = struct.pack("<L", crc)
+        old = struct.pack("<L", record.crc)
+        begin = self.file.begin
+        overlay.write(self.number, begin + record.central + 16, new)
+        if record.flags & _DESCRIBED:
+            for place in (end + 4, end):  # the descriptor's signature is optional
+                if place + 4 <= self.file.size and self.file.read(place, 4) == old:
+                    overlay.write(self.number, begin + place, new)
+                    break
+        if self.file.read(record.header + 14, 4) == old:
+            overlay.write(self.number, begin + record.header + 14, new)
+
+    @property
+    def in_order(self) -> Sequence[Record]:
+        """The records in the order in which they stand in the file."""
+        return self._in_order
+
+    # --- reading the directory ---------------------------------------------------------------------------------------
+
+    def _read_directory(self) -> None:
+        count, size, offset, end = self._find_directory()
+        if count > limits.ZIP_RECORDS or size > limits.ZIP_DIRECTORY:
+            raise LimitError(f"a zip of {count} records with a directory of {size} bytes", path=self.file.path)
+        if offset + size > end:
+            raise self._malformed(
+                f"its directory is said to be bytes {offset}–{offset + size}, but it must end by {end}"
+            )
+        directory = self.file.read(offset, size)
+        records = list(self._parse(directory, count, offset))
+        self.by_name = {record.name: record for record in records}
+        if len(self.by_name) < count:
+            twice = next(record.name for record in records if self.by_name[record.name] is not record)
+            raise self._malformed(f"it has two records called {twice!r}; readers differ in which one they take")
+        self.directory = (offset, size)
+        self._check_ranges(records, offset)
+
+    def _find_directory(self) -> tuple[int, int, int, int]:
+        """Number of records, size and offset of the directory, and where it must have ended."""
+        size = self.file.size
+        position, end = -1, b""
+        for reach in (_END.size + _LOCATOR.size + _END64.size, _END.size + 0xFFFF):  # without and with a comment
+            reach = min(reach, size)
+            tail = self.file.read(size - reach, reach)
+            at = tail.rfind(b"PK\5\6", 0, max(len(tail) - _END.size + 4, 0))
+            if at >= 0:
+                position, end = size - reach + at, tail[at : at + _END.size]
+                break
+        if position < 0:
+            raise TruncatedError(
+                "it begins as a zip file but has no end record: the write or the download was cut short",
+                path=self.file.path,
+            )
+        _, disk, start_disk, _, count, directory_size, offset, _ = _END.unpack(end)
+        if disk not in (0, 0xFFFF) or start_disk not in (0, 0xFFFF):
+            raise self._malformed("it is a part of a zip that spans several disks")
+        before = position - _LOCATOR.size
+        if before >= 0:
+            signature, _, at64, _ = _LOCATOR.unpack(self.file.read(before, _LOCATOR.size))
+            if signature == b"PK\6\7":
+                if at64 + _END64.size > before:
+                    raise self._malformed("its zip64 end record lies beyond its own locator")
+                fields = _END64.unpack(self.file.read(at64, _END64.size))
+                if fields[0] != b"PK\6\6":
+                    raise self._malformed("its zip64 end record is not where its locator says")
+                return fields[7], fields[8], fields[9], at64
+        if offset == _MASK32 or directory_size == _MASK32 or count == 0xFFFF:
+            raise self._malformed("its end record points to a zip64 end record that is not there")
+        return count, directory_size, offset, position
+
+    def _parse(self, directory: bytes, count: int, base: int) -> Iterator[Record]:
+        position = wide = 0
+        unpack, fixed = _CENTRAL.unpack_from, _CENTRAL.size
+        for _ in range(count):
+            if position + fixed > len(directory):
+                raise self._malformed(f"its directory of {count} records ends within one")
+            (signature, _, _, flags, method, _, _, crc, stored, nbytes, name_length, extra_length, comment_length,
+             disk, _, _, header) = unpack(directory, position)  # fmt: skip
+            if signature != b"PK\1\2":
+                raise self._malformed(f"its directory has no record at byte {base + position}")
+            after_name = position + fixed + name_length
+            name = directory[position + fixed : after_name].decode("utf-8", "surrogateescape")
+            if not name.isascii():
+                wide += 4 * len(name)
+                if wide > limits.ZIP_DIRECTORY:
+                    raise LimitError("its records have names of far too many characters", path=self.file.path)
+            if nbytes == _MASK32 or stored == _MASK32 or header == _MASK32:
+                extra = directory[after_name : after_name + extra_length]
+                nbytes, stored, header = self._wide(name, extra, nbytes, stored, header)
+            if method or disk or flags & _ENCRYPTED or stored != nbytes:
+                self._check_unusual(name, method, disk, flags, stored, nbytes)
+            least_end = header + _LOCAL.size + name_length + stored
+            yield Record(name, header, method, flags, crc, stored, nbytes, base + position, least_end)
+            position = after_name + extra_length + comment_length
+        if position != len(directory):
+            fault = "ends within one" if position > len(directory) else "goes on after the last"
+            raise self._malformed(f"its directory of {count} records {fault}")
+
+    def _check_unusual(self, name: str, method: int, disk: int, flags: int, stored: int, nbytes: int) -> None:
+        """Refuse what torch never writes and its reader does not take."""
+        if flags & _ENCRYPTED:
+            raise UnsupportedError(f"record {name!r} is encrypted", path=self.file.path)
+        if method not in (STORED, DEFLATED) or disk not in (0, 0xFFFF):
+            raise self._malformed(f"record {name!r} is compressed in a way (method {method}) that torch never writes")
+        if method == STORED and stored != nbytes:
+            raise self._malformed(f"record {name!r} is stored as {stored} bytes but said to hold {nbytes}")
+
+    def _wide(self, name: str, extra: bytes, nbytes: int, stored: int, header: int) -> tuple[int, int, int]:
+        """The three 64-bit fields of the zip64 extra (id 1), each there only when its 32-bit field is full."""
+        position = 0
+        while position + 4 <= len(extra):
+            kind, length = struct.unpack_from("<HH", extra, position)
+            if kind == 1:
+                wide = list(struct.unpack_from(f"<{min(length, len(extra) - position - 4) // 8}Q", extra, position + 4))
+                full = [value == _MASK32 for value in (nbytes, stored, header)]
+                if len(wide) < sum(full):
+                    break
+                values = [
+                    wide.pop(0) if is_full else value
+                    for value, is_full in zip((nbytes, stored, header), full, strict=True)
+                ]
+                return values[0], values[1], values[2]
+            position += 4 + length
+        raise self._malformed(f"record {name!r} lacks the zip64 sizes that it points to")
+
+    def _check_ranges(self, records: list[Record], directory: int) -> None:
+        """Every record must end before the next one begins, and the last before the directory."""
+        self._in_order = sorted(records, key=attrgetter("header"))
+        limit = directory
+        for record in reversed(self._in_order):
+            if record.least_end > limit:
+                raise self._malformed(
+                    f"record {record.name!r} reaches to byte {record.least_end}, beyond {limit} where the next thing "
+                    "begins"
+                )
+            limit = record.header
+
+    def _read_local(self, record: Record) -> int:
+        """Check a record's local header against the directory; its extra length may differ from the central one."""
+        fields = _LOCAL.unpack(self.file.read(record.header, _LOCAL.size))
+        signature, method, name_length, extra_length = fields[0], fields[3], fields[9], fields[10]
+        if signature != b"PK\3\4" or method != record.method:
+            raise self._malformed(f"record {record.name!r} has another local header than its directory says")
+        name = self.file.read(record.header + _LOCAL.size, name_length).decode("utf-8", "surrogateescape")
+        if name != record.name:
+            raise self._malformed(f"record {record.name!r} is called {name!r} in its local header")
+        begin: int = record.header + _LOCAL.size + name_length + extra_length
+        if begin + record.stored > self._next_after(record):
+            raise self._malformed(f"record {record.name!r} reaches into the next one")
+        return begin
+
+    def _record_at(self, offset: int) -> Record:
+        """The record that the byte lies in, or else the last one before it."""
+        return self._in_order[bisect_right(self._in_order, offset, key=lambda record: record.header) - 1]
+
+    def _next_after(self, record: Record) -> int:
+        """The first byte of what follows a record: the next one, or the directory."""
+        following = bisect_right(self._in_order, record.header, key=lambda other: other.header)
+        return self._in_order[following].header if following < len(self._in_order) else self.directory[0]
+
+    def _malformed(self, problem: str) -> MalformedError:
+        return MalformedError(f"not a sound zip file: {problem}", path=self.file.path)

@@ -1,0 +1,1 @@
+"""Facts about a checkpoint as frozen dataclasses: storages, tensors, values, changes, and a new checkpoint."""

@@ -1,0 +1,141 @@
+"""A structural edit as facts: what becomes of each entry, which each writable format carries out in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ckpt_cli.files.source import Extent
+from ckpt_cli.model.checkpoint import AGAIN, Entry, Opaque, Storage, Tensor, Value
+
+Write = Callable[["bytes | memoryview"], object]
+"""Takes the next bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The bytes that a new storage gets: ranges of old files, or bytes that are made when they are written."""
+
+    nbytes: int
+    extents: Sequence[Extent] | None = None
+    """The ranges to copy, in order; None where the bytes are made."""
+    make: Callable[[Write], object] | None = None
+    """Writes the bytes, a bounded piece at a time."""
+    origin: Storage | None = None
+    """The old storage of which this is a whole copy, whose checksum therefore holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is to become of a checkpoint; whatever is not named stays as it is."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The new name of each entry that gets another one."""
+    rename: Callable[[str], str] | None = None
+    """What the new names follow from, for what is named by prefixes only (a state_dict's `_metadata`)."""
+    dropped: frozenset[str] = frozenset()
+    """Entries that go."""
+    dropped_prefixes: frozenset[str] = frozenset()
+    """Prefixes that go with all that is below them: a container that is called so goes itself."""
+    root: str = ""
+    """The prefix that becomes the whole checkpoint."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """New facts of tensors, by their old names: another dtype, another storage, another view of it."""
+    contents: Mapping[int, Content] = field(default_factory=dict)
+    """The bytes of each storage that is new, by the identity of the storage."""
+    values: Mapping[str, object] = field(default_factory=dict)
+    """New values of entries that are no tensors: plain data."""
+    cast: bool = False
+    """Whether new values are converted to the types of the old ones where these cannot hold them."""
+    added: Mapping[str, object] = field(default_factory=dict)
+    """Values under names that are new: plain data, or tensors over storages that have contents."""
+    metadata: Mapping[str, str] | None = None
+    """The container's string map, where it changes; of a set of shards, that of its index."""
+    in_shards: Mapping[str, str | None] = field(default_factory=dict)
+    """Strings that each shard of a set gets, None for those that it loses."""
+
+    anew: bool = False
+    """Whether the file is to be rewritten whatever else changes, for its layout, and without unused storages."""
+
+    @property
+    def new_tensors(self) -> dict[str, Tensor]:
+        """The tensors among what is added."""
+        return {name: value for name, value in self.added.items() if isinstance(value, Tensor)}
+
+    @property
+    def only_names_and_metadata(self) -> bool:
+        """Whether every storage that stays keeps its bytes and its place."""
+        return not (self.anew or self.dropped or self.dropped_prefixes or self.root or self.tensors or self.contents)
+
+
+def entries_after(entries: Sequence[Entry], changes: Changes) -> list[Entry]:
+    """The entries that stay, as they are afterwards: new names, new facts. Added ones are not among them."""
+    found: list[Entry] = []
+    below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
+    for entry in entries:
+        if entry.name in changes.dropped or entry.name.startswith(below):
+            continue
+        after = changes.tensors.get(entry.name, entry) if isinstance(entry, Tensor) else entry
+        name = changes.names.get(entry.name, entry.name)
+        found.append(after if name == after.name else replace(after, name=name))
+    return found
+
+
+def emptied_by(dropped: Collection[str]) -> set[str]:
+    """The containers that may be empty, and so entries of their own, once some entries are gone."""
+    found = {""} if dropped else set[str]()
+    for name in dropped:
+        end = name.rfind(".")
+        while end > 0 and name[:end] not in found:
+            found.add(name[:end])
+            end = name.rfind(".", 0, end)
+    return found
+
+
+def _opened(wanted: Sequence[Entry], named: Mapping[str, Entry]) -> list[str]:
+    """The names of what stood for an object that is listed elsewhere, and is listed there no more."""
+    return [
+        entry.name
+        for entry in wanted
+        if isinstance(entry, Value) and entry.holder is not None and entry.name not in named
+        and isinstance(entry.value, Opaque) and entry.value.text == AGAIN
+    ]  # fmt: skip
+
+
+def difference(
+    wanted: Sequence[Entry], found: Sequence[Entry], added: Sequence[str] = (), emptied: Collection[str] = ()
+) -> str | None:
+    """In what the entries that were read back differ from those that were meant, in words; None where they do not.
+
+    `added` are names of new values, which may open up to entries below them; `emptied` are containers of which
+    nothing may be left, which then are values.
+    Names, dtypes, shapes, and which tensors share a storage with which.
+    """
+    found = [entry for entry in found if isinstance(entry, Tensor) or entry.name not in emptied]
+    named = {entry.name: entry for entry in found}
+    meant = {entry.name: entry for entry in wanted}
+    opened = _opened(wanted, named)
+    for name in opened:
+        del meant[name]
+    added = [*added, *opened]
+    below = tuple(f"{name}." for name in added)
+    missing = [name for name in meant if name not in named]
+    missing += [name for name in added if not any(other == name or other.startswith(f"{name}.") for other in named)]
+    if missing:
+        return f"it has no {missing[0]!r}"
+    extra = [name for name in named if name not in meant and name not in added and not name.startswith(below)]
+    if extra or (not added and len(wanted) != len(found)):
+        return f"it has {extra[0]!r} as well" if extra else "it has another number of entries"
+    storages: dict[object, object] = {}
+    for name, entry in meant.items():
+        other = named[name]
+        if not isinstance(entry, Tensor) or not isinstance(other, Tensor):
+            continue
+        if (entry.dtype.name, entry.shape) != (other.dtype.name, other.shape):
+            return f"{name!r} is {other.dtype} {other.shape} in it"
+        if entry.storage is None or other.storage is None or not entry.numel:
+            continue
+        for pair in ((("old", id(entry.storage)), id(other.storage)), (("new", id(other.storage)), id(entry.storage))):
+            if storages.setdefault(*pair) != pair[1]:
+                return f"{name!r} shares its bytes with other names than it should"
+    return None

@@ -1,0 +1,1 @@
+"""Modules: the tree of a checkpoint, inferred layers, and what `print(net)` says of them."""

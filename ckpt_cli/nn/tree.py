@@ -1,0 +1,252 @@
+"""What `tree` answers: the modules of a checkpoint with their settings, sizes and ties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, NameNotFoundError
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.nn.describe import Told, is_number, told
+from ckpt_cli.nn.outline import MODULE, STATE, Draft, grow
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A module, or another container, with what lies within it."""
+
+    name: str
+    """Its name within its parent."""
+    path: str
+    """Its dotted name within the checkpoint."""
+    told: Told
+    """Its class and settings."""
+    tensors: Mapping[str, Tensor]
+    """Its own tensors, not those of its children, by their names within it."""
+    children: tuple[Branch, ...]
+    parameters: int
+    """Elements of all tensors in it, those of tied ones counted once."""
+    nbytes: int
+    """Their bytes, counted likewise."""
+    tied_to: str | None
+    """The path of the module that this one is: one pickled object, or all tensors of the two are tied."""
+    repeats: bool
+    """Whether its text is that of the module that it is tied to, so that pointing there says all."""
+    text: int
+    """Equal for branches whose texts are equal, their children's included."""
+    printed: int
+    """The same for their texts as torch would print them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The answer: one branch with all that lies within it."""
+
+    path: str
+    format: str
+    inferred: bool
+    """Whether any of it was inferred from names and shapes."""
+    root: Branch
+
+
+def tree_of(checkpoint: Checkpoint, name: str | None = None) -> Tree:
+    """The module tree of a checkpoint, or what of it lies below the module called `name`.
+
+    Reads nothing beyond what opening it has read. Raises NameNotFoundError, and LimitError where modules multiply.
+    """
+    root = _frozen(grow(checkpoint))
+    found = root if name is None else _find(checkpoint, root, name.removesuffix("."))
+    return Tree(checkpoint.path, checkpoint.format, any(branch.told.inferred for branch in walk(found)), found)
+
+
+def walk(root: Branch) -> Iterator[Branch]:
+    """A branch and all below it, parents first."""
+    stack = [root]
+    while stack:
+        branch = stack.pop()
+        yield branch
+        stack.extend(reversed(branch.children))
+
+
+def _find(checkpoint: Checkpoint, root: Branch, name: str) -> Branch:
+    paths = []
+    for branch in walk(root):
+        if branch.path == name:
+            return branch
+        paths.append(branch.path)
+    if any(tensor.name == name for tensor in checkpoint.tensors):
+        close = [name.rpartition(".")[0]]
+    else:
+        import difflib
+
+        close = [path for path in paths if path and path.endswith(f".{name}")][:3]
+        close = close or difflib.get_close_matches(name, paths[1:20_000], 3, 0.6)
+    raise NameNotFoundError(name, list(filter(None, close)), path=checkpoint.path)
+
+
+# --- from drafts to branches -----------------------------------------------------------------------------------------
+
+
+def _frozen(root: Draft) -> Branch:
+    """The branch of a draft and of all below it."""
+    _sort(root)
+    order = _parents_first(root)
+    sizes = _sizes(order)
+    facts = _facts(order)
+    order = [draft for draft in order if id(draft) in facts]
+    texts, printed = _texts(order, facts, printed=False), _texts(order, facts, printed=True)
+    ties = _ties(order)
+    branches: dict[int, Branch] = {}
+    for draft in reversed(order):
+        children = [branches.pop(id(child)) for child in _shown(draft, facts)]
+        first = ties.get(id(draft))
+        branches[id(draft)] = Branch(
+            name=draft.key,
+            path=draft.path,
+            told=facts[id(draft)],
+            tensors=draft.tensors,
+            children=tuple(children),
+            parameters=sizes[id(draft)][0],
+            nbytes=sizes[id(draft)][1],
+            tied_to=None if first is None else first.path,
+            repeats=first is not None and texts[id(first)] == texts[id(draft)],
+            text=texts[id(draft)],
+            printed=printed[id(draft)],
+        )
+    return branches[id(root)]
+
+
+def _facts(order: list[Draft]) -> dict[int, Told]:
+    """What is said of each draft, but for the parts of an optimizer's state; of a shared module it is said once."""
+    facts: dict[int, Told] = {}
+    of_modules: dict[int, Told] = {}
+    characters = limits.TREE_TEXT
+    for draft in order:
+        if _within_plain(draft):
+            continue
+        fact = of_modules.get(id(draft.module)) if draft.module is not None else None
+        if fact is None:
+            fact = told(draft)
+            if draft.module is not None:
+                of_modules[id(draft.module)] = fact
+        facts[id(draft)] = fact
+        characters -= 2 * draft.depth * (2 + len(fact.settings)) + sum(map(len, fact.settings))
+        if characters < 0:
+            raise LimitError(f"its tree takes more than {limits.TREE_TEXT} characters")
+    return facts
+
+
+def _parents_first(root: Draft) -> list[Draft]:
+    order, stack = [], [root]
+    while stack:
+        draft = stack.pop()
+        order.append(draft)
+        stack.extend(reversed(draft.children.values()))
+    return order
+
+
+def _sort(root: Draft) -> None:
+    """Put the numbered modules of state_dicts into the order of their numbers."""
+    for draft in _parents_first(root):
+        if draft.kind == STATE and all(map(is_number, draft.children)):  # safetensors has 10 before 2
+            draft.children = dict(sorted(draft.children.items(), key=lambda item: int(item[0])))
+
+
+def _within_plain(draft: Draft) -> bool:
+    """Whether it is part of an optimizer's state, which is summed up as a whole."""
+    return draft.parent is not None and draft.parent.plain
+
+
+def _shown(draft: Draft, facts: Mapping[int, Told]) -> list[Draft]:
+    """The children that a draft's class shows."""
+    hidden = facts[id(draft)].hidden
+    return [] if draft.plain else [child for key, child in draft.children.items() if key != hidden]
+
+
+def _texts(order: list[Draft], facts: Mapping[int, Told], *, printed: bool) -> dict[int, int]:
+    """For each draft a number that is that of all drafts with the same text."""
+    numbers: dict[object, int] = {}
+    texts: dict[int, int] = {}
+    for draft in reversed(order):
+        fact = facts[id(draft)]
+        below = tuple((child.key, texts[id(child)]) for child in _shown(draft, facts))
+        text = (fact.kind, fact.printed if printed else fact.settings, below)
+        texts[id(draft)] = numbers.setdefault(text, len(numbers))
+    return texts
+
+
+def _sizes(order: list[Draft]) -> dict[int, tuple[int, int]]:
+    """Elements and bytes of each draft's tensors and those below it, tied ones counted once within it.
+
+    Of a tensor's names that follow each other, the second one counts up to where the two branches meet, not beyond.
+    """
+    steps = limits.WALK_STEPS
+    own = {id(draft): [0, 0] for draft in order}
+    last: dict[object, Draft] = {}
+    for draft in order:
+        for tensor in draft.tensors.values():
+            sums = [(draft, 1)]
+            if tensor.view is not None:
+                if tensor.view in last:
+                    meeting, climbed = _meeting(last[tensor.view], draft)
+                    steps -= climbed
+                    sums.append((meeting, -1))
+                last[tensor.view] = draft
+            for where, sign in sums:
+                own[id(where)][0] += sign * tensor.numel
+                own[id(where)][1] += sign * tensor.nbytes
+        if steps < 0:
+            raise LimitError("its modules share tensors in more ways than a network does")
+    for draft in reversed(order):
+        if draft.parent is not None:
+            parent, sums_of = own[id(draft.parent)], own[id(draft)]
+            parent[0] += sums_of[0]
+            parent[1] += sums_of[1]
+    return {key: (parameters, nbytes) for key, (parameters, nbytes) in own.items()}
+
+
+def _meeting(a: Draft, b: Draft) -> tuple[Draft, int]:
+    """The innermost draft that both lie in, and how many steps it took to find it."""
+    climbed = 0
+    while a is not b:
+        climbed += 1
+        if a.depth >= b.depth and a.parent is not None:
+            a = a.parent
+        elif b.parent is not None:
+            b = b.parent
+    return a, climbed
+
+
+def _ties(order: list[Draft]) -> dict[int, Draft]:
+    """For each draft that is another one's module, the first of them."""
+    arranged = _arrangements(order)
+    first: dict[object, Draft] = {}
+    ties: dict[int, Draft] = {}
+    for draft in order:
+        number = arranged[id(draft)]
+        keys: list[object] = [("object", id(draft.identity))] if draft.kind == MODULE else []
+        keys += [("tensors", number)] if number else []
+        for key in keys:
+            known = first.setdefault(key, draft)
+            if known is not draft:
+                ties.setdefault(id(draft), known)
+    return ties
+
+
+def _arrangements(order: list[Draft]) -> dict[int, int | None]:
+    """For each draft a number that is that of all drafts with the very same tensors in the same places.
+
+    0 stands for no tensor at all, None for tensors that share bytes with none.
+    """
+    numbers: dict[object, int] = {((), ()): 0}
+    arranged: dict[int, int | None] = {}
+    for draft in reversed(order):
+        views = tuple((role, tensor.view) for role, tensor in draft.tensors.items())
+        below = [(key, arranged.get(id(child))) for key, child in draft.children.items()]
+        if draft.plain or any(view is None for _, view in views) or any(number is None for _, number in below):
+            arranged[id(draft)] = None
+            continue
+        key = (views, tuple((key, number) for key, number in below if number))
+        arranged[id(draft)] = numbers.setdefault(key, len(numbers))
+    return arranged

@@ -1,0 +1,268 @@
+"""What `check` answers: whether a checkpoint is whole and sane.
+
+A file that is none of ours is trouble and raises; one that is recognised, but broken, is a finding.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli import limits
+from ckpt_cli.errors import ChangedError, CkptError, FormatError, LimitError, UnknownFormatError
+from ckpt_cli.files.open import Opener
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.unchanged import Identity, identity_at
+from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats.open import read_one
+from ckpt_cli.formats.registry import folder_kind, is_index
+from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.ops.check import entries, shards
+from ckpt_cli.ops.check import hf_config as configs
+from ckpt_cli.ops.check import safetensors as headers
+from ckpt_cli.ops.check import zip as zips
+from ckpt_cli.ops.check.finding import Check, Finding, Spot, Subject
+from ckpt_cli.ops.check.unreadable import CHECKS as BROKEN
+from ckpt_cli.ops.check.unreadable import broken_of
+from ckpt_cli.ops.check.values import CHECKS as VALUES
+from ckpt_cli.ops.check.values import Reading
+from ckpt_cli.ops.hf_config import config_beside
+from ckpt_cli.parallel.map import Told
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+CODES: tuple[Check[Any], ...] = (
+    *BROKEN, *zips.CHECKS, *headers.CHECKS, *entries.CHECKS, *entries.PICKLES, *shards.CHECKS, *configs.CHECKS,
+    *VALUES,
+)  # fmt: skip
+"""Every code that there is; each has its own subject."""
+
+_WORDS = re.compile(r"\b(?:FILE|NAME)\b")
+"""What stands for something else in a hint."""
+
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+@dataclass(slots=True)
+class Report:
+    """The answer."""
+
+    path: str
+    deep: bool
+    """Whether every byte was read."""
+    findings: list[Finding] = field(default_factory=list)
+    files: int = 0
+    """Files of the checkpoint that were opened."""
+    tensors: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing but notes."""
+        return not self.count("error") and not self.count("warning")
+
+    def count(self, severity: str) -> int:
+        """Findings of one severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+
+def check(path: str, executor: Executor | None = None, told: Told = lambda _, __: None) -> Report:
+    """Check a file, an index or a folder; with an executor every byte is read on it, and `told` of how far that is.
+
+    Raises OSError for what cannot be read, UnknownFormatError for what is no checkpoint, UsageError for a folder of
+    several, LimitError for what would take too much to look into.
+    """
+    report = Report(path, deep=executor is not None)
+    with ExitStack() as opened:
+        worker = _Worker(report, opened)
+        try:
+            worker.path(path, executor, told)
+        except (CkptError, OSError):
+            worker.require_unchanged()
+            raise
+        worker.require_unchanged()
+    report.findings.sort(key=lambda finding: _ORDER[finding.severity])
+    return report
+
+
+class _Worker:
+    """One check under way."""
+
+    def __init__(self, report: Report, opened: ExitStack) -> None:
+        self.report = report
+        self._opened = opened
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._reading = Reading() if report.deep else None
+        self._identities: dict[str, Identity | None] = {}
+
+    def path(self, path: str, executor: Executor | None, told: Told) -> None:
+        """All of it."""
+        found, complete = self._open(path)
+        for checkpoint in found:
+            self._inspect(checkpoint)
+        self._configs(path, found, complete=complete)
+        self.report.tensors = sum(len(checkpoint.tensors) for checkpoint in found)
+        if self._reading is not None and executor is not None:
+            self._run(VALUES, self._reading.read(executor, told))
+        self._close_counts()
+
+    def require_unchanged(self) -> None:
+        """Raise ChangedError where a file that was looked into is another one now, or has another content."""
+        for path, identity in self._identities.items():
+            if identity_at(path) != identity:
+                raise ChangedError(path)
+
+    # --- opening
+
+    def _open(self, path: str) -> tuple[list[Checkpoint], bool]:
+        """The checkpoints that a path consists of, as far as they open, and whether that is all of them."""
+        if not os.path.isdir(path):
+            with closing(LocalFile(path)) as file:
+                index = is_index(file)
+            return self._set(path) if index else self._single(path)
+        names = sorted(os.listdir(path))
+        kind = folder_kind(names)
+        if kind is None or kind.name != "shards":
+            return self._single(path)
+        from ckpt_cli.formats.sharded.names import file_in, index_in
+
+        index_name = index_in(path, names)
+        if index_name is not None:
+            return self._set(os.path.join(path, index_name))
+        wanted = shards.wanted_of(names)
+        if wanted is not None:
+            return self._shards(path, "", wanted, {}, {})
+        return self._single(os.path.join(path, file_in(path, names)))
+
+    def _single(self, path: str) -> tuple[list[Checkpoint], bool]:
+        try:
+            checkpoint = open_checkpoint(path)
+        except FormatError as error:
+            self._identities[path] = identity_at(path)
+            self._broken(path, error)
+            return [], False
+        self._opened.callback(checkpoint.close)
+        self._identities.update((file.path, file.seen) for file in checkpoint.container.files)
+        return [checkpoint], not any(note.startswith("one shard of ") for note in checkpoint.notes)
+
+    def _set(self, path: str) -> tuple[list[Checkpoint], bool]:
+        from ckpt_cli.formats.sharded.read import read_index
+
+        with closing(Opener().open(path)) as file:
+            try:
+                weight_map, metadata = read_index(file)
+            except FormatError as error:
+                self._broken(path, error)
+                return [], False
+            self._identities[path] = file.seen
+        names = list(dict.fromkeys(weight_map.values()))
+        self.report.files += 1
+        return self._shards(os.path.dirname(path), os.path.basename(path), names, weight_map, metadata)
+
+    def _shards(
+        self, folder: str, index: str, names: Sequence[str], weight_map: dict[str, str], metadata: dict[str, object]
+    ) -> tuple[list[Checkpoint], bool]:
+        beside = sorted(os.listdir(folder or "."))
+        there = set(beside) & set(names)
+        opened: dict[str, Checkpoint] = {}
+        for name in names:
+            if name in there:
+                checkpoint = self._shard(os.path.join(folder, name))
+                if checkpoint is not None:
+                    opened[name] = checkpoint
+        files = shards.ShardFiles(index, names, beside, weight_map, metadata, opened)
+        self._run(shards.CHECKS, files)
+        return list(opened.values()), files.complete
+
+    def _shard(self, path: str) -> Checkpoint | None:
+        """One shard; one that is no checkpoint at all is a finding too, as the index says that it is one."""
+        opener = Opener()
+        file = opener.open(path)
+        self._identities[path] = file.seen
+        try:
+            checkpoint = read_one(file)
+        except FormatError as error:
+            file.close()
+            self._broken(path, error, part=True)
+            return None
+        opener.release()
+        self._opened.callback(checkpoint.close)
+        return checkpoint
+
+    def _broken(self, path: str, error: FormatError, *, part: bool = False) -> None:
+        """A finding of what a reader refuses; raises what is no fault of a checkpoint."""
+        if isinstance(error, LimitError):
+            raise error
+        broken = broken_of(path, error)
+        if isinstance(error, UnknownFormatError) or os.path.getsize(path) == 0:
+            before = len(self.report.findings)
+            if part or broken.is_late_zip:
+                self._run(BROKEN, broken, path)
+            if len(self.report.findings) == before:
+                raise error
+            return
+        self._run(BROKEN, broken, path)
+        if os.path.isfile(path):
+            self._run(entries.PICKLES, path, path)
+
+    # --- looking
+
+    def _inspect(self, checkpoint: Checkpoint) -> None:
+        self.report.files += len(checkpoint.container.files)
+        self._run(entries.CHECKS, checkpoint, checkpoint.path)
+        if checkpoint.format == "safetensors":
+            self._run(headers.CHECKS, checkpoint, checkpoint.path)
+        archives = []
+        for file in checkpoint.container.files:
+            archive = zips.zip_of(file, checkpoint)
+            if archive is not None:
+                self._run(zips.CHECKS, archive, file.path)
+                archives.append(archive)
+            if checkpoint.format != "safetensors":
+                self._run(entries.PICKLES, file.path, file.path)
+        if self._reading is not None:
+            self._reading.add(checkpoint, archives)
+
+    def _configs(self, path: str, found: Sequence[Checkpoint], *, complete: bool) -> None:
+        config, adapter = config_beside(path) or {}, config_beside(path, "adapter_config.json") or {}
+        if found and (config or adapter):
+            tensors = [tensor for checkpoint in found for tensor in checkpoint.tensors]
+            where = os.path.basename(os.path.normpath(path))
+            subject = configs.Configured(where, tensors, configs.text_config(config), adapter, complete)
+            self._run(configs.CHECKS, subject)
+
+    # --- telling
+
+    def _run(self, checks: Sequence[Check[Subject]], subject: Subject, path: str = "") -> None:
+        """Add what the checks find, of each code a bounded number; `path` is the file, where it is one alone."""
+        for each in checks:
+            for spot in each.find(subject):
+                self._say(each, spot, path or self.report.path)
+
+    def _say(self, each: Check[Subject], spot: Spot, path: str) -> None:
+        severity = spot.severity or each.severity
+        self._counts[severity, each.code] += 1
+        if self._counts[severity, each.code] <= limits.CHECK_FINDINGS:
+            words = {"FILE": path, "NAME": spot.name}
+            hint = _WORDS.sub(lambda word: shlex.quote(words[word[0]]), spot.hint or each.hint)
+            self.report.findings.append(Finding(severity, each.code, spot.where, spot.message, hint))
+
+    def _close_counts(self) -> None:
+        """Say of each code how many were left out."""
+        for (severity, code), count in self._counts.items():
+            if count > limits.CHECK_FINDINGS:
+                where = os.path.basename(os.path.normpath(self.report.path))
+                more = f"and {count - limits.CHECK_FINDINGS} more"
+                self.report.findings.append(Finding(severity, code, where, more, ""))
+
+
+def codes() -> Iterator[tuple[str, str, str]]:
+    """Every code with its severity and its meaning, for the README."""
+    for each in CODES:
+        yield each.code, each.severity, each.meaning

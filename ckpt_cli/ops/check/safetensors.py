@@ -1,0 +1,93 @@
+"""Checks of safetensors files, beyond what their reader refuses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from ckpt_cli.errors import CkptError
+from ckpt_cli.formats.safetensors.read import repeated_names
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.ops.check.finding import Check, Spot
+
+_FORMATS = ("pt", "tf", "flax", "mlx")
+"""What the metadata's `format` says that transformers takes."""
+
+
+_MAPPED = ("zip", "safetensors")
+"""Formats that torch or safetensors maps into memory."""
+
+
+def _where(checkpoint: Checkpoint) -> str:
+    return os.path.basename(checkpoint.path)
+
+
+def _repeated(checkpoint: Checkpoint) -> Iterator[Spot]:
+    for name in repeated_names(checkpoint.container.files[0]):
+        yield Spot(f"{_where(checkpoint)}: {name}", "the name is in the header twice; readers take the last")
+
+
+def _no_format(checkpoint: Checkpoint) -> Iterator[Spot]:
+    """Metadata without a format; transformers takes none at all, but not metadata that do not say it."""
+    said = checkpoint.metadata.get("format")
+    if said in _FORMATS:
+        return
+    beside = os.path.exists(os.path.join(os.path.dirname(checkpoint.path), "config.json"))
+    what = "its metadata do not say" if said is None else "its metadata say another thing than"
+    severity = "warning" if beside and checkpoint.metadata else ""
+    yield Spot(_where(checkpoint), f"{what} format: pt, without which transformers refuses metadata", severity)
+
+
+def _dangling(checkpoint: Checkpoint) -> Iterator[Spot]:
+    """Metadata that look like an alias, `x.weight: y.weight`, of a tensor that is not there."""
+    names = {entry.name for entry in checkpoint.entries}
+    endings = {name.rpartition(".")[2] for name in names if "." in name}
+    for dropped, kept in checkpoint.metadata.items():
+        ending = kept.rpartition(".")[2]
+        if (
+            "." in kept
+            and ending in endings
+            and dropped.rpartition(".")[2] == ending
+            and kept not in names
+            and dropped not in names
+        ):
+            yield Spot(
+                f"{_where(checkpoint)}: {dropped}", f"its metadata call it an alias of {kept}, which is not there"
+            )
+
+
+def _misaligned(checkpoint: Checkpoint) -> Iterator[Spot]:
+    """Tensors whose bytes do not begin at a multiple of their element size."""
+    odd: list[Tensor] = []
+    if checkpoint.format not in _MAPPED:
+        return
+    for tensor in checkpoint.tensors:
+        if tensor.storage is None or not tensor.nbytes or tensor.alias_of is not None or tensor.dtype.bits < 16:
+            continue
+        try:
+            extents = checkpoint.container.extents(tensor.storage, 0, tensor.nbytes)
+        except CkptError:  # compressed, or what another check tells
+            continue
+        if extents and extents[0].offset % min(tensor.dtype.bits // 8, 8):
+            odd.append(tensor)
+    if odd:
+        yield Spot(
+            _where(checkpoint),
+            f"the bytes of {len(odd)} tensors, such as {odd[0].name}, are not aligned to their elements",
+        )
+
+
+CHECKS: tuple[Check[Checkpoint], ...] = (
+    Check("repeated-name", "warning", "a safetensors header has a name twice", _repeated, "write the file again"),
+    Check("dangling-alias", "warning", "safetensors metadata name an alias of a tensor that is not there", _dangling),
+    Check("no-format", "note",
+          "safetensors metadata do not say `format: pt`; a warning where a `config.json` is beside it, as transformers "
+          "then refuses the file", _no_format,
+          "save it with save_file(…, metadata={'format': 'pt'})"),
+)  # fmt: skip
+
+MISALIGNED: Check[Checkpoint] = Check(
+    "misaligned", "note", "tensors do not begin at a multiple of their element size: mapped, they are slow or refused",
+    _misaligned, "write the file again",
+)  # fmt: skip
+"""Of files of every format."""

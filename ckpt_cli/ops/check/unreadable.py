@@ -1,0 +1,116 @@
+"""Checks of files that no reader opens: what is the matter, and how much is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, ShortStorageError, TruncatedError
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.ops.check.finding import Check, Spot
+from ckpt_cli.ops.check.zip import least_size
+from ckpt_cli.scanner.tolerant_zip import LooseZip, zips_within
+
+_FETCH = "fetch or copy it again; no tool can bring back what is missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A file that a reader refused."""
+
+    path: str
+    where: str
+    error: FormatError
+
+    late_zip: LooseZip | None
+    """The torch zip file in it that something follows or precedes; None where there is none."""
+
+    @property
+    def is_late_zip(self) -> bool:
+        """Whether a torch zip is in it, but not at its begin."""
+        found = self.late_zip
+        return found is not None and found.begin > 0
+
+
+def broken_of(path: str, error: FormatError) -> Broken:
+    """A file, or a folder, with the error of its reader."""
+    if error.path is not None and os.path.isfile(error.path):
+        path = error.path  # of a folder or a set: the one file of it
+    return Broken(path, os.path.basename(os.path.normpath(path)), error, _late_zip(path))
+
+
+def _late_zip(path: str) -> LooseZip | None:
+    try:
+        with closing(LocalFile(path)) as file:
+            found = next(zips_within(file), None)
+            if found is None or not any(member.name.endswith("/data.pkl") for member in found.members):
+                return None
+            return found if found.begin > 0 or found.end < file.size else None
+    except (CkptError, OSError):
+        return None
+
+
+def _truncated(broken: Broken) -> Iterator[Spot]:
+    if type(broken.error) is not TruncatedError or broken.late_zip is not None:
+        return
+    needed, size = None, 0
+    if os.path.isfile(broken.path):
+        with closing(LocalFile(broken.path)) as file:
+            needed, size = least_size(file), file.size
+    told = f"; {needed - size} bytes at least are missing" if needed is not None and needed > size else ""
+    yield Spot(broken.where, broken.error.problem + told)
+
+
+def _short(broken: Broken) -> Iterator[Spot]:
+    if isinstance(broken.error, ShortStorageError):
+        yield Spot(broken.where, broken.error.problem)
+
+
+def _malformed(broken: Broken) -> Iterator[Spot]:
+    if type(broken.error) is MalformedError and broken.late_zip is None:
+        yield Spot(broken.where, broken.error.problem, hint=broken.error.hint or "")
+
+
+def _leading(broken: Broken) -> Iterator[Spot]:
+    found = broken.late_zip
+    if found is not None and found.begin > 0:
+        yield Spot(
+            broken.where,
+            f"{found.begin} bytes stand before the zip file, so that torch does not load it",
+            hint=f"tail -c +{found.begin + 1} FILE > OUT makes a copy without them",
+        )
+
+
+def _far_end(broken: Broken) -> Iterator[Spot]:
+    """A zip whose end record lies too far from the end of the file to be found by everyone."""
+    found = broken.late_zip
+    if found is not None and found.begin == 0:
+        with closing(LocalFile(broken.path)) as file:
+            rest = file.size - found.end
+        yield Spot(
+            f"{broken.where} (byte {found.end})",
+            f"{rest} bytes follow the end of the zip file, too many for readers to find it",
+            hint=f"head -c {found.end} FILE > OUT makes a copy without them",
+        )
+
+
+def _not_one(broken: Broken) -> Iterator[Spot]:
+    """A part of a set that is no checkpoint, such as an error page that was saved in its place."""
+    if type(broken.error) not in (TruncatedError, ShortStorageError, MalformedError) and broken.late_zip is None:
+        yield Spot(broken.where, broken.error.problem)
+
+
+CHECKS: tuple[Check[Broken], ...] = (
+    Check("truncated", "error", "a file ends early: a write, a copy or a download was cut short", _truncated, _FETCH),
+    Check("short-storage", "error",
+          "a storage has fewer bytes than its tensors need, or none: `torch.load(mmap=True)` silently reads beyond it",
+          _short, _FETCH),
+    Check("malformed", "error", "a file breaks the rules of its format: header, ranges, views, pickle", _malformed,
+          "ckpt scan FILE tells whether it was made to deceive"),
+    Check("leading-bytes", "error", "something stands before a zip file", _leading),
+    Check("far-end", "error", "so many bytes follow a zip file that its end is not found", _far_end),
+    Check("no-checkpoint", "error", "a shard is no checkpoint at all, such as a saved error page or a git LFS pointer",
+          _not_one, _FETCH),
+)  # fmt: skip

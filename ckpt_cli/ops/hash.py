@@ -1,0 +1,297 @@
+"""What `hash` answers: a digest of the content of each tensor, and of all of them.
+
+The digest depends on dtype, shape and values alone, not on the container, the shards, the order of entries, strides or
+ties. With H the hash function, a tensor's digest is
+
+    H(json.dumps([dtype, shape]) + H(piece 0) + H(piece 1) + …)
+
+where the pieces are 4 MiB each (the last one less) of its elements in row-major order, little-endian; so the pieces of
+one huge tensor are hashed side by side. What is no plain array has more in its list: a quantized tensor its quantizer,
+one that is made of others its layout, shape and the digests of its parts; of one that has others as attributes the
+digest is that of its own and a map of theirs. The checkpoint's digest is H(json.dumps({name: digest}, sort_keys=True)).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ckpt_cli import limits
+from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.ops.budget import Work
+from ckpt_cli.parallel.map import Told, grouped, run
+from ckpt_cli.parallel.tensor_chunks import CHUNK, Source
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+PIECE = 4 << 20
+"""Bytes of a piece: part of what the digest is, so it never changes."""
+
+ALGORITHMS = ("blake3", "sha256")
+
+
+class _Digest(Protocol):
+    def update(self, data: memoryview | bytes, /) -> object: ...
+    def digest(self) -> bytes: ...
+    def hexdigest(self) -> str: ...
+
+
+_New = Callable[[], _Digest]
+
+
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """The answer."""
+
+    algorithm: str
+    checkpoint: str
+    """The digest of all tensors, as hexadecimal digits."""
+    tensors: dict[str, str]
+    """That of each, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a checkpoint differs from what a manifest says."""
+
+    differ: Sequence[str] = ()
+    """Names whose content is another."""
+    missing: Sequence[str] = ()
+    """Names that the manifest has and the checkpoint has not."""
+    new: Sequence[str] = ()
+    """Names that only the checkpoint has."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no difference."""
+        return not (self.differ or self.missing or self.new)
+
+
+@dataclass(slots=True)
+class _Subject:
+    """One distinct view whose bytes are hashed."""
+
+    source: Source
+    head: bytes
+    nbytes: int
+    pieces: list[bytes] = field(default_factory=list)
+    """The digests of its pieces, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A piece to be hashed: where it is, or the bytes themselves where they had to be gathered."""
+
+    number: int
+    """That of its subject."""
+    source: Source
+    begin: int
+    end: int
+    data: bytes | None = None
+
+
+def hash_tensors(checkpoint: Checkpoint, algorithm: str, executor: Executor, told: Told = lambda _, __: None) -> Hashes:
+    """Hash every tensor, on an executor; `told` hears of the bytes done.
+
+    Raises UnsupportedError where two tensors have one name, and for a strided view of packed elements.
+    """
+    new = _new(algorithm)
+    with about(checkpoint.path):
+        hasher = _Hasher(checkpoint, algorithm)
+        for tensor in checkpoint.tensors:
+            hasher.add(tensor)
+        hasher.read(executor, told)
+        found: dict[str, str] = {}
+        for tensor in checkpoint.tensors:
+            if tensor.name in found:
+                raise UnsupportedError(f"it has two tensors called {tensor.name!r}, so a name does not say which")
+            found[tensor.name] = hasher.digest(tensor)
+    return Hashes(algorithm, _hex(new, json.dumps(found, sort_keys=True).encode()), found)
+
+
+def _new(algorithm: str) -> _New:
+    if algorithm == "sha256":
+        from hashlib import sha256
+
+        return sha256
+    from blake3 import blake3
+
+    return blake3
+
+
+def _hex(new: _New, data: bytes) -> str:
+    digest = new()
+    digest.update(data)
+    return digest.hexdigest()
+
+
+class _Hasher:
+    """The tensors of one checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, algorithm: str) -> None:
+        self._checkpoint = checkpoint
+        self._algorithm = algorithm
+        self._new = _new(algorithm)
+        self._work = Work(checkpoint)
+        self._subjects: dict[object, _Subject] = {}
+        self._known: dict[int, str] = {}
+        """Digests by the identity of the tensor or part."""
+
+    def add(self, tensor: Tensor) -> None:
+        """Ask for the bytes of a tensor, or of its parts."""
+        for part in tensor.attributes if tensor.storage is not None else tensor.parts:
+            self.add(part)
+        if tensor.storage is None:
+            return
+        if (key := self._key(tensor)) not in self._subjects:
+            region = Region.of(tensor)
+            self._work.add_parts(tensor)
+            self._work.add(tensor, region)
+            source = _source(self._checkpoint, tensor, region)
+            self._subjects[key] = _Subject(source, self._head(tensor), source.nbytes)
+
+    def _key(self, tensor: Tensor) -> object:
+        return tensor.view or id(tensor)
+
+    def _head(self, tensor: Tensor) -> bytes:
+        facts: list[object] = [tensor.dtype.name, tensor.shape]
+        if tensor.quantizer is not None:
+            from ckpt_cli.arrays.quantized import parameters
+
+            scales, zeros = parameters(self._checkpoint, tensor)
+            facts.append([tensor.quantizer.scheme, tensor.quantizer.axis, scales.tolist(), zeros.tolist()])
+        return json.dumps(facts).encode()
+
+    def read(self, executor: Executor, told: Told) -> None:
+        """Hash every piece, in the order of the files."""
+        subjects = sorted(self._subjects.values(), key=lambda subject: subject.source.place)
+        total = sum(subject.nbytes for subject in subjects)
+        done = 0
+
+        items = (
+            (piece, piece.end - piece.begin) for number, one in enumerate(subjects) for piece in _pieces(number, one)
+        )
+        for nbytes, answers in run(grouped(items, PIECE), partial(_hash_job, self._algorithm), executor):
+            for number, digest in answers:
+                subjects[number].pieces.append(digest)
+            done += nbytes
+            told(done, total)
+
+    def digest(self, tensor: Tensor) -> str:
+        """The digest of a tensor whose pieces have been hashed."""
+        known = self._known.get(id(tensor))
+        if known is None:
+            known = self._known[id(tensor)] = self._digest(tensor)
+        return known
+
+    def _digest(self, tensor: Tensor) -> str:
+        if tensor.storage is not None:
+            subject = self._subjects[self._key(tensor)]
+            found = _hex(self._new, subject.head + b"".join(subject.pieces))
+            attributes = {part.name: self.digest(part) for part in tensor.attributes}
+            return _hex(self._new, json.dumps([found, attributes], sort_keys=True).encode()) if attributes else found
+        facts: list[object] = [tensor.layout, tensor.shape]
+        facts.append({part.name: self.digest(part) for part in tensor.parts} if tensor.parts else tensor.dtype.name)
+        return _hex(self._new, json.dumps(facts, sort_keys=True).encode())
+
+
+def _hash_job(algorithm: str, job: list[_Piece]) -> tuple[int, list[tuple[int, bytes]]]:
+    """The bytes of a job, and the digest of each piece by the number of its subject."""
+    new = _new(algorithm)
+    return sum(piece.end - piece.begin for piece in job), [(piece.number, _hash_piece(new, piece)) for piece in job]
+
+
+def _hash_piece(new: _New, piece: _Piece) -> bytes:
+    digest = new()
+    if piece.data is not None:
+        digest.update(piece.data)
+        return digest.digest()
+    try:
+        for begin in range(piece.begin, piece.end, CHUNK):
+            digest.update(piece.source.read_bytes(begin, min(begin + CHUNK, piece.end)))
+    except CkptError as error:
+        error.path = error.path or piece.source.path
+        raise
+    return digest.digest()
+
+
+def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> Source:
+    """What reads the elements as they are hashed: quantized ones as their integers, unless these are packed."""
+    if tensor.layout == "quantized" and tensor.dtype.bits >= 8:
+        from ckpt_cli.arrays.quantized import integers
+
+        tensor = integers(tensor)
+    source = Source(checkpoint, tensor, region)
+    if source.plain and (tensor.conj or tensor.neg or (tensor.big_endian and tensor.dtype.bits > 8)):
+        source.gather()
+    return source
+
+
+def _pieces(number: int, subject: _Subject) -> Iterator[_Piece]:
+    """The pieces of a view, cut at the same places however its bytes are stored."""
+    if subject.source.plain:
+        for begin in range(0, subject.nbytes, PIECE):
+            subject.source.expect(begin + PIECE)
+            yield _Piece(number, subject.source, begin, min(begin + PIECE, subject.nbytes))
+        return
+    done = 0
+    held = bytearray()
+    for data in _gathered(subject.source):
+        held += data
+        while len(held) >= PIECE:
+            yield _Piece(number, subject.source, done, done + PIECE, bytes(held[:PIECE]))
+            del held[:PIECE]
+            done += PIECE
+    if held:
+        yield _Piece(number, subject.source, done, done + len(held), bytes(held))
+
+
+def _gathered(source: Source) -> Iterator[bytes]:
+    """The elements row after row, little-endian and without flags, a bounded number at a time."""
+    from ckpt_cli.arrays.codec import little_endian
+
+    for begin, end in source.cuts(max(PIECE * 8 // source.dtype.bits, 1)):
+        data = source.chunk(begin, end).data or b""
+        yield little_endian(source.tensor, data)
+    source.release()
+
+
+# --- manifests -------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(path: str) -> Hashes:
+    """Read what `hash --json` printed; raises MalformedError for anything else, LimitError for what is far too long."""
+    with LocalFile(path) as file:
+        if file.size > limits.INDEX_JSON:
+            raise LimitError("far too long for a manifest", path=path)
+        text = file.read(0, file.size)
+    try:
+        parsed: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        raise MalformedError("no manifest: not JSON", path=path, hint="ckpt hash --json FILE writes one") from None
+    if not (isinstance(parsed, dict) and parsed.get("algorithm") in ALGORITHMS and _is_map(parsed.get("tensors"))):
+        raise MalformedError(
+            "no manifest: it lacks the algorithm or the tensors", path=path, hint="ckpt hash --json FILE writes one"
+        )
+    return Hashes(parsed["algorithm"], str(parsed.get("checkpoint", "")), parsed["tensors"])
+
+
+def _is_map(tensors: object) -> bool:
+    return isinstance(tensors, dict) and all(isinstance(digest, str) for digest in tensors.values())
+
+
+def compare(manifest: Hashes, found: Hashes) -> Verdict:
+    """What differs between a manifest and a checkpoint."""
+    old, new = manifest.tensors, found.tensors
+    return Verdict(
+        differ=[name for name in old if name in new and old[name].lower() != new[name]],
+        missing=[name for name in old if name not in new],
+        new=[name for name in new if name not in old],
+    )

@@ -1,0 +1,88 @@
+"""What `info` answers: a checkpoint in a dozen lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.ops.aliasing import all_named, stored_nbytes, tie_groups, unique_numel
+from ckpt_cli.ops.ls import list_waste
+
+
+@dataclass(frozen=True, slots=True)
+class DTypeShare:
+    """How much of a checkpoint is of one dtype."""
+
+    tensors: int
+    numel: int
+    """Elements, those of tied tensors counted once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The facts of a checkpoint as a whole."""
+
+    path: str
+    format: str
+    version: str
+    """What the container says of its version, in words."""
+    file_nbytes: int
+    """Bytes of all its files."""
+    shards: int
+    """Files that have its tensors: an index is none."""
+    tensors: int
+    parameters: int
+    """Elements of all tensors, those of tied ones counted once."""
+    nbytes: int
+    """Bytes of all storages."""
+    values: int
+    """Entries that are no tensors."""
+    dtypes: Mapping[str, DTypeShare]
+    top_level: Sequence[str]
+    ties: int
+    """Groups of tied names."""
+    tie_nbytes: int
+    """Bytes that the ties save."""
+    waste_nbytes: int
+    """Bytes of storages that no view uses."""
+    metadata: Mapping[str, str]
+    objects: Sequence[str]
+    """Names that its pickle would import, beyond those that plain tensors and dicts need."""
+
+
+def summarize(checkpoint: Checkpoint) -> Summary:
+    """The facts of a checkpoint; reads nothing beyond what opening it has read."""
+    tensors = checkpoint.tensors
+    by_dtype: dict[str, list[int]] = {}
+    for number, tensor in enumerate(tensors):
+        by_dtype.setdefault(tensor.dtype.name, []).append(number)
+    groups = tie_groups(all_named(tensors))
+    return Summary(
+        path=checkpoint.path,
+        format=checkpoint.format,
+        version=checkpoint.version,
+        file_nbytes=sum(file.size for file in checkpoint.container.files),
+        shards=_shards(checkpoint),
+        tensors=len(tensors),
+        parameters=unique_numel(tensors),
+        nbytes=stored_nbytes(tensors),
+        values=len(checkpoint.entries) - len(tensors),
+        dtypes={
+            name: DTypeShare(len(numbers), unique_numel(tensors[number] for number in numbers))
+            for name, numbers in by_dtype.items()
+        },
+        top_level=checkpoint.top_level,
+        ties=len(groups),
+        tie_nbytes=sum((len(group) - 1) * group[0].nbytes for group in groups),
+        waste_nbytes=sum(waste.nbytes - waste.used for waste in list_waste(checkpoint)),
+        metadata=checkpoint.metadata,
+        objects=checkpoint.objects,
+    )
+
+
+def _shards(checkpoint: Checkpoint) -> int:
+    """The files that have the tensors: an index of shards and the metadata of a DCP folder are none of them."""
+    names = [os.path.basename(file.path) for file in checkpoint.container.files]
+    return max(sum(not name.endswith((".index.json", ".metadata")) for name in names), 1)

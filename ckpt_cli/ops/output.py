@@ -1,0 +1,83 @@
+"""New files that commands write on demand (`-o OUT`): what must not become one, and how their errors are told."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from ckpt_cli.errors import UsageError
+from ckpt_cli.files.atomic import replacing
+from ckpt_cli.files.content_addressed import refuse_cached
+from ckpt_cli.files.journal.apply import recover
+from ckpt_cli.files.sidecars import journal_path, temporary_path
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.model.checkpoint import Checkpoint
+
+
+def check_output(output: str, source: str, hint: str) -> None:
+    """Raise before any work is done where `output` cannot become a new file made from `source`."""
+    require_name(output)
+    if os.path.isdir(output):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), output)
+    if os.path.exists(output) and not os.path.isfile(output):  # a device, a pipe: a rename would take its place
+        raise UsageError(
+            "is no regular file, and only such a one can be replaced", path=output, hint="name another file"
+        )
+    if os.path.exists(output) and os.path.samefile(source, output):
+        raise UsageError("the output is the file itself", path=output, hint=hint)
+    refuse_cached(output)
+    if os.path.lexists(journal_path(output)):  # what an edit of it left is finished before it is replaced
+        recover(output)
+
+
+def require_name(output: str) -> None:
+    """Raise for the empty name that a variable of a script had which was never set."""
+    if not output:
+        raise UsageError("the output has an empty name", hint="name a file, or leave -o out to edit in place")
+
+
+def own_file(checkpoint: Checkpoint, path: str) -> str:
+    """The file that an edit of a checkpoint opened as `path` is about: where that is a folder, the one in it."""
+    own: str = checkpoint.container.files[0].path if os.path.isdir(path) and not checkpoint.is_set else path
+    return own
+
+
+def refuse_own(checkpoint: Checkpoint, output: str, hint: str) -> None:
+    """Raise where an output is one of the files that the checkpoint consists of."""
+    for file in checkpoint.container.files:
+        if os.path.exists(output) and os.path.samestat(os.stat(output), os.fstat(file.fd)):
+            raise UsageError("the output is the file itself", path=output, hint=hint)
+
+
+def check_output_folder(output: str) -> None:
+    """Raise before any work is done where `output` cannot become a new folder."""
+    require_name(output)
+    if os.path.lexists(output) and not (os.path.isdir(output) and not os.listdir(output)):
+        raise UsageError(
+            "the result consists of several files, so it must go to a folder that is new or empty",
+            path=output,
+            hint="name another folder",
+        )
+
+
+def other_names(*paths: str) -> int:
+    """Count the further names (hard links) of files that are to be replaced by new ones."""
+    count = 0
+    for path in paths:
+        with suppress(FileNotFoundError):
+            count += os.stat(path).st_nlink - 1
+    return count
+
+
+@contextmanager
+def writing(output: str, *, mode_of: str | None = None) -> Iterator[LocalFile]:
+    """A file that becomes `output` when the block ends well; an error of its hidden name is told as one of `output`."""
+    try:
+        with replacing(output, mode_of=mode_of) as target:
+            yield target
+    except OSError as error:
+        if error.filename == temporary_path(output):
+            error.filename = output
+        raise

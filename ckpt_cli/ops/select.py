@@ -1,0 +1,162 @@
+"""NAME arguments: an exact name, a prefix, a glob, each with an index in brackets if wanted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
+
+if TYPE_CHECKING:
+    from ckpt_cli.arrays.indexing import Index, Region
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """An entry that a NAME argument selects, and the index that goes with it."""
+
+    entry: Entry
+    index: Index | None
+    exact: bool
+    """Whether the argument was the entry's own name or that of a part of it, rather than a prefix or glob."""
+
+
+def select(checkpoint: Checkpoint, arguments: Iterable[str]) -> list[Selection]:
+    """The entries that each argument selects, in its order; no argument selects all.
+
+    Raises NameNotFoundError for an argument that selects nothing.
+    """
+    arguments = list(arguments)
+    if not arguments:
+        return [Selection(entry, None, exact=False) for entry in checkpoint.entries]
+    return [selection for argument in arguments for selection in select_one(checkpoint, argument)]
+
+
+def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
+    """The entries that one NAME argument selects."""
+    names = dict.fromkeys(entry.name for entry in checkpoint.entries)  # no set: suggestions come in the file's order
+    pattern, index_text, literal = split_index(argument, names)
+    index = None if index_text is None else _parsed(index_text)
+    if pattern in names or literal:
+        found = [entry for entry in checkpoint.entries if entry.name == pattern]
+    else:
+        found = _matching(checkpoint.entries, pattern)
+    if not found and (part := _part_named(checkpoint.entries, pattern)) is not None:
+        return [Selection(part, index, exact=True)]
+    if not found:
+        raise NameNotFoundError(pattern, close_names(pattern, names), path=checkpoint.path)
+    return [Selection(entry, index, exact=pattern in names) for entry in found]
+
+
+def select_to_edit(checkpoint: Checkpoint, argument: str) -> list[Selection]:
+    """The entries that one NAME argument selects, each to be changed.
+
+    Raises RefusedError where several entries have a name that it selects: a dict may have the keys 0 and "0", or the
+    key `a.b` beside the key `b` of its `a`. Looking at them shows all; an edit would have to guess.
+    """
+    found = select_one(checkpoint, argument)
+    counts = Counter(entry.name for entry in checkpoint.entries)
+    for selection in found:
+        name = selection.entry.name
+        if name not in counts:  # a part of a tensor, which is called by the name of the whole and its own
+            name = next((whole for whole, count in counts.items() if count > 1 and name.startswith(f"{whole}.")), name)
+        if counts[name] > 1:
+            raise RefusedError(
+                f"several entries are called {name!r}, and it cannot be told which one is meant", path=checkpoint.path
+            )
+    return found
+
+
+def refuse_index(checkpoint: Checkpoint, argument: str, selections: Iterable[Selection], command: str) -> None:
+    """Raise UsageError where a command that is about whole entries is asked for a part of one."""
+    if any(selection.index is not None for selection in selections):
+        raise UsageError(
+            f"{argument!r} is a part of a tensor: {command} is about whole ones",
+            path=checkpoint.path,
+            hint="ckpt show FILE NAME[INDEX] prints the values of a part",
+        )
+
+
+def _part_named(entries: Sequence[Entry], name: str) -> Tensor | None:
+    """The part of a tensor that is made of others by its own name, `emb.weight.values`."""
+    for holder in reversed(entries):
+        if isinstance(holder, Tensor) and holder.parts and (not holder.name or name.startswith(f"{holder.name}.")):
+            part: Tensor | None = holder
+            reached = holder.name
+            while part is not None and reached != name:
+                part, reached = _step(part, reached, name)
+            if part is not None:
+                return replace(part, name=name)
+    return None
+
+
+def _step(tensor: Tensor, reached: str, name: str) -> tuple[Tensor | None, str]:
+    """The part on the way to a name, and the name of that part."""
+    for part in tensor.parts:
+        full = f"{reached}.{part.name}" if reached else part.name
+        if name == full or name.startswith(f"{full}."):
+            return part, full
+    return None, name
+
+
+def part_of(tensor: Tensor, index: Index | None) -> Region:
+    """The part of a tensor that an index selects, or all of it; raises UsageError where it does not fit."""
+    from ckpt_cli.arrays.indexing import Region
+
+    try:
+        return Region.of(tensor).at(index or ())
+    except UsageError as error:
+        raise UsageError(f"tensor {tensor.name!r}: {error.problem}") from None
+
+
+def _parsed(text: str) -> Index:
+    from ckpt_cli.arrays.indexing import parse_index
+
+    return parse_index(text)
+
+
+def is_glob(pattern: str) -> bool:
+    """True where an argument is matched against names, rather than being one or a prefix."""
+    return "*" in pattern or "?" in pattern
+
+
+def _matching(entries: Sequence[Entry], pattern: str) -> list[Entry]:
+    """The entries below a prefix, or those that a glob matches."""
+    if is_glob(pattern):
+        from fnmatch import translate  # to an expression that never backtracks, however long a hostile name is
+
+        glob = re.compile(translate(pattern.replace("[", "[[]")))
+        return [entry for entry in entries if glob.fullmatch(entry.name)]
+    prefix = pattern.removesuffix(".") + "."
+    return [entry for entry in entries if entry.name.startswith(prefix)]
+
+
+def split_index(argument: str, names: Iterable[str] = ()) -> tuple[str, str | None, bool]:
+    """`NAME[…]` as (name, index text, whether quotes make it literal); a known name that ends in a bracket wins."""
+    if argument[:1] in ('"', "'"):
+        name, quote, rest = argument[1:].partition(argument[0])
+        if not quote or (rest and not (rest.startswith("[") and rest.endswith("]"))):
+            raise UsageError(f"{argument!r} has no matching quote, or something after it that is no [index]")
+        return name, rest[1:-1] if rest else None, True
+    if argument in names or not argument.endswith("]") or "[" not in argument:
+        return argument, None, False
+    name, _, index = argument.removesuffix("]").rpartition("[")
+    return name, index, False
+
+
+def close_names(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three known names that the user may have meant."""
+    import difflib
+
+    pool = list(names)[:20_000]
+    last = name.rpartition(".")[2]
+    same_end = [known for known in pool if known.endswith(f".{name}")] if name else []
+    return (
+        same_end[:3]
+        or difflib.get_close_matches(name, pool, 3, 0.7)
+        or [known for known in pool if last and known.rpartition(".")[2] == last][:3]
+    )

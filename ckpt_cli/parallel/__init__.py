@@ -1,0 +1,1 @@
+"""Jobs over ranges of bytes, run on an executor, with results in order."""

@@ -1,0 +1,146 @@
+"""Every byte of some files read once, in their order, in jobs (`parallel/map.py`).
+
+A job is a range of a file with the records and the runs of elements in it; what it answers merges with what others
+answer in the order of the file.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from typing import TYPE_CHECKING
+
+from ckpt_cli.arrays.tally import Tally, merged, tally
+from ckpt_cli.dtypes import DType
+from ckpt_cli.files.crc32 import combine
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.parallel import map as jobs
+from ckpt_cli.parallel.map import JOB, buffer
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+BLOCK = 2 << 20
+"""Bytes that a job reads at a time, so that they are still in the processor's last cache when they are summed."""
+
+_NEAR = 4096
+"""Bytes that a job may have between two parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A range of a file that one question is asked of."""
+
+    number: int
+    """Which question: of the records or of the tensors, the asker's own number."""
+    begin: int
+    """The first byte in the file."""
+    end: int
+    dtype: DType | None = None
+    """Of the elements; None for a record, whose CRC is asked for."""
+    big_endian: bool = False
+
+    def cut(self, begin: int, end: int) -> Part:
+        """What of it lies in a range."""
+        return Part(self.number, max(self.begin, begin), min(self.end, end), self.dtype, self.big_endian)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes that must not be parted."""
+        return self.dtype.itemsize if self.dtype is not None else 1
+
+
+@dataclass(slots=True)
+class Job:
+    """A range of a file, and what is asked of it."""
+
+    file: LocalFile
+    begin: int
+    end: int
+    parts: list[Part] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Answers:
+    """What the bytes say, by the numbers of the parts."""
+
+    crcs: dict[int, int] = field(default_factory=dict)
+    tallies: dict[int, Tally] = field(default_factory=dict)
+
+    def add(self, part: Part, found: int | Tally) -> None:
+        """Take what a part says, which follows what was taken of its number before."""
+        if isinstance(found, Tally):
+            self.tallies[part.number] = merged(self.tallies.get(part.number), found)
+        else:
+            self.crcs[part.number] = combine(self.crcs.get(part.number, 0), found, part.end - part.begin)
+
+
+def jobs_of(file: LocalFile, parts: Iterable[Part]) -> Iterator[Job]:
+    """Cut a file into jobs, in its order; parts that overlap are asked together where their elements allow it."""
+    pending = [(part.begin, place, part) for place, part in enumerate(parts) if part.begin < part.end]
+    heapify(pending)
+    job: Job | None = None
+    while pending:
+        begin, place, part = pending[0]
+        if job is None or not _joins(job, part, begin):
+            if job is not None:
+                yield job
+            job = Job(file, begin, begin)
+        end = min(part.end, job.begin + JOB)
+        job.parts.append(part.cut(begin, end))
+        job.end = max(job.end, end)
+        if end < part.end:
+            heapreplace(pending, (end, place, part))
+        else:
+            heappop(pending)
+    if job is not None:
+        yield job
+
+
+def _joins(job: Job, part: Part, begin: int) -> bool:
+    """Whether a part from `begin` on belongs into a job, whose blocks must not cut its elements."""
+    return (
+        job.begin <= begin < job.begin + JOB and begin <= job.end + _NEAR and (begin - job.begin) % part.itemsize == 0
+    )
+
+
+def read_all(work: Iterable[Job], executor: Executor, told: Callable[[int], None] = lambda _: None) -> Answers:
+    """Run jobs; `told` gets the bytes of each that is done, in order."""
+    answers = Answers()
+    for nbytes, found in jobs.run(map(_expected, work), _read, executor):
+        for part, answer in found:
+            answers.add(part, answer)
+        told(nbytes)
+    return answers
+
+
+def _expected(job: Job) -> Job:
+    """A job whose bytes the system was asked to read ahead."""
+    job.file.expect(job.begin, job.end - job.begin)
+    return job
+
+
+def _read(job: Job) -> tuple[int, list[tuple[Part, int | Tally]]]:
+    """Read a job's bytes, block by block; how many, and what each part says."""
+    room = buffer(BLOCK)
+    found: list[tuple[Part, int | Tally]] = []
+    for begin in range(job.begin, job.end, BLOCK):
+        end = min(begin + BLOCK, job.end)
+        block = room[: end - begin]
+        job.file.read_into(block, begin)
+        for part in job.parts:
+            if part.begin < end and begin < part.end:
+                piece = part.cut(begin, end)
+                found.append((piece, _ask(piece, block[piece.begin - begin : piece.end - begin])))
+    return job.end - job.begin, found
+
+
+def _ask(part: Part, data: memoryview) -> int | Tally:
+    return zlib.crc32(data) if part.dtype is None else tally(data, part.dtype, big_endian=part.big_endian)
+
+
+def total(work: Sequence[Job]) -> int:
+    """Bytes that jobs read."""
+    return sum(job.end - job.begin for job in work)

@@ -1,0 +1,78 @@
+"""The seam of heavy work: independent jobs mapped on an executor.
+
+A job is a few megabytes of a checkpoint: chunks of its values (`parallel/tensor_chunks.py`), or ranges of its files
+(`parallel/byte_ranges.py`). What it answers is small, and answers come back in the order of the jobs, so that any
+number of workers gives the same. Nothing here makes an executor. Jobs and answers can be pickled, so that the workers
+may be processes, on other machines where these see the same files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
+JOB = 4 << 20
+"""Bytes of a job, from which on the next one begins."""
+
+_AHEAD = 16
+"""Jobs that are under way at a time."""
+
+_LOCAL = threading.local()
+
+Told = Callable[[int, int], None]
+"""Gets the bytes that were gone through, and those that will be in all."""
+
+_Job = TypeVar("_Job")
+_Answer = TypeVar("_Answer")
+
+
+def run(
+    jobs: Iterable[_Job], work: Callable[[_Job], _Answer], executor: Executor, ahead: int = _AHEAD
+) -> Iterator[_Answer]:
+    """What `work` answers to each job, in order; a few jobs are under way at a time, the rest is not yet made.
+
+    An error, or a caller that stops to ask, drops what has not begun.
+    """
+    running: deque[Future[_Answer]] = deque()
+    try:
+        for job in jobs:
+            if len(running) >= ahead:
+                yield running.popleft().result()
+            running.append(executor.submit(work, job))
+        while running:
+            yield running.popleft().result()
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def grouped(items: Iterable[tuple[_Job, int]], most: int = JOB) -> Iterator[list[_Job]]:
+    """Put items, each of so many bytes, together until they have `most` bytes, as one job."""
+    group: list[_Job] = []
+    nbytes = 0
+    for item, size in items:
+        group.append(item)
+        nbytes += size + _ITEM
+        if nbytes >= most:
+            yield group
+            group, nbytes = [], 0
+    if group:
+        yield group
+
+
+_ITEM = 32 << 10
+"""Bytes that could be gone through in the time that an item takes by itself."""
+
+
+def buffer(nbytes: int, which: int = 0) -> memoryview:
+    """A buffer of so many bytes, each thread's own."""
+    buffers: dict[int, bytearray] = _LOCAL.__dict__.setdefault("buffers", {})
+    found = buffers.get(which)
+    if found is None or len(found) < nbytes:
+        found = buffers[which] = bytearray(nbytes)
+    return memoryview(found)[:nbytes]

@@ -1,0 +1,193 @@
+"""Comparing the values of pairs of tensors, chunk by chunk on an executor.
+
+Where both are stored alike, chunks of the same bytes are equal and never decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.dtypes import UINT8
+from ckpt_cli.errors import CkptError, about
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.parallel.map import Told, grouped, run
+from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, Source, row_cuts
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from numpy.typing import NDArray
+
+    from ckpt_cli.arrays.compare import Apart, Tolerance
+
+
+class Side:
+    """One of the two tensors of a pair."""
+
+    def __init__(self, checkpoint: Checkpoint, tensor: Tensor) -> None:
+        from ckpt_cli.arrays.codec import codec_of
+        from ckpt_cli.arrays.statistics import Numbers
+
+        if tensor.layout == "strided" and tensor.dtype.numpy is None:
+            tensor = _as_bytes(tensor)
+        codec = codec_of(checkpoint, tensor)
+        flagged = tensor.conj or tensor.neg or tensor.layout == "quantized"
+        self.source = Source(checkpoint, tensor, Region.of(tensor), codec)
+        self.by_rows = not self.source.plain or not codec.uniform
+        self._numbers = Numbers(codec, flagged=flagged, big_endian=tensor.big_endian, magnitudes=False)
+
+        self.stored = self._stored(checkpoint, tensor)
+        """What two sides have in common if the same bytes mean the same values."""
+
+    def _stored(self, checkpoint: Checkpoint, tensor: Tensor) -> tuple[object, ...]:
+        scales: tuple[object, ...] = ()
+        if tensor.quantizer is not None:
+            from ckpt_cli.arrays.quantized import parameters
+
+            quantizer = tensor.quantizer
+            scales = (quantizer.scheme, quantizer.axis, *(found.tolist() for found in parameters(checkpoint, tensor)))
+        big = tensor.big_endian and tensor.dtype.bits > 8
+        return (tensor.dtype.name, tensor.conj, tensor.neg, big, *scales)
+
+    @property
+    def per_element(self) -> int:
+        """Values that a stored element is: two of packed float4."""
+        return 2 if self._numbers.codec.paired else 1
+
+    def values(self, data: memoryview, chunk: Chunk, which: int) -> NDArray[Any]:
+        """The values of a chunk, flat; valid until this thread asks for others of the same `which`."""
+        part = self.source.part(chunk.begin, chunk.end) if not self._numbers.codec.uniform else ()
+        return self._numbers.values(data, part, which)
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """A tensor whose packed elements no format defines, as its bytes; one that is no contiguous run stays as it is."""
+    bits = tensor.dtype.bits
+    if not tensor.is_contiguous or tensor.storage_offset * bits % 8:
+        return tensor
+    offset, shape = tensor.storage_offset * bits // 8, (tensor.nbytes,)
+    return replace(tensor, dtype=UINT8, shape=shape, stride=(1,), storage_offset=offset)
+
+
+@dataclass(slots=True, eq=False)
+class Pair:
+    """Two tensors of one shape, and how far they are found to be apart.
+
+    There may be very many, so what reads them is made when their turn comes.
+    """
+
+    checkpoints: tuple[Checkpoint, Checkpoint]
+    tensors: tuple[Tensor, Tensor]
+    tolerance: Tolerance
+    found: Apart
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that both take."""
+        return sum(tensor.dtype.nbytes(tensor.numel) for tensor in self.tensors)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The file and the byte where the first begins; what is compressed comes last."""
+        container, tensor = self.checkpoints[0].container, self.tensors[0]
+        if tensor.storage is not None:
+            with suppress(CkptError):
+                for extent in container.extents(tensor.storage, tensor.storage_offset * tensor.dtype.bits // 8, 1):
+                    return extent.file, extent.offset
+        return len(container.files), 0
+
+    def reader(self) -> Reader:
+        """What compares them; raises UnsupportedError where they cannot be."""
+        sides = []
+        for checkpoint, tensor in zip(self.checkpoints, self.tensors, strict=True):
+            with about(checkpoint.path):
+                sides.append(Side(checkpoint, tensor))
+        return Reader(sides[0], sides[1], self.tolerance)
+
+
+class Reader:
+    """Reads and compares the chunks of a pair."""
+
+    def __init__(self, a: Side, b: Side, tolerance: Tolerance) -> None:
+        self.a = a
+        self.b = b
+        self.tolerance = tolerance
+        self.alike = a.stored == b.stored
+
+    def nbytes_of(self, chunk: Chunk) -> int:
+        """Bytes that a chunk of both takes."""
+        count = chunk.end - chunk.begin
+        return sum(side.source.dtype.nbytes(count) for side in (self.a, self.b))
+
+    def chunks(self) -> Iterator[tuple[Chunk, Chunk]]:
+        """The chunks of both, which have the same elements."""
+        a, b = self.a.source, self.b.source
+        most = max(4 * CHUNK // max(a.dtype.bits, b.dtype.bits), 1)  # half a chunk of each
+        by_rows = self.a.by_rows or self.b.by_rows
+        for begin, end in row_cuts(a.region.shape, most) if by_rows else a.cuts(most):
+            yield a.chunk(begin, end), b.chunk(begin, end)
+        a.release()
+        b.release()
+
+    def compare(self, chunk_a: Chunk, chunk_b: Chunk) -> Apart | None:
+        """How far chunks are apart; None where their bytes are the same. Runs on a worker."""
+        from ckpt_cli.arrays.compare import apart, same_bytes
+
+        data_a, data_b = self.a.source.read(chunk_a, 0), self.b.source.read(chunk_b, 1)
+        if self.alike and same_bytes(data_a, data_b):
+            return None
+        values_a, values_b = self.a.values(data_a, chunk_a, 0), self.b.values(data_b, chunk_b, 1)
+
+        def same() -> NDArray[Any]:
+            import numpy as np
+
+            rows = (np.frombuffer(data, np.uint8).reshape(values_a.size, -1) for data in (data_a, data_b))
+            return np.asarray((next(rows) == next(rows)).all(axis=1))
+
+        begin = chunk_a.begin * self.a.per_element
+        whole_bytes = self.alike and self.a.per_element == 1
+        return apart(values_a, values_b, same if whole_bytes else None, begin, self.tolerance)
+
+
+def compare_pairs(pairs: Sequence[Pair], executor: Executor, told: Told, *, quick: bool) -> None:
+    """Compare all pairs, in the order of the first file; with `quick` no further than the first difference."""
+    from ckpt_cli.arrays.compare import together
+
+    total = sum(pair.nbytes for pair in pairs)
+    done = 0
+    in_order = sorted(pairs, key=lambda pair: pair.place)
+    for size, answers in run(grouped(_items(in_order)), _compare_job, executor):
+        for number, found in answers:
+            pair = in_order[number]
+            pair.found = together(pair.found, found, pair.tolerance.first)
+            if quick and found.differing:
+                return
+        done += size
+        told(done, total)
+
+
+_Item = tuple[int, Reader, Chunk, Chunk]
+"""The number of a pair, what reads it, and a chunk of both."""
+
+
+def _items(pairs: Iterable[Pair]) -> Iterator[tuple[_Item, int]]:
+    for number, pair in enumerate(pairs):
+        reader = pair.reader()
+        for chunk_a, chunk_b in reader.chunks():
+            yield (number, reader, chunk_a, chunk_b), reader.nbytes_of(chunk_a)
+
+
+def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[int, Apart]]]:
+    """How far the chunks of a job are apart, those that are not at all left out, and the bytes of both sides."""
+    answers: list[tuple[int, Apart]] = []
+    nbytes = 0
+    for number, reader, chunk_a, chunk_b in job:
+        nbytes += reader.nbytes_of(chunk_a)
+        found = reader.compare(chunk_a, chunk_b)
+        if found is not None:
+            answers.append((number, found))
+    return nbytes, answers

@@ -1,0 +1,1 @@
+"""Changes to a pickle's graph: locate entries, retarget tensors, rewrite."""

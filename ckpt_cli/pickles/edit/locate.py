@@ -1,0 +1,245 @@
+"""Where in a graph each entry hangs, so that it can be renamed, replaced or taken out there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.pickles.attributes import GROUPS, Field, Spot
+from ckpt_cli.pickles.budget import Budget
+from ckpt_cli.pickles.flatten import Children, Frame, Frames, Opener, key_text
+from ckpt_cli.pickles.graph import Call, Dict, Graph
+from ckpt_cli.pickles.packed import has_parts, packed_parts
+from ckpt_cli.pickles.tensors.arguments import text_of
+from ckpt_cli.pickles.tensors.inline_bytes import Place as Within
+from ckpt_cli.pickles.tensors.numpy import object_array
+from ckpt_cli.pickles.tensors.rebuild import Rebuilder, StorageFinder
+
+_Sequence = list[object] | tuple[object, ...]
+
+
+class Place:
+    """One key or index of a container in a graph, and the node that stands there."""
+
+    __slots__ = ("index", "is_keyed", "key", "name", "node", "parent", "sequence")
+
+    def __init__(
+        self,
+        name: str,
+        key: str,
+        node: object,
+        sequence: _Sequence | Field,
+        index: int,
+        parent: Place | None,
+        *,
+        is_keyed: bool,
+    ) -> None:
+        self.name = name
+        """The dotted name of what stands here."""
+        self.key = key
+        """The last part of that name, as a text."""
+        self.node = node
+        self.sequence = sequence
+        """The pairs, items or tuple that the node is in."""
+        self.index = index
+        self.parent = parent
+        """The place of the container; None for the root."""
+        self.is_keyed = is_keyed
+        """Whether a key stands before the node in the sequence."""
+
+    @property
+    def prefix(self) -> str:
+        """The dotted name of the container."""
+        return self.parent.name if self.parent else ""
+
+    def replace(self, node: object) -> None:
+        """Put another node here; a tuple is made anew, and put into the place of the old one."""
+        self._refuse_packed()
+        self.node = node
+        if isinstance(self.sequence, Field):
+            self.sequence.put(node)
+            return
+        if isinstance(self.sequence, list):
+            self.sequence[self.index] = node
+            return
+        items = list(self._siblings())
+        items[self.index] = node
+        self._holder().replace(tuple(items))
+
+    def remove(self) -> None:
+        """Take the node out of its container; a tuple is made anew. Of one container the last ones go first."""
+        self._refuse_packed()
+        if isinstance(self.sequence, Field) or (self.parent and isinstance(self.parent.sequence, Field)
+                                                and isinstance(self.sequence, tuple)):  # fmt: skip
+            raise UnsupportedError(f"{self.name!r} is a part of what an object is made of, so it cannot be removed")
+        if isinstance(self.sequence, list):
+            del self.sequence[self.index - self.is_keyed : self.index + 1]
+            return
+        items = list(self._siblings())
+        del items[self.index]
+        self._holder().replace(tuple(items))
+
+    def _refuse_packed(self) -> None:
+        """Raise UnsupportedError for a part of what torch packs by itself: it takes a state as it was written only."""
+        at = self.parent
+        while at is not None:
+            if isinstance(at.node, Call) and has_parts(at.node):
+                raise UnsupportedError(
+                    f"{self.name!r} is a part of the state of {at.name!r}, which torch packs as it was saved: "
+                    "its elements can be set, but it cannot be taken out, cast or replaced"
+                )
+            at = at.parent
+
+    def _holder(self) -> Place:
+        if self.parent is None:
+            raise UnsupportedError("the whole of the pickle cannot be changed so")
+        return self.parent
+
+    def _siblings(self) -> Sequence[object]:
+        """What is in the tuple by now: other items of it may have been changed before."""
+        current = self._holder().node
+        if isinstance(current, tuple) or isinstance(self.sequence, Field):
+            return current if isinstance(current, tuple) else ()
+        return self.sequence
+
+    @property
+    def slot(self) -> tuple[int, ...]:
+        """What tells this spot in the graph from all others; of an object with several names it is one for all."""
+        if isinstance(self.sequence, Field):
+            return self.sequence.slot
+        if isinstance(self.sequence, list) or self.parent is None:
+            return (id(self.sequence), self.index)
+        return (*self.parent.slot, self.index)
+
+    def chain(self) -> Iterator[Place]:
+        """The place and all that it lies in, but for the root."""
+        at: Place | None = self
+        while at is not None and at.parent is not None:
+            yield at
+            at = at.parent
+
+    def rename(self, key: object) -> None:
+        """Put another key before the node."""
+        if not self.is_keyed or not isinstance(self.sequence, list):
+            raise UnsupportedError(f"{self.name!r} is called by its place in a list, so it cannot get another name")
+        self.sequence[self.index - 1] = key
+
+    @property
+    def key_node(self) -> object:
+        """The key as the graph has it."""
+        return self.sequence[self.index - 1] if not isinstance(self.sequence, Field) else None
+
+
+def places_of(graph: Graph, finder: StorageFinder, within: Within | None = None) -> Iterator[tuple[Place, bool]]:
+    """Every place from the root on in the document's order, each with whether it is that of an entry.
+
+    `within` is where the pickle stands, where the arrays in it are entries.
+    """
+    budget = Budget(graph.nbytes)
+    opener, rebuilder = Opener(budget), Rebuilder(graph, finder, budget, within)
+    root = Place("", "", graph.root, [graph.root], 0, None, is_keyed=False)
+    frames = _Places(opener, rebuilder, graph.root)
+    first = None if rebuilder.tensor("", graph.root) else frames.open("", graph.root, "tensor", None, root)
+    yield root, first is None
+    if first is None:
+        return
+    frames.push(first)
+    while frame := frames.top():
+        for place, kind in frame.children:
+            budget.name(place.name)
+            node = place.node
+            is_leaf = rebuilder.tensor(place.name, node) is not None or frames.is_again(node, frame)
+            inner = None if is_leaf else frames.open(place.name, node, kind, frame, place)
+            yield place, inner is None
+            if inner is not None:
+                frames.push(inner)
+                break
+        else:
+            frames.advance(frame)
+
+
+class _Places(Frames):
+    """The open nodes of a walk over places."""
+
+    def below(self, frame: Frame, children: Children) -> Iterable[object]:
+        """The places that a node opens up to."""
+        return _below(children, frame.node, _place(frame))
+
+    def further(self, frame: Frame, spots: list[Spot]) -> Iterable[object]:
+        """The places that it keeps to itself."""
+        for spot in spots:
+            name = joined(frame.name, spot.key)
+            yield Place(name, spot.key, spot.node, spot.sequence, spot.index, _place(frame),
+                        is_keyed=spot.is_keyed), "tensor"  # fmt: skip
+
+
+def _place(frame: Frame) -> Place:
+    if not isinstance(frame.place, Place):
+        raise TypeError("the walk is not one over places")
+    return frame.place
+
+
+def _below(children: Children, node: object, parent: Place) -> Iterator[tuple[Place, str]]:
+    """The places in a container, each with the kind that tensors there have."""
+    slots: dict[tuple[str | None, int], list[tuple[_Sequence, int, bool]]] = {}
+    for sequence, index, is_keyed in _slots(node):
+        key = key_text(sequence[index - 1]) if is_keyed else None
+        slots.setdefault((key, id(sequence[index])), []).append((sequence, index, is_keyed))
+    prefix = parent.name
+    for key, child, child_kind in children:
+        found = slots.get((key, id(child))) or slots.get((None, id(child)))
+        if not found:
+            raise UnsupportedError(f"{prefix or 'the pickle'!r} has its entries in a way that cannot be edited")
+        sequence, index, is_keyed = found.pop(0) if len(found) > 1 else found[0]
+        name = joined(prefix, key)
+        yield Place(name, key, child, sequence, index, parent, is_keyed=is_keyed), child_kind
+
+
+def joined(prefix: str, key: str) -> str:
+    """The dotted name of what a container of some name has under a key."""
+    return f"{prefix}.{key}" if prefix and key else prefix or key
+
+
+def _slots(node: object) -> Iterator[tuple[_Sequence, int, bool]]:
+    """Every value in a container: the sequence it is in, its index there, whether its key stands before it."""
+    if isinstance(node, list | tuple):
+        yield from ((node, index, False) for index in range(len(node)))
+    elif isinstance(node, Dict):
+        yield from _values(node.pairs)
+    elif isinstance(node, Call):
+        parts = packed_parts(node)
+        yield from _of_call(node) if parts is None else _slots(tuple(part for _, part in parts))
+
+
+def _of_call(node: Call) -> Iterator[tuple[_Sequence, int, bool]]:
+    """Every value in an object: in its mapping, its sequence, its arguments and its states."""
+    if isinstance(node.pairs, list):
+        yield from _values(node.pairs)
+    if isinstance(node.items, list):
+        yield from _slots(node.items)
+    yield from _listed(node.args)
+    array = object_array(node)
+    if array is not None:
+        yield from _slots(array[1])
+    for state in node.states:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, Dict):
+                yield from _attributes(part)
+
+
+def _values(pairs: list[object]) -> Iterator[tuple[_Sequence, int, bool]]:
+    return ((pairs, index, True) for index in range(1, len(pairs), 2))
+
+
+def _listed(args: object) -> Iterator[tuple[_Sequence, int, bool]]:
+    """The values of an `OrderedDict([[key, value], …])`."""
+    if isinstance(args, tuple) and len(args) == 1 and isinstance(args[0], list):
+        yield from ((item, 1, True) for item in args[0] if isinstance(item, list) and len(item) == 2)
+
+
+def _attributes(state: Dict) -> Iterator[tuple[_Sequence, int, bool]]:
+    """An object's attributes; of a module also what its parameters, buffers and submodules are kept in."""
+    for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True):
+        if text_of(key) in GROUPS:
+            yield from _slots(value)
+    yield from _values(state.pairs)

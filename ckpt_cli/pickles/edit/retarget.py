@@ -1,0 +1,218 @@
+"""The rebuild calls of tensors whose bytes are elsewhere, or of another dtype, from now on.
+
+Sources: torch/_utils.py, torch/_tensor.py (`_reduce_ex_internal`): a dtype with a storage class of its own is rebuilt
+by `_rebuild_tensor_v2`, any other one by `_rebuild_tensor_v3` over an untyped storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ckpt_cli.dtypes import DType
+from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.model.changes import Changes
+from ckpt_cli.model.checkpoint import Storage, Tensor
+from ckpt_cli.pickles.edit.apply import Editing
+from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId
+from ckpt_cli.pickles.tensors.arguments import text_of
+from ckpt_cli.pickles.tensors.rebuild import Rebuilder
+from ckpt_cli.pickles.write import children_of
+
+_STRIDED = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
+
+_View = tuple[object, ...]
+
+
+class Retargeting:
+    """The tensors of one graph, pointed at new storages; `storages` tells what each reference stands for afterwards."""
+
+    def __init__(self, editing: Editing, rebuilder: Rebuilder, old: Iterable[Tensor]) -> None:
+        self._editing = editing
+        self._rebuilder = rebuilder
+        self._old = {tensor.name: tensor for tensor in old}
+        self._made: dict[tuple[int, _View], object] = {}
+        """New nodes by the old one and the view: what was one object stays one."""
+        self._within: set[int] = set()
+        """The containers that are being looked through, by their identities."""
+        self._globals: dict[tuple[str, str], Global] = {node_key(node): node for node in editing.graph.globals}
+        self._references: dict[tuple[int, str], PersistentId] = {}
+        self.storages: dict[int, Storage] = {}
+        """The storage of each new reference, by its identity."""
+
+    def carry_out(self, changes: Changes) -> None:
+        """Give every tensor that changes a rebuild call for its new facts."""
+        for name, new in changes.tensors.items():
+            place = self._editing.entry(name)
+            views = {}
+            for before, after in zip(_strided(self._old[name]), _strided(new), strict=True):
+                views[_view_of(before)] = after
+            place.replace(self._rebuilt(place.node, views))
+
+    def made(self, tensor: Tensor) -> Call:
+        """The rebuild call of a tensor that is new, as torch.save writes it."""
+        if tensor.storage is None:
+            raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
+        view = (self._reference(tensor.storage, tensor.dtype), tensor.storage_offset, tensor.shape, tensor.stride)
+        function = self._global("torch._utils", "_rebuild_tensor_v2")
+        return Call("reduce", *self._by_version(function, (), view, tensor.dtype))
+
+    def _rebuilt(self, node: object, views: dict[_View, Tensor]) -> object:
+        """A node with the strided calls in it made anew; those that do not change are kept as they are."""
+        if isinstance(node, PersistentId):  # a storage by itself
+            tensor = self._rebuilder.tensor("", node)
+            after = views.get(_view_of(tensor)) if tensor is not None else None
+            return node if after is None or after.storage is None else self._reference(after.storage, after.dtype)
+        if isinstance(node, tuple):
+            items = tuple(self._rebuilt(item, views) for item in node)
+            return items if any(new is not old for new, old in zip(items, node, strict=True)) else node
+        if isinstance(node, Dict | list):  # attributes of a tensor
+            return self._container(node, views)
+        if not isinstance(node, Call) or not isinstance(node.func, Global):
+            return node
+        if node.func.name in _STRIDED:
+            tensor = self._rebuilder.tensor("", node)
+            after = views.get(_view_of(tensor)) if tensor is not None else None
+            return node if after is None else self._call(node, after)
+        return self._around(node, views)
+
+    def _container(self, node: Dict | list[object], views: dict[_View, Tensor]) -> object:
+        """A dict or list with the tensors in it changed: the same object, or another one where any is."""
+        if id(node) in self._within:
+            return node
+        self._within.add(id(node))
+        old = node.pairs if isinstance(node, Dict) else node
+        items = [self._rebuilt(item, views) for item in old]
+        self._within.discard(id(node))
+        if all(new is before for new, before in zip(items, old, strict=True)):
+            return node
+        key = self._key(node, views)
+        return self._made.setdefault(key, Dict(items) if isinstance(node, Dict) else items)
+
+    def _key(self, node: object, views: dict[_View, Tensor]) -> tuple[int, _View]:
+        return (id(node), tuple(sorted((repr(view), id(after.storage)) for view, after in views.items())))
+
+    def _around(self, node: Call, views: dict[_View, Tensor]) -> object:
+        """A call that wraps others: a parameter, a sparse tensor, a subclass."""
+        args = node.args
+        if (
+            isinstance(args, tuple) and len(args) == 4 and isinstance(args[2], tuple)
+        ):  # from_type: func, type, args, state
+            inner = self._rebuilt(Call("reduce", args[0], args[2]), views)
+            pair = (inner.func, inner.args) if isinstance(inner, Call) else (args[0], args[2])
+            state = self._rebuilt(args[3], views)
+            same = pair[1] is args[2] and state is args[3]
+            new_args: object = args if same else (pair[0], args[1], pair[1], state)
+        else:
+            new_args = self._rebuilt(args, views)
+        if new_args is args:
+            return node
+        key = self._key(node, views)
+        if key not in self._made:
+            made = Call(node.opcode, node.func, new_args, node.kwargs)
+            made.states, made.items, made.pairs = node.states, node.items, node.pairs
+            self._made[key] = made
+        return self._made[key]
+
+    def _call(self, node: Call, tensor: Tensor) -> Call:
+        """The rebuild call of a strided tensor with new facts; what torch notes beside them is kept."""
+        key = (id(node), (id(tensor.storage), *_view_of(tensor)))
+        found = self._made.get(key)
+        if isinstance(found, Call):
+            return found
+        args, func = node.args, node.func
+        if not isinstance(args, tuple) or not isinstance(func, Global) or tensor.storage is None:
+            raise UnsupportedError(f"tensor {tensor.name!r} is rebuilt in a way that cannot be changed")
+        size = args[2] if _counts(args[2]) == tensor.shape else (tensor.shape or ())
+        stride = args[3] if _counts(args[3]) == tensor.stride else tensor.stride
+        view = (self._reference(tensor.storage, tensor.dtype), tensor.storage_offset, size, stride)
+        made = Call(node.opcode, *self._by_version(func, args, view, tensor.dtype))
+        made.states = node.states
+        self._made[key] = made
+        return made
+
+    def _by_version(
+        self, func: Global, args: tuple[object, ...], view: tuple[object, ...], dtype: DType
+    ) -> tuple[Global, tuple[object, ...]]:
+        """The function for a dtype, and its arguments."""
+        if func.name in ("_rebuild_qtensor", "_rebuild_tensor") and (dtype.storage or func.name == "_rebuild_qtensor"):
+            return func, (*view, *args[4:])
+        rest = args[4:6] if len(args) >= 6 else (False, Call("reduce", self._global("collections", "OrderedDict"), ()))
+        flags = args[7:] if func.name == "_rebuild_tensor_v3" else args[6:]
+        if dtype.storage:
+            return self._global("torch._utils", "_rebuild_tensor_v2"), (*view, *rest, *flags)
+        named = self._global("torch", dtype.name)
+        return self._global("torch._utils", "_rebuild_tensor_v3"), (*view, *rest, named, *flags)
+
+    def _reference(self, storage: Storage, dtype: DType) -> PersistentId:
+        """A new reference to a storage."""
+        kind = (id(storage), dtype.storage or "")
+        if kind not in self._references:
+            itemsize = max(dtype.bits // 8, 1)
+            name = (f"{dtype.storage}Storage", storage.nbytes // itemsize) if dtype.storage else ("", storage.nbytes)
+            cls = self._global("torch", name[0]) if name[0] else self._global("torch.storage", "UntypedStorage")
+            reference = PersistentId(("storage", cls, storage.key, storage.location, name[1]))
+            self.storages[id(reference)] = storage
+            self._references[kind] = reference
+        return self._references[kind]
+
+    def _global(self, module: str, name: str) -> Global:
+        return self._globals.setdefault((module, name), Global(module, name))
+
+
+def node_key(node: Global) -> tuple[str, str]:
+    """The two names of a global."""
+    return node.module, node.name
+
+
+def _strided(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor that has a storage, or the parts of it that have."""
+    if tensor.storage is not None:
+        yield tensor
+    for part in tensor.parts:
+        yield from _strided(part)
+
+
+def _view_of(tensor: Tensor) -> _View:
+    """What tells the strided tensors of one tensor apart."""
+    key = tensor.storage.key if tensor.storage else None
+    return (key, tensor.dtype.name, tensor.storage_offset, tensor.shape, tensor.stride)
+
+
+def _counts(node: object) -> object:
+    """A size as a tuple, where it is one or a torch.Size."""
+    if isinstance(node, Call) and isinstance(node.args, tuple) and len(node.args) == 1:
+        node = node.args[0]
+    return tuple(node) if isinstance(node, list) else node
+
+
+def references_of(root: object) -> Iterator[PersistentId]:
+    """Every reference to something outside the pickle, in the order in which a pickler reaches them."""
+    seen: set[int] = set()
+    agenda = [root]
+    while agenda:
+        node = agenda.pop()
+        if id(node) in seen:
+            continue
+        if isinstance(node, PersistentId):
+            seen.add(id(node))
+            yield node
+            continue
+        below = children_of(node)
+        if below:
+            seen.add(id(node))
+            agenda.extend(reversed(below))
+
+
+def storage_key(reference: PersistentId) -> str | None:
+    """The key of the storage that a reference stands for; None for a reference to anything else."""
+    pid = reference.pid
+    if isinstance(pid, tuple) and len(pid) >= 5 and text_of(pid[0]) == "storage":
+        return text_of(pid[2])
+    return None
+
+
+def rekey(reference: PersistentId, key: str, *more: object) -> None:
+    """Point a reference to another key; `more` is what stands in it after the five things that every one has."""
+    pid = reference.pid
+    if isinstance(pid, tuple):
+        reference.pid = (*pid[:2], key, *(pid[3:5] if more else pid[3:]), *more)

@@ -1,0 +1,127 @@
+"""A pickle with all its changes carried out, and the storages that it then refers to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ckpt_cli.errors import MalformedError, RefusedError
+from ckpt_cli.model.changes import Changes, Write, difference, emptied_by, entries_after
+from ckpt_cli.model.checkpoint import Entry, Storage, Tensor
+from ckpt_cli.pickles.budget import Budget
+from ckpt_cli.pickles.edit.apply import Editing
+from ckpt_cli.pickles.edit.retarget import Retargeting, references_of, storage_key
+from ckpt_cli.pickles.equal import same_graphs
+from ckpt_cli.pickles.flatten import entries_of
+from ckpt_cli.pickles.graph import Graph, PersistentId
+from ckpt_cli.pickles.read import read_pickle
+from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.rebuild import Rebuilder, StorageFinder
+from ckpt_cli.pickles.write import write_pickle
+
+
+class _TooLongError(Exception):
+    """A pickle that does not fit where it was to be put."""
+
+
+class EditedPickle:
+    """The graph of a checkpoint's pickle, changed; nothing is written. The old graph is used up."""
+
+    def __init__(
+        self, graph: Graph, finder: StorageFinder, place: Place | None, entries: Sequence[Entry], changes: Changes
+    ) -> None:
+        self.data = graph.data
+        """The old pickle, which long strings of the new one are copied from."""
+        tensors = [entry for entry in entries if isinstance(entry, Tensor)]
+        self._old = _storages_of(tensors)
+        self._wanted = entries_after([entry for entry in entries if entry.name not in changes.values], changes)
+        new = changes.new_tensors
+        self._wanted += new.values()
+        self._added = [name for name in changes.added if name not in new]
+        self._added += [changes.names.get(name, name) for name in changes.values]
+        self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
+        self._rebuilder = Rebuilder(graph, finder, Budget(graph.nbytes))
+        self._finder = finder
+        self.old_keys = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
+        """The keys of all storages that the old pickle refers to."""
+        editing = Editing(graph, finder, place)
+        retargeting = Retargeting(editing, self._rebuilder, tensors)
+        retargeting.carry_out(changes)
+        editing.carry_out(changes, {name: retargeting.made(tensor) for name, tensor in new.items()})
+        self._wanted = [entry for entry in self._wanted if entry.name not in editing.filled]
+        self.root = editing.root
+        """The new pickle's root."""
+        self.new = retargeting.storages
+        """The storage of each reference that is new, by its identity."""
+
+    def references(self) -> list[tuple[PersistentId, str, Storage]]:
+        """Every reference to a storage in the order in which a pickler reaches them, with its key and storage."""
+        found = []
+        for reference in references_of(self.root):
+            key = storage_key(reference)
+            if key is None:
+                continue
+            storage = self.new.get(id(reference)) or self._old.get(key)
+            if storage is None:  # of a tensor in an object that does not open up to entries
+                storage = self._old[key] = self._rebuilder.storage(reference)[0]
+            found.append((reference, key, storage))
+        return found
+
+    def write(self, write: Write) -> None:
+        """Write the new pickle, a bounded piece at a time."""
+        write_pickle(self.root, self.data, write)
+
+    def size(self) -> int:
+        """Bytes of the new pickle."""
+        counted = 0
+
+        def count(piece: bytes | memoryview) -> None:
+            nonlocal counted
+            counted += len(piece)
+
+        self.write(count)
+        return counted
+
+    def verified(self, most: int) -> bytes | None:
+        """The new pickle, read back and compared with what was meant; None where it has more than `most` bytes.
+
+        For one that refers to the old storages only.
+        """
+        written = bytearray()
+
+        def write(piece: bytes | memoryview) -> None:
+            if len(written) + len(piece) > most:
+                raise _TooLongError
+            written.extend(piece)
+
+        try:
+            self.write(write)
+        except _TooLongError:
+            return None
+        pickle = bytes(written)
+        graph = read_pickle(pickle)
+        self.verify(graph, entries_of(graph, self._finder, place=Place(0)))
+        return pickle
+
+    def verify(self, graph: Graph, entries: Sequence[Entry]) -> None:
+        """Compare what was read back with what was meant.
+
+        Raises MalformedError where the pickle is another one, RefusedError where an edit did more than was asked
+        because several names are kept in one object.
+        """
+        if not same_graphs(self.root, self.data, graph.root, graph.data):
+            raise MalformedError("its pickle is another one")
+        fault = difference(self._wanted, entries, self._added, self._emptied)
+        if fault:
+            raise RefusedError(f"that cannot be done here, as several names are kept in one object: {fault} then")
+
+
+def _storages_of(tensors: Sequence[Tensor]) -> dict[str, Storage]:
+    """The storages of some tensors and of their parts, by their keys."""
+    found: dict[str, Storage] = {}
+    pending = list(tensors)
+    while pending:
+        tensor = pending.pop()
+        if tensor.storage is not None:
+            found[tensor.storage.key] = tensor.storage
+        pending.extend(tensor.parts)
+    return found

@@ -1,0 +1,1 @@
+"""What each opcode of a pickle does to the machine's stack."""

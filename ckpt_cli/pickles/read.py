@@ -1,0 +1,79 @@
+"""A pickle, interpreted symbolically: nothing is imported, called or hashed.
+
+Lengths are checked against the data before a slice is taken; opcodes, memory and text meet the limits of `limits`.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from itertools import repeat
+from typing import NoReturn
+
+from ckpt_cli import limits
+from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
+from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.machine import Handler, Machine
+from ckpt_cli.pickles.opcodes.build import BUILDERS
+from ckpt_cli.pickles.opcodes.push import VALUES, Stopped
+
+_CHECK_EVERY = 1 << 14
+"""Opcodes between two looks at the limits."""
+
+
+def _unknown(_: Machine, __: int) -> int:
+    raise MalformedError("has an opcode that does not exist")
+
+
+_TABLES = {**VALUES, **BUILDERS}
+
+OPCODES: list[Handler] = [_TABLES.get(bytes((code,)), _unknown) for code in range(256)]
+"""Every opcode of protocols 0 to 5, by its byte; CPython's pickletools is the reference."""
+
+
+def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
+    """Read the pickle that begins at byte `offset`, running nothing.
+
+    Raises MalformedError, TruncatedError or LimitError; their text says where in the pickle, the caller says which
+    file.
+    """
+    machine = Machine(data)
+    end = _run(machine, offset)
+    if machine.below or not machine.stack:
+        raise MalformedError("the pickle stops in the middle of a value")
+    root = machine.stack.pop()
+    if machine.stack:
+        raise MalformedError(f"the pickle leaves {len(machine.stack)} values behind when it stops")
+    names, persistent = tuple(machine.globals.values()), tuple(machine.persistent)
+    return Graph(root, machine.protocol, end - offset, names, persistent, data)
+
+
+def _run(machine: Machine, pos: int) -> int:
+    """Interpret opcodes up to STOP; the position after it."""
+    data, table = machine.data, OPCODES
+    blocks = sys.getallocatedblocks() + limits.PICKLE_BLOCKS
+    try:
+        for _ in range(0, limits.PICKLE_OPCODES, _CHECK_EVERY):
+            for _ in repeat(None, _CHECK_EVERY):
+                pos = table[data[pos]](machine, pos + 1)
+            if sys.getallocatedblocks() > blocks:
+                raise LimitError("builds far more objects than a checkpoint needs")
+        raise LimitError(f"has more than {limits.PICKLE_OPCODES} opcodes")
+    except Stopped:
+        return pos + 1
+    except (FormatError, ValueError, OverflowError, IndexError, struct.error) as error:
+        _explain(error, machine, pos)
+
+
+def _explain(error: Exception, machine: Machine, pos: int) -> NoReturn:
+    """Raise what the failure of the opcode at `pos` means."""
+    if pos >= machine.size:
+        raise TruncatedError("the pickle ends before its STOP opcode") from None
+    where = f"(opcode {bytes(machine.data[pos : pos + 1])!r} at byte {pos})"
+    if isinstance(error, FormatError):
+        raise type(error)(f"the pickle {error.problem} {where}") from None
+    if isinstance(error, struct.error) or pos + 1 == machine.size:
+        raise TruncatedError(f"the pickle ends within an argument {where}") from None
+    if isinstance(error, IndexError):
+        raise MalformedError(f"the pickle finds too little on its stack {where}") from None
+    raise MalformedError(f"the pickle has a bad argument {where}: {error}") from None

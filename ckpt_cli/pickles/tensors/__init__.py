@@ -1,0 +1,1 @@
+"""The calls by which a pickle rebuilds tensors, read and made."""

@@ -1,0 +1,131 @@
+"""Bytes that stand within a pickle: arrays of numpy, and tensors that were pickled without torch.save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ckpt_cli import limits
+from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
+from ckpt_cli.files.source import Extent
+from ckpt_cli.model.checkpoint import Storage
+from ckpt_cli.pickles.graph import ByteArray, Call, Global, Inline, Located, RawString, callee
+
+_AS_TEXT = ("_codecs.encode", "builtins.bytes", "__builtin__.bytes", "builtins.bytearray", "__builtin__.bytearray")
+"""What protocols 0 to 2 make bytes with, from a string of as many characters (CPython's Lib/pickle.py `save_bytes`)."""
+
+_CODECS = {"str": "utf-8", "escaped": "raw-unicode-escape"}
+"""How long texts are encoded that stay in the file."""
+
+_WIDEST = {"utf-8": 2, "raw-unicode-escape": 6, None: 1}
+"""Bytes that one character below 256 takes at most."""
+
+
+class Place:
+    """Where the data of a pickle stand, for the storages within it."""
+
+    def __init__(self, begin: int | None, file: int = 0) -> None:
+        self.begin = begin
+        """The byte of the file that is the data's first; None where they are compressed there."""
+        self.file = file
+        """The file's number within its container."""
+        self._decoded: tuple[Buffer, bytes] | None = None
+        """The text that was turned into bytes last: large arrays are read piece by piece."""
+        self._spent = 0
+
+    def decoded(self, buffer: Buffer) -> bytes:
+        """The bytes that a text stands for; raises LimitError where that is too much to hold or to do."""
+        if self._decoded is not None and self._decoded[0] is buffer:
+            return self._decoded[1]
+        size = len(buffer.data)
+        self._spent += size
+        if size > limits.INFLATED_AT_ONCE or self._spent > limits.INFLATED_IN_ALL:
+            raise LimitError(f"{size} bytes of text in the pickle would have to be decoded")
+        self._decoded = (buffer, buffer.decode())
+        return self._decoded[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Buffer:
+    """The bytes that a node stands for."""
+
+    data: bytes | memoryview
+    """The bytes, or a text whose characters they are, as the pickle encodes it."""
+    offset: int | None
+    """Where they stand plainly in the pickle's data."""
+    codec: str | None = None
+    """How a text is encoded; None where the data are the bytes themselves."""
+
+    def may_hold(self, nbytes: int) -> bool:
+        """Whether there can be so many bytes in it: a character of a text takes up to `_WIDEST`."""
+        size = len(self.data)
+        return size // _WIDEST[self.codec] <= nbytes <= size if self.codec else size == nbytes
+
+    def decode(self) -> bytes:
+        """The bytes of a text; raises MalformedError where it stands for none."""
+        try:
+            return str(self.data, self.codec or "latin-1").encode("latin-1")
+        except UnicodeError:
+            raise MalformedError("the pickle has a text in the place of bytes that stands for none") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded(Storage):
+    """A storage within a pickle."""
+
+    begin: int = 0
+    """The first byte within the buffer."""
+    buffer: Buffer = field(default=Buffer(b"", None), compare=False)
+    place: Place = field(default=Place(None), compare=False)
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """Some of its bytes."""
+        data = self.place.decoded(self.buffer) if self.buffer.codec else self.buffer.data
+        first = self.begin + offset
+        if first + nbytes > len(data):
+            raise MalformedError(f"{self.key} is a text of {len(data)} bytes, {first + nbytes} are needed")
+        return memoryview(data)[first : first + nbytes]
+
+    def extents(self, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where some of its bytes stand plainly; raises UnsupportedError where they do not."""
+        if not nbytes:
+            return []
+        if self.buffer.offset is None:
+            raise UnsupportedError(
+                "the pickle has these bytes as text (protocols 0 to 2), where each takes one byte or two: they can be "
+                "shown but not set",
+                hint="pickle it again with protocol 4",
+            )
+        if self.place.begin is None:
+            raise UnsupportedError("the pickle that has these bytes is compressed: they can be shown but not set")
+        return [Extent(self.place.file, self.place.begin + self.buffer.offset + self.begin + offset, nbytes)]
+
+
+def buffer_of(node: object, data: bytes | memoryview) -> Buffer | None:
+    """The bytes that a node stands for, of a pickle with these data; None for a node that is no bytes."""
+    if isinstance(node, ByteArray):
+        node = node.data
+    if isinstance(node, Located):
+        return Buffer(node, node.offset)
+    if isinstance(node, Inline) and node.kind not in _CODECS:
+        return Buffer(data[node.offset : node.offset + node.nbytes], node.offset)
+    if isinstance(node, RawString):
+        return Buffer(node.raw, node.offset)
+    return _of_call(node, data) if isinstance(node, Call) else None
+
+
+def _of_call(node: Call, data: bytes | memoryview) -> Buffer | None:
+    func, args = callee(node.func), node.args
+    if not isinstance(func, Global) or func.qualified not in _AS_TEXT or not isinstance(args, tuple):
+        return None
+    if not args:
+        return Buffer(b"", 0)
+    text = args[0]
+    if isinstance(text, str):
+        try:
+            return Buffer(text.encode("latin-1"), None)
+        except UnicodeEncodeError:
+            return None
+    if isinstance(text, Inline) and text.kind in _CODECS:
+        return Buffer(data[text.offset : text.offset + text.nbytes], None, _CODECS[text.kind])
+    return buffer_of(text, data) if isinstance(text, Located | ByteArray | RawString) else None

@@ -1,0 +1,50 @@
+"""What a conversion says of itself, on stderr."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckpt_cli.edits.convert_options import NOT_STATE
+from ckpt_cli.render.files_beside import beside_lines
+from ckpt_cli.render.text import count_text, escaped, name_text
+
+if TYPE_CHECKING:
+    from ckpt_cli.edits.convert_options import Conversion
+
+_MOST = 20
+"""Names that are spelled out."""
+
+_NAMED = 3
+"""Names of attributes that are spelled out on one line."""
+
+
+def conversion_text(done: Conversion) -> str:
+    """One line for what was written, one for each thing that did not come along, one for ties that were cut."""
+    would = "would be written" if done.dry_run else "written"
+    files = f", {count_text(len(done.files), 'file')}" if done.files else ""
+    tensors, nbytes = count_text(done.tensors, "tensor"), count_text(done.bytes_written, "byte")
+    lines = [f"{escaped(done.path)}: {tensors} {would} to {escaped(done.output)} as {done.what}, {nbytes}{files}"]
+    lost = [item for item in done.left_out if item.why != NOT_STATE]
+    if lost:
+        lines.append(f"  left out ({len(lost)}):")
+        lines += [f"    {name_text(item.name)}: {item.why}" for item in lost[:_MOST]]
+        if len(lost) > _MOST:
+            lines.append(f"    and {len(lost) - _MOST} more")
+    if len(done.left_out) > len(lost):
+        attributes = count_text(len(done.left_out) - len(lost), "attribute")
+        kept = [item.name for item in done.left_out if item.why == NOT_STATE and item.is_tensor]
+        named = ", ".join(map(name_text, kept[:_NAMED])) + (", …" if len(kept) > _NAMED else "")
+        some = f" ({count_text(len(kept), 'tensor')}: {named})" if kept else ""
+        lines.append(f"  {attributes} of modules left out, which a state_dict does not have{some}")
+    if done.left:
+        more = f" and {len(done.left) - _MOST} more" if len(done.left) > _MOST else ""
+        lines.append(f"  left as they are: {', '.join(map(name_text, done.left[:_MOST]))}{more}")
+    if done.not_kept:
+        lines.append(f"  not kept: {', '.join(map(escaped, done.not_kept))}")
+    if done.added:
+        lines.append(f"  added: {', '.join(map(escaped, done.added))}")
+    if done.separated:
+        more = f" and {len(done.separated) - _MOST} more" if len(done.separated) > _MOST else ""
+        lines.append(f"  {', '.join(map(name_text, done.separated[:_MOST]))}{more}: shared bytes, each has its own now")
+    lines += beside_lines(done.beside, dry_run=done.dry_run)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,34 @@
+"""What is said of the files beside a model's weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckpt_cli.render.text import count_text, escaped, name_text
+
+if TYPE_CHECKING:
+    from ckpt_cli.edits.files_beside import Beside
+
+_MOST = 5
+"""Names that are spelled out."""
+
+
+def beside_lines(beside: Beside | None, *, dry_run: bool) -> list[str]:
+    """One line for the files that were copied, one for those that were not, one for what a config says wrongly."""
+    if beside is None:
+        return []
+    lines = []
+    if beside.copied:
+        copied = "would be copied" if dry_run else "copied"
+        names = [name_text(name) for name in beside.copied]
+        lines.append(f"  {count_text(len(names), 'other file')} {copied}: {_some(names)}")
+    if beside.left:
+        lines.append(f"  not copied: {_some([f'{name_text(item.name)} ({item.why})' for item in beside.left])}")
+    if beside.stale:
+        lines.append(f"  {escaped(beside.stale)}")
+    return lines
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return ", ".join(names[:_MOST]) + more

@@ -1,0 +1,32 @@
+"""What `meta` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ckpt_cli.edits.meta_set import SetStrings
+from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.text import escaped, name_text
+
+
+def metadata_text(metadata: Mapping[str, str], style: str) -> Iterator[str]:
+    """One row a key; a person is told when there is none."""
+    if not metadata and style == "table":
+        return iter(["no metadata\n"])
+    cells = ([name_text(key), escaped(value)] for key, value in metadata.items())
+    return table_text((Column("key"), Column("value")), cells, style)
+
+
+def set_metadata_text(rows: Sequence[tuple[str, str, str]], style: str) -> Iterator[str]:
+    """One row for each key and place of the metadata of a set."""
+    if not rows and style == "table":
+        return iter(["no metadata\n"])
+    cells = ([name_text(key), escaped(value), escaped(place)] for key, value, place in rows)
+    return table_text((Column("key"), Column("value"), Column("in")), cells, style)
+
+
+def set_metadata_json(found: Mapping[str, str], strings: SetStrings) -> dict[str, object]:
+    """The strings of a set as one object, and under `shards` and `index` which file has which of them."""
+    index = None if strings.index is None else {key: strings.index[key] for key in found if key in strings.index}
+    shards = {name: {key: own[key] for key in found if key in own} for name, own in strings.shards.items()}
+    return {**found, "shards": shards, "index": index}

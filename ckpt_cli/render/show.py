@@ -1,0 +1,135 @@
+"""What `show` prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice, product
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.model.checkpoint import Value
+from ckpt_cli.ops.show import (
+    FULL_OVER,
+    TABLE_OVER,
+    Composed,
+    Item,
+    Shown,
+    Unshown,
+    require_bounded,
+    shown_in,
+)
+from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.tensor_repr import Layout, item_text
+from ckpt_cli.render.text import escaped, name_text, tensor_note, value_pieces
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_ROWS = 1 << 18
+"""Elements turned into rows at a time."""
+
+
+def values_text(items: Sequence[Item], *, bare: bool, precision: int, full: bool, terminal: bool) -> Iterator[str]:
+    """Each item as `NAME = VALUE`; with `bare`, values alone, and strings as they are."""
+    for item in items:
+        if bare and isinstance(item, Value) and isinstance(item.value, str):
+            yield (escaped(item.value, keep="\n\t") if terminal else item.value) + "\n"
+            continue
+        if isinstance(item, Value):
+            yield "" if bare else f"{_label(item)} = "
+            yield from value_pieces(item.value)
+            yield "\n"
+            continue
+        text = item_text(item, Layout(precision, full))
+        yield f"{text}\n" if bare else _labelled(_label(item), text)
+
+
+def _labelled(label: str, text: str) -> str:
+    return f"{label} =\n{text}\n" if "\n" in text else f"{label} = {text}\n"
+
+
+def _label(item: Item) -> str:
+    if isinstance(item, Shown | Composed):
+        return name_text(item.label)
+    return name_text(item.tensor.name if isinstance(item, Unshown) else item.name)
+
+
+def _require_layable(numel: int, items: Sequence[Item], most: int = FULL_OVER) -> None:
+    """Raise UnsupportedError where text needs so many elements at once that it would take too much memory."""
+    if numel > most:
+        what = f"{_label(items[0])} has" if len(items) == 1 else "these have"
+        raise UnsupportedError(
+            f"{what} {numel:,} elements, too many to lay out as text",
+            hint="--json and -o FILE.npy write any number of elements, and [...] picks some",
+        )
+
+
+def values_rows(items: Sequence[Item], style: str) -> Iterator[str]:
+    """One row a row of elements: its name and index, then the elements, each below its own index.
+
+    Raises UnsupportedError for more elements than can be laid out, or in one row.
+    """
+    width = max((_width(item) for item in items), default=1)
+    aligned = style in ("table", "markdown")
+    numel = sum(math.prod(item.shape) for item in shown_in(items))
+    _require_layable(numel if aligned else width, items, TABLE_OVER if aligned else FULL_OVER)
+    require_bounded(items)
+    cells = (row for item in items for row in _rows(item))
+    if style != "tsv":  # whose rows have no headings to keep in step with
+        cells = (row + [""] * (1 + width - len(row)) for row in cells)
+    headings = ["value"] if width == 1 else map(str, range(width))
+    return table_text((Column("name"), *map(Column, headings)), cells, style)
+
+
+def _width(item: Item) -> int:
+    """Elements in each row of an item."""
+    return max((shown.shape[-1] for shown in shown_in([item]) if shown.shape), default=1)
+
+
+def _rows(item: Item) -> Iterator[list[str]]:
+    if isinstance(item, Value):
+        text = escaped(item.value) if isinstance(item.value, str) else "".join(value_pieces(item.value))
+        yield [name_text(item.name), text]
+    elif isinstance(item, Composed) and item.parts:
+        for part in item.parts:
+            yield from _rows(_named_in(item, part))
+    elif isinstance(item, Unshown | Composed):
+        yield [name_text(item.tensor.name), tensor_note(item.tensor)]
+    else:
+        yield from _tensor_rows(item)
+
+
+def _named_in(whole: Composed, part: Shown | Composed | Unshown) -> Shown | Composed | Unshown:
+    """A part by the name that the whole gives it, `emb.values`; constituents have theirs."""
+    if whole.tensor.layout in ("nested", "jagged"):
+        return part
+    if isinstance(part, Unshown):
+        return Unshown(replace(part.tensor, name=f"{whole.label}.{part.tensor.name}"), part.reason)
+    return replace(part, label=f"{whole.label}.{part.label}")
+
+
+def _tensor_rows(shown: Shown) -> Iterator[list[str]]:
+    """The rows of the last dimension, each with the index of all dimensions before it."""
+    from ckpt_cli.arrays.overlap import row_pieces
+
+    shape = shown.region.shape
+    label = name_text(shown.label)
+    for part in row_pieces(shown.region, max(_ROWS, shape[-1] if shape else 1)):
+        values = shown.array(part)
+        *outer, width = values.shape or (1,)
+        texts = _texts(values)
+        starts = [item.start for item in part] + [0] * (len(outer) - len(part))
+        for index in product(*map(range, outer)):
+            place = ",".join(str(start + step) for start, step in zip(starts, index, strict=False))
+            yield [f"{label}[{place}]" if place else label, *islice(texts, width)]
+
+
+def _texts(values: NDArray[Any]) -> Iterator[str]:
+    """Each element as text, a bounded number at a time: numpy takes 128 bytes for one."""
+    flat = values.reshape(-1)
+    if flat.dtype == "float16":  # whose own repr is the shortest that comes back as float16: 65504 as 6.55e+04
+        flat = flat.astype("float32")
+    for begin in range(0, flat.size, _ROWS):
+        yield from flat[begin : begin + _ROWS].astype(str).tolist()

@@ -1,0 +1,1 @@
+"""What the pickles, scripts and archives of a file would run, found and judged without running anything."""

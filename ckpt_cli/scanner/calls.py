@@ -1,0 +1,198 @@
+"""What a traced pickle does with the names that it imports, each judged together with the call it feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ckpt_cli.pickles.describe import describe
+from ckpt_cli.pickles.graph import Call, Global, Inline, PersistentId, RawString
+from ckpt_cli.scanner.judge import Judgement, judge, modern
+from ckpt_cli.scanner.trace import Trace
+
+_LINKS = 16
+"""Attributes of attributes that are followed from a name."""
+
+_GETATTR = ("builtins.getattr",)
+_PARTIAL = ("functools.partial", "_functools.partial")
+_NESTED_LOAD = "torch.storage._load_from_bytes"
+_NEW = ("new", "new_ex", "inst")
+
+_SHOWN = 1_000
+"""Deeds of one pickle that are told one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One name, and what becomes of it."""
+
+    name: str
+    """The dotted name as the pickle has it."""
+    verdict: str
+    """As in `Judgement`, but never `depends`."""
+    reason: str
+    call: str
+    """The first call that it feeds, as text; empty where it is not called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """Something that a pickle does beyond importing names and calling them."""
+
+    code: str
+    severity: str
+    message: str
+
+
+def uses_of(trace: Trace) -> list[Use]:
+    """Every name of the pickle, judged, in order of first use."""
+    first: dict[Global, Call] = {}
+    calls: dict[Global, list[Call]] = {}
+    judged = {node: judge(node.module, node.name) for node in trace.globals}
+    depending = {node for node, found in judged.items() if found.verdict == "depends"}
+    for call in trace.calls:
+        func = call.func
+        if type(func) is Global:
+            first.setdefault(func, call)
+            if func in depending:
+                calls.setdefault(func, []).append(call)
+    loose = set(trace.loose)
+    found = []
+    for node, judgement in judged.items():
+        if node in depending:
+            judgement = _depending(node, calls.get(node, ()), handed_on=node in loose)
+        text = describe(first[node]) if node in first else ""
+        found.append(Use(node.qualified, judgement.verdict, judgement.reason, text))
+    return found
+
+
+def _depending(node: Global, calls: Sequence[Call], *, handed_on: bool) -> Judgement:
+    """The judgement of a name that is as harmless as what it is given."""
+    if handed_on:
+        return Judgement("dangerous", "it is handed on, to be called with anything")
+    name = ".".join(modern(node.module, node.name))
+    check = _bad_getattr if name in _GETATTR else _bad_partial if name in _PARTIAL else _bad_load
+    for call in calls:
+        why = check(call)
+        if why:
+            return Judgement("dangerous", why)
+    return Judgement("harmless", "what it is given does no harm")
+
+
+def _bad_getattr(call: Call) -> str | None:
+    """Why an attribute is no harmless one, such as a member of an enum (Python 3.11) or a nested class."""
+    resolved = resolve(call)
+    if resolved is None:
+        return "it takes an attribute of something that only running the pickle would tell"
+    judgement = judge(*resolved)
+    return judgement.reason if judgement.verdict == "dangerous" else None
+
+
+def _bad_partial(call: Call) -> str | None:
+    """Why what is to be called is no plain name; a name is judged for itself."""
+    for func in _targets(call):
+        resolved = resolve(func)
+        if resolved is None and not (isinstance(func, Call) and _is_call_of(func, _PARTIAL)):
+            return "it wraps something that only running the pickle would tell"
+        if resolved is not None and judge(*resolved).verdict in ("dangerous", "depends"):
+            return f"it wraps {'.'.join(resolved)}"
+    return None
+
+
+def _targets(call: Call) -> Iterator[object]:
+    """What a partial calls: its first argument, and what each state puts in its place."""
+    args = call.args if isinstance(call.args, tuple) else ()
+    yield args[0] if args else None
+    for state in call.states:
+        yield state[0] if isinstance(state, tuple) and state else None
+
+
+def _bad_load(call: Call) -> str | None:
+    """Why nested bytes cannot be looked at; those that can are scanned for themselves."""
+    return None if len(list(_loaded(call))) == 1 else "it loads a pickle that only running this one would tell"
+
+
+def loaded_by(trace: Trace) -> Iterator[object]:
+    """The nodes of bytes that the pickle itself loads as a checkpoint: bytes, Inline, or str that means Latin-1."""
+    for call in trace.calls:
+        if type(call.func) is Global and ".".join(modern(call.func.module, call.func.name)) == _NESTED_LOAD:
+            yield from _loaded(call)
+
+
+def _loaded(call: Call) -> Iterator[object]:
+    args = call.args if isinstance(call.args, tuple) else ()
+    node = args[0] if len(args) == 1 else None
+    if isinstance(node, Call) and _is_call_of(node, ("_codecs.encode",)) and isinstance(node.args, tuple) and node.args:
+        node = node.args[0]  # how protocol 2 has bytes
+    if isinstance(node, bytes | str | RawString | Inline):
+        yield node
+
+
+def resolve(node: object) -> tuple[str, str] | None:
+    """The name that a node stands for: a global, or plain attributes of one; None where it is anything else."""
+    attributes: list[str] = []
+    for _ in range(_LINKS):
+        if isinstance(node, Global):
+            name = ".".join([node.name, *reversed(attributes)])
+            return node.module, name
+        if isinstance(node, PersistentId) and isinstance(node.pid, tuple) and node.pid[:1] == ("module",):
+            node = node.pid[1] if len(node.pid) > 1 else None  # torch's legacy format refers to classes so
+        elif isinstance(node, Call) and _is_call_of(node, _GETATTR):
+            attribute = _attribute(node)
+            if attribute is None:
+                return None
+            attributes.append(attribute)
+            node = node.args[0] if isinstance(node.args, tuple) else None
+        elif isinstance(node, Call) and attributes and node.opcode in _NEW:
+            node = node.func  # an attribute of an object is one of its class
+        else:
+            return None
+    return None
+
+
+def _attribute(call: Call) -> str | None:
+    """The attribute that a call of getattr takes; None where that is not plain."""
+    args = call.args
+    if not isinstance(args, tuple) or len(args) != 2:
+        return None
+    name = args[1].text if isinstance(args[1], RawString) else args[1]
+    return name if isinstance(name, str) and name.isidentifier() else None
+
+
+def _is_call_of(call: Call, names: tuple[str, ...]) -> bool:
+    func = call.func
+    return type(func) is Global and ".".join(modern(func.module, func.name)) in names
+
+
+def deeds_of(trace: Trace) -> Iterator[Deed]:
+    """What else the pickle does that no ordinary checkpoint does."""
+    for node in trace.computed[:_SHOWN]:
+        yield Deed("computed-name", "error", f"imports a name that it computes: {node.module} {node.name}")
+    for code in dict.fromkeys(trace.extensions[:_SHOWN]):
+        yield Deed("extension", "warning", f"imports whatever copyreg's extension code {code} stands for")
+    for doing, target, _ in trace.changes[:_SHOWN]:
+        severity = "error" if resolve(target) is not None else "warning"
+        yield Deed("changes-import", severity, f"{doing} {describe(target)}, which it did not make")
+    told = 0
+    for call in trace.calls:
+        if type(call.func) is not Global:
+            deed = _computed_call(call)
+            if deed is not None and told < _SHOWN:
+                told += 1
+                yield deed
+        if (call.states or call.pairs or call.items) and _is_call_of(call, _GETATTR):
+            yield Deed("changes-import", "error", f"changes {describe(call)}, which it did not make")
+
+
+def _computed_call(call: Call) -> Deed | None:
+    """A call of something that is no name; None where that is as good as one."""
+    func = call.func
+    resolved = resolve(func)
+    if resolved is not None:
+        judgement = judge(*resolved)
+        if judgement.verdict not in ("dangerous", "depends"):
+            return None
+        return Deed("dangerous-global", "error", f"{describe(call)}: {judgement.reason}")
+    if isinstance(func, Call) and _is_call_of(func, _PARTIAL):
+        return Deed("computed-call", "warning", f"calls what functools.partial made: {describe(call)}")
+    return Deed("computed-call", "warning", f"calls something that it computes: {describe(call)}")

@@ -1,0 +1,145 @@
+"""What a name that a pickle would import is worth: allowed by torch, harmless, dangerous, or not known.
+
+Only the name is judged here; what is done with it is in `uses`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ckpt_cli.pickles.graph import Global
+from ckpt_cli.scanner.allowlist import ALLOWED, CALLING, HARMLESS
+from ckpt_cli.scanner.denylist import ANYWHERE, INNER, LEADS_TO, MODULES, NAMES
+
+_PACKAGES = frozenset(
+    [
+        "asyncio",
+        "concurrent",
+        "ctypes",
+        "dbm",
+        "distutils",
+        "ensurepip",
+        "html",
+        "http",
+        "idlelib",
+        "importlib",
+        "json",
+        "lib2to3",
+        "logging",
+        "multiprocessing",
+        "pydoc_data",
+        "sqlite3",
+        "tkinter",
+        "turtledemo",
+        "unittest",
+        "urllib",
+        "venv",
+        "wsgiref",
+        "xml",
+        "xmlrpc",
+        "_pyrepl",
+        "os",
+    ]
+)
+"""Modules of the standard library that have modules within; the others of its names with a dot are somebody else's."""
+
+_LONGEST = 512
+"""Characters of a name that is looked at; no real one comes near."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a name is worth."""
+
+    verdict: str
+    """`allowed`, `harmless`, `depends` (on its arguments), `dangerous`, `unusual` or `unknown`."""
+    reason: str
+    """Why, in a few words."""
+
+
+_ALLOWED = Judgement("allowed", "torch's weights_only loader takes it")
+_HARMLESS = Judgement("harmless", "it only builds data")
+_DEPENDS = Judgement("depends", "it is as harmless as what it is given")
+_UNUSUAL = Judgement("unusual", "no checkpoint needs this part of Python's standard library")
+_UNKNOWN = Judgement("unknown", "its package decides what it does")
+
+
+def judge(module: str, name: str) -> Judgement:
+    """Judge one name as the pickle gives it; names of Python 2 mean what Python 3 makes of them."""
+    if len(module) + len(name) > _LONGEST:
+        return Judgement("dangerous", "no name is that long")
+    module, name = modern(module, name)
+    full = f"{module}.{name}"
+    if full in ALLOWED:
+        return _ALLOWED
+    if full in CALLING:
+        return _DEPENDS
+    if full in HARMLESS or f"{module}.".startswith("__torch__."):
+        return _HARMLESS
+    reason = _danger(module, name)
+    if reason:
+        return Judgement("dangerous", reason)
+    top = module.partition(".")[0]
+    return _UNUSUAL if _is_standard(module, top) else _UNKNOWN
+
+
+def dangerous(names: Iterable[Global]) -> Iterator[Global]:
+    """Those of the names that are known to be dangerous, whatever is done with them."""
+    return (node for node in names if judge(node.module, node.name).verdict == "dangerous")
+
+
+def modern(module: str, name: str) -> tuple[str, str]:
+    """The name in Python 3 of what protocols 0 to 2 call by its name in Python 2 (CPython's `_compat_pickle`)."""
+    from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+
+    first, dot, rest = name.partition(".")
+    mapped = NAME_MAPPING.get((module, first))
+    if mapped is not None:
+        return mapped[0], mapped[1] + dot + rest
+    return IMPORT_MAPPING.get(module, module), name
+
+
+def _danger(module: str, name: str) -> str | None:
+    """Why a name is dangerous; None where it is not known to be."""
+    parts = name.split(".")
+    full = f"{module}.{name}"
+    for end in _prefixes(full):
+        why = NAMES.get(end)
+        if why:
+            return f"{end} {why}"
+    for end in _prefixes(module):
+        why = MODULES.get(end)
+        if why and _is_that(module, end):
+            return f"{end} {why}"
+    for end in _prefixes(full):  # a name with dots goes through the modules that its first part names
+        if len(end) > len(module) and end in MODULES and "." in end:
+            return f"{end} {MODULES[end]}"
+    if module in ("builtins", "__builtins__"):
+        return f"{name} of builtins is no data"
+    if parts[-1] in ANYWHERE:
+        return f"{parts[-1]} runs code"
+    leading = next((part for part in parts if part.lstrip("_") in LEADS_TO or part in INNER), None)
+    return f"{leading} leads to anything else" if leading else None
+
+
+def _prefixes(dotted: str) -> Iterator[str]:
+    """`a`, `a.b`, `a.b.c`."""
+    at = dotted.find(".")
+    while at >= 0:
+        yield dotted[:at]
+        at = dotted.find(".", at + 1)
+    yield dotted
+
+
+def _is_that(module: str, listed: str) -> bool:
+    """Whether a module below a listed one can be a part of it: `code.models` is no part of Python's `code`."""
+    top = listed.partition(".")[0]
+    return module == listed or top not in sys.stdlib_module_names or top in _PACKAGES or "." in listed
+
+
+def _is_standard(module: str, top: str) -> bool:
+    if top == "__main__" or top not in sys.stdlib_module_names:
+        return False
+    return module == top or top in _PACKAGES or top in ("collections", "encodings", "email", "pathlib", "test")

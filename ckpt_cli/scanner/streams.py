@@ -1,0 +1,262 @@
+"""Pickles one after another: a bare file of them, and the streams of torch before 1.6, whose storages stand between.
+
+The legacy layout is that of torch/serialization.py `_legacy_save`; the tar layout's members are those of
+`legacy_load` there.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ckpt_cli import limits
+from ckpt_cli.dtypes import BY_STORAGE
+from ckpt_cli.pickles.graph import Global, RawString
+from ckpt_cli.scanner.judge import dangerous
+from ckpt_cli.scanner.tolerant_zip import Readable
+from ckpt_cli.scanner.trace import Allowance, Trace, trace_pickle
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PICKLES = 5
+"""Magic, protocol, sys_info, the object, the keys of its storages."""
+
+_STREAMS_TOLD = 100
+"""Streams after the first that are told one by one."""
+
+_After = Callable[[memoryview, Trace], int | None]
+"""The byte after what follows a pickle; None where that does not fit."""
+
+_PROTO_CODE = 0x80
+_PROTO = re.compile(rb"\x80[\x00-\x05]")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One pickle."""
+
+    where: str
+    trace: Trace
+    data: memoryview
+    """What its offsets are of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """Something about the container that no ordinary checkpoint has, or that was not searched."""
+
+    severity: str
+    code: str
+    where: str
+    message: str
+
+
+@dataclass(slots=True)
+class Purse:
+    """What one scan may still spend, whatever it meets."""
+
+    allowance: Allowance
+    tries: int = limits.SCAN_TRIES
+    searched: int = 0
+    """Bytes searched for hidden pickles."""
+    inflated: int = 0
+    """Bytes inflated."""
+    files: int = 0
+    """Files, zips and members opened."""
+
+
+def is_pickle(trace: Trace, data: memoryview) -> bool:
+    """Whether bytes that were traced are a pickle, or the beginning of one, rather than anything else.
+
+    A text that begins with `c` and a word may look like a name, and `N.` is None: they have to go further than that.
+    """
+    named = any(_is_name(node) for node in trace.globals)
+    if trace.problem is None and trace.end - trace.offset > 1:
+        return named or trace.end == len(data) or data[trace.offset] == _PROTO_CODE or _is_magic(trace)
+    return bool(trace.computed) or (named and (bool(trace.calls) or any(dangerous(trace.globals))))
+
+
+def _is_magic(trace: Trace) -> bool:
+    """Whether it is the pickle that torch before 1.6 began a file with."""
+    return type(trace.root) is int and trace.root == LEGACY_MAGIC
+
+
+def _is_name(node: Global) -> bool:
+    parts = f"{node.module}.{node.name}".split(".")
+    return all(part.isidentifier() or (part[:1] == "<" and part[-1:] == ">") for part in parts)
+
+
+def streams(source: Readable, where: str, purse: Purse, *, sure: bool) -> Iterator[Found | Oddity]:
+    """The pickles of a file that is nothing but pickles, and what stands after them.
+
+    `sure` is whether it must be one, by its name or its first bytes: then it is told where it is broken from the start.
+    """
+    data = source.view(0, source.size)
+    position = number = 0
+    step, legacy = 0, False
+    while position < len(data):
+        trace = trace_pickle(data, position, purse.allowance)
+        if not (is_pickle(trace, data) or (number == 0 and sure) or (legacy and trace.problem is None)):
+            yield from trailing(data, position, where, purse)
+            return
+        step += 1
+        if _is_magic(trace):
+            step, legacy = 1, True
+            odd = number > 0
+        else:
+            odd = number > 0 and not legacy
+        number += 1
+        place = where if number == 1 else f"{where} (pickle {number}, byte {position})"
+        yield Found(place, trace, data)
+        if odd and number <= _STREAMS_TOLD:
+            yield Oddity("warning", "extra-stream", place, "another pickle after the first, which few scanners read")
+        position = trace.end
+        if trace.problem is not None:
+            yield from hidden_pickles(data, position, where, purse)
+            return
+        if legacy and step == _LEGACY_PICKLES - 1:
+            objects = trace
+        elif legacy and step == _LEGACY_PICKLES:
+            legacy = False
+            after = _after_storages(data, position, trace.root, _itemsizes(objects))
+            if after is None:
+                yield Oddity("warning", "odd-storages", where, "its storages are not where its pickles say")
+                yield from hidden_pickles(data, position, where, purse)
+                return
+            position = after
+
+
+def _itemsizes(trace: Trace) -> dict[str, int]:
+    """Bytes of an element of each storage that a pickle refers to."""
+    sizes = {}
+    for node in trace.storages:
+        pid = node.pid
+        if isinstance(pid, tuple) and len(pid) >= 3 and isinstance(pid[1], Global):
+            key, size = _text(pid[2]), itemsize(pid[1])
+            if key is not None and size:
+                sizes[key] = size
+    return sizes
+
+
+def itemsize(kind: Global) -> int:
+    """Bytes of an element of a storage class; 0 for a class that is none."""
+    prefix, _, rest = kind.name.partition("Storage")
+    if rest or not kind.name.endswith("Storage"):
+        return 0
+    if prefix == "Untyped":
+        return 1
+    dtype = BY_STORAGE.get(prefix)
+    return 0 if dtype is None else max(dtype.bits // 8, 1)
+
+
+def _text(node: object) -> str | None:
+    if isinstance(node, RawString):
+        return node.text
+    return node if isinstance(node, str) else None
+
+
+def _after_storages(data: memoryview, position: int, keys: object, sizes: dict[str, int]) -> int | None:
+    """The byte after the storages of one save; None where they do not fit."""
+    if not isinstance(keys, list | tuple):
+        return None
+    for key in keys:
+        after = after_storage(data, position, sizes.get(_text(key) or "", 0))
+        if after is None:
+            return None
+        position = after
+    return position
+
+
+def after_storage(data: memoryview, position: int, size: int) -> int | None:
+    """The byte after an element count and so many elements."""
+    if not size or position + 8 > len(data):
+        return None
+    numel: int = struct.unpack_from("<q", data, position)[0]
+    end = position + 8 + numel * size
+    return end if numel >= 0 and end <= len(data) else None
+
+
+def trailing(data: memoryview, position: int, where: str, purse: Purse) -> Iterator[Found | Oddity]:
+    """What stands after all that a file should have."""
+    rest = len(data) - position
+    first = bytes(data[position : position + (1 << 16)])
+    if rest > len(first) or first.strip(b"\0\t\n\r "):
+        yield Oddity("warning", "trailing-data", where, f"{rest} bytes after its end, at byte {position}")
+        yield from hidden_pickles(data, position, where, purse)
+
+
+def hidden_pickles(data: memoryview, position: int, where: str, purse: Purse) -> Iterator[Found | Oddity]:
+    """Pickles that begin anywhere in a range where there should be none; only those that import something count."""
+    end = len(data)
+    room = limits.SCAN_BYTES - purse.searched
+    if end - position > room:
+        end = position + max(room, 0)
+        yield Oddity("note", "not-searched", where, f"{len(data) - end} bytes were not searched for hidden pickles")
+    purse.searched += end - position
+    last = -1
+    for match in _PROTO.finditer(data, position, end):
+        if match.start() < last:
+            continue
+        if purse.tries <= 0 or purse.allowance.opcodes <= 0:
+            yield Oddity("note", "not-searched", where, f"bytes from {match.start()} on were not searched")
+            return
+        purse.tries -= 1
+        trace = trace_pickle(data, match.start(), purse.allowance)
+        if trace.globals and is_pickle(trace, data):
+            last = trace.end
+            place = f"{where} (byte {match.start()})"
+            yield Found(place, trace, data)
+            yield Oddity("warning", "hidden-pickle", place, "a pickle where there should be none")
+
+
+def storages_of_tar(source: Readable, where: str, purse: Purse) -> Iterator[Found | Oddity]:
+    """The member `storages`: a count, then for each a pickle and its elements, then the views."""
+    yield from _interleaved(source, where, purse, _after_tar_storage)
+
+
+def tensors_of_tar(source: Readable, where: str, purse: Purse) -> Iterator[Found | Oddity]:
+    """The member `tensors`: a count, then for each a pickle, its sizes, its strides and its offset."""
+    yield from _interleaved(source, where, purse, _after_tar_tensor)
+
+
+def _after_tar_storage(data: memoryview, trace: Trace) -> int | None:
+    root = trace.root
+    kind = root[2] if isinstance(root, tuple) and len(root) == 3 else None
+    return after_storage(data, trace.end, itemsize(kind)) if isinstance(kind, Global) else None
+
+
+def _after_tar_tensor(data: memoryview, trace: Trace) -> int | None:
+    if trace.end + 4 > len(data):
+        return None
+    dimensions: int = struct.unpack_from("<i", data, trace.end)[0]
+    end = trace.end + 8 + 16 * dimensions + 8
+    return end if 0 <= dimensions <= limits.DIMENSIONS and end <= len(data) else None
+
+
+def _interleaved(source: Readable, where: str, purse: Purse, after: _After) -> Iterator[Found | Oddity]:
+    """Pickles with bytes of another kind after all but the first and those that follow the last."""
+    data = source.view(0, source.size)
+    position = number = 0
+    count: object = 0
+    while position < len(data):
+        trace = trace_pickle(data, position, purse.allowance)
+        number += 1
+        place = f"{where} (pickle {number})"
+        if number > 1 and trace.problem is not None and not is_pickle(trace, data):
+            yield from trailing(data, position, where, purse)
+            return
+        yield Found(place, trace, data)
+        position = trace.end
+        if number == 1:
+            count = trace.root
+        elif isinstance(count, int) and number <= count + 1:
+            behind = after(data, trace)
+            if behind is None:
+                yield Oddity("warning", "odd-storages", where, "its elements are not where its pickles say")
+                yield from hidden_pickles(data, position, where, purse)
+                return
+            position = behind
+        if trace.problem is not None:
+            yield from hidden_pickles(data, position, where, purse)
+            return

@@ -1,0 +1,173 @@
+"""The pickles of zip files, and what is wrong with where they stand: the part of the walk that knows torch's layout."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Generator
+
+from ckpt_cli import limits
+from ckpt_cli.scanner.streams import Found, Oddity, Purse, hidden_pickles, streams, trailing
+from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, Readable, content, unlisted, zips_within
+from ckpt_cli.scanner.walk import (
+    PICKLE_NAMES,
+    Memory,
+    Part,
+    Walk,
+    enter,
+    guess,
+    inner_walker_of,
+    lambda_layers,
+    walk,
+)
+
+_OURS = ("data.pkl", "constants.pkl", "attributes.pkl", "traced_inputs.pkl")
+"""The pickles that torch puts right below the prefix."""
+
+_CODE = ("/code/", "/extra/")
+"""Where TorchScript and .pt2 keep other things than pickles of their own."""
+
+_TEXTS = (".py", ".txt", ".md")
+"""How the names of records end that hold text; TorchScript's code is text."""
+
+_SAID = 100
+"""Findings of one kind that are told of one zip."""
+
+_CRC_BYTES = 64 * 2**20
+"""Bytes up to which a pickle's CRC is checked."""
+
+
+def walk_zips(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+    """Every zip of a file, and what stands before, between and after them."""
+    zips = list(zips_within(source))
+    if not zips:
+        yield Oddity("warning", "broken-zip", where, "a zip file without an end record: it is cut short")
+        yield from trailing(source.view(0, source.size), 0, where, purse)
+        return
+    end = zips[0].end
+    if end < source.size:
+        yield from trailing(source.view(0, source.size), end, where, purse)
+    first = zips[-1].begin
+    if first > 0:
+        yield Oddity("warning", "leading-data", where, f"{first} bytes before the zip that it ends in")
+        yield from streams(Part(source, 0, first), where, purse, sure=False)
+    if len(zips) > 1 and not where.endswith(".distcp"):
+        yield Oddity("warning", "several-zips", where, f"{len(zips)} zips one after another; readers take the last")
+    for found in reversed(zips):
+        purse.files += 1
+        if purse.files > limits.SCAN_FILES:
+            yield Oddity("warning", "not-searched", where, "zips beyond the limit were not opened")
+            return
+        place = where if len(zips) == 1 else f"{where} (byte {found.begin})"
+        yield from walk_zip(source, found, place, depth, purse)
+
+
+def walk_zip(source: Readable, found: LooseZip, where: str, depth: int, purse: Purse) -> Walk:
+    """One zip: its layout, its records, and what stands between them."""
+    for fault in found.faults[:_SAID]:
+        yield Oddity("warning", "broken-zip", where, fault)
+    yield from _layout(found, where)
+    for member in found.members:
+        yield from _walk_member(source, member, f"{where}/{member.name}", depth, purse)
+    for begin, end in unlisted(found):
+        piece = source.view(begin, end - begin)
+        if any(piece[: 1 << 20]):
+            yield Oddity("warning", "unlisted-data", where, f"{end - begin} bytes at {begin} that no record lists")
+            yield from hidden_pickles(piece, 0, f"{where} (byte {begin})", purse)
+            yield from _unlisted_records(source, begin, end, where, depth, purse)
+
+
+def _layout(found: LooseZip, where: str) -> Walk:
+    """Names twice, and records that are not where torch's writer puts them."""
+    counts = Counter(member.name for member in found.members)
+    twice = [name for name, count in counts.items() if count > 1]
+    for name in twice[:_SAID]:
+        message = f"{counts[name]} records of that name: torch reads the first, others the last"
+        yield Oddity("warning", "duplicate-record", f"{where}/{name}", message)
+    faulty = [member for member in found.members if member.faults]
+    for member in faulty[:_SAID]:
+        yield Oddity("warning", "header-mismatch", f"{where}/{member.name}", f"it {', '.join(member.faults)}")
+    if len(faulty) > _SAID:
+        yield Oddity("warning", "header-mismatch", where, f"{len(faulty) - _SAID} more records like that")
+    if not found.members:
+        return
+    prefix, slash, _ = found.members[0].name.partition("/")
+    misplaced = [name for name in counts if name.rpartition("/")[2] == "data.pkl" and name != f"{prefix}/data.pkl"]
+    for name in misplaced[:_SAID]:
+        yield Oddity(
+            "warning", "misplaced-pickle", f"{where}/{name}", "a data.pkl that is not where torch looks for it"
+        )
+    if not slash or f"{prefix}/data.pkl" not in counts:
+        return
+    for name in [name for name in counts if not name.startswith(f"{prefix}/")][:_SAID]:
+        yield Oddity(
+            "warning", "outside-prefix", f"{where}/{name}", f"a record outside {prefix}/, which torch never writes"
+        )
+    for name in [name for name in counts if _is_extra(name, prefix)][:_SAID]:
+        yield Oddity("warning", "extra-pickle", f"{where}/{name}", "a pickle that torch never writes")
+
+
+def _is_extra(name: str, prefix: str) -> bool:
+    """Whether a record is named as a pickle and is none of those that torch writes."""
+    inner = name.removeprefix(f"{prefix}/")
+    if not inner.lower().endswith(PICKLE_NAMES[:-1]) or inner in _OURS or inner.rpartition("/")[2] == "data.pkl":
+        return False
+    return not f"/{inner}".startswith(_CODE)
+
+
+def _walk_member(source: Readable, member: Member, where: str, depth: int, purse: Purse) -> Walk:
+    if member.begin < 0 or member.begin > source.size or member.name.endswith(_TEXTS):
+        return
+    named = member.name.lower().endswith(PICKLE_NAMES)
+    if member.method == 0:
+        inner: Readable | None = Part(source, member.begin, min(member.stored, source.size - member.begin))
+    else:
+        inner = yield from _inflated(source, member, where, purse, named=named)
+    if inner is None:
+        return
+    if member.name.endswith("config.json"):
+        yield from lambda_layers(inner.view(0, min(inner.size, limits.SCAN_BYTES)), where)
+    elif named:
+        if member.crc and inner.size <= _CRC_BYTES and zlib.crc32(inner.view(0, inner.size)) != member.crc:
+            yield Oddity(
+                "warning", "wrong-crc", where, "its CRC is not that of its bytes; torch does not look, others do"
+            )
+        yield from walk(inner, where, depth + 1, purse)
+    elif inner.size:
+        walker = inner_walker_of(inner)
+        yield from (
+            guess(inner, where, depth + 1, purse) if walker is None else enter(walker, inner, where, depth + 1, purse)
+        )
+
+
+def _inflated(
+    source: Readable, member: Member, where: str, purse: Purse, *, named: bool
+) -> Generator[Found | Oddity, None, Readable | None]:
+    """A compressed record's content, as far as the limits go; None where there is none to be had."""
+    room = min(limits.SCAN_INFLATED - purse.inflated, limits.PICKLE_INFLATED)
+    data = content(source, member, room) if room > 0 else None
+    if data is None:
+        if named or room <= 0:
+            yield Oddity("warning", "not-searched", where, "it is compressed, and was not inflated")
+        return None
+    purse.inflated += len(data)
+    if len(data) == room and named:
+        yield Oddity("warning", "not-searched", where, f"it inflates to more than {room} bytes")
+    return Memory(data)
+
+
+def _unlisted_records(source: Readable, begin: int, end: int, where: str, depth: int, purse: Purse) -> Walk:
+    """Records that have a local header but no entry in the directory."""
+    piece = bytes(source.view(begin, min(end - begin, limits.SCAN_BYTES)))
+    at = piece.find(b"PK\3\4")
+    while 0 <= at <= len(piece) - 30 and purse.tries > 0:
+        purse.tries -= 1
+        method, stored, nbytes, name_length, extra_length = struct.unpack_from("<8xH8xLLHH", piece, at)
+        name = piece[at + 30 : at + 30 + name_length].decode("utf-8", "surrogateescape")
+        data = begin + at + 30 + name_length + extra_length
+        room = max(end - data, 0)
+        hidden = Member(name, begin + at, method, 0, 0, min(stored or room, room), nbytes or room, data)
+        yield Oddity("warning", "unlisted-record", f"{where}/{name}", "a record that the directory does not list")
+        yield from _walk_member(source, hidden, f"{where}/{name}", depth, purse)
+        at = piece.find(b"PK\3\4", at + 4)

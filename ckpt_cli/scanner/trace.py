@@ -1,0 +1,384 @@
+"""A pickle read for what it would do: every name, call and change, also where it breaks, and what it throws away.
+
+The reader of `reader` refuses what no checkpoint needs; this one follows CPython's C unpickler through whatever that
+would go on from, so that a pickle cannot hide behind an oddity. Nothing is imported, called or hashed here either.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ckpt_cli import limits
+from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
+from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, PersistentId, RawString
+from ckpt_cli.pickles.machine import Handler, Machine, Table, entering
+from ckpt_cli.pickles.opcodes.push import Stopped
+from ckpt_cli.pickles.read import OPCODES
+
+_CHECK_EVERY = 1 << 12
+"""Opcodes between two looks at the limits."""
+
+_LINE = 256
+"""Bytes that nearly every line is shorter than."""
+
+_BEGINNING_COSTS = 64
+"""Opcodes in whose time another pickle is begun."""
+
+_TOO_MANY = f"all pickles together have more than {limits.SCAN_OPCODES} opcodes"
+
+_TEXTS = 20_000
+"""Strings of one pickle that may hide another and are kept to be searched."""
+
+_BEGINNINGS = (b"\x80", b"PK\3\4", b"\x1f\x8b")
+_TEXT_BEGINNINGS = tuple(beginning.decode("latin-1") for beginning in _BEGINNINGS)
+"""How a pickle with a PROTO opcode, a zip and a gzip file begin."""
+
+
+@dataclass(slots=True)
+class Allowance:
+    """What one scan may still spend on reading pickles; shared by all of its pickles."""
+
+    opcodes: int = limits.SCAN_OPCODES
+    blocks: int = field(default_factory=lambda: sys.getallocatedblocks() + 2 * limits.PICKLE_BLOCKS)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one pickle would do, as far as it could be read."""
+
+    offset: int
+    """Its first byte within the data."""
+    end: int
+    """The byte after its STOP, or that of the opcode it breaks at."""
+    protocol: int
+    globals: Sequence[Global]
+    """Every distinct name, in order of first use."""
+    calls: Sequence[Call]
+    """Every call, in order, those whose result is thrown away too."""
+    changes: Sequence[tuple[str, object, object]]
+    """What is done to a value that is no container or new object: the opcode's doing, the target, the argument."""
+    loose: Sequence[Global]
+    """Names that are not only called but stand as values, arguments or items too."""
+    computed: Sequence[Global]
+    """Names that the pickle computes, so that only running it would tell them; their text says of what."""
+    extensions: Sequence[int]
+    """Codes of copyreg's registry, each of which stands for a name."""
+    texts: Sequence[object]
+    """Strings that are long enough to hide a pickle: str, bytes, RawString or Inline."""
+    storages: Sequence[PersistentId]
+    """References to what is outside the pickle, in order."""
+    unsearched: int
+    """Strings beyond those, because they were too many."""
+    root: object
+    """What is on top of its stack at the end."""
+    problem: str | None
+    """Why it could not be read to its end; None where it could."""
+    limited: bool
+    """Whether the problem is one of our limits."""
+    cut: bool
+    """Whether the problem is that the data end too early."""
+
+
+class Tracer(Machine):
+    """A machine that remembers what passes through it, and goes on where CPython's would."""
+
+    __slots__ = ("calls", "changes", "computed", "extensions", "pushed", "storages", "texts", "unsearched", "used")
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        super().__init__(data)
+        self.calls: list[Call] = []
+        self.changes: list[tuple[str, object, object]] = []
+        self.computed: list[Global] = []
+        self.extensions: list[int] = []
+        self.texts: list[object] = []
+        self.storages: list[PersistentId] = []
+        self.unsearched = 0
+        self.pushed: dict[Global, int] = {}
+        """How often each name was put on the stack; names are hashed by identity."""
+        self.used: dict[Global, int] = {}
+        """How often each was taken from it to be called."""
+
+    def memoize(self) -> None:
+        """Memoize the top of the stack under the number of things memoized, as CPython counts them."""
+        unset = 1 if self.memo and type(self.memo[0]) is object else 0
+        self.put(len(self.memo) - unset + len(self.sparse))
+
+    def put(self, slot: int) -> None:
+        """Memoize the top of the stack."""
+        if self.sparse and slot == len(self.memo):
+            self.sparse.pop(str(slot), None)
+        super().put(slot)
+
+    def note_push(self) -> None:
+        """Count the name on top of the stack, if that is what it is."""
+        top = self.stack[-1]
+        if type(top) is Global:
+            self.pushed[top] = self.pushed.get(top, 0) + 1
+
+    def note_call(self, call: Call) -> None:
+        """Remember a call."""
+        self.calls.append(call)
+        if type(call.func) is Global:
+            self.used[call.func] = self.used.get(call.func, 0) + 1
+
+    def change(self, doing: str, argument: object) -> None:
+        """Remember what is done to the top of the stack."""
+        self.changes.append((doing, self.stack[-1], argument))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a pickle ended."""
+
+    at: int
+    """The byte after STOP, or that of the opcode it breaks at."""
+    problem: str | None = None
+    limited: bool = False
+    cut: bool = False
+
+
+def trace_pickle(data: bytes | memoryview, offset: int, allowance: Allowance) -> Trace:
+    """Follow the pickle that begins at byte `offset` as far as it goes; never raises for what the data holds."""
+    tracer = Tracer(data)
+    spent = allowance.opcodes < 0
+    ending = _Ending(offset, _TOO_MANY, limited=True) if spent else _run(tracer, offset, allowance)
+    return Trace(
+        offset=offset,
+        end=ending.at,
+        protocol=tracer.protocol,
+        globals=tuple(tracer.globals.values()),
+        calls=tracer.calls,
+        changes=tracer.changes,
+        loose=[node for node, count in tracer.pushed.items() if count > tracer.used.get(node, 0)],
+        computed=tracer.computed,
+        extensions=tracer.extensions,
+        texts=tracer.texts,
+        storages=tracer.storages,
+        unsearched=tracer.unsearched,
+        root=tracer.stack[-1] if tracer.stack else None,
+        problem=ending.problem,
+        limited=ending.limited,
+        cut=ending.cut,
+    )
+
+
+def _run(tracer: Tracer, pos: int, allowance: Allowance) -> _Ending:
+    """Interpret opcodes up to STOP or trouble."""
+    data = tracer.data
+    while True:
+        begin = pos
+        pos, stopped, error = _stretch(tracer, begin, data)
+        allowance.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY)
+        if stopped:
+            return _Ending(pos + 1)
+        if error is not None:
+            after = _past(tracer, pos, error)
+            if after is None:
+                return _broken(error, pos, tracer.size)
+            pos = after
+        if allowance.opcodes < 0:
+            return _Ending(pos, _TOO_MANY, limited=True)
+        if sys.getallocatedblocks() > allowance.blocks:
+            return _Ending(pos, "it builds far more objects than a checkpoint needs", limited=True)
+
+
+def _stretch(tracer: Tracer, pos: int, data: bytes | memoryview) -> tuple[int, bool, Exception | None]:
+    """Some opcodes: where they led to, whether to STOP, and what went wrong at that place."""
+    try:
+        for _ in range(_CHECK_EVERY):
+            pos = TRACED[data[pos]](tracer, pos + 1)
+    except Stopped:
+        return pos, True, None
+    except (FormatError, ValueError, OverflowError, IndexError, struct.error) as error:
+        return pos, False, error.with_traceback(None)  # or it would hold itself, by the frames that hold it
+    return pos, False, None
+
+
+def _past(tracer: Tracer, pos: int, error: Exception) -> int | None:
+    """Where to go on after an opcode with a bad value, which is pushed as None; None where there is no way on."""
+    if isinstance(error, LimitError) or pos >= tracer.size or tracer.data[pos] not in b"ILFVS":
+        return None
+    for reach in (_LINE, limits.INLINE_BYTES):
+        newline = bytes(tracer.data[pos : pos + reach]).find(b"\n")
+        if newline >= 0:
+            tracer.stack.append(None)
+            return pos + newline + 1
+    return None
+
+
+def _broken(error: Exception, pos: int, size: int) -> _Ending:
+    """What the failure of the opcode at `pos` means."""
+    if pos >= size:
+        return _Ending(size, "it ends before its STOP opcode", cut=True)
+    cut = isinstance(error, TruncatedError | struct.error) or pos + 1 == size
+    if isinstance(error, FormatError):
+        return _Ending(pos, f"it {error.problem} (byte {pos})", isinstance(error, LimitError), cut)
+    what = "finds too little on its stack" if isinstance(error, IndexError) and not cut else "has a bad argument"
+    return _Ending(pos, f"it {what} (byte {pos})", cut=cut)
+
+
+# --- opcodes that are followed further than a reader would ---------------------------------------------------------
+
+_OVER: Table = {}
+
+_enter = entering(_OVER)
+
+
+def _after(code: bytes, note: str) -> None:
+    """Enter an opcode that does what it does for a reader, and is then noted."""
+    handler = OPCODES[code[0]]
+
+    @_enter(code)
+    def run(m: Machine, pos: int) -> int:
+        pos = handler(m, pos)
+        _NOTES[note](m)
+        return pos
+
+
+def _note_push(m: Machine) -> None:
+    assert isinstance(m, Tracer)
+    m.note_push()
+
+
+def _note_call(m: Machine) -> None:
+    assert isinstance(m, Tracer)
+    call = m.stack[-1]
+    assert isinstance(call, Call)
+    m.note_call(call)
+
+
+def _note_text(m: Machine) -> None:
+    """Remember a string in which a pickle that imports something has room."""
+    assert isinstance(m, Tracer)
+    top = m.stack[-1]
+    text = top.data if isinstance(top, ByteArray) else top
+    if not _may_hide(text.raw if isinstance(text, RawString) else text):
+        return
+    if len(m.texts) < _TEXTS:
+        m.texts.append(text)
+    else:
+        m.unsearched += 1
+
+
+def _may_hide(text: object) -> bool:
+    """Whether a string may be a pickle that imports something: it begins as one, or has the lines of a GLOBAL."""
+    if isinstance(text, str):
+        return text.startswith(_TEXT_BEGINNINGS) or text.count("\n") > 1 or "\x93" in text
+    if isinstance(text, bytes):
+        return text.startswith(_BEGINNINGS) or text.count(b"\n") > 1 or b"\x93" in text
+    return isinstance(text, Inline)
+
+
+def _note_inst(m: Machine) -> None:
+    """An INST is a call that never had its name on the stack."""
+    assert isinstance(m, Tracer)
+    _note_call(m)
+    func = m.calls[-1].func
+    if type(func) is Global:
+        m.pushed[func] = m.pushed.get(func, 0) + 1
+
+
+def _note_extension(m: Machine) -> None:
+    assert isinstance(m, Tracer)
+    node = m.stack[-1]
+    if isinstance(node, Extension):
+        m.extensions.append(node.code)
+
+
+def _note_storage(m: Machine) -> None:
+    assert isinstance(m, Tracer)
+    node = m.stack[-1]
+    if isinstance(node, PersistentId):
+        m.storages.append(node)
+
+
+_NOTES = {
+    "storage": _note_storage,
+    "push": _note_push,
+    "call": _note_call,
+    "inst": _note_inst,
+    "text": _note_text,
+    "extension": _note_extension,
+}
+
+for _code in (b"c", b"h", b"j", b"g", b"2"):
+    _after(_code, "push")
+for _code in (b"R", b"\x81", b"\x92", b"o"):
+    _after(_code, "call")
+_after(b"i", "inst")
+for _code in (b"X", b"\x8c", b"\x8d", b"U", b"T", b"C", b"B", b"\x8e", b"\x96", b"V", b"S"):
+    _after(_code, "text")
+for _code in (b"P", b"Q"):
+    _after(_code, "storage")
+for _code in (b"\x82", b"\x83", b"\x84"):
+    _after(_code, "extension")
+
+
+@_enter(b"q")
+def _binput(m: Machine, pos: int) -> int:
+    m.put(m.data[pos])
+    return pos + 1
+
+
+@_enter(b"r")
+def _long_binput(m: Machine, pos: int) -> int:
+    m.put(struct.unpack_from("<I", m.data, pos)[0])
+    return pos + 4
+
+
+@_enter(b"\x80")
+def _proto(m: Machine, pos: int) -> int:
+    m.protocol = m.data[pos]
+    return pos + 1
+
+
+@_enter(b"\x93")
+def _stack_global(m: Machine, pos: int) -> int:
+    assert isinstance(m, Tracer)
+    name, module = m.stack.pop(), m.stack[-1]
+    if isinstance(name, str | RawString) and isinstance(module, str | RawString):
+        m.stack[-1] = m.name(_text(module), _text(name))
+    else:
+        from ckpt_cli.pickles.describe import describe
+
+        computed = Global(describe(module), describe(name))
+        m.computed.append(computed)
+        m.stack[-1] = computed
+    m.note_push()
+    return pos
+
+
+def _text(node: str | RawString) -> str:
+    return node if isinstance(node, str) else node.text
+
+
+def _changing(code: bytes, doing: str) -> None:
+    """Enter an opcode that changes its target: one that is no plain data is noted, where a reader would give up."""
+    handler = OPCODES[code[0]]
+
+    @_enter(code)
+    def run(m: Machine, pos: int) -> int:
+        assert isinstance(m, Tracer)
+        argument = m.stack[-1] if m.stack else None
+        try:
+            pos = handler(m, pos)
+        except MalformedError:
+            m.change(doing, argument)
+        return pos
+
+
+for _code, _doing in (
+    (b"b", "gives state to"),
+    (b"a", "appends to"),
+    (b"e", "appends to"),
+    (b"s", "sets items of"),
+    (b"u", "sets items of"),
+    (b"\x90", "adds items to"),
+):
+    _changing(_code, _doing)
+
+TRACED: list[Handler] = [_OVER.get(bytes((code,)), OPCODES[code]) for code in range(256)]
+"""Every opcode, as it is traced."""

@@ -1,0 +1,394 @@
+"""How the command line behaves, whatever the command: help, exit codes, errors, streams, names, completion."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Ckpt
+
+import ckpt_cli
+from ckpt_cli.cli.app import COMMANDS
+from ckpt_cli.cli.main import run
+from ckpt_cli.errors import BusyError
+
+ONE_LINE = re.compile(r"ckpt: [^\n]+\n(hint: [^\n]+\n)?")
+READING = ("ls", "info", "tree", "show", "ties", "scan")
+"""Commands that say nothing on stderr where all is well; edits tell there what they did."""
+
+PYTHON_CKPT = f'ckpt() {{ "{sys.executable}" -m ckpt_cli "$@"; }}; '
+
+
+def bash(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell in which `ckpt` is this project's."""
+    return subprocess.run(
+        ["bash", "-c", PYTHON_CKPT + script], cwd=folder, capture_output=True, text=True, errors="replace", check=False
+    )
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A checkpoint whose listing does not fit into a pipe."""
+    torch.save({f"layers.{number}.weight": torch.zeros(2) for number in range(5000)}, tmp_path / "many.pt")
+    return tmp_path
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The files that the examples of the help speak of."""
+    shared = torch.ones(2, 2)
+    state = {"0.weight": torch.ones(2, 4), "0.bias": torch.ones(2), "2.weight": shared, "2.bias": torch.ones(1)}
+    state |= {"4.weight": shared, "encoder.weight": torch.ones(3), "module.weight": torch.ones(1)}
+    torch.save({**state, "embed.weight": torch.ones(4), "lm_head.weight": torch.ones(4)}, tmp_path / "model.pt")
+    torch.save({"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, tmp_path / "train.ckpt")
+    torch.save({"part": torch.zeros(100)[:10]}, tmp_path / "slices.pt")
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    assert run(["set", str(tmp_path / "model.pt"), "0.bias=2", "--backup"]) == 0
+    (tmp_path / "old.pt").write_bytes((tmp_path / "model.pt").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_ends_in_an_example_that_runs(
+    model: Path, ckpt: Ckpt, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = getattr(importlib.import_module(f"ckpt_cli.cli.{command}"), f"{command}_command")
+    example = function.__doc__.strip().splitlines()[-1].strip()
+    assert example.startswith(f"Example: ckpt {command} ")
+    monkeypatch.setenv("COLUMNS", "80")
+    told = ckpt(command, "--help").out
+    assert example in told
+    assert told.index(example) < told.index("Arguments:")
+    done = bash(example.removeprefix("Example: "), model)
+    assert (done.returncode, done.stderr if command in READING else "") == (0, "")
+
+
+def test_every_example_of_the_first_help_runs(model: Path, ckpt: Ckpt) -> None:
+    examples = re.findall(r"^  (ckpt .+?)  +\S.*$", ckpt().out, re.MULTILINE)
+    assert len(examples) == 9
+    for example in examples:
+        assert bash(example, model).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_and_argument_of_a_command_is_explained(ckpt: Ckpt, command: str) -> None:
+    told = ckpt(command, "-h").out
+    for heading in ("Arguments:", "Options:"):
+        rows = told.split(heading)[1].split("\n\n")[0].strip("\n").splitlines()
+        for row, following in zip(rows, [*rows[1:], ""], strict=True):
+            is_head = re.match(r"  \S", row)
+            assert not is_head or re.search(r"\S  +\S", row) or following.startswith("    ")
+
+
+def test_the_version_is_the_packages(ckpt: Ckpt) -> None:
+    assert ckpt("--version").out == f"ckpt {ckpt_cli.__version__}\n"
+
+
+def test_every_command_is_in_the_first_help_with_one_sentence(ckpt: Ckpt) -> None:
+    rows = ckpt("--help").out.split("Commands:\n")[1].splitlines()
+    assert [row.split()[0] for row in rows] == list(COMMANDS)
+    assert all(row.endswith(".") for row in rows)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
+          "untie": ["x"], "convert": ["out.pt"]}  # fmt: skip
+"""What each command takes beside a file."""
+
+BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"]
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [pair for pair in product(BAD_FILES, COMMANDS) if pair != ("zip", "check")],  # to find that out is its answer
+)
+def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str, file: str) -> None:
+    Path("folder").mkdir()
+    Path("empty").touch()
+    Path("text").write_text("hello\n")
+    Path("zip").write_bytes(b"PK\3\4" + bytes(100))
+    os.mkfifo("fifo")
+    needed = [file] if command == "diff" else NEEDED.get(command, ())
+    answer = ckpt(command, file, *needed)
+    assert (answer.code, answer.out) == (2, "")
+    assert ONE_LINE.fullmatch(answer.err)
+    assert answer.err.startswith(f"ckpt: {file.encode('unicode_escape').decode()}: ")
+
+
+@pytest.mark.parametrize("args", [["--wrong"], ["ls", "--wrong"], ["wrong"], ["show"], ["ls", "a", "-f", "b\nc"]])
+def test_bad_usage_is_one_line_with_the_help_to_read(ckpt: Ckpt, args: list[str]) -> None:
+    answer = ckpt(*args)
+    assert (answer.code, answer.out) == (2, "")
+    assert ONE_LINE.fullmatch(answer.err)
+    assert re.search(r"\nhint: ckpt ([a-z]+ )?--help\n", answer.err)
+
+
+def broken(error: BaseException) -> Callable[..., None]:
+    """A function that fails."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_an_error_of_our_own_is_one_line_that_says_so(work: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_cli.cli.ls.list_entries", broken(ZeroDivisionError("first\nsecond")))
+    answer = ckpt("ls", "mlp.pt")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err == (
+        "ckpt: this is a bug of ckpt, not of the file: ZeroDivisionError: first\\nsecond\n"
+        "hint: CKPT_DEBUG=1 shows where; please report it\n"
+    )
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("no"), BusyError("busy")])
+def test_ckpt_debug_shows_where_an_error_came_from(
+    work: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("ckpt_cli.cli.ls.list_entries", broken(error))
+    assert "Traceback" not in ckpt("ls", "mlp.pt").err
+    monkeypatch.setenv("CKPT_DEBUG", "1")
+    answer = ckpt("ls", "mlp.pt")
+    assert answer.err.startswith("Traceback (most recent call last):\n")
+    assert ONE_LINE.search(answer.err)
+
+
+def test_no_memory_and_no_space_are_told_without_blaming_anyone(
+    work: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckpt_cli.cli.ls.list_entries", broken(MemoryError()))
+    assert ckpt("ls", "mlp.pt").err == "ckpt: there is not enough memory\n"
+    monkeypatch.setattr("ckpt_cli.cli.ls.list_entries", broken(OSError(errno.EIO, "Input/output error", b"mlp.pt")))
+    assert ckpt("ls", "mlp.pt").err == "ckpt: mlp.pt: Input/output error\n"
+
+
+def test_ctrl_c_is_exit_130_and_silent(work: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_cli.cli.ls.list_entries", broken(KeyboardInterrupt()))
+    answer = ckpt("ls", "mlp.pt")
+    assert (answer.code, answer.out, answer.err) == (130, "", "")
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["ls many.pt", "show many.pt", "ls --json many.pt", "ls -f csv many.pt"])
+def test_a_reader_that_goes_away_is_no_error(many: Path, command: str) -> None:
+    done = bash(f'ckpt {command} | head -1; echo "${{PIPESTATUS[*]}}"', many)
+    assert done.stdout.splitlines()[-1] == "141 0"
+    assert done.stderr == ""
+
+
+def test_help_that_nobody_reads_is_no_error(many: Path) -> None:
+    done = bash('(sleep 0.1; ckpt ls --help; echo "$?" >&2) | true', many)
+    assert done.stderr == "141\n"
+
+
+def test_a_full_disk_behind_stdout_is_one_line(many: Path) -> None:
+    done = bash("ckpt ls many.pt >/dev/full", many)
+    assert done.returncode == 2
+    assert done.stderr == "ckpt: standard output: No space left on device\n"
+
+
+def test_closed_streams_do_not_stop_an_edit_and_nothing_is_written_into_the_checkpoint(work: Path) -> None:
+    done = bash("ckpt set mlp.pt 2.bias=7 <&- >&- 2>&-; echo $?", work)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert torch.load("mlp.pt")["2.bias"] == 7
+    assert bash("ckpt ls none.pt >&- 2>&-; echo $?; ckpt ls mlp.pt >&- 2>&-; echo $?", work).stdout == "2\n2\n"
+
+
+def on_terminal(folder: Path, *args: str) -> str:
+    """What a command prints when stdout is a terminal."""
+    ours, theirs = pty.openpty()
+    try:
+        subprocess.run([sys.executable, "-m", "ckpt_cli", *args], cwd=folder, stdout=theirs, check=True)
+        os.close(theirs)
+        return b"".join(iter(lambda: _read(ours), b"")).decode().replace("\r\n", "\n")
+    finally:
+        os.close(ours)
+
+
+def _read(terminal: int) -> bytes:
+    """What a terminal has; nothing once nobody writes to it any more, which Linux tells by an error."""
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("args", [["ls"], ["ls", "-l"], ["info"], ["ties"]])
+def test_a_terminal_gets_a_table_and_a_pipe_gets_rows(work: Path, ckpt: Ckpt, args: list[str]) -> None:
+    command, *options = args
+    assert on_terminal(work, command, "tied.pt", *options) == ckpt(command, "tied.pt", *options, "-f", "table").out
+    assert ckpt(command, "tied.pt", *options).out == ckpt(command, "tied.pt", *options, "-f", "tsv").out
+
+
+def test_a_string_of_the_file_is_escaped_on_a_terminal_and_whole_in_a_pipe(work: Path, ckpt: Ckpt) -> None:
+    torch.save({"note": "red\x1b[31m\ttext\n"}, "note.pt")
+    assert on_terminal(work, "show", "note.pt", "note") == "red\\x1b[31m\ttext\n\n"
+    assert ckpt("show", "note.pt", "note").out == "red\x1b[31m\ttext\n\n"
+
+
+def test_a_terminal_that_knows_only_ascii_gets_ascii(work: Path, shell: Ckpt) -> None:
+    torch.save({"ünï": torch.ones(2), "long": "ä" * 200}, "a.pt")
+    for args in (["ls", "-a"], ["show"], ["ls", "-a", "-f", "table"], ["info"], ["ls", "--json"], ["show", "none"]):
+        answer = shell(args[0], work / "a.pt", *args[1:], PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+        assert answer.code == (2 if "none" in args else 0)
+        assert answer.out.isascii()
+        assert answer.err.isascii()
+    assert "\\xfcn\\xef\t" in shell("ls", work / "a.pt", PYTHONIOENCODING="ascii").out
+
+
+HOSTILE = [chr(code) for code in (*range(32), 127, *range(128, 160), 0x200B, 0x202E, 0x2028, 0x2066, 0xFEFF, 0xE0001)]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["ls", "-l", "-a", "-f", style] for style in ("table", "tsv", "csv", "markdown", "json")),
+        *(["show", "-f", style] for style in ("auto", "table", "tsv", "csv", "markdown", "json")),
+        *(["ties", "--equal", "-f", style] for style in ("table", "tsv", "json")),
+        *(["info", "-f", style] for style in ("table", "tsv", "json")),
+        ["ls", "--waste", "-f", "table"],
+        ["ls", "--fold"],
+        ["ls", "esc"],
+        ["set", "a*.*=0"],
+        ["set", "--json", "-n", "a*.*=0"],
+    ],
+    ids=" ".join,
+)
+def test_no_name_of_a_file_reaches_a_terminal_raw(work: Path, ckpt: Ckpt, args: list[str]) -> None:
+    wide = torch.zeros(100)
+    state: dict[str, object] = {f"a{char}.{index}": wide[:2] for index, char in enumerate(HOSTILE)}
+    torch.save({**state, "esc\x1b": torch.ones(2), "text": "".join(HOSTILE)}, "a.pt")
+    answer = ckpt(args[0], "a.pt", *args[1:])
+    assert answer.code == (2 if args[-1] == "esc" else 0)
+    written = (answer.out + answer.err).replace("\n", "").replace("\t", "")
+    assert written
+    assert written.isprintable()
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+STATE = ["net.0.weight", "net.0.bias", "net.10.weight", "network.0.weight", "a[0]", "a", "it's", 'b"', "x*y", "x.y"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "selected"),
+    [
+        ("net", ["net.0.weight", "net.0.bias", "net.10.weight"]),
+        ("net.", ["net.0.weight", "net.0.bias", "net.10.weight"]),
+        ("net.0", ["net.0.weight", "net.0.bias"]),
+        ("net.0.weight", ["net.0.weight"]),
+        ("*.weight", ["net.0.weight", "net.10.weight", "network.0.weight"]),
+        ("net*0.weight", ["net.0.weight", "net.10.weight", "network.0.weight"]),
+        ("net.?.weight", ["net.0.weight"]),
+        ("net.0.*", ["net.0.weight", "net.0.bias"]),
+        ("a[0]", ["a[0]"]),
+        ("a", ["a"]),
+        ("x*y", ["x*y"]),
+        ("x?y", ["x*y", "x.y"]),
+        ('"it\'s"', ["it's"]),
+        ("'b\"'", ['b"']),
+        ("'x*y'", ["x*y"]),
+        ("*", STATE),
+    ],
+)
+def test_a_name_is_exact_or_a_prefix_or_a_glob(tmp_path: Path, ckpt: Ckpt, argument: str, selected: list[str]) -> None:
+    torch.save({name: torch.zeros(3) for name in STATE}, tmp_path / "a.pt")
+    assert [line.split("\t")[0] for line in ckpt("ls", tmp_path / "a.pt", argument).lines] == selected
+
+
+@pytest.mark.parametrize("argument", ["ne", "net.1", "net.0.weight.x", "'net'", "'*'", "[0]", "?", ".", ""])
+def test_what_selects_nothing_is_an_error(tmp_path: Path, ckpt: Ckpt, argument: str) -> None:
+    torch.save({name: torch.zeros(3) for name in STATE if name != "a"}, tmp_path / "a.pt")
+    for command in ("ls", "show"):
+        answer = ckpt(command, tmp_path / "a.pt", argument)
+        assert (answer.code, answer.out) == (2, "")
+        assert ": nothing is called '" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("argument", "printed"),
+    [
+        ("a[0]", "tensor([1., 1., 1.])\n"),
+        ("a[1]", "tensor(0.)\n"),
+        ("a[0][1]", "tensor(1.)\n"),
+        ("'a'[0]", "tensor(0.)\n"),
+        ('"a[0]"[-1]', "tensor(1.)\n"),
+        ("a[ 0 : 2 ]", "tensor([0., 0.])\n"),
+        ("net[0]", "net.w[0] = tensor(0.)\nnet.v[0] = tensor(1.)\n"),
+        ("n*[...,1]", "net.w[...,1] = tensor(0.)\nnet.v[...,1] = tensor(1.)\n"),
+    ],
+)
+def test_an_index_goes_with_any_way_to_name(tmp_path: Path, ckpt: Ckpt, argument: str, printed: str) -> None:
+    zeros, ones = torch.zeros(3), torch.ones(3)
+    torch.save({"a": zeros, "a[0]": ones, "net.w": zeros, "net.v": ones}, tmp_path / "a.pt")
+    assert ckpt("show", tmp_path / "a.pt", argument).out == printed
+
+
+# --- completion ------------------------------------------------------------------------------------------------------
+
+
+def completed(shell: Ckpt, line: str, kind: str) -> list[str]:
+    """What pressing Tab at the end of a command line offers."""
+    if kind == "bash":
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    else:
+        words = {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    answer = shell(_CKPT_COMPLETE=f"complete_{kind}", **words)
+    assert answer.err == ""
+    if kind == "zsh":
+        return re.findall(r'"([^"]*)"(?::"[^"]*")?(?=[\n)])', answer.out)
+    return [line.split("\t")[0] for line in answer.out.splitlines() if line]
+
+
+@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+def test_tab_completes_commands_and_the_names_in_the_file(work: Path, shell: Ckpt, kind: str) -> None:
+    assert completed(shell, "ckpt s", kind) == ["show", "stats", "scan", "set"]
+    assert completed(shell, "ckpt show mlp.pt 2.", kind) == ["2.weight", "2.bias"]
+    assert completed(shell, "ckpt ties mlp.pt 0.bias 2.b", kind) == ["2.bias"]
+    assert "epoch" in completed(shell, "ckpt ls train.pt e", kind)
+    assert completed(shell, "ckpt set train.pt model.0.b", kind) == ["model.0.bias="]
+    assert completed(shell, "ckpt set train.pt epo", kind) == []
+    assert completed(shell, "ckpt tree train.pt model", kind) == ["model", "model.0", "model.2"]
+
+
+@pytest.mark.parametrize("file", ["none.pt", "demo.txt", "."])
+def test_tab_on_what_is_no_checkpoint_offers_nothing_and_says_nothing(work: Path, shell: Ckpt, file: str) -> None:
+    Path("demo.txt").write_text("hello")
+    assert completed(shell, f"ckpt show {file} ", "bash") == []
+
+
+@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+def test_tab_never_hands_a_shell_a_name_that_it_would_act_on(work: Path, shell: Ckpt, kind: str) -> None:
+    hostile = [r"\$(reboot)", "$(reboot)", "`reboot`", "a;b", "a'b", 'a"b', "a b", "a\nb", "\x1b[2J", "a|b", "~", "a:b"]
+    torch.save({name: torch.zeros(1) for name in ["plain.weight", "ünï", *hostile]}, "a.pt")
+    assert completed(shell, "ckpt show a.pt ", kind) == ["plain.weight", "ünï"]
+
+
+def test_tab_neither_finishes_an_edit_nor_waits_for_it(work: Path, shell: Ckpt) -> None:
+    Path(".mlp.pt.ckpt-journal").write_text("an edit that was interrupted")
+    assert completed(shell, "ckpt show mlp.pt ", "bash") == []
+    assert Path(".mlp.pt.ckpt-journal").exists()
+
+
+def test_tab_knows_the_home_folder(work: Path, shell: Ckpt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(work))
+    assert completed(shell, "ckpt show ~/mlp.pt 2.b", "zsh") == ["2.bias"]

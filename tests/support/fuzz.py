@@ -1,0 +1,173 @@
+"""Run `ckpt` on damaged files, in processes of their own, and tell what must not happen.
+
+    python tests/support/fuzz.py --mutations 20000 [--seed 1]
+
+What must not happen: a traceback, a bug that says so, more than one line of trouble, an import of torch, a file that
+nobody asked for, over 300 MB of memory, over 5 seconds. What did goes to `tests/crashes/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutations import mutate
+
+HERE = Path(__file__).parent.parent
+SAMPLES = sorted(
+    [
+        *HERE.parent.joinpath("sample_checkpoints").glob("*.*t*"),
+        *(sample for sample in HERE.joinpath("samples").glob("*.*") if sample.suffix != ".py"),
+    ],
+    key=lambda sample: sample.name,
+)
+CRASHES = HERE / "crashes"
+
+SECONDS = 5
+PEAK = 300 << 20
+BATCH = 250
+"""Damaged files that one process is given."""
+
+COMMANDS = (
+    ("ls", "-l", "-a", "--json", "{file}"),
+    ("show", "{file}"),
+    ("info", "{file}"),
+    ("ties", "--equal", "{file}"),
+    ("set", "{file}", "*=0", "-o", "{out}"),
+    ("ls", "--fold", "--waste", "{file}"),
+    ("check", "--deep", "{file}"),
+    ("stats", "--total", "{file}"),
+    ("hash", "{file}"),
+    ("diff", "{file}", "{file}"),
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some damaged versions of one file."""
+
+    sample: Path
+    seed: int
+    begin: int
+    count: int
+    every: bool
+    """Whether each file meets every command, rather than the first and one more."""
+
+
+def run_batch(batch: Batch) -> list[str]:
+    """The problems of a batch, found in a forked process."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(ours)
+        problems = _problems(batch)
+        with open(theirs, "w", encoding="utf-8") as pipe:
+            json.dump(problems, pipe)
+        os._exit(0)
+    os.close(theirs)
+    with open(ours, encoding="utf-8") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if status:
+        return [f"{batch}: the process died: {status}"]
+    found: list[str] = json.loads(answer)
+    return found
+
+
+def _problems(batch: Batch) -> list[str]:
+    data = batch.sample.read_bytes()
+    problems = []
+    with tempfile.TemporaryDirectory(prefix="ckpt-fuzz-") as folder:
+        for number in range(batch.begin, batch.begin + batch.count):
+            damaged = mutate(data, f"{batch.sample.name}/{batch.seed}/{number}")
+            commands = COMMANDS if batch.every else (COMMANDS[0], COMMANDS[1 + number % (len(COMMANDS) - 1)])
+            for problem in try_file(damaged, Path(folder), commands):
+                problems.append(f"{batch.sample.name} seed {batch.seed} number {number}: {problem}")
+                CRASHES.mkdir(exist_ok=True)
+                (CRASHES / f"{batch.sample.stem}-{batch.seed}-{number}").write_bytes(damaged)
+    if "torch" in sys.modules:
+        problems.append("torch was imported")
+    with open("/proc/self/status", encoding="ascii") as status:
+        peak = int(status.read().split("VmHWM:")[1].split()[0]) << 10
+    if peak > PEAK:
+        problems.append(f"{batch}: {peak >> 20} MB")
+    return problems
+
+
+def try_file(content: bytes, folder: Path, commands: tuple[tuple[str, ...], ...] = COMMANDS) -> list[str]:
+    """What goes wrong with one file and some commands."""
+    file, out = folder / "damaged", folder / "out"
+    problems = []
+    for command in commands:
+        file.write_bytes(content)
+        arguments = [word.format(file=file, out=out) for word in command]
+        begin = time.process_time()
+        code, error = _run(arguments)
+        seconds = time.process_time() - begin
+        lines = error.splitlines()
+        if code not in (0, 1, 2) or "bug of ckpt" in error or "Traceback" in error:
+            problems.append(f"{command[0]}: exit {code}: {error[:300]}")
+        elif code == 2 and (
+            not lines or not lines[0].startswith((f"ckpt: {file}: ", f"ckpt: {out}: ")) or len(lines) > 2
+        ):
+            problems.append(f"{command[0]}: unclear: {error[:300]}")
+        if seconds > SECONDS:
+            problems.append(f"{command[0]}: {seconds:.1f} s")
+        if file.read_bytes() != content:
+            problems.append(f"{command[0]}: the file was changed")
+        out.unlink(missing_ok=True)
+        left = set(os.listdir(folder)) - {file.name}
+        if left:
+            problems.append(f"{command[0]}: left {left}")
+    return problems
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """Run a command line in this process; its exit code and what it said on stderr."""
+    from ckpt_cli.cli.main import run
+
+    kept = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    try:
+        code = run(arguments)
+        sys.stderr.flush()
+        return code, sys.stderr.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    finally:
+        sys.stdout, sys.stderr = kept
+
+
+def main() -> int:
+    """Damage every sample so many times; 1 when something happened that must not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mutations", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    import ckpt_cli.arrays.codec
+    import ckpt_cli.cli.main  # noqa: F401 - imported once, before the forks
+
+    batches = [
+        Batch(sample, options.seed, begin, min(BATCH, options.mutations - begin), every=False)
+        for sample in SAMPLES
+        for begin in range(0, options.mutations, BATCH)
+    ]
+    failed = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, problems in enumerate(pool.map(run_batch, batches), 1):
+            failed += len(problems)
+            for problem in problems:
+                print(problem, flush=True)
+            if done % 40 == 0:
+                print(f"{done * BATCH:,} of {options.mutations * len(SAMPLES):,} files, {failed} problems", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
