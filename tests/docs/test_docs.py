@@ -93,6 +93,15 @@ def shown_blocks(page: Path) -> str:
     return "\n".join(block for block in found if "prepare(" not in block and "quietly(" not in block)
 
 
+def test_every_file_that_the_architecture_names_exists() -> None:
+    text = _GENERATED.sub("", (DOCS / "architecture.md").read_text())
+    named = set(re.findall(r"(?<![\w/.])(?:[a-z_]+/)*[a-z_0-9]+\.py\b|(?<=`)(?:[a-z_]+/)+(?=`)", text))
+    assert len(named) > 50
+    package = ROOT / "ckpt_cli"
+    names = {path.name + "/" * path.is_dir() for path in package.rglob("*")}  # of files and folders, without a path
+    assert [path for path in named - names if not (package / path).exists() and not (ROOT / path).exists()] == []
+
+
 WORDS = ("anew", "told", "is none", "so many bytes", "being the same")
 """What STYLE calls words to be decoded."""
 
