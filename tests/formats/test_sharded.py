@@ -14,7 +14,7 @@ import torch
 from conftest import Ckpt
 from contract import write_shards
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, RefusedError, UnknownFormatError, UsageError
 from ckpt_cli.formats import open_checkpoint
@@ -107,6 +107,16 @@ def test_what_the_index_does_not_name_is_listed_all_the_same(folder: Path) -> No
     checkpoint = open_checkpoint(str(folder))
     assert names_of(checkpoint) == ALL
     assert checkpoint.notes == ["shards have tensors that the index does not name (1): 'layers.1.bias'"]
+
+
+def test_a_tensor_that_the_index_looks_for_in_another_shard_is_listed_and_converted(folder: Path, ckpt: Ckpt) -> None:
+    write_index(folder, {**weight_map_of(folder), "layers.0.bias": SHARDS[2]})
+    checkpoint = open_checkpoint(str(folder))
+    assert sorted(names_of(checkpoint)) == sorted(ALL)
+    assert checkpoint.notes == ["tensors are in another shard than the index says (1): 'layers.0.bias'"]
+    assert ckpt("convert", folder, folder.parent / "whole.safetensors").code == 0
+    assert sorted(load_file(folder.parent / "whole.safetensors")) == sorted(ALL)
+    assert "missing-tensor" in ckpt("check", folder).out
 
 
 def test_of_two_copies_the_one_that_the_index_names_counts(folder: Path) -> None:

@@ -192,6 +192,7 @@ def _joined(
         joining = _Joining(container, weight_map)
         for number, shard in enumerate(shards):
             joining.add(number, names[number], shard)
+        joining.take_misplaced()
         kinds = sorted({shard.format for shard in shards})
         strings = _metadata(shards, metadata)
         aliases = {key: value for key, value in strings.items() if isinstance(metadata.get(key, ""), str)}
@@ -225,19 +226,40 @@ class _Joining:
         """Names that a shard has and the index has not."""
         self._stray: list[str] = []
         """Names that another shard has than the one that counts."""
+        self._elsewhere: dict[str, tuple[int, Checkpoint, Entry]] = {}
+        """The first entry of each name that stands in another shard than the one that the index names."""
+        self._misplaced: list[str] = []
+        """Names that only another shard has than the one that the index names."""
 
     def add(self, number: int, shard_name: str, shard: Checkpoint) -> None:
         """Take the entries of a shard that count."""
         for entry in shard.entries:
             name = entry.name
             listed = self._weight_map.get(name)
-            if listed not in (None, shard_name) or (listed is None and name in self._found):
+            if listed not in (None, shard_name):
+                self._stray.append(name)
+                self._elsewhere.setdefault(name, (number, shard, entry))
+                continue
+            if listed is None and name in self._found:
                 self._stray.append(name)
                 continue
             if listed is None and isinstance(entry, Tensor) and entry.alias_of is None:
                 self._unlisted.append(name)
             self._found.add(name)
-            self.entries.append(self._container.adopt(number, shard, entry) if isinstance(entry, Tensor) else entry)
+            self._take(number, shard, entry)
+
+    def _take(self, number: int, shard: Checkpoint, entry: Entry) -> None:
+        self.entries.append(self._container.adopt(number, shard, entry) if isinstance(entry, Tensor) else entry)
+
+    def take_misplaced(self) -> None:
+        """Take the entries that the index looks for in another shard than the one that has them, after all others."""
+        for name, (number, shard, entry) in self._elsewhere.items():
+            if name not in self._found:
+                self._misplaced.append(name)
+                self._found.add(name)
+                self._take(number, shard, entry)
+        misplaced = set(self._misplaced)
+        self._stray = [name for name in self._stray if name not in misplaced]
 
     def notes(self, *, no_index: bool) -> list[str]:
         """What is odd, a line each."""
@@ -245,6 +267,7 @@ class _Joining:
         told = (
             (lacking, "the index names tensors that their shards do not have"),
             ([] if no_index else self._unlisted, "shards have tensors that the index does not name"),
+            (self._misplaced, "tensors are in another shard than the index says"),
             (self._stray, "tensors are in a second shard too, whose copy is left out"),
         )
         notes = [f"{problem} ({len(names)}): {_some(names)}" for names, problem in told if names]
