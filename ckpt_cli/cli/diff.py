@@ -51,8 +51,8 @@ def diff_command(
     layout = style_of(style, json=json)
     asked = Asked(names or (), rules_of(ctx), quiet)
     tolerance = Tolerance(atol, rtol, equal_nan, first)
-    with opened(file) as a, opened(other) as b, workers(jobs) as executor, progress() as told:
-        found = diff(a, b, asked, tolerance, executor, told)
+    with opened(file) as a, opened(other) as b, workers(jobs) as executor, progress() as on_progress:
+        found = diff(a, b, asked, tolerance, executor, on_progress)
     if layout == "json" and not quiet:
         from ckpt_cli.render.json import diff_json
 

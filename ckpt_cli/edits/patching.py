@@ -14,7 +14,7 @@ from ckpt_cli.errors import UnsupportedError, UsageError
 from ckpt_cli.files.atomic import creating, replacing_folder
 from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.content_addressed import refuse_cached
-from ckpt_cli.files.copy import Progress, Told, copy_into, counting
+from ckpt_cli.files.copy import OnProgress, Progress, copy_into, counting
 from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
@@ -80,7 +80,7 @@ def edit_values(
     output: str | None = None,
     dry_run: bool = False,
     backup: bool = False,
-    told: Told | None = None,
+    on_progress: OnProgress | None = None,
     weights_only: bool = False,
 ) -> Edit:
     """Carry out a plan on the file `path`, all or nothing.
@@ -92,7 +92,7 @@ def edit_values(
         return _edit_in_place(path, plan, dry_run=dry_run, backup=backup)
     if backup:
         raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
-    return _edit_to(path, plan, output, dry_run=dry_run, told=told, weights_only=weights_only)
+    return _edit_to(path, plan, output, dry_run=dry_run, on_progress=on_progress, weights_only=weights_only)
 
 
 def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edit:
@@ -142,7 +142,7 @@ def _planned(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[Overlay, Chan
 
 
 def _edit_to(
-    path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | None, weights_only: bool = False
+    path: str, plan: Plan, output: str, *, dry_run: bool, on_progress: OnProgress | None, weights_only: bool = False
 ) -> Edit:
     with closing(open_checkpoint(path)) as checkpoint, unchanged(checkpoint.container.files):
         if checkpoint.is_set:
@@ -155,7 +155,7 @@ def _edit_to(
             beside = files_beside(checkpoint, output) if checkpoint.is_set and not weights_only else None
             kept_by = 0 if checkpoint.is_set else other_names(output)
             if not dry_run:
-                progress = counting(told, lambda: sum(file.size for file in overlay.files))
+                progress = counting(on_progress, lambda: sum(file.size for file in overlay.files))
                 if checkpoint.is_set:
                     _write_folder(checkpoint, overlay, output, progress, beside)
                 else:

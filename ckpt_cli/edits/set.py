@@ -61,7 +61,7 @@ def set_entries(
             output=options.output,
             dry_run=options.dry_run,
             backup=options.backup,
-            told=options.told,
+            on_progress=options.on_progress,
             weights_only=options.weights_only,
         )
     _check_target(path, options)
@@ -117,7 +117,7 @@ def _replace(
 ) -> Edit:
     """A new file with the new values, whose tensors are then patched before it takes the place of `own`."""
     with keeping() as kept, writing(options.output or own, mode_of=own) as target:
-        work.write(target, counting(options.told, lambda: work.nbytes))
+        work.write(target, counting(options.on_progress, lambda: work.nbytes))
         work.verify(target.path)
         if split.tensors:
             _patch_new(target, split.tensors, cast=cast)

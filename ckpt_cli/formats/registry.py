@@ -16,7 +16,7 @@ from ckpt_cli.files.copy import Progress
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint
-from ckpt_cli.model.new_checkpoint import Outgoing
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 if TYPE_CHECKING:
     from ckpt_cli.files.copy import Progress
@@ -271,10 +271,10 @@ class FileWriter(Protocol):
     def spelled(self, dtype: DType) -> str | None:
         """How the format says a dtype; None for one that it has not."""
 
-    def write(self, outgoing: Outgoing, target: LocalFile, progress: Progress) -> None:
+    def write(self, new: NewCheckpoint, target: LocalFile, progress: Progress) -> None:
         """Write all of it into an empty file."""
 
-    def verify(self, outgoing: Outgoing, path: str) -> None:
+    def verify(self, new: NewCheckpoint, path: str) -> None:
         """Raise CkptError where the file that was written does not read back as what it should be."""
 
 
@@ -284,10 +284,10 @@ class FolderWriter(Protocol):
     def spelled(self, dtype: DType) -> str | None:
         """How the format says a dtype; None for one that it has not."""
 
-    def write_folder(self, outgoing: Outgoing, create: Callable[[str], LocalFile], progress: Progress) -> None:
+    def write_folder(self, new: NewCheckpoint, create: Callable[[str], LocalFile], progress: Progress) -> None:
         """Write all of it into files that `create` makes."""
 
-    def verify_folder(self, outgoing: Outgoing, folder: str) -> None:
+    def verify_folder(self, new: NewCheckpoint, folder: str) -> None:
         """Raise CkptError where the folder that was written does not read back as what it should be."""
 
 
