@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.arrays.compare import Tolerance
-from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
+from ckpt_cli.cli.options import File, Format, Json, Names, Style, checkpoint_argument, opened
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.cli.repeated_options import rules_of
 from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.render.diff import diff_text
 
-Other = Annotated[str, typer.Argument(metavar="OTHER", help="The checkpoint that it is compared with, of any format.")]
+Other = Annotated[str, checkpoint_argument("OTHER", "The checkpoint that it is compared with, of any format.")]
 
 
 def diff_command(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside
 from ckpt_cli.errors import UnsupportedError, UsageError
@@ -31,6 +31,18 @@ Plan = Callable[[Checkpoint, Overlay], "Changes"]
 """Fills an overlay with the patches of an edit."""
 
 
+class Verb(NamedTuple):
+    """What an edit does to the names that it changes."""
+
+    past: str
+    """In the past tense: `renamed`."""
+    infinitive: str
+    """After "would", in a dry run: `rename`."""
+
+
+SET = Verb("set", "set")
+
+
 @dataclass(frozen=True, slots=True)
 class Edit:
     """What an edit did, or would do."""
@@ -46,11 +58,9 @@ class Edit:
     in_place: bool
     dry_run: bool = False
     """Whether nothing was written."""
-    backup: str | None = field(init=False, default=None)
-    """Where the old file was kept, or the first of several: it follows from `backups`."""
     backups: tuple[str, ...] = ()
     """Where all old files were kept."""
-    verb: str = "set"
+    verb: Verb = SET
     """What was done to the names that changed."""
     patched: bool = True
     """Whether an edit in place changed a part of the file only, rather than replacing it by a new one."""
@@ -69,8 +79,10 @@ class Edit:
     remaining: tuple[str, ...] = ()
     """Names that still have the bytes of what was taken out."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "backup", self.backups[0] if self.backups else None)
+    @property
+    def backup(self) -> str | None:
+        """The path at which the old file was kept, or the first of several; None where none was kept."""
+        return self.backups[0] if self.backups else None
 
 
 def edit_values(

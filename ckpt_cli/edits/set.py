@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from ckpt_cli.dtypes import DType
-from ckpt_cli.edits.patching import Edit, apply_in_place, edit_values
+from ckpt_cli.edits.patching import SET, Edit, apply_in_place, edit_values
 from ckpt_cli.edits.set_tensors import assign
 from ckpt_cli.edits.set_values import Split, split_assignments
 from ckpt_cli.edits.transaction import Options, Planned, refuse_part_of_set, rewrite
@@ -109,7 +109,7 @@ def _check_target(path: str, options: Options) -> None:
 
 def _planned(split: Split) -> Planned:
     """Entries that are set or added without any element of a tensor; new values are made before they may stand."""
-    return Planned(split.changes, "set", split.names, check=lambda: None)
+    return Planned(split.changes, SET, split.names, check=lambda: None)
 
 
 def _replace(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
-from ckpt_cli.edits.patching import Edit, apply_in_place
+from ckpt_cli.edits.patching import Edit, Verb, apply_in_place
 from ckpt_cli.errors import RefusedError, UsageError, about
 from ckpt_cli.files.atomic import creating, replacing_folder
 from ckpt_cli.files.backup import keeping
@@ -35,8 +35,7 @@ class Planned:
     """What an edit makes of a checkpoint, and how it is to be told."""
 
     changes: Changes
-    verb: str
-    """In the past tense: `renamed`."""
+    verb: Verb
     changed: Sequence[str] = ()
     also_changed: Sequence[str] = ()
     check: Callable[[], None] | None = None

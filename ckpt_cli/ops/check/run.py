@@ -129,7 +129,7 @@ class _Worker:
             return self._set(path) if index else self._single(path)
         names = sorted(os.listdir(path))
         kind = folder_kind(names)
-        if kind is None or kind.module != "ckpt_cli.formats.sharded.names":
+        if kind is None or kind.name != "shards":
             return self._single(path)
         from ckpt_cli.formats.sharded.names import file_in, index_in
 
