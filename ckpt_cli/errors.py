@@ -5,6 +5,7 @@ CkptError                      exit 2; the base of all that this project raises 
 ├── FormatError                the file is not what it claims to be, or nothing we know
 │   ├── UnknownFormatError     no format recognises it
 │   ├── MalformedError         it breaks its own format's rules
+│   │   └── ShortStorageError  a storage has fewer bytes than its tensors need
 │   ├── TruncatedError         it ends before something that it promises
 │   └── LimitError             reading it would pass a limit meant for hostile files
 ├── NameNotFoundError          no entry has that name

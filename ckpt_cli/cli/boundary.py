@@ -90,7 +90,7 @@ def _is_broken_pipe(error: BaseException) -> bool:
 
 def _report(error: Exception) -> int:
     """Say what went wrong in one line; returns the exit code."""
-    problem, hint = _words(error)
+    problem, hint = _problem_and_hint(error)
     details = error.details if isinstance(error, CkptError) else ()
     _write_lines([("ckpt: ", _with_outcome(problem, error)), *(("  ", detail) for detail in details), ("hint: ", hint)])
     return error.exit_code if isinstance(error, CkptError) else TROUBLE
@@ -118,7 +118,7 @@ def _write_lines(lines: Sequence[tuple[str, str | None]]) -> None:
             sys.stderr.write(f"{word}{escaped(text)}\n")
 
 
-def _words(error: Exception) -> tuple[str, str | None]:
+def _problem_and_hint(error: Exception) -> tuple[str, str | None]:
     """The problem and the hint."""
     if isinstance(error, CkptError):
         return str(error), error.hint

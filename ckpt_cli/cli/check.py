@@ -31,8 +31,8 @@ def check_command(
     Example: ckpt check --deep model.pt && echo sound
     """
     layout = style_of(style, json=json)
-    with about(file), workers(jobs) if deep else nullcontext() as executor, progress() as told:
-        report = check(file, executor, told)
+    with about(file), workers(jobs) if deep else nullcontext() as executor, progress() as on_progress:
+        report = check(file, executor, on_progress)
     if layout == "json":
         from ckpt_cli.render.json import check_json
 

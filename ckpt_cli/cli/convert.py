@@ -14,7 +14,7 @@ from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import watched, workers
 from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.edits.convert import convert
-from ckpt_cli.edits.convert_options import CLONE, ERROR, KEEP_ONE, Wishes
+from ckpt_cli.edits.convert_options import CLONE, ERROR, KEEP_ONE, ConvertOptions
 from ckpt_cli.render.convert import conversion_text
 
 
@@ -61,7 +61,7 @@ def convert_command(
 
     Example: ckpt convert model.pt converted.safetensors
     """
-    wishes = Wishes(
+    options = ConvertOptions(
         to=to,
         select=select,
         dtype=dtype_named(dtype) if dtype else None,
@@ -74,8 +74,8 @@ def convert_command(
         force=force,
         dry_run=dry_run,
     )
-    with workers(0) if dtype else nullcontext() as executor, watched() as told:
-        done = convert(file, output, replace(wishes, executor=executor, told=told))
+    with workers(0) if dtype else nullcontext() as executor, watched() as on_progress:
+        done = convert(file, output, replace(options, executor=executor, on_progress=on_progress))
     if json:
         from ckpt_cli.render.json import conversion_json
 

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.arrays.compare import Tolerance
-from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
+from ckpt_cli.cli.options import File, Format, Json, Names, Style, checkpoint_argument, opened
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.cli.repeated_options import rules_of
 from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.render.diff import diff_text
 
-Other = Annotated[str, typer.Argument(metavar="OTHER", help="The checkpoint that it is compared with, of any format.")]
+Other = Annotated[str, checkpoint_argument("OTHER", "The checkpoint that it is compared with, of any format.")]
 
 
 def diff_command(
@@ -51,8 +51,8 @@ def diff_command(
     layout = style_of(style, json=json)
     asked = Asked(names or (), rules_of(ctx), quiet)
     tolerance = Tolerance(atol, rtol, equal_nan, first)
-    with opened(file) as a, opened(other) as b, workers(jobs) as executor, progress() as told:
-        found = diff(a, b, asked, tolerance, executor, told)
+    with opened(file) as a, opened(other) as b, workers(jobs) as executor, progress() as on_progress:
+        found = diff(a, b, asked, tolerance, executor, on_progress)
     if layout == "json" and not quiet:
         from ckpt_cli.render.json import diff_json
 

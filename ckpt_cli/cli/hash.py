@@ -46,8 +46,8 @@ def hash_command(
     layout = style_of(style, json=json)
     manifest = read_manifest(verify) if verify is not None else None
     chosen = manifest.algorithm if manifest is not None else str(algorithm.value)
-    with opened(file) as checkpoint, workers(jobs) as executor, progress() as told:
-        found = hash_tensors(checkpoint, chosen, executor, told)
+    with opened(file) as checkpoint, workers(jobs) as executor, progress() as on_progress:
+        found = hash_tensors(checkpoint, chosen, executor, on_progress)
     if manifest is not None:
         raise typer.Exit(_verified(file, manifest, found, layout))
     if layout == "json":

@@ -60,17 +60,20 @@ def _completing(ctx: Any) -> list[Entry]:
     return [entry for entry in checkpoint.entries if all(char.isalnum() or char in "._-/" for char in entry.name)]
 
 
-File = Annotated[
-    str, typer.Argument(metavar="FILE", help="The checkpoint; its content decides the format, not its suffix.")
-]
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[NAME]...",
-        help="A name, a prefix (a submodule's name), or a glob with * and ?.",
-        autocompletion=complete_names,
-    ),
-]
+def checkpoint_argument(metavar: str, text: str) -> Any:
+    """Return the argument for a checkpoint's path, by the name that its help shows."""
+    return typer.Argument(metavar=metavar, help=text)
+
+
+def _names_argument(metavar: str) -> Any:
+    """Return the argument for names, optional where the metavar is in brackets."""
+    text = "A name, a prefix (a submodule's name), or a glob with * and ?."
+    return typer.Argument(metavar=metavar, help=text, autocompletion=complete_names)
+
+
+File = Annotated[str, checkpoint_argument("FILE", "The checkpoint; its content decides the format, not its suffix.")]
+Names = Annotated[list[str] | None, _names_argument("[NAME]...")]
+SomeNames = Annotated[list[str], _names_argument("NAME...")]
 Format = Annotated[
     Style, typer.Option("-f", "--format", help="Layout; auto is a table on a terminal, else bare tab-separated rows.")
 ]

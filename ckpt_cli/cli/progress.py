@@ -48,8 +48,8 @@ def watched() -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    with progress() as told:
-        yield told
+    with progress() as on_progress:
+        yield on_progress
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def progress() -> Iterator[Callable[[int, int], None]]:
     begin = time.monotonic()
     shown = 0.0
 
-    def told(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         nonlocal shown
         now = time.monotonic()
         if now - begin < _FIRST or now - shown < _EVERY or not sys.stderr.isatty():
@@ -69,7 +69,7 @@ def progress() -> Iterator[Callable[[int, int], None]]:
         sys.stderr.flush()
 
     try:
-        yield told
+        yield on_progress
     finally:
         if shown:
             sys.stderr.write("\r\x1b[K")

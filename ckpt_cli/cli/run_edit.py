@@ -16,8 +16,8 @@ __all__ = ["Options", "edit"]
 
 def edit(file: str, plan: Callable[[Checkpoint], Planned], options: Options, *, json: bool) -> None:
     """Carry out an edit and tell what it did: on stderr, or as JSON on stdout."""
-    with watched() as told:
-        done = rewrite(file, plan, replace(options, told=told))
+    with watched() as on_progress:
+        done = rewrite(file, plan, replace(options, on_progress=on_progress))
     if json:
         from ckpt_cli.render.json import edit_json
 

@@ -54,8 +54,8 @@ def set_command(
     if dtype is not None and not new:
         raise UsageError("--dtype is that of new tensors: it goes with --new")
     wanted = None if dtype is None else dtype_of_new(dtype)
-    with watched() as told:
-        options = Options(output, dry_run, backup, told, weights_only)
+    with watched() as on_progress:
+        options = Options(output, dry_run, backup, on_progress, weights_only)
         done = set_entries(file, assignments, options, cast=cast, new=new, dtype=wanted)
     if json:
         from ckpt_cli.render.json import edit_json

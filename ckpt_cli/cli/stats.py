@@ -48,8 +48,10 @@ def stats_command(
     Example: ckpt stats model.pt --sort std
     """
     layout = style_of(style, json=json)
-    with opened(file) as checkpoint, workers(jobs) as executor, progress() as told:
-        found = stats(checkpoint, names or (), executor, told, sort=sort and str(sort.value), bad_only=bad, total=total)
+    with opened(file) as checkpoint, workers(jobs) as executor, progress() as on_progress:
+        found = stats(
+            checkpoint, names or (), executor, on_progress, sort=sort and str(sort.value), bad_only=bad, total=total
+        )
     if layout == "json":
         from ckpt_cli.render.json import stats_json
 

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, WeightsOnly
 from ckpt_cli.cli.run_edit import Options, edit
 from ckpt_cli.edits.tie import plan_untie
-
-Names = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="NAME...",
-        help="A name, a prefix (a submodule's name), or a glob with * and ?.",
-        autocompletion=complete_names,
-    ),
-]
 
 
 def untie_command(
     file: File,
-    names: Names,
+    names: SomeNames,
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.edits.convert_contents import Casting, cast_storage
 from ckpt_cli.edits.convert_options import some_of
+from ckpt_cli.edits.patching import Verb
 from ckpt_cli.edits.tie import is_composed, moved
 from ckpt_cli.edits.transaction import Planned
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
@@ -105,7 +106,7 @@ def plan_cast(
                 hint="--lossy casts all the same",
             )
 
-    return Planned(Changes(tensors=tensors, contents=contents), "cast", named, also, check, left)
+    return Planned(Changes(tensors=tensors, contents=contents), Verb("cast", "cast"), named, also, check, left)
 
 
 def refuse_quantized(checkpoint: Checkpoint, names: Collection[str], storages: Collection[int] = ()) -> None:

@@ -13,7 +13,7 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.cast import castable_views, other_floats, plan_cast, refuse_quantized
 from ckpt_cli.edits.convert_contents import storage_content
 from ckpt_cli.edits.convert_nested import plan_nested
-from ckpt_cli.edits.convert_options import CLONE, ERROR, Conversion, Plan, Wishes, some_of, stem_of
+from ckpt_cli.edits.convert_options import CLONE, ERROR, Conversion, ConvertOptions, Plan, some_of, stem_of
 from ckpt_cli.edits.convert_plan import flatten
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import plan_root
@@ -38,18 +38,18 @@ _PICKLED = ("zip", "legacy", "pickle")
 """Formats whose pickle can become that of a torch zip file as a whole."""
 
 
-def convert(path: str, output: str, wishes: Wishes) -> Conversion:
+def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
     """Write the checkpoint `path` as `output`, all or nothing.
 
     Raises RefusedError where something would not come along, or for an output that is there already; UnsupportedError
     for what no format could take.
     """
-    target = target_of(output, wishes.to, sharded=wishes.max_shard is not None)
-    _check(path, output, target, wishes)
+    target = target_of(output, options.to, sharded=options.max_shard is not None)
+    _check(path, output, target, options)
     with about(path), closing(open_checkpoint(path)) as opened, unchanged(opened.container.files):
         if not target.is_folder:
             refuse_own(opened, output, _ELSEWHERE)
-        plan = _planned(opened, target, output, wishes)
+        plan = _planned(opened, target, output, options)
         done = Conversion(
             path=path,
             output=output,
@@ -61,30 +61,30 @@ def convert(path: str, output: str, wishes: Wishes) -> Conversion:
             separated=plan.separated,
             not_kept=plan.not_kept,
             left=plan.left,
-            dry_run=wishes.dry_run,
+            dry_run=options.dry_run,
             added=plan.added,
-            beside=_beside(opened, target, output, plan) if target.is_set and not wishes.weights_only else None,
+            beside=_beside(opened, target, output, plan) if target.is_set and not options.weights_only else None,
         )
-        if wishes.dry_run:
-            _rehearse(plan, wishes)
+        if options.dry_run:
+            _rehearse(plan, options)
             files, nbytes = plan.measured()
             return replace(done, files=files, bytes_written=nbytes)
-        progress = counting(wishes.told, lambda: plan.job.nbytes, wishes.progress)
+        progress = counting(options.on_progress, lambda: plan.job.nbytes, options.progress)
         if target.is_folder:
             from ckpt_cli.edits.convert_folder import write_folder
 
             def check() -> None:
-                _refuse_losses(plan.losses, wishes)
+                _refuse_losses(plan.losses, options)
                 require_unchanged(opened.container.files)
 
             def copy(folder: str) -> list[str]:
                 return copy_beside(opened, done.beside, folder)
 
-            files, nbytes = write_folder(output, target, plan.job.outgoing, check, progress, copy)
+            files, nbytes = write_folder(output, target, plan.job.new, check, progress, copy)
             return replace(done, files=files, bytes_written=nbytes)
         with writing(output, mode_of=opened.container.files[0].path) as file:
             plan.job.write(file, progress)
-            _refuse_losses(plan.losses, wishes)
+            _refuse_losses(plan.losses, options)
             plan.job.verify(file.path)
             require_unchanged(opened.container.files)
             return replace(done, bytes_written=os.fstat(file.fd).st_size)
@@ -97,10 +97,10 @@ def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: Plan) -> 
         return None
     own = re.compile(target.files)
     copied = tuple(name for name in beside.copied if not own.fullmatch(name))
-    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, plan.job.outgoing.tensors))
+    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, plan.job.new.tensors))
 
 
-def _check(path: str, output: str, target: Target, wishes: Wishes) -> None:
+def _check(path: str, output: str, target: Target, options: ConvertOptions) -> None:
     """Raise before any work is done where the output must not be written."""
     if target.is_folder:
         require_name(output)
@@ -110,24 +110,24 @@ def _check(path: str, output: str, target: Target, wishes: Wishes) -> None:
     else:
         check_output(output, path, _ELSEWHERE)
         occupied = os.path.lexists(output)
-    if occupied and not wishes.force:
+    if occupied and not options.force:
         raise RefusedError("it is there already", path=output, hint="--force replaces it")
 
 
-def _rehearse(plan: Plan, wishes: Wishes) -> None:
+def _rehearse(plan: Plan, options: ConvertOptions) -> None:
     """Cast everything and drop it, to look whether it would be refused."""
-    if wishes.dtype is None or wishes.lossy:
+    if options.dtype is None or options.lossy:
         return
     for content in plan.contents.values():
         if content.make is not None:
             content.make(lambda _: None)
-    _refuse_losses(plan.losses, wishes)
+    _refuse_losses(plan.losses, options)
 
 
-def _refuse_losses(losses: Losses, wishes: Wishes) -> None:
-    if losses and not wishes.lossy:
+def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
+    if losses and not options.lossy:
         raise RefusedError(
-            f"{losses} in {wishes.dtype}",
+            f"{losses} in {options.dtype}",
             hint="--lossy casts all the same",
         )
 
@@ -135,21 +135,21 @@ def _refuse_losses(losses: Losses, wishes: Wishes) -> None:
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
-def _planned(checkpoint: Checkpoint, target: Target, output: str, wishes: Wishes) -> Plan:
+def _planned(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> Plan:
     """What is to be written, and what is not."""
-    prefix = wishes.select.removesuffix(".")
+    prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
     selected = _selected(checkpoint, prefix)
-    _refuse_shared(selected, wishes)
-    if wishes.dtype is not None and not wishes.raw:
+    _refuse_shared(selected, options)
+    if options.dtype is not None and not options.raw:
         refuse_quantized(checkpoint, {entry.name for entry in selected})
-    keeps_all = target.keeps_objects and names is None and not wishes.tensors_only and wishes.shared != CLONE
+    keeps_all = target.keeps_objects and names is None and not options.tensors_only and options.shared != CLONE
     if keeps_all and _has_a_document(checkpoint):
-        return _document(checkpoint, output, wishes)
-    nested = plan_nested(checkpoint, target, output, wishes) if names is None else None
+        return _document(checkpoint, output, options)
+    nested = plan_nested(checkpoint, target, output, options) if names is None else None
     if nested is not None:
         return nested
-    return flatten(checkpoint, target, output, wishes, names, selected)
+    return flatten(checkpoint, target, output, options, names, selected)
 
 
 def _has_a_document(checkpoint: Checkpoint) -> bool:
@@ -176,8 +176,8 @@ def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
     return found
 
 
-def _refuse_shared(entries: Sequence[Entry], wishes: Wishes) -> None:
-    if wishes.shared == ERROR:
+def _refuse_shared(entries: Sequence[Entry], options: ConvertOptions) -> None:
+    if options.shared == ERROR:
         groups = tie_groups(entry for entry in entries if isinstance(entry, Tensor))
         if groups:
             raise RefusedError(
@@ -187,18 +187,20 @@ def _refuse_shared(entries: Sequence[Entry], wishes: Wishes) -> None:
             )
 
 
-def _document(checkpoint: Checkpoint, output: str, wishes: Wishes) -> Plan:
+def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> Plan:
     """The whole pickle, with every object in it, as a torch zip file."""
     from ckpt_cli.arrays.cast import Losses
     from ckpt_cli.formats.torch_zip.from_pickle import Document
 
     losses = Losses()
-    changes = plan_root(checkpoint, wishes.select).changes if wishes.select else Changes()
+    changes = plan_root(checkpoint, options.select).changes if options.select else Changes()
     kept = [entry for entry in checkpoint.entries if entry.name not in changes.dropped]
     cast_ones = [tensor for tensor in kept if isinstance(tensor, Tensor) and not _is_in_the_pickle(tensor)]
-    if wishes.dtype is not None and any(other_floats(castable_views(cast_ones), wishes.dtype)):
+    if options.dtype is not None and any(other_floats(castable_views(cast_ones), options.dtype)):
         some = replace(checkpoint, entries=cast_ones)
-        cast = plan_cast(some, wishes.dtype, (), lossy=True, raw=True, losses=losses, executor=wishes.executor).changes
+        cast = plan_cast(
+            some, options.dtype, (), lossy=True, raw=True, losses=losses, executor=options.executor
+        ).changes
         changes = replace(changes, tensors=cast.tensors, contents=cast.contents)
     if checkpoint.format == "zip":
         job: Any = rewriting(checkpoint, changes)
@@ -206,7 +208,7 @@ def _document(checkpoint: Checkpoint, output: str, wishes: Wishes) -> Plan:
         contents = {**_contents(checkpoint, kept), **changes.contents}
         job = Document(checkpoint, changes, contents, stem_of(output))
     tensors = [entry for entry in kept if isinstance(entry, Tensor)]
-    left = _left(tensors, changes, wishes.dtype)
+    left = _left(tensors, changes, options.dtype)
     unread = tuple(checkpoint.unread)
     return Plan(job, len(tensors), losses, lambda: ((), job.nbytes), changes.contents, left=left, not_kept=unread)
 

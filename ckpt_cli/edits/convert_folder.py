@@ -16,14 +16,14 @@ from ckpt_cli.files.journal.replace import replacing_set
 from ckpt_cli.files.open import finish_edits
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.targets import Target
-from ckpt_cli.model.new_checkpoint import Outgoing
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 Copy = Callable[[str], "list[str]"]
 """Copies the files beside the old weights into a folder, and returns their names."""
 
 
 def write_folder(
-    output: str, target: Target, outgoing: Outgoing, check: Callable[[], None], progress: Progress, copy: Copy
+    output: str, target: Target, new: NewCheckpoint, check: Callable[[], None], progress: Progress, copy: Copy
 ) -> Written:
     """Write all files of a format into a folder, and those that lay beside the old weights, all or none.
 
@@ -31,39 +31,39 @@ def write_folder(
     """
     output = output.rstrip("/") or output
     if os.path.isdir(output) and os.listdir(output):
-        return _into(output, target, outgoing, check, progress, copy)
+        return _into(output, target, new, check, progress, copy)
     with replacing_folder(output) as folder:
-        written = _fill(folder, target, outgoing, check, progress)
+        written = _fill(folder, target, new, check, progress)
         copy(folder)
         return written
 
 
-def _fill(folder: str, target: Target, outgoing: Outgoing, check: Callable[[], None], progress: Progress) -> Written:
+def _fill(folder: str, target: Target, new: NewCheckpoint, check: Callable[[], None], progress: Progress) -> Written:
     """Write the files into an empty folder, make them durable and read them back."""
     writer = target.writer()
     files: dict[str, LocalFile] = {}
     with ExitStack() as opened:
 
         def create(name: str) -> LocalFile:
-            file = opened.enter_context(creating(os.path.join(folder, name), mode_of=outgoing.mode_of))
+            file = opened.enter_context(creating(os.path.join(folder, name), mode_of=new.mode_of))
             files[name] = file
             return file
 
-        writer.write_folder(outgoing, create, progress)
+        writer.write_folder(new, create, progress)
         check()
         nbytes = sum(os.fstat(file.fd).st_size for file in files.values())
-        writer.verify_folder(outgoing, folder)
+        writer.verify_folder(new, folder)
     return tuple(files), nbytes
 
 
 def _into(
-    output: str, target: Target, outgoing: Outgoing, check: Callable[[], None], progress: Progress, copy: Copy
+    output: str, target: Target, new: NewCheckpoint, check: Callable[[], None], progress: Progress, copy: Copy
 ) -> Written:
     """Write the files beside those of a folder, then put them in place as one."""
     finish_edits(output)
     stale = re.compile(target.files)
     with staging_folder(output) as folder:
-        names, nbytes = _fill(folder, target, outgoing, check, progress)
+        names, nbytes = _fill(folder, target, new, check, progress)
         removed = [name for name in os.listdir(output) if stale.fullmatch(name) and name not in names]
         for name in (*names, *removed):
             if os.path.lexists(os.path.join(output, name)):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckpt_cli import limits
 from ckpt_cli.edits.convert_contents import Casting, pack_plain, storage_content
-from ckpt_cli.edits.convert_options import LeftOut, Plan, Wishes, Written, some_of, stem_of
+from ckpt_cli.edits.convert_options import ConvertOptions, LeftOut, Plan, Written, some_of, stem_of
 from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import no_progress
 from ckpt_cli.formats.dcp.container import Composed
@@ -19,7 +19,7 @@ from ckpt_cli.formats.dcp.paths import Path, below, dotted, path_of
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.model.new_checkpoint import Outgoing, SavedValue
+from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.nn.state_dict import node_at
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.edit.renumber import storage_references
@@ -45,29 +45,29 @@ class Leaves:
 class _Folder:
     """The job of writing a distributed checkpoint."""
 
-    outgoing: Outgoing
+    new: NewCheckpoint
     writer: Any
 
     @property
     def nbytes(self) -> int:
         """Bytes of the storages."""
-        return self.outgoing.nbytes
+        return self.new.nbytes
 
     def measured(self) -> Written:
         """What would be written."""
         names: list[str] = []
-        nbytes = self.writer.write_folder(self.outgoing, names.append, no_progress)  # which makes no file
+        nbytes = self.writer.write_folder(self.new, names.append, no_progress)  # which makes no file
         return tuple(names), nbytes
 
 
-def plan_nested(checkpoint: Checkpoint, target: Target, output: str, wishes: Wishes) -> Plan | None:
+def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> Plan | None:
     """Plan a conversion that keeps containers and values; None where the one of flat names does as well.
 
     Raises RefusedError for tensors that would be lost, MalformedError or LimitError for paths that cannot be.
     """
-    if wishes.tensors_only or target.name not in ("pt", "dcp"):
+    if options.tensors_only or target.name not in ("pt", "dcp"):
         return None
-    prefix = wishes.select.removesuffix(".")
+    prefix = options.select.removesuffix(".")
     if checkpoint.format == "dcp":
         leaves = leaves_of_dcp(checkpoint, prefix)
     elif target.name == "dcp" and isinstance(checkpoint.document, Graph) and _is_one_save(checkpoint):
@@ -77,7 +77,7 @@ def plan_nested(checkpoint: Checkpoint, target: Target, output: str, wishes: Wis
         leaves = found
     else:
         return None
-    return _planned(checkpoint, leaves, target, output, wishes)
+    return _planned(checkpoint, leaves, target, output, options)
 
 
 def _is_one_save(checkpoint: Checkpoint) -> bool:
@@ -85,12 +85,12 @@ def _is_one_save(checkpoint: Checkpoint) -> bool:
     return checkpoint.format in ("zip", "legacy") and "[1]" not in checkpoint.top_level
 
 
-def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str, wishes: Wishes) -> Plan:
+def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str, options: ConvertOptions) -> Plan:
     from ckpt_cli.arrays.cast import Losses
     from ckpt_cli.edits.convert_plan import not_kept_of, separated, why_not
 
     writer = target.writer()
-    lost = [LeftOut(t.name, why) for t in leaves.tensors if (why := why_not(t, target, writer, wishes.dtype))]
+    lost = [LeftOut(t.name, why) for t in leaves.tensors if (why := why_not(t, target, writer, options.dtype))]
     if lost:
         raise RefusedError(
             f"{len(lost)} of its entries cannot come along into {target.what}",
@@ -98,9 +98,9 @@ def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str
             hint="--tensors-only leaves them out",
         )
     _check_bytes(checkpoint, leaves)
-    casting = Casting(wishes.dtype, Losses(), wishes.executor)
+    casting = Casting(options.dtype, Losses(), options.executor)
     tensors, contents = pack_plain(checkpoint, leaves.tensors, casting, tied=False)
-    outgoing = Outgoing(
+    new = NewCheckpoint(
         tensors,
         contents,
         checkpoint.container.files,
@@ -109,16 +109,16 @@ def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str
         mode_of=checkpoint.container.files[0].path,
         stem=stem_of(output),
     )
-    kept = (*not_kept_of(checkpoint, leaves.tensors, target, wishes.select, kept=False), *leaves.not_kept)
+    kept = (*not_kept_of(checkpoint, leaves.tensors, target, options.select, kept=False), *leaves.not_kept)
     plan = Plan(None, len(tensors), casting.losses, lambda: ((), 0), contents, not_kept=kept)
     plan.separated = tuple(separated(leaves.tensors, tied=False))
     if target.is_folder:
-        folder = _Folder(outgoing, writer)
+        folder = _Folder(new, writer)
         plan.job, plan.measured = folder, folder.measured
     else:
         from ckpt_cli.formats.torch_zip.from_nested import Nested
 
-        nested = Nested(outgoing)
+        nested = Nested(new)
         plan.job, plan.measured = nested, lambda: ((), nested.nbytes)
     return plan
 

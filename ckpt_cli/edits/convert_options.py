@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.files_beside import Beside
-from ckpt_cli.files.copy import Progress, Told, no_progress
+from ckpt_cli.files.copy import OnProgress, Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _MOST = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class ConvertOptions:
     """What a conversion can be told."""
 
     to: str | None = None
@@ -57,7 +57,7 @@ class Wishes:
     dry_run: bool = False
     progress: Progress = field(default=no_progress)
     """Told of bytes as they are written."""
-    told: Told | None = None
+    on_progress: OnProgress | None = None
     """Told of bytes done and bytes in all, once it takes a while, instead."""
     executor: Executor | None = None
     """What casts side by side."""

@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.convert_contents import Casting, pack_plain, pack_whole
-from ckpt_cli.edits.convert_options import CLONE, NOT_STATE, LeftOut, Plan, Wishes, Written, some_of, stem_of
+from ckpt_cli.edits.convert_options import CLONE, NOT_STATE, ConvertOptions, LeftOut, Plan, Written, some_of, stem_of
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
-from ckpt_cli.model.new_checkpoint import Outgoing
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 from ckpt_cli.nn.versions import Versions, has_versions, versions_of
 from ckpt_cli.ops.aliasing import Companions, Comparisons, by_storage, partly_shared, tie_groups
 
@@ -30,37 +30,37 @@ _CLASSES = 3
 class _Flat:
     """Tensors under flat names, in whatever format."""
 
-    outgoing: Outgoing
+    new: NewCheckpoint
     target: Target
     writer: Any
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        return self.outgoing.nbytes
+        return self.new.nbytes
 
     def measured(self) -> Written:
         """What would be written."""
         names: list[str] = []
         if not self.target.is_folder:
-            return (), self.writer.write(self.outgoing, None)
-        nbytes = self.writer.write_folder(self.outgoing, names.append, no_progress)  # which makes no file
+            return (), self.writer.write(self.new, None)
+        nbytes = self.writer.write_folder(self.new, names.append, no_progress)  # which makes no file
         return tuple(names), nbytes
 
     def write(self, target: LocalFile, progress: Progress) -> None:
         """Write the one file."""
-        self.writer.write(self.outgoing, target, progress)
+        self.writer.write(self.new, target, progress)
 
     def verify(self, path: str) -> None:
         """Raise where it does not read back."""
-        self.writer.verify(self.outgoing, path)
+        self.writer.verify(self.new, path)
 
 
 def flatten(
     checkpoint: Checkpoint,
     target: Target,
     output: str,
-    wishes: Wishes,
+    options: ConvertOptions,
     names: Sequence[str] | None,
     entries: Sequence[Entry],
 ) -> Plan:
@@ -68,12 +68,12 @@ def flatten(
     from ckpt_cli.arrays.cast import Losses
 
     writer = target.writer()
-    prefix = f"{wishes.select.removesuffix('.')}." if wishes.select else ""
+    prefix = f"{options.select.removesuffix('.')}." if options.select else ""
     fits: list[Tensor] = []
     lost: list[LeftOut] = []
     aside: list[LeftOut] = []
     aliases = _aliases(entries)
-    for entry, why in _judged(entries, names, target, writer, wishes.dtype):
+    for entry, why in _judged(entries, names, target, writer, options.dtype):
         why = why or aliases.get(entry.name)
         if why is None and isinstance(entry, Tensor):
             fits.append(replace(entry, name=entry.name[len(prefix) :]))
@@ -89,21 +89,21 @@ def flatten(
     if not target.keeps_metadata:
         lost += [LeftOut(key, "metadata") for key in metadata if key != "format"]
         metadata = {}
-    _refuse_lost(checkpoint, lost, aside, fits, target, wishes)
+    _refuse_lost(checkpoint, lost, aside, fits, target, options)
     _refuse_names(fits)
-    casting = Casting(wishes.dtype, Losses(), wishes.executor)
-    tied = target.keeps_ties and wishes.shared != CLONE
+    casting = Casting(options.dtype, Losses(), options.executor)
+    tied = target.keeps_ties and options.shared != CLONE
     if target.keeps_views and tied:
         tensors, contents = pack_whole(checkpoint, plain, casting)
     else:
         tensors, contents = pack_plain(checkpoint, plain, casting, tied=tied)
-    versions = versions_of(checkpoint, wishes.select.removesuffix("."))
+    versions = versions_of(checkpoint, options.select.removesuffix("."))
     kept = versions if versions is not None and target.keeps_notes else None
     added = list(_added(kept))
     if target.keeps_metadata and "format" not in metadata and not _has_strings(checkpoint):
         metadata["format"] = "pt"  # without which transformers refuses a file
         added.append("format=pt in its metadata")
-    outgoing = Outgoing(
+    new = NewCheckpoint(
         tensors,
         contents,
         checkpoint.container.files,
@@ -114,10 +114,10 @@ def flatten(
         mode_of=checkpoint.container.files[0].path,
         stem=stem_of(output),
     )
-    if wishes.max_shard is not None:
-        outgoing = replace(outgoing, max_shard=wishes.max_shard)
+    if options.max_shard is not None:
+        new = replace(new, max_shard=options.max_shard)
     apart = () if target.keeps_views and tied else tuple(separated(fits, tied=tied))
-    flat = _Flat(outgoing, target, writer)
+    flat = _Flat(new, target, writer)
     return Plan(
         flat,
         len(tensors),
@@ -126,7 +126,7 @@ def flatten(
         contents,
         left_out=(*lost, *aside),
         separated=apart,
-        not_kept=tuple(not_kept_of(checkpoint, fits, target, wishes.select, kept=kept is not None, detached=detached)),
+        not_kept=tuple(not_kept_of(checkpoint, fits, target, options.select, kept=kept is not None, detached=detached)),
         added=tuple(added),
     )
 
@@ -175,24 +175,26 @@ def _refuse_lost(
     aside: Sequence[LeftOut],
     fits: Sequence[Tensor],
     target: Target,
-    wishes: Wishes,
+    options: ConvertOptions,
 ) -> None:
     """Raise where something would be lost that nobody allowed, or where no tensor would be written."""
-    if lost and not wishes.tensors_only:
+    if lost and not options.tensors_only:
         raise RefusedError(
             f"{len(lost)} of its entries cannot come along into {target.what}",
             details=some_of([f"{item.name}: {item.why}" for item in lost]),
-            hint=_hint(checkpoint, lost, wishes),
+            hint=_hint(checkpoint, lost, options),
         )
     if not fits:
-        _refuse_empty(checkpoint, [*lost, *aside], target, wishes)
+        _refuse_empty(checkpoint, [*lost, *aside], target, options)
 
 
-def _refuse_empty(checkpoint: Checkpoint, left_out: Sequence[LeftOut], target: Target, wishes: Wishes) -> NoReturn:
+def _refuse_empty(
+    checkpoint: Checkpoint, left_out: Sequence[LeftOut], target: Target, options: ConvertOptions
+) -> NoReturn:
     """Raise for a file that would have no tensor in it."""
     tensors = {tensor.name for tensor in checkpoint.tensors}
     listed = [f"{item.name}: {item.why}" for item in left_out if item.name in tensors]
-    where = f" below {wishes.select!r}" if wishes.select else ""
+    where = f" below {options.select!r}" if options.select else ""
     if not listed:
         raise RefusedError(
             f"there is no tensor{where} that could be written to {target.what}",
@@ -205,13 +207,13 @@ def _refuse_empty(checkpoint: Checkpoint, left_out: Sequence[LeftOut], target: T
     )
 
 
-def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], wishes: Wishes) -> str:
+def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], options: ConvertOptions) -> str:
     """What to do about what would be lost: cast it, take the state_dict alone, or leave it out."""
     dtypes = {entry.name: entry.dtype for entry in checkpoint.tensors}
     unsaid = [dtypes[item.name] for item in lost if item.name in dtypes and "which" in item.why]
-    if wishes.dtype is None and any(dtype.category == "float" for dtype in unsaid):
+    if options.dtype is None and any(dtype.category == "float" for dtype in unsaid):
         return "--dtype float32 casts them; --tensors-only leaves out what does not fit"
-    nested = _nested_state(checkpoint) if not wishes.select else None
+    nested = _nested_state(checkpoint) if not options.select else None
     if nested is not None:
         return f"--select {nested} takes the tensors below it as the whole; --tensors-only takes all tensors"
     return "--tensors-only leaves them out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ckpt_cli.edits.meta_set import changes_of_set, strings_of_set
+from ckpt_cli.edits.patching import Verb
 from ckpt_cli.edits.transaction import Planned
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model.changes import Changes
@@ -60,9 +61,9 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
     strings = strings_of_set(checkpoint)
     if strings is not None:
         changes, placed = changes_of_set(checkpoint, strings, pairs, removed)
-        return Planned(changes, "changed", (*pairs, *removed), placed=placed)
+        return Planned(changes, Verb("changed", "change"), (*pairs, *removed), placed=placed)
     metadata = {key: value for key, value in checkpoint.metadata.items() if key not in removed} | dict(pairs)
-    return Planned(Changes(metadata=metadata), "changed", (*pairs, *removed))
+    return Planned(Changes(metadata=metadata), Verb("changed", "change"), (*pairs, *removed))
 
 
 def _without_strings(checkpoint: Checkpoint) -> str:

@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside
 from ckpt_cli.errors import UnsupportedError, UsageError
 from ckpt_cli.files.atomic import creating, replacing_folder
 from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.content_addressed import refuse_cached
-from ckpt_cli.files.copy import Progress, Told, copy_into, counting
+from ckpt_cli.files.copy import OnProgress, Progress, copy_into, counting
 from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 
 Plan = Callable[[Checkpoint, Overlay], "Changes"]
 """Fills an overlay with the patches of an edit."""
+
+
+class Verb(NamedTuple):
+    """What an edit does to the names that it changes."""
+
+    past: str
+    """In the past tense: `renamed`."""
+    infinitive: str
+    """After "would", in a dry run: `rename`."""
+
+
+SET = Verb("set", "set")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +58,9 @@ class Edit:
     in_place: bool
     dry_run: bool = False
     """Whether nothing was written."""
-    backup: str | None = field(init=False, default=None)
-    """Where the old file was kept, or the first of several: it follows from `backups`."""
     backups: tuple[str, ...] = ()
     """Where all old files were kept."""
-    verb: str = "set"
+    verb: Verb = SET
     """What was done to the names that changed."""
     patched: bool = True
     """Whether an edit in place changed a part of the file only, rather than replacing it by a new one."""
@@ -69,8 +79,10 @@ class Edit:
     remaining: tuple[str, ...] = ()
     """Names that still have the bytes of what was taken out."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "backup", self.backups[0] if self.backups else None)
+    @property
+    def backup(self) -> str | None:
+        """The path at which the old file was kept, or the first of several; None where none was kept."""
+        return self.backups[0] if self.backups else None
 
 
 def edit_values(
@@ -80,7 +92,7 @@ def edit_values(
     output: str | None = None,
     dry_run: bool = False,
     backup: bool = False,
-    told: Told | None = None,
+    on_progress: OnProgress | None = None,
     weights_only: bool = False,
 ) -> Edit:
     """Carry out a plan on the file `path`, all or nothing.
@@ -92,7 +104,7 @@ def edit_values(
         return _edit_in_place(path, plan, dry_run=dry_run, backup=backup)
     if backup:
         raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
-    return _edit_to(path, plan, output, dry_run=dry_run, told=told, weights_only=weights_only)
+    return _edit_to(path, plan, output, dry_run=dry_run, on_progress=on_progress, weights_only=weights_only)
 
 
 def _edit_in_place(path: str, plan: Plan, *, dry_run: bool, backup: bool) -> Edit:
@@ -142,7 +154,7 @@ def _planned(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[Overlay, Chan
 
 
 def _edit_to(
-    path: str, plan: Plan, output: str, *, dry_run: bool, told: Told | None, weights_only: bool = False
+    path: str, plan: Plan, output: str, *, dry_run: bool, on_progress: OnProgress | None, weights_only: bool = False
 ) -> Edit:
     with closing(open_checkpoint(path)) as checkpoint, unchanged(checkpoint.container.files):
         if checkpoint.is_set:
@@ -155,7 +167,7 @@ def _edit_to(
             beside = files_beside(checkpoint, output) if checkpoint.is_set and not weights_only else None
             kept_by = 0 if checkpoint.is_set else other_names(output)
             if not dry_run:
-                progress = counting(told, lambda: sum(file.size for file in overlay.files))
+                progress = counting(on_progress, lambda: sum(file.size for file in overlay.files))
                 if checkpoint.is_set:
                     _write_folder(checkpoint, overlay, output, progress, beside)
                 else:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ckpt_cli.edits.patching import Verb
 from ckpt_cli.edits.rename_hints import containers_of, rename_inside, strip_inside
 from ckpt_cli.edits.transaction import Planned
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
@@ -73,7 +74,9 @@ def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
             raise asking.without_effect(reached)
     names = {old: new for old, new in zip(known, _whole(parts), strict=True) if new != old}
     _refuse_collisions(checkpoint, known, names)
-    return Planned(Changes(names=names, rename=in_turn([step.rename for step in steps])), "renamed", tuple(names))
+    return Planned(
+        Changes(names=names, rename=in_turn([step.rename for step in steps])), Verb("renamed", "rename"), tuple(names)
+    )
 
 
 _Part = tuple[str, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ckpt_cli.edits.patching import Verb
 from ckpt_cli.edits.transaction import Planned
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model.changes import Changes
@@ -17,7 +18,9 @@ def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
     if all(entry.name in chosen for entry in checkpoint.entries):
         raise RefusedError("nothing would be left", path=checkpoint.path)
     changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
-    return Planned(changes, "removed", _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes))
+    return Planned(
+        changes, Verb("removed", "remove"), _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes)
+    )
 
 
 def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
@@ -27,7 +30,9 @@ def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
     if not dropped:
         raise RefusedError("that keeps all of it", path=checkpoint.path)
     changes = Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
-    return Planned(changes, "kept", _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes))
+    return Planned(
+        changes, Verb("kept", "keep"), _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes)
+    )
 
 
 def _remaining(checkpoint: Checkpoint, changes: Changes) -> tuple[str, ...]:
@@ -60,7 +65,7 @@ def plan_root(checkpoint: Checkpoint, prefix: str) -> Planned:
         dropped=frozenset(name for name in known if name not in kept),
         root=dotted[:-1],
     )
-    return Planned(changes, "kept", _in_order(checkpoint, kept))
+    return Planned(changes, Verb("kept", "keep"), _in_order(checkpoint, kept))
 
 
 def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:

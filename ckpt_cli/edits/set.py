@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from ckpt_cli.dtypes import DType
-from ckpt_cli.edits.patching import Edit, apply_in_place, edit_values
+from ckpt_cli.edits.patching import SET, Edit, apply_in_place, edit_values
 from ckpt_cli.edits.set_tensors import assign
 from ckpt_cli.edits.set_values import Split, split_assignments
 from ckpt_cli.edits.transaction import Options, Planned, refuse_part_of_set, rewrite
@@ -61,7 +61,7 @@ def set_entries(
             output=options.output,
             dry_run=options.dry_run,
             backup=options.backup,
-            told=options.told,
+            on_progress=options.on_progress,
             weights_only=options.weights_only,
         )
     _check_target(path, options)
@@ -109,7 +109,7 @@ def _check_target(path: str, options: Options) -> None:
 
 def _planned(split: Split) -> Planned:
     """Entries that are set or added without any element of a tensor; new values are made before they may stand."""
-    return Planned(split.changes, "set", split.names, check=lambda: None)
+    return Planned(split.changes, SET, split.names, check=lambda: None)
 
 
 def _replace(
@@ -117,7 +117,7 @@ def _replace(
 ) -> Edit:
     """A new file with the new values, whose tensors are then patched before it takes the place of `own`."""
     with keeping() as kept, writing(options.output or own, mode_of=own) as target:
-        work.write(target, counting(options.told, lambda: work.nbytes))
+        work.write(target, counting(options.on_progress, lambda: work.nbytes))
         work.verify(target.path)
         if split.tensors:
             _patch_new(target, split.tensors, cast=cast)

@@ -146,8 +146,8 @@ def _array_in(file: Checkpoint) -> Tensor:
     """The one array of a file; raises UsageError where it is not one of numbers, or not the only one."""
     first = file.entries[0]
     if isinstance(first, Value):
-        told = first.value.text if isinstance(first.value, Opaque) else str(first.value)
-        raise UsageError(f"its values are not numbers: {told}", path=file.path)
+        shown = first.value.text if isinstance(first.value, Opaque) else str(first.value)
+        raise UsageError(f"its values are not numbers: {shown}", path=file.path)
     if first.storage is None or len(file.entries) > 1 or _end(file, first.storage) < file.container.files[0].size:
         raise UsageError("holds more than one array, and it cannot be told which one is meant", path=file.path)
     return first

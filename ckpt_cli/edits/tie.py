@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.edits.patching import Verb
 from ckpt_cli.edits.transaction import Planned
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.torch_zip.patch import has_room
@@ -83,7 +84,7 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
         raise RefusedError("they are tied already")
     named = [other.name for other in others if other.name in tensors]
     also = [name for name in tensors if name not in named]
-    return Planned(Changes(tensors=tensors), "tied", (first.name, *named), also)
+    return Planned(Changes(tensors=tensors), Verb("tied", "tie"), (first.name, *named), also)
 
 
 def _tied_to(first: Tensor, other: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     if not tensors:
         raise RefusedError("nothing of it shares its bytes with another name")
     named = tuple(name for name in tensors if name not in also)
-    return Planned(Changes(tensors=tensors, contents=contents), "untied", named, also)
+    return Planned(Changes(tensors=tensors, contents=contents), Verb("untied", "untie"), named, also)
 
 
 def _why_not_untied(
@@ -240,7 +241,7 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
     if not contents and not has_room(checkpoint.container) and not unreferenced(checkpoint):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = moved(checkpoint, lambda view: _compacted(view, alone, placed))
-    return Planned(Changes(tensors=tensors, contents=contents, anew=True), "compacted", tuple(tensors))
+    return Planned(Changes(tensors=tensors, contents=contents, anew=True), Verb("compacted", "compact"), tuple(tensors))
 
 
 def _compacted(

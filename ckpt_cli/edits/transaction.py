@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
-from ckpt_cli.edits.patching import Edit, apply_in_place
+from ckpt_cli.edits.patching import Edit, Verb, apply_in_place
 from ckpt_cli.errors import RefusedError, UsageError, about
 from ckpt_cli.files.atomic import creating, replacing_folder
 from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.content_addressed import refuse_cached
-from ckpt_cli.files.copy import Progress, Told, copy_into, counting, no_progress
+from ckpt_cli.files.copy import OnProgress, Progress, copy_into, counting, no_progress
 from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
@@ -35,8 +35,7 @@ class Planned:
     """What an edit makes of a checkpoint, and how it is to be told."""
 
     changes: Changes
-    verb: str
-    """In the past tense: `renamed`."""
+    verb: Verb
     changed: Sequence[str] = ()
     also_changed: Sequence[str] = ()
     check: Callable[[], None] | None = None
@@ -63,12 +62,12 @@ class Options:
     output: str | None = None
     dry_run: bool = False
     backup: bool = False
-    told: Told | None = None
+    on_progress: OnProgress | None = None
     """Told of bytes done and bytes in all, once it takes a while."""
     weights_only: bool = False
     """Whether a new folder gets no copies of the files beside the weights."""
     progress: Progress = field(default=no_progress)
-    """What the bytes that are written are told to; it follows from `told`."""
+    """What the bytes that are written are told to; it follows from `on_progress`."""
 
 
 def rewrite(path: str, plan: Plan, options: Options) -> Edit:
@@ -95,7 +94,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
         if options.output is None and not opened.is_set:
             refuse_part_of_set(opened, planned.changes)
         work = rewriting(opened, planned.changes)
-        options = replace(options, progress=counting(options.told, lambda: work.nbytes))
+        options = replace(options, progress=counting(options.on_progress, lambda: work.nbytes))
         done = Edit(
             path=path,
             output=options.output or path,

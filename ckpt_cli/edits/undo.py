@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
-from ckpt_cli.edits.patching import Edit
+from ckpt_cli.edits.patching import Edit, Verb
 from ckpt_cli.errors import CkptError, RefusedError, about
 from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.journal.apply import recover
@@ -48,7 +48,7 @@ def undo(path: str, *, force: bool = False, dry_run: bool = False) -> Edit:
         in_place=True,
         dry_run=dry_run,
         backups=tuple(f"{beside}{backup}" for backup in edit.restored),
-        verb="restored",
+        verb=Verb("restored", "restore"),
         patched=False,
         removed=tuple(created),
     )

@@ -28,7 +28,7 @@ _FICLONE = 0x40049409
 """Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
 
 
-Told = Callable[[int, int], object]
+OnProgress = Callable[[int, int], object]
 """Told of bytes done and bytes in all."""
 
 _SOON = 0.9
@@ -39,9 +39,9 @@ def no_progress(_: int) -> None:
     """Tell nobody."""
 
 
-def counting(told: Told | None, total: Callable[[], int], otherwise: Progress = no_progress) -> Progress:
+def counting(on_progress: OnProgress | None, total: Callable[[], int], otherwise: Progress = no_progress) -> Progress:
     """Something to be told of bytes, that tells of all of them so far; `otherwise` where nobody is to be told."""
-    if told is None:
+    if on_progress is None:
         return otherwise
     begin, done, whole = time.monotonic(), 0, 0
 
@@ -50,7 +50,7 @@ def counting(told: Told | None, total: Callable[[], int], otherwise: Progress = 
         done += nbytes
         if nbytes and time.monotonic() - begin > _SOON:
             whole = whole or max(total(), 1)
-            told(min(done, whole), whole)
+            on_progress(min(done, whole), whole)
 
     return progress
 

@@ -53,7 +53,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
         for file in files:
             file.close()
         raise
-    version, notes = _told(found, shards, tag)
+    version, notes = _version_and_notes(found, shards, tag)
     return Checkpoint(
         path=path,
         format=NAME,
@@ -104,7 +104,7 @@ def _prefixed(prefix: str, entry: Entry) -> Entry:
     return replace(entry, name=f"{prefix}.{entry.name}" if entry.name else prefix)
 
 
-def _told(names: Sequence[str], shards: Sequence[Checkpoint], tag: str) -> tuple[str, list[str]]:
+def _version_and_notes(names: Sequence[str], shards: Sequence[Checkpoint], tag: str) -> tuple[str, list[str]]:
     """What it is in words, and what is to be known of it."""
     if any("/" in name for name in names):
         ranks = len({name.partition("/")[0] for name in names})

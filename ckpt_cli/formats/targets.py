@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ckpt_cli.dtypes import DType
     from ckpt_cli.files.copy import Progress
     from ckpt_cli.files.source import LocalFile
-    from ckpt_cli.model.new_checkpoint import Outgoing
+    from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 
 class FileWriter(Protocol):
@@ -23,10 +23,10 @@ class FileWriter(Protocol):
     def spelled(self, dtype: DType) -> str | None:
         """How the format says a dtype; None for one that it has not."""
 
-    def write(self, outgoing: Outgoing, target: LocalFile, progress: Progress) -> None:
+    def write(self, new: NewCheckpoint, target: LocalFile, progress: Progress) -> None:
         """Write all of it into an empty file."""
 
-    def verify(self, outgoing: Outgoing, path: str) -> None:
+    def verify(self, new: NewCheckpoint, path: str) -> None:
         """Raise CkptError where the file that was written does not read back as what it should be."""
 
 
@@ -36,10 +36,10 @@ class FolderWriter(Protocol):
     def spelled(self, dtype: DType) -> str | None:
         """How the format says a dtype; None for one that it has not."""
 
-    def write_folder(self, outgoing: Outgoing, create: Callable[[str], LocalFile], progress: Progress) -> None:
+    def write_folder(self, new: NewCheckpoint, create: Callable[[str], LocalFile], progress: Progress) -> None:
         """Write all of it into files that `create` makes."""
 
-    def verify_folder(self, outgoing: Outgoing, folder: str) -> None:
+    def verify_folder(self, new: NewCheckpoint, folder: str) -> None:
         """Raise CkptError where the folder that was written does not read back as what it should be."""
 
 

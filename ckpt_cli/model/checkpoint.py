@@ -267,6 +267,15 @@ class Checkpoint:
     """Bytes of its files that no entry and no document stands for, such as those after the last array: a line each."""
     document: object = None
     """What says which name is which range, as it was read: a pickle's `Graph`, or None where there is no pickle."""
+    _names: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    @property
+    def names(self) -> Mapping[str, int]:
+        """The number of entries that have each name, in the document's order; counted at the first use."""
+        if not self._names:
+            for entry in self.entries:
+                self._names[entry.name] = self._names.get(entry.name, 0) + 1
+        return self._names
 
     @property
     def tensors(self) -> list[Tensor]:

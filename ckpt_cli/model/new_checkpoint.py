@@ -27,7 +27,7 @@ class SavedValue:
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class NewCheckpoint:
     """A new checkpoint before it is in any format.
 
     Tensors that share a storage are tied or views of the same bytes. For a format that keeps no views each is
@@ -70,7 +70,7 @@ class Outgoing:
         """Bytes of all storages."""
         return sum(content.nbytes for content in self.contents.values())
 
-    def part(self, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> Outgoing:
+    def part(self, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> NewCheckpoint:
         """Some of its tensors as a checkpoint of their own."""
         storages = {id(tensor.storage) for tensor in tensors}
         contents = {key: content for key, content in self.contents.items() if key in storages}

@@ -30,7 +30,7 @@ _PACKED = "_packed_params"
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Description:
     """What is said of a node."""
 
     kind: str
@@ -54,14 +54,14 @@ class Told:
         return () if self.extra else self.settings
 
 
-def told(draft: Draft) -> Told:
+def description_of(draft: Draft) -> Description:
     """What is said of a node, its children left aside."""
     if draft.kind == NOTHING:
-        return Told("None", "None")
+        return Description("None", "None")
     if draft.kind == AGAIN:
-        return Told("<the same module again>", "")
+        return Description("<the same module again>", "")
     if draft.kind == HOLDER:
-        return Told(draft.label, draft.label, _held(draft))
+        return Description(draft.label, draft.label, _held(draft))
     return _module(draft, draft.module) if draft.module is not None else _inferred(draft)
 
 
@@ -89,7 +89,7 @@ def _shape(tensor: Tensor) -> str:
 # --- from a pickled module -------------------------------------------------------------------------------------------
 
 
-def _module(draft: Draft, module: Module) -> Told:
+def _module(draft: Draft, module: Module) -> Description:
     kind, own = shown_name(module), is_torchs(module)
     lines = _SPECIAL[module.name](draft, module) if own and module.name in _SPECIAL else None
     inferred = False
@@ -100,7 +100,7 @@ def _module(draft: Draft, module: Module) -> Told:
             settings = settings_from(module.name, shapes) or []
             inferred = bool(settings)
         lines = [", ".join(settings)] if settings else []
-    return Told(
+    return Description(
         kind,
         module.qualified,
         tuple(lines),
@@ -160,10 +160,10 @@ def _cross_entropy(draft: Draft, module: Module) -> list[str] | None:
     if linear is None:
         return None
     has_bias = linear.registered.get("bias") is not None
-    told = {"in_features": linear.settings.get("in_features"), "num_classes": module.settings.get("num_classes"),
-            "out_features": module.settings.get("out_features"), "bias": has_bias}  # fmt: skip
+    shown = {"in_features": linear.settings.get("in_features"), "num_classes": module.settings.get("num_classes"),
+             "out_features": module.settings.get("out_features"), "bias": has_bias}  # fmt: skip
     rest = {name: module.settings.get(name) for name in ("reduction", "ignore_index", "label_smoothing")}
-    texts = [f"{name}={setting_text(value)}" for name, value in {**told, **rest}.items()]
+    texts = [f"{name}={setting_text(value)}" for name, value in {**shown, **rest}.items()]
     return [", ".join([*texts, f"options={_options(module.settings.get('options'))}"])]
 
 
@@ -191,12 +191,12 @@ _SPECIAL = {
 # --- from names and shapes -------------------------------------------------------------------------------------------
 
 
-def _inferred(draft: Draft) -> Told:
+def _inferred(draft: Draft) -> Description:
     tensors, children = draft.tensors, draft.children
     if children and not tensors and all(map(is_number, children)):
         listed = all(child.children.keys() - set(_WITHIN) for child in children.values())
         kind = "ModuleList" if listed else "Sequential"  # of blocks, and of layers
-        return Told(kind, kind, inferred=True, listed=listed)
+        return Description(kind, kind, inferred=True, listed=listed)
     within = {role: tensor for role in _WITHIN if (tensor := _first_tensor(children.get(role))) is not None}
     name = draft.key
     if is_number(name) and draft.parent is not None:  # a layer of a list is called what the list is
@@ -204,11 +204,11 @@ def _inferred(draft: Draft) -> Told:
     found = guess(name, {**within, **tensors}, children.keys())
     if found.kind == "Linear" and name == "out_proj" and draft.parent and "in_proj_weight" in draft.parent.tensors:
         kind = "NonDynamicallyQuantizableLinear"
-        return Told(kind, kind, (", ".join(found.settings),), inferred=True)
+        return Description(kind, kind, (", ".join(found.settings),), inferred=True)
     others = _tensor_lines({role: tensor for role, tensor in tensors.items() if role not in found.used})
     settings = others if found.kind == "Module" else tuple(filter(None, [", ".join([*found.settings, *others])]))
     hidden = _PACKED if found.kind == "QuantizedLinear" else None
-    return Told(found.kind, found.kind, settings, inferred=True, hidden=hidden)
+    return Description(found.kind, found.kind, settings, inferred=True, hidden=hidden)
 
 
 def is_number(key: str) -> bool:

@@ -210,16 +210,16 @@ def settings_of(module: Module) -> list[str] | None:
         return _scalars(module)
     if module.qualified.startswith(_QUANTIZED):
         return _quantized(module)
-    told = []
+    texts = []
     for setting in LAYERS.get(module.name, ()):
         value = _value(module, setting)
         if value is _MISSING:
             return None
         if setting.shown(value):
-            told.append(f"{setting.label}{setting_text(value, quoted=setting.quoted)}")
-    if module.name.startswith("Upsampl") and len(told) == 3:
-        del told[1]  # of both, `extra_repr` shows the scale
-    return told
+            texts.append(f"{setting.label}{setting_text(value, quoted=setting.quoted)}")
+    if module.name.startswith("Upsampl") and len(texts) == 3:
+        del texts[1]  # of both, `extra_repr` shows the scale
+    return texts
 
 
 def _value(module: Module, setting: Setting) -> object:
@@ -236,22 +236,22 @@ def _scalars(module: Module) -> list[str]:
         for name, value in module.settings.items()
         if name != "training" and not name.startswith("_") and is_scalar(value) and name not in module.registered
     ]
-    told = [f"{name[:_NAME]}={setting_text(value, quoted=True)}" for name, value in scalars[:_SCALARS]]
-    return [*told, "…"] if len(scalars) > _SCALARS else told
+    texts = [f"{name[:_NAME]}={setting_text(value, quoted=True)}" for name, value in scalars[:_SCALARS]]
+    return [*texts, "…"] if len(scalars) > _SCALARS else texts
 
 
 def _quantized(module: Module) -> list[str]:
     """The settings of a quantized layer; what `extra_repr` reads from its packed weights is left out."""
     settings = LAYERS.get(module.name, ())
     values = [(setting, _value(module, setting)) for setting in settings if not setting.presence]
-    told = [
+    texts = [
         f"{setting.label}{setting_text(value, quoted=setting.quoted)}"
         for setting, value in values
         if value is not _MISSING and setting.shown(value)
     ]
     if ".dynamic." in module.qualified:
-        return told
+        return texts
     scale = [
         f"{name}={setting_text(module.settings[name])}" for name in ("scale", "zero_point") if name in module.settings
     ]
-    return [*told, *scale]
+    return [*texts, *scale]

@@ -198,10 +198,10 @@ def _kernel(
 ) -> list[str]:
     if len(kernel) != dimensions:
         raise ValueError(kernel)
-    told = [str(in_channels), str(out_channels), f"kernel_size={tuple(kernel)}", "stride=?"]
+    arguments = [str(in_channels), str(out_channels), f"kernel_size={tuple(kernel)}", "stride=?"]
     if grouped and max(in_channels, out_channels) > 1:
-        told.append("groups=?")
-    return told if "bias" in shapes else [*told, "bias=False"]
+        arguments.append("groups=?")
+    return arguments if "bias" in shapes else [*arguments, "bias=False"]
 
 
 def _features(shapes: Shapes) -> list[str]:
@@ -214,17 +214,17 @@ def _normalized(shapes: Shapes) -> list[str]:
 
 def _recurrent_settings(shapes: Shapes) -> list[str]:
     layers = sum(role.startswith("weight_ih_l") and not role.endswith("_reverse") for role in shapes)
-    told = [str(shapes["weight_ih_l0"][1]), str(_hidden(shapes))]
+    arguments = [str(shapes["weight_ih_l0"][1]), str(_hidden(shapes))]
     if "weight_hr_l0" in shapes:
-        told.append(f"proj_size={shapes['weight_hr_l0'][0]}")
-    told += [f"num_layers={layers}"] * (layers != 1)
-    told += ["bias=False"] * ("bias_ih_l0" not in shapes)
-    return told + ["bidirectional=True"] * ("weight_ih_l0_reverse" in shapes)
+        arguments.append(f"proj_size={shapes['weight_hr_l0'][0]}")
+    arguments += [f"num_layers={layers}"] * (layers != 1)
+    arguments += ["bias=False"] * ("bias_ih_l0" not in shapes)
+    return arguments + ["bidirectional=True"] * ("weight_ih_l0_reverse" in shapes)
 
 
 def _cell_settings(shapes: Shapes) -> list[str]:
-    told = [str(shapes["weight_ih"][1]), str(shapes["weight_hh"][-1])]
-    return told if "bias_ih" in shapes else [*told, "bias=False"]
+    arguments = [str(shapes["weight_ih"][1]), str(shapes["weight_hh"][-1])]
+    return arguments if "bias_ih" in shapes else [*arguments, "bias=False"]
 
 
 def _low_rank(shapes: Shapes) -> list[str]:

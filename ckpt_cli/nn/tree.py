@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, NameNotFoundError
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.nn.describe import Told, is_number, told
+from ckpt_cli.nn.describe import Description, description_of, is_number
 from ckpt_cli.nn.outline import MODULE, STATE, Draft, grow
 
 
@@ -20,7 +20,7 @@ class Branch:
     """Its name within its parent."""
     path: str
     """Its dotted name within the checkpoint."""
-    told: Told
+    description: Description
     """Its class and settings."""
     tensors: Mapping[str, Tensor]
     """Its own tensors, not those of its children, by their names within it."""
@@ -57,7 +57,7 @@ def tree_of(checkpoint: Checkpoint, name: str | None = None) -> Tree:
     """
     root = _frozen(grow(checkpoint))
     found = root if name is None else _find(checkpoint, root, name.removesuffix("."))
-    return Tree(checkpoint.path, checkpoint.format, any(branch.told.inferred for branch in walk(found)), found)
+    return Tree(checkpoint.path, checkpoint.format, any(branch.description.inferred for branch in walk(found)), found)
 
 
 def walk(root: Branch) -> Iterator[Branch]:
@@ -104,7 +104,7 @@ def _frozen(root: Draft) -> Branch:
         branches[id(draft)] = Branch(
             name=draft.key,
             path=draft.path,
-            told=facts[id(draft)],
+            description=facts[id(draft)],
             tensors=draft.tensors,
             children=tuple(children),
             parameters=sizes[id(draft)][0],
@@ -117,17 +117,17 @@ def _frozen(root: Draft) -> Branch:
     return branches[id(root)]
 
 
-def _facts(order: list[Draft]) -> dict[int, Told]:
+def _facts(order: list[Draft]) -> dict[int, Description]:
     """What is said of each draft, but for the parts of an optimizer's state; of a shared module it is said once."""
-    facts: dict[int, Told] = {}
-    of_modules: dict[int, Told] = {}
+    facts: dict[int, Description] = {}
+    of_modules: dict[int, Description] = {}
     characters = limits.TREE_TEXT
     for draft in order:
         if _within_plain(draft):
             continue
         fact = of_modules.get(id(draft.module)) if draft.module is not None else None
         if fact is None:
-            fact = told(draft)
+            fact = description_of(draft)
             if draft.module is not None:
                 of_modules[id(draft.module)] = fact
         facts[id(draft)] = fact
@@ -158,13 +158,13 @@ def _within_plain(draft: Draft) -> bool:
     return draft.parent is not None and draft.parent.plain
 
 
-def _shown(draft: Draft, facts: Mapping[int, Told]) -> list[Draft]:
+def _shown(draft: Draft, facts: Mapping[int, Description]) -> list[Draft]:
     """The children that a draft's class shows."""
     hidden = facts[id(draft)].hidden
     return [] if draft.plain else [child for key, child in draft.children.items() if key != hidden]
 
 
-def _texts(order: list[Draft], facts: Mapping[int, Told], *, printed: bool) -> dict[int, int]:
+def _texts(order: list[Draft], facts: Mapping[int, Description], *, printed: bool) -> dict[int, int]:
     """For each draft a number that is that of all drafts with the same text."""
     numbers: dict[object, int] = {}
     texts: dict[int, int] = {}

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.errors import NameNotFoundError, UsageError, about
+from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 from ckpt_cli.ops.aliasing import tie_groups
 from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.rename_rules import Rule, in_turn
 from ckpt_cli.ops.select import select
-from ckpt_cli.parallel.map import Told
 from ckpt_cli.parallel.tensor_pairs import Pair, compare_pairs
 
 if TYPE_CHECKING:
@@ -102,15 +102,15 @@ def diff(
     asked: Asked,
     tolerance: Tolerance,
     executor: Executor,
-    told: Told = lambda _, __: None,
+    on_progress: OnProgress = lambda _, __: None,
 ) -> Diff:
-    """Compare two checkpoints on an executor; `told` hears of the bytes done.
+    """Compare two checkpoints on an executor; `on_progress` hears of the bytes done.
 
     With `quick` only whether the answer has differences is right. Raises UsageError where names fall together,
     NameNotFoundError for a NAME that neither has.
     """
     with about(a.path):
-        return _Comparison(a, b, asked, tolerance).run(executor, told)
+        return _Comparison(a, b, asked, tolerance).run(executor, on_progress)
 
 
 class _Comparison:
@@ -126,7 +126,7 @@ class _Comparison:
         self._pairs: dict[object, Pair] = {}
         self._pairs_of_parts: set[object] = set()
 
-    def run(self, executor: Executor, told: Told) -> Diff:
+    def run(self, executor: Executor, on_progress: OnProgress) -> Diff:
         """All of it."""
         a, b = map(_numbered, self._chosen())
         for key in a:
@@ -142,7 +142,7 @@ class _Comparison:
         )
         if self._asked.quick and not found.equal:
             return found
-        compare_pairs(list(self._pairs.values()), executor, told, quick=self._asked.quick)
+        compare_pairs(list(self._pairs.values()), executor, on_progress, quick=self._asked.quick)
         return replace(found, changed=[change for made in self._changed if (change := made()) is not None])
 
     def _chosen(self) -> list[Sequence[Entry]]:

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
+from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.budget import Work
-from ckpt_cli.parallel.map import Told, grouped, run
+from ckpt_cli.parallel.map import grouped, run
 from ckpt_cli.parallel.tensor_chunks import CHUNK, Source
 
 if TYPE_CHECKING:
@@ -97,8 +98,10 @@ class _Piece:
     data: bytes | None = None
 
 
-def hash_tensors(checkpoint: Checkpoint, algorithm: str, executor: Executor, told: Told = lambda _, __: None) -> Hashes:
-    """Hash every tensor, on an executor; `told` hears of the bytes done.
+def hash_tensors(
+    checkpoint: Checkpoint, algorithm: str, executor: Executor, on_progress: OnProgress = lambda _, __: None
+) -> Hashes:
+    """Hash every tensor, on an executor; `on_progress` hears of the bytes done.
 
     Raises UnsupportedError where two tensors have one name, and for a strided view of packed elements.
     """
@@ -107,7 +110,7 @@ def hash_tensors(checkpoint: Checkpoint, algorithm: str, executor: Executor, tol
         hasher = _Hasher(checkpoint, algorithm)
         for tensor in checkpoint.tensors:
             hasher.add(tensor)
-        hasher.read(executor, told)
+        hasher.read(executor, on_progress)
         found: dict[str, str] = {}
         for tensor in checkpoint.tensors:
             if tensor.name in found:
@@ -169,7 +172,7 @@ class _Hasher:
             facts.append([tensor.quantizer.scheme, tensor.quantizer.axis, scales.tolist(), zeros.tolist()])
         return json.dumps(facts).encode()
 
-    def read(self, executor: Executor, told: Told) -> None:
+    def read(self, executor: Executor, on_progress: OnProgress) -> None:
         """Hash every piece, in the order of the files."""
         subjects = sorted(self._subjects.values(), key=lambda subject: subject.source.place)
         total = sum(subject.nbytes for subject in subjects)
@@ -182,7 +185,7 @@ class _Hasher:
             for number, digest in answers:
                 subjects[number].pieces.append(digest)
             done += nbytes
-            told(done, total)
+            on_progress(done, total)
 
     def digest(self, tensor: Tensor) -> str:
         """The digest of a tensor whose pieces have been hashed."""

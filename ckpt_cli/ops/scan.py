@@ -12,9 +12,10 @@ from ckpt_cli.errors import FormatError, MalformedError
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.pickles.graph import Inline, RawString
-from ckpt_cli.scanner.calls import Use, deeds_of, loaded_by, uses_of
-from ckpt_cli.scanner.streams import Found, Oddity, Purse, is_pickle
-from ckpt_cli.scanner.trace import Allowance, trace_pickle
+from ckpt_cli.scanner.budget import ScanBudget
+from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
+from ckpt_cli.scanner.streams import Found, Oddity, is_pickle
+from ckpt_cli.scanner.trace import trace_pickle
 from ckpt_cli.scanner.walk import Memory, Walk, guess, walk, walker_of
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
@@ -82,7 +83,7 @@ def scan(path: str) -> Scan:
     worker = _Worker(answer)
     if os.path.isdir(path):
         worker.folder(path)
-        if not (worker.purse.files or answer.pickles or answer.findings):
+        if not (worker.budget.files or answer.pickles or answer.findings):
             _refuse_unknown(path)
     elif path.endswith(".index.json"):
         worker.index(path)
@@ -98,7 +99,7 @@ class _Worker:
 
     def __init__(self, answer: Scan) -> None:
         self.answer = answer
-        self.purse = Purse(Allowance())
+        self.budget = ScanBudget()
         self._full = False
 
     def say(self, severity: str, code: str, where: str, message: str) -> None:
@@ -144,8 +145,8 @@ class _Worker:
             with closing(open_to_scan(path)) as source, unchanged([source]):
                 known = walker_of(source, where) is not None
                 if known or not must:
-                    self._take(walk(source, where, 0, self.purse), 0)
-                elif not self._take(guess(source, where, 0, self.purse), 0):
+                    self._take(walk(source, where, 0, self.budget), 0)
+                elif not self._take(guess(source, where, 0, self.budget), 0):
                     _refuse_unknown(path)
                 if must and not self.answer.pickles and {item.code for item in self.answer.findings} == _UNREADABLE:
                     _refuse_unknown(path)
@@ -175,9 +176,9 @@ class _Worker:
             self.answer.globals.append(Named(where, use.name, use.verdict, use.call))
             if use.verdict in _SEVERITY:
                 severity, code = _SEVERITY[use.verdict]
-                self.say(severity, code, where, _words(use))
-        for deed in deeds_of(trace):
-            self.say(deed.severity, deed.code, where, deed.message)
+                self.say(severity, code, where, _use_text(use))
+        for behaviour in behaviours_of(trace):
+            self.say(behaviour.severity, behaviour.code, where, behaviour.message)
         self._nested(found, depth)
 
     def _nested(self, found: Found, depth: int) -> None:
@@ -189,7 +190,7 @@ class _Worker:
             inner = f"{found.where} (loaded within)"
             if depth >= limits.SCAN_NESTING or data is None:
                 self.say("warning", "not-searched", inner, "a pickle within a pickle that was not opened")
-            elif not self._take(walk(Memory(data), inner, depth + 1, self.purse), depth + 1):
+            elif not self._take(walk(Memory(data), inner, depth + 1, self.budget), depth + 1):
                 self.say("error", "dangerous-global", inner, "it loads bytes that are no checkpoint")
         if found.trace.unsearched:
             self.say("warning", "not-searched", found.where, f"{found.trace.unsearched} strings that may hide a pickle")
@@ -199,17 +200,17 @@ class _Worker:
 
     def _search(self, node: object, found: Found, depth: int) -> None:
         """Look whether a string is a pickle that imports something."""
-        purse = self.purse
+        budget = self.budget
         data = self._bytes(node, found)
-        if data is None or purse.tries <= 0 or purse.allowance.opcodes <= 0:
+        if data is None or budget.tries <= 0 or budget.opcodes <= 0:
             self.say("note", "not-searched", found.where, "a string that was not searched for a pickle")
             return
-        purse.tries -= 1
+        budget.tries -= 1
         view = memoryview(data)
         if data[:4] in (b"PK\3\4", b"\x1f\x8b\x08\0") and depth < limits.SCAN_NESTING:
-            self._take(walk(Memory(data), f"{found.where} (within a string)", depth + 1, purse), depth + 1)
+            self._take(walk(Memory(data), f"{found.where} (within a string)", depth + 1, budget), depth + 1)
             return
-        trace = trace_pickle(view, 0, purse.allowance)
+        trace = trace_pickle(view, 0, budget)
         inner = f"{found.where} (within a string)"
         if not (trace.globals or trace.computed) or not is_pickle(trace, view):
             if trace.problem is None and trace.texts and depth < limits.SCAN_NESTING:
@@ -225,10 +226,10 @@ class _Worker:
     def _bytes(self, node: object, found: Found) -> bytes | None:
         """The bytes that a string stands for; a str that could be Latin-1 is the bytes it would encode to."""
         if isinstance(node, Inline):
-            room = limits.SCAN_BYTES - self.purse.searched
+            room = limits.SCAN_BYTES - self.budget.searched
             if node.nbytes > room:
                 return None
-            self.purse.searched += node.nbytes
+            self.budget.searched += node.nbytes
             raw = bytes(found.data[node.offset : node.offset + node.nbytes])
             return _latin(raw.decode("utf-8", "surrogateescape")) if node.kind == "str" else raw
         if isinstance(node, RawString):
@@ -243,10 +244,10 @@ def _latin(text: str) -> bytes:
         return text.encode("utf-8", "replace")
 
 
-def _words(use: Use) -> str:
+def _use_text(use: Use) -> str:
     """What a finding says of a name: the call that it feeds where it does harm, else the name, as calls can be long."""
-    told = use.call if use.call and use.verdict != "unknown" else use.name
-    return f"{told}: {use.reason}"
+    named = use.call if use.call and use.verdict != "unknown" else use.name
+    return f"{named}: {use.reason}"
 
 
 def _files_of(path: str) -> Iterator[tuple[str, str]]:

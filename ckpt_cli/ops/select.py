@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -38,7 +37,7 @@ def select(checkpoint: Checkpoint, arguments: Iterable[str]) -> list[Selection]:
 
 def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     """The entries that one NAME argument selects."""
-    names = dict.fromkeys(entry.name for entry in checkpoint.entries)  # no set: suggestions come in the file's order
+    names = checkpoint.names
     pattern, index_text, literal = split_index(argument, names)
     index = None if index_text is None else _parsed(index_text)
     if pattern in names or literal:
@@ -59,7 +58,7 @@ def select_to_edit(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     key `a.b` beside the key `b` of its `a`. Looking at them shows all; an edit would have to guess.
     """
     found = select_one(checkpoint, argument)
-    counts = Counter(entry.name for entry in checkpoint.entries)
+    counts = checkpoint.names
     for selection in found:
         name = selection.entry.name
         if name not in counts:  # a part of a tensor, which is called by the name of the whole and its own

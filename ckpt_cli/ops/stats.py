@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.errors import CkptError, UnsupportedError, UsageError, about
+from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.select import part_of, select
 from ckpt_cli.ops.show import spell_index
-from ckpt_cli.parallel.map import Told, grouped, run
+from ckpt_cli.parallel.map import grouped, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, Source
 
 if TYPE_CHECKING:
@@ -155,13 +156,13 @@ def stats(
     checkpoint: Checkpoint,
     arguments: Sequence[str],
     executor: Executor,
-    told: Told = lambda _, __: None,
+    on_progress: OnProgress = lambda _, __: None,
     *,
     sort: str | None = None,
     bad_only: bool = False,
     total: bool = False,
 ) -> Stats:
-    """Sum up the tensors that NAMEs select, on an executor; `told` hears of the bytes done.
+    """Sum up the tensors that NAMEs select, on an executor; `on_progress` hears of the bytes done.
 
     A tensor that is made of others is told by its parts; one without values, or packed in a way that no format
     defines, has a note instead of numbers. `sort` is a column, greatest first but for names.
@@ -170,7 +171,7 @@ def stats(
         plans = list(_plans(checkpoint, arguments))
         subjects = list({id(plan): plan for _, plan, _ in plans if isinstance(plan, _Subject)}.values())
         edges = _share_edges(subjects) if total else ()
-        _sum_all(subjects, executor, told)
+        _sum_all(subjects, executor, on_progress)
         rows = [_row(tensor, plan, shape) for tensor, plan, shape in plans]
         whole = _total(subjects, edges) if total else None
     if bad_only:
@@ -226,7 +227,7 @@ def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
             yield from _with_values(replace(part, name=f"{tensor.name}.{part.name}"), seen)
 
 
-def _sum_all(subjects: Sequence[_Subject], executor: Executor, told: Told) -> None:
+def _sum_all(subjects: Sequence[_Subject], executor: Executor, on_progress: OnProgress) -> None:
     """Go through every chunk of every subject, in the order of the files."""
     from ckpt_cli.arrays.statistics import add
 
@@ -237,7 +238,7 @@ def _sum_all(subjects: Sequence[_Subject], executor: Executor, told: Told) -> No
         for number, found in answers:
             in_order[number].found = add(in_order[number].found, found)
         done += size
-        told(done, nbytes)
+        on_progress(done, nbytes)
 
 
 _Item = tuple[int, _Subject, Chunk]

@@ -106,13 +106,13 @@ def _joins(job: Job, part: Part, begin: int) -> bool:
     )
 
 
-def read_all(work: Iterable[Job], executor: Executor, told: Callable[[int], None] = lambda _: None) -> Answers:
-    """Run jobs; `told` gets the bytes of each that is done, in order."""
+def read_all(work: Iterable[Job], executor: Executor, on_progress: Callable[[int], None] = lambda _: None) -> Answers:
+    """Run jobs; `on_progress` gets the bytes of each that is done, in order."""
     answers = Answers()
     for nbytes, found in jobs.run(map(_expected, work), _read, executor):
         for part, answer in found:
             answers.add(part, answer)
-        told(nbytes)
+        on_progress(nbytes)
     return answers
 
 

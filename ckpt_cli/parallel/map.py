@@ -24,9 +24,6 @@ _AHEAD = 16
 
 _LOCAL = threading.local()
 
-Told = Callable[[int, int], None]
-"""Gets the bytes that were gone through, and those that will be in all."""
-
 _Job = TypeVar("_Job")
 _Answer = TypeVar("_Answer")
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.dtypes import UINT8
 from ckpt_cli.errors import CkptError, about
+from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.parallel.map import Told, grouped, run
+from ckpt_cli.parallel.map import grouped, run
 from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, Source, row_cuts
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Reader:
         return apart(values_a, values_b, same if whole_bytes else None, begin, self.tolerance)
 
 
-def compare_pairs(pairs: Sequence[Pair], executor: Executor, told: Told, *, quick: bool) -> None:
+def compare_pairs(pairs: Sequence[Pair], executor: Executor, on_progress: OnProgress, *, quick: bool) -> None:
     """Compare all pairs, in the order of the first file; with `quick` no further than the first difference."""
     from ckpt_cli.arrays.compare import together
 
@@ -167,7 +168,7 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, told: Told, *, quic
             if quick and found.differing:
                 return
         done += size
-        told(done, total)
+        on_progress(done, total)
 
 
 _Item = tuple[int, Reader, Chunk, Chunk]

@@ -48,7 +48,7 @@ class Readable(Protocol):
         """The same, mapped where they are many."""
 
 
-class Held:
+class MemorySource:
     """Bytes that are held and read as a file; of a longer one, the beginning."""
 
     def __init__(self, data: bytes | memoryview, size: int) -> None:
@@ -107,7 +107,7 @@ def pickle_at(source: Readable, begin: int) -> Graph:
     More and more is read until it ends: first into memory, the rest of a large file mapped.
     """
     left = source.size - begin
-    if isinstance(source, Held):
+    if isinstance(source, MemorySource):
         return read_pickle(source.view(begin, left))
     for window in _WINDOWS:
         if window >= left:

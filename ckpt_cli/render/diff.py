@@ -55,7 +55,7 @@ def _change(change: Change, *, human: bool) -> list[str]:
     if change.differing is None:
         return [change.what, name_text(change.name), *sides, *[""] * 4]
     count = f"{change.differing} of {change.numel}" if human else str(change.differing)
-    errors = [_number(error, human=human) for error in (change.max_abs, change.max_rel)]
+    errors = [_value_text(error, human=human) for error in (change.max_abs, change.max_rel)]
     first = " ".join(map(shape_text, change.first))
     return [change.what, name_text(change.name), *sides, count, *errors, first]
 
@@ -63,11 +63,11 @@ def _change(change: Change, *, human: bool) -> list[str]:
 def _side(side: object, *, human: bool) -> str:
     """A fact, or the values at the first places."""
     if isinstance(side, list):
-        return " ".join(_number(value, human=human) for value in side)
+        return " ".join(_value_text(value, human=human) for value in side)
     return escaped(str(side))
 
 
-def _number(value: object, *, human: bool) -> str:
+def _value_text(value: object, *, human: bool) -> str:
     if isinstance(value, float) and human:
         return f"{value:.5g}"
     return "" if value is None else escaped(str(value))

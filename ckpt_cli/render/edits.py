@@ -15,15 +15,10 @@ _MOST = 8
 """Names that are spelled out."""
 
 
-_WOULD = {"set": "set", "renamed": "rename", "removed": "remove", "kept": "keep", "cast": "cast", "tied": "tie",
-          "untied": "untie", "compacted": "compact", "changed": "change"}  # fmt: skip
-"""What an edit would do, by what it did."""
-
-
 def edit_text(edit: Edit) -> str:
     """One line for what was changed, one for what changed along, one for what was written."""
-    verb = f"would {_WOULD[edit.verb]}" if edit.dry_run else edit.verb
-    between = "as" if edit.verb == "kept" else "to"
+    verb = f"would {edit.verb.infinitive}" if edit.dry_run else edit.verb.past
+    between = "as" if edit.verb.past == "kept" else "to"
     named = _pairs(edit.renamed, between) if edit.renamed else _names(edit.changed) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:

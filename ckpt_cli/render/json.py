@@ -277,7 +277,12 @@ def verified_json(path: str, verdict: HashVerdict) -> str:
 
 def edit_json(edit: Edit) -> str:
     """What an edit with `--json` prints."""
-    return line(asdict(edit))
+    facts: dict[str, object] = {}
+    for name, value in asdict(edit).items():
+        if name == "backups":
+            facts["backup"] = edit.backup
+        facts[name] = edit.verb.past if name == "verb" else value
+    return line(facts)
 
 
 def conversion_json(done: Conversion) -> str:

@@ -148,7 +148,7 @@ def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
     if summary.values:
         facts.append(("other entries", counts(summary.values)))
     if summary.top_level:
-        facts.append(("top level", _words(summary.top_level)))
+        facts.append(("top level", _some_names(summary.top_level)))
     if summary.ties:
         facts.append(("ties", f"{count_text(summary.ties, 'group')}, {sizes(summary.tie_nbytes)} saved"))
     if summary.waste_nbytes:
@@ -160,10 +160,10 @@ def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
     if len(summary.metadata) > _METADATA:
         facts.append(("metadata", f"{len(summary.metadata) - _METADATA} more"))
     if summary.objects:
-        facts.append(("objects", _words(summary.objects)))
+        facts.append(("objects", _some_names(summary.objects)))
     return facts
 
 
-def _words(names: Sequence[str]) -> str:
+def _some_names(names: Sequence[str]) -> str:
     """The first of some names, as far as they fit on a line."""
     return short(" ".join(name_text(name[:_LINE]) for name in names[:_LINE]), _LINE)

@@ -36,7 +36,7 @@ def _cells(row: Row, *, human: bool) -> list[str]:
     shape = shape_text(row.shape) if row.dtype else f"[{row.numel}]"
     if row.moments is None:
         return [name, row.dtype, shape, *[""] * (len(_NUMBERS) + len(_COUNTS)), escaped(row.note)]
-    numbers = [_number(row.key(key), human=human) for key in _NUMBERS]
+    numbers = [_number_text(row.key(key), human=human) for key in _NUMBERS]
     counts = [str(row.key(key)) for key in _COUNTS]
     if human:
         counts[0] = _share(row.moments.zeros, row.moments.count + row.moments.nan + row.moments.inf)
@@ -44,7 +44,7 @@ def _cells(row: Row, *, human: bool) -> list[str]:
     return [name, row.dtype, shape, *numbers, *counts, drawn]
 
 
-def _number(number: float | int, *, human: bool) -> str:
+def _number_text(number: float | int, *, human: bool) -> str:
     if isinstance(number, int):
         return str(number)
     return f"{number:.5g}" if human else repr(number)

@@ -187,8 +187,8 @@ def _wrapper_text(item: Composed, layout: Layout) -> str:
     tensor, sharding = item.tensor, item.tensor.sharding
     if sharding is not None and sharding.placements:
         local = item_text(item.parts[0], layout)
-        told = f"device_mesh={escaped(sharding.mesh)}, placements={escaped(sharding.placements)}"
-        return f"{_class_name(tensor)}(local_tensor={local}, {told})"
+        facts = f"device_mesh={escaped(sharding.mesh)}, placements={escaped(sharding.placements)}"
+        return f"{_class_name(tensor)}(local_tensor={local}, {facts})"
     lines = [f"{_class_name(tensor)}(size={tensor.shape}, dtype=torch.{tensor.dtype}"]
     for number, part in enumerate(item.parts):
         at = f" at {sharding.offsets[number]}" if sharding is not None and sharding.offsets else ""

@@ -80,7 +80,7 @@ def _note(note: _Note) -> str:
         words.append(f"{count_text(branch.parameters, 'parameter')}, {bytes_text(branch.nbytes)}{each}")
     if branch.tied_to is not None and not branch.repeats:
         words.append(f"tied to {name_text(branch.tied_to)}")
-    if branch.told.inferred:
+    if branch.description.inferred:
         words.append("inferred")
     return ", ".join(words)
 
@@ -101,10 +101,10 @@ class _Pending:
 
 def _settings(item: _Pending, view: View) -> list[str]:
     """The lines of settings; a list with children shows none."""
-    told = item.branch.told
-    if told.listed and item.branch.children:
+    description = item.branch.description
+    if description.listed and item.branch.children:
         return []
-    return [escaped(line) for line in (told.printed if item.printed or view.bare else told.settings)]
+    return [escaped(line) for line in (description.printed if item.printed or view.bare else description.settings)]
 
 
 def _lines(root: Branch, view: View) -> Iterator[tuple[str, _Note | None]]:
@@ -117,7 +117,7 @@ def _lines(root: Branch, view: View) -> Iterator[tuple[str, _Note | None]]:
             continue
         branch, indent = item.branch, "  " * item.depth
         head = f"{indent}{item.label}"
-        note = _Note(branch, item.count, begins=branch.told.inferred and not item.within_inferred)
+        note = _Note(branch, item.count, begins=branch.description.inferred and not item.within_inferred)
         if _points(branch, view) and item.depth:
             yield f"{head}= ({escaped(branch.tied_to or '')})", None
             continue
@@ -125,7 +125,7 @@ def _lines(root: Branch, view: View) -> Iterator[tuple[str, _Note | None]]:
         settings = _settings(item, view)
         if branch.children and not shown:
             settings = [", ".join([*(line.strip() for line in settings), "..."])]
-        kind = escaped(branch.told.kind)
+        kind = escaped(branch.description.kind)
         if not shown and len(settings) <= 1:
             yield head + _one_line(kind, settings), note
             continue
@@ -147,8 +147,8 @@ def _points(branch: Branch, view: View) -> bool:
 
 def _children(branch: Branch, item: _Pending, view: View) -> list[_Pending]:
     """The lines below a branch; equal neighbours are one where its class shows them so."""
-    listed = branch.told.listed and not view.full
-    inferred = branch.told.inferred or item.within_inferred
+    listed = branch.description.listed and not view.full
+    inferred = branch.description.inferred or item.within_inferred
     groups: list[list[Branch]] = []
     for child in branch.children:
         if listed and groups and _follows(groups[-1], child):
@@ -191,15 +191,15 @@ def _rows(root: Branch, view: View) -> Iterator[list[str]]:
             escaped(line_of(branch)),
             str(branch.parameters),
             str(branch.nbytes),
-            "yes" if branch.told.inferred else "no",
+            "yes" if branch.description.inferred else "no",
             "" if branch.tied_to is None else name_text(branch.tied_to),
         ]
 
 
 def line_of(branch: Branch) -> str:
     """A branch on one line, without its children."""
-    settings = ", ".join(line.strip() for line in branch.told.settings)
-    return _one_line(branch.told.kind, [settings])
+    settings = ", ".join(line.strip() for line in branch.description.settings)
+    return _one_line(branch.description.kind, [settings])
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -223,9 +223,9 @@ def _facts(branch: Branch) -> dict[str, object]:
     return {
         "name": branch.name,
         "path": branch.path,
-        "class": None if branch.told.kind == "None" else branch.told.qualified or branch.told.kind,
+        "class": None if branch.description.kind == "None" else branch.description.qualified or branch.description.kind,
         "text": line_of(branch),
-        "inferred": branch.told.inferred,
+        "inferred": branch.description.inferred,
         "parameters": branch.parameters,
         "nbytes": branch.nbytes,
         "tied_to": branch.tied_to,

@@ -36,7 +36,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class Behaviour:
     """Something that a pickle does beyond importing names and calling them."""
 
     code: str
@@ -164,27 +164,27 @@ def _is_call_of(call: Call, names: tuple[str, ...]) -> bool:
     return type(func) is Global and ".".join(modern(func.module, func.name)) in names
 
 
-def deeds_of(trace: Trace) -> Iterator[Deed]:
+def behaviours_of(trace: Trace) -> Iterator[Behaviour]:
     """What else the pickle does that no ordinary checkpoint does."""
     for node in trace.computed[:_SHOWN]:
-        yield Deed("computed-name", "error", f"imports a name that it computes: {node.module} {node.name}")
+        yield Behaviour("computed-name", "error", f"imports a name that it computes: {node.module} {node.name}")
     for code in dict.fromkeys(trace.extensions[:_SHOWN]):
-        yield Deed("extension", "warning", f"imports whatever copyreg's extension code {code} stands for")
+        yield Behaviour("extension", "warning", f"imports whatever copyreg's extension code {code} stands for")
     for doing, target, _ in trace.changes[:_SHOWN]:
         severity = "error" if resolve(target) is not None else "warning"
-        yield Deed("changes-import", severity, f"{doing} {describe(target)}, which it did not make")
-    told = 0
+        yield Behaviour("changes-import", severity, f"{doing} {describe(target)}, which it did not make")
+    shown = 0
     for call in trace.calls:
         if type(call.func) is not Global:
-            deed = _computed_call(call)
-            if deed is not None and told < _SHOWN:
-                told += 1
-                yield deed
+            behaviour = _computed_call(call)
+            if behaviour is not None and shown < _SHOWN:
+                shown += 1
+                yield behaviour
         if (call.states or call.pairs or call.items) and _is_call_of(call, _GETATTR):
-            yield Deed("changes-import", "error", f"changes {describe(call)}, which it did not make")
+            yield Behaviour("changes-import", "error", f"changes {describe(call)}, which it did not make")
 
 
-def _computed_call(call: Call) -> Deed | None:
+def _computed_call(call: Call) -> Behaviour | None:
     """A call of something that is no name; None where that is as good as one."""
     func = call.func
     resolved = resolve(func)
@@ -192,7 +192,7 @@ def _computed_call(call: Call) -> Deed | None:
         judgement = judge(*resolved)
         if judgement.verdict not in ("dangerous", "depends"):
             return None
-        return Deed("dangerous-global", "error", f"{describe(call)}: {judgement.reason}")
+        return Behaviour("dangerous-global", "error", f"{describe(call)}: {judgement.reason}")
     if isinstance(func, Call) and _is_call_of(func, _PARTIAL):
-        return Deed("computed-call", "warning", f"calls what functools.partial made: {describe(call)}")
-    return Deed("computed-call", "warning", f"calls something that it computes: {describe(call)}")
+        return Behaviour("computed-call", "warning", f"calls what functools.partial made: {describe(call)}")
+    return Behaviour("computed-call", "warning", f"calls something that it computes: {describe(call)}")

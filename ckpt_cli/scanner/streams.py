@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_STORAGE
 from ckpt_cli.pickles.graph import Global, RawString
+from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.judge import dangerous
 from ckpt_cli.scanner.tolerant_zip import Readable
-from ckpt_cli.scanner.trace import Allowance, Trace, trace_pickle
+from ckpt_cli.scanner.trace import Trace, trace_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PICKLES = 5
@@ -52,20 +53,6 @@ class Oddity:
     message: str
 
 
-@dataclass(slots=True)
-class Purse:
-    """What one scan may still spend, whatever it meets."""
-
-    allowance: Allowance
-    tries: int = limits.SCAN_TRIES
-    searched: int = 0
-    """Bytes searched for hidden pickles."""
-    inflated: int = 0
-    """Bytes inflated."""
-    files: int = 0
-    """Files, zips and members opened."""
-
-
 def is_pickle(trace: Trace, data: memoryview) -> bool:
     """Whether bytes that were traced are a pickle, or the beginning of one, rather than anything else.
 
@@ -87,7 +74,7 @@ def _is_name(node: Global) -> bool:
     return all(part.isidentifier() or (part[:1] == "<" and part[-1:] == ">") for part in parts)
 
 
-def streams(source: Readable, where: str, purse: Purse, *, sure: bool) -> Iterator[Found | Oddity]:
+def streams(source: Readable, where: str, budget: ScanBudget, *, sure: bool) -> Iterator[Found | Oddity]:
     """The pickles of a file that is nothing but pickles, and what stands after them.
 
     `sure` is whether it must be one, by its name or its first bytes: then it is told where it is broken from the start.
@@ -96,9 +83,9 @@ def streams(source: Readable, where: str, purse: Purse, *, sure: bool) -> Iterat
     position = number = 0
     step, legacy = 0, False
     while position < len(data):
-        trace = trace_pickle(data, position, purse.allowance)
+        trace = trace_pickle(data, position, budget)
         if not (is_pickle(trace, data) or (number == 0 and sure) or (legacy and trace.problem is None)):
-            yield from trailing(data, position, where, purse)
+            yield from trailing(data, position, where, budget)
             return
         step += 1
         if _is_magic(trace):
@@ -113,7 +100,7 @@ def streams(source: Readable, where: str, purse: Purse, *, sure: bool) -> Iterat
             yield Oddity("warning", "extra-stream", place, "another pickle after the first, which few scanners read")
         position = trace.end
         if trace.problem is not None:
-            yield from hidden_pickles(data, position, where, purse)
+            yield from hidden_pickles(data, position, where, budget)
             return
         if legacy and step == _LEGACY_PICKLES - 1:
             objects = trace
@@ -122,7 +109,7 @@ def streams(source: Readable, where: str, purse: Purse, *, sure: bool) -> Iterat
             after = _after_storages(data, position, trace.root, _itemsizes(objects))
             if after is None:
                 yield Oddity("warning", "odd-storages", where, "its storages are not where its pickles say")
-                yield from hidden_pickles(data, position, where, purse)
+                yield from hidden_pickles(data, position, where, budget)
                 return
             position = after
 
@@ -177,32 +164,32 @@ def after_storage(data: memoryview, position: int, size: int) -> int | None:
     return end if numel >= 0 and end <= len(data) else None
 
 
-def trailing(data: memoryview, position: int, where: str, purse: Purse) -> Iterator[Found | Oddity]:
+def trailing(data: memoryview, position: int, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
     """What stands after all that a file should have."""
     rest = len(data) - position
     first = bytes(data[position : position + (1 << 16)])
     if rest > len(first) or first.strip(b"\0\t\n\r "):
         yield Oddity("warning", "trailing-data", where, f"{rest} bytes after its end, at byte {position}")
-        yield from hidden_pickles(data, position, where, purse)
+        yield from hidden_pickles(data, position, where, budget)
 
 
-def hidden_pickles(data: memoryview, position: int, where: str, purse: Purse) -> Iterator[Found | Oddity]:
+def hidden_pickles(data: memoryview, position: int, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
     """Pickles that begin anywhere in a range where there should be none; only those that import something count."""
     end = len(data)
-    room = limits.SCAN_BYTES - purse.searched
+    room = limits.SCAN_BYTES - budget.searched
     if end - position > room:
         end = position + max(room, 0)
         yield Oddity("note", "not-searched", where, f"{len(data) - end} bytes were not searched for hidden pickles")
-    purse.searched += end - position
+    budget.searched += end - position
     last = -1
     for match in _PROTO.finditer(data, position, end):
         if match.start() < last:
             continue
-        if purse.tries <= 0 or purse.allowance.opcodes <= 0:
+        if budget.tries <= 0 or budget.opcodes <= 0:
             yield Oddity("note", "not-searched", where, f"bytes from {match.start()} on were not searched")
             return
-        purse.tries -= 1
-        trace = trace_pickle(data, match.start(), purse.allowance)
+        budget.tries -= 1
+        trace = trace_pickle(data, match.start(), budget)
         if trace.globals and is_pickle(trace, data):
             last = trace.end
             place = f"{where} (byte {match.start()})"
@@ -210,14 +197,14 @@ def hidden_pickles(data: memoryview, position: int, where: str, purse: Purse) ->
             yield Oddity("warning", "hidden-pickle", place, "a pickle where there should be none")
 
 
-def storages_of_tar(source: Readable, where: str, purse: Purse) -> Iterator[Found | Oddity]:
+def storages_of_tar(source: Readable, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
     """The member `storages`: a count, then for each a pickle and its elements, then the views."""
-    yield from _interleaved(source, where, purse, _after_tar_storage)
+    yield from _interleaved(source, where, budget, _after_tar_storage)
 
 
-def tensors_of_tar(source: Readable, where: str, purse: Purse) -> Iterator[Found | Oddity]:
+def tensors_of_tar(source: Readable, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
     """The member `tensors`: a count, then for each a pickle, its sizes, its strides and its offset."""
-    yield from _interleaved(source, where, purse, _after_tar_tensor)
+    yield from _interleaved(source, where, budget, _after_tar_tensor)
 
 
 def _after_tar_storage(data: memoryview, trace: Trace) -> int | None:
@@ -234,17 +221,17 @@ def _after_tar_tensor(data: memoryview, trace: Trace) -> int | None:
     return end if 0 <= dimensions <= limits.DIMENSIONS and end <= len(data) else None
 
 
-def _interleaved(source: Readable, where: str, purse: Purse, after: _After) -> Iterator[Found | Oddity]:
+def _interleaved(source: Readable, where: str, budget: ScanBudget, after: _After) -> Iterator[Found | Oddity]:
     """Pickles with bytes of another kind after all but the first and those that follow the last."""
     data = source.view(0, source.size)
     position = number = 0
     count: object = 0
     while position < len(data):
-        trace = trace_pickle(data, position, purse.allowance)
+        trace = trace_pickle(data, position, budget)
         number += 1
         place = f"{where} (pickle {number})"
         if number > 1 and trace.problem is not None and not is_pickle(trace, data):
-            yield from trailing(data, position, where, purse)
+            yield from trailing(data, position, where, budget)
             return
         yield Found(place, trace, data)
         position = trace.end
@@ -254,9 +241,9 @@ def _interleaved(source: Readable, where: str, purse: Purse, after: _After) -> I
             behind = after(data, trace)
             if behind is None:
                 yield Oddity("warning", "odd-storages", where, "its elements are not where its pickles say")
-                yield from hidden_pickles(data, position, where, purse)
+                yield from hidden_pickles(data, position, where, budget)
                 return
             position = behind
         if trace.problem is not None:
-            yield from hidden_pickles(data, position, where, purse)
+            yield from hidden_pickles(data, position, where, budget)
             return

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Generator
 
 from ckpt_cli import limits
-from ckpt_cli.scanner.streams import Found, Oddity, Purse, hidden_pickles, streams, trailing
+from ckpt_cli.scanner.budget import ScanBudget
+from ckpt_cli.scanner.streams import Found, Oddity, hidden_pickles, streams, trailing
 from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, Readable, content, unlisted, zips_within
 from ckpt_cli.scanner.walk import (
     PICKLE_NAMES,
@@ -38,44 +39,44 @@ _CRC_BYTES = 64 * 2**20
 """Bytes up to which a pickle's CRC is checked."""
 
 
-def walk_zips(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+def walk_zips(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Every zip of a file, and what stands before, between and after them."""
     zips = list(zips_within(source))
     if not zips:
         yield Oddity("warning", "broken-zip", where, "a zip file without an end record: it is cut short")
-        yield from trailing(source.view(0, source.size), 0, where, purse)
+        yield from trailing(source.view(0, source.size), 0, where, budget)
         return
     end = zips[0].end
     if end < source.size:
-        yield from trailing(source.view(0, source.size), end, where, purse)
+        yield from trailing(source.view(0, source.size), end, where, budget)
     first = zips[-1].begin
     if first > 0:
         yield Oddity("warning", "leading-data", where, f"{first} bytes before the zip that it ends in")
-        yield from streams(Part(source, 0, first), where, purse, sure=False)
+        yield from streams(Part(source, 0, first), where, budget, sure=False)
     if len(zips) > 1 and not where.endswith(".distcp"):
         yield Oddity("warning", "several-zips", where, f"{len(zips)} zips one after another; readers take the last")
     for found in reversed(zips):
-        purse.files += 1
-        if purse.files > limits.SCAN_FILES:
+        budget.files += 1
+        if budget.files > limits.SCAN_FILES:
             yield Oddity("warning", "not-searched", where, "zips beyond the limit were not opened")
             return
         place = where if len(zips) == 1 else f"{where} (byte {found.begin})"
-        yield from walk_zip(source, found, place, depth, purse)
+        yield from walk_zip(source, found, place, depth, budget)
 
 
-def walk_zip(source: Readable, found: LooseZip, where: str, depth: int, purse: Purse) -> Walk:
+def walk_zip(source: Readable, found: LooseZip, where: str, depth: int, budget: ScanBudget) -> Walk:
     """One zip: its layout, its records, and what stands between them."""
     for fault in found.faults[:_SAID]:
         yield Oddity("warning", "broken-zip", where, fault)
     yield from _layout(found, where)
     for member in found.members:
-        yield from _walk_member(source, member, f"{where}/{member.name}", depth, purse)
+        yield from _walk_member(source, member, f"{where}/{member.name}", depth, budget)
     for begin, end in unlisted(found):
         piece = source.view(begin, end - begin)
         if any(piece[: 1 << 20]):
             yield Oddity("warning", "unlisted-data", where, f"{end - begin} bytes at {begin} that no record lists")
-            yield from hidden_pickles(piece, 0, f"{where} (byte {begin})", purse)
-            yield from _unlisted_records(source, begin, end, where, depth, purse)
+            yield from hidden_pickles(piece, 0, f"{where} (byte {begin})", budget)
+            yield from _unlisted_records(source, begin, end, where, depth, budget)
 
 
 def _layout(found: LooseZip, where: str) -> Walk:
@@ -116,14 +117,14 @@ def _is_extra(name: str, prefix: str) -> bool:
     return not f"/{inner}".startswith(_CODE)
 
 
-def _walk_member(source: Readable, member: Member, where: str, depth: int, purse: Purse) -> Walk:
+def _walk_member(source: Readable, member: Member, where: str, depth: int, budget: ScanBudget) -> Walk:
     if member.begin < 0 or member.begin > source.size or member.name.endswith(_TEXTS):
         return
     named = member.name.lower().endswith(PICKLE_NAMES)
     if member.method == 0:
         inner: Readable | None = Part(source, member.begin, min(member.stored, source.size - member.begin))
     else:
-        inner = yield from _inflated(source, member, where, purse, named=named)
+        inner = yield from _inflated(source, member, where, budget, named=named)
     if inner is None:
         return
     if member.name.endswith("config.json"):
@@ -133,41 +134,41 @@ def _walk_member(source: Readable, member: Member, where: str, depth: int, purse
             yield Oddity(
                 "warning", "wrong-crc", where, "its CRC is not that of its bytes; torch does not look, others do"
             )
-        yield from walk(inner, where, depth + 1, purse)
+        yield from walk(inner, where, depth + 1, budget)
     elif inner.size:
         walker = inner_walker_of(inner)
         yield from (
-            guess(inner, where, depth + 1, purse) if walker is None else enter(walker, inner, where, depth + 1, purse)
+            guess(inner, where, depth + 1, budget) if walker is None else enter(walker, inner, where, depth + 1, budget)
         )
 
 
 def _inflated(
-    source: Readable, member: Member, where: str, purse: Purse, *, named: bool
+    source: Readable, member: Member, where: str, budget: ScanBudget, *, named: bool
 ) -> Generator[Found | Oddity, None, Readable | None]:
     """A compressed record's content, as far as the limits go; None where there is none to be had."""
-    room = min(limits.SCAN_INFLATED - purse.inflated, limits.PICKLE_INFLATED)
+    room = min(limits.SCAN_INFLATED - budget.inflated, limits.PICKLE_INFLATED)
     data = content(source, member, room) if room > 0 else None
     if data is None:
         if named or room <= 0:
             yield Oddity("warning", "not-searched", where, "it is compressed, and was not inflated")
         return None
-    purse.inflated += len(data)
+    budget.inflated += len(data)
     if len(data) == room and named:
         yield Oddity("warning", "not-searched", where, f"it inflates to more than {room} bytes")
     return Memory(data)
 
 
-def _unlisted_records(source: Readable, begin: int, end: int, where: str, depth: int, purse: Purse) -> Walk:
+def _unlisted_records(source: Readable, begin: int, end: int, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Records that have a local header but no entry in the directory."""
     piece = bytes(source.view(begin, min(end - begin, limits.SCAN_BYTES)))
     at = piece.find(b"PK\3\4")
-    while 0 <= at <= len(piece) - 30 and purse.tries > 0:
-        purse.tries -= 1
+    while 0 <= at <= len(piece) - 30 and budget.tries > 0:
+        budget.tries -= 1
         method, stored, nbytes, name_length, extra_length = struct.unpack_from("<8xH8xLLHH", piece, at)
         name = piece[at + 30 : at + 30 + name_length].decode("utf-8", "surrogateescape")
         data = begin + at + 30 + name_length + extra_length
         room = max(end - data, 0)
         hidden = Member(name, begin + at, method, 0, 0, min(stored or room, room), nbytes or room, data)
         yield Oddity("warning", "unlisted-record", f"{where}/{name}", "a record that the directory does not list")
-        yield from _walk_member(source, hidden, f"{where}/{name}", depth, purse)
+        yield from _walk_member(source, hidden, f"{where}/{name}", depth, budget)
         at = piece.find(b"PK\3\4", at + 4)

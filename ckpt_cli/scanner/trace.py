@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
@@ -17,6 +17,7 @@ from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, P
 from ckpt_cli.pickles.machine import Handler, Machine, Table, entering
 from ckpt_cli.pickles.opcodes.push import Stopped
 from ckpt_cli.pickles.read import OPCODES
+from ckpt_cli.scanner.budget import ScanBudget
 
 _CHECK_EVERY = 1 << 12
 """Opcodes between two looks at the limits."""
@@ -35,14 +36,6 @@ _TEXTS = 20_000
 _BEGINNINGS = (b"\x80", b"PK\3\4", b"\x1f\x8b")
 _TEXT_BEGINNINGS = tuple(beginning.decode("latin-1") for beginning in _BEGINNINGS)
 """How a pickle with a PROTO opcode, a zip and a gzip file begin."""
-
-
-@dataclass(slots=True)
-class Allowance:
-    """What one scan may still spend on reading pickles; shared by all of its pickles."""
-
-    opcodes: int = limits.SCAN_OPCODES
-    blocks: int = field(default_factory=lambda: sys.getallocatedblocks() + 2 * limits.PICKLE_BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +133,11 @@ class _Ending:
     cut: bool = False
 
 
-def trace_pickle(data: bytes | memoryview, offset: int, allowance: Allowance) -> Trace:
+def trace_pickle(data: bytes | memoryview, offset: int, budget: ScanBudget) -> Trace:
     """Follow the pickle that begins at byte `offset` as far as it goes; never raises for what the data holds."""
     tracer = Tracer(data)
-    spent = allowance.opcodes < 0
-    ending = _Ending(offset, _TOO_MANY, limited=True) if spent else _run(tracer, offset, allowance)
+    spent = budget.opcodes < 0
+    ending = _Ending(offset, _TOO_MANY, limited=True) if spent else _run(tracer, offset, budget)
     return Trace(
         offset=offset,
         end=ending.at,
@@ -165,13 +158,13 @@ def trace_pickle(data: bytes | memoryview, offset: int, allowance: Allowance) ->
     )
 
 
-def _run(tracer: Tracer, pos: int, allowance: Allowance) -> _Ending:
+def _run(tracer: Tracer, pos: int, budget: ScanBudget) -> _Ending:
     """Interpret opcodes up to STOP or trouble."""
     data = tracer.data
     while True:
         begin = pos
         pos, stopped, error = _stretch(tracer, begin, data)
-        allowance.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY)
+        budget.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY)
         if stopped:
             return _Ending(pos + 1)
         if error is not None:
@@ -179,9 +172,9 @@ def _run(tracer: Tracer, pos: int, allowance: Allowance) -> _Ending:
             if after is None:
                 return _broken(error, pos, tracer.size)
             pos = after
-        if allowance.opcodes < 0:
+        if budget.opcodes < 0:
             return _Ending(pos, _TOO_MANY, limited=True)
-        if sys.getallocatedblocks() > allowance.blocks:
+        if sys.getallocatedblocks() > budget.blocks:
             return _Ending(pos, "it builds far more objects than a checkpoint needs", limited=True)
 
 

@@ -17,12 +17,13 @@ from ckpt_cli import limits
 from ckpt_cli.errors import FormatError
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
 from ckpt_cli.formats.numpy.preface import preface_size
-from ckpt_cli.scanner.streams import Found, Oddity, Purse, is_pickle, storages_of_tar, streams, tensors_of_tar
+from ckpt_cli.scanner.budget import ScanBudget
+from ckpt_cli.scanner.streams import Found, Oddity, is_pickle, storages_of_tar, streams, tensors_of_tar
 from ckpt_cli.scanner.tolerant_zip import Readable
 from ckpt_cli.scanner.trace import trace_pickle
 
 Walk = Iterator[Found | Oddity]
-Walker = Callable[[Readable, str, int, Purse], Walk]
+Walker = Callable[[Readable, str, int, ScanBudget], Walk]
 
 _HEAD = 600
 """Bytes that tell what something is; tar has its magic at byte 257."""
@@ -88,49 +89,49 @@ def inner_walker_of(source: Readable) -> Walker | None:
     return next((walker for matches, walker in _SURE if matches(head)), None)
 
 
-def walk(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+def walk(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Every pickle within a source; nothing where it holds none."""
     walker = walker_of(source, where)
     if walker is None:
-        yield from guess(source, where, depth, purse)
+        yield from guess(source, where, depth, budget)
         return
-    yield from enter(walker, source, where, depth, purse)
+    yield from enter(walker, source, where, depth, budget)
 
 
-def enter(walker: Walker, source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+def enter(walker: Walker, source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Let a walker find the pickles of a source, within the limits."""
-    purse.files += 1
-    if purse.files > limits.SCAN_FILES or depth > limits.SCAN_NESTING:
+    budget.files += 1
+    if budget.files > limits.SCAN_FILES or depth > limits.SCAN_NESTING:
         yield Oddity("warning", "not-searched", where, "files within files beyond the limits: this one was not opened")
         return
-    yield from walker(source, where, depth, purse)
+    yield from walker(source, where, depth, budget)
 
 
-def guess(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+def guess(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The pickles of a source of no known kind, if one begins at its first byte."""
     head = memoryview(source.read(0, min(_LOOK, source.size)))  # most sources are numbers, and end here
-    trace = trace_pickle(head, 0, purse.allowance)
+    trace = trace_pickle(head, 0, budget)
     if source.size <= _LOOK or trace.cut or is_pickle(trace, head):
         data = source.view(0, source.size)
         if source.size > _LOOK:
-            trace = trace_pickle(data, 0, purse.allowance)
+            trace = trace_pickle(data, 0, budget)
         if is_pickle(trace, data):
-            yield from streams(source, where, purse, sure=False)
-            yield from _zip_at_the_end(source, where, depth, purse)
+            yield from streams(source, where, budget, sure=False)
+            yield from _zip_at_the_end(source, where, depth, budget)
 
 
-def _zip(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+def _zip(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     from ckpt_cli.scanner.torch_zip import walk_zips  # which needs this module
 
-    yield from walk_zips(source, where, depth, purse)
+    yield from walk_zips(source, where, depth, budget)
 
 
-def _pickles(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
-    yield from streams(source, where, purse, sure=True)
-    yield from _zip_at_the_end(source, where, depth, purse)
+def _pickles(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+    yield from streams(source, where, budget, sure=True)
+    yield from _zip_at_the_end(source, where, depth, budget)
 
 
-def _zip_at_the_end(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+def _zip_at_the_end(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The zip that a pickle ends in: torch looks at the beginning of a file, others at its end."""
     from ckpt_cli.scanner.tolerant_zip import zips_within
     from ckpt_cli.scanner.torch_zip import walk_zip
@@ -142,10 +143,10 @@ def _zip_at_the_end(source: Readable, where: str, depth: int, purse: Purse) -> W
         yield Oddity("warning", "not-searched", where, "a zip file within files within files was not opened")
     else:
         yield Oddity("warning", "two-formats", where, "a pickle that is a zip file too, for readers of its end")
-        yield from walk_zip(source, found, where, depth, purse)
+        yield from walk_zip(source, found, where, depth, budget)
 
 
-def _tar(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+def _tar(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The members of a tar file (POSIX ustar, and GNU's long names)."""
     position, long_name = 0, None
     while position + _BLOCK <= source.size:
@@ -162,17 +163,17 @@ def _tar(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
         if header[156:157] == b"L":
             long_name = member.read(0, min(size, 4096)).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif header[156:157] in (b"0", b"\0", b"7") and size:
-            purse.files += 1
-            if purse.files > limits.SCAN_FILES:
+            budget.files += 1
+            if budget.files > limits.SCAN_FILES:
                 yield Oddity("warning", "not-searched", where, "members beyond the limit were not opened")
                 return
-            yield from _tar_member(member, f"{where}/{name}", depth, purse)
+            yield from _tar_member(member, f"{where}/{name}", depth, budget)
         position += _BLOCK + -(-size // _BLOCK) * _BLOCK
     rest = source.view(min(position, source.size), max(source.size - position, 0))
     if any(rest[: 1 << 20]):
         from ckpt_cli.scanner.streams import trailing
 
-        yield from trailing(rest, 0, where, purse)
+        yield from trailing(rest, 0, where, budget)
 
 
 def _tar_number(field: bytes) -> int | None:
@@ -184,18 +185,18 @@ def _tar_number(field: bytes) -> int | None:
         return None
 
 
-def _tar_member(member: Readable, where: str, depth: int, purse: Purse) -> Walk:
+def _tar_member(member: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     base = where.rpartition("/")[2]
     special = {"storages": storages_of_tar, "tensors": tensors_of_tar}.get(base)
     if special is not None:
-        yield from special(member, where, purse)
+        yield from special(member, where, budget)
     elif base == "pickle":
-        yield from streams(member, where, purse, sure=True)
+        yield from streams(member, where, budget, sure=True)
     else:
-        yield from walk(member, where, depth + 1, purse)
+        yield from walk(member, where, depth + 1, budget)
 
 
-def _npy(source: Readable, where: str, _: int, purse: Purse) -> Walk:
+def _npy(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
     """Arrays one after another; one of objects is a pickle after a header (numpy/lib/format.py `read_array`)."""
     position = preface_size(source)
     header = _array_header(source, position)
@@ -207,9 +208,9 @@ def _npy(source: Readable, where: str, _: int, purse: Purse) -> Walk:
     if position and header is None and position < source.size:
         from ckpt_cli.scanner.streams import trailing
 
-        yield from trailing(source.view(position, source.size - position), 0, where, purse)
+        yield from trailing(source.view(position, source.size - position), 0, where, budget)
     elif position < source.size:
-        yield from _objects(Part(source, position, source.size - position), where, purse)
+        yield from _objects(Part(source, position, source.size - position), where, budget)
 
 
 def _array_header(source: Readable, position: int) -> Header | None:
@@ -221,7 +222,7 @@ def _array_header(source: Readable, position: int) -> Header | None:
         return None
 
 
-def _objects(source: Readable, where: str, purse: Purse) -> Walk:
+def _objects(source: Readable, where: str, budget: ScanBudget) -> Walk:
     """The pickle of an array of objects, or of one whose header is not what numpy writes."""
     head = source.read(0, min(12, source.size))
     wide = head[6:7] >= b"\2"
@@ -229,31 +230,31 @@ def _objects(source: Readable, where: str, purse: Purse) -> Walk:
     begin = (12 if wide else 10) + length
     text = source.read(10, min(length + 2, _NPY_HEADER, source.size - 10)) if source.size > 10 else b""
     if begin < source.size and (b"O" in text or b"object" in text or b"\\" in text or length > _NPY_HEADER):
-        yield from streams(Part(source, begin, source.size - begin), where, purse, sure=False)
+        yield from streams(Part(source, begin, source.size - begin), where, budget, sure=False)
 
 
 def _compressed(opener: Callable[[IO[bytes]], IO[bytes]]) -> Walker:
     """A walker for a file that is compressed as a whole."""
 
-    def walker(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+    def walker(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
         import io
 
-        room = limits.SCAN_INFLATED - purse.inflated
+        room = limits.SCAN_INFLATED - budget.inflated
         try:
             with opener(io.BytesIO(source.view(0, min(source.size, max(room, 0))))) as stream:
                 data = stream.read(max(room, 0) + 1)
         except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError):
             yield Oddity("warning", "not-searched", where, "it is compressed, and does not inflate")
             return
-        purse.inflated += len(data)
+        budget.inflated += len(data)
         if len(data) > room:
             yield Oddity("warning", "not-searched", where, f"it inflates to more than {limits.SCAN_INFLATED} bytes")
-        yield from walk(Memory(data[: max(room, 0)]), where, depth + 1, purse)
+        yield from walk(Memory(data[: max(room, 0)]), where, depth + 1, budget)
 
     return walker
 
 
-def _zlib(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
+def _zlib(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     """What joblib writes with compress=True."""
 
     def opened(stream: IO[bytes]) -> IO[bytes]:
@@ -262,22 +263,22 @@ def _zlib(source: Readable, where: str, depth: int, purse: Purse) -> Walk:
         inflater = zlib.decompressobj()
         return io.BytesIO(inflater.decompress(stream.read(), limits.SCAN_INFLATED + 1))
 
-    yield from _compressed(opened)(source, where, depth, purse)
+    yield from _compressed(opened)(source, where, depth, budget)
 
 
 def _closed(kind: str) -> Walker:
     """A walker for what is not opened."""
 
-    def walker(_: Readable, where: str, __: int, ___: Purse) -> Walk:
+    def walker(_: Readable, where: str, __: int, ___: ScanBudget) -> Walk:
         yield Oddity("warning", "not-searched", where, f"{kind}: unpack it and scan what is in it")
 
     return walker
 
 
-def _keras(source: Readable, where: str, _: int, purse: Purse) -> Walk:
+def _keras(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
     """An HDF5 file holds no pickle, but Keras puts the code of Lambda layers into its configuration."""
     room = min(source.size, limits.SCAN_BYTES)
-    purse.searched += room
+    budget.searched += room
     yield from lambda_layers(source.view(0, room), where)
 
 

@@ -182,15 +182,15 @@ def test_through_safetensors_and_back_involution(
     tmp_path_factory: pytest.TempPathFactory, chosen: list[tuple[str, int]]
 ) -> None:
     from ckpt_cli.edits.convert import convert
-    from ckpt_cli.edits.convert_options import Wishes
+    from ckpt_cli.edits.convert_options import ConvertOptions
 
     folder = tmp_path_factory.mktemp("involution")
     dtypes = (torch.float32, torch.float64, torch.int8, torch.bfloat16)
     pool = [torch.arange(number + 1).to(dtypes[number]) for number in range(4)]
     state = {name: pool[number] for name, number in chosen}
     torch.save(state, folder / "a.pt")
-    convert(str(folder / "a.pt"), str(folder / "a.safetensors"), Wishes())
-    convert(str(folder / "a.safetensors"), str(folder / "b.pt"), Wishes())
+    convert(str(folder / "a.pt"), str(folder / "a.safetensors"), ConvertOptions())
+    convert(str(folder / "a.safetensors"), str(folder / "b.pt"), ConvertOptions())
     assert_same_state(torch.load(folder / "b.pt"), state)
 
 

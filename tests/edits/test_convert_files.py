@@ -223,8 +223,8 @@ def test_a_new_file_that_does_not_read_back_is_not_kept(
     from ckpt_cli.formats.safetensors import write as new_safetensors
 
     def drop_one(*args: object) -> None:
-        outgoing = args[0]
-        write(outgoing.part(outgoing.tensors[:-1], {}), *args[1:])  # type: ignore[attr-defined]  # an Outgoing
+        new = args[0]
+        write(new.part(new.tensors[:-1], {}), *args[1:])  # type: ignore[attr-defined]  # a NewCheckpoint
 
     write = new_safetensors.write
     monkeypatch.setattr(new_safetensors, "write", drop_one)
@@ -248,14 +248,14 @@ def test_a_folder_that_cannot_be_written_is_told_in_a_line(tmp_path: Path, ckpt:
 
 def test_progress_is_told_of_all_bytes(tmp_path: Path, source: Path) -> None:
     from ckpt_cli.edits.convert import convert
-    from ckpt_cli.edits.convert_options import Wishes
+    from ckpt_cli.edits.convert_options import ConvertOptions
 
     for name, dtype in (("b.safetensors", None), ("b.pt", None), ("b.npz", None), ("c.safetensors", "bfloat16")):
         told: list[int] = []
         from ckpt_cli.edits.cast import dtype_named
 
-        wishes = Wishes(dtype=dtype_named(dtype) if dtype else None, progress=told.append)
-        done = convert(str(source), str(tmp_path / name), wishes)
+        options = ConvertOptions(dtype=dtype_named(dtype) if dtype else None, progress=told.append)
+        done = convert(str(source), str(tmp_path / name), options)
         assert 0 < sum(told) <= done.bytes_written
     with pytest.raises(RefusedError):
-        convert(str(source), str(tmp_path / "b.pt"), Wishes())
+        convert(str(source), str(tmp_path / "b.pt"), ConvertOptions())

@@ -34,7 +34,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Laid:
+class ChunkedTensor:
     """A tensor and its chunks."""
 
     name: str
@@ -81,36 +81,36 @@ class Composed:
         self.paths = paths
         """Where each entry is in the state that was saved, as its writer noted it; nothing is checked."""
         self._seal = seal
-        self._laid: dict[str, Laid] = {}
+        self._chunked: dict[str, ChunkedTensor] = {}
 
-    def add(self, storage: Storage, laid: Laid) -> None:
+    def add(self, storage: Storage, chunked: ChunkedTensor) -> None:
         """Note how a storage is laid out."""
-        self._laid[storage.key] = laid
+        self._chunked[storage.key] = chunked
 
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
         """Bytes of a tensor: those of one chunk where it has them in a row, else gathered."""
         if not nbytes:
             return memoryview(b"")
-        laid = self._laid[storage.key]
-        size = laid.dtype.itemsize
+        chunked = self._chunked[storage.key]
+        size = chunked.dtype.itemsize
         begin, end = offset // size, -(-(offset + nbytes) // size)
         with about(self.files[0].path):
-            parts = laid.parts(begin, end)
+            parts = chunked.parts(begin, end)
             if len(parts) == 1 and parts[0].run == end - begin:
-                found = self._bytes_of(laid, parts[0])
+                found = self._bytes_of(chunked, parts[0])
             else:
                 gathered = bytearray((end - begin) * size)
                 for part in parts:
-                    copy_part(gathered, self._bytes_of(laid, part), part, begin, size)
+                    copy_part(gathered, self._bytes_of(chunked, part), part, begin, size)
                 found = memoryview(gathered)
         skipped = offset - begin * size
         return found[skipped : skipped + nbytes]
 
-    def _bytes_of(self, laid: Laid, part: Part) -> memoryview:
+    def _bytes_of(self, chunked: ChunkedTensor, part: Part) -> memoryview:
         """The bytes of a part's span, read where they are not too many: a mapped file must not become shorter."""
-        stored = laid.stored(part.chunk)
+        stored = chunked.stored(part.chunk)
         low, high = part.span
-        size = laid.dtype.itemsize
+        size = chunked.dtype.itemsize
         begin, nbytes = (stored.offset + low) * size, (high - low) * size
         if nbytes <= _READ:
             with suppress(UnsupportedError):  # compressed
@@ -126,16 +126,16 @@ class Composed:
         """
         if not nbytes:
             return []
-        laid = self._laid[storage.key]
-        size = laid.dtype.itemsize
+        chunked = self._chunked[storage.key]
+        size = chunked.dtype.itemsize
         begin, end = offset // size, -(-(offset + nbytes) // size)
         with about(self.files[0].path):
-            parts = laid.parts(begin, end)
+            parts = chunked.parts(begin, end)
             check_scattered(parts)
             runs = sorted((target, part.run, part.chunk, source) for part in parts for target, source in part.starts())
             found: list[Extent] = []
             for target, run, number, source in runs:
-                stored = laid.stored(number)
+                stored = chunked.stored(number)
                 first, last = max(target * size, offset), min((target + run) * size, offset + nbytes)
                 place = (stored.offset + source) * size + first - target * size
                 found += stored.container.extents(stored.storage, place, last - first)

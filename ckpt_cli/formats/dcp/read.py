@@ -15,7 +15,7 @@ from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, Unsuppor
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.dcp.boxes import Chunks
-from ckpt_cli.formats.dcp.container import Composed, Laid
+from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed
 from ckpt_cli.formats.dcp.items import Items
 from ckpt_cli.formats.dcp.metadata import DcpMetadata, Place, Saved, metadata_of
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages
@@ -179,7 +179,7 @@ def _entry(saved: Saved, container: Composed, items: Items) -> Entry:
     places = saved.places
     container.add(
         storage,
-        Laid(
+        ChunkedTensor(
             saved.name,
             dtype,
             chunks,

@@ -18,7 +18,7 @@ from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, abou
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
-from ckpt_cli.formats.dcp.container import Composed, Laid, Stored
+from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.safetensors.read import read_part
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 
@@ -115,12 +115,12 @@ def _tensor(name: str, chunks: list[_Chunk], container: Composed) -> Tensor:
         raise MalformedError(f"tensor {name!r} has chunks of several dtypes or numbers of dimensions")
     boxes = [box for box, _, _ in chunks]
     shape = tuple(max(box.offsets[dim] + box.sizes[dim] for box in boxes) for dim in range(dims))
-    laid = Laid(name, dtype, Chunks(shape, boxes), lambda number: chunks[number][1])
-    nbytes = dtype.nbytes(laid.chunks.numel)
+    chunked = ChunkedTensor(name, dtype, Chunks(shape, boxes), lambda number: chunks[number][1])
+    nbytes = dtype.nbytes(chunked.chunks.numel)
     if nbytes >= 1 << 63:
         raise MalformedError(f"tensor {name!r} has more bytes than 64 bits can count")
     if dtype.bits % 8:
         return Tensor(name, dtype, shape, contiguous_stride(shape), layout="wrapper")
     storage = Storage(name, nbytes, composed=len(boxes) > 1)
-    container.add(storage, laid)
+    container.add(storage, chunked)
     return Tensor(name, dtype, shape, contiguous_stride(shape), storage)

@@ -22,7 +22,7 @@ from ckpt_cli.formats.torch_zip.write import spelled as torch_spells
 from ckpt_cli.formats.torch_zip.write import write_saved
 from ckpt_cli.formats.zip.read import ZipRecords
 from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.model.new_checkpoint import Outgoing, SavedValue
+from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.pickles.edit.renumber import number_storages
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.graph import Call, Dict
@@ -43,47 +43,47 @@ def spelled(dtype: DType) -> str | None:
     return torch_spells(dtype)
 
 
-def write_folder(outgoing: Outgoing, create: Create, progress: Progress) -> int:
+def write_folder(new: NewCheckpoint, create: Create, progress: Progress) -> int:
     """Write both files; returns their bytes."""
     target = create(DATA)
     places: dict[str, tuple[int, int]] = {}
     begin = 0
-    for tensor in outgoing.tensors:
+    for tensor in new.tensors:
         maker = Maker()
         root = maker.tensor(tensor)
-        nbytes = write_saved(root, maker.storages, outgoing, target, progress, base=begin)
+        nbytes = write_saved(root, maker.storages, new, target, progress, base=begin)
         places[tensor.name] = (begin, nbytes)
         begin += nbytes
-    for value in outgoing.values:
+    for value in new.values:
         storages = number_storages(value.root, value.storages)
-        with_bytes = replace(outgoing, contents=value.contents)
+        with_bytes = replace(new, contents=value.contents)
         nbytes = write_saved(value.root, storages, with_bytes, target, progress, data=value.data, base=begin)
         places[value.name] = (begin, nbytes)
         begin += nbytes
     notes = create(METADATA)
     pickle = bytearray()
-    write_pickle(_metadata(outgoing, places), b"", pickle.extend)
+    write_pickle(_metadata(new, places), b"", pickle.extend)
     if notes is not None:
         write_all(notes.fd, bytes(pickle), 0)
     return begin + len(pickle)
 
 
-def _metadata(outgoing: Outgoing, places: dict[str, tuple[int, int]]) -> Call:
+def _metadata(new: NewCheckpoint, places: dict[str, tuple[int, int]]) -> Call:
     """The object that says of each tensor and value what it is and where."""
     maker = Maker()
     facts: dict[str, object] = {}
     stored: list[object] = []
     layout = Call("reduce", maker.name("torch.serialization", "_get_layout"), (maker.text("torch.strided"),))
     memory = Call("reduce", maker.name(_FACTS, "_MEM_FORMAT_ENCODING"), (0,))
-    for tensor in outgoing.tensors:
+    for tensor in new.tensors:
         facts[tensor.name] = _facts(maker, tensor, layout, memory)
         index = {"fqn": maker.text(tensor.name), "index": 0, "offset": maker.size((0,) * len(tensor.shape or ()))}
         stored += (maker.instance(_FACTS, "MetadataIndex", index), _place(maker, places[tensor.name]))
-    for value in outgoing.values:
+    for value in new.values:
         facts[value.name] = maker.instance(_FACTS, "BytesStorageMetadata", {})
         index = {"fqn": maker.text(value.name), "index": None}
         stored += (maker.instance(_FACTS, "MetadataIndex", index), _place(maker, places[value.name]))
-    paths = outgoing.paths or {name: (name,) for name in facts}
+    paths = new.paths or {name: (name,) for name in facts}
     listed: list[object] = []
     planned: list[object] = []
     for fqn, path in paths.items():
@@ -124,9 +124,9 @@ def _place(maker: Maker, place: tuple[int, int]) -> Call:
     )
 
 
-def verify_folder(outgoing: Outgoing, folder: str) -> None:
+def verify_folder(new: NewCheckpoint, folder: str) -> None:
     """Read the new files back, the notes and each of the zip files, and compare them with what was meant."""
-    names = [*(tensor.name for tensor in outgoing.tensors), *(value.name for value in outgoing.values)]
+    names = [*(tensor.name for tensor in new.tensors), *(value.name for value in new.values)]
     try:
         with (
             closing(LocalFile(os.path.join(folder, METADATA))) as notes,
@@ -135,10 +135,10 @@ def verify_folder(outgoing: Outgoing, folder: str) -> None:
             raw = notes.read(0, notes.size)
             root = read_pickle(raw).root
             places = dict(zip(names, _places(root), strict=True))
-            same = same_graphs(_metadata(outgoing, places), b"", root, raw)
-            for tensor in outgoing.tensors if same else ():
-                same &= _is_saved(tensor, Window(data, *places[tensor.name]), outgoing)
-            for value in outgoing.values if same else ():
+            same = same_graphs(_metadata(new, places), b"", root, raw)
+            for tensor in new.tensors if same else ():
+                same &= _is_saved(tensor, Window(data, *places[tensor.name]), new)
+            for value in new.values if same else ():
                 same &= _is_value(value, Window(data, *places[value.name]))
     except (FormatError, ValueError) as error:
         raise CkptError(f"the new folder did not read back as it should, so it was not kept: {error}") from None
@@ -174,10 +174,10 @@ def _state(node: object) -> dict[str, object]:
     return {str(key): value for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True)}
 
 
-def _is_saved(tensor: Tensor, window: Window, outgoing: Outgoing) -> bool:
+def _is_saved(tensor: Tensor, window: Window, new: NewCheckpoint) -> bool:
     """Whether a part of the file is a torch.save of the tensor."""
     records = ZipRecords(window)
     pickle = records.read("archive/data.pkl", limits.PICKLE_INFLATED)
     data = records.by_name.get("archive/data/0")
     same = same_graphs(Maker().tensor(tensor), b"", read_pickle(pickle).root, pickle)
-    return same and data is not None and data.nbytes == outgoing.content(tensor).nbytes
+    return same and data is not None and data.nbytes == new.content(tensor).nbytes

@@ -12,7 +12,7 @@ from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.torch_zip.write import put_content
 from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.model.new_checkpoint import Outgoing
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _ALIGNMENT = 64
@@ -39,24 +39,24 @@ def header(tensor: Tensor) -> bytes:
     return _MAGIC + struct.pack("<H", len(raw)) + raw
 
 
-def write(outgoing: Outgoing, target: LocalFile | None, progress: Progress = no_progress) -> int:
+def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_progress) -> int:
     """Write one array a tensor; returns the bytes of the file. Without a target it only measures."""
     writer = ZipWriter(target)
-    for tensor in outgoing.tensors:
+    for tensor in new.tensors:
         head = header(tensor)
         with writer.record(f"{tensor.name}.npy", len(head) + tensor.nbytes):
             writer.put(head)
-            put_content(writer, outgoing.content(tensor), outgoing.files, progress)
+            put_content(writer, new.content(tensor), new.files, progress)
     return writer.close()
 
 
-def verify(outgoing: Outgoing, path: str) -> None:
+def verify(new: NewCheckpoint, path: str) -> None:
     """Read the new file's directory and headers back with the library, and compare them with what was meant."""
-    wanted = {f"{tensor.name}.npy": header(tensor) for tensor in outgoing.tensors}
+    wanted = {f"{tensor.name}.npy": header(tensor) for tensor in new.tensors}
     with zipfile.ZipFile(path) as archive:
         if archive.namelist() != list(wanted):
             raise CkptError("the new file did not read back as it should, so nothing was replaced: other names")
-        for tensor, (name, head) in zip(outgoing.tensors, wanted.items(), strict=True):
+        for tensor, (name, head) in zip(new.tensors, wanted.items(), strict=True):
             with archive.open(name) as record:
                 if record.read(len(head)) != head or archive.getinfo(name).file_size != len(head) + tensor.nbytes:
                     raise CkptError(f"the new file did not read back as it should, so nothing was replaced: {name!r}")

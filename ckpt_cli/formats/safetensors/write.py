@@ -16,7 +16,7 @@ from ckpt_cli.formats.safetensors.read import ORDER, order_text
 from ckpt_cli.formats.safetensors.rewrite import Item, as_header_spells, write_file
 from ckpt_cli.formats.verify import open_with_safetensors, verify_new
 from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.model.new_checkpoint import Outgoing, tied_groups
+from ckpt_cli.model.new_checkpoint import NewCheckpoint, tied_groups
 
 
 def spelled(dtype: DType) -> str | None:
@@ -24,34 +24,34 @@ def spelled(dtype: DType) -> str | None:
     return "F4" if dtype.name == "float4_e2m1fn_x2" else dtype.safetensors
 
 
-def write(outgoing: Outgoing, target: LocalFile | None, progress: Progress = no_progress) -> int:
+def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_progress) -> int:
     """Write one file, with all that its metadata has to say; returns its bytes. Without a target it only measures."""
-    aliases = aliases_among(outgoing.tensors, outgoing.metadata)
-    return write_some(outgoing, aliases, metadata_with(outgoing, aliases), target, progress)
+    aliases = aliases_among(new.tensors, new.metadata)
+    return write_some(new, aliases, metadata_with(new, aliases), target, progress)
 
 
 def write_some(
-    outgoing: Outgoing,
+    new: NewCheckpoint,
     aliases: Mapping[str, str],
     metadata: Mapping[str, str],
     target: LocalFile | None,
     progress: Progress,
 ) -> int:
     """Write the tensors that are no aliases, with the metadata as it is given; returns the bytes of the file."""
-    items = [_item(tensor, outgoing) for tensor in outgoing.tensors if tensor.name not in aliases]
+    items = [_item(tensor, new) for tensor in new.tensors if tensor.name not in aliases]
     listed = [item.name for item in items]
     items.sort(key=lambda item: -item.itemsize)
-    return write_file(items, metadata, outgoing.files, target, progress, listed)
+    return write_file(items, metadata, new.files, target, progress, listed)
 
 
-def metadata_with(outgoing: Outgoing, aliases: Mapping[str, str]) -> dict[str, str]:
+def metadata_with(new: NewCheckpoint, aliases: Mapping[str, str]) -> dict[str, str]:
     """The strings that come along, and the aliases with their places."""
-    return {**outgoing.metadata, **ties_of(outgoing, aliases)}
+    return {**new.metadata, **ties_of(new, aliases)}
 
 
-def ties_of(outgoing: Outgoing, aliases: Mapping[str, str]) -> dict[str, str]:
+def ties_of(new: NewCheckpoint, aliases: Mapping[str, str]) -> dict[str, str]:
     """The aliases, and their places among the other names."""
-    order = {ORDER: order_text([tensor.name for tensor in outgoing.tensors], aliases)} if aliases else {}
+    order = {ORDER: order_text([tensor.name for tensor in new.tensors], aliases)} if aliases else {}
     return {**aliases, **order}
 
 
@@ -68,14 +68,14 @@ def aliases_among(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> dic
     return found
 
 
-def _item(tensor: Tensor, outgoing: Outgoing) -> Item:
+def _item(tensor: Tensor, new: NewCheckpoint) -> Item:
     dtype, shape = as_header_spells(tensor)
     if dtype is None:
         raise UnsupportedError(f"safetensors has no dtype for tensor {tensor.name!r}, which is {tensor.dtype}")
-    return Item(tensor.name, dtype, shape, outgoing.content(tensor), max(tensor.dtype.bits // 8, 1), {})
+    return Item(tensor.name, dtype, shape, new.content(tensor), max(tensor.dtype.bits // 8, 1), {})
 
 
-def verify(outgoing: Outgoing, path: str) -> None:
+def verify(new: NewCheckpoint, path: str) -> None:
     """Open the new file with the reference reader and with our own, and compare it with what was meant."""
     open_with_safetensors(path)
-    verify_new(outgoing.tensors, path)
+    verify_new(new.tensors, path)

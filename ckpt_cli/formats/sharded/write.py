@@ -16,7 +16,7 @@ from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.verify import verify_new
 from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.model.new_checkpoint import Outgoing
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 Create = Callable[[str], LocalFile | None]
 """Makes an empty file of a name in the new folder; None where it is only to be measured."""
@@ -77,7 +77,7 @@ def split(tensors: Sequence[Tensor], most: int, pattern: str) -> list[Shard]:
 
 
 def write_index(
-    outgoing: Outgoing,
+    new: NewCheckpoint,
     shards: Sequence[Shard],
     dropped: Mapping[str, str],
     notes: Mapping[str, object],
@@ -87,7 +87,7 @@ def write_index(
 
     Returns its bytes; without a target it only measures.
     """
-    sizes = {id(tensor.storage): storage_nbytes(tensor) for tensor in outgoing.tensors}
+    sizes = {id(tensor.storage): storage_nbytes(tensor) for tensor in new.tensors}
     weight_map = {tensor.name: shard.name for shard in shards for tensor in shard.tensors if tensor.name not in dropped}
     index = {"metadata": {"total_size": sum(sizes.values()), **notes}, "weight_map": weight_map}
     raw = (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
@@ -101,7 +101,7 @@ def index_name(pattern: str) -> str:
     return f"{pattern.format(suffix='')}.index.json"
 
 
-def verify_set(outgoing: Outgoing, folder: str, pattern: str) -> None:
+def verify_set(new: NewCheckpoint, folder: str, pattern: str) -> None:
     """Read a new set back as a whole, or its single file, and compare it with what was meant."""
     index, single = (os.path.join(folder, name) for name in (index_name(pattern), pattern.format(suffix="")))
-    verify_new(outgoing.tensors, index if os.path.exists(index) else single, in_order=False)
+    verify_new(new.tensors, index if os.path.exists(index) else single, in_order=False)

@@ -11,30 +11,30 @@ from ckpt_cli.files.copy import Progress
 from ckpt_cli.formats.safetensors.write import aliases_among, metadata_with, spelled, ties_of, write_some
 from ckpt_cli.formats.sharded.write import Create, index_name, split, verify_set, write_index
 from ckpt_cli.formats.verify import open_with_safetensors
-from ckpt_cli.model.new_checkpoint import Outgoing
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 __all__ = ["spelled", "verify_folder", "write_folder"]
 
 PATTERN = "model{suffix}.safetensors"
 
 
-def write_folder(outgoing: Outgoing, create: Create, progress: Progress) -> int:
+def write_folder(new: NewCheckpoint, create: Create, progress: Progress) -> int:
     """Write every shard and the index: each shard has the strings, which readers look for there.
 
     With several shards, ties and what the old index noted are in the index. Returns their bytes.
     """
-    aliases = aliases_among(outgoing.tensors, outgoing.metadata)
-    shards = split(outgoing.tensors, outgoing.max_shard, PATTERN)
+    aliases = aliases_among(new.tensors, new.metadata)
+    shards = split(new.tensors, new.max_shard, PATTERN)
     nbytes = 0
     if len(shards) > 1:
-        own = {key: value for key, value in outgoing.metadata.items() if key not in outgoing.index}
+        own = {key: value for key, value in new.metadata.items() if key not in new.index}
         _refuse_too_many(own, len(shards))
-        notes = {**outgoing.index, **ties_of(outgoing, aliases)}
-        nbytes += write_index(outgoing, shards, aliases, notes, create(index_name(PATTERN)))
+        notes = {**new.index, **ties_of(new, aliases)}
+        nbytes += write_index(new, shards, aliases, notes, create(index_name(PATTERN)))
     else:
-        own = metadata_with(outgoing, aliases)
+        own = metadata_with(new, aliases)
     for shard in shards:
-        nbytes += write_some(outgoing.part(shard.tensors, {}), aliases, own, create(shard.name), progress)
+        nbytes += write_some(new.part(shard.tensors, {}), aliases, own, create(shard.name), progress)
     return nbytes
 
 
@@ -48,8 +48,8 @@ def _refuse_too_many(strings: Mapping[str, str], shards: int) -> None:
         )
 
 
-def verify_folder(outgoing: Outgoing, folder: str) -> None:
+def verify_folder(new: NewCheckpoint, folder: str) -> None:
     """Open every shard with the reference reader, and the set with our own."""
-    for shard in split(outgoing.tensors, outgoing.max_shard, PATTERN):
+    for shard in split(new.tensors, new.max_shard, PATTERN):
         open_with_safetensors(os.path.join(folder, shard.name))
-    verify_set(outgoing, folder, PATTERN)
+    verify_set(new, folder, PATTERN)

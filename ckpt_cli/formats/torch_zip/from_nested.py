@@ -16,7 +16,7 @@ from ckpt_cli.formats.dcp.paths import nest
 from ckpt_cli.formats.torch_zip.write import write_saved
 from ckpt_cli.formats.zip.container import ZipStorages, prefix_of
 from ckpt_cli.model.checkpoint import Storage
-from ckpt_cli.model.new_checkpoint import Outgoing, SavedValue
+from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.pickles.edit.renumber import number_storages, storage_references
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.graph import Graph, Inline
@@ -25,26 +25,26 @@ from ckpt_cli.pickles.write import nodes_of
 
 
 class Nested:
-    """A state about to be written; `outgoing.paths` has the place of each tensor and value, in their order."""
+    """A state about to be written; `new.paths` has the place of each tensor and value, in their order."""
 
-    def __init__(self, outgoing: Outgoing) -> None:
+    def __init__(self, new: NewCheckpoint) -> None:
         maker = Maker()
-        nodes: dict[str, object] = {tensor.name: maker.tensor(tensor) for tensor in outgoing.tensors}
+        nodes: dict[str, object] = {tensor.name: maker.tensor(tensor) for tensor in new.tensors}
         storages: dict[int, Storage] = {}
         for node in nodes.values():
             for reference in storage_references(node):
                 storages[id(reference)] = maker.storages[int(reference.pid[2])]  # type: ignore[index]  # as it was made
-        contents = dict(outgoing.contents)
+        contents = dict(new.contents)
         pickles = bytearray()
-        for value in outgoing.values:
+        for value in new.values:
             _join(value, pickles)
             nodes[value.name] = value.root
             storages |= value.storages
             contents |= value.contents
         self._data = bytes(pickles)
-        self._root = nest((name, path, nodes[name]) for name, path in outgoing.paths.items())
+        self._root = nest((name, path, nodes[name]) for name, path in new.paths.items())
         self._storages = number_storages(self._root, storages)
-        self.outgoing = replace(outgoing, contents=contents)
+        self.new = replace(new, contents=contents)
         """What is written, with the bytes of all storages."""
 
     @property
@@ -57,7 +57,7 @@ class Nested:
         self._write(target, progress)
 
     def _write(self, target: LocalFile | None, progress: Progress) -> int:
-        out = self.outgoing
+        out = self.new
         return write_saved(self._root, self._storages, out, target, progress, prefix=out.stem, data=self._data)
 
     def verify(self, path: str) -> None:

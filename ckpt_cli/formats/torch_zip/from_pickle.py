@@ -12,7 +12,7 @@ from ckpt_cli.formats.torch_zip.write import write_saved
 from ckpt_cli.formats.zip.container import ZipStorages, prefix_of
 from ckpt_cli.model.changes import Changes, Content, difference, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Storage
-from ckpt_cli.model.new_checkpoint import Outgoing
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.retarget import Retargeting, references_of, storage_key
@@ -65,7 +65,7 @@ class Document:
         self._root = editing.root
         unwrap_classes(self._root)
         self._storages = _number(self._root, finder, retargeting.storages)
-        self._out = Outgoing((), contents, checkpoint.container.files)
+        self._out = NewCheckpoint((), contents, checkpoint.container.files)
 
     @property
     def storages(self) -> list[Storage]:

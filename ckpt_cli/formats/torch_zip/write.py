@@ -13,7 +13,7 @@ from ckpt_cli.formats.verify import verify_new
 from ckpt_cli.formats.zip.write import ALIGNMENT, ZipWriter
 from ckpt_cli.model.changes import Content
 from ckpt_cli.model.checkpoint import Storage
-from ckpt_cli.model.new_checkpoint import Outgoing
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 from ckpt_cli.pickles.graph import Dict
 from ckpt_cli.pickles.tensors.make import Maker
 from ckpt_cli.pickles.write import write_pickle
@@ -28,24 +28,24 @@ _FOREIGN = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
 """Dtypes of safetensors that torch has not, or has in pairs only."""
 
 
-def write(outgoing: Outgoing, target: LocalFile | None, progress: Progress = no_progress) -> int:
+def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_progress) -> int:
     """Write a dict of tensors, or the OrderedDict that a state_dict is; returns its bytes.
 
     Without a target it only measures.
     """
     maker = Maker()
     pairs: list[object] = []
-    for tensor in outgoing.tensors:
+    for tensor in new.tensors:
         pairs += (tensor.name, maker.tensor(tensor))
-    root: object = maker.state_dict(pairs, outgoing.notes) if outgoing.ordered or outgoing.notes else Dict(pairs)
-    stem = os.path.basename(outgoing.stem) or "archive"
-    return write_saved(root, maker.storages, outgoing, target, progress, prefix=stem)
+    root: object = maker.state_dict(pairs, new.notes) if new.ordered or new.notes else Dict(pairs)
+    stem = os.path.basename(new.stem) or "archive"
+    return write_saved(root, maker.storages, new, target, progress, prefix=stem)
 
 
 def write_saved(
     root: object,
     storages: Sequence[Storage],
-    outgoing: Outgoing,
+    new: NewCheckpoint,
     target: LocalFile | None,
     progress: Progress = no_progress,
     *,
@@ -66,9 +66,9 @@ def write_saved(
     writer.add(f"{prefix}/.storage_alignment", str(ALIGNMENT).encode())
     writer.add(f"{prefix}/byteorder", b"little")
     for number, storage in enumerate(storages):
-        content = outgoing.contents[id(storage)]
+        content = new.contents[id(storage)]
         with writer.record(f"{prefix}/data/{number}", content.nbytes):
-            put_content(writer, content, outgoing.files, progress)
+            put_content(writer, content, new.files, progress)
     writer.add(f"{prefix}/version", b"3\n")
     writer.add(f"{prefix}/.data/serialization_id", _identity(pickle, writer.checksums))
     return writer.close()
@@ -98,6 +98,6 @@ def put_content(writer: ZipWriter, content: Content, files: Sequence[LocalFile],
         content.make(told)
 
 
-def verify(outgoing: Outgoing, path: str) -> None:
+def verify(new: NewCheckpoint, path: str) -> None:
     """Read the new file back, and compare it with what was meant."""
-    verify_new(outgoing.tensors, path)
+    verify_new(new.tensors, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 
 from ckpt_cli.errors import CkptError, FormatError, UnsupportedError
@@ -26,8 +25,7 @@ _WASTE = 1 << 20
 
 
 def _repeated(checkpoint: Checkpoint) -> Iterator[Spot]:
-    counts = Counter(entry.name for entry in checkpoint.entries)
-    for name, count in counts.items():
+    for name, count in checkpoint.names.items():
         if count > 1:
             yield Spot(f"{_where(checkpoint)}: {name}", f"{count} entries have this name once flattened")
 

@@ -43,7 +43,7 @@ _TOP = r"(?:model\.|transformer\.|gpt_neox\.|bert\.|roberta\.|language_model\.|b
 _LAYER = _TOP + r"(?:encoder\.layer|layers|h)\.\d+\."
 
 
-def _number(config: Config, *keys: str) -> int | None:
+def _integer_at(config: Config, *keys: str) -> int | None:
     """The first of these that the config gives as a positive number."""
     for key in keys:
         value = config.get(key)
@@ -53,11 +53,11 @@ def _number(config: Config, *keys: str) -> int | None:
 
 
 def _width(config: Config) -> int | None:
-    return _number(config, "hidden_size", "n_embd", "d_model")
+    return _integer_at(config, "hidden_size", "n_embd", "d_model")
 
 
 def _embedding_width(config: Config) -> int | None:
-    return _number(config, "embedding_size", "word_embed_proj_dim") or _width(config)
+    return _integer_at(config, "embedding_size", "word_embed_proj_dim") or _width(config)
 
 
 def _heads(*keys: str) -> Callable[[Config], int | None]:
@@ -66,11 +66,11 @@ def _heads(*keys: str) -> Callable[[Config], int | None]:
     def rows(config: Config) -> int | None:
         if "kv_lora_rank" in config or config.get("attn_output_gate"):  # projections of another kind
             return None
-        width, all_heads = _width(config), _number(config, "num_attention_heads", "n_head")
-        size = _number(config, "head_dim")
+        width, all_heads = _width(config), _integer_at(config, "num_attention_heads", "n_head")
+        size = _integer_at(config, "head_dim")
         if size is None and width and all_heads and width % all_heads == 0:
             size = width // all_heads
-        heads = _number(config, *keys)
+        heads = _integer_at(config, *keys)
         return heads * size if heads and size else None
 
     return rows
@@ -93,7 +93,7 @@ class Dimension:
 def _dimension(
     keys: str, name: str, dim: int, expected: Callable[[Config], int | None] | None = None, *, plain: bool = False
 ) -> Dimension:
-    return Dimension(keys, re.compile(name), dim, expected or (lambda config: _number(config, keys)), plain)
+    return Dimension(keys, re.compile(name), dim, expected or (lambda config: _integer_at(config, keys)), plain)
 
 
 DIMENSIONS = (
@@ -136,11 +136,11 @@ _NUMBERED = re.compile(_TOP + r"(?:encoder\.layer|layers|h)\.(\d{1,6})\..*")
 
 
 def _layers(subject: Configured) -> Iterator[Spot]:
-    said = _number(subject.config, "num_hidden_layers", "n_layer")
+    said = _integer_at(subject.config, "num_hidden_layers", "n_layer")
     found = {int(match[1]) for tensor in subject.tensors if (match := _NUMBERED.fullmatch(tensor.name))}
     if said is None or not found or not subject.complete or subject.adapter:
         return
-    extra = _number(subject.config, "num_nextn_predict_layers") or 0
+    extra = _integer_at(subject.config, "num_nextn_predict_layers") or 0
     lacking = sorted(set(range(min(said, 100_000))) - found)
     if lacking:
         yield Spot(subject.where, f"config.json says {said} layers, of which {_some(lacking)} are not there")
@@ -200,7 +200,7 @@ _LORA = (
 
 
 def _rank(subject: Configured) -> Iterator[Spot]:
-    rank = _number(subject.adapter, "r")
+    rank = _integer_at(subject.adapter, "r")
     if rank is None or subject.adapter.get("rank_pattern"):
         return
     for tensor in subject.tensors:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
 from ckpt_cli.errors import ChangedError, CkptError, FormatError, LimitError, UnknownFormatError
+from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.unchanged import Identity, identity_at
@@ -33,7 +34,6 @@ from ckpt_cli.ops.check.unreadable import broken_of
 from ckpt_cli.ops.check.values import CHECKS as VALUES
 from ckpt_cli.ops.check.values import Reading
 from ckpt_cli.ops.hf_config import config_beside
-from ckpt_cli.parallel.map import Told
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -72,8 +72,10 @@ class Report:
         return sum(finding.severity == severity for finding in self.findings)
 
 
-def check(path: str, executor: Executor | None = None, told: Told = lambda _, __: None) -> Report:
-    """Check a file, an index or a folder; with an executor every byte is read on it, and `told` of how far that is.
+def check(path: str, executor: Executor | None = None, on_progress: OnProgress = lambda _, __: None) -> Report:
+    """Check a file, an index or a folder; with an executor every byte is read on it.
+
+    `on_progress` gets the bytes done and the bytes in all.
 
     Raises OSError for what cannot be read, UnknownFormatError for what is no checkpoint, UsageError for a folder of
     several, LimitError for what would take too much to look into.
@@ -82,7 +84,7 @@ def check(path: str, executor: Executor | None = None, told: Told = lambda _, __
     with ExitStack() as opened:
         worker = _Worker(report, opened)
         try:
-            worker.path(path, executor, told)
+            worker.path(path, executor, on_progress)
         except (CkptError, OSError):
             worker.require_unchanged()
             raise
@@ -101,7 +103,7 @@ class _Worker:
         self._reading = Reading() if report.deep else None
         self._identities: dict[str, Identity | None] = {}
 
-    def path(self, path: str, executor: Executor | None, told: Told) -> None:
+    def path(self, path: str, executor: Executor | None, on_progress: OnProgress) -> None:
         """All of it."""
         found, complete = self._open(path)
         for checkpoint in found:
@@ -109,7 +111,7 @@ class _Worker:
         self._configs(path, found, complete=complete)
         self.report.tensors = sum(len(checkpoint.tensors) for checkpoint in found)
         if self._reading is not None and executor is not None:
-            self._run(VALUES, self._reading.read(executor, told))
+            self._run(VALUES, self._reading.read(executor, on_progress))
         self._close_counts()
 
     def require_unchanged(self) -> None:

@@ -58,8 +58,8 @@ def _missing(files: ShardFiles) -> Iterator[Spot]:
     for shard in files.named:
         if shard not in there:
             count = counts[shard]
-            told = f", with {count} of the {len(files.weight_map)} tensors of the index" if count else ""
-            yield Spot(shard, f"the shard is not there{told}")
+            detail = f", with {count} of the {len(files.weight_map)} tensors of the index" if count else ""
+            yield Spot(shard, f"the shard is not there{detail}")
 
 
 def _no_index(files: ShardFiles) -> Iterator[Spot]:
@@ -92,8 +92,8 @@ def _lacking(files: ShardFiles) -> Iterator[Spot]:
     for name, shard in files.weight_map.items():
         if shard in names and name not in names[shard]:
             other = holders.get(name)
-            told = f"; {other} has it" if other else ""
-            yield Spot(f"{shard}: {name}", f"the index says that this shard has the tensor, but it has not{told}")
+            detail = f"; {other} has it" if other else ""
+            yield Spot(f"{shard}: {name}", f"the index says that this shard has the tensor, but it has not{detail}")
 
 
 def _unlisted(files: ShardFiles) -> Iterator[Spot]:

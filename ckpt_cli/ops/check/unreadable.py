@@ -59,8 +59,8 @@ def _truncated(broken: Broken) -> Iterator[Spot]:
     if os.path.isfile(broken.path):
         with closing(LocalFile(broken.path)) as file:
             needed, size = least_size(file), file.size
-    told = f"; {needed - size} bytes at least are missing" if needed is not None and needed > size else ""
-    yield Spot(broken.where, broken.error.problem + told)
+    missing = f"; {needed - size} bytes at least are missing" if needed is not None and needed > size else ""
+    yield Spot(broken.where, broken.error.problem + missing)
 
 
 def _short(broken: Broken) -> Iterator[Spot]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
+from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.source import Extent, LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_strided
@@ -18,7 +19,7 @@ from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.check.finding import Check, Spot
 from ckpt_cli.ops.check.zip import ZipFile
 from ckpt_cli.parallel.byte_ranges import Answers, Job, Part, jobs_of, read_all, total
-from ckpt_cli.parallel.map import Told, grouped, run
+from ckpt_cli.parallel.map import grouped, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, Source
 from ckpt_cli.scanner.tolerant_zip import Member, inflated_crc
 
@@ -119,14 +120,14 @@ class Reading:
             self._ends.setdefault(path, []).append((number, extent.offset, end))
         self._tensors.append((_where(checkpoint), tensor))
 
-    def read(self, executor: Executor, told: Told = lambda _, __: None) -> Deep:
+    def read(self, executor: Executor, on_progress: OnProgress = lambda _, __: None) -> Deep:
         """Read it all; raises OSError or a FormatError where a file changes meanwhile."""
         nbytes, done = total(self._jobs), 0
 
         def count(more: int) -> None:
             nonlocal done
             done += more
-            told(done, nbytes)
+            on_progress(done, nbytes)
 
         answers = read_all(self._jobs, executor, count)
         answer = self.answer

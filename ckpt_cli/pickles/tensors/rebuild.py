@@ -17,7 +17,7 @@ from ckpt_cli.pickles.attributes import is_storage
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, PersistentId
-from ckpt_cli.pickles.legacy_save import HEAD, Held, read_save, reference_of
+from ckpt_cli.pickles.legacy_save import HEAD, MemorySource, read_save, reference_of
 from ckpt_cli.pickles.tensors.arguments import (
     COUNT_END,
     dtype_of,
@@ -260,7 +260,7 @@ class Rebuilder:
         head = buffer.data
         if buffer.codec:
             head = str(head[:HEAD], buffer.codec, "ignore").encode("latin-1", "ignore")
-        save = read_save(Held(head, len(buffer.data)), 0, self._preface)
+        save = read_save(MemorySource(head, len(buffer.data)), 0, self._preface)
         self._preface = bytes(head[: save.begin])
         reference = reference_of(save.graph.root)
         if reference is None or reference.key not in save.places:
