@@ -190,7 +190,7 @@ def _storage(checkpoint: Checkpoint, storage: Storage, made: dict[object, Any]) 
     """The storage over a private mapping of the file, or a copy where its bytes are compressed or misaligned."""
     import torch
 
-    found: torch.UntypedStorage | None = made.get(id(storage))
+    found: torch.UntypedStorage | None = made.get(storage)
     if found is not None:
         return found
     if not storage.nbytes:
@@ -206,7 +206,7 @@ def _storage(checkpoint: Checkpoint, storage: Storage, made: dict[object, Any]) 
         else:
             whole = _mapped(checkpoint, extent.file, made)
             found = whole[extent.offset : extent.offset + storage.nbytes]
-    made[id(storage)] = found
+    made[storage] = found
     return found
 
 

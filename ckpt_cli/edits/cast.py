@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -74,11 +74,11 @@ def plan_cast(
         refuse_quantized(checkpoint, names, storages)
     losses = Losses() if losses is None else losses
     casting = Casting(dtype, losses, executor)
-    made: dict[int, Storage] = {}
-    contents: dict[int, Content] = {}
+    made: dict[Storage | None, Storage] = {}
+    contents: dict[Storage, Content] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
         floating = [view for view in views if view.dtype.category == "float"]
-        if id(storage) not in storages or not floating or floating[0].dtype is dtype:
+        if storage not in storages or not floating or floating[0].dtype is dtype:
             continue
         if any(view.name in fixed for view in views):
             continue
@@ -87,8 +87,8 @@ def plan_cast(
             raise RefusedError(f"tensor {views[0].name!r} is viewed as {' and '.join(sorted(kinds))}")
         cast = Cast(views[0].dtype, dtype, views[0].name, big_endian=views[0].big_endian)
         numel = storage.nbytes // views[0].dtype.itemsize
-        new = made[id(storage)] = Storage(storage.key, numel * dtype.itemsize, storage.location)
-        contents[id(new)] = cast_storage(checkpoint, storage, numel, cast, casting)
+        new = made[storage] = Storage(storage.key, numel * dtype.itemsize, storage.location)
+        contents[new] = cast_storage(checkpoint, storage, numel, cast, casting)
     tensors = moved(checkpoint, lambda view: _cast_view(view, made, dtype))
     named = tuple(name for name in tensors if name in names)
     also = tuple(name for name in tensors if name not in named)
@@ -109,12 +109,12 @@ def plan_cast(
     return Planned(Changes(tensors=tensors, contents=contents), Verb("cast", "cast"), named, also, check, left)
 
 
-def refuse_quantized(checkpoint: Checkpoint, names: Collection[str], storages: Collection[int] = ()) -> None:
+def refuse_quantized(checkpoint: Checkpoint, names: Collection[str], storages: Collection[Storage | None] = ()) -> None:
     """Raise RefusedError where scaled or packed weights, or their scales, are among names or their storages."""
     found = [
         group
         for group in quantized_groups(checkpoint.path, checkpoint.tensors)
-        if any(part.name in names or id(part.storage) in storages for part in group.tensors)
+        if any(part.name in names or part.storage in storages for part in group.tensors)
     ]
     if found:
         raise RefusedError(
@@ -155,8 +155,8 @@ def _not_to_be_cast(checkpoint: Checkpoint) -> set[str]:
     return every - {view.name for view in castable_views(checkpoint.tensors)}
 
 
-def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str], set[int]]:
-    """The names that are to be cast, and the identities of their storages."""
+def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str], set[Storage | None]]:
+    """The names that are to be cast, and their storages."""
     chosen: list[Tensor] = [] if arguments else checkpoint.tensors
     for argument in arguments:
         for selection in select_to_edit(checkpoint, argument):
@@ -167,7 +167,7 @@ def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str],
                 raise UnsupportedError(f"{entry.name!r} is {_why_not(entry)}, so it is not cast")
             if isinstance(entry, Tensor):
                 chosen.append(entry)
-    return {tensor.name for tensor in chosen}, {id(view.storage) for view in castable_views(chosen)}
+    return {tensor.name for tensor in chosen}, {view.storage for view in castable_views(chosen)}
 
 
 def _why_not(entry: Entry) -> str:
@@ -180,6 +180,6 @@ def _why_not(entry: Entry) -> str:
     return "an array of numpy's" if is_array(entry) else f"{entry.layout}, made of parts"
 
 
-def _cast_view(view: Tensor, made: dict[int, Storage], dtype: DType) -> Tensor:
-    new = made.get(id(view.storage))
+def _cast_view(view: Tensor, made: Mapping[Storage | None, Storage], dtype: DType) -> Tensor:
+    new = made.get(view.storage)
     return view if new is None else replace(view, dtype=dtype, storage=new, big_endian=False)

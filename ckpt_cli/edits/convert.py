@@ -23,7 +23,7 @@ from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage, tie_groups
 from ckpt_cli.ops.output import check_output, refuse_own, require_name, writing
@@ -231,7 +231,7 @@ def _left(tensors: Iterable[Tensor], changes: Changes, dtype: DType | None) -> t
     return left
 
 
-def _contents(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[int, Content]:
-    """The bytes of every storage of some entries as they are, by the identity of the storage."""
+def _contents(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[Storage, Content]:
+    """The bytes of every storage of some entries as they are."""
     tensors = all_strided([entry for entry in entries if isinstance(entry, Tensor)])
-    return {id(storage): storage_content(checkpoint, storage) for storage, _ in by_storage(tensors)}
+    return {storage: storage_content(checkpoint, storage) for storage, _ in by_storage(tensors)}

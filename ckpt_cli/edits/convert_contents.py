@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from ckpt_cli.arrays.cast import Cast, Losses
 
-Packed = tuple[list[Tensor], dict[int, Content]]
-"""New tensors in the order of the old ones, and the bytes of each of their storages by its identity."""
+Packed = tuple[list[Tensor], dict[Storage, Content]]
+"""New tensors in the order of the old ones, and the bytes of each of their storages."""
 
 _PIECE = 8 << 20
 """Bytes that are read at a time where they are copied."""
@@ -61,7 +61,7 @@ def pack_plain(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
     """
     work = Work(checkpoint)
     made: dict[int, Tensor] = {}
-    contents: dict[int, Content] = {}
+    contents: dict[Storage, Content] = {}
     for group in tied_groups(tensors):
         for members in [group] if tied else [[tensor] for tensor in group]:
             first = members[0]
@@ -69,7 +69,7 @@ def pack_plain(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
             wanted = casting.of(first.dtype)
             location = first.storage.location if first.storage is not None else "cpu"
             storage = Storage(first.name, wanted.nbytes(first.numel), location)
-            contents[id(storage)] = _plain_content(checkpoint, first, wanted, casting)
+            contents[storage] = _plain_content(checkpoint, first, wanted, casting)
             for tensor in members:
                 made[id(tensor)] = _plain(tensor, wanted, storage)
     return [made[id(tensor)] for tensor in tensors], contents
@@ -186,8 +186,8 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
 
     Raises RefusedError for a storage that would have to be cast and is viewed as several dtypes.
     """
-    moved: dict[int, tuple[Storage, DType | None]] = {}
-    contents: dict[int, Content] = {}
+    moved: dict[Storage | None, tuple[Storage, DType | None]] = {}
+    contents: dict[Storage, Content] = {}
     for storage, views in by_storage(tensors):
         kinds = {view.dtype.name for view in views}
         first = views[0]
@@ -203,13 +203,13 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
         new = Storage(storage.key, nbytes, storage.location)
         plain = wanted is first.dtype and not swapped
         content = storage_content(checkpoint, storage) if plain else _plain_content(checkpoint, whole, wanted, casting)
-        contents[id(new)] = content
-        moved[id(storage)] = (new, wanted if wanted is not first.dtype else None)
+        contents[new] = content
+        moved[storage] = (new, wanted if wanted is not first.dtype else None)
     return [_moved(tensor, moved) for tensor in tensors], contents
 
 
-def _moved(tensor: Tensor, moved: dict[int, tuple[Storage, DType | None]]) -> Tensor:
-    storage, dtype = moved[id(tensor.storage)]
+def _moved(tensor: Tensor, moved: dict[Storage | None, tuple[Storage, DType | None]]) -> Tensor:
+    storage, dtype = moved[tensor.storage]
     return replace(tensor, storage=storage, dtype=dtype or tensor.dtype, big_endian=False, alias_of=None)
 
 

@@ -306,7 +306,7 @@ class _Traversal:
         if references and self._finder.big_endian:
             raise UnsupportedError(f"value {name!r} holds tensors that were saved big-endian")
         storages = {id(reference): self._rebuilder.storage(reference, bare=True)[0] for reference in references}
-        contents = {id(storage): storage_content(self._checkpoint, storage) for storage in storages.values()}
+        contents = {storage: storage_content(self._checkpoint, storage) for storage in storages.values()}
         self._left -= _ITEM_COST + sum(content.nbytes for content in contents.values())
         write_pickle(node, self._data, self._pay)
         return SavedValue(name, node, self._data, storages, contents)

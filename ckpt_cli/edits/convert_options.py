@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ckpt_cli.arrays.cast import Losses
     from ckpt_cli.model.changes import Content
+    from ckpt_cli.model.checkpoint import Storage
 
 Written = tuple[tuple[str, ...], int]
 """The names of the files of a folder, and the bytes of all that is written."""
@@ -123,7 +124,7 @@ class Plan:
     losses: Losses
     measured: Callable[[], Written]
     """What would be written."""
-    contents: Mapping[int, Content]
+    contents: Mapping[Storage, Content]
     """The bytes that are made, among others."""
     left_out: tuple[LeftOut, ...] = ()
     separated: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.edits.assignment import Assignment, parse_assignment, parse_value
 from ckpt_cli.errors import UnsupportedError, ValueRefusedError, about
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
 from ckpt_cli.ops.aliasing import Comparisons, all_strided
 from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.select import part_of, select_to_edit
@@ -275,10 +275,10 @@ def _also_changed(
     checkpoint: Checkpoint, targets: Sequence[tuple[Tensor, Region]], changed: Sequence[str]
 ) -> list[str]:
     """The other names whose bytes meet those of a target."""
-    by_storage: dict[int, _Changed] = {}
+    by_storage: dict[Storage | None, _Changed] = {}
     for tensor, region in targets:
         if region.numel:
-            by_storage.setdefault(id(tensor.storage), _Changed()).add(tensor, region)
+            by_storage.setdefault(tensor.storage, _Changed()).add(tensor, region)
     named = set(changed)
     comparisons = Comparisons()
     return [
@@ -286,8 +286,8 @@ def _also_changed(
         for entry in checkpoint.tensors
         if entry.name not in named
         and any(
-            by_storage[id(view.storage)].meets(view, comparisons)
+            by_storage[view.storage].meets(view, comparisons)
             for view in all_strided([entry])
-            if view.numel and id(view.storage) in by_storage
+            if view.numel and view.storage in by_storage
         )
     ]

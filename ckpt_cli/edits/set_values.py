@@ -14,7 +14,7 @@ from ckpt_cli.edits.rename import is_name
 from ckpt_cli.edits.set_new import new_tensor, require_room
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, ValueRefusedError
 from ckpt_cli.model.changes import Changes, Content
-from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Tensor, Value
+from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Storage, Tensor, Value
 from ckpt_cli.ops.select import Selection, is_glob, select_to_edit, split_index
 
 
@@ -46,7 +46,7 @@ def split_assignments(
     tensors: list[str] = []
     values: dict[str, object] = {}
     added: dict[str, object] = {}
-    contents: dict[int, Content] = {}
+    contents: dict[Storage, Content] = {}
     for text in assignments:
         assignment = parse_assignment(text)
         name, index, _ = split_index(assignment.target, [entry.name for entry in checkpoint.entries])
@@ -76,12 +76,12 @@ def split_assignments(
     return Split(tuple(tensors), changes, (*values, *added))
 
 
-def _new(name: str, value: str, dtype: DType | None, *, cast: bool) -> tuple[object, dict[int, Content]]:
+def _new(name: str, value: str, dtype: DType | None, *, cast: bool) -> tuple[object, dict[Storage, Content]]:
     """A new value, or a new tensor and the bytes of its storage."""
     if dtype is None and not value.startswith("@"):
         return _plain(value, None), {}
     tensor, content = new_tensor(name, value, dtype, cast=cast)
-    return tensor, {id(tensor.storage): content}
+    return tensor, {tensor.storage: content} if tensor.storage is not None else {}
 
 
 def _refuse_prefix(name: str, first: Selection) -> None:

@@ -110,7 +110,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     """
     work = Work(checkpoint)
     tensors: dict[str, Tensor] = {}
-    contents: dict[int, Content] = {}
+    contents: dict[Storage, Content] = {}
     groups = (views for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1)
     shared = {view.name for views in groups for view in views if not is_array(view)}
     companions = Companions(checkpoint.tensors)
@@ -132,7 +132,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
                     tensors[each.name] = replace(each, storage=new.storage, storage_offset=0, stride=new.stride)
                     also.append(each.name)
                 if new.storage is not None:
-                    contents[id(new.storage)] = content
+                    contents[new.storage] = content
             elif selection.exact and why_not is not None:
                 raise why_not
     if not tensors:
@@ -221,23 +221,24 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
 
     Raises RefusedError where there is nothing to cut.
     """
-    placed: dict[int, tuple[Storage, list[tuple[int, int, int]]]] = {}
-    contents: dict[int, Content] = {}
+    placed: dict[Storage | None, tuple[Storage, list[tuple[int, int, int]]]] = {}
+    contents: dict[Storage, Content] = {}
     tensors: dict[str, Tensor] = {}
-    alone: dict[int, Tensor] = {}
+    alone: dict[Storage | None, Tensor] = {}
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
         if needed_nbytes(storage, views) >= storage.nbytes:
             continue
         distinct = {view.view: view for view in views if view.view is not None}
         if len(distinct) == 1 and next(iter(distinct.values())).nbytes < storage.nbytes:
             new, content = _own(checkpoint, next(iter(distinct.values())))
-            alone[id(storage)] = new
-            contents[id(new.storage)] = content
+            alone[storage] = new
+            if new.storage is not None:
+                contents[new.storage] = content
             continue
         blocks = list(blocks_of(views))
         made = Storage(storage.key, sum(end - begin for begin, end, _ in blocks), storage.location)
-        placed[id(storage)] = (made, blocks)
-        contents[id(made)] = _ranges(checkpoint, storage, [(begin, end) for begin, end, _ in blocks])
+        placed[storage] = (made, blocks)
+        contents[made] = _ranges(checkpoint, storage, [(begin, end) for begin, end, _ in blocks])
     if not contents and not has_room(checkpoint.container) and not unreferenced(checkpoint):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = moved(checkpoint, lambda view: _compacted(view, alone, placed))
@@ -245,16 +246,18 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
 
 
 def _compacted(
-    view: Tensor, alone: dict[int, Tensor], placed: dict[int, tuple[Storage, list[tuple[int, int, int]]]]
+    view: Tensor,
+    alone: dict[Storage | None, Tensor],
+    placed: dict[Storage | None, tuple[Storage, list[tuple[int, int, int]]]],
 ) -> Tensor:
-    own = alone.get(id(view.storage))
+    own = alone.get(view.storage)
     if own is not None:
         return (
             replace(view, storage=own.storage, storage_offset=0, stride=own.stride) if view.numel else _empty(view, own)
         )
-    if id(view.storage) not in placed:
+    if view.storage not in placed:
         return view
-    storage, blocks = placed[id(view.storage)]
+    storage, blocks = placed[view.storage]
     begin, _ = view.span
     for first, last, at in blocks:
         if first <= begin < last:

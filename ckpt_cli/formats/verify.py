@@ -40,13 +40,14 @@ def _reads_back(original: Checkpoint, path: str) -> bool:
 def _facts(entry: Entry) -> tuple[object, ...]:
     """What an edit of values leaves as it is."""
     if isinstance(entry, Tensor):
+        storage = entry.storage
         own = (
             entry.name,
             entry.dtype.name,
             entry.shape,
             entry.stride,
             entry.storage_offset,
-            entry.storage,
+            None if storage is None else (storage.key, storage.nbytes, storage.location),
             entry.layout,
         )
         return (*own, *map(_facts, entry.parts))

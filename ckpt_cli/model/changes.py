@@ -41,8 +41,8 @@ class Changes:
     """The prefix that becomes the whole checkpoint."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """New facts of tensors, by their old names: another dtype, another storage, another view of it."""
-    contents: Mapping[int, Content] = field(default_factory=dict)
-    """The bytes of each storage that is new, by the identity of the storage."""
+    contents: Mapping[Storage, Content] = field(default_factory=dict)
+    """The bytes of each storage that is new."""
     values: Mapping[str, object] = field(default_factory=dict)
     """New values of entries that are no tensors: plain data."""
     cast: bool = False
@@ -135,7 +135,7 @@ def difference(
             return f"{name!r} is {other.dtype} {other.shape} in it"
         if entry.storage is None or other.storage is None or not entry.numel:
             continue
-        for pair in ((("old", id(entry.storage)), id(other.storage)), (("new", id(other.storage)), id(entry.storage))):
+        for pair in ((("old", entry.storage), other.storage), (("new", other.storage), entry.storage)):
             if storages.setdefault(*pair) != pair[1]:
                 return f"{name!r} shares its bytes with other names than it should"
     return None

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """A byte buffer that tensors are views of."""
+    """A byte buffer that tensors are views of; compared by identity, so that two are equal only where they are one."""
 
     key: str
     """The container's own name for it, such as `3` for the record `data/3`."""
@@ -182,7 +182,7 @@ class Tensor:
         """What two tied tensors have in common; None for a tensor that shares no bytes with any."""
         if self.storage is None or not self.numel:
             return self._view_of_parts() if self.parts and self.storage is None else None
-        view = (id(self.storage), self.dtype.name, self.storage_offset, self.shape, self.stride, self.conj, self.neg)
+        view = (self.storage, self.dtype.name, self.storage_offset, self.shape, self.stride, self.conj, self.neg)
         return view if self.quantizer is None else (*view, self.quantizer, *(part.view for part in self.parts))
 
     def _view_of_parts(self) -> tuple[object, ...] | None:

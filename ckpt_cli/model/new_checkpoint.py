@@ -22,8 +22,8 @@ class SavedValue:
     """The pickle, for the strings that are left in it."""
     storages: Mapping[int, Storage] = field(default_factory=dict)
     """The storages of tensors within it, by the identity of each reference."""
-    contents: Mapping[int, Content] = field(default_factory=dict)
-    """The bytes of these storages, by their identity."""
+    contents: Mapping[Storage, Content] = field(default_factory=dict)
+    """The bytes of these storages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class NewCheckpoint:
 
     tensors: Sequence[Tensor]
     """In the order in which they are to be listed."""
-    contents: Mapping[int, Content]
-    """The bytes of each storage, by the identity of the storage."""
+    contents: Mapping[Storage, Content]
+    """The bytes of each storage."""
     files: Sequence[LocalFile]
     """What the extents of the contents count."""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class NewCheckpoint:
         """The bytes of a tensor's storage."""
         if tensor.storage is None:
             raise CkptError(f"tensor {tensor.name!r} has no bytes to be written")
-        return self.contents[id(tensor.storage)]
+        return self.contents[tensor.storage]
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +72,7 @@ class NewCheckpoint:
 
     def part(self, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> NewCheckpoint:
         """Some of its tensors as a checkpoint of their own."""
-        storages = {id(tensor.storage) for tensor in tensors}
+        storages = {tensor.storage for tensor in tensors}
         contents = {key: content for key, content in self.contents.items() if key in storages}
         return replace(self, tensors=tensors, contents=contents, metadata=metadata)
 

@@ -88,8 +88,7 @@ def unique_numel(tensors: Iterable[Tensor]) -> int:
 
 def stored_nbytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of all storages, each counted once."""
-    storages = {id(tensor.storage): tensor.storage for tensor in all_strided(tensors)}
-    return sum(storage.nbytes for storage in storages.values() if storage is not None)
+    return sum(storage.nbytes for storage in {tensor.storage for tensor in all_strided(tensors)} if storage is not None)
 
 
 def all_strided(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -126,13 +125,13 @@ def all_named(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def by_storage(tensors: Iterable[Tensor]) -> list[tuple[Storage, list[Tensor]]]:
     """Every storage with the tensors that are views of it."""
-    groups: dict[int, tuple[Storage, list[Tensor]]] = {}
+    groups: dict[Storage, tuple[Storage, list[Tensor]]] = {}
     for tensor in tensors:
         storage = tensor.storage
         if storage is not None:
-            known = groups.get(id(storage))
+            known = groups.get(storage)
             if known is None:
-                groups[id(storage)] = (storage, [tensor])
+                groups[storage] = (storage, [tensor])
             else:
                 known[1].append(tensor)
     return list(groups.values())

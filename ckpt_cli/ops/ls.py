@@ -105,11 +105,11 @@ class Waste:
 
 def list_waste(checkpoint: Checkpoint, names: Sequence[str] = ()) -> list[Waste]:
     """The storages with bytes that no view uses, most wasteful first; with `names`, those behind what they select."""
-    chosen = {id(view.storage) for view in all_strided(_selected(checkpoint, names))}
+    chosen = {view.storage for view in all_strided(_selected(checkpoint, names))}
     found = []
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
         used = needed_nbytes(storage, views)
-        if used < storage.nbytes and id(storage) in chosen:
+        if used < storage.nbytes and storage in chosen:
             found.append(Waste(storage.key, storage.nbytes, used, tuple(view.name for view in views)))
     if not names:
         found += [Waste(key, nbytes, 0, ()) for key, nbytes in unreferenced(checkpoint).items()]

@@ -220,7 +220,7 @@ def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
     if not tensor.parts or tensor.storage is not None:
         yield tensor
     parts = tensor.parts if tensor.storage is None else tensor.attributes
-    view = (tensor.view, tuple(id(part.storage) for part in parts)) if tensor.view is not None else None
+    view = (tensor.view, tuple(part.storage for part in parts)) if tensor.view is not None else None
     if parts and (view is None or view not in seen):
         seen.add(view)
         for part in parts:

@@ -48,7 +48,7 @@ def _saved(value: ItemValue) -> SavedValue:
         raise UnsupportedError("it holds tensors that were saved big-endian")
     rebuilder = Rebuilder(graph, saved, Budget(graph.nbytes))
     storages = {id(reference): rebuilder.storage(reference)[0] for reference in references}
-    contents = {id(storage): _content(item, storage) for storage in storages.values()}
+    contents = {storage: _content(item, storage) for storage in storages.values()}
     return SavedValue(value.name, graph.root, bytes(graph.data[: graph.nbytes]), storages, contents)
 
 

@@ -152,7 +152,7 @@ def _is_value(value: SavedValue, window: Window) -> bool:
     pickle = records.read("archive/data.pkl", limits.PICKLE_INFLATED)
     storages = number_storages(value.root, value.storages)
     sizes = [records.by_name[f"archive/data/{number}"].nbytes for number in range(len(storages))]
-    wanted = [value.contents[id(storage)].nbytes for storage in storages]
+    wanted = [value.contents[storage].nbytes for storage in storages]
     return sizes == wanted and same_graphs(value.root, value.data, read_pickle(pickle).root, pickle)
 
 

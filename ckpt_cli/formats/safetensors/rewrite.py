@@ -245,12 +245,12 @@ class Rewriting:
         dropped = self._changes.dropped
         stays = [tensor for tensor in checkpoint.tensors if tensor.name not in dropped]
         found: list[Tensor] = []
-        seen: dict[tuple[int, str], str] = {}
+        seen: dict[tuple[Storage | None, str], str] = {}
         self._tied: dict[str, str] = {}
         """The aliases afterwards: {name: the one that is stored}, by old names."""
         for tensor in sorted(stays, key=lambda tensor: (self._is_moved(tensor), tensor.alias_of is not None)):
             new = self._changes.tensors.get(tensor.name, tensor)
-            key = (id(new.storage), new.dtype.name)
+            key = (new.storage, new.dtype.name)
             kept = seen.setdefault(key, tensor.name)
             if kept == tensor.name:
                 found.append(tensor)
@@ -261,7 +261,7 @@ class Rewriting:
     def _is_moved(self, tensor: Tensor) -> bool:
         """Whether it becomes another name of what is stored already."""
         new = self._changes.tensors.get(tensor.name, tensor).storage
-        return new is not tensor.storage and id(new) not in self._changes.contents
+        return new is not tensor.storage and new not in self._changes.contents
 
     def _offset(self, tensor: Tensor) -> int:
         return self._extents(tensor.storage)[0].offset if tensor.storage is not None else 0
@@ -270,7 +270,7 @@ class Rewriting:
         return self._container.extents(storage, 0, storage.nbytes)
 
     def _item(self, old: Tensor, new: Tensor, storage: Storage, info: Mapping[str, Any], place: int) -> Item:
-        content = self._changes.contents.get(id(storage))
+        content = self._changes.contents.get(storage)
         if content is None:
             content = Content(storage.nbytes, extents=self._extents(storage))
         dtype, shape = as_header_spells(new)

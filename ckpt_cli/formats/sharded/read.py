@@ -54,10 +54,10 @@ class ShardSet:
         for container in self._containers:
             self._firsts.append(self._firsts[-1] + len(container.files))
         self.files: Sequence[LocalFile] = [*own, *chain.from_iterable(each.files for each in self._containers)]
-        self._places: dict[int, _Place] = {}
-        """By the identity of the storage, as the set or as the shard knows it."""
-        self._known: dict[int, Storage] = {}
-        """The set's storage for each of a shard's, by the identity of that."""
+        self._places: dict[Storage, _Place] = {}
+        """By the storage, as the set or as the shard knows it."""
+        self._known: dict[Storage, Storage] = {}
+        """The set's storage for each of a shard's."""
 
     def adopt(self, number: int, shard: Checkpoint, tensor: Tensor) -> Tensor:
         """A tensor of shard `number` as one of the set; the keys of storages that only number them get its name."""
@@ -67,19 +67,19 @@ class ShardSet:
         storage = tensor.storage
         if storage is None:
             return tensor
-        place = self._places.get(id(storage))
+        place = self._places.get(storage)
         if place is None:
             key = storage.key if shard.format == "safetensors" else f"{os.path.basename(shard.path)}:{storage.key}"
             known = storage if key == storage.key else replace(storage, key=key)
             place = _Place(shard.container, storage, self._firsts[number])
-            self._places[id(storage)] = self._places[id(known)] = place
-            self._known[id(storage)] = known
-        known = self._known[id(storage)]
+            self._places[storage] = self._places[known] = place
+            self._known[storage] = known
+        known = self._known[storage]
         return tensor if known is storage else replace(tensor, storage=known)
 
     def owner_of(self, storage: Storage) -> tuple[Container, Storage]:
         """The shard's container that has a storage, and the storage as that knows it."""
-        place = self._places[id(storage)]
+        place = self._places[storage]
         return place.container, place.storage
 
     def part(self, overlay: Overlay, number: int) -> Overlay:
@@ -88,12 +88,12 @@ class ShardSet:
 
     def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
         """Bytes of a storage."""
-        place = self._places[id(storage)]
+        place = self._places[storage]
         return place.container.view(place.storage, offset, nbytes)
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a storage stands, the files counted within the set."""
-        place = self._places[id(storage)]
+        place = self._places[storage]
         found = place.container.extents(place.storage, offset, nbytes)
         return [Extent(place.first + extent.file, extent.offset, extent.nbytes) for extent in found]
 
@@ -287,7 +287,7 @@ def _metadata(shards: Iterable[Checkpoint], index: Mapping[str, Any]) -> dict[st
 
 def unique_nbytes(tensors: Iterable[Tensor]) -> int:
     """What an index calls the total size: bytes of all tensors, those of a storage counted once."""
-    return sum({id(tensor.storage): tensor.nbytes for tensor in tensors}.values())
+    return sum({tensor.storage: tensor.nbytes for tensor in tensors}.values())
 
 
 def _some(names: Sequence[str]) -> str:

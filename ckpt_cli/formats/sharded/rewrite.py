@@ -113,7 +113,7 @@ class Rewriting:
         """The changes, but for tensors that become names of one in another shard: those are not stored any more."""
         tensors, dropped = dict(changes.tensors), set(changes.dropped)
         for name, tensor in changes.tensors.items():
-            if tensor.storage is None or id(tensor.storage) in changes.contents:
+            if tensor.storage is None or tensor.storage in changes.contents:
                 continue
             owner, _ = self._container.owner_of(tensor.storage)
             shards = [self._container.shards[self._owners[name]], *self._container.shards]
@@ -181,7 +181,7 @@ class Rewriting:
         """A tensor's new facts as its shard knows its storage."""
         parts = tuple(self._own(part, changes) for part in tensor.parts)
         storage = tensor.storage
-        if storage is not None and id(storage) not in changes.contents:
+        if storage is not None and storage not in changes.contents:
             _, storage = self._container.owner_of(storage)
         return replace(tensor, storage=storage, parts=parts)
 
@@ -281,7 +281,7 @@ class Rewriting:
         if "total_size" in found:
             found["total_size"] = unique_nbytes(tensors)
         if isinstance(found.get("total_parameters"), int):
-            found["total_parameters"] = sum({id(t.storage): t.numel for t in tensors}.values())
+            found["total_parameters"] = sum({t.storage: t.numel for t in tensors}.values())
         self._refuse_totals(found)
         return found
 

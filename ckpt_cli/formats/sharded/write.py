@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.verify import verify_new
-from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 Create = Callable[[str], LocalFile | None]
@@ -47,9 +47,9 @@ def split(tensors: Sequence[Tensor], most: int, pattern: str) -> list[Shard]:
     """The shards of some tensors, each of `most` bytes where it has more than one storage."""
     closed: list[_Filling] = []
     current = _Filling()
-    places: dict[int, _Filling] = {}
+    places: dict[Storage | None, _Filling] = {}
     for tensor in tensors:
-        known = places.get(id(tensor.storage))
+        known = places.get(tensor.storage)
         if known is not None:
             known.tensors.append(tensor)
             continue
@@ -64,7 +64,7 @@ def split(tensors: Sequence[Tensor], most: int, pattern: str) -> list[Shard]:
             shard = current
         shard.tensors.append(tensor)
         shard.nbytes += nbytes
-        places[id(tensor.storage)] = shard
+        places[tensor.storage] = shard
     filled = [shard for shard in (*closed, current) if shard.tensors]
     if len(filled) <= 1:
         return [Shard(pattern.format(suffix=""), tensors)]
@@ -87,7 +87,7 @@ def write_index(
 
     Returns its bytes; without a target it only measures.
     """
-    sizes = {id(tensor.storage): storage_nbytes(tensor) for tensor in new.tensors}
+    sizes = {tensor.storage: storage_nbytes(tensor) for tensor in new.tensors}
     weight_map = {tensor.name: shard.name for shard in shards for tensor in shard.tensors if tensor.name not in dropped}
     index = {"metadata": {"total_size": sum(sizes.values()), **notes}, "weight_map": weight_map}
     raw = (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()

@@ -79,7 +79,7 @@ class Rewriting:
     def _named(self) -> dict[str, Storage]:
         """The storages that the new pickle refers to by their keys; new ones get keys that no other has."""
         found: dict[str, Storage] = {}
-        keys: dict[int, str] = {}
+        keys: dict[Storage, str] = {}
         references = self._edited.references()
         kept = {key for reference, key, _ in references if id(reference) not in self._edited.new}
         number = 0
@@ -87,17 +87,17 @@ class Rewriting:
             if id(reference) not in self._edited.new:
                 found.setdefault(key, storage)
                 continue
-            if id(storage) not in self._changes.contents:  # one that another name has already
+            if storage not in self._changes.contents:  # one that another name has already
                 found.setdefault(storage.key, storage)
                 rekey(reference, storage.key, None)
                 continue
-            if id(storage) not in keys:
+            if storage not in keys:
                 new = key
                 while new in kept or new in found:
                     new, number = f"new{number}", number + 1
-                keys[id(storage)] = new
-            found[keys[id(storage)]] = storage
-            rekey(reference, keys[id(storage)], None)
+                keys[storage] = new
+            found[keys[storage]] = storage
+            rekey(reference, keys[storage], None)
             self._rekeyed = True
         self._rekeyed |= found.keys() != self._save.places.keys()
         return {key: found[key] for key in sorted(found)} if self._rekeyed else {k: found[k] for k in self._save.places}
@@ -121,7 +121,7 @@ class Rewriting:
 
     def _nbytes(self, storage: Storage) -> int:
         """Bytes that are written of a storage."""
-        content = self._changes.contents.get(id(storage))
+        content = self._changes.contents.get(storage)
         return self._save.places[storage.key][1] if content is None else content.nbytes
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
@@ -153,7 +153,7 @@ class Rewriting:
         self, target: LocalFile, position: int, storage: Storage, itemsize: int, progress: Progress
     ) -> int:
         """A storage with the number of its elements before it; returns the place after it."""
-        content = self._changes.contents.get(id(storage))
+        content = self._changes.contents.get(storage)
         if content is None:
             begin, nbytes = self._save.places[storage.key]
             size = struct.calcsize("<q")

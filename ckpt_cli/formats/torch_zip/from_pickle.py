@@ -50,7 +50,7 @@ class Document:
     Raises UnsupportedError for a pickle that refers to what a zip file cannot have.
     """
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes, contents: dict[int, Content], stem: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, changes: Changes, contents: dict[Storage, Content], stem: str) -> None:
         graph = checkpoint.document
         if not isinstance(graph, Graph):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} has no pickle to be kept")
@@ -105,7 +105,7 @@ class Document:
 
 def _number(root: object, finder: Known, new: dict[int, Storage]) -> list[Storage]:
     """Give the storages keys from 0, in the order in which the pickle reaches them, as torch.save of today does."""
-    numbers: dict[int, str] = {}
+    numbers: dict[Storage, str] = {}
     ordered: list[Storage] = []
     for reference in references_of(root):
         key = storage_key(reference)
@@ -115,10 +115,10 @@ def _number(root: object, finder: Known, new: dict[int, Storage]) -> list[Storag
         if len(pid) > 5 and pid[5] is not None:
             raise UnsupportedError(f"storage {key!r} is a view of another one, which a zip cannot have")
         storage = new.get(id(reference)) or finder.find(key, 0, "")
-        if id(storage) not in numbers:
-            numbers[id(storage)] = str(len(numbers))
+        if storage not in numbers:
+            numbers[storage] = str(len(numbers))
             ordered.append(storage)
-        reference.pid = ("storage", pid[1], numbers[id(storage)], *pid[3:5])
+        reference.pid = ("storage", pid[1], numbers[storage], *pid[3:5])
     return ordered
 
 

@@ -56,14 +56,14 @@ class Rewriting:
 
     def _number(self) -> list[Storage]:
         """Give the storages that the new pickle refers to keys from 0, in the order in which it reaches them."""
-        numbers: dict[int, str] = {}
+        numbers: dict[Storage, str] = {}
         ordered: list[Storage] = []
         for reference, key, storage in self._edited.references():
-            if id(storage) not in numbers:
-                numbers[id(storage)] = str(len(numbers))
+            if storage not in numbers:
+                numbers[storage] = str(len(numbers))
                 ordered.append(storage)
-            if key != numbers[id(storage)]:
-                rekey(reference, numbers[id(storage)])
+            if key != numbers[storage]:
+                rekey(reference, numbers[storage])
                 self._renumbered = True
         return ordered
 
@@ -129,7 +129,7 @@ class Rewriting:
     def _write_storages(self, writer: ZipWriter, prefix: str, progress: Progress) -> None:
         """The storages that are referred to, then the records that never were, unless the edit is to save room."""
         for number, storage in enumerate(self._storages):
-            content = self._contents.get(id(storage))
+            content = self._contents.get(storage)
             if content is None or content.origin is not None:
                 record = self._record(content.origin if content and content.origin else storage)
                 self._copy(writer, f"{prefix}{number}", record, progress)
@@ -163,7 +163,7 @@ class Rewriting:
 
 def _is_swapped(tensor: Tensor, changes: Changes) -> bool:
     """True where new bytes are little-endian and torch would swap them, as it does of typed storages."""
-    is_new = id(tensor.storage) in changes.contents and not tensor.big_endian
+    is_new = tensor.storage in changes.contents and not tensor.big_endian
     swaps = tensor.dtype.storage is not None and tensor.dtype.bits > 8
     return (is_new and swaps) or any(_is_swapped(part, changes) for part in tensor.parts)
 

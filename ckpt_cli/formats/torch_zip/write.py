@@ -66,7 +66,7 @@ def write_saved(
     writer.add(f"{prefix}/.storage_alignment", str(ALIGNMENT).encode())
     writer.add(f"{prefix}/byteorder", b"little")
     for number, storage in enumerate(storages):
-        content = new.contents[id(storage)]
+        content = new.contents[storage]
         with writer.record(f"{prefix}/data/{number}", content.nbytes):
             put_content(writer, content, new.files, progress)
     writer.add(f"{prefix}/version", b"3\n")

@@ -29,14 +29,14 @@ def number_storages(root: object, storages: Mapping[int, Storage]) -> list[Stora
 
     Returns the storages by their numbers.
     """
-    numbers: dict[int, str] = {}
+    numbers: dict[Storage, str] = {}
     ordered: list[Storage] = []
     for reference in storage_references(root):
         storage = storages[id(reference)]
-        if id(storage) not in numbers:
-            numbers[id(storage)] = str(len(ordered))
+        if storage not in numbers:
+            numbers[storage] = str(len(ordered))
             ordered.append(storage)
         pid = reference.pid
         if isinstance(pid, tuple):
-            reference.pid = ("storage", pid[1], numbers[id(storage)], *pid[3:5])
+            reference.pid = ("storage", pid[1], numbers[storage], *pid[3:5])
     return ordered

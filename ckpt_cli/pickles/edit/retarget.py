@@ -35,7 +35,7 @@ class Retargeting:
         self._within: set[int] = set()
         """The containers that are being looked through, by their identities."""
         self._globals: dict[tuple[str, str], Global] = {node_key(node): node for node in editing.graph.globals}
-        self._references: dict[tuple[int, str], PersistentId] = {}
+        self._references: dict[tuple[Storage, str], PersistentId] = {}
         self.storages: dict[int, Storage] = {}
         """The storage of each new reference, by its identity."""
 
@@ -89,7 +89,7 @@ class Retargeting:
         return self._made.setdefault(key, Dict(items) if isinstance(node, Dict) else items)
 
     def _key(self, node: object, views: dict[_View, Tensor]) -> tuple[int, _View]:
-        return (id(node), tuple(sorted((repr(view), id(after.storage)) for view, after in views.items())))
+        return (id(node), (frozenset((view, after.storage) for view, after in views.items()),))
 
     def _around(self, node: Call, views: dict[_View, Tensor]) -> object:
         """A call that wraps others: a parameter, a sparse tensor, a subclass."""
@@ -115,7 +115,7 @@ class Retargeting:
 
     def _call(self, node: Call, tensor: Tensor) -> Call:
         """The rebuild call of a strided tensor with new facts; what torch notes beside them is kept."""
-        key = (id(node), (id(tensor.storage), *_view_of(tensor)))
+        key = (id(node), (tensor.storage, *_view_of(tensor)))
         found = self._made.get(key)
         if isinstance(found, Call):
             return found
@@ -145,7 +145,7 @@ class Retargeting:
 
     def _reference(self, storage: Storage, dtype: DType) -> PersistentId:
         """A new reference to a storage."""
-        kind = (id(storage), dtype.storage or "")
+        kind = (storage, dtype.storage or "")
         if kind not in self._references:
             itemsize = max(dtype.bits // 8, 1)
             name = (f"{dtype.storage}Storage", storage.nbytes // itemsize) if dtype.storage else ("", storage.nbytes)

@@ -69,14 +69,14 @@ class Buffer:
             raise MalformedError("the pickle has a text in the place of bytes that stands for none") from None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Embedded(Storage):
     """A storage within a pickle."""
 
     begin: int = 0
     """The first byte within the buffer."""
-    buffer: Buffer = field(default=Buffer(b"", None), compare=False)
-    place: Place = field(default=Place(None), compare=False)
+    buffer: Buffer = field(default=Buffer(b"", None))
+    place: Place = field(default=Place(None))
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Some of its bytes."""

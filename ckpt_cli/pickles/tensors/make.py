@@ -15,8 +15,8 @@ class Maker:
 
     def __init__(self) -> None:
         self._globals: dict[tuple[str, str], Global] = {}
-        self._references: dict[tuple[int, str], PersistentId] = {}
-        self._keys: dict[int, str] = {}
+        self._references: dict[tuple[Storage, str], PersistentId] = {}
+        self._keys: dict[Storage, str] = {}
         self._strings: dict[str, str] = {}
         self.storages: list[Storage] = []
         """The storages that were referred to, by the numbers that are their keys."""
@@ -74,17 +74,17 @@ class Maker:
 
     def _reference(self, storage: Storage, dtype: DType) -> PersistentId:
         """The reference to a storage, by the class that has its dtype, else untyped."""
-        kind = (id(storage), dtype.storage or "")
+        kind = (storage, dtype.storage or "")
         found = self._references.get(kind)
         if found is None:
-            if id(storage) not in self._keys:
-                self._keys[id(storage)] = str(len(self.storages))
+            if storage not in self._keys:
+                self._keys[storage] = str(len(self.storages))
                 self.storages.append(storage)
             if dtype.storage:
                 cls, numel = self.name("torch", f"{dtype.storage}Storage"), storage.nbytes // dtype.itemsize
             else:
                 cls, numel = self.name("torch.storage", "UntypedStorage"), storage.nbytes
             location = self.text(storage.location)
-            pid = (self.text("storage"), cls, self._keys[id(storage)], location, numel)
+            pid = (self.text("storage"), cls, self._keys[storage], location, numel)
             found = self._references[kind] = PersistentId(pid)
         return found
