@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,5 +86,19 @@ def shell() -> Ckpt:
         command = [sys.executable, "-m", "ckpt_cli", *map(str, args)]
         done = subprocess.run(command, capture_output=True, env={**os.environ, **environment}, check=False)
         return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return call
+
+
+@pytest.fixture
+def tree(tmp_path: Path, ckpt: Ckpt) -> Callable[..., str]:
+    """What `ckpt tree` prints of an object that torch.save saved."""
+    import torch
+
+    def call(saved: object, *args: object, **options: Any) -> str:
+        torch.save(saved, tmp_path / "x.pt", **options)
+        answer = ckpt("tree", tmp_path / "x.pt", *args)
+        assert (answer.code, answer.err) == (0, "")
+        return answer.out
 
     return call
