@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
+
+if TYPE_CHECKING:
+    from set_editor import Editor
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in a shell's background it is ignored
 
@@ -102,3 +105,11 @@ def tree(tmp_path: Path, ckpt: Ckpt) -> Callable[..., str]:
         return answer.out
 
     return call
+
+
+@pytest.fixture
+def editor(here: Path, ckpt: Ckpt) -> Editor:
+    """`ckpt set` on a checkpoint in an empty current folder."""
+    from set_editor import Editor
+
+    return Editor(ckpt)
