@@ -10,12 +10,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
+
+if TYPE_CHECKING:
+    from set_editor import Editor
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in a shell's background it is ignored
 
@@ -87,3 +91,25 @@ def shell() -> Ckpt:
         return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return call
+
+
+@pytest.fixture
+def tree(tmp_path: Path, ckpt: Ckpt) -> Callable[..., str]:
+    """What `ckpt tree` prints of an object that torch.save saved."""
+    import torch
+
+    def call(saved: object, *args: object, **options: Any) -> str:
+        torch.save(saved, tmp_path / "x.pt", **options)
+        answer = ckpt("tree", tmp_path / "x.pt", *args)
+        assert (answer.code, answer.err) == (0, "")
+        return answer.out
+
+    return call
+
+
+@pytest.fixture
+def editor(here: Path, ckpt: Ckpt) -> Editor:
+    """`ckpt set` on a checkpoint in an empty current folder."""
+    from set_editor import Editor
+
+    return Editor(ckpt)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, basic_indices
 from safetensors.torch import load_file, save_file
-from set_elements import edit, same_states
+from set_elements import edit, edited_by_torch, indexed_by_torch, same_states
 
 import ckpt_cli
 from ckpt_cli.errors import CkptError
@@ -68,45 +68,9 @@ def edits(draw: st.DrawFn, layouts: list[str]) -> tuple[torch.Tensor, Any, str, 
     return tensor, index, draw(st.sampled_from(operators)), value
 
 
-def edited_by_torch(tensor: torch.Tensor, index: Any, operator: str, value: Any) -> None:
-    """Make the edit in place; elements that share bytes are set once."""
-    dtype = tensor.dtype
-    wide = torch.float32 if dtype.itemsize < 4 and dtype.is_floating_point else dtype
-    if str(dtype) in ("torch.uint16", "torch.uint32", "torch.uint64"):
-        wide = torch.int64
-    part = _indexed(tensor, index)
-    for dim in range(part.ndim):
-        if part.stride(dim) == 0 and part.shape[dim] > 1:
-            part = part.narrow(dim, 0, 1)
-    current = part.to(wide)
-    made = {
-        "": lambda: torch.full_like(current, value),
-        "+": lambda: current + value,
-        "-": lambda: current - value,
-        "*": lambda: current * value,
-        "/": lambda: current / value,
-    }[operator]()
-    part.copy_(made.to(dtype))
-
-
-def _indexed(tensor: torch.Tensor, index: Any) -> torch.Tensor:
-    """Numpy's basic indexing, negative steps included: the region's own shape, stride and offset."""
-    from ckpt_cli.arrays.indexing import Region
-
-    region = Region(tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
-    found = region.at(index if isinstance(index, tuple) else (index,))
-    # torch has no negative strides: walk these dimensions backwards, which sets the same elements to one value
-    offset = found.offset + sum(
-        (size - 1) * step for size, step in zip(found.shape, found.stride, strict=True) if step < 0
-    )
-    if not found.numel:
-        offset = 0
-    return tensor.as_strided(found.shape, [abs(step) for step in found.stride], offset)
-
-
 def shares_elements(tensor: torch.Tensor, index: Any) -> bool:
     """Whether the part has elements that are one."""
-    part = _indexed(tensor, index)
+    part = indexed_by_torch(tensor, index)
     return (
         any(size > 1 and step == 0 for size, step in zip(part.shape, part.stride(), strict=True)) and part.numel() > 0
     )

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
-from set_elements import edit, same_states
-from test_set_oracle import edited_by_torch
+from set_elements import edit, edited_by_torch, same_states
 
 from ckpt_cli.ops.show import spell_index
 

@@ -1,145 +1,25 @@
-"""Structural edits of sets of shards: index, sizes and files in step, judged by the readers of their libraries."""
+"""Structural edits of sets of shards: index, sizes and files in step, judged by the readers of the hub."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import Ckpt
 from contract import contents
-from huggingface_hub import load_torch_model, save_torch_state_dict
 from run_edit import State, assert_refused, assert_states, edited, edited_as_told
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
-
-
-def state() -> State:
-    """Tensors for three shards: a, then b, c and d, then e."""
-    torch.manual_seed(0)
-    return {
-        "m.a": torch.randn(20, 5),
-        "m.b": torch.randn(20, 5),
-        "m.c": torch.randn(3),
-        "n.d": torch.arange(4),
-        "n.e": torch.randn(2, dtype=torch.float64),
-    }
-
-
-def tied_state() -> State:
-    """The same with three names for one tensor."""
-    tensors = state()
-    return tensors | {"z.tied": tensors["m.a"], "z.more": tensors["m.a"]}
-
-
-KINDS = ["safetensors", "bin"]
+from safetensors.torch import save_file
+from shard_sets import KINDS, assert_holds, held, index_of, read_shard, renamed, save, state, without
 
 
 @pytest.fixture(params=KINDS)
 def shards(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder that huggingface_hub wrote."""
     return save(state(), tmp_path / "set", request.param)
-
-
-@pytest.fixture(params=KINDS)
-def tied(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """What huggingface_hub writes of tied tensors: one of them and notes in the index, or all of them in one shard."""
-    folder = save(tied_state(), tmp_path / "tied", request.param)
-    assert ties_of(folder) == [["m.a", "z.more", "z.tied"]]
-    assert aliases(folder) == ({"z.tied": "m.a", "z.more": "m.a"} if request.param == "safetensors" else {})
-    return folder
-
-
-def save(tensors: State, folder: Path, kind: str) -> Path:
-    """Write shards of at most 450 bytes."""
-    folder.mkdir(exist_ok=True)
-    save_torch_state_dict(tensors, folder, max_shard_size=450, safe_serialization=kind == "safetensors")
-    return folder
-
-
-def index_of(folder: Path) -> dict[str, Any]:
-    """The index as it stands in the file."""
-    (path,) = folder.glob("*.index.json")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
-def aliases(folder: Path) -> dict[str, str]:
-    """The aliases that the index records."""
-    index = index_of(folder)
-    return {k: v for k, v in index["metadata"].items() if isinstance(v, str) and v in index["weight_map"]}
-
-
-def kind_of(folder: Path) -> str:
-    """Which kind of set it is."""
-    return "safetensors" if list(folder.glob("*.safetensors")) else "bin"
-
-
-def read_shard(path: Path, suffix: str = "") -> State:
-    """What a shard's own library reads from it; the suffix is for a path that has none."""
-    found: State = load_file(path) if (path.suffix or suffix) == ".safetensors" else torch.load(path)
-    return found
-
-
-def held(folder: Path) -> dict[str, State]:
-    """What each shard has."""
-    return {path.name: read_shard(path) for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin")}
-
-
-def whole(folder: Path) -> State:
-    """Every tensor of a set, with the aliases of its index; every name is where the index says, and nowhere else."""
-    index, shards = index_of(folder), held(folder)
-    assert {name: shard for shard, tensors in shards.items() for name in tensors} == index["weight_map"]
-    assert set(index["weight_map"].values()) == set(shards)
-    stored = {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in stored.values()}
-    assert index["metadata"]["total_size"] == sum(storages.values())
-    assert not aliases(folder).keys() & stored.keys()
-    return stored | {name: stored[kept] for name, kept in aliases(folder).items()}
-
-
-def ties_of(folder: Path) -> list[list[str]]:
-    """The names of each tensor that has several."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in sorted(whole(folder).items()):
-        names.setdefault(tensor.data_ptr(), []).append(name)
-    return [several for several in names.values() if len(several) > 1]
-
-
-def assert_holds(folder: Path, wanted: State) -> None:
-    """These tensors and no others, which its own library loads into a module."""
-    assert_states(whole(folder), wanted)
-    model = holder({name: wanted[name] for name in index_of(folder)["weight_map"]})
-    load_torch_model(model, folder, strict=True, safe=kind_of(folder) == "safetensors")
-    assert_states(model.state_dict(), {name: wanted[name] for name in model.state_dict()})
-
-
-def holder(wanted: State) -> nn.Module:
-    """A module whose state_dict has just these names."""
-    root = nn.Module()
-    for name, tensor in wanted.items():
-        *outer, last = name.split(".")
-        at = root
-        for part in outer:
-            if part not in at._modules:
-                at.add_module(part, nn.Module())
-            at = at.get_submodule(part)
-        at.register_buffer(last, torch.zeros_like(tensor))
-    return root
-
-
-def renamed(change: Callable[[str], str]) -> State:
-    """The tensors under other names."""
-    return {change(name): tensor for name, tensor in state().items()}
-
-
-def without(*names: str, of: State | None = None) -> State:
-    """The tensors without some."""
-    return {name: tensor for name, tensor in (of or state()).items() if name not in names}
 
 
 EDITS: dict[str, tuple[list[str], Callable[[], State], int]] = {
@@ -253,93 +133,6 @@ def test_a_cached_set_is_not_edited(tmp_path: Path, shards: Path, ckpt: Ckpt) ->
     for number, path in enumerate(sorted(shards.iterdir())):
         path.symlink_to(path.rename(tmp_path / "blobs" / f"{number:064x}"))
     assert_refused(ckpt, shards, "Hugging Face hub's cache", "rename", "m", "x")
-
-
-# --- ties ------------------------------------------------------------------------------------------------------------
-
-
-def test_ties_follow_a_renaming(tied: Path, ckpt: Ckpt) -> None:
-    edited(ckpt, "rename", tied, "--sub", "^", "net.")
-    assert_holds(tied, {f"net.{name}": tensor for name, tensor in tied_state().items()})
-    assert ties_of(tied) == [["net.m.a", "net.z.more", "net.z.tied"]]
-    assert ckpt("ties", tied, "net.z.tied", "net.z.more").code == 0
-    edited(ckpt, "rename", tied, "net.z", "y")
-    assert ties_of(tied) == [["net.m.a", "y.more", "y.tied"]]
-
-
-def test_removing_the_stored_name_of_a_tie_gives_its_bytes_to_another(tied: Path, ckpt: Ckpt) -> None:
-    edited(ckpt, "rm", tied, "m.a")
-    assert_holds(tied, without("m.a", of=tied_state()))
-    assert ties_of(tied) == [["z.more", "z.tied"]]
-    first, last = sorted(("z.more", "z.tied"), key=lambda name: name in aliases(tied))
-    edited(ckpt, "rm", tied, first)
-    assert_holds(tied, without("m.a", first, of=tied_state()))
-    assert aliases(tied) == {}
-    edited(ckpt, "rm", tied, last)
-    assert_holds(tied, without("m.a"))
-
-
-def test_removing_another_name_of_a_tie_leaves_every_tensor(tied: Path, ckpt: Ckpt) -> None:
-    edited(ckpt, "rm", tied, "z.tied")
-    assert_holds(tied, without("z.tied", of=tied_state()))
-    assert ties_of(tied) == [["m.a", "z.more"]]
-
-
-def test_ties_of_shards_that_do_not_change_come_along_to_a_new_folder(tied: Path, ckpt: Ckpt) -> None:
-    out = tied.with_name("out")
-    edited(ckpt, "cast", tied, "float16", "m.c", "-o", out)
-    assert_holds(out, {name: tensor.half() if name == "m.c" else tensor for name, tensor in tied_state().items()})
-    assert ties_of(out) == [["m.a", "z.more", "z.tied"]]
-    assert ckpt("ties", out, "m.a", "z.tied").code == 0
-
-
-@pytest.mark.parametrize("name", ["z.tied", "m.a"])
-def test_untie_writes_a_tensor_into_its_shard_and_tie_takes_it_out_again(tied: Path, ckpt: Ckpt, name: str) -> None:
-    size = index_of(tied)["metadata"]["total_size"]
-    edited(ckpt, "untie", tied, name)
-    assert_holds(tied, tied_state())
-    assert ties_of(tied) == [sorted({"m.a", "z.more", "z.tied"} - {name})]
-    assert index_of(tied)["metadata"]["total_size"] == size + 400
-    assert ckpt("ties", tied, "m.a", "z.tied").code == 1
-    edited(ckpt, "tie", tied, "z.more", name)
-    assert_holds(tied, tied_state())
-    assert ties_of(tied) == [["m.a", "z.more", "z.tied"]]
-    assert index_of(tied)["metadata"]["total_size"] == size
-    assert ckpt("ties", tied, "m.a", "z.tied").code == 0
-
-
-def test_a_cast_of_a_tied_tensor_keeps_its_ties(tied: Path, ckpt: Ckpt) -> None:
-    done = edited(ckpt, "cast", tied, "float16", "z.tied")
-    assert done["changed"] == ["z.tied"]
-    assert sorted(done["also_changed"]) == ["m.a", "z.more"]
-    assert_holds(tied, {n: t.half() if n in ("m.a", "z.more", "z.tied") else t for n, t in tied_state().items()})
-    assert ties_of(tied) == [["m.a", "z.more", "z.tied"]]
-
-
-@pytest.mark.parametrize("force", [[], ["--force"]], ids=["equal", "forced"])
-def test_tie_across_shards_is_an_alias_in_the_index(tmp_path: Path, ckpt: Ckpt, force: list[str]) -> None:
-    tensors = state() if force else state() | {"m.b": state()["m.a"].clone()}
-    folder = save(tensors, tmp_path / "set", "safetensors")
-    assert index_of(folder)["weight_map"]["m.a"] != index_of(folder)["weight_map"]["m.b"]
-    done = edited(ckpt, "tie", folder, "m.b", "m.a", *force)
-    assert len(done["removed"]) == 1
-    assert aliases(folder) == {"m.a": "m.b"}
-    assert_holds(folder, {**tensors, "m.a": tensors["m.b"]})
-    assert ckpt("ties", folder, "m.a", "m.b").code == 0
-    edited(ckpt, "untie", folder, "m.a")
-    assert aliases(folder) == {}
-    assert_holds(folder, {**tensors, "m.a": tensors["m.b"]})
-    assert ckpt("ties", folder, "m.a", "m.b").code == 1
-
-
-def test_tie_across_pickled_shards_is_refused_and_within_one_it_is_a_shared_storage(tmp_path: Path, ckpt: Ckpt) -> None:
-    tensors = state() | {"m.b": state()["m.a"].clone(), "n.d": state()["m.c"].clone()}
-    folder = save(tensors, tmp_path / "set", "bin")
-    for force in ([], ["--force"]):
-        assert_refused(ckpt, folder, "tensor of another shard", "tie", "m.a", "m.b", *force)
-    edited(ckpt, "tie", folder, "m.c", "n.d")
-    assert_holds(folder, tensors)
-    assert ties_of(folder) == [["m.c", "n.d"]]
 
 
 # --- metadata, and sets that are odd ---------------------------------------------------------------------------------

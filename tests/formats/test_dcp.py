@@ -1,9 +1,8 @@
-"""Distributed checkpoints: what `.metadata` says, chunks, items, and what a hostile one gets."""
+"""Distributed checkpoints: what `.metadata` says, chunks of any cut, items read when they are asked for."""
 
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -12,103 +11,24 @@ from typing import Any
 import dcp_formats
 import pytest
 import torch
-from safetensors.torch import save_file
+from dcp_files import CUTS, QUARTERS, WHOLE, Cut, Writer, edit, values
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
-    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
 
 from ckpt_cli import limits, load
-from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.cli.main import run
-from ckpt_cli.edits.patching import Edit, edit_values
-from ckpt_cli.edits.set_tensors import Changes, assign
-from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError, UnsupportedError
-from ckpt_cli.files.patches import Overlay
+from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.dcp.boxes import Box, Chunks, boxes_of_range
+from ckpt_cli.formats.dcp.boxes import boxes_of_range
 from ckpt_cli.formats.dcp.items import Items
-from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Value
+from ckpt_cli.model.checkpoint import Opaque, Value
 from ckpt_cli.ops.ls import list_entries
-
-Cut = tuple[tuple[int, ...], tuple[int, ...]]
-"""The offsets and sizes of a chunk."""
-
-
-def edit(path: Path, *assignments: str, output: Path | None = None) -> Edit:
-    """What `ckpt set` does."""
-
-    def plan(checkpoint: Checkpoint, overlay: Overlay) -> Changes:
-        return assign(checkpoint, overlay, assignments)
-
-    return edit_values(str(path), plan, output=None if output is None else str(output))
-
-
-def values(path: Path, name: str = "w") -> torch.Tensor:
-    """What `ckpt` reads."""
-    checkpoint = open_checkpoint(str(path))
-    (tensor,) = [tensor for tensor in checkpoint.tensors if tensor.name == name]
-    found = torch.from_numpy(values_of(checkpoint, tensor).copy())
-    checkpoint.close()
-    return found
-
-
-class Writer:
-    """Writes one `.metadata` and one file of items, each as torch's classes and torch.save write them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.listed: dict[str, Any] = {}
-        self.stored: dict[MetadataIndex, _StorageInfo] = {}
-        self.data = b""
-        self.planner_data: Any = {}
-
-    def item(self, value: object) -> _StorageInfo:
-        """Where an object is saved from now on."""
-        buffer = io.BytesIO()
-        torch.save(value, buffer)
-        info = _StorageInfo("__0_0.distcp", len(self.data), len(buffer.getvalue()))
-        self.data += buffer.getvalue()
-        return info
-
-    def tensor(self, name: str, whole: torch.Tensor, cuts: list[Cut]) -> Writer:
-        """Add a tensor in chunks."""
-        chunks = []
-        for offsets, sizes in cuts:
-            box = tuple(slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True))
-            self.stored[MetadataIndex(name, offsets)] = self.item(whole[box].clone())
-            chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
-        self.listed[name] = TensorStorageMetadata(TensorProperties(whole.dtype), whole.shape, chunks)
-        return self
-
-    def write(self) -> Path:
-        """Write both files."""
-        self.path.mkdir(exist_ok=True)
-        meta = StorageMeta()
-        metadata = Metadata(self.listed, self.planner_data, self.stored, meta, "1.0.0")
-        (self.path / ".metadata").write_bytes(pickle.dumps(metadata, 4))
-        (self.path / "__0_0.distcp").write_bytes(self.data)
-        return self.path
-
-
-WHOLE = torch.arange(6 * 8 * 3, dtype=torch.float64).reshape(6, 8, 3)
-QUARTERS: list[Cut] = [
-    ((0, 0, 0), (4, 5, 3)), ((0, 5, 0), (4, 3, 3)), ((4, 0, 0), (2, 1, 3)), ((4, 1, 0), (2, 7, 3)),
-]  # fmt: skip
-CUTS: dict[str, list[Cut]] = {
-    "one": [((0, 0, 0), (6, 8, 3))],
-    "rows": [((0, 0, 0), (1, 8, 3)), ((1, 0, 0), (5, 8, 3))],
-    "columns": [((0, 0, 0), (6, 3, 3)), ((0, 3, 0), (6, 5, 3))],
-    "last": [((0, 0, 0), (6, 8, 1)), ((0, 0, 1), (6, 8, 2))],
-    "quarters": QUARTERS,
-    "empty": [*QUARTERS, ((6, 8, 3), (0, 0, 0))],
-}
 
 
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
@@ -355,238 +275,3 @@ def test_compressed_items_are_listed_and_refused_in_one_line(tmp_path: Path) -> 
     assert found[-1] == Value("epoch", Opaque("<written through stream.zstd/1>"))
     with pytest.raises(UnsupportedError, match=r"'w' was written through stream.zstd/1, which is not read"):
         values(path)
-
-
-# --- what contradicts itself -----------------------------------------------------------------------------------------
-
-
-def _rename_file(name: str) -> Any:
-    def change(writer: Writer) -> None:
-        for info in writer.stored.values():
-            info.relative_path = name
-
-    return change
-
-
-def _chunk(offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Any:
-    def change(writer: Writer) -> None:
-        writer.listed["w"].chunks[0] = ChunkStorageMetadata(offsets, sizes)  # type: ignore[arg-type]
-
-    return change
-
-
-def _every(**fields: object) -> Any:
-    def change(writer: Writer) -> None:
-        for info in writer.stored.values():
-            vars(info).update(fields)
-
-    return change
-
-
-def _listed(**fields: object) -> Any:
-    return lambda writer: vars(writer.listed["w"]).update(fields)
-
-
-CONTRADICTIONS = {
-    "path-up": (_rename_file("../x"), "which is no file of the folder"),
-    "path-absolute": (_rename_file("/etc/passwd"), "which is no file of the folder"),
-    "path-dots": (_rename_file(".."), "which is no file of the folder"),
-    "path-nul": (_rename_file("a\0b"), "which is no file of the folder"),
-    "path-number": (_every(relative_path=3), "where it is, is"),
-    "offset-negative": (_every(offset=-1), "where it is, is"),
-    "offset-huge": (_every(offset=1 << 70), "where it is, is"),
-    "length-bool": (_every(length=True), "where it is, is"),
-    "length-beyond": (_every(length=1 << 40), "should be at bytes"),
-    "transforms": (_every(transform_descriptors=3), "was transformed by 3"),
-    "chunk-negative": (_chunk((-1, 0, 0), (4, 5, 3)), "shape or stride holds -1"),
-    "chunk-beyond": (_chunk((5, 0, 0), (4, 5, 3)), "which reaches beyond it"),
-    "chunk-overflow": (_chunk((1 << 63, 0, 0), (4, 5, 3)), "shape or stride holds"),
-    "chunk-dims": (_chunk((0, 0), (4, 5)), "has a chunk of shape"),
-    "size-overflow": (_listed(size=(1 << 40, 1 << 40)), "more elements than 64 bits can count"),
-    "size-bytes-overflow": (_listed(size=(1 << 61, 2)), "more bytes than 64 bits can count"),
-    "size-text": (_listed(size="abc"), "no tuple of integers"),
-    "chunks-none": (_listed(chunks=None), "its chunks are None"),
-    "properties-none": (_listed(properties=None), "its properties are None"),
-    "entry-none": (lambda writer: writer.listed.update(w=None), "neither a tensor nor a pickled value"),
-    "key-number": (lambda writer: writer.listed.update({3: 4}), "where a name should be"),
-    "index-number": (lambda writer: writer.stored.update({3: 4}), "is no entry"),
-    "listed-none": (lambda writer: setattr(writer, "listed", None), "lists no entries"),
-    "stored-none": (lambda writer: setattr(writer, "stored", None), "does not say where its items are"),
-}
-
-
-@pytest.mark.parametrize(("change", "problem"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
-def test_metadata_that_contradicts_itself_is_refused_at_once(tmp_path: Path, change: Any, problem: str) -> None:
-    writer = Writer(tmp_path / "d").tensor("w", WHOLE, QUARTERS)
-    change(writer)
-    path = writer.write()
-    with pytest.raises((MalformedError, TruncatedError), match=problem) as refused:
-        open_checkpoint(str(path))
-    assert refused.value.path in (str(path / ".metadata"), str(path / "__0_0.distcp"))
-
-
-def _without_place(writer: Writer) -> None:
-    del writer.stored[MetadataIndex("w", (4, 1, 0))]
-
-
-def _swapped(writer: Writer) -> None:
-    one, other = MetadataIndex("w", (0, 0, 0)), MetadataIndex("w", (4, 1, 0))
-    writer.stored[one], writer.stored[other] = writer.stored[other], writer.stored[one]
-
-
-def _no_tensor(writer: Writer) -> None:
-    writer.stored[MetadataIndex("w", (0, 0, 0))] = writer.item({"a": torch.ones(2)})
-
-
-LATE = {
-    "hole": (lambda writer: writer.listed["w"].chunks.pop(), "its chunks have 102 of its 144 elements"),
-    "no-chunks": (lambda writer: writer.listed["w"].chunks.clear(), "its chunks have 0 of its 144 elements"),
-    "overlap": (lambda writer: writer.listed["w"].chunks.append(writer.listed["w"].chunks[0]), "two of its chunks"),
-    "overlap-and-hole": (_chunk((0, 4, 0), (4, 4, 3)), "two of its chunks overlap"),
-    "no-place": (_without_place, r"nothing says where its chunk at \[4, 1, 0\] is"),
-    "swapped": (_swapped, r"should be float64 of shape \[4, 5, 3\], it is float64 of shape \[2, 7, 3\]"),
-    "no-tensor": (_no_tensor, "its item is no tensor"),
-    "into-it": (_every(offset=3), "begins neither a torch.save file nor safetensors"),
-    "dtype": (
-        lambda writer: setattr(writer.listed["w"].properties, "dtype", torch.int64), "should be int64 of shape",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("change", "problem"), LATE.values(), ids=LATE)
-def test_chunks_that_are_not_as_they_should_be_are_told_when_asked_for(
-    tmp_path: Path, change: Any, problem: str
-) -> None:
-    writer = Writer(tmp_path / "d").tensor("w", WHOLE, QUARTERS)
-    change(writer)
-    writer.data += bytes(64)
-    path = writer.write()
-    assert [tensor.name for tensor in open_checkpoint(str(path)).tensors] == ["w"]
-    with pytest.raises(MalformedError, match=problem) as refused:
-        values(path)
-    assert "\n" not in str(refused.value)
-
-
-def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "d").tensor("w", WHOLE, QUARTERS)
-    writer.listed["x"] = writer.listed["w"]
-    path = writer.write()
-    data = (path / ".metadata").read_bytes()
-    assert data.count(b"\x8c\x01x") == 1
-    (path / ".metadata").write_bytes(data.replace(b"\x8c\x01x", b"\x8c\x01w"))
-    with pytest.raises(MalformedError, match="two entries called 'w'"):
-        open_checkpoint(str(path))
-
-
-def _state(fields: bytes) -> bytes:
-    """A pickled `Metadata` with the given pairs as its state."""
-    head = b"\x80\x04\x8c\x25torch.distributed.checkpoint.metadata\x8c\x08Metadata\x93)\x81}("
-    assert len("torch.distributed.checkpoint.metadata") == 0x25
-    return head + fields + b"ub."
-
-
-SD, ST = b"\x8c\x13state_dict_metadata", b"\x8c\x0cstorage_data"
-TENSOR = b"\x8c\x25torch.distributed.checkpoint.metadata\x8c\x15TensorStorageMetadata\x93)\x81"
-
-HOSTILE = {
-    "cyclic": _state(SD + b"}\x94(\x8c\x01ah\x00u" + ST + b"}"),
-    "deep": _state(SD + b"}(\x8c\x01a" + b"]" * 50_000 + b"a" * 49_999 + b"u" + ST + b"}"),
-    "no-fields": _state(SD + b"}(\x8c\x01a" + TENSOR + b"u" + ST + b"}"),
-    "a-call-as-metadata": b"\x80\x04\x8c\x25torch.distributed.checkpoint.metadata\x8c\x06system\x93\x8c\x02ls\x85R.",
-    "wide-state": _state(SD + b"}" + ST + b"}" + b"".join(b"\x8c\x03%03dN" % n for n in range(100))),
-    "odd-state": _state(SD + b"}" + ST + b"}" + b"K\x01K\x02"),
-}
-
-
-@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_metadata_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / ".metadata").write_bytes(data)
-    with pytest.raises(CkptError) as refused:
-        open_checkpoint(str(tmp_path))
-    assert len(str(refused.value)) < 1000
-    assert refused.value.path == str(tmp_path / ".metadata")
-
-
-def test_chunks_shared_by_all_tensors_are_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CHUNKS", 10_000)
-    writer = Writer(tmp_path / "d")
-    chunk = ChunkStorageMetadata(torch.Size([0]), torch.Size([0]))
-    shared = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([8]), [chunk] * 2000)
-    writer.listed = {f"w{number}": shared for number in range(2000)}
-    with pytest.raises(LimitError):
-        open_checkpoint(str(writer.write()))
-
-
-def test_comparing_chunks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CHUNK_PAIRS", 1000)
-    boxes = [Box((0, 0), (100, 1)), *(Box((row, 1), (100 - row, 1)) for row in range(100))]
-    with pytest.raises((LimitError, MalformedError)):
-        Chunks((100, 200), boxes).meeting(0, 1)
-
-
-def test_a_grid_of_many_chunks_is_checked_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CHUNK_PAIRS", 100 * 100 * 100)
-    grid = Chunks((100, 100), [Box((row, column), (1, 1)) for row in range(100) for column in range(100)])
-    assert grid.meeting(205, 206) == range(205, 206)
-    columns = Chunks((2, 10_000), [Box((0, column), (2, 1)) for column in range(10_000)])
-    assert 17 in columns.meeting(17, 18)
-
-
-def test_elements_scattered_without_end_are_not_set_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Writer(tmp_path / "d").tensor("w", WHOLE, CUTS["last"]).write()
-    monkeypatch.setattr(limits, "SCATTERED", 50)
-    old = (path / "__0_0.distcp").read_bytes()
-    with pytest.raises(UnsupportedError, match="in so many pieces"):
-        edit(path, "w=1")
-    assert (path / "__0_0.distcp").read_bytes() == old
-    edit(path, "w[0]=1")
-
-
-# --- safetensors of ranks --------------------------------------------------------------------------------------------
-
-
-def hf_folder(path: Path, cuts: list[Cut], whole: torch.Tensor = WHOLE) -> Path:
-    """What HuggingFaceStorageWriter leaves that saves a file a rank and does not consolidate them."""
-    path.mkdir()
-    for number, (offsets, sizes) in enumerate(cuts, start=1):
-        box = tuple(slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True))
-        info = {"w": {"saved_offsets": list(offsets)}}
-        save_file(
-            {"w": whole[box].contiguous()},
-            path / f"shard-{number:05}-model-00001-of-00001.safetensors",
-            metadata={"DCP_SHARDING_INFO": json.dumps(info), "DCP_VERSION": "1.0", "format": "pt"},
-        )
-    return path
-
-
-@pytest.mark.parametrize("name", ["one", "rows", "columns", "last", "quarters"])
-def test_safetensors_of_ranks_are_joined_as_torch_consolidates_them(tmp_path: Path, name: str) -> None:
-    from safetensors.torch import load_file
-    from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files
-
-    path = hf_folder(tmp_path / "d", CUTS[name])
-    assert open_checkpoint(str(path)).format == "dcp"
-    edit(path, "w[1,2:7]=-1")
-    (tmp_path / "whole").mkdir()
-    consolidate_safetensors_files(str(path), str(tmp_path / "whole"), {"w": 1})
-    (whole,) = (tmp_path / "whole").glob("*.safetensors")
-    expected = WHOLE.clone()
-    expected[1, 2:7] = -1
-    assert torch.equal(load_file(whole)["w"], expected)
-    assert torch.equal(values(path), expected)
-
-
-def test_safetensors_of_ranks_without_one_rank_are_told(tmp_path: Path) -> None:
-    path = hf_folder(tmp_path / "d", QUARTERS)
-    (path / "shard-00002-model-00001-of-00001.safetensors").unlink()
-    with pytest.raises(MalformedError, match="a rank did not save its own"):
-        values(path)
-
-
-@pytest.mark.parametrize("info", ["[", "[]", "{}x", '{"w": 3}', '{"w": {"saved_offsets": [0, -1, 0]}}', "[" * 90_000])
-def test_bad_sharding_info_is_refused_in_one_line(tmp_path: Path, info: str) -> None:
-    path = tmp_path / "shard-00001-model-00001-of-00001.safetensors"
-    save_file({"w": WHOLE}, path, metadata={"DCP_SHARDING_INFO": info})
-    with pytest.raises(MalformedError, match="DCP_SHARDING_INFO") as refused:
-        open_checkpoint(str(tmp_path))
-    assert refused.value.path == str(path)

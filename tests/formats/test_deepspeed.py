@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_dcp import edit
+from dcp_files import edit
 
 from ckpt_cli.errors import MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint

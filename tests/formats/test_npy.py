@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Ckpt, refused
+from npy_files import DTYPES, headed, npy
 
 import ckpt_cli
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Opaque, Tensor, Value
-
-DTYPES = ["<f2", "<f4", "<f8", ">f2", ">f4", ">f8", "<i8", ">i8", "|i1", "<i2", ">i4", "|u1", "<u2", ">u4", "<u8",
-          "|b1", "<c8", ">c8", "<c16"]  # fmt: skip
-
-
-def npy(array: Any, version: tuple[int, int] | None = None) -> bytes:
-    """What numpy writes."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.asanyarray(array), version)
-    return buffer.getvalue()
-
-
-def headed(header: bytes, content: bytes = b"", version: int = 1) -> bytes:
-    """An array file with that header."""
-    size = len(header).to_bytes(2 if version == 1 else 4, "little")
-    return b"\x93NUMPY" + bytes((version, 0)) + size + header + content
 
 
 def write(folder: Path, content: bytes, name: str = "x.npy") -> str:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ckpt, refused
+from npy_files import DTYPES, headed, npy
 from safetensors.numpy import load_file
-from test_npy import DTYPES, headed, npy
 
 import ckpt_cli
 from ckpt_cli import limits

@@ -1,20 +1,20 @@
-"""safetensors files: whatever the reference library accepts or refuses, we do too, and read the same from it."""
+"""safetensors files: whatever the reference library accepts or refuses, we do too, and read the same."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from builders import st as files
-from builders.st import floats, info
+from builders.st import info
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file, save_model
+from safetensors_oracle import DATA, SOUND, agree, one, opened, ours, several, text, theirs
 from torch import nn
 
 from ckpt_cli import limits
@@ -22,85 +22,6 @@ from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.dtypes import BY_SAFETENSORS
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError, UnknownFormatError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model.checkpoint import Checkpoint
-
-DATA = bytes(range(16))
-SOUND = {"a": info("F32", [4], 0, 16)}
-
-
-def theirs(content: bytes) -> dict[str, dict[str, Any]] | None:
-    """What the reference reads: dtype, shape and bytes of each name; None where it refuses the file."""
-    try:
-        return dict(deserialize(content))
-    except SafetensorError:
-        return None
-
-
-def opened(folder: Path, content: bytes) -> Checkpoint:
-    """A file of that content, opened."""
-    path = folder / "some.safetensors"
-    path.write_bytes(content)
-    return open_checkpoint(str(path))
-
-
-def ours(folder: Path, content: bytes) -> dict[str, dict[str, Any]] | None:
-    """What we read, told as the reference tells it; None where we refuse the file."""
-    try:
-        checkpoint = opened(folder, content)
-    except CkptError as error:
-        refused = error
-    else:
-        return read(checkpoint)
-    assert refused.path == str(folder / "some.safetensors")
-    assert "\n" not in str(refused)
-    return None
-
-
-def read(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    """Every tensor, told as the reference tells it."""
-    found = {}
-    for tensor in checkpoint.tensors:
-        if tensor.alias_of is None:
-            assert tensor.storage is not None
-            data = bytearray(checkpoint.container.view(tensor.storage, 0, tensor.storage.nbytes))
-            found[tensor.name] = {"shape": list(tensor.shape or ()), "dtype": tensor.dtype.name, "data": data}
-    checkpoint.close()
-    return found
-
-
-def agree(folder: Path, content: bytes) -> bool:
-    """Compare the verdicts and what is read; whether the file is accepted."""
-    expected, found = theirs(content), ours(folder, content)
-    assert (found is None) == (expected is None)
-    if found is None or expected is None:
-        return False
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        spelled = BY_SAFETENSORS[tensor["dtype"]].name
-        if found[name]["dtype"] == "float4_e2m1fn_x2":
-            spelled, tensor["shape"][-1] = "float4_e2m1fn_x2", tensor["shape"][-1] // 2
-        assert found[name] == {"shape": tensor["shape"], "dtype": spelled, "data": tensor["data"]}
-    return True
-
-
-def one(header: str = "", data: bytes = DATA, **fields: Any) -> bytes:
-    """A file of one tensor of 16 bytes: its fields changed, or its header given."""
-    return files.file(header or {"a": {**SOUND["a"], **fields}}, data)
-
-
-def text(inside: str) -> str:
-    """A header with something more among the fields of its tensor."""
-    return '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]' + inside + "}}"
-
-
-def several(*counts: int, order: str = "", cut: int = 0, **changed: tuple[int, int]) -> bytes:
-    """Tensors t0, t1… of so many floats each, their offsets changed by name, the names in some order."""
-    header, data = floats(*counts)
-    for name, offsets in changed.items():
-        header[name]["data_offsets"] = list(offsets)
-    header = {name: header[name] for name in order.split()} if order else header
-    return files.file(header, data[: len(data) - cut])
-
 
 ACCEPTED: dict[str, bytes] = {
     "a tensor": one(),
@@ -269,44 +190,6 @@ def test_packed_float4_is_counted_as_torch_counts_it(tmp_path: Path) -> None:
     for shape in ([3, 2, 1], [1, 6, 1]):  # an odd last dimension has no pairs
         (odd,) = opened(tmp_path, files.file({"a": info("F4", shape, 0, 3)}, bytes(3))).tensors
         assert (str(odd.dtype), odd.shape) == ("float4_e2m1fn", tuple(shape))
-
-
-# --- any header ------------------------------------------------------------------------------------------------------
-
-NUMBERS = st.sampled_from([0, 1, 2, 4, 8, 16, 24, 2**32, 2**63, 2**64 - 1, 2**64, -1, 1.0, True, None, "4", "-0"])
-FIELDS: dict[str, st.SearchStrategy[Any]] = {
-    "dtype": st.sampled_from(["F32", "I64", "U8", "BOOL", "F4", "F6_E2M3", "f32", "", None, 1, ["F32"]]),
-    "shape": st.lists(NUMBERS, max_size=4) | st.sampled_from([None, "", 4, {}]),
-    "data_offsets": st.lists(NUMBERS, max_size=3) | st.sampled_from([None, "", 4]),
-    "extra": st.recursive(st.none() | st.integers() | st.text(max_size=2), lambda inner: st.lists(inner, max_size=2)),
-}
-
-
-@st.composite
-def headers(draw: st.DrawFn) -> bytes:
-    """A sound file, a few things of which were changed."""
-    header, data = floats(*draw(st.lists(st.integers(0, 4), max_size=4)))
-    header = {name: header[name] for name in draw(st.permutations(sorted(header)))}
-    for _ in range(draw(st.integers(0, 3))):
-        if header:
-            target = header[draw(st.sampled_from(sorted(header)))]
-            field = draw(st.sampled_from(sorted(FIELDS)))
-            if draw(st.booleans()):
-                target.pop(field, None)
-            else:
-                target[field] = draw(FIELDS[field])
-    if draw(st.booleans()):
-        header["__metadata__"] = draw(st.none() | st.dictionaries(st.text(max_size=3), st.text(max_size=3) | st.none()))
-    raw = json.dumps(header, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass").replace(b'"-0"', b"-0")
-    padding = draw(st.sampled_from([b"", b" ", b"\n", b"\0"]))
-    more = draw(st.integers(-1, 1))
-    return files.file(raw + padding, data[:more] if more < 0 else data + bytes(more))
-
-
-@settings(max_examples=500, deadline=None)
-@given(headers())
-def test_any_header_gets_the_reference_s_verdict(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    agree(tmp_path_factory.getbasetemp(), content)
 
 
 @settings(max_examples=400, deadline=None)

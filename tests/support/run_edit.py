@@ -1,6 +1,6 @@
 """What the tests of structural edits share: an edit that is done, one that is refused, and what every format refuses.
 
-The tests stand in test_safetensors_edits.py, test_shard_edits.py (sets) and test_structural_edits.py (pickles).
+The tests stand in test_safetensors_*.py, test_shard_*.py (sets) and test_structural_*.py (pickles) of tests/edits.
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+"""Whether the reference library and `ckpt` take a safetensors file, and that both read the same from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from builders import st as files
+from builders.st import floats, info
+from safetensors import SafetensorError, deserialize
+
+from ckpt_cli.dtypes import BY_SAFETENSORS
+from ckpt_cli.errors import CkptError
+from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.model.checkpoint import Checkpoint
+
+DATA = bytes(range(16))
+SOUND = {"a": info("F32", [4], 0, 16)}
+
+
+def theirs(content: bytes) -> dict[str, dict[str, Any]] | None:
+    """What the reference reads: dtype, shape and bytes of each name; None where it refuses the file."""
+    try:
+        return dict(deserialize(content))
+    except SafetensorError:
+        return None
+
+
+def opened(folder: Path, content: bytes) -> Checkpoint:
+    """A file of that content, opened."""
+    path = folder / "some.safetensors"
+    path.write_bytes(content)
+    return open_checkpoint(str(path))
+
+
+def ours(folder: Path, content: bytes) -> dict[str, dict[str, Any]] | None:
+    """What we read, told as the reference tells it; None where we refuse the file."""
+    try:
+        checkpoint = opened(folder, content)
+    except CkptError as error:
+        refused = error
+    else:
+        return read(checkpoint)
+    assert refused.path == str(folder / "some.safetensors")
+    assert "\n" not in str(refused)
+    return None
+
+
+def read(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Every tensor, told as the reference tells it."""
+    found = {}
+    for tensor in checkpoint.tensors:
+        if tensor.alias_of is None:
+            assert tensor.storage is not None
+            data = bytearray(checkpoint.container.view(tensor.storage, 0, tensor.storage.nbytes))
+            found[tensor.name] = {"shape": list(tensor.shape or ()), "dtype": tensor.dtype.name, "data": data}
+    checkpoint.close()
+    return found
+
+
+def agree(folder: Path, content: bytes) -> bool:
+    """Compare the verdicts and what is read; whether the file is accepted."""
+    expected, found = theirs(content), ours(folder, content)
+    assert (found is None) == (expected is None)
+    if found is None or expected is None:
+        return False
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        spelled = BY_SAFETENSORS[tensor["dtype"]].name
+        if found[name]["dtype"] == "float4_e2m1fn_x2":
+            spelled, tensor["shape"][-1] = "float4_e2m1fn_x2", tensor["shape"][-1] // 2
+        assert found[name] == {"shape": tensor["shape"], "dtype": spelled, "data": tensor["data"]}
+    return True
+
+
+def one(header: str = "", data: bytes = DATA, **fields: Any) -> bytes:
+    """A file of one tensor of 16 bytes: its fields changed, or its header given."""
+    return files.file(header or {"a": {**SOUND["a"], **fields}}, data)
+
+
+def text(inside: str) -> str:
+    """A header with something more among the fields of its tensor."""
+    return '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]' + inside + "}}"
+
+
+def several(*counts: int, order: str = "", cut: int = 0, **changed: tuple[int, int]) -> bytes:
+    """Tensors t0, t1… of so many floats each, their offsets changed by name, the names in some order."""
+    header, data = floats(*counts)
+    for name, offsets in changed.items():
+        header[name]["data_offsets"] = list(offsets)
+    header = {name: header[name] for name in order.split()} if order else header
+    return files.file(header, data[: len(data) - cut])
