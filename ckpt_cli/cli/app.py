@@ -64,7 +64,7 @@ class LazyCommands(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """Import and build one command; None for a name that is none."""
+        """Import and build one command; None for a name that is not a command."""
         if cmd_name not in self.commands:
             return None
         if self.commands[cmd_name] is None:
@@ -93,7 +93,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """What stands before the command."""
+    """Read the options before the command's name."""
 
 
 def build() -> Any:

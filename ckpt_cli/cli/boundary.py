@@ -1,4 +1,4 @@
-"""Where every error of a command becomes one line on stderr, a hint, and an exit code."""
+"""The boundary at which every error of a command becomes one line on stderr, a hint, and an exit code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ckpt_cli.render.text import escaped, name_text
 
 TROUBLE = 2
 BROKEN_PIPE = 141
-"""What a shell reports of a process that SIGPIPE ended."""
+"""The exit code that a shell reports for a process that SIGPIPE ended."""
 
 _LINE = 1_000
 """Characters of a line on stderr, as a hostile file's names have no end; the middle of a longer one is left out."""
@@ -84,7 +84,7 @@ def _interrupts_kept() -> Iterator[None]:
 
 
 def _is_broken_pipe(error: BaseException) -> bool:
-    """Whether nobody reads stdout any more; typer makes exit 1 of it, which would mean that the answer is no."""
+    """True if nobody reads stdout any more; typer makes exit 1 of it, which would mean that the answer is no."""
     return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
 
 
@@ -138,7 +138,7 @@ def _problem_and_hint(error: Exception) -> tuple[str, str | None]:
 
 
 def _os_words(error: OSError) -> tuple[str, str | None]:
-    """What the operating system says, with the file that it says it of."""
+    """Return the operating system's message, with the file that it is about."""
     problem = error.strerror or str(error)
     name = error.filename
     if isinstance(name, bytes):
@@ -152,7 +152,7 @@ _FREE = {
     Outcome.UNCHANGED: "free some space and try again",
     Outcome.UNFINISHED: "free some space, then run a ckpt command such as ls on it",
 }
-"""What to do about a full disk, by how the error left the files."""
+"""Return a hint for a full disk, by the state in which the error left the files."""
 
 
 def _is_full(error: OSError) -> bool:

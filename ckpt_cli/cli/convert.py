@@ -19,7 +19,7 @@ from ckpt_cli.render.convert import conversion_text
 
 
 class Shared(str, Enum):
-    """What becomes of tensors that share bytes."""
+    """The values of `--shared`: how tensors that share bytes are written."""
 
     keep_one = KEEP_ONE
     clone = CLONE

@@ -15,7 +15,7 @@ from ckpt_cli.render.hash import hashes_text, verdict_text
 
 
 class Algorithm(str, Enum):
-    """What `--algorithm` takes."""
+    """The values of `--algorithm`."""
 
     blake3 = "blake3"
     sha256 = "sha256"
@@ -59,7 +59,7 @@ def hash_command(
 
 
 def _verified(file: str, manifest: Hashes, found: Hashes, layout: str) -> int:
-    """Tell what differs from the manifest; returns the exit code."""
+    """Print the differences from the manifest; return the exit code."""
     verdict = compare(manifest, found)
     if layout == "json":
         from ckpt_cli.render.json import verified_json

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sort(str, Enum):
-    """What `--sort` takes."""
+    """The values of `--sort`."""
 
     name = "name"
     size = "size"

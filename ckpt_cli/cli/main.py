@@ -1,4 +1,4 @@
-"""Where the command line begins: nothing is imported before an interrupt can be told from an error."""
+"""The entry point of the command line: nothing is imported before interrupts are handled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 INTERRUPTED = 130
-"""What a shell reports of a process that SIGINT ended."""
+"""The exit code that a shell reports for a process that SIGINT ended."""
 
 
 def run(args: Sequence[str]) -> int:

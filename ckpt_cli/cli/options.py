@@ -22,7 +22,7 @@ from ckpt_cli.render.text import escaped
 
 
 class Style(str, Enum):
-    """How an answer is laid out."""
+    """The layout of an answer."""
 
     auto = "auto"
     table = "table"
@@ -91,9 +91,9 @@ WeightsOnly = Annotated[
 
 @contextmanager
 def opened(path: str) -> Iterator[Checkpoint]:
-    """The checkpoint at a path, closed at the end; errors that do not name their file get its name.
+    """Context manager: open the checkpoint at a path; errors that do not name their file get its name.
 
-    What is odd about it is told on stderr. Raises ChangedError where values were read that another process changed.
+    Its notes and warnings are printed on stderr. Raises ChangedError if another process changed values that were read.
     """
     with about(path), closing(open_checkpoint(path)) as checkpoint, unchanged(checkpoint.container.files):
         said = [f"note: {escaped(path)}: {escaped(note)}\n" for note in checkpoint.notes]
@@ -112,7 +112,7 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)")
 
 
 def size_of(text: str) -> int:
-    """The bytes that `5GB` or `512MiB` are, powers of ten but for those with an i, as huggingface_hub counts."""
+    """Return the bytes of a size such as `5GB` or `512MiB`: powers of ten, or of two with an i, as huggingface_hub."""
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or not float(match[1]):

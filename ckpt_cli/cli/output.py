@@ -1,4 +1,4 @@
-"""How answers reach stdout."""
+"""Output of answers on stdout."""
 
 from __future__ import annotations
 

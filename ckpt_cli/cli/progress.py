@@ -1,4 +1,4 @@
-"""What commands that read every byte share: their threads, and how far they are."""
+"""Threads and a progress line for the commands that read every byte."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EVERY = 0.1
 
 @contextmanager
 def workers(jobs: int) -> Iterator[Executor]:
-    """Threads to map work on; what is still to be done when an error ends it is dropped."""
+    """Context manager: an executor of threads; jobs that have not begun when an error ends it are dropped."""
     from concurrent.futures import ThreadPoolExecutor
 
     pool = ThreadPoolExecutor(jobs or _processors())
@@ -38,13 +38,13 @@ def workers(jobs: int) -> Iterator[Executor]:
 
 
 def _processors() -> int:
-    """Those that this process may use, where the system tells."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def watched() -> Iterator[Callable[[int, int], None] | None]:
-    """What `progress` gives where somebody looks at a terminal, else None, so that nothing need be counted."""
+    """Context manager: the callback of `progress` where stderr is a terminal, else None, so that nothing is counted."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -54,7 +54,7 @@ def watched() -> Iterator[Callable[[int, int], None] | None]:
 
 @contextmanager
 def progress() -> Iterator[Callable[[int, int], None]]:
-    """A function to be told of bytes done and bytes in all; on a terminal it shows them after a second, on one line."""
+    """Context manager: a callback for bytes done and total bytes, which a terminal shows on one line after a second."""
     begin = time.monotonic()
     shown = 0.0
 

@@ -1,4 +1,4 @@
-"""What commands that write a checkpoint anew have in common: options in, a report out."""
+"""The common part of the commands that rewrite a checkpoint: options in, a report out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Options", "edit"]
 
 
 def edit(file: str, plan: Callable[[Checkpoint], Planned], options: Options, *, json: bool) -> None:
-    """Carry out an edit and tell what it did: on stderr, or as JSON on stdout."""
+    """Carry out an edit and report it: on stderr, or as JSON on stdout."""
     with watched() as on_progress:
         done = rewrite(file, plan, replace(options, on_progress=on_progress))
     if json:

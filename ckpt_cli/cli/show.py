@@ -55,7 +55,7 @@ def show_command(
 
 
 def _is_named(item: Item, argument: str) -> bool:
-    """Whether the item is what the argument names itself, rather than the one thing below a prefix."""
+    """True if the item is what the argument names itself, rather than the one thing below a prefix."""
     name = item.name if isinstance(item, Value) else item.tensor.name
     return argument.lstrip("\"'").startswith(name)
 

@@ -15,7 +15,7 @@ from ckpt_cli.render.stats import stats_text
 
 
 class Key(str, Enum):
-    """What `--sort` takes: the columns."""
+    """The values of `--sort`: the columns."""
 
     name = "name"
     numel = "numel"

@@ -1,4 +1,4 @@
-"""What stands right of the `=` of an assignment: numbers, lists and arrays in files."""
+"""The right side of the `=` of an assignment: numbers, lists and arrays in files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Assignment:
 
 
 def parse_assignment(text: str) -> Assignment:
-    """Split at the first `=` outside brackets and quotes; raises UsageError where there is none."""
+    """Split at the first `=` outside brackets and quotes; raise UsageError where there is no `=`."""
     quote, depth = "", 0
     for position, char in enumerate(text):
         if quote:

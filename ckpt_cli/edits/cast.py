@@ -1,4 +1,4 @@
-"""What `cast` does: floating tensors as those of another dtype, with all that shares their bytes."""
+"""The plan of `cast`: floating tensors in another dtype, with all tensors that share their bytes."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def dtype_named(name: str) -> DType:
 
 
 def _is_target(dtype: DType) -> bool:
-    """Whether floating values can be cast to it: each takes whole bytes."""
+    """True if floating values can be cast to it: each takes whole bytes."""
     return dtype.is_plain_float and dtype.numpy is not None
 
 
 _SHORT = {"fp64": "float64", "double": "float64", "fp32": "float32", "float": "float32", "fp16": "float16",
           "half": "float16", "bf16": "bfloat16", "fp8": "float8_e4m3fn", "f32": "float32",
           "f16": "float16"}  # fmt: skip
-"""What people call dtypes."""
+"""Short names of dtypes."""
 
 
 def plan_cast(
@@ -131,7 +131,7 @@ def other_floats(tensors: Iterable[Tensor], dtype: DType) -> Iterator[Tensor]:
 
 
 def _is_castable(tensor: Tensor) -> bool:
-    """Whether a tensor is floating and no more than its elements.
+    """True if a tensor is floating and no more than its elements.
 
     A quantized tensor's scales, or what a subclass is made of, mean something only together with what else the
     pickle says of it.

@@ -1,4 +1,4 @@
-"""What `convert` does: a checkpoint of any format that can be read, written anew in another one."""
+"""The engine of `convert`: write a checkpoint of any readable format as a new one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PICKLED = ("zip", "legacy", "pickle")
 def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
     """Write the checkpoint `path` as `output`, all or nothing.
 
-    Raises RefusedError where something would not come along, or for an output that is there already; UnsupportedError
+    Raises RefusedError where something would be lost, or for an output that is there already; UnsupportedError
     for what no format could take.
     """
     target = target_of(output, options.to, sharded=options.max_shard is not None)
@@ -91,7 +91,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
 
 
 def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: Plan) -> Beside | None:
-    """What becomes of the files beside the weights of a model whose new folder is like its old one."""
+    """Return the plan for the files beside a model's weights, where the new folder is like the old one."""
     beside = files_beside(checkpoint, output)
     if beside is None:
         return None
@@ -136,7 +136,7 @@ def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
 
 
 def _planned(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> Plan:
-    """What is to be written, and what is not."""
+    """Return the plan: what is written, and what is left out."""
     prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
     selected = _selected(checkpoint, prefix)
@@ -153,9 +153,9 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
 
 
 def _has_a_document(checkpoint: Checkpoint) -> bool:
-    """Whether it is one pickle that can become that of a torch zip file as it is.
+    """True if it is one pickle that can become that of a torch zip file as it is.
 
-    What pickle.dump wrote of a plain dict of tensors has their bytes within the pickle: that is better written anew.
+    What pickle.dump wrote of a plain dict of tensors has their bytes within the pickle: that is better rewritten.
     """
     if checkpoint.format not in _PICKLED or "[1]" in checkpoint.top_level:  # a stream may have several saves
         return False
@@ -214,7 +214,7 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> P
 
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:
-    """Whether it is an array of numpy's, which comes along as the object that it is."""
+    """True if it is an array of numpy's, which is kept as the object that it is."""
     from ckpt_cli.pickles.tensors.inline_bytes import Embedded
 
     return isinstance(tensor.storage, Embedded)

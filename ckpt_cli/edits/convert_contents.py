@@ -40,16 +40,16 @@ _EXTENTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Casting:
-    """What floats become, if anything."""
+    """The new dtype of floats; None to keep theirs."""
 
     dtype: DType | None
     losses: Losses
-    """Where what is lost is counted, once it is written."""
+    """The counts of values that a cast loses, complete once all is written."""
     executor: Executor | None = None
-    """What casts pieces side by side."""
+    """The executor that casts pieces in parallel."""
 
     def of(self, dtype: DType) -> DType:
-        """What elements of a dtype become."""
+        """Return the new dtype of elements of a dtype."""
         return self.dtype if self.dtype is not None and dtype.category == "float" else dtype
 
 
@@ -113,7 +113,7 @@ def cast_storage(checkpoint: Checkpoint, storage: Storage, numel: int, cast: Cas
 def _cast_pieces(
     pieces: Callable[[], Iterator[bytes | memoryview]], casting: Casting, cast: Cast
 ) -> Callable[[Write], None]:
-    """What writes pieces of a tensor in another dtype: some are cast while others are read and written."""
+    """Return a writer that casts a tensor's pieces on the executor and writes them in order."""
 
     def one(piece: bytes | memoryview) -> tuple[memoryview, Losses]:
         found = type(casting.losses)()
@@ -129,13 +129,13 @@ def _cast_pieces(
 
 
 def _is_as_stored(tensor: Tensor) -> bool:
-    """Whether the elements stand in the file in order and as they are to be written."""
+    """True if the elements stand in the file in order and as they are to be written."""
     swapped = tensor.big_endian and tensor.dtype.bits > 8
     return tensor.is_contiguous and not (tensor.conj or tensor.neg or swapped)
 
 
 def _extents(checkpoint: Checkpoint, tensor: Tensor) -> Sequence[Extent] | None:
-    """Where a contiguous tensor's bytes are; None where they are compressed or in far too many places."""
+    """Return the places of a contiguous tensor's bytes; None where they are compressed or in far too many places."""
     if tensor.storage is None:
         return None
     begin, end = tensor.span

@@ -38,7 +38,7 @@ class Leaves:
     tensors: list[Tensor] = field(default_factory=list)
     values: list[SavedValue] = field(default_factory=list)
     not_kept: list[str] = field(default_factory=list)
-    """What a distributed checkpoint does not say of the state, in words."""
+    """The facts about the state that a distributed checkpoint cannot hold, in words."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class _Folder:
         return self.new.nbytes
 
     def measured(self) -> Written:
-        """What would be written."""
+        """Return the names of the files and the bytes that would be written."""
         names: list[str] = []
         nbytes = self.writer.write_folder(self.new, names.append, no_progress)  # which makes no file
         return tuple(names), nbytes
@@ -185,7 +185,7 @@ def _renamed(leaves: Leaves) -> Leaves:
 
 
 def leaves_of_pickle(checkpoint: Checkpoint, graph: Graph, prefix: str) -> Leaves | None:
-    """The leaves of the mapping at a prefix of a pickle, as torch flattens it; None where there is no mapping."""
+    """Return the leaves of the mapping at a prefix of a pickle, as torch flattens it; None if it is not a mapping."""
     root = node_at(graph.root, prefix, Opener(Budget(graph.nbytes)))
     if not _is_mapping(root):
         return None
@@ -268,7 +268,7 @@ class _Traversal:
         return False
 
     def _children(self, node: object) -> _Pairs:
-        """What is in a container, by the keys that a distributed checkpoint gives it."""
+        """Return the children of a container, by the keys that a distributed checkpoint gives them."""
         if type(node) is list:
             self._budget.steps(len(node))
             yield from enumerate(node)

@@ -1,4 +1,4 @@
-"""What a conversion can be told, and what it tells."""
+"""Options and result of a conversion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Written = tuple[tuple[str, ...], int]
 KEEP_ONE, CLONE, ERROR = "keep-one", "clone", "error"
 
 NOT_STATE = "not in the state_dict of the module"
-"""Why what else a module has does not come along."""
+"""The reason to leave out what a module has besides its state_dict."""
 
 _MOST = 20
 """Names that are spelled out."""
@@ -33,40 +33,40 @@ _MOST = 20
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """What a conversion can be told."""
+    """Options of a conversion."""
 
     to: str | None = None
-    """The name of the format; None for what the output's name says."""
+    """The name of the format; None to choose it by the output's name."""
     select: str = ""
-    """The prefix that becomes the whole."""
+    """The prefix below which entries are taken; empty for all."""
     dtype: DType | None = None
-    """What floats become."""
+    """The new dtype of floats."""
     max_shard: int | None = None
     """Bytes of one shard, where shards are wanted."""
     shared: str = KEEP_ONE
-    """What becomes of tensors that share bytes: `keep-one`, `clone` or `error`."""
+    """How tensors that share bytes are written: `keep-one`, `clone` or `error`."""
     tensors_only: bool = False
-    """Whether what the format cannot hold may be left out."""
+    """True if what the format cannot hold may be left out."""
     lossy: bool = False
-    """Whether values may become infinite or zero in a cast."""
+    """True if values may become infinite or zero in a cast."""
     raw: bool = False
-    """Whether the numbers of scaled and packed weights may be cast as they are stored."""
+    """True if the numbers of scaled and packed weights may be cast as they are stored."""
     weights_only: bool = False
-    """Whether a new folder gets no copies of the files beside the weights."""
+    """True if a new folder gets no copies of the files beside the weights."""
     force: bool = False
-    """Whether what is there already may be replaced."""
+    """True if what is there already may be replaced."""
     dry_run: bool = False
     progress: Progress = field(default=no_progress)
-    """Told of bytes as they are written."""
+    """Called with the number of bytes just written."""
     on_progress: OnProgress | None = None
-    """Told of bytes done and bytes in all, once it takes a while, instead."""
+    """Called instead with bytes done and bytes in all, once the conversion takes a while."""
     executor: Executor | None = None
-    """What casts side by side."""
+    """The executor that casts in parallel."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Something that does not come along."""
+    """An entry that is left out, and the reason."""
 
     name: str
     why: str
@@ -75,36 +75,36 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a conversion did, or would do."""
+    """The result of a conversion, or of its dry run."""
 
     path: str
     output: str
     format: str
     """The name of the new format."""
     what: str
-    """The same in words."""
+    """A description of the format in words."""
     tensors: int
-    """How many were written."""
+    """The number of tensors written."""
     bytes_written: int
     left_out: tuple[LeftOut, ...] = ()
-    """What did not come along."""
+    """The entries that were left out."""
     separated: tuple[str, ...] = ()
     """Names that shared bytes with others and have their own now."""
     not_kept: tuple[str, ...] = ()
-    """What the format does not say of what came along, in words."""
+    """Facts about kept entries that the format cannot hold, in words."""
     left: tuple[str, ...] = ()
     """Names of floats that stay as they are, as they cannot be cast."""
     files: tuple[str, ...] = ()
     """The names of the files, where the output is a folder."""
     dry_run: bool = False
     added: tuple[str, ...] = ()
-    """What the new checkpoint says that the old one did not, in words."""
+    """Facts that the new checkpoint has and the old one did not, in words."""
     beside: Beside | None = None
-    """What became of the files beside a model's weights, where a new folder was written."""
+    """The result for the files beside a model's weights, where a new folder was written."""
 
 
 class Job(Protocol):
-    """What is left to do once all is planned."""
+    """A planned conversion, ready to be written."""
 
     nbytes: int
 
@@ -117,13 +117,13 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class Plan:
-    """What becomes of what."""
+    """The plan of a conversion."""
 
     job: Any
     tensors: int
     losses: Losses
     measured: Callable[[], Written]
-    """What would be written."""
+    """The names of the files and the bytes that would be written."""
     contents: Mapping[Storage, Content]
     """The bytes that are made, among others."""
     left_out: tuple[LeftOut, ...] = ()
@@ -141,5 +141,5 @@ def some_of(lines: Sequence[str]) -> list[str]:
 
 
 def stem_of(output: str) -> str:
-    """What the folder within a torch zip file is called: as the file without its last suffix."""
+    """Return the name of the folder within a torch zip file: the file's name without its last suffix."""
     return os.path.splitext(os.path.basename(output))[0] or "archive"

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint under flat names: what comes along into a new format, and what does not."""
+"""The tensors of a checkpoint under flat names: those that a new format can hold, and those that it cannot."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Flat:
         return self.new.nbytes
 
     def measured(self) -> Written:
-        """What would be written."""
+        """Return the names of the files and the bytes that would be written."""
         names: list[str] = []
         if not self.target.is_folder:
             return (), self.writer.write(self.new, None)
@@ -132,7 +132,7 @@ def flatten(
 
 
 def _aliases(entries: Sequence[Entry]) -> dict[str, str]:
-    """What objects have under a further name that they keep to themselves, each with why it does not come along."""
+    """Return the tensors that objects have under a further private name, each with the reason to leave it out."""
     tensors = [entry for entry in entries if isinstance(entry, Tensor)]
     companions = Companions(tensors)
     found: dict[str, str] = {}
@@ -146,7 +146,7 @@ def _aliases(entries: Sequence[Entry]) -> dict[str, str]:
 def _judged(
     entries: Sequence[Entry], names: Sequence[str] | None, target: Target, writer: Any, dtype: DType | None
 ) -> Iterator[tuple[Entry, str | None]]:
-    """Each entry with why it cannot come along, None where it can."""
+    """Yield each entry with the reason to leave it out, None where it is kept."""
     known = set(names) if names is not None else None
     for entry in entries:
         if known is not None and entry.name not in known:
@@ -158,7 +158,7 @@ def _judged(
 
 
 def why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -> str | None:
-    """Why a tensor cannot come along."""
+    """Return the reason to leave a tensor out."""
     if tensor.layout != "strided" or tensor.storage is None or tensor.shape is None:
         return f"{tensor.layout} tensor"
     becomes = dtype if dtype is not None and tensor.dtype.category == "float" else tensor.dtype
@@ -208,7 +208,7 @@ def _refuse_empty(
 
 
 def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], options: ConvertOptions) -> str:
-    """What to do about what would be lost: cast it, take the state_dict alone, or leave it out."""
+    """Return a hint about entries that would be lost: cast them, take the state_dict alone, or leave it out."""
     dtypes = {entry.name: entry.dtype for entry in checkpoint.tensors}
     unsaid = [dtypes[item.name] for item in lost if item.name in dtypes and "which" in item.why]
     if options.dtype is None and any(dtype.category == "float" for dtype in unsaid):
@@ -287,7 +287,7 @@ def not_kept_of(
     kept: bool,
     detached: bool = False,
 ) -> Iterator[str]:
-    """What the format does not say of tensors that came along, and of their state_dict, in words."""
+    """Yield the facts about kept tensors and their state_dict that the format cannot hold, in words."""
     trained = sum(tensor.requires_grad for tensor in tensors)
     if trained and (detached or not target.keeps_requires_grad):
         yield f"requires_grad of {trained:,} {'tensor' if trained == 1 else 'tensors'}"
@@ -306,7 +306,7 @@ def not_kept_of(
 
 
 def _added(kept: Versions | None) -> Iterator[str]:
-    """What is said of a state_dict that was not in the file, in words."""
+    """Yield the facts about a state_dict that was not in the file, in words."""
     if kept is not None and kept.assumed:
         names = ", ".join(kept.assumed[:_CLASSES]) + (", …" if len(kept.assumed) > _CLASSES else "")
         yield f"version 1 in _metadata for {len(kept.assumed)} classes that are not torch's ({names})"

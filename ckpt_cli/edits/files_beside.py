@@ -24,7 +24,7 @@ _WEIGHTS = (
     ".joblib", ".distcp", ".tar", ".tar.gz", ".tgz", ".zip", ".ot", ".pb", ".pdparams", ".params", ".nemo", ".eqx",
     ".engine", ".index.json",
 )  # fmt: skip
-"""How the names of files end that hold weights, or say where weights are."""
+"""Suffixes of files that hold weights, or name the files of weights."""
 
 _HEADS = (
     b"PK\x03\x04",
@@ -37,7 +37,7 @@ _HEADS = (
     b"\x80\x05",
     b"\x1f\x8b",
 )
-"""What files of weights begin with, whatever they are called."""
+"""First bytes of files of weights, whatever their names are."""
 
 _CONFIGS = ("config.json", "adapter_config.json")
 """Files that only the folder of a model has."""
@@ -53,7 +53,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What becomes of the files beside a checkpoint."""
+    """The files beside a checkpoint: which are copied, and which are not."""
 
     copied: tuple[str, ...] = ()
     """The names of those that the new folder gets, or would get."""
@@ -62,7 +62,7 @@ class Beside:
     nbytes: int = 0
     """Bytes of those that are copied."""
     stale: str = ""
-    """What a copied config says of the weights that is not so any more, in words."""
+    """A statement of a copied config that is no longer true of the weights, in words."""
 
 
 def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
@@ -108,7 +108,7 @@ def _names(folder: str, own: Collection[str], left: list[Left]) -> list[str]:
 
 
 def _why_not(path: str, there: Collection[str]) -> tuple[str, int]:
-    """Why a file is not copied, or an empty text; and its bytes."""
+    """Return the reason not to copy a file, or an empty text; and its bytes."""
     name = os.path.basename(path)
     try:
         info = os.stat(path)  # what a link leads to: the caches of the hub consist of links

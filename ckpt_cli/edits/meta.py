@@ -1,4 +1,4 @@
-"""What `meta` does: the container's string map, told and changed."""
+"""The plan of `meta`: show and change the container's string map."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class SetStrings:
     """The metadata of a set, by where it is."""
 
     index: Mapping[str, str] | None
-    """Strings as they are, other values as JSON; None where there is no index."""
+    """Strings as they are, other values as JSON; None where the set has no index."""
     shards: Mapping[str, Mapping[str, str]]
     """By the file name of each shard."""
 
@@ -77,7 +77,7 @@ def changes_of_set(
 
 
 def _places(key: str, strings: SetStrings, checkpoint: Checkpoint) -> list[str]:
-    """Where a key stands, or would stand: `shards`, `index`, or both."""
+    """Return the place of a key, or of a new one: `shards`, `index`, or both."""
     found = ["shards"] if any(key in own for own in strings.shards.values()) else []
     if key in (strings.index or {}):
         found.append("index")

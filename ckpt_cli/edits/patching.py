@@ -1,4 +1,4 @@
-"""How every edit of values is carried out: planned as patches, then written in place or to a new file."""
+"""Edits of values: planned as patches, then written in place or to a new file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Plan = Callable[[Checkpoint, Overlay], "Changes"]
 
 
 class Verb(NamedTuple):
-    """What an edit does to the names that it changes."""
+    """The verb for the names that an edit changes."""
 
     past: str
     """In the past tense: `renamed`."""
@@ -45,25 +45,25 @@ SET = Verb("set", "set")
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What an edit did, or would do."""
+    """The result of an edit, or of its dry run."""
 
     path: str
     output: str
     """The file that has the result: `path` itself, or the one it was written to."""
     changed: tuple[str, ...]
     also_changed: tuple[str, ...]
-    """Tied and overlapping names that changed along."""
+    """Tied and overlapping names that also changed."""
     bytes_written: int
     """Bytes of the result that were written: the patches in place, or the whole of a new file."""
     in_place: bool
     dry_run: bool = False
-    """Whether nothing was written."""
+    """True if nothing was written."""
     backups: tuple[str, ...] = ()
-    """Where all old files were kept."""
+    """The paths at which all old files were kept."""
     verb: Verb = SET
-    """What was done to the names that changed."""
+    """The verb for the names that changed."""
     patched: bool = True
-    """Whether an edit in place changed a part of the file only, rather than replacing it by a new one."""
+    """True if an edit in place changed a part of the file only, rather than replacing it by a new one."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """The new name of each that got one."""
     removed: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Edit:
     placed: Mapping[str, str] = field(default_factory=dict)
     """In which files of a set each key of metadata changed, in words."""
     beside: Beside | None = None
-    """What became of the files beside a model's weights, where a new folder was written."""
+    """The result for the files beside a model's weights, where a new folder was written."""
     other_names: int = 0
     """Further names (hard links) of files that were replaced by new ones: they keep the old files."""
     remaining: tuple[str, ...] = ()

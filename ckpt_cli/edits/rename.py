@@ -1,4 +1,4 @@
-"""What `rename` does: new names for entries, given one by one, by prefix, by pattern or by a map."""
+"""The plan of `rename`: new names for entries, given one by one, by prefix, by pattern or by a map."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Step:
 
     rename: Renaming
     asked: str
-    """It, as it was spelled; told where it changes no name."""
+    """The option as it was spelled, for the message that it changes no name."""
     wanted: Sequence[str] = ()
     """Names or prefixes each of which must be there."""
     new: str | None = None
-    """What the one wanted name becomes."""
+    """The new name of the one wanted name."""
     prefix: str | None = None
     """The prefix that is taken off."""
 
 
 def renaming(old: str | None, new: str | None, rules: Sequence[Rule]) -> list[Step]:
-    """What the arguments of `rename` ask for: OLD NEW first, then every option in the order given.
+    """Return the steps of `rename` by its arguments: OLD NEW first, then every option in the order given.
 
     Raises UsageError for half of it.
     """
@@ -140,7 +140,7 @@ class _Asking:
         return error
 
     def without_effect(self, names: Sequence[str]) -> RefusedError:
-        """What is wrong with a step that changes no name, and where the prefix is that it was to take off."""
+        """Return the error for a step that changes no name, with the place of the prefix that it should take off."""
         path, prefix = self.checkpoint.path, self.step.prefix
         problem, hint = f"no name would change by {self.step.asked!r}", f"ckpt ls {shlex.quote(path)} lists the names"
         holders = containers_of(prefix, names, below=True) if prefix else {}
@@ -164,7 +164,7 @@ class _Asking:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be a new name: not empty, no dots at its ends, and such that UTF-8 can hold it."""
+    """True if a text can be a new name: not empty, no dots at its ends, and such that UTF-8 can hold it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -173,7 +173,7 @@ def is_name(text: str) -> bool:
 
 
 def _refuse_collisions(checkpoint: Checkpoint, known: Sequence[str], names: Mapping[str, str]) -> None:
-    """Raise RefusedError for a new name that is none, or that two entries would have."""
+    """Raise RefusedError for a new name that is not valid, or that two entries would have."""
     taken: dict[str, str] = {}
     for old in known:
         new = names.get(old, old)

@@ -1,4 +1,4 @@
-"""What `rename` offers where a name or prefix is not at the top of a checkpoint but inside one of its containers.
+"""Hints of `rename` for a name or prefix that is not at the top of a checkpoint but inside one of its containers.
 
 Training checkpoints keep the names of a model behind that of a container: Lightning's `state_dict.model.layer.weight`.
 A command is offered only after it was tried, short of writing.
@@ -22,7 +22,7 @@ _MOST = 3
 
 
 def containers_of(prefix: str, names: Iterable[str], *, below: bool = False) -> dict[str, int]:
-    """What stands before a prefix inside the names of entries, with how many do so, the most frequent first.
+    """Return what precedes a prefix inside the names of entries, with the number of them, the most frequent first.
 
     Unless something must stand `below` it, a name may also end there.
     """

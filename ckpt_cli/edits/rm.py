@@ -1,4 +1,4 @@
-"""What `rm` and `keep` do: entries taken out, or all others."""
+"""The plans of `rm` and `keep`: take out entries, or all others."""
 
 from __future__ import annotations
 

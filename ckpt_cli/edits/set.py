@@ -1,4 +1,4 @@
-"""How `set` is carried out where it is more than elements of tensors: values, new entries, and all at once."""
+"""The engine of `set` for more than elements of tensors: values, new entries, and all at once."""
 
 from __future__ import annotations
 

@@ -26,11 +26,11 @@ _COLUMNS = 64 << 20
 """Bytes of rows that are read together of an array in Fortran's order, as each column is read once for them."""
 
 _CATEGORIES = ("int", "bool", "complex")
-"""What a new tensor's dtype may be beside what `cast` takes."""
+"""Dtypes of a new tensor, besides those that `cast` takes."""
 
 _OTHER = {"long": "int64", "int": "int32", "short": "int16", "char": "int8", "byte": "uint8", "boolean": "bool",
           "cdouble": "complex128", "cfloat": "complex64", "chalf": "complex32"}  # fmt: skip
-"""What people call dtypes that are not floating."""
+"""Short names of dtypes that are not floating."""
 
 
 def dtype_of_new(name: str) -> DType:
@@ -95,7 +95,7 @@ def _alone(name: str, dtype: DType, shape: tuple[int, ...], make: Callable[[Writ
 
 
 def _encoder(name: str, dtype: DType, *, cast: bool) -> Callable[[Array], bytes]:
-    """What makes stored bytes of values, in row-major order."""
+    """Return a function from values to their stored bytes, in row-major order."""
     from ckpt_cli.arrays.codec import Codec
 
     codec = Codec(Tensor(name, dtype, (), (), Storage("", dtype.itemsize)))

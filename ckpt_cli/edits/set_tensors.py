@@ -1,4 +1,4 @@
-"""What `set` does: values into elements, as patches over the bytes that hold them."""
+"""The plan of `set` for tensors: values into elements, as patches over their bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ENCODED_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What assignments change, as far as names go."""
+    """The names that assignments change."""
 
     changed: tuple[str, ...]
     """The names that were assigned to."""
@@ -65,7 +65,7 @@ def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str],
 
 
 def _is_text(checkpoint: Checkpoint, assignment: Assignment) -> bool:
-    """Whether the target is no tensor, so that its value need not be a number before it is refused."""
+    """True if the target is not a tensor, so that its value need not be a number before it is refused."""
     return any(isinstance(selection.entry, Value) for selection in select_to_edit(checkpoint, assignment.target))
 
 
@@ -83,7 +83,7 @@ def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
 
 
 def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, work: Work) -> tuple[Tensor, Index]:
-    """The tensor, or the part of one, whose elements are to change; raises UnsupportedError where there is none."""
+    """The tensor, or the part of one, whose elements are to change; raise UnsupportedError where it has no elements."""
     from ckpt_cli.arrays.codec import require_plain
     from ckpt_cli.arrays.sparse_and_nested import place
 
@@ -105,12 +105,12 @@ def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, work:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where values go and how."""
+    """The target of values: a region and its layout."""
 
     tensor: Tensor
     region: Region
     index: Index
-    """What the region is of the tensor."""
+    """The region of the tensor that is changed."""
     operator: str
     cast: bool
 
@@ -146,7 +146,7 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
 
 
 def _result(codec: Codec, elements: Array, values: Array, target: _Target) -> Array:
-    """What is to be stored in the place of some stored elements."""
+    """Return the new stored elements for some old ones."""
     if target.operator:
         values = _compute(codec, target, codec.decode(elements), values)
     return _encode(codec, values, target)
@@ -234,7 +234,7 @@ def _broadcast(values: Array, shape: tuple[int, ...], name: str) -> Array:
 
 
 def _is_one_to_one(region: Region) -> bool:
-    """Whether no two elements share bytes, told from strides; a rare interleaved layout counts as sharing."""
+    """True if no two elements share bytes, judged by strides; a rare interleaved layout counts as sharing."""
     reach = 0
     for step, size in sorted((abs(step), size) for size, step in zip(region.shape, region.stride, strict=True)):
         if size > 1:
@@ -260,7 +260,7 @@ class _Changed:
         self.regions.append((tensor, region))
 
     def meets(self, view: Tensor, comparisons: Comparisons) -> bool:
-        """Whether a view has a byte in common with one of them; what lies between counts once comparisons run out."""
+        """True if a view has a byte in common with one of them; what lies between counts once comparisons run out."""
         from ckpt_cli.arrays.overlap import regions_meet
 
         begin, end = view.span

@@ -1,4 +1,4 @@
-"""What `set` does to entries that are no tensors: an epoch, a learning rate, a name, and new ones."""
+"""The plan of `set` for non-tensor entries: an epoch, a learning rate, a name, and new ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Split:
     tensors: tuple[str, ...]
     """Those to elements of tensors, as they were written."""
     changes: Changes
-    """What the others change."""
+    """The changes of the other assignments."""
     names: tuple[str, ...]
     """The names that the others are to."""
 
@@ -38,7 +38,7 @@ def split_assignments(
     cast: bool = False,
     dtype: DType | None = None,
 ) -> Split:
-    """Tell assignments to tensors from those to other values, and work the latter out.
+    """Split assignments into those to tensors and those to other values, and plan the latter.
 
     With `new`, a name that is not there is added: as a tensor where its value is a file, or there is a `dtype`.
     Raises NameNotFoundError for it otherwise, ValueRefusedError for a value of another type than the old one.
@@ -121,7 +121,7 @@ def _value(name: str, old: object, assignment: Assignment, *, cast: bool) -> obj
 
 
 def _in_place_of_object(name: str, old: Opaque, assignment: Assignment, *, cast: bool) -> object:
-    """What takes the place of an object: None, or with `cast` a plain value; others of its type cannot be written."""
+    """Return the replacement of an object: None, or with `cast` a plain value; others of its type cannot be written."""
     given = _plain(assignment.value, None)
     if assignment.operator or (given is not None and not cast):
         raise UnsupportedError(
@@ -174,7 +174,7 @@ def _kind(value: object) -> str:
 
 
 def _plain(text: str, old: object) -> object:
-    """What the right side of an assignment spells: JSON, a Python word, or the text itself where a text was."""
+    """Return the value on the right side of an assignment: JSON, a Python word, or the text itself where a text was."""
     word = text.strip()
     if word in _WORDS:
         return _WORDS[word]

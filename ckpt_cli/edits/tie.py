@@ -1,4 +1,4 @@
-"""What `tie`, `untie` and `compact` do: tensors over other storages than before."""
+"""The plans of `tie`, `untie` and `compact`: tensors over other storages than before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COPIED = 8 << 20
 
 
 def is_composed(tensor: Tensor) -> bool:
-    """Whether its elements are those of one part, and its other parts only say where they stand."""
+    """True if its elements are those of one part, and its other parts only say where they stand."""
     return tensor.layout == "nested" or tensor.layout.startswith("sparse")
 
 
@@ -144,7 +144,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
 def _why_not_untied(
     checkpoint: Checkpoint, tensor: Entry, together: Sequence[Tensor], shared: Collection[str]
 ) -> CkptError | None:
-    """What is wrong with untying an entry; None where nothing is."""
+    """Return the reason not to untie an entry; None where it can be untied."""
     if not isinstance(tensor, Tensor) or tensor.storage is None or tensor.name not in shared:
         if isinstance(tensor, Tensor) and tensor.parts:
             return UnsupportedError(f"tensor {tensor.name!r} is made of others, which cannot be untied")
@@ -156,7 +156,7 @@ def _why_not_untied(
 
 
 def _is_alone(checkpoint: Checkpoint, together: Sequence[Tensor]) -> bool:
-    """Whether no other name has the storage of some tensors."""
+    """True if no other name has the storage of some tensors."""
     names = {tensor.name for tensor in together}
     views = (view for view in all_strided(checkpoint.tensors) if view.storage is together[0].storage)
     return all(view.name in names for view in views)
@@ -189,7 +189,7 @@ def _own(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Tensor, Content]:
 
 
 def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None]:
-    """What writes a tensor's stored elements in row-major order."""
+    """Return a writer of a tensor's stored elements in row-major order."""
 
     def make(write: Write) -> None:
         from ckpt_cli.arrays.codec import Codec, stored_of

@@ -1,4 +1,4 @@
-"""How structural edits are carried out: planned as changes, then written as a new file in the place of the old one."""
+"""Structural edits: planned as changes, then written as a new file in the place of the old one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What an edit makes of a checkpoint, and how it is to be told."""
+    """The plan of an edit: changes to a checkpoint, and facts for the report."""
 
     changes: Changes
     verb: Verb
@@ -57,17 +57,17 @@ _IN_PLACE = "leave -o out to edit it in place"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What every edit can be told."""
+    """Options that every edit has."""
 
     output: str | None = None
     dry_run: bool = False
     backup: bool = False
     on_progress: OnProgress | None = None
-    """Told of bytes done and bytes in all, once it takes a while."""
+    """Called with bytes done and bytes in all, once the edit takes a while."""
     weights_only: bool = False
-    """Whether a new folder gets no copies of the files beside the weights."""
+    """True if a new folder gets no copies of the files beside the weights."""
     progress: Progress = field(default=no_progress)
-    """What the bytes that are written are told to; it follows from `on_progress`."""
+    """Called with the number of bytes just written; made from `on_progress`."""
 
 
 def rewrite(path: str, plan: Plan, options: Options) -> Edit:
@@ -123,7 +123,7 @@ def rewrite(path: str, plan: Plan, options: Options) -> Edit:
 
 
 def _beside(checkpoint: Checkpoint, changes: Changes, output: str) -> Beside | None:
-    """What becomes of the files beside a set that is written to a new folder."""
+    """Return the files beside a set that is written to a new folder."""
     beside = files_beside(checkpoint, output)
     if beside is None:
         return None
@@ -173,7 +173,7 @@ def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options
 
 
 def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
-    """The edit of a set of which some files are written anew, or what it would do."""
+    """Rewrite some files of a set, or plan it in a dry run."""
     done = replace(done, removed=tuple(work.removed))
     if options.output is not None and not options.weights_only:
         done = replace(done, beside=_beside(checkpoint, planned.changes, options.output))
@@ -226,7 +226,7 @@ def _rehearse(planned: Planned) -> None:
 
 
 def _measured(checkpoint: Checkpoint, work: SetRewriting, done: Edit) -> Edit:
-    """What a dry run tells of a set: a new folder has the shards that stay as they are as well."""
+    """Return the result of a dry run on a set: a new folder has the shards that stay as they are as well."""
     if done.in_place:
         return done
     files = {os.path.basename(file.path): file for file in checkpoint.container.files}

@@ -57,7 +57,7 @@ def is_at(path: str, fd: int) -> bool:
 
 
 def locked_temporary(target: str) -> LocalFile:
-    """Create the temporary file of a target and lock it, so that a leftover can be told from a write under way.
+    """Create the temporary file of a target and lock it, so that a leftover differs from a write under way.
 
     Raises RefusedError where something that is not a leftover of ours has its name, or the target's name is too long.
     """

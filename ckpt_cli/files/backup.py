@@ -60,7 +60,7 @@ class Backups:
 
     def __init__(self) -> None:
         self.paths: tuple[str, ...] = ()
-        """Where the old files are kept, in the order of the files."""
+        """The paths at which the old files are kept, in the order of the files."""
         self._folder = ""
         self._made: list[tuple[str, str]] = []
         """Each file with its backup, of those that this edit made."""

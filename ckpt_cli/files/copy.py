@@ -16,7 +16,7 @@ CHUNK = 16 << 20
 """Bytes copied at a time."""
 
 Progress = Callable[[int], object]
-"""Told of bytes that were dealt with since it was last told."""
+"""Called with the number of bytes done since the last call."""
 
 _WORTH = 1 << 20
 """Bytes from which on it pays to ask the system to begin writing them to the disk."""
@@ -29,18 +29,18 @@ _FICLONE = 0x40049409
 
 
 OnProgress = Callable[[int, int], object]
-"""Told of bytes done and bytes in all."""
+"""Called with the bytes done and the bytes in all."""
 
 _SOON = 0.9
-"""Seconds of work about which nobody is told: finding out how much it is in all may take as long."""
+"""Seconds of work without a report: to compute the bytes in all may take as long."""
 
 
 def no_progress(_: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def counting(on_progress: OnProgress | None, total: Callable[[], int], otherwise: Progress = no_progress) -> Progress:
-    """Something to be told of bytes, that tells of all of them so far; `otherwise` where nobody is to be told."""
+    """Return a `Progress` that reports the total so far to `on_progress`; `otherwise` where that is None."""
     if on_progress is None:
         return otherwise
     begin, done, whole = time.monotonic(), 0, 0

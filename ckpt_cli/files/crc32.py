@@ -41,14 +41,14 @@ def _shift(crc: int, nbytes: int) -> int:
 
 
 def change(old: bytes, new: bytes, following: int) -> int:
-    """What to XOR into a record's CRC-32 when `old` becomes `new` with `following` bytes after them."""
+    """Return the value to XOR into a record's CRC-32 when `old` becomes `new` with `following` bytes after them."""
     if len(old) != len(new):
         raise ValueError("a patch replaces bytes by as many")
     return _shift(zlib.crc32(old) ^ zlib.crc32(new), following)
 
 
 def of_zeros(nbytes: int, crc: int = 0) -> int:
-    """The CRC-32 of what `crc` is that of, followed by so many zero bytes: `zlib.crc32(bytes(nbytes), crc)`."""
+    """Return the CRC-32 of the same data with `nbytes` zero bytes appended: `zlib.crc32(bytes(nbytes), crc)`."""
     return _shift(crc ^ 0xFFFFFFFF, nbytes) ^ 0xFFFFFFFF
 
 

@@ -1,4 +1,4 @@
-"""What makes writes last: all of the bytes, and a folder's own entries."""
+"""Durable writes: all of the bytes, and a folder's own entries."""
 
 from __future__ import annotations
 

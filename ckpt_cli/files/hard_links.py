@@ -17,7 +17,7 @@ from ckpt_cli.files.source import LocalFile
 _NOTE = "user.ckpt.journal"
 
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.E2BIG, errno.ERANGE)
-"""What a file system answers that cannot keep the attribute."""
+"""Error numbers of a file system that cannot keep the attribute."""
 
 
 def note_edit(file: LocalFile) -> None:

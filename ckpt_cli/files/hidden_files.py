@@ -1,4 +1,4 @@
-"""Hidden files of ckpt's own: created exclusively, and told from what somebody else put in their place."""
+"""Hidden files of ckpt's own: created exclusively, and recognized if somebody else put something in their place."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ PATIENCE = 10.0
 """Seconds to wait for another process to finish."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
-"""What file systems without advisory locks answer; there, nothing can be known of other writers."""
+"""Error numbers of file systems without advisory locks; there, nothing can be known of other writers."""
 
 
 def lock(file: LocalFile) -> None:

@@ -46,7 +46,7 @@ class Opener:
 
     def __init__(self, *, write: bool = False) -> None:
         self.write = write
-        """Whether the files are to be patched: each is then locked until it is closed."""
+        """True if the files are to be patched: each is then locked until it is closed."""
         self._files: list[tuple[LocalFile, bool]] = []
         """Those that were opened, and whether each is locked."""
         self._folder: tuple[str, Identity | None] | None = None
@@ -166,7 +166,7 @@ class Opener:
 
 
 def open_beside_writers(path: str, read: Callable[[Opener], T], *, write: bool = False) -> T:
-    """What `read` gives of a checkpoint's files, read again where they changed while it read them.
+    """Return the result of `read` on a checkpoint's files, read again where they changed in the meantime.
 
     Raises ChangedError where they do not stop changing.
     """
@@ -221,7 +221,7 @@ def _journals(folder: str) -> list[str]:
 
 
 def _target_by_content(folder: str, name: str) -> str | None:
-    """The name of the file whose journal has a digest for a name; None for what is no such journal, or is torn."""
+    """Return the name of the file whose journal has a digest for a name; None if it is not such a journal, or torn."""
     from ckpt_cli.files.journal.apply import target_of
 
     log = os.path.join(os.path.realpath(folder), name)

@@ -18,7 +18,7 @@ class Outcome(Enum):
 
 @dataclass(slots=True)
 class Stage:
-    """How far a write has come."""
+    """The stage that a write has reached."""
 
     outcome: Outcome = Outcome.UNCHANGED
 

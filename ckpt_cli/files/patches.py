@@ -26,7 +26,7 @@ class Patch:
     nbytes: int
     """Bytes replaced by as many new ones."""
     position: int = field(compare=False)
-    """Where the new bytes begin in the overlay's own store."""
+    """The first byte of the new content in the overlay's own store."""
 
     @property
     def end(self) -> int:
@@ -68,7 +68,7 @@ class _Store:
 
 @dataclass(slots=True)
 class _Pending:
-    """What is to become of one file."""
+    """The planned changes of one file."""
 
     size: int
     """The bytes that it will have."""
@@ -102,7 +102,7 @@ class Overlay:
         return any(map(self.touches, range(len(self.files))))
 
     def touches(self, file: int) -> bool:
-        """Whether file number `file` would change."""
+        """True if file number `file` would change."""
         return bool(self._pending[file].patches) or self.size(file) != self.files[file].size
 
     def patches(self, file: int) -> Sequence[Patch]:
@@ -120,11 +120,11 @@ class Overlay:
         self._pending[file].size = offset + len(data)
 
     def new_bytes(self, patch: Patch) -> bytes:
-        """What the patch writes."""
+        """Return the bytes that the patch writes."""
         return self._store.read(patch.position, patch.nbytes)
 
     def old_bytes(self, file: int, patch: Patch) -> bytes:
-        """What stands in the file where the patch will write, zeros where it has not been that long."""
+        """Return the old bytes where the patch will write, zeros beyond the end of the file."""
         return read_padded(self.files[file], patch.offset, patch.nbytes)
 
     def read(self, file: int, offset: int, nbytes: int) -> bytes:
@@ -152,7 +152,7 @@ class Overlay:
         self._add(file, position, data[position - offset :])
 
     def gather(self, extents: Iterable[Extent]) -> bytes:
-        """What stands in some extents, one after another, as it will be."""
+        """Return the bytes in some extents, one after another, with the patches applied."""
         return b"".join(self.read(extent.file, extent.offset, extent.nbytes) for extent in extents)
 
     def scatter(self, extents: Iterable[Extent], data: bytes) -> None:

@@ -7,7 +7,7 @@ import os
 from ckpt_cli.errors import RefusedError
 
 UNDO_RECORD = "ckpt-undo"
-"""What the name of an edit's record ends in."""
+"""The suffix of an edit's record."""
 
 _EVERYWHERE = 143
 """Bytes of a name that every file system takes: eCryptfs has the lowest limit."""

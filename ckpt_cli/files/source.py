@@ -15,14 +15,14 @@ from ckpt_cli.errors import ChangedError, FormatError, TruncatedError
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where bytes stand, unencoded, in a file."""
+    """A range of a file in which bytes are stored unencoded."""
 
     file: int
     """The number of the file within its container."""
     offset: int
     """The first byte."""
     nbytes: int
-    """How many."""
+    """The number of bytes."""
 
     def cut(self, offset: int, nbytes: int) -> Extent:
         """A part of it."""
@@ -37,7 +37,7 @@ class LocalFile:
     """An open regular file of which only the ranges asked for are read.
 
     Raises OSError when it cannot be opened and FormatError when it is not a regular file; without `follow`, a
-    symbolic link is none. With `create` it is a new file, and whatever has its name already is an error.
+    symbolic link is an error. With `create` it is a new file, and whatever has its name already is an error.
     """
 
     begin = 0
@@ -46,7 +46,7 @@ class LocalFile:
     def __init__(self, path: str, *, write: bool = False, follow: bool = True, create: bool = False) -> None:
         self.path = path
         self.writable = write
-        """Whether it was opened to be written."""
+        """True if it was opened to be written."""
         flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW if create else 0
         self.fd = os.open(path, flags, 0o666)  # not blocking: a named pipe would wait for a writer for ever
@@ -122,7 +122,7 @@ class LocalFile:
 
     @staticmethod
     def identity(info: os.stat_result) -> tuple[int, int, int, int]:
-        """What tells a file and a state of it: device, inode, bytes and the time of the last change."""
+        """Return the identity of a file and its state: device, inode, bytes and the time of the last change."""
         return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
     def note_read(self) -> None:
@@ -137,11 +137,11 @@ class LocalFile:
         return info
 
     def has_changed(self) -> bool:
-        """True if the content is not the one that was opened, as far as its size and time tell; False once closed."""
+        """True if the content is not the one that was opened, as far as its size and time show; False once closed."""
         return self.fd >= 0 and self.identity(os.fstat(self.fd)) != self.seen
 
     def is_whole(self) -> bool:
-        """Whether it still has the bytes that it had when it was opened."""
+        """True if it still has the bytes that it had when it was opened."""
         return os.fstat(self.fd).st_size >= self.size
 
     def forget(self) -> None:
@@ -219,4 +219,4 @@ class Window:
 
 
 Source = LocalFile | Window
-"""What can be read by ranges."""
+"""A source that can be read by ranges."""

@@ -30,7 +30,7 @@ _COARSE = 5 if hasattr(time, "CLOCK_BOOTTIME") else None
 """Linux's CLOCK_REALTIME_COARSE, by which file systems note when a file changed; Python does not name it."""
 
 Identity = tuple[int, int, int, int]
-"""What tells a file and a state of it: device, inode, bytes, and the time of the last change of its content."""
+"""The identity of a file and its state: device, inode, bytes, and the time of the last change of its content."""
 
 _held = False
 
@@ -104,7 +104,7 @@ def _is_fresh(file: LocalFile) -> bool:
 
 
 def identity_at(path: str) -> Identity | None:
-    """What a path names at present; None where it names nothing."""
+    """Return the identity of the file at a path; None where there is no file."""
     try:
         return LocalFile.identity(os.stat(path))
     except OSError:

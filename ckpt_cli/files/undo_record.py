@@ -37,7 +37,7 @@ _SAMPLE = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What tells whether a file is still as an edit left it."""
+    """The state of a file after an edit, to see if it is still the same."""
 
     size: int
     digest: str
@@ -62,7 +62,7 @@ class RecordedFile:
 
     name: str
     backup: str | None
-    """Where its old content is kept; None where the edit created the file."""
+    """The path of its old content; None where the edit created the file."""
     after: Fingerprint | None
     """The file as the edit left it; None where the edit removed it."""
 

@@ -1,4 +1,4 @@
-"""What is said of one node of a checkpoint's tree: its class and settings, as pickled or as inferred."""
+"""The description of one node of a checkpoint's tree: its class and settings, as pickled or as inferred."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _DIGITS = 9
 """Digits of a number that a layer may have."""
 
 _WITHIN = ("lora_A", "lora_B", "_packed_params")
-"""Children of a layer whose tensors tell what it is."""
+"""Children of a layer whose tensors identify it."""
 
 _EMPTY = "''"
-"""How the empty name is told."""
+"""The text for the empty name."""
 
 _PACKED = "_packed_params"
-"""What a quantized layer keeps its weight in, and does not show."""
+"""The child in which a quantized layer keeps its weight, and which it does not show."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is said of a node."""
+    """The class and settings of a node, as text."""
 
     kind: str
     """The name of its class as it is shown."""
     qualified: str
     """The dotted name of its class where the file says it, else the kind."""
     settings: tuple[str, ...] = ()
-    """What stands between its parentheses, line by line."""
+    """The lines between its parentheses."""
     inferred: bool = False
-    """Whether names and shapes suggest it, because the file does not say it."""
+    """True if names and shapes suggest it, because the file does not say it."""
     listed: bool = False
-    """Whether equal neighbours among its children are shown once."""
+    """True if equal neighbours among its children are shown once."""
     hidden: str | None = None
     """The child that is not shown."""
     extra: bool = False
-    """Whether the settings are more than torch shows: those of a class that is none of its own."""
+    """True if the settings are more than torch shows: those of a class that is not one of its own."""
 
     @property
     def printed(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ class Description:
 
 
 def description_of(draft: Draft) -> Description:
-    """What is said of a node, its children left aside."""
+    """Return the description of a node without its children."""
     if draft.kind == NOTHING:
         return Description("None", "None")
     if draft.kind == AGAIN:
@@ -66,7 +66,7 @@ def description_of(draft: Draft) -> Description:
 
 
 def _held(draft: Draft) -> tuple[str, ...]:
-    """The tensors of a container that is no module; of an optimizer only how many they are."""
+    """Return lines for the tensors of a container that is not a module; for an optimizer only their number."""
     if not draft.plain:
         return _tensor_lines(draft.tensors)
     count, stack = 0, [draft]
@@ -131,7 +131,7 @@ def _parameter_dict(draft: Draft, module: Module) -> list[str]:
 
 
 def _held_value(key: str | None, draft: Draft, known: Mapping[str, object], *, by_type: bool) -> str:
-    """One value; a list tells tensors by their dtype, a dict by the name of their type."""
+    """Return the text of one value; a list names tensors by their dtype, a dict by the name of their type."""
     tensor = draft.tensors.get(key or "")
     if tensor is None:
         return f"Object of type: {_type_name(known.get(key or ''))}"
@@ -212,7 +212,7 @@ def _inferred(draft: Draft) -> Description:
 
 
 def is_number(key: str) -> bool:
-    """Whether a name is a number that a layer of a list may have."""
+    """True if a name is a number that a layer of a list may have."""
     return len(key) <= _DIGITS and key.isdecimal()
 
 

@@ -1,4 +1,4 @@
-"""How torch.nn's layers tell their settings: for each class what its `extra_repr` shows, as a table.
+"""The settings that torch.nn's layers show: for each class the content of its `extra_repr`, as a table.
 
 Source: the `extra_repr` methods of torch 2.13's torch/nn/modules/*.py. A default stands in for an attribute that older
 versions of torch did not have; their `__setstate__` methods say which.
@@ -45,29 +45,29 @@ class Setting:
 
     attribute: str
     label: str = ""
-    """What stands before the value, `=` included; nothing for a value that is told by its place."""
+    """The text before the value, `=` included; empty for a positional value."""
     shown: Callable[[object], bool] = _always
-    """Whether a value is told."""
+    """True if a value is shown."""
     quoted: bool = False
-    """Whether text stands in quotes."""
+    """True if text stands in quotes."""
     default: object = _MISSING
     """The value where the attribute is missing."""
     presence: bool = False
-    """Told is whether the attribute is there and not None."""
+    """A setting that shows if an attribute is there and not None."""
 
 
 def _bare(*attributes: str) -> tuple[Setting, ...]:
-    """Values told by their places."""
+    """Positional values."""
     return tuple(Setting(attribute) for attribute in attributes)
 
 
 def _named(*attributes: str, **options: object) -> tuple[Setting, ...]:
-    """Values told by their names."""
+    """Values by name."""
     return tuple(Setting(attribute, f"{attribute}=", **options) for attribute in attributes)  # type: ignore[arg-type]  # options are Setting's
 
 
 def _flag(attribute: str, *, default: object = _MISSING) -> tuple[Setting, ...]:
-    """A flag that is told when it is set."""
+    """A flag that is shown when it is set."""
     return _named(attribute, shown=lambda node: node is True, default=default)
 
 
@@ -180,7 +180,7 @@ LAYERS: dict[str, tuple[Setting, ...]] = {name: settings for names, settings in 
 """The settings of each class; classes of torch.nn that are not here show none."""
 
 _SCALARS = 64
-"""Settings that are told of a class that is none of torch's."""
+"""The number of settings that are shown for a class that is not one of torch's."""
 
 _NAME = 200
 """Characters of such a setting's name."""
@@ -190,7 +190,7 @@ _TORCH = ("torch.nn.", "torch.ao.", "torch.quantization.")
 
 
 def is_torchs(module: Module) -> bool:
-    """Whether a module's class is one of torch's own, whose text torch decides."""
+    """True if a module's class is one of torch's own, whose text torch decides."""
     return module.qualified.startswith(_TORCH)
 
 
@@ -204,7 +204,7 @@ def shown_name(module: Module) -> str:
 def settings_of(module: Module) -> list[str] | None:
     """The settings as `extra_repr` shows them, each a text; None where the file does not have them all.
 
-    Of a class that is none of torch's they are its public attributes that are numbers or text.
+    For a class that is not one of torch's they are its public attributes that are numbers or text.
     """
     if not is_torchs(module):
         return _scalars(module)

@@ -1,6 +1,6 @@
-"""Layers guessed from the names and shapes of their tensors, where a file has nothing else to tell of them.
+"""Layers guessed from the names and shapes of their tensors, where a file has no other facts about them.
 
-What shapes do not tell, such as the stride of a convolution, is shown as `?` or left out.
+Settings that shapes do not show, such as the stride of a convolution, are shown as `?` or left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Guess:
     kind: str
     """The name of its class, or `Module` where nothing suggests one."""
     settings: Sequence[str]
-    """What its shapes tell of its settings, such as `in_features=4`."""
+    """The settings that its shapes show, such as `in_features=4`."""
     used: Collection[str]
     """The roles of the tensors that this accounts for."""
 
@@ -49,7 +49,7 @@ def guess(name: str, tensors: Mapping[str, Tensor], children: Collection[str]) -
 
 
 def settings_from(kind: str, shapes: Shapes) -> list[str] | None:
-    """What shapes tell of the settings of a layer of that class; None where they are not those of one."""
+    """Return the settings that shapes show for a layer of that class; None where they do not fit one."""
     settings = _SETTINGS.get(kind)
     try:
         return None if settings is None else settings(shapes)
@@ -83,7 +83,7 @@ _ROLES: Sequence[tuple[set[str], str]] = (
     ({"qweight", "qzeros", "scales"}, "QuantLinear"),
     ({"_packed_params"}, "QuantizedLinear"),
 )
-"""Roles that tell a kind."""
+"""Roles that identify a kind."""
 
 _GATES = {4: "LSTM", 3: "GRU", 1: "RNN"}
 """The rows of a recurrent layer's weights for each of its hidden units."""
@@ -102,7 +102,7 @@ def _hidden(shapes: Shapes) -> int:
 
 
 def _by_weight(name: str, shapes: Shapes) -> str | None:
-    """The layer that a weight of so many dimensions belongs to."""
+    """The layer of a weight, by its number of dimensions."""
     weight = shapes.get("weight", shapes.get("weight_v"))
     if not weight:
         return None
@@ -121,14 +121,14 @@ def _by_weight(name: str, shapes: Shapes) -> str | None:
 
 
 def _is_swapped(weight: tuple[int, ...], bias: tuple[int, ...] | None) -> bool | None:
-    """Whether the outputs, of which each has a bias, are a weight's columns rather than its rows; None for neither."""
+    """True if the outputs, of which each has a bias, are a weight's columns rather than its rows; None for neither."""
     if bias is None or bias == weight[:1]:
         return False
     return True if bias == weight[1:2] else None
 
 
 def _is_packed(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the weight is bytes that numbers of fewer bits are packed into: then its shape tells nothing."""
+    """True if the weight is bytes that numbers of fewer bits are packed into: then its shape shows no settings."""
     return "weight" in tensors and tensors["weight"].dtype.name == "uint8"
 
 
@@ -146,7 +146,7 @@ def _is_embedding(name: str) -> bool:
 
 
 def _used(kind: str, shapes: Shapes) -> set[str]:
-    """The roles that a layer of that kind has; others are told beside it."""
+    """The roles that a layer of that kind has; others are listed beside it."""
     if kind in _GATES.values() or kind.endswith("Cell"):
         return {role for role in shapes if role.startswith(("weight_", "bias_"))}
     return shapes.keys() & _KNOWN_ROLES.get(kind, {"weight", "bias", "weight_v", "weight_g"})
@@ -176,7 +176,7 @@ def _linear(shapes: Shapes) -> list[str]:
 
 
 def _convolution(dimensions: int) -> Callable[[Shapes], list[str]]:
-    """A convolution over so many dimensions; a lone input channel may be one of each group's."""
+    """Return the settings function of a convolution; a lone input channel may be one of each group's."""
 
     def settings(shapes: Shapes) -> list[str]:
         out_channels, in_channels, *kernel = _weight(shapes)

@@ -16,11 +16,11 @@ from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.nn_module import Module, class_of, module_of
 
 MODULE, STATE, HOLDER, NOTHING, AGAIN = "module", "state", "holder", "nothing", "again"
-"""What a draft stands for: a pickled module, a part of a state_dict, another container, a None in a module's place, a
+"""The kinds of a draft: a pickled module, a part of a state_dict, another container, a None in a module's place, a
 module within itself."""
 
 _OPTIMIZERS = ("optimizer", "optim", "optimizers", "optimizer_state_dict", "optimizer_states")
-"""Names of what holds an optimizer's state, where only names tell."""
+"""Names of the containers of an optimizer's state, where only names identify them."""
 
 _Children = Iterator[tuple[str, object]]
 
@@ -56,7 +56,7 @@ class Draft:
         self.identity: object = None
         """The pickle's node; two drafts of one node are one module."""
         self.plain = False
-        """Whether the tensors in it are no layers', as those of an optimizer."""
+        """True if the tensors in it are no layers', as those of an optimizer."""
         self.tensors: dict[str, Tensor] = {}
         """Its own tensors by their names within it."""
         self.children: dict[str, Draft] = {}
@@ -86,7 +86,7 @@ class _Grower:
         self._opener = Opener(budget)
         self._holders: list[Draft] = []
         self._modules: dict[int, Module | None] = {}
-        """What each node was found to be, so that a shared one is read once."""
+        """The result for each node, so that a shared one is read once."""
         self.drafts = 0
 
     def draft(self, kind: str, key: str, parent: Draft | None, path: str | None = None) -> Draft:
@@ -231,7 +231,7 @@ def _label(node: object) -> str:
 
 
 def _is_state_dict(holder: Draft) -> bool:
-    """Whether a mapping names the tensors of modules: not if it has tensors beside other mappings of tensors."""
+    """True if a mapping names the tensors of modules: not if it has tensors beside other mappings of tensors."""
     if holder.label != "dict" or not holder.tensors or holder.plain:
         return False
     others = any(child.kind in (MODULE, STATE) or child.label == "dict" for child in holder.children.values())

@@ -1,4 +1,4 @@
-"""Which entries the state_dict of a pickled module has: what `torch.nn.Module.state_dict` would put into it."""
+"""The entries in the state_dict of a pickled module, as `torch.nn.Module.state_dict` would give them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ckpt_cli.pickles.packed import is_packed
 from ckpt_cli.pickles.tensors.arguments import text_of
 
 _ARCHIVES = ("torchscript", "pt2")
-"""Formats that hold one module, whose entries tell parameters and buffers from what else it has."""
+"""Formats that hold one module, whose entries separate parameters and buffers from other attributes."""
 
 _UNSAVED = "_non_persistent_buffers_set"
 """The attribute of a module that names the buffers which its state_dict leaves out."""
 
 
 def state_names(checkpoint: Checkpoint, prefix: str = "") -> list[str] | None:
-    """The names, in a state_dict's order, of what the module at a prefix has in it; None where there is no module."""
+    """Return the names of a module's state_dict, in its order; None where the prefix is not a module."""
     graph = checkpoint.document
     if checkpoint.format in _ARCHIVES:
         inside = f"{prefix}." if prefix else ""

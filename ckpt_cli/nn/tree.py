@@ -1,4 +1,4 @@
-"""What `tree` answers: the modules of a checkpoint with their settings, sizes and ties."""
+"""The engine of `tree`: the modules of a checkpoint with their settings, sizes and ties."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Branch:
     tied_to: str | None
     """The path of the module that this one is: one pickled object, or all tensors of the two are tied."""
     repeats: bool
-    """Whether its text is that of the module that it is tied to, so that pointing there says all."""
+    """True if its text is that of the module that it is tied to, so that pointing there says all."""
     text: int
     """Equal for branches whose texts are equal, their children's included."""
     printed: int
@@ -46,7 +46,7 @@ class Tree:
     path: str
     format: str
     inferred: bool
-    """Whether any of it was inferred from names and shapes."""
+    """True if any of it was inferred from names and shapes."""
     root: Branch
 
 
@@ -118,7 +118,7 @@ def _frozen(root: Draft) -> Branch:
 
 
 def _facts(order: list[Draft]) -> dict[int, Description]:
-    """What is said of each draft, but for the parts of an optimizer's state; of a shared module it is said once."""
+    """Return the description of each draft, except for the parts of an optimizer's state; a shared module has one."""
     facts: dict[int, Description] = {}
     of_modules: dict[int, Description] = {}
     characters = limits.TREE_TEXT
@@ -154,7 +154,7 @@ def _sort(root: Draft) -> None:
 
 
 def _within_plain(draft: Draft) -> bool:
-    """Whether it is part of an optimizer's state, which is summed up as a whole."""
+    """True if it is part of an optimizer's state, which is summed up as a whole."""
     return draft.parent is not None and draft.parent.plain
 
 

@@ -25,7 +25,7 @@ _RENAMED = {
     "torch.nn.intrinsic.": "torch.ao.nn.intrinsic.",
     "torch.quantization.": "torch.ao.quantization.",
 }
-"""What the modules of classes are called since torch 1.13."""
+"""The names of classes' modules since torch 1.13."""
 
 _VERSIONS: tuple[tuple[str, int], ...] = (
     ("torch.nn.modules.batchnorm.", 2),
@@ -53,7 +53,7 @@ _OTHER_CELLS = ("GRUCell", "LSTMCell")
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """What a state_dict notes of its modules."""
+    """The notes of a state_dict about its modules."""
 
     notes: Mapping[str, Mapping[str, object]]
     """By the name of each module: its version, and what else is noted."""

@@ -1,4 +1,4 @@
-"""Which tensors share bytes, and how: tied, overlapping or only co-stored."""
+"""Tensors that share bytes: tied, overlapping or only co-stored."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ class Companions:
 
 
 def _keeps(kept: Tensor, other: Tensor) -> bool:
-    """Whether an object keeps to itself a tensor that it has under another name as well."""
+    """True if an object keeps to itself a tensor that it has under another name as well."""
     holder = kept.holder
     return holder is not None and (not holder or other.name.startswith(f"{holder}."))
 
 
 def are_tied(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one."""
+    """True if two tensors are one."""
     return a.view is not None and a.view == b.view
 
 
@@ -138,7 +138,7 @@ def by_storage(tensors: Iterable[Tensor]) -> list[tuple[Storage, list[Tensor]]]:
 
 
 def share_bytes(a: Tensor, b: Tensor) -> bool:
-    """Whether two views of one storage have a byte in common; undecidable cases of many strides count as yes."""
+    """True if two views of one storage have a byte in common; undecidable cases of many strides count as yes."""
     (begin_a, end_a), (begin_b, end_b) = a.span, b.span
     if end_a <= begin_b or end_b <= begin_a:
         return False
@@ -150,7 +150,7 @@ def share_bytes(a: Tensor, b: Tensor) -> bool:
 
 
 def is_array(view: Tensor) -> bool:
-    """Whether it is numpy's, whose bytes are a part of the pickle: those stay as they are."""
+    """True if it is numpy's, whose bytes are a part of the pickle: those stay as they are."""
     return view.python_type == "numpy.ndarray"
 
 
@@ -199,7 +199,7 @@ class Comparisons:
         self.left = limits.VIEW_PAIRS
 
     def allow(self, pairs: int) -> bool:
-        """Count so many pairs as compared; False when they are too many, so that spans must decide."""
+        """Count pairs as compared; return False if they are too many, so that spans must decide."""
         if pairs > self.left:
             return False
         self.left -= pairs

@@ -1,4 +1,4 @@
-"""How much one command goes through: views may repeat and share the bytes of a small file without end."""
+"""The budget of one command: views may repeat and share the bytes of a small file without end."""
 
 from __future__ import annotations
 

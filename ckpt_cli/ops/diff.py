@@ -1,4 +1,4 @@
-"""What `diff` answers: in what two checkpoints differ, by value, whatever formats and shards they are in."""
+"""The engine of `diff`: compare two checkpoints by value, whatever formats and shards they are in."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Something else that differs: a value that is no tensor, or a line of the metadata."""
+    """Another difference: a non-tensor value, or a line of the metadata."""
 
     name: str
     a: object
@@ -61,7 +61,7 @@ class Tie:
 
     names: Sequence[str]
     a: bool
-    """Whether they are tied in the first."""
+    """True if they are tied in the first."""
     b: bool
 
 
@@ -80,20 +80,20 @@ class Diff:
 
     @property
     def equal(self) -> bool:
-        """Whether there is no difference."""
+        """True if there is no difference."""
         return not (self.only_a or self.only_b or self.changed or self.values or self.ties or self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is compared, and how."""
+    """Options of a comparison."""
 
     names: Sequence[str] = ()
     """NAMEs, as they are after the renaming."""
     rules: Sequence[Rule] = ()
-    """What makes new names of old ones in both, in turn."""
+    """Functions from old names to new ones, applied to both in turn."""
     quick: bool = False
-    """Whether only it matters that there is a difference, not which."""
+    """True if only it matters that there is a difference, not which."""
 
 
 def diff(
@@ -204,7 +204,7 @@ class _Comparison:
                 self._parts(name, replace(a, parts=a.attributes), replace(b, parts=b.attributes))
 
     def _parts(self, name: str, a: Tensor, b: Tensor) -> None:
-        """Compare what tensors are made of, or what is told of those that have no values."""
+        """Compare the parts of tensors, or the facts about those that have no values."""
         roles_a, roles_b = [part.name for part in a.parts], [part.name for part in b.parts]
         if roles_a != roles_b:
             self._changed.append(lambda: Change(name, "layout", roles_a, roles_b, a.numel))
@@ -247,14 +247,14 @@ def _firsts(entries: Mapping[tuple[str, int], Entry]) -> dict[str, Entry]:
 
 
 def _comparable(a: Tensor, b: Tensor) -> bool:
-    """Whether elements of both can be compared one by one: of one dtype, or each one value."""
+    """True if elements of both can be compared one by one: of one dtype, or each one value."""
     if a.dtype.name == b.dtype.name or a.layout == "quantized":
         return True
     return all(side.dtype.numpy is not None and side.dtype.name != "float4_e2m1fn_x2" for side in (a, b))
 
 
 def _change(name: str, a: Tensor, b: Tensor, found: object) -> Change | None:
-    """What a compared tensor's difference is; None where there is none."""
+    """Return the difference of a compared tensor; None where there is no difference."""
     from ckpt_cli.arrays.codec import value_shape
     from ckpt_cli.arrays.compare import Apart
 
@@ -287,7 +287,7 @@ def _list(shape: tuple[int, ...] | None) -> list[int] | None:
 
 
 def _same_value(a: object, b: object) -> bool:
-    """Whether two plain values are the same; NaN is, and 1 is neither 1.0 nor True."""
+    """True if two plain values are the same; NaN is, and 1 is neither 1.0 nor True."""
     try:
         return repr(a) == repr(b)
     except (ValueError, RecursionError):  # integers of thousands of digits

@@ -1,4 +1,4 @@
-"""What `hash` answers: a digest of the content of each tensor, and of all of them.
+"""The engine of `hash`: a digest of the content of each tensor, and of all of them.
 
 The digest depends on dtype, shape and values alone, not on the container, the shards, the order of entries, strides or
 ties. With H the hash function, a tensor's digest is
@@ -60,7 +60,7 @@ class Hashes:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a checkpoint differs from what a manifest says."""
+    """The differences between a checkpoint and a manifest."""
 
     differ: Sequence[str] = ()
     """Names whose content is another."""
@@ -71,7 +71,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no difference."""
+        """True if there is no difference."""
         return not (self.differ or self.missing or self.new)
 
 
@@ -226,7 +226,7 @@ def _hash_piece(new: _New, piece: _Piece) -> bytes:
 
 
 def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> Source:
-    """What reads the elements as they are hashed: quantized ones as their integers, unless these are packed."""
+    """Return a reader of the elements as they are hashed: quantized ones as their integers, unless these are packed."""
     if tensor.layout == "quantized" and tensor.dtype.bits >= 8:
         from ckpt_cli.arrays.quantized import integers
 
@@ -291,7 +291,7 @@ def _is_map(tensors: object) -> bool:
 
 
 def compare(manifest: Hashes, found: Hashes) -> Verdict:
-    """What differs between a manifest and a checkpoint."""
+    """Return the differences between a manifest and a checkpoint."""
     old, new = manifest.tensors, found.tensors
     return Verdict(
         differ=[name for name in old if name in new and old[name].lower() != new[name]],

@@ -12,7 +12,7 @@ from ckpt_cli.files.source import LocalFile
 
 
 def config_beside(path: str, name: str = "config.json") -> dict[str, Any] | None:
-    """What the config beside a file, or in a folder, says; None where there is none that can be read."""
+    """Return the config beside a file, or in a folder; None where no config can be read."""
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     try:
         with LocalFile(os.path.join(folder, name)) as config:

@@ -1,4 +1,4 @@
-"""What `info` answers: a checkpoint in a dozen lines."""
+"""The engine of `info`: a checkpoint in a dozen lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ckpt_cli.ops.ls import list_waste
 
 @dataclass(frozen=True, slots=True)
 class DTypeShare:
-    """How much of a checkpoint is of one dtype."""
+    """The share of one dtype in a checkpoint."""
 
     tensors: int
     numel: int
@@ -27,11 +27,11 @@ class Summary:
     path: str
     format: str
     version: str
-    """What the container says of its version, in words."""
+    """The container's version, in words."""
     file_nbytes: int
     """Bytes of all its files."""
     shards: int
-    """Files that have its tensors: an index is none."""
+    """The number of files with tensors: an index does not count."""
     tensors: int
     parameters: int
     """Elements of all tensors, those of tied ones counted once."""

@@ -1,4 +1,4 @@
-"""What `ls` answers: the entries of a checkpoint, chosen, sorted and folded."""
+"""The engine of `ls`: the entries of a checkpoint, chosen, sorted and folded."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _sorted(checkpoint: Checkpoint, entries: list[Entry], sort: str | None) -> l
 
 
 def _place(checkpoint: Checkpoint, entry: Entry) -> tuple[bool, int, int]:
-    """Where an entry's first byte, or that of its first part, stands: what has no bytes first, compressed last."""
+    """Return the place of an entry's first byte, or its first part's: entries without bytes first, compressed last."""
     views = all_strided([entry]) if isinstance(entry, Tensor) else []
     if not views or views[0].storage is None:
         return (False, -1, -1)

@@ -1,4 +1,4 @@
-"""What `ls --fold` answers: numbered layers in one row each."""
+"""The engine of `ls --fold`: numbered layers in one row each."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def _fold_place(rows: list[_Row], place: int) -> list[_Row]:
 
 
 def _is_number(part: str) -> bool:
-    """Whether a part of a name is a number that layers may have."""
+    """True if a part of a name is a number that layers may have."""
     return len(part) <= _DIGITS and part.isdecimal()
 
 
 def _alike(tensor: Tensor) -> tuple[object, ...]:
-    """What the tensors of one row have in common."""
+    """The key that the tensors of one row have in common."""
     return (
         *(tensor.dtype.name, tensor.shape, tensor.stride, tensor.layout),
         *(tensor.kind, tensor.requires_grad, tensor.device),

@@ -1,4 +1,4 @@
-"""New files that commands write on demand (`-o OUT`): what must not become one, and how their errors are told."""
+"""New files that commands write on demand (`-o OUT`): refused paths, and errors by the user's name for the file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def other_names(*paths: str) -> int:
 
 @contextmanager
 def writing(output: str, *, mode_of: str | None = None) -> Iterator[LocalFile]:
-    """A file that becomes `output` when the block ends well; an error of its hidden name is told as one of `output`."""
+    """Context manager: a file that becomes `output` when the block ends well; its errors name `output`."""
     try:
         with replacing(output, mode_of=mode_of) as target:
             yield target

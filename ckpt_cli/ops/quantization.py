@@ -47,21 +47,21 @@ class Part:
 
 
 Shapes = Callable[[tuple[int, ...], tuple[int, ...]], bool]
-"""Whether the shapes of the stored numbers and of their scales belong together."""
+"""True if the shapes of the stored numbers and of their scales belong together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How weights are stored as other numbers."""
+    """A way in which weights are stored as other numbers."""
 
     name: str
     """In words, for messages."""
     weight: Part
     """The stored numbers."""
     scale: Part
-    """What no group of this scheme is without."""
+    """The roles that every group of this scheme has."""
     more: tuple[Part, ...] = ()
-    """What may be there as well."""
+    """The roles that a group may have."""
     needs: tuple[str, ...] = ()
     """The roles among these that must be there too."""
     block: tuple[int, ...] = ()
@@ -80,9 +80,9 @@ class Group:
     weight: Tensor
     """The stored numbers; scales whose numbers are in another file stand for themselves."""
     parts: Mapping[str, Tensor]
-    """What belongs to them, by role."""
+    """The tensors that belong to them, by role."""
     layout: Scheme | None = None
-    """How they are stored, where that is known."""
+    """The scheme, where it is known."""
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -172,7 +172,7 @@ _BY_SUFFIX = _by_suffix()
 _RANK = {id(scheme): rank for rank, scheme in enumerate(_SCHEMES)}
 
 _LIBRARIES = ("torchao.", "optimum.quanto.", "bitsandbytes.", "hqq.", "transformer_engine.")
-"""Where the classes of tensors come from that hold packed numbers and scales themselves."""
+"""The modules of tensor classes that hold packed numbers and scales themselves."""
 
 _INNER = frozenset(["qdata", "int_data", "tensor_impl", "original_weight_tensor", "packed_weight", "quantized_data"])
 """Parts that only such tensors have."""
@@ -241,7 +241,7 @@ def _find(by_name: Mapping[str, Tensor], part: Part, stem: str) -> Tensor | None
 
 
 def _is_held(weight: Tensor) -> bool:
-    """Whether it has numbers of its own: what torch quantizes itself has its scales with it."""
+    """True if it has numbers of its own: what torch quantizes itself has its scales with it."""
     return weight.layout != "quantized"
 
 

@@ -21,10 +21,10 @@ class Rule:
     kind: str
     """`strip` or `add` a prefix, `sub` for a substitution, or `map`."""
     value: str | tuple[str, str]
-    """What follows the option: of `sub` a regular expression and its replacement."""
+    """The option's values: for `sub` a regular expression and its replacement."""
 
     def renaming(self, known: Mapping[str, str] | None = None) -> Renaming:
-        """What it does to a name; of a map that was read already, `known`."""
+        """Return the function on names; for a map that was read already, `known`."""
         if isinstance(self.value, tuple):
             return by_expression(*self.value)
         if self.kind == "map":
@@ -81,7 +81,7 @@ def by_map(names: Mapping[str, str]) -> Renaming:
 
 
 def read_map(path: str) -> dict[str, str]:
-    """The map in a JSON file; raises UsageError where it is none."""
+    """Return the map in a JSON file; raise UsageError where it is not a map."""
     with open(path, "rb") as file:
         raw = file.read(limits.INDEX_JSON + 1)
     try:

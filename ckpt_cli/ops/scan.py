@@ -1,4 +1,4 @@
-"""What `scan` answers: everything that the pickles of a file would import and do if something else loaded it."""
+"""The engine of `scan`: everything that the pickles of a file would import and do if something else loaded it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ckpt_cli.scanner.walk import Memory, Walk, guess, walk, walker_of
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
              "unknown": ("note", "unknown-global")}  # fmt: skip
-"""What a name's verdict makes of it; the others are no findings."""
+"""The severity and code for a verdict on a name; other verdicts are not findings."""
 
 _UNREADABLE = {"broken-zip", "trailing-data"}
-"""What is found in a zip file that could not be read at all."""
+"""The codes for a zip file that could not be read at all."""
 
 _INDEX = 256 * 2**20
 """Bytes of an index of shards that is read."""
@@ -36,7 +36,7 @@ class Finding:
     severity: str
     """`error` for what is known to be dangerous, `warning` for what no ordinary checkpoint has, `note`."""
     code: str
-    """What kind of thing it is, in a word or two that do not change."""
+    """A stable code for the kind of finding, one or two words."""
     where: str
     """The record, member or pickle."""
     message: str
@@ -51,7 +51,7 @@ class Named:
     verdict: str
     """`allowed` by torch's weights_only loader, `harmless`, `dangerous`, `unusual` or `unknown`."""
     call: str
-    """The first call that it feeds; empty where there is none."""
+    """The first call that it feeds; empty where it feeds no call."""
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class Scan:
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing but notes."""
+        """True if there is nothing but notes."""
         return not self.count("error") and not self.count("warning")
 
     def count(self, severity: str) -> int:
@@ -167,7 +167,7 @@ class _Worker:
         return number
 
     def _judge(self, found: Found, depth: int) -> None:
-        """Tell what one pickle would do, then look into its strings."""
+        """Report what one pickle would do, then look into its strings."""
         trace, where = found.trace, found.where
         self.answer.pickles += 1
         if trace.problem is not None:
@@ -245,7 +245,7 @@ def _latin(text: str) -> bytes:
 
 
 def _use_text(use: Use) -> str:
-    """What a finding says of a name: the call that it feeds where it does harm, else the name, as calls can be long."""
+    """Return the text for a name: the call that it feeds where it does harm, else the name, as calls can be long."""
     named = use.call if use.call and use.verdict != "unknown" else use.name
     return f"{named}: {use.reason}"
 

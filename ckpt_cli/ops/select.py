@@ -21,7 +21,7 @@ class Selection:
     entry: Entry
     index: Index | None
     exact: bool
-    """Whether the argument was the entry's own name or that of a part of it, rather than a prefix or glob."""
+    """True if the argument was the entry's own name or that of a part of it, rather than a prefix or glob."""
 
 
 def select(checkpoint: Checkpoint, arguments: Iterable[str]) -> list[Selection]:

@@ -1,4 +1,4 @@
-"""What `show` answers: the values of entries, no more of them read than are asked for."""
+"""The engine of `show`: the values of entries, no more of them read than are asked for."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Shown:
     label: str
     """Its name, with the index that was asked for."""
     whole: bool
-    """Whether no index was given."""
+    """True if no index was given."""
     index: Index = ()
     """The index that `region` is of the tensor."""
     absent: bool = False
-    """Whether it stands for elements that a sparse tensor does not store: zeros."""
+    """True if it stands for elements that a sparse tensor does not store: zeros."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,28 +101,28 @@ def _targets(ends: list[tuple[int, int]]) -> list[tuple[tuple[int, int], tuple[i
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A tensor that is made of others, or that has no values and is told all the same."""
+    """A tensor that is made of others, or that has no values and is shown all the same."""
 
     tensor: Tensor
     label: str
     parts: tuple[Shown | Composed | Unshown, ...] = ()
-    """What it is made of: its parts, or the constituents of a nested tensor."""
+    """Its parts, or the constituents of a nested tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unshown:
-    """A tensor whose values cannot be told, met while showing many."""
+    """A tensor whose values cannot be shown, met while showing many."""
 
     tensor: Tensor
     reason: str
 
 
 Item = Shown | Composed | Unshown | Value
-"""What one NAME shows."""
+"""The items that one NAME selects."""
 
 
 def show(checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False) -> list[Item]:
-    """What each NAME selects, in order, nothing of plain tensors read yet; no NAME selects the whole checkpoint.
+    """Return what each NAME selects, in order, nothing of plain tensors read yet; no NAME selects the whole checkpoint.
 
     With `raw`, quantized tensors are their integers. Raises UnsupportedError for a tensor whose values cannot be told
     and that was named exactly.
@@ -134,12 +134,12 @@ def show(checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False)
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """What one `show` has in common."""
+    """The state that the items of one `show` share."""
 
     checkpoint: Checkpoint
     work: Work
     raw: bool
-    """Whether quantized tensors are their integers."""
+    """True if quantized tensors are their integers."""
 
 
 def _shown(reader: _Reader, selection: Selection) -> Item:
@@ -159,7 +159,7 @@ def _shown(reader: _Reader, selection: Selection) -> Item:
 
 
 def _whole(reader: _Reader, tensor: Tensor, label: str) -> Shown | Composed:
-    """All of a tensor; raises UnsupportedError where it cannot be told."""
+    """Show all of a tensor; raise UnsupportedError where that is not possible."""
     from ckpt_cli.arrays.codec import require_plain
 
     if tensor.layout == "quantized" or (tensor.layout == "strided" and tensor.storage is not None):
@@ -205,7 +205,7 @@ def _indexed(reader: _Reader, tensor: Tensor, index: Index) -> Shown:
 
 
 def _checked(reader: _Reader, tensor: Tensor) -> Tensor:
-    """A tensor whose values can be told: the integers of a quantized one with `raw`."""
+    """A tensor whose values can be shown: the integers of a quantized one with `raw`."""
     from ckpt_cli.arrays.codec import require_plain
 
     if tensor.layout != "quantized":
@@ -232,7 +232,7 @@ def _spell_item(item: object) -> str:
 
 
 def shown_in(items: Iterable[Item]) -> Iterator[Shown]:
-    """What has values among the items and their parts."""
+    """Yield the items and parts that have values."""
     for item in items:
         if isinstance(item, Shown):
             yield item

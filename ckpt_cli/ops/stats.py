@@ -1,4 +1,4 @@
-"""What `stats` answers: what the values of each tensor sum up to."""
+"""The engine of `stats`: a summary of the values of each tensor."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Row:
 
     @property
     def is_bad(self) -> bool:
-        """Whether it has NaN or infinities."""
+        """True if it has NaN or infinities."""
         return self.moments is not None and bool(self.moments.nan or self.moments.inf)
 
     def key(self, key: str) -> Any:
-        """What it is sorted by: what a column has, NaN where that is nothing."""
+        """Return the sort key: the value of a column, NaN where it has no value."""
         if key in ("name", "numel"):
             return getattr(self, key)
         found = getattr(self.moments, {"min": "least", "max": "most"}.get(key, key)) if self.moments else None
@@ -93,7 +93,7 @@ class _Subject:
         self.found: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker elsewhere needs, which does not ask what was found so far."""
+        """Return the state for a worker in another process, without the results so far."""
         return {**self.__dict__, "found": None}
 
     def plan(self) -> Any:
@@ -144,7 +144,7 @@ class _Subject:
         return self.source.part(chunk.begin, chunk.end) if self._by_rows else ()
 
     def sum(self, chunk: Chunk) -> Any:
-        """What one chunk sums up to; runs on a worker."""
+        """Summarize one chunk; runs on a worker."""
         return self.summer.chunk(self.source.read(chunk), self._part(chunk))
 
     def nbytes(self, chunk: Chunk) -> int:
@@ -162,7 +162,7 @@ def stats(
     bad_only: bool = False,
     total: bool = False,
 ) -> Stats:
-    """Sum up the tensors that NAMEs select, on an executor; `on_progress` hears of the bytes done.
+    """Summarize the tensors that NAMEs select, on an executor; `on_progress` gets the bytes done.
 
     A tensor that is made of others is told by its parts; one without values, or packed in a way that no format
     defines, has a note instead of numbers. `sort` is a column, greatest first but for names.
@@ -182,7 +182,7 @@ def stats(
 def _plans(
     checkpoint: Checkpoint, arguments: Sequence[str]
 ) -> Iterator[tuple[Tensor, _Subject | str, tuple[int, ...] | None]]:
-    """Each tensor with what sums it up, which tied ones share, or why nothing does; and the shape that is told."""
+    """Yield each tensor with its summary, which tied ones share, or the reason for none; and the shape to report."""
     work = Work(checkpoint)
     known: dict[object, _Subject | str] = {}
     for selection in select(checkpoint, arguments):
@@ -252,7 +252,7 @@ def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[_Item, int]]:
 
 
 def _sum_job(job: list[_Item]) -> tuple[int, list[tuple[int, Any]]]:
-    """What each chunk of a job sums up to, by the number of its subject, and their bytes.
+    """Summarize each chunk of a job, by the number of its subject, and their bytes.
 
     They are not merged here: which chunks share a job depends on the file, and the last digits must not.
     """

@@ -1,4 +1,4 @@
-"""What `ties` answers: which names are one tensor, which merely share or repeat bytes."""
+"""The engine of `ties`: names that are one tensor, and names that share or repeat bytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Equals:
 
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """How the tensors of a checkpoint share bytes."""
+    """The groups of tensors of a checkpoint that share bytes."""
 
     path: str
     tied: Sequence[Group]
@@ -50,18 +50,18 @@ class Ties:
     equal: Sequence[Equals]
     """Bit-identical tensors stored apart; filled only when asked for, as every byte must be read."""
     claim: str | None
-    """What a `config.json` beside the file says against it."""
+    """The contradictions of a `config.json` beside the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether two names, or all that lies below two prefixes, are tied."""
+    """True if two names, or all that lies below two prefixes, are tied."""
 
     a: str
     b: str
     tied: bool
     reason: str
-    """How they relate, in words."""
+    """Their relation, in words."""
 
 
 def find_ties(checkpoint: Checkpoint, *, equal: bool = False) -> Ties:
@@ -92,7 +92,7 @@ def _tied_group(group: Sequence[Tensor]) -> Group:
 
 
 def _equal_groups(checkpoint: Checkpoint) -> list[Equals]:
-    """Tensors of one dtype and shape with the same bytes; tied ones count as one and are told by the first name."""
+    """Tensors of one dtype and shape with the same bytes; tied ones count as one, under the first name."""
     from ckpt_cli.arrays.overlap import content_digest
 
     work = Work(checkpoint)
@@ -118,7 +118,7 @@ def _equal_groups(checkpoint: Checkpoint) -> list[Equals]:
 
 
 def judge(checkpoint: Checkpoint, a: str, b: str) -> Verdict:
-    """Whether `a` and `b` are one tensor, or two prefixes with the same tensors below them."""
+    """True if `a` and `b` are one tensor, or two prefixes with the same tensors below them."""
     below_a, below_b = _below(checkpoint, a), _below(checkpoint, b)
     if "" not in below_a and "" not in below_b and below_a.keys() != below_b.keys():
         odd = next(iter(below_a.keys() ^ below_b.keys()))
@@ -149,7 +149,7 @@ def _below(checkpoint: Checkpoint, argument: str) -> dict[str, Tensor]:
 
 
 def _why_not(checkpoint: Checkpoint, a: Tensor, b: Tensor) -> str:
-    """How two tensors that are not tied relate."""
+    """Return the relation of two tensors that are not tied."""
     if (a.parts and a.storage is None) or (b.parts and b.storage is None):
         return "they are not made of the same parts"
     if a.storage is None or b.storage is None:
@@ -178,7 +178,7 @@ def _why_not(checkpoint: Checkpoint, a: Tensor, b: Tensor) -> str:
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "decoder.weight")
-"""How Hugging Face's models call the two tensors that `tie_word_embeddings` speaks of."""
+"""The names in Hugging Face's models of the two tensors that `tie_word_embeddings` is about."""
 
 
 def _claim(checkpoint: Checkpoint) -> str | None:

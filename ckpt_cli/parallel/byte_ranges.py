@@ -34,7 +34,7 @@ class Part:
     """A range of a file that one question is asked of."""
 
     number: int
-    """Which question: of the records or of the tensors, the asker's own number."""
+    """The caller's number for the question: an index of the records or of the tensors."""
     begin: int
     """The first byte in the file."""
     end: int
@@ -43,7 +43,7 @@ class Part:
     big_endian: bool = False
 
     def cut(self, begin: int, end: int) -> Part:
-        """What of it lies in a range."""
+        """Return the part of it within a range."""
         return Part(self.number, max(self.begin, begin), min(self.end, end), self.dtype, self.big_endian)
 
     @property
@@ -64,7 +64,7 @@ class Job:
 
 @dataclass(slots=True)
 class Answers:
-    """What the bytes say, by the numbers of the parts."""
+    """The answers from the bytes, by the numbers of the parts."""
 
     crcs: dict[int, int] = field(default_factory=dict)
     tallies: dict[int, Tally] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def jobs_of(file: LocalFile, parts: Iterable[Part]) -> Iterator[Job]:
 
 
 def _joins(job: Job, part: Part, begin: int) -> bool:
-    """Whether a part from `begin` on belongs into a job, whose blocks must not cut its elements."""
+    """True if a part from `begin` on belongs into a job, whose blocks must not cut its elements."""
     return (
         job.begin <= begin < job.begin + JOB and begin <= job.end + _NEAR and (begin - job.begin) % part.itemsize == 0
     )

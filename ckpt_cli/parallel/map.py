@@ -31,7 +31,7 @@ _Answer = TypeVar("_Answer")
 def run(
     jobs: Iterable[_Job], work: Callable[[_Job], _Answer], executor: Executor, ahead: int = _AHEAD
 ) -> Iterator[_Answer]:
-    """What `work` answers to each job, in order; a few jobs are under way at a time, the rest is not yet made.
+    """Yield the answer of `work` to each job, in order; a few jobs are under way at a time, the rest is not yet made.
 
     An error, or a caller that stops to ask, drops what has not begun.
     """
@@ -49,7 +49,7 @@ def run(
 
 
 def grouped(items: Iterable[tuple[_Job, int]], most: int = JOB) -> Iterator[list[_Job]]:
-    """Put items, each of so many bytes, together until they have `most` bytes, as one job."""
+    """Group pairs of an item and its bytes into jobs of about `most` bytes."""
     group: list[_Job] = []
     nbytes = 0
     for item, size in items:
@@ -67,7 +67,7 @@ _ITEM = 32 << 10
 
 
 def buffer(nbytes: int, which: int = 0) -> memoryview:
-    """A buffer of so many bytes, each thread's own."""
+    """Return a buffer of `nbytes` bytes, each thread's own."""
     buffers: dict[int, bytearray] = _LOCAL.__dict__.setdefault("buffers", {})
     found = buffers.get(which)
     if found is None or len(found) < nbytes:

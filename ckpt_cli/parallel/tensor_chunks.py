@@ -44,7 +44,7 @@ _RUNS = 64
 
 
 _NOTHING = (0, memoryview(b""))
-"""What is held of a view of which nothing was gathered."""
+"""The bytes of a view of which nothing was gathered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +99,12 @@ class Source:
         self._expected = 0
         """Bytes that the system was asked to read ahead."""
         self.plain = self._find_extents()
-        """Whether the jobs themselves read it."""
+        """True if the jobs themselves read it."""
         if not self.plain:
             self.gather()
 
     def __getstate__(self) -> tuple[None, dict[str, object]]:
-        """What a worker elsewhere needs, who reads what stands plainly; what is gathered comes with its chunk."""
+        """Return the state for another process, which reads plain bytes itself; gathered ones come with a chunk."""
         return None, {name: getattr(self, name) for name in _OF_WORKERS}
 
     def gather(self) -> None:
@@ -146,7 +146,7 @@ class Source:
         return False
 
     def cuts(self, most: int | None = None) -> Iterator[tuple[int, int]]:
-        """The ranges of its chunks: at most so many elements each, or as many as `CHUNK` bytes hold."""
+        """Yield the ranges of its chunks: at most `most` elements each, or those that `CHUNK` bytes hold."""
         nbytes = CHUNK // 2 if self._bits == 16 else CHUNK  # what becomes float32 should stay in the cache too
         most = most or max(8 * nbytes // self._bits, 1)
         numel = self.numel
@@ -170,7 +170,7 @@ class Source:
                 file.expect(offset, nbytes)
 
     def _runs(self, begin: int, end: int) -> list[tuple[LocalFile, int, int]]:
-        """Where a range of its bytes stands: file, offset, bytes; nothing where that is scattered or not known."""
+        """Return the places of a range of its bytes: file, offset, bytes; none where it is scattered or not known."""
         if self.plain:
             return [(file, offset, nbytes) for file, offset, nbytes, _ in self._places(begin, end)]
         storage = self.tensor.storage
@@ -185,7 +185,7 @@ class Source:
         return []
 
     def _places(self, begin: int, end: int) -> Iterator[tuple[LocalFile, int, int, int]]:
-        """Where a range of its bytes stands: file, offset, bytes, and how far into the range that is."""
+        """Yield the places of a range of its bytes: file, offset, bytes, and the offset within the range."""
         at = 0
         for extent in self._extents:
             low, high = max(begin, at), min(end, at + extent.nbytes)
@@ -273,11 +273,11 @@ _ROWS = 2
 """The number of the buffer for rows that are gathered; 0 and 1 are for chunks."""
 
 _OF_WORKERS = frozenset(["path", "dtype", "region", "plain", "_bits", "_extents", "_files"])
-"""What of a source goes to a worker that shares no memory."""
+"""The state of a source for a worker that shares no memory."""
 
 
 def _is_row_major(region: Region) -> bool:
-    """Whether the elements stand one after the other, whatever the strides of dimensions of one element say."""
+    """True if the elements stand one after the other, whatever the strides of dimensions of one element say."""
     strides = zip(region.shape, region.stride, contiguous_stride(region.shape), strict=True)
     return all(size == 1 or step == expected for size, step, expected in strides)
 

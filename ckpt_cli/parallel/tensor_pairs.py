@@ -42,7 +42,7 @@ class Side:
         self._numbers = Numbers(codec, flagged=flagged, big_endian=tensor.big_endian, magnitudes=False)
 
         self.stored = self._stored(checkpoint, tensor)
-        """What two sides have in common if the same bytes mean the same values."""
+        """Return the key that two sides have in common if the same bytes mean the same values."""
 
     def _stored(self, checkpoint: Checkpoint, tensor: Tensor) -> tuple[object, ...]:
         scales: tuple[object, ...] = ()
@@ -66,7 +66,7 @@ class Side:
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
-    """A tensor whose packed elements no format defines, as its bytes; one that is no contiguous run stays as it is."""
+    """Return a tensor whose packed elements no format defines as its bytes; one that is not contiguous as it is."""
     bits = tensor.dtype.bits
     if not tensor.is_contiguous or tensor.storage_offset * bits % 8:
         return tensor
@@ -102,7 +102,7 @@ class Pair:
         return len(container.files), 0
 
     def reader(self) -> Reader:
-        """What compares them; raises UnsupportedError where they cannot be."""
+        """Return a function that compares them; raise UnsupportedError where they cannot be compared."""
         sides = []
         for checkpoint, tensor in zip(self.checkpoints, self.tensors, strict=True):
             with about(checkpoint.path):
@@ -135,7 +135,7 @@ class Reader:
         b.release()
 
     def compare(self, chunk_a: Chunk, chunk_b: Chunk) -> Apart | None:
-        """How far chunks are apart; None where their bytes are the same. Runs on a worker."""
+        """Return the distance between chunks; None where their bytes are the same. Runs on a worker."""
         from ckpt_cli.arrays.compare import apart, same_bytes
 
         data_a, data_b = self.a.source.read(chunk_a, 0), self.b.source.read(chunk_b, 1)
@@ -183,7 +183,7 @@ def _items(pairs: Iterable[Pair]) -> Iterator[tuple[_Item, int]]:
 
 
 def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[int, Apart]]]:
-    """How far the chunks of a job are apart, those that are not at all left out, and the bytes of both sides."""
+    """Return the distances of the chunks of a job, equal ones left out, and the bytes of both sides."""
     answers: list[tuple[int, Apart]] = []
     nbytes = 0
     for number, reader, chunk_a, chunk_b in job:

@@ -156,7 +156,7 @@ def _template(significant: Sequence[float], precision: int) -> str:
 
 
 def _is_scientific(significant: Sequence[float]) -> bool:
-    """Tell whether the magnitudes are too far apart, too large or too small."""
+    """True if the magnitudes are too far apart, too large or too small."""
     if not significant or any(map(math.isnan, significant)):
         return False
     least, most = min(map(abs, significant)), max(map(abs, significant))
@@ -199,7 +199,7 @@ def _bracket(blocks: list[str], glue: str) -> str:
 
 
 def _suffixes(shape: tuple[int, ...], dtype: str, requires_grad: bool) -> Iterator[str]:
-    """Yield what the printed values do not tell, in torch's order."""
+    """Yield the facts that the printed values do not show, in torch's order."""
     empty = 0 in shape
     if empty and len(shape) != 1:
         yield f"size={shape}"

@@ -1,4 +1,4 @@
-"""What `check` prints."""
+"""Text output of `check`."""
 
 from __future__ import annotations
 

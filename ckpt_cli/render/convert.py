@@ -1,4 +1,4 @@
-"""What a conversion says of itself, on stderr."""
+"""Text report of a conversion, for stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMED = 3
 
 
 def conversion_text(done: Conversion) -> str:
-    """One line for what was written, one for each thing that did not come along, one for ties that were cut."""
+    """Return one line for the output, one for each entry that was left out, one for ties that were cut."""
     would = "would be written" if done.dry_run else "written"
     files = f", {count_text(len(done.files), 'file')}" if done.files else ""
     tensors, nbytes = count_text(done.tensors, "tensor"), count_text(done.bytes_written, "byte")

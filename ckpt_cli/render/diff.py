@@ -1,4 +1,4 @@
-"""What `diff` prints."""
+"""Text output of `diff`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WIDTH = 40
 
 
 def diff_text(diff: Diff, style: str) -> Iterator[str]:
-    """One row a difference; nothing where there is none."""
+    """Yield one row per difference; nothing if there are no differences."""
     rows = list(_rows(diff, human=style == "table"))
     return table_text(_COLUMNS, rows, style) if rows else iter(())
 

@@ -1,4 +1,4 @@
-"""What edits say of themselves, on stderr."""
+"""Text reports of edits, for stderr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST = 8
 
 
 def edit_text(edit: Edit) -> str:
-    """One line for what was changed, one for what changed along, one for what was written."""
+    """Return the report: the changed names, the names that also changed, and the bytes written."""
     verb = f"would {edit.verb.infinitive}" if edit.dry_run else edit.verb.past
     between = "as" if edit.verb.past == "kept" else "to"
     named = _pairs(edit.renamed, between) if edit.renamed else _names(edit.changed) or "it"
@@ -54,7 +54,7 @@ def undo_text(edit: Edit) -> str:
 
 
 def _written(edit: Edit) -> str:
-    """How many bytes went where."""
+    """Return the line about the bytes written and their file."""
     written = count_text(edit.bytes_written, "byte")
     kept = f", the old file is {escaped(edit.backup)}" if edit.backup else ""
     if edit.backup and len(edit.backups) > 1:
@@ -70,7 +70,7 @@ def _written(edit: Edit) -> str:
 
 
 def _pairs(renamed: Mapping[str, str], between: str) -> str:
-    """Old names and new ones."""
+    """Return pairs of an old and a new name, the first few spelled out."""
     pairs = [f"{name_text(old)} {between} {name_text(new)}" for old, new in list(renamed.items())[:_MOST]]
     more = f" and {len(renamed) - _MOST} more" if len(renamed) > _MOST else ""
     return ", ".join(pairs) + more

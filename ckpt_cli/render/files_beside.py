@@ -1,4 +1,4 @@
-"""What is said of the files beside a model's weights."""
+"""Text about the files beside a model's weights."""
 
 from __future__ import annotations
 

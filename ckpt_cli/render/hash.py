@@ -1,4 +1,4 @@
-"""What `hash` prints."""
+"""Text output of `hash`."""
 
 from __future__ import annotations
 

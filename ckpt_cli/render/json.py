@@ -43,7 +43,7 @@ def line(answer: object) -> str:
 
 
 def listing_json(listing: Listing, rows: Sequence[Entry | Fold]) -> Iterator[str]:
-    """What `ls --json` prints, an entry a line."""
+    """Yield the output of `ls --json`, one entry per line."""
     if sum(len(listing.tied.get(row.name, ())) for row in rows) > _TIES:
         raise UnsupportedError(
             "so many names are tied that listing each with all the others has no end",
@@ -96,7 +96,7 @@ def tensor_json(tensor: Tensor, tied: Mapping[str, list[str]]) -> dict[str, obje
 
 
 def _details(tensor: Tensor) -> dict[str, object]:
-    """What only some layouts have to say: how it is quantized, how many elements are stored, how it is spread."""
+    """Return the facts that only some layouts have: quantization, stored elements, sharding."""
     details: dict[str, object] = {}
     if tensor.quantizer is not None:
         of_all = tensor.quantizer.axis is None
@@ -115,7 +115,7 @@ def _details(tensor: Tensor) -> dict[str, object]:
 
 
 def value_row(row: Value) -> Iterator[str]:
-    """An entry that is no tensor; a long list of long texts takes several times its memory as JSON, so in pieces."""
+    """Yield a non-tensor entry; a long list of long texts takes several times its memory as JSON, so in pieces."""
     head = json.dumps({"name": row.name, "type": "value"})[:-1] + ', "value": '
     if not isinstance(row.value, list | tuple) or len(row.value) <= _ITEMS:
         yield f"{head}{json.dumps(value_json(row.value), allow_nan=False)}}}"
@@ -128,7 +128,7 @@ def value_row(row: Value) -> Iterator[str]:
 
 
 def value_json(value: object) -> object:
-    """A value that is no tensor: as JSON where it is that, else its short repr."""
+    """Return a non-tensor value: as JSON where JSON has it, else its short repr."""
     if isinstance(value, Opaque):
         return value.text
     if isinstance(value, float):
@@ -147,17 +147,17 @@ def _finite(value: float) -> object:
 
 
 def waste_json(path: str, rows: Sequence[Waste]) -> str:
-    """What `ls --waste --json` prints."""
+    """Return the output of `ls --waste --json`."""
     return line({"path": path, "waste": [{**asdict(row), "waste": row.nbytes - row.used} for row in rows]})
 
 
 def summary_json(summary: Summary) -> str:
-    """What `info --json` prints."""
+    """Return the output of `info --json`."""
     return line(asdict(summary))
 
 
 def ties_json(ties: Ties) -> str:
-    """What `ties --json` prints."""
+    """Return the output of `ties --json`."""
     answer = {
         "path": ties.path,
         "tied": [_group(group) for group in ties.tied],
@@ -179,25 +179,25 @@ def _group(group: Group) -> dict[str, object]:
 
 
 def verdict_json(verdict: Verdict) -> str:
-    """What `ties FILE A B --json` prints."""
+    """Return the output of `ties FILE A B --json`."""
     return line(asdict(verdict))
 
 
 def scan_json(scan: Scan) -> str:
-    """What `scan --json` prints."""
+    """Return the output of `scan --json`."""
     findings = [asdict(finding) for finding in scan.findings]
     names = [asdict(named) for named in scan.globals]
     return line({"path": scan.path, "ok": scan.ok, "pickles": scan.pickles, "findings": findings, "globals": names})
 
 
 def check_json(report: Report) -> str:
-    """What `check --json` prints."""
+    """Return the output of `check --json`."""
     findings = [asdict(finding) for finding in report.findings]
     return line({"path": report.path, "ok": report.ok, "deep": report.deep, "findings": findings})
 
 
 def stats_json(stats: Stats) -> Iterator[str]:
-    """What `stats --json` prints, a tensor a line."""
+    """Yield the output of `stats --json`, one tensor per line."""
     yield '{"tensors": ['
     separator = "\n"
     for row in stats.rows:
@@ -229,7 +229,7 @@ def _stats_row(row: Row) -> dict[str, object]:
 
 
 def diff_json(diff: Diff) -> str:
-    """What `diff --json` prints."""
+    """Return the output of `diff --json`."""
     answer = {
         "equal": diff.equal,
         "only_a": list(diff.only_a),
@@ -266,17 +266,17 @@ def _element(value: object) -> object:
 
 
 def hash_json(hashes: Hashes) -> str:
-    """What `hash --json` prints."""
+    """Return the output of `hash --json`."""
     return line(asdict(hashes))
 
 
 def verified_json(path: str, verdict: HashVerdict) -> str:
-    """What `hash --verify --json` prints."""
+    """Return the output of `hash --verify --json`."""
     return line({"path": path, "ok": verdict.ok, **asdict(verdict)})
 
 
 def edit_json(edit: Edit) -> str:
-    """What an edit with `--json` prints."""
+    """Return the output of an edit with `--json`."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():
         if name == "backups":
@@ -286,5 +286,5 @@ def edit_json(edit: Edit) -> str:
 
 
 def conversion_json(done: Conversion) -> str:
-    """What `convert --json` prints."""
+    """Return the output of `convert --json`."""
     return line(asdict(done))

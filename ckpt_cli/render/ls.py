@@ -1,4 +1,4 @@
-"""What `ls` and `info` print."""
+"""Text output of `ls` and `info`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LINE = 400
 """Characters of a fact."""
 
 _METADATA = 1000
-"""Entries of the metadata that `info` tells."""
+"""Entries of the metadata that `info` shows."""
 
 
 def listing_text(
@@ -94,7 +94,7 @@ def _totals(listing: Listing) -> str:
 
 
 def waste_text(rows: Sequence[Waste], style: str) -> Iterator[str]:
-    """One row a storage that is larger than its views; a person is told when there is none."""
+    """Yield one row per storage that is larger than its views; on a terminal, a sentence if there are none."""
     if not rows and style == "table":
         return iter(["no storage is larger than its tensors\n"])
     sizes = bytes_text if style == "table" else str

@@ -1,4 +1,4 @@
-"""What `meta` prints."""
+"""Text output of `meta`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ckpt_cli.render.text import escaped, name_text
 
 
 def metadata_text(metadata: Mapping[str, str], style: str) -> Iterator[str]:
-    """One row a key; a person is told when there is none."""
+    """Yield one row per key; on a terminal, a sentence if there are none."""
     if not metadata and style == "table":
         return iter(["no metadata\n"])
     cells = ([name_text(key), escaped(value)] for key, value in metadata.items())

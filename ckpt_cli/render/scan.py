@@ -1,4 +1,4 @@
-"""What `scan` prints."""
+"""Text output of `scan`."""
 
 from __future__ import annotations
 

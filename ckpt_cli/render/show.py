@@ -1,4 +1,4 @@
-"""What `show` prints."""
+"""Text output of `show`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _label(item: Item) -> str:
 
 
 def _require_layable(numel: int, items: Sequence[Item], most: int = FULL_OVER) -> None:
-    """Raise UnsupportedError where text needs so many elements at once that it would take too much memory."""
+    """Raise UnsupportedError where the text needs more elements at once than memory allows."""
     if numel > most:
         what = f"{_label(items[0])} has" if len(items) == 1 else "these have"
         raise UnsupportedError(

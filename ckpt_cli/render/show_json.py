@@ -20,7 +20,7 @@ _PIECE = 1 << 16
 
 
 def values_json(items: Sequence[Item]) -> Iterator[str]:
-    """What `show --json` prints, a bounded piece at a time."""
+    """Yield the output of `show --json`, in bounded pieces."""
     from ckpt_cli.ops.show import require_bounded
 
     require_bounded(items)
@@ -64,7 +64,7 @@ def _label(item: Unshown | Composed) -> str:
 
 
 def _quantization(shown: Shown) -> dict[str, object]:
-    """What the integers behind values are; with the scale and zero point of each channel where there are several."""
+    """Return the facts of a quantized tensor; with the scale and zero point of each channel where there are several."""
     from ckpt_cli.arrays.quantized import parameters
 
     scales, zeros = parameters(shown.checkpoint, shown.tensor)
@@ -78,7 +78,7 @@ def _quantization(shown: Shown) -> dict[str, object]:
 
 
 def _empty(shape: tuple[int, ...]) -> list[Any]:
-    """What an array of that shape without elements is as nested lists; `[]` where these would be far too many."""
+    """Return an empty array of that shape as nested lists; `[]` where there would be far too many."""
     outer = shape[: shape.index(0)]
     nested: list[Any] = []
     for size in reversed(outer if math.prod(outer) <= _PIECE else ()):

@@ -1,4 +1,4 @@
-"""What `stats` prints."""
+"""Text output of `stats`."""
 
 from __future__ import annotations
 

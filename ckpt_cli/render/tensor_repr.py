@@ -19,12 +19,12 @@ from ckpt_cli.render.text import escaped, name_text, tensor_note
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How values are laid out."""
+    """The layout of printed values."""
 
     precision: int
     """Digits after the point."""
     full: bool
-    """Whether large tensors are not summarised."""
+    """True if large tensors are not summarised."""
 
 
 def item_text(item: Shown | Composed | Unshown, layout: Layout) -> str:
@@ -86,7 +86,7 @@ def _class_name(tensor: Tensor) -> str:
 
 
 def _quantized_suffixes(shown: Shown, layout: Layout) -> list[str] | None:
-    """How it is quantized; None for a part of a tensor of several channels, whose values are told as they are."""
+    """Return the quantization; None for a part of a tensor of several channels, which is printed as it is."""
     from ckpt_cli.arrays.quantized import parameters
 
     quantizer = shown.tensor.quantizer
@@ -158,7 +158,7 @@ _DEFAULT = frozenset({"float32", "complex64", "int64", "bool"})
 
 
 def _nested_text(item: Composed, layout: Layout) -> str:
-    """`nested_tensor([…])` of its constituents; of a jagged one torch would tell the offsets only."""
+    """`nested_tensor([…])` of its constituents; for a jagged one torch itself shows the offsets only."""
     texts = ["  " + item_text(part, layout).replace("\n", "\n  ") for part in item.parts]
     suffixes = ["layout=torch.jagged"] if item.tensor.layout == "jagged" else []
     if item.tensor.requires_grad:

@@ -33,12 +33,12 @@ def _escape(char: str) -> str:
 
 
 def name_text(name: str) -> str:
-    """A name for a row; the empty one is told by quotes."""
+    """Return a name for a row; the empty name as quotes."""
     return escaped(name) if name else "''"
 
 
 def shape_text(shape: Sequence[int] | None) -> str:
-    """`[8,4]`, without blanks so that it stays one word; `?` where there is no shape yet."""
+    """Return a shape as `[8,4]`, without blanks so that it stays one word; `?` where it is not known yet."""
     return "?" if shape is None else f"[{','.join(map(str, shape))}]"
 
 
@@ -60,7 +60,7 @@ def count_text(count: int, thing: str) -> str:
 
 
 def value_text(value: object) -> str:
-    """The repr of a value that is no tensor, on one line and safe for a terminal."""
+    """Return the repr of a non-tensor value, on one line and safe for a terminal."""
     if isinstance(value, Opaque):
         return escaped(value.text)
     try:
@@ -94,7 +94,7 @@ def short(text: str, most: int = _SHORT) -> str:
 
 
 def tensor_note(tensor: Tensor) -> str:
-    """What stands in the place of values that cannot be told."""
+    """Return the text in place of values that cannot be shown."""
     parts = f" made of {', '.join(escaped(part.name) for part in tensor.parts)}" if tensor.parts else ""
     layout = "" if tensor.layout == "strided" else f"{tensor.layout} "
     return f"<{layout}tensor, {tensor.dtype}, {shape_text(tensor.shape)}{parts}>"

@@ -1,4 +1,4 @@
-"""What `ties` prints."""
+"""Text output of `ties`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COLUMNS = (
 
 
 def ties_text(ties: Ties, style: str) -> Iterator[str]:
-    """One row a group of names that share or repeat bytes; a person is told when there is none."""
+    """Yield one row per group of names that share or repeat bytes; on a terminal, a sentence if there are none."""
     rows = list(_rows(ties, human=style == "table"))
     if not rows and style == "table":
         return iter(["every tensor has bytes of its own\n"])

@@ -1,4 +1,4 @@
-"""What `tree` prints: the lines of torch's own `print(net)`, with or without notes beside them."""
+"""Text and JSON output of `tree`: the lines of torch's own `print(net)`, with or without notes beside them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How much of a tree is shown."""
+    """The parts of a tree that are shown."""
 
     depth: int | None = None
     """Levels below the root; None for all."""
     full: bool = False
-    """Whether equal neighbours are each written out, and tied modules too."""
+    """True if equal neighbours are each written out, and tied modules too."""
     bare: bool = False
-    """Whether it is the text of `print(net)` and nothing else, tied modules written out and nothing marked."""
+    """True if it is the text of `print(net)` and nothing else, tied modules written out and nothing marked."""
 
     def cuts(self, depth: int) -> bool:
-        """Whether what lies below a branch of that depth is left out."""
+        """True if what lies below a branch of that depth is left out."""
         return self.depth is not None and depth >= self.depth
 
 
@@ -64,13 +64,13 @@ def tree_text(tree: Tree, view: View, style: str) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Note:
-    """What stands beside the first line of a branch."""
+    """The notes beside the first line of a branch."""
 
     branch: Branch
     count: int
-    """How many equal branches the line stands for."""
+    """The number of equal branches that the line stands for."""
     begins: bool
-    """Whether it is inferred while what it lies in is not."""
+    """True if it is inferred while what it lies in is not."""
 
 
 def _note(note: _Note) -> str:
@@ -91,12 +91,12 @@ class _Pending:
 
     branch: Branch
     label: str
-    """What stands before its text, such as `(0): `."""
+    """The prefix of its text, such as `(0): `."""
     depth: int
     count: int = 1
     within_inferred: bool = False
     printed: bool = False
-    """Whether only settings that torch prints are shown: the others differ among the branches it stands for."""
+    """True if only settings that torch prints are shown: the others differ among the branches it stands for."""
 
 
 def _settings(item: _Pending, view: View) -> list[str]:
@@ -141,7 +141,7 @@ def _one_line(kind: str, settings: Sequence[str]) -> str:
 
 
 def _points(branch: Branch, view: View) -> bool:
-    """Whether a tied branch is shown as the name of the one that it is."""
+    """True if a tied branch is shown as the name of the one that it is."""
     return branch.repeats and not view.bare and not view.full
 
 
@@ -165,7 +165,7 @@ def _children(branch: Branch, item: _Pending, view: View) -> list[_Pending]:
 
 
 def _follows(group: list[Branch], child: Branch) -> bool:
-    """Whether a child continues a row of equal ones that are numbered one after another."""
+    """True if a child continues a row of equal ones that are numbered one after another."""
     last = group[-1]
     numbered = last.name.isdecimal() and child.name.isdecimal() and len(child.name) < 10
     return last.printed == child.printed and numbered and int(child.name) == int(last.name) + 1
@@ -206,7 +206,7 @@ def line_of(branch: Branch) -> str:
 
 
 def tree_json(tree: Tree, view: View) -> Iterator[str]:
-    """What `tree --json` prints, a module a line; it may be nested deeper than json.dumps would follow."""
+    """Yield the output of `tree --json`, one module per line; it may be nested deeper than json.dumps would follow."""
     head = {"path": tree.path, "format": tree.format, "inferred": tree.inferred}
     yield json.dumps(head)[:-1] + ', "tree": '
     before = 0

@@ -1,6 +1,6 @@
 """Names that an ordinary checkpoint imports and that do no harm when they are imported and called.
 
-`ALLOWED` is what `torch.load(weights_only=True)` takes without being told to (torch 2.13,
+`ALLOWED` is what `torch.load(weights_only=True)` accepts by default (torch 2.13,
 torch/_weights_only_unpickler.py `_get_allowed_globals`); a test holds it against the torch at hand. `HARMLESS` is our
 own: classes that only hold data, and the functions that picklers rebuild them with. Names are given one by one and
 never as whole modules, as a module hands out the modules that it imports: `collections._sys` is `sys`.
@@ -50,7 +50,7 @@ ALLOWED = frozenset(
         *(f"{module}.{kind}Tensor" for module in ("torch.sparse", "torch.cuda.sparse") for kind in _SPARSE.split()),
     )
 )
-"""What torch's weights_only unpickler accepts by default."""
+"""The names that torch's weights_only unpickler accepts by default."""
 
 _NUMPY_SCALARS = (
     "bool bool_ int8 int16 int32 int64 intc intp uint8 uint16 uint32 uint64 uintc uintp byte ubyte short ushort long "
@@ -158,7 +158,7 @@ HARMLESS = frozenset(
         *_names("torch.distributed.tensor.placement_types", "Partial Replicate Shard"),
     )
 )
-"""What else ordinary checkpoints hold that only builds data."""
+"""Other names in ordinary checkpoints that only build data."""
 
 CALLING = frozenset(("builtins.getattr", "functools.partial", "_functools.partial", "torch.storage._load_from_bytes"))
-"""What ordinary checkpoints call too, and what is as harmless as its arguments are."""
+"""Names that ordinary checkpoints call too, and that are as harmless as their arguments."""

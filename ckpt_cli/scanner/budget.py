@@ -10,7 +10,7 @@ from ckpt_cli import limits
 
 @dataclass(slots=True)
 class ScanBudget:
-    """What one scan has spent and may still spend, over all files, zips and pickles that it reads."""
+    """The limits and counts of one scan, over all files, zips and pickles that it reads."""
 
     opcodes: int = limits.SCAN_OPCODES
     """Pickle opcodes that may still be read; negative once they are spent."""

@@ -1,4 +1,4 @@
-"""What a traced pickle does with the names that it imports, each judged together with the call it feeds."""
+"""The calls that a traced pickle makes with the names that it imports, each judged together with the call it feeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NESTED_LOAD = "torch.storage._load_from_bytes"
 _NEW = ("new", "new_ex", "inst")
 
 _SHOWN = 1_000
-"""Deeds of one pickle that are told one by one."""
+"""Behaviours of one pickle that are reported one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def _depending(node: Global, calls: Sequence[Call], *, handed_on: bool) -> Judge
 
 
 def _bad_getattr(call: Call) -> str | None:
-    """Why an attribute is no harmless one, such as a member of an enum (Python 3.11) or a nested class."""
+    """Return the reason that an attribute is not harmless as an enum's members (Python 3.11) and nested classes are."""
     resolved = resolve(call)
     if resolved is None:
         return "it takes an attribute of something that only running the pickle would tell"
@@ -89,7 +89,7 @@ def _bad_getattr(call: Call) -> str | None:
 
 
 def _bad_partial(call: Call) -> str | None:
-    """Why what is to be called is no plain name; a name is judged for itself."""
+    """Return the reason that a callee is not a plain name; a name is judged for itself."""
     for func in _targets(call):
         resolved = resolve(func)
         if resolved is None and not (isinstance(func, Call) and _is_call_of(func, _PARTIAL)):
@@ -100,7 +100,7 @@ def _bad_partial(call: Call) -> str | None:
 
 
 def _targets(call: Call) -> Iterator[object]:
-    """What a partial calls: its first argument, and what each state puts in its place."""
+    """Yield the callees of a partial: its first argument, and what each state puts in its place."""
     args = call.args if isinstance(call.args, tuple) else ()
     yield args[0] if args else None
     for state in call.states:
@@ -108,7 +108,7 @@ def _targets(call: Call) -> Iterator[object]:
 
 
 def _bad_load(call: Call) -> str | None:
-    """Why nested bytes cannot be looked at; those that can are scanned for themselves."""
+    """Return the reason that nested bytes cannot be looked at; those that can are scanned for themselves."""
     return None if len(list(_loaded(call))) == 1 else "it loads a pickle that only running this one would tell"
 
 
@@ -165,7 +165,7 @@ def _is_call_of(call: Call, names: tuple[str, ...]) -> bool:
 
 
 def behaviours_of(trace: Trace) -> Iterator[Behaviour]:
-    """What else the pickle does that no ordinary checkpoint does."""
+    """Yield what the pickle does besides plain calls that no ordinary checkpoint does."""
     for node in trace.computed[:_SHOWN]:
         yield Behaviour("computed-name", "error", f"imports a name that it computes: {node.module} {node.name}")
     for code in dict.fromkeys(trace.extensions[:_SHOWN]):
@@ -185,7 +185,7 @@ def behaviours_of(trace: Trace) -> Iterator[Behaviour]:
 
 
 def _computed_call(call: Call) -> Behaviour | None:
-    """A call of something that is no name; None where that is as good as one."""
+    """Return the behaviour of a call of something that is not a name; None where it amounts to one."""
     func = call.func
     resolved = resolve(func)
     if resolved is not None:

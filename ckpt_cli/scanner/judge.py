@@ -1,6 +1,6 @@
-"""What a name that a pickle would import is worth: allowed by torch, harmless, dangerous, or not known.
+"""The verdict on a name that a pickle would import: allowed by torch, harmless, dangerous, or not known.
 
-Only the name is judged here; what is done with it is in `uses`.
+Only the name is judged here; `scanner/calls.py` judges its use.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _LONGEST = 512
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a name is worth."""
+    """The verdict on a name."""
 
     verdict: str
     """`allowed`, `harmless`, `depends` (on its arguments), `dangerous`, `unusual` or `unknown`."""
     reason: str
-    """Why, in a few words."""
+    """The reason, in a few words."""
 
 
 _ALLOWED = Judgement("allowed", "torch's weights_only loader takes it")
@@ -102,7 +102,7 @@ def modern(module: str, name: str) -> tuple[str, str]:
 
 
 def _danger(module: str, name: str) -> str | None:
-    """Why a name is dangerous; None where it is not known to be."""
+    """Return the reason that a name is dangerous; None where it is not known to be."""
     parts = name.split(".")
     full = f"{module}.{name}"
     for end in _prefixes(full):
@@ -134,7 +134,7 @@ def _prefixes(dotted: str) -> Iterator[str]:
 
 
 def _is_that(module: str, listed: str) -> bool:
-    """Whether a module below a listed one can be a part of it: `code.models` is no part of Python's `code`."""
+    """True if a module below a listed one can be a part of it: `code.models` is no part of Python's `code`."""
     top = listed.partition(".")[0]
     return module == listed or top not in sys.stdlib_module_names or top in _PACKAGES or "." in listed
 

@@ -24,7 +24,7 @@ _LEGACY_PICKLES = 5
 """Magic, protocol, sys_info, the object, the keys of its storages."""
 
 _STREAMS_TOLD = 100
-"""Streams after the first that are told one by one."""
+"""Streams after the first that are reported one by one."""
 
 _After = Callable[[memoryview, Trace], int | None]
 """The byte after what follows a pickle; None where that does not fit."""
@@ -40,7 +40,7 @@ class Found:
     where: str
     trace: Trace
     data: memoryview
-    """What its offsets are of."""
+    """The data that its offsets count in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Oddity:
 
 
 def is_pickle(trace: Trace, data: memoryview) -> bool:
-    """Whether bytes that were traced are a pickle, or the beginning of one, rather than anything else.
+    """True if bytes that were traced are a pickle, or the beginning of one, rather than anything else.
 
     A text that begins with `c` and a word may look like a name, and `N.` is None: they have to go further than that.
     """
@@ -65,7 +65,7 @@ def is_pickle(trace: Trace, data: memoryview) -> bool:
 
 
 def _is_magic(trace: Trace) -> bool:
-    """Whether it is the pickle that torch before 1.6 began a file with."""
+    """True if it is the pickle that torch before 1.6 began a file with."""
     return type(trace.root) is int and trace.root == LEGACY_MAGIC
 
 
@@ -77,7 +77,7 @@ def _is_name(node: Global) -> bool:
 def streams(source: Readable, where: str, budget: ScanBudget, *, sure: bool) -> Iterator[Found | Oddity]:
     """The pickles of a file that is nothing but pickles, and what stands after them.
 
-    `sure` is whether it must be one, by its name or its first bytes: then it is told where it is broken from the start.
+    `sure`: it must be a pickle, by its name or its first bytes, so one that is broken from the start is reported.
     """
     data = source.view(0, source.size)
     position = number = 0
@@ -127,7 +127,7 @@ def _itemsizes(trace: Trace) -> dict[str, int]:
 
 
 def itemsize(kind: Global) -> int:
-    """Bytes of an element of a storage class; 0 for a class that is none."""
+    """Bytes of an element of a storage class; 0 for a class that is not one."""
     prefix, _, rest = kind.name.partition("Storage")
     if rest or not kind.name.endswith("Storage"):
         return 0
@@ -156,7 +156,7 @@ def _after_storages(data: memoryview, position: int, keys: object, sizes: dict[s
 
 
 def after_storage(data: memoryview, position: int, size: int) -> int | None:
-    """The byte after an element count and so many elements."""
+    """Return the byte after an element count and its elements."""
     if not size or position + 8 > len(data):
         return None
     numel: int = struct.unpack_from("<q", data, position)[0]
@@ -165,7 +165,7 @@ def after_storage(data: memoryview, position: int, size: int) -> int | None:
 
 
 def trailing(data: memoryview, position: int, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
-    """What stands after all that a file should have."""
+    """Yield the findings in bytes after the end of all that a file should have."""
     rest = len(data) - position
     first = bytes(data[position : position + (1 << 16)])
     if rest > len(first) or first.strip(b"\0\t\n\r "):

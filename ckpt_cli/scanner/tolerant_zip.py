@@ -30,7 +30,7 @@ _DESCRIPTOR = 24
 
 
 class Readable(Protocol):
-    """What can be read by ranges: a file, or bytes at hand."""
+    """A source that can be read by ranges: a file, or bytes in memory."""
 
     @property
     def size(self) -> int:
@@ -56,9 +56,9 @@ class Member:
     stored: int
     nbytes: int
     begin: int = -1
-    """The first byte of its data; -1 where there is no local header."""
+    """The first byte of its data; -1 where its local header is missing."""
     faults: list[str] = field(default_factory=list)
-    """What the local header says otherwise than the directory, in words."""
+    """The differences between its local header and the directory, in words."""
 
     @property
     def end(self) -> int:
@@ -71,14 +71,14 @@ class LooseZip:
     """One zip within a file."""
 
     begin: int
-    """Where its offsets count from."""
+    """The byte from which its offsets count."""
     directory: int
     """The first byte of its directory."""
     end: int
     """The byte after its end record and comment."""
     members: list[Member]
     faults: list[str]
-    """What is wrong with the zip as a whole."""
+    """The faults of the zip as a whole, in words."""
 
 
 def zips_within(source: Readable) -> Iterator[LooseZip]:
@@ -130,7 +130,7 @@ def _zip_before(source: Readable, end: int, *, anywhere: bool) -> LooseZip | Non
 
 
 def _end64(source: Readable, locator: int, at64: int) -> tuple[int, int, int, int] | None:
-    """Where the zip64 end record is, and its count, size and offset: right before the locator, or where that says."""
+    """Return the place, count, size and offset of the zip64 end record: before the locator, or where that says."""
     for place in (locator - _END64.size, at64):
         if 0 <= place <= source.size - _END64.size:
             fields = _END64.unpack(source.read(place, _END64.size))

@@ -27,13 +27,13 @@ _OURS = ("data.pkl", "constants.pkl", "attributes.pkl", "traced_inputs.pkl")
 """The pickles that torch puts right below the prefix."""
 
 _CODE = ("/code/", "/extra/")
-"""Where TorchScript and .pt2 keep other things than pickles of their own."""
+"""Folders in which TorchScript and .pt2 keep other things than pickles of their own."""
 
 _TEXTS = (".py", ".txt", ".md")
-"""How the names of records end that hold text; TorchScript's code is text."""
+"""Suffixes of records that hold text; TorchScript's code is text."""
 
 _SAID = 100
-"""Findings of one kind that are told of one zip."""
+"""Findings of one kind that are reported for one zip."""
 
 _CRC_BYTES = 64 * 2**20
 """Bytes up to which a pickle's CRC is checked."""
@@ -110,7 +110,7 @@ def _layout(found: LooseZip, where: str) -> Walk:
 
 
 def _is_extra(name: str, prefix: str) -> bool:
-    """Whether a record is named as a pickle and is none of those that torch writes."""
+    """True if a record is named as a pickle and is not one of those that torch writes."""
     inner = name.removeprefix(f"{prefix}/")
     if not inner.lower().endswith(PICKLE_NAMES[:-1]) or inner in _OURS or inner.rpartition("/")[2] == "data.pkl":
         return False
@@ -145,7 +145,7 @@ def _walk_member(source: Readable, member: Member, where: str, depth: int, budge
 def _inflated(
     source: Readable, member: Member, where: str, budget: ScanBudget, *, named: bool
 ) -> Generator[Found | Oddity, None, Readable | None]:
-    """A compressed record's content, as far as the limits go; None where there is none to be had."""
+    """A compressed record's content, as far as the limits go; None where it cannot be inflated."""
     room = min(limits.SCAN_INFLATED - budget.inflated, limits.PICKLE_INFLATED)
     data = content(source, member, room) if room > 0 else None
     if data is None:

@@ -35,12 +35,12 @@ _TEXTS = 20_000
 
 _BEGINNINGS = (b"\x80", b"PK\3\4", b"\x1f\x8b")
 _TEXT_BEGINNINGS = tuple(beginning.decode("latin-1") for beginning in _BEGINNINGS)
-"""How a pickle with a PROTO opcode, a zip and a gzip file begin."""
+"""The first bytes of a pickle with a PROTO opcode, a zip and a gzip file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What one pickle would do, as far as it could be read."""
+    """The trace of one pickle: what it would do, as far as it could be read."""
 
     offset: int
     """Its first byte within the data."""
@@ -52,11 +52,11 @@ class Trace:
     calls: Sequence[Call]
     """Every call, in order, those whose result is thrown away too."""
     changes: Sequence[tuple[str, object, object]]
-    """What is done to a value that is no container or new object: the opcode's doing, the target, the argument."""
+    """Changes to a value that is not a container or new object: the opcode's action, the target, the argument."""
     loose: Sequence[Global]
     """Names that are not only called but stand as values, arguments or items too."""
     computed: Sequence[Global]
-    """Names that the pickle computes, so that only running it would tell them; their text says of what."""
+    """Names that the pickle computes, so that only running it would show them; their text describes the arguments."""
     extensions: Sequence[int]
     """Codes of copyreg's registry, each of which stands for a name."""
     texts: Sequence[object]
@@ -66,13 +66,13 @@ class Trace:
     unsearched: int
     """Strings beyond those, because they were too many."""
     root: object
-    """What is on top of its stack at the end."""
+    """The top of its stack at the end."""
     problem: str | None
-    """Why it could not be read to its end; None where it could."""
+    """The reason that it could not be read to its end; None where it could."""
     limited: bool
-    """Whether the problem is one of our limits."""
+    """True if the problem is one of our limits."""
     cut: bool
-    """Whether the problem is that the data end too early."""
+    """True if the problem is that the data end too early."""
 
 
 class Tracer(Machine):
@@ -90,9 +90,9 @@ class Tracer(Machine):
         self.storages: list[PersistentId] = []
         self.unsearched = 0
         self.pushed: dict[Global, int] = {}
-        """How often each name was put on the stack; names are hashed by identity."""
+        """The number of times that each name was put on the stack; names are hashed by identity."""
         self.used: dict[Global, int] = {}
-        """How often each was taken from it to be called."""
+        """The number of times that each was taken from it to be called."""
 
     def memoize(self) -> None:
         """Memoize the top of the stack under the number of things memoized, as CPython counts them."""
@@ -124,7 +124,7 @@ class Tracer(Machine):
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """How a pickle ended."""
+    """The end of a pickle."""
 
     at: int
     """The byte after STOP, or that of the opcode it breaks at."""
@@ -191,7 +191,7 @@ def _stretch(tracer: Tracer, pos: int, data: bytes | memoryview) -> tuple[int, b
 
 
 def _past(tracer: Tracer, pos: int, error: Exception) -> int | None:
-    """Where to go on after an opcode with a bad value, which is pushed as None; None where there is no way on."""
+    """Return the place after an opcode with a bad value, which is pushed as None; None where none is known."""
     if isinstance(error, LimitError) or pos >= tracer.size or tracer.data[pos] not in b"ILFVS":
         return None
     for reach in (_LINE, limits.INLINE_BYTES):
@@ -203,7 +203,7 @@ def _past(tracer: Tracer, pos: int, error: Exception) -> int | None:
 
 
 def _broken(error: Exception, pos: int, size: int) -> _Ending:
-    """What the failure of the opcode at `pos` means."""
+    """Return the end of a pickle whose opcode at `pos` failed."""
     if pos >= size:
         return _Ending(size, "it ends before its STOP opcode", cut=True)
     cut = isinstance(error, TruncatedError | struct.error) or pos + 1 == size
@@ -257,7 +257,7 @@ def _note_text(m: Machine) -> None:
 
 
 def _may_hide(text: object) -> bool:
-    """Whether a string may be a pickle that imports something: it begins as one, or has the lines of a GLOBAL."""
+    """True if a string may be a pickle that imports something: it begins as one, or has the lines of a GLOBAL."""
     if isinstance(text, str):
         return text.startswith(_TEXT_BEGINNINGS) or text.count("\n") > 1 or "\x93" in text
     if isinstance(text, bytes):
@@ -349,7 +349,7 @@ def _text(node: str | RawString) -> str:
 
 
 def _changing(code: bytes, doing: str) -> None:
-    """Enter an opcode that changes its target: one that is no plain data is noted, where a reader would give up."""
+    """Enter an opcode that changes its target: one that is not plain data is noted, where a reader would give up."""
     handler = OPCODES[code[0]]
 
     @_enter(code)

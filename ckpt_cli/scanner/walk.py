@@ -1,7 +1,7 @@
 """Every pickle that any file could hold, found without trusting the file: the walk behind `ckpt scan`.
 
 It depends on no strict reader accepting the file, because what loads a hostile file may be less strict. Containers
-within containers are opened a few levels deep and within limits; what is not opened is told.
+within containers are opened a few levels deep and within limits; what is not opened is reported.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Walk = Iterator[Found | Oddity]
 Walker = Callable[[Readable, str, int, ScanBudget], Walk]
 
 _HEAD = 600
-"""Bytes that tell what something is; tar has its magic at byte 257."""
+"""Bytes that identify a kind of file; tar has its magic at byte 257."""
 
 _LOOK = 4096
-"""Bytes of a source of no known kind that tell whether it may be a pickle."""
+"""Bytes of a source of no known kind that are traced to see if it may be a pickle."""
 
 _BLOCK = 512
 """Bytes of tar's unit."""
@@ -38,7 +38,7 @@ _NPY_HEADER = 1 << 20
 """Bytes of an array's header that are looked at."""
 
 PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl")
-"""How the names of pickles end; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
+"""Suffixes of pickles; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
 
 
 class Memory:
@@ -73,7 +73,7 @@ class Part:
 
 
 def walker_of(source: Readable, where: str) -> Walker | None:
-    """What finds the pickles of a source, by its content or, for a pickle without a PROTO opcode, by its name."""
+    """Return the walker for the pickles of a source, by its content or, for those without a PROTO opcode, its name."""
     head = source.read(0, min(_HEAD, source.size))
     walker = next((walker for matches, walker in (*_SURE, *_KINDS) if matches(head)), None)
     if walker is not None:
@@ -84,7 +84,7 @@ def walker_of(source: Readable, where: str) -> Walker | None:
 
 
 def inner_walker_of(source: Readable) -> Walker | None:
-    """The same for a record of numbers, in which the few bytes that tell other kinds can stand by chance."""
+    """The same for a record of numbers, in which the few bytes that identify other kinds can occur by chance."""
     head = source.read(0, min(_HEAD, source.size))
     return next((walker for matches, walker in _SURE if matches(head)), None)
 
@@ -255,7 +255,7 @@ def _compressed(opener: Callable[[IO[bytes]], IO[bytes]]) -> Walker:
 
 
 def _zlib(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
-    """What joblib writes with compress=True."""
+    """The pickles of what joblib writes with compress=True."""
 
     def opened(stream: IO[bytes]) -> IO[bytes]:
         import io
@@ -301,7 +301,7 @@ _SURE: _Kinds = (
     (lambda head: head[257:262] == b"ustar", _tar),
     (lambda head: head[:6] == b"\x93NUMPY", _npy),
 )
-"""What is told by enough bytes that they do not stand there by chance."""
+"""Kinds that enough bytes identify for chance to be excluded."""
 
 _KINDS: _Kinds = (
     (lambda head: head[:3] == b"\x1f\x8b\x08", _compressed(_gunzip)),
@@ -315,4 +315,4 @@ _KINDS: _Kinds = (
     (lambda head: head[:8] == b"\x89HDF\r\n\x1a\n", _keras),
     (lambda head: head[:1] == b"\x80" and head[1:2] <= b"\5" and len(head) > 1, _pickles),
 )
-"""What else can hold pickles, by its first bytes."""
+"""Other kinds that can hold pickles, by their first bytes."""

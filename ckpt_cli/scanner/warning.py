@@ -1,4 +1,4 @@
-"""Whether a checkpoint that was opened, and so not run, names something that should not be run either."""
+"""The warning that a checkpoint that was opened, and so not run, names something that should not be run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ckpt_cli.scanner.judge import dangerous
 
 
 def dangerous_of(checkpoint: Checkpoint) -> str | None:
-    """The first name known to be dangerous in the pickles that were read; None where there is none."""
+    """The first name known to be dangerous in the pickles that were read; None where there is no such name."""
     document = checkpoint.document
     if isinstance(document, Graph):
         names = list(document.globals)

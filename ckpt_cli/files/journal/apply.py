@@ -31,7 +31,7 @@ from ckpt_cli.files.sidecars import journal_path
 from ckpt_cli.files.source import LocalFile
 
 _REPLACES = b"ckpt-replace-"
-"""What another kind of journal begins with: one of files that are replaced (`files/journal/replace.py`)."""
+"""The first bytes of another kind of journal: one of files that are replaced (`files/journal/replace.py`)."""
 
 _NOT_OURS = (State.STALE, State.GONE)
 """States of files that an interrupted edit leaves alone."""

@@ -1,4 +1,4 @@
-"""Which file a journal is about: its inode and time as they were, and a checksum of what the edit leaves alone.
+"""The identity of a journal's file: its old inode and time, and a checksum of the bytes that the edit leaves alone.
 
 An edit changes the time of the file as any other write does. Where the time is another one, a sample of the bytes
 outside the patches tells a half-done edit from a file that was saved again in place.

@@ -72,7 +72,7 @@ class Record:
     old: bytes
     new: bytes
     crc: int
-    """What the journal says that its checksum is."""
+    """The checksum that the journal states."""
 
 
 class _Log:
@@ -175,7 +175,7 @@ def reach(entry: File) -> int:
 
 
 def is_complete(journal: LocalFile, header: Header) -> bool:
-    """Whether every record's checksum holds, and the records are those that the trailer counts."""
+    """True if every record's checksum holds, and the records are those that the trailer counts."""
     files = header["files"]
     if journal.size > _HEADER_LIMIT + (_RECORD.size + _CRC.size + 2) * (1 + sum(map(reach, files))):
         return False

@@ -58,7 +58,7 @@ class Replacement:
     The caller has them locked, so that no reader finishes the set at the same time.
     """
     _lost: dict[str, str | None] = field(default_factory=dict)
-    """What of a file's owner and group could not be kept."""
+    """The parts of a file's owner and group that could not be kept."""
     _open: ExitStack = field(default_factory=ExitStack)
 
     def create(self, name: str) -> LocalFile:
@@ -83,7 +83,7 @@ class Replacement:
             os.replace(path, temporary_path(target))
 
     def new_path(self, name: str) -> str:
-        """Where the new content of a file waits."""
+        """Return the path of the new content of a file, until it replaces the old one."""
         return temporary_path(os.path.join(self.folder, name))
 
     def done(self, file: LocalFile) -> None:
@@ -168,7 +168,7 @@ def _identity(path: str) -> Identity | None:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a journal says."""
+    """The content of a journal."""
 
     first: str | None
     replace: list[_Renaming]
@@ -290,7 +290,7 @@ def _require_content(folder: str, done: Sequence[_Renaming], log: str) -> None:
 
 
 def _plan(file: LocalFile) -> _Plan | None:
-    """What the journal says; None where it was cut short, or no ckpt wrote it."""
+    """Return the content of a journal; None where it was cut short, or ckpt did not write it."""
     if file.size < _HEAD.size:
         return None
     magic, length, crc = _HEAD.unpack(file.read(0, _HEAD.size))

@@ -1,1 +1,1 @@
-"""What `check` looks at: one module a subject, each a table of codes and the function that finds them."""
+"""The checks of `check`: one module per subject, each a table of codes and the function that finds them."""

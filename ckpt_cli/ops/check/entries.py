@@ -16,12 +16,12 @@ from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.tensors.arguments import text_of
 
 _PICKLE = {"unusual-global", "nested-pickle", "hidden-pickle"}
-"""What `scan` warns of in pickles; what it says of containers is told by the checks of these."""
+"""The warnings of `scan` about pickles; for containers there are checks of their own."""
 
 _ITEMS = ".distcp"
 
 _WASTE = 1 << 20
-"""Bytes that no view uses from which on they are told."""
+"""Unused bytes from which on they are reported."""
 
 
 def _repeated(checkpoint: Checkpoint) -> Iterator[Spot]:

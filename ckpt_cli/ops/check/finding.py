@@ -1,4 +1,4 @@
-"""What a check is, and what it finds."""
+"""Checks and their findings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Finding:
     severity: str
     """`error` for what cannot be loaded or is loaded wrongly, `warning` for what should not be so, `note`."""
     code: str
-    """What kind of thing it is, in a word or two that do not change."""
+    """A stable code for the kind of finding, one or two words."""
     where: str
     """The file, with the record or tensor in it."""
     message: str
     hint: str
-    """What to run or do; empty where there is nothing to be done."""
+    """A command or action; empty where there is nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Spot:
     where: str
     message: str
     severity: str = ""
-    """Where it is another than the check's own."""
+    """The severity, where it differs from the check's own."""
     hint: str = ""
-    """What to do, where the check's own hint does not say it."""
+    """A hint, where the check's own does not fit."""
     name: str = ""
     """The entry that it is about, for a hint that names it."""
 
@@ -45,7 +45,7 @@ class Check(Generic[Subject]):
     code: str
     severity: str
     meaning: str
-    """What is the matter, in words for the README."""
+    """The problem, in words for the documentation."""
     find: Callable[[Subject], Iterator[Spot]]
     hint: str = ""
-    """What to run or do; `FILE` stands for the path and `NAME` for the entry, both quoted for a shell."""
+    """A command or action; `FILE` stands for the path and `NAME` for the entry, both quoted for a shell."""

@@ -24,11 +24,11 @@ class Configured:
     where: str
     tensors: Sequence[Tensor]
     config: Config
-    """The `config.json`, or of a model of several parts what it says of the text; empty where there is none."""
+    """The `config.json`, or of a model of several parts what it says of the text; empty where there is no config."""
     adapter: Config
     """The `adapter_config.json`."""
     complete: bool
-    """Whether all of the model is there: one shard of a set or a broken set is not."""
+    """True if all of the model is there: one shard of a set or a broken set is not."""
 
 
 def text_config(config: Config) -> Config:
@@ -61,7 +61,7 @@ def _embedding_width(config: Config) -> int | None:
 
 
 def _heads(*keys: str) -> Callable[[Config], int | None]:
-    """The rows of a projection onto so many heads."""
+    """Return a function for the rows of a projection onto the number of heads that `keys` name."""
 
     def rows(config: Config) -> int | None:
         if "kv_lora_rank" in config or config.get("attn_output_gate"):  # projections of another kind
@@ -78,16 +78,16 @@ def _heads(*keys: str) -> Callable[[Config], int | None]:
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """What a config says of one dimension of the tensors of a name."""
+    """The value that a config has for one dimension of the tensors of a name."""
 
     keys: str
-    """What the config calls it."""
+    """Its keys in the config."""
     name: re.Pattern[str]
     """The whole name of such a tensor."""
     dim: int
     expected: Callable[[Config], int | None]
     plain: bool = False
-    """Whether quantized models have it too, whose other weights are packed."""
+    """True if quantized models have it too, whose other weights are packed."""
 
 
 def _dimension(

@@ -1,4 +1,4 @@
-"""What `check` answers: whether a checkpoint is whole and sane.
+"""The engine of `check`: is a checkpoint complete and valid?
 
 A file that is none of ours is trouble and raises; one that is recognised, but broken, is a finding.
 """
@@ -45,7 +45,7 @@ CODES: tuple[Check[Any], ...] = (
 """Every code that there is; each has its own subject."""
 
 _WORDS = re.compile(r"\b(?:FILE|NAME)\b")
-"""What stands for something else in a hint."""
+"""The placeholders of a hint."""
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -56,7 +56,7 @@ class Report:
 
     path: str
     deep: bool
-    """Whether every byte was read."""
+    """True if every byte was read."""
     findings: list[Finding] = field(default_factory=list)
     files: int = 0
     """Files of the checkpoint that were opened."""
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing but notes."""
+        """True if there is nothing but notes."""
         return not self.count("error") and not self.count("warning")
 
     def count(self, severity: str) -> int:
@@ -183,7 +183,7 @@ class _Worker:
         return list(opened.values()), files.complete
 
     def _shard(self, path: str) -> Checkpoint | None:
-        """One shard; one that is no checkpoint at all is a finding too, as the index says that it is one."""
+        """Open one shard; one that is not a checkpoint at all is a finding too, as the index says that it is one."""
         opener = Opener()
         file = opener.open(path)
         self._identities[path] = file.seen
@@ -198,7 +198,7 @@ class _Worker:
         return checkpoint
 
     def _broken(self, path: str, error: FormatError, *, part: bool = False) -> None:
-        """A finding of what a reader refuses; raises what is no fault of a checkpoint."""
+        """Add the finding for an error of a reader; raise an error that is not the checkpoint's fault."""
         if isinstance(error, LimitError):
             raise error
         broken = broken_of(path, error)

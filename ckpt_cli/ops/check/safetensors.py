@@ -11,7 +11,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.check.finding import Check, Spot
 
 _FORMATS = ("pt", "tf", "flax", "mlx")
-"""What the metadata's `format` says that transformers takes."""
+"""The values of `format` in the metadata that transformers accepts."""
 
 
 _MAPPED = ("zip", "safetensors")

@@ -20,7 +20,7 @@ class ShardFiles:
     """A set of shards, as far as it is there."""
 
     index: str
-    """The name of the index; empty where there is none."""
+    """The name of the index; empty where there is no index."""
     named: Sequence[str]
     """The shards that the index names, or, without one, that the names of the others ask for."""
     beside: Sequence[str]
@@ -32,7 +32,7 @@ class ShardFiles:
 
     @property
     def complete(self) -> bool:
-        """Whether every shard could be opened."""
+        """True if every shard could be opened."""
         return len(self.opened) == len(self.named)
 
     def names_of(self, shard: str) -> set[str]:
@@ -113,7 +113,7 @@ def _twice(files: ShardFiles) -> Iterator[Spot]:
 
 
 def _total(files: ShardFiles) -> Iterator[Spot]:
-    """A total_size that is none of what writers count: tied tensors once or not, views or their storages."""
+    """Find a total_size that no writer would compute: tied tensors once or not, views or their storages."""
     said = files.metadata.get("total_size")
     if isinstance(said, bool) or not isinstance(said, int | float) or not files.complete:
         return

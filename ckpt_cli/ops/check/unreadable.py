@@ -25,11 +25,11 @@ class Broken:
     error: FormatError
 
     late_zip: LooseZip | None
-    """The torch zip file in it that something follows or precedes; None where there is none."""
+    """The torch zip file in it that something follows or precedes; None where there is no such file."""
 
     @property
     def is_late_zip(self) -> bool:
-        """Whether a torch zip is in it, but not at its begin."""
+        """True if a torch zip is in it, but not at its begin."""
         found = self.late_zip
         return found is not None and found.begin > 0
 
@@ -97,7 +97,7 @@ def _far_end(broken: Broken) -> Iterator[Spot]:
 
 
 def _not_one(broken: Broken) -> Iterator[Spot]:
-    """A part of a set that is no checkpoint, such as an error page that was saved in its place."""
+    """Find a part of a set that is not a checkpoint, such as an error page that was saved in its place."""
     if type(broken.error) not in (TruncatedError, ShortStorageError, MalformedError) and broken.late_zip is None:
         yield Spot(broken.where, broken.error.problem)
 

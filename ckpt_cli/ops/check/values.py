@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 _TAIL = 1 << 20
-"""Bytes of zeros at the end of a file from which on they are told."""
+"""Zero bytes at the end of a file from which on they are reported."""
 
 
 @dataclass(slots=True)
 class Deep:
-    """What all bytes of a checkpoint say."""
+    """The facts from reading every byte of a checkpoint."""
 
     records: list[tuple[str, Member, int | None]] = field(default_factory=list)
-    """Where each record with content is, the record, and the CRC of its content; None where it does not inflate."""
+    """The place of each record with content, the record, and the CRC of its content; None where it does not inflate."""
     tensors: list[tuple[str, Tensor, Tally]] = field(default_factory=list)
     """Each distinct view, with where it is."""
     tails: list[tuple[str, int, int]] = field(default_factory=list)
     """Files that end in tensors of zeros: where, how many tensors, how many bytes."""
     unchecked: list[tuple[str, str]] = field(default_factory=list)
-    """What could not be looked at, and why."""
+    """The things that could not be checked, and why."""
 
 
 class Reading:
@@ -183,7 +183,7 @@ def _once(region: Region) -> Region:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether a view touches each element of its span once, in whatever order."""
+    """True if a view touches each element of its span once, in whatever order."""
     expected = 1
     for step, size in sorted(zip(tensor.stride, tensor.shape or (), strict=True)):
         if size != 1:
@@ -249,7 +249,7 @@ def _inf(deep: Deep) -> Iterator[Spot]:
 
 
 def _is_matrix(tensor: Tensor) -> bool:
-    """Whether it could be a weight: a vector of zeros or ones is a bias or a scale that was never trained."""
+    """True if it could be a weight: a vector of zeros or ones is a bias or a scale that was never trained."""
     return tensor.dtype.category in ("float", "complex") and sum(size > 1 for size in tensor.shape or ()) > 1
 
 

@@ -33,7 +33,7 @@ class ZipFile:
     by_name: dict[str, Member]
     """The records of the last zip."""
     prefix: str
-    """What torch takes for the folder of all records, slash included; empty where there is none."""
+    """The name that torch takes for the folder of all records, with its slash; empty where there is no folder."""
 
     @property
     def saved(self) -> Graph | None:
@@ -52,7 +52,7 @@ class ZipFile:
 
 
 def zip_of(file: LocalFile, checkpoint: Checkpoint) -> ZipFile | None:
-    """A file of a checkpoint as a zip; None where it is none."""
+    """Return a file of a checkpoint as a zip; None where it is not a zip."""
     if file.size < 4 or file.read(0, 4) not in (b"PK\3\4", b"PK\5\6"):
         return None
     zips = tuple(zips_within(file))
