@@ -9,8 +9,15 @@ COG := printf '%s\n' $(DOCUMENTS) | PATH="$(CURDIR)/$(BIN):$$PATH" xargs -P 2 -n
 READY := $(VENV)/.ready
 # The build of torch that development and CI use; pyproject.toml has the range that the package supports.
 TORCH := torch==2.13.0
+# Environments with other dependencies, and the tests to run there. The first has no torch; the second borrows all but typer
+# from $(VENV). Not with the newest typer: what is imported at the start, and the layout of help.
+OLDEST := .venv-oldest
+NEWEST := .venv-newest-typer
+WITHOUT_TORCH := tests/cli/test_without_torch.py tests/cli/test_typer_parts.py tests/arrays/test_indexing.py \
+	tests/files/test_journal.py tests/formats/test_npy.py tests/pickles/test_machine.py
+COMMAND_LINE := tests/cli --ignore tests/cli/test_startup.py
 
-.PHONY: demo test lint check bench fuzz samples format readme clean
+.PHONY: demo test lint check system environments bench fuzz samples format readme clean
 
 demo: $(READY)            ## the lesson's steps, on copies of the sample checkpoints
 	PATH="$(CURDIR)/$(BIN):$$PATH" sample_checkpoints/demo.sh
@@ -25,7 +32,17 @@ lint: $(READY)            ## style, types, layers, and the generated blocks of t
 	$(BIN)/lint-imports
 	$(COG) --check --diff
 
-check: lint test          ## what CI runs
+check: lint test          ## style and every test, before each commit
+
+system:                   ## install the system programs that tests use, where root on Debian; else name those that are missing
+	PYTHON=$(PYTHON) tests/environments/system.sh
+
+environments: $(OLDEST)/.ready $(NEWEST)/.ready    ## chosen tests with the oldest dependencies without torch, and with the newest typer
+	$(BIN)/python tests/environments/answers.py > $(OLDEST)/answers-of-development
+	$(OLDEST)/bin/python tests/environments/answers.py > $(OLDEST)/answers
+	diff -u $(OLDEST)/answers-of-development $(OLDEST)/answers
+	$(OLDEST)/bin/python -m pytest -q -p no:cacheprovider $(WITHOUT_TORCH)
+	$(NEWEST)/bin/python -m pytest -q -p no:cacheprovider $(COMMAND_LINE)
 
 bench: $(READY)           ## ratios against torch, safetensors and a command that does nothing, in one run
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/bench.py
@@ -46,7 +63,7 @@ readme: $(READY)          ## run the examples of README.md and docs/ and write t
 	$(COG) -r
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Compiled ahead, as an installed package is: some environments forbid Python to do so when it runs.
@@ -55,4 +72,24 @@ $(READY): pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/python -m compileall -q ckpt_cli
+	touch $@
+
+# Exactly the lower bounds of pyproject.toml, without torch.
+$(OLDEST)/.ready: pyproject.toml Makefile
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	sed -n '/^dependencies/,/^]/s/^ *"\([A-Za-z0-9_]*\)>=\([0-9.]*\)",.*/\1==\2/p' pyproject.toml | grep -v '^torch=' \
+		> $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -r $(OLDEST)/requirements.txt pytest hypothesis
+	echo '$(CURDIR)' > "$$($(OLDEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/clone.pth"
+	$(OLDEST)/bin/python -m pip list --disable-pip-version-check
+	touch $@
+
+$(NEWEST)/.ready: $(READY)
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check typer
+	folder() { "$$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+		echo "import site; site.addsitedir('$$(folder $(CURDIR)/$(VENV))')" > "$$(folder $(NEWEST))/development.pth"
+	$(NEWEST)/bin/python -c 'import typer; print("typer", typer.__version__)'
 	touch $@

@@ -7,9 +7,9 @@ import os
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from ckpt_cli.cli.repeated_options import OrderedCommand
+from ckpt_cli.cli.typer_parts import TyperGroup
 from ckpt_cli.errors import UsageError
 
 COMMANDS = (

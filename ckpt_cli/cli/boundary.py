@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from ckpt_cli.cli.read_again import steadily
+from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.outcome import Outcome, outcome_of
 from ckpt_cli.render.text import escaped, name_text
@@ -26,9 +27,6 @@ _LINE = 1_000
 
 _AGAIN = 0.01
 """Seconds after which an interrupt comes again that Python dropped."""
-
-_UsageError: Any = typer.BadParameter.__mro__[1]
-"""Typer's own copy of click's UsageError, which it does not export."""
 
 
 def guarded(command: Callable[[], Any]) -> int:
@@ -122,7 +120,7 @@ def _problem_and_hint(error: Exception) -> tuple[str, str | None]:
     """The problem and the hint."""
     if isinstance(error, CkptError):
         return str(error), error.hint
-    if isinstance(error, _UsageError):
+    if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
         return error.format_message(), f"{context.command_path} --help" if context else None
     if isinstance(error, OSError):

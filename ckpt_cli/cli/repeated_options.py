@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from typer.core import TyperCommand
-
+from ckpt_cli.cli.typer_parts import TyperCommand, parsed_in_order
 from ckpt_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class OrderedCommand(TyperCommand):
 
     def _in_order(self, ctx: Any, args: list[str]) -> list[tuple[str, Any]]:
         """The renaming options and their values in the order in which they stand on the command line."""
-        values, _, order = self.make_parser(ctx).parse_args(list(args))
+        values, order = parsed_in_order(self, ctx, args)
         for param, count in Counter(order).items():
             if count > 1 and not (param.multiple or getattr(param, "is_flag", False)):
                 raise UsageError(f"{max(param.opts, key=len)} is given {count} times, and takes one value")
