@@ -6,7 +6,6 @@ step, and the other faults at some.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,38 +13,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from fault_scenes import SCENES, fill
+from fault_server import Server
 from faults import KINDS
 from safetensors import safe_open
 
 MOST = {"kill": 40, "torn": 6}
 """Steps at which a kind of fault is tried at most in a scene, evenly spread; 5 of the others."""
-
-
-class Server:
-    """The process that runs the trials; it has no torch, so that it forks fast."""
-
-    def __init__(self, start: Path) -> None:
-        self.start = start
-        call = [sys.executable, str(Path(__file__).parent.parent / "support" / "faults.py"), str(start)]
-        self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request, and give its answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        """End it."""
-        self._process.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from fault_scenes import SCENES, fill
+from fault_server import Server
 from faults import KINDS
-from test_faults import Server
 
 REQUESTS = [{"kind": kind, "both": True} for kind in KINDS] + [{"kind": "recovery", "kinds": [kind]} for kind in KINDS]
 """What is tried of each scene: each next command after a fault, and each fault of the next command after a kill."""
