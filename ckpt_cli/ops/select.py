@@ -63,9 +63,9 @@ def select_to_edit(checkpoint: Checkpoint, argument: str) -> list[Selection]:
         name = selection.entry.name
         if name not in counts:  # a part of a tensor, which is called by the name of the whole and its own
             name = next((whole for whole, count in counts.items() if count > 1 and name.startswith(f"{whole}.")), name)
-        if counts[name] > 1:
+        if counts.get(name, 0) > 1:
             raise RefusedError(
-                f"several entries are called {name!r}, and it cannot be told which one is meant", path=checkpoint.path
+                f"several entries are called {name!r}, and it is not clear which one is meant", path=checkpoint.path
             )
     return found
 
@@ -139,7 +139,7 @@ def split_index(argument: str, names: Iterable[str] = ()) -> tuple[str, str | No
     if argument[:1] in ('"', "'"):
         name, quote, rest = argument[1:].partition(argument[0])
         if not quote or (rest and not (rest.startswith("[") and rest.endswith("]"))):
-            raise UsageError(f"{argument!r} has no matching quote, or something after it that is no [index]")
+            raise UsageError(f"{argument!r} has no matching quote, or something after it that is not an [index]")
         return name, rest[1:-1] if rest else None, True
     if argument in names or not argument.endswith("]") or "[" not in argument:
         return argument, None, False
