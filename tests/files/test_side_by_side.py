@@ -267,8 +267,8 @@ def test_a_command_that_reads_values_reads_them_again_or_says_that_they_changed(
                 note_read(file)
             real_check(files)
 
-        for module in ("convert", "rewrite", "edit", "set"):
-            monkeypatch.setattr(f"ckpt_cli.ops.{module}.require_unchanged", check, raising=False)
+        for module in ("convert", "transaction", "patching", "set"):
+            monkeypatch.setattr(f"ckpt_cli.edits.{module}.require_unchanged", check)
     arguments = VALUES[command]
     times[0] = 1
     assert ckpt(*arguments).err.count("changed while it was read") == 0
