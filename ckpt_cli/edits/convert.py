@@ -213,9 +213,9 @@ def _document(checkpoint: Checkpoint, output: str, wishes: Wishes) -> Plan:
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:
     """Whether it is an array of numpy's, which comes along as the object that it is."""
-    from ckpt_cli.pickles.tensors.inline_bytes import Embedded
+    from ckpt_cli.pickles.tensors.inline_bytes import InlineBytes
 
-    return isinstance(tensor.storage, Embedded)
+    return tensor.storage is not None and isinstance(tensor.storage.source, InlineBytes)
 
 
 def _left(tensors: Iterable[Tensor], changes: Changes, dtype: DType | None) -> tuple[str, ...]:

@@ -81,17 +81,41 @@ class Composed:
         self.paths = paths
         """Where each entry is in the state that was saved, as its writer noted it; nothing is checked."""
         self._seal = seal
-        self._laid: dict[str, Laid] = {}
 
-    def add(self, storage: Storage, laid: Laid) -> None:
-        """Note how a storage is laid out."""
-        self._laid[storage.key] = laid
+    def storage(self, key: str, nbytes: int, laid: Laid, *, composed: bool) -> Storage:
+        """The storage of a tensor, from how it is laid out."""
+        return Storage(key, nbytes, "cpu", GatheredBytes(self.files, laid, composed=composed))
 
-    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
+    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where a range of a tensor stands, piece by piece."""
+        return storage.extents(offset, nbytes)
+
+    def seal(self, overlay: Overlay) -> None:
+        """Bring the checksums of changed items along."""
+        self._seal(overlay)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files:
+            file.close()
+
+
+class GatheredBytes:
+    """The bytes of a tensor that was saved in chunks, in the row-major order of the whole tensor."""
+
+    __slots__ = ("composed", "files", "laid")
+
+    def __init__(self, files: Sequence[LocalFile], laid: Laid, *, composed: bool) -> None:
+        self.files = files
+        """What the extents of its chunks count."""
+        self.laid = laid
+        self.composed = composed
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
         """Bytes of a tensor: those of one chunk where it has them in a row, else gathered."""
         if not nbytes:
             return memoryview(b"")
-        laid = self._laid[storage.key]
+        laid = self.laid
         size = laid.dtype.itemsize
         begin, end = offset // size, -(-(offset + nbytes) // size)
         with about(self.files[0].path):
@@ -117,16 +141,16 @@ class Composed:
                 extents = stored.container.extents(stored.storage, begin, nbytes)
                 if len(extents) == 1:
                     return memoryview(self.files[extents[0].file].read(extents[0].offset, nbytes))
-        return stored.container.view(stored.storage, begin, nbytes)
+        return stored.storage.view(begin, nbytes)
 
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+    def extents(self, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a tensor stands, piece by piece in row-major order.
 
         Raises UnsupportedError where it is compressed, or scattered over far too many pieces.
         """
         if not nbytes:
             return []
-        laid = self._laid[storage.key]
+        laid = self.laid
         size = laid.dtype.itemsize
         begin, end = offset // size, -(-(offset + nbytes) // size)
         with about(self.files[0].path):
@@ -140,12 +164,3 @@ class Composed:
                 place = (stored.offset + source) * size + first - target * size
                 found += stored.container.extents(stored.storage, place, last - first)
         return found
-
-    def seal(self, overlay: Overlay) -> None:
-        """Bring the checksums of changed items along."""
-        self._seal(overlay)
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self.files:
-            file.close()
