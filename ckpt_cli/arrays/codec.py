@@ -247,10 +247,10 @@ def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Arra
     codec, region = codec_of(checkpoint, tensor).at(index), Region.of(tensor).at(index)
     if codec.copies:
         require_bounded(tensor, region)
-    return codec.decode(stored_of(checkpoint, tensor, codec, region))
+    return codec.decode(stored_of(tensor, codec, region))
 
 
-def stored_of(checkpoint: Checkpoint, tensor: Tensor, codec: Codec, region: Region) -> Array:
+def stored_of(tensor: Tensor, codec: Codec, region: Region) -> Array:
     """The stored elements of a region, over a view of the file; gathered where they are stored in several places."""
     if tensor.storage is None:
         raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
@@ -258,8 +258,8 @@ def stored_of(checkpoint: Checkpoint, tensor: Tensor, codec: Codec, region: Regi
     bits = tensor.dtype.bits
     begin, end = low * bits // 8, (high * bits + 7) // 8
     if tensor.storage.composed and end - begin > _GATHERED_AT_ONCE:
-        return _gathered(checkpoint, tensor.storage, codec, region)
-    data = checkpoint.container.view(tensor.storage, begin, end - begin)
+        return _gathered(tensor.storage, codec, region)
+    data = tensor.storage.view(begin, end - begin)
     if bits < 8:
         data = _unpacked(data, bits, low * bits - 8 * begin, high - low)
     return codec.array(data, region, low)
@@ -279,7 +279,7 @@ _GATHERED_AT_ONCE = 1 << 20
 """Bytes up to which a range is gathered in one piece, whatever part of it a region touches."""
 
 
-def _gathered(checkpoint: Checkpoint, storage: Storage, codec: Codec, region: Region) -> Array:
+def _gathered(storage: Storage, codec: Codec, region: Region) -> Array:
     """A copy of the region's stored elements, made from pieces without large gaps."""
     import numpy as np
 
@@ -288,7 +288,7 @@ def _gathered(checkpoint: Checkpoint, storage: Storage, codec: Codec, region: Re
     for part in region.pieces(size, 8 * _GATHERED_AT_ONCE):
         piece = region.at(part)
         low, high = piece.span()
-        data = checkpoint.container.view(storage, low * size, (high - low) * size)
+        data = storage.view(low * size, (high - low) * size)
         found[part] = codec.array(data, piece, low)
     return found
 

@@ -56,7 +56,7 @@ def content_digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
     digest = hashlib.blake2b(digest_size=32)
     region = Region.of(tensor)
     for part in row_pieces(region, max(_PIECE // tensor.dtype.itemsize, 1)):
-        stored = stored_of(checkpoint, tensor, codec, region.at(part))
+        stored = stored_of(tensor, codec, region.at(part))
         digest.update(stored.tobytes())
         for file in checkpoint.container.files:
             file.forget()

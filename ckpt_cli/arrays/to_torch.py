@@ -167,7 +167,7 @@ def _make(checkpoint: Checkpoint, tensor: Tensor, made: dict[object, Any]) -> to
     if tensor.layout == "quantized":
         return _as_kind(quantized(checkpoint, tensor, _storage(checkpoint, tensor.storage, made), dtype), tensor)
     if tensor.big_endian:
-        return _as_kind(_swapped(checkpoint, tensor), tensor)
+        return _as_kind(_swapped(tensor), tensor)
     storage = _storage(checkpoint, tensor.storage, made)
     value = torch.empty(0, dtype=dtype).set_(storage, tensor.storage_offset, tensor.shape or (), tensor.stride)
     if tensor.conj:
@@ -201,7 +201,7 @@ def _storage(checkpoint: Checkpoint, storage: Storage, made: dict[object, Any]) 
         except UnsupportedError:
             extent, more = None, []
         if extent is None or more or extent.offset % _ALIGNMENT:
-            copied = bytearray(checkpoint.container.view(storage, 0, storage.nbytes))
+            copied = bytearray(storage.view(0, storage.nbytes))
             found = torch.frombuffer(copied, dtype=torch.uint8).untyped_storage()
         else:
             whole = _mapped(checkpoint, extent.file, made)
@@ -226,7 +226,7 @@ def _mapped(checkpoint: Checkpoint, number: int, made: dict[object, Any]) -> tor
     return whole
 
 
-def _swapped(checkpoint: Checkpoint, tensor: Tensor) -> torch.Tensor:
+def _swapped(tensor: Tensor) -> torch.Tensor:
     """A copy of a big-endian tensor in this machine's byte order."""
     import torch
 
@@ -234,7 +234,7 @@ def _swapped(checkpoint: Checkpoint, tensor: Tensor) -> torch.Tensor:
     from ckpt_cli.arrays.indexing import Region
 
     require_bounded(tensor, Region.of(tensor))
-    stored = stored_of(checkpoint, tensor, Codec(tensor), Region.of(tensor))
+    stored = stored_of(tensor, Codec(tensor), Region.of(tensor))
     swapped = bytearray(stored.astype(stored.dtype.newbyteorder("<")).tobytes())
     dtype = getattr(torch, tensor.dtype.name)
     value = torch.frombuffer(swapped, dtype=dtype) if swapped else torch.empty(0, dtype=dtype)

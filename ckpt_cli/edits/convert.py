@@ -214,10 +214,10 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> P
 
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:
-    """True if it is an array of numpy's, which is kept as the object that it is."""
-    from ckpt_cli.pickles.tensors.inline_bytes import Embedded
+    """True if it is an array of numpy, which is kept as the object that it is."""
+    from ckpt_cli.pickles.tensors.inline_bytes import InlineBytes
 
-    return isinstance(tensor.storage, Embedded)
+    return tensor.storage is not None and isinstance(tensor.storage.source, InlineBytes)
 
 
 def _left(tensors: Iterable[Tensor], changes: Changes, dtype: DType | None) -> tuple[str, ...]:

@@ -163,13 +163,13 @@ def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[byte
 
     codec, region = Codec(tensor), Region.of(tensor)
     for part in row_pieces(region, max(most // tensor.dtype.itemsize, 1)):
-        yield little_endian(tensor, stored_of(checkpoint, tensor, codec, region.at(part)).tobytes())
+        yield little_endian(tensor, stored_of(tensor, codec, region.at(part)).tobytes())
         _forget(checkpoint)
 
 
 def _ranges(checkpoint: Checkpoint, storage: Storage, begin: int, end: int, most: int) -> Iterator[memoryview]:
     for at in range(begin, end, most):
-        yield checkpoint.container.view(storage, at, min(most, end - at))
+        yield storage.view(at, min(most, end - at))
         if not (at - begin) // most % 16:
             _forget(checkpoint)
     _forget(checkpoint)

@@ -180,7 +180,7 @@ def _rows(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
 
     region = Region.of(array)
     for part in row_pieces(region, _PIECE // array.dtype.itemsize):
-        yield stored_of(file, array, codec, region.at(part))
+        yield stored_of(array, codec, region.at(part))
         for opened in file.container.files:
             opened.forget()
 

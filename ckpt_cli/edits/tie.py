@@ -126,7 +126,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
             why_not = _why_not_untied(checkpoint, tensor, together, shared)
             if why_not is None and isinstance(tensor, Tensor):
                 work.add(tensor, Region.of(tensor))
-                new, content = _own(checkpoint, tensor)
+                new, content = _own(tensor)
                 tensors[tensor.name] = new
                 for each in together:
                     tensors[each.name] = replace(each, storage=new.storage, storage_offset=0, stride=new.stride)
@@ -172,7 +172,7 @@ def _one_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     return tensor
 
 
-def _own(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Tensor, Content]:
+def _own(tensor: Tensor) -> tuple[Tensor, Content]:
     """A tensor over a storage of its own, which holds just its elements."""
     storage = tensor.storage
     if storage is None:
@@ -181,14 +181,14 @@ def _own(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Tensor, Content]:
     if (end - begin) == tensor.nbytes:  # dense: the strides stay as they are
         new = Storage(storage.key, end - begin, storage.location)
         own = replace(tensor, storage=new, storage_offset=0, alias_of=None)
-        return own, _ranges(checkpoint, storage, [(begin, end)])
+        return own, _ranges(storage, [(begin, end)])
     new = Storage(storage.key, tensor.nbytes, storage.location)
     stride = contiguous_stride(tensor.shape or ())
     own = replace(tensor, storage=new, storage_offset=0, stride=stride, alias_of=None)
-    return own, Content(tensor.nbytes, make=_gathering(checkpoint, tensor))
+    return own, Content(tensor.nbytes, make=_gathering(tensor))
 
 
-def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None]:
+def _gathering(tensor: Tensor) -> Callable[[Write], None]:
     """Return a writer of a tensor's stored elements in row-major order."""
 
     def make(write: Write) -> None:
@@ -197,18 +197,18 @@ def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None
 
         codec, region = Codec(tensor), Region.of(tensor)
         for part in row_pieces(region, max(_COPIED // tensor.dtype.itemsize, 1)):
-            write(stored_of(checkpoint, tensor, codec, region.at(part)).tobytes())
+            write(stored_of(tensor, codec, region.at(part)).tobytes())
 
     return make
 
 
-def _ranges(checkpoint: Checkpoint, storage: Storage, ranges: Sequence[tuple[int, int]]) -> Content:
+def _ranges(storage: Storage, ranges: Sequence[tuple[int, int]]) -> Content:
     """The bytes of some ranges of a storage."""
 
     def make(write: Write) -> None:
         for begin, end in ranges:
             for at in range(begin, end, _COPIED):
-                write(bytes(checkpoint.container.view(storage, at, min(_COPIED, end - at))))
+                write(bytes(storage.view(at, min(_COPIED, end - at))))
 
     return Content(sum(end - begin for begin, end in ranges), make=make)
 
@@ -230,7 +230,7 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
             continue
         distinct = {view.view: view for view in views if view.view is not None}
         if len(distinct) == 1 and next(iter(distinct.values())).nbytes < storage.nbytes:
-            new, content = _own(checkpoint, next(iter(distinct.values())))
+            new, content = _own(next(iter(distinct.values())))
             alone[storage] = new
             if new.storage is not None:
                 contents[new.storage] = content
@@ -238,7 +238,7 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
         blocks = list(blocks_of(views))
         made = Storage(storage.key, sum(end - begin for begin, end, _ in blocks), storage.location)
         placed[storage] = (made, blocks)
-        contents[made] = _ranges(checkpoint, storage, [(begin, end) for begin, end, _ in blocks])
+        contents[made] = _ranges(storage, [(begin, end) for begin, end, _ in blocks])
     if not contents and not has_room(checkpoint.container) and not unreferenced(checkpoint):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = moved(checkpoint, lambda view: _compacted(view, alone, placed))

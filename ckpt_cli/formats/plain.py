@@ -6,36 +6,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli.files.source import Extent, LocalFile
-from ckpt_cli.model.checkpoint import Storage
-from ckpt_cli.pickles.tensors.inline_bytes import Embedded
+from ckpt_cli.model.checkpoint import PlainBytes, Storage
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
 
 
 class PlainFile:
-    """The container: where each storage begins is noted by its key."""
+    """The container: each storage is a range of the file."""
 
     def __init__(self, file: LocalFile) -> None:
         self.files: Sequence[LocalFile] = (file,)
-        self._begins: dict[str, int] = {}
 
-    def add(self, storage: Storage, begin: int) -> Storage:
-        """Note where a storage's first byte is."""
-        self._begins[storage.key] = begin
-        return storage
-
-    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
-        """Bytes of a storage."""
-        if isinstance(storage, Embedded):
-            return storage.view(offset, nbytes)
-        return self.files[0].view(self._begins[storage.key] + offset, nbytes)
+    def storage(self, key: str, nbytes: int, begin: int, location: str = "cpu") -> Storage:
+        """The storage whose first byte is at `begin` in the file."""
+        return Storage(key, nbytes, location, PlainBytes(self.files[0], begin))
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where they stand; raises UnsupportedError for those that a pickle has as text."""
-        if isinstance(storage, Embedded):
-            return storage.extents(offset, nbytes)
-        return [Extent(0, self._begins[storage.key] + offset, nbytes)]
+        return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """There are no checksums."""

@@ -11,10 +11,47 @@ from math import prod
 from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.dtypes import DType
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.errors import CkptError
+from ckpt_cli.files.source import Extent, LocalFile, Source
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
+
+
+class StorageSource(Protocol):
+    """Where the bytes of one storage are: what a container gives each storage that it makes."""
+
+    @property
+    def composed(self) -> bool:
+        """Whether they are gathered from several places."""
+
+    def view(self, begin: int, nbytes: int) -> memoryview:
+        """Bytes of the storage."""
+
+    def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
+        """Where they stand plainly."""
+
+
+class PlainBytes:
+    """The bytes of a storage that stand one after another in a file, or in a part of one."""
+
+    __slots__ = ("begin", "file", "number")
+    composed = False
+
+    def __init__(self, file: Source, begin: int, number: int = 0) -> None:
+        self.file = file
+        self.begin = begin
+        """The first byte within `file`."""
+        self.number = number
+        """The file's number within its container."""
+
+    def view(self, begin: int, nbytes: int) -> memoryview:
+        """Bytes of the storage."""
+        return self.file.view(self.begin + begin, nbytes)
+
+    def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
+        """Where they stand."""
+        return [Extent(self.number, self.file.begin + self.begin + begin, nbytes)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,8 +64,29 @@ class Storage:
     """Bytes that it holds."""
     location: str = "cpu"
     """The device that it was saved from, such as `cuda:0`."""
-    composed: bool = False
-    """Whether its bytes are gathered from several places, as those of a tensor saved in chunks are."""
+    source: StorageSource | None = None
+    """Where its bytes are; None for a storage that is still to be written."""
+
+    @property
+    def composed(self) -> bool:
+        """Whether its bytes are gathered from several places, as those of a tensor saved in chunks are."""
+        return self.source is not None and self.source.composed
+
+    def view(self, begin: int, nbytes: int) -> memoryview:
+        """Its bytes from `begin` on, decompressed where they must be; raises CkptError where it has none yet."""
+        return self._source().view(begin, nbytes)
+
+    def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
+        """Where its bytes from `begin` on stand plainly, piece by piece, in the files of the container that made it.
+
+        Raises UnsupportedError where they are compressed.
+        """
+        return self._source().extents(begin, nbytes)
+
+    def _source(self) -> StorageSource:
+        if self.source is None:
+            raise CkptError(f"storage {self.key!r} has no bytes yet")
+        return self.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +286,8 @@ class Container(Protocol):
     def files(self) -> Sequence[LocalFile]:
         """The open files, in the order that `Extent.file` counts them."""
 
-    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
-        """Bytes of a storage, decompressed where they must be."""
-
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where a range of a storage stands plainly, piece by piece; raises UnsupportedError where it is compressed."""
+        """The extents of a range of a storage, their files counted as `files` has them."""
 
     def seal(self, overlay: Overlay) -> None:
         """Add the patches of checksums that the overlay's other patches make necessary."""

@@ -65,7 +65,7 @@ class Shown:
             import numpy as np
 
             return codec.decode(np.zeros(region.shape, codec.stored))
-        return codec.decode(stored_of(self.checkpoint, self.tensor, codec, region))
+        return codec.decode(stored_of(self.tensor, codec, region))
 
     def edges(self) -> NDArray[Any]:
         """The values that a summary shows; only the corners' bytes are read."""

@@ -260,7 +260,7 @@ class Source:
             with suppress(CkptError):  # compressed
                 extents = self.checkpoint.container.extents(self.tensor.storage, low * size, (high - low) * size)
         if len(extents) != 1:
-            return stored_of(self.checkpoint, self.tensor, self.codec, region)
+            return stored_of(self.tensor, self.codec, region)
         rows = region.rows(size)
         file, nbytes = self.checkpoint.container.files[extents[0].file], rows.length * size
         data = buffer(len(rows.begins) * nbytes, _ROWS)

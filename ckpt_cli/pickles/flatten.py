@@ -54,7 +54,7 @@ def entries_of(
 ) -> list[Entry]:
     """Every leaf of the graph under its dotted name, in the document's order; `opening` is a pickler's own manner.
 
-    `place` is where the pickle stands, for a container that gives the bytes of `Embedded` storages within it.
+    `place` is where the pickle stands, for the storages whose bytes are within it.
     Raises MalformedError for tensors that do not fit their storages, LimitError where shared containers multiply.
     """
     budget = Budget(graph.nbytes)

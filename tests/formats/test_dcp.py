@@ -51,7 +51,7 @@ def test_every_range_of_bytes_is_gathered_and_found(tmp_path: Path, cuts: list[C
     container = checkpoint.container
     for begin in range(0, len(raw), 37):
         for end in range(begin, len(raw) + 1, 53):
-            assert bytes(container.view(storage, begin, end - begin)) == raw[begin:end]
+            assert bytes(storage.view(begin, end - begin)) == raw[begin:end]
             extents = container.extents(storage, begin, end - begin)
             with_files = b"".join(container.files[e.file].read(e.offset, e.nbytes) for e in extents)
             assert with_files == raw[begin:end]

@@ -74,7 +74,7 @@ def test_entries_are_those_of_the_files_below_the_files_names(tmp_path: Path) ->
     assert "mp_rank_00_model_states.param_shapes.0.fc.weight" in names
     (_, second, _) = tensors.values()
     assert second.storage is not None
-    assert bytes(checkpoint.container.view(second.storage, 0, 4)) == b"\0\0\x80?"
+    assert bytes(second.storage.view(0, 4)) == b"\0\0\x80?"
     inner = open_checkpoint(str(path / "global_step10"))
     assert [entry.name for entry in inner.entries] == [entry.name for entry in checkpoint.entries]
     assert inner.version == checkpoint.version

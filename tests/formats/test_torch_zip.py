@@ -30,7 +30,7 @@ from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.torch_zip import kinds as zip_file
 from ckpt_cli.formats.zip.read import ZipRecords
-from ckpt_cli.model.checkpoint import Checkpoint, Storage
+from ckpt_cli.model.checkpoint import Checkpoint
 
 ROOT = {"a": tensor("0", (2, 3)), "b": parameter(tensor("1", (4,))), "c": tensor("0", (6,)), "n": 7}
 FIRST, SECOND = torch.arange(6.0), torch.arange(4.0) - 2
@@ -151,10 +151,11 @@ def test_ranges_of_a_storage_are_those_of_its_content(method: int, tmp_path: Pat
     content = bytes(range(256)) * 20
     root = {"a": tensor("0", (len(content),), "Byte")}
     of = torch_records(root, {"0": content})
-    container = opened(tmp_path, archive(changed("data/0", of, method=method))).container
-    storage = Storage("0", len(content))
+    storage = opened(tmp_path, archive(changed("data/0", of, method=method))).tensors[0].storage
+    assert storage is not None
+    assert storage.nbytes == len(content)
     for begin, length in [(0, 0), (0, 10), (5000, 120), (4000, 20), (4010, 5), (0, len(content)), (len(content), 0)]:
-        assert bytes(container.view(storage, begin, length)) == content[begin : begin + length]
+        assert bytes(storage.view(begin, length)) == content[begin : begin + length]
 
 
 def test_an_extent_is_where_the_bytes_are(tmp_path: Path) -> None:
@@ -238,9 +239,11 @@ def test_a_long_compressed_range_is_not_inflated_at_once(tmp_path: Path, monkeyp
     monkeypatch.setattr("ckpt_cli.limits.INFLATED_AT_ONCE", 1000)
     of = torch_records({"a": tensor("0", (2000,), "Byte")}, {"0": bytes(2000)})
     checkpoint = opened(tmp_path, archive(changed("data/0", of, method=DEFLATED)))
-    assert len(checkpoint.container.view(Storage("0", 2000), 500, 1000)) == 1000
+    storage = checkpoint.tensors[0].storage
+    assert storage is not None
+    assert len(storage.view(500, 1000)) == 1000
     with pytest.raises(LimitError):
-        checkpoint.container.view(Storage("0", 2000), 0, 1001)
+        storage.view(0, 1001)
 
 
 def test_a_storage_is_what_its_first_reference_says(tmp_path: Path) -> None:

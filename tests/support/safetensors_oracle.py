@@ -52,7 +52,7 @@ def read(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     for tensor in checkpoint.tensors:
         if tensor.alias_of is None:
             assert tensor.storage is not None
-            data = bytearray(checkpoint.container.view(tensor.storage, 0, tensor.storage.nbytes))
+            data = bytearray(tensor.storage.view(0, tensor.storage.nbytes))
             found[tensor.name] = {"shape": list(tensor.shape or ()), "dtype": tensor.dtype.name, "data": data}
     checkpoint.close()
     return found

@@ -81,17 +81,41 @@ class Composed:
         self.paths = paths
         """Where each entry is in the state that was saved, as its writer noted it; nothing is checked."""
         self._seal = seal
-        self._chunked: dict[str, ChunkedTensor] = {}
 
-    def add(self, storage: Storage, chunked: ChunkedTensor) -> None:
-        """Note how a storage is laid out."""
-        self._chunked[storage.key] = chunked
+    def storage(self, key: str, nbytes: int, chunked: ChunkedTensor, *, composed: bool) -> Storage:
+        """Return the storage of a tensor that was saved in chunks."""
+        return Storage(key, nbytes, "cpu", GatheredBytes(self.files, chunked, composed=composed))
 
-    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
+    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+        """Where a range of a tensor stands, piece by piece."""
+        return storage.extents(offset, nbytes)
+
+    def seal(self, overlay: Overlay) -> None:
+        """Bring the checksums of changed items along."""
+        self._seal(overlay)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files:
+            file.close()
+
+
+class GatheredBytes:
+    """The bytes of a tensor that was saved in chunks, in the row-major order of the whole tensor."""
+
+    __slots__ = ("chunked", "composed", "files")
+
+    def __init__(self, files: Sequence[LocalFile], chunked: ChunkedTensor, *, composed: bool) -> None:
+        self.files = files
+        """What the extents of its chunks count."""
+        self.chunked = chunked
+        self.composed = composed
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
         """Bytes of a tensor: those of one chunk where it has them in a row, else gathered."""
         if not nbytes:
             return memoryview(b"")
-        chunked = self._chunked[storage.key]
+        chunked = self.chunked
         size = chunked.dtype.itemsize
         begin, end = offset // size, -(-(offset + nbytes) // size)
         with about(self.files[0].path):
@@ -117,16 +141,16 @@ class Composed:
                 extents = stored.container.extents(stored.storage, begin, nbytes)
                 if len(extents) == 1:
                     return memoryview(self.files[extents[0].file].read(extents[0].offset, nbytes))
-        return stored.container.view(stored.storage, begin, nbytes)
+        return stored.storage.view(begin, nbytes)
 
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
+    def extents(self, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a tensor stands, piece by piece in row-major order.
 
         Raises UnsupportedError where it is compressed, or scattered over far too many pieces.
         """
         if not nbytes:
             return []
-        chunked = self._chunked[storage.key]
+        chunked = self.chunked
         size = chunked.dtype.itemsize
         begin, end = offset // size, -(-(offset + nbytes) // size)
         with about(self.files[0].path):
@@ -140,12 +164,3 @@ class Composed:
                 place = (stored.offset + source) * size + first - target * size
                 found += stored.container.extents(stored.storage, place, last - first)
         return found
-
-    def seal(self, overlay: Overlay) -> None:
-        """Bring the checksums of changed items along."""
-        self._seal(overlay)
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self.files:
-            file.close()

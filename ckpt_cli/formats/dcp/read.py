@@ -19,7 +19,7 @@ from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed
 from ckpt_cli.formats.dcp.items import Items
 from ckpt_cli.formats.dcp.metadata import DcpMetadata, Place, Saved, metadata_of
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value, contiguous_stride
 from ckpt_cli.pickles.flatten import objects_of
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
@@ -175,15 +175,12 @@ def _entry(saved: Saved, container: Composed, items: Items) -> Entry:
     chunks = Chunks(saved.shape, saved.boxes)
     nbytes = dtype.nbytes(chunks.numel)
     whole = len(saved.boxes) == 1 and saved.boxes[0].sizes == saved.shape
-    storage = Storage(saved.name, nbytes, composed=not whole)
     places = saved.places
-    container.add(
-        storage,
-        ChunkedTensor(
-            saved.name,
-            dtype,
-            chunks,
-            lambda number: items.tensor(saved.name, dtype, saved.boxes[number], places[number]),
-        ),
+    chunked = ChunkedTensor(
+        saved.name,
+        dtype,
+        chunks,
+        lambda number: items.tensor(saved.name, dtype, saved.boxes[number], places[number]),
     )
+    storage = container.storage(saved.name, nbytes, chunked, composed=not whole)
     return Tensor(saved.name, dtype, saved.shape, stride, storage, requires_grad=saved.requires_grad)

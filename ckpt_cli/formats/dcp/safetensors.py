@@ -20,7 +20,7 @@ from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.safetensors.read import read_part
-from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor, contiguous_stride
 
 NAME = "dcp"
 
@@ -121,6 +121,5 @@ def _tensor(name: str, chunks: list[_Chunk], container: Composed) -> Tensor:
         raise MalformedError(f"tensor {name!r} has more bytes than 64 bits can count")
     if dtype.bits % 8:
         return Tensor(name, dtype, shape, contiguous_stride(shape), layout="wrapper")
-    storage = Storage(name, nbytes, composed=len(boxes) > 1)
-    container.add(storage, chunked)
+    storage = container.storage(name, nbytes, chunked, composed=len(boxes) > 1)
     return Tensor(name, dtype, shape, contiguous_stride(shape), storage)

@@ -59,6 +59,6 @@ def _content(item: ZipStorages, storage: Storage) -> Content:
 
         def make(write: Write) -> None:
             for begin in range(0, storage.nbytes, _PIECE):
-                write(item.view(storage, begin, min(_PIECE, storage.nbytes - begin)))
+                write(storage.view(begin, min(_PIECE, storage.nbytes - begin)))
 
         return Content(storage.nbytes, make=make)

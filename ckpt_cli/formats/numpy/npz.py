@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.source import Extent, LocalFile
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
+from ckpt_cli.formats.zip.container import RecordBytes
 from ckpt_cli.formats.zip.read import DEFLATED, Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Value
-from ckpt_cli.pickles.tensors.inline_bytes import Embedded
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -22,13 +21,17 @@ NAME = "npz"
 _SUFFIX = ".npy"
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a storage's bytes are."""
+class _ArrayBytes(RecordBytes):
+    """The elements of an array: what its record has after the header."""
 
-    record: Record
-    begin: int
-    """The first byte within the record's content."""
+    __slots__ = ()
+
+    def _refusal(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"array {self.key.removesuffix(_SUFFIX)!r} is compressed, so its bytes cannot be changed in place",
+            path=self.records.file.path,
+            hint="save it again with numpy.savez, which does not compress",
+        )
 
 
 class Npz:
@@ -37,7 +40,6 @@ class Npz:
     def __init__(self, file: LocalFile) -> None:
         self.files: Sequence[LocalFile] = (file,)
         self.records = ZipRecords(file)
-        self._places: dict[str, _Place] = {}
         self._longer: dict[str, int] = {}
         """Bytes that records have after their arrays."""
         self._closed: list[str] = []
@@ -56,13 +58,12 @@ class Npz:
         if size > record.nbytes:
             raise MalformedError(f"record {record.name!r} has {record.nbytes} bytes, its array's header {size}")
         header = parse_header(self._head(record, size), name)
-        entry = header.entry(name, Storage(record.name, record.nbytes - size))
+        entry = header.entry(name, self._storage(record, size))
         needed, rest = header.nbytes_of_elements, record.nbytes - size
         if header.itemsize not in (None, PICKLED) and needed != rest:
             if needed > rest:
                 raise MalformedError(f"array {name!r} needs {needed} bytes, its record has {rest} after the header")
             self._longer[record.name] = rest - needed
-        self._places[record.name] = _Place(record, size)
         return [entry] if header.itemsize != PICKLED else self._objects(record, name, header)
 
     def _objects(self, record: Record, name: str, header: Header) -> list[Entry]:
@@ -84,10 +85,15 @@ class Npz:
             graph = read_pickle(content)
         except MalformedError:
             self._closed.append(name)
-            return [header.entry(name, Storage(record.name, size))]
+            return [header.entry(name, self._storage(record, header.nbytes))]
         if graph.nbytes < size:
             self._longer[record.name] = size - graph.nbytes
         return object_entries(name, header, graph, Place(begin))
+
+    def _storage(self, record: Record, begin: int) -> Storage:
+        """What a record has from a byte of its content on."""
+        source = _ArrayBytes(record.name, self.records, record, begin)
+        return Storage(record.name, record.nbytes - begin, "cpu", source)
 
     def unread(self) -> list[str]:
         """What the records have beyond their arrays, in words."""
@@ -106,27 +112,9 @@ class Npz:
             return self.records.head(record, nbytes)
         return self.files[0].read(self.records.data_offset(record), nbytes)
 
-    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
-        """Bytes of a storage; those of a deflated record are inflated up to the range's end."""
-        if isinstance(storage, Embedded):
-            return storage.view(offset, nbytes)
-        place = self._places[storage.key]
-        if place.record.method == DEFLATED:
-            return memoryview(self.records.inflate(place.record, place.begin + offset, nbytes))
-        return self.files[0].view(self.records.data_offset(place.record) + place.begin + offset, nbytes)
-
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a storage stands plainly."""
-        if isinstance(storage, Embedded):
-            return storage.extents(offset, nbytes)
-        place = self._places[storage.key]
-        if place.record.method == DEFLATED:
-            raise UnsupportedError(
-                f"array {storage.key.removesuffix(_SUFFIX)!r} is compressed, so its bytes cannot be changed in place",
-                path=self.files[0].path,
-                hint="save it again with numpy.savez, which does not compress",
-            )
-        return [Extent(0, self.records.data_offset(place.record) + place.begin + offset, nbytes)]
+        return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """Bring the CRCs of changed records along."""

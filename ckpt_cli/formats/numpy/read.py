@@ -22,7 +22,7 @@ from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.numpy.npy import ENTRY, HEAD, MAGIC, NAME, PICKLED, Header, header_size, parse_header
 from ckpt_cli.formats.numpy.preface import preface_size
 from ckpt_cli.formats.plain import PlainFile
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage
+from ckpt_cli.model.checkpoint import Checkpoint, Entry
 
 if TYPE_CHECKING:
     from ckpt_cli.pickles.graph import Graph
@@ -83,7 +83,7 @@ def _entries(name: str, array: _Array, container: PlainFile) -> list[Entry]:
 
         return object_entries(name, array.header, array.graph, Place(array.first))
     nbytes = array.end - array.first if array.end is not None else 0
-    return [array.header.entry(name, container.add(Storage(name, nbytes), array.first))]
+    return [array.header.entry(name, container.storage(name, nbytes, array.first))]
 
 
 def _arrays(file: LocalFile, begin: int) -> Iterator[_Array]:

@@ -15,7 +15,7 @@ from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.files.source import Extent, LocalFile, Source
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, contiguous_stride
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, PlainBytes, Storage, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -44,20 +44,14 @@ class Safetensors:
         self.files: Sequence[LocalFile] = (file if isinstance(file, LocalFile) else file.file,)
         self.begin = begin
         """The first byte after the header."""
-        self._offsets: dict[str, int] = {}
 
     def add(self, name: str, offset: int, nbytes: int) -> Storage:
         """The storage of one tensor, `offset` bytes after the header."""
-        self._offsets[name] = self.begin + offset
-        return Storage(name, nbytes)
-
-    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
-        """Bytes of a tensor."""
-        return self.source.view(self._offsets[storage.key] + offset, nbytes)
+        return Storage(name, nbytes, "cpu", PlainBytes(self.source, self.begin + offset, self.number))
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a tensor stands."""
-        return [Extent(self.number, self.source.begin + self._offsets[storage.key] + offset, nbytes)]
+        return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """Nothing follows from changed bytes: the format has no checksums."""

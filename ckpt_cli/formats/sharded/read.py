@@ -86,11 +86,6 @@ class ShardSet:
         """The patches of the files of shard `number`."""
         return overlay.part(self._firsts[number], len(self._containers[number].files))
 
-    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
-        """Bytes of a storage."""
-        place = self._places[storage]
-        return place.container.view(place.storage, offset, nbytes)
-
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a storage stands, the files counted within the set."""
         place = self._places[storage]

@@ -64,7 +64,7 @@ class _Finder:
         begin, has = self._save.places[key]
         if has < nbytes:
             raise MalformedError(f"storage {key!r} should have {nbytes} bytes, it has {has}")
-        return self._container.add(Storage(f"{self._prefix}{key}", nbytes, location), begin)
+        return self._container.storage(f"{self._prefix}{key}", nbytes, begin, location)
 
 
 def read(file: LocalFile) -> Checkpoint:

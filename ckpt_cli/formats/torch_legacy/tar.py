@@ -113,7 +113,7 @@ class _Tar:
                 raise MalformedError(f"storage {key!r} has {numel} elements")
             nbytes = numel * max(dtype.bits // 8, 1)
             begin = cursor.window.begin + cursor.skip(nbytes)
-            self.storages[key] = _View(self.container.add(Storage(key, nbytes, where), begin), dtype, 0, numel)
+            self.storages[key] = _View(self.container.storage(key, nbytes, begin, where), dtype, 0, numel)
         views = cursor.pickle()
         if not isinstance(views, list):
             raise MalformedError("the list of views of storages is none")

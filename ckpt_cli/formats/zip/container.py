@@ -14,10 +14,48 @@ from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
 from ckpt_cli.pickles.tensors.arguments import text_of
-from ckpt_cli.pickles.tensors.inline_bytes import Embedded, Place
+from ckpt_cli.pickles.tensors.inline_bytes import Place
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
+
+
+class RecordBytes:
+    """The bytes of a storage that is the content of a record, or what follows a header there."""
+
+    __slots__ = ("begin", "key", "record", "records")
+    composed = False
+
+    def __init__(self, key: str, records: ZipRecords, record: Record, begin: int = 0) -> None:
+        self.key = key
+        """What the storage is called."""
+        self.records = records
+        self.record = record
+        self.begin = begin
+        """The first byte within the record's content."""
+
+    def view(self, begin: int, nbytes: int) -> memoryview:
+        """Bytes of the storage; those of a deflated record are inflated up to the range's end."""
+        records, first = self.records, self.begin + begin
+        if self.record.method == DEFLATED:
+            return memoryview(records.inflate(self.record, first, nbytes))
+        return records.file.view(records.data_offset(self.record) + first, nbytes)
+
+    def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
+        """Where they stand; raises UnsupportedError where the record is compressed."""
+        records, record = self.records, self.record
+        if record.method == DEFLATED:
+            raise self._refusal()
+        at = records.file.begin + records.data_offset(record) + self.begin + begin
+        return [Extent(records.number, at, nbytes)]
+
+    def _refusal(self) -> UnsupportedError:
+        """The error for a range of a compressed record, whose bytes stand nowhere plainly."""
+        return UnsupportedError(
+            f"storage {self.key!r} is compressed, so its bytes cannot be changed in place",
+            path=self.records.file.path,
+            hint="save it again with torch.save, which does not compress",
+        )
 
 
 class ZipStorages:
@@ -29,8 +67,8 @@ class ZipStorages:
         self.records = records
         self._inner: list[ZipRecords] = []
         """The zip files that are records."""
-        self._places: dict[str, tuple[ZipRecords, Record]] = {}
-        """Where each storage is, by its key."""
+        self._named: dict[str, Record] = {}
+        """The record that each key means."""
 
     @property
     def path(self) -> str:
@@ -50,31 +88,13 @@ class ZipStorages:
 
     def storage(self, key: str, records: ZipRecords, record: Record, nbytes: int, location: str) -> Storage:
         """The storage that is called `key` from now on; raises MalformedError for a key that means another record."""
-        if self._places.setdefault(key, (records, record))[1] is not record:
+        if self._named.setdefault(key, record) is not record:
             raise MalformedError(f"two storages would be called {describe(key)}", path=self.path)
-        return Storage(key, nbytes, location)
-
-    def view(self, storage: Storage, offset: int, nbytes: int) -> memoryview:
-        """Bytes of a storage; those of a deflated record are inflated up to the range's end."""
-        if isinstance(storage, Embedded):
-            return storage.view(offset, nbytes)
-        records, record = self._places[storage.key]
-        if record.method == DEFLATED:
-            return memoryview(records.inflate(record, offset, nbytes))
-        return records.file.view(records.data_offset(record) + offset, nbytes)
+        return Storage(key, nbytes, location, RecordBytes(key, records, record))
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
         """Where a range of a storage stands plainly."""
-        if isinstance(storage, Embedded):
-            return storage.extents(offset, nbytes)
-        records, record = self._places[storage.key]
-        if record.method == DEFLATED:
-            raise UnsupportedError(
-                f"storage {storage.key!r} is compressed, so its bytes cannot be changed in place",
-                path=self.path,
-                hint="save it again with torch.save, which does not compress",
-            )
-        return [Extent(records.number, records.file.begin + records.data_offset(record) + offset, nbytes)]
+        return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """Bring the CRCs of changed records along: first those within records, which change these too."""

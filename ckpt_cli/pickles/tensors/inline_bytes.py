@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
 from ckpt_cli.files.source import Extent
-from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.pickles.graph import ByteArray, Call, Global, Inline, Located, RawString, callee
 
 _AS_TEXT = ("_codecs.encode", "builtins.bytes", "__builtin__.bytes", "builtins.bytearray", "__builtin__.bytearray")
@@ -70,13 +70,16 @@ class Buffer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Embedded(Storage):
-    """A storage within a pickle."""
+class InlineBytes:
+    """The bytes of a storage within a pickle."""
 
-    begin: int = 0
+    key: str
+    """What the storage is called."""
+    begin: int
     """The first byte within the buffer."""
-    buffer: Buffer = field(default=Buffer(b"", None))
-    place: Place = field(default=Place(None))
+    buffer: Buffer
+    place: Place
+    composed: ClassVar[bool] = False
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Some of its bytes."""

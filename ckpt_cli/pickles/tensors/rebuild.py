@@ -29,7 +29,7 @@ from ckpt_cli.pickles.tensors.arguments import (
     text_of,
     wrong,
 )
-from ckpt_cli.pickles.tensors.inline_bytes import Buffer, Embedded, Place, buffer_of
+from ckpt_cli.pickles.tensors.inline_bytes import Buffer, InlineBytes, Place, buffer_of
 from ckpt_cli.pickles.tensors.layouts import LAYOUTS
 from ckpt_cli.pickles.tensors.numpy import NUMPY, is_array
 from ckpt_cli.pickles.tensors.subclasses import SUBCLASSES, with_attributes
@@ -237,7 +237,7 @@ class Rebuilder:
         if found is None or found.nbytes != nbytes:
             at = None if buffer.offset is None else (self._place.begin or 0) + buffer.offset + begin
             key = f"text {len(self._embedded)}" if at is None else f"@{at}"
-            found = Embedded(key, nbytes, location, begin=begin, buffer=buffer, place=self._place)
+            found = Storage(key, nbytes, location, InlineBytes(key, begin, buffer, self._place))
             self._embedded[id(node)] = found
         return found
 
