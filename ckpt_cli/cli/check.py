@@ -22,11 +22,11 @@ def check_command(
     style: Format = Style.auto,
     json: Json = False,
 ) -> None:
-    """Tell whether it is whole and sane.
+    """Check that a checkpoint is complete and valid.
 
     Headers, ranges and records, the pickle, shards against their index, shapes against a config.json beside it, and
     what torch would refuse or misread. Exit 0 means that there is nothing but notes, 1 that there are errors or
-    warnings, 2 that it is no checkpoint or cannot be read.
+    warnings, 2 that it is not a checkpoint or cannot be read.
 
     Example: ckpt check --deep model.pt && echo sound
     """

@@ -17,7 +17,7 @@ def compact_command(
 ) -> None:
     """Write each storage no larger than its tensors need.
 
-    A tensor that was saved as a slice of a large one carries all of that along; ckpt ls --waste lists such storages.
+    A tensor that was saved as a slice of a large one keeps all of the large one; ckpt ls --waste lists such storages.
 
     Example: ckpt compact slices.pt
     """

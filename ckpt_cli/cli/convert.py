@@ -56,7 +56,7 @@ def convert_command(
 
     The suffix of DST or --to says which: .pt .pth .ckpt .bin, .safetensors, .npz; a folder gets safetensors shards as
     Hugging Face names them, and copies of the config, the tokenizer and other small files beside the old weights. From
-    a pickle to .pt every object comes along; a whole module, TorchScript or .pt2 gives its state_dict. What the new
+    a pickle to .pt every object is kept; a whole module, TorchScript or .pt2 gives its state_dict. What the new
     format cannot hold is listed and refused, unless --tensors-only leaves it out.
 
     Example: ckpt convert model.pt converted.safetensors

@@ -33,7 +33,7 @@ def diff_command(
     _sub: Annotated[
         list[str] | None, typer.Option("--sub", metavar="REGEX REPL", help="Replace in names, in both.")
     ] = None,
-    first: Annotated[int, typer.Option("-n", "--first", min=0, max=1000, help="Tell so many places of a tensor.")] = 3,
+    first: Annotated[int, typer.Option("-n", "--first", min=0, max=1000, help="Show N places of a tensor.")] = 3,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing; stop at the first difference.")] = False,
     jobs: Jobs = 0,
     style: Format = Style.auto,

@@ -9,7 +9,7 @@ from ckpt_cli.render.ls import summary_text
 
 
 def info_command(file: File, style: Format = Style.auto, json: Json = False) -> None:
-    """Sum a checkpoint up in a dozen lines.
+    """Summarize a checkpoint in a dozen lines.
 
     Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds.
 

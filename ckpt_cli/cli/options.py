@@ -116,5 +116,5 @@ def size_of(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or not float(match[1]):
-        raise UsageError(f"{text!r} is no size", hint="5GB, 500MB or 2GiB, say")
+        raise UsageError(f"{text!r} is not a size", hint="5GB, 500MB or 2GiB, say")
     return int(float(match[1]) * unit)

@@ -19,7 +19,7 @@ def scan_command(
     style: Format = Style.auto,
     json: Json = False,
 ) -> None:
-    """Tell what would run if something else loaded it.
+    """Show the code that would run if something else loaded it.
 
     Every name that a pickle in the file would import, with the call it feeds, and whatever else no ordinary
     checkpoint has: pickles in strings, streams after the first, records twice or out of place. Nothing is run. Exit 0

@@ -20,7 +20,7 @@ Assignments = Annotated[
     typer.Argument(
         metavar="NAME[INDEX]=VALUE...",
         help="VALUE is a number, nan, inf, true, false, 1+2j, a list like [1,2], or @FILE.npy; += -= *= /= work too. "
-        "Of what is no tensor: JSON, None, or text; text that begins with @ is quoted as JSON: 'note=\"@x\"'.",
+        "For non-tensor entries: JSON, None, or text; text that begins with @ is quoted as JSON: 'note=\"@x\"'.",
         autocompletion=complete_tensors,
     ),
 ]
@@ -45,8 +45,8 @@ def set_command(
 ) -> None:
     """Set elements, slices or whole tensors, and other values.
 
-    In place and all or nothing; tied names change along. Values broadcast as in numpy. A crash at any moment leaves
-    the file wholly old or wholly new. What is no tensor (epoch=0, optimizer.param_groups.0.lr=1e-4) keeps its type.
+    In place and all or nothing; tied names also change. Values broadcast as in numpy. A crash at any moment leaves
+    the file wholly old or wholly new. Other values (epoch=0, optimizer.param_groups.0.lr=1e-4) keep their type.
     With --new, NAME=@FILE.npy adds a tensor; so does a number or a list with --dtype.
 
     Example: ckpt set model.pt '2.weight[0,0]=100' '0.bias*=0.5'

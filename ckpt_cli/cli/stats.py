@@ -39,7 +39,7 @@ def stats_command(
     style: Format = Style.auto,
     json: Json = False,
 ) -> None:
-    """Sum up the values of each tensor.
+    """Summarize the values of each tensor.
 
     Least, greatest, mean, standard deviation (n - 1, as torch.std), norm and a histogram of the finite ones; how many
     are zero, NaN and infinite. Complex numbers count by their magnitude, quantized ones as what they stand for. Each

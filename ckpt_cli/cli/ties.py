@@ -23,7 +23,7 @@ def ties_command(
     style: Format = Style.auto,
     json: Json = False,
 ) -> None:
-    """Tell which names are one tensor.
+    """Show which names are one tensor.
 
     And which overlap, which only lie in one storage, which are recorded as aliases.
 

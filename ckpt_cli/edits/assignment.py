@@ -47,7 +47,7 @@ def parse_assignment(text: str) -> Assignment:
             if target:
                 return Assignment(target, operator, text[position + 1 :].strip())
             break
-    raise UsageError(f"{text!r} is no assignment", hint="write NAME=VALUE, NAME[INDEX]=VALUE or NAME+=VALUE")
+    raise UsageError(f"{text!r} is not an assignment", hint="write NAME=VALUE, NAME[INDEX]=VALUE or NAME+=VALUE")
 
 
 def parse_value(text: str) -> NDArray[Any]:
@@ -79,7 +79,7 @@ def _array_in(path: str) -> NDArray[Any]:
     if loaded.dtype.kind not in "biufc":
         raise UsageError(f"its values are {loaded.dtype}, no numbers", path=path)
     if os.path.getsize(path) > loaded.offset + loaded.nbytes:
-        raise UsageError("holds more than one array, and it cannot be told which one is meant", path=path)
+        raise UsageError("holds more than one array, and it is not clear which one is meant", path=path)
     return loaded
 
 
@@ -87,7 +87,7 @@ def _list(text: str) -> NDArray[Any]:
     try:
         nested = json.loads(text, parse_float=_real)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{_short(text)} is no list of numbers: {error}") from None
+        raise UsageError(f"{_short(text)} is not a list of numbers: {error}") from None
     leaves: list[object] = []
     shape = _shape(nested, leaves)
     return _array_of([_scalar(leaf) if isinstance(leaf, str) else leaf for leaf in leaves], shape)
@@ -121,7 +121,7 @@ def _scalar(text: str) -> object:
         return complex(word) if word.endswith("j") else _real(word)
     except ValueError:
         raise UsageError(
-            f"{_short(text)} is no value for a tensor",
+            f"{_short(text)} is not a value for a tensor",
             hint="values are numbers, nan, inf, true, false, 1+2j, a list like [1,2,3], or @FILE.npy",
         ) from None
 

@@ -33,7 +33,7 @@ def dtype_named(name: str) -> DType:
     floats = [known for known, its in BY_NAME.items() if _is_target(its)]
     close = close_names(name, [*floats, *_SHORT])
     raise UsageError(
-        f"{name!r} is no floating dtype to cast to",
+        f"{name!r} is not a floating dtype to cast to",
         hint=f"did you mean {close[0]}?" if close else f"one of {', '.join(floats)}",
     )
 

@@ -93,7 +93,7 @@ def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str
     lost = [LeftOut(t.name, why) for t in leaves.tensors if (why := why_not(t, target, writer, options.dtype))]
     if lost:
         raise RefusedError(
-            f"{len(lost)} of its entries cannot come along into {target.what}",
+            f"{len(lost)} of its entries cannot be written to {target.what}",
             details=some_of([f"{item.name}: {item.why}" for item in lost]),
             hint="--tensors-only leaves them out",
         )

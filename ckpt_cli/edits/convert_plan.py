@@ -180,7 +180,7 @@ def _refuse_lost(
     """Raise where something would be lost that nobody allowed, or where no tensor would be written."""
     if lost and not options.tensors_only:
         raise RefusedError(
-            f"{len(lost)} of its entries cannot come along into {target.what}",
+            f"{len(lost)} of its entries cannot be written to {target.what}",
             details=some_of([f"{item.name}: {item.why}" for item in lost]),
             hint=_hint(checkpoint, lost, options),
         )

@@ -27,7 +27,7 @@ def parse_pairs(arguments: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not key or not equals:
-            raise UsageError(f"{argument!r} is no KEY=VALUE")
+            raise UsageError(f"{argument!r} is not KEY=VALUE")
         try:
             argument.encode()
         except UnicodeEncodeError:

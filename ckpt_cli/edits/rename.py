@@ -178,7 +178,7 @@ def _refuse_collisions(checkpoint: Checkpoint, known: Sequence[str], names: Mapp
     for old in known:
         new = names.get(old, old)
         if old in names and not is_name(new):
-            raise RefusedError(f"{old!r} would become {new!r}, which is no name", path=checkpoint.path)
+            raise RefusedError(f"{old!r} would become {new!r}, which is not a valid name", path=checkpoint.path)
         if new in taken and (old in names or taken[new] in names):
             raise RefusedError(
                 f"two entries are called {old!r}"

@@ -149,7 +149,7 @@ def _array_in(file: Checkpoint) -> Tensor:
         shown = first.value.text if isinstance(first.value, Opaque) else str(first.value)
         raise UsageError(f"its values are not numbers: {shown}", path=file.path)
     if first.storage is None or len(file.entries) > 1 or _end(file, first.storage) < file.container.files[0].size:
-        raise UsageError("holds more than one array, and it cannot be told which one is meant", path=file.path)
+        raise UsageError("holds more than one array, and it is not clear which one is meant", path=file.path)
     return first
 
 

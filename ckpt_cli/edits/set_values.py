@@ -65,7 +65,7 @@ def split_assignments(
             tensors.append(text)
             continue
         if index is not None:
-            raise UsageError(f"{name!r} is no tensor, so it takes no index")
+            raise UsageError(f"{name!r} is not a tensor, so it takes no index")
         for selection in selected:
             if isinstance(selection.entry, Value):
                 old = values.get(selection.entry.name, selection.entry.value)
@@ -101,7 +101,7 @@ def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
 
 def _new_name(name: str) -> str:
     if not is_name(name) or ".." in name or is_glob(name):
-        raise UsageError(f"{name!r} is no name for a new entry")
+        raise UsageError(f"{name!r} is not a name for a new entry")
     return name
 
 
@@ -188,7 +188,7 @@ def _plain(text: str, old: object) -> object:
         if old is None or isinstance(old, str):
             return text
         raise UsageError(
-            f"{word[:60]!r} is no value for what is {_kind(old)}",
+            f"{word[:60]!r} is not a value for what is {_kind(old)}",
             hint='values are JSON: numbers, true, null, "text", lists and objects',
         ) from None
     return value

@@ -23,7 +23,7 @@ def check_output(output: str, source: str, hint: str) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), output)
     if os.path.exists(output) and not os.path.isfile(output):  # a device, a pipe: a rename would take its place
         raise UsageError(
-            "is no regular file, and only such a one can be replaced", path=output, hint="name another file"
+            "is not a regular file, and only a regular file can be replaced", path=output, hint="name another file"
         )
     if os.path.exists(output) and os.path.samefile(source, output):
         raise UsageError("the output is the file itself", path=output, hint=hint)

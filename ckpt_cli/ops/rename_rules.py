@@ -61,7 +61,7 @@ def by_expression(expression: str, replacement: str) -> Renaming:
         pattern = re.compile(expression)
         pattern.sub(replacement, "")
     except (re.error, IndexError) as error:
-        raise UsageError(f"{expression!r} with {replacement!r} is no substitution: {error}") from None
+        raise UsageError(f"{expression!r} with {replacement!r} is not a substitution: {error}") from None
     return lambda name: pattern.sub(replacement, name)
 
 

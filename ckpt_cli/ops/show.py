@@ -146,7 +146,7 @@ def _shown(reader: _Reader, selection: Selection) -> Item:
     entry: Entry = selection.entry
     if isinstance(entry, Value):
         if selection.index is not None:
-            raise UsageError(f"{entry.name!r} is no tensor, so it takes no index")
+            raise UsageError(f"{entry.name!r} is not a tensor, so it takes no index")
         return entry
     try:
         if selection.index is None:

@@ -22,8 +22,9 @@ def edit_text(edit: Edit) -> str:
     named = _pairs(edit.renamed, between) if edit.renamed else _names(edit.changed) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
-        along = "would change along" if edit.dry_run else "changed along"
-        lines.append(f"  {_names(edit.also_changed)} {along}, being the same bytes")
+        also = "would also change" if edit.dry_run else "also changed"
+        share = "they share" if len(edit.also_changed) > 1 else "it shares"
+        lines.append(f"  {_names(edit.also_changed)} {also}: {share} these bytes")
     if edit.remaining:
         lines.append(f"  the bytes stay in the file: {_names(edit.remaining)} still {_refer(edit.remaining)} to them")
     if edit.removed:
@@ -65,8 +66,8 @@ def _written(edit: Edit) -> str:
         return f"{written} would be written in place" if edit.dry_run else f"{written} changed in place{kept}"
     where = "" if edit.in_place else f" to {escaped(edit.output)}"
     if edit.dry_run:
-        return f"{written} would be written{where or ' anew'}"
-    return f"written{where or ' anew'}, {written}{kept}"
+        return f"{written} would be {f'written{where}' if where else 'rewritten'}"
+    return f"{f'written{where}' if where else 'rewritten'}, {written}{kept}"
 
 
 def _pairs(renamed: Mapping[str, str], between: str) -> str:

@@ -46,7 +46,7 @@ def listing_json(listing: Listing, rows: Sequence[Entry | Fold]) -> Iterator[str
     """Yield the output of `ls --json`, one entry per line."""
     if sum(len(listing.tied.get(row.name, ())) for row in rows) > _TIES:
         raise UnsupportedError(
-            "so many names are tied that listing each with all the others has no end",
+            "too many names are tied to list each with all the others",
             hint="ckpt ties FILE lists each group once",
         )
     yield f'{{"path": {json.dumps(listing.path)}, "format": {json.dumps(listing.format)}, "entries": ['

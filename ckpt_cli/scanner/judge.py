@@ -117,7 +117,7 @@ def _danger(module: str, name: str) -> str | None:
         if len(end) > len(module) and end in MODULES and "." in end:
             return f"{end} {MODULES[end]}"
     if module in ("builtins", "__builtins__"):
-        return f"{name} of builtins is no data"
+        return f"{name} of builtins is not data"
     if parts[-1] in ANYWHERE:
         return f"{parts[-1]} runs code"
     leading = next((part for part in parts if part.lstrip("_") in LEADS_TO or part in INNER), None)

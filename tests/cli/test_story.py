@@ -129,7 +129,7 @@ def test_set_changes_every_tied_name_and_says_so(work: Path, ckpt: Ckpt, file: s
     assert answer.out == ""
     assert answer.err.splitlines()[:2] == [
         f"{file}: set 4.weight",
-        "  2.weight changed along, being the same bytes",
+        "  2.weight also changed: it shares these bytes",
     ]
     assert ckpt("show", file, "2.weight[0,0]").out == ckpt("show", file, "4.weight[0,0]").out == "tensor(100.)\n"
     state = read(file)

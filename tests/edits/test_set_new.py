@@ -277,7 +277,7 @@ def test_what_is_no_new_tensor_is_refused(
         (("n=1", "--new", "--dtype", "flaot32"), "did you mean float32"),
         (("n=[1,300]", "--new", "--dtype", "uint8"), "uint8 cannot hold 300"),
         (("n=[[1],[2,3]]", "--new", "--dtype", "uint8"), "different lengths"),
-        (("n=x", "--new", "--dtype", "uint8"), "no value for a tensor"),
+        (("n=x", "--new", "--dtype", "uint8"), "not a value for a tensor"),
         (("n=1", "n=2", "--new", "--dtype", "uint8"), "'n' is given twice"),
         (("n=1", "n.x=2", "--new", "--dtype", "uint8"), "cannot both be entries"),
     ],

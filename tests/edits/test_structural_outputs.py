@@ -81,7 +81,7 @@ def test_an_output_is_a_regular_file_and_has_a_name(tmp_path: Path, ckpt: Ckpt, 
     for more in ([], ["-n"]) if edit[0] != "show" else ([],):
         to = ["--to", "pt", "--force"] if edit[0] == "convert" else []
         answer = ckpt(edit[0], path, *edit[1:], *to, *more, *option, pipe)
-        assert (answer.code, "is no regular file" in answer.err) == (2, True), answer.err
+        assert (answer.code, "is not a regular file" in answer.err) == (2, True), answer.err
         assert pipe.is_fifo()
         answer = ckpt(edit[0], path, *edit[1:], *to, *more, *option, "")
         assert (answer.code, "empty name" in answer.err) == (2, True), answer.err

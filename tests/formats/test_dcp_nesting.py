@@ -180,7 +180,7 @@ def test_a_storage_by_itself_stays_one(tmp_path: Path, ckpt: Ckpt) -> None:
 def test_what_holds_no_values_says_so(tmp_path: Path, ckpt: Ckpt) -> None:
     dcp_formats.save({"w": torch.ones(2), "step": 7}, tmp_path / "ck")
     told = refusal(ckpt, tmp_path / "ck", tmp_path / "o.safetensors")
-    assert "cannot come along into a safetensors file" in told
+    assert "cannot be written to a safetensors file" in told
     assert "step: a value" in told
 
 

@@ -158,11 +158,11 @@ def test_a_folder_without_a_checkpoint_is_told_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight_map", "problem"),
     [
-        ({"a": "../model.safetensors"}, "no file beside it"),
-        ({"a": "/etc/passwd"}, "no file beside it"),
-        ({"a": ".."}, "no file beside it"),
-        ({"a": ""}, "no file beside it"),
-        ({"a": "x\0y"}, "no file beside it"),
+        ({"a": "../model.safetensors"}, "not a file beside it"),
+        ({"a": "/etc/passwd"}, "not a file beside it"),
+        ({"a": ".."}, "not a file beside it"),
+        ({"a": ""}, "not a file beside it"),
+        ({"a": "x\0y"}, "not a file beside it"),
         ({"a": INDEX}, "names itself"),
         ({"a": 1}, "does not map names to files"),
         ([], "does not map names to files"),

@@ -93,7 +93,7 @@ def test_set_changes_the_array_that_pickle_loads(order: Any, protocol: int, tmp_
     item = np.zeros((300, 100), ">f4", order=order)
     path = write(tmp_path, pickle.dumps({"a": item, "tied": item, "small": np.zeros(1), "end": 7}, protocol))
     done = ckpt("set", path, "a[2,1]=5", "a[-1,-1]=6", "small[0]=1")
-    assert "tied changed along" in done.err
+    assert "tied also changed" in done.err
     found = pickle.loads(Path(path).read_bytes())
     item[2, 1], item[-1, -1] = 5, 6
     assert found["a"] is found["tied"]

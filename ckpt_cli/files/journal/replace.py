@@ -307,7 +307,7 @@ def _plan(file: LocalFile) -> _Plan | None:
     for name in (*(each.name for each in (*plan.replace, *plan.remove)), *sources):
         if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
             raise RefusedError(
-                f"a journal would replace {name!r}, which is no file beside it", path=file.path,
+                f"a journal would replace {name!r}, which is not a file beside it", path=file.path,
                 hint=f"remove it: rm {file.path!r}",
             )  # fmt: skip
     return plan

@@ -162,7 +162,7 @@ def _weight_map(index: Mapping[str, Any], path: str) -> dict[str, str]:
         raise LimitError(f"it names {len(shards)} shards", path=path)
     for shard in sorted(shards):
         if shard != os.path.basename(shard) or shard in ("", ".", "..") or "\0" in shard:
-            raise MalformedError(f"it names the shard {shard!r}, which is no file beside it", path=path)
+            raise MalformedError(f"it names the shard {shard!r}, which is not a file beside it", path=path)
         if shard == os.path.basename(path):
             raise MalformedError("it names itself as a shard", path=path)
     return weight_map

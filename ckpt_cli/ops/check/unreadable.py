@@ -110,7 +110,7 @@ CHECKS: tuple[Check[Broken], ...] = (
     Check("malformed", "error", "a file breaks the rules of its format: header, ranges, views, pickle", _malformed,
           "ckpt scan FILE tells whether it was made to deceive"),
     Check("leading-bytes", "error", "something stands before a zip file", _leading),
-    Check("far-end", "error", "so many bytes follow a zip file that its end is not found", _far_end),
-    Check("no-checkpoint", "error", "a shard is no checkpoint at all, such as a saved error page or a git LFS pointer",
+    Check("far-end", "error", "too many bytes follow a zip file for its end to be found", _far_end),
+    Check("no-checkpoint", "error", "a shard is not a checkpoint, such as a saved error page or a git LFS pointer",
           _not_one, _FETCH),
 )  # fmt: skip

@@ -52,7 +52,7 @@ class Editing:
         if place is None:
             raise UnsupportedError(f"{name!r} has its place where it cannot be changed")
         if name in self._twice:
-            raise RefusedError(f"several entries are called {name!r}, and it cannot be told which one is meant")
+            raise RefusedError(f"several entries are called {name!r}, and it is not clear which one is meant")
         return place
 
     def carry_out(self, changes: Changes, tensors: Mapping[str, Call] | None = None) -> None:
