@@ -39,7 +39,7 @@ def hash_command(
     """Hash the content of each tensor, and of all.
 
     The same dtype, shape and values have the same hash, whatever the format, the shards, the order of entries, strides
-    and ties. The README says how to compute it without ckpt.
+    and ties. docs/hash.md defines it, so that anyone can compute it.
 
     Example: ckpt hash --json model.pt > model.json
     """

@@ -1,4 +1,4 @@
-"""Results as JSON, in the stable shapes that the README documents: keys may be added, none is renamed.
+"""Results as JSON, in the stable shapes that docs/json.md documents: keys may be added, none is renamed.
 
 NaN and infinities, which JSON lacks, are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
 """

@@ -265,6 +265,6 @@ class _Worker:
 
 
 def codes() -> Iterator[tuple[str, str, str]]:
-    """Every code with its severity and its meaning, for the README."""
+    """Yield every code with its severity and its meaning, for docs/check.md."""
     for each in CODES:
         yield each.code, each.severity, each.meaning
