@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.plain import PlainFile
-from ckpt_cli.formats.registry import open_checkpoint
 from ckpt_cli.model.checkpoint import Storage
 
 VALUES = np.arange(6, dtype="<f4")

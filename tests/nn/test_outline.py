@@ -160,7 +160,7 @@ def test_a_shared_module_with_many_settings_cannot_multiply_work(monkeypatch: py
     big = Ops(b"cmine\nBig\n)\x81q\x00" + value(state) + b"b")
     children = {"0": big, **{str(number): Ops(b"h\x00") for number in range(1, 800)}}
     found = graph_tree(pickled(module_ops(children)))
-    assert len({id(branch.told) for branch in walk(found.root)}) == 2
+    assert len({id(branch.description) for branch in walk(found.root)}) == 2
     assert len(text_of(found)) < 100_000
     monkeypatch.setattr(limits, "TREE_TEXT", 1_000_000)
     with pytest.raises(LimitError, match="more than 1000000 characters"):

@@ -64,7 +64,7 @@ def test_a_traced_module_is_told_by_names_without_their_mangling() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Tanh())
     found = scripted(torch.jit.trace(net, torch.ones(1, 2)))
     assert text_of(found, bare=True) == f"{net!r}\n"
-    assert {branch.told.qualified for branch in walk(found.root)} == {
+    assert {branch.description.qualified for branch in walk(found.root)} == {
         "torch.nn.modules.container.Sequential",
         "torch.nn.modules.linear.Linear",
         "torch.nn.modules.activation.Tanh",

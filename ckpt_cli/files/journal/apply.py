@@ -138,9 +138,7 @@ def recover(path: str) -> bool:
 def _recover_from(log: str, real: str, path: str, pointer: str | None) -> bool:
     """Finish what the journal `log` beside the file `real` holds; a `pointer` to it brought us there from `path`."""
     with ExitStack() as opened:
-        first = _open_to_finish(real, path, opened)
-        if first is not None:
-            lock(first)
+        first = _open_locked(real, path, opened)
         if not os.path.lexists(log):  # the other process finished while we waited, or had not begun to patch
             if pointer is not None and pointed_to(pointer) == real:
                 remove_journal(pointer)
@@ -161,6 +159,20 @@ def _recover_from(log: str, real: str, path: str, pointer: str | None) -> bool:
         whole = header is not None and is_complete(journal, header) and _finish(journal, header, files, [real, *others])
         _clear(filter(None, files), log, *map(journal_path, others), *([pointer] if pointer else []))
         return whole
+
+
+def _open_locked(real: str, path: str, opened: ExitStack) -> LocalFile | None:
+    """Open and lock the file that has the name now: while we waited, another one may have taken its place."""
+    while True:
+        with ExitStack() as attempt:
+            file = _open_to_finish(real, path, attempt)
+            if file is None:
+                return None
+            lock(file)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fd), os.lstat(real)):
+                    opened.push(attempt.pop_all())
+                    return file
 
 
 def _open_to_finish(real: str, path: str, opened: ExitStack) -> LocalFile | None:
