@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, Set
+from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, Set, children_of
 from ckpt_cli.pickles.packed import is_packed
 from ckpt_cli.pickles.tensors.arguments import text_of
-from ckpt_cli.pickles.write import children_of
 
 _Sequence = list[object] | tuple[object, ...]
 

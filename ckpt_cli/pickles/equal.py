@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from ckpt_cli.pickles.graph import Call, Extension, Global, Inline, OutOfBand, PersistentId, RawString, Set
-from ckpt_cli.pickles.write import children_of, unescaped_text
+from ckpt_cli.pickles.graph import Call, Extension, Global, Inline, OutOfBand, PersistentId, RawString, Set, children_of
+from ckpt_cli.pickles.write import unescaped_text
 
 _PIECE = 1 << 20
 """Bytes of two long strings compared at a time."""

@@ -177,3 +177,19 @@ def callee(func: object) -> object:
     if type(func) is PersistentId and type(func.pid) is tuple:
         return next((part for part in func.pid[:2] if type(part) is Global), func)
     return func
+
+
+def children_of(node: object) -> Sequence[object]:
+    """The nodes that a node holds, in the order in which a pickle has them."""
+    if isinstance(node, list | tuple):
+        return node
+    if isinstance(node, Dict):
+        return node.pairs
+    if isinstance(node, Call):
+        kwargs = [node.kwargs] if node.kwargs is not None else []
+        return [node.func, node.args, *kwargs, *node.items, *node.pairs, *node.states]
+    if isinstance(node, Set):
+        return node.items
+    if isinstance(node, PersistentId):
+        return [node.pid]
+    return [node.data] if isinstance(node, ByteArray) else ()

@@ -24,6 +24,7 @@ from ckpt_cli.pickles.graph import (
     PersistentId,
     RawString,
     Set,
+    children_of,
 )
 
 Write = Callable[["bytes | memoryview"], object]
@@ -85,22 +86,6 @@ def nodes_of(root: object) -> Iterator[object]:
 
 
 _SCALARS = (str, Letter, int, float, bool, type(None), bytes)
-
-
-def children_of(node: object) -> Sequence[object]:
-    """The nodes that a node holds, in the order in which a pickle has them."""
-    if isinstance(node, list | tuple):
-        return node
-    if isinstance(node, Dict):
-        return node.pairs
-    if isinstance(node, Call):
-        kwargs = [node.kwargs] if node.kwargs is not None else []
-        return [node.func, node.args, *kwargs, *node.items, *node.pairs, *node.states]
-    if isinstance(node, Set):
-        return node.items
-    if isinstance(node, PersistentId):
-        return [node.pid]
-    return [node.data] if isinstance(node, ByteArray) else ()
 
 
 def _needs(root: object) -> tuple[int, bool]:

@@ -13,10 +13,9 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.pickles.edit.apply import Editing
-from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId
+from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, children_of
 from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
-from ckpt_cli.pickles.write import children_of
 
 _STRIDED = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
 
