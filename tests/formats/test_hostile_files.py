@@ -18,7 +18,8 @@ from builders.hostile import CANARY, CASES
 from builders.hostile_pickles import PICKLES
 from builders.pickles import pickled
 
-SECONDS = 5
+CALLS = 80_000_000
+"""Functions that opening a file may call; the costliest of these files, of some 10 MB, takes 72 million."""
 MEBIBYTES = 300
 
 
@@ -43,7 +44,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests."""
     folder = tmp_path_factory.mktemp("server")
-    command = [sys.executable, str(Path(__file__).parent.parent / "support" / "hostile_server.py"), str(SECONDS)]
+    command = [sys.executable, str(Path(__file__).parent.parent / "support" / "hostile_server.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
         yield Server(process, folder)
         assert process.stdin
@@ -66,7 +67,7 @@ def test_a_hostile_file_is_refused_or_read_within_limits(name: str, tmp_path: Pa
         assert facts["error"].isprintable()
         assert len(facts["error"]) < 1000
     assert facts["peak"] < MEBIBYTES
-    assert facts["seconds"] < facts["allowed"]
+    assert facts["calls"] < CALLS
     assert not {"torch", "numpy", "ctypes", "runpy"} & set(facts["modules"])
     assert os.listdir(server.folder) == []
 
@@ -91,5 +92,5 @@ def test_the_same_pickles_in_a_stream_stay_within_limits(name: str, tmp_path: Pa
     assert "died" not in facts
     assert facts["error"] is None or (facts["path"] == str(path) and facts["error"].isprintable())
     assert facts["peak"] < MEBIBYTES
-    assert facts["seconds"] < facts["allowed"]
+    assert facts["calls"] < CALLS
     assert os.listdir(server.folder) == []
