@@ -10,7 +10,8 @@ from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.source import Extent, LocalFile
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
 from ckpt_cli.formats.zip.container import RecordBytes
-from ckpt_cli.formats.zip.read import DEFLATED, Record, ZipRecords
+from ckpt_cli.formats.zip.layout import DEFLATED
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Value
 
 if TYPE_CHECKING:

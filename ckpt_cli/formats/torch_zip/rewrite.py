@@ -17,8 +17,9 @@ from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.torch_zip.patch import LONGEST, ROOM, replace_pickle
 from ckpt_cli.formats.torch_zip.read import NAME
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
-from ckpt_cli.formats.zip.read import STORED, Record
-from ckpt_cli.formats.zip.write import ALIGNMENT, ZipWriter
+from ckpt_cli.formats.zip.layout import ALIGNMENT, STORED
+from ckpt_cli.formats.zip.read import Record
+from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.changes import Changes, Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.pickles.edit.retarget import rekey

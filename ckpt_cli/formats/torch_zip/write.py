@@ -10,7 +10,8 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.verify import verify_new
-from ckpt_cli.formats.zip.write import ALIGNMENT, ZipWriter
+from ckpt_cli.formats.zip.layout import ALIGNMENT
+from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.changes import Content
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.model.new_checkpoint import NewCheckpoint

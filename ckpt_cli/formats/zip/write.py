@@ -1,38 +1,19 @@
-"""Zip files in torch's own layout: stored records whose data is aligned, sizes and checksums behind them.
+"""Write zip files in torch's own layout (`layout.py`): stored records whose data is aligned.
 
-The layout is that of caffe2/serialize/inline_container.cc (PyTorchStreamWriter) over its miniz: local headers have no
-sizes and no CRC, an extra field `FB` pads them so that data begins at a multiple of the alignment, a descriptor follows
-the data of every record that is not empty, and the zip64 end record is always there.
+Apart from the reader, which commands that only list need not import this for.
 """
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.copy import Progress, copy_range, crc_of_range, no_progress
 from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import Extent, LocalFile
-
-ALIGNMENT = 64
-"""Bytes that the data of a record is aligned to, as torch does by default."""
-
-_FULL = 0xFFFFFFFF
-"""What a 32-bit field says when its value is in the zip64 extra; from there on one is needed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What the central directory says of a record."""
-
-    name: str
-    header: int
-    crc: int
-    nbytes: int
+from ckpt_cli.formats.zip.layout import ALIGNMENT, FULL, central_entry, descriptor, end_records, local_header
 
 
 class ZipWriter:
@@ -51,7 +32,8 @@ class ZipWriter:
         """The byte that is written next, counted from the base."""
         self._crc = 0
         """The CRC-32 of what the record that is being written has so far."""
-        self._entries: list[Entry] = []
+        self._entries: list[tuple[str, int, int, int]] = []
+        """Name, local header, CRC-32 and bytes of each record."""
 
     def add(self, name: str, content: bytes) -> None:
         """A record with this content."""
@@ -76,7 +58,7 @@ class ZipWriter:
         else:
             produce(write)
         written = self._position - begin
-        if written >= _FULL > nbytes:
+        if written >= FULL > nbytes:
             raise UnsupportedError(f"record {name!r} grew beyond 4 GiB while it was written")
         self._end(name, header, crc, written)
 
@@ -128,13 +110,13 @@ class ZipWriter:
     @property
     def checksums(self) -> list[int]:
         """The CRC-32 of every record so far."""
-        return [entry.crc for entry in self._entries]
+        return [crc for _, _, crc, _ in self._entries]
 
     def close(self) -> int:
         """Write the central directory and the end records; returns the bytes of the whole zip file."""
         begin = self._position
         for entry in self._entries:
-            self._write(central_entry(entry))
+            self._write(central_entry(*entry))
         self._write(end_records(len(self._entries), self._position - begin, begin))
         if self._target is not None:
             self._target.size = self._base + self._position
@@ -149,7 +131,7 @@ class ZipWriter:
     def _end(self, name: str, header: int, crc: int, nbytes: int) -> None:
         """Write the descriptor, and note the record for the directory."""
         self._write(descriptor(nbytes, crc, header))
-        self._entries.append(Entry(name, header, crc, nbytes))
+        self._entries.append((name, header, crc, nbytes))
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -158,60 +140,3 @@ class ZipWriter:
             return
         write_all(self._target.fd, view, self._base + self._position)
         self._position += len(view)
-
-
-def local_header(name: str, nbytes: int, header: int, *, alignment: int = ALIGNMENT, begin: int | None = None) -> bytes:
-    """The local header at byte `header` of a record of so many bytes, padded so that its data is aligned.
-
-    With `begin`, it is padded so that the data begins there; raises ValueError where it cannot.
-    """
-    raw = name.encode("utf-8", "surrogateescape")
-    wide = _zip64(nbytes, header, stored=0)  # miniz does not know yet what it will have stored
-    start = header + 30 + len(raw) + len(wide) + 4
-    pad = -start % alignment if begin is None else begin - start
-    if not 0 <= pad <= 0xFFFF - len(wide) - 4:
-        raise ValueError(f"a local header cannot be padded with {pad} bytes")
-    extra = wide + b"FB" + struct.pack("<H", pad) + b"Z" * pad
-    flags = 0x808 if nbytes else 0x800
-    return struct.pack("<4s5H3L2H", b"PK\3\4", 0, flags, 0, 0, 0, 0, 0, 0, len(raw), len(extra)) + raw + extra
-
-
-def descriptor(nbytes: int, crc: int, header: int) -> bytes:
-    """What follows the data of a record that is not empty: its checksum and sizes."""
-    if not nbytes:
-        return b""
-    form = "<4sLQQ" if _zip64(nbytes, header, stored=nbytes) else "<4s3L"
-    return struct.pack(form, b"PK\7\10", crc, nbytes, nbytes)
-
-
-def end_records(count: int, size: int, begin: int) -> bytes:
-    """What follows a directory of `count` entries and `size` bytes that begins at byte `begin`: zip64 always."""
-    short = min(count, 0xFFFF)
-    return b"".join((
-        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 0x031E, 45, 0, 0, count, count, size, begin),
-        struct.pack("<4sLQL", b"PK\6\7", 0, begin + size, 1),
-        struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, min(size, _FULL), min(begin, _FULL), 0),
-    ))  # fmt: skip
-
-
-def _zip64(nbytes: int, header: int, *, stored: int) -> bytes:
-    """The zip64 extra with those of the sizes and the offset that 32 bits do not hold; empty where they hold all."""
-    wide = b""
-    if nbytes >= _FULL:
-        wide += struct.pack("<QQ", nbytes, stored)
-    if header >= _FULL:
-        wide += struct.pack("<Q", header)
-    return struct.pack("<HH", 1, len(wide)) + wide if wide else b""
-
-
-def central_entry(entry: Entry) -> bytes:
-    """A record's entry in the central directory."""
-    name = entry.name.encode("utf-8", "surrogateescape")
-    extra = _zip64(entry.nbytes, entry.header, stored=entry.nbytes)
-    size = min(entry.nbytes, _FULL)
-    flags = 0x808 if entry.nbytes else 0x800
-    fixed = struct.pack(
-        "<4s6H3L5H2L", b"PK\1\2", 0, 0, flags, 0, 0, 0, entry.crc, size, size, len(name), len(extra),
-        0, 0, 0, 0, min(entry.header, _FULL),
-    )  # fmt: skip
-    return fixed + name + extra
