@@ -11,7 +11,8 @@ from dataclasses import replace
 from ckpt_cli.errors import FormatError
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
 from ckpt_cli.files.source import LocalFile
-from ckpt_cli.formats.registry import FORMATS, beginning, folder_kind
+from ckpt_cli.formats.registry import FORMATS, folder_kind
+from ckpt_cli.formats.signatures import beginning
 from ckpt_cli.model.checkpoint import Checkpoint
 
 

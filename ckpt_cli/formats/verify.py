@@ -7,7 +7,7 @@ from contextlib import closing
 
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.formats.open import open_checkpoint
-from ckpt_cli.formats.registry import is_safetensors
+from ckpt_cli.formats.signatures import is_safetensors
 from ckpt_cli.model.changes import difference
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.formats.zip.layout import (
@@ -31,25 +31,14 @@ from ckpt_cli.formats.zip.layout import (
     widened,
 )
 
+if TYPE_CHECKING:
+    from ckpt_cli.pickles.legacy_save import Readable
+
 _COMMENT = 1 << 16
 """Bytes in which an end record with its comment is looked for."""
 
 _STRANGE_FLAGS = 0x1 | 0x20 | 0x40 | 0x2000
 """Encrypted, patched, strongly encrypted, masked: Python's zipfile refuses such records and torch reads them."""
-
-
-class Readable(Protocol):
-    """A source that can be read by ranges: a file, or bytes in memory."""
-
-    @property
-    def size(self) -> int:
-        """Bytes that it has."""
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly those bytes."""
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """The same, mapped where they are many."""
 
 
 @dataclass(slots=True)

@@ -8,9 +8,10 @@ from collections.abc import Generator
 
 from ckpt_cli import limits
 from ckpt_cli.formats.zip.layout import LOCAL, LOCAL_MAGIC, STORED, local_header_in, name_in
+from ckpt_cli.pickles.legacy_save import Readable
 from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.streams import Found, Oddity, hidden_pickles, streams, trailing
-from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, Readable, content, unlisted, zips_within
+from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, content, unlisted, zips_within
 from ckpt_cli.scanner.walk import (
     PICKLE_NAMES,
     Memory,

@@ -11,28 +11,27 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError
-from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
-from ckpt_cli.formats.numpy.preface import preface_size
+from ckpt_cli.formats import signatures
+from ckpt_cli.formats.numpy.npy import HEAD as NPY_HEAD
+from ckpt_cli.formats.numpy.npy import PICKLED, Header, header_size, parse_header, text_in
+from ckpt_cli.formats.signatures import HEAD, preface_size
+from ckpt_cli.pickles.legacy_save import Readable
 from ckpt_cli.scanner.budget import ScanBudget
-from ckpt_cli.scanner.streams import Found, Oddity, is_pickle, storages_of_tar, streams, tensors_of_tar
-from ckpt_cli.scanner.tolerant_zip import Readable
+from ckpt_cli.scanner.streams import Found, Oddity, is_pickle, storages_of_tar, streams, tensors_of_tar, trailing
 from ckpt_cli.scanner.trace import trace_pickle
+
+if TYPE_CHECKING:
+    from ckpt_cli.formats.torch_legacy.tar import Member
 
 Walk = Iterator[Found | Oddity]
 Walker = Callable[[Readable, str, int, ScanBudget], Walk]
 
-_HEAD = 600
-"""Bytes that identify a kind of file; tar has its magic at byte 257."""
-
 _LOOK = 4096
 """Bytes of a source of no known kind that are traced to see if it may be a pickle."""
-
-_BLOCK = 512
-"""Bytes of tar's unit."""
 
 _NPY_HEADER = 1 << 20
 """Bytes of an array's header that are looked at."""
@@ -74,7 +73,7 @@ class Part:
 
 def walker_of(source: Readable, where: str) -> Walker | None:
     """Return the walker for the pickles of a source, by its content or, for those without a PROTO opcode, its name."""
-    head = source.read(0, min(_HEAD, source.size))
+    head = source.read(0, min(HEAD, source.size))
     walker = next((walker for matches, walker in (*_SURE, *_KINDS) if matches(head)), None)
     if walker is not None:
         return walker
@@ -85,7 +84,7 @@ def walker_of(source: Readable, where: str) -> Walker | None:
 
 def inner_walker_of(source: Readable) -> Walker | None:
     """The same for a record of numbers, in which the few bytes that identify other kinds can occur by chance."""
-    head = source.read(0, min(_HEAD, source.size))
+    head = source.read(0, min(HEAD, source.size))
     return next((walker for matches, walker in _SURE if matches(head)), None)
 
 
@@ -147,42 +146,34 @@ def _zip_at_the_end(source: Readable, where: str, depth: int, budget: ScanBudget
 
 
 def _tar(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
-    """The members of a tar file (POSIX ustar, and GNU's long names)."""
-    position, long_name = 0, None
-    while position + _BLOCK <= source.size:
-        header = source.read(position, _BLOCK)
-        if not any(header):
-            break
-        size = _tar_number(header[124:136])
-        if size is None or position + _BLOCK + size > source.size:
+    """The members of a tar file."""
+    position = 0
+    for member in _members_of_tar(source):
+        if member is None:
             yield Oddity("warning", "broken-tar", where, f"a member's header at byte {position} makes no sense")
             break
-        name = long_name or header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        member = Part(source, position + _BLOCK, size)
-        long_name = None
-        if header[156:157] == b"L":
-            long_name = member.read(0, min(size, 4096)).rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif header[156:157] in (b"0", b"\0", b"7") and size:
-            budget.files += 1
-            if budget.files > limits.SCAN_FILES:
-                yield Oddity("warning", "not-searched", where, "members beyond the limit were not opened")
-                return
-            yield from _tar_member(member, f"{where}/{name}", depth, budget)
-        position += _BLOCK + -(-size // _BLOCK) * _BLOCK
+        position = member.end
+        if member.kind not in (b"0", b"\0", b"7") or not member.size:
+            continue
+        budget.files += 1
+        if budget.files > limits.SCAN_FILES:
+            yield Oddity("warning", "not-searched", where, "members beyond the limit were not opened")
+            return
+        part = Part(source, member.begin, member.size)
+        yield from _tar_member(part, f"{where}/{member.name}", depth, budget)
     rest = source.view(min(position, source.size), max(source.size - position, 0))
     if any(rest[: 1 << 20]):
-        from ckpt_cli.scanner.streams import trailing
-
         yield from trailing(rest, 0, where, budget)
 
 
-def _tar_number(field: bytes) -> int | None:
-    if field[:1] == b"\x80":
-        return int.from_bytes(field[1:], "big")
+def _members_of_tar(source: Readable) -> Iterator[Member | None]:
+    """The members, then None where the file breaks off."""
+    from ckpt_cli.formats.torch_legacy.tar import members
+
     try:
-        return int(field.strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        return None
+        yield from members(source, tolerant=True)
+    except FormatError:
+        yield None
 
 
 def _tar_member(member: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -206,8 +197,6 @@ def _npy(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
         position += header.nbytes + header.nbytes_of_elements
         header = _array_header(source, position)
     if position and header is None and position < source.size:
-        from ckpt_cli.scanner.streams import trailing
-
         yield from trailing(source.view(position, source.size - position), 0, where, budget)
     elif position < source.size:
         yield from _objects(Part(source, position, source.size - position), where, budget)
@@ -216,7 +205,7 @@ def _npy(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
 def _array_header(source: Readable, position: int) -> Header | None:
     """The header of the array that begins at a byte; None where none does."""
     try:
-        size = header_size(source.read(position, min(HEAD, max(source.size - position, 0))))
+        size = header_size(source.read(position, min(NPY_HEAD, max(source.size - position, 0))))
         return parse_header(source.read(position, size), "array") if position + size <= source.size else None
     except FormatError:
         return None
@@ -224,10 +213,8 @@ def _array_header(source: Readable, position: int) -> Header | None:
 
 def _objects(source: Readable, where: str, budget: ScanBudget) -> Walk:
     """The pickle of an array of objects, or of one whose header is not what numpy writes."""
-    head = source.read(0, min(12, source.size))
-    wide = head[6:7] >= b"\2"
-    length = int.from_bytes(head[8:12] if wide else head[8:10], "little")
-    begin = (12 if wide else 10) + length
+    first, length = text_in(source.read(0, min(NPY_HEAD, source.size)))
+    begin = first + length
     text = source.read(10, min(length + 2, _NPY_HEADER, source.size - 10)) if source.size > 10 else b""
     if begin < source.size and (b"O" in text or b"object" in text or b"\\" in text or length > _NPY_HEADER):
         yield from streams(Part(source, begin, source.size - begin), where, budget, sure=False)
@@ -297,22 +284,22 @@ def _gunzip(stream: IO[bytes]) -> IO[bytes]:
 _Kinds = tuple[tuple[Callable[[bytes], bool], Walker], ...]
 
 _SURE: _Kinds = (
-    (lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), _zip),
-    (lambda head: head[257:262] == b"ustar", _tar),
-    (lambda head: head[:6] == b"\x93NUMPY", _npy),
+    (signatures.is_zip, _zip),
+    (signatures.is_tar, _tar),
+    (signatures.is_npy, _npy),
 )
 """Kinds that enough bytes identify for chance to be excluded."""
 
 _KINDS: _Kinds = (
-    (lambda head: head[:3] == b"\x1f\x8b\x08", _compressed(_gunzip)),
-    (lambda head: head[:3] == b"BZh", _compressed(bz2.BZ2File)),
-    (lambda head: head[:6] == b"\xfd7zXZ\0" or head[:3] == b"\x5d\0\0", _compressed(lzma.LZMAFile)),
-    (lambda head: head[:2] in (b"x\x01", b"x\x5e", b"x\x9c", b"x\xda"), _zlib),
-    (lambda head: head[:4] == b"\x28\xb5\x2f\xfd", _closed("a zstandard file")),
-    (lambda head: head[:4] == b"\x04\x22\x4d\x18", _closed("an LZ4 file")),
-    (lambda head: head[:6] == b"7z\xbc\xaf\x27\x1c", _closed("a 7z archive")),
-    (lambda head: head[:4] == b"Rar!", _closed("a RAR archive")),
-    (lambda head: head[:8] == b"\x89HDF\r\n\x1a\n", _keras),
-    (lambda head: head[:1] == b"\x80" and head[1:2] <= b"\5" and len(head) > 1, _pickles),
+    (lambda head: head.startswith(signatures.GZIP + b"\x08"), _compressed(_gunzip)),
+    (lambda head: head.startswith(signatures.BZIP2), _compressed(bz2.BZ2File)),
+    (lambda head: head.startswith((signatures.XZ, b"\x5d\0\0")), _compressed(lzma.LZMAFile)),
+    (lambda head: head.startswith((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")), _zlib),
+    (lambda head: head.startswith(signatures.ZSTANDARD), _closed("a zstandard file")),
+    (lambda head: head.startswith(signatures.LZ4), _closed("an LZ4 file")),
+    (lambda head: head.startswith(signatures.SEVEN_ZIP), _closed("a 7z archive")),
+    (lambda head: head.startswith(signatures.RAR), _closed("a RAR archive")),
+    (lambda head: head.startswith(signatures.HDF5), _keras),
+    (lambda head: signatures.has_proto(head, bytes(range(6))), _pickles),
 )
 """Other kinds that can hold pickles, by their first bytes."""

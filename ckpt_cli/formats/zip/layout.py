@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from ckpt_cli.formats.signatures import ZIP_END, ZIP_RECORD
+
 if TYPE_CHECKING:
     from ckpt_cli.pickles.legacy_save import Readable
 
@@ -27,7 +29,7 @@ FULL = 0xFFFFFFFF
 ALIGNMENT = 64
 """Bytes that the data of a record is aligned to, as torch does by default."""
 
-END_MAGIC, LOCAL_MAGIC, CENTRAL_MAGIC = b"PK\5\6", b"PK\3\4", b"PK\1\2"
+LOCAL_MAGIC, END_MAGIC, CENTRAL_MAGIC = ZIP_RECORD, ZIP_END, b"PK\1\2"
 _LOCATOR_MAGIC, _END64_MAGIC, _DESCRIPTOR_MAGIC = b"PK\6\7", b"PK\6\6", b"PK\7\10"
 
 END = struct.Struct("<4s4H2LH")  # signature, disks ×2, entries ×2, size, offset, comment length

@@ -22,7 +22,8 @@ from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.unchanged import Identity, identity_at
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.open import read_one
-from ckpt_cli.formats.registry import folder_kind, is_index
+from ckpt_cli.formats.registry import folder_kind
+from ckpt_cli.formats.signatures import beginning, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check import entries, shards
 from ckpt_cli.ops.check import hf_config as configs
@@ -126,7 +127,7 @@ class _Worker:
         """The checkpoints that a path consists of, as far as they open, and whether that is all of them."""
         if not os.path.isdir(path):
             with closing(LocalFile(path)) as file:
-                index = is_index(file)
+                index = is_json_object(beginning(file))
             return self._set(path) if index else self._single(path)
         names = sorted(os.listdir(path))
         kind = folder_kind(names)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ckpt_cli.dtypes import BY_STORAGE
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats.signatures import is_zip
 from ckpt_cli.formats.zip.layout import LOCAL, computed_offsets, local_header_in
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check.finding import Check, Spot
@@ -50,7 +51,7 @@ class ZipFile:
 
 def zip_of(file: LocalFile, checkpoint: Checkpoint) -> ZipFile | None:
     """Return a file of a checkpoint as a zip; None where it is not a zip."""
-    if file.size < 4 or file.read(0, 4) not in (b"PK\3\4", b"PK\5\6"):
+    if not is_zip(file.read(0, min(4, file.size))):
         return None
     zips = tuple(zips_within(file))
     members = zips[0].members if zips else []
