@@ -9,7 +9,6 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.numpy.npy import header_bytes
-from ckpt_cli.formats.torch_zip.write import put_content
 from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
@@ -34,8 +33,8 @@ def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_
     for tensor in new.tensors:
         head = _header(tensor)
         with writer.record(f"{tensor.name}.npy", len(head) + tensor.nbytes):
-            writer.put(head)
-            put_content(writer, new.content(tensor), new.files, progress)
+            writer.append(head)
+            writer.append_content(new.content(tensor), new.files, progress)
     return writer.close()
 
 

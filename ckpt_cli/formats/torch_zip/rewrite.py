@@ -20,7 +20,7 @@ from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip.layout import ALIGNMENT, STORED
 from ckpt_cli.formats.zip.read import Record
 from ckpt_cli.formats.zip.write import ZipWriter
-from ckpt_cli.model.changes import Changes, Content, Write
+from ckpt_cli.model.changes import Changes, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.pickles.edit.retarget import rekey
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
@@ -135,7 +135,8 @@ class Rewriting:
                 record = self._record(content.origin if content and content.origin else storage)
                 self._copy(writer, f"{prefix}{number}", record, progress)
             else:
-                _write_content(writer, f"{prefix}{number}", content, self._source, progress)
+                with writer.record(f"{prefix}{number}", content.nbytes):
+                    writer.append_content(content, (self._source,), progress)
         if self._changes.anew:
             return
         number = len(self._storages)
@@ -167,22 +168,3 @@ def _is_swapped(tensor: Tensor, changes: Changes) -> bool:
     is_new = tensor.storage in changes.contents and not tensor.big_endian
     swaps = tensor.dtype.storage is not None and tensor.dtype.bits > 8
     return (is_new and swaps) or any(_is_swapped(part, changes) for part in tensor.parts)
-
-
-def _write_content(writer: ZipWriter, name: str, content: Content, source: LocalFile, progress: Progress) -> None:
-    """A new storage: ranges of the old file, or bytes that are made now."""
-
-    def copy(write: Write) -> None:
-        for extent in content.extents or ():
-            for begin in range(0, extent.nbytes, _PIECE):
-                write(source.read(extent.offset + begin, min(_PIECE, extent.nbytes - begin)))
-
-    def told(write: Write) -> Write:
-        def writing(piece: bytes | memoryview) -> None:
-            write(piece)
-            progress(len(piece))
-
-        return writing
-
-    make = content.make or copy
-    writer.stream(name, content.nbytes, lambda write: make(told(write)))

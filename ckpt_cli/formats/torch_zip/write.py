@@ -12,7 +12,6 @@ from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.verify import verify_new
 from ckpt_cli.formats.zip.layout import ALIGNMENT
 from ckpt_cli.formats.zip.write import ZipWriter
-from ckpt_cli.model.changes import Content
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
 from ckpt_cli.pickles.graph import Dict
@@ -69,7 +68,7 @@ def write_saved(
     for number, storage in enumerate(storages):
         content = new.contents[storage]
         with writer.record(f"{prefix}/data/{number}", content.nbytes):
-            put_content(writer, content, new.files, progress)
+            writer.append_content(content, new.files, progress)
     writer.add(f"{prefix}/version", b"3\n")
     writer.add(f"{prefix}/.data/serialization_id", _identity(pickle, writer.checksums))
     return writer.close()
@@ -80,23 +79,6 @@ def _identity(pickle: bytes | bytearray, checksums: Sequence[int]) -> bytes:
     digest = hashlib.blake2b(pickle, digest_size=16)
     digest.update(b"".join(crc.to_bytes(4, "little") for crc in checksums))
     return f"{int.from_bytes(digest.digest(), 'little'):040}".encode()
-
-
-def put_content(writer: ZipWriter, content: Content, files: Sequence[LocalFile], progress: Progress) -> None:
-    """The bytes of a storage, into the record that is being written."""
-    if writer.only_measures:
-        writer.skip(content.nbytes)
-        return
-    if content.extents is not None:
-        writer.gather(files, content.extents, progress)
-        return
-
-    def told(piece: bytes | memoryview) -> None:
-        writer.put(piece)
-        progress(len(piece))
-
-    if content.make is not None:
-        content.make(told)
 
 
 def verify(new: NewCheckpoint, path: str) -> None:
