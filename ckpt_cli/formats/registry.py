@@ -9,6 +9,7 @@ import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import UnsupportedError
@@ -29,6 +30,7 @@ from ckpt_cli.model.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from ckpt_cli.files.copy import Progress
     from ckpt_cli.files.patches import Overlay
+    from ckpt_cli.formats.writing import OpenCopy
     from ckpt_cli.model.changes import Changes
 
 
@@ -38,13 +40,13 @@ class Format:
 
     name: str
     sniff: Callable[[bytes], bool]
-    """Whether a file that begins with these bytes is in this format."""
+    """True for the first bytes of a file in this format."""
     module: str
     """Has `read(file) -> Checkpoint`, or, of a set, `read_set(file, opener) -> Checkpoint`."""
     is_set: bool = False
     """True if the file names others that belong to the checkpoint."""
     rewriter: str = ""
-    """Has `Rewriting`, which carries out structural edits; empty where only the elements of tensors can be changed."""
+    """Has `Rewriting`, a `Rewriter`, which carries out structural edits; empty where only elements can be changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Folder:
 
     name: str
     sniff: Callable[[Sequence[str]], bool]
-    """Whether a folder with these file names is one."""
+    """True for the file names of such a folder."""
     module: str
     """Has `read_folder(path, names, opener) -> Checkpoint`."""
 
@@ -98,11 +100,11 @@ FOLDERS: tuple[Folder, ...] = (
 
 
 class Rewriter(Protocol):
-    """A checkpoint about to be written anew."""
+    """A checkpoint about to be rewritten, with some changes."""
 
     @property
     def nbytes(self) -> int:
-        """The bytes of a new file, or about so many."""
+        """Bytes of a new file, or about that."""
 
     def patch(self, overlay: Overlay) -> bool:
         """Put the whole edit into an overlay of the old file, checksums included, if it fits in place; else False."""
@@ -114,19 +116,22 @@ class Rewriter(Protocol):
         """Raise CkptError where the file that was written does not read back as what it should be."""
 
 
-def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
-    """The work of writing a checkpoint anew in its own format: a `Rewriter`, or of a set one of several files.
+def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> Any:
+    """The work of writing a checkpoint again in its own format: a `Rewriter`, or of a set one of several files.
 
-    Raises UnsupportedError where that cannot be done.
+    `open_copy` opens the new file to read it back. Raises UnsupportedError where that cannot be done.
     """
-    module = next((known.rewriter for known in FORMATS if known.name == checkpoint.format), "")
-    if not module:
+    known = next((known for known in FORMATS if known.name == checkpoint.format), None)
+    if known is None or not known.rewriter:
         raise UnsupportedError(
             f"of a checkpoint of format {checkpoint.format} only the elements of tensors can be changed",
             path=checkpoint.path,
             hint=f"ckpt convert {checkpoint.path} OUT.pt makes one that can be changed freely",
         )
-    return importlib.import_module(module).Rewriting(checkpoint, changes)
+    make = importlib.import_module(known.rewriter).Rewriting
+    if known.is_set:
+        return make(checkpoint, changes, partial(rewriting, open_copy=open_copy))
+    return make(checkpoint, changes, open_copy)
 
 
 def folder_kind(names: Sequence[str]) -> Folder | None:

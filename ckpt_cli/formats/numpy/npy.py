@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_NUMPY, DType
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
+from ckpt_cli.formats.plain import NoStorages
 from ckpt_cli.formats.signatures import NUMPY
 from ckpt_cli.model.checkpoint import Entry, Opaque, Storage, Tensor, Value, contiguous_stride
 from ckpt_cli.pickles.tensors.arguments import COUNT_END, sizes
@@ -153,17 +154,7 @@ def object_entries(name: str, header: Header, graph: Graph, place: Place) -> lis
     """
     from ckpt_cli.pickles.flatten import entries_of
 
-    found = entries_of(graph, _NoStorages(), place=place)
+    found = entries_of(graph, NoStorages("the pickle of a numpy array refers to a storage outside of it"), place=place)
     if [(type(entry), entry.name) for entry in found] == [(Value, "")]:
         return [header.entry(name, Storage(name, 0))]
     return [replace(entry, name=f"{name}.{entry.name}" if entry.name else name) for entry in found]
-
-
-class _NoStorages:
-    """The storages of a pickle that has all bytes in it."""
-
-    big_endian = False
-
-    def find(self, key: str, nbytes: int, location: str) -> Storage:  # noqa: ARG002 - as the protocol has it
-        """Raise MalformedError: nothing stands outside of the pickle."""
-        raise MalformedError("the pickle of a numpy array refers to a storage outside of it")

@@ -6,15 +6,13 @@ along byte for byte.
 
 from __future__ import annotations
 
-from contextlib import closing
-
-from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
-from ckpt_cli.formats.contents import Appender
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.formats.torch_legacy.read import LEGACY
+from ckpt_cli.formats.writing import Appender, OpenCopy, reading_back
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Storage
 from ckpt_cli.pickles.edit.retarget import rekey
@@ -44,13 +42,14 @@ class _Finder:
 class Rewriting:
     """A legacy stream about to be written anew with some changes."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+    def __init__(self, checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> None:
         container, graph = checkpoint.container, checkpoint.document
         if not isinstance(container, PlainFile) or not isinstance(graph, Graph):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as a legacy stream")
         self._source = container.files[0]
         self._save = read_save(self._source, 0)
         self._changes = changes
+        self._open_copy = open_copy
         entries = [entry for entry in checkpoint.entries if not entry.name.startswith("[")]
         self._others = [entry for entry in checkpoint.entries if entry.name.startswith("[")]
         changed = {*changes.names, *changes.dropped, *changes.tensors, *changes.values}
@@ -153,17 +152,10 @@ class Rewriting:
 
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""
-        from ckpt_cli.formats.open import open_checkpoint
-
-        try:
-            with closing(open_checkpoint(path)) as copy:
-                if not isinstance(copy.document, Graph) or copy.format != LEGACY:
-                    raise MalformedError("it is no legacy stream")
-                entries = [entry for entry in copy.entries if not entry.name.startswith("[")]
-                self._edited.verify(copy.document, entries)
-                if len(copy.entries) - len(entries) != len(self._others):
-                    raise MalformedError("the saves after the first are others")
-        except FormatError as error:
-            raise CkptError(
-                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
-            ) from None
+        with reading_back(path, self._open_copy) as copy:
+            if not isinstance(copy.document, Graph) or copy.format != LEGACY:
+                raise MalformedError("it is not a legacy stream")
+            entries = [entry for entry in copy.entries if not entry.name.startswith("[")]
+            self._edited.verify(copy.document, entries)
+            if len(copy.entries) - len(entries) != len(self._others):
+                raise MalformedError("the saves after the first are others")

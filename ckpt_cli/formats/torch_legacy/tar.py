@@ -17,7 +17,7 @@ from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnknownFormatError, about
 from ckpt_cli.files.source import LocalFile, Window
-from ckpt_cli.formats.plain import PlainFile
+from ckpt_cli.formats.plain import NoStorages, PlainFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.pickles.flatten import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.graph import Global, PersistentId
@@ -285,17 +285,12 @@ class _Numbered(Rebuilder):
         return super().tensor(name, node)
 
 
-class _Finder:
-    """The tensors of the lists."""
-
-    big_endian = False
+class _Finder(NoStorages):
+    """The tensors of the lists; a reference to a storage came with a later format."""
 
     def __init__(self, tar: _Tar) -> None:
+        super().__init__("the pickle of a tar file refers to a storage as later files do")
         self._tar = tar
-
-    def find(self, key: str, nbytes: int, location: str) -> Storage:  # noqa: ARG002 - as the protocol has it
-        """Such references came with a later format."""
-        raise MalformedError("the pickle of a tar file refers to a storage as later files do")
 
     def named(self, name: str, pid: object) -> Tensor | None:
         """The tensor of a number; None for a class with its source code, or for a storage by itself."""

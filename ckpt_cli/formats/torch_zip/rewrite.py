@@ -7,15 +7,14 @@ the pickle reaches them.
 
 from __future__ import annotations
 
-from contextlib import closing
-
 from ckpt_cli import limits
-from ckpt_cli.errors import CkptError, FormatError, MalformedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.torch_zip.patch import LONGEST, ROOM, replace_pickle
 from ckpt_cli.formats.torch_zip.read import NAME
+from ckpt_cli.formats.writing import OpenCopy, reading_back
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip.layout import ALIGNMENT, STORED
 from ckpt_cli.formats.zip.read import Record
@@ -33,7 +32,7 @@ _PIECE = 8 << 20
 class Rewriting:
     """A torch zip file about to be written anew with some changes; nothing is written before `write`."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+    def __init__(self, checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> None:
         container, graph = checkpoint.container, checkpoint.document
         if not isinstance(container, ZipStorages) or not isinstance(graph, Graph):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as a torch zip file")
@@ -50,6 +49,7 @@ class Rewriting:
             )
         self._edited = EditedPickle(graph, finder, finder.place(), checkpoint.entries, changes)
         self._changes = changes
+        self._open_copy = open_copy
         self._contents = changes.contents
         self._renumbered = False
         """Whether a storage gets another key than it has."""
@@ -107,17 +107,10 @@ class Rewriting:
 
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""
-        from ckpt_cli.formats.open import open_checkpoint
-
-        try:
-            with closing(open_checkpoint(path)) as copy:
-                if not isinstance(copy.document, Graph) or copy.format != NAME:
-                    raise MalformedError("it is no torch zip file")
-                self._edited.verify(copy.document, copy.entries)
-        except FormatError as error:
-            raise CkptError(
-                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
-            ) from None
+        with reading_back(path, self._open_copy) as copy:
+            if not isinstance(copy.document, Graph) or copy.format != NAME:
+                raise MalformedError("it is not a torch zip file")
+            self._edited.verify(copy.document, copy.entries)
 
     def _alignment(self) -> int:
         name = f"{self._prefix}.storage_alignment"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.copy import Progress, crc_of_range, no_progress
 from ckpt_cli.files.source import LocalFile
-from ckpt_cli.formats.contents import Appender
+from ckpt_cli.formats.writing import Appender
 from ckpt_cli.formats.zip.layout import ALIGNMENT, FULL, central_entry, descriptor, end_records, local_header
 
 

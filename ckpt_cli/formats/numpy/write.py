@@ -5,10 +5,10 @@ from __future__ import annotations
 import zipfile
 
 from ckpt_cli.dtypes import DType
-from ckpt_cli.errors import CkptError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.numpy.npy import header_bytes
+from ckpt_cli.formats.writing import OpenCopy, not_read_back
 from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
@@ -38,13 +38,13 @@ def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_
     return writer.close()
 
 
-def verify(new: NewCheckpoint, path: str) -> None:
+def verify(new: NewCheckpoint, path: str, open_copy: OpenCopy) -> None:  # noqa: ARG001 - as all writers have it
     """Read the new file's directory and headers back with the library, and compare them with what was meant."""
     wanted = {f"{tensor.name}.npy": _header(tensor) for tensor in new.tensors}
     with zipfile.ZipFile(path) as archive:
         if archive.namelist() != list(wanted):
-            raise CkptError("the new file did not read back as it should, so nothing was replaced: other names")
+            raise not_read_back("other names")
         for tensor, (name, head) in zip(new.tensors, wanted.items(), strict=True):
             with archive.open(name) as record:
                 if record.read(len(head)) != head or archive.getinfo(name).file_size != len(head) + tensor.nbytes:
-                    raise CkptError(f"the new file did not read back as it should, so nothing was replaced: {name!r}")
+                    raise not_read_back(repr(name))

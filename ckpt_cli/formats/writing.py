@@ -1,16 +1,22 @@
-"""Write the bytes of storages to a new file, in any format: ranges of old files by the kernel, other bytes in pieces."""
+"""Parts of every writer: append the bytes of storages to a new file, and read the file back before it takes its name.
+
+Ranges of old files are copied by the kernel, other bytes are written in pieces.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 
+from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.model.changes import Content, difference
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
-if TYPE_CHECKING:
-    from ckpt_cli.model.changes import Content
+OpenCopy = Callable[[str], Checkpoint]
+"""Opens a new file or folder as a checkpoint; writers are given one, as they stand below what opens any format."""
 
 
 class Appender:
@@ -65,3 +71,45 @@ class Appender:
     def _note_size(self) -> None:
         if self.target is not None:
             self.target.size = max(self.target.size, self._begin + self.position)
+
+
+@contextmanager
+def reading_back(path: str, open_copy: OpenCopy) -> Iterator[Checkpoint]:
+    """Context manager: open a new checkpoint before it takes its name.
+
+    Raises CkptError for each FormatError, also one that is raised within the block for a difference.
+    """
+    try:
+        with closing(open_copy(path)) as copy:
+            yield copy
+    except FormatError as error:
+        raise not_read_back(error.problem) from None
+
+
+def not_read_back(problem: str) -> CkptError:
+    """The error for a new checkpoint that is not what was meant."""
+    return CkptError(f"the new file did not read back as it should, so nothing was replaced: {problem}")
+
+
+def verify_new(wanted: Sequence[Tensor], path: str, open_copy: OpenCopy, *, in_order: bool = True) -> None:
+    """Open a new checkpoint before it takes its name, and compare its tensors with those that were meant.
+
+    Raises CkptError where their names, order, dtypes, shapes or ties are others.
+    """
+    with reading_back(path, open_copy) as copy:
+        fault = difference(wanted, copy.entries)
+        if in_order and not fault and [entry.name for entry in copy.entries] != [entry.name for entry in wanted]:
+            fault = "its tensors are in another order"
+    if fault:
+        raise not_read_back(fault)
+
+
+def open_with_safetensors(path: str) -> None:
+    """Open a file with the safetensors library; raises FormatError where it refuses."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as reader:
+            reader.keys()
+    except SafetensorError as error:
+        raise FormatError(f"the safetensors library refuses it: {error}") from None
