@@ -84,7 +84,7 @@ FORMATS = (
     Format("pickle", is_pickle, _AT + "torch_legacy.read"),
     Format("npy", is_npy, _AT + "numpy.read"),
     Format("tar", is_tar, _AT + "torch_legacy.tar"),
-    Format("zip", is_zip, _AT + "torch_zip.kinds", rewriter=_AT + "torch_zip.rewrite"),
+    Format("zip", is_zip, _AT + "torch_zip.read", rewriter=_AT + "torch_zip.rewrite"),
     Format("safetensors", is_safetensors, _AT + "safetensors.read", rewriter=_AT + "safetensors.rewrite"),
     Format("dcp", is_dcp_metadata, _AT + "dcp.read", is_set=True),
     Format("shards", is_json_object, _AT + "sharded.read", is_set=True, rewriter=_AT + "sharded.rewrite"),
