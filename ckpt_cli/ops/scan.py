@@ -15,9 +15,9 @@ from ckpt_cli.formats.signatures import GZIP, ZIP_RECORD
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
-from ckpt_cli.scanner.streams import Found, Oddity, is_pickle
+from ckpt_cli.scanner.streams import Found, Memory, Oddity, Walk, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
-from ckpt_cli.scanner.walk import Memory, Walk, guess, walk, walker_of
+from ckpt_cli.scanner.walk import guess, walk, walker_of
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
              "unknown": ("note", "unknown-global")}  # fmt: skip

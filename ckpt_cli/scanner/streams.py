@@ -30,6 +30,9 @@ _STREAMS_TOLD = 100
 _After = Callable[[memoryview, Trace], int | None]
 """The byte after what follows a pickle; None where that does not fit."""
 
+PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl")
+"""Suffixes of pickles; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
+
 _PROTO = re.compile(PROTO + rb"[\x00-\x05]")
 
 
@@ -51,6 +54,51 @@ class Oddity:
     code: str
     where: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A part of a file that is to be searched as a file of its own."""
+
+    source: Readable
+    where: str
+    depth: int
+    numbers: bool = False
+    """True for a record of numbers, which may look like most kinds of files by chance."""
+
+
+Walk = Iterator[Found | Oddity]
+
+
+class Memory:
+    """Bytes at hand that read as a file."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = memoryview(data)
+        self.size = len(self._data)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`."""
+        return bytes(self._data[offset : offset + nbytes])
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """The same without a copy."""
+        return self._data[offset : offset + nbytes]
+
+
+class Part:
+    """A range of a source that reads as a file."""
+
+    def __init__(self, source: Readable, begin: int, size: int) -> None:
+        self._source, self._begin, self.size = source, begin, size
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`."""
+        return self._source.read(self._begin + offset, nbytes)
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """The same, mapped where they are many."""
+        return self._source.view(self._begin + offset, nbytes)
 
 
 def is_pickle(trace: Trace, data: memoryview) -> bool:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 from ckpt_cli import limits
 from ckpt_cli.formats.zip.layout import LOCAL, LOCAL_MAGIC, STORED, local_header_in, name_in
 from ckpt_cli.pickles.legacy_save import Readable
 from ckpt_cli.scanner.budget import ScanBudget
-from ckpt_cli.scanner.streams import Found, Oddity, hidden_pickles, streams, trailing
-from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, content, unlisted, zips_within
-from ckpt_cli.scanner.walk import (
+from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
+    Found,
+    Inner,
     Memory,
+    Oddity,
     Part,
-    Walk,
-    enter,
-    guess,
-    inner_walker_of,
-    lambda_layers,
-    walk,
+    hidden_pickles,
+    streams,
+    trailing,
 )
+from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, content, unlisted, zips_within
+
+Walk = Iterator[Found | Oddity | Inner]
 
 _OURS = ("data.pkl", "constants.pkl", "attributes.pkl", "traced_inputs.pkl")
 """The pickles that torch puts right below the prefix."""
@@ -135,12 +137,9 @@ def _walk_member(source: Readable, member: Member, where: str, depth: int, budge
             yield Oddity(
                 "warning", "wrong-crc", where, "its CRC is not that of its bytes; torch does not look, others do"
             )
-        yield from walk(inner, where, depth + 1, budget)
+        yield Inner(inner, where, depth + 1)
     elif inner.size:
-        walker = inner_walker_of(inner)
-        yield from (
-            guess(inner, where, depth + 1, budget) if walker is None else enter(walker, inner, where, depth + 1, budget)
-        )
+        yield Inner(inner, where, depth + 1, numbers=True)
 
 
 def _inflated(
@@ -173,3 +172,9 @@ def _unlisted_records(source: Readable, begin: int, end: int, where: str, depth:
         yield Oddity("warning", "unlisted-record", f"{where}/{name}", "a record that the directory does not list")
         yield from _walk_member(source, hidden, f"{where}/{name}", depth, budget)
         at = piece.find(LOCAL_MAGIC, at + 4)
+
+
+def lambda_layers(config: memoryview, where: str) -> Iterator[Oddity]:
+    """Keras's Lambda layers in a model's configuration: they hold marshalled code that runs when it is loaded."""
+    if re.search(rb'"class_name"\s*:\s*"Lambda"', config):
+        yield Oddity("error", "keras-lambda", where, "a Lambda layer, whose code Keras runs when it loads the model")

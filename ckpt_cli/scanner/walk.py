@@ -21,13 +21,27 @@ from ckpt_cli.formats.numpy.npy import PICKLED, Header, header_size, parse_heade
 from ckpt_cli.formats.signatures import HEAD, preface_size
 from ckpt_cli.pickles.legacy_save import Readable
 from ckpt_cli.scanner.budget import ScanBudget
-from ckpt_cli.scanner.streams import Found, Oddity, is_pickle, storages_of_tar, streams, tensors_of_tar, trailing
+from ckpt_cli.scanner.streams import (
+    PICKLE_NAMES,
+    Found,
+    Inner,
+    Memory,
+    Oddity,
+    Part,
+    Walk,
+    is_pickle,
+    storages_of_tar,
+    streams,
+    tensors_of_tar,
+    trailing,
+)
+from ckpt_cli.scanner.tolerant_zip import zips_within
+from ckpt_cli.scanner.torch_zip import lambda_layers, walk_zip, walk_zips
 from ckpt_cli.scanner.trace import trace_pickle
 
 if TYPE_CHECKING:
     from ckpt_cli.formats.torch_legacy.tar import Member
 
-Walk = Iterator[Found | Oddity]
 Walker = Callable[[Readable, str, int, ScanBudget], Walk]
 
 _LOOK = 4096
@@ -35,40 +49,6 @@ _LOOK = 4096
 
 _NPY_HEADER = 1 << 20
 """Bytes of an array's header that are looked at."""
-
-PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl")
-"""Suffixes of pickles; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
-
-
-class Memory:
-    """Bytes at hand that read as a file."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._data = memoryview(data)
-        self.size = len(self._data)
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes from `offset`."""
-        return bytes(self._data[offset : offset + nbytes])
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """The same without a copy."""
-        return self._data[offset : offset + nbytes]
-
-
-class Part:
-    """A range of a source that reads as a file."""
-
-    def __init__(self, source: Readable, begin: int, size: int) -> None:
-        self._source, self._begin, self.size = source, begin, size
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes from `offset`."""
-        return self._source.read(self._begin + offset, nbytes)
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """The same, mapped where they are many."""
-        return self._source.view(self._begin + offset, nbytes)
 
 
 def walker_of(source: Readable, where: str) -> Walker | None:
@@ -80,12 +60,6 @@ def walker_of(source: Readable, where: str) -> Walker | None:
     if head.lstrip()[:1] == b"{" and preface_size(source):
         return _npy
     return _pickles if head and where.lower().endswith(PICKLE_NAMES) else None
-
-
-def inner_walker_of(source: Readable) -> Walker | None:
-    """The same for a record of numbers, in which the few bytes that identify other kinds can occur by chance."""
-    head = source.read(0, min(HEAD, source.size))
-    return next((walker for matches, walker in _SURE if matches(head)), None)
 
 
 def walk(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -120,9 +94,25 @@ def guess(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
 
 
 def _zip(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
-    from ckpt_cli.scanner.torch_zip import walk_zips  # which needs this module
+    yield from _opened(walk_zips(source, where, depth, budget), budget)
 
-    yield from walk_zips(source, where, depth, budget)
+
+def _opened(found: Iterator[Found | Oddity | Inner], budget: ScanBudget) -> Walk:
+    """What is found in a zip file, with what is found in each of its records in its place."""
+    for item in found:
+        if not isinstance(item, Inner):
+            yield item
+            continue
+        walker = None
+        if item.numbers:  # in which the few bytes that identify most kinds can occur by chance
+            head = item.source.read(0, min(HEAD, item.source.size))
+            walker = next((walker for matches, walker in _SURE if matches(head)), None)
+        else:
+            walker = walker_of(item.source, item.where)
+        if walker is None:
+            yield from guess(item.source, item.where, item.depth, budget)
+        else:
+            yield from enter(walker, item.source, item.where, item.depth, budget)
 
 
 def _pickles(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -132,9 +122,6 @@ def _pickles(source: Readable, where: str, depth: int, budget: ScanBudget) -> Wa
 
 def _zip_at_the_end(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The zip that a pickle ends in: torch looks at the beginning of a file, others at its end."""
-    from ckpt_cli.scanner.tolerant_zip import zips_within
-    from ckpt_cli.scanner.torch_zip import walk_zip
-
     found = next(zips_within(source), None)
     if found is None or not found.members or found.end < source.size:
         return
@@ -142,7 +129,7 @@ def _zip_at_the_end(source: Readable, where: str, depth: int, budget: ScanBudget
         yield Oddity("warning", "not-searched", where, "a zip file within files within files was not opened")
     else:
         yield Oddity("warning", "two-formats", where, "a pickle that is a zip file too, for readers of its end")
-        yield from walk_zip(source, found, where, depth, budget)
+        yield from _opened(walk_zip(source, found, where, depth, budget), budget)
 
 
 def _tar(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -267,14 +254,6 @@ def _keras(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
     room = min(source.size, limits.SCAN_BYTES)
     budget.searched += room
     yield from lambda_layers(source.view(0, room), where)
-
-
-def lambda_layers(config: memoryview, where: str) -> Walk:
-    """Keras's Lambda layers in a model's configuration: they hold marshalled code that runs when it is loaded."""
-    import re
-
-    if re.search(rb'"class_name"\s*:\s*"Lambda"', config):
-        yield Oddity("error", "keras-lambda", where, "a Lambda layer, whose code Keras runs when it loads the model")
 
 
 def _gunzip(stream: IO[bytes]) -> IO[bytes]:
