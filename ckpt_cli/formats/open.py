@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ckpt_cli.errors import FormatError
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import FORMATS, beginning, folder_kind
 from ckpt_cli.model.checkpoint import Checkpoint
 
@@ -47,7 +47,7 @@ def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, notes=[*checkpoint.notes, f"one shard of {index}"]) if index else checkpoint
 
 
-def _read(file: LocalFile, opener: Opener) -> Checkpoint:
+def _read(file: SourceFile, opener: Opener) -> Checkpoint:
     """The checkpoint that an open file is, or is the index of."""
     try:
         return _read_any(file, opener)
@@ -58,7 +58,7 @@ def _read(file: LocalFile, opener: Opener) -> Checkpoint:
         raise
 
 
-def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
+def _read_any(file: SourceFile, opener: Opener) -> Checkpoint:
     """The checkpoint that an open file is, or is the index of."""
     head = beginning(file)
     for known in FORMATS:
@@ -68,7 +68,7 @@ def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
     return read_one(file)
 
 
-def read_one(file: LocalFile) -> Checkpoint:
+def read_one(file: SourceFile) -> Checkpoint:
     """The checkpoint that one open file is, be it a part of a set; raises UnknownFormatError for an index."""
     head = beginning(file)
     for known in FORMATS:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, MalformedError
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, MemorySource
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
 from ckpt_cli.scanner.streams import Found, Oddity, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
-from ckpt_cli.scanner.walk import Memory, Walk, guess, walk, walker_of
+from ckpt_cli.scanner.walk import Walk, guess, walk, walker_of
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
              "unknown": ("note", "unknown-global")}  # fmt: skip
@@ -190,7 +190,7 @@ class _Worker:
             inner = f"{found.where} (loaded within)"
             if depth >= limits.SCAN_NESTING or data is None:
                 self.say("warning", "not-searched", inner, "a pickle within a pickle that was not opened")
-            elif not self._take(walk(Memory(data), inner, depth + 1, self.budget), depth + 1):
+            elif not self._take(walk(MemorySource(data), inner, depth + 1, self.budget), depth + 1):
                 self.say("error", "dangerous-global", inner, "it loads bytes that are no checkpoint")
         if found.trace.unsearched:
             self.say("warning", "not-searched", found.where, f"{found.trace.unsearched} strings that may hide a pickle")
@@ -208,7 +208,7 @@ class _Worker:
         budget.tries -= 1
         view = memoryview(data)
         if data[:4] in (b"PK\3\4", b"\x1f\x8b\x08\0") and depth < limits.SCAN_NESTING:
-            self._take(walk(Memory(data), f"{found.where} (within a string)", depth + 1, budget), depth + 1)
+            self._take(walk(MemorySource(data), f"{found.where} (within a string)", depth + 1, budget), depth + 1)
             return
         trace = trace_pickle(view, 0, budget)
         inner = f"{found.where} (within a string)"

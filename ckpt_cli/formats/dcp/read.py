@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError, about
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.boxes import Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed
 from ckpt_cli.formats.dcp.items import Items
@@ -102,12 +102,12 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
         raise
 
 
-def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
+def read_set(file: SourceFile, opener: Opener) -> Checkpoint:
     """Open the checkpoint whose `.metadata` is an open file."""
     return _read(file.path, os.path.dirname(file.path), file, opener)
 
 
-def _read(path: str, folder: str, file: LocalFile, opener: Opener) -> Checkpoint:
+def _read(path: str, folder: str, file: SourceFile, opener: Opener) -> Checkpoint:
     with about(file.path):
         graph = _graph(file)
         metadata = metadata_of(graph)
@@ -124,13 +124,13 @@ def _read(path: str, folder: str, file: LocalFile, opener: Opener) -> Checkpoint
         raise
 
 
-def _graph(file: LocalFile) -> Graph:
+def _graph(file: SourceFile) -> Graph:
     if file.size > limits.DCP_METADATA:
         raise LimitError(f"a .metadata of {file.size} bytes is far larger than that of a checkpoint")
     return read_pickle(file.view(0, file.size))
 
 
-def _check_ends(metadata: DcpMetadata, files: dict[str, LocalFile]) -> None:
+def _check_ends(metadata: DcpMetadata, files: dict[str, SourceFile]) -> None:
     """Every item must end within its file, where that is there."""
     for entry in metadata.entries:
         for place in entry.places:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.safetensors.read import with_aliases
 from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Tensor
 
@@ -44,7 +44,7 @@ class _Place:
 class ShardSet:
     """The container: those of the shards side by side, and the index."""
 
-    def __init__(self, index: LocalFile | None, shards: Sequence[Checkpoint]) -> None:
+    def __init__(self, index: SourceFile | None, shards: Sequence[Checkpoint]) -> None:
         self.index = index
         self.shards = shards
         """Each shard as the checkpoint that it is alone."""
@@ -53,7 +53,7 @@ class ShardSet:
         self._firsts = [len(own)]
         for container in self._containers:
             self._firsts.append(self._firsts[-1] + len(container.files))
-        self.files: Sequence[LocalFile] = [*own, *chain.from_iterable(each.files for each in self._containers)]
+        self.files: Sequence[SourceFile] = [*own, *chain.from_iterable(each.files for each in self._containers)]
         self._places: dict[Storage, _Place] = {}
         """By the storage, as the set or as the shard knows it."""
         self._known: dict[Storage, Storage] = {}
@@ -105,7 +105,7 @@ class ShardSet:
             file.close()
 
 
-def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
+def read_set(file: SourceFile, opener: Opener) -> Checkpoint:
     """Open the set whose index is an open file: the table of contents of each shard is read."""
     weight_map, metadata = read_index(file)
     folder = os.path.dirname(file.path)
@@ -120,7 +120,7 @@ def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
     return _joined(file.path, file, names, opener, weight_map, metadata)
 
 
-def read_index(file: LocalFile) -> tuple[dict[str, str], dict[str, Any]]:
+def read_index(file: SourceFile) -> tuple[dict[str, str], dict[str, Any]]:
     """{name of a tensor: name of its shard} and the metadata of an index; raises a FormatError for a bad one."""
     index = _index(file)
     metadata = index.get("metadata")
@@ -132,7 +132,7 @@ def read_without_index(path: str, names: Sequence[str], opener: Opener) -> Check
     return _joined(path, None, names, opener, {}, {})
 
 
-def _index(file: LocalFile) -> dict[str, Any]:
+def _index(file: SourceFile) -> dict[str, Any]:
     if file.size > limits.INDEX_JSON:
         raise LimitError(f"a JSON file of {file.size} bytes is far larger than an index of shards", path=file.path)
     try:
@@ -170,7 +170,7 @@ def _weight_map(index: Mapping[str, Any], path: str) -> dict[str, str]:
 
 def _joined(
     path: str,
-    index: LocalFile | None,
+    index: SourceFile | None,
     names: Sequence[str],
     opener: Opener,
     weight_map: Mapping[str, str],

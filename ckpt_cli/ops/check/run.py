@@ -18,8 +18,8 @@ from ckpt_cli import limits
 from ckpt_cli.errors import ChangedError, CkptError, FormatError, LimitError, UnknownFormatError
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.source import LocalFile
-from ckpt_cli.files.unchanged import Identity, identity_at
+from ckpt_cli.files.places import identity_at
+from ckpt_cli.files.source import Identity, LocalFile
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.open import read_one
 from ckpt_cli.formats.registry import folder_kind, is_index

@@ -12,7 +12,7 @@ from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.files.copy import OnProgress
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.budget import Work
@@ -52,7 +52,7 @@ class Reading:
         self._jobs: list[Job] = []
         self._records: list[tuple[str, Member]] = []
         self._tensors: list[tuple[str, Tensor]] = []
-        self._packed: list[tuple[LocalFile, str, Member]] = []
+        self._packed: list[tuple[SourceFile, str, Member]] = []
         self._apart: list[tuple[Checkpoint, str, Tensor]] = []
         """Views with gaps, and of compressed storages: read on their own."""
         self._ends: dict[str, list[tuple[int, int, int]]] = {}
