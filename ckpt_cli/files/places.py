@@ -33,7 +33,10 @@ class Folder(Protocol):
         """True if a path is a regular file."""
 
     def exists(self, path: str) -> bool:
-        """True if there is something at a path."""
+        """True if a path leads to something."""
+
+    def is_taken(self, path: str) -> bool:
+        """True if there is something at a path, be it a link that leads nowhere."""
 
     def size_of(self, path: str) -> int:
         """Return the number of bytes of a file; raises OSError where there is none."""
@@ -44,14 +47,23 @@ class Folder(Protocol):
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return those of some names, which may lead into subfolders, that are regular files in a folder, in order."""
 
-    def walk(self, path: str) -> Iterator[tuple[str, str]]:
-        """Yield the name relative to a folder, and the path, of each regular file in it and in its subfolders."""
+    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
+        """Yield the name below a folder, and the path, of each regular file in it and in its subfolders.
+
+        Subfolders whose names begin with a dot are not entered.
+        """
 
     def open(self, path: str) -> SourceFile:
         """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
 
+    def head_of(self, path: str, nbytes: int) -> bytes:
+        """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
+
     def identity_of(self, path: str) -> Identity | None:
         """Return the identity and state of the file at a path; None where there is none."""
+
+    def links_of(self, path: str) -> int:
+        """Return the number of names (hard links) that a file has; raises OSError where there is none."""
 
     def is_same(self, path: str, other: str) -> bool:
         """True if two paths lead to the same file or folder."""
@@ -77,6 +89,10 @@ class LocalFolder:
         """True if there is something at a path."""
         return os.path.exists(path)
 
+    def is_taken(self, path: str) -> bool:
+        """True if there is something at a path, be it a link that leads nowhere."""
+        return os.path.lexists(path)
+
     def size_of(self, path: str) -> int:
         """Return the number of bytes of a file."""
         return os.path.getsize(path)
@@ -89,10 +105,10 @@ class LocalFolder:
         """Return the names that are regular files in a folder."""
         return [name for name in names if os.path.isfile(os.path.join(path, name))]
 
-    def walk(self, path: str) -> Iterator[tuple[str, str]]:
+    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
         """Yield each regular file of a folder, those of its subfolders after its own."""
         for folder, folders, names in os.walk(path):
-            folders.sort()
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 found = os.path.join(folder, name)
                 if os.path.isfile(found):
@@ -101,6 +117,15 @@ class LocalFolder:
     def open(self, path: str) -> LocalFile:
         """Open a file to be read, without a lock."""
         return LocalFile(path)
+
+    def head_of(self, path: str, nbytes: int) -> bytes:
+        """Return at most the first `nbytes` bytes of a file or a pipe."""
+        with open(path, "rb") as file:
+            return file.read(nbytes)
+
+    def links_of(self, path: str) -> int:
+        """Return the number of names that a file has."""
+        return os.stat(path).st_nlink
 
     def identity_of(self, path: str) -> Identity | None:
         """Return the identity and state of the file at a path; None where there is none."""
@@ -145,6 +170,10 @@ class MemoryFolder:
         """True if there is something at a path."""
         return self.is_file(path) or self.is_folder(path)
 
+    def is_taken(self, path: str) -> bool:
+        """True if there is something at a path."""
+        return self.exists(path)
+
     def size_of(self, path: str) -> int:
         """Return the number of bytes of a file."""
         return len(self._bytes(path))
@@ -160,17 +189,26 @@ class MemoryFolder:
         """Return the names that are files in a folder."""
         return [name for name in names if self.is_file(join(path, name))]
 
-    def walk(self, path: str) -> Iterator[tuple[str, str]]:
+    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
         """Yield each file of a folder, those of its subfolders after its own."""
         names = self.names_in(path)
         yield from ((name, join(path, name)) for name in names if self.is_file(join(path, name)))
         for name in names:
-            if self.is_folder(join(path, name)):
-                yield from ((f"{name}/{inner}", found) for inner, found in self.walk(join(path, name)))
+            if not name.startswith(".") and self.is_folder(join(path, name)):
+                yield from ((f"{name}/{inner}", found) for inner, found in self.files_below(join(path, name)))
 
     def open(self, path: str) -> MemorySource:
         """Open a file."""
         return MemorySource(self._bytes(path), path)
+
+    def head_of(self, path: str, nbytes: int) -> bytes:
+        """Return at most the first `nbytes` bytes of a file."""
+        return self._bytes(path)[:nbytes]
+
+    def links_of(self, path: str) -> int:
+        """Return 1, as a file in memory has one name."""
+        self._bytes(path)
+        return 1
 
     def identity_of(self, path: str) -> Identity | None:
         """Return the state that a source of the file has; None where there is no file."""
@@ -230,6 +268,11 @@ def exists(path: str) -> bool:
     return place_of(path).exists(path)
 
 
+def is_taken(path: str) -> bool:
+    """True if there is something at a path, be it a link that leads nowhere."""
+    return place_of(path).is_taken(path)
+
+
 def size_of(path: str) -> int:
     """Return the number of bytes of a file; raises OSError where there is none."""
     return place_of(path).size_of(path)
@@ -245,14 +288,24 @@ def present(path: str, names: Sequence[str]) -> list[str]:
     return place_of(path).present(path, names)
 
 
-def walk(path: str) -> Iterator[tuple[str, str]]:
-    """Yield the name relative to a folder, and the path, of each regular file in it and in its subfolders."""
-    return place_of(path).walk(path)
+def files_below(path: str) -> Iterator[tuple[str, str]]:
+    """Yield the name below a folder, and the path, of each regular file in it and in subfolders that are not hidden."""
+    return place_of(path).files_below(path)
 
 
 def open_file(path: str) -> SourceFile:
     """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
     return place_of(path).open(path)
+
+
+def head_of(path: str, nbytes: int) -> bytes:
+    """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
+    return place_of(path).head_of(path, nbytes)
+
+
+def links_of(path: str) -> int:
+    """Return the number of names (hard links) that a file has; raises OSError where there is none."""
+    return place_of(path).links_of(path)
 
 
 def identity_at(path: str) -> Identity | None:
@@ -289,4 +342,7 @@ def folder_of(path: str) -> str:
 
 def name_of(path: str) -> str:
     """Return the last part of a path; slashes at its end do not count."""
-    return posixpath.basename(path.rstrip("/")) if _SEPARATOR in path else os.path.basename(os.path.normpath(path))
+    if _SEPARATOR in path:
+        return posixpath.basename(path.rstrip("/"))
+    name = os.path.basename(path)
+    return name if name not in ("", ".", "..") else os.path.basename(os.path.normpath(path))

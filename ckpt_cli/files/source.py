@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from ckpt_cli.errors import ChangedError, FormatError, TruncatedError
 
@@ -213,6 +213,10 @@ class LocalFile:
             except ValueError:
                 raise TruncatedError(f"became shorter than {self.size} bytes while read", path=self.path) from None
         return memoryview(self._map)[offset : offset + nbytes]
+
+    def stream(self) -> BinaryIO:
+        """Return a buffered stream that writes to the file from its beginning; closing it leaves the file open."""
+        return open(self.fd, "wb", closefd=False)
 
     @staticmethod
     def identity(info: os.stat_result) -> Identity:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError
 from ckpt_cli.files.open import Opener
+from ckpt_cli.files.places import exists, folder_of, join, name_of, present
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.safetensors.read import with_aliases
 from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Tensor
@@ -69,7 +70,7 @@ class ShardSet:
             return tensor
         place = self._places.get(storage)
         if place is None:
-            key = storage.key if shard.format == "safetensors" else f"{os.path.basename(shard.path)}:{storage.key}"
+            key = storage.key if shard.format == "safetensors" else f"{name_of(shard.path)}:{storage.key}"
             known = storage if key == storage.key else replace(storage, key=key)
             place = _Place(shard.container, storage, self._firsts[number])
             self._places[storage] = self._places[known] = place
@@ -108,9 +109,10 @@ class ShardSet:
 def read_set(file: SourceFile, opener: Opener) -> Checkpoint:
     """Open the set whose index is an open file: the table of contents of each shard is read."""
     weight_map, metadata = read_index(file)
-    folder = os.path.dirname(file.path)
+    folder = folder_of(file.path)
     names = list(dict.fromkeys(weight_map.values()))
-    missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    there = set(present(folder, names))
+    missing = [name for name in names if name not in there and not exists(join(folder, name))]
     if missing:
         raise MalformedError(
             f"{len(missing)} of its {len(names)} shards are not there: {_some(missing)}",
@@ -163,7 +165,7 @@ def _weight_map(index: Mapping[str, Any], path: str) -> dict[str, str]:
     for shard in sorted(shards):
         if shard != os.path.basename(shard) or shard in ("", ".", "..") or "\0" in shard:
             raise MalformedError(f"it names the shard {shard!r}, which is not a file beside it", path=path)
-        if shard == os.path.basename(path):
+        if shard == name_of(path):
             raise MalformedError("it names itself as a shard", path=path)
     return weight_map
 
@@ -179,8 +181,8 @@ def _joined(
     """The shards as one checkpoint."""
     from ckpt_cli.formats.open import read_one
 
-    folder = os.path.dirname(path) if index else path
-    files = opener.open_all([os.path.join(folder, name) for name in names])
+    folder = folder_of(path) if index else path
+    files = opener.open_all([join(folder, name) for name in names])
     try:
         shards = [read_one(file) for file in files]
         container = ShardSet(index, shards)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +11,7 @@ from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.files.copy import OnProgress
+from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_strided
@@ -167,13 +167,13 @@ class Reading:
             for count, (number, begin, end) in enumerate(sorted(ends, key=lambda item: item[1], reverse=True)):
                 if not answers.tallies[number].zero:
                     if nbytes >= _TAIL and count > 1:
-                        yield os.path.basename(path), count, nbytes
+                        yield name_of(path), count, nbytes
                     break
                 nbytes += end - begin
 
 
 def _where(checkpoint: Checkpoint) -> str:
-    return os.path.basename(os.path.normpath(checkpoint.path))
+    return name_of(checkpoint.path)
 
 
 def _once(region: Region) -> Region:

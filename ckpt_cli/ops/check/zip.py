@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckpt_cli.dtypes import BY_STORAGE
+from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.torch_zip.offsets import computed_offsets
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ def zip_of(file: SourceFile, checkpoint: Checkpoint) -> ZipFile | None:
     members = zips[0].members if zips else []
     folder, slash, _ = members[0].name.partition("/") if members else ("", "", "")
     by_name = {member.name: member for member in members}
-    return ZipFile(file, os.path.basename(file.path), zips, checkpoint, by_name, folder + slash if slash else "")
+    return ZipFile(file, name_of(file.path), zips, checkpoint, by_name, folder + slash if slash else "")
 
 
 def _local_headers(subject: ZipFile) -> Iterator[Spot]:
