@@ -9,13 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
-
-if TYPE_CHECKING:
-    from ckpt_cli.pickles.legacy_save import Readable
+from ckpt_cli.files.source import ByteSource
 
 HEAD = 600
 """Bytes from the beginning that tell formats apart; tar has its magic at byte 257."""
@@ -95,7 +93,7 @@ def is_dcp_metadata(head: bytes) -> bool:
     return head[:1] == PROTO and b"torch.distributed.checkpoint.metadata" in head[:64]
 
 
-def preface_size(file: Readable) -> int:
+def preface_size(file: ByteSource) -> int:
     """Return the bytes of JSON before the first array of numpy, by which a stream of arrays could pass for an index.
 
     0 for a file that does not begin so.
@@ -106,7 +104,7 @@ def preface_size(file: Readable) -> int:
     return file.read(0, min(limits.NPY_PREFACE, file.size)).find(b"\n" + NUMPY) + 1  # which no text in UTF-8 has in it
 
 
-def beginning(file: Readable) -> bytes:
+def beginning(file: ByteSource) -> bytes:
     """Return the bytes that decide the format: where JSON stands before arrays, those of the first array."""
     head = file.read(0, min(HEAD, file.size))
     begin = preface_size(file) if head.lstrip()[:1] == b"{" else 0

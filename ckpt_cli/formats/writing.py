@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.fsync import write_all
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.model.changes import Content, difference
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
@@ -40,14 +40,14 @@ class Appender:
         if self.position - self._begun >= CHUNK:
             self._write_back()
 
-    def append_range(self, source: LocalFile, offset: int, nbytes: int, progress: Progress = no_progress) -> None:
+    def append_range(self, source: SourceFile, offset: int, nbytes: int, progress: Progress = no_progress) -> None:
         """Append a range of a file; holes stay holes."""
         if self.target is not None:
             self._write_back()
             copy_range(source, offset, nbytes, self.target, self._begin + self.position, progress)
         self.position = self._begun = self.position + nbytes
 
-    def append_content(self, content: Content, files: Sequence[LocalFile], progress: Progress = no_progress) -> None:
+    def append_content(self, content: Content, files: Sequence[SourceFile], progress: Progress = no_progress) -> None:
         """Append the bytes of a storage; `files` are what its extents count."""
         if self.target is None:
             self.position += content.nbytes

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError
+from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.signatures import PROTO
 from ckpt_cli.pickles.graph import Global
-from ckpt_cli.pickles.legacy_save import MAGIC, NUMEL, Readable
+from ckpt_cli.pickles.legacy_save import MAGIC, NUMEL
 from ckpt_cli.pickles.tensors.arguments import storage_dtype, text_of
 from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.judge import dangerous
@@ -60,7 +61,7 @@ class Oddity:
 class Inner:
     """A part of a file that is to be searched as a file of its own."""
 
-    source: Readable
+    source: ByteSource
     where: str
     depth: int
     numbers: bool = False
@@ -68,37 +69,6 @@ class Inner:
 
 
 Walk = Iterator[Found | Oddity]
-
-
-class Memory:
-    """Bytes at hand that read as a file."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._data = memoryview(data)
-        self.size = len(self._data)
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes from `offset`."""
-        return bytes(self._data[offset : offset + nbytes])
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """The same without a copy."""
-        return self._data[offset : offset + nbytes]
-
-
-class Part:
-    """A range of a source that reads as a file."""
-
-    def __init__(self, source: Readable, begin: int, size: int) -> None:
-        self._source, self._begin, self.size = source, begin, size
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes from `offset`."""
-        return self._source.read(self._begin + offset, nbytes)
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """The same, mapped where they are many."""
-        return self._source.view(self._begin + offset, nbytes)
 
 
 def is_pickle(trace: Trace, data: memoryview) -> bool:
@@ -122,7 +92,7 @@ def _is_name(node: Global) -> bool:
     return all(part.isidentifier() or (part[:1] == "<" and part[-1:] == ">") for part in parts)
 
 
-def streams(source: Readable, where: str, budget: ScanBudget, *, sure: bool) -> Iterator[Found | Oddity]:
+def streams(source: ByteSource, where: str, budget: ScanBudget, *, sure: bool) -> Iterator[Found | Oddity]:
     """The pickles of a file that is nothing but pickles, and what stands after them.
 
     `sure`: it must be a pickle, by its name or its first bytes, so one that is broken from the start is reported.
@@ -236,12 +206,12 @@ def hidden_pickles(data: memoryview, position: int, where: str, budget: ScanBudg
             yield Oddity("warning", "hidden-pickle", place, "a pickle where there should be none")
 
 
-def storages_of_tar(source: Readable, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+def storages_of_tar(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
     """The member `storages`: a count, then for each a pickle and its elements, then the views."""
     yield from _interleaved(source, where, budget, _after_tar_storage)
 
 
-def tensors_of_tar(source: Readable, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+def tensors_of_tar(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
     """The member `tensors`: a count, then for each a pickle, its sizes, its strides and its offset."""
     yield from _interleaved(source, where, budget, _after_tar_tensor)
 
@@ -260,7 +230,7 @@ def _after_tar_tensor(data: memoryview, trace: Trace) -> int | None:
     return end if 0 <= dimensions <= limits.DIMENSIONS and end <= len(data) else None
 
 
-def _interleaved(source: Readable, where: str, budget: ScanBudget, after: _After) -> Iterator[Found | Oddity]:
+def _interleaved(source: ByteSource, where: str, budget: ScanBudget, after: _After) -> Iterator[Found | Oddity]:
     """Pickles with bytes of another kind after all but the first and those that follow the last."""
     data = source.view(0, source.size)
     position = number = 0

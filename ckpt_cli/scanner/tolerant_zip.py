@@ -9,9 +9,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
+from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.zip.layout import (
     CENTRAL,
     CENTRAL_MAGIC,
@@ -30,9 +30,6 @@ from ckpt_cli.formats.zip.layout import (
     name_in,
     widened,
 )
-
-if TYPE_CHECKING:
-    from ckpt_cli.pickles.legacy_save import Readable
 
 _COMMENT = 1 << 16
 """Bytes in which an end record with its comment is looked for."""
@@ -79,7 +76,7 @@ class LooseZip:
     """The faults of the zip as a whole, in words."""
 
 
-def zips_within(source: Readable) -> Iterator[LooseZip]:
+def zips_within(source: ByteSource) -> Iterator[LooseZip]:
     """The zips of a file, the last one first: what stands before a zip may be a zip as well (DCP's `.distcp`)."""
     end = source.size
     for _ in range(limits.SCAN_FILES):
@@ -92,7 +89,7 @@ def zips_within(source: Readable) -> Iterator[LooseZip]:
             return
 
 
-def _zip_before(source: Readable, end: int, *, anywhere: bool) -> LooseZip | None:
+def _zip_before(source: ByteSource, end: int, *, anywhere: bool) -> LooseZip | None:
     """The zip that ends at a byte, or some bytes before the end of the file."""
     if end < END.size:
         return None
@@ -119,7 +116,7 @@ def _zip_before(source: Readable, end: int, *, anywhere: bool) -> LooseZip | Non
     return LooseZip(begin, directory, stop, members, faults)
 
 
-def _end64(source: Readable, locator: int, at64: int) -> tuple[int, int, int, int] | None:
+def _end64(source: ByteSource, locator: int, at64: int) -> tuple[int, int, int, int] | None:
     """Return the place, count, size and offset of the zip64 end record: before the locator, or where that says."""
     for place in (locator - END64.size, at64):
         wide = end64_at(source, place)
@@ -129,7 +126,7 @@ def _end64(source: Readable, locator: int, at64: int) -> tuple[int, int, int, in
 
 
 def _members(
-    source: Readable, begin: int, directory: int, size: int, count: int, faults: list[str]
+    source: ByteSource, begin: int, directory: int, size: int, count: int, faults: list[str]
 ) -> Iterator[Member]:
     if size > limits.ZIP_DIRECTORY:
         faults.append(f"its directory of {size} bytes is larger than any that is read")
@@ -154,7 +151,7 @@ def _members(
         faults.append(f"its directory has {seen} records that can be read, its end record says {count}")
 
 
-def _compare(source: Readable, member: Member) -> None:
+def _compare(source: ByteSource, member: Member) -> None:
     """Find the data, and what the local header says otherwise."""
     if not 0 <= member.header <= source.size - LOCAL.size:
         member.faults.append("has no local header")
@@ -190,7 +187,7 @@ def _compare_sizes(member: Member, crc: int, stored: int, nbytes: int) -> None:
         member.faults.append("has another CRC in its local header than in the directory")
 
 
-def content(source: Readable, member: Member, most: int) -> memoryview | None:
+def content(source: ByteSource, member: Member, most: int) -> memoryview | None:
     """A record's bytes, inflated where they must be; None where that is not possible."""
     stored = min(member.stored, source.size - member.begin)
     if member.begin < 0 or stored < 0:
@@ -219,7 +216,7 @@ def unlisted(found: LooseZip) -> Iterator[tuple[int, int]]:
         yield last, found.directory
 
 
-def inflated_crc(source: Readable, member: Member) -> int | None:
+def inflated_crc(source: ByteSource, member: Member) -> int | None:
     """The CRC-32 of a deflated record's content; None where it does not inflate to what the directory says."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     position, end, crc, seen = member.begin, min(member.end, source.size), 0, 0

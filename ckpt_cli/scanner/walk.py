@@ -15,19 +15,17 @@ from typing import IO, TYPE_CHECKING, cast
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError
+from ckpt_cli.files.source import ByteSource, MemorySource, Window
 from ckpt_cli.formats import signatures
 from ckpt_cli.formats.numpy.npy import HEAD as NPY_HEAD
 from ckpt_cli.formats.numpy.npy import PICKLED, Header, header_size, parse_header, text_in
 from ckpt_cli.formats.signatures import HEAD, preface_size
-from ckpt_cli.pickles.legacy_save import Readable
 from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
     Found,
     Inner,
-    Memory,
     Oddity,
-    Part,
     Walk,
     is_pickle,
     storages_of_tar,
@@ -42,7 +40,7 @@ from ckpt_cli.scanner.trace import trace_pickle
 if TYPE_CHECKING:
     from ckpt_cli.formats.torch_legacy.tar import Member
 
-Walker = Callable[[Readable, str, int, ScanBudget], Walk]
+Walker = Callable[[ByteSource, str, int, ScanBudget], Walk]
 
 _LOOK = 4096
 """Bytes of a source of no known kind that are traced to see if it may be a pickle."""
@@ -51,7 +49,7 @@ _NPY_HEADER = 1 << 20
 """Bytes of an array's header that are looked at."""
 
 
-def walker_of(source: Readable, where: str) -> Walker | None:
+def walker_of(source: ByteSource, where: str) -> Walker | None:
     """Return the walker for the pickles of a source, by its content or, for those without a PROTO opcode, its name."""
     head = source.read(0, min(HEAD, source.size))
     walker = next((walker for matches, walker in (*_SURE, *_KINDS) if matches(head)), None)
@@ -62,7 +60,7 @@ def walker_of(source: Readable, where: str) -> Walker | None:
     return _pickles if head and where.lower().endswith(PICKLE_NAMES) else None
 
 
-def walk(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def walk(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Every pickle within a source; nothing where it holds none."""
     walker = walker_of(source, where)
     if walker is None:
@@ -71,7 +69,7 @@ def walk(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     yield from enter(walker, source, where, depth, budget)
 
 
-def enter(walker: Walker, source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def enter(walker: Walker, source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Let a walker find the pickles of a source, within the limits."""
     budget.files += 1
     if budget.files > limits.SCAN_FILES or depth > limits.SCAN_NESTING:
@@ -80,7 +78,7 @@ def enter(walker: Walker, source: Readable, where: str, depth: int, budget: Scan
     yield from walker(source, where, depth, budget)
 
 
-def guess(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The pickles of a source of no known kind, if one begins at its first byte."""
     head = memoryview(source.read(0, min(_LOOK, source.size)))  # most sources are numbers, and end here
     trace = trace_pickle(head, 0, budget)
@@ -93,7 +91,7 @@ def guess(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
             yield from _zip_at_the_end(source, where, depth, budget)
 
 
-def _zip(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _zip(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     yield from _opened(walk_zips(source, where, depth, budget), budget)
 
 
@@ -115,12 +113,12 @@ def _opened(found: Iterator[Found | Oddity | Inner], budget: ScanBudget) -> Walk
             yield from enter(walker, item.source, item.where, item.depth, budget)
 
 
-def _pickles(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _pickles(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     yield from streams(source, where, budget, sure=True)
     yield from _zip_at_the_end(source, where, depth, budget)
 
 
-def _zip_at_the_end(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _zip_at_the_end(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The zip that a pickle ends in: torch looks at the beginning of a file, others at its end."""
     found = next(zips_within(source), None)
     if found is None or not found.members or found.end < source.size:
@@ -132,7 +130,7 @@ def _zip_at_the_end(source: Readable, where: str, depth: int, budget: ScanBudget
         yield from _opened(walk_zip(source, found, where, depth, budget), budget)
 
 
-def _tar(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _tar(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The members of a tar file."""
     position = 0
     for member in _members_of_tar(source):
@@ -146,14 +144,14 @@ def _tar(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
         if budget.files > limits.SCAN_FILES:
             yield Oddity("warning", "not-searched", where, "members beyond the limit were not opened")
             return
-        part = Part(source, member.begin, member.size)
+        part = Window(source, member.begin, member.size)
         yield from _tar_member(part, f"{where}/{member.name}", depth, budget)
     rest = source.view(min(position, source.size), max(source.size - position, 0))
     if any(rest[: 1 << 20]):
         yield from trailing(rest, 0, where, budget)
 
 
-def _members_of_tar(source: Readable) -> Iterator[Member | None]:
+def _members_of_tar(source: ByteSource) -> Iterator[Member | None]:
     """The members, then None where the file breaks off."""
     from ckpt_cli.formats.torch_legacy.tar import members
 
@@ -163,7 +161,7 @@ def _members_of_tar(source: Readable) -> Iterator[Member | None]:
         yield None
 
 
-def _tar_member(member: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _tar_member(member: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     base = where.rpartition("/")[2]
     special = {"storages": storages_of_tar, "tensors": tensors_of_tar}.get(base)
     if special is not None:
@@ -174,7 +172,7 @@ def _tar_member(member: Readable, where: str, depth: int, budget: ScanBudget) ->
         yield from walk(member, where, depth + 1, budget)
 
 
-def _npy(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
+def _npy(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
     """Arrays one after another; one of objects is a pickle after a header (numpy/lib/format.py `read_array`)."""
     position = preface_size(source)
     header = _array_header(source, position)
@@ -186,10 +184,10 @@ def _npy(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
     if position and header is None and position < source.size:
         yield from trailing(source.view(position, source.size - position), 0, where, budget)
     elif position < source.size:
-        yield from _objects(Part(source, position, source.size - position), where, budget)
+        yield from _objects(Window(source, position, source.size - position), where, budget)
 
 
-def _array_header(source: Readable, position: int) -> Header | None:
+def _array_header(source: ByteSource, position: int) -> Header | None:
     """The header of the array that begins at a byte; None where none does."""
     try:
         size = header_size(source.read(position, min(NPY_HEAD, max(source.size - position, 0))))
@@ -198,19 +196,19 @@ def _array_header(source: Readable, position: int) -> Header | None:
         return None
 
 
-def _objects(source: Readable, where: str, budget: ScanBudget) -> Walk:
+def _objects(source: ByteSource, where: str, budget: ScanBudget) -> Walk:
     """The pickle of an array of objects, or of one whose header is not what numpy writes."""
     first, length = text_in(source.read(0, min(NPY_HEAD, source.size)))
     begin = first + length
     text = source.read(10, min(length + 2, _NPY_HEADER, source.size - 10)) if source.size > 10 else b""
     if begin < source.size and (b"O" in text or b"object" in text or b"\\" in text or length > _NPY_HEADER):
-        yield from streams(Part(source, begin, source.size - begin), where, budget, sure=False)
+        yield from streams(Window(source, begin, source.size - begin), where, budget, sure=False)
 
 
 def _compressed(opener: Callable[[IO[bytes]], IO[bytes]]) -> Walker:
     """A walker for a file that is compressed as a whole."""
 
-    def walker(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+    def walker(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
         import io
 
         room = limits.SCAN_INFLATED - budget.inflated
@@ -223,12 +221,12 @@ def _compressed(opener: Callable[[IO[bytes]], IO[bytes]]) -> Walker:
         budget.inflated += len(data)
         if len(data) > room:
             yield Oddity("warning", "not-searched", where, f"it inflates to more than {limits.SCAN_INFLATED} bytes")
-        yield from walk(Memory(data[: max(room, 0)]), where, depth + 1, budget)
+        yield from walk(MemorySource(data[: max(room, 0)]), where, depth + 1, budget)
 
     return walker
 
 
-def _zlib(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _zlib(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The pickles of what joblib writes with compress=True."""
 
     def opened(stream: IO[bytes]) -> IO[bytes]:
@@ -243,13 +241,13 @@ def _zlib(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
 def _closed(kind: str) -> Walker:
     """A walker for what is not opened."""
 
-    def walker(_: Readable, where: str, __: int, ___: ScanBudget) -> Walk:
+    def walker(_: ByteSource, where: str, __: int, ___: ScanBudget) -> Walk:
         yield Oddity("warning", "not-searched", where, f"{kind}: unpack it and scan what is in it")
 
     return walker
 
 
-def _keras(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
+def _keras(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
     """An HDF5 file holds no pickle, but Keras puts the code of Lambda layers into its configuration."""
     room = min(source.size, limits.SCAN_BYTES)
     budget.searched += room

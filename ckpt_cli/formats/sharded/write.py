@@ -8,7 +8,6 @@ larger than a shard has its own; a single shard needs no index.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +16,7 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copy import Progress
 from ckpt_cli.files.fsync import write_all
+from ckpt_cli.files.places import exists, join
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.safetensors import write as safetensors
 from ckpt_cli.formats.torch_zip import write as torch_zip
@@ -139,7 +139,7 @@ class SafetensorsShards:
     def verify_folder(self, new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
         """Open every shard with the reference reader, and the set with our own."""
         for shard in split(new.tensors, new.max_shard, self.pattern):
-            open_with_safetensors(os.path.join(folder, shard.name))
+            open_with_safetensors(join(folder, shard.name))
         verify_set(new, folder, self.pattern, open_copy)
 
 
@@ -184,5 +184,5 @@ def _refuse_too_many(strings: Mapping[str, str], shards: int) -> None:
 
 def verify_set(new: NewCheckpoint, folder: str, pattern: str, open_copy: OpenCopy) -> None:
     """Read a new set back as a whole, or its single file, and compare it with what was meant."""
-    index, single = (os.path.join(folder, name) for name in (index_name(pattern), pattern.format(suffix="")))
-    verify_new(new.tensors, index if os.path.exists(index) else single, open_copy, in_order=False)
+    index, single = (join(folder, name) for name in (index_name(pattern), pattern.format(suffix="")))
+    verify_new(new.tensors, index if exists(index) else single, open_copy, in_order=False)

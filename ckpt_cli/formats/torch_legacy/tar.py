@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnknownFormatError, about
-from ckpt_cli.files.source import LocalFile, Window
+from ckpt_cli.files.source import ByteSource, SourceFile, Window
 from ckpt_cli.formats.plain import NoStorages, PlainFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.pickles.flatten import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.graph import Global, PersistentId
-from ckpt_cli.pickles.legacy_save import Readable, pickle_at
+from ckpt_cli.pickles.legacy_save import pickle_at
 from ckpt_cli.pickles.tensors.arguments import COUNT_END, is_count, sizes, storage_dtype, text_of
 from ckpt_cli.pickles.tensors.inline_bytes import Place
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
@@ -58,7 +58,7 @@ class Member(NamedTuple):
         return self.begin + -(-self.size // _BLOCK) * _BLOCK
 
 
-def members(file: Readable, *, tolerant: bool = False) -> Iterator[Member]:
+def members(file: ByteSource, *, tolerant: bool = False) -> Iterator[Member]:
     """The members of a tar file in their order.
 
     Raises MalformedError for a header that makes no sense, TruncatedError for a member that is not all there, and
@@ -101,7 +101,7 @@ def _member(header: bytes, begin: int, extended: Mapping[str, str], *, check: bo
     return Member(name, kind, begin, size)
 
 
-def _files(file: LocalFile) -> dict[str, Window]:
+def _files(file: SourceFile) -> dict[str, Window]:
     """The regular files in a tar file by their names; of several of one name, the last, as tarfile takes it."""
     return {found.name: Window(file, found.begin, found.size) for found in members(file) if found.kind in _FILES}
 
@@ -116,9 +116,12 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip()
     try:
-        return int(digits or b"0", 8)
+        number = int(digits or b"0", 8)
     except ValueError:
-        raise MalformedError(f"a tar header has {field!r} in the place of a number") from None
+        number = -1
+    if number < 0:
+        raise MalformedError(f"a tar header has {field!r} in the place of a number")
+    return number
 
 
 def _decimal(text: str | None, default: int) -> int:
@@ -197,7 +200,7 @@ class _Cursor:
 class _Tar:
     """What the lists say, by the numbers that the pickle uses."""
 
-    def __init__(self, file: LocalFile) -> None:
+    def __init__(self, file: SourceFile) -> None:
         found = _files(file)
         if missing := [name for name in _MEMBERS if name not in found]:
             raise UnknownFormatError(
@@ -300,7 +303,7 @@ class _Finder(NoStorages):
         return None if tensor is None else replace(tensor, name=name)
 
 
-def read(file: LocalFile) -> Checkpoint:
+def read(file: SourceFile) -> Checkpoint:
     """Open a tar file: its lists and its pickle are read, no storage is."""
     with about(file.path):
         tar = _Tar(file)

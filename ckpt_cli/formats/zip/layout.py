@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.signatures import ZIP_END, ZIP_RECORD
-
-if TYPE_CHECKING:
-    from ckpt_cli.pickles.legacy_save import Readable
 
 STORED, DEFLATED = 0, 8
 """Methods: as it is, and deflated."""
@@ -78,7 +76,7 @@ class LocalHeader(NamedTuple):
         return LOCAL.size + self.name_length + self.extra_length
 
 
-def find_end(source: Readable, end: int, reaches: Iterable[int]) -> EndRecord | None:
+def find_end(source: ByteSource, end: int, reaches: Iterable[int]) -> EndRecord | None:
     """The last end record before byte `end`, looked for in its last bytes: so many as each of `reaches` in turn."""
     for most in reaches:
         reach = min(most, end)
@@ -89,7 +87,7 @@ def find_end(source: Readable, end: int, reaches: Iterable[int]) -> EndRecord | 
     return None
 
 
-def find_locator(source: Readable, end: int) -> tuple[int, int] | None:
+def find_locator(source: ByteSource, end: int) -> tuple[int, int] | None:
     """Where the zip64 locator before an end record is, and where it says that the zip64 end record is."""
     at = end - LOCATOR.size
     if at < 0:
@@ -98,7 +96,7 @@ def find_locator(source: Readable, end: int) -> tuple[int, int] | None:
     return (at, at64) if signature == _LOCATOR_MAGIC else None
 
 
-def end64_at(source: Readable, at: int) -> tuple[int, int, int] | None:
+def end64_at(source: ByteSource, at: int) -> tuple[int, int, int] | None:
     """Count, size and offset of the directory by the zip64 end record at byte `at`; None where none begins there."""
     if not 0 <= at <= source.size - END64.size:
         return None

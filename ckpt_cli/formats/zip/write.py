@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.copy import Progress, crc_of_range, no_progress
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.writing import Appender
 from ckpt_cli.formats.zip.layout import ALIGNMENT, FULL, central_entry, descriptor, end_records, local_header
 
@@ -51,7 +51,7 @@ class ZipWriter(Appender):
         self._finish(name, header, self._crc, written)
 
     def copy(
-        self, name: str, source: LocalFile, offset: int, nbytes: int, crc: int, progress: Progress = no_progress
+        self, name: str, source: SourceFile, offset: int, nbytes: int, crc: int, progress: Progress = no_progress
     ) -> None:
         """Write a record with the bytes of a range of a file, whose CRC-32 is known (or 0, as torch may leave it)."""
         header = self._start(name, nbytes)
@@ -73,7 +73,7 @@ class ZipWriter(Appender):
         self._crc = zlib.crc32(piece, self._crc)
         super().append(piece)
 
-    def append_range(self, source: LocalFile, offset: int, nbytes: int, progress: Progress = no_progress) -> None:
+    def append_range(self, source: SourceFile, offset: int, nbytes: int, progress: Progress = no_progress) -> None:
         """Append a range of a file to it; holes stay holes."""
         super().append_range(source, offset, nbytes, progress)
         if self.target is not None:

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError, MalformedError
+from ckpt_cli.files.source import MemorySource
 from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.pickles.attributes import is_storage
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, PersistentId
-from ckpt_cli.pickles.legacy_save import HEAD, MemorySource, read_save, reference_of
+from ckpt_cli.pickles.legacy_save import HEAD, read_save, reference_of
 from ckpt_cli.pickles.tensors.arguments import (
     COUNT_END,
     dtype_of,
@@ -260,7 +261,7 @@ class Rebuilder:
         head = buffer.data
         if buffer.codec:
             head = str(head[:HEAD], buffer.codec, "ignore").encode("latin-1", "ignore")
-        save = read_save(MemorySource(head, len(buffer.data)), 0, self._preface)
+        save = read_save(MemorySource(head, size=len(buffer.data)), 0, self._preface)
         self._preface = bytes(head[: save.begin])
         reference = reference_of(save.graph.root)
         if reference is None or reference.key not in save.places:
