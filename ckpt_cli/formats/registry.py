@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.signatures import (
     is_dcp_metadata,
     is_json_object,
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from ckpt_cli.model.changes import Changes
 
 
+ReadOne = Callable[[SourceFile], Checkpoint]
+"""Reads one file of a set; readers of sets are given it, as they stand below what opens any format."""
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """One format that can be read; its module is imported on first use."""
@@ -42,7 +46,7 @@ class Format:
     sniff: Callable[[bytes], bool]
     """True for the first bytes of a file in this format."""
     module: str
-    """Has `read(file) -> Checkpoint`, or, of a set, `read_set(file, opener) -> Checkpoint`."""
+    """Has `read(file) -> Checkpoint`, or, of a set, `read_set(file, opener, read_one) -> Checkpoint`."""
     is_set: bool = False
     """True if the file names others that belong to the checkpoint."""
     rewriter: str = ""
@@ -51,13 +55,13 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One kind of folder that is a checkpoint as a whole."""
+    """One kind of folder that is a checkpoint as a whole; in any other, a checkpoint is looked for among its files."""
 
     name: str
     sniff: Callable[[Sequence[str]], bool]
     """True for the file names of such a folder."""
     module: str
-    """Has `read_folder(path, names, opener) -> Checkpoint`."""
+    """Has `read_folder(path, names, opener, read_one) -> Checkpoint`."""
 
 
 def _has_rank_shards(names: Sequence[str]) -> bool:
@@ -95,7 +99,6 @@ FOLDERS: tuple[Folder, ...] = (
     Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, _AT + "dcp.read"),
     Folder("dcp", _has_rank_shards, _AT + "dcp.safetensors"),
     Folder("deepspeed", _is_of_ranks, _AT + "deepspeed"),
-    Folder("shards", lambda _: True, _AT + "open"),
 )
 
 
@@ -135,5 +138,5 @@ def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> 
 
 
 def folder_kind(names: Sequence[str]) -> Folder | None:
-    """What kind of checkpoint a folder with these file names is as a whole."""
+    """Return the kind of checkpoint that a folder with these file names is as a whole; None for a folder of files."""
     return next((known for known in FOLDERS if known.sniff(names)), None)

@@ -139,8 +139,7 @@ class _Worker:
                 index = is_json_object(beginning(file))
             return self._set(path) if index else self._single(path)
         names = names_in(path)
-        kind = folder_kind(names)
-        if kind is None or kind.name != "shards":
+        if folder_kind(names) is not None:
             return self._single(path)
         from ckpt_cli.formats.sharded.names import file_in, index_in
 
