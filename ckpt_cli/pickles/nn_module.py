@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.describe import describe
-from ckpt_cli.pickles.flatten import Opener
 from ckpt_cli.pickles.graph import Call, Dict, Global, callee
 from ckpt_cli.pickles.tensors.arguments import text_of
 
@@ -52,7 +52,7 @@ class Module:
         return self.qualified.rpartition(".")[2]
 
 
-def module_of(node: object, opener: Opener) -> Module | None:
+def module_of(node: object, opener: Containers) -> Module | None:
     """The module that a node is, or None for anything else."""
     if type(node) is not Call:
         return None
@@ -112,7 +112,7 @@ def _named(state: Dict) -> dict[str, object]:
     return {name: value for name, value in ((text_of(key), value) for key, value in pairs) if name is not None}
 
 
-def _table(opener: Opener, node: object) -> dict[str, object]:
+def _table(opener: Containers, node: object) -> dict[str, object]:
     """What a module has registered under each name."""
     return {key: value for key, value, _ in opener.children(node, "tensor") or ()}
 

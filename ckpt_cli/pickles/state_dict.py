@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ckpt_cli.pickles.graph import Call, Dict
+from ckpt_cli.pickles.graph import Call, Dict, nodes_of
 from ckpt_cli.pickles.tensors.arguments import text_of
-from ckpt_cli.pickles.write import nodes_of
 
 
 def has_notes(root: object) -> bool:
