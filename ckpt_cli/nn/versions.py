@@ -16,8 +16,7 @@ from ckpt_cli.nn.state_dict import node_at
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Call, Dict, Graph
-from ckpt_cli.pickles.nn_module import Module, module_of
-from ckpt_cli.pickles.state_dict import has_notes, notes_of
+from ckpt_cli.pickles.nn_module import Module, has_notes, module_of, notes_of
 from ckpt_cli.pickles.tensors.arguments import text_of
 
 _RENAMED = {

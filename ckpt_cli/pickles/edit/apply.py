@@ -11,7 +11,7 @@ from ckpt_cli.pickles.edit.locate import Place, places_of
 from ckpt_cli.pickles.edit.preflight import Outcome, leaving
 from ckpt_cli.pickles.edit.retype import retyped
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
-from ckpt_cli.pickles.state_dict import modules_of, notes_of, tend_notes
+from ckpt_cli.pickles.nn_module import modules_of, notes_of, tend_notes
 from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.inline_bytes import Place as Within
 from ckpt_cli.pickles.tensors.storages import StorageFinder
