@@ -18,7 +18,7 @@ from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.copy import counting
 from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.unchanged import require_unchanged
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -113,7 +113,7 @@ def _planned(split: Split) -> Planned:
 
 
 def _replace(
-    work: Rewriter, split: Split, done: Edit, own: str, options: Options, files: Sequence[LocalFile], *, cast: bool
+    work: Rewriter, split: Split, done: Edit, own: str, options: Options, files: Sequence[SourceFile], *, cast: bool
 ) -> Edit:
     """A new file with the new values, whose tensors are then patched before it takes the place of `own`."""
     with keeping() as kept, writing(options.output or own, mode_of=own) as target:

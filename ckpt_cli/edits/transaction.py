@@ -18,7 +18,7 @@ from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.copy import OnProgress, Progress, copy_into, counting, no_progress
 from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.formats.sharded.names import index_of
@@ -42,7 +42,7 @@ class Planned:
     """Raises, once all is written and before it takes its place, where the result must not stand."""
     left: Sequence[str] = ()
     """Names that were meant too, but must stay as they are."""
-    sources: Sequence[LocalFile] = ()
+    sources: Sequence[SourceFile] = ()
     """Open files that the result is made from, which must not change until it is written."""
     placed: Mapping[str, str] = field(default_factory=dict)
     """In which files each key of metadata changes, where a checkpoint has several, in words."""
@@ -233,7 +233,7 @@ def _measured(checkpoint: Checkpoint, work: SetRewriting, done: Edit) -> Edit:
     return replace(done, bytes_written=done.bytes_written + sum(files[name].size for name in work.unchanged))
 
 
-def _require_replaceable(files: Iterable[LocalFile], options: Options) -> None:
+def _require_replaceable(files: Iterable[SourceFile], options: Options) -> None:
     """Raise where a file of a set must not, or may not, change: what a link leads to may be part of another set too."""
     for file in files:
         refuse_cached(file.path)

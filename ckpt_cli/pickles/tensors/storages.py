@@ -9,10 +9,11 @@ from typing import Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError
+from ckpt_cli.files.source import MemorySource
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.graph import Call, Global, Graph
-from ckpt_cli.pickles.legacy_save import HEAD, MemorySource, read_save
+from ckpt_cli.pickles.legacy_save import HEAD, read_save
 from ckpt_cli.pickles.references import reference_of
 from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dtype
 from ckpt_cli.pickles.tensors.inline_bytes import Buffer, InlineBytes, Place, buffer_of
@@ -111,7 +112,7 @@ class Storages:
         head = buffer.data
         if buffer.codec:
             head = str(head[:HEAD], buffer.codec, "ignore").encode("latin-1", "ignore")
-        save = read_save(MemorySource(head, len(buffer.data)), 0, self._preface)
+        save = read_save(MemorySource(head, size=len(buffer.data)), 0, self._preface)
         self._preface = bytes(head[: save.begin])
         reference = reference_of(save.graph.root)
         if reference is None or reference.key not in save.places:
