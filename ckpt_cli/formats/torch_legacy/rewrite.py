@@ -15,10 +15,10 @@ from ckpt_cli.formats.torch_legacy.read import LEGACY
 from ckpt_cli.formats.writing import Appender, OpenCopy, reading_back
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Storage
-from ckpt_cli.pickles.edit.retarget import rekey
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.legacy_save import NUMEL, Save, pickle_at, read_save
+from ckpt_cli.pickles.references import rekey
 from ckpt_cli.pickles.tensors.inline_bytes import Place
 from ckpt_cli.pickles.write import write_pickle
 

@@ -22,14 +22,16 @@ from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.edit.apply import Editing
-from ckpt_cli.pickles.edit.renumber import number_storages, storage_references
-from ckpt_cli.pickles.edit.retarget import Retargeting, references_of, storage_key
+from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
-from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, Inline, PersistentId
+from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, Inline, PersistentId, nodes_of
+from ckpt_cli.pickles.references import number_storages, references_of, storage_key, storage_references
+from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import Place
 from ckpt_cli.pickles.tensors.make import Maker
-from ckpt_cli.pickles.tensors.rebuild import Rebuilder, StorageFinder
-from ckpt_cli.pickles.write import nodes_of, write_pickle
+from ckpt_cli.pickles.tensors.rebuild import Rebuilder
+from ckpt_cli.pickles.tensors.storages import StorageFinder
+from ckpt_cli.pickles.write import write_pickle
 
 Nest = Callable[[Iterable[tuple[str, tuple["str | int", ...], object]]], object]
 """Makes nested dicts and lists of names, paths and nodes; returns the root."""
@@ -202,7 +204,7 @@ def document(
     wanted = entries_after(checkpoint.entries, changes)
     finder = KnownStorages(checkpoint.tensors)
     editing = Editing(graph, finder, Place(0))  # arrays in the pickle stay, wherever they are
-    retargeting = Retargeting(editing, Rebuilder(graph, finder, Budget(graph.nbytes)), checkpoint.tensors)
+    retargeting = Retargeting(editing, Rebuilder(CALLS, graph, finder, Budget(graph.nbytes)), checkpoint.tensors)
     retargeting.carry_out(changes)
     editing.carry_out(changes)
     root = editing.root
