@@ -13,7 +13,7 @@ from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, UnsupportedError, ValueRefusedError
-from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
+from ckpt_cli.model.checkpoint import Storage, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,15 +59,6 @@ def require_bounded(tensor: Tensor, region: Region, most: int = limits.REPEATED)
     if region.numel > max(high - low, most):
         stored = f"{high - low:,} {'element' if high - low == 1 else 'elements'}"
         raise LimitError(f"tensor {tensor.name!r} repeats {stored} as {region.numel:,}, too many to go through")
-
-
-def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
-    """How the elements of a tensor are stored, quantized or plain; raises UnsupportedError for other layouts."""
-    if tensor.layout != "quantized":
-        return Codec(tensor)
-    from ckpt_cli.arrays.quantized import QuantizedCodec
-
-    return QuantizedCodec(checkpoint, tensor)
 
 
 class Codec:
@@ -237,17 +228,6 @@ class Codec:
                 f"{self.dtype} cannot hold {_spell(first)} (tensor {self.name!r})",
                 hint="--cast converts values to the tensor's dtype as torch would",
             )
-
-
-def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Array:
-    """The decoded values of a tensor, or of what an index selects of it, reading no more than their bytes.
-
-    Raises LimitError for a view that repeats few elements without end and whose values would have to be copied.
-    """
-    codec, region = codec_of(checkpoint, tensor).at(index), Region.of(tensor).at(index)
-    if codec.copies:
-        require_bounded(tensor, region)
-    return codec.decode(stored_of(tensor, codec, region))
 
 
 def stored_of(tensor: Tensor, codec: Codec, region: Region) -> Array:

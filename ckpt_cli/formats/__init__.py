@@ -4,12 +4,11 @@ from typing import Any
 
 from ckpt_cli.formats import registry
 from ckpt_cli.formats.open import open_checkpoint
-from ckpt_cli.formats.registry import Rewriter
 from ckpt_cli.formats.verify import verify_copy
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint
 
-__all__ = ["Rewriter", "open_checkpoint", "rewriting", "verify_copy"]
+__all__ = ["open_checkpoint", "rewriting", "verify_copy"]
 
 
 def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:

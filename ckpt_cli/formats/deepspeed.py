@@ -12,17 +12,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import head_of, is_folder, join, names_in
-from ckpt_cli.formats.sharded.read import ShardSet
+from ckpt_cli.formats.sharded.read import ReadOne, ShardSet
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
-
-if TYPE_CHECKING:
-    from ckpt_cli.formats.registry import ReadOne
 
 NAME = "deepspeed"
 

@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.signatures import (
     is_dcp_metadata,
     is_json_object,
@@ -28,14 +27,8 @@ from ckpt_cli.formats.signatures import (
 from ckpt_cli.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from ckpt_cli.files.copy import Progress
-    from ckpt_cli.files.patches import Overlay
     from ckpt_cli.formats.writing import OpenCopy
     from ckpt_cli.model.changes import Changes
-
-
-ReadOne = Callable[[SourceFile], Checkpoint]
-"""Reads one file of a set; readers of sets are given it, as they stand below what opens any format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,44 +72,27 @@ def _is_of_ranks(names: Sequence[str]) -> bool:
 
 _RANK_FILE = re.compile(r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$")
 
-_AT = "ckpt_cli.formats."
-"""The package of the modules that the tables name."""
 
 FORMATS = (
-    Format("npz", is_npz, _AT + "numpy.npz"),
-    Format("legacy", is_legacy, _AT + "torch_legacy.read", rewriter=_AT + "torch_legacy.rewrite"),
-    Format("pickle", is_pickle, _AT + "torch_legacy.read"),
-    Format("npy", is_npy, _AT + "numpy.read"),
-    Format("tar", is_tar, _AT + "torch_legacy.tar"),
-    Format("zip", is_zip, _AT + "torch_zip.read", rewriter=_AT + "torch_zip.rewrite"),
-    Format("safetensors", is_safetensors, _AT + "safetensors.read", rewriter=_AT + "safetensors.rewrite"),
-    Format("dcp", is_dcp_metadata, _AT + "dcp.read", is_set=True),
-    Format("shards", is_json_object, _AT + "sharded.read", is_set=True, rewriter=_AT + "sharded.rewrite"),
-)
+    Format("npz", is_npz, "ckpt_cli.formats.numpy.npz"),
+    Format("legacy", is_legacy, "ckpt_cli.formats.torch_legacy.read", rewriter="ckpt_cli.formats.torch_legacy.rewrite"),
+    Format("pickle", is_pickle, "ckpt_cli.formats.torch_legacy.read"),
+    Format("npy", is_npy, "ckpt_cli.formats.numpy.read"),
+    Format("tar", is_tar, "ckpt_cli.formats.torch_legacy.tar"),
+    Format("zip", is_zip, "ckpt_cli.formats.torch_zip.read", rewriter="ckpt_cli.formats.torch_zip.rewrite"),
+    Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors.read",
+           rewriter="ckpt_cli.formats.safetensors.rewrite"),
+    Format("dcp", is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True),
+    Format("shards", is_json_object, "ckpt_cli.formats.sharded.read", is_set=True,
+           rewriter="ckpt_cli.formats.sharded.rewrite"),
+)  # fmt: skip
 """In the order in which a file is compared with them; names and modules of what `ckpt` reads."""
 
 FOLDERS: tuple[Folder, ...] = (
-    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, _AT + "dcp.read"),
-    Folder("dcp", _has_rank_shards, _AT + "dcp.safetensors"),
-    Folder("deepspeed", _is_of_ranks, _AT + "deepspeed"),
+    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp.read"),
+    Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp.safetensors"),
+    Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.deepspeed"),
 )
-
-
-class Rewriter(Protocol):
-    """A checkpoint about to be rewritten, with some changes."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a new file, or about that."""
-
-    def patch(self, overlay: Overlay) -> bool:
-        """Put the whole edit into an overlay of the old file, checksums included, if it fits in place; else False."""
-
-    def write(self, target: LocalFile, progress: Progress) -> None:
-        """Write all of it into an empty file."""
-
-    def verify(self, path: str) -> None:
-        """Raise CkptError where the file that was written does not read back as what it should be."""
 
 
 def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> Any:

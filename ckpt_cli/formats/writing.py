@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
@@ -14,6 +15,9 @@ from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.model.changes import Content, difference
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.patches import Overlay
 
 OpenCopy = Callable[[str], Checkpoint]
 """Opens a new file or folder as a checkpoint; writers are given one, as they stand below what opens any format."""
@@ -71,6 +75,23 @@ class Appender:
     def _note_size(self) -> None:
         if self.target is not None:
             self.target.size = max(self.target.size, self._begin + self.position)
+
+
+class Rewriter(Protocol):
+    """A checkpoint about to be rewritten, with some changes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a new file, or about that."""
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the whole edit into an overlay of the old file, checksums included, if it fits in place; else False."""
+
+    def write(self, target: LocalFile, progress: Progress) -> None:
+        """Write all of it into an empty file."""
+
+    def verify(self, path: str) -> None:
+        """Raise CkptError where the file that was written does not read back as what it should be."""
 
 
 @contextmanager

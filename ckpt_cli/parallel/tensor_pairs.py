@@ -30,7 +30,7 @@ class Side:
     """One of the two tensors of a pair."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor) -> None:
-        from ckpt_cli.arrays.codec import codec_of
+        from ckpt_cli.arrays.quantized import codec_of
         from ckpt_cli.arrays.statistics import Numbers
 
         if tensor.layout == "strided" and tensor.dtype.numpy is None:

@@ -17,7 +17,7 @@ from builders.pt import DEFLATED, Record, archive, torch_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.errors import (
     CkptError,
     LimitError,

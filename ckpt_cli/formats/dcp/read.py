@@ -26,7 +26,7 @@ from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
 
 if TYPE_CHECKING:
-    from ckpt_cli.formats.registry import ReadOne
+    from ckpt_cli.formats.sharded.read import ReadOne
 
 NAME = "dcp"
 

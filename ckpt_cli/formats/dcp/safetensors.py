@@ -23,7 +23,7 @@ from ckpt_cli.formats.safetensors.read import read_part
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
-    from ckpt_cli.formats.registry import ReadOne
+    from ckpt_cli.formats.sharded.read import ReadOne
 
 NAME = "dcp"
 

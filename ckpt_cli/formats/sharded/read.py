@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,9 @@ from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Ten
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
-    from ckpt_cli.formats.registry import ReadOne
+
+ReadOne = Callable[[SourceFile], Checkpoint]
+"""Reads one file of a set; readers of sets are given it, as they stand below what opens any format."""
 
 NAME = "shards"
 

@@ -17,7 +17,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
-    from ckpt_cli.formats.registry import Rewriter
+    from ckpt_cli.formats.writing import Rewriter
 
 
 TOTALS = ("total_size", "total_parameters")
