@@ -241,7 +241,7 @@ class Rewriting:
         return found
 
     def _weight_map(self, stored: Mapping[str, Sequence[str]]) -> dict[str, str]:
-        """Return which shard has which name, in the order of the old map; an alias that is stored from now on comes last.
+        """Return which shard has which name, in the order of the old map; aliases that are stored from now on are last.
 
         Where the old map is wrong about a name that changes, the new one is right.
         """
