@@ -68,7 +68,9 @@ def grow(checkpoint: Checkpoint) -> Draft:
     Raises LimitError where it is deeper or has more nodes than any network.
     """
     graph = checkpoint.document
-    grower = _Grower(checkpoint.tensors, Budget(graph.nbytes if isinstance(graph, Graph) else 0))
+    grower = _Grower(
+        checkpoint.tensors, Budget(graph.nbytes if isinstance(graph, Graph) else 50 * len(checkpoint.tensors))
+    )
     if isinstance(graph, Graph):
         return grower.from_graph(graph)
     root = grower.draft(STATE, "", None)
