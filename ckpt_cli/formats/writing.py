@@ -5,14 +5,14 @@ Ranges of old files are copied by the kernel, other bytes are written in pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.fsync import write_all
-from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.source import Extent, LocalFile, SourceFile
 from ckpt_cli.model.changes import Content, difference
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
@@ -51,21 +51,41 @@ class Appender:
             copy_range(source, offset, nbytes, self.target, self._begin + self.position, progress)
         self.position = self._begun = self.position + nbytes
 
-    def append_content(self, content: Content, files: Sequence[SourceFile], progress: Progress = no_progress) -> None:
-        """Append the bytes of a storage; `files` are what its extents count."""
-        if self.target is None:
-            self.position += content.nbytes
-            return
+    def append_contents(
+        self, contents: Iterable[Content], files: Sequence[SourceFile], progress: Progress = no_progress
+    ) -> None:
+        """Append the bytes of storages; `files` are what extents count. Ranges that follow each other go as one.
+
+        Raises CkptError where what is made comes to another number of bytes than was said.
+        """
 
         def append(piece: bytes | memoryview) -> None:
             self.append(piece)
             progress(len(piece))
 
-        for extent in content.extents or ():
-            self.append_range(files[extent.file], extent.offset, extent.nbytes, progress)
-        if content.extents is None and content.make is not None:
-            content.make(append)
-        self._write_back()
+        run = Extent(-1, 0, 0)
+        for content in contents:
+            if self.target is None:
+                self.position += content.nbytes
+                continue
+            for extent in content.extents or ():
+                if extent.file == run.file and extent.offset == run.offset + run.nbytes:
+                    run = Extent(run.file, run.offset, run.nbytes + extent.nbytes)
+                else:
+                    self._append_run(run, files, progress)
+                    run = extent
+            if content.extents is None and content.make is not None:
+                self._append_run(run, files, progress)
+                run, begin = Extent(-1, 0, 0), self.position
+                content.make(append)
+                self._write_back()
+                if self.position - begin != content.nbytes:
+                    raise CkptError(f"a storage of {content.nbytes} bytes came to {self.position - begin}")
+        self._append_run(run, files, progress)
+
+    def _append_run(self, run: Extent, files: Sequence[SourceFile], progress: Progress) -> None:
+        if run.nbytes:
+            self.append_range(files[run.file], run.offset, run.nbytes, progress)
 
     def _write_back(self) -> None:
         if self.target is not None:

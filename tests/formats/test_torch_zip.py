@@ -28,7 +28,7 @@ from ckpt_cli.errors import (
 )
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.torch_zip import kinds as zip_file
+from ckpt_cli.formats.torch_zip import read as zip_file
 from ckpt_cli.formats.zip.read import ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint
 

@@ -8,18 +8,17 @@ has it (safetensors, `prepare`), so that all of them are aligned.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
-from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UnsupportedError
-from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
-from ckpt_cli.files.fsync import write_all
+from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import Extent, LocalFile, SourceFile
 from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
-from ckpt_cli.formats.writing import OpenCopy, open_with_safetensors, reading_back
+from ckpt_cli.formats.writing import Appender, OpenCopy, open_with_safetensors, reading_back
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
@@ -31,9 +30,6 @@ _ROOM = 1024
 
 _ALIGNMENT = 64
 """What the data's begin is aligned to."""
-
-_PIECE = 8 << 20
-"""Bytes copied at a time where they are not copied in the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,68 +92,10 @@ def write_file(
 
     Without a target it only measures.
     """
-    header = header_bytes(items, metadata, _ROOM, listed)
-    if target is None:
-        return len(header) + sum(item.content.nbytes for item in items)
-    position = _write(target, header, 0)
-    for kind, begin, nbytes, item in _runs(items):
-        if item is None:
-            copy_range(files[kind], begin, nbytes, target, position, progress)
-            position += nbytes
-        else:
-            position = _make(item, target, position, progress)
-    if target.size < position:
-        target.size = position
-    return position
-
-
-def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int, int, Item | None]]:
-    """What to copy, ranges that follow each other as one, and what to make, in order."""
-    file, begin, end = -1, 0, 0
-    for item in items:
-        for extent in item.content.extents if item.content.extents is not None else ():
-            if extent.file == file and extent.offset == end:
-                end += extent.nbytes
-                continue
-            if end > begin:
-                yield file, begin, end - begin, None
-            file, begin, end = extent.file, extent.offset, extent.offset + extent.nbytes
-        if item.content.extents is None:
-            if end > begin:
-                yield file, begin, end - begin, None
-            file, begin, end = -1, 0, 0
-            yield -1, 0, item.content.nbytes, item
-    if end > begin:
-        yield file, begin, end - begin, None
-
-
-def _make(item: Item, target: LocalFile, position: int, progress: Progress) -> int:
-    """Write bytes that are made now; returns the place after them."""
-    end = position + item.content.nbytes
-    begun = position
-    """The first byte that the system was not asked to write to the disk yet."""
-
-    def write(piece: bytes | memoryview) -> None:
-        nonlocal position, begun
-        position = _write(target, piece, position)
-        if position - begun >= CHUNK:
-            write_back(target.fd, begun, position - begun)
-            begun = position
-        progress(len(piece))
-
-    if item.content.make is not None:
-        item.content.make(write)
-    write_back(target.fd, begun, position - begun)
-    if position != end:
-        raise CkptError(f"tensor {item.name!r} came to {item.content.nbytes - end + position} bytes")
-    return position
-
-
-def _write(target: LocalFile, data: bytes | memoryview, position: int) -> int:
-    write_all(target.fd, data, position)
-    position += len(data)
-    target.size = max(target.size, position)
-    return position
+    out = Appender(target)
+    out.append(header_bytes(items, metadata, _ROOM, listed))
+    out.append_contents((item.content for item in items), files, progress)
+    return out.position
 
 
 def refuse_new_ties(stored: Collection[str], metadata: Mapping[str, str], aliases: Mapping[str, str]) -> None:

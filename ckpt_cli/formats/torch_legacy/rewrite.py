@@ -128,7 +128,7 @@ class Rewriting:
                 out.append_range(self._source, begin - NUMEL.size, nbytes + NUMEL.size, progress)
             else:
                 out.append(NUMEL.pack(content.nbytes // itemsizes.get(key, 1)))
-                out.append_content(content, (self._source,), progress)
+                out.append_contents((content,), (self._source,), progress)
         out.append_range(self._source, self._save.end, self._source.size - self._save.end, progress)
         return out.position
 

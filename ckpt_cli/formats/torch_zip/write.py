@@ -86,7 +86,7 @@ def write_saved(
     for number, storage in enumerate(storages):
         content = new.contents[storage]
         with writer.record(f"{prefix}/data/{number}", content.nbytes):
-            writer.append_content(content, new.files, progress)
+            writer.append_contents((content,), new.files, progress)
     writer.add(f"{prefix}/version", b"3\n")
     writer.add(f"{prefix}/.data/serialization_id", _identity(pickle, writer.checksums))
     return writer.close()
