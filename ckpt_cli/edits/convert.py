@@ -21,6 +21,7 @@ from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
 from ckpt_cli.files.copy import counting
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from ckpt_cli.arrays.cast import Losses
 
 _ELSEWHERE = "name another file: a conversion leaves its source as it is"
-
-_PICKLED = ("zip", "legacy", "pickle")
-"""Formats whose pickle can become that of a torch zip file as a whole."""
 
 
 def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
@@ -157,11 +155,11 @@ def _has_a_document(checkpoint: Checkpoint) -> bool:
 
     What pickle.dump wrote of a plain dict of tensors has their bytes within the pickle: that is better rewritten.
     """
-    if checkpoint.format not in _PICKLED or "[1]" in checkpoint.top_level:  # a stream may have several saves
+    if not format_of(checkpoint).is_pickle or "[1]" in checkpoint.top_level:  # a stream may have several saves
         return False
     top = set(checkpoint.top_level)
     plain = all(isinstance(entry, Tensor) and entry.name in top for entry in checkpoint.entries)
-    return checkpoint.format != "pickle" or not plain
+    return format_of(checkpoint).is_torch_save or not plain
 
 
 def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:

@@ -17,6 +17,7 @@ from ckpt_cli.files.copy import no_progress
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.container import Composed
 from ckpt_cli.formats.dcp.paths import Path, below, dotted, nest, path_of
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
@@ -84,7 +85,7 @@ def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: Co
 
 def _is_one_save(checkpoint: Checkpoint) -> bool:
     """True for one pickle whose tensors have their bytes outside; a stream may have several saves."""
-    return checkpoint.format in ("zip", "legacy") and "[1]" not in checkpoint.top_level
+    return format_of(checkpoint).is_torch_save and "[1]" not in checkpoint.top_level
 
 
 def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str, options: ConvertOptions) -> Plan:

@@ -44,6 +44,12 @@ class Format:
     """True if the file names others that belong to the checkpoint."""
     rewriter: str = ""
     """Has `Rewriting`, a `Rewriter`, which carries out structural edits; empty where only elements can be changed."""
+    is_pickle: bool = False
+    """True if it is a pickle, with the bytes of tensors beside it or in it."""
+    is_torch_save: bool = False
+    """True if it is such a pickle with the bytes of tensors beside it, as torch.save writes it."""
+    keeps_strings: bool = False
+    """True if it has a map of strings that can be changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +81,18 @@ _RANK_FILE = re.compile(r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$")
 
 FORMATS = (
     Format("npz", is_npz, "ckpt_cli.formats.numpy.npz"),
-    Format("legacy", is_legacy, "ckpt_cli.formats.torch_legacy.read", rewriter="ckpt_cli.formats.torch_legacy.rewrite"),
-    Format("pickle", is_pickle, "ckpt_cli.formats.torch_legacy.read"),
+    Format("legacy", is_legacy, "ckpt_cli.formats.torch_legacy.read", rewriter="ckpt_cli.formats.torch_legacy.rewrite",
+           is_pickle=True, is_torch_save=True),
+    Format("pickle", is_pickle, "ckpt_cli.formats.torch_legacy.read", is_pickle=True),
     Format("npy", is_npy, "ckpt_cli.formats.numpy.read"),
     Format("tar", is_tar, "ckpt_cli.formats.torch_legacy.tar"),
-    Format("zip", is_zip, "ckpt_cli.formats.torch_zip.read", rewriter="ckpt_cli.formats.torch_zip.rewrite"),
+    Format("zip", is_zip, "ckpt_cli.formats.torch_zip.read", rewriter="ckpt_cli.formats.torch_zip.rewrite",
+           is_pickle=True, is_torch_save=True),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors.read",
-           rewriter="ckpt_cli.formats.safetensors.rewrite"),
+           rewriter="ckpt_cli.formats.safetensors.rewrite", keeps_strings=True),
     Format("dcp", is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True),
     Format("shards", is_json_object, "ckpt_cli.formats.sharded.read", is_set=True,
-           rewriter="ckpt_cli.formats.sharded.rewrite"),
+           rewriter="ckpt_cli.formats.sharded.rewrite", keeps_strings=True),
 )  # fmt: skip
 """In the order in which a file is compared with them; names and modules of what `ckpt` reads."""
 
@@ -95,13 +103,19 @@ FOLDERS: tuple[Folder, ...] = (
 )
 
 
+def format_of(checkpoint: Checkpoint) -> Format:
+    """Return the record of a checkpoint's format; one that says nothing for a format that is not in the table."""
+    found = next((known for known in FORMATS if known.name == checkpoint.format), None)
+    return found or Format(checkpoint.format, lambda _: False, "")
+
+
 def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> Any:
     """The work of writing a checkpoint again in its own format: a `Rewriter`, or of a set one of several files.
 
     `open_copy` opens the new file to read it back. Raises UnsupportedError where that cannot be done.
     """
-    known = next((known for known in FORMATS if known.name == checkpoint.format), None)
-    if known is None or not known.rewriter:
+    known = format_of(checkpoint)
+    if not known.rewriter:
         raise UnsupportedError(
             f"of a checkpoint of format {checkpoint.format} only the elements of tensors can be changed",
             path=checkpoint.path,
