@@ -1,12 +1,16 @@
 """Containers: a folder a family, and the registry that tells them apart by content."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.formats import registry
 from ckpt_cli.formats.open import open_checkpoint
 from ckpt_cli.formats.verify import verify_copy
-from ckpt_cli.model.changes import Changes
-from ckpt_cli.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ckpt_cli.model.changes import Changes
+    from ckpt_cli.model.checkpoint import Checkpoint
 
 __all__ = ["open_checkpoint", "rewriting", "verify_copy"]
 
