@@ -1,4 +1,4 @@
-"""Containers: a folder a family, and the registry that tells them apart by content."""
+"""Containers: a folder a family, and the registry that identifies them by content."""
 
 from __future__ import annotations
 

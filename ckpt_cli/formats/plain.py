@@ -1,4 +1,4 @@
-"""A file in which every storage stands plainly, without checksums: what all formats from before the zip are."""
+"""A container whose storages are plain ranges of the file, without checksums; and finders of storages by key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PlainFile:
         return Storage(key, nbytes, location, PlainBytes(self.files[0], begin))
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where they stand; raises UnsupportedError for those that a pickle has as text."""
+        """Return the ranges of the file; raises UnsupportedError for bytes that a pickle has as text."""
         return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:

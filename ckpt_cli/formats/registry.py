@@ -64,13 +64,13 @@ class Folder:
 
 
 def _has_rank_shards(names: Sequence[str]) -> bool:
-    """Whether torch.distributed.checkpoint wrote it as safetensors, a file a rank: no index says what is where."""
+    """True if torch.distributed.checkpoint wrote it as safetensors, a file a rank: no index says what is where."""
     shards = any(name.startswith("shard-") and name.endswith(".safetensors") for name in names)
     return shards and not any(name.endswith(".index.json") for name in names)
 
 
 def _is_of_ranks(names: Sequence[str]) -> bool:
-    """Whether it is DeepSpeed's or Megatron's, and not a model that transformers' Trainer saved with one beside it."""
+    """True if it is DeepSpeed's or Megatron's, and not a model that transformers' Trainer saved with one beside it."""
     if "latest_checkpointed_iteration.txt" in names or any(_RANK_FILE.search(name) for name in names):
         return True
     return "latest" in names and not any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in names)

@@ -16,7 +16,7 @@ from ckpt_cli.errors import TruncatedError, UnknownFormatError
 from ckpt_cli.files.source import ByteSource
 
 HEAD = 600
-"""Bytes from the beginning that tell formats apart; tar has its magic at byte 257."""
+"""Bytes from the beginning that identify a format; tar has its magic at byte 257."""
 
 ZIP_RECORD, ZIP_END = b"PK\3\4", b"PK\5\6"
 """The local header of a record, and the end record, with which a zip file without records begins."""
@@ -127,7 +127,7 @@ class Known(Protocol):
 
 
 def unknown(head: bytes, path: str, formats: Sequence[Known]) -> UnknownFormatError | TruncatedError:
-    """The error for a file that begins so and is in none of the formats."""
+    """Return the error for a file with these first bytes that is not in any of the formats."""
     if not head:
         return TruncatedError("the file is empty", path=path)
     looks = _look(head)
@@ -172,7 +172,7 @@ def _is_saved_model(head: bytes) -> bool:
 
 
 def _look(head: bytes) -> str | None:
-    """What a file that begins so looks like."""
+    """Return a description of what a file with these first bytes looks like; None where it looks like nothing known."""
     return next((words for matches, words in _LOOKS_LIKE if matches(head)), None)
 
 
@@ -214,7 +214,7 @@ class _Packed:
     """The first bytes of what is inside, where that is cheap."""
 
     def error(self, head: bytes, path: str, formats: Sequence[Known]) -> UnknownFormatError:
-        """What it is, what is inside, and how to unpack it."""
+        """Return the error that says what it is, what is inside, and how to unpack it."""
         inside = ""
         if self.inflate is not None:
             begin = self.inflate(head)
@@ -234,7 +234,7 @@ class _Packed:
 _INSIDE = {"zip": "a zip file", "npz": "numpy's npz", "legacy": "a torch.save file", "pickle": "a pickle",
            "npy": "a numpy array", "tar": "a tar file", "safetensors": "a safetensors file",
            "shards": "a JSON file"}  # fmt: skip
-"""What each format is called inside of a compressed file."""
+"""The description of each format inside of a compressed file."""
 
 
 def _inflate_zlib(head: bytes) -> bytes:

@@ -23,7 +23,7 @@ class FileWriter(Protocol):
     """A module that writes one file."""
 
     def spelled(self, dtype: DType) -> str | None:
-        """How the format says a dtype; None for one that it has not."""
+        """Return the format's spelling of a dtype; None for one that it does not have."""
 
     def write(self, new: NewCheckpoint, target: LocalFile, progress: Progress) -> None:
         """Write all of it into an empty file."""
@@ -36,7 +36,7 @@ class FolderWriter(Protocol):
     """A module that writes several files into a new folder."""
 
     def spelled(self, dtype: DType) -> str | None:
-        """How the format says a dtype; None for one that it has not."""
+        """Return the format's spelling of a dtype; None for one that it does not have."""
 
     def write_folder(self, new: NewCheckpoint, create: Callable[[str], LocalFile], progress: Progress) -> None:
         """Write all of it into files that `create` makes."""
@@ -50,30 +50,30 @@ class Target:
     """One format that a checkpoint can be converted to."""
 
     name: str
-    """What `--to` calls it."""
+    """Its name for `--to`."""
     what: str
-    """What it is, in words."""
+    """A description of it."""
     module: str
     """A `FileWriter`, or a `FolderWriter`: a module, or after a colon an object in it."""
     suffixes: tuple[str, ...] = ()
-    """How the names of its files end."""
+    """The suffixes of its files."""
     is_folder: bool = False
     files: str = ""
     """An expression that the names of its files in a folder match, so that an older checkpoint can give way."""
     is_set: bool = False
-    """Whether it is a set of shards, of a size that can be chosen."""
+    """True if it is a set of shards, of a size that can be chosen."""
     keeps_views: bool = False
-    """Whether tensors can be any views of shared storages."""
+    """True if tensors can be any views of shared storages."""
     keeps_ties: bool = True
-    """Whether it can say that tensors are one."""
+    """True if it can say that tensors are tied."""
     keeps_requires_grad: bool = False
-    """Whether it says of a tensor that it is trained."""
+    """True if it says of a tensor that it is trained."""
     keeps_metadata: bool = False
-    """Whether it has a place for a map of strings."""
+    """True if it has a place for a map of strings."""
     keeps_objects: bool = False
     """True if it can hold non-tensor entries, where they are pickled already."""
     keeps_notes: bool = False
-    """Whether it has a place for the `_metadata` of a state_dict."""
+    """True if it has a place for the `_metadata` of a state_dict."""
 
     def writer(self) -> Any:
         """The writer: a module, or an object in one."""

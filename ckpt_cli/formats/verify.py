@@ -24,7 +24,7 @@ def verify_copy(original: Checkpoint, path: str, output: str) -> None:
 
 
 def _reads_back(original: Checkpoint, path: str) -> bool:
-    """Whether the copy opens to the original's entries, and its safetensors files in their own library."""
+    """True if the copy opens to the original's entries, and its safetensors files in their own library."""
     from ckpt_cli.formats.writing import open_with_safetensors
 
     copy = open_checkpoint(path)
@@ -38,7 +38,7 @@ def _reads_back(original: Checkpoint, path: str) -> bool:
 
 
 def _facts(entry: Entry) -> tuple[object, ...]:
-    """What an edit of values leaves as it is."""
+    """Return the facts of an entry that an edit of values leaves as they are."""
     if isinstance(entry, Tensor):
         storage = entry.storage
         own = (

@@ -96,7 +96,7 @@ def _zip(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk
 
 
 def _opened(found: Iterator[Found | Oddity | Inner], budget: ScanBudget) -> Walk:
-    """What is found in a zip file, with what is found in each of its records in its place."""
+    """Yield the findings of a zip file, those of each record in its place."""
     for item in found:
         if not isinstance(item, Inner):
             yield item

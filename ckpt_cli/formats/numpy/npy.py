@@ -32,7 +32,7 @@ _ALIGNMENT = 64
 """Bytes that the elements are aligned to in the file."""
 
 _BFLOAT16 = "<V2"
-"""How numpy spells bfloat16 of ml_dtypes: 2 bytes that have an order, while those of its own `|V2` have none."""
+"""The spelling of ml_dtypes' bfloat16 in numpy: 2 bytes that have an order, while those of its own `|V2` have none."""
 
 _SIZED = re.compile(r"[<>|=]?(?:([biufcSaVU])(\d{1,12})|[Mm](8)(?:\[[^\]]*\])?)")
 """A dtype that says how long it is; of text in characters of 4 bytes."""
@@ -40,7 +40,7 @@ _SIZED = re.compile(r"[<>|=]?(?:([biufcSaVU])(\d{1,12})|[Mm](8)(?:\[[^\]]*\])?)"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the elements."""
+    """The header before the elements."""
 
     version: int
     """The major version of its layout: 1, 2 or 3."""
@@ -62,7 +62,7 @@ class Header:
         return prod(self.shape) * (self.itemsize or 0)
 
     def entry(self, name: str, storage: Storage) -> Entry:
-        """The array over a storage; one of objects, text or dates is a value told by its shape and dtype."""
+        """The array over a storage; one of objects, text or dates is a value that shows its shape and dtype."""
         if self.dtype is None:
             return Value(name, Opaque(f"numpy.ndarray(shape={self.shape}, dtype={self.code})"))
         return Tensor(name, self.dtype, self.shape, self.stride, storage, big_endian=self.big_endian)
@@ -138,7 +138,7 @@ def _size_of_field(field: object) -> int | None:
 
 
 def header_bytes(name: str, code: str, shape: tuple[int, ...]) -> bytes:
-    """What stands before the elements of the array `name`, in version 1.0; raises UnsupportedError for one too long."""
+    """Return the header of the array `name` in version 1.0; raises UnsupportedError for one that is too long."""
     raw = f"{{'descr': '{code}', 'fortran_order': False, 'shape': {shape!r}, }}".encode()
     raw += b" " * (-(10 + len(raw) + 1) % _ALIGNMENT) + b"\n"
     if len(raw) > 0xFFFF:

@@ -119,7 +119,7 @@ def _header(file: SourceFile, begin: int) -> bytes:
 
 
 def _pickle(file: SourceFile, first: int) -> Graph | None:
-    """The pickle that an array's objects are; None for what is no pickle, whose end is not known then."""
+    """Return the pickle that an array's objects are; None for bytes that are not a pickle, whose end is not known."""
     from ckpt_cli.pickles.legacy_save import pickle_at
 
     try:
@@ -147,7 +147,7 @@ def _version(arrays: list[_Array]) -> str:
 
 
 def _unread(file: SourceFile, last: _Array) -> list[str]:
-    """What stands in the file after the last array that was read."""
+    """Describe the bytes of the file after the last array that was read."""
     end = last.first if last.end is None else last.end
     rest = file.size - end
     if not rest:

@@ -19,7 +19,7 @@ _CODES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "int64": "<i8", 
 
 
 def spelled(dtype: DType) -> str | None:
-    """How numpy says a dtype in a file; None for one that it has not by itself."""
+    """Return numpy's spelling of a dtype in a file; None for one that it does not have by itself."""
     return _CODES.get(dtype.name)
 
 

@@ -1,4 +1,4 @@
-"""A set of shards with some changes: which shards are written anew, which go, and what the index says then."""
+"""Rewrite a set of shards with some changes: which shards are rewritten or removed, and what the index says then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOTALS = ("total_size", "total_parameters")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One shard to be written anew."""
+    """One shard to be rewritten."""
 
     name: str
     """Its file name, which stays."""
@@ -53,7 +53,7 @@ class Rewriting:
             json.loads(container.index.read(0, container.index.size)) if container.index else {"weight_map": {}}
         )
         self._adopted: dict[int, list[Tensor]] = {}
-        """By the number of a shard: the aliases that the index tells of and the shard does not."""
+        """By the number of a shard: the aliases that the index has and the shard has not."""
         self._owners = self._shards_of_entries()
         self._takers = {name: self._taker(name) for name in changes.added}
         """The number of the shard that gets each new tensor."""
@@ -136,7 +136,7 @@ class Rewriting:
         return replace(changes, tensors=tensors, dropped=frozenset(dropped)) if self._across else changes
 
     def _plan(self, number: int, shard: Checkpoint) -> None:
-        """What becomes of one shard."""
+        """Plan what becomes of one shard."""
         name = self._names[number]
         adopted = self._adopted.get(number, [])
         if adopted and shard.format != "safetensors":
@@ -152,7 +152,7 @@ class Rewriting:
             self.parts.append(Part(name, self._rewriting(shard, changes)))
 
     def _refuse_aliases(self, aliases: Sequence[Tensor]) -> None:
-        """Refuse what only a shard that can tell of aliases itself could be written for."""
+        """Refuse changes that only a shard with aliases of its own could hold."""
         for alias in aliases:
             loses = alias.alias_of in self._changes.dropped and alias.name not in self._changes.dropped
             if loses or alias.name in self._changes.tensors:
@@ -339,7 +339,7 @@ def _with_strings(old: Mapping[str, str], changed: Mapping[str, str | None]) -> 
 
 
 def _as_json(key: str, text: str, path: str) -> object:
-    """The value of a note that is no string."""
+    """Return the value of a note that is not a string."""
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError):

@@ -103,7 +103,7 @@ def write_index(
 
 
 def index_name(pattern: str) -> str:
-    """What the index of a set is called."""
+    """Return the name of a set's index."""
     return f"{pattern.format(suffix='')}.index.json"
 
 
@@ -113,7 +113,7 @@ class SafetensorsShards:
     pattern = "model{suffix}.safetensors"
 
     def spelled(self, dtype: DType) -> str | None:
-        """How safetensors says a dtype; None for one that it has not."""
+        """Return safetensors' spelling of a dtype; None for one that it does not have."""
         return safetensors.spelled(dtype)
 
     def write_folder(self, new: NewCheckpoint, create: Create, progress: Progress) -> int:
@@ -149,7 +149,7 @@ class TorchShards:
     pattern = "pytorch_model{suffix}.bin"
 
     def spelled(self, dtype: DType) -> str | None:
-        """How torch says a dtype; None for one that it has not."""
+        """Return torch's spelling of a dtype; None for one that it does not have."""
         return torch_zip.spelled(dtype)
 
     def write_folder(self, new: NewCheckpoint, create: Create, progress: Progress) -> int:

@@ -1,7 +1,7 @@
 """A stream of pickles: what torch.save wrote before 1.6, and what pickle.dump writes.
 
 Both may stand in one file, one after another. The names of the first are plain, those of the second begin with
-`[1].`, and so on. What follows the last pickle and is none is left alone, as torch.load and pickle.load do.
+`[1].`, and so on. Bytes after the last pickle are left alone, as torch.load and pickle.load do.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Part:
     end: int
     """The byte after its last storage."""
     save: Save | None
-    """Where torch.save wrote it."""
+    """The save that it belongs to; None for a pickle of pickle.dump."""
 
 
 class _Finder:

@@ -1,7 +1,7 @@
-"""A stream of torch.save from before 1.6 written anew: its preface as it is, the pickle, the keys, the storages.
+"""Rewrite a stream of torch.save from before 1.6: its preface as it is, the pickle, the keys, the storages.
 
-Source: torch/serialization.py (`_legacy_save`). Storages keep their keys; further saves in the same file are carried
-along byte for byte.
+Source: torch/serialization.py (`_legacy_save`). Storages keep their keys; further saves in the same file are copied
+byte for byte.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Finder:
 
 
 class Rewriting:
-    """A legacy stream about to be written anew with some changes."""
+    """A legacy stream about to be rewritten with some changes."""
 
     def __init__(self, checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> None:
         container, graph = checkpoint.container, checkpoint.document
@@ -68,7 +68,7 @@ class Rewriting:
         place = Place(self._save.begin)
         self._edited = EditedPickle(graph, _Finder(checkpoint, self._save), place, entries, changes)
         self._rekeyed = False
-        """Whether the list of storages becomes another one."""
+        """True if the list of storages becomes another one."""
         self._storages = self._named()
 
     def _named(self) -> dict[str, Storage]:

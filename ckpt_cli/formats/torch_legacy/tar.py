@@ -175,7 +175,7 @@ class _Cursor:
         return found
 
     def count(self) -> int:
-        """How many items follow."""
+        """Return the number of items that follow."""
         count = self.pickle()
         if not is_count(count):
             raise MalformedError(f"member {self.name!r} does not begin with a count")
@@ -198,7 +198,7 @@ class _Cursor:
 
 
 class _Tar:
-    """What the lists say, by the numbers that the pickle uses."""
+    """The storages and tensors of the lists, by the numbers that the pickle uses."""
 
     def __init__(self, file: SourceFile) -> None:
         found = _files(file)

@@ -18,14 +18,14 @@ from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Container
 
 ROOM = ".ckpt_room"
-"""What the record is called that is where the pickle was, after the archive's own name."""
+"""The name, after the archive's own, of the record that takes the place of a pickle that moved."""
 
 LONGEST = 64 << 20
 """Bytes of a beginning that is patched through a journal; a longer one is written with the whole file."""
 
 
 def has_room(container: Container) -> bool:
-    """Whether an edit in place left a record of zeros behind."""
+    """True if an edit in place left a record of zeros behind."""
     return isinstance(container, ZipStorages) and any(name.endswith(f"/{ROOM}") for name in container.records.by_name)
 
 
@@ -102,7 +102,7 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
 
 
 def _directory(records: ZipRecords, overlay: Overlay) -> dict[str, bytes]:
-    """What the central directory is to say of each record, checksums that change along included."""
+    """Return the entry of each record in the central directory, with the checksums that change."""
     begin, nbytes = records.directory
     raw = overlay.read(0, begin, nbytes)
     ends = [record.central - begin for record in records.by_name.values()][1:]

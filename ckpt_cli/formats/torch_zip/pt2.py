@@ -100,7 +100,7 @@ class SavedPrograms:
         return found
 
     def pickled(self, name: str, record: Record, meta: object, kind: str) -> Iterator[Entry]:
-        """What a payload holds that is not raw bytes: a tensor in a zip file of its own, or an object."""
+        """Yield the entries of a payload that is not raw bytes: a tensor in a zip file of its own, or an object."""
         if meta is None:
             yield Value(name, Opaque(f"<an object, pickled in {record.nbytes} bytes>"))
             return
@@ -240,7 +240,7 @@ _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 """Bytes of memory that what begins, goes on or ends with a character takes when parsed."""
 
 _COUNT_END = 1 << 63
-"""What sizes, strides and offsets must stay below: torch has them in 64 bits with a sign."""
+"""The bound of sizes, strides and offsets: torch has them in 64 bits with a sign."""
 
 
 class _JsonRecords:
@@ -253,7 +253,7 @@ class _JsonRecords:
         """Bytes of memory that may still be taken."""
 
     def read(self, name: str) -> dict[str, Any]:
-        """The object that a record is; raises MalformedError for one that is none, LimitError for far too much."""
+        """Return the object that a record is; raises MalformedError for anything else, LimitError for far too much."""
         raw = self.raw(name)
         cost = (2 if raw.isascii() else 8) * len(raw) + sum(raw.count(char) * nbytes for char, nbytes in _COSTS)
         self._left -= cost

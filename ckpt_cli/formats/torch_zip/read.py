@@ -1,4 +1,4 @@
-"""Read zip files of torch: those of torch.save since 1.6 here, others by the table of what tells which kind.
+"""Read zip files of torch: those of torch.save since 1.6 here, the other kinds by a table of their readers.
 
 Record names and their order are those of torch/csrc/serialization and torch/serialization.py (`_save`).
 """

@@ -1,4 +1,4 @@
-"""A torch zip file written anew: records in torch's order and layout, storages renumbered as torch numbers them.
+"""Rewrite a torch zip file: records in torch's order and layout, storages renumbered as torch numbers them.
 
 With `.format_version` among its records torch computes where storages are (torch/serialization.py,
 `_get_offset`) instead of looking: so the layout is exactly torch's, and storages are numbered in the order in which
@@ -30,7 +30,7 @@ _PIECE = 8 << 20
 
 
 class Rewriting:
-    """A torch zip file about to be written anew with some changes; nothing is written before `write`."""
+    """A torch zip file about to be rewritten with some changes; nothing is written before `write`."""
 
     def __init__(self, checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> None:
         container, graph = checkpoint.container, checkpoint.document
@@ -52,7 +52,7 @@ class Rewriting:
         self._open_copy = open_copy
         self._contents = changes.contents
         self._renumbered = False
-        """Whether a storage gets another key than it has."""
+        """True if a storage gets another key than it has."""
         self._storages = self._number()
 
     def _number(self) -> list[Storage]:

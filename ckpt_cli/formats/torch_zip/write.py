@@ -38,7 +38,7 @@ Nest = Callable[[Iterable[tuple[str, tuple["str | int", ...], object]]], object]
 
 
 def spelled(dtype: DType) -> str | None:
-    """How torch says a dtype; None for one that it has not."""
+    """Return torch's spelling of a dtype; None for one that it does not have."""
     return None if dtype.category == "quantized" or dtype.name in _FOREIGN else dtype.name
 
 
@@ -93,7 +93,7 @@ def write_saved(
 
 
 def _identity(pickle: bytes | bytearray, checksums: Sequence[int]) -> bytes:
-    """Forty digits that tell the content apart from other content, as torch's writer has them."""
+    """Return forty digits that identify the content, as torch's writer has them."""
     digest = hashlib.blake2b(pickle, digest_size=16)
     digest.update(b"".join(crc.to_bytes(4, "little") for crc in checksums))
     return f"{int.from_bytes(digest.digest(), 'little'):040}".encode()

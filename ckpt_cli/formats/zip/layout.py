@@ -50,7 +50,7 @@ class EndRecord(NamedTuple):
     start_disk: int
     on_disk: int
     records: int
-    """How many the directory lists."""
+    """The number of records in the directory."""
     size: int
     """Bytes of the directory."""
     offset: int
@@ -77,7 +77,7 @@ class LocalHeader(NamedTuple):
 
 
 def find_end(source: ByteSource, end: int, reaches: Iterable[int]) -> EndRecord | None:
-    """The last end record before byte `end`, looked for in its last bytes: so many as each of `reaches` in turn."""
+    """Find the last end record before byte `end`: within the last `reaches[0]` bytes, else the last `reaches[1]`…"""
     for most in reaches:
         reach = min(most, end)
         tail = source.read(end - reach, reach)
@@ -88,7 +88,7 @@ def find_end(source: ByteSource, end: int, reaches: Iterable[int]) -> EndRecord 
 
 
 def find_locator(source: ByteSource, end: int) -> tuple[int, int] | None:
-    """Where the zip64 locator before an end record is, and where it says that the zip64 end record is."""
+    """Return the byte of the zip64 locator before an end record, and that of the zip64 end record as it says."""
     at = end - LOCATOR.size
     if at < 0:
         return None
@@ -149,7 +149,7 @@ def local_header(name: str, nbytes: int, header: int, *, alignment: int = ALIGNM
 
 
 def descriptor(nbytes: int, crc: int, header: int) -> bytes:
-    """What follows the data of a record that is not empty: its checksum and sizes."""
+    """Return the descriptor after the data of a record that is not empty: its checksum and sizes."""
     if not nbytes:
         return b""
     form = _DESCRIPTOR64 if _zip64(nbytes, header, stored=nbytes) else _DESCRIPTOR
@@ -169,7 +169,7 @@ def central_entry(name: str, header: int, crc: int, nbytes: int) -> bytes:
 
 
 def end_records(count: int, size: int, begin: int) -> bytes:
-    """What follows a directory of `count` entries and `size` bytes that begins at byte `begin`: zip64 always."""
+    """Return the end records after a directory of `count` entries and `size` bytes at byte `begin`: zip64 always."""
     short = min(count, 0xFFFF)
     return b"".join((
         END64.pack(_END64_MAGIC, 44, 0x031E, 45, 0, 0, count, count, size, begin),

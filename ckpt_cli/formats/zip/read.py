@@ -72,7 +72,7 @@ class Record:
         self.central = central
         """The first byte of its entry in the central directory."""
         self.least_end = least_end
-        """Where it ends at the earliest: its local header's extra field is not known before that is read."""
+        """The earliest byte that it can end at: its local header's extra field is not known before that is read."""
 
 
 class _Stream:
@@ -111,7 +111,7 @@ class _Stream:
 class ZipRecords:
     """The records of one open zip file, or of one that is a part of a file, by name; offsets count from its begin.
 
-    Raises MalformedError, TruncatedError or LimitError for a file that is no sound zip.
+    Raises MalformedError, TruncatedError or LimitError for a file that is not a sound zip.
     """
 
     def __init__(self, file: ByteSource, number: int = 0) -> None:
@@ -123,7 +123,7 @@ class ZipRecords:
         self.directory = (0, 0)
         """The first byte of the central directory, and its size in bytes."""
         self._data: dict[str, int] = {}
-        """What local headers were read for: the first byte of each record's data."""
+        """The first byte of each record's data, for the records whose local headers were read."""
         self._stream: _Stream | None = None
         """The compressed record that was read last, as far as it was read."""
         self._inflated = 0
