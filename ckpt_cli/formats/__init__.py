@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.formats import registry
 from ckpt_cli.formats.open import open_checkpoint
-from ckpt_cli.formats.verify import verify_copy
 
 if TYPE_CHECKING:
     from ckpt_cli.model.changes import Changes
@@ -21,3 +20,10 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
     Raises UnsupportedError where that cannot be done.
     """
     return registry.rewriting(checkpoint, changes, open_checkpoint)
+
+
+def verify_copy(original: Checkpoint, path: str, output: str) -> None:
+    """Open a patched copy again before it becomes `output`; raises CkptError where it is not what was meant."""
+    from ckpt_cli.formats.writing import verify_copy as verify
+
+    verify(original, path, output, open_checkpoint)

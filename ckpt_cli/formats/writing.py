@@ -13,8 +13,9 @@ from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import Extent, LocalFile, SourceFile
+from ckpt_cli.formats.signatures import is_safetensors
 from ckpt_cli.model.changes import Content, difference
-from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -143,6 +144,48 @@ def verify_new(wanted: Sequence[Tensor], path: str, open_copy: OpenCopy, *, in_o
             fault = "its tensors are in another order"
     if fault:
         raise not_read_back(fault)
+
+
+def verify_copy(original: Checkpoint, path: str, output: str, open_copy: OpenCopy) -> None:
+    """Open a patched copy again before it becomes `output`, with the format's reference reader where there is one.
+
+    Raises CkptError where it does not read back as the same entries over the same ranges.
+    """
+    try:
+        same, why = _reads_back(original, path, open_copy), ""
+    except FormatError as error:
+        same, why = False, f": {error.problem}"
+    if not same:
+        raise CkptError(f"the new file did not read back as it should, so nothing was replaced{why}", path=output)
+
+
+def _reads_back(original: Checkpoint, path: str, open_copy: OpenCopy) -> bool:
+    """True if the copy opens to the original's entries, and its safetensors files in their own library."""
+    copy = open_copy(path)
+    with closing(copy):
+        for file in copy.container.files:
+            if is_safetensors(file.read(0, min(9, file.size))):
+                open_with_safetensors(file.path)
+        return len(copy.entries) == len(original.entries) and all(
+            _facts(one) == _facts(other) for one, other in zip(copy.entries, original.entries, strict=True)
+        )
+
+
+def _facts(entry: Entry) -> tuple[object, ...]:
+    """Return the facts of an entry that an edit of values leaves as they are."""
+    if isinstance(entry, Tensor):
+        storage = entry.storage
+        own = (
+            entry.name,
+            entry.dtype.name,
+            entry.shape,
+            entry.stride,
+            entry.storage_offset,
+            None if storage is None else (storage.key, storage.nbytes, storage.location),
+            entry.layout,
+        )
+        return (*own, *map(_facts, entry.parts))
+    return (entry.name,)
 
 
 def open_with_safetensors(path: str) -> None:
