@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import UsageError
+from ckpt_cli.files.places import exists, is_file, size_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,11 +65,9 @@ def parse_value(text: str) -> NDArray[Any]:
 
 
 def _array_in(path: str) -> NDArray[Any]:
-    import os
-
     import numpy as np
 
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+    if exists(path) and not is_file(path):  # a pipe would be waited for
         raise UsageError("is not a regular file, and only such a one can be mapped", path=path)
     try:
         loaded = np.lib.format.open_memmap(path, mode="r")  # which, unlike numpy.load, never offers to unpickle
@@ -78,7 +77,7 @@ def _array_in(path: str) -> NDArray[Any]:
         ) from None
     if loaded.dtype.kind not in "biufc":
         raise UsageError(f"its values are {loaded.dtype}, no numbers", path=path)
-    if os.path.getsize(path) > loaded.offset + loaded.nbytes:
+    if size_of(path) > loaded.offset + loaded.nbytes:
         raise UsageError("holds more than one array, and it is not clear which one is meant", path=path)
     return loaded
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UsageError
+from ckpt_cli.files.places import open_file
 from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
 
@@ -126,10 +127,9 @@ def _from_file(name: str, path: str, dtype: DType | None, *, cast: bool) -> Made
 
 
 def _open(path: str) -> Checkpoint:
-    from ckpt_cli.files.source import LocalFile
     from ckpt_cli.formats.numpy import read as npy_stream
 
-    file = LocalFile(path)
+    file = open_file(path)
     try:
         return npy_stream.read(file)
     except MalformedError:

@@ -122,7 +122,8 @@ def remove_unlocked(path: str) -> None:
 def creating(path: str, *, mode_of: str) -> Iterator[LocalFile]:
     """A new file within a folder that is not in place yet, durable when the block ends."""
     with LocalFile(path, write=True, create=True) as file:
-        os.fchmod(file.fd, os.stat(mode_of).st_mode & 0o777)
+        if os.path.exists(mode_of):  # it may lie elsewhere than on the disk
+            os.fchmod(file.fd, os.stat(mode_of).st_mode & 0o777)
         yield file
         os.fsync(file.fd)
 

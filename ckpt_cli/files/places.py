@@ -11,6 +11,7 @@ import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Protocol
 
 from ckpt_cli.files.source import Identity, LocalFile, MemorySource, SourceFile
@@ -41,8 +42,8 @@ class Folder(Protocol):
     def size_of(self, path: str) -> int:
         """Return the number of bytes of a file; raises OSError where there is none."""
 
-    def names_in(self, path: str) -> list[str]:
-        """Return the sorted names in a folder; raises OSError where it cannot be listed."""
+    def names_in(self, path: str, most: int | None = None) -> list[str]:
+        """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
 
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return those of some names, which may lead into subfolders, that are regular files in a folder, in order."""
@@ -97,9 +98,10 @@ class LocalFolder:
         """Return the number of bytes of a file."""
         return os.path.getsize(path)
 
-    def names_in(self, path: str) -> list[str]:
-        """Return the sorted names in a folder; the current one for an empty path."""
-        return sorted(os.listdir(path or os.curdir))
+    def names_in(self, path: str, most: int | None = None) -> list[str]:
+        """Return the sorted names in a folder; in the current one for an empty path."""
+        with os.scandir(path or os.curdir) as entries:
+            return sorted(entry.name for entry in islice(entries, most))
 
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return the names that are regular files in a folder."""
@@ -178,12 +180,13 @@ class MemoryFolder:
         """Return the number of bytes of a file."""
         return len(self._bytes(path))
 
-    def names_in(self, path: str) -> list[str]:
+    def names_in(self, path: str, most: int | None = None) -> list[str]:
         """Return the sorted names in a folder."""
         if not self.is_folder(path):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         start = join(self.canonical(path), "")
-        return sorted({found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)})
+        names = {found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)}
+        return sorted(names)[:most]
 
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return the names that are files in a folder."""
@@ -278,9 +281,9 @@ def size_of(path: str) -> int:
     return place_of(path).size_of(path)
 
 
-def names_in(path: str) -> list[str]:
-    """Return the sorted names in a folder; raises OSError where it cannot be listed."""
-    return place_of(path).names_in(path)
+def names_in(path: str, most: int | None = None) -> list[str]:
+    """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
+    return place_of(path).names_in(path, most)
 
 
 def present(path: str, names: Sequence[str]) -> list[str]:

@@ -136,17 +136,19 @@ def test_a_set_in_memory_with_a_missing_shard_says_so(ckpt: Ckpt, here: Path, mo
 def test_a_checkpoint_in_memory_is_not_edited_in_place_but_into_a_new_file(ckpt: Ckpt, here: Path) -> None:
     torch.save({"w": torch.ones(3)}, here / "m.pt")
     with mounted("memory", in_memory(here)):
-        for command in ("set FILE w[0]=2", "rename FILE --strip w", "rm FILE w"):
+        for command in ("set FILE w[0]=2", "rename FILE --strip w", "rm FILE w", "undo FILE"):
             answer = ckpt(*command.replace("FILE", HERE + "m.pt").split(" "))
             assert (answer.code, answer.out) == (2, "")
-            assert "cannot be edited in place" in answer.err
+            assert "does not lie on this machine's disk" in answer.err
             assert answer.err.count("\n") == 1
         assert ckpt("set", HERE + "m.pt", "w[0]=2", "-o", "set.pt").code == 0
         assert ckpt("rename", HERE + "m.pt", "--sub", "w", "x", "-o", "renamed.pt").code == 0
         assert ckpt("convert", HERE + "m.pt", "converted.safetensors").code == 0
+        assert ckpt("convert", HERE + "m.pt", "folder", "--to", "hf").code == 0
     assert torch.load("set.pt")["w"].tolist() == [2, 1, 1]
     assert torch.load("renamed.pt")["x"].tolist() == [1, 1, 1]
-    assert load_file("converted.safetensors")["w"].tolist() == [1, 1, 1]
+    for converted in ("converted.safetensors", "folder/model.safetensors"):
+        assert load_file(converted)["w"].tolist() == [1, 1, 1]
 
 
 def test_a_folder_in_memory_lists_its_names_and_those_below_it_but_no_hidden_folders() -> None:

@@ -10,7 +10,10 @@ import pytest
 
 import ckpt_cli
 
-ROOMS = ("formats", "scanner", "ops")
+ROOMS = ("formats", "scanner", "ops", "edits")
+
+EXCEPTIONS = ("edits/transaction.py", "edits/patching.py")
+"""Files that edit in place, which only happens on this machine's disk."""
 
 FORBIDDEN = {
     *("open", "LocalFile"),
@@ -39,6 +42,6 @@ def test_a_room_asks_places_and_not_the_system(room: str) -> None:
         f"{path.relative_to(folder.parent)}:{line}: {name}"
         for path in sorted(folder.rglob("*.py"))
         for line, name in called(path.read_text())
-        if name in FORBIDDEN
+        if name in FORBIDDEN and path.relative_to(folder.parent).as_posix() not in EXCEPTIONS
     ]
     assert not found
