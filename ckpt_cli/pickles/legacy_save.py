@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError, TruncatedError
 from ckpt_cli.files.source import ByteSource
-from ckpt_cli.pickles.graph import Global, Graph, PersistentId
+from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
-from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dtype, text_of
+from ckpt_cli.pickles.references import Reference, reference_of
+from ckpt_cli.pickles.tensors.arguments import text_of
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """What the first pickle of a save holds (torch/serialization.py `MAGIC_NUMBER`)."""
@@ -32,22 +32,6 @@ _WINDOWS = (4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20)
 """Bytes that are read at a time to find the end of a pickle: its length stands nowhere."""
 
 _NUMEL = struct.Struct("<q")
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What a persistent id says of a storage."""
-
-    key: str
-    dtype: DType
-    """Of its class; uint8 for untyped ones."""
-    numel: int
-    location: str
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element of its class."""
-        return max(self.dtype.bits // 8, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +99,7 @@ def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tu
     known: dict[str, Reference] = {}
     for node in graph.persistent:
         reference = reference_of(node)
-        if reference is not None:
+        if reference is not None and reference.dtype is not None:
             known.setdefault(reference.key, reference)  # as torch does: the first one says how wide an element is
     places: dict[str, tuple[int, int]] = {}
     for key in map(text_of, keys):
@@ -136,14 +120,3 @@ def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tu
         places[key] = position, nbytes
         position += nbytes
     return places, position
-
-
-def reference_of(node: object) -> Reference | None:
-    """The storage that a node refers to, or None for one that refers to none."""
-    pid = node.pid if type(node) is PersistentId else None
-    if type(pid) is not tuple or len(pid) < 5 or text_of(pid[0]) != "storage":
-        return None
-    kind, key, location, numel = pid[1], text_of(pid[2]), text_of(pid[3]), pid[4]
-    if type(kind) is not Global or key is None or location is None or not is_count(numel):
-        raise odd_storage()
-    return Reference(key, storage_dtype(kind), numel, location)

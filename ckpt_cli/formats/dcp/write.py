@@ -23,10 +23,10 @@ from ckpt_cli.formats.torch_zip.write import write_saved
 from ckpt_cli.formats.zip.read import ZipRecords
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
-from ckpt_cli.pickles.edit.renumber import number_storages
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.graph import Call, Dict
 from ckpt_cli.pickles.read import read_pickle
+from ckpt_cli.pickles.references import number_storages
 from ckpt_cli.pickles.tensors.make import Maker
 from ckpt_cli.pickles.write import write_pickle
 

@@ -241,16 +241,21 @@ class Rewriting:
         return found
 
     def _weight_map(self, stored: Mapping[str, Sequence[str]]) -> dict[str, str]:
-        """Which shard has which name, in the order of the old map; an alias that is stored from now on comes last."""
+        """Return which shard has which name, in the order of the old map; a newly stored alias comes last.
+
+        Where the old map is wrong about a name that changes, the new one is right.
+        """
         rename, old = self._changes.names, self._old_index["weight_map"]
         had = {number: {entry.name for entry in shard.entries} for number, shard in enumerate(self._container.shards)}
         aliases = {tensor.name for tensor in self._checkpoint.tensors if tensor.alias_of is not None}
+        owners = {name: file for file, names in stored.items() for name in names}
         found: dict[str, str] = {}
         for name, file in old.items():
             new = rename.get(name, name)
-            is_there = new in stored.get(file, ()) or name in aliases or name not in had[self._names.index(file)]
+            is_elsewhere = name not in had[self._names.index(file)]
+            is_there = new in stored.get(file, ()) or name in aliases or is_elsewhere
             if name not in self._changes.dropped and file not in self.removed and is_there:
-                found[new] = file
+                found[new] = owners.get(new, file) if is_elsewhere and new != name and name not in aliases else file
         unlisted = {rename.get(name, name) for names in had.values() for name in names if name not in old}
         unlisted -= {rename.get(name, name) for name in aliases}
         for file, names in stored.items():

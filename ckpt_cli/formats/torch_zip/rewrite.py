@@ -21,9 +21,9 @@ from ckpt_cli.formats.zip.read import STORED, Record
 from ckpt_cli.formats.zip.write import ALIGNMENT, ZipWriter
 from ckpt_cli.model.changes import Changes, Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
-from ckpt_cli.pickles.edit.retarget import rekey
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.references import rekey
 
 _PIECE = 8 << 20
 """Bytes of a compressed storage that are inflated at a time."""

@@ -11,8 +11,8 @@ from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.check.finding import Check, Spot
 from ckpt_cli.ops.check.safetensors import MISALIGNED
 from ckpt_cli.ops.ls import list_waste
-from ckpt_cli.pickles.attributes import is_storage
 from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.references import is_storage
 from ckpt_cli.pickles.tensors.arguments import text_of
 
 _PICKLE = {"unusual-global", "nested-pickle", "hidden-pickle"}
