@@ -6,17 +6,16 @@ while a `MemoryFolder` is mounted there. Code outside this room asks the functio
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Protocol
 
-from ckpt_cli.files.source import Identity, LocalFile, MemorySource, SourceFile
+from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 
-_SEPARATOR = "://"
+SEPARATOR = "://"
 """It stands between the scheme and the rest of a path that does not lie on the disk."""
 
 
@@ -35,6 +34,9 @@ class Folder(Protocol):
 
     def exists(self, path: str) -> bool:
         """True if a path leads to something."""
+
+    def is_link(self, path: str) -> bool:
+        """True if a path is a symbolic link."""
 
     def is_taken(self, path: str) -> bool:
         """True if there is something at a path, be it a link that leads nowhere."""
@@ -59,6 +61,9 @@ class Folder(Protocol):
 
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
+
+    def can_write(self, path: str) -> bool:
+        """True if this process may write to the file at a path."""
 
     def identity_of(self, path: str) -> Identity | None:
         """Return the identity and state of the file at a path; None where there is none."""
@@ -89,6 +94,10 @@ class LocalFolder:
     def exists(self, path: str) -> bool:
         """True if there is something at a path."""
         return os.path.exists(path)
+
+    def is_link(self, path: str) -> bool:
+        """True if a path is a symbolic link."""
+        return os.path.islink(path)
 
     def is_taken(self, path: str) -> bool:
         """True if there is something at a path, be it a link that leads nowhere."""
@@ -125,6 +134,10 @@ class LocalFolder:
         with open(path, "rb") as file:
             return file.read(nbytes)
 
+    def can_write(self, path: str) -> bool:
+        """True if this process may write to the file at a path."""
+        return os.access(path, os.W_OK)
+
     def links_of(self, path: str) -> int:
         """Return the number of names that a file has."""
         return os.stat(path).st_nlink
@@ -148,91 +161,6 @@ class LocalFolder:
 LOCAL = LocalFolder()
 
 
-class MemoryFolder:
-    """Files in memory: bytes by their whole path, such as `memory://folder/model.pt`."""
-
-    is_local = False
-
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._files = dict(files)
-        self._folders = {f"{path.partition(_SEPARATOR)[0]}{_SEPARATOR}" for path in files}
-        for path in files:
-            while (path := folder_of(path)) not in self._folders:
-                self._folders.add(path)
-
-    def is_folder(self, path: str) -> bool:
-        """True if a path is a folder."""
-        return self.canonical(path) in self._folders
-
-    def is_file(self, path: str) -> bool:
-        """True if a path is a file."""
-        return path in self._files
-
-    def exists(self, path: str) -> bool:
-        """True if there is something at a path."""
-        return self.is_file(path) or self.is_folder(path)
-
-    def is_taken(self, path: str) -> bool:
-        """True if there is something at a path."""
-        return self.exists(path)
-
-    def size_of(self, path: str) -> int:
-        """Return the number of bytes of a file."""
-        return len(self._bytes(path))
-
-    def names_in(self, path: str, most: int | None = None) -> list[str]:
-        """Return the sorted names in a folder."""
-        if not self.is_folder(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        start = join(self.canonical(path), "")
-        names = {found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)}
-        return sorted(names)[:most]
-
-    def present(self, path: str, names: Sequence[str]) -> list[str]:
-        """Return the names that are files in a folder."""
-        return [name for name in names if self.is_file(join(path, name))]
-
-    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
-        """Yield each file of a folder, those of its subfolders after its own."""
-        names = self.names_in(path)
-        yield from ((name, join(path, name)) for name in names if self.is_file(join(path, name)))
-        for name in names:
-            if not name.startswith(".") and self.is_folder(join(path, name)):
-                yield from ((f"{name}/{inner}", found) for inner, found in self.files_below(join(path, name)))
-
-    def open(self, path: str) -> MemorySource:
-        """Open a file."""
-        return MemorySource(self._bytes(path), path)
-
-    def head_of(self, path: str, nbytes: int) -> bytes:
-        """Return at most the first `nbytes` bytes of a file."""
-        return self._bytes(path)[:nbytes]
-
-    def links_of(self, path: str) -> int:
-        """Return 1, as a file in memory has one name."""
-        self._bytes(path)
-        return 1
-
-    def identity_of(self, path: str) -> Identity | None:
-        """Return the state that a source of the file has; None where there is no file."""
-        return self.open(path).seen if path in self._files else None
-
-    def is_same(self, path: str, other: str) -> bool:
-        """True if two paths are one."""
-        return self.exists(path) and self.canonical(path) == self.canonical(other)
-
-    def canonical(self, path: str) -> str:
-        """Return the path without slashes at its end."""
-        scheme, separator, rest = path.partition(_SEPARATOR)
-        return scheme + separator + rest.rstrip("/")
-
-    def _bytes(self, path: str) -> bytes:
-        if path in self._files:
-            return self._files[path]
-        number = errno.EISDIR if self.is_folder(path) else errno.ENOENT
-        raise OSError(number, os.strerror(number), path)
-
-
 _mounted: dict[str, Folder] = {}
 """The folder of each scheme."""
 
@@ -251,7 +179,7 @@ def mounted(scheme: str, folder: Folder) -> Iterator[None]:
 
 def place_of(path: str) -> Folder:
     """Return the folder that a path lies in: the one mounted at its scheme, else this machine's disk."""
-    if _mounted and (found := _mounted.get(path.partition(_SEPARATOR)[0])) is not None and _SEPARATOR in path:
+    if _mounted and (found := _mounted.get(path.partition(SEPARATOR)[0])) is not None and SEPARATOR in path:
         return found
     return LOCAL
 
@@ -269,6 +197,11 @@ def is_file(path: str) -> bool:
 def exists(path: str) -> bool:
     """True if there is something at a path, a broken link not counted."""
     return place_of(path).exists(path)
+
+
+def is_link(path: str) -> bool:
+    """True if a path is a symbolic link."""
+    return place_of(path).is_link(path)
 
 
 def is_taken(path: str) -> bool:
@@ -306,6 +239,11 @@ def head_of(path: str, nbytes: int) -> bytes:
     return place_of(path).head_of(path, nbytes)
 
 
+def can_write(path: str) -> bool:
+    """True if this process may write to the file at a path."""
+    return place_of(path).can_write(path)
+
+
 def links_of(path: str) -> int:
     """Return the number of names (hard links) that a file has; raises OSError where there is none."""
     return place_of(path).links_of(path)
@@ -332,12 +270,12 @@ def canonical(path: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """Return the path of a name in a folder."""
-    return posixpath.join(folder, name) if _SEPARATOR in folder else os.path.join(folder, name)
+    return posixpath.join(folder, name) if SEPARATOR in folder else os.path.join(folder, name)
 
 
 def folder_of(path: str) -> str:
     """Return the folder that a path is in; empty for a bare name."""
-    if _SEPARATOR not in path:
+    if SEPARATOR not in path:
         return os.path.dirname(path)
     folder = posixpath.dirname(path)
     return f"{folder}//" if folder.endswith(":") else folder
@@ -345,7 +283,7 @@ def folder_of(path: str) -> str:
 
 def name_of(path: str) -> str:
     """Return the last part of a path; slashes at its end do not count."""
-    if _SEPARATOR in path:
+    if SEPARATOR in path:
         return posixpath.basename(path.rstrip("/"))
     name = os.path.basename(path)
     return name if name not in ("", ".", "..") else os.path.basename(os.path.normpath(path))

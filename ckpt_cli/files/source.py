@@ -1,4 +1,4 @@
-"""Sources of bytes: open files, parts of them and bytes in memory, of which only the ranges asked for are read."""
+"""Sources of bytes, of which only the ranges asked for are read: open files, and parts of them or of other sources."""
 
 from __future__ import annotations
 
@@ -335,81 +335,3 @@ class Window:
 
     def close(self) -> None:
         """Do nothing: the whole file is closed by who opened it."""
-
-
-class MemorySource:
-    """Bytes in memory that read as a file.
-
-    Of a longer file they may be the beginning: `size` is then that of all of it, reading what is not in memory raises
-    TruncatedError, and a view ends where the bytes do.
-    """
-
-    begin = 0
-    in_memory = True
-    fd = -1
-    writable = False
-
-    def __init__(self, data: bytes | bytearray | memoryview, path: str = "", size: int | None = None) -> None:
-        self._data = memoryview(data).toreadonly()
-        self.path = path
-        self.size = len(self._data) if size is None else size
-        """Bytes in the file."""
-        self.seen: Identity = (0, 0, self.size, 0)
-        self.was_read = False
-        self.on_read: Callable[[], None] | None = None
-
-    @property
-    def whole(self) -> MemorySource:
-        """The source itself."""
-        return self
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Return exactly `nbytes` bytes from `offset`; raises TruncatedError where they are not all in memory."""
-        self.check(offset, nbytes)
-        found = bytes(self._data[offset : offset + nbytes])
-        if len(found) < nbytes:
-            raise TruncatedError(f"bytes {offset}–{offset + nbytes} are not there", path=self.path or None)
-        return found
-
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill a buffer with the bytes from `offset`; raises TruncatedError where they are not all in memory."""
-        buffer[:] = self.read(offset, len(buffer))
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """Return the bytes, as far as they are in memory, without a copy."""
-        self.check(offset, nbytes)
-        return self._data[offset : offset + nbytes]
-
-    def expect(self, offset: int, nbytes: int) -> None:
-        """Do nothing: the bytes are there."""
-
-    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Do nothing: the bytes are there."""
-
-    def check(self, offset: int, nbytes: int) -> None:
-        """Raise TruncatedError for a range that is not all there."""
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise TruncatedError(
-                f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path or None
-            )
-
-    def note_read(self) -> None:
-        """Note that a value is read."""
-        self.on_read, self.was_read = None, True
-
-    def has_changed(self) -> bool:
-        """Return False: no one else changes it."""
-        return False
-
-    def is_whole(self) -> bool:
-        """Return True: no one else changes it."""
-        return True
-
-    def forget(self) -> None:
-        """Do nothing: views take no memory of their own."""
-
-    def close(self) -> None:
-        """Do nothing: its bytes go when nothing refers to them."""
-
-    def __reduce__(self) -> tuple[type[MemorySource], tuple[bytes, str, int]]:
-        return MemorySource, (bytes(self._data), self.path, self.size)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, MalformedError
+from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.places import files_below, folder_of, is_folder, join, name_of, open_file
-from ckpt_cli.files.source import MemorySource
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.budget import ScanBudget

@@ -19,8 +19,9 @@ from contract import FORMATS, Format
 from safetensors.torch import load_file
 
 from ckpt_cli.errors import TruncatedError
-from ckpt_cli.files.places import LOCAL, Folder, MemoryFolder, files_below, folder_of, mounted, name_of, names_in
-from ckpt_cli.files.source import MemorySource, Window
+from ckpt_cli.files.memory import MemoryFolder, MemorySource
+from ckpt_cli.files.places import LOCAL, Folder, files_below, folder_of, mounted, name_of, names_in
+from ckpt_cli.files.source import Window
 
 HERE = "memory://"
 
@@ -158,7 +159,7 @@ def test_a_folder_in_memory_answers_every_question_as_the_disk_does(here: Path) 
     memory = in_memory(here)
     for path in ("a", "a/", "a/b", "a/x", "top", "a/none", "none/x"):
         there = HERE + path
-        for name in ("is_folder", "is_file", "exists", "is_taken"):
+        for name in ("is_folder", "is_file", "exists", "is_link", "is_taken"):
             assert getattr(memory, name)(there) == getattr(LOCAL, name)(path), (name, path)
         for name in ("size_of", "links_of", "names_in", "open"):
             assert outcome(memory, name, there) == outcome(LOCAL, name, path), (name, path)

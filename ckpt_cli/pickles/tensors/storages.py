@@ -9,7 +9,6 @@ from typing import Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError
-from ckpt_cli.files.source import MemorySource
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.graph import Call, Global, Graph
@@ -108,6 +107,8 @@ class Storages:
         buffer = buffer_of(node, self._data)
         if buffer is None:
             raise odd_storage()
+        from ckpt_cli.files.memory import MemorySource
+
         self._budget.steps(_SAVE_STEPS)
         head = buffer.data
         if buffer.codec:
