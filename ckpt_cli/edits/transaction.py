@@ -20,7 +20,7 @@ from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
 from ckpt_cli.formats.sharded.names import index_of
@@ -238,7 +238,7 @@ class _Transaction:
         done = replace(done, other_names=other_names(*(file.path for file in files)))
         return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._replace_files(done)
 
-    def _files(self, *names: str) -> list[LocalFile]:
+    def _files(self, *names: str) -> list[SourceFile]:
         """The files of the set that have some names, in the set's order."""
         return [file for file in self.checkpoint.container.files if os.path.basename(file.path) in names]
 
@@ -317,7 +317,7 @@ class _Transaction:
         return nbytes
 
 
-def _refuse_links(files: Iterable[LocalFile]) -> None:
+def _refuse_links(files: Iterable[SourceFile]) -> None:
     """Raise where a file of a set is a link: what it leads to may be part of another set too."""
     for file in files:
         if os.path.islink(file.path):
@@ -328,7 +328,7 @@ def _refuse_links(files: Iterable[LocalFile]) -> None:
             )
 
 
-def _require_writable(files: Iterable[LocalFile], *, dry_run: bool = False) -> None:
+def _require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> None:
     """Raise PermissionError where a file that is to change may not be written."""
     for file in files:
         if not (os.access(file.path, os.W_OK) if dry_run else file.writable):

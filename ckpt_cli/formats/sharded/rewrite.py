@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.files.places import name_of
 from ckpt_cli.formats.safetensors import rewrite as safetensors_write
 from ckpt_cli.formats.safetensors.rewrite import refuse_new_ties
 from ckpt_cli.formats.sharded.read import ShardSet, unique_nbytes
@@ -44,7 +44,7 @@ class Rewriting:
             raise UnsupportedError("values that are no tensors cannot be set in a set of shards", path=checkpoint.path)
         self._checkpoint = checkpoint
         self._container = container
-        self._names = [os.path.basename(shard.path) for shard in container.shards]
+        self._names = [name_of(shard.path) for shard in container.shards]
         self._old_index: dict[str, Any] = (
             json.loads(container.index.read(0, container.index.size)) if container.index else {"weight_map": {}}
         )
@@ -208,8 +208,8 @@ class Rewriting:
             strings = {key: value for key, value in index["metadata"].items() if isinstance(value, str)}
             refuse_new_ties({name for names in stored.values() for name in names}, strings, aliases)
         if index == self._old_index:
-            return os.path.basename(file.path), file.read(0, file.size)
-        return os.path.basename(file.path), (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+            return name_of(file.path), file.read(0, file.size)
+        return name_of(file.path), (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
 
     def _stored_after(self) -> dict[str, list[str]]:
         """The names that each shard has bytes for afterwards, by the shard's file name."""
@@ -241,7 +241,7 @@ class Rewriting:
         return found
 
     def _weight_map(self, stored: Mapping[str, Sequence[str]]) -> dict[str, str]:
-        """Return which shard has which name, in the order of the old map; aliases that are stored from now on are last.
+        """Return which shard has which name, in the order of the old map; a newly stored alias comes last.
 
         Where the old map is wrong about a name that changes, the new one is right.
         """
