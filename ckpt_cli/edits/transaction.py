@@ -92,7 +92,7 @@ def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
     if index is not None:
         whole = os.path.join(os.path.dirname(checkpoint.path), index)
         raise RefusedError(
-            f"is one shard of {index}, which would not tell what is in it any more",
+            f"is one shard of {index}, which would no longer list what is in it",
             path=checkpoint.path,
             hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
         )
