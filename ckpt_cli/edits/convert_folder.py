@@ -11,10 +11,10 @@ from ckpt_cli.edits.convert_options import Written
 from ckpt_cli.files.atomic import creating, replacing_folder, staging_folder
 from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.copy import Progress
-from ckpt_cli.files.fsync import sync_folder
 from ckpt_cli.files.journal.replace import replacing_set
 from ckpt_cli.files.open import finish_edits
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import sync_folder
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
 

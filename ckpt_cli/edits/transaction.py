@@ -16,9 +16,9 @@ from ckpt_cli.files.atomic import creating, replacing_folder
 from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.copy import OnProgress, Progress, copy_into, counting, no_progress
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
 from ckpt_cli.formats.sharded.names import index_of
@@ -253,7 +253,7 @@ def _write_set(work: SetRewriting, planned: Planned, options: Options, create: C
     for part in work.parts:
         target = create(part.name)
         part.work.write(target, options.progress)
-        os.fsync(target.fd)
+        sync(target.fd)
         part.work.verify(target.path)
         nbytes += target.size
     if planned.check is not None:
@@ -263,6 +263,6 @@ def _write_set(work: SetRewriting, planned: Planned, options: Options, create: C
         name, content = work.index
         target = create(name)
         write_all(target.fd, content, 0)
-        os.fsync(target.fd)
+        sync(target.fd)
         nbytes += len(content)
     return nbytes

@@ -13,6 +13,7 @@ from contextlib import suppress
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.sidecars import journal_path
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import get_attribute, remove_attribute, set_attribute, sync
 
 _NOTE = "user.ckpt.journal"
 
@@ -28,9 +29,7 @@ def note_edit(file: LocalFile) -> None:
     if os.fstat(file.fd).st_nlink < 2:
         return
     try:
-        if not hasattr(os, "setxattr"):
-            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-        os.setxattr(file.fd, _NOTE, os.fsencode(os.path.realpath(file.path)))
+        set_attribute(file.fd, _NOTE, os.fsencode(os.path.realpath(file.path)))
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
@@ -39,14 +38,14 @@ def note_edit(file: LocalFile) -> None:
             path=file.path,
             hint="write the result to a new file with -o OUT",
         ) from error
-    os.fsync(file.fd)
+    sync(file.fd)
 
 
 def forget_edit(file: LocalFile) -> None:
     """Remove the note of an edit that is done, durably."""
     if _noted(file) is not None:
-        os.removexattr(file.fd, _NOTE)
-        os.fsync(file.fd)
+        remove_attribute(file.fd, _NOTE)
+        sync(file.fd)
 
 
 def edited_elsewhere(file: LocalFile) -> str | None:
@@ -71,7 +70,5 @@ def edited_elsewhere(file: LocalFile) -> str | None:
 
 def _noted(file: LocalFile) -> str | None:
     """The name that is noted with a file, or None."""
-    if hasattr(os, "getxattr"):
-        with suppress(OSError):
-            return os.fsdecode(os.getxattr(file.fd, _NOTE))
-    return None
+    note = get_attribute(file.fd, _NOTE)
+    return None if note is None else os.fsdecode(note)

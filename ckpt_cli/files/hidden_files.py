@@ -10,11 +10,7 @@ from contextlib import suppress
 from ckpt_cli.errors import BusyError, FormatError, RefusedError
 from ckpt_cli.files.lock import try_lock
 from ckpt_cli.files.source import LocalFile
-
-
-def create_hidden(path: str) -> int:
-    """Create a journal or a pointer that only its owner may read; returns its descriptor."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+from ckpt_cli.files.system import open_file, user
 
 
 def open_journal(path: str) -> LocalFile:
@@ -32,7 +28,7 @@ def open_journal(path: str) -> LocalFile:
 def require_trusted(journal: LocalFile, owner: int, path: str) -> None:
     """Refuse a journal of a file, or of a folder, that somebody wrote who is neither its owner, nor we, nor root."""
     author = os.fstat(journal.fd).st_uid
-    if author not in (owner, os.geteuid(), 0):
+    if author not in (owner, user(), 0):
         raise RefusedError(
             f"a journal that another user (id {author}) wrote lies beside it",
             path=path,
@@ -55,10 +51,10 @@ def remove_left_over(path: str, target: str) -> None:
 
 def _is_ours(found: os.stat_result, target: str) -> bool:
     """True for a file of ours; what root writes belongs to the owner of the target (`files/owner.py`)."""
-    if found.st_uid == os.geteuid():
+    if found.st_uid == user():
         return True
     with suppress(FileNotFoundError):
-        return os.geteuid() == 0 and found.st_uid == os.stat(target).st_uid
+        return user() == 0 and found.st_uid == os.stat(target).st_uid
     return False
 
 
@@ -80,23 +76,22 @@ def unlink_unlocked(path: str) -> bool:
 def require_own_folder(path: str) -> None:
     """Raise RefusedError where what lies in the place of a temporary folder is not a folder of ours."""
     found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user():
         raise _foreign(path, "a temporary folder", found)
 
 
 def open_to_lock(path: str) -> int:
     """Open a file to lock it: for writing where that is allowed, as NFS asks for it."""
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        return os.open(path, os.O_RDWR | flags)
+        return open_file(path, write=True, follow=False)
     except PermissionError:
-        return os.open(path, os.O_RDONLY | flags)
+        return open_file(path, follow=False)
 
 
 def _foreign(path: str, kind: str, found: os.stat_result | None = None) -> RefusedError:
     """The error of something that lies where a hidden file of ours goes."""
     whose = "something that ckpt did not write"
-    if found is not None and found.st_uid != os.geteuid():
+    if found is not None and found.st_uid != user():
         whose = f"something of another user's (id {found.st_uid})"
     return RefusedError(
         f"{whose} has the name of {kind}",

@@ -19,6 +19,7 @@ from ckpt_cli.files.sidecars import (
     temporary_path,
 )
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import Identity, has_journal, identity_at, release, share
 
 _MANY = 200
@@ -71,7 +72,7 @@ class Opener:
         for path in paths:  # before any is locked: what is left of an edit of several needs the locks of several
             self._finish(path)
         if len(paths) > _MANY:
-            _allow_open_files()
+            allow_open_files()
         opened: list[LocalFile] = []
         try:
             for path in paths:
@@ -201,7 +202,7 @@ def finish_edits(folder: str) -> None:
     from ckpt_cli.files.lock import wait_for
 
     with suppress(FileNotFoundError):
-        fd = os.open(staging_path(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_folder(staging_path(folder))
         try:
             wait_for(fd, folder)
         finally:
@@ -230,15 +231,6 @@ def _target_by_content(folder: str, name: str) -> str | None:
         if target and os.path.basename(target) == target and journal_path(os.path.join(folder, target)) == log:
             return target
     return None
-
-
-def _allow_open_files() -> None:
-    """Let the process have as many files open as the system allows it."""
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _recover(path: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from ckpt_cli.files.system import set_mode, set_owner
+
 
 def take_after(fd: int, old: os.stat_result) -> str | None:
     """Give an open file the owner, group and permissions of an old one.
@@ -14,11 +16,11 @@ def take_after(fd: int, old: os.stat_result) -> str | None:
     wanted = (old.st_uid, old.st_gid)
     if _ids(fd) != wanted:
         try:
-            os.fchown(fd, *wanted)
+            set_owner(fd, *wanted)
         except OSError:
             with suppress(OSError):
-                os.fchown(fd, -1, old.st_gid)
-    os.fchmod(fd, old.st_mode & 0o777)  # after the owner, whose change clears bits
+                set_owner(fd, -1, old.st_gid)
+    set_mode(fd, old.st_mode)  # after the owner, whose change clears bits
     uid, gid = _ids(fd)
     lost = [f"user {old.st_uid}"] * (uid != old.st_uid) + [f"group {old.st_gid}"] * (gid != old.st_gid)
     return f"it belonged to {' and '.join(lost)}, which this user may not keep" if lost else None

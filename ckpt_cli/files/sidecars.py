@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ckpt_cli.errors import RefusedError
+from ckpt_cli.files.system import name_limit
 
 UNDO_RECORD = "ckpt-undo"
 """The suffix of an edit's record."""
@@ -81,7 +82,4 @@ def _beside(path: str, suffix: str) -> str:
 
 def _limit(folder: str) -> int:
     """Bytes of a name in a folder at most."""
-    try:
-        return os.pathconf(folder or ".", "PC_NAME_MAX")
-    except (OSError, ValueError):
-        return _MOST
+    return name_limit(folder or ".") or _MOST

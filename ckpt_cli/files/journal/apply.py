@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 from ckpt_cli.errors import CkptError, FormatError, RefusedError
-from ckpt_cli.files.fsync import sync_folder, write_all
 from ckpt_cli.files.hard_links import forget_edit, note_edit
 from ckpt_cli.files.hidden_files import open_journal, require_trusted
 from ckpt_cli.files.journal.check import State, states_of
@@ -29,6 +28,7 @@ from ckpt_cli.files.outcome import Outcome, interrupts_deferred, state, stating
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.sidecars import journal_path
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import read_at, sync, sync_folder, write_all
 
 _REPLACES = b"ckpt-replace-"
 """The first bytes of another kind of journal: one of files that are replaced (`files/journal/replace.py`)."""
@@ -92,7 +92,7 @@ def _patch(overlay: Overlay, number: int) -> None:
     write_patches(overlay, number, file)
     if overlay.size(number) != file.size:
         os.ftruncate(file.fd, overlay.size(number))
-    os.fsync(file.fd)
+    sync(file.fd)
 
 
 def _clear(files: Iterable[LocalFile], log: str, *pointers: str) -> None:
@@ -252,7 +252,7 @@ def _put_back(log: str, files: Sequence[LocalFile | None], *, compare: bool = Tr
         for record in records_of(journal) if header else ():
             file = files[record.file]
             old = record.old[: max(sizes[record.file] - record.offset, 0)]
-            if file is not None and not (compare and os.pread(file.fd, len(old), record.offset) == old):
+            if file is not None and not (compare and read_at(file.fd, len(old), record.offset) == old):
                 write_all(file.fd, old, record.offset)
         _cut(files, sizes)
 
@@ -263,4 +263,4 @@ def _cut(files: Sequence[LocalFile | None], sizes: Sequence[int]) -> None:
         if file is not None:
             if os.fstat(file.fd).st_size != size:
                 os.ftruncate(file.fd, size)
-            os.fsync(file.fd)
+            sync(file.fd)

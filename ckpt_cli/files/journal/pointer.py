@@ -9,9 +9,9 @@ import os
 from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError
-from ckpt_cli.files.fsync import sync_folder, write_all
-from ckpt_cli.files.hidden_files import create_hidden, open_journal
+from ckpt_cli.files.hidden_files import open_journal
 from ckpt_cli.files.sidecars import journal_path
+from ckpt_cli.files.system import create_private, sync, sync_folder, write_all
 
 _MAGIC = b"ckpt-journal-of\n"
 _LIMIT = 8192
@@ -19,10 +19,10 @@ _LIMIT = 8192
 
 def write_pointer(path: str, first: str) -> None:
     """Note beside the file `path` that the journal which is about it stands beside another one, called `first`."""
-    fd = create_hidden(journal_path(path))
+    fd = create_private(journal_path(path))
     try:
         write_all(fd, _MAGIC + os.fsencode(first) + b"\0" + os.fsencode(os.path.basename(path)), 0)
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from ckpt_cli.errors import MalformedError
-from ckpt_cli.files.fsync import write_all
-from ckpt_cli.files.hidden_files import create_hidden
 from ckpt_cli.files.journal.identity import Identity, Sample, identity_of, parsed_identity
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import create_private, sync, write_all
 
 MAGIC = b"ckpt-journal-2\n\0"
 _BEFORE = b"ckpt-journal-1\n\0"
@@ -115,7 +114,7 @@ def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
                 sample=sample.checksum(file),
             )
         )
-    fd = create_hidden(path)
+    fd = create_private(path)
     try:
         header = json.dumps(Header(files=named, journal=identity_of(os.fstat(fd)))).encode()
         log = _Log(fd)
@@ -131,7 +130,7 @@ def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
                 log.add(fields, crc, old, new)
         log.add(_END.pack(_TRAILER, count, total))
         size = log.flush()
-        os.fsync(fd)
+        sync(fd)
         return size
     finally:
         os.close(fd)
