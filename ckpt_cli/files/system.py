@@ -251,7 +251,7 @@ def link(path: str, name: str) -> None:
 
 # --- locks -----------------------------------------------------------------------------------------------------------
 
-_LOCKED_AT, _LOCKED = (1 << 62) + (1 << 31) - 256, 64
+_LOCKED_AT, _LOCKED = (8 << 40) + (2 << 30) - 256, 64
 """The first of the bytes that Windows locks, which no file reaches, and their number: a reader locks one of them."""
 
 
