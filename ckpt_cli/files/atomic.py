@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import BusyError, CkptError
-from ckpt_cli.files.hidden_files import remove_left_over, require_own_folder, unlink_unlocked
+from ckpt_cli.files.hidden_files import (
+    remove_left_over,
+    require_fitting,
+    require_own_folder,
+    staging_path,
+    temporary_path,
+    unlink_unlocked,
+)
 from ckpt_cli.files.lock import try_lock
 from ckpt_cli.files.outcome import Outcome, outcome_of, state, stating
-from ckpt_cli.files.owner import take_after, warn_of_lost
-from ckpt_cli.files.sidecars import require_fitting, staging_path, temporary_path
 from ckpt_cli.files.source import LocalFile
-from ckpt_cli.files.system import open_folder, set_mode, stat_of, sync, sync_folder, user
+from ckpt_cli.files.system import open_folder, set_mode, set_owner, stat_of, sync, sync_folder, user
 
 
 @contextmanager
@@ -204,3 +209,37 @@ def _remove_folder(path: str) -> None:
         for name in os.listdir(path):
             os.unlink(os.path.join(path, name))
         os.rmdir(path)
+
+
+# --- owner, group and permissions of what is replaced -----------------------------------------------------------------
+
+
+def take_after(fd: int, old: os.stat_result) -> str | None:
+    """Give an open file the owner, group and permissions of an old one.
+
+    The group is kept where only the owner cannot be. Returns what could not be kept, in words; None where all was.
+    """
+    wanted = (old.st_uid, old.st_gid)
+    if _ids(fd) != wanted:
+        try:
+            set_owner(fd, *wanted)
+        except OSError:
+            with suppress(OSError):
+                set_owner(fd, -1, old.st_gid)
+    set_mode(fd, old.st_mode)  # after the owner, whose change clears bits
+    uid, gid = _ids(fd)
+    lost = [f"user {old.st_uid}"] * (uid != old.st_uid) + [f"group {old.st_gid}"] * (gid != old.st_gid)
+    return f"it belonged to {' and '.join(lost)}, which this user may not keep" if lost else None
+
+
+def warn_of_lost(path: str, lost: str | None) -> None:
+    """Print a warning, through Python's logging, where a file that took its place could not keep its owner."""
+    if lost is not None:
+        import logging
+
+        logging.getLogger("ckpt_cli").warning("warning: %s: %s", ascii(path)[1:-1], lost)
+
+
+def _ids(fd: int) -> tuple[int, int]:
+    now = os.fstat(fd)
+    return now.st_uid, now.st_gid

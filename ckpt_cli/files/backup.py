@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import CkptError, RefusedError
-from ckpt_cli.files.atomic import temporary_of
+from ckpt_cli.files.atomic import take_after, temporary_of
 from ckpt_cli.files.copy import copy_into
+from ckpt_cli.files.hidden_files import require_fitting
 from ckpt_cli.files.outcome import Outcome, outcome_of, stating
-from ckpt_cli.files.owner import take_after
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.sidecars import require_fitting
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import create_private, link, sync, sync_folder
 from ckpt_cli.files.undo_record import (

@@ -9,8 +9,7 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError
-from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.sidecars import (
+from ckpt_cli.files.hidden_files import (
     is_journal,
     is_temporary,
     journal_path,
@@ -18,6 +17,7 @@ from ckpt_cli.files.sidecars import (
     target_of_journal,
     temporary_path,
 )
+from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import Identity, has_journal, identity_at, release, share
@@ -244,7 +244,7 @@ def _edited_elsewhere(file: LocalFile) -> str | None:
     """The other name of a file, a hard link, under which an interrupted edit is to be finished."""
     if file.links == 1:
         return None
-    from ckpt_cli.files.hard_links import edited_elsewhere
+    from ckpt_cli.files.journal.pointer import edited_elsewhere
 
     return edited_elsewhere(file)
 

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError
 from ckpt_cli.files import system
+from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.lock import PATIENCE, is_own, pauses, try_share
-from ckpt_cli.files.sidecars import journal_path
 from ckpt_cli.files.source import LocalFile
 
 _STILL, _STILL_HELD = 0.2, 5.0

@@ -20,7 +20,7 @@ from typing import Any
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.atomic import temporary_of
-from ckpt_cli.files.sidecars import UNDO_RECORD, undo_record_path
+from ckpt_cli.files.hidden_files import UNDO_RECORD, undo_record_path
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import set_mode, sync, sync_folder, user, write_all
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from ckpt_cli.errors import UsageError
 from ckpt_cli.files.atomic import replacing
 from ckpt_cli.files.content_addressed import refuse_cached
+from ckpt_cli.files.hidden_files import journal_path, temporary_path
 from ckpt_cli.files.journal.apply import recover
-from ckpt_cli.files.sidecars import journal_path, temporary_path
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint
 
