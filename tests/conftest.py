@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in a shell's background it is ignored
 
+
 def _not_synced(fd: int) -> None:
     os.fstat(fd)
 

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from ckpt_cli.files import system
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 
 CHUNK = 16 << 20
 """Bytes copied at a time."""
@@ -50,7 +50,7 @@ def counting(on_progress: OnProgress | None, total: Callable[[], int], otherwise
     return progress
 
 
-def copy_into(source: LocalFile, target: LocalFile, progress: Progress = no_progress) -> None:
+def copy_into(source: SourceFile, target: LocalFile, progress: Progress = no_progress) -> None:
     """Copy a whole file."""
     if system.share_blocks(source.fd, target.fd):
         target.size = source.size
@@ -60,7 +60,7 @@ def copy_into(source: LocalFile, target: LocalFile, progress: Progress = no_prog
 
 
 def copy_range(
-    source: LocalFile, begin: int, nbytes: int, target: LocalFile, at: int, progress: Progress = no_progress
+    source: SourceFile, begin: int, nbytes: int, target: LocalFile, at: int, progress: Progress = no_progress
 ) -> None:
     """Copy a range to offset `at` of the target, which ends there; what is a hole becomes one."""
     source.check(begin, nbytes)
@@ -68,13 +68,13 @@ def copy_range(
     target.size = at + nbytes
     reached = begin
     for first, last in _data_ranges(source, begin, begin + nbytes):
-        _copy(source.fd, first, last, target.fd, at + first - begin, progress)
+        _copy(source, first, last, target.fd, at + first - begin, progress)
         progress(first - reached)
         reached = last
     progress(begin + nbytes - reached)
 
 
-def crc_of_range(source: LocalFile, begin: int, nbytes: int, crc: int = 0) -> int:
+def crc_of_range(source: SourceFile, begin: int, nbytes: int, crc: int = 0) -> int:
     """The CRC-32 of a range, going on from `crc`; holes are not read."""
     from ckpt_cli.files.crc32 import of_zeros
 
@@ -87,8 +87,11 @@ def crc_of_range(source: LocalFile, begin: int, nbytes: int, crc: int = 0) -> in
     return of_zeros(end - reached, crc)
 
 
-def _data_ranges(source: LocalFile, begin: int, end: int) -> Iterator[tuple[int, int]]:
+def _data_ranges(source: SourceFile, begin: int, end: int) -> Iterator[tuple[int, int]]:
     """The parts of a range that are not holes."""
+    if source.fd < 0:
+        yield begin, end
+        return
     position = begin
     while position < end and (part := system.next_data(source.fd, position, end)) is not None:
         first, position = part
@@ -96,14 +99,14 @@ def _data_ranges(source: LocalFile, begin: int, end: int) -> Iterator[tuple[int,
             yield first, min(position, end)
 
 
-def _copy(source: int, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
-    in_kernel = True
+def _copy(source: SourceFile, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
+    in_kernel = source.fd >= 0
     while begin < end:
         count = min(CHUNK, end - begin)
-        copied = system.copy_in_kernel(source, target, count, begin, at) if in_kernel else None
+        copied = system.copy_in_kernel(source.fd, target, count, begin, at) if in_kernel else None
         if copied is None:
             in_kernel = False
-            data = system.read_at(source, count, begin)
+            data = system.read_at(source.fd, count, begin) if source.fd >= 0 else source.read(begin, count)
             system.write_all(target, data, at)
             copied = len(data)
         if not copied:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
 from ckpt_cli.model.changes import Changes, Content
@@ -87,7 +87,7 @@ def as_header_spells(tensor: Tensor) -> tuple[str | None, tuple[int, ...]]:
 def write_file(
     items: Sequence[Item],
     metadata: Mapping[str, str],
-    files: Sequence[LocalFile],
+    files: Sequence[SourceFile],
     target: LocalFile | None,
     progress: Progress = no_progress,
     listed: Sequence[str] = (),
