@@ -20,7 +20,7 @@ from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile, SourceFile
-from ckpt_cli.files.system import write_all
+from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
 from ckpt_cli.formats.sharded.names import index_of
