@@ -87,7 +87,7 @@ def test_commands_answer_and_write_the_same_without_what_only_posix_or_linux_has
 
 CHOSEN = {
     "files": "files/test_atomic.py files/test_journal.py files/test_patches.py files/test_hidden_files.py "
-    "files/test_long_names.py files/test_saved_since.py",
+    "files/test_long_names.py",
     "the rest": "formats/test_npy.py formats/test_registry.py formats/test_tar.py edits/test_undo.py "
     "edits/test_meta_set.py",
 }
