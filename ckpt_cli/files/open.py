@@ -18,7 +18,7 @@ from ckpt_cli.files.hidden_files import (
     temporary_path,
 )
 from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.places import identity_at, place_of
+from ckpt_cli.files.places import identity_at, is_plain_name, place_of
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import has_journal, release, share
@@ -237,7 +237,7 @@ def _target_by_content(folder: str, name: str) -> str | None:
     log = os.path.join(os.path.realpath(folder), name)
     with suppress(CkptError, OSError):
         target = target_of(log)
-        if target and os.path.basename(target) == target and journal_path(os.path.join(folder, target)) == log:
+        if target and is_plain_name(target) and journal_path(os.path.join(folder, target)) == log:
             return target
     return None
 

@@ -21,6 +21,7 @@ from typing import Any
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.atomic import temporary_of
 from ckpt_cli.files.hidden_files import UNDO_RECORD, undo_record_path
+from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import set_mode, sync, sync_folder, user, write_all
 
@@ -137,6 +138,6 @@ def _files_in(file: LocalFile) -> list[RecordedFile] | None:
 def _recorded(facts: dict[str, Any]) -> RecordedFile:
     name, backup, after = facts["name"], facts["backup"], facts["after"]
     for each in (name, backup):
-        if each is not None and (each != os.path.basename(each) or each in ("", ".", "..")):
+        if each is not None and not is_plain_name(each):
             raise ValueError("a record names a file of another folder")
     return RecordedFile(name, backup, None if after is None else Fingerprint(*after))

@@ -29,6 +29,7 @@ from ckpt_cli.files.journal.identity import Identity, identity_of, parsed_identi
 from ckpt_cli.files.journal.pointer import remove_journal, write_pointer
 from ckpt_cli.files.lock import try_lock
 from ckpt_cli.files.outcome import Outcome, Stage, interrupts_deferred, stating
+from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import create_private, sync, sync_folder, write_all
 
@@ -303,7 +304,7 @@ def _plan(file: LocalFile) -> _Plan | None:
         return None
     sources = [each.source for each in plan.replace if each.source is not None]
     for name in (*(each.name for each in (*plan.replace, *plan.remove)), *sources):
-        if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
+        if not is_plain_name(name):
             raise RefusedError(
                 f"a journal would replace {name!r}, which is not a file beside it", path=file.path,
                 hint=f"remove it: rm {file.path!r}",
