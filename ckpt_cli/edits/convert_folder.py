@@ -9,13 +9,12 @@ from contextlib import ExitStack
 
 from ckpt_cli.edits.convert_options import Written
 from ckpt_cli.files.atomic import creating, replacing_folder, staging_folder
-from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.copy import Progress
-from ckpt_cli.files.fsync import sync_folder
 from ckpt_cli.files.journal.replace import replacing_set
 from ckpt_cli.files.open import finish_edits
-from ckpt_cli.files.places import is_folder, is_taken, join, names_in
+from ckpt_cli.files.places import is_folder, is_taken, join, names_in, refuse_cached, without_end
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import sync_folder
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
@@ -30,7 +29,7 @@ def write_folder(
 
     In a folder that has files already, those of a checkpoint of the same kind give way and all others stay.
     """
-    output = output.rstrip("/") or output
+    output = without_end(output)
     if is_folder(output) and names_in(output):
         return _into(output, target, new, check, progress, copy)
     with replacing_folder(output) as folder:

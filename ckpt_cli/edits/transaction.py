@@ -14,14 +14,13 @@ from ckpt_cli.edits.plan import EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
 from ckpt_cli.files.atomic import creating, replacing_folder
 from ckpt_cli.files.backup import keeping
-from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.copy import Progress, copy_into, counting
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import can_write, is_folder, is_link
+from ckpt_cli.files.places import can_write, is_folder, is_link, refuse_cached
 from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
 from ckpt_cli.formats.sharded.names import index_of
@@ -304,7 +303,7 @@ class _Transaction:
         for part in self.work.parts:
             target = create(part.name)
             part.work.write(target, progress)
-            os.fsync(target.fd)
+            sync(target.fd)
             part.work.verify(target.path)
             nbytes += target.size
         self._check()
@@ -313,7 +312,7 @@ class _Transaction:
             name, content = self.work.index
             target = create(name)
             write_all(target.fd, content, 0)
-            os.fsync(target.fd)
+            sync(target.fd)
             nbytes += len(content)
         return nbytes
 

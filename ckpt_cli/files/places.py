@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Protocol
 
+from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 
 SEPARATOR = "://"
@@ -53,7 +55,7 @@ class Folder(Protocol):
     def files_below(self, path: str) -> Iterator[tuple[str, str]]:
         """Yield the name below a folder, and the path, of each regular file in it and in its subfolders.
 
-        Subfolders whose names begin with a dot are not entered.
+        The name has `/` between its parts on every system. Subfolders whose names begin with a dot are not entered.
         """
 
     def open(self, path: str) -> SourceFile:
@@ -120,10 +122,11 @@ class LocalFolder:
         """Yield each regular file of a folder, those of its subfolders after its own."""
         for folder, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            within = [part for part in os.path.relpath(folder, path).split(os.sep) if part != os.curdir]
             for name in sorted(names):
                 found = os.path.join(folder, name)
                 if os.path.isfile(found):
-                    yield os.path.relpath(found, path), found
+                    yield "/".join([*within, name]), found
 
     def open(self, path: str) -> LocalFile:
         """Open a file to be read, without a lock."""
@@ -265,7 +268,57 @@ def canonical(path: str) -> str:
     return place_of(path).canonical(path)
 
 
+_CACHES = (
+    ("the Hugging Face hub's cache", r"/blobs/[0-9a-f]{40,64}$"),
+    ("git-annex", r"/\.git/annex/objects/"),
+    ("DVC's cache", r"/\.dvc/cache/|/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$"),
+    ("git LFS's store", r"/\.git/lfs/objects/"),
+)
+"""Stores in which the name of a file is the hash of its content, with the paths of files in them."""
+
+
+def refuse_cached(path: str) -> str:
+    """Return the real path to write to; raises RefusedError where it lies in a content-addressed cache."""
+    real = os.path.realpath(path)
+    for owner, pattern in _CACHES:
+        if re.search(pattern, real.replace(_system.sep, "/")):
+            raise RefusedError(
+                f"lies in {owner}, where a file's name is the hash of its content: an edit there would corrupt it",
+                path=path,
+                hint="write the result elsewhere with -o OUT",
+            )
+    return real
+
+
 # --- the parts of a path, as text ------------------------------------------------------------------------------------
+
+_system = os.path
+"""The rules of this system: those of POSIX or of Windows (`ntpath`)."""
+
+_DEVICE = r"(?i:con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *([.:]|$)"
+"""Names that Windows takes for a device, with any suffix."""
+
+
+def is_plain_name(name: str) -> bool:
+    """True if a name that a document gives is that of something in one folder, and can lead nowhere else.
+
+    Where the separator of paths is a backslash, it also has no drive or stream (`:`), is not a device, and does not end
+    in what Windows drops.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name or _system.basename(name) != name:
+        return False
+    return _system.sep == "/" or not (":" in name or name.endswith((".", " ")) or re.match(_DEVICE, name))
+
+
+def names_folder(path: str) -> bool:
+    """True if a path says by a separator at its end that it is a folder."""
+    return path.endswith(("/", _system.sep))
+
+
+def without_end(path: str) -> str:
+    """Return a path without separators at its end, apart from the root of a tree."""
+    stripped = path.rstrip("/" if SEPARATOR in path else f"/{_system.sep}")
+    return path if stripped in ("", _system.splitdrive(path)[0]) else stripped
 
 
 def join(folder: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import BinaryIO, Protocol
 
 from ckpt_cli.errors import ChangedError, FormatError, TruncatedError
+from ckpt_cli.files import system
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +135,12 @@ class LocalFile:
         self.path = path
         self.writable = write
         """True if it was opened to be written."""
-        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW if create else 0
-        self.fd = os.open(path, flags, 0o666)  # not blocking: a named pipe would wait for a writer for ever
+        self.fd = -1
+        if not system.OPENS_ANYTHING and not create:
+            self._require_regular(os.stat(path) if follow else os.lstat(path))
+        self.fd = system.open_file(path, write=write, follow=follow, create=create)
         info = os.fstat(self.fd)
-        if not stat.S_ISREG(info.st_mode):
-            self.close()
-            if stat.S_ISDIR(info.st_mode):
-                raise IsADirectoryError(21, os.strerror(21), path)
-            raise FormatError("not a regular file, so it has no ranges to read", path=path)
+        self._require_regular(info)
         self.size = info.st_size
         """Bytes in the file when it was opened."""
         self.seen = self.identity(info)
@@ -156,6 +155,15 @@ class LocalFile:
         """Bytes read so far, mapped ones not counted."""
         self._map: mmap.mmap | None = None
 
+    def _require_regular(self, info: os.stat_result) -> None:
+        """Close it and raise an error where it is not a regular file."""
+        if stat.S_ISREG(info.st_mode):
+            return
+        self.close()
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
+        raise FormatError("not a regular file, so it has no ranges to read", path=self.path)
+
     @property
     def whole(self) -> LocalFile:
         """The file itself."""
@@ -166,12 +174,12 @@ class LocalFile:
         self.check(offset, nbytes)
         if (on_read := self.on_read) is not None:
             on_read()
-        data = os.pread(self.fd, nbytes, offset)
+        data = system.read_at(self.fd, nbytes, offset)
         if len(data) < nbytes:
             pieces = [data]
             got = len(data)
             while got < nbytes:
-                piece = os.pread(self.fd, nbytes - got, offset + got)
+                piece = system.read_at(self.fd, nbytes - got, offset + got)
                 if not piece:
                     raise TruncatedError(f"became shorter than byte {offset + nbytes} while read", path=self.path)
                 pieces.append(piece)
@@ -187,15 +195,14 @@ class LocalFile:
             on_read()
         done = 0
         while done < len(buffer):
-            got = os.preadv(self.fd, [buffer[done:]], offset + done)
+            got = system.read_into_at(self.fd, buffer[done:], offset + done)
             if not got:
                 raise TruncatedError(f"became shorter than byte {offset + len(buffer)} while read", path=self.path)
             done += got
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
-        if hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+        system.begin_to_read(self.fd, offset, nbytes)
 
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Do nothing: small ranges of a local file are read faster than they are announced."""
@@ -245,7 +252,7 @@ class LocalFile:
     def forget(self) -> None:
         """Give back the memory of mapped bytes that were touched; they are read again when touched again."""
         if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
+            system.drop_pages(self._map)
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""

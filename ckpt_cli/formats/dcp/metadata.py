@@ -14,6 +14,7 @@ from typing import Any
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError, MalformedError
+from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.formats.dcp.boxes import Box
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.describe import describe
@@ -149,7 +150,7 @@ def _place(name: str, node: object) -> Place:
     nbytes: Any = fields.get("length")
     if file is None or not _is_count(offset) or not _is_count(nbytes):
         raise MalformedError(f"entry {describe(name)}: where it is, is {describe(node)}")
-    if file in ("", ".", "..") or "/" in file or "\0" in file:
+    if not is_plain_name(file):
         raise MalformedError(f"entry {describe(name)} is in {describe(file)}, which is no file of the folder")
     transforms = fields.get("transform_descriptors") or ()
     if not isinstance(transforms, list | tuple) or len(transforms) > _FIELDS:
