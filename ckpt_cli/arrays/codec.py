@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Index, Region
-from ckpt_cli.dtypes import DType
+from ckpt_cli.dtypes import UINT8, DType
 from ckpt_cli.errors import LimitError, UnsupportedError, ValueRefusedError
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
@@ -38,9 +38,32 @@ def require_plain(tensor: Tensor) -> None:
         what = f"is {tensor.layout}: it has no values"
     elif tensor.layout != "strided":
         what = f"is {tensor.layout}{made_of}: its values cannot be read or set one by one"
+    elif tensor.dtype.is_block:
+        what = f"has dtype {tensor.dtype}, {tensor.dtype.described}: its values cannot be read or set"
     else:
         what = f"has dtype {tensor.dtype}, whose packing its format does not define: its values cannot be read or set"
     raise UnsupportedError(f"tensor {tensor.name!r} {what}", hint=hint)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor as its bytes, where its elements cannot be read one by one; any other one as it is.
+
+    Raises MalformedError where the last dimension is not whole blocks, UnsupportedError where the view is not
+    contiguous.
+    """
+    dtype = tensor.dtype
+    if dtype.numpy is not None or tensor.storage is None or tensor.shape is None:
+        return tensor
+    begin, end = dtype.byte_range(tensor.storage_offset, tensor.storage_offset + tensor.numel)
+    if dtype.is_block:
+        dtype.nbytes_of(tensor.shape)
+    if not tensor.is_contiguous or dtype.byte_range(0, tensor.storage_offset)[1] != begin:
+        require_plain(tensor)
+        raise UnsupportedError(f"tensor {tensor.name!r} has packed elements of dtype {dtype} and is not contiguous")
+    return replace(
+        tensor, dtype=UINT8, shape=(end - begin,), stride=(1,), storage_offset=begin, layout="strided", quantizer=None,
+        parts=(), big_endian=False,
+    )  # fmt: skip
 
 
 def require_honest(part: Tensor) -> None:
@@ -256,7 +279,7 @@ def stored_of(tensor: Tensor, codec: Codec, region: Region) -> Array:
         raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
     low, high = region.span()
     bits = tensor.dtype.bits
-    begin, end = low * bits // 8, (high * bits + 7) // 8
+    begin, end = tensor.dtype.byte_range(low, high)
     if tensor.storage.composed and end - begin > _GATHERED_AT_ONCE:
         return _gathered(tensor.storage, codec, region)
     data = tensor.storage.view(begin, end - begin)

@@ -19,7 +19,7 @@ def regions_meet(a: Tensor, b: Tensor, of_a: Region | None = None) -> bool:
     """Whether two views of one storage, or a region of the first and the second, have a byte in common."""
     import numpy as np
 
-    if a.dtype.bits % 8 or b.dtype.bits % 8:  # elements that share a byte with their neighbours
+    if a.dtype.elements > 1 or b.dtype.elements > 1:  # elements that share bytes with their neighbours
         return True
     base = np.empty(1, np.uint8)
     try:

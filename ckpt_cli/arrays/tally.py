@@ -83,7 +83,7 @@ _FLOATS = {
 
 def can_tally(dtype: DType) -> bool:
     """Whether elements of a dtype are whole bytes."""
-    return dtype.bits % 8 == 0
+    return dtype.elements == 1
 
 
 def tally(data: memoryview, dtype: DType, *, big_endian: bool = False) -> Tally:

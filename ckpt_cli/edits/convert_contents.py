@@ -196,10 +196,9 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
         floating = casting.dtype is not None and any(view.dtype.category == "float" for view in views)
         if len(kinds) > 1 and (swapped or floating):
             raise RefusedError(f"tensor {first.name!r} is viewed as {' and '.join(sorted(kinds))}")
-        whole = replace(
-            first, shape=(storage.nbytes * 8 // first.dtype.bits,), stride=(1,), storage_offset=0, conj=False, neg=False
-        )
-        nbytes = wanted.nbytes(whole.numel) if wanted is not first.dtype else storage.nbytes
+        numel = storage.nbytes // first.dtype.block_nbytes * first.dtype.elements
+        whole = replace(first, shape=(numel,), stride=(1,), storage_offset=0, conj=False, neg=False)
+        nbytes = wanted.nbytes(numel) if wanted is not first.dtype else storage.nbytes
         new = Storage(storage.key, nbytes, storage.location)
         plain = wanted is first.dtype and not swapped
         content = storage_content(checkpoint, storage) if plain else _plain_content(checkpoint, whole, wanted, casting)

@@ -261,7 +261,7 @@ def _compacted(
     begin, _ = view.span
     for first, last, at in blocks:
         if first <= begin < last:
-            shift = (at - first) * 8 // view.dtype.bits
+            shift = (at - first) // view.dtype.block_nbytes * view.dtype.elements
             return replace(view, storage=storage, storage_offset=view.storage_offset + shift)
     return replace(view, storage=storage, storage_offset=0)
 

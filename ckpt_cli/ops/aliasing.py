@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 
 from ckpt_cli import limits
 from ckpt_cli.model.checkpoint import Storage, Tensor
@@ -166,18 +167,23 @@ def needed_nbytes(storage: Storage, views: Sequence[Tensor]) -> int:
 
 
 def blocks_of(views: Iterable[Tensor]) -> Iterator[tuple[int, int, int]]:
-    """The unions of the views' spans, as (begin, end, place in the new storage), each on a boundary of 16 bytes."""
+    """Yield the unions of the views' spans, as (begin, end, place in the new storage).
+
+    Each begins at a multiple of 16 bytes, and of the blocks of the views' dtypes.
+    """
+    views = [view for view in views if view.numel]
+    unit = lcm(16, *(view.dtype.block_nbytes for view in views))
     at = 0
     begin = end = -1
-    for first, last in sorted(view.span for view in views if view.numel):
-        first -= first % 16
+    for first, last in sorted(view.span for view in views):
+        first -= first % unit
         if begin < 0:
             begin, end = first, last
         elif first <= end:
             end = max(end, last)
         else:
-            yield begin, min(end + -end % 16, first), at
-            at += min(end + -end % 16, first) - begin
+            yield begin, min(end + -end % unit, first), at
+            at += min(end + -end % unit, first) - begin
             begin, end = first, last
     if begin >= 0:
         yield begin, end, at

@@ -226,8 +226,16 @@ def _hash_piece(new: _New, piece: _Piece) -> bytes:
 
 
 def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> Source:
-    """Return a reader of the elements as they are hashed: quantized ones as their integers, unless these are packed."""
-    if tensor.layout == "quantized" and tensor.dtype.bits >= 8:
+    """Return a reader of the elements as they are hashed.
+
+    Those that have no bytes of their own are hashed as the bytes of whole blocks, quantized ones as their integers.
+    """
+    from ckpt_cli.arrays.codec import as_bytes
+
+    if tensor.dtype.numpy is None:
+        tensor = as_bytes(tensor)
+        region = Region.of(tensor)
+    elif tensor.layout == "quantized":
         from ckpt_cli.arrays.quantized import integers
 
         tensor = integers(tensor)

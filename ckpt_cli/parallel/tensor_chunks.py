@@ -64,7 +64,8 @@ class Source:
     its turn comes, in order, by whoever hands out the jobs. With `any_order` a transposed view is read as it stands.
     With a codec whose elements do not all mean the same, each chunk is a basic index of the region.
 
-    Raises UnsupportedError for a tensor without bytes of its own, and for a view of packed elements that is not plain.
+    Raises UnsupportedError for a tensor without bytes of its own, or whose elements cannot be read one by one: this is
+    the one place where bytes are taken for values.
     """
 
     __slots__ = (
@@ -83,6 +84,10 @@ class Source:
     ) -> None:
         if tensor.storage is None:
             raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
+        if codec is None:
+            from ckpt_cli.arrays.codec import require_plain
+
+            require_plain(tensor)
         self.checkpoint = checkpoint
         self.path = checkpoint.path
         self.tensor = tensor

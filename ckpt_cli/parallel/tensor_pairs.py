@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
-from ckpt_cli.dtypes import UINT8
 from ckpt_cli.errors import CkptError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
@@ -30,11 +29,11 @@ class Side:
     """One of the two tensors of a pair."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor) -> None:
-        from ckpt_cli.arrays.codec import codec_of
+        from ckpt_cli.arrays.codec import as_bytes, codec_of
         from ckpt_cli.arrays.statistics import Numbers
 
-        if tensor.layout == "strided" and tensor.dtype.numpy is None:
-            tensor = _as_bytes(tensor)
+        if tensor.layout == "strided" and not tensor.dtype.is_block:
+            tensor = as_bytes(tensor)
         codec = codec_of(checkpoint, tensor)
         flagged = tensor.conj or tensor.neg or tensor.layout == "quantized"
         self.source = Source(checkpoint, tensor, Region.of(tensor), codec)
@@ -65,15 +64,6 @@ class Side:
         return self._numbers.values(data, part, which)
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
-    """Return a tensor whose packed elements no format defines as its bytes; one that is not contiguous as it is."""
-    bits = tensor.dtype.bits
-    if not tensor.is_contiguous or tensor.storage_offset * bits % 8:
-        return tensor
-    offset, shape = tensor.storage_offset * bits // 8, (tensor.nbytes,)
-    return replace(tensor, dtype=UINT8, shape=shape, stride=(1,), storage_offset=offset)
-
-
 @dataclass(slots=True, eq=False)
 class Pair:
     """Two tensors of one shape, and how far they are found to be apart.
@@ -97,7 +87,7 @@ class Pair:
         container, tensor = self.checkpoints[0].container, self.tensors[0]
         if tensor.storage is not None:
             with suppress(CkptError):
-                for extent in container.extents(tensor.storage, tensor.storage_offset * tensor.dtype.bits // 8, 1):
+                for extent in container.extents(tensor.storage, tensor.span[0], 1):
                     return extent.file, extent.offset
         return len(container.files), 0
 

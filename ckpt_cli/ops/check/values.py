@@ -68,9 +68,13 @@ class Reading:
         work = Work(checkpoint)
         seen: set[object] = set()
         for tensor in all_strided(checkpoint.tensors):
-            if tensor.view is None or tensor.view in seen or not can_tally(tensor.dtype):
+            if tensor.view is None or tensor.view in seen:
                 continue
             seen.add(tensor.view)
+            if not can_tally(tensor.dtype):
+                what = f"{tensor.dtype.described} of dtype {tensor.dtype}, whose values cannot be read"
+                self.answer.unchecked.append((f"{_where(checkpoint)}: {tensor.name}", what))
+                continue
             try:
                 work.add(tensor, _once(Region.of(tensor)))
             except LimitError as error:
