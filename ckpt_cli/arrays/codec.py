@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Index, Region
+from ckpt_cli.budget import require_bounded
 from ckpt_cli.dtypes import UINT8, DType
 from ckpt_cli.errors import LimitError, UnsupportedError, ValueRefusedError
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
@@ -71,17 +72,6 @@ def require_honest(part: Tensor) -> None:
     begin, end = part.span
     if part.numel > max(end - begin, limits.REPEATED_PART):
         raise LimitError(f"its part {part.name!r} repeats few bytes as {part.numel:,} elements")
-
-
-def require_bounded(tensor: Tensor, region: Region, most: int = limits.REPEATED) -> None:
-    """Raise LimitError for a region that repeats few stored elements as more than `most`, as expanded views do.
-
-    Everything that goes through the elements of a view one by one, or copies them, asks this first.
-    """
-    low, high = region.span()
-    if region.numel > max(high - low, most):
-        stored = f"{high - low:,} {'element' if high - low == 1 else 'elements'}"
-        raise LimitError(f"tensor {tensor.name!r} repeats {stored} as {region.numel:,}, too many to go through")
 
 
 def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:

@@ -230,8 +230,9 @@ def _swapped(tensor: Tensor) -> torch.Tensor:
     """A copy of a big-endian tensor in this machine's byte order."""
     import torch
 
-    from ckpt_cli.arrays.codec import Codec, require_bounded, stored_of
+    from ckpt_cli.arrays.codec import Codec, stored_of
     from ckpt_cli.arrays.indexing import Region
+    from ckpt_cli.budget import require_bounded
 
     require_bounded(tensor, Region.of(tensor))
     stored = stored_of(tensor, Codec(tensor), Region.of(tensor))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError, UnsupportedError
 from ckpt_cli.files.source import Extent
@@ -14,7 +15,6 @@ from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.model.new_checkpoint import tied_groups
 from ckpt_cli.ops.aliasing import by_storage
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.parallel.map import run
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ def pack_plain(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
     Those that are one share a storage where they may stay `tied`. Raises LimitError, before anything is read, where
     views repeat or share so few bytes that the copies would be far larger than the file.
     """
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     made: dict[int, Tensor] = {}
     contents: dict[Storage, Content] = {}
     for group in tied_groups(tensors):
         for members in [group] if tied else [[tensor] for tensor in group]:
             first = members[0]
-            work.add(first, Region.of(first))
+            budget.read(first, Region.of(first))
             wanted = casting.of(first.dtype)
             location = first.storage.location if first.storage is not None else "cpu"
             storage = Storage(first.name, wanted.nbytes(first.numel), location)

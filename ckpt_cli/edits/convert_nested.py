@@ -125,8 +125,8 @@ def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str
 
 def _check_bytes(checkpoint: Checkpoint, leaves: Leaves) -> None:
     """Raise LimitError for far more bytes to be written than there are, as many entries may be at one place."""
-    from ckpt_cli.arrays.codec import require_bounded
     from ckpt_cli.arrays.indexing import Region
+    from ckpt_cli.budget import require_bounded
 
     for tensor in leaves.tensors:
         if tensor.storage is not None and tensor.shape is not None:

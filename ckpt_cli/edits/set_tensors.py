@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Index, Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.edits.assignment import Assignment, parse_assignment, parse_value
 from ckpt_cli.errors import UnsupportedError, ValueRefusedError, about
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
-from ckpt_cli.ops.aliasing import Comparisons, all_strided
-from ckpt_cli.ops.budget import Work
+from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.select import part_of, select_to_edit
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str],
     with about(checkpoint.path):
         for assignment in map(parse_assignment, assignments):
             values = parse_value(assignment.value) if not _is_text(checkpoint, assignment) else None
-            work = Work(checkpoint)
+            budget = Budget.of(checkpoint)
             written: set[object] = set()  # so that `*+=1` adds 1, not 2, to a tensor of two names
             for selection in select_to_edit(checkpoint, assignment.target):
                 if isinstance(selection.entry, Value):
                     raise _not_all_tensors(selection.entry, assignment)
-                tensor, index = _place_of(checkpoint, selection.entry, selection.index, work)
+                tensor, index = _place_of(checkpoint, selection.entry, selection.index, budget)
                 region = part_of(tensor, index)
                 if values is not None and (tensor.view is None or tensor.view not in written):
-                    work.add(tensor, region)
+                    budget.read(tensor, region)
                     _write(checkpoint, overlay, _Target(tensor, region, index, assignment.operator, cast), values)
                     written.add(tensor.view)
                 targets.append((tensor, region))
@@ -82,12 +82,12 @@ def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
     )
 
 
-def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, work: Work) -> tuple[Tensor, Index]:
+def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, budget: Budget) -> tuple[Tensor, Index]:
     """The tensor, or the part of one, whose elements are to change; raise UnsupportedError where it has no elements."""
     from ckpt_cli.arrays.codec import require_plain
     from ckpt_cli.arrays.sparse_and_nested import place
 
-    work.add_parts(tensor)
+    budget.read_parts(tensor, Region.of)
     if tensor.layout == "quantized":
         if tensor.dtype.bits < 8:
             raise UnsupportedError(f"tensor {tensor.name!r} packs several integers into a byte: it cannot be set")
@@ -259,14 +259,14 @@ class _Changed:
         self.end = max(self.end, end)
         self.regions.append((tensor, region))
 
-    def meets(self, view: Tensor, comparisons: Comparisons) -> bool:
-        """True if a view has a byte in common with one of them; what lies between counts once comparisons run out."""
+    def meets(self, view: Tensor, budget: Budget) -> bool:
+        """True if a view has a byte in common with one of them; what lies between counts once these run out."""
         from ckpt_cli.arrays.overlap import regions_meet
 
         begin, end = view.span
         if end <= self.begin or self.end <= begin:
             return False
-        if not comparisons.allow(len(self.regions)):
+        if not budget.allow_pairs(len(self.regions)):
             return True
         return any(regions_meet(tensor, view, region) for tensor, region in self.regions)
 
@@ -280,13 +280,13 @@ def _also_changed(
         if region.numel:
             by_storage.setdefault(tensor.storage, _Changed()).add(tensor, region)
     named = set(changed)
-    comparisons = Comparisons()
+    budget = Budget()
     return [
         entry.name
         for entry in checkpoint.tensors
         if entry.name not in named
         and any(
-            by_storage[view.storage].meets(view, comparisons)
+            by_storage[view.storage].meets(view, budget)
             for view in all_strided([entry])
             if view.numel and view.storage in by_storage
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.edits.patching import Verb
 from ckpt_cli.edits.transaction import Planned
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
@@ -13,7 +14,6 @@ from ckpt_cli.formats.torch_zip.patch import has_room
 from ckpt_cli.model.changes import Changes, Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.aliasing import Companions, all_strided, are_tied, blocks_of, by_storage, is_array, needed_nbytes
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.ls import unreferenced
 from ckpt_cli.ops.select import select_to_edit
 
@@ -59,7 +59,7 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     tensors: dict[str, Tensor] = {}
     companions = Companions(checkpoint.tensors)
     digest = None
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     for other in others:
         if are_tied(first, other):
             continue
@@ -73,8 +73,8 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
                 f"{list(first.shape or ())}: they cannot be one tensor"
             )
         if not force:
-            digest = digest or _digest(checkpoint, first, work)
-            if _digest(checkpoint, other, work) != digest:
+            digest = digest or _digest(checkpoint, first, budget)
+            if _digest(checkpoint, other, budget) != digest:
                 raise RefusedError(
                     f"{first.name!r} and {other.name!r} have different values",
                     hint=f"--force gives {other.name} the values of {first.name}",
@@ -95,11 +95,11 @@ def _tied_to(first: Tensor, other: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def _digest(checkpoint: Checkpoint, tensor: Tensor, work: Work) -> bytes:
+def _digest(checkpoint: Checkpoint, tensor: Tensor, budget: Budget) -> bytes:
     """A digest of all stored elements of a tensor, which are not too many to go through."""
     from ckpt_cli.arrays.overlap import content_digest
 
-    work.add(tensor, Region.of(tensor))
+    budget.read(tensor, Region.of(tensor))
     return content_digest(checkpoint, tensor)
 
 
@@ -108,7 +108,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
 
     Raises RefusedError for one that has it already, LimitError for a view that repeats few bytes without end.
     """
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     tensors: dict[str, Tensor] = {}
     contents: dict[Storage, Content] = {}
     groups = (views for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1)
@@ -125,7 +125,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
             together = companions.of(tensor) if isinstance(tensor, Tensor) else []
             why_not = _why_not_untied(checkpoint, tensor, together, shared)
             if why_not is None and isinstance(tensor, Tensor):
-                work.add(tensor, Region.of(tensor))
+                budget.read(tensor, Region.of(tensor))
                 new, content = _own(tensor)
                 tensors[tensor.name] = new
                 for each in together:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 
-from ckpt_cli import limits
+from ckpt_cli.budget import Budget
 from ckpt_cli.model.checkpoint import Storage, Tensor
 
 
@@ -198,25 +198,11 @@ def spans_used(views: Iterable[Tensor]) -> int:
     return used
 
 
-class Comparisons:
-    """The exact comparisons of views that one command may make, so that hostile views cannot multiply them."""
-
-    def __init__(self) -> None:
-        self.left = limits.VIEW_PAIRS
-
-    def allow(self, pairs: int) -> bool:
-        """Count pairs as compared; return False if they are too many, so that spans must decide."""
-        if pairs > self.left:
-            return False
-        self.left -= pairs
-        return True
-
-
-def partly_shared(views: Sequence[Tensor], comparisons: Comparisons) -> tuple[list[Tensor], list[Tensor]]:
+def partly_shared(views: Sequence[Tensor], budget: Budget) -> tuple[list[Tensor], list[Tensor]]:
     """The distinct views of one storage that overlap another one, and those that share no byte with any.
 
     Of tied names the first stands for all. Where some overlap, the first of them leads the second list, so that it
-    tells whose storage its views lie in. Where no more `comparisons` are left, spans decide.
+    tells whose storage its views lie in. Where the `budget` has no more pairs, spans decide.
     """
     first: dict[object, Tensor] = {}
     for view in views:
@@ -225,15 +211,15 @@ def partly_shared(views: Sequence[Tensor], comparisons: Comparisons) -> tuple[li
     distinct = list(first.values())
     if len(distinct) < 2:
         return [], []
-    overlapping = _overlapping(distinct, comparisons)
+    overlapping = _overlapping(distinct, budget)
     meeting = [view for view in distinct if id(view) in overlapping]
     return meeting, meeting[:1] + [view for view in distinct if id(view) not in overlapping]
 
 
-def _overlapping(views: Sequence[Tensor], comparisons: Comparisons) -> set[int]:
+def _overlapping(views: Sequence[Tensor], budget: Budget) -> set[int]:
     """The identities of views that share a byte with another one."""
     strided = [view for view in views if not view.is_contiguous]
-    if not comparisons.allow(len(strided) * len(views)):
+    if not budget.allow_pairs(len(strided) * len(views)):
         return _meeting_spans(views)
     found = _meeting_spans([view for view in views if view.is_contiguous])
     for a in strided:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import NameNotFoundError, UsageError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 from ckpt_cli.ops.aliasing import tie_groups
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.rename_rules import Rule, in_turn
 from ckpt_cli.ops.select import select
 from ckpt_cli.parallel.tensor_pairs import Pair, compare_pairs
@@ -118,7 +118,7 @@ class _Comparison:
 
     def __init__(self, a: Checkpoint, b: Checkpoint, asked: Asked, tolerance: Tolerance) -> None:
         self._sides = (_aligned(a, asked), _aligned(b, asked))
-        self._works = (Work(a), Work(b))
+        self._budgets = (Budget.of(a), Budget.of(b))
         self._asked = asked
         self._tolerance = tolerance
         self._changed: list[Callable[[], Change | None]] = []
@@ -223,10 +223,10 @@ class _Comparison:
 
         key = (a.view or id(a), b.view or id(b))
         if key not in self._pairs:
-            for checkpoint, work, tensor in zip(self._sides, self._works, (a, b), strict=True):
+            for checkpoint, budget, tensor in zip(self._sides, self._budgets, (a, b), strict=True):
                 with about(checkpoint.path):
-                    work.add_parts(tensor)
-                    work.add(tensor, Region.of(tensor))
+                    budget.read_parts(tensor, Region.of)
+                    budget.read(tensor, Region.of(tensor))
             self._pairs[key] = Pair(self._sides, (a, b), self._tolerance, Apart())
         return self._pairs[key]
 

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.parallel.map import grouped, run
 from ckpt_cli.parallel.tensor_chunks import CHUNK, Source
 
@@ -142,7 +142,7 @@ class _Hasher:
         self._checkpoint = checkpoint
         self._algorithm = algorithm
         self._new = _new(algorithm)
-        self._work = Work(checkpoint)
+        self._budget = Budget.of(checkpoint)
         self._subjects: dict[object, _Subject] = {}
         self._known: dict[int, str] = {}
         """Digests by the identity of the tensor or part."""
@@ -155,8 +155,8 @@ class _Hasher:
             return
         if (key := self._key(tensor)) not in self._subjects:
             region = Region.of(tensor)
-            self._work.add_parts(tensor)
-            self._work.add(tensor, region)
+            self._budget.read_parts(tensor, Region.of)
+            self._budget.read(tensor, region)
             source = _source(self._checkpoint, tensor, region)
             self._subjects[key] = _Subject(source, self._head(tensor), source.nbytes)
 

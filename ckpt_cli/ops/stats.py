@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, UnsupportedError, UsageError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.select import part_of, select
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.parallel.map import grouped, run
@@ -183,7 +183,7 @@ def _plans(
     checkpoint: Checkpoint, arguments: Sequence[str]
 ) -> Iterator[tuple[Tensor, _Subject | str, tuple[int, ...] | None]]:
     """Yield each tensor with its summary, which tied ones share, or the reason for none; and the shape to report."""
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     known: dict[object, _Subject | str] = {}
     for selection in select(checkpoint, arguments):
         if not isinstance(selection.entry, Tensor):
@@ -195,12 +195,14 @@ def _plans(
                 region = part_of(tensor, index) if tensor.shape is not None else None
                 key = (tensor.view or id(tensor), region)
                 if key not in known:
-                    known[key] = _subject(checkpoint, work, tensor, region, index)
+                    known[key] = _subject(checkpoint, budget, tensor, region, index)
                 label = tensor.name if selection.index is None else f"{tensor.name}[{spell_index(index)}]"
                 yield replace(tensor, name=label), known[key], tensor.shape if region is None else region.shape
 
 
-def _subject(checkpoint: Checkpoint, work: Work, tensor: Tensor, region: Region | None, index: Index) -> _Subject | str:
+def _subject(
+    checkpoint: Checkpoint, budget: Budget, tensor: Tensor, region: Region | None, index: Index
+) -> _Subject | str:
     from ckpt_cli.arrays.codec import require_plain
 
     try:
@@ -208,8 +210,8 @@ def _subject(checkpoint: Checkpoint, work: Work, tensor: Tensor, region: Region 
             require_plain(tensor)
         if region is None:
             return "it has no shape"
-        work.add_parts(tensor)
-        work.add(tensor, region)
+        budget.read_parts(tensor, Region.of)
+        budget.read(tensor, region)
         return _Subject(checkpoint, tensor, region, index)
     except UnsupportedError as error:
         return error.problem.removeprefix(f"tensor {tensor.name!r} ")

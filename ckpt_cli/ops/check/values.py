@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.source import Extent, LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_strided
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.check.finding import Check, Spot
 from ckpt_cli.ops.check.zip import ZipFile
 from ckpt_cli.parallel.byte_ranges import Answers, Job, Part, jobs_of, read_all, total
@@ -65,7 +65,7 @@ class Reading:
         for subject in zips:
             for part in self._record_parts(subject):
                 parts[numbers[id(subject.file)]].append(part)
-        work = Work(checkpoint)
+        budget = Budget.of(checkpoint)
         seen: set[object] = set()
         for tensor in all_strided(checkpoint.tensors):
             if tensor.view is None or tensor.view in seen:
@@ -76,7 +76,7 @@ class Reading:
                 self.answer.unchecked.append((f"{_where(checkpoint)}: {tensor.name}", what))
                 continue
             try:
-                work.add(tensor, _once(Region.of(tensor)))
+                budget.read(tensor, _once(Region.of(tensor)))
             except LimitError as error:
                 self.answer.unchecked.append((f"{_where(checkpoint)}: {tensor.name}", error.problem))
             else:
