@@ -54,6 +54,7 @@ class Cast:
         self._target = _codec(target, name)
         self._direct = _DIRECT.get((source.name, target.name)) if not big_endian else None
         self._largest, self._smallest, self._beyond = _limits(target)
+        self.source = source
         self.target = target
         self.itemsize = source.itemsize
         """Bytes of an element before the cast."""

@@ -187,3 +187,65 @@ def _integer(text: str) -> int:
     if not _INTEGER.match(text):
         raise UsageError(f"{text!r} is no index: integers, slices (a:b:c) and ... are")
     return int(text)
+
+
+# --- ranges of elements in row-major order --------------------------------------------------------------------------
+
+
+def row_cuts(shape: tuple[int, ...], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `most` elements in row-major order, each of which is a basic index of the shape."""
+    begin, numel = 0, prod(shape)
+    while begin < numel:
+        _, end = row_cut(shape, begin, most)
+        yield begin, end
+        begin = end
+
+
+def row_cut(shape: tuple[int, ...], at: int, most: int) -> tuple[int, int]:
+    """The one of these ranges that has the element `at`."""
+    inner = prod(shape)
+    for size in shape:
+        inner //= size
+        if inner <= most:
+            break
+    else:
+        size, inner = 1, 1
+    step = max(most // inner, 1) * inner
+    row = at // (size * inner) * (size * inner)
+    begin = row + (at - row) // step * step
+    return begin, min(begin + step, row + size * inner)
+
+
+def range_cuts(shape: tuple[int, ...], begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut a range of elements in row-major order into as few basic indices of the shape as possible."""
+    while begin < end:
+        row = inner = prod(shape)
+        for size in shape:
+            row, inner = inner, inner // size
+            if begin % inner == 0 and begin + inner <= end:
+                break
+        last = min(end - (end - begin) % inner, begin - begin % row + row)
+        yield begin, last
+        begin = last
+
+
+def part_at(shape: tuple[int, ...], begin: int, end: int) -> tuple[slice, ...]:
+    """The basic index that selects a range which `row_cuts` or `range_cuts` made."""
+    part: list[slice] = []
+    inner = prod(shape)
+    whole = False
+    for size in shape:
+        inner //= max(size, 1)
+        if whole:
+            part.append(slice(0, size))
+            continue
+        first, last = begin // inner, (end - 1) // inner
+        part.append(slice(first, last + 1))
+        whole = first != last
+        begin, end = begin - first * inner, end - first * inner
+    return tuple(part)
+
+
+def row_pieces(region: Region, most: int) -> Iterator[tuple[slice, ...]]:
+    """Yield the basic indices of parts of at most about `most` elements, in row-major order."""
+    return (part_at(region.shape, *cut) for cut in row_cuts(region.shape, most))

@@ -16,6 +16,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, contig
 from ckpt_cli.ops.aliasing import Companions, all_strided, are_tied, blocks_of, by_storage, is_array, needed_nbytes
 from ckpt_cli.ops.ls import unreferenced
 from ckpt_cli.ops.select import select_to_edit
+from ckpt_cli.parallel.tensor_chunks import Source, content_digest
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""
@@ -97,8 +98,6 @@ def _tied_to(first: Tensor, other: Tensor) -> Tensor:
 
 def _digest(checkpoint: Checkpoint, tensor: Tensor, budget: Budget) -> bytes:
     """A digest of all stored elements of a tensor, which are not too many to go through."""
-    from ckpt_cli.arrays.overlap import content_digest
-
     budget.read(tensor, Region.of(tensor))
     return content_digest(checkpoint, tensor)
 
@@ -126,7 +125,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
             why_not = _why_not_untied(checkpoint, tensor, together, shared)
             if why_not is None and isinstance(tensor, Tensor):
                 budget.read(tensor, Region.of(tensor))
-                new, content = _own(tensor)
+                new, content = _own(checkpoint, tensor)
                 tensors[tensor.name] = new
                 for each in together:
                     tensors[each.name] = replace(each, storage=new.storage, storage_offset=0, stride=new.stride)
@@ -172,7 +171,7 @@ def _one_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     return tensor
 
 
-def _own(tensor: Tensor) -> tuple[Tensor, Content]:
+def _own(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Tensor, Content]:
     """A tensor over a storage of its own, which holds just its elements."""
     storage = tensor.storage
     if storage is None:
@@ -185,19 +184,15 @@ def _own(tensor: Tensor) -> tuple[Tensor, Content]:
     new = Storage(storage.key, tensor.nbytes, storage.location)
     stride = contiguous_stride(tensor.shape or ())
     own = replace(tensor, storage=new, storage_offset=0, stride=stride, alias_of=None)
-    return own, Content(tensor.nbytes, make=_gathering(tensor))
+    return own, Content(tensor.nbytes, make=_gathering(checkpoint, tensor))
 
 
-def _gathering(tensor: Tensor) -> Callable[[Write], None]:
+def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None]:
     """Return a writer of a tensor's stored elements in row-major order."""
 
     def make(write: Write) -> None:
-        from ckpt_cli.arrays.codec import Codec, stored_of
-        from ckpt_cli.arrays.overlap import row_pieces
-
-        codec, region = Codec(tensor), Region.of(tensor)
-        for part in row_pieces(region, max(_COPIED // tensor.dtype.itemsize, 1)):
-            write(stored_of(tensor, codec, region.at(part)).tobytes())
+        for data in Source(checkpoint, tensor, Region.of(tensor)).read_all(_COPIED):
+            write(data)
 
     return make
 
@@ -230,7 +225,7 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
             continue
         distinct = {view.view: view for view in views if view.view is not None}
         if len(distinct) == 1 and next(iter(distinct.values())).nbytes < storage.nbytes:
-            new, content = _own(next(iter(distinct.values())))
+            new, content = _own(checkpoint, next(iter(distinct.values())))
             alone[storage] = new
             if new.storage is not None:
                 contents[new.storage] = content

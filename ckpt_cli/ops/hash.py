@@ -27,7 +27,7 @@ from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import CHUNK, Source
+from ckpt_cli.parallel.tensor_chunks import Chunk, Source
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -86,16 +86,8 @@ class _Subject:
     """The digests of its pieces, in order."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A piece to be hashed: where it is, or the bytes themselves where they had to be gathered."""
-
-    number: int
-    """That of its subject."""
-    source: Source
-    begin: int
-    end: int
-    data: bytes | None = None
+_Piece = tuple[int, Source, Chunk]
+"""The number of a subject, what reads it, and a piece of it to be hashed."""
 
 
 def hash_tensors(
@@ -178,9 +170,7 @@ class _Hasher:
         total = sum(subject.nbytes for subject in subjects)
         done = 0
 
-        items = (
-            (piece, piece.end - piece.begin) for number, one in enumerate(subjects) for piece in _pieces(number, one)
-        )
+        items = (item for number, one in enumerate(subjects) for item in _pieces(number, one.source))
         for nbytes, answers in run(grouped(items, PIECE), partial(_hash_job, self._algorithm), executor):
             for number, digest in answers:
                 subjects[number].pieces.append(digest)
@@ -206,21 +196,18 @@ class _Hasher:
 
 
 def _hash_job(algorithm: str, job: list[_Piece]) -> tuple[int, list[tuple[int, bytes]]]:
-    """The bytes of a job, and the digest of each piece by the number of its subject."""
+    """Return the bytes of a job, and the digest of each piece by the number of its subject."""
     new = _new(algorithm)
-    return sum(piece.end - piece.begin for piece in job), [(piece.number, _hash_piece(new, piece)) for piece in job]
+    nbytes = sum(source.dtype.nbytes(chunk.end - chunk.begin) for _, source, chunk in job)
+    return nbytes, [(number, _hash_piece(new(), source, chunk)) for number, source, chunk in job]
 
 
-def _hash_piece(new: _New, piece: _Piece) -> bytes:
-    digest = new()
-    if piece.data is not None:
-        digest.update(piece.data)
-        return digest.digest()
+def _hash_piece(digest: _Digest, source: Source, chunk: Chunk) -> bytes:
     try:
-        for begin in range(piece.begin, piece.end, CHUNK):
-            digest.update(piece.source.read_bytes(begin, min(begin + CHUNK, piece.end)))
+        for data in source.pieces(chunk):
+            digest.update(data)
     except CkptError as error:
-        error.path = error.path or piece.source.path
+        error.path = error.path or source.path
         raise
     return digest.digest()
 
@@ -239,39 +226,15 @@ def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> Source:
         from ckpt_cli.arrays.quantized import integers
 
         tensor = integers(tensor)
-    source = Source(checkpoint, tensor, region)
-    if source.plain and (tensor.conj or tensor.neg or (tensor.big_endian and tensor.dtype.bits > 8)):
-        source.gather()
-    return source
+    return Source(checkpoint, tensor, region)
 
 
-def _pieces(number: int, subject: _Subject) -> Iterator[_Piece]:
-    """The pieces of a view, cut at the same places however its bytes are stored."""
-    if subject.source.plain:
-        for begin in range(0, subject.nbytes, PIECE):
-            subject.source.expect(begin + PIECE)
-            yield _Piece(number, subject.source, begin, min(begin + PIECE, subject.nbytes))
-        return
-    done = 0
-    held = bytearray()
-    for data in _gathered(subject.source):
-        held += data
-        while len(held) >= PIECE:
-            yield _Piece(number, subject.source, done, done + PIECE, bytes(held[:PIECE]))
-            del held[:PIECE]
-            done += PIECE
-    if held:
-        yield _Piece(number, subject.source, done, done + len(held), bytes(held))
-
-
-def _gathered(source: Source) -> Iterator[bytes]:
-    """The elements row after row, little-endian and without flags, a bounded number at a time."""
-    from ckpt_cli.arrays.codec import little_endian
-
-    for begin, end in source.cuts(max(PIECE * 8 // source.dtype.bits, 1)):
-        data = source.chunk(begin, end).data or b""
-        yield little_endian(source.tensor, data)
-    source.release()
+def _pieces(number: int, source: Source) -> Iterator[tuple[_Piece, int]]:
+    """Yield the pieces of a view with what each adds to a job, cut at the same places however its bytes are stored."""
+    most = PIECE // source.dtype.itemsize
+    cuts = ((at, min(at + most, source.numel)) for at in range(0, source.numel, most))
+    for chunk in source.chunks(cuts):
+        yield (number, source, chunk), source.cost(chunk)
 
 
 # --- manifests -------------------------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def require_bounded(items: Sequence[Item]) -> None:
 
 def blocks(shown: Shown, most: int = _PIECE) -> Iterator[NDArray[Any]]:
     """The values in row-major order, flat, at most about `most` elements at a time."""
-    from ckpt_cli.arrays.overlap import row_pieces
+    from ckpt_cli.arrays.indexing import row_pieces
 
     for part in row_pieces(shown.region, most):
         yield shown.array(part).reshape(-1)
@@ -270,7 +270,7 @@ def save_npy(shown: Shown, path: str) -> int:
 
     import numpy as np
 
-    Budget.of(shown.checkpoint).add(shown.tensor, shown.region)
+    Budget.of(shown.checkpoint).read(shown.tensor, shown.region)
     check_output(path, shown.checkpoint.path, "a numpy file holds one tensor: name another file")
     first = shown.array(tuple(slice(0, 0) for _ in shown.region.shape))
     header = io.BytesIO()

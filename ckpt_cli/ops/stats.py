@@ -114,9 +114,7 @@ class _Subject:
             if self.source.plain:
                 self.source.expect(_IN_ORDER)
             self.plan()
-        for begin, end in self.source.cuts():
-            yield self.source.chunk(begin, end)
-        self.source.release()
+        yield from self.source.chunks(self.source.cuts())
 
     def _sample(self) -> Any:
         """Values from a few places, the same ones every time; of what must be gathered, from its beginning."""
@@ -131,7 +129,7 @@ class _Subject:
         count = min(source.numel, _SAMPLE // _SPOTS if source.numel > _SAMPLE else _SAMPLE)
         last = source.numel - count
         begins = [last * spot // (_SPOTS - 1) for spot in range(_SPOTS)] if last else [0]
-        return np.concatenate([self._numbers(Chunk(at, at + count)).copy() for at in begins])
+        return np.concatenate([self._numbers(source.chunk(at, at + count)).copy() for at in begins])
 
     def _numbers(self, chunk: Chunk) -> Any:
         from ckpt_cli.arrays.statistics import Codes
@@ -250,7 +248,7 @@ _Item = tuple[int, _Subject, Chunk]
 def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[_Item, int]]:
     for number, subject in enumerate(subjects):
         for chunk in subject.chunks():
-            yield (number, subject, chunk), subject.nbytes(chunk)
+            yield (number, subject, chunk), subject.source.cost(chunk)
 
 
 def _sum_job(job: list[_Item]) -> tuple[int, list[tuple[int, Any]]]:
@@ -288,7 +286,6 @@ def _share_edges(subjects: Iterable[_Subject]) -> tuple[float, ...]:
     samples = []
     for subject in filled:
         sample = subject.plan()
-        subject.source.release()  # what was gathered for it: all of them are sampled before the first is summed
         samples.append((sample[:: -(-len(sample) // most)].copy(), subject.source.numel))
     edges = shared_edges(samples)
     for subject in filled:

@@ -92,7 +92,7 @@ def _tied_group(group: Sequence[Tensor]) -> Group:
 
 def _equal_groups(checkpoint: Checkpoint, budget: Budget) -> list[Equals]:
     """Tensors of one dtype and shape with the same bytes; tied ones count as one, under the first name."""
-    from ckpt_cli.arrays.overlap import content_digest
+    from ckpt_cli.parallel.tensor_chunks import content_digest
 
     alike: dict[tuple[object, ...], dict[object, Tensor]] = {}
     for tensor in checkpoint.tensors:
@@ -160,7 +160,7 @@ def _why_not(checkpoint: Checkpoint, a: Tensor, b: Tensor) -> str:
         return "they differ in dtype or shape"
     if not a.numel:
         return "they are empty"
-    from ckpt_cli.arrays.overlap import content_digest
+    from ckpt_cli.parallel.tensor_chunks import content_digest
 
     budget = Budget.of(checkpoint)
     for tensor in (a, b):

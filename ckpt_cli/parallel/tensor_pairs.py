@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.arrays.indexing import Region, row_cuts
 from ckpt_cli.errors import CkptError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, Source, row_cuts
+from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, Source
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -119,10 +119,13 @@ class Reader:
         a, b = self.a.source, self.b.source
         most = max(4 * CHUNK // max(a.dtype.bits, b.dtype.bits), 1)  # half a chunk of each
         by_rows = self.a.by_rows or self.b.by_rows
-        for begin, end in row_cuts(a.region.shape, most) if by_rows else a.cuts(most):
-            yield a.chunk(begin, end), b.chunk(begin, end)
-        a.release()
-        b.release()
+        cuts = (row_cuts(source.region.shape, most) if by_rows else a.cuts(most) for source in (a, b))
+        yield from zip(a.chunks(next(cuts)), b.chunks(next(cuts)), strict=True)
+
+    def cost(self, chunk_a: Chunk, chunk_b: Chunk) -> int:
+        """Bytes that a chunk of both adds to a job, which ends where a group of chunks does."""
+        closes = chunk_a.closes and (chunk_b.closes or chunk_a.group is not None)
+        return self.a.source.cost(chunk_a) + self.b.source.cost(chunk_b) if closes else 0
 
     def compare(self, chunk_a: Chunk, chunk_b: Chunk) -> Apart | None:
         """Return the distance between chunks; None where their bytes are the same. Runs on a worker."""
@@ -169,7 +172,7 @@ def _items(pairs: Iterable[Pair]) -> Iterator[tuple[_Item, int]]:
     for number, pair in enumerate(pairs):
         reader = pair.reader()
         for chunk_a, chunk_b in reader.chunks():
-            yield (number, reader, chunk_a, chunk_b), reader.nbytes_of(chunk_a)
+            yield (number, reader, chunk_a, chunk_b), reader.cost(chunk_a, chunk_b)
 
 
 def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[int, Apart]]]:

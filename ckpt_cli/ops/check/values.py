@@ -205,7 +205,7 @@ def _tally_apart(checkpoint: Checkpoint, tensor: Tensor, executor: Executor) -> 
         tensor = integers(tensor)
     source = Source(checkpoint, tensor, _once(Region.of(tensor)), any_order=True)
     found = tally(memoryview(b""), tensor.dtype)
-    chunks = ((source.chunk(*cut), source.dtype.nbytes(cut[1] - cut[0])) for cut in source.cuts())
+    chunks = ((chunk, source.cost(chunk)) for chunk in source.chunks(source.cuts()))
     for answer in run(grouped(chunks), partial(_tally_chunks, source, tensor.big_endian), executor):
         found = merged(found, answer)
     return found
