@@ -70,7 +70,7 @@ class DType:
         return self.byte_range(0, numel)[1]
 
     def byte_range(self, begin: int, end: int) -> tuple[int, int]:
-        """The first byte of a storage that the elements `begin` to `end` of it touch, and the one after the last."""
+        """Return the first byte of a storage that its elements `begin` to `end` touch, and the one after the last."""
         elements, nbytes = self.elements, self.block_nbytes
         if self.category == "block":
             return begin // elements * nbytes, -(-end // elements) * nbytes

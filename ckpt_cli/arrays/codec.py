@@ -1,4 +1,4 @@
-"""Stored bytes and the values that they mean, for every dtype.
+"""Decode stored bytes to values and encode values, for every dtype.
 
 A bfloat16 or float8 decodes to float32 (exactly), a complex32 to complex64, a byte of float4_e2m1fn_x2 to the pair of
 values in it (the first in the low four bits), so that a pair adds a dimension of 2.
@@ -75,7 +75,7 @@ def require_honest(part: Tensor) -> None:
 
 
 def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
-    """How the elements of a tensor are stored, quantized or plain; raises UnsupportedError for other layouts."""
+    """Return the codec of a quantized or plain tensor; raise UnsupportedError for other layouts."""
     if tensor.layout != "quantized":
         return Codec(tensor)
     from ckpt_cli.arrays.quantized import QuantizedCodec
@@ -84,13 +84,13 @@ def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
 
 
 class Codec:
-    """How the elements of one tensor are stored."""
+    """Decodes and encodes the elements of one tensor."""
 
     uniform = True
-    """Whether an element means the same wherever in the tensor it stands."""
+    """True if an element means the same wherever in the tensor it stands."""
 
     copies = True
-    """Whether decoding makes an array of its own rather than a view of what is stored."""
+    """True if decoding makes an array of its own rather than a view of what is stored."""
 
     def __init__(self, tensor: Tensor) -> None:
         import numpy as np
@@ -102,7 +102,7 @@ class Codec:
         self._neg = tensor.neg
         self._order: Literal[">", "<"] = ">" if tensor.big_endian else "<"
         self.paired = self.dtype.name == "float4_e2m1fn_x2"
-        """Whether each element decodes to two values."""
+        """True if each element decodes to two values."""
         if self.dtype.name in _NATIVE:
             self.stored = np.dtype(self.dtype.name).newbyteorder(self._order)
         elif self.dtype.name == "complex32":
@@ -116,11 +116,11 @@ class Codec:
         """Bytes of one stored element once it is in an array."""
 
     def at(self, _index: Index) -> Codec:
-        """The codec of the part that an index selects: of a tensor whose elements are all alike, the same."""
+        """Return the codec of the part that an index selects: of a tensor whose elements are all alike, the same."""
         return self
 
     def array(self, data: memoryview | bytearray, region: Region, first: int) -> Array:
-        """The region's stored elements over `data`, which begins at element `first` of the storage."""
+        """Return the region's stored elements over `data`, which begins at element `first` of the storage."""
         import numpy as np
 
         size = self._size
@@ -136,7 +136,7 @@ class Codec:
         return elements
 
     def decode(self, stored: Array) -> Array:
-        """The values that stored elements mean."""
+        """Return the values that stored elements mean."""
         import numpy as np
 
         name = self.dtype.name
@@ -201,7 +201,7 @@ class Codec:
         return stored
 
     def arithmetic(self) -> np.dtype[Any]:
-        """The dtype in which torch computes on these elements: narrow floats in float32, integers exactly."""
+        """Return the dtype in which torch computes on these elements: narrow floats in float32, integers exactly."""
         import numpy as np
 
         if self.dtype.category == "float":
@@ -216,7 +216,7 @@ class Codec:
         return np.dtype(self.dtype.name)
 
     def _small(self) -> np.dtype[Any]:
-        """The ml_dtypes type of one value."""
+        """Return the ml_dtypes type of one value."""
         import ml_dtypes
         import numpy as np
 
@@ -253,7 +253,7 @@ class Codec:
 
 
 def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Array:
-    """The decoded values of a tensor, or of what an index selects of it, reading no more than their bytes.
+    """Return the decoded values of a tensor, or of what an index selects of it, reading no more than their bytes.
 
     Raises LimitError for a view that repeats few elements without end and whose values would have to be copied.
     """
@@ -264,7 +264,7 @@ def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Arra
 
 
 def stored_of(tensor: Tensor, codec: Codec, region: Region) -> Array:
-    """The stored elements of a region, over a view of the file; gathered where they are stored in several places."""
+    """Return the stored elements of a region, over a view of the file, or gathered where they are in several places."""
     if tensor.storage is None:
         raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
     low, high = region.span()
@@ -336,7 +336,7 @@ _SIGNED = frozenset(["float64", "float32", "float16", "bfloat16", "complex128", 
 
 
 def value_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of decoded values: a pair more for packed float4."""
+    """Return the shape of decoded values: a pair more for packed float4."""
     return (*shape, 2) if dtype.name == "float4_e2m1fn_x2" else shape
 
 
@@ -365,7 +365,7 @@ def _wrap(value: int, bits: int, *, signed: bool) -> int:
 
 
 def _misfits(wanted: Array, target: Array) -> Array:
-    """Where rounding made something else of a number: infinity, zero, NaN, or a number of them."""
+    """Return which numbers became something else than a rounded number: infinity, zero, NaN, or a number from those."""
     import numpy as np
 
     return np.asarray(
@@ -377,7 +377,7 @@ def _misfits(wanted: Array, target: Array) -> Array:
 
 
 def _real(values: Array, dtype: object, *, cast: bool) -> Array:
-    """The real parts; refused where that would lose imaginary ones, but for a cast."""
+    """Return the real parts; refused where that would lose imaginary ones, but for a cast."""
     if values.dtype.kind != "c":
         return values
     if not cast and bool((values.imag != 0).any()):

@@ -50,7 +50,7 @@ def tied_names(tensors: Iterable[Tensor]) -> dict[str, list[str]]:
 
 
 class Companions:
-    """The further names that one object has for a tensor, such as an LSTM's `_flat_weights.0` for a parameter.
+    """Further names that one object has for a tensor, such as an LSTM's `_flat_weights.0` for a parameter.
 
     They are what the object computes with, so that no edit may separate them.
     """
@@ -64,7 +64,7 @@ class Companions:
                 self._same.setdefault(tensor.view, []).append(tensor)
 
     def of(self, tensor: Tensor) -> list[Tensor]:
-        """Those of a tensor."""
+        """Return the companions of a tensor."""
         same = self._same.get(tensor.view, ())
         return [each for each in same if each is not tensor and (_keeps(each, tensor) or _keeps(tensor, each))]
 
@@ -93,7 +93,7 @@ def stored_nbytes(tensors: Iterable[Tensor]) -> int:
 
 
 def all_strided(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors and the parts of those that are made of others, as far as they have storages.
+    """Return the tensors and the parts of those that are made of others, as far as they have storages.
 
     A part is called by the name of the whole and its own, `emb.weight.values`.
     """
@@ -111,7 +111,7 @@ def _named_parts(tensor: Tensor) -> list[Tensor]:
 
 
 def all_named(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors and the parts of them, by name; of several that are made of the same parts, those of the first."""
+    """Return the tensors and their parts, by name; of several that are made of the same parts, those of the first."""
     found: list[Tensor] = []
     seen: set[object] = set()
     for tensor in tensors:
@@ -199,10 +199,10 @@ def spans_used(views: Iterable[Tensor]) -> int:
 
 
 def partly_shared(views: Sequence[Tensor], budget: Budget) -> tuple[list[Tensor], list[Tensor]]:
-    """The distinct views of one storage that overlap another one, and those that share no byte with any.
+    """Return the distinct views of one storage that overlap another one, and those that share no byte with any.
 
     Of tied names the first stands for all. Where some overlap, the first of them leads the second list, so that it
-    tells whose storage its views lie in. Where the `budget` has no more pairs, spans decide.
+    says whose storage its views lie in. Where the `budget` has no more pairs, spans decide.
     """
     first: dict[object, Tensor] = {}
     for view in views:
@@ -217,7 +217,7 @@ def partly_shared(views: Sequence[Tensor], budget: Budget) -> tuple[list[Tensor]
 
 
 def _overlapping(views: Sequence[Tensor], budget: Budget) -> set[int]:
-    """The identities of views that share a byte with another one."""
+    """Return the identities of views that share a byte with another one."""
     strided = [view for view in views if not view.is_contiguous]
     if not budget.allow_pairs(len(strided) * len(views)):
         return _meeting_spans(views)
@@ -230,7 +230,7 @@ def _overlapping(views: Sequence[Tensor], budget: Budget) -> set[int]:
 
 
 def _meeting_spans(views: Iterable[Tensor]) -> set[int]:
-    """The identities of views whose span meets that of another one: for contiguous ones, that is sharing bytes."""
+    """Return the identities of views whose spans meet those of others: contiguous ones then share bytes."""
     found: set[int] = set()
     reach: Tensor | None = None
     end = 0

@@ -6,9 +6,9 @@ ties. With H the hash function, a tensor's digest is
     H(json.dumps([dtype, shape]) + H(piece 0) + H(piece 1) + …)
 
 where the pieces are 4 MiB each (the last one less) of its elements in row-major order, little-endian; so the pieces of
-one huge tensor are hashed side by side. What is no plain array has more in its list: a quantized tensor its quantizer,
-one that is made of others its layout, shape and the digests of its parts; of one that has others as attributes the
-digest is that of its own and a map of theirs. The checkpoint's digest is H(json.dumps({name: digest}, sort_keys=True)).
+one huge tensor are hashed side by side. The list of a quantized tensor also has its quantizer; that of a tensor that is
+made of others has its layout, shape and the digests of its parts. Of a tensor with others as attributes, the digest is
+that of its own and a map of theirs. The checkpoint's digest is H(json.dumps({name: digest}, sort_keys=True)).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _Piece = tuple[int, Source, Chunk]
 def hash_tensors(
     checkpoint: Checkpoint, algorithm: str, executor: Executor, on_progress: OnProgress = lambda _, __: None
 ) -> Hashes:
-    """Hash every tensor, on an executor; `on_progress` hears of the bytes done.
+    """Hash every tensor, on an executor; `on_progress` gets the bytes done and in all.
 
     Raises UnsupportedError where two tensors have one name, and for a strided view of packed elements.
     """
@@ -178,7 +178,7 @@ class _Hasher:
             on_progress(done, total)
 
     def digest(self, tensor: Tensor) -> str:
-        """The digest of a tensor whose pieces have been hashed."""
+        """Return the digest of a tensor whose pieces have been hashed."""
         known = self._known.get(id(tensor))
         if known is None:
             known = self._known[id(tensor)] = self._digest(tensor)

@@ -50,13 +50,13 @@ class Shown:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the values; a packed float4 has two a stored element."""
+        """Return the shape of the values; a packed float4 has two a stored element."""
         from ckpt_cli.arrays.codec import value_shape
 
         return value_shape(self.tensor.dtype, self.region.shape)
 
     def array(self, index: Index = ()) -> NDArray[Any]:
-        """The values, or those at a basic index into the stored elements."""
+        """Return the values, or those at a basic index into the stored elements."""
         from ckpt_cli.arrays.codec import codec_of, stored_of
 
         region = self.region.at(index)
@@ -68,7 +68,7 @@ class Shown:
         return codec.decode(stored_of(self.tensor, codec, region))
 
     def edges(self) -> NDArray[Any]:
-        """The values that a summary shows; only the corners' bytes are read."""
+        """Return the values that a summary shows; only the corners' bytes are read."""
         import itertools
 
         import numpy as np
@@ -85,7 +85,7 @@ class Shown:
 
 
 def _ends(size: int) -> list[tuple[int, int]]:
-    """The ranges of a dimension that a summary shows: all of it, or both ends of a longer one."""
+    """Return the ranges of a dimension that a summary shows: all of it, or both ends of a longer one."""
     return [(0, size)] if size <= 2 * EDGE_ITEMS else [(0, EDGE_ITEMS), (size - EDGE_ITEMS, size)]
 
 
@@ -124,7 +124,7 @@ Item = Shown | Composed | Unshown | Value
 def show(checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False) -> list[Item]:
     """Return what each NAME selects, in order, nothing of plain tensors read yet; no NAME selects the whole checkpoint.
 
-    With `raw`, quantized tensors are their integers. Raises UnsupportedError for a tensor whose values cannot be told
+    With `raw`, quantized tensors are their integers. Raises UnsupportedError for a tensor whose values cannot be read
     and that was named exactly.
     """
     with about(checkpoint.path):
@@ -250,7 +250,7 @@ def require_bounded(items: Sequence[Item]) -> None:
 
 
 def blocks(shown: Shown, most: int = _PIECE) -> Iterator[NDArray[Any]]:
-    """The values in row-major order, flat, at most about `most` elements at a time."""
+    """Yield the values in row-major order, flat, at most about `most` elements at a time."""
     from ckpt_cli.arrays.indexing import row_pieces
 
     for part in row_pieces(shown.region, most):

@@ -48,7 +48,7 @@ class Row:
     numel: int
     """Elements as they are stored: a packed float4 has two values in each."""
     moments: Moments | None = None
-    """None where there are no values to sum up; `note` says why."""
+    """None where there are no values to summarize; `note` says why."""
     edges: Sequence[float | int] = ()
     """Of the histogram's bars, the first being the least and the last the greatest value."""
     counts: Sequence[int] = ()
@@ -162,7 +162,7 @@ def stats(
 ) -> Stats:
     """Summarize the tensors that NAMEs select, on an executor; `on_progress` gets the bytes done.
 
-    A tensor that is made of others is told by its parts; one without values, or packed in a way that no format
+    A tensor that is made of others has a row for each part; one without values, or packed in a way that no format
     defines, has a note instead of numbers. `sort` is a column, greatest first but for names.
     """
     with about(checkpoint.path):
@@ -216,7 +216,7 @@ def _subject(
 
 
 def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
-    """The tensor itself and those that it has as attributes, or those that it is made of, each set of parts once."""
+    """Yield the tensor and its attributes, or the tensors that it is made of, each set of parts once."""
     if not tensor.parts or tensor.storage is not None:
         yield tensor
     parts = tensor.parts if tensor.storage is None else tensor.attributes

@@ -1,4 +1,4 @@
-"""The seam of heavy work: independent jobs mapped on an executor.
+"""Map independent jobs on an executor: how all heavy work runs.
 
 A job is a few megabytes of a checkpoint: chunks of its values (`parallel/tensor_chunks.py`), or ranges of its files
 (`parallel/byte_ranges.py`). What it answers is small, and answers come back in the order of the jobs, so that any

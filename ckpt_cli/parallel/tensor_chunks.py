@@ -285,7 +285,7 @@ class Source:
         return part_at(self.region.shape, begin, end)
 
     def _in_group(self, chunk: Chunk, group: tuple[int, int], which: int) -> memoryview:
-        """The bytes of a chunk of a group, which this thread gathers once."""
+        """Return the bytes of a chunk of a group, which this thread gathers once."""
         groups = kept()
         data: memoryview
         source, known, data = groups.get(which, (None, None, memoryview(b"")))
@@ -298,7 +298,7 @@ class Source:
         return data[(chunk.begin - first) * size : (chunk.end - first) * size]
 
     def _gathered(self, begin: int, end: int) -> memoryview:
-        """The stored elements of a range, which a piece of the file after the other has."""
+        """Return the stored elements of a range, which a piece of the file after the other has."""
         import numpy as np
 
         raw = np.dtype(_RAW[self._size])
@@ -311,7 +311,7 @@ class Source:
         return found.view(np.uint8).data
 
     def _stored(self, region: Region, raw: np.dtype[Any]) -> NDArray[Any]:
-        """The stored elements of a part, valid until the next one is asked for.
+        """Return the stored elements of a part, valid until the next one is asked for.
 
         What stands in one place is read: where a mapped file becomes shorter, the system ends the process.
         """

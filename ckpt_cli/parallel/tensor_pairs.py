@@ -59,7 +59,7 @@ class Side:
         return 2 if self._numbers.codec.paired else 1
 
     def values(self, data: memoryview, chunk: Chunk, which: int) -> NDArray[Any]:
-        """The values of a chunk, flat; valid until this thread asks for others of the same `which`."""
+        """Return the values of a chunk, flat; valid until this thread asks for others of the same `which`."""
         part = self.source.part(chunk.begin, chunk.end) if not self._numbers.codec.uniform else ()
         return self._numbers.values(data, part, which)
 
@@ -83,7 +83,7 @@ class Pair:
 
     @property
     def place(self) -> tuple[int, int]:
-        """The file and the byte where the first begins; what is compressed comes last."""
+        """Return the file and the byte where the first begins; what is compressed comes last."""
         container, tensor = self.checkpoints[0].container, self.tensors[0]
         if tensor.storage is not None:
             with suppress(CkptError):
@@ -115,7 +115,7 @@ class Reader:
         return sum(side.source.dtype.nbytes(count) for side in (self.a, self.b))
 
     def chunks(self) -> Iterator[tuple[Chunk, Chunk]]:
-        """The chunks of both, which have the same elements."""
+        """Yield the chunks of both, which have the same elements."""
         a, b = self.a.source, self.b.source
         most = max(4 * CHUNK // max(a.dtype.bits, b.dtype.bits), 1)  # half a chunk of each
         by_rows = self.a.by_rows or self.b.by_rows
