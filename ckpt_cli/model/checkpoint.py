@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError
-from ckpt_cli.files.source import Extent, LocalFile, Source
+from ckpt_cli.files.source import ByteSource, Extent, SourceFile
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -38,7 +38,7 @@ class PlainBytes:
     __slots__ = ("begin", "file", "number")
     composed = False
 
-    def __init__(self, file: Source, begin: int, number: int = 0) -> None:
+    def __init__(self, file: ByteSource, begin: int, number: int = 0) -> None:
         self.file = file
         self.begin = begin
         """The first byte within `file`."""
@@ -282,7 +282,7 @@ class Container(Protocol):
     """What a format keeps open behind a checkpoint: where bytes are, and what a changed byte drags along."""
 
     @property
-    def files(self) -> Sequence[LocalFile]:
+    def files(self) -> Sequence[SourceFile]:
         """The open files, in the order that `Extent.file` counts them."""
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +25,7 @@ from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.copy import OnProgress
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import open_file
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.parallel.map import grouped, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, Source
@@ -242,7 +243,7 @@ def _pieces(number: int, source: Source) -> Iterator[tuple[_Piece, int]]:
 
 def read_manifest(path: str) -> Hashes:
     """Read what `hash --json` printed; raises MalformedError for anything else, LimitError for what is far too long."""
-    with LocalFile(path) as file:
+    with closing(open_file(path)) as file:
         if file.size > limits.INDEX_JSON:
             raise LimitError("far too long for a manifest", path=path)
         text = file.read(0, file.size)

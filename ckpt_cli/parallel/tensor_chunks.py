@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region, part_at, range_cuts, row_cuts
 from ckpt_cli.errors import CkptError, UnsupportedError
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.parallel.map import JOB, buffer, kept
 
@@ -43,7 +43,7 @@ _RUNS = 64
 """Places of a job's bytes that are asked to be read ahead one by one."""
 
 
-Place = tuple[LocalFile, int, int]
+Place = tuple[SourceFile, int, int]
 """A file, the first of some bytes in it, and how many."""
 
 
@@ -115,7 +115,7 @@ class Source:
         """The number of the file and the byte where it begins; what must be gathered in order comes last."""
         self._places: Sequence[Place] = ()
         """Where all of it stands."""
-        self._origin: tuple[LocalFile, int] | None = None
+        self._origin: tuple[SourceFile, int] | None = None
         """The file and the byte where the storage's first element stands, where each job gathers by itself."""
         self.plain = self._find_places()
         """True if the elements stand one after another, so that no job has to gather them."""

@@ -9,17 +9,16 @@ from ckpt_cli.render.files_beside import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.edits.patching import Edit
+    from ckpt_cli.edits.plan import EditResult
 
 _MOST = 8
 """Names that are spelled out."""
 
 
-def edit_text(edit: Edit) -> str:
+def edit_text(edit: EditResult) -> str:
     """Return the report: the changed names, the names that also changed, and the bytes written."""
     verb = f"would {edit.verb.infinitive}" if edit.dry_run else edit.verb.past
-    between = "as" if edit.verb.past == "kept" else "to"
-    named = _pairs(edit.renamed, between) if edit.renamed else _names(edit.changed) or "it"
+    named = _pairs(edit.renamed, edit.verb.between) if edit.renamed else _names(edit.changed) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
         also = "would also change" if edit.dry_run else "also changed"
@@ -43,7 +42,7 @@ def edit_text(edit: Edit) -> str:
     return "\n".join(lines) + "\n"
 
 
-def undo_text(edit: Edit) -> str:
+def undo_text(edit: EditResult) -> str:
     """Describe what `undo` restored: the files, the backups that are then gone, and files that the edit had created."""
     would = "would be " if edit.dry_run else ""
     more = f" and {len(edit.backups) - 1} more" if len(edit.backups) > 1 else ""
@@ -54,7 +53,7 @@ def undo_text(edit: Edit) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _written(edit: Edit) -> str:
+def _written(edit: EditResult) -> str:
     """Return the line about the bytes written and their file."""
     written = count_text(edit.bytes_written, "byte")
     kept = f", the old file is {escaped(edit.backup)}" if edit.backup else ""

@@ -17,7 +17,7 @@ from ckpt_cli.render.text import value_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.convert_options import Conversion
-    from ckpt_cli.edits.patching import Edit
+    from ckpt_cli.edits.plan import EditResult
     from ckpt_cli.ops.aliasing import Group
     from ckpt_cli.ops.check.run import Report
     from ckpt_cli.ops.diff import Change, Diff
@@ -275,7 +275,7 @@ def verified_json(path: str, verdict: HashVerdict) -> str:
     return line({"path": path, "ok": verdict.ok, **asdict(verdict)})
 
 
-def edit_json(edit: Edit) -> str:
+def edit_json(edit: EditResult) -> str:
     """Return the output of an edit with `--json`."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckpt_cli.edits.meta_set import SetStrings
+from ckpt_cli.edits.meta import PlacedStrings
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import escaped, name_text
 
@@ -25,7 +25,7 @@ def set_metadata_text(rows: Sequence[tuple[str, str, str]], style: str) -> Itera
     return table_text((Column("key"), Column("value"), Column("in")), cells, style)
 
 
-def set_metadata_json(found: Mapping[str, str], strings: SetStrings) -> dict[str, object]:
+def set_metadata_json(found: Mapping[str, str], strings: PlacedStrings) -> dict[str, object]:
     """The strings of a set as one object, and under `shards` and `index` which file has which of them."""
     index = None if strings.index is None else {key: strings.index[key] for key in found if key in strings.index}
     shards = {name: {key: own[key] for key in found if key in own} for name, own in strings.shards.items()}

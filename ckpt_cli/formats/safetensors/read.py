@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
-from ckpt_cli.files.source import Extent, LocalFile, Source
+from ckpt_cli.files.source import ByteSource, Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, PlainBytes, Storage, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 class Safetensors:
     """The container: each tensor is its own storage, at an offset from the end of the header."""
 
-    def __init__(self, file: Source, begin: int, number: int = 0) -> None:
+    def __init__(self, file: ByteSource, begin: int, number: int = 0) -> None:
         """Of a file, or of a part of file `number` of a container of several."""
         self.source = file
         self.number = number
-        self.files: Sequence[LocalFile] = (file if isinstance(file, LocalFile) else file.file,)
+        self.files: Sequence[SourceFile] = (file.whole,)
         self.begin = begin
         """The first byte after the header."""
 
@@ -61,7 +61,7 @@ class Safetensors:
         self.files[0].close()
 
 
-def read(file: LocalFile) -> Checkpoint:
+def read(file: SourceFile) -> Checkpoint:
     """Open a safetensors file: only its header is read."""
     container, tensors, metadata = read_part(file)
     entries = with_aliases(tensors, metadata)
@@ -76,7 +76,7 @@ def read(file: LocalFile) -> Checkpoint:
     )
 
 
-def read_part(file: Source, number: int = 0) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
+def read_part(file: ByteSource, number: int = 0) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
     """The container, tensors and metadata of a file, or of a part of file `number` of a container of several."""
     try:
         header, begin = _header(file)
@@ -88,7 +88,7 @@ def read_part(file: Source, number: int = 0) -> tuple[Safetensors, list[Tensor],
         raise
 
 
-def _header(file: Source) -> tuple[dict[str, Any], int]:
+def _header(file: ByteSource) -> tuple[dict[str, Any], int]:
     """The parsed header and the first byte after it."""
     if file.size < 8:
         raise TruncatedError(f"{file.size} bytes are too few for a safetensors file")
@@ -295,7 +295,7 @@ def with_aliases(tensors: Sequence[Entry], metadata: Mapping[str, str]) -> list[
     return [*found, *rest, *aliases.values()]
 
 
-def repeated_names(file: LocalFile) -> list[str]:
+def repeated_names(file: SourceFile) -> list[str]:
     """The names that stand in the header of a sound file more than once; readers take the last."""
     length = int.from_bytes(file.read(0, 8), "little")
     from collections import Counter

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model.changes import Changes
+from ckpt_cli.pickles.containers import key_text
 from ckpt_cli.pickles.edit.locate import Place, places_of
 from ckpt_cli.pickles.edit.preflight import Outcome, leaving
 from ckpt_cli.pickles.edit.retype import retyped
-from ckpt_cli.pickles.flatten import key_text
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
-from ckpt_cli.pickles.state_dict import modules_of, notes_of, tend_notes
+from ckpt_cli.pickles.nn_module import modules_of, notes_of, tend_notes
 from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.inline_bytes import Place as Within
-from ckpt_cli.pickles.tensors.rebuild import StorageFinder
+from ckpt_cli.pickles.tensors.storages import StorageFinder
 
 
 class Editing:

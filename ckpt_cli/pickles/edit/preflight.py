@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.pickles.attributes import Field
-from ckpt_cli.pickles.edit.locate import Place, joined
+from ckpt_cli.pickles.containers import joined
+from ckpt_cli.pickles.edit.locate import Place
 
 Slot = tuple[int, ...]
 
