@@ -1,14 +1,16 @@
-"""The budget of one request, a command or a call of the Python API: what it still may read, inflate and compare.
+"""Budgets: what one request, the walk of one pickle and one scan may cost.
 
 A small file can ask for work without end: views repeat and share its bytes, compressed records inflate, many names are
-at one place. Everything that such a file could multiply is counted here and meets a limit (`limits.py`). The counts of
-a request are its own, so that an open checkpoint answers any number of them.
+at one place. Everything that such a file could multiply is counted here and meets a limit (`limits.py`). A request is
+a command or a call of the Python API; each has its own counts, so that an open checkpoint answers any number of them.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ckpt_cli import limits
@@ -116,3 +118,56 @@ def require_bounded(tensor: Any, region: _Region, most: int = limits.REPEATED) -
     if region.numel > max(high - low, most):
         stored = f"{high - low:,} {'element' if high - low == 1 else 'elements'}"
         raise LimitError(f"tensor {tensor.name!r} repeats {stored} as {region.numel:,}, too many to go through")
+
+
+class WalkBudget:
+    """The work and memory that the names of one pickle may take: shared nodes can be met more often than it has bytes.
+
+    Every method raises LimitError when it is spent.
+    """
+
+    __slots__ = ("_blocks", "_characters", "_entries", "_steps")
+
+    def __init__(self, nbytes: int) -> None:
+        """Begin the walk of a pickle of `nbytes` bytes."""
+        self._entries = limits.ENTRIES_FLOOR + nbytes // 3
+        self._blocks = sys.getallocatedblocks() + limits.ENTRY_BLOCKS
+        self._characters = limits.NAME_BYTES
+        self._steps = limits.WALK_STEPS + nbytes * limits.WALK_STEPS_PER_BYTE
+
+    def steps(self, count: int) -> None:
+        """Count work; a step is the time to look at one item, some 100 ns."""
+        self._steps -= count
+        if self._steps < 0:
+            raise LimitError("it refers to the same containers over and over, which no checkpoint does")
+
+    def name(self, name: str) -> None:
+        """Count a name; one wide character makes every other one take four bytes."""
+        self._characters -= len(name) if name.isascii() else 4 * len(name)
+        if self._characters < 0:
+            raise LimitError(f"its names take more than {limits.NAME_BYTES} bytes")
+
+    def check(self, entries: int) -> None:
+        """Compare what was made with what a file of that size needs."""
+        if entries > self._entries:
+            raise LimitError(f"it opens up to more than {self._entries} names, far more than a file of its size needs")
+        if sys.getallocatedblocks() > self._blocks:
+            raise LimitError("its names take far more memory than those of a checkpoint of its size need")
+
+
+@dataclass(slots=True)
+class ScanBudget:
+    """The limits and counts of one scan, over all files, zips and pickles that it reads."""
+
+    opcodes: int = limits.SCAN_OPCODES
+    """Pickle opcodes that may still be read; negative once they are spent."""
+    blocks: int = field(default_factory=lambda: sys.getallocatedblocks() + 2 * limits.PICKLE_BLOCKS)
+    """Blocks of memory that the interpreter may have allocated while a pickle is traced."""
+    tries: int = limits.SCAN_TRIES
+    """Places that may still be tried for a hidden pickle."""
+    searched: int = 0
+    """Bytes searched for hidden pickles."""
+    inflated: int = 0
+    """Bytes inflated."""
+    files: int = 0
+    """Files, zips and members opened."""

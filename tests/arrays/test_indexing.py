@@ -133,6 +133,7 @@ def test_regions_meet_when_they_share_a_byte(a: Region, b: Region, first: str, s
     assert regions_meet(x, y) == bool(touched[0] & touched[1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), max_size=4), st.data())
 def test_a_range_of_elements_is_a_few_basic_indices(shape: list[int], data: st.DataObject) -> None:
     numbers = np.arange(math.prod(shape)).reshape(shape)
