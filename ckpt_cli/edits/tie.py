@@ -12,10 +12,19 @@ from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageErro
 from ckpt_cli.formats.torch_zip.patch import has_room
 from ckpt_cli.model.changes import Changes, Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, contiguous_stride
-from ckpt_cli.ops.aliasing import Companions, all_strided, are_tied, blocks_of, by_storage, is_array, needed_nbytes
+from ckpt_cli.ops.aliasing import (
+    Companions,
+    all_strided,
+    are_tied,
+    blocks_of,
+    by_storage,
+    content_digest,
+    is_array,
+    needed_nbytes,
+)
 from ckpt_cli.ops.ls import unreferenced
 from ckpt_cli.ops.select import select_to_edit
-from ckpt_cli.parallel.tensor_chunks import Source, content_digest
+from ckpt_cli.parallel.tensor_chunks import Source
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import lcm
 
 from ckpt_cli.budget import Budget
-from ckpt_cli.model.checkpoint import Storage, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,3 +240,17 @@ def _meeting_spans(views: Iterable[Tensor]) -> set[int]:
         if span[1] > end:
             reach, end = view, span[1]
     return found
+
+
+def content_digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
+    """Return a digest of a tensor's stored elements in row-major order, which are read in bounded pieces."""
+    import hashlib
+
+    from ckpt_cli.arrays.indexing import Region
+    from ckpt_cli.parallel.map import JOB
+    from ckpt_cli.parallel.tensor_chunks import Source
+
+    digest = hashlib.blake2b(digest_size=32)
+    for data in Source(checkpoint, tensor, Region.of(tensor)).read_all(JOB):
+        digest.update(data)
+    return digest.digest()

@@ -15,6 +15,7 @@ from ckpt_cli.ops.aliasing import (
     all_strided,
     are_tied,
     by_storage,
+    content_digest,
     partly_shared,
     share_bytes,
     spans_used,
@@ -92,8 +93,6 @@ def _tied_group(group: Sequence[Tensor]) -> Group:
 
 def _equal_groups(checkpoint: Checkpoint, budget: Budget) -> list[Equals]:
     """Tensors of one dtype and shape with the same bytes; tied ones count as one, under the first name."""
-    from ckpt_cli.parallel.tensor_chunks import content_digest
-
     alike: dict[tuple[object, ...], dict[object, Tensor]] = {}
     for tensor in checkpoint.tensors:
         if tensor.layout == "strided" and tensor.view is not None and tensor.dtype.numpy is not None:
@@ -160,8 +159,6 @@ def _why_not(checkpoint: Checkpoint, a: Tensor, b: Tensor) -> str:
         return "they differ in dtype or shape"
     if not a.numel:
         return "they are empty"
-    from ckpt_cli.parallel.tensor_chunks import content_digest
-
     budget = Budget.of(checkpoint)
     for tensor in (a, b):
         budget.read(tensor, Region.of(tensor))

@@ -19,7 +19,6 @@ from ckpt_cli.parallel.map import JOB, buffer, kept
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
 
     from ckpt_cli.arrays import codec as codecs
 
@@ -40,8 +39,7 @@ _EXTENTS = 1_000
 """Places of one storage that are read one by one; what is in more of them is gathered."""
 
 _RUNS = 64
-"""Places of a job's bytes that are asked to be read ahead one by one."""
-
+"""Places of a chunk, or of a job that is read ahead, that are noted one by one."""
 
 Place = tuple[SourceFile, int, int]
 """A file, the first of some bytes in it, and how many."""
@@ -79,7 +77,7 @@ class Source:
     """
 
     __slots__ = (
-        "_by_rows", "_expected", "_flags", "_origin", "_places", "_size",
+        "_by_rows", "_expected", "_flags", "_is_scattered", "_origin", "_places", "_size",
         "checkpoint", "codec", "dtype", "path", "place", "plain", "region", "tensor",
     )  # fmt: skip
 
@@ -111,6 +109,8 @@ class Source:
         """Bytes of an element once it is read; packed ones are unpacked."""
         self._expected = 0
         """Bytes that the system was asked to read ahead."""
+        self._is_scattered = False
+        """True if a range of it was in so many places that it has to be gathered."""
         self.place = (len(checkpoint.container.files), 0)
         """The number of the file and the byte where it begins; what must be gathered in order comes last."""
         self._places: Sequence[Place] = ()
@@ -191,10 +191,27 @@ class Source:
                 yield from (Chunk(begin, end, group=(first, last)) for begin, end in group)
                 continue
             self.expect(last * self._size + 4 * JOB)
+            places = [self._few_places(*cut) for cut in group] if in_order else []
+            if places and all(places):
+                yield from (Chunk(*cut, places=where) for cut, where in zip(group, places, strict=True))
+                continue
             data = self._gathered(first, last)
             size = self._size
             for begin, end in group:
                 yield Chunk(begin, end, data=bytes(data[(begin - first) * size : (end - first) * size]))
+
+    def _few_places(self, begin: int, end: int) -> tuple[Place, ...]:
+        """Return the places of a range of elements that is stored in several chunks; none if they are too many."""
+        storage, first, size = self.tensor.storage, self.region.offset, self._size
+        if storage is None or not storage.composed or self._is_scattered or self.dtype.elements > 1:
+            return ()
+        with suppress(CkptError):  # compressed
+            extents = self.checkpoint.container.extents(storage, (first + begin) * size, (end - begin) * size)
+            if len(extents) <= _RUNS:
+                files = self.checkpoint.container.files
+                return tuple((files[extent.file], extent.offset, extent.nbytes) for extent in extents)
+        self._is_scattered = True
+        return ()
 
     def chunk(self, begin: int, end: int) -> Chunk:
         """One chunk by itself."""
@@ -310,8 +327,8 @@ class Source:
                 rows[part] = self._stored(region.at(part), raw)
         return found.view(np.uint8).data
 
-    def _stored(self, region: Region, raw: np.dtype[Any]) -> NDArray[Any]:
-        """Return the stored elements of a part, valid until the next one is asked for.
+    def _stored(self, region: Region, raw: np.dtype[Any]) -> Any:
+        """Return the stored elements of a part as an array, valid until the next one is asked for.
 
         What stands in one place is read: where a mapped file becomes shorter, the system ends the process.
         """
@@ -333,8 +350,7 @@ class Source:
         for number, begin in enumerate(rows.begins):
             file.read_into(data[number * nbytes : (number + 1) * nbytes], offset + begin * size)
         strides = [size * step for step in rows.region.stride]
-        elements: NDArray[Any] = np.ndarray(rows.region.shape, raw, data, rows.region.offset * size, strides)
-        return elements
+        return np.ndarray(rows.region.shape, raw, data, rows.region.offset * size, strides)
 
 
 _RAW = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
@@ -381,13 +397,3 @@ def _in_file_order(region: Region) -> Region:
     if region.numel and stride == contiguous_stride(shape):
         return Region((region.numel,), (1,), region.offset)
     return Region(shape, stride, region.offset)
-
-
-def content_digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
-    """Return a digest of a tensor's stored elements in row-major order, which are read in bounded pieces."""
-    import hashlib
-
-    digest = hashlib.blake2b(digest_size=32)
-    for data in Source(checkpoint, tensor, Region.of(tensor)).read_all(JOB):
-        digest.update(data)
-    return digest.digest()
