@@ -55,8 +55,15 @@ def plan_root(checkpoint: Checkpoint, prefix: str) -> EditPlan:
     dotted = f"{prefix.removesuffix('.')}."
     kept = {entry.name for entry in checkpoint.entries if entry.name.startswith(dotted)}
     known = [entry.name for entry in checkpoint.entries]
+    if dotted[:-1] in checkpoint.names and not kept:
+        raise RefusedError(
+            f"{prefix!r} is an entry itself, with nothing below it",
+            path=checkpoint.path,
+            hint="--root takes the prefix of several entries; a name alone, without --root, keeps that entry",
+        )
     if not kept:
-        raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
+        prefixes = dict.fromkeys(name[:at] for name in known for at in _dots(name))
+        raise NameNotFoundError(prefix, close_names(prefix, prefixes), path=checkpoint.path)
 
     def rename(name: str) -> str:
         return name[len(dotted) :] if name.startswith(dotted) else name

@@ -5,7 +5,7 @@ Sources: torch/_utils.py, torch/_tensor.py (`__reduce_ex__`), torch/nn/parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class Rebuilder:
         self.data = graph.data
         """What the pickle was read from."""
         self.storages = Storages(graph, finder, budget, place)
+        self._views = self.storages.views
         self.may_find = bool(graph.persistent) or any((node.module, node.name) in calls for node in graph.globals)
         """True where there can be a tensor in the pickle, as far as the names that it imports tell."""
         self._table = calls
@@ -64,24 +65,31 @@ class Rebuilder:
         """How many tensors the one that is being made is a part of."""
 
     def tensor(self, name: str, node: object) -> Tensor | None:
-        """The tensor that a call would make, or None when it makes something else."""
+        """Return the tensor that a call would make, or None when it makes something else.
+
+        Raises MalformedError for a call that torch does not write, and for a view that is not within its storage.
+        """
         if type(node) is not Call:
             return self._bare(name, node) if is_storage(node) else None
-        rebuild = self.rebuild_of(node.func)
+        func = node.func
+        if type(func) is not Global:
+            return None
+        rebuild = self._calls[func] if func in self._calls else self.rebuild_of(func)
         if rebuild is None:
             return None
         if type(node.args) is not tuple:
             raise wrong(name, "its rebuild call has no arguments")
         try:
             tensor = rebuild(self, name, node.args, node)
-            beside = self._beside(node) if tensor is not None else []
-            return self._with_parts(tensor, node, beside) if tensor is not None and beside else tensor
+            if tensor is None or not (beside := _beside(node)):
+                return tensor
+            return self._with_parts(tensor, node, self._kept(beside))
         except (TypeError, ValueError, IndexError):  # too few or too many arguments, or not the kind that torch writes
-            raise wrong(name, f"{describe(node.func)} has arguments that it does not take") from None
+            raise wrong(name, f"{describe(func)} has arguments that it does not take") from None
 
-    def _beside(self, node: Call) -> list[tuple[str, object]]:
+    def _kept(self, beside: Sequence[tuple[str, object]]) -> list[tuple[str, object]]:
         """Return what hangs on a tensor's call, its pairs as a dict that lives as long as the rebuilder."""
-        found = _beside(node)
+        found = list(beside)
         for at, (name, value) in enumerate(found):
             if name == "__dict__" and isinstance(value, list):
                 self._made.append(Dict(list(value)))
@@ -110,7 +118,7 @@ class Rebuilder:
         """A storage by itself: as the vector of its elements."""
         storage, dtype = self.storages.of(node, bare=True)
         dtype = BY_NAME[_PLAIN.get(dtype.name, dtype.name)]
-        begin, numel = self.storages.views.get(id(node)) or (0, storage.nbytes * 8 // dtype.bits)
+        begin, numel = self._views.get(id(node)) or (0, storage.nbytes * 8 // dtype.bits)
         kind = node.pid[1].qualified  # type: ignore[attr-defined]  # a reference, whose class was looked up
         return Tensor(name, dtype, (numel,), (1,), storage, begin, python_type=kind)
 
@@ -196,7 +204,7 @@ class Rebuilder:
         if type(offset) is not int or not 0 <= offset < COUNT_END:
             raise wrong(name, f"its offset is {describe(offset)}")
         limit = storage.nbytes
-        if self.storages.views and (view := self.storages.views.get(id(storage_node))):
+        if self._views and (view := self._views.get(id(storage_node))):
             offset += view[0]
             limit = min(limit, sum(view) * (dtype or storage_type).itemsize)
         tensor = Tensor(name, dtype or storage_type, shape, steps, storage, offset, kind, requires_grad is True)
@@ -227,18 +235,20 @@ _HOOKS = {"_rebuild_tensor_v2": 5, "_rebuild_tensor_v3": 5, "_rebuild_parameter"
 """Which argument of a call has the hooks of its tensor."""
 
 
-def _beside(node: Call) -> list[tuple[str, object]]:
+def _beside(node: Call) -> Sequence[tuple[str, object]]:
     """Return what hangs on a tensor's call that it is not made of, and may hold others; nearly always nothing."""
-    args, name = node.args, node.func.name  # type: ignore[attr-defined]  # a call of the table
+    args: Any = node.args
+    name = node.func.name  # type: ignore[attr-defined]  # a call of the table
     found: list[tuple[str, object]] = []
-    at = _HOOKS.get(name)
-    if at is not None and len(args) > at:  # type: ignore[arg-type]  # a tuple
-        hooks = args[at]  # type: ignore[index]  # likewise
+    at = _HOOKS.get(name, len(args))
+    if at < len(args):
+        hooks = args[at]
         if type(hooks) is Dict or (type(hooks) is Call and (hooks.pairs or hooks.args or hooks.states or hooks.items)):
             found.append(("__hooks__", hooks))
-        data = args[0]  # type: ignore[index]  # likewise
-        if at == 2 and type(data) is Call and type(data.func) is Global and type(data.args) is tuple:
-            found += _beside(data) if data.func.name == "_rebuild_tensor_v2" else ()
+        if at == 2:
+            data = args[0]
+            if type(data) is Call and type(data.func) is Global and type(data.args) is tuple:
+                found += _beside(data) if data.func.name == "_rebuild_tensor_v2" else ()
     if (node.states or node.pairs or node.items) and name not in _WITH_STATE:
         found += [("__state__", node.states), ("__items__", node.items), ("__dict__", node.pairs)]
     return found
