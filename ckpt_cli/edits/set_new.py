@@ -175,8 +175,7 @@ def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: b
 def _rows(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
     """Yield stored elements in row-major order."""
     from ckpt_cli.arrays.codec import stored_of
-    from ckpt_cli.arrays.indexing import Region
-    from ckpt_cli.arrays.overlap import row_pieces
+    from ckpt_cli.arrays.indexing import Region, row_pieces
 
     region = Region.of(array)
     for part in row_pieces(region, _PIECE // array.dtype.itemsize):

@@ -6,12 +6,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, MalformedError
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.places import files_below, folder_of, is_folder, is_plain_name, join, name_of, open_file
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.pickles.graph import Inline, RawString
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
 from ckpt_cli.scanner.streams import Found, Oddity, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
