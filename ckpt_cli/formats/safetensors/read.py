@@ -50,6 +50,8 @@ class Safetensors:
         self.files: Sequence[SourceFile] = (file.whole,)
         self.begin = begin
         """The first byte after the header."""
+        self.has_more = False
+        """True if tensors may have fields in the header that mean nothing."""
 
     def add(self, name: str, offset: int, nbytes: int) -> Storage:
         """The storage of one tensor, `offset` bytes after the header."""
@@ -193,7 +195,10 @@ def _tensors(header: dict[str, Any], container: Safetensors, nbytes: int) -> lis
         if len(name) > limits.NAME_LENGTH:
             raise LimitError(f"it has a tensor whose name has {len(name)} characters")
         info = header.pop(name)  # popped, as a large header takes much memory
-        spelled, shape, begin, end = info if type(info) is tuple else _fields(name, info)
+        if type(info) is not tuple:
+            container.has_more = True
+            info = _fields(name, info)
+        spelled, shape, begin, end = info
         layout = layouts.get((spelled, shape)) if type(spelled) is str else None
         if layout is None:
             layout = layouts[spelled, shape] = _layout(name, spelled, shape)
