@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ckpt_cli.errors import MalformedError, RefusedError
 from ckpt_cli.model.changes import Changes, Write, difference, emptied_by, entries_after
@@ -12,14 +12,14 @@ from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
-from ckpt_cli.pickles.graph import Graph, PersistentId
+from ckpt_cli.pickles.graph import Graph, PersistentId, nodes_of
 from ckpt_cli.pickles.read import read_pickle
 from ckpt_cli.pickles.references import references_of, storage_key
 from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import Place
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.tensors.storages import StorageFinder
-from ckpt_cli.pickles.write import write_pickle
+from ckpt_cli.pickles.write import dialect_of, write_pickle
 
 
 class _TooLongError(Exception):
@@ -46,7 +46,7 @@ class EditedPickle:
         self._finder = finder
         self.old_keys = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
         """The keys of all storages that the old pickle refers to."""
-        editing = Editing(graph, finder, place)
+        editing = Editing(graph, finder, place, entries)
         retargeting = Retargeting(editing, self._rebuilder, tensors)
         retargeting.carry_out(changes)
         editing.carry_out(changes, {name: retargeting.made(tensor) for name, tensor in new.items()})
@@ -55,11 +55,13 @@ class EditedPickle:
         """The new pickle's root."""
         self.new = retargeting.storages
         """The storage of each reference that is new, by its identity."""
+        self._references: list[PersistentId] = []
+        self._dialect = dialect_of(self._nodes())
 
     def references(self) -> list[tuple[PersistentId, str, Storage]]:
         """Every reference to a storage in the order in which a pickler reaches them, with its key and storage."""
         found = []
-        for reference in references_of(self.root):
+        for reference in self._references:
             key = storage_key(reference)
             if key is None:
                 continue
@@ -69,9 +71,16 @@ class EditedPickle:
             found.append((reference, key, storage))
         return found
 
+    def _nodes(self) -> Iterator[object]:
+        """The nodes of the new pickle; its references are noted on the way."""
+        for node in nodes_of(self.root):
+            if type(node) is PersistentId:
+                self._references.append(node)
+            yield node
+
     def write(self, write: Write) -> None:
         """Write the new pickle, a bounded piece at a time."""
-        write_pickle(self.root, self.data, write)
+        write_pickle(self.root, self.data, write, self._dialect)
 
     def size(self) -> int:
         """Bytes of the new pickle."""
