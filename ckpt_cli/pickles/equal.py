@@ -21,7 +21,6 @@ from ckpt_cli.pickles.graph import (
     Set,
     children_of,
 )
-from ckpt_cli.pickles.write import unescaped_text
 
 _PIECE = 1 << 20
 """Bytes of two long strings compared at a time."""
@@ -65,7 +64,9 @@ _FACTLESS = frozenset([tuple, list, Dict, PersistentId])
 """Types of nodes that are what they hold."""
 
 _SHORT = 8
-"""Items of a tuple of plain data that is compared wherever it is met, which takes no memory."""
+"""Items of a tuple of plain data and names that is compared wherever it is met, which takes no memory."""
+
+_HOLDING_NONE = _PLAIN | {Global}
 
 
 class _Pairs:
@@ -83,7 +84,7 @@ class _Pairs:
     def is_new(self, one: Any, other: Any) -> bool:
         """True for a pair that is still to be compared."""
         kind = type(one)
-        if kind is tuple and len(one) <= _SHORT and _PLAIN.issuperset(map(type, one)):
+        if kind is PersistentId or (kind is tuple and len(one) <= _SHORT and _HOLDING_NONE.issuperset(map(type, one))):
             return True
         ours, theirs = id(one), id(other)
         partner = self._partners.get(ours)
@@ -148,7 +149,7 @@ def _same_strings(one: object, a_data: Data, other: object, b_data: Data) -> boo
 def _range(node: object, data: Data) -> tuple[Data, int, int]:
     """Return where the bytes of a string are: what they lie in, their first one, how many."""
     if isinstance(node, Inline) and node.kind == "escaped":
-        raw = unescaped_text(node, data)
+        raw = node.unescaped(data)
         return raw, 0, len(raw)
     if isinstance(node, Inline):
         return data, node.offset, node.nbytes

@@ -155,6 +155,11 @@ class Inline:
     """Its first byte within the pickle."""
     nbytes: int
 
+    def unescaped(self, data: bytes | memoryview) -> bytes:
+        """Return a long line of text of protocol 0 as the UTF-8 that later protocols have; `data` is the pickle."""
+        raw = bytes(data[self.offset : self.offset + self.nbytes])
+        return raw.decode("raw-unicode-escape").encode("utf-8", "surrogatepass")
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.pickles.graph import (
@@ -41,22 +41,13 @@ _HELD = 1 << 16
 """Bytes gathered before they are written."""
 
 
-class Dialect(NamedTuple):
-    """How a pickle is written."""
-
-    protocol: int = 2
-    """The number of its PROTO opcode."""
-    by_stack: bool = False
-    """True where names with dots are imported by STACK_GLOBAL."""
-
-
 _LEAST: dict[type, int] = {bytes: 3, Located: 3, Set: 4, ByteArray: 5, OutOfBand: 5}
 """The lowest protocol that has opcodes for a node of each type; 2 for all others."""
 
 
-def dialect_of(nodes: Iterable[Any]) -> Dialect:
-    """Return the lowest protocol that can say all of some nodes, and how their globals are imported."""
-    protocol, by_stack = 2, False
+def protocol_of(nodes: Iterable[Any]) -> int:
+    """Return the lowest protocol that can say all of some nodes: from 2 to 5."""
+    protocol = 2
     for node in nodes:
         kind = type(node)
         least = _LEAST.get(kind, 2)
@@ -65,21 +56,20 @@ def dialect_of(nodes: Iterable[Any]) -> Dialect:
         elif kind is Inline:
             least = 3 if node.kind == "bytes" else 2
         elif kind is Global and "." in node.name:
-            least, by_stack = 4, True
+            least = 4
         if least > protocol:
             protocol = least
-    return Dialect(protocol, by_stack)
+    return protocol
 
 
-def write_pickle(root: object, data: bytes | memoryview, write: Write, dialect: Dialect | None = None) -> None:
+def write_pickle(root: object, data: bytes | memoryview, write: Write, protocol: int | None = None) -> None:
     """Write the pickle of a node; `data` is the pickle that the graph was read from, for strings left in it.
 
-    `dialect` is what `dialect_of` says of the root's nodes, where that is known already.
+    `protocol` is what `protocol_of` says of the root's nodes, where that is known already.
     Raises UnsupportedError for an integer that no opcode can hold.
     """
-    dialect = dialect or dialect_of(nodes_of(root))
-    emitter = _Emitter(data, write, by_stack=dialect.by_stack)
-    emitter.emit(b"\x80" + bytes((dialect.protocol,)))
+    emitter = _Emitter(data, write)
+    emitter.emit(b"\x80" + bytes((protocol or protocol_of(nodes_of(root)),)))
     emitter.run(root)
     emitter.emit(b".")
     emitter.flush()
@@ -120,10 +110,9 @@ _WIDE = struct.Struct("<cI").pack
 class _Emitter:
     """One pickle in the making."""
 
-    def __init__(self, data: bytes | memoryview, write: Write, *, by_stack: bool) -> None:
+    def __init__(self, data: bytes | memoryview, write: Write) -> None:
         self._data = data
         self._write = write
-        self._by_stack = by_stack
         self._held = bytearray()
         self._memo: dict[int, int] = {}
         """The slot of each node by its identity; all of them live as long as the graph."""
@@ -198,7 +187,7 @@ class _Emitter:
     def _inline(self, node: Inline) -> None:
         """A string that was left in the pickle it was read from, copied from there."""
         if node.kind == "escaped":
-            raw = unescaped_text(node, self._data)
+            raw = node.unescaped(self._data)
             self.emit(_str_head(len(raw)))
             self._long(raw)
             self._put(node)
@@ -285,7 +274,7 @@ class _Emitter:
 
     def _global(self, node: Global) -> None:
         module, name = (part.encode("utf-8", "surrogateescape") for part in (node.module, node.name))
-        if self._by_stack and b"." in name:
+        if b"." in name:  # which only STACK_GLOBAL can import
             for raw in (module, name):
                 self.emit(_str_head(len(raw)) + raw)
             self.emit(b"\x93")
@@ -339,12 +328,6 @@ class _Emitter:
             self.emit(b"\x82" + bytes((code,)))
         else:
             self.emit(b"\x83" + struct.pack("<H", code) if 0 <= code < 65536 else b"\x84" + struct.pack("<i", code))
-
-
-def unescaped_text(node: Inline, data: bytes | memoryview) -> bytes:
-    """A long line of text of protocol 0, as the UTF-8 that later protocols have."""
-    raw = bytes(data[node.offset : node.offset + node.nbytes])
-    return raw.decode("raw-unicode-escape").encode("utf-8", "surrogatepass")
 
 
 _SMALL = [b"K" + byte for byte in _BYTES]

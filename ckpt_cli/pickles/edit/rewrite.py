@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_cli.errors import MalformedError, RefusedError
 from ckpt_cli.model.changes import Changes, Write, difference, emptied_by, entries_after
@@ -19,7 +19,7 @@ from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import Place
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.tensors.storages import StorageFinder
-from ckpt_cli.pickles.write import dialect_of, write_pickle
+from ckpt_cli.pickles.write import protocol_of, write_pickle
 
 
 class _TooLongError(Exception):
@@ -44,8 +44,9 @@ class EditedPickle:
         self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
         self._rebuilder = Rebuilder(CALLS, graph, finder, Budget(graph.nbytes))
         self._finder = finder
-        self.old_keys = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
-        """The keys of all storages that the old pickle refers to."""
+        only_names = not (changes.dropped or changes.dropped_prefixes or changes.root or changes.tensors
+                          or changes.values or changes.added)  # fmt: skip
+        old_keys = set() if only_names else _keys_of(references_of(graph.root))
         editing = Editing(graph, finder, place, entries)
         retargeting = Retargeting(editing, self._rebuilder, tensors)
         retargeting.carry_out(changes)
@@ -56,7 +57,9 @@ class EditedPickle:
         self.new = retargeting.storages
         """The storage of each reference that is new, by its identity."""
         self._references: list[PersistentId] = []
-        self._dialect = dialect_of(self._nodes())
+        self._protocol = protocol_of(self._nodes())
+        self.old_keys = _keys_of(self._references) if only_names else old_keys
+        """The keys of all storages that the old pickle refers to."""
 
     def references(self) -> list[tuple[PersistentId, str, Storage]]:
         """Every reference to a storage in the order in which a pickler reaches them, with its key and storage."""
@@ -80,7 +83,7 @@ class EditedPickle:
 
     def write(self, write: Write) -> None:
         """Write the new pickle, a bounded piece at a time."""
-        write_pickle(self.root, self.data, write, self._dialect)
+        write_pickle(self.root, self.data, write, self._protocol)
 
     def size(self) -> int:
         """Bytes of the new pickle."""
@@ -111,7 +114,7 @@ class EditedPickle:
             return None
         pickle = bytes(written)
         graph = read_pickle(pickle)
-        self.verify(graph, entries_of(graph, self._finder, place=Place(0)))
+        self.verify(graph, entries_of(graph, _KnownStorages(self._old, self._finder), place=Place(0)))
         return pickle
 
     def verify(self, graph: Graph, entries: Sequence[Entry]) -> None:
@@ -125,6 +128,26 @@ class EditedPickle:
         fault = difference(self._wanted, entries, self._added, self._emptied)
         if fault:
             raise RefusedError(f"that cannot be done here, as several names are kept in one object: {fault} then")
+
+
+def _keys_of(references: Iterable[PersistentId]) -> set[str]:
+    """Return the keys of the storages that some references are to."""
+    return {key for key in map(storage_key, references) if key is not None}
+
+
+class _KnownStorages:
+    """The storages of the old pickle, for one that refers to the same."""
+
+    def __init__(self, storages: Mapping[str, Storage], finder: StorageFinder) -> None:
+        self.big_endian = finder.big_endian
+        self._storages = storages
+        self._finder = finder
+
+    def find(self, key: str, nbytes: int, location: str) -> Storage:
+        """Return the storage of a key; raises FormatError where it is missing or too short."""
+        known = self._storages.get(key)
+        same = known is not None and known.nbytes == nbytes and known.location == location
+        return known if known is not None and same else self._finder.find(key, nbytes, location)
 
 
 def _storages_of(tensors: Sequence[Tensor]) -> dict[str, Storage]:
