@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model.changes import Changes
+from ckpt_cli.model.checkpoint import Entry
 from ckpt_cli.pickles.containers import key_text
 from ckpt_cli.pickles.edit.locate import Place, places_of
 from ckpt_cli.pickles.edit.preflight import Outcome, leaving
@@ -25,9 +26,12 @@ class Editing:
     container.
     """
 
-    def __init__(self, graph: Graph, finder: StorageFinder, within: Within | None = None) -> None:
+    def __init__(
+        self, graph: Graph, finder: StorageFinder, within: Within | None = None, entries: Sequence[Entry] = ()
+    ) -> None:
+        """Begin an edit; `within` is where the pickle stands, `entries` are those of the graph where they are known."""
         self.graph = graph
-        self._every: list[tuple[Place, bool]] = list(places_of(graph, finder, within))
+        self._every: list[tuple[Place, bool]] = list(places_of(graph, finder, within, entries))
         self._top = self._every[0][0]
         self._new_root: Place | None = None
         self._entries: dict[str, Place] = {}
@@ -165,7 +169,7 @@ class Editing:
         holders = [("", self._top.node), *((name, place.node) for name, place in self._containers.items())]
         gone, kept = set[str](), set[str]()
         below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
-        for name in self._entries:
+        for name in self._entries if changes.dropped or below else ():
             is_gone = name in changes.dropped or name.startswith(below)
             (gone if is_gone else kept).update(modules_of(name))
         gone -= kept
