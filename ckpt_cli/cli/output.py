@@ -51,10 +51,10 @@ def _made_before(pieces: Iterator[str], checkpoint: Checkpoint) -> Iterator[str]
     yield from pieces
 
 
-def report(text: str) -> None:
-    """Print the JSON report of a command that was carried out; where that fails, the error says so."""
+def report(pieces: Iterable[str]) -> None:
+    """Print the JSON report of a command that was carried out; an error in printing states that it was."""
     try:
-        answer([text])
+        answer(pieces)
         sys.stdout.flush()
     except OutputError as error:
         raise OutputError(f"{error.problem}; the command itself was carried out") from error

@@ -9,7 +9,8 @@ from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import watched
 from ckpt_cli.edits.transaction import Options, Planned, rewrite
 from ckpt_cli.model.checkpoint import Checkpoint
-from ckpt_cli.render.edits import edit_text
+from ckpt_cli.render.edits import edit_text, to_json
+from ckpt_cli.render.json import json_text
 
 __all__ = ["Options", "edit"]
 
@@ -19,8 +20,6 @@ def edit(file: str, plan: Callable[[Checkpoint], Planned], options: Options, *, 
     with watched() as on_progress:
         done = rewrite(file, plan, replace(options, on_progress=on_progress))
     if json:
-        from ckpt_cli.render.json import edit_json
-
-        report(edit_json(done))
+        report(json_text(to_json(done)))
     else:
         talk(edit_text(done))

@@ -13,7 +13,8 @@ from ckpt_cli.edits.set import set_entries
 from ckpt_cli.edits.set_new import dtype_of_new
 from ckpt_cli.edits.transaction import Options
 from ckpt_cli.errors import UsageError
-from ckpt_cli.render.edits import edit_text
+from ckpt_cli.render.edits import edit_text, to_json
+from ckpt_cli.render.json import json_text
 
 Assignments = Annotated[
     list[str],
@@ -58,8 +59,6 @@ def set_command(
         options = Options(output, dry_run, backup, on_progress, weights_only)
         done = set_entries(file, assignments, options, cast=cast, new=new, dtype=wanted)
     if json:
-        from ckpt_cli.render.json import edit_json
-
-        report(edit_json(done))
+        report(json_text(to_json(done)))
     else:
         talk(edit_text(done))

@@ -1,7 +1,8 @@
-"""Text report of a conversion, for stderr."""
+"""The report of a conversion as text and JSON."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.edits.convert_options import NOT_STATE
@@ -16,6 +17,11 @@ _MOST = 20
 
 _NAMED = 3
 """Names of attributes that are spelled out on one line."""
+
+
+def to_json(done: Conversion) -> dict[str, object]:
+    """Return the report as docs/json.md describes it."""
+    return asdict(done)
 
 
 def conversion_text(done: Conversion) -> str:

@@ -1,8 +1,9 @@
-"""Text reports of edits, for stderr."""
+"""Reports of edits as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.files_beside import beside_lines
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
 
 _MOST = 8
 """Names that are spelled out."""
+
+
+def to_json(edit: Edit) -> dict[str, object]:
+    """Return the report as docs/json.md describes it."""
+    facts: dict[str, object] = {}
+    for name, value in asdict(edit).items():
+        if name == "backups":
+            facts["backup"] = edit.backup
+        facts[name] = edit.verb.past if name == "verb" else value
+    return facts
 
 
 def edit_text(edit: Edit) -> str:

@@ -1,4 +1,4 @@
-"""Text output of `meta`."""
+"""The metadata of a safetensors file or set as text and JSON."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def set_metadata_text(rows: Sequence[tuple[str, str, str]], style: str) -> Itera
     return table_text((Column("key"), Column("value"), Column("in")), cells, style)
 
 
-def set_metadata_json(found: Mapping[str, str], strings: SetStrings) -> dict[str, object]:
-    """The strings of a set as one object, and under `shards` and `index` which file has which of them."""
+def to_json(found: Mapping[str, str], strings: SetStrings | None) -> dict[str, object]:
+    """Return the strings; for a set of shards also, under `shards` and `index`, which file has which of them."""
+    if strings is None:
+        return dict(found)
     index = None if strings.index is None else {key: strings.index[key] for key in found if key in strings.index}
     shards = {name: {key: own[key] for key in found if key in own} for name, own in strings.shards.items()}
     return {**found, "shards": shards, "index": index}

@@ -1,12 +1,12 @@
-"""Text and JSON output of `tree`: the lines of torch's own `print(net)`, with or without notes beside them."""
+"""The module tree as text and JSON. The text has the lines of `print(net)`, with or without notes beside them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render.json import rows
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text
 
@@ -175,13 +175,17 @@ def _follows(group: list[Branch], child: Branch) -> bool:
 
 
 def _visible(root: Branch, view: View) -> Iterator[tuple[Branch, int]]:
-    """Every branch that is shown, with its depth; what lies below a tied one is shown where that is."""
+    """Yield every branch that is shown, with its depth."""
     stack = [(root, 0)]
     while stack:
         branch, depth = stack.pop()
         yield branch, depth
-        if not view.cuts(depth) and not (_points(branch, view) and depth):
-            stack.extend((child, depth + 1) for child in reversed(branch.children))
+        stack.extend((child, depth + 1) for child in reversed(_below(branch, depth, view)))
+
+
+def _below(branch: Branch, depth: int, view: View) -> Sequence[Branch]:
+    """Return the children that are shown; those of a tied branch are shown below the branch that it is tied to."""
+    return () if view.cuts(depth) or (_points(branch, view) and depth) else branch.children
 
 
 def _rows(root: Branch, view: View) -> Iterator[list[str]]:
@@ -205,18 +209,19 @@ def line_of(branch: Branch) -> str:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def tree_json(tree: Tree, view: View) -> Iterator[str]:
-    """Yield the output of `tree --json`, one module per line; it may be nested deeper than json.dumps would follow."""
-    head = {"path": tree.path, "format": tree.format, "inferred": tree.inferred}
-    yield json.dumps(head)[:-1] + ', "tree": '
-    before = 0
-    first = True
-    for branch, depth in _visible(tree.root, view):
-        if not first:
-            yield "]}" * (before - depth + 1) + (",\n" if depth <= before else "\n")
-        yield json.dumps(_facts(branch))[:-1] + ', "children": ['
-        before, first = depth, False
-    yield "]}" * (before + 1) + "}\n"
+def to_json(tree: Tree, view: View) -> dict[str, object]:
+    """Return the tree as docs/json.md describes it, each module made when its turn comes."""
+    return {
+        "path": tree.path,
+        "format": tree.format,
+        "inferred": tree.inferred,
+        "tree": _branch_json(tree.root, 0, view),
+    }
+
+
+def _branch_json(branch: Branch, depth: int, view: View) -> dict[str, object]:
+    below = _below(branch, depth, view)
+    return {**_facts(branch), "children": rows(lambda: (_branch_json(child, depth + 1, view) for child in below))}
 
 
 def _facts(branch: Branch) -> dict[str, object]:
