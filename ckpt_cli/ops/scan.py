@@ -11,6 +11,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, MalformedError
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
+from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
@@ -30,19 +31,6 @@ _INDEX = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing to know before anything else loads the file."""
-
-    severity: str
-    """`error` for what is known to be dangerous, `warning` for what no ordinary checkpoint has, `note`."""
-    code: str
-    """A stable code for the kind of finding, one or two words."""
-    where: str
-    """The record, member or pickle."""
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Named:
     """One name that a pickle would import."""
 
@@ -56,7 +44,7 @@ class Named:
 
 @dataclass(slots=True)
 class Scan:
-    """The answer."""
+    """The result of a scan."""
 
     path: str
     findings: list[Finding] = field(default_factory=list)

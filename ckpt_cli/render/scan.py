@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _COLUMNS = (Column("severity"), Column("code"), Column("where"), Column("message"))
 
+_FINDING = ("severity", "code", "where", "message")
+"""The facts of a finding in JSON; a hint is only that of `check`."""
+
 _MESSAGE = 160
 """Characters of a message in a table."""
 
@@ -23,7 +26,7 @@ _CALLED = 80
 
 def to_json(scan: Scan) -> dict[str, object]:
     """Return the scan as docs/json.md describes it."""
-    findings = [asdict(finding) for finding in scan.findings]
+    findings = [{key: getattr(finding, key) for key in _FINDING} for finding in scan.findings]
     names = [asdict(named) for named in scan.globals]
     return {"path": scan.path, "ok": scan.ok, "pickles": scan.pickles, "findings": findings, "globals": names}
 

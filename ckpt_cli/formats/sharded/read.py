@@ -15,7 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError
+from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, listed
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.source import Extent, LocalFile
 from ckpt_cli.formats.safetensors.read import with_aliases
@@ -113,7 +113,7 @@ def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
     missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
     if missing:
         raise MalformedError(
-            f"{len(missing)} of its {len(names)} shards are not there: {_some(missing)}",
+            f"{len(missing)} of its {len(names)} shards are not there: {listed(missing, _NAMED, repr)}",
             path=file.path,
             hint="fetch the rest, or name one shard to look into that alone",
         )
@@ -265,7 +265,7 @@ class _Joining:
             (self._misplaced, "tensors are in another shard than the index says"),
             (self._stray, "tensors are in a second shard too, whose copy is left out"),
         )
-        notes = [f"{problem} ({len(names)}): {_some(names)}" for names, problem in told if names]
+        notes = [f"{problem} ({len(names)}): {listed(names, _NAMED, repr)}" for names, problem in told if names]
         return [*notes, "there is no index beside the shards"] if no_index else notes
 
 
@@ -283,8 +283,3 @@ def _metadata(shards: Iterable[Checkpoint], index: Mapping[str, Any]) -> dict[st
 def unique_nbytes(tensors: Iterable[Tensor]) -> int:
     """What an index calls the total size: bytes of all tensors, those of a storage counted once."""
     return sum({tensor.storage: tensor.nbytes for tensor in tensors}.values())
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(map(repr, names[:_NAMED])) + more
