@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Losses:
-    """How many finite values became something that is not near them."""
+    """Counts of the finite values that became something that is not near them."""
 
     infinite: int = 0
     """Finite values that became infinite or NaN."""
@@ -32,8 +32,10 @@ class Losses:
         return bool(self.infinite or self.zero or self.cut)
 
     def __str__(self) -> str:
-        told = ((self.infinite, "infinite"), (self.zero, "zero"), (self.cut, "the largest there is"))
-        said = [f"{count:,} {'value' if count == 1 else 'values'} would become {what}" for count, what in told if count]
+        counts = ((self.infinite, "infinite"), (self.zero, "zero"), (self.cut, "the largest there is"))
+        said = [
+            f"{count:,} {'value' if count == 1 else 'values'} would become {what}" for count, what in counts if count
+        ]
         return ", ".join(said)
 
     def add(self, other: Losses) -> None:
@@ -44,9 +46,9 @@ class Losses:
 
 
 class Cast:
-    """The way from one dtype to another, for a storage's elements in their order.
+    """Return a cast from one dtype to another, for a storage's elements in their order.
 
-    Raises UnsupportedError for a dtype whose values cannot be told.
+    Raises UnsupportedError for a dtype that cannot be decoded.
     """
 
     def __init__(self, source: DType, target: DType, name: str, *, big_endian: bool = False) -> None:
@@ -74,7 +76,7 @@ class Cast:
         return np.ascontiguousarray(made).view(np.uint8).reshape(-1).data
 
     def _may_lose(self, values: Array) -> bool:
-        """Whether a value is so large or so small that it could get lost; told from the bits of float32 ones."""
+        """True if a value is so large or so small that it could get lost; judged by the bits of float32 values."""
         import numpy as np
 
         if self._target.dtype.bits > self._source.dtype.bits:
@@ -150,7 +152,7 @@ def _float32(stored: Array) -> tuple[Array, bool]:
 
 
 _DIRECT = {("float32", "bfloat16"): _bfloat16, ("bfloat16", "float32"): _float32}
-"""Casts worth a way of their own: what people do to checkpoints of many gigabytes.
+"""Casts that have faster code of their own, because they are done to checkpoints of many gigabytes.
 
-Each tells too whether nothing that it made is zero, infinite or NaN, so that nothing can have been lost.
+Each also returns whether nothing that it made is zero, infinite or NaN, so that nothing can have been lost.
 """

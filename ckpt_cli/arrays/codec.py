@@ -62,7 +62,7 @@ def require_bounded(tensor: Tensor, region: Region, most: int = limits.REPEATED)
 
 
 def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
-    """How the elements of a tensor are stored, quantized or plain; raises UnsupportedError for other layouts."""
+    """Return how the elements of a tensor are stored, quantized or plain; raises UnsupportedError for other layouts."""
     if tensor.layout != "quantized":
         return Codec(tensor)
     from ckpt_cli.arrays.quantized import QuantizedCodec
@@ -71,13 +71,13 @@ def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
 
 
 class Codec:
-    """How the elements of one tensor are stored."""
+    """The encoding of the elements of one tensor: decodes stored elements and encodes values."""
 
     uniform = True
-    """Whether an element means the same wherever in the tensor it stands."""
+    """True if an element means the same at any place of the tensor."""
 
     copies = True
-    """Whether decoding makes an array of its own rather than a view of what is stored."""
+    """True if decoding makes a new array rather than a view of the stored elements."""
 
     def __init__(self, tensor: Tensor) -> None:
         import numpy as np
@@ -89,7 +89,7 @@ class Codec:
         self._neg = tensor.neg
         self._order: Literal[">", "<"] = ">" if tensor.big_endian else "<"
         self.paired = self.dtype.name == "float4_e2m1fn_x2"
-        """Whether each element decodes to two values."""
+        """True if each element decodes to two values."""
         if self.dtype.name in _NATIVE:
             self.stored = np.dtype(self.dtype.name).newbyteorder(self._order)
         elif self.dtype.name == "complex32":
@@ -352,7 +352,7 @@ def _wrap(value: int, bits: int, *, signed: bool) -> int:
 
 
 def _misfits(wanted: Array, target: Array) -> Array:
-    """Where rounding made something else of a number: infinity, zero, NaN, or a number of them."""
+    """Return where rounding made a number infinite, zero or NaN, or one of these a number."""
     import numpy as np
 
     return np.asarray(

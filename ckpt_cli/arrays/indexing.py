@@ -87,10 +87,10 @@ class Region:
         return [*before, *fill, *(item for item in index[cut:] if item is not Ellipsis)]
 
     def pieces(self, itemsize: int, most: int, *, across_gaps: bool = False) -> Iterator[tuple[slice, ...]]:
-        """Cut into parts whose bytes lie within `most` bytes of each other and, unless told, without gaps of a page.
+        """Cut into parts whose bytes lie within `most` bytes of each other, without gaps of a page unless `across_gaps`.
 
-        Yields one slice a dimension; the parts are cut along the longest strides, so they come in the order of the
-        file where strides are positive.
+        Yields a slice for each dimension. The parts are cut along the longest strides, so that they come in the order
+        of the file if strides are positive.
         """
         whole = tuple(slice(0, size) for size in self.shape)
         pending = [whole] if self.numel else []
@@ -147,7 +147,7 @@ class Region:
         return max(dims, key=lambda dim: abs(self.stride[dim]), default=None)
 
     def _has_gaps(self, dim: int, itemsize: int) -> bool:
-        """Whether a page or more lies untouched between two indices of a dimension."""
+        """True if a page or more lies untouched between two indices of a dimension."""
         row = Region((*self.shape[:dim], 1, *self.shape[dim + 1 :]), self.stride, self.offset)
         low, high = row.span()
         return (abs(self.stride[dim]) - (high - low)) * itemsize >= PAGE
@@ -155,7 +155,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Where the elements of a region stand, gaps of a page or more left out."""
+    """Return the byte ranges of a region's elements, without gaps of a page or more."""
 
     region: Region
     """The same elements over the rows one after the other."""

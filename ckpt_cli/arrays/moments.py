@@ -1,4 +1,4 @@
-"""What many numbers sum up to: least, greatest, mean, spread, counts; chunk by chunk, and merged.
+"""Statistics of many numbers: least, greatest, mean, spread, counts; chunk by chunk, and merged.
 
 A chunk is summed around a number near its mean (a pivot), in float32 within rows of 512 and in float64 beyond, and
 chunks merge as Chan, Golub and LeVeque do ("Updating formulae and a pairwise algorithm for computing sample
@@ -36,7 +36,7 @@ _LOCAL = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """What a run of numbers sums up to; all but the counts of `nan` and `inf` is over the finite ones."""
+    """The statistics of a run of numbers; all but the counts `nan` and `inf` are of the finite ones."""
 
     count: int = 0
     """Finite numbers."""
@@ -50,11 +50,11 @@ class Moments:
     pivot: float | int = 0
     """A number near the mean, exact however large."""
     offset: float = 0.0
-    """What the mean is beyond it."""
+    """The mean minus the pivot."""
     squares: float = 0.0
     """The sum of the squares of the distances from the mean."""
     below: tuple[int, ...] = ()
-    """How many numbers are less than each inner edge of the histogram, then than each edge in common with others."""
+    """Counts of numbers less than each inner edge of the histogram, then than each edge in common with others."""
 
     @property
     def mean(self) -> float:
@@ -105,7 +105,7 @@ def _ends(found: Moments) -> tuple[float | int, float | int]:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is decided from a sample before a tensor is summed."""
+    """Decisions from a sample, made before a tensor is summed."""
 
     edges: tuple[float | int, ...] = ()
     """The inner edges of the histogram, values of the dtype that is summed."""
@@ -192,7 +192,7 @@ def moments(values: Array, plan: Plan) -> Moments:
 
 
 def _places(values: Array, edges: Sequence[float | int], least: Any, most: Any) -> tuple[int, tuple[int, ...]]:
-    """How many are zero, and how many are less than each edge."""
+    """Return the number of zeros, and the number less than each edge."""
     import numpy as np
 
     asked = [edge for edge in edges if least < edge <= most]
@@ -208,7 +208,7 @@ def _places(values: Array, edges: Sequence[float | int], least: Any, most: Any) 
 
 
 def _count(flags: Array, count: int) -> list[int]:
-    """How many of the first `count` of each row are true, eight at a time where they are many."""
+    """Count the true values among the first `count` of each row, eight at a time if there are many."""
     import numpy as np
 
     rows = len(flags)
@@ -221,7 +221,7 @@ def _count(flags: Array, count: int) -> list[int]:
 
 
 def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[float, float]:
-    """What the mean is beyond the pivot, and the sum of the squares of the distances from the mean."""
+    """Return the mean minus the pivot, and the sum of the squared distances from the mean."""
     import numpy as np
 
     if values.dtype.kind != "f":
@@ -293,7 +293,7 @@ def _dots(rows: Array, others: Array) -> Array:
 
 
 def _flags(rows: int, count: int) -> Array:
-    """Room for rows of so many truth values or a few more, each thread's own; each row begins at a whole word."""
+    """Return room for rows of `count` truth values or a few more, each thread's own; rows begin at whole words."""
     import numpy as np
 
     padded = count + -count % 8

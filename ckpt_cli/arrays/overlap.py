@@ -1,4 +1,4 @@
-"""Whether strided regions meet, and whether equal tensors are stored twice."""
+"""Overlap of strided regions, and equal tensors that are stored twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PIECE = 8 << 20
 
 
 def regions_meet(a: Tensor, b: Tensor, of_a: Region | None = None) -> bool:
-    """Whether two views of one storage, or a region of the first and the second, have a byte in common."""
+    """True if two views of one storage, or a region of the first and the second view, have a byte in common."""
     import numpy as np
 
     if a.dtype.bits % 8 or b.dtype.bits % 8:  # elements that share a byte with their neighbours

@@ -38,7 +38,7 @@ def integers(tensor: Tensor) -> Tensor:
 
 
 class QuantizedCodec(Codec):
-    """How the elements of a quantized tensor are stored; each channel has its own scale."""
+    """The encoding of the elements of a quantized tensor whose channels have scales of their own."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor) -> None:
         import numpy as np

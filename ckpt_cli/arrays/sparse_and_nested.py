@@ -1,4 +1,4 @@
-"""Where an element of a tensor that is made of parts has its place: in which part, at which index.
+"""The place of an element of a tensor that is made of parts: in which part, at which index.
 
 Layouts: https://docs.pytorch.org/docs/stable/sparse.html, torch/csrc and ATen's NestedTensorImpl.h,
 torch/nested/_internal/nested_tensor.py.
@@ -30,7 +30,7 @@ class Place:
 
 
 def place(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
-    """Where the elements at an index are stored.
+    """Return where the elements at an index are stored.
 
     Raises UsageError for an index that does not fit, UnsupportedError where they have no one place, MalformedError
     where the parts contradict each other.
@@ -142,12 +142,12 @@ def check_sparse(tensor: Tensor) -> None:
     else:
         fits = _compressed_fits(tensor, shape, kept)
     if not fits:
-        told = ", ".join(f"{part.name} {list(part.shape or ())}" for part in tensor.parts)
-        raise _wrong(tensor, f"its parts do not fit its shape {list(shape)}: {told}")
+        shapes = ", ".join(f"{part.name} {list(part.shape or ())}" for part in tensor.parts)
+        raise _wrong(tensor, f"its parts do not fit its shape {list(shape)}: {shapes}")
 
 
 def _compressed_fits(tensor: Tensor, shape: tuple[int, ...], kept: tuple[int, ...]) -> bool:
-    """Whether the parts of a compressed tensor have the lengths that its shape needs."""
+    """True if the parts of a compressed tensor have the lengths that its shape needs."""
     compressed, plain = (part.shape or () for part in tensor.parts[:2])
     batch = len(compressed) - 1
     blocks = 2 if tensor.layout in ("sparse_bsr", "sparse_bsc") else 0
@@ -168,7 +168,7 @@ def _compressed_fits(tensor: Tensor, shape: tuple[int, ...], kept: tuple[int, ..
 
 
 _ROLES = {"sparse_coo": 2, "sparse_csr": 3, "sparse_csc": 3, "sparse_bsr": 3, "sparse_bsc": 3}
-"""How many parts, the last of which are the values, make a sparse tensor; others are its attributes."""
+"""The number of parts that make a sparse tensor, the values last; further parts are its attributes."""
 
 
 # --- nested ----------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def constituents(checkpoint: Checkpoint, tensor: Tensor, begin: int = 0, end: in
 
 
 def count_constituents(tensor: Tensor) -> int:
-    """How many constituents a nested or jagged tensor has; raises MalformedError where its parts do not fit."""
+    """Return the number of constituents of a nested or jagged tensor; raises MalformedError if its parts do not fit."""
     for part in tensor.parts[: 2 if tensor.layout == "jagged" else 4]:
         require_plain(part)
     if tensor.layout == "jagged":

@@ -1,4 +1,4 @@
-"""How the stored elements of each dtype are summed up: as numbers, or by counting codes."""
+"""Statistics of the stored elements of each dtype: of numbers, or of counts of codes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Numbers:
         return found.view(np.uint8) if found.dtype.kind == "b" else found
 
     def chunk(self, data: memoryview, part: tuple[slice, ...]) -> Moments:
-        """What a chunk sums up to."""
+        """Summarize a chunk."""
         return moments(self.values(data, part), self.plan)
 
     def total(self, found: Moments | None) -> Moments:
@@ -89,13 +89,13 @@ class Codes:
         self._shared = tuple(edges)
 
     def numbers(self, data: memoryview) -> Array:
-        """What some bytes mean."""
+        """Return the values of some bytes."""
         import numpy as np
 
         return self._values[np.frombuffer(data, np.uint8)].reshape(-1)
 
     def chunk(self, data: memoryview, _part: tuple[slice, ...]) -> Array:
-        """How often each code is there; pairs of bytes are counted, as that is half the work."""
+        """Count each code; pairs of bytes are counted, as that is half the work."""
         import numpy as np
 
         whole = len(data) // 2 * 2
@@ -154,14 +154,14 @@ class Codes:
 
 
 def summer_of(codec: Codec, *, flagged: bool, big_endian: bool) -> Numbers | Codes:
-    """What sums up elements of a codec."""
+    """Return a function that summarizes the elements of a codec."""
     if codec.uniform and codec.stored.itemsize == 1:
         return Codes(codec)
     return Numbers(codec, flagged=flagged, big_endian=big_endian)
 
 
 def add(a: Any, b: Any) -> Any:
-    """What two runs of one tensor's chunks sum up to, `b` after `a`."""
+    """Merge the summaries of two runs of one tensor's chunks, `b` after `a`."""
     if a is None:
         return b
     return merged(a, b) if isinstance(a, Moments) else a + b

@@ -18,7 +18,7 @@ _NAME = 500
 
 
 def complete_modules(ctx: Any, incomplete: str) -> list[str]:
-    """The names of modules in the file on the command line that begin with what was typed."""
+    """Return the names of modules in the file on the command line that begin with the typed text."""
     prefixes: dict[str, None] = {}
     for name in complete_names(ctx, ""):
         parts = name.split(".") if len(name) <= _NAME else []

@@ -210,7 +210,7 @@ def partly_shared(views: Sequence[Tensor], comparisons: Comparisons) -> tuple[li
     """The distinct views of one storage that overlap another one, and those that share no byte with any.
 
     Of tied names the first stands for all. Where some overlap, the first of them leads the second list, so that it
-    tells whose storage its views lie in. Where no more `comparisons` are left, spans decide.
+    says whose storage its views lie in. Where no more `comparisons` are left, spans decide.
     """
     first: dict[object, Tensor] = {}
     for view in views:

@@ -73,7 +73,7 @@ class Diff:
     only_b: Sequence[str] = ()
     changed: Sequence[Change] = ()
     values: Sequence[Fact] = ()
-    """Entries that are no tensors in one of them, and differ."""
+    """Entries that differ and are not tensors in both."""
     ties: Sequence[Tie] = ()
     metadata: Sequence[Fact] = ()
     """Differences of the metadata; compared only between checkpoints of one format."""
@@ -104,7 +104,7 @@ def diff(
     executor: Executor,
     on_progress: OnProgress = lambda _, __: None,
 ) -> Diff:
-    """Compare two checkpoints on an executor; `on_progress` hears of the bytes done.
+    """Compare two checkpoints on an executor; `on_progress` gets the bytes done.
 
     With `quick` only whether the answer has differences is right. Raises UsageError where names fall together,
     NameNotFoundError for a NAME that neither has.

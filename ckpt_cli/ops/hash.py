@@ -101,7 +101,7 @@ class _Piece:
 def hash_tensors(
     checkpoint: Checkpoint, algorithm: str, executor: Executor, on_progress: OnProgress = lambda _, __: None
 ) -> Hashes:
-    """Hash every tensor, on an executor; `on_progress` hears of the bytes done.
+    """Hash every tensor, on an executor; `on_progress` gets the bytes done.
 
     Raises UnsupportedError where two tensors have one name, and for a strided view of packed elements.
     """

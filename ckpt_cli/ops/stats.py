@@ -48,7 +48,7 @@ class Row:
     numel: int
     """Elements as they are stored: a packed float4 has two values in each."""
     moments: Moments | None = None
-    """None where there are no values to sum up; `note` says why."""
+    """None if there are no values to summarize; `note` says why."""
     edges: Sequence[float | int] = ()
     """Of the histogram's bars, the first being the least and the last the greatest value."""
     counts: Sequence[int] = ()
@@ -78,7 +78,7 @@ class Stats:
 
 
 class _Subject:
-    """One distinct view, and what its chunks sum up to so far."""
+    """One distinct view, and the statistics of its chunks so far."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor, region: Region, index: Index) -> None:
         from ckpt_cli.arrays.codec import codec_of
@@ -164,7 +164,7 @@ def stats(
 ) -> Stats:
     """Summarize the tensors that NAMEs select, on an executor; `on_progress` gets the bytes done.
 
-    A tensor that is made of others is told by its parts; one without values, or packed in a way that no format
+    A tensor that is made of others has a row for each part; one without values, or packed in a way that no format
     defines, has a note instead of numbers. `sort` is a column, greatest first but for names.
     """
     with about(checkpoint.path):

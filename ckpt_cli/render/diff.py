@@ -98,7 +98,7 @@ def _change(change: Change, *, human: bool) -> list[str]:
 
 
 def _side(side: object, *, human: bool) -> str:
-    """A fact, or the values at the first places."""
+    """Return the text of a fact, or of the values at the first places."""
     if isinstance(side, list):
         return " ".join(_value_text(value, human=human) for value in side)
     return escaped(str(side))

@@ -1,4 +1,4 @@
-"""What the JSON of all commands shares: long lists made a piece at a time, numbers, values and tensors.
+"""The JSON that commands share: long lists made a piece at a time, numbers, values and tensors.
 
 Each module of `render/` has a `to_json(result)`, which returns the result as data in the stable shape that docs/json.md
 documents: keys may be added, none is renamed. NaN and infinities, which JSON lacks, are the strings `"NaN"`,

@@ -90,7 +90,7 @@ def listing_text(
 
 
 def _tie_numbers(listing: Listing) -> dict[str, str]:
-    """A number for each group of tied names, in the order of their first ones."""
+    """Return a number for each tied name: groups are numbered in the order of their first names."""
     numbers: dict[str, str] = {}
     groups: dict[int, str] = {}
     for name, names in listing.tied.items():
@@ -121,7 +121,7 @@ def _cells(
 
 
 def _places(tensor: Tensor, ties: dict[str, str]) -> list[str]:
-    """Storage, offset and tie, which each of some folded tensors has for itself."""
+    """Return storage, offset and tie, which differ between folded tensors."""
     storage = "" if tensor.storage is None else escaped(tensor.storage.key)
     return [storage, str(tensor.storage_offset), ties.get(tensor.name, "")]
 

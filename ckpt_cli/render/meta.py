@@ -18,7 +18,7 @@ def metadata_text(metadata: Mapping[str, str], style: str) -> Iterator[str]:
 
 
 def set_metadata_text(rows: Sequence[tuple[str, str, str]], style: str) -> Iterator[str]:
-    """One row for each key and place of the metadata of a set."""
+    """Yield a row for each key and place of the metadata of a set."""
     if not rows and style == "table":
         return iter(["no metadata\n"])
     cells = ([name_text(key), escaped(value), escaped(place)] for key, value, place in rows)

@@ -116,7 +116,7 @@ def _array_json(values: NDArray[Any]) -> Any:
 
 
 def values_text(items: Sequence[Item], *, bare: bool, precision: int, full: bool, terminal: bool) -> Iterator[str]:
-    """Each item as `NAME = VALUE`; with `bare`, values alone, and strings as they are."""
+    """Yield each item as `NAME = VALUE`; with `bare` only the values, and strings as they are."""
     for item in items:
         if bare and isinstance(item, Value) and isinstance(item.value, str):
             yield (escaped(item.value, keep="\n\t") if terminal else item.value) + "\n"
@@ -151,7 +151,7 @@ def _require_layable(numel: int, items: Sequence[Item], most: int = FULL_OVER) -
 
 
 def values_rows(items: Sequence[Item], style: str) -> Iterator[str]:
-    """One row a row of elements: its name and index, then the elements, each below its own index.
+    """Yield a row for each row of elements: its name and index, then the elements, each below its own index.
 
     Raises UnsupportedError for more elements than can be laid out, or in one row.
     """
@@ -168,7 +168,7 @@ def values_rows(items: Sequence[Item], style: str) -> Iterator[str]:
 
 
 def _width(item: Item) -> int:
-    """Elements in each row of an item."""
+    """Return the number of elements in each row of an item."""
     return max((shown.shape[-1] for shown in shown_in([item]) if shown.shape), default=1)
 
 
@@ -186,7 +186,7 @@ def _rows(item: Item) -> Iterator[list[str]]:
 
 
 def _named_in(whole: Composed, part: Shown | Composed | Unshown) -> Shown | Composed | Unshown:
-    """A part by the name that the whole gives it, `emb.values`; constituents have theirs."""
+    """Return a part named by the whole, `emb.values`; constituents keep their own names."""
     if whole.tensor.layout in ("nested", "jagged"):
         return part
     if isinstance(part, Unshown):
@@ -195,7 +195,7 @@ def _named_in(whole: Composed, part: Shown | Composed | Unshown) -> Shown | Comp
 
 
 def _tensor_rows(shown: Shown) -> Iterator[list[str]]:
-    """The rows of the last dimension, each with the index of all dimensions before it."""
+    """Yield the rows of the last dimension, each with the index of all dimensions before it."""
     from ckpt_cli.arrays.overlap import row_pieces
 
     shape = shown.region.shape
@@ -211,7 +211,7 @@ def _tensor_rows(shown: Shown) -> Iterator[list[str]]:
 
 
 def _texts(values: NDArray[Any]) -> Iterator[str]:
-    """Each element as text, a bounded number at a time: numpy takes 128 bytes for one."""
+    """Yield each element as text, a bounded number at a time, because numpy takes 128 bytes for each."""
     flat = values.reshape(-1)
     if flat.dtype == "float16":  # whose own repr is the shortest that comes back as float16: 65504 as 6.55e+04
         flat = flat.astype("float32")

@@ -81,14 +81,14 @@ def _number_text(number: float | int, *, human: bool) -> str:
 
 
 def _share(count: int, whole: int) -> str:
-    """A percentage, which is 0% and 100% only where it is that exactly."""
+    """Return a percentage, which is 0% or 100% only if it is exactly that."""
     if not count or count == whole:
         return "0%" if not count else "100%"
     return f"{min(max(100 * count / whole, 0.01), 99.99):.4g}%"
 
 
 def _drawn(counts: Sequence[int]) -> str:
-    """Bars as high as counts are; a count that is not 0 is more than nothing."""
+    """Draw counts as bars; a count that is not 0 has at least the smallest bar."""
     most = max(counts, default=0)
     if not most:
         return ""

@@ -30,7 +30,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The parts of a tree that are shown."""
+    """The part of a tree that is shown."""
 
     depth: int | None = None
     """Levels below the root; None for all."""
@@ -45,9 +45,9 @@ class View:
 
 
 def tree_text(tree: Tree, view: View, style: str) -> Iterator[str]:
-    """The tree as lines: with sizes beside them for a `table`, else as torch prints it.
+    """Yield the tree as lines: with sizes beside them for a `table`, else as torch prints it.
 
-    `tsv`, `csv` and `markdown` have one row a module.
+    `tsv`, `csv` and `markdown` have a row for each module.
     """
     if style in ("csv", "markdown", "tsv"):
         yield from table_text(_COLUMNS, _rows(tree.root, view), style)
@@ -100,7 +100,7 @@ class _Pending:
 
 
 def _settings(item: _Pending, view: View) -> list[str]:
-    """The lines of settings; a list with children shows none."""
+    """Return the lines of settings; a list with children has no such lines."""
     description = item.branch.description
     if description.listed and item.branch.children:
         return []
@@ -108,7 +108,7 @@ def _settings(item: _Pending, view: View) -> list[str]:
 
 
 def _lines(root: Branch, view: View) -> Iterator[tuple[str, _Note | None]]:
-    """Every line, with a note where a branch begins: torch/nn/modules/module.py `Module.__repr__`."""
+    """Yield every line, with a note where a branch begins: torch/nn/modules/module.py `Module.__repr__`."""
     stack: list[_Pending | str] = [_Pending(root, "", 0)]
     while stack:
         item = stack.pop()
@@ -141,12 +141,12 @@ def _one_line(kind: str, settings: Sequence[str]) -> str:
 
 
 def _points(branch: Branch, view: View) -> bool:
-    """True if a tied branch is shown as the name of the one that it is."""
+    """True if a tied branch is shown as the name of the branch that it is tied to."""
     return branch.repeats and not view.bare and not view.full
 
 
 def _children(branch: Branch, item: _Pending, view: View) -> list[_Pending]:
-    """The lines below a branch; equal neighbours are one where its class shows them so."""
+    """Return what is shown below a branch; equal neighbours are one if its class shows them as one."""
     listed = branch.description.listed and not view.full
     inferred = branch.description.inferred or item.within_inferred
     groups: list[list[Branch]] = []
@@ -165,7 +165,7 @@ def _children(branch: Branch, item: _Pending, view: View) -> list[_Pending]:
 
 
 def _follows(group: list[Branch], child: Branch) -> bool:
-    """True if a child continues a row of equal ones that are numbered one after another."""
+    """True if a child continues a row of equal modules with consecutive numbers."""
     last = group[-1]
     numbered = last.name.isdecimal() and child.name.isdecimal() and len(child.name) < 10
     return last.printed == child.printed and numbered and int(child.name) == int(last.name) + 1
@@ -201,7 +201,7 @@ def _rows(root: Branch, view: View) -> Iterator[list[str]]:
 
 
 def line_of(branch: Branch) -> str:
-    """A branch on one line, without its children."""
+    """Return a branch on one line, without its children."""
     settings = ", ".join(line.strip() for line in branch.description.settings)
     return _one_line(branch.description.kind, [settings])
 
