@@ -87,7 +87,7 @@ class Region:
         return [*before, *fill, *(item for item in index[cut:] if item is not Ellipsis)]
 
     def pieces(self, itemsize: int, most: int, *, across_gaps: bool = False) -> Iterator[tuple[slice, ...]]:
-        """Cut into parts whose bytes lie within `most` bytes of each other, without gaps of a page unless `across_gaps`.
+        """Cut into parts whose bytes lie within `most` bytes of each other, without gaps unless `across_gaps`.
 
         Yields a slice for each dimension. The parts are cut along the longest strides, so that they come in the order
         of the file if strides are positive.
@@ -178,12 +178,12 @@ def _parse_item(text: str) -> int | slice | EllipsisType:
     if ":" in text:
         bounds = [_integer(bound.strip()) if bound.strip() else None for bound in text.split(":")]
         if len(bounds) > 3 or (len(bounds) == 3 and bounds[2] == 0):
-            raise UsageError(f"{text!r} is no slice")
+            raise UsageError(f"{text!r} is not a slice")
         return slice(*bounds)
     return _integer(text)
 
 
 def _integer(text: str) -> int:
     if not _INTEGER.match(text):
-        raise UsageError(f"{text!r} is no index: integers, slices (a:b:c) and ... are")
+        raise UsageError(f"{text!r} is not an index: integers, slices (a:b:c) and ... are")
     return int(text)

@@ -43,9 +43,9 @@ def diff_command(
     """Compare two checkpoints by value.
 
     Any formats and shardings: names that only one has, shapes, dtypes, elements with the greatest absolute and relative
-    error, ties, entries that are no tensors; metadata where both are of one format. Different dtypes are compared in
-    the wider. --strip and --sub may be repeated, and are carried out in the order given. Exit 0 means equal, and
-    nothing is printed; 1 means that they differ, 2 trouble.
+    error, ties, non-tensor entries; metadata if both are of one format. Different dtypes are compared in the wider.
+    --strip and --sub may be repeated, and are carried out in the order given. Exit 0 means equal, and nothing is
+    printed; 1 means that they differ, 2 trouble.
 
     Example: ckpt diff model.pt old.pt --rtol 1e-3
     """

@@ -34,7 +34,7 @@ def ls_command(
         bool,
         typer.Option("-l", "--long", help="Add kind, requires_grad, device, stride, storage, offset, tie, layout."),
     ] = False,
-    every: Annotated[bool, typer.Option("-a", "--all", help="Add entries that are no tensors.")] = False,
+    every: Annotated[bool, typer.Option("-a", "--all", help="Add non-tensor entries.")] = False,
     folded: Annotated[bool, typer.Option("--fold", help="Fold numbered layers into one row.")] = False,
     sort: Annotated[
         Sort | None, typer.Option("--sort", help="By name, by size (largest first) or by place in the file.")

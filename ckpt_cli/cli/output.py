@@ -72,7 +72,7 @@ def warn_of_danger(checkpoint: Checkpoint) -> None:
 
         path = escaped(checkpoint.path)
         run = short(escaped(name))
-        talk(f"warning: {path}: its pickle would run {run} if something else loaded it; ckpt scan {path} tells more\n")
+        talk(f"warning: {path}: its pickle would run {run} if something else loaded it; see ckpt scan {path}\n")
 
 
 def talk(text: str) -> None:

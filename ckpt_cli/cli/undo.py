@@ -16,7 +16,7 @@ from ckpt_cli.render.json import json_text
 def undo_command(
     file: File,
     force: Annotated[
-        bool, typer.Option("--force", help="Restore it even where the file changed since, or nothing tells that.")
+        bool, typer.Option("--force", help="Restore it even if the file changed since, or if that is not known.")
     ] = False,
     dry_run: DryRun = False,
     json: JsonReport = False,

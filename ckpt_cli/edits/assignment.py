@@ -69,7 +69,7 @@ def _array_in(path: str) -> NDArray[Any]:
     import numpy as np
 
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise UsageError("is not a regular file, and only such a one can be mapped", path=path)
+        raise UsageError("is not a regular file, and only a regular file can be mapped", path=path)
     try:
         loaded = np.lib.format.open_memmap(path, mode="r")  # which, unlike numpy.load, never offers to unpickle
     except (ValueError, EOFError):
@@ -77,7 +77,7 @@ def _array_in(path: str) -> NDArray[Any]:
             "not a numpy array of numbers", path=path, hint="write one with numpy.save (an .npz holds several)"
         ) from None
     if loaded.dtype.kind not in "biufc":
-        raise UsageError(f"its values are {loaded.dtype}, no numbers", path=path)
+        raise UsageError(f"its values are {loaded.dtype}, not numbers", path=path)
     if os.path.getsize(path) > loaded.offset + loaded.nbytes:
         raise UsageError("holds more than one array, and it is not clear which one is meant", path=path)
     return loaded

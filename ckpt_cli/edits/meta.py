@@ -53,7 +53,7 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
     for key in (*pairs, *removed):
         if key in names:
             raise RefusedError(
-                f"{key!r} is the name of a tensor, so as a key it would tell of a tie",
+                f"{key!r} is the name of a tensor, so as a key it would record a tie",
                 path=checkpoint.path,
                 hint="ckpt tie and ckpt untie change ties",
             )

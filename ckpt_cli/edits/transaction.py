@@ -138,7 +138,7 @@ def refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
     if index is not None:
         whole = os.path.join(os.path.dirname(checkpoint.path), index)
         raise RefusedError(
-            f"is one shard of {index}, which would not tell what is in it any more",
+            f"is one shard of {index}, which would no longer describe it",
             path=checkpoint.path,
             hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
         )

@@ -179,7 +179,7 @@ class _Worker:
             if depth >= limits.SCAN_NESTING or data is None:
                 self.say("warning", "not-searched", inner, "a pickle within a pickle that was not opened")
             elif not self._take(walk(Memory(data), inner, depth + 1, self.budget), depth + 1):
-                self.say("error", "dangerous-global", inner, "it loads bytes that are no checkpoint")
+                self.say("error", "dangerous-global", inner, "it loads bytes that are not a checkpoint")
         if found.trace.unsearched:
             self.say("warning", "not-searched", found.where, f"{found.trace.unsearched} strings that may hide a pickle")
         for node in found.trace.texts:

@@ -53,7 +53,7 @@ def longs(*values: int) -> bytes:
 HOSTILE: dict[str, tuple[Ops, dict[str, bytes], str]] = {
     "too few values": (coo(tensor("i", (1, 3), "Long"), ROW, (4,)), {"i": longs(0, 1, 2)}, "do not fit its shape"),
     "too many indices": (coo(tensor("i", (2, 2), "Long"), ROW, (4,)), {"i": longs(0, 1, 2, 3)}, "do not fit"),
-    "indices of floats": (coo(tensor("i", (1, 2)), ROW, (4,)), {"i": bytes(8)}, "are no integers"),
+    "indices of floats": (coo(tensor("i", (1, 2)), ROW, (4,)), {"i": bytes(8)}, "are not integers"),
     "indices without end": (coo(tensor("i", (1, 1 << 40), "Long", stride=(0, 0), numel=1),
                                 tensor("v", (1 << 40,), stride=(0,), numel=2), (1 << 50,)), {"i": longs(0)},
                             "repeats few bytes"),

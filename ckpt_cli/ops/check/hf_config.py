@@ -216,7 +216,7 @@ CHECKS: tuple[Check[Configured], ...] = (
     Check("no-head", "error", "`config.json` ties no embeddings, but there is no `lm_head`", _no_head,
           "set tie_word_embeddings to true if they were tied"),
     Check("untied", "warning", "`config.json` says that the embeddings are tied, but they are stored apart", _tied,
-          "ckpt ties --equal FILE tells whether they are equal at least"),
+          "ckpt ties --equal FILE shows whether they are equal"),
     Check("config-dtype", "warning", "no tensor has the dtype that `config.json` says", _dtype, "correct config.json"),
     Check("adapter-rank", "error", "LoRA shapes contradict `r` of `adapter_config.json`", _rank,
           "correct adapter_config.json"),
