@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Annotated, Any
 
 import typer
@@ -57,9 +56,13 @@ class LazyCommands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the first argument names; a file in its place is an error with a hint."""
-        if args and args[0] not in self.commands and os.path.exists(args[0]):
+        if args and args[0] not in self.commands:
             import shlex
 
+            from ckpt_cli.files.places import exists
+
+            if not exists(args[0]):
+                return super().resolve_command(ctx, args)
             raise UsageError("a file, not a command", path=args[0], hint=f"ckpt ls {shlex.quote(args[0])}")
         return super().resolve_command(ctx, args)
 

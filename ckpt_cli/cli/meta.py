@@ -8,9 +8,8 @@ import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, Format, Json, Output, Style, WeightsOnly, opened
 from ckpt_cli.cli.output import answer, style_of
-from ckpt_cli.cli.run_edit import Options, edit
-from ckpt_cli.edits.meta import metadata_of, parse_pairs, plan_meta
-from ckpt_cli.edits.meta_set import strings_of_set
+from ckpt_cli.cli.run_edit import EditOptions, edit
+from ckpt_cli.edits.meta import metadata_of, parse_pairs, plan_meta, strings_of_set
 from ckpt_cli.render.json import json_text
 from ckpt_cli.render.meta import metadata_text, set_metadata_text, to_json
 
@@ -41,7 +40,7 @@ def meta_command(
         edit(
             file,
             lambda checkpoint: plan_meta(checkpoint, changed, gone),
-            Options(output, dry_run, backup, weights_only=weights_only),
+            EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=layout == "json",
         )
         return

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.edits.convert_contents import Casting, cast_storage
 from ckpt_cli.edits.convert_options import some_of
-from ckpt_cli.edits.patching import Verb
+from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.edits.tie import is_composed, moved
-from ckpt_cli.edits.transaction import Planned
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
@@ -58,7 +57,7 @@ def plan_cast(
     raw: bool = False,
     losses: Losses | None = None,
     executor: Executor | None = None,
-) -> Planned:
+) -> EditPlan:
     """Cast floating tensors, all or those that the arguments select, with every view of their storages.
 
     What is lost is counted in `losses`, where that is given, and the executor casts pieces side by side. With `raw`
@@ -106,7 +105,9 @@ def plan_cast(
                 hint="--lossy casts all the same",
             )
 
-    return Planned(Changes(tensors=tensors, contents=contents), Verb("cast", "cast"), named, also, check, left)
+    return EditPlan(
+        Verb("cast", "cast"), named, also, Changes(tensors=tensors, contents=contents), check=check, left=left
+    )
 
 
 def refuse_quantized(checkpoint: Checkpoint, names: Collection[str], storages: Collection[Storage | None] = ()) -> None:

@@ -22,9 +22,10 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.nn.state_dict import node_at
 from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.edit.renumber import storage_references
-from ckpt_cli.pickles.flatten import Opener, key_text
+from ckpt_cli.pickles.containers import Containers, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
+from ckpt_cli.pickles.references import storage_references
+from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.write import write_pickle
 
@@ -186,7 +187,7 @@ def _renamed(leaves: Leaves) -> Leaves:
 
 def leaves_of_pickle(checkpoint: Checkpoint, graph: Graph, prefix: str) -> Leaves | None:
     """Return the leaves of the mapping at a prefix of a pickle, as torch flattens it; None if it is not a mapping."""
-    root = node_at(graph.root, prefix, Opener(Budget(graph.nbytes)))
+    root = node_at(graph.root, prefix, Containers(Budget(graph.nbytes)))
     if not _is_mapping(root):
         return None
     return _Traversal(checkpoint, graph).leaves(root)
@@ -210,7 +211,7 @@ class _Traversal:
             self._finder = SavedPickle(container, container.records, prefix_of(container.records))
         self._left = _most_bytes(checkpoint)
         unwrap_classes(graph.root)
-        self._rebuilder = Rebuilder(graph, self._finder, self._budget)
+        self._rebuilder = Rebuilder(CALLS, graph, self._finder, self._budget)
         self._leaves = Leaves()
         self._empty: list[str] = []
         self._retyped = 0
@@ -305,7 +306,7 @@ class _Traversal:
         references = storage_references(node) if not isinstance(node, _SCALARS) else []
         if references and self._finder.big_endian:
             raise UnsupportedError(f"value {name!r} holds tensors that were saved big-endian")
-        storages = {id(reference): self._rebuilder.storage(reference, bare=True)[0] for reference in references}
+        storages = {id(reference): self._rebuilder.storages.of(reference, bare=True)[0] for reference in references}
         contents = {storage: storage_content(self._checkpoint, storage) for storage in storages.values()}
         self._left -= _ITEM_COST + sum(content.nbytes for content in contents.values())
         write_pickle(node, self._data, self._pay)

@@ -6,9 +6,8 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_cli.edits.patching import Verb
+from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.edits.rename_hints import containers_of, rename_inside, strip_inside
-from ckpt_cli.edits.transaction import Planned
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.formats import rewriting
 from ckpt_cli.model.changes import Changes
@@ -57,7 +56,7 @@ def _step(rule: Rule) -> Step:
     return Step(rule.renaming(known), f"--{rule.kind} {rule.value}", list(known), prefix=prefix)
 
 
-def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
+def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> EditPlan:
     """The changes of a renaming, each step done to what the one before made.
 
     Raises NameNotFoundError where a name is not there, RefusedError where a step changes nothing or two entries would
@@ -74,9 +73,8 @@ def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
             raise asking.without_effect(reached)
     names = {old: new for old, new in zip(known, _whole(parts), strict=True) if new != old}
     _refuse_collisions(checkpoint, known, names)
-    return Planned(
-        Changes(names=names, rename=in_turn([step.rename for step in steps])), Verb("renamed", "rename"), tuple(names)
-    )
+    changes = Changes(names=names, rename=in_turn([step.rename for step in steps]))
+    return EditPlan(Verb("renamed", "rename"), tuple(names), changes=changes)
 
 
 _Part = tuple[str, str]

@@ -4,35 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ckpt_cli.edits.patching import Verb
-from ckpt_cli.edits.transaction import Planned
+from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.select import close_names, select_to_edit, split_index
 
+_KEEP = Verb("kept", "keep", between="as")
 
-def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
+
+def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> EditPlan:
     """Take out what the arguments select; a prefix takes the container of that name with it."""
     chosen = _chosen(checkpoint, arguments)
     if all(entry.name in chosen for entry in checkpoint.entries):
         raise RefusedError("nothing would be left", path=checkpoint.path)
     changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
-    return Planned(
-        changes, Verb("removed", "remove"), _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes)
+    return EditPlan(
+        Verb("removed", "remove"),
+        _in_order(checkpoint, chosen),
+        changes=changes,
+        remaining=_remaining(checkpoint, changes),
     )
 
 
-def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
+def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> EditPlan:
     """Take out everything that no argument selects."""
     chosen = _chosen(checkpoint, arguments)
     dropped = frozenset(entry.name for entry in checkpoint.entries if entry.name not in chosen)
     if not dropped:
         raise RefusedError("that keeps all of it", path=checkpoint.path)
     changes = Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
-    return Planned(
-        changes, Verb("kept", "keep"), _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes)
-    )
+    return EditPlan(_KEEP, _in_order(checkpoint, chosen), changes=changes, remaining=_remaining(checkpoint, changes))
 
 
 def _remaining(checkpoint: Checkpoint, changes: Changes) -> tuple[str, ...]:
@@ -48,13 +50,20 @@ def _remaining(checkpoint: Checkpoint, changes: Changes) -> tuple[str, ...]:
     return tuple(tensor.name for tensor in kept if tensor.view is not None and tensor.view in gone)
 
 
-def plan_root(checkpoint: Checkpoint, prefix: str) -> Planned:
+def plan_root(checkpoint: Checkpoint, prefix: str) -> EditPlan:
     """Make what is below a prefix the whole checkpoint."""
     dotted = f"{prefix.removesuffix('.')}."
     kept = {entry.name for entry in checkpoint.entries if entry.name.startswith(dotted)}
     known = [entry.name for entry in checkpoint.entries]
+    if dotted[:-1] in checkpoint.names and not kept:
+        raise RefusedError(
+            f"{prefix!r} is an entry itself, with nothing below it",
+            path=checkpoint.path,
+            hint="--root takes the prefix of several entries; a name alone, without --root, keeps that entry",
+        )
     if not kept:
-        raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
+        prefixes = dict.fromkeys(name[:at] for name in known for at in _dots(name))
+        raise NameNotFoundError(prefix, close_names(prefix, prefixes), path=checkpoint.path)
 
     def rename(name: str) -> str:
         return name[len(dotted) :] if name.startswith(dotted) else name
@@ -65,7 +74,7 @@ def plan_root(checkpoint: Checkpoint, prefix: str) -> Planned:
         dropped=frozenset(name for name in known if name not in kept),
         root=dotted[:-1],
     )
-    return Planned(changes, Verb("kept", "keep"), _in_order(checkpoint, kept))
+    return EditPlan(_KEEP, _in_order(checkpoint, kept), changes=changes)
 
 
 def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:

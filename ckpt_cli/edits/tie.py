@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from ckpt_cli.arrays.indexing import Region
-from ckpt_cli.edits.patching import Verb
-from ckpt_cli.edits.transaction import Planned
+from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.torch_zip.patch import has_room
 from ckpt_cli.model.changes import Changes, Content, Write
@@ -48,7 +47,7 @@ def _move(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
 # --- ties ------------------------------------------------------------------------------------------------------------
 
 
-def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = False) -> Planned:
+def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = False) -> EditPlan:
     """Make every further name the tensor that the first one is.
 
     Raises RefusedError where values differ, unless forced, and where dtypes or shapes do.
@@ -84,7 +83,7 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
         raise RefusedError("they are tied already")
     named = [other.name for other in others if other.name in tensors]
     also = [name for name in tensors if name not in named]
-    return Planned(Changes(tensors=tensors), Verb("tied", "tie"), (first.name, *named), also)
+    return EditPlan(Verb("tied", "tie"), (first.name, *named), also, Changes(tensors=tensors))
 
 
 def _tied_to(first: Tensor, other: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ def _digest(checkpoint: Checkpoint, tensor: Tensor, work: Work) -> bytes:
     return content_digest(checkpoint, tensor)
 
 
-def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
+def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> EditPlan:
     """Give each tensor a storage of its own, as long as its view.
 
     Raises RefusedError for one that has it already, LimitError for a view that repeats few bytes without end.
@@ -138,7 +137,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     if not tensors:
         raise RefusedError("nothing of it shares its bytes with another name")
     named = tuple(name for name in tensors if name not in also)
-    return Planned(Changes(tensors=tensors, contents=contents), Verb("untied", "untie"), named, also)
+    return EditPlan(Verb("untied", "untie"), named, also, Changes(tensors=tensors, contents=contents))
 
 
 def _why_not_untied(
@@ -216,7 +215,7 @@ def _ranges(storage: Storage, ranges: Sequence[tuple[int, int]]) -> Content:
 # --- waste -----------------------------------------------------------------------------------------------------------
 
 
-def plan_compact(checkpoint: Checkpoint) -> Planned:
+def plan_compact(checkpoint: Checkpoint) -> EditPlan:
     """Cut every storage down to what its views need, and leave out those that nothing refers to.
 
     Raises RefusedError where there is nothing to cut.
@@ -242,7 +241,8 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
     if not contents and not has_room(checkpoint.container) and not unreferenced(checkpoint):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = moved(checkpoint, lambda view: _compacted(view, alone, placed))
-    return Planned(Changes(tensors=tensors, contents=contents, anew=True), Verb("compacted", "compact"), tuple(tensors))
+    changes = Changes(tensors=tensors, contents=contents, anew=True)
+    return EditPlan(Verb("compacted", "compact"), tuple(tensors), changes=changes)
 
 
 def _compacted(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
-from ckpt_cli.edits.patching import Edit, Verb
+from ckpt_cli.edits.plan import EditResult, Verb
 from ckpt_cli.errors import CkptError, RefusedError, about
 from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.journal.apply import recover
@@ -15,7 +15,7 @@ from ckpt_cli.files.restore import KeptEdit, changed_since, missing_backups, new
 from ckpt_cli.formats import open_checkpoint
 
 
-def undo(path: str, *, force: bool = False, dry_run: bool = False) -> Edit:
+def undo(path: str, *, force: bool = False, dry_run: bool = False) -> EditResult:
     """Put the highest-numbered backup of a checkpoint back in place, of all files of that edit or of none.
 
     The backup and its record are then gone. Raises RefusedError where a file changed since the edit, or where no
@@ -39,7 +39,7 @@ def undo(path: str, *, force: bool = False, dry_run: bool = False) -> Edit:
             if not dry_run:
                 restore(edit)
     beside = os.path.join(os.path.dirname(path) if not os.path.isdir(path) else path, "")
-    return Edit(
+    return EditResult(
         path=path,
         output=path,
         changed=tuple(edit.restored.values()),

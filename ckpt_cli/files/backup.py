@@ -22,7 +22,7 @@ from ckpt_cli.files.outcome import Outcome, outcome_of, stating
 from ckpt_cli.files.owner import take_after
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.sidecars import require_fitting
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.undo_record import (
     Fingerprint,
     RecordedFile,
@@ -224,7 +224,7 @@ def _as_patched(overlay: Overlay, number: int) -> Fingerprint:
 # --- ways to keep a file ---------------------------------------------------------------------------------------------
 
 
-def _part_links(files: Iterable[LocalFile], others: Iterable[str]) -> None:
+def _part_links(files: Iterable[SourceFile], others: Iterable[str]) -> None:
     """Remove newest backups that are only second names of files which are about to be patched.
 
     An edit that was stopped before it replaced the file leaves one, and it would change together with the file.
@@ -249,7 +249,7 @@ def _link(path: str, backup: str) -> None:
             _copy(file, backup)
 
 
-def _copy(file: LocalFile, backup: str) -> None:
+def _copy(file: SourceFile, backup: str) -> None:
     """Copy a file with its owner, permissions and time; raises FileExistsError where the name is taken."""
     first = backup_name(os.path.realpath(file.path), 1)  # one temporary name for all numbers: the next edit clears it
     with temporary_of(first) as target:
@@ -280,7 +280,7 @@ def _is_link_or_same(path: str, backup: str) -> bool:
         return _is_copy(file, backup)
 
 
-def _is_copy(file: LocalFile, backup: str) -> bool:
+def _is_copy(file: SourceFile, backup: str) -> bool:
     """True if a backup that an edit made which was stopped is a copy of a file: as large, as old, and the same."""
     now, old = os.fstat(file.fd), os.lstat(backup)
     same = (now.st_size, now.st_mtime_ns) == (old.st_size, old.st_mtime_ns) and not os.path.samestat(now, old)
@@ -290,7 +290,7 @@ def _is_copy(file: LocalFile, backup: str) -> bool:
         return _same_bytes(file, copy)
 
 
-def _same_bytes(one: LocalFile, other: LocalFile) -> bool:
+def _same_bytes(one: SourceFile, other: SourceFile) -> bool:
     return one.size == other.size and all(
         one.read(at, min(_COMPARED, one.size - at)) == other.read(at, min(_COMPARED, one.size - at))
         for at in range(0, one.size, _COMPARED)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 
 CHUNK = 16 << 20
 """Bytes copied at a time."""
@@ -55,7 +55,7 @@ def counting(on_progress: OnProgress | None, total: Callable[[], int], otherwise
     return progress
 
 
-def copy_into(source: LocalFile, target: LocalFile, progress: Progress = no_progress) -> None:
+def copy_into(source: SourceFile, target: LocalFile, progress: Progress = no_progress) -> None:
     """Copy a whole file."""
     with suppress(OSError):
         fcntl.ioctl(target.fd, _FICLONE, source.fd)
@@ -66,7 +66,7 @@ def copy_into(source: LocalFile, target: LocalFile, progress: Progress = no_prog
 
 
 def copy_range(
-    source: LocalFile, begin: int, nbytes: int, target: LocalFile, at: int, progress: Progress = no_progress
+    source: SourceFile, begin: int, nbytes: int, target: LocalFile, at: int, progress: Progress = no_progress
 ) -> None:
     """Copy a range to offset `at` of the target, which ends there; what is a hole becomes one."""
     source.check(begin, nbytes)
@@ -74,13 +74,13 @@ def copy_range(
     target.size = at + nbytes
     reached = begin
     for first, last in _data_ranges(source, begin, begin + nbytes):
-        _copy(source.fd, first, last, target.fd, at + first - begin, progress)
+        _copy(source, first, last, target.fd, at + first - begin, progress)
         progress(first - reached)
         reached = last
     progress(begin + nbytes - reached)
 
 
-def crc_of_range(source: LocalFile, begin: int, nbytes: int, crc: int = 0) -> int:
+def crc_of_range(source: SourceFile, begin: int, nbytes: int, crc: int = 0) -> int:
     """The CRC-32 of a range, going on from `crc`; holes are not read."""
     from ckpt_cli.files.crc32 import of_zeros
 
@@ -93,8 +93,11 @@ def crc_of_range(source: LocalFile, begin: int, nbytes: int, crc: int = 0) -> in
     return of_zeros(end - reached, crc)
 
 
-def _data_ranges(source: LocalFile, begin: int, end: int) -> Iterator[tuple[int, int]]:
+def _data_ranges(source: SourceFile, begin: int, end: int) -> Iterator[tuple[int, int]]:
     """The parts of a range that are not holes."""
+    if source.fd < 0:
+        yield begin, end
+        return
     position = begin
     while position < end:
         try:
@@ -110,20 +113,21 @@ def _data_ranges(source: LocalFile, begin: int, end: int) -> Iterator[tuple[int,
             yield first, min(position, end)
 
 
-def _copy(source: int, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
-    in_kernel = hasattr(os, "copy_file_range")
+def _copy(source: SourceFile, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
+    in_kernel = source.fd >= 0 and hasattr(os, "copy_file_range")
     while begin < end:
         count = min(CHUNK, end - begin)
         if in_kernel:
             try:
-                copied = os.copy_file_range(source, target, count, begin, at)
+                copied = os.copy_file_range(source.fd, target, count, begin, at)
             except OSError as error:
                 if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                     raise
                 in_kernel = False
                 continue
         else:
-            copied = os.pwrite(target, os.pread(source, count, begin), at)
+            data = os.pread(source.fd, count, begin) if source.fd >= 0 else source.read(begin, count)
+            copied = os.pwrite(target, data, at)
         if not copied:
             raise OSError(errno.EIO, "the file became shorter while it was copied")
         write_back(target, at, copied)

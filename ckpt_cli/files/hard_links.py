@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.sidecars import journal_path
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 
 _NOTE = "user.ckpt.journal"
 
@@ -20,7 +20,7 @@ _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errn
 """Error numbers of a file system that cannot keep the attribute."""
 
 
-def note_edit(file: LocalFile) -> None:
+def note_edit(file: SourceFile) -> None:
     """Note with a file that has several names, durably, under which of them it is edited.
 
     Raises RefusedError where the file system has no extended attributes.
@@ -42,14 +42,14 @@ def note_edit(file: LocalFile) -> None:
     os.fsync(file.fd)
 
 
-def forget_edit(file: LocalFile) -> None:
+def forget_edit(file: SourceFile) -> None:
     """Remove the note of an edit that is done, durably."""
     if _noted(file) is not None:
         os.removexattr(file.fd, _NOTE)
         os.fsync(file.fd)
 
 
-def edited_elsewhere(file: LocalFile) -> str | None:
+def edited_elsewhere(file: SourceFile) -> str | None:
     """The other name of an open file under which an edit was begun that is not finished; None as a rule.
 
     Raises RefusedError where that name is not there any more, so that the edit cannot be finished.
@@ -69,7 +69,7 @@ def edited_elsewhere(file: LocalFile) -> str | None:
     return other if os.path.lexists(journal_path(other)) else None  # a journal that was removed was so on purpose
 
 
-def _noted(file: LocalFile) -> str | None:
+def _noted(file: SourceFile) -> str | None:
     """The name that is noted with a file, or None."""
     if hasattr(os, "getxattr"):
         with suppress(OSError):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from ckpt_cli.errors import BusyError, ChangedError, CkptError
+from ckpt_cli.errors import BusyError, ChangedError, CkptError, UnsupportedError
 from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
+from ckpt_cli.files.places import identity_at, place_of
 from ckpt_cli.files.sidecars import (
     is_journal,
     is_temporary,
@@ -18,8 +19,8 @@ from ckpt_cli.files.sidecars import (
     target_of_journal,
     temporary_path,
 )
-from ckpt_cli.files.source import LocalFile
-from ckpt_cli.files.unchanged import Identity, has_journal, identity_at, release, share
+from ckpt_cli.files.source import Identity, LocalFile, SourceFile
+from ckpt_cli.files.unchanged import has_journal, release, share
 
 _MANY = 200
 """Files of a set above which the usual limit of open ones may be met."""
@@ -51,11 +52,19 @@ class Opener:
         """Those that were opened, and whether each is locked."""
         self._folder: tuple[str, Identity | None] | None = None
 
-    def open(self, path: str, *, part: bool = False) -> LocalFile:
+    def open(self, path: str, *, part: bool = False) -> SourceFile:
         """A file, free of journals; a `part` of a set that may not be written is opened to be read.
 
-        Raises OSError where it cannot be opened, BusyError while another process writes it.
+        Raises OSError where it cannot be opened, BusyError while another process writes it, UnsupportedError where it
+        is to be written and does not lie on this machine's disk.
         """
+        place = place_of(path)
+        if not place.is_local:
+            if self.write:
+                raise UnsupportedError(
+                    "it does not lie on this machine's disk, so it cannot be edited in place", path=path
+                )
+            return place.open(path)
         if not self.write:
             return self._open_to_read(path)
         try:
@@ -66,13 +75,13 @@ class Opener:
             self._finish(path)
             return LocalFile(path)
 
-    def open_all(self, paths: Sequence[str]) -> list[LocalFile]:
+    def open_all(self, paths: Sequence[str]) -> list[SourceFile]:
         """The other files of a set, all or none."""
         for path in paths:  # before any is locked: what is left of an edit of several needs the locks of several
             self._finish(path)
         if len(paths) > _MANY:
             _allow_open_files()
-        opened: list[LocalFile] = []
+        opened: list[SourceFile] = []
         try:
             for path in paths:
                 opened.append(self.open(path, part=True))  # noqa: PERF401 - those before one that fails are closed
@@ -157,7 +166,7 @@ class Opener:
 
         Raises UnfinishedEditError where other files are locked.
         """
-        if not has_journal(path):
+        if not place_of(path).is_local or not has_journal(path):
             return False
         if any(file.fd >= 0 for file, _ in self._files):
             raise UnfinishedEditError(path)
@@ -196,7 +205,7 @@ def finish_edits(folder: str) -> None:
 
     Waits while another process puts a new checkpoint into it.
     """
-    if not _journals(folder):
+    if not place_of(folder).is_local or not _journals(folder):
         return
     from ckpt_cli.files.lock import wait_for
 

@@ -1,6 +1,9 @@
 """What a checkpoint is, as frozen facts: names over byte ranges.
 
 Units: `nbytes` and `offset` are bytes, `shape`, `stride` and `storage_offset` are elements.
+
+The fields of Storage and Tensor are `Final` instead of the classes frozen: the type checker refuses assignments
+all the same, and a frozen dataclass of twenty fields takes eight times as long to make. A large file has 100,000.
 """
 
 from __future__ import annotations
@@ -8,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError
-from ckpt_cli.files.source import Extent, LocalFile, Source
+from ckpt_cli.files.source import ByteSource, Extent, SourceFile
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -38,7 +41,7 @@ class PlainBytes:
     __slots__ = ("begin", "file", "number")
     composed = False
 
-    def __init__(self, file: Source, begin: int, number: int = 0) -> None:
+    def __init__(self, file: ByteSource, begin: int, number: int = 0) -> None:
         self.file = file
         self.begin = begin
         """The first byte within `file`."""
@@ -54,17 +57,17 @@ class PlainBytes:
         return [Extent(self.number, self.file.begin + self.begin + begin, nbytes)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Storage:
     """A byte buffer that tensors are views of; compared by identity, so that two are equal only where they are one."""
 
-    key: str
+    key: Final[str]
     """The container's own name for it, such as `3` for the record `data/3`."""
-    nbytes: int
+    nbytes: Final[int]
     """Bytes that it holds."""
-    location: str = "cpu"
+    location: Final[str] = "cpu"
     """The device that it was saved from, such as `cuda:0`."""
-    source: StorageSource | None = None
+    source: Final[StorageSource | None] = None
     """Where its bytes are; None for a storage that is still to be written."""
 
     @property
@@ -119,45 +122,45 @@ class Sharding:
     """For each part, the index at which it begins in the whole; empty where the file does not tell."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Tensor:
     """One named view of a storage, or what stands in its place."""
 
-    name: str
+    name: Final[str]
     """The dotted name, unique in most checkpoints."""
-    dtype: DType
-    shape: tuple[int, ...] | None
+    dtype: Final[DType]
+    shape: Final[tuple[int, ...] | None]
     """None for a tensor that has no shape yet: an uninitialized one."""
-    stride: tuple[int, ...] = ()
-    storage: Storage | None = None
+    stride: Final[tuple[int, ...]] = ()
+    storage: Final[Storage | None] = None
     """None where the tensor has no bytes of its own; `layout` says why."""
-    storage_offset: int = 0
-    kind: str = "tensor"
+    storage_offset: Final[int] = 0
+    kind: Final[str] = "tensor"
     """`parameter`, `buffer`, or `tensor` where the file does not say."""
-    requires_grad: bool = False
-    layout: str = "strided"
+    requires_grad: Final[bool] = False
+    layout: Final[str] = "strided"
     """`strided`, or `sparse_coo`, `sparse_csr`…, `quantized`, `nested`, `jagged`, `meta`, `uninitialized`, `wrapper`,
     `array`."""
-    parts: tuple[Tensor, ...] = ()
+    parts: Final[tuple[Tensor, ...]] = ()
     """The tensors that this one is made of or has as attributes; their names are the roles they play."""
-    conj: bool = False
+    conj: Final[bool] = False
     """The values are the conjugates of what is stored."""
-    neg: bool = False
+    neg: Final[bool] = False
     """The values are the negatives of what is stored."""
-    big_endian: bool = False
-    alias_of: str | None = None
+    big_endian: Final[bool] = False
+    alias_of: Final[str | None] = None
     """The name that this one is recorded as an alias of, where a tie lives in metadata (safetensors)."""
-    python_type: str | None = None
+    python_type: Final[str | None] = None
     """The class of a tensor subclass."""
-    quantizer: Quantizer | None = None
+    quantizer: Final[Quantizer | None] = None
     """What the integers of a quantized tensor stand for."""
-    coalesced: bool | None = None
+    coalesced: Final[bool | None] = None
     """Whether a sparse COO tensor has each index once and in order; None where the file does not say."""
-    ragged_dim: int = 1
+    ragged_dim: Final[int] = 1
     """The dimension of a jagged tensor whose size differs."""
-    sharding: Sharding | None = None
+    sharding: Final[Sharding | None] = None
     """How a distributed tensor is spread."""
-    holder: str | None = None
+    holder: Final[str | None] = None
     """Where what holds it keeps it to itself, as a module's private attributes: the name of that object."""
 
     @property
@@ -283,7 +286,7 @@ class Container(Protocol):
     """What a format keeps open behind a checkpoint: where bytes are, and what a changed byte drags along."""
 
     @property
-    def files(self) -> Sequence[LocalFile]:
+    def files(self) -> Sequence[SourceFile]:
         """The open files, in the order that `Extent.file` counts them."""
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:

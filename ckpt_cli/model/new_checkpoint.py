@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.changes import Content
 from ckpt_cli.model.checkpoint import Storage, Tensor
 
@@ -38,7 +38,7 @@ class NewCheckpoint:
     """In the order in which they are to be listed."""
     contents: Mapping[Storage, Content]
     """The bytes of each storage."""
-    files: Sequence[LocalFile]
+    files: Sequence[SourceFile]
     """What the extents of the contents count."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Strings to be kept where the format can."""

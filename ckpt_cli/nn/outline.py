@@ -11,7 +11,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
 from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.flatten import Opener
+from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.nn_module import Module, class_of, module_of
 
@@ -68,7 +68,9 @@ def grow(checkpoint: Checkpoint) -> Draft:
     Raises LimitError where it is deeper or has more nodes than any network.
     """
     graph = checkpoint.document
-    grower = _Grower(checkpoint.tensors, Budget(graph.nbytes if isinstance(graph, Graph) else 0))
+    grower = _Grower(
+        checkpoint.tensors, Budget(graph.nbytes if isinstance(graph, Graph) else 50 * len(checkpoint.tensors))
+    )
     if isinstance(graph, Graph):
         return grower.from_graph(graph)
     root = grower.draft(STATE, "", None)
@@ -83,7 +85,7 @@ class _Grower:
         self._tensors: Mapping[str, Tensor] = {tensor.name: tensor for tensor in reversed(tensors)}
         self._ordered = tensors
         self._budget = budget
-        self._opener = Opener(budget)
+        self._opener = Containers(budget)
         self._holders: list[Draft] = []
         self._modules: dict[int, Module | None] = {}
         """The result for each node, so that a shared one is read once."""

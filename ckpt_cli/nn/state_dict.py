@@ -9,7 +9,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.flatten import Opener
+from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Call, Graph, Set
 from ckpt_cli.pickles.nn_module import Module, module_of
 from ckpt_cli.pickles.packed import is_packed
@@ -35,7 +35,7 @@ def state_names(checkpoint: Checkpoint, prefix: str = "") -> list[str] | None:
         return listed or None  # of a frozen module the weights are constants of its code
     if not isinstance(graph, Graph):
         return None
-    opener = Opener(Budget(graph.nbytes))
+    opener = Containers(Budget(graph.nbytes))
     module = module_of(node_at(graph.root, prefix, opener), opener)
     if module is None or module.scripted:
         return None
@@ -69,7 +69,7 @@ class _Packed:
             yield self._sorted[place]
 
 
-def node_at(root: object, prefix: str, opener: Opener) -> object:
+def node_at(root: object, prefix: str, opener: Containers) -> object:
     """The node that a dotted name leads to; None where it leads nowhere."""
     node, rest = root, prefix
     while rest:
@@ -81,7 +81,7 @@ def node_at(root: object, prefix: str, opener: Opener) -> object:
     return node
 
 
-def _names(module: Module, prefix: str, opener: Opener, packed: _Packed) -> Iterator[str]:
+def _names(module: Module, prefix: str, opener: Containers, packed: _Packed) -> Iterator[str]:
     """The names of a module's own tensors, then those of its modules, depth first."""
     stack: list[tuple[str, Module | None, int]] = [(prefix, module, 0)]
     modules: dict[int, Module | None] = {}
@@ -105,7 +105,7 @@ def _names(module: Module, prefix: str, opener: Opener, packed: _Packed) -> Iter
         stack.extend(reversed(below))
 
 
-def _registered(module: Module, inside: str, opener: Opener) -> Iterator[str]:
+def _registered(module: Module, inside: str, opener: Containers) -> Iterator[str]:
     """The names of a module's parameters and buffers, without those that its state_dict leaves out."""
     left_out = _texts(module.settings.get(_UNSAVED))
     for name in module.registered:

@@ -181,7 +181,7 @@ def _sizes(order: list[Draft]) -> dict[int, tuple[int, int]]:
 
     Of a tensor's names that follow each other, the second one counts up to where the two branches meet, not beyond.
     """
-    steps = limits.WALK_STEPS
+    steps = limits.WALK_STEPS + 100 * len(order)
     own = {id(draft): [0, 0] for draft in order}
     last: dict[object, Draft] = {}
     for draft in order:

@@ -14,10 +14,9 @@ from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.nn.state_dict import node_at
 from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.flatten import Opener
+from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Call, Dict, Graph
-from ckpt_cli.pickles.nn_module import Module, module_of
-from ckpt_cli.pickles.state_dict import has_notes, notes_of
+from ckpt_cli.pickles.nn_module import Module, has_notes, module_of, notes_of
 from ckpt_cli.pickles.tensors.arguments import text_of
 
 _RENAMED = {
@@ -66,7 +65,7 @@ def versions_of(checkpoint: Checkpoint, prefix: str) -> Versions | None:
     graph = checkpoint.document
     if not isinstance(graph, Graph):
         return None
-    opener = Opener(Budget(graph.nbytes))
+    opener = Containers(Budget(graph.nbytes))
     node = node_at(graph.root, prefix, opener)
     module = module_of(node, opener)
     if module is not None:
@@ -80,10 +79,10 @@ def has_versions(checkpoint: Checkpoint, prefix: str) -> bool:
     graph = checkpoint.document
     if not isinstance(graph, Graph):
         return False
-    return has_notes(node_at(graph.root, prefix, Opener(Budget(graph.nbytes))))
+    return has_notes(node_at(graph.root, prefix, Containers(Budget(graph.nbytes))))
 
 
-def _of_modules(root: Module, opener: Opener) -> Versions:
+def _of_modules(root: Module, opener: Containers) -> Versions:
     notes: dict[str, Mapping[str, object]] = {}
     assumed: dict[str, None] = {}
     for name, module in _modules(root, opener):
@@ -94,7 +93,7 @@ def _of_modules(root: Module, opener: Opener) -> Versions:
     return Versions(notes, tuple(assumed))
 
 
-def _modules(root: Module, opener: Opener) -> Iterator[tuple[str, Module]]:
+def _modules(root: Module, opener: Containers) -> Iterator[tuple[str, Module]]:
     """Every module under its name, depth first, as state_dict goes through them."""
     stack = [("", root, 0)]
     known: dict[int, Module | None] = {}

@@ -29,6 +29,9 @@ class Group:
 def tie_groups(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Groups of two or more tensors that are one: the same view of the same storage."""
     tensors = list(tensors)
+    storages = {tensor.storage for tensor in tensors}
+    if len(storages) == len(tensors) and None not in storages:  # as in nearly every file: no two can be one
+        return []
     groups: dict[tuple[object, ...], list[Tensor]] = {}
     made_of_parts = [tensor for tensor in tensors if tensor.parts and tensor.storage is None]
     for views in (*(views for _, views in by_storage(tensors)), made_of_parts):

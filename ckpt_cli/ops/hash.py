@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +24,7 @@ from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.copy import OnProgress
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import open_file
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.budget import Work
 from ckpt_cli.parallel.map import grouped, run
@@ -271,7 +272,7 @@ def _gathered(source: Source) -> Iterator[bytes]:
 
 def read_manifest(path: str) -> Hashes:
     """Read what `hash --json` printed; raises MalformedError for anything else, LimitError for what is far too long."""
-    with LocalFile(path) as file:
+    with closing(open_file(path)) as file:
         if file.size > limits.INDEX_JSON:
             raise LimitError("too long for a manifest", path=path)
         text = file.read(0, file.size)

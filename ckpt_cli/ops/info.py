@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ckpt_cli.files.places import name_of
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.aliasing import all_named, stored_nbytes, tie_groups, unique_numel
 from ckpt_cli.ops.ls import list_waste
@@ -84,5 +84,5 @@ def summarize(checkpoint: Checkpoint) -> Summary:
 
 def _shards(checkpoint: Checkpoint) -> int:
     """Count the files that have the tensors; an index of shards and the metadata of a DCP folder do not count."""
-    names = [os.path.basename(file.path) for file in checkpoint.container.files]
+    names = [name_of(file.path) for file in checkpoint.container.files]
     return max(sum(not name.endswith((".index.json", ".metadata")) for name in names), 1)

@@ -266,7 +266,6 @@ def save_npy(shown: Shown, path: str) -> int:
     Raises UsageError where `path` is the checkpoint itself.
     """
     import io
-    import os
 
     import numpy as np
 
@@ -276,9 +275,8 @@ def save_npy(shown: Shown, path: str) -> int:
     header = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shown.shape}
     np.lib.format.write_array_header_1_0(header, described)
-    with writing(path) as target, open(target.fd, "wb", closefd=False) as out:
+    with writing(path) as target, target.stream() as out:
         out.write(header.getvalue())
         for block in blocks(shown):
             out.write(block.tobytes())
-        out.flush()
-        return os.fstat(target.fd).st_size
+        return out.tell()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.errors import CkptError, UnsupportedError
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, contiguous_stride
 from ckpt_cli.parallel.map import JOB, buffer
 
@@ -92,7 +92,7 @@ class Source:
         self._by_rows = codec is not None and not codec.uniform
         self.region = _in_file_order(region) if any_order and not self._by_rows else region
         self._extents: list[Extent] = []
-        self._files: Sequence[LocalFile] = ()
+        self._files: Sequence[SourceFile] = ()
         """The files of the container, which they are in."""
         self._group = _NOTHING
         """The first element of what was last gathered, and its bytes."""
@@ -169,7 +169,7 @@ class Source:
             for file, offset, nbytes in self._runs(begin, min(self._expected, self.nbytes)):
                 file.expect(offset, nbytes)
 
-    def _runs(self, begin: int, end: int) -> list[tuple[LocalFile, int, int]]:
+    def _runs(self, begin: int, end: int) -> list[tuple[SourceFile, int, int]]:
         """Return the places of a range of its bytes: file, offset, bytes; none where it is scattered or not known."""
         if self.plain:
             return [(file, offset, nbytes) for file, offset, nbytes, _ in self._places(begin, end)]
@@ -184,7 +184,7 @@ class Source:
         self._expected = self.nbytes  # it will be no better further on
         return []
 
-    def _places(self, begin: int, end: int) -> Iterator[tuple[LocalFile, int, int, int]]:
+    def _places(self, begin: int, end: int) -> Iterator[tuple[SourceFile, int, int, int]]:
         """Yield the places of a range of its bytes: file, offset, bytes, and the offset within the range."""
         at = 0
         for extent in self._extents:

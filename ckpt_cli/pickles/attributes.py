@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, Set, children_of
+from ckpt_cli.pickles.graph import Call, Dict, Global, Set, children_of
 from ckpt_cli.pickles.packed import is_packed
 from ckpt_cli.pickles.tensors.arguments import text_of
 
@@ -335,10 +335,3 @@ _COLLECTIONS = frozenset(
 
 _PARTIALS = ("functools.partial", "_functools.partial")
 _PARTIAL = ("func", "args", "keywords", "__dict__")
-
-
-def is_storage(node: object) -> bool:
-    """True if a node refers to a storage outside of the pickle."""
-    if type(node) is not PersistentId or type(node.pid) is not tuple or len(node.pid) < 5:
-        return False
-    return text_of(node.pid[0]) == "storage"

@@ -17,11 +17,11 @@ class Budget:
     __slots__ = ("_blocks", "_characters", "_entries", "_steps")
 
     def __init__(self, nbytes: int) -> None:
-        """For a pickle of so many bytes."""
+        """For a pickle of `nbytes` bytes."""
         self._entries = limits.ENTRIES_FLOOR + nbytes // 3
         self._blocks = sys.getallocatedblocks() + limits.ENTRY_BLOCKS
         self._characters = limits.NAME_BYTES
-        self._steps = limits.WALK_STEPS
+        self._steps = limits.WALK_STEPS + nbytes * limits.WALK_STEPS_PER_BYTE
 
     def steps(self, count: int) -> None:
         """Pay for work; a step is what it takes to look at one item, some 100 ns."""

@@ -7,7 +7,7 @@ every walk over them is iterative: a hostile graph is deep, shared and cyclic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -193,3 +193,19 @@ def children_of(node: object) -> Sequence[object]:
     if isinstance(node, PersistentId):
         return [node.pid]
     return [node.data] if isinstance(node, ByteArray) else ()
+
+
+def nodes_of(root: object) -> Iterator[object]:
+    """Every node of a graph once, in no particular order; scalars are left out."""
+    seen: set[int] = set()
+    agenda = [root]
+    while agenda:
+        node = agenda.pop()
+        if type(node) in _SCALARS or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        agenda.extend(children_of(node))
+
+
+_SCALARS = (str, Letter, int, float, bool, type(None), bytes)

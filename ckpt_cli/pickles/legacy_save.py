@@ -10,13 +10,13 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
-from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError, TruncatedError
-from ckpt_cli.pickles.graph import Global, Graph, PersistentId
+from ckpt_cli.files.source import ByteSource
+from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
-from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dtype, text_of
+from ckpt_cli.pickles.references import Reference, reference_of
+from ckpt_cli.pickles.tensors.arguments import text_of
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """What the first pickle of a save holds (torch/serialization.py `MAGIC_NUMBER`)."""
@@ -32,55 +32,6 @@ _WINDOWS = (4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20)
 """Bytes that are read at a time to find the end of a pickle: its length stands nowhere."""
 
 _NUMEL = struct.Struct("<q")
-
-
-class Readable(Protocol):
-    """What a stream is read from: a file, a part of one, or bytes that are held."""
-
-    @property
-    def size(self) -> int:
-        """Bytes in it."""
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly so many bytes."""
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """The same, mapped where they are many."""
-
-
-class MemorySource:
-    """Bytes that are held and read as a file; of a longer one, the beginning."""
-
-    def __init__(self, data: bytes | memoryview, size: int) -> None:
-        self._data = memoryview(data)
-        self.size = size
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes."""
-        found = bytes(self._data[offset : offset + nbytes])
-        if len(found) < nbytes:
-            raise TruncatedError(f"bytes {offset}–{offset + nbytes} of a save within the pickle are not there")
-        return found
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """As many of them as are held, not copied."""
-        return self._data[offset : offset + nbytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What a persistent id says of a storage."""
-
-    key: str
-    dtype: DType
-    """Of its class; uint8 for untyped ones."""
-    numel: int
-    location: str
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element of its class."""
-        return max(self.dtype.bits // 8, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +52,13 @@ def is_save(head: bytes) -> bool:
     return head[2:15] == _LONG1 or head[11:24] == _LONG1 or head.startswith(b"L%dL\n." % MAGIC)
 
 
-def pickle_at(source: Readable, begin: int) -> Graph:
+def pickle_at(source: ByteSource, begin: int) -> Graph:
     """The pickle that begins at a byte; offsets in it count from there.
 
     More and more is read until it ends: first into memory, the rest of a large file mapped.
     """
     left = source.size - begin
-    if isinstance(source, MemorySource):
+    if source.in_memory:
         return read_pickle(source.view(begin, left))
     for window in _WINDOWS:
         if window >= left:
@@ -117,7 +68,7 @@ def pickle_at(source: Readable, begin: int) -> Graph:
     return read_pickle(source.view(begin, left))
 
 
-def read_save(source: Readable, begin: int, preface: bytes = b"") -> Save:
+def read_save(source: ByteSource, begin: int, preface: bytes = b"") -> Save:
     """The save that begins at a byte: its pickles are read, and of each storage how many elements it has.
 
     `preface` is what another save had before its main pickle, which need not be read again where it is the same.
@@ -131,7 +82,7 @@ def read_save(source: Readable, begin: int, preface: bytes = b"") -> Save:
     return Save(graph, position, places, end)
 
 
-def _after_preface(source: Readable, position: int) -> int:
+def _after_preface(source: ByteSource, position: int) -> int:
     """Where the main pickle begins, after the magic number, the version and what is told of the machine."""
     for expected, what in ((MAGIC, "magic number"), (_VERSION, "protocol version"), (None, "")):
         graph = pickle_at(source, position)
@@ -141,14 +92,14 @@ def _after_preface(source: Readable, position: int) -> int:
     return position
 
 
-def _places(source: Readable, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
+def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
     """Where each storage's bytes are, in the order of their keys, and where the last ends."""
     if type(keys) is not list:
         raise MalformedError("the save lists its storages in something that is no list")
     known: dict[str, Reference] = {}
     for node in graph.persistent:
         reference = reference_of(node)
-        if reference is not None:
+        if reference is not None and reference.dtype is not None:
             known.setdefault(reference.key, reference)  # as torch does: the first one says how wide an element is
     places: dict[str, tuple[int, int]] = {}
     for key in map(text_of, keys):
@@ -169,14 +120,3 @@ def _places(source: Readable, position: int, keys: object, graph: Graph) -> tupl
         places[key] = position, nbytes
         position += nbytes
     return places, position
-
-
-def reference_of(node: object) -> Reference | None:
-    """The storage that a node refers to, or None for one that refers to none."""
-    pid = node.pid if type(node) is PersistentId else None
-    if type(pid) is not tuple or len(pid) < 5 or text_of(pid[0]) != "storage":
-        return None
-    kind, key, location, numel = pid[1], text_of(pid[2]), text_of(pid[3]), pid[4]
-    if type(kind) is not Global or key is None or location is None or not is_count(numel):
-        raise odd_storage()
-    return Reference(key, storage_dtype(kind), numel, location)

@@ -2,17 +2,20 @@
 
 A module is pickled as an object whose state has `_parameters`, `_buffers` and `_modules` (torch/nn/modules/module.py);
 TorchScript's is an object of a class below `__torch__` whose attributes are all of these at once.
+
+A state_dict notes about modules what its `_metadata` has: an attribute of the OrderedDict, {prefix of a module:
+{"version": number}}, by which a module's class knows what older versions of it saved.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.describe import describe
-from ckpt_cli.pickles.flatten import Opener
-from ckpt_cli.pickles.graph import Call, Dict, Global, callee
+from ckpt_cli.pickles.graph import Call, Dict, Global, callee, nodes_of
 from ckpt_cli.pickles.tensors.arguments import text_of
 
 _TABLES = {"_parameters", "_buffers", "_modules"}
@@ -52,7 +55,7 @@ class Module:
         return self.qualified.rpartition(".")[2]
 
 
-def module_of(node: object, opener: Opener) -> Module | None:
+def module_of(node: object, opener: Containers) -> Module | None:
     """The module that a node is, or None for anything else."""
     if type(node) is not Call:
         return None
@@ -112,7 +115,7 @@ def _named(state: Dict) -> dict[str, object]:
     return {name: value for name, value in ((text_of(key), value) for key, value in pairs) if name is not None}
 
 
-def _table(opener: Opener, node: object) -> dict[str, object]:
+def _table(opener: Containers, node: object) -> dict[str, object]:
     """What a module has registered under each name."""
     return {key: value for key, value, _ in opener.children(node, "tensor") or ()}
 
@@ -143,3 +146,53 @@ def setting_text(node: object, *, quoted: bool = False) -> str:
 def is_scalar(node: object) -> bool:
     """Whether a setting is told of a class that we do not know: a number or text."""
     return isinstance(node, bool | int | float) or text_of(node) is not None
+
+
+# --- `_metadata` of a state_dict -----------------------------------------------------------------------------------
+
+
+def has_notes(root: object) -> bool:
+    """True if any state_dict in a pickle has `_metadata`."""
+    return any(pairs for node in nodes_of(root) for pairs in notes_of(node))
+
+
+def notes_of(holder: object) -> Iterable[list[object]]:
+    """The pairs of a state_dict's `_metadata`."""
+    for state in holder.states if isinstance(holder, Call) else ():
+        if isinstance(state, Dict):
+            for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True):
+                pairs = value.pairs if isinstance(value, Call | Dict) else None
+                if text_of(key) == "_metadata" and isinstance(pairs, list):
+                    yield pairs
+
+
+def tend_notes(pairs: list[object], prefix: str, rename: Callable[[str], str] | None, gone: set[str]) -> None:
+    """Rename the modules in some pairs, and drop those that are gone."""
+    found: dict[str, tuple[object, object]] = {}
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        module = text_of(key)
+        if module is None or f"{prefix}{module}" in gone:
+            continue
+        new = _module_name(module, prefix, rename)
+        if new in found and new == module:
+            continue  # another module took its place: a wrapper gives way to what it wraps
+        found[new] = (key if new == module else new, value)
+    pairs[:] = [item for pair in found.values() for item in pair]
+
+
+def _module_name(module: str, prefix: str, rename: Callable[[str], str] | None) -> str:
+    """What a module is called once the names in it are changed."""
+    if rename is None or not module:
+        return module
+    dotted = rename(f"{prefix}{module}.")
+    if not dotted.startswith(prefix) or not (dotted.endswith(".") or dotted == prefix):
+        return module
+    return dotted[len(prefix) :].removesuffix(".")
+
+
+def modules_of(name: str) -> Iterable[str]:
+    """Every prefix of a name: the modules that it lies in."""
+    end = name.rfind(".")
+    while end > 0:
+        yield name[:end]
+        end = name.rfind(".", 0, end)

@@ -19,12 +19,12 @@ from ckpt_cli.pickles.graph import (
     Extension,
     Global,
     Inline,
-    Letter,
     OutOfBand,
     PersistentId,
     RawString,
     Set,
     children_of,
+    nodes_of,
 )
 
 Write = Callable[["bytes | memoryview"], object]
@@ -70,22 +70,6 @@ def write_pickle(root: object, data: bytes | memoryview, write: Write) -> None:
     emitter.run(root)
     emitter.emit(b".")
     emitter.flush()
-
-
-def nodes_of(root: object) -> Iterator[object]:
-    """Every node of a graph once, in no particular order; scalars are not given."""
-    seen: set[int] = set()
-    agenda = [root]
-    while agenda:
-        node = agenda.pop()
-        if type(node) in _SCALARS or id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        agenda.extend(children_of(node))
-
-
-_SCALARS = (str, Letter, int, float, bool, type(None), bytes)
 
 
 def _needs(root: object) -> tuple[int, bool]:

@@ -11,13 +11,13 @@ from ckpt_cli.render.files_beside import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.edits.patching import Edit
+    from ckpt_cli.edits.plan import EditResult
 
 _MOST = 8
 """Names that are spelled out."""
 
 
-def to_json(edit: Edit) -> dict[str, object]:
+def to_json(edit: EditResult) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():
@@ -27,11 +27,10 @@ def to_json(edit: Edit) -> dict[str, object]:
     return facts
 
 
-def edit_text(edit: Edit) -> str:
+def edit_text(edit: EditResult) -> str:
     """Return the report: the changed names, the names that also changed, and the bytes written."""
     verb = f"would {edit.verb.infinitive}" if edit.dry_run else edit.verb.past
-    between = "as" if edit.verb.past == "kept" else "to"
-    named = _pairs(edit.renamed, between) if edit.renamed else _names(edit.changed) or "it"
+    named = _pairs(edit.renamed, edit.verb.between) if edit.renamed else _names(edit.changed) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
         also = "would also change" if edit.dry_run else "also changed"
@@ -55,7 +54,7 @@ def edit_text(edit: Edit) -> str:
     return "\n".join(lines) + "\n"
 
 
-def undo_text(edit: Edit) -> str:
+def undo_text(edit: EditResult) -> str:
     """Describe what `undo` restored: the files, the backups that are then gone, and files that the edit had created."""
     would = "would be " if edit.dry_run else ""
     files = "" if len(edit.changed) == 1 else f"{_names(edit.changed)} "
@@ -65,7 +64,7 @@ def undo_text(edit: Edit) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _written(edit: Edit) -> str:
+def _written(edit: EditResult) -> str:
     """Return the line about the bytes written and their file."""
     written = count_text(edit.bytes_written, "byte")
     old = "the old files are" if len(edit.backups) > 1 else "the old file is"

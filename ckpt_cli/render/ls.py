@@ -117,7 +117,11 @@ def _cells(
         places = _places(row, ties) if isinstance(row, Tensor) else [""] * 3
         requires_grad = "yes" if tensor.requires_grad else "no"
         cells += [tensor.kind, requires_grad, escaped(tensor.device), shape_text(tensor.stride), *places, tensor.layout]
-    return [*cells, *([""] if values else []), *([str(count)] if folded else [])]
+    if values:
+        cells.append("")
+    if folded:
+        cells.append(str(count))
+    return cells
 
 
 def _places(tensor: Tensor, ties: dict[str, str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckpt_cli.edits.meta_set import SetStrings
+from ckpt_cli.edits.meta import PlacedStrings
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import escaped, name_text
 
@@ -25,7 +25,7 @@ def set_metadata_text(rows: Sequence[tuple[str, str, str]], style: str) -> Itera
     return table_text((Column("key"), Column("value"), Column("in")), cells, style)
 
 
-def to_json(found: Mapping[str, str], strings: SetStrings | None) -> dict[str, object]:
+def to_json(found: Mapping[str, str], strings: PlacedStrings | None) -> dict[str, object]:
     """Return the strings; for a set of shards also, under `shards` and `index`, which file has which of them."""
     if strings is None:
         return dict(found)

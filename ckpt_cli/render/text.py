@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from ckpt_cli.model.checkpoint import Opaque, Tensor
 
@@ -39,7 +40,12 @@ def name_text(name: str) -> str:
 
 def shape_text(shape: Sequence[int] | None) -> str:
     """Return a shape as `[8,4]`, without blanks so that it stays one word; `?` where it is not known yet."""
-    return "?" if shape is None else f"[{','.join(map(str, shape))}]"
+    return "?" if shape is None else _counts_text(tuple(shape))
+
+
+@lru_cache(1 << 10)
+def _counts_text(counts: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, counts))}]"
 
 
 def bytes_text(nbytes: int) -> str:

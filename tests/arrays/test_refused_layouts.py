@@ -65,7 +65,7 @@ HOSTILE: dict[str, tuple[Ops, dict[str, bytes], str]] = {
                                                tensor("o", (1,), "Long")),
                                         {"s": longs(3), "t": longs(1), "o": longs(0)}, "reaches beyond its buffer"),
     "a negative size": (nested(ROW, tensor("s", (1, 1), "Long"), tensor("t", (1, 1), "Long"),
-                               tensor("o", (1,), "Long")), {"s": longs(-1), "t": longs(1), "o": longs(0)}, "no count"),
+                               tensor("o", (1,), "Long")), {"s": longs(-1), "t": longs(1), "o": longs(0)}, "a count"),
     "constituents without end": (nested(ROW, *(tensor(key, (1 << 40, 1), "Long", stride=(0, 0), numel=1)
                                                for key in "st"),
                                         tensor("o", (1 << 40,), "Long", stride=(0,), numel=1)),

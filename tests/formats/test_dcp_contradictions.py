@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from dcp_files import CUTS, QUARTERS, WHOLE, Writer, edit, values
+from dcp_files import CUTS, QUARTERS, WHOLE, Writer, values
+from set_elements import edit
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
@@ -203,9 +202,7 @@ def test_a_terminal_sees_how_far_it_is_and_control_c_stops_at_once(tmp_path: Pat
     said = b""
     while b" left" not in said:
         said += os.read(ours, 1000)
-    begin = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
-    assert time.monotonic() - begin < 5
+    assert process.wait() == 130  # and not killed by the guard: the rest of the file would take many minutes
     guard.cancel()
     os.close(ours)

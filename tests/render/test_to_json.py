@@ -19,8 +19,9 @@ from ckpt_cli.cli.progress import workers
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
 from ckpt_cli.edits.meta import metadata_of
-from ckpt_cli.edits.set import set_entries
-from ckpt_cli.edits.transaction import Options
+from ckpt_cli.edits.plan import EditOptions
+from ckpt_cli.edits.set import plan_set
+from ckpt_cli.edits.transaction import transaction
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.nn.tree import tree_of
@@ -75,6 +76,12 @@ def metadata(_m: Checkpoint, _n: Checkpoint, _executor: Executor) -> object:
         return meta_render.to_json(metadata_of(checkpoint, ()), None)
 
 
+def edited(_m: Checkpoint, _n: Checkpoint, _executor: Executor) -> object:
+    return edits_render.to_json(
+        transaction("m.pt", lambda checkpoint: plan_set(checkpoint, ["epoch=4"]), EditOptions(dry_run=True))
+    )
+
+
 def converted(_m: Checkpoint, _n: Checkpoint, _executor: Executor) -> object:
     return convert_render.to_json(convert("m.pt", "out.npz", ConvertOptions(dry_run=True, tensors_only=True)))
 
@@ -94,7 +101,7 @@ CASES: dict[str, Result] = {
     "hash m.pt": lambda m, _n, executor: hash_render.to_json(hash_tensors(m, "blake3", executor)),
     "hash m.pt --verify n.json": verified,
     "meta m.safetensors": metadata,
-    "set m.pt epoch=4 -n": lambda *_: edits_render.to_json(set_entries("m.pt", ["epoch=4"], Options(dry_run=True))),
+    "set m.pt epoch=4 -n": edited,
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 

@@ -28,7 +28,7 @@ from ckpt_cli.files.lock import lock
 from ckpt_cli.files.outcome import Outcome, interrupts_deferred, state, stating
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.sidecars import journal_path
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 
 _REPLACES = b"ckpt-replace-"
 """The first bytes of another kind of journal: one of files that are replaced (`files/journal/replace.py`)."""
@@ -95,7 +95,7 @@ def _patch(overlay: Overlay, number: int) -> None:
     os.fsync(file.fd)
 
 
-def _clear(files: Iterable[LocalFile], log: str, *pointers: str) -> None:
+def _clear(files: Iterable[SourceFile], log: str, *pointers: str) -> None:
     """Remove the journal, after the notes that lead to it and before the pointers."""
     for file in files:
         forget_edit(file)
@@ -222,7 +222,7 @@ def _finish(journal: LocalFile, header: Header, files: Sequence[LocalFile | None
     return False
 
 
-def _require_one_folder(files: Sequence[LocalFile]) -> None:
+def _require_one_folder(files: Sequence[SourceFile]) -> None:
     """Refuse to patch files together that no one journal can stand beside."""
     folders = {os.path.dirname(os.path.realpath(file.path)) for file in files}
     if len(folders) > 1:
@@ -233,13 +233,13 @@ def _require_one_folder(files: Sequence[LocalFile]) -> None:
         )
 
 
-def write_patches(overlay: Overlay, number: int, target: LocalFile) -> None:
+def write_patches(overlay: Overlay, number: int, target: SourceFile) -> None:
     """Write the patches of file `number` into `target`: that file, or a copy of it."""
     for patch in overlay.patches(number):
         write_all(target.fd, overlay.new_bytes(patch), patch.offset)
 
 
-def _put_back(log: str, files: Sequence[LocalFile | None], *, compare: bool = True) -> None:
+def _put_back(log: str, files: Sequence[SourceFile | None], *, compare: bool = True) -> None:
     """Put the old bytes back from the journal, those that are there already only without `compare`.
 
     After an error of the disk, what is read may not be what is on the disk: then they are all written.
@@ -257,7 +257,7 @@ def _put_back(log: str, files: Sequence[LocalFile | None], *, compare: bool = Tr
         _cut(files, sizes)
 
 
-def _cut(files: Sequence[LocalFile | None], sizes: Sequence[int]) -> None:
+def _cut(files: Sequence[SourceFile | None], sizes: Sequence[int]) -> None:
     """Give files the sizes that they are to have, and make all that was written durable."""
     for file, size in zip(files, sizes, strict=True):
         if file is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
-from ckpt_cli.files.source import LocalFile, Window
+from ckpt_cli.files.source import SourceFile, Window
 from ckpt_cli.formats.dcp.boxes import Box
 from ckpt_cli.formats.dcp.container import Stored
 from ckpt_cli.formats.dcp.metadata import Place
@@ -32,7 +32,7 @@ _RECORD_COST = 100
 class Items:
     """Opens the items in the files of one checkpoint, and brings checksums along where they were changed."""
 
-    def __init__(self, folder: str, files: Mapping[str, tuple[int, LocalFile]]) -> None:
+    def __init__(self, folder: str, files: Mapping[str, tuple[int, SourceFile]]) -> None:
         """`files` has each file that is there with its number in the container."""
         self._folder = folder
         self._files = files
@@ -91,7 +91,7 @@ class Items:
                 raise MalformedError(f"tensor {name!r}: its chunk has no bytes")
             return Stored(container, tensor.storage, tensor.storage_offset, tensor.stride)
 
-    def _open(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[ZipStorages | Safetensors, Tensor]:
+    def _open(self, name: str, place: Place, number: int, file: SourceFile) -> tuple[ZipStorages | Safetensors, Tensor]:
         if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
             return self._in_safetensors(name, place, number, file)
         item, graph, saved = self._opened(file, place, number)
@@ -102,7 +102,7 @@ class Items:
         return item, entries[0]
 
     def _opened(
-        self, file: LocalFile, place: Place, number: int, most: int | None = None
+        self, file: SourceFile, place: Place, number: int, most: int | None = None
     ) -> tuple[ZipStorages, Graph, SavedPickle]:
         """One item of torch.save: its directory and its pickle are read."""
         records = ZipRecords(Window(file, place.offset, place.nbytes), number)
@@ -117,7 +117,7 @@ class Items:
             raise LimitError("its items are far more than its files have: many are said to be at one place")
         return storages, saved.graph(), saved
 
-    def _in_safetensors(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[Safetensors, Tensor]:
+    def _in_safetensors(self, name: str, place: Place, number: int, file: SourceFile) -> tuple[Safetensors, Tensor]:
         key = (place.file, place.offset)
         found = self._safetensors.get(key)
         if found is None:

@@ -16,7 +16,7 @@ from typing import Any
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, about
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.safetensors.read import read_part
@@ -65,7 +65,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     )
 
 
-def _chunks(number: int, file: LocalFile) -> list[tuple[str, _Chunk]]:
+def _chunks(number: int, file: SourceFile) -> list[tuple[str, _Chunk]]:
     """The chunks in one file, by the names of their tensors."""
     container, tensors, metadata = read_part(file, number)
     with about(file.path):

@@ -12,9 +12,9 @@ from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Storage, Value
 from ckpt_cli.model.new_checkpoint import SavedValue
 from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.edit.renumber import storage_references
-from ckpt_cli.pickles.tensors.rebuild import Rebuilder
-from ckpt_cli.pickles.write import nodes_of
+from ckpt_cli.pickles.graph import nodes_of
+from ckpt_cli.pickles.references import storage_references
+from ckpt_cli.pickles.tensors.storages import Storages
 
 _PIECE = 8 << 20
 """Bytes of a compressed storage that are read at a time."""
@@ -46,8 +46,8 @@ def _saved(value: ItemValue) -> SavedValue:
     references = storage_references(graph.root)
     if references and saved.big_endian:
         raise UnsupportedError("it holds tensors that were saved big-endian")
-    rebuilder = Rebuilder(graph, saved, Budget(graph.nbytes))
-    storages = {id(reference): rebuilder.storage(reference)[0] for reference in references}
+    storages_of = Storages(graph, saved, Budget(graph.nbytes))
+    storages = {id(reference): storages_of.of(reference)[0] for reference in references}
     contents = {storage: _content(item, storage) for storage in storages.values()}
     return SavedValue(value.name, graph.root, bytes(graph.data[: graph.nbytes]), storages, contents)
 

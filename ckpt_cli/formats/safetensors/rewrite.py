@@ -18,7 +18,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.fsync import write_all
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, LocalFile, SourceFile
 from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
@@ -87,7 +87,7 @@ def as_header_spells(tensor: Tensor) -> tuple[str | None, tuple[int, ...]]:
 def write_file(
     items: Sequence[Item],
     metadata: Mapping[str, str],
-    files: Sequence[LocalFile],
+    files: Sequence[SourceFile],
     target: LocalFile | None,
     progress: Progress = no_progress,
     listed: Sequence[str] = (),

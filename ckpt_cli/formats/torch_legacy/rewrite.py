@@ -18,10 +18,10 @@ from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.formats.torch_legacy.read import LEGACY
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage
-from ckpt_cli.pickles.edit.retarget import rekey
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.legacy_save import Save, pickle_at, read_save
+from ckpt_cli.pickles.references import rekey
 from ckpt_cli.pickles.tensors.inline_bytes import Place
 from ckpt_cli.pickles.write import write_pickle
 

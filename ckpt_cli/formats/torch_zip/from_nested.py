@@ -17,11 +17,10 @@ from ckpt_cli.formats.torch_zip.write import write_saved
 from ckpt_cli.formats.zip.container import ZipStorages, prefix_of
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
-from ckpt_cli.pickles.edit.renumber import number_storages, storage_references
 from ckpt_cli.pickles.equal import same_graphs
-from ckpt_cli.pickles.graph import Graph, Inline
+from ckpt_cli.pickles.graph import Graph, Inline, nodes_of
+from ckpt_cli.pickles.references import number_storages, storage_references
 from ckpt_cli.pickles.tensors.make import Maker
-from ckpt_cli.pickles.write import nodes_of
 
 
 class Nested:

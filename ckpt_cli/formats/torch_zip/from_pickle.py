@@ -15,12 +15,13 @@ from ckpt_cli.model.checkpoint import Checkpoint, Storage
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.edit.apply import Editing
-from ckpt_cli.pickles.edit.retarget import Retargeting, references_of, storage_key
+from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
-from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, PersistentId
+from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, PersistentId, nodes_of
+from ckpt_cli.pickles.references import references_of, storage_key
+from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import Place
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
-from ckpt_cli.pickles.write import nodes_of
 
 
 class Known:
@@ -59,7 +60,7 @@ class Document:
         self._stem = stem
         finder = Known(checkpoint)
         editing = Editing(graph, finder, Place(0))  # arrays in the pickle stay, wherever they are
-        retargeting = Retargeting(editing, Rebuilder(graph, finder, Budget(graph.nbytes)), checkpoint.tensors)
+        retargeting = Retargeting(editing, Rebuilder(CALLS, graph, finder, Budget(graph.nbytes)), checkpoint.tensors)
         retargeting.carry_out(changes)
         editing.carry_out(changes)
         self._root = editing.root

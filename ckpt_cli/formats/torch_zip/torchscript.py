@@ -17,7 +17,7 @@ from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.pickles.flatten import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
-from ckpt_cli.pickles.tensors.rebuild import StorageFinder
+from ckpt_cli.pickles.tensors.storages import StorageFinder
 
 NAME = "torchscript"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.files.copy import Progress, no_progress
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.verify import verify_new
 from ckpt_cli.formats.zip.write import ALIGNMENT, ZipWriter
 from ckpt_cli.model.changes import Content
@@ -81,7 +81,7 @@ def _identity(pickle: bytes | bytearray, checksums: Sequence[int]) -> bytes:
     return f"{int.from_bytes(digest.digest(), 'little'):040}".encode()
 
 
-def put_content(writer: ZipWriter, content: Content, files: Sequence[LocalFile], progress: Progress) -> None:
+def put_content(writer: ZipWriter, content: Content, files: Sequence[SourceFile], progress: Progress) -> None:
     """The bytes of a storage, into the record that is being written."""
     if writer.only_measures:
         writer.skip(content.nbytes)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
-from ckpt_cli.files.source import Source
+from ckpt_cli.files.source import ByteSource
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -69,7 +69,7 @@ class Record:
 class _Stream:
     """A deflated record, inflated piece by piece."""
 
-    def __init__(self, file: Source, name: str, position: int, end: int) -> None:
+    def __init__(self, file: ByteSource, name: str, position: int, end: int) -> None:
         self.name = name
         self.reached = 0
         """Bytes of the content inflated so far."""
@@ -105,7 +105,7 @@ class ZipRecords:
     Raises MalformedError, TruncatedError or LimitError for a file that is no sound zip.
     """
 
-    def __init__(self, file: Source, number: int = 0) -> None:
+    def __init__(self, file: ByteSource, number: int = 0) -> None:
         self.file = file
         self.number = number
         """The file's number within its container."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +11,8 @@ from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.files.copy import OnProgress
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.places import name_of
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.budget import Work
@@ -52,7 +52,7 @@ class Reading:
         self._jobs: list[Job] = []
         self._records: list[tuple[str, Member]] = []
         self._tensors: list[tuple[str, Tensor]] = []
-        self._packed: list[tuple[LocalFile, str, Member]] = []
+        self._packed: list[tuple[SourceFile, str, Member]] = []
         self._apart: list[tuple[Checkpoint, str, Tensor]] = []
         """Views with gaps, and of compressed storages: read on their own."""
         self._ends: dict[str, list[tuple[int, int, int]]] = {}
@@ -167,13 +167,13 @@ class Reading:
             for count, (number, begin, end) in enumerate(sorted(ends, key=lambda item: item[1], reverse=True)):
                 if not answers.tallies[number].zero:
                     if nbytes >= _TAIL and count > 1:
-                        yield os.path.basename(path), count, nbytes
+                        yield name_of(path), count, nbytes
                     break
                 nbytes += end - begin
 
 
 def _where(checkpoint: Checkpoint) -> str:
-    return os.path.basename(os.path.normpath(checkpoint.path))
+    return name_of(checkpoint.path)
 
 
 def _once(region: Region) -> Region:

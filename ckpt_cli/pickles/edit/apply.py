@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model.changes import Changes
+from ckpt_cli.pickles.containers import key_text
 from ckpt_cli.pickles.edit.locate import Place, places_of
 from ckpt_cli.pickles.edit.preflight import Outcome, leaving
 from ckpt_cli.pickles.edit.retype import retyped
-from ckpt_cli.pickles.flatten import key_text
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
-from ckpt_cli.pickles.state_dict import modules_of, notes_of, tend_notes
+from ckpt_cli.pickles.nn_module import modules_of, notes_of, tend_notes
 from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.inline_bytes import Place as Within
-from ckpt_cli.pickles.tensors.rebuild import StorageFinder
+from ckpt_cli.pickles.tensors.storages import StorageFinder
 
 
 class Editing:
@@ -89,7 +89,7 @@ class Editing:
         for old, new in changes.names.items():
             if old in changes.dropped:
                 continue
-            for place, key in _levels_of(self.entry(old), old, new, changes.rename):
+            for place, key in _levels_of(self.entry(old), old, new, changes):
                 if not place.is_keyed:
                     raise UnsupportedError(
                         f"{place.name!r} is called by its place in a list, so it cannot get another name"
@@ -159,7 +159,7 @@ class Editing:
                 tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
 
 
-def _levels_of(place: Place, old: str, new: str, rename: Callable[[str], str] | None) -> list[tuple[Place, str]]:
+def _levels_of(place: Place, old: str, new: str, changes: Changes) -> list[tuple[Place, str]]:
     """The places whose keys must change so that `old` becomes `new`, each with its new key.
 
     One where that is enough, the innermost; else each container on the way gets the name that the renaming gives it.
@@ -173,11 +173,11 @@ def _levels_of(place: Place, old: str, new: str, rename: Callable[[str], str] | 
     reached = ""
     for at in reversed(list(place.chain())):
         dotted = f"{reached}." if reached else ""
-        names = (new,) if at is place else _names_of(at, rename)
+        names = (new,) if at is place else _names_of(at, changes.rename)
         key = next((name[len(dotted) :] for name in names if f"{new}.".startswith(f"{name}.")), at.key)
         reached = dotted + key
         if not key or not f"{new}.".startswith(f"{reached}."):
-            raise leaving(old, new, place.prefix)
+            raise leaving(old, new, place.prefix, changes.root)
         if key != at.key:
             found.append((at, key))
     return found

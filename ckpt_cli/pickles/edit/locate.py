@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.pickles.attributes import GROUPS, Field, Spot
 from ckpt_cli.pickles.budget import Budget
-from ckpt_cli.pickles.flatten import Children, Frame, Frames, Opener, key_text
+from ckpt_cli.pickles.containers import Children, Containers, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.packed import has_parts, packed_parts
 from ckpt_cli.pickles.tensors.arguments import text_of
+from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import Place as Within
 from ckpt_cli.pickles.tensors.numpy import object_array
-from ckpt_cli.pickles.tensors.rebuild import Rebuilder, StorageFinder
+from ckpt_cli.pickles.tensors.rebuild import Rebuilder
+from ckpt_cli.pickles.tensors.storages import StorageFinder
+from ckpt_cli.pickles.walk import Frame, Walk
 
 _Sequence = list[object] | tuple[object, ...]
 
@@ -136,68 +140,59 @@ def places_of(graph: Graph, finder: StorageFinder, within: Within | None = None)
     `within` is where the pickle stands, where the arrays in it are entries.
     """
     budget = Budget(graph.nbytes)
-    opener, rebuilder = Opener(budget), Rebuilder(graph, finder, budget, within)
-    root = Place("", "", graph.root, [graph.root], 0, None, is_keyed=False)
-    frames = _Places(opener, rebuilder, graph.root)
-    first = None if rebuilder.tensor("", graph.root) else frames.open("", graph.root, "tensor", None, root)
-    yield root, first is None
-    if first is None:
-        return
-    frames.push(first)
-    while frame := frames.top():
-        for place, kind in frame.children:
-            budget.name(place.name)
-            node = place.node
-            is_leaf = rebuilder.tensor(place.name, node) is not None or frames.is_again(node, frame)
-            inner = None if is_leaf else frames.open(place.name, node, kind, frame, place)
-            yield place, inner is None
-            if inner is not None:
-                frames.push(inner)
-                break
-        else:
-            frames.advance(frame)
+    rebuilder = Rebuilder(CALLS, graph, finder, budget, within)
+    walk = _Places(Containers(budget), rebuilder.is_tensor, graph.root, may_find=rebuilder.may_find)
+    return walk.nodes(rebuilder.tensor)
 
 
-class _Places(Frames):
-    """The open nodes of a walk over places."""
+class _Places(Walk[tuple[Place, bool]]):
+    """The walk that notes where each node stands: `at` of a frame is the place of the child that was met last."""
 
-    def below(self, frame: Frame, children: Children) -> Iterable[object]:
-        """The places that a node opens up to."""
-        return _below(children, frame.node, _place(frame))
+    def entry(
+        self,
+        frame: Frame | None,
+        key: str,
+        name: str,
+        node: object,
+        kind: str,  # noqa: ARG002 - as all walks have it
+        tensor: Tensor | None,  # noqa: ARG002 - likewise
+        *,
+        is_again: bool = False,  # noqa: ARG002 - likewise
+    ) -> tuple[Place, bool]:
+        """Return the place of an entry."""
+        return _place_in(frame, key, name, node), True
 
-    def further(self, frame: Frame, spots: list[Spot]) -> Iterable[object]:
-        """The places that it keeps to itself."""
+    def container(self, frame: Frame | None, key: str, below: Frame) -> Iterable[tuple[Place, bool]]:
+        """Return the place of a container."""
+        below.place = _place_in(frame, key, below.name, below.node)
+        yield below.place, False
+
+    def below(self, frame: Frame, children: Children) -> Children:
+        """The children that a node opens up to, each placed before it is given."""
+        slots: dict[tuple[str | None, int], list[tuple[_Sequence, int, bool]]] = {}
+        for sequence, index, is_keyed in _slots(frame.node):
+            key = key_text(sequence[index - 1]) if is_keyed else None
+            slots.setdefault((key, id(sequence[index])), []).append((sequence, index, is_keyed))
+        for key, child, child_kind in children:
+            found = slots.get((key, id(child))) or slots.get((None, id(child)))
+            if not found:
+                raise UnsupportedError(f"{frame.name or 'the pickle'!r} has its entries in a way that cannot be edited")
+            frame.at = found.pop(0) if len(found) > 1 else found[0]
+            yield key, child, child_kind
+
+    def further(self, frame: Frame, spots: list[Spot]) -> Children:
+        """The children that it keeps to itself, placed likewise."""
         for spot in spots:
-            name = joined(frame.name, spot.key)
-            yield Place(name, spot.key, spot.node, spot.sequence, spot.index, _place(frame),
-                        is_keyed=spot.is_keyed), "tensor"  # fmt: skip
+            frame.at = spot.sequence, spot.index, spot.is_keyed
+            yield spot.key, spot.node, "tensor"
 
 
-def _place(frame: Frame) -> Place:
-    if not isinstance(frame.place, Place):
-        raise TypeError("the walk is not one over places")
-    return frame.place
-
-
-def _below(children: Children, node: object, parent: Place) -> Iterator[tuple[Place, str]]:
-    """The places in a container, each with the kind that tensors there have."""
-    slots: dict[tuple[str | None, int], list[tuple[_Sequence, int, bool]]] = {}
-    for sequence, index, is_keyed in _slots(node):
-        key = key_text(sequence[index - 1]) if is_keyed else None
-        slots.setdefault((key, id(sequence[index])), []).append((sequence, index, is_keyed))
-    prefix = parent.name
-    for key, child, child_kind in children:
-        found = slots.get((key, id(child))) or slots.get((None, id(child)))
-        if not found:
-            raise UnsupportedError(f"{prefix or 'the pickle'!r} has its entries in a way that cannot be edited")
-        sequence, index, is_keyed = found.pop(0) if len(found) > 1 else found[0]
-        name = joined(prefix, key)
-        yield Place(name, key, child, sequence, index, parent, is_keyed=is_keyed), child_kind
-
-
-def joined(prefix: str, key: str) -> str:
-    """The dotted name of what a container of some name has under a key."""
-    return f"{prefix}.{key}" if prefix and key else prefix or key
+def _place_in(frame: Frame | None, key: str, name: str, node: object) -> Place:
+    """Return the place of the child that a frame has met last; of the root, in a list of its own."""
+    if frame is None:
+        return Place("", "", node, [node], 0, None, is_keyed=False)
+    sequence, index, is_keyed = frame.at
+    return Place(name, key, node, sequence, index, frame.place, is_keyed=is_keyed)
 
 
 def _slots(node: object) -> Iterator[tuple[_Sequence, int, bool]]:

@@ -13,8 +13,7 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.pickles.edit.apply import Editing
-from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, children_of
-from ckpt_cli.pickles.tensors.arguments import text_of
+from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 
 _STRIDED = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
@@ -51,7 +50,8 @@ class Retargeting:
         """The rebuild call of a tensor that is new, as torch.save writes it."""
         if tensor.storage is None:
             raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
-        view = (self._reference(tensor.storage, tensor.dtype), tensor.storage_offset, tensor.shape, tensor.stride)
+        geometry = (*(tensor.shape or ()),), (*tensor.stride,)  # new tuples, as torch's are
+        view = (self._reference(tensor.storage, tensor.dtype), tensor.storage_offset, *geometry)
         function = self._global("torch._utils", "_rebuild_tensor_v2")
         return Call("reduce", *self._by_version(function, (), view, tensor.dtype))
 
@@ -182,36 +182,3 @@ def _counts(node: object) -> object:
     if isinstance(node, Call) and isinstance(node.args, tuple) and len(node.args) == 1:
         node = node.args[0]
     return tuple(node) if isinstance(node, list) else node
-
-
-def references_of(root: object) -> Iterator[PersistentId]:
-    """Every reference to something outside the pickle, in the order in which a pickler reaches them."""
-    seen: set[int] = set()
-    agenda = [root]
-    while agenda:
-        node = agenda.pop()
-        if id(node) in seen:
-            continue
-        if isinstance(node, PersistentId):
-            seen.add(id(node))
-            yield node
-            continue
-        below = children_of(node)
-        if below:
-            seen.add(id(node))
-            agenda.extend(reversed(below))
-
-
-def storage_key(reference: PersistentId) -> str | None:
-    """The key of the storage that a reference stands for; None for a reference to anything else."""
-    pid = reference.pid
-    if isinstance(pid, tuple) and len(pid) >= 5 and text_of(pid[0]) == "storage":
-        return text_of(pid[2])
-    return None
-
-
-def rekey(reference: PersistentId, key: str, *more: object) -> None:
-    """Point a reference to another key; `more` is what stands in it after the five things that every one has."""
-    pid = reference.pid
-    if isinstance(pid, tuple):
-        reference.pid = (*pid[:2], key, *(pid[3:5] if more else pid[3:]), *more)

@@ -9,13 +9,16 @@ from ckpt_cli.model.changes import Changes, Write, difference, emptied_by, entri
 from ckpt_cli.model.checkpoint import Entry, Storage, Tensor
 from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.edit.apply import Editing
-from ckpt_cli.pickles.edit.retarget import Retargeting, references_of, storage_key
+from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
 from ckpt_cli.pickles.graph import Graph, PersistentId
 from ckpt_cli.pickles.read import read_pickle
+from ckpt_cli.pickles.references import references_of, storage_key
+from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import Place
-from ckpt_cli.pickles.tensors.rebuild import Rebuilder, StorageFinder
+from ckpt_cli.pickles.tensors.rebuild import Rebuilder
+from ckpt_cli.pickles.tensors.storages import StorageFinder
 from ckpt_cli.pickles.write import write_pickle
 
 
@@ -39,7 +42,7 @@ class EditedPickle:
         self._added = [name for name in changes.added if name not in new]
         self._added += [changes.names.get(name, name) for name in changes.values]
         self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
-        self._rebuilder = Rebuilder(graph, finder, Budget(graph.nbytes))
+        self._rebuilder = Rebuilder(CALLS, graph, finder, Budget(graph.nbytes))
         self._finder = finder
         self.old_keys = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
         """The keys of all storages that the old pickle refers to."""
@@ -62,7 +65,7 @@ class EditedPickle:
                 continue
             storage = self.new.get(id(reference)) or self._old.get(key)
             if storage is None:  # of a tensor in an object that does not open up to entries
-                storage = self._old[key] = self._rebuilder.storage(reference)[0]
+                storage = self._old[key] = self._rebuilder.storages.of(reference)[0]
             found.append((reference, key, storage))
         return found
 

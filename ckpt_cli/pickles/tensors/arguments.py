@@ -32,27 +32,34 @@ def storage_dtype(kind: Global) -> DType:
 
 
 def geometry(name: str, size: object, stride: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A shape, and a stride of as many dimensions."""
-    shape, steps = sizes(name, size), counts(name, stride)
+    """Return a shape, and a stride of as many dimensions; raises MalformedError for anything else."""
+    shape, steps = counts(name, size), counts(name, stride)
     if len(shape) != len(steps):
         raise wrong(name, f"its shape {shape} and its stride {steps} have different lengths")
+    _require_countable(name, shape)
     return shape, steps
 
 
 def sizes(name: str, node: object) -> tuple[int, ...]:
-    """A shape; torch refuses one whose elements it cannot count, were there no empty dimension."""
+    """Return a shape; raises MalformedError for anything else."""
     shape = counts(name, node)
-    if prod(size or 1 for size in shape) >= COUNT_END:
-        raise wrong(name, f"its shape {shape} has more elements than 64 bits can count")
+    _require_countable(name, shape)
     return shape
 
 
+def _require_countable(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse a shape whose elements torch cannot count, were there no empty dimension."""
+    if (prod(shape) or prod(size or 1 for size in shape)) >= COUNT_END:
+        raise wrong(name, f"its shape {shape} has more elements than 64 bits can count")
+
+
 def counts(name: str, node: object) -> tuple[int, ...]:
-    """A shape or stride: a tuple, list or torch.Size of integers from 0."""
-    if type(node) is Call and type(node.args) is tuple and len(node.args) == 1:
-        node = node.args[0]
-    if type(node) is list:
-        node = tuple(node)
+    """Return a shape or stride: a tuple, list or torch.Size of integers from 0; raises MalformedError otherwise."""
+    if type(node) is not tuple:
+        if type(node) is Call and type(node.args) is tuple and len(node.args) == 1:
+            node = node.args[0]
+        if type(node) is list:
+            node = tuple(node)
     if type(node) is not tuple or len(node) > limits.DIMENSIONS:
         raise wrong(name, "its shape or stride is no tuple of integers")
     for item in node:

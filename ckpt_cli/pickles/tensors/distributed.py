@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
 
 from ckpt_cli.model.checkpoint import Sharding, Tensor
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Global
 from ckpt_cli.pickles.tensors.arguments import counts, is_count, text_of
-
-if TYPE_CHECKING:
-    from ckpt_cli.pickles.tensors.rebuild import Rebuilder
+from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 
 _MESH_DIMENSIONS = 16
 """Dimensions of a mesh that are looked at; torch's have one to four."""

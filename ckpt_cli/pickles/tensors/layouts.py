@@ -6,16 +6,14 @@ Sources: torch/_utils.py, torch/_tensor.py (`_reduce_ex_internal`), torch/nn/par
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.model.checkpoint import Quantizer, Tensor, contiguous_stride
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Global
 from ckpt_cli.pickles.tensors.arguments import COUNT_END, dtype_of, geometry, sizes, text_of, wrong
-
-if TYPE_CHECKING:
-    from ckpt_cli.pickles.tensors.rebuild import Rebuild, Rebuilder
+from ckpt_cli.pickles.tensors.rebuild import Calls, Rebuilder
 
 
 def _quantized(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
@@ -109,7 +107,7 @@ def _uninitialized(r: Rebuilder, name: str, args: tuple[Any, ...], node: Call) -
     return Tensor(name, BY_NAME["float32"], None, kind=kind, requires_grad=args[:1] == (True,), layout="uninitialized")
 
 
-LAYOUTS: dict[tuple[str, str], Rebuild] = {
+LAYOUTS: Calls = {
     ("torch._utils", "_rebuild_qtensor"): _quantized,
     ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
     ("torch._utils", "_rebuild_sparse_csr_tensor"): _sparse,

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.dtypes import BY_NAME, BY_NUMPY, DType
-from ckpt_cli.model.checkpoint import Tensor, contiguous_stride
 from ckpt_cli.pickles.describe import describe
-from ckpt_cli.pickles.graph import Call, Global, OutOfBand
-from ckpt_cli.pickles.tensors.arguments import counts, dtype_of, is_count, sizes, text_of, wrong
+from ckpt_cli.pickles.graph import Call, Global
+from ckpt_cli.pickles.tensors.arguments import is_count, text_of
 from ckpt_cli.pickles.tensors.inline_bytes import buffer_of
 
-if TYPE_CHECKING:
-    from ckpt_cli.pickles.tensors.rebuild import Rebuild, Rebuilder
+MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
+"""The modules that arrays and scalars are made by, before and since numpy 2."""
 
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
+ARRAYS = frozenset(["_reconstruct", "_frombuffer"])
+"""The functions there that make arrays, of numbers or of anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,75 +69,6 @@ def numpy_dtype(node: object) -> NumpyDType | None:
     return NumpyDType(code, order, BY_NUMPY.get(code) if plain else None)
 
 
-def _array(r: Rebuilder, name: str, args: tuple[Any, ...], node: Call) -> Tensor | None:
-    """An array whose state is (version, shape, dtype, is_fortran, bytes); before numpy 1.0 there was no version."""
-    state = node.states[-1] if node.states else None
-    if type(state) is not tuple or len(state) not in (4, 5):
-        return None
-    shape, dtype, is_fortran, content = state[-4:]
-    found = numpy_dtype(dtype)
-    if found is None or found.dtype is None:
-        return None
-    size = sizes(name, shape)
-    stride = contiguous_stride(size[::-1])[::-1] if is_fortran is True or is_fortran == 1 else contiguous_stride(size)
-    kind = args[0].qualified if args and isinstance(args[0], Global) else "numpy.ndarray"
-    return _over(r, Tensor(name, found.dtype, size, stride, big_endian=found.big_endian, python_type=kind), content)
-
-
-def _from_buffer(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor | None:
-    """`_frombuffer(buffer, dtype, shape, order[, axis_order])` of protocol 5."""
-    content, dtype, shape, order = args[:4]
-    found = numpy_dtype(dtype)
-    if found is None or found.dtype is None:
-        return None
-    size = sizes(name, shape)
-    stride = contiguous_stride(size)
-    axes = counts(name, args[4]) if len(args) > 4 and args[4] is not None else ()
-    if text_of(order) == "F":
-        stride = contiguous_stride(size[::-1])[::-1]
-    elif text_of(order) == "K" and axes:  # the shape is that of the bytes, before the axes were put in their order
-        if sorted(axes) != list(range(len(size))):
-            raise wrong(name, f"its axes are ordered as {axes}")
-        size, stride = tuple(size[axis] for axis in axes), tuple(stride[axis] for axis in axes)
-    whole = Tensor(name, found.dtype, size, stride, big_endian=found.big_endian, python_type="numpy.ndarray")
-    return _over(r, whole, content)
-
-
-def _over(r: Rebuilder, array: Tensor, content: object) -> Tensor:
-    """The array over the storage that its bytes are; without one where they are kept outside of the pickle."""
-    storage = None
-    if not isinstance(content, OutOfBand):
-        buffer = buffer_of(content, r.data)
-        if buffer is None or not buffer.may_hold(array.nbytes):
-            given = describe(content) if buffer is None else f"{len(buffer.data)} bytes"
-            raise wrong(array.name, f"needs {array.nbytes} bytes, its pickle has {given}")
-        storage = r.embedded(content, buffer, 0, array.nbytes)
-    return replace(array, storage=storage) if storage is not None else replace(array, layout="array")
-
-
-def _on_device(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
-    """A tensor of a device that torch pickles as an array; one of a dtype that numpy lacks comes as another dtype."""
-    data, dtype_node, device, requires_grad = args
-    array, dtype = r.inner("array", data), dtype_of(name, dtype_node)
-    needs_grad = requires_grad is True
-    if array.dtype is not dtype:
-        shape = array.shape or ()
-        return Tensor(name, dtype, shape, contiguous_stride(shape), requires_grad=needs_grad, layout="array",
-                      parts=(array,))  # fmt: skip
-    storage = array.storage
-    if storage is not None and (location := _location(device)):
-        storage = replace(storage, location=location)
-    return replace(array, name=name, storage=storage, requires_grad=needs_grad, python_type=None)
-
-
-def _location(device: object) -> str | None:
-    """`xla:0` of a device, or of the text of one."""
-    if isinstance(device, Call) and isinstance(device.args, tuple):
-        kind, *index = device.args
-        return ":".join([text_of(kind) or "", *map(str, filter(lambda part: type(part) is int, index))])
-    return text_of(device)
-
-
 _FORMATS = {"float16": "e", "float32": "f", "float64": "d", "bool": "?", "int8": "b", "int16": "h", "int32": "i",
             "int64": "q", "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q", "complex64": "ff",
             "complex128": "dd"}  # fmt: skip
@@ -147,7 +77,7 @@ _FORMATS = {"float16": "e", "float32": "f", "float64": "d", "bool": "?", "int8":
 
 def scalar_parts(node: Call) -> tuple[object, object] | None:
     """The dtype and the bytes of the call that a scalar of numpy is made by; None for any other call."""
-    if not _is(node.func, _MULTIARRAY, "scalar") or type(node.args) is not tuple or len(node.args) != 2:
+    if not _is(node.func, MULTIARRAY, "scalar") or type(node.args) is not tuple or len(node.args) != 2:
         return None
     return node.args[0], node.args[1]
 
@@ -193,7 +123,7 @@ def is_array(node: Call) -> bool:
 
 def object_array(node: object) -> tuple[tuple[int, ...], list[object]] | None:
     """The shape and the items, in row-major order, of an array of objects; None for any other call."""
-    if not isinstance(node, Call) or not node.states or not _is(node.func, _MULTIARRAY, "_reconstruct"):
+    if not isinstance(node, Call) or not node.states or not _is(node.func, MULTIARRAY, "_reconstruct"):
         return None
     state = node.states[-1]
     if type(state) is not tuple or len(state) not in (4, 5) or not isinstance(state[-1], list):
@@ -212,9 +142,9 @@ def item_names(shape: tuple[int, ...]) -> Iterator[str]:
 def array_text(node: Call) -> str | None:
     """What an array that is no tensor is, in words: `numpy.ndarray(shape=(3,), dtype=object)`."""
     state, args = node.states[-1] if node.states else None, node.args
-    if _is(node.func, _MULTIARRAY, "_reconstruct") and type(state) is tuple and len(state) in (4, 5):
+    if _is(node.func, MULTIARRAY, "_reconstruct") and type(state) is tuple and len(state) in (4, 5):
         shape, dtype = state[-4:-2]
-    elif _is(node.func, _NUMERIC, "_frombuffer") and type(args) is tuple and len(args) > 2:
+    elif _is(node.func, NUMERIC, "_frombuffer") and type(args) is tuple and len(args) > 2:
         dtype, shape = args[1:3]
     else:
         return None
@@ -223,12 +153,3 @@ def array_text(node: Call) -> str | None:
 
 def _is(func: object, modules: tuple[str, ...], name: str) -> bool:
     return isinstance(func, Global) and func.name == name and func.module in modules
-
-
-NUMPY: dict[tuple[str, str], Rebuild] = {
-    **{(module, "_reconstruct"): _array for module in _MULTIARRAY},
-    **{(module, "_frombuffer"): _from_buffer for module in _NUMERIC},
-    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _on_device,
-    ("torch._utils", "_rebuild_xla_tensor"): _on_device,
-}
-"""The calls that arrays are made by."""

@@ -7,16 +7,14 @@ torch/nested/_internal/nested_tensor.py.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Global
 from ckpt_cli.pickles.tensors.arguments import dtype_of, geometry, wrong
 from ckpt_cli.pickles.tensors.distributed import sharded, sharding_of
-
-if TYPE_CHECKING:
-    from ckpt_cli.pickles.tensors.rebuild import Rebuild, Rebuilder
+from ckpt_cli.pickles.tensors.rebuild import Calls, Rebuilder
 
 
 def _wrapper(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
@@ -85,7 +83,7 @@ _OWN_TYPES = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parame
 """What tensors are that are of no subclass."""
 
 
-SUBCLASSES: dict[tuple[str, str], Rebuild] = {
+SUBCLASSES: Calls = {
     ("torch._utils", "_rebuild_wrapper_subclass"): _wrapper,
     ("torch.nested._internal.nested_tensor", "_rebuild_njt"): _jagged,
     ("torch._tensor", "_rebuild_from_type"): _from_type,

@@ -1,0 +1,348 @@
+"""Places: every question of what a path is, asked of the folder that the path lies in, on disk or elsewhere.
+
+A path lies on this machine's disk, unless it begins with the scheme of a folder that was mounted, as `memory://` is
+while a `MemoryFolder` is mounted there. Code outside this room asks the functions of this module and never `os`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from ckpt_cli.files.source import Identity, LocalFile, MemorySource, SourceFile
+
+_SEPARATOR = "://"
+"""It stands between the scheme and the rest of a path that does not lie on the disk."""
+
+
+class Folder(Protocol):
+    """A tree of files, and what can be asked of a path in it; paths are whole, their scheme included."""
+
+    @property
+    def is_local(self) -> bool:
+        """True if its files lie on this machine's disk, where they can be locked and edited in place."""
+
+    def is_folder(self, path: str) -> bool:
+        """True if a path is a folder."""
+
+    def is_file(self, path: str) -> bool:
+        """True if a path is a regular file."""
+
+    def exists(self, path: str) -> bool:
+        """True if a path leads to something."""
+
+    def is_taken(self, path: str) -> bool:
+        """True if there is something at a path, be it a link that leads nowhere."""
+
+    def size_of(self, path: str) -> int:
+        """Return the number of bytes of a file; raises OSError where there is none."""
+
+    def names_in(self, path: str) -> list[str]:
+        """Return the sorted names in a folder; raises OSError where it cannot be listed."""
+
+    def present(self, path: str, names: Sequence[str]) -> list[str]:
+        """Return those of some names, which may lead into subfolders, that are regular files in a folder, in order."""
+
+    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
+        """Yield the name below a folder, and the path, of each regular file in it and in its subfolders.
+
+        Subfolders whose names begin with a dot are not entered.
+        """
+
+    def open(self, path: str) -> SourceFile:
+        """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
+
+    def head_of(self, path: str, nbytes: int) -> bytes:
+        """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
+
+    def identity_of(self, path: str) -> Identity | None:
+        """Return the identity and state of the file at a path; None where there is none."""
+
+    def links_of(self, path: str) -> int:
+        """Return the number of names (hard links) that a file has; raises OSError where there is none."""
+
+    def is_same(self, path: str, other: str) -> bool:
+        """True if two paths lead to the same file or folder."""
+
+    def canonical(self, path: str) -> str:
+        """Return the one spelling of a path, without links."""
+
+
+class LocalFolder:
+    """The files on this machine's disk."""
+
+    is_local = True
+
+    def is_folder(self, path: str) -> bool:
+        """True if a path is a folder."""
+        return os.path.isdir(path)
+
+    def is_file(self, path: str) -> bool:
+        """True if a path is a regular file."""
+        return os.path.isfile(path)
+
+    def exists(self, path: str) -> bool:
+        """True if there is something at a path."""
+        return os.path.exists(path)
+
+    def is_taken(self, path: str) -> bool:
+        """True if there is something at a path, be it a link that leads nowhere."""
+        return os.path.lexists(path)
+
+    def size_of(self, path: str) -> int:
+        """Return the number of bytes of a file."""
+        return os.path.getsize(path)
+
+    def names_in(self, path: str) -> list[str]:
+        """Return the sorted names in a folder; the current one for an empty path."""
+        return sorted(os.listdir(path or os.curdir))
+
+    def present(self, path: str, names: Sequence[str]) -> list[str]:
+        """Return the names that are regular files in a folder."""
+        return [name for name in names if os.path.isfile(os.path.join(path, name))]
+
+    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
+        """Yield each regular file of a folder, those of its subfolders after its own."""
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                found = os.path.join(folder, name)
+                if os.path.isfile(found):
+                    yield os.path.relpath(found, path), found
+
+    def open(self, path: str) -> LocalFile:
+        """Open a file to be read, without a lock."""
+        return LocalFile(path)
+
+    def head_of(self, path: str, nbytes: int) -> bytes:
+        """Return at most the first `nbytes` bytes of a file or a pipe."""
+        with open(path, "rb") as file:
+            return file.read(nbytes)
+
+    def links_of(self, path: str) -> int:
+        """Return the number of names that a file has."""
+        return os.stat(path).st_nlink
+
+    def identity_of(self, path: str) -> Identity | None:
+        """Return the identity and state of the file at a path; None where there is none."""
+        try:
+            return LocalFile.identity(os.stat(path))
+        except OSError:
+            return None
+
+    def is_same(self, path: str, other: str) -> bool:
+        """True if two paths lead to the same file or folder."""
+        return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+    def canonical(self, path: str) -> str:
+        """Return the absolute path, without links."""
+        return os.path.realpath(path)
+
+
+LOCAL = LocalFolder()
+
+
+class MemoryFolder:
+    """Files in memory: bytes by their whole path, such as `memory://folder/model.pt`."""
+
+    is_local = False
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._files = dict(files)
+        self._folders = {f"{path.partition(_SEPARATOR)[0]}{_SEPARATOR}" for path in files}
+        for path in files:
+            while (path := folder_of(path)) not in self._folders:
+                self._folders.add(path)
+
+    def is_folder(self, path: str) -> bool:
+        """True if a path is a folder."""
+        return self.canonical(path) in self._folders
+
+    def is_file(self, path: str) -> bool:
+        """True if a path is a file."""
+        return path in self._files
+
+    def exists(self, path: str) -> bool:
+        """True if there is something at a path."""
+        return self.is_file(path) or self.is_folder(path)
+
+    def is_taken(self, path: str) -> bool:
+        """True if there is something at a path."""
+        return self.exists(path)
+
+    def size_of(self, path: str) -> int:
+        """Return the number of bytes of a file."""
+        return len(self._bytes(path))
+
+    def names_in(self, path: str) -> list[str]:
+        """Return the sorted names in a folder."""
+        if not self.is_folder(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        start = join(self.canonical(path), "")
+        return sorted({found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)})
+
+    def present(self, path: str, names: Sequence[str]) -> list[str]:
+        """Return the names that are files in a folder."""
+        return [name for name in names if self.is_file(join(path, name))]
+
+    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
+        """Yield each file of a folder, those of its subfolders after its own."""
+        names = self.names_in(path)
+        yield from ((name, join(path, name)) for name in names if self.is_file(join(path, name)))
+        for name in names:
+            if not name.startswith(".") and self.is_folder(join(path, name)):
+                yield from ((f"{name}/{inner}", found) for inner, found in self.files_below(join(path, name)))
+
+    def open(self, path: str) -> MemorySource:
+        """Open a file."""
+        return MemorySource(self._bytes(path), path)
+
+    def head_of(self, path: str, nbytes: int) -> bytes:
+        """Return at most the first `nbytes` bytes of a file."""
+        return self._bytes(path)[:nbytes]
+
+    def links_of(self, path: str) -> int:
+        """Return 1, as a file in memory has one name."""
+        self._bytes(path)
+        return 1
+
+    def identity_of(self, path: str) -> Identity | None:
+        """Return the state that a source of the file has; None where there is no file."""
+        return self.open(path).seen if path in self._files else None
+
+    def is_same(self, path: str, other: str) -> bool:
+        """True if two paths are one."""
+        return self.exists(path) and self.canonical(path) == self.canonical(other)
+
+    def canonical(self, path: str) -> str:
+        """Return the path without slashes at its end."""
+        scheme, separator, rest = path.partition(_SEPARATOR)
+        return scheme + separator + rest.rstrip("/")
+
+    def _bytes(self, path: str) -> bytes:
+        if path in self._files:
+            return self._files[path]
+        number = errno.EISDIR if self.is_folder(path) else errno.ENOENT
+        raise OSError(number, os.strerror(number), path)
+
+
+_mounted: dict[str, Folder] = {}
+"""The folder of each scheme."""
+
+
+@contextmanager
+def mounted(scheme: str, folder: Folder) -> Iterator[None]:
+    """Context manager: paths that begin with `scheme://` are those of a folder within the block."""
+    before = dict(_mounted)
+    _mounted[scheme] = folder
+    try:
+        yield
+    finally:
+        _mounted.clear()
+        _mounted.update(before)
+
+
+def place_of(path: str) -> Folder:
+    """Return the folder that a path lies in: the one mounted at its scheme, else this machine's disk."""
+    if _mounted and (found := _mounted.get(path.partition(_SEPARATOR)[0])) is not None and _SEPARATOR in path:
+        return found
+    return LOCAL
+
+
+def is_folder(path: str) -> bool:
+    """True if a path is a folder."""
+    return place_of(path).is_folder(path)
+
+
+def is_file(path: str) -> bool:
+    """True if a path is a regular file."""
+    return place_of(path).is_file(path)
+
+
+def exists(path: str) -> bool:
+    """True if there is something at a path, a broken link not counted."""
+    return place_of(path).exists(path)
+
+
+def is_taken(path: str) -> bool:
+    """True if there is something at a path, be it a link that leads nowhere."""
+    return place_of(path).is_taken(path)
+
+
+def size_of(path: str) -> int:
+    """Return the number of bytes of a file; raises OSError where there is none."""
+    return place_of(path).size_of(path)
+
+
+def names_in(path: str) -> list[str]:
+    """Return the sorted names in a folder; raises OSError where it cannot be listed."""
+    return place_of(path).names_in(path)
+
+
+def present(path: str, names: Sequence[str]) -> list[str]:
+    """Return those of some names that are regular files in a folder, in the same order."""
+    return place_of(path).present(path, names)
+
+
+def files_below(path: str) -> Iterator[tuple[str, str]]:
+    """Yield the name below a folder, and the path, of each regular file in it and in subfolders that are not hidden."""
+    return place_of(path).files_below(path)
+
+
+def open_file(path: str) -> SourceFile:
+    """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
+    return place_of(path).open(path)
+
+
+def head_of(path: str, nbytes: int) -> bytes:
+    """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
+    return place_of(path).head_of(path, nbytes)
+
+
+def links_of(path: str) -> int:
+    """Return the number of names (hard links) that a file has; raises OSError where there is none."""
+    return place_of(path).links_of(path)
+
+
+def identity_at(path: str) -> Identity | None:
+    """Return the identity and state of the file at a path; None where there is none."""
+    return place_of(path).identity_of(path)
+
+
+def is_same(path: str, other: str) -> bool:
+    """True if there is something at two paths and it is the same."""
+    place = place_of(path)
+    return place is place_of(other) and place.is_same(path, other)
+
+
+def canonical(path: str) -> str:
+    """Return the one spelling of a path, without links."""
+    return place_of(path).canonical(path)
+
+
+# --- the parts of a path, as text ------------------------------------------------------------------------------------
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path of a name in a folder."""
+    return posixpath.join(folder, name) if _SEPARATOR in folder else os.path.join(folder, name)
+
+
+def folder_of(path: str) -> str:
+    """Return the folder that a path is in; empty for a bare name."""
+    if _SEPARATOR not in path:
+        return os.path.dirname(path)
+    folder = posixpath.dirname(path)
+    return f"{folder}//" if folder.endswith(":") else folder
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path; slashes at its end do not count."""
+    if _SEPARATOR in path:
+        return posixpath.basename(path.rstrip("/"))
+    name = os.path.basename(path)
+    return name if name not in ("", ".", "..") else os.path.basename(os.path.normpath(path))
