@@ -50,7 +50,7 @@ class EditPlan:
 
     @property
     def is_structural(self) -> bool:
-        """True if more changes than bytes of elements, so that the document is rewritten."""
+        """True if the document is rewritten, because more changes than bytes of elements."""
         return self.patch is None or self.changes != Changes()
 
 

@@ -44,7 +44,7 @@ class Changes:
     contents: Mapping[Storage, Content] = field(default_factory=dict)
     """The bytes of each storage that is new."""
     values: Mapping[str, object] = field(default_factory=dict)
-    """New values of entries that are no tensors: plain data."""
+    """New values of non-tensor entries: plain data."""
     cast: bool = False
     """Whether new values are converted to the types of the old ones where these cannot hold them."""
     added: Mapping[str, object] = field(default_factory=dict)

@@ -119,7 +119,7 @@ class Sharding:
     placements: str = ""
     """What a DTensor's dimensions do on the mesh, as torch prints them: `(Shard(dim=0),)`."""
     offsets: tuple[tuple[int, ...], ...] = ()
-    """For each part, the index at which it begins in the whole; empty where the file does not tell."""
+    """For each part, the index at which it begins in the whole; empty if the file does not say."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -267,7 +267,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A value that is no plain data, told by its text."""
+    """A value that is not plain data: its text stands for it."""
 
     text: str
     """A short repr, such as `argparse.Namespace(lr=0.1)`; nothing was run to get it."""

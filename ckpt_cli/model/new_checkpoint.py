@@ -45,7 +45,7 @@ class NewCheckpoint:
     index: Mapping[str, object] = field(default_factory=dict)
     """Of a set of shards, what its index noted, as it stood there; its strings are among the metadata too."""
     values: Sequence[SavedValue] = ()
-    """What else comes along into a format that holds values by themselves."""
+    """Values that are also written, if the format holds values by themselves."""
     paths: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     """The keys and indices that lead to each entry, in their order, where dicts and lists were nested."""
     ordered: bool = False

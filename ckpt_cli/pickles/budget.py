@@ -1,4 +1,4 @@
-"""How much work and memory the names of one pickle may take."""
+"""The budget of work and memory for the names of one pickle."""
 
 from __future__ import annotations
 

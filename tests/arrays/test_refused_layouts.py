@@ -142,10 +142,10 @@ WRONG: dict[str, tuple[Ops, str]] = {
     "a scale that is text": (qtensor((AFFINE, "1", 0)), "its scale is '1'"),
     "a zero point that is no integer": (qtensor((AFFINE, 1.0, 0.5)), "its zero point 0.5"),
     "an unknown scheme": (qtensor((named("torch.per_row"), 1.0, 0)), "in a way that torch does not write"),
-    "no quantized dtype": (qtensor((AFFINE, 1.0, 0), "Float"), "its dtype float32 is none of quantized"),
+    "no quantized dtype": (qtensor((AFFINE, 1.0, 0), "Float"), "its dtype float32 is not that of a quantized"),
     "too few scales": (qtensor((CHANNEL, [1.0], [0], 0)), "1 scales and 1 zero points for 2 channels"),
     "an axis beyond": (qtensor((CHANNEL, [1.0, 1.0], [0, 0], 2)), "for 0 channels"),
-    "scales that are text": (qtensor((CHANNEL, ["a", "b"], [0, 0], 0)), "are no numbers"),
+    "scales that are text": (qtensor((CHANNEL, ["a", "b"], [0, 0], 0)), "are not numbers"),
     "parts too long": (qtensor((CHANNEL, tensor("v", (2,)), tensor("v", (1,), numel=2), 0)), "2 scales and 1 zero"),
 }
 

@@ -142,7 +142,7 @@ def _index(file: SourceFile) -> dict[str, Any]:
     except RecursionError:
         raise MalformedError("this JSON nests too deeply for an index of shards", path=file.path) from None
     except ValueError as error:
-        raise MalformedError(f"begins as JSON, but is none: {error}", path=file.path) from None
+        raise MalformedError(f"begins as JSON, but is not valid: {error}", path=file.path) from None
     if not isinstance(index, dict) or "weight_map" not in index:
         raise UnknownFormatError(
             "a JSON file, but no index of shards: it has no weight_map",
