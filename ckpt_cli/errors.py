@@ -40,7 +40,7 @@ class CkptError(Exception):
         self.path = path
         self.hint = hint
         self.details = details
-        """What the problem is about one by one, a line each."""
+        """The items that the problem is about, a line each."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}" if self.path else self.problem
@@ -63,7 +63,7 @@ def about(path: str) -> Iterator[None]:
 
 
 class UsageError(CkptError):
-    """What was asked for makes no sense, whatever the file holds."""
+    """The command line or a call is wrong, whatever the file holds."""
 
 
 class FormatError(CkptError):

@@ -30,7 +30,11 @@ def regions_meet(a: Tensor, b: Tensor, of_a: Region | None = None) -> bool:
 
 
 def _ghost(base: NDArray[Any], tensor: Tensor, region: Region) -> NDArray[Any]:
-    """An array with the region's addresses relative to `base`; its elements are never touched."""
+    """Return an array with the region's addresses relative to `base`, whose elements are never touched.
+
+    `numpy.shares_memory` solves exactly whether two strided views meet, but it takes arrays only. The interface lets an
+    array claim addresses that are not in memory.
+    """
     import numpy as np
 
     size = tensor.dtype.itemsize

@@ -1,4 +1,4 @@
-"""What is to be written as a new checkpoint, whatever the format: tensors in their order, and where their bytes are."""
+"""A checkpoint to be written in any format: its tensors in their order, and the sources of their bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NewCheckpoint:
     contents: Mapping[Storage, Content]
     """The bytes of each storage."""
     files: Sequence[SourceFile]
-    """What the extents of the contents count."""
+    """The files that the extents of `contents` refer to."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Strings to be kept where the format can."""
     index: Mapping[str, object] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class NewCheckpoint:
     paths: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     """The keys and indices that lead to each entry, in their order, where dicts and lists were nested."""
     ordered: bool = False
-    """Whether it is the state_dict of a module, which torch has as an OrderedDict."""
+    """True if it is the state_dict of a module, which torch saves as an OrderedDict."""
     notes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """The `_metadata` of the state_dict: of each module its version."""
     mode_of: str = ""
