@@ -68,7 +68,7 @@ def _array_in(path: str) -> NDArray[Any]:
     import numpy as np
 
     if exists(path) and not is_file(path):  # a pipe would be waited for
-        raise UsageError("is not a regular file, and only such a one can be mapped", path=path)
+        raise UsageError("is not a regular file, and only a regular file can be mapped", path=path)
     try:
         loaded = np.lib.format.open_memmap(path, mode="r")  # which, unlike numpy.load, never offers to unpickle
     except (ValueError, EOFError):

@@ -91,7 +91,7 @@ def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
     if index is not None:
         whole = os.path.join(os.path.dirname(checkpoint.path), index)
         raise RefusedError(
-            f"is one shard of {index}, which would no longer list what is in it",
+            f"is one shard of {index}, which would no longer describe it",
             path=checkpoint.path,
             hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
         )

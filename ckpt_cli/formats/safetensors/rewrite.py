@@ -172,7 +172,7 @@ def refuse_new_ties(stored: Collection[str], metadata: Mapping[str, str], aliase
     """Raise RefusedError where a string of the metadata would be read as a tie that nobody made."""
     for key, value in metadata.items():
         if value in stored and key not in stored and aliases.get(key) != value:
-            raise RefusedError(f"{key!r} in its metadata says {value!r}, which would then tell of a tie of the two")
+            raise RefusedError(f"{key!r} in its metadata says {value!r}, which would then record a tie of the two")
 
 
 def _are_aligned(items: Sequence[Item]) -> bool:
