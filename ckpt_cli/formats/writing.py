@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import Extent, LocalFile, SourceFile
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.signatures import is_safetensors
 from ckpt_cli.model.changes import Content, difference
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -53,7 +53,7 @@ class Appender:
         self.position = self._begun = self.position + nbytes
 
     def append_contents(
-        self, contents: Iterable[Content], files: Sequence[SourceFile], progress: Progress = no_progress
+        self, contents: Iterable[Content | Storage], files: Sequence[SourceFile], progress: Progress = no_progress
     ) -> None:
         """Append the bytes of storages; `files` are what extents count. Ranges that follow each other go as one.
 
@@ -69,13 +69,14 @@ class Appender:
             if self.target is None:
                 self.position += content.nbytes
                 continue
-            for extent in content.extents or ():
+            ranges = content.extents(0, content.nbytes) if isinstance(content, Storage) else content.extents
+            for extent in ranges or ():
                 if extent.file == run.file and extent.offset == run.offset + run.nbytes:
                     run = Extent(run.file, run.offset, run.nbytes + extent.nbytes)
                 else:
                     self._append_run(run, files, progress)
                     run = extent
-            if content.extents is None and content.make is not None:
+            if isinstance(content, Content) and ranges is None and content.make is not None:
                 self._append_run(run, files, progress)
                 run, begin = Extent(-1, 0, 0), self.position
                 content.make(append)

@@ -95,7 +95,7 @@ def dangerous(names: Iterable[Global]) -> Iterator[Global]:
 
 
 def dangerous_of(checkpoint: Checkpoint) -> str | None:
-    """The first name known to be dangerous in the pickles that were read; None where there is no such name."""
+    """Return the first dangerous name in the pickles that were read, or None."""
     document = checkpoint.document
     if isinstance(document, Graph):
         names = list(document.globals)
@@ -149,7 +149,7 @@ def _prefixes(dotted: str) -> Iterator[str]:
 
 
 def _is_that(module: str, listed: str) -> bool:
-    """True if a module below a listed one can be a part of it: `code.models` is no part of Python's `code`."""
+    """True if a module below a listed one can be a part of it: `code.models` is not a part of Python's `code`."""
     top = listed.partition(".")[0]
     return module == listed or top not in sys.stdlib_module_names or top in _PACKAGES or "." in listed
 

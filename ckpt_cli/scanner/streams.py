@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.signatures import PROTO
 from ckpt_cli.pickles.graph import Global
 from ckpt_cli.pickles.legacy_save import MAGIC, NUMEL
 from ckpt_cli.pickles.tensors.arguments import storage_dtype, text_of
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.judge import dangerous
 from ckpt_cli.scanner.trace import Trace, trace_pickle
 

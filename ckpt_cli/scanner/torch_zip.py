@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 
 from ckpt_cli import limits
-from ckpt_cli.files.source import ByteSource, MemorySource, Window
+from ckpt_cli.budget import ScanBudget
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats.zip.layout import LOCAL, LOCAL_MAGIC, STORED, local_header_in, name_in
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
     Found,

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, cast
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
-from ckpt_cli.files.source import ByteSource, MemorySource, Window
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats import signatures
 from ckpt_cli.formats.numpy.npy import HEAD as NPY_HEAD
 from ckpt_cli.formats.numpy.npy import PICKLED, Header, header_size, parse_header, text_in
 from ckpt_cli.formats.signatures import HEAD, preface_size
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
     Found,

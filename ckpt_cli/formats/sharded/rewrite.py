@@ -41,9 +41,9 @@ class Rewriting:
     ) -> None:
         container = checkpoint.container
         if not isinstance(container, ShardSet):
-            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is no set of shards")
+            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is not a set of shards")
         if changes.values or changes.added.keys() != changes.new_tensors.keys():
-            raise UnsupportedError("values that are no tensors cannot be set in a set of shards", path=checkpoint.path)
+            raise UnsupportedError("values that are not tensors cannot be set in a set of shards", path=checkpoint.path)
         self._checkpoint = checkpoint
         self._rewriting = rewriting
         """Makes the work of one shard."""
@@ -343,5 +343,5 @@ def _as_json(key: str, text: str, path: str) -> object:
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError):
-        raise UsageError(f"{key!r} holds JSON in the index, and {text[:60]!r} is none", path=path) from None
+        raise UsageError(f"{key!r} holds JSON in the index, and {text[:60]!r} is not JSON", path=path) from None
     return value

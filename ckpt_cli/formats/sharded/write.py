@@ -15,9 +15,9 @@ from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copy import Progress
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.places import exists, join
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.safetensors import write as safetensors
 from ckpt_cli.formats.torch_zip import write as torch_zip
 from ckpt_cli.formats.writing import OpenCopy, open_with_safetensors, verify_new

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
@@ -20,7 +21,6 @@ from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.changes import Changes, Content, difference, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
@@ -39,11 +39,7 @@ Nest = Callable[[Iterable[tuple[str, tuple["str | int", ...], object]]], object]
 
 def spelled(dtype: DType) -> str | None:
     """Return torch's spelling of a dtype; None for one that it does not have."""
-    return None if dtype.category == "quantized" or dtype.name in _FOREIGN else dtype.name
-
-
-_FOREIGN = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
-"""Dtypes of safetensors that torch has not, or has in pairs only."""
+    return None if dtype.category == "quantized" or dtype.elements > 1 else dtype.name
 
 
 def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_progress) -> int:
@@ -204,7 +200,7 @@ def document(
     wanted = entries_after(checkpoint.entries, changes)
     finder = KnownStorages(checkpoint.tensors)
     editing = Editing(graph, finder, Place(0))  # arrays in the pickle stay, wherever they are
-    retargeting = Retargeting(editing, Rebuilder(CALLS, graph, finder, Budget(graph.nbytes)), checkpoint.tensors)
+    retargeting = Retargeting(editing, Rebuilder(CALLS, graph, finder, WalkBudget(graph.nbytes)), checkpoint.tensors)
     retargeting.carry_out(changes)
     editing.carry_out(changes)
     root = editing.root
