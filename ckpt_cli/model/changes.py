@@ -27,7 +27,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What is to become of a checkpoint; whatever is not named stays as it is."""
+    """The changes to make to a checkpoint; everything that is not named stays as it is."""
 
     names: Mapping[str, str] = field(default_factory=dict)
     """The new name of each entry that gets another one."""
@@ -46,7 +46,7 @@ class Changes:
     values: Mapping[str, object] = field(default_factory=dict)
     """New values of entries that are no tensors: plain data."""
     cast: bool = False
-    """Whether new values are converted to the types of the old ones where these cannot hold them."""
+    """True if new values are converted to the types of the old ones where these cannot hold them."""
     added: Mapping[str, object] = field(default_factory=dict)
     """Values under names that are new: plain data, or tensors over storages that have contents."""
     metadata: Mapping[str, str] | None = None
@@ -55,7 +55,7 @@ class Changes:
     """Strings that each shard of a set gets, None for those that it loses."""
 
     anew: bool = False
-    """Whether the file is to be rewritten whatever else changes, for its layout, and without unused storages."""
+    """True if the file is to be rewritten whatever else changes, for its layout, and without unused storages."""
 
     @property
     def new_tensors(self) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ class Changes:
 
     @property
     def only_names_and_metadata(self) -> bool:
-        """Whether every storage that stays keeps its bytes and its place."""
+        """True if every storage that stays keeps its bytes and its place."""
         return not (self.anew or self.dropped or self.dropped_prefixes or self.root or self.tensors or self.contents)
 
 

@@ -23,7 +23,7 @@ class StorageSource(Protocol):
 
     @property
     def composed(self) -> bool:
-        """Whether they are gathered from several places."""
+        """True if they are gathered from several places."""
 
     def view(self, begin: int, nbytes: int) -> memoryview:
         """Bytes of the storage."""
@@ -69,7 +69,7 @@ class Storage:
 
     @property
     def composed(self) -> bool:
-        """Whether its bytes are gathered from several places, as those of a tensor saved in chunks are."""
+        """True if its bytes are gathered from several places, as those of a tensor saved in chunks are."""
         return self.source is not None and self.source.composed
 
     def view(self, begin: int, nbytes: int) -> memoryview:
@@ -152,7 +152,7 @@ class Tensor:
     quantizer: Quantizer | None = None
     """What the integers of a quantized tensor stand for."""
     coalesced: bool | None = None
-    """Whether a sparse COO tensor has each index once and in order; None where the file does not say."""
+    """True if a sparse COO tensor has each index once and in order; None where the file does not say."""
     ragged_dim: int = 1
     """The dimension of a jagged tensor whose size differs."""
     sharding: Sharding | None = None
@@ -221,7 +221,7 @@ class Tensor:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements stand in row-major order without gaps."""
+        """True if the elements stand in row-major order without gaps."""
         if self.shape is None:
             return False
         return 0 in self.shape or self.stride == contiguous_stride(self.shape) or self._contiguous_but_for_ones()
@@ -237,7 +237,7 @@ class Tensor:
 
     @property
     def view(self) -> tuple[object, ...] | None:
-        """What two tied tensors have in common; None for a tensor that shares no bytes with any."""
+        """The facts that two tied tensors share; None for a tensor that shares no bytes with any."""
         if self.storage is None or not self.numel:
             return self._view_of_parts() if self.parts and self.storage is None else None
         view = (self.storage, self.dtype.name, self.storage_offset, self.shape, self.stride, self.conj, self.neg)
@@ -264,7 +264,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A value that is no plain data, told by its text."""
+    """A value that is not plain data, by its text."""
 
     text: str
     """A short repr, such as `argparse.Namespace(lr=0.1)`; nothing was run to get it."""
@@ -298,7 +298,7 @@ class Container(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a path opens to."""
+    """The contents of a path, opened."""
 
     path: str
     format: str
@@ -315,7 +315,7 @@ class Checkpoint:
     top_level: Sequence[str] = ()
     """The outermost keys."""
     is_set: bool = False
-    """Whether it consists of several files that belong together, so that a copy of it is a folder."""
+    """True if it consists of several files that belong together, so that a copy of it is a folder."""
     notes: Sequence[str] = ()
     """What is odd about it without being an error, a line each."""
     unread: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""What is to be written as a new checkpoint, whatever the format: tensors in their order, and where their bytes are."""
+"""A new checkpoint that is to be written, in any format: tensors in their order, and where their bytes are."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class NewCheckpoint:
     paths: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     """The keys and indices that lead to each entry, in their order, where dicts and lists were nested."""
     ordered: bool = False
-    """Whether it is the state_dict of a module, which torch has as an OrderedDict."""
+    """True if it is the state_dict of a module, which torch has as an OrderedDict."""
     notes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """The `_metadata` of the state_dict: of each module its version."""
     mode_of: str = ""

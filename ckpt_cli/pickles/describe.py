@@ -1,4 +1,4 @@
-"""Nodes as short text: what an object would look like, told without making it."""
+"""Nodes as short text: the repr of an object, without making it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _Description:
         """Characters left."""
 
     def of(self, node: object, depth: int) -> str:
-        """A node, spelled out to so many containers within containers."""
+        """Return the text of a node, spelled out to `depth` containers within containers."""
         text = _simple(node)
         self.room -= 2 + len(text or "")
         if text is not None:

@@ -1,4 +1,4 @@
-"""What rebuild calls take: shapes, strides, dtypes and text, checked to be what torch writes."""
+"""The arguments of rebuild calls: shapes, strides, dtypes and text, checked to be what torch writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, RawString
 
 COUNT_END = 1 << 63
-"""What sizes, strides and offsets must stay below: torch has them in 64 bits with a sign."""
+"""The bound of sizes, strides and offsets: torch has them in 64 bits with a sign."""
 
 
 def text_of(node: object) -> str | None:
@@ -69,17 +69,17 @@ def counts(name: str, node: object) -> tuple[int, ...]:
 
 
 def is_count(node: object) -> bool:
-    """Whether a node is a number of things."""
+    """True if a node is a number of things."""
     return type(node) is int and 0 <= node < COUNT_END
 
 
 def odd_storage() -> MalformedError:
-    """The error for a persistent id that is none of torch's."""
+    """Return the error for a persistent id that torch does not write."""
     return MalformedError("the pickle refers to a storage in a way that torch does not write")
 
 
 def wrong(name: str, problem: str) -> MalformedError:
-    """The error for a tensor, told by its name."""
+    """Return the error for a tensor, with its name."""
     return MalformedError(f"tensor {describe(name)}{' ' if problem.startswith('needs') else ': '}{problem}")
 
 

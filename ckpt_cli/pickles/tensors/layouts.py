@@ -1,4 +1,4 @@
-"""The rebuild calls of tensors that are no plain views: quantized, sparse, nested, meta and uninitialized ones.
+"""The rebuild calls of tensors that are not plain views: quantized, sparse, nested, meta and uninitialized ones.
 
 Sources: torch/_utils.py, torch/_tensor.py (`_reduce_ex_internal`), torch/nn/parameter.py.
 """
