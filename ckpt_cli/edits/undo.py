@@ -8,9 +8,10 @@ from contextlib import ExitStack, closing
 
 from ckpt_cli.edits.plan import EditResult, Verb
 from ckpt_cli.errors import CkptError, RefusedError, about
+from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.files.journal.apply import recover
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
-from ckpt_cli.files.places import refuse_cached
+from ckpt_cli.files.places import canonical
 from ckpt_cli.files.restore import KeptEdit, changed_since, missing_backups, newest_edit, restore
 from ckpt_cli.formats import open_checkpoint
 
@@ -59,7 +60,7 @@ def _files_of(path: str) -> tuple[str, list[str] | None]:
 
     Edits of them that were interrupted are finished.
     """
-    real = os.path.realpath(path)
+    real = canonical(path)
     folder = real if os.path.isdir(real) else os.path.dirname(real)
     if folder == real:
         finish_edits(folder)
@@ -68,7 +69,7 @@ def _files_of(path: str) -> tuple[str, list[str] | None]:
     names = [] if folder == real else [os.path.basename(real)]
     try:
         with closing(open_checkpoint(path)) as checkpoint:
-            files = [os.path.realpath(file.path) for file in checkpoint.container.files]
+            files = [canonical(file.path) for file in checkpoint.container.files]
     except (CkptError, OSError) as error:
         if not os.path.isdir(folder) or newest_edit(folder, names or None) is None:
             raise  # it has no backup either, so this is what is wrong with it
