@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from ckpt_cli.edits.convert_options import Written
-from ckpt_cli.files.atomic import creating, replacing_folder, staging_folder
+from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder, staging_folder
 from ckpt_cli.files.copy import Progress
 from ckpt_cli.files.journal.replace import replacing_set
 from ckpt_cli.files.open import finish_edits
-from ckpt_cli.files.places import is_folder, is_taken, join, names_in, refuse_cached, without_end
+from ckpt_cli.files.places import is_folder, is_taken, join, names_in, without_end
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import sync_folder
 from ckpt_cli.formats import open_checkpoint
