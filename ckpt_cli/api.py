@@ -1,4 +1,4 @@
-"""The Python side: a checkpoint as a mapping of names, and its tensors as numpy arrays or torch tensors."""
+"""The public Python API: a checkpoint as a mapping of names, and its tensors as numpy arrays or torch tensors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether it was saved as one that takes a gradient."""
+        """True if it was saved as requiring a gradient."""
         return self.facts.requires_grad
 
     @property
@@ -115,7 +115,7 @@ class Checkpoint(Mapping[str, Any]):
 
     @property
     def path(self) -> str:
-        """Where it was opened from."""
+        """The path that it was opened from."""
         return self._opened.path
 
     @property
@@ -163,7 +163,7 @@ class Checkpoint(Mapping[str, Any]):
 
 
 def _plain(entry: model.Entry) -> object:
-    """A value as Python data; an object that was not made is told by its text."""
+    """Return a value as Python data; for an object that was not made, its text."""
     value = entry.value if isinstance(entry, model.Value) else None
     return value.text if isinstance(value, model.Opaque) else value
 

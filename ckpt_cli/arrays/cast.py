@@ -151,7 +151,7 @@ def _float32(stored: Array) -> tuple[Array, bool]:
 
 
 _DIRECT = {("float32", "bfloat16"): _bfloat16, ("bfloat16", "float32"): _float32}
-"""Casts worth a way of their own: what people do to checkpoints of many gigabytes.
+"""Casts that have faster code of their own, because they are done to checkpoints of many gigabytes.
 
 Each also returns True if nothing that it made is zero, infinite or NaN, so that nothing can have been lost.
 """

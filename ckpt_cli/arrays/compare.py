@@ -28,7 +28,7 @@ class Tolerance:
     equal_nan: bool = False
     """True if NaN of different bits, or of different dtypes, are equal."""
     first: int = 3
-    """How many of the first differences are wanted."""
+    """The number of first differences that are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def _distance(a: Array, b: Array) -> Array:
 
 
 def _beyond(a: Array, b: Array, distance: Array, size: Array, tolerance: Tolerance) -> Array:
-    """Which finite elements are not equal; `a != b` tells apart what the distance rounds to 0."""
+    """Return which finite elements are not equal; `a != b` finds those whose distance rounds to 0."""
     import numpy as np
 
     differs = np.not_equal(a, b, out=room("differs", a.size, np.dtype(bool)))

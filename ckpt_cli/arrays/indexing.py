@@ -87,10 +87,10 @@ class Region:
         return [*before, *fill, *(item for item in index[cut:] if item is not Ellipsis)]
 
     def pieces(self, itemsize: int, most: int, *, across_gaps: bool = False) -> Iterator[tuple[slice, ...]]:
-        """Cut into parts whose bytes lie within `most` bytes of each other and, unless told, without gaps of a page.
+        """Cut into parts whose bytes lie within `most` bytes of each other, without gaps unless `across_gaps`.
 
-        Yields one slice a dimension; the parts are cut along the longest strides, so they come in the order of the
-        file where strides are positive.
+        Yields a slice for each dimension. The parts are cut along the longest strides, so that they come in the order
+        of the file if strides are positive.
         """
         whole = tuple(slice(0, size) for size in self.shape)
         pending = [whole] if self.numel else []
@@ -155,7 +155,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Where the elements of a region stand, gaps of a page or more left out."""
+    """Return the byte ranges of a region's elements, without gaps of a page or more."""
 
     region: Region
     """The same elements over the rows one after the other."""
@@ -178,14 +178,14 @@ def _parse_item(text: str) -> int | slice | EllipsisType:
     if ":" in text:
         bounds = [_integer(bound.strip()) if bound.strip() else None for bound in text.split(":")]
         if len(bounds) > 3 or (len(bounds) == 3 and bounds[2] == 0):
-            raise UsageError(f"{text!r} is no slice")
+            raise UsageError(f"{text!r} is not a slice")
         return slice(*bounds)
     return _integer(text)
 
 
 def _integer(text: str) -> int:
     if not _INTEGER.match(text):
-        raise UsageError(f"{text!r} is no index: integers, slices (a:b:c) and ... are")
+        raise UsageError(f"{text!r} is not an index: integers, slices (a:b:c) and ... are")
     return int(text)
 
 

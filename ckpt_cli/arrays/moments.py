@@ -54,7 +54,7 @@ class Moments:
     squares: float = 0.0
     """The sum of the squares of the distances from the mean."""
     below: tuple[int, ...] = ()
-    """How many numbers are less than each inner edge of the histogram, then than each edge in common with others."""
+    """Counts of numbers less than each inner edge of the histogram, then than each edge in common with others."""
 
     @property
     def mean(self) -> float:
@@ -293,7 +293,7 @@ def _dots(rows: Array, others: Array) -> Array:
 
 
 def _flags(rows: int, count: int) -> Array:
-    """Room for rows of so many truth values or a few more, each thread's own; each row begins at a whole word."""
+    """Return room for rows of `count` truth values or a few more, each thread's own; rows begin at whole words."""
     import numpy as np
 
     padded = count + -count % 8

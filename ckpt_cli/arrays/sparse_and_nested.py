@@ -135,7 +135,7 @@ def check_sparse(tensor: Tensor) -> None:
         require_honest(part)
     kept = values.shape or ()
     if any(part.dtype.category != "int" for part in tensor.parts[: _ROLES[tensor.layout] - 1]):
-        raise _wrong(tensor, "its indices are no integers")
+        raise _wrong(tensor, "its indices are not integers")
     if tensor.layout == "sparse_coo":
         indices = tensor.parts[0].shape or ()
         fits = len(indices) == 2 and indices[0] <= len(shape) and kept == (indices[1], *shape[indices[0] :])
@@ -168,7 +168,7 @@ def _compressed_fits(tensor: Tensor, shape: tuple[int, ...], kept: tuple[int, ..
 
 
 _ROLES = {"sparse_coo": 2, "sparse_csr": 3, "sparse_csc": 3, "sparse_bsr": 3, "sparse_bsc": 3}
-"""How many parts, the last of which are the values, make a sparse tensor; others are its attributes."""
+"""The number of parts that make a sparse tensor, the values last; further parts are its attributes."""
 
 
 # --- nested ----------------------------------------------------------------------------------------------------------
@@ -218,10 +218,10 @@ def _strided(checkpoint: Checkpoint, tensor: Tensor, begin: int, end: int) -> It
     rows = (slice(begin, end),)
     sizes, strides, offsets = (values_of(checkpoint, part, rows).tolist() for part in tensor.parts[1:4])
     if buffer.stride != (1,):
-        raise _wrong(tensor, "its buffer is no row of elements")
+        raise _wrong(tensor, "its buffer is not a row of elements")
     for number, (shape, stride, offset) in enumerate(zip(sizes, strides, offsets, strict=True), begin):
         if not all(type(item) is int and 0 <= item < _END for item in (*shape, *stride, offset)):
-            raise _wrong(tensor, f"constituent {number} has a size, stride or offset that is no count")
+            raise _wrong(tensor, f"constituent {number} has a size, stride or offset that is not a count")
         at = buffer.storage_offset + offset
         yield _view(tensor, buffer, number, Region(tuple(shape), tuple(stride), at))
 

@@ -1,6 +1,6 @@
 """Count values that are NaN, infinite, all zero or all the same, from their bits, without decoding them.
 
-A tally of a piece is small, and those of pieces merge into that of the whole whatever the pieces are.
+The tally of a piece is small. Tallies of consecutive pieces merge into the tally of the whole.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def tally(data: memoryview, dtype: DType, *, big_endian: bool = False) -> Tally:
     bits = np.frombuffer(data, f"{'>' if big_endian else '<'}u{width}")
     largest = int(bits.max())
     nan = inf = 0
-    zero = largest == 0 and (kind is None or kind.signed)  # bits of 0 are 2⁻¹²⁷ where there is no sign
+    zero = largest == 0 and (kind is None or kind.signed)  # bits of 0 are 2⁻¹²⁷ if there is no sign
     if kind is not None and kind.signed:
         sign = 1 << (8 * width - 1)
         largest_positive = int(bits.view(bits.dtype.str.replace("u", "i")).max())

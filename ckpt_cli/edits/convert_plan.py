@@ -153,7 +153,7 @@ def _judged(
         if known is not None and entry.name not in known:
             yield entry, NOT_STATE
         elif isinstance(entry, Value):
-            yield entry, "a value, no tensor"
+            yield entry, "not a tensor"
         else:
             yield entry, why_not(entry, target, writer, dtype)
 

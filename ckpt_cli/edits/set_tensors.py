@@ -91,7 +91,7 @@ def patch_elements(checkpoint: Checkpoint, overlay: Overlay, targets: Sequence[T
 
 
 def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
-    """The error for one value to tensors and other entries together, or in place of a whole container."""
+    """Return the error for one value to tensors and other entries together, or in place of a whole container."""
     from shlex import quote
 
     target = assignment.target
@@ -104,7 +104,7 @@ def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
 
 
 def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, budget: Budget) -> tuple[Tensor, Index]:
-    """The tensor, or the part of one, whose elements are to change; raise UnsupportedError where it has no elements."""
+    """Return the tensor, or its part, whose elements are to change; raises UnsupportedError where it has none."""
     from ckpt_cli.arrays.codec import require_plain
     from ckpt_cli.arrays.sparse_and_nested import place
 
@@ -260,7 +260,7 @@ class _Changed:
     def __init__(self) -> None:
         self.regions: list[tuple[Tensor, Region]] = []
         self.begin = self.end = 0
-        """The bytes of the storage that all of them lie between."""
+        """The first byte of the storage in any of them, and the byte after the last."""
 
     def add(self, tensor: Tensor, region: Region) -> None:
         bits = tensor.dtype.bits
@@ -270,7 +270,7 @@ class _Changed:
         self.regions.append((tensor, region))
 
     def meets(self, view: Tensor, budget: Budget) -> bool:
-        """True if a view has a byte in common with one of them; what lies between counts once these run out."""
+        """True if a view shares a byte with one of them; once comparisons run out, with anything between them."""
         from ckpt_cli.arrays.overlap import regions_meet
 
         begin, end = view.span

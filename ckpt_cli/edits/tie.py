@@ -31,12 +31,12 @@ _COPIED = 8 << 20
 
 
 def is_composed(tensor: Tensor) -> bool:
-    """True if its elements are those of one part, and its other parts only say where they stand."""
+    """True if the elements are those of one part, and the other parts only say where they are."""
     return tensor.layout == "nested" or tensor.layout.startswith("sparse")
 
 
 def moved(checkpoint: Checkpoint, move: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The tensors that a function makes others of, or of parts of which it does, by their names."""
+    """Return the tensors that a function changes, or whose parts it changes, by their names."""
     found = {}
     for tensor in checkpoint.tensors:
         after = _move(tensor, move)
@@ -58,7 +58,7 @@ def _move(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = False) -> EditPlan:
-    """Make every further name the tensor that the first one is.
+    """Make every further name another name of the first one's tensor.
 
     Raises RefusedError where values differ, unless forced, and where dtypes or shapes do.
     """
@@ -97,7 +97,7 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
 
 
 def _tied_to(first: Tensor, other: Tensor) -> Tensor:
-    """A tensor as another view of what the first one is."""
+    """Return a tensor as another name of the first one's view."""
     return replace(
         other, storage=first.storage, storage_offset=first.storage_offset, stride=first.stride,
         conj=first.conj, neg=first.neg, big_endian=first.big_endian,
@@ -105,7 +105,7 @@ def _tied_to(first: Tensor, other: Tensor) -> Tensor:
 
 
 def _digest(checkpoint: Checkpoint, tensor: Tensor, budget: Budget) -> bytes:
-    """A digest of all stored elements of a tensor, which are not too many to go through."""
+    """Return a digest of all stored elements of a tensor; raises LimitError where there are too many."""
     budget.read(tensor, Region.of(tensor))
     return content_digest(checkpoint, tensor)
 
@@ -180,7 +180,7 @@ def _one_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
 
 
 def _own(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Tensor, Content]:
-    """A tensor over a storage of its own, which holds just its elements."""
+    """Return a tensor over a storage of its own, which holds its elements alone, and the bytes of that storage."""
     storage = tensor.storage
     if storage is None:
         raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
@@ -206,7 +206,7 @@ def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None
 
 
 def _ranges(storage: Storage, ranges: Sequence[tuple[int, int]]) -> Content:
-    """The bytes of some ranges of a storage."""
+    """Return the bytes of some ranges of a storage."""
 
     def make(write: Write) -> None:
         for begin, end in ranges:
@@ -220,7 +220,7 @@ def _ranges(storage: Storage, ranges: Sequence[tuple[int, int]]) -> Content:
 
 
 def plan_compact(checkpoint: Checkpoint) -> EditPlan:
-    """Cut every storage down to what its views need, and leave out those that nothing refers to.
+    """Cut every storage down to the bytes that its views need, and leave out unreferenced ones.
 
     Raises RefusedError where there is nothing to cut.
     """

@@ -1,4 +1,4 @@
-"""The bare tree of a checkpoint: which module or container lies within which, before anything is said of them.
+"""The bare tree of a checkpoint: which module or container lies within which, without descriptions.
 
 It is grown from a pickle's graph where there is one, and from dotted names where there are only these.
 """
@@ -56,7 +56,7 @@ class Draft:
         self.identity: object = None
         """The pickle's node; two drafts of one node are one module."""
         self.plain = False
-        """True if the tensors in it are no layers', as those of an optimizer."""
+        """True if its tensors do not belong to layers, like those of an optimizer."""
         self.tensors: dict[str, Tensor] = {}
         """Its own tensors by their names within it."""
         self.children: dict[str, Draft] = {}

@@ -245,15 +245,17 @@ def read_manifest(path: str) -> Hashes:
     """Read what `hash --json` printed; raises MalformedError for anything else, LimitError for what is far too long."""
     with closing(open_file(path)) as file:
         if file.size > limits.INDEX_JSON:
-            raise LimitError("far too long for a manifest", path=path)
+            raise LimitError("too long for a manifest", path=path)
         text = file.read(0, file.size)
     try:
         parsed: Any = json.loads(text)
     except (ValueError, RecursionError):
-        raise MalformedError("no manifest: not JSON", path=path, hint="ckpt hash --json FILE writes one") from None
+        raise MalformedError(
+            "not a manifest: it is not JSON", path=path, hint="ckpt hash --json FILE writes one"
+        ) from None
     if not (isinstance(parsed, dict) and parsed.get("algorithm") in ALGORITHMS and _is_map(parsed.get("tensors"))):
         raise MalformedError(
-            "no manifest: it lacks the algorithm or the tensors", path=path, hint="ckpt hash --json FILE writes one"
+            "not a manifest: it lacks the algorithm or the tensors", path=path, hint="ckpt hash --json FILE writes one"
         )
     return Hashes(parsed["algorithm"], str(parsed.get("checkpoint", "")), parsed["tensors"])
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUMMARY_OVER = 1000
-"""Elements over which a tensor is summarised, as torch does."""
+"""Elements over which a tensor is summarized, as torch does."""
 
 EDGE_ITEMS = 3
 """Elements that a summary keeps at each end of a dimension."""

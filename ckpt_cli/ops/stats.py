@@ -78,7 +78,7 @@ class Stats:
 
 
 class _Subject:
-    """One distinct view, and what its chunks sum up to so far."""
+    """One distinct view, and the statistics of its chunks so far."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor, region: Region, index: Index) -> None:
         from ckpt_cli.arrays.codec import codec_of

@@ -1,4 +1,4 @@
-"""What hangs on a node beside what it opens up to, as far as there are tensors in it.
+"""Tensors that an object holds outside its plain attributes: in arguments, states, slots and private attributes.
 
 An object keeps more than its public parts: private attributes of a module, arguments of the call that makes it, a
 state that its `__setstate__` takes, attributes of a mapping, tensors as keys. Each gets a name of its own below the

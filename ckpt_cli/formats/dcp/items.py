@@ -98,7 +98,7 @@ class Items:
         item, graph, saved = self._opened(file, place, number)
         entries = entries_of(graph, saved)
         if len(entries) != 1 or not isinstance(entries[0], Tensor) or entries[0].name:
-            raise MalformedError(f"tensor {name!r}: its item is no tensor, but {describe(graph.root)}")
+            raise MalformedError(f"tensor {name!r}: its item is not a tensor, but {describe(graph.root)}")
         self._zips.append(item)
         return item, entries[0]
 
@@ -138,7 +138,7 @@ class Items:
 
 
 def _check(name: str, tensor: Tensor, dtype: DType, box: Box) -> None:
-    """Raise where a chunk is none of the tensor that the metadata tells of."""
+    """Raise if a chunk is not part of the tensor that the metadata describe."""
     if tensor.dtype is not dtype or tensor.shape != box.sizes:
         raise MalformedError(
             f"tensor {name!r}: its chunk at {list(box.offsets)} should be {dtype} of shape {list(box.sizes)}, it is "

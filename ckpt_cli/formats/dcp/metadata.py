@@ -15,6 +15,7 @@ from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError, MalformedError
+from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.formats.dcp.boxes import Box
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
@@ -77,11 +78,11 @@ _Found = dict[str, list[tuple[tuple[int, ...], Place]]]
 
 
 def metadata_of(graph: Graph) -> DcpMetadata:
-    """The facts of a `.metadata`; raises MalformedError or LimitError where they are none or contradict themselves."""
+    """Read a `.metadata`; raises MalformedError or LimitError if it is not one or contradicts itself."""
     root = _fields(graph.root)
     listed = root.get("state_dict_metadata")
     if not isinstance(listed, Dict):
-        raise MalformedError("its pickle is no Metadata of torch.distributed.checkpoint: it lists no entries")
+        raise MalformedError("its pickle is not a Metadata of torch.distributed.checkpoint: it lists no entries")
     budget = WalkBudget(graph.nbytes)
     found = _storage_data(root.get("storage_data"), budget)
     budget.steps(20 * len(listed.pairs))
@@ -114,7 +115,7 @@ def _fields(node: object) -> dict[str, Any]:
     if not isinstance(state, Dict):
         return {}
     if len(state.pairs) > 2 * _FIELDS:
-        raise MalformedError(f"it has an object of {len(state.pairs) // 2} fields, which is none of a checkpoint's")
+        raise MalformedError(f"it has an object of {len(state.pairs) // 2} fields, which is not one of a checkpoint's")
     return dict(_named(state))
 
 
@@ -136,7 +137,7 @@ def _storage_data(node: object, budget: WalkBudget) -> _Found:
         index = _fields(key)
         name = text_of(index.get("fqn"))
         if name is None:
-            raise MalformedError(f"it says where {describe(key)} is, which is no entry")
+            raise MalformedError(f"it says where {describe(key)} is, which is not an entry")
         offset = index.get("offset")
         found.setdefault(name, []).append((counts(name, offset) if offset is not None else (), _place(name, value)))
     return found
@@ -149,8 +150,8 @@ def _place(name: str, node: object) -> Place:
     nbytes: Any = fields.get("length")
     if file is None or not _is_count(offset) or not _is_count(nbytes):
         raise MalformedError(f"entry {describe(name)}: where it is, is {describe(node)}")
-    if file in ("", ".", "..") or "/" in file or "\0" in file:
-        raise MalformedError(f"entry {describe(name)} is in {describe(file)}, which is no file of the folder")
+    if not is_plain_name(file):
+        raise MalformedError(f"entry {describe(name)} is in {describe(file)}, which is not a file of the folder")
     transforms = fields.get("transform_descriptors") or ()
     if not isinstance(transforms, list | tuple) or len(transforms) > _FIELDS:
         raise MalformedError(f"entry {describe(name)} was transformed by {describe(transforms)}")
@@ -190,7 +191,7 @@ def _properties(name: str, node: object) -> tuple[DType, str, bool]:
         raise MalformedError(f"tensor {describe(name)}: its properties are {describe(state)}")
     dtype = BY_NAME.get(state[0].name) if isinstance(state[0], Global) and state[0].module == "torch" else None
     if dtype is None:
-        raise MalformedError(f"tensor {describe(name)}: its dtype is {describe(state[0])}, none of torch's")
+        raise MalformedError(f"tensor {describe(name)}: its dtype is {describe(state[0])}, not one of torch's")
     layout = state[1]  # torch.serialization._get_layout("torch.strided"), once for all
     if isinstance(layout, Call) and isinstance(layout.args, tuple) and layout.args:
         layout = layout.args[0]

@@ -1,4 +1,4 @@
-"""The vocabulary of torch's rebuild calls: from a call in the graph to the facts of a tensor.
+"""Rebuild calls in general: from a call in the graph to the facts of a tensor.
 
 Sources: torch/_utils.py, torch/_tensor.py (`__reduce_ex__`), torch/nn/parameter.py, torch/serialization.py.
 """
@@ -152,10 +152,10 @@ class Rebuilder:
             self._depth -= 1
 
     def inner(self, name: str, node: object) -> Tensor:
-        """The same, of what can be nothing else; raises MalformedError for anything that is no tensor."""
+        """The same, of what can be nothing else; raises MalformedError for anything that is not a tensor."""
         tensor = self.part(name, node)
         if tensor is None:
-            raise wrong(name, "it wraps something that is no tensor")
+            raise wrong(name, "it wraps something that is not a tensor")
         return tensor
 
     def pay(self, steps: int) -> None:

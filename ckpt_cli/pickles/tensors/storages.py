@@ -10,7 +10,6 @@ from typing import Protocol
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError
-from ckpt_cli.files.source import MemorySource
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.pickles.graph import Call, Global, Graph
 from ckpt_cli.pickles.legacy_save import HEAD, read_save
@@ -108,6 +107,8 @@ class Storages:
         buffer = buffer_of(node, self._data)
         if buffer is None:
             raise odd_storage()
+        from ckpt_cli.files.memory import MemorySource
+
         self._budget.steps(_SAVE_STEPS)
         head = buffer.data
         if buffer.codec:
