@@ -155,7 +155,7 @@ BESIDE_BYTES = int(512 * 2**20 * _SCALE)
 """Bytes of all of them together."""
 
 BESIDE_FILES = int(1_000 * _SCALE)
-"""How many of them are copied."""
+"""The number of them that are copied."""
 
 BESIDE_LOOKED_AT = int(20_000 * _SCALE)
 """Files of a folder that are looked at to find them."""

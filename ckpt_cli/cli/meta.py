@@ -10,7 +10,8 @@ from ckpt_cli.cli.options import Backup, DryRun, File, Format, Json, Output, Sty
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.run_edit import EditOptions, edit
 from ckpt_cli.edits.meta import metadata_of, parse_pairs, plan_meta, strings_of_set
-from ckpt_cli.render.meta import metadata_text, set_metadata_json, set_metadata_text
+from ckpt_cli.render.json import json_text
+from ckpt_cli.render.meta import metadata_text, set_metadata_text, to_json
 
 
 def meta_command(
@@ -47,9 +48,7 @@ def meta_command(
         found = metadata_of(checkpoint, pairs or ())
         strings = strings_of_set(checkpoint)
     if layout == "json":
-        from ckpt_cli.render.json import line
-
-        answer([line(found if strings is None else set_metadata_json(found, strings))])
+        answer(json_text(to_json(found, strings)))
     elif strings is None:
         answer(metadata_text(found, layout))
     else:

@@ -8,7 +8,8 @@ from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import watched
 from ckpt_cli.edits.plan import EditOptions, Planner
 from ckpt_cli.edits.transaction import transaction
-from ckpt_cli.render.edits import edit_text
+from ckpt_cli.render.edits import edit_text, to_json
+from ckpt_cli.render.json import json_text
 
 __all__ = ["EditOptions", "edit"]
 
@@ -18,8 +19,6 @@ def edit(file: str, plan: Planner, options: EditOptions, *, json: bool) -> None:
     with watched() as on_progress:
         done = transaction(file, plan, replace(options, on_progress=on_progress))
     if json:
-        from ckpt_cli.render.json import edit_json
-
-        report(edit_json(done))
+        report(json_text(to_json(done)))
     else:
         talk(edit_text(done))

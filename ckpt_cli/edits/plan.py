@@ -26,7 +26,7 @@ class Verb(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EditPlan:
-    """What an edit does to a checkpoint: new bytes of elements, changes of its structure, or both."""
+    """The changes that an edit makes: new bytes of elements, changes of the structure, or both."""
 
     verb: Verb
     changed: Sequence[str] = ()
@@ -34,7 +34,7 @@ class EditPlan:
     also_changed: Sequence[str] = ()
     """Tied and overlapping names that also change."""
     changes: Changes = field(default_factory=Changes)
-    """What becomes of entries; where this says nothing, only bytes are patched."""
+    """Changes of entries; if there are none, only bytes are patched."""
     patch: Callable[[Checkpoint, Overlay], None] | None = None
     """Puts the new bytes of elements into an overlay of a checkpoint's files: of the checkpoint that was planned for,
     or of its rewritten copy."""
@@ -50,7 +50,7 @@ class EditPlan:
 
     @property
     def is_structural(self) -> bool:
-        """True if more changes than bytes of elements, so that the document is rewritten."""
+        """True if the document is rewritten, because more changes than bytes of elements."""
         return self.patch is None or self.changes != Changes()
 
 

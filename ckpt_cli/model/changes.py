@@ -1,9 +1,9 @@
-"""A structural edit as facts: what becomes of each entry, which each writable format carries out in its own way."""
+"""A structural edit as facts: the changes of entries, which each writable format carries out in its own way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ckpt_cli.files.source import Extent
 from ckpt_cli.model.checkpoint import AGAIN, Entry, Opaque, Storage, Tensor, Value
@@ -27,12 +27,12 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What is to become of a checkpoint; whatever is not named stays as it is."""
+    """The changes of a checkpoint; whatever is not named stays as it is."""
 
     names: Mapping[str, str] = field(default_factory=dict)
     """The new name of each entry that gets another one."""
     rename: Callable[[str], str] | None = None
-    """What the new names follow from, for what is named by prefixes only (a state_dict's `_metadata`)."""
+    """The rule of the new names, for things that are named by prefixes only (a state_dict's `_metadata`)."""
     dropped: frozenset[str] = frozenset()
     """Entries that go."""
     dropped_prefixes: frozenset[str] = frozenset()
@@ -44,9 +44,9 @@ class Changes:
     contents: Mapping[Storage, Content] = field(default_factory=dict)
     """The bytes of each storage that is new."""
     values: Mapping[str, object] = field(default_factory=dict)
-    """New values of entries that are no tensors: plain data."""
+    """New values of non-tensor entries: plain data."""
     cast: bool = False
-    """Whether new values are converted to the types of the old ones where these cannot hold them."""
+    """True if new values are converted to the types of the old ones where these cannot hold them."""
     added: Mapping[str, object] = field(default_factory=dict)
     """Values under names that are new: plain data, or tensors over storages that have contents."""
     metadata: Mapping[str, str] | None = None
@@ -55,7 +55,7 @@ class Changes:
     """Strings that each shard of a set gets, None for those that it loses."""
 
     anew: bool = False
-    """Whether the file is to be rewritten whatever else changes, for its layout, and without unused storages."""
+    """True if the file is rewritten whatever else changes, for its layout and without unused storages."""
 
     @property
     def new_tensors(self) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ class Changes:
 
     @property
     def only_names_and_metadata(self) -> bool:
-        """Whether every storage that stays keeps its bytes and its place."""
+        """True if every storage that stays keeps its bytes and its place."""
         return not (self.anew or self.dropped or self.dropped_prefixes or self.root or self.tensors or self.contents)
 
 
@@ -77,7 +77,16 @@ def entries_after(entries: Sequence[Entry], changes: Changes) -> list[Entry]:
             continue
         after = changes.tensors.get(entry.name, entry) if isinstance(entry, Tensor) else entry
         name = changes.names.get(entry.name, entry.name)
-        found.append(after if name == after.name else replace(after, name=name))
+        found.append(after if name == after.name else _called(after, name))
+    return found
+
+
+def _called(entry: Entry, name: str) -> Entry:
+    """Return an entry under another name; `replace` takes four times as long, and a rename asks for every entry."""
+    found = object.__new__(type(entry))
+    for slot in entry.__slots__:
+        object.__setattr__(found, slot, getattr(entry, slot))
+    object.__setattr__(found, "name", name)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is, as frozen facts: names over byte ranges.
+"""The facts of a checkpoint: names over byte ranges.
 
 Units: `nbytes` and `offset` are bytes, `shape`, `stride` and `storage_offset` are elements.
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 class StorageSource(Protocol):
-    """Where the bytes of one storage are: what a container gives each storage that it makes."""
+    """The place of the bytes of one storage, which its container gives to each storage."""
 
     @property
     def composed(self) -> bool:
-        """Whether they are gathered from several places."""
+        """True if they are gathered from several places."""
 
     def view(self, begin: int, nbytes: int) -> memoryview:
         """Bytes of the storage."""
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
-        """Where they stand plainly."""
+        """Return the ranges of files in which they stand as they are."""
 
 
 class PlainBytes:
@@ -68,11 +68,11 @@ class Storage:
     location: Final[str] = "cpu"
     """The device that it was saved from, such as `cuda:0`."""
     source: Final[StorageSource | None] = None
-    """Where its bytes are; None for a storage that is still to be written."""
+    """The place of its bytes; None for a storage that is still to be written."""
 
     @property
     def composed(self) -> bool:
-        """Whether its bytes are gathered from several places, as those of a tensor saved in chunks are."""
+        """True if its bytes are gathered from several places, as those of a tensor saved in chunks are."""
         return self.source is not None and self.source.composed
 
     def view(self, begin: int, nbytes: int) -> memoryview:
@@ -80,7 +80,7 @@ class Storage:
         return self._source().view(begin, nbytes)
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
-        """Where its bytes from `begin` on stand plainly, piece by piece, in the files of the container that made it.
+        """Return where its bytes from `begin` on stand as they are, piece by piece, in the files of its container.
 
         Raises UnsupportedError where they are compressed.
         """
@@ -94,7 +94,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """What the integers of a quantized tensor stand for: `(integer - zero_point) * scale`."""
+    """The values that the integers of a quantized tensor stand for: `(integer - zero_point) * scale`."""
 
     scheme: str
     """torch's word for it, such as `per_tensor_affine` or `per_channel_affine_float_qparams`."""
@@ -112,14 +112,14 @@ class Quantizer:
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How a tensor that this file has a part of is spread over processes."""
+    """The distribution over processes of a tensor that this file has a part of."""
 
     mesh: str = ""
     """The devices, as torch prints a DeviceMesh; empty where the file has none."""
     placements: str = ""
-    """What a DTensor's dimensions do on the mesh, as torch prints them: `(Shard(dim=0),)`."""
+    """The placements of a DTensor on the mesh, as torch prints them: `(Shard(dim=0),)`."""
     offsets: tuple[tuple[int, ...], ...] = ()
-    """For each part, the index at which it begins in the whole; empty where the file does not tell."""
+    """For each part, the index at which it begins in the whole; empty if the file does not say."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -153,15 +153,15 @@ class Tensor:
     python_type: Final[str | None] = None
     """The class of a tensor subclass."""
     quantizer: Final[Quantizer | None] = None
-    """What the integers of a quantized tensor stand for."""
+    """The quantization; None for a tensor that is not quantized."""
     coalesced: Final[bool | None] = None
-    """Whether a sparse COO tensor has each index once and in order; None where the file does not say."""
+    """True if a sparse COO tensor has each index once and in order; None if the file does not say."""
     ragged_dim: Final[int] = 1
     """The dimension of a jagged tensor whose size differs."""
     sharding: Final[Sharding | None] = None
-    """How a distributed tensor is spread."""
+    """The distribution of a distributed tensor."""
     holder: Final[str | None] = None
-    """Where what holds it keeps it to itself, as a module's private attributes: the name of that object."""
+    """The name of the object that keeps the tensor to itself, as a module's private attributes are kept; else None."""
 
     @property
     def numel(self) -> int:
@@ -216,15 +216,14 @@ class Tensor:
         shape = self.shape
         if shape is None or 0 in shape:
             return (0, 0)
-        bits = self.dtype.bits
         first = last = self.storage_offset
         for size, step in zip(shape, self.stride, strict=True):
             last += (size - 1) * step
-        return (first * bits // 8, ((last + 1) * bits + 7) // 8)
+        return self.dtype.byte_range(first, last + 1)
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements stand in row-major order without gaps."""
+        """True if the elements stand in row-major order without gaps."""
         if self.shape is None:
             return False
         return 0 in self.shape or self.stride == contiguous_stride(self.shape) or self._contiguous_but_for_ones()
@@ -240,7 +239,7 @@ class Tensor:
 
     @property
     def view(self) -> tuple[object, ...] | None:
-        """What two tied tensors have in common; None for a tensor that shares no bytes with any."""
+        """The key that tied tensors have in common; None for a tensor that cannot share bytes."""
         if self.storage is None or not self.numel:
             return self._view_of_parts() if self.parts and self.storage is None else None
         view = (self.storage, self.dtype.name, self.storage_offset, self.shape, self.stride, self.conj, self.neg)
@@ -267,7 +266,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A value that is no plain data, told by its text."""
+    """A value that is not plain data: its text stands for it."""
 
     text: str
     """A short repr, such as `argparse.Namespace(lr=0.1)`; nothing was run to get it."""
@@ -283,7 +282,7 @@ _WITH_ELEMENTS = ("strided", "quantized", "array")
 
 
 class Container(Protocol):
-    """What a format keeps open behind a checkpoint: where bytes are, and what a changed byte drags along."""
+    """The files that a format keeps open behind a checkpoint, and the checksums that change with their bytes."""
 
     @property
     def files(self) -> Sequence[SourceFile]:
@@ -301,7 +300,7 @@ class Container(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a path opens to."""
+    """An opened checkpoint: the names and facts of all entries, and the container with their bytes."""
 
     path: str
     format: str
@@ -310,7 +309,7 @@ class Checkpoint:
     """Every leaf, in the document's order."""
     container: Container
     version: str = ""
-    """What the container says of its own version, in words."""
+    """The version that the container states, in words."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The container's string map (safetensors' `__metadata__`)."""
     objects: Sequence[str] = ()
@@ -318,13 +317,13 @@ class Checkpoint:
     top_level: Sequence[str] = ()
     """The outermost keys."""
     is_set: bool = False
-    """Whether it consists of several files that belong together, so that a copy of it is a folder."""
+    """True if it consists of several files that belong together, so that a copy of it is a folder."""
     notes: Sequence[str] = ()
-    """What is odd about it without being an error, a line each."""
+    """Notes about it that are not errors, a line each."""
     unread: Sequence[str] = ()
     """Bytes of its files that no entry and no document stands for, such as those after the last array: a line each."""
     document: object = None
-    """What says which name is which range, as it was read: a pickle's `Graph`, or None where there is no pickle."""
+    """The document that says which name is which range: a pickle's `Graph`, or None if there is no pickle."""
     _names: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property

@@ -1,4 +1,4 @@
-"""What is to be written as a new checkpoint, whatever the format: tensors in their order, and where their bytes are."""
+"""A checkpoint to be written in any format: its tensors in their order, and the sources of their bytes."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class NewCheckpoint:
     contents: Mapping[Storage, Content]
     """The bytes of each storage."""
     files: Sequence[SourceFile]
-    """What the extents of the contents count."""
+    """The files that the extents of `contents` refer to."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Strings to be kept where the format can."""
     index: Mapping[str, object] = field(default_factory=dict)
     """Of a set of shards, what its index noted, as it stood there; its strings are among the metadata too."""
     values: Sequence[SavedValue] = ()
-    """What else comes along into a format that holds values by themselves."""
+    """Values that are also written, if the format holds values by themselves."""
     paths: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     """The keys and indices that lead to each entry, in their order, where dicts and lists were nested."""
     ordered: bool = False
-    """Whether it is the state_dict of a module, which torch has as an OrderedDict."""
+    """True if it is the state_dict of a module, which torch saves as an OrderedDict."""
     notes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """The `_metadata` of the state_dict: of each module its version."""
     mode_of: str = ""

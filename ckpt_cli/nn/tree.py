@@ -235,7 +235,7 @@ def _ties(order: list[Draft]) -> dict[int, Draft]:
 
 
 def _arrangements(order: list[Draft]) -> dict[int, int | None]:
-    """For each draft a number that is that of all drafts with the very same tensors in the same places.
+    """Return a number for each draft; drafts with the very same tensors in the same places have the same number.
 
     0 stands for no tensor at all, None for tensors that share bytes with none.
     """

@@ -87,7 +87,7 @@ def read_map(path: str) -> dict[str, str]:
     try:
         names = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"no JSON: {error}", path=path) from None
+        raise UsageError(f"not JSON: {error}", path=path) from None
     if (
         len(raw) > limits.INDEX_JSON
         or not isinstance(names, dict)

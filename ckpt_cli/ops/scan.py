@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, MalformedError
-from ckpt_cli.files.places import files_below, folder_of, is_folder, join, name_of, open_file
-from ckpt_cli.files.source import MemorySource
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.files.places import files_below, folder_of, is_folder, is_plain_name, join, name_of, open_file
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
+from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
 from ckpt_cli.scanner.streams import Found, Oddity, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
@@ -30,19 +30,6 @@ _INDEX = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing to know before anything else loads the file."""
-
-    severity: str
-    """`error` for what is known to be dangerous, `warning` for what no ordinary checkpoint has, `note`."""
-    code: str
-    """A stable code for the kind of finding, one or two words."""
-    where: str
-    """The record, member or pickle."""
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Named:
     """One name that a pickle would import."""
 
@@ -56,7 +43,7 @@ class Named:
 
 @dataclass(slots=True)
 class Scan:
-    """The answer."""
+    """The result of a scan."""
 
     path: str
     findings: list[Finding] = field(default_factory=list)
@@ -131,7 +118,7 @@ class _Worker:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise MalformedError("not an index: it has no weight_map", path=path) from None
         for shard in shards:
-            if os.path.basename(shard) != shard or shard in ("", ".", ".."):
+            if not is_plain_name(shard):
                 self.say("error", "outside-folder", shard, "a shard that is not beside its index")
                 continue
             try:
@@ -191,7 +178,7 @@ class _Worker:
             if depth >= limits.SCAN_NESTING or data is None:
                 self.say("warning", "not-searched", inner, "a pickle within a pickle that was not opened")
             elif not self._take(walk(MemorySource(data), inner, depth + 1, self.budget), depth + 1):
-                self.say("error", "dangerous-global", inner, "it loads bytes that are no checkpoint")
+                self.say("error", "dangerous-global", inner, "it loads bytes that are not a checkpoint")
         if found.trace.unsearched:
             self.say("warning", "not-searched", found.where, f"{found.trace.unsearched} strings that may hide a pickle")
         for node in found.trace.texts:

@@ -1,4 +1,4 @@
-"""Nodes as short text: what an object would look like, told without making it."""
+"""Nodes as short text: the repr that an object would have, without making it."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _after_preface(source: ByteSource, position: int) -> int:
 def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
     """Where each storage's bytes are, in the order of their keys, and where the last ends."""
     if type(keys) is not list:
-        raise MalformedError("the save lists its storages in something that is no list")
+        raise MalformedError("the save lists its storages in something that is not a list")
     known: dict[str, Reference] = {}
     for node in graph.persistent:
         reference = reference_of(node)

@@ -1,4 +1,4 @@
-"""What a pickle's opcodes work on: its bytes, stacks and memo, with the checks before anything is taken from them."""
+"""The machine that opcodes work on: a pickle's bytes, stacks and memo, with the checks of every access."""
 
 from __future__ import annotations
 

@@ -188,10 +188,10 @@ def test_an_index_of_an_index_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b'{"weight_map": ', "is none"),
+        (b'{"weight_map": ', "not valid"),
         (b'{"a": 1}', "no weight_map"),
         (b'{"weight_map": ' + b"[" * 100_000, "nests too deeply"),
-        (b'{"\xff": 1}', "is none"),
+        (b'{"\xff": 1}', "not valid"),
     ],
 )
 def test_json_that_is_no_index_is_told_so(tmp_path: Path, content: bytes, problem: str) -> None:

@@ -35,7 +35,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     shards = [name for name in names if _SHARD.fullmatch(name)]
     if not shards:
         raise UnknownFormatError(
-            "a folder of safetensors called shard-… that are none of torch.distributed.checkpoint's",
+            "a folder of safetensors called shard-… that torch.distributed.checkpoint did not write",
             path=path,
             hint="name one of them",
         )
@@ -86,7 +86,7 @@ def _sharding(text: str | None) -> dict[str, Any]:
     try:
         info = json.loads(text)
     except (ValueError, RecursionError):
-        raise MalformedError(f"its {_INFO} is no JSON") from None
+        raise MalformedError(f"its {_INFO} is not JSON") from None
     if not isinstance(info, dict):
         raise MalformedError(f"its {_INFO} does not map names to offsets")
     return info

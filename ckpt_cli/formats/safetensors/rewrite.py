@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import Extent, LocalFile, SourceFile
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
@@ -172,7 +172,7 @@ def refuse_new_ties(stored: Collection[str], metadata: Mapping[str, str], aliase
     """Raise RefusedError where a string of the metadata would be read as a tie that nobody made."""
     for key, value in metadata.items():
         if value in stored and key not in stored and aliases.get(key) != value:
-            raise RefusedError(f"{key!r} in its metadata says {value!r}, which would then tell of a tie of the two")
+            raise RefusedError(f"{key!r} in its metadata says {value!r}, which would then record a tie of the two")
 
 
 def _are_aligned(items: Sequence[Item]) -> bool:

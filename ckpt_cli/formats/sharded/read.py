@@ -8,16 +8,15 @@ file}}`. As their loaders do, every tensor of a shard counts; of two shards with
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError
+from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, listed
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.places import exists, folder_of, join, name_of, present
+from ckpt_cli.files.places import exists, folder_of, is_plain_name, join, name_of, present
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.safetensors.read import with_aliases
 from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Tensor
@@ -115,7 +114,7 @@ def read_set(file: SourceFile, opener: Opener) -> Checkpoint:
     missing = [name for name in names if name not in there and not exists(join(folder, name))]
     if missing:
         raise MalformedError(
-            f"{len(missing)} of its {len(names)} shards are not there: {_some(missing)}",
+            f"{len(missing)} of its {len(names)} shards are not there: {listed(missing, _NAMED, repr)}",
             path=file.path,
             hint="fetch the rest, or name one shard to look into that alone",
         )
@@ -142,7 +141,7 @@ def _index(file: SourceFile) -> dict[str, Any]:
     except RecursionError:
         raise MalformedError("this JSON nests too deeply for an index of shards", path=file.path) from None
     except ValueError as error:
-        raise MalformedError(f"begins as JSON, but is none: {error}", path=file.path) from None
+        raise MalformedError(f"begins as JSON, but is not valid: {error}", path=file.path) from None
     if not isinstance(index, dict) or "weight_map" not in index:
         raise UnknownFormatError(
             "a JSON file, but no index of shards: it has no weight_map",
@@ -163,7 +162,7 @@ def _weight_map(index: Mapping[str, Any], path: str) -> dict[str, str]:
     if len(shards) > limits.SHARDS:
         raise LimitError(f"it names {len(shards)} shards", path=path)
     for shard in sorted(shards):
-        if shard != os.path.basename(shard) or shard in ("", ".", "..") or "\0" in shard:
+        if not is_plain_name(shard):
             raise MalformedError(f"it names the shard {shard!r}, which is not a file beside it", path=path)
         if shard == name_of(path):
             raise MalformedError("it names itself as a shard", path=path)
@@ -267,7 +266,7 @@ class _Joining:
             (self._misplaced, "tensors are in another shard than the index says"),
             (self._stray, "tensors are in a second shard too, whose copy is left out"),
         )
-        notes = [f"{problem} ({len(names)}): {_some(names)}" for names, problem in told if names]
+        notes = [f"{problem} ({len(names)}): {listed(names, _NAMED, repr)}" for names, problem in told if names]
         return [*notes, "there is no index beside the shards"] if no_index else notes
 
 
@@ -285,8 +284,3 @@ def _metadata(shards: Iterable[Checkpoint], index: Mapping[str, Any]) -> dict[st
 def unique_nbytes(tensors: Iterable[Tensor]) -> int:
     """What an index calls the total size: bytes of all tensors, those of a storage counted once."""
     return sum({tensor.storage: tensor.nbytes for tensor in tensors}.values())
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(map(repr, names[:_NAMED])) + more

@@ -39,9 +39,9 @@ class Rewriting:
     def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
         container = checkpoint.container
         if not isinstance(container, ShardSet):
-            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is no set of shards")
+            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is not a set of shards")
         if changes.values or changes.added.keys() != changes.new_tensors.keys():
-            raise UnsupportedError("values that are no tensors cannot be set in a set of shards", path=checkpoint.path)
+            raise UnsupportedError("values that are not tensors cannot be set in a set of shards", path=checkpoint.path)
         self._checkpoint = checkpoint
         self._container = container
         self._names = [name_of(shard.path) for shard in container.shards]
@@ -337,9 +337,9 @@ def _with_strings(old: Mapping[str, str], changed: Mapping[str, str | None]) -> 
 
 
 def _as_json(key: str, text: str, path: str) -> object:
-    """The value of a note that is no string."""
+    """Return the value of a note that is not a string."""
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError):
-        raise UsageError(f"{key!r} holds JSON in the index, and {text[:60]!r} is none", path=path) from None
+        raise UsageError(f"{key!r} holds JSON in the index, and {text[:60]!r} is not JSON", path=path) from None
     return value

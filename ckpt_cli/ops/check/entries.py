@@ -140,7 +140,7 @@ def _dangerous(path: str) -> Iterator[Spot]:
 
 PICKLES: tuple[Check[str], ...] = (
     Check("dangerous", "error",
-          "a pickle would run something dangerous if something else loaded it; a warning where it is but unusual",
-          _dangerous, "do not load it; ckpt scan FILE tells all"),
+          "a pickle would run something dangerous if something else loaded it; a warning if it is only unusual",
+          _dangerous, "do not load it; see ckpt scan FILE"),
 )  # fmt: skip
 """Of one file, by its path."""

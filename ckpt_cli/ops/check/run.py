@@ -1,6 +1,6 @@
 """The engine of `check`: is a checkpoint complete and valid?
 
-A file that is none of ours is trouble and raises; one that is recognised, but broken, is a finding.
+A file that is not a checkpoint raises; one that is recognized, but broken, is a finding.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ CHECKS: tuple[Check[Broken], ...] = (
           "a storage has fewer bytes than its tensors need, or none: `torch.load(mmap=True)` silently reads beyond it",
           _short, _FETCH),
     Check("malformed", "error", "a file breaks the rules of its format: header, ranges, views, pickle", _malformed,
-          "ckpt scan FILE tells whether it was made to deceive"),
+          "ckpt scan FILE shows whether it was made to deceive"),
     Check("leading-bytes", "error", "something stands before a zip file", _leading),
     Check("far-end", "error", "too many bytes follow a zip file for its end to be found", _far_end),
     Check("no-checkpoint", "error", "a shard is not a checkpoint, such as a saved error page or a git LFS pointer",

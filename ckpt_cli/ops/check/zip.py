@@ -176,9 +176,9 @@ def _layout(subject: ZipFile) -> Iterator[Spot]:
 
 CHECKS: tuple[Check[ZipFile], ...] = (
     Check("local-header", "error", "a record's local header says otherwise than the directory, or is not there",
-          _local_headers, "the file is damaged or made up: ckpt scan FILE tells more"),
+          _local_headers, "the file is damaged or made up: see ckpt scan FILE"),
     Check("directory", "error", "the directory at the end of a zip file contradicts itself", _directory,
-          "the file is damaged or made up: ckpt scan FILE tells more"),
+          "the file is damaged or made up: see ckpt scan FILE"),
     Check("no-version", "error", "a zip file has no `version` record, so `torch.load` refuses it", _version,
           "zip it again with a record version that says 3"),
     Check("outside-prefix", "error", "records lie outside the folder of the others", _outside,

@@ -63,7 +63,7 @@ class Maker:
         """The call that rebuilds a strided tensor (torch/_tensor.py, `_reduce_ex_internal`)."""
         storage, dtype = tensor.storage, tensor.dtype
         if storage is None or tensor.shape is None or (dtype.category == "quantized"):
-            raise UnsupportedError(f"tensor {tensor.name!r} is no plain tensor")
+            raise UnsupportedError(f"tensor {tensor.name!r} is not a plain tensor")
         geometry = (*tensor.shape,), (*tensor.stride,)  # new tuples, as torch's are: pickle writes a shared one once
         view = (self._reference(storage, dtype), tensor.storage_offset, *geometry)
         rest: tuple[object, ...] = (tensor.requires_grad, self.ordered_dict())

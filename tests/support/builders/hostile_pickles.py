@@ -112,7 +112,7 @@ _SHAPED: list[tuple[str, Ops, str | None]] = [
     ("a_stride_beyond_the_storage", _shape((4,), (6,)), "needs bytes 0–76, storage '0' has 64"),
     ("an_expanded_exabyte", _shape((2**62,), (0,)), None),
     ("a_bool_as_size", _shape((True,)), "its shape or stride holds True"),
-    ("sixty_five_dimensions", _shape((1,) * 65, (1,) * 65), "no tuple of integers"),
+    ("sixty_five_dimensions", _shape((1,) * 65, (1,) * 65), "not a tuple of integers"),
     ("a_storage_longer_than_its_record", value({"a": tensor("0", (17,))}), "should have 68 bytes, its record has 64"),
     ("a_storage_of_2**62_elements", value({"a": tensor("0", (4,), numel=2**62)}), "its record has 64"),
     ("a_storage_of_negative_length", value({"a": tensor("0", (4,), numel=-4)}), "in a way that torch does not write"),
