@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import NameNotFoundError, about
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import checkpoint as model
@@ -79,6 +80,7 @@ class Tensor:
         """
         from ckpt_cli.arrays.codec import values_of
 
+        Budget.of(self._checkpoint)
         with about(self._checkpoint.path):
             return values_of(self._checkpoint, self.facts)
 
@@ -92,6 +94,7 @@ class Tensor:
         """
         from ckpt_cli.arrays.to_torch import torch_tensor
 
+        Budget.of(self._checkpoint)
         with about(self._checkpoint.path):
             return torch_tensor(self._checkpoint, self.facts, self._torch_values)
 
@@ -135,7 +138,10 @@ class Checkpoint(Mapping[str, Any]):
             entry = self._entries[name]
         except KeyError:
             raise KeyError(name) from NameNotFoundError(name, path=self.path)
-        return Tensor(self._opened, entry, self._torch_values) if isinstance(entry, model.Tensor) else _plain(entry)
+        if isinstance(entry, model.Tensor):
+            return Tensor(self._opened, entry, self._torch_values)
+        Budget.of(self._opened)
+        return _plain(entry)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -167,6 +173,7 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:  # noqa: A001
 
     Raises OSError, or a CkptError that says what is wrong with the file.
     """
+    Budget().begun()
     return Checkpoint(open_checkpoint(os.fspath(path)))
 
 

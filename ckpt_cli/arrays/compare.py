@@ -1,4 +1,4 @@
-"""The distance between two runs of values: the number that differ, by how much, and the first places.
+"""Compare two runs of values: how many differ, by how much, and where first.
 
 Elements of the same bits are equal, NaN among them. Others are when `|a - b| <= atol + rtol * |b|`, as in
 torch.isclose, which makes both zeros equal; NaN of other bits are equal only if asked for.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """The limits within which values count as equal."""
+    """Differences that count as equal."""
 
     atol: float = 0.0
     rtol: float = 0.0
@@ -33,7 +33,7 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """The distance between two runs of values."""
+    """The differences of two runs of values."""
 
     differing: int = 0
     """Elements that are not equal."""
@@ -46,7 +46,7 @@ class Apart:
 
 
 def together(a: Apart, b: Apart, first: int) -> Apart:
-    """Return the distance of two consecutive runs together, `b` after `a`."""
+    """Return how far two runs are apart, `b` after `a`."""
     return Apart(
         a.differing + b.differing,
         max(a.max_abs, b.max_abs),
@@ -56,7 +56,7 @@ def together(a: Apart, b: Apart, first: int) -> Apart:
 
 
 def same_bytes(a: memoryview, b: memoryview) -> bool:
-    """True if two runs have the same bytes."""
+    """Return True if two runs have the same bytes."""
     import numpy as np
 
     if len(a) != len(b):
@@ -67,7 +67,7 @@ def same_bytes(a: memoryview, b: memoryview) -> bool:
 
 
 def apart(a: Array, b: Array, same: Callable[[], Array] | None, begin: int, tolerance: Tolerance) -> Apart:
-    """Compare decoded runs whose first element has the number `begin`; `same` marks those with the same bits."""
+    """Compare decoded runs whose first element has the number `begin`; `same` returns which have the same bits."""
     import numpy as np
 
     with np.errstate(all="ignore"):
@@ -181,7 +181,7 @@ def _distance_of_integers(a: Array, b: Array) -> Array:
 
 
 def _first(differs: Array, a: Array, b: Array, begin: int, most: int) -> tuple[tuple[int, object, object], ...]:
-    """The first places that differ, found one by one: where all do, a list of them would be long."""
+    """Return the first places that differ, found one by one: where all do, a list of them would be long."""
     found: list[tuple[int, object, object]] = []
     at = 0
     while len(found) < most and at < differs.size:

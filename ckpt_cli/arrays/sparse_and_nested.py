@@ -1,4 +1,4 @@
-"""The place of an element of a tensor that is made of parts: in which part, at which index.
+"""Locate elements of tensors that are made of parts: the part, and the index within it.
 
 Layouts: https://docs.pytorch.org/docs/stable/sparse.html, torch/csrc and ATen's NestedTensorImpl.h,
 torch/nested/_internal/nested_tensor.py.
@@ -52,7 +52,7 @@ def _items(tensor: Tensor, index: Index) -> list[int | slice]:
 
 
 def _integers(tensor: Tensor, items: list[int | slice], count: int) -> list[int]:
-    """The first items, which must be integers."""
+    """Return the first items, which must be integers."""
     found = [item for item in items[:count] if isinstance(item, int)]
     if len(found) < count:
         raise UnsupportedError(
@@ -147,7 +147,7 @@ def check_sparse(tensor: Tensor) -> None:
 
 
 def _compressed_fits(tensor: Tensor, shape: tuple[int, ...], kept: tuple[int, ...]) -> bool:
-    """True if the parts of a compressed tensor have the lengths that its shape needs."""
+    """Return True if the parts of a compressed tensor have the lengths that its shape needs."""
     compressed, plain = (part.shape or () for part in tensor.parts[:2])
     batch = len(compressed) - 1
     blocks = 2 if tensor.layout in ("sparse_bsr", "sparse_bsc") else 0
@@ -175,7 +175,7 @@ _ROLES = {"sparse_coo": 2, "sparse_csr": 3, "sparse_csc": 3, "sparse_bsr": 3, "s
 
 
 def _in_nested(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
-    """The first item of an index says which constituent, the others what of it."""
+    """Return the place of an index, whose first item is the number of the constituent."""
     if not index or not isinstance(index[0], int):
         raise UnsupportedError(
             f"an index into {tensor.layout} tensor {tensor.name!r} starts with the number of a constituent"
@@ -189,7 +189,7 @@ def _in_nested(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
 
 
 def constituents(checkpoint: Checkpoint, tensor: Tensor, begin: int = 0, end: int | None = None) -> Iterator[Tensor]:
-    """The constituents of a nested or jagged tensor as views of its buffer, called `NAME[0]`, `NAME[1]`…
+    """Return the constituents of a nested or jagged tensor as views of its buffer, called `NAME[0]`, `NAME[1]`…
 
     Raises MalformedError for one that lies outside the buffer. Who goes through all must bound how many they are.
     """
@@ -198,7 +198,7 @@ def constituents(checkpoint: Checkpoint, tensor: Tensor, begin: int = 0, end: in
 
 
 def count_constituents(tensor: Tensor) -> int:
-    """Return the number of constituents of a nested or jagged tensor; raises MalformedError if its parts do not fit."""
+    """Return how many constituents a nested or jagged tensor has; raises MalformedError where its parts do not fit."""
     for part in tensor.parts[: 2 if tensor.layout == "jagged" else 4]:
         require_plain(part)
     if tensor.layout == "jagged":
@@ -266,7 +266,7 @@ def _view(tensor: Tensor, buffer: Tensor, number: int, region: Region) -> Tensor
 
 
 def _in_shards(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
-    """The one local part that an index of the whole falls into."""
+    """Return the one local part that an index of the whole falls into."""
     if tensor.sharding is None or not tensor.sharding.offsets:
         require_plain(tensor)  # which raises
     items = _items(tensor, index)
@@ -287,7 +287,7 @@ def _in_shards(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
 def _local(
     items: list[int | slice], whole: tuple[int, ...], shape: tuple[int, ...], offset: tuple[int, ...]
 ) -> list[int | slice] | None:
-    """The index within a part, or None for elements that do not all lie in it."""
+    """Return the index within a part, or None for elements that do not all lie in it."""
     if len(shape) != len(items):
         return None
     local: list[int | slice] = []

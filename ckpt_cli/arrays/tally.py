@@ -1,4 +1,4 @@
-"""Counts of NaN and infinite values, and runs that are all zero or all the same, by their bits, without decoding.
+"""Count values that are NaN, infinite, all zero or all the same, from their bits, without decoding them.
 
 The tally of a piece is small. Tallies of consecutive pieces merge into the tally of the whole.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """The facts about a run of elements."""
+    """Counts of the elements of a run."""
 
     numel: int
     nan: int
@@ -26,7 +26,7 @@ class Tally:
     inf: int
     """The same that are infinite."""
     zero: bool
-    """True if all are zero, including negative zeros."""
+    """True if all are zero, be it a negative one."""
     same: bool
     """True if all have the same bits."""
     first: bytes
@@ -34,7 +34,7 @@ class Tally:
 
 
 def merged(a: Tally | None, b: Tally) -> Tally:
-    """Return the tally of two consecutive runs, `b` after `a`."""
+    """Return the tally of two runs, `b` after `a`."""
     if a is None or not a.numel:
         return b
     if not b.numel:
@@ -51,17 +51,17 @@ def merged(a: Tally | None, b: Tally) -> Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Bits:
-    """The bits by which a float format marks infinity and NaN."""
+    """How a float dtype encodes NaN and infinity."""
 
     width: int
     """Bytes of one."""
     finite: int
     """The bits of the largest finite value, without the sign."""
     infinite: bool = True
-    """True if the next bits after `finite` are infinity and those beyond are NaN; else all beyond are NaN."""
+    """True if the bits after these are infinity, and those beyond NaN; else all beyond are NaN."""
     signed: bool = True
     lone_nan: bool = False
-    """True if the only NaN has the bits that negative zero would have."""
+    """True if the only NaN is what negative zero would be."""
 
 
 _FLOATS = {
@@ -82,12 +82,12 @@ _FLOATS = {
 
 
 def can_tally(dtype: DType) -> bool:
-    """True if the elements of a dtype are whole bytes."""
-    return dtype.bits % 8 == 0
+    """Return True if elements of a dtype are whole bytes."""
+    return dtype.elements == 1
 
 
 def tally(data: memoryview, dtype: DType, *, big_endian: bool = False) -> Tally:
-    """Return the tally of consecutive whole elements."""
+    """Return the tally of whole elements that stand one after the other."""
     import numpy as np
 
     numel = len(data) // dtype.itemsize
@@ -113,7 +113,7 @@ def tally(data: memoryview, dtype: DType, *, big_endian: bool = False) -> Tally:
 
 
 def _count(magnitudes: Bits, kind: _Bits) -> tuple[int, int]:
-    """Return the number of NaN and of infinite values."""
+    """Return how many are NaN and how many infinite."""
     import numpy as np
 
     inf = int(np.count_nonzero(magnitudes == kind.finite + 1)) if kind.infinite else 0
@@ -121,7 +121,7 @@ def _count(magnitudes: Bits, kind: _Bits) -> tuple[int, int]:
 
 
 def _all_same(bits: Bits, parts: int) -> bool:
-    """True if all elements of `parts` numbers are equal. The ends show it first for most runs that are not."""
+    """Return True if all elements of `parts` parts are equal; where they are not, mostly the ends show it."""
     rows = bits.reshape(-1, parts)
     first = rows[0]
     if not bool((rows[:16] == first).all() and (rows[-1] == first).all()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from ckpt_cli.cli.read_again import steadily
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.outcome import Outcome, outcome_of
+from ckpt_cli.files.system import interrupt_after
 from ckpt_cli.render.text import escaped, name_text
 
 TROUBLE = 2
@@ -65,19 +65,20 @@ def _prepare_streams() -> None:
 def _interrupts_kept() -> Iterator[None]:
     """Context manager: repeat an interrupt that Python drops because it came in a finalizer, as at every import."""
     before = sys.unraisablehook
+    call_off: list[Callable[[], object]] = []
 
     def hook(dropped: sys.UnraisableHookArgs) -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             before(dropped)
             return
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN)  # not at once: what is raised within this hook is dropped as well
+        call_off.append(interrupt_after(_AGAIN))  # not at once: what is raised within this hook is dropped as well
 
     sys.unraisablehook = hook
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for stop in call_off:
+            stop()
         sys.unraisablehook = before
 
 

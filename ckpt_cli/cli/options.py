@@ -14,7 +14,7 @@ import typer
 
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.errors import CkptError, UsageError, about
-from ckpt_cli.files.sidecars import journal_path
+from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.unchanged import unchanged
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor

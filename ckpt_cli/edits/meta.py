@@ -19,7 +19,7 @@ _CHANGE = Verb("changed", "change")
 
 
 def metadata_of(checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, str]:
-    """The strings under some keys, or all; raises NameNotFoundError for a key that is not there."""
+    """Return the strings under some keys, or all; raises NameNotFoundError for a key that is not there."""
     for key in keys:
         if key not in checkpoint.metadata:
             raise NameNotFoundError(key, close_names(key, checkpoint.metadata), path=checkpoint.path)
@@ -27,7 +27,7 @@ def metadata_of(checkpoint: Checkpoint, keys: Sequence[str]) -> dict[str, str]:
 
 
 def parse_pairs(arguments: Sequence[str]) -> dict[str, str]:
-    """`KEY=VALUE` arguments as a map; raises UsageError for one without a key."""
+    """Return `KEY=VALUE` arguments as a map; raises UsageError for one without a key."""
     pairs = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -76,7 +76,7 @@ def _without_strings(checkpoint: Checkpoint) -> str:
     if checkpoint.metadata:
         return f"the metadata of a checkpoint of format {checkpoint.format} cannot be changed"
     if checkpoint.format == "dcp":
-        return "a distributed checkpoint has no metadata of strings: what it notes are the places of its chunks"
+        return "a distributed checkpoint has no metadata of strings: what it records is where its chunks are"
     return f"a checkpoint of format {checkpoint.format} has no metadata of strings"
 
 
@@ -85,7 +85,7 @@ def _without_strings(checkpoint: Checkpoint) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PlacedStrings:
-    """The metadata of a set, by where it is."""
+    """The strings of a set, by their places: each shard, and the index."""
 
     index: Mapping[str, str] | None
     """Strings as they are, other values as JSON; None where the set has no index."""
@@ -93,7 +93,7 @@ class PlacedStrings:
     """By the file name of each shard."""
 
     def agreed(self) -> list[tuple[str, str, str]]:
-        """Rows of key, value and place; what all shards say alike is one row."""
+        """Return rows of key, value and place; a string that all shards have is one row."""
         rows: list[tuple[str, str, str]] = []
         for key in dict.fromkeys(key for strings in self.shards.values() for key in strings):
             found = {name: strings[key] for name, strings in self.shards.items() if key in strings}
@@ -105,7 +105,7 @@ class PlacedStrings:
 
 
 def strings_of_set(checkpoint: Checkpoint) -> PlacedStrings | None:
-    """The strings of a set by where they are; None for any other checkpoint."""
+    """Return the strings of a set by their places; None for any other checkpoint."""
     container = checkpoint.container
     if not isinstance(container, ShardSet):
         return None

@@ -14,7 +14,7 @@ _KEEP = Verb("kept", "keep", between="as")
 
 
 def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> EditPlan:
-    """Take out what the arguments select; a prefix takes the container of that name with it."""
+    """Take out what the arguments select; for a prefix, with the container of that name."""
     chosen = _chosen(checkpoint, arguments)
     if all(entry.name in chosen for entry in checkpoint.entries):
         raise RefusedError("nothing would be left", path=checkpoint.path)
@@ -38,7 +38,7 @@ def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> EditPlan:
 
 
 def _remaining(checkpoint: Checkpoint, changes: Changes) -> tuple[str, ...]:
-    """The names by which objects still have tensors that are taken out, as an LSTM has its weights in a list."""
+    """Return the names by which objects still have tensors that go: an LSTM has its weights in a list too."""
     below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
     kept: list[Tensor] = []
     gone: set[object] = set()
@@ -82,7 +82,7 @@ def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:
 
 
 def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
-    """The names that the arguments select."""
+    """Return the names that the arguments select."""
     chosen: set[str] = set()
     known = {entry.name for entry in checkpoint.entries}
     for argument in arguments:
@@ -94,13 +94,13 @@ def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
 
 
 def _prefixes(arguments: Iterable[str], chosen: set[str]) -> set[str]:
-    """The arguments that are prefixes, so that what is called so goes whole."""
+    """Return the arguments that are prefixes: containers of these names are removed whole."""
     names = (split_index(argument)[0].removesuffix(".") for argument in arguments)
     return {name for name in names if name not in chosen and "*" not in name and "?" not in name}
 
 
 def _whole_containers(dropped: Iterable[str], kept: Iterable[str]) -> set[str]:
-    """The outermost prefixes of which nothing is kept."""
+    """Return the outermost prefixes below which nothing is kept."""
     needed = {name[:at] for name in kept for at in _dots(name)}
     found: set[str] = set()
     for name in dropped:

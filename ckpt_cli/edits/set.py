@@ -73,7 +73,7 @@ def _targets_in(checkpoint: Checkpoint, edits: Sequence[ElementEdit]) -> list[Ta
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """Assignments by what they are to."""
+    """Assignments by the kind of their targets."""
 
     elements: list[tuple[Assignment, list[Selection]]] = field(default_factory=list)
     """Those to elements of tensors, and the entries that each selects."""
@@ -116,7 +116,7 @@ def _split(checkpoint: Checkpoint, assignments: Sequence[str], *, new: bool, cas
 
 
 def _new(name: str, value: str, dtype: DType | None, *, cast: bool) -> tuple[object, dict[Storage, Content]]:
-    """A new value, or a new tensor and the bytes of its storage."""
+    """Return a new value, or a new tensor and the bytes of its storage."""
     if dtype is None and not value.startswith("@"):
         return plain_value(value, None), {}
     tensor, content = new_tensor(name, value, dtype, cast=cast)

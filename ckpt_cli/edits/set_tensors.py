@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Index, Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.edits.assignment import Assignment, parse_value
 from ckpt_cli.errors import UnsupportedError, ValueRefusedError
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
-from ckpt_cli.ops.aliasing import Comparisons, all_strided
-from ckpt_cli.ops.budget import Work
+from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.select import Selection, part_of
 
 if TYPE_CHECKING:
@@ -65,16 +65,16 @@ def targets_of(checkpoint: Checkpoint, edit: ElementEdit, selections: Sequence[S
 
     Raises CkptError where one has no such elements, LimitError where the values are too many to go through.
     """
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     found: list[Target] = []
     views: set[object] = set()
     for selection in selections:
         if isinstance(selection.entry, Tensor):
-            tensor, index = _place_of(checkpoint, selection.entry, selection.index, work)
+            tensor, index = _place_of(checkpoint, selection.entry, selection.index, budget)
             region = part_of(tensor, index)
             is_repeated = tensor.view is not None and tensor.view in views
             if not is_repeated:
-                work.add(tensor, region)
+                budget.read(tensor, region)
                 views.add(tensor.view)
             found.append(Target(tensor, region, index, edit, is_repeated))
     return found
@@ -91,7 +91,7 @@ def patch_elements(checkpoint: Checkpoint, overlay: Overlay, targets: Sequence[T
 
 
 def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
-    """The error for one value to tensors and other entries together, or in place of a whole container."""
+    """Return the error for one value to tensors and other entries together, or in place of a whole container."""
     from shlex import quote
 
     target = assignment.target
@@ -103,12 +103,12 @@ def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
     )
 
 
-def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, work: Work) -> tuple[Tensor, Index]:
-    """The tensor, or the part of one, whose elements are to change; raise UnsupportedError where it has no elements."""
+def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, budget: Budget) -> tuple[Tensor, Index]:
+    """Return the tensor, or its part, whose elements are to change; raises UnsupportedError where it has none."""
     from ckpt_cli.arrays.codec import require_plain
     from ckpt_cli.arrays.sparse_and_nested import place
 
-    work.add_parts(tensor)
+    budget.read_parts(tensor, Region.of)
     if tensor.layout == "quantized":
         if tensor.dtype.bits < 8:
             raise UnsupportedError(f"tensor {tensor.name!r} packs several integers into a byte: it cannot be set")
@@ -260,7 +260,7 @@ class _Changed:
     def __init__(self) -> None:
         self.regions: list[tuple[Tensor, Region]] = []
         self.begin = self.end = 0
-        """The bytes of the storage that all of them lie between."""
+        """The first byte of the storage in any of them, and the byte after the last."""
 
     def add(self, tensor: Tensor, region: Region) -> None:
         bits = tensor.dtype.bits
@@ -269,14 +269,14 @@ class _Changed:
         self.end = max(self.end, end)
         self.regions.append((tensor, region))
 
-    def meets(self, view: Tensor, comparisons: Comparisons) -> bool:
-        """True if a view has a byte in common with one of them; what lies between counts once comparisons run out."""
+    def meets(self, view: Tensor, budget: Budget) -> bool:
+        """True if a view shares a byte with one of them; once comparisons run out, with anything between them."""
         from ckpt_cli.arrays.overlap import regions_meet
 
         begin, end = view.span
         if end <= self.begin or self.end <= begin:
             return False
-        if not comparisons.allow(len(self.regions)):
+        if not budget.allow_pairs(len(self.regions)):
             return True
         return any(regions_meet(tensor, view, region) for tensor, region in self.regions)
 
@@ -288,13 +288,13 @@ def also_changed(checkpoint: Checkpoint, targets: Sequence[Target], changed: Seq
         if target.region.numel:
             by_storage.setdefault(target.tensor.storage, _Changed()).add(target.tensor, target.region)
     named = set(changed)
-    comparisons = Comparisons()
+    budget = Budget()
     return [
         entry.name
         for entry in checkpoint.tensors
         if entry.name not in named
         and any(
-            by_storage[view.storage].meets(view, comparisons)
+            by_storage[view.storage].meets(view, budget)
             for view in all_strided([entry])
             if view.numel and view.storage in by_storage
         )

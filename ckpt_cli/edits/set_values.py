@@ -51,7 +51,7 @@ def _computed(name: str, old: object, operator: str, given: object) -> object:
 
 
 def _as_type_of(name: str, old: object, given: object, *, cast: bool) -> object:
-    """A value of the type that the old one has; None may become anything, and anything None."""
+    """Return a value converted to the type of the old one; None may become anything, and anything None."""
     if isinstance(old, list | tuple) and isinstance(given, list):
         items = [_like_item(old, number, item) for number, item in enumerate(given)]
         return tuple(items) if isinstance(old, tuple) else items
@@ -71,7 +71,7 @@ def _as_type_of(name: str, old: object, given: object, *, cast: bool) -> object:
 
 
 def _like_item(old: Sequence[object], number: int, given: object) -> object:
-    """An item of a new list: a whole number is a float where the old item, or the last one, is a float."""
+    """Return an item of a new list: a whole number becomes a float where the old item, or the last one, is a float."""
     like = old[min(number, len(old) - 1)] if old else None
     return float(given) if isinstance(like, float) and type(given) is int else given
 

@@ -14,13 +14,13 @@ from ckpt_cli.edits.plan import EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
 from ckpt_cli.files.atomic import creating, replacing_folder
 from ckpt_cli.files.backup import keeping
-from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.copy import Progress, copy_into, counting
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.places import can_write, is_folder, is_link, refuse_cached
 from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
 from ckpt_cli.formats.sharded.names import index_of
@@ -265,8 +265,8 @@ class _Transaction:
                 nbytes += self._copy_staying(folder, progress)
                 copy_beside(self.checkpoint, done.beside, folder)
             if self.work is None:
-                is_folder = os.path.isdir(self.checkpoint.path)
-                own = folder if is_folder else os.path.join(folder, os.path.basename(self.checkpoint.path))
+                path = self.checkpoint.path
+                own = folder if is_folder(path) else os.path.join(folder, os.path.basename(path))
                 verify_copy(self.checkpoint, own, done.output)
         return replace(done, bytes_written=nbytes)
 
@@ -303,7 +303,7 @@ class _Transaction:
         for part in self.work.parts:
             target = create(part.name)
             part.work.write(target, progress)
-            os.fsync(target.fd)
+            sync(target.fd)
             part.work.verify(target.path)
             nbytes += target.size
         self._check()
@@ -312,7 +312,7 @@ class _Transaction:
             name, content = self.work.index
             target = create(name)
             write_all(target.fd, content, 0)
-            os.fsync(target.fd)
+            sync(target.fd)
             nbytes += len(content)
         return nbytes
 
@@ -320,7 +320,7 @@ class _Transaction:
 def _refuse_links(files: Iterable[SourceFile]) -> None:
     """Raise where a file of a set is a link: what it leads to may be part of another set too."""
     for file in files:
-        if os.path.islink(file.path):
+        if is_link(file.path):
             raise RefusedError(
                 "is a symbolic link, and the files of a set are changed where they lie",
                 path=file.path,
@@ -331,5 +331,5 @@ def _refuse_links(files: Iterable[SourceFile]) -> None:
 def _require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> None:
     """Raise PermissionError where a file that is to change may not be written."""
     for file in files:
-        if not (os.access(file.path, os.W_OK) if dry_run else file.writable):
+        if not (can_write(file.path) if dry_run else file.writable):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import CkptError, RefusedError
-from ckpt_cli.files.atomic import temporary_of
+from ckpt_cli.files.atomic import take_after, temporary_of
 from ckpt_cli.files.copy import copy_into
-from ckpt_cli.files.fsync import sync_folder
+from ckpt_cli.files.hidden_files import require_fitting
 from ckpt_cli.files.outcome import Outcome, outcome_of, stating
-from ckpt_cli.files.owner import take_after
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.sidecars import require_fitting
 from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.system import create_private, link, sync, sync_folder
 from ckpt_cli.files.undo_record import (
     Fingerprint,
     RecordedFile,
@@ -241,7 +240,7 @@ def _part_links(files: Iterable[SourceFile], others: Iterable[str]) -> None:
 def _link(path: str, backup: str) -> None:
     """Give a file a second name; raises FileExistsError where that is taken."""
     try:
-        os.link(os.path.realpath(path), backup)
+        link(os.path.realpath(path), backup)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -257,18 +256,18 @@ def _copy(file: SourceFile, backup: str) -> None:
         take_after(target.fd, old)
         copy_into(file, target)
         os.utime(target.fd, ns=(old.st_atime_ns, old.st_mtime_ns))
-        os.fsync(target.fd)
+        sync(target.fd)
         _claim_name(target.path, backup)
 
 
 def _claim_name(temporary: str, backup: str) -> None:
     """Move a complete file to a name that must be free."""
     try:
-        os.link(temporary, backup)
+        link(temporary, backup)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        os.close(os.open(backup, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        os.close(create_private(backup))
         os.replace(temporary, backup)
 
 

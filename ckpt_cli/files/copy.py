@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
+from ckpt_cli.files import system
 from ckpt_cli.files.source import LocalFile, SourceFile
 
 CHUNK = 16 << 20
@@ -23,10 +22,6 @@ _WORTH = 1 << 20
 
 _CHECKED = 1 << 20
 """Bytes read at a time for a checksum: what the processor's cache holds."""
-
-_FICLONE = 0x40049409
-"""Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
-
 
 OnProgress = Callable[[int, int], object]
 """Called with the bytes done and the bytes in all."""
@@ -57,12 +52,11 @@ def counting(on_progress: OnProgress | None, total: Callable[[], int], otherwise
 
 def copy_into(source: SourceFile, target: LocalFile, progress: Progress = no_progress) -> None:
     """Copy a whole file."""
-    with suppress(OSError):
-        fcntl.ioctl(target.fd, _FICLONE, source.fd)
+    if system.share_blocks(source.fd, target.fd):
         target.size = source.size
         progress(source.size)
-        return
-    copy_range(source, 0, source.size, target, 0, progress)
+    else:
+        copy_range(source, 0, source.size, target, 0, progress)
 
 
 def copy_range(
@@ -99,35 +93,22 @@ def _data_ranges(source: SourceFile, begin: int, end: int) -> Iterator[tuple[int
         yield begin, end
         return
     position = begin
-    while position < end:
-        try:
-            first = os.lseek(source.fd, position, os.SEEK_DATA)
-            position = os.lseek(source.fd, first, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            if error.errno != errno.EINVAL:
-                raise
-            first, position = position, end  # a file system that does not tell
+    while position < end and (part := system.next_data(source.fd, position, end)) is not None:
+        first, position = part
         if first < end:
             yield first, min(position, end)
 
 
 def _copy(source: SourceFile, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
-    in_kernel = source.fd >= 0 and hasattr(os, "copy_file_range")
+    in_kernel = source.fd >= 0
     while begin < end:
         count = min(CHUNK, end - begin)
-        if in_kernel:
-            try:
-                copied = os.copy_file_range(source.fd, target, count, begin, at)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-                in_kernel = False
-                continue
-        else:
-            data = os.pread(source.fd, count, begin) if source.fd >= 0 else source.read(begin, count)
-            copied = os.pwrite(target, data, at)
+        copied = system.copy_in_kernel(source.fd, target, count, begin, at) if in_kernel else None
+        if copied is None:
+            in_kernel = False
+            data = system.read_at(source.fd, count, begin) if source.fd >= 0 else source.read(begin, count)
+            system.write_all(target, data, at)
+            copied = len(data)
         if not copied:
             raise OSError(errno.EIO, "the file became shorter while it was copied")
         write_back(target, at, copied)
@@ -138,6 +119,5 @@ def _copy(source: SourceFile, begin: int, end: int, target: int, at: int, progre
 
 def write_back(fd: int, at: int, nbytes: int) -> None:
     """Let the system begin to write a new range to the disk, so that it need not wait for all of it at the end."""
-    if nbytes >= _WORTH and hasattr(os, "posix_fadvise"):
-        with suppress(OSError):
-            os.posix_fadvise(fd, at, nbytes, os.POSIX_FADV_DONTNEED)  # Linux: starts on dirty pages, drops clean ones
+    if nbytes >= _WORTH:
+        system.begin_to_write(fd, at, nbytes)

@@ -9,9 +9,7 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError, UnsupportedError
-from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.places import identity_at, place_of
-from ckpt_cli.files.sidecars import (
+from ckpt_cli.files.hidden_files import (
     is_journal,
     is_temporary,
     journal_path,
@@ -19,7 +17,10 @@ from ckpt_cli.files.sidecars import (
     target_of_journal,
     temporary_path,
 )
+from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
+from ckpt_cli.files.places import identity_at, is_plain_name, place_of
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
+from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import has_journal, release, share
 
 _MANY = 200
@@ -80,7 +81,7 @@ class Opener:
         for path in paths:  # before any is locked: what is left of an edit of several needs the locks of several
             self._finish(path)
         if len(paths) > _MANY:
-            _allow_open_files()
+            allow_open_files()
         opened: list[SourceFile] = []
         try:
             for path in paths:
@@ -210,7 +211,7 @@ def finish_edits(folder: str) -> None:
     from ckpt_cli.files.lock import wait_for
 
     with suppress(FileNotFoundError):
-        fd = os.open(staging_path(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_folder(staging_path(folder))
         try:
             wait_for(fd, folder)
         finally:
@@ -236,18 +237,9 @@ def _target_by_content(folder: str, name: str) -> str | None:
     log = os.path.join(os.path.realpath(folder), name)
     with suppress(CkptError, OSError):
         target = target_of(log)
-        if target and os.path.basename(target) == target and journal_path(os.path.join(folder, target)) == log:
+        if target and is_plain_name(target) and journal_path(os.path.join(folder, target)) == log:
             return target
     return None
-
-
-def _allow_open_files() -> None:
-    """Let the process have as many files open as the system allows it."""
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _recover(path: str) -> None:
@@ -261,7 +253,7 @@ def _edited_elsewhere(file: LocalFile) -> str | None:
     """The other name of a file, a hard link, under which an interrupted edit is to be finished."""
     if file.links == 1:
         return None
-    from ckpt_cli.files.hard_links import edited_elsewhere
+    from ckpt_cli.files.journal.pointer import edited_elsewhere
 
     return edited_elsewhere(file)
 

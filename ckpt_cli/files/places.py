@@ -6,16 +6,18 @@ while a `MemoryFolder` is mounted there. Code outside this room asks the functio
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Protocol
 
-from ckpt_cli.files.source import Identity, LocalFile, MemorySource, SourceFile
+from ckpt_cli.errors import RefusedError
+from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 
-_SEPARATOR = "://"
+SEPARATOR = "://"
 """It stands between the scheme and the rest of a path that does not lie on the disk."""
 
 
@@ -35,14 +37,17 @@ class Folder(Protocol):
     def exists(self, path: str) -> bool:
         """True if a path leads to something."""
 
+    def is_link(self, path: str) -> bool:
+        """True if a path is a symbolic link."""
+
     def is_taken(self, path: str) -> bool:
         """True if there is something at a path, be it a link that leads nowhere."""
 
     def size_of(self, path: str) -> int:
         """Return the number of bytes of a file; raises OSError where there is none."""
 
-    def names_in(self, path: str) -> list[str]:
-        """Return the sorted names in a folder; raises OSError where it cannot be listed."""
+    def names_in(self, path: str, most: int | None = None) -> list[str]:
+        """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
 
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return those of some names, which may lead into subfolders, that are regular files in a folder, in order."""
@@ -50,7 +55,7 @@ class Folder(Protocol):
     def files_below(self, path: str) -> Iterator[tuple[str, str]]:
         """Yield the name below a folder, and the path, of each regular file in it and in its subfolders.
 
-        Subfolders whose names begin with a dot are not entered.
+        The name has `/` between its parts on every system. Subfolders whose names begin with a dot are not entered.
         """
 
     def open(self, path: str) -> SourceFile:
@@ -58,6 +63,9 @@ class Folder(Protocol):
 
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
+
+    def can_write(self, path: str) -> bool:
+        """True if this process may write to the file at a path."""
 
     def identity_of(self, path: str) -> Identity | None:
         """Return the identity and state of the file at a path; None where there is none."""
@@ -89,6 +97,10 @@ class LocalFolder:
         """True if there is something at a path."""
         return os.path.exists(path)
 
+    def is_link(self, path: str) -> bool:
+        """True if a path is a symbolic link."""
+        return os.path.islink(path)
+
     def is_taken(self, path: str) -> bool:
         """True if there is something at a path, be it a link that leads nowhere."""
         return os.path.lexists(path)
@@ -97,9 +109,10 @@ class LocalFolder:
         """Return the number of bytes of a file."""
         return os.path.getsize(path)
 
-    def names_in(self, path: str) -> list[str]:
-        """Return the sorted names in a folder; the current one for an empty path."""
-        return sorted(os.listdir(path or os.curdir))
+    def names_in(self, path: str, most: int | None = None) -> list[str]:
+        """Return the sorted names in a folder; in the current one for an empty path."""
+        with os.scandir(path or os.curdir) as entries:
+            return sorted(entry.name for entry in islice(entries, most))
 
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return the names that are regular files in a folder."""
@@ -109,10 +122,11 @@ class LocalFolder:
         """Yield each regular file of a folder, those of its subfolders after its own."""
         for folder, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            within = [part for part in os.path.relpath(folder, path).split(os.sep) if part != os.curdir]
             for name in sorted(names):
                 found = os.path.join(folder, name)
                 if os.path.isfile(found):
-                    yield os.path.relpath(found, path), found
+                    yield "/".join([*within, name]), found
 
     def open(self, path: str) -> LocalFile:
         """Open a file to be read, without a lock."""
@@ -122,6 +136,10 @@ class LocalFolder:
         """Return at most the first `nbytes` bytes of a file or a pipe."""
         with open(path, "rb") as file:
             return file.read(nbytes)
+
+    def can_write(self, path: str) -> bool:
+        """True if this process may write to the file at a path."""
+        return os.access(path, os.W_OK)
 
     def links_of(self, path: str) -> int:
         """Return the number of names that a file has."""
@@ -146,90 +164,6 @@ class LocalFolder:
 LOCAL = LocalFolder()
 
 
-class MemoryFolder:
-    """Files in memory: bytes by their whole path, such as `memory://folder/model.pt`."""
-
-    is_local = False
-
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._files = dict(files)
-        self._folders = {f"{path.partition(_SEPARATOR)[0]}{_SEPARATOR}" for path in files}
-        for path in files:
-            while (path := folder_of(path)) not in self._folders:
-                self._folders.add(path)
-
-    def is_folder(self, path: str) -> bool:
-        """True if a path is a folder."""
-        return self.canonical(path) in self._folders
-
-    def is_file(self, path: str) -> bool:
-        """True if a path is a file."""
-        return path in self._files
-
-    def exists(self, path: str) -> bool:
-        """True if there is something at a path."""
-        return self.is_file(path) or self.is_folder(path)
-
-    def is_taken(self, path: str) -> bool:
-        """True if there is something at a path."""
-        return self.exists(path)
-
-    def size_of(self, path: str) -> int:
-        """Return the number of bytes of a file."""
-        return len(self._bytes(path))
-
-    def names_in(self, path: str) -> list[str]:
-        """Return the sorted names in a folder."""
-        if not self.is_folder(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        start = join(self.canonical(path), "")
-        return sorted({found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)})
-
-    def present(self, path: str, names: Sequence[str]) -> list[str]:
-        """Return the names that are files in a folder."""
-        return [name for name in names if self.is_file(join(path, name))]
-
-    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
-        """Yield each file of a folder, those of its subfolders after its own."""
-        names = self.names_in(path)
-        yield from ((name, join(path, name)) for name in names if self.is_file(join(path, name)))
-        for name in names:
-            if not name.startswith(".") and self.is_folder(join(path, name)):
-                yield from ((f"{name}/{inner}", found) for inner, found in self.files_below(join(path, name)))
-
-    def open(self, path: str) -> MemorySource:
-        """Open a file."""
-        return MemorySource(self._bytes(path), path)
-
-    def head_of(self, path: str, nbytes: int) -> bytes:
-        """Return at most the first `nbytes` bytes of a file."""
-        return self._bytes(path)[:nbytes]
-
-    def links_of(self, path: str) -> int:
-        """Return 1, as a file in memory has one name."""
-        self._bytes(path)
-        return 1
-
-    def identity_of(self, path: str) -> Identity | None:
-        """Return the state that a source of the file has; None where there is no file."""
-        return self.open(path).seen if path in self._files else None
-
-    def is_same(self, path: str, other: str) -> bool:
-        """True if two paths are one."""
-        return self.exists(path) and self.canonical(path) == self.canonical(other)
-
-    def canonical(self, path: str) -> str:
-        """Return the path without slashes at its end."""
-        scheme, separator, rest = path.partition(_SEPARATOR)
-        return scheme + separator + rest.rstrip("/")
-
-    def _bytes(self, path: str) -> bytes:
-        if path in self._files:
-            return self._files[path]
-        number = errno.EISDIR if self.is_folder(path) else errno.ENOENT
-        raise OSError(number, os.strerror(number), path)
-
-
 _mounted: dict[str, Folder] = {}
 """The folder of each scheme."""
 
@@ -248,7 +182,7 @@ def mounted(scheme: str, folder: Folder) -> Iterator[None]:
 
 def place_of(path: str) -> Folder:
     """Return the folder that a path lies in: the one mounted at its scheme, else this machine's disk."""
-    if _mounted and (found := _mounted.get(path.partition(_SEPARATOR)[0])) is not None and _SEPARATOR in path:
+    if _mounted and (found := _mounted.get(path.partition(SEPARATOR)[0])) is not None and SEPARATOR in path:
         return found
     return LOCAL
 
@@ -268,6 +202,11 @@ def exists(path: str) -> bool:
     return place_of(path).exists(path)
 
 
+def is_link(path: str) -> bool:
+    """True if a path is a symbolic link."""
+    return place_of(path).is_link(path)
+
+
 def is_taken(path: str) -> bool:
     """True if there is something at a path, be it a link that leads nowhere."""
     return place_of(path).is_taken(path)
@@ -278,9 +217,9 @@ def size_of(path: str) -> int:
     return place_of(path).size_of(path)
 
 
-def names_in(path: str) -> list[str]:
-    """Return the sorted names in a folder; raises OSError where it cannot be listed."""
-    return place_of(path).names_in(path)
+def names_in(path: str, most: int | None = None) -> list[str]:
+    """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
+    return place_of(path).names_in(path, most)
 
 
 def present(path: str, names: Sequence[str]) -> list[str]:
@@ -301,6 +240,11 @@ def open_file(path: str) -> SourceFile:
 def head_of(path: str, nbytes: int) -> bytes:
     """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
     return place_of(path).head_of(path, nbytes)
+
+
+def can_write(path: str) -> bool:
+    """True if this process may write to the file at a path."""
+    return place_of(path).can_write(path)
 
 
 def links_of(path: str) -> int:
@@ -324,17 +268,67 @@ def canonical(path: str) -> str:
     return place_of(path).canonical(path)
 
 
+_CACHES = (
+    ("the Hugging Face hub's cache", r"/blobs/[0-9a-f]{40,64}$"),
+    ("git-annex", r"/\.git/annex/objects/"),
+    ("DVC's cache", r"/\.dvc/cache/|/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$"),
+    ("git LFS's store", r"/\.git/lfs/objects/"),
+)
+"""Stores in which the name of a file is the hash of its content, with the paths of files in them."""
+
+
+def refuse_cached(path: str) -> str:
+    """Return the real path to write to; raises RefusedError where it lies in a content-addressed cache."""
+    real = os.path.realpath(path)
+    for owner, pattern in _CACHES:
+        if re.search(pattern, real.replace(_system.sep, "/")):
+            raise RefusedError(
+                f"lies in {owner}, where a file's name is the hash of its content: an edit there would corrupt it",
+                path=path,
+                hint="write the result elsewhere with -o OUT",
+            )
+    return real
+
+
 # --- the parts of a path, as text ------------------------------------------------------------------------------------
+
+_system = os.path
+"""The rules of this system: those of POSIX or of Windows (`ntpath`)."""
+
+_DEVICE = r"(?i:con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *([.:]|$)"
+"""Names that Windows takes for a device, with any suffix."""
+
+
+def is_plain_name(name: str) -> bool:
+    """True if a name that a document gives is that of something in one folder, and can lead nowhere else.
+
+    Where the separator of paths is a backslash, it also has no drive or stream (`:`), is not a device, and does not end
+    in what Windows drops.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name or _system.basename(name) != name:
+        return False
+    return _system.sep == "/" or not (":" in name or name.endswith((".", " ")) or re.match(_DEVICE, name))
+
+
+def names_folder(path: str) -> bool:
+    """True if a path says by a separator at its end that it is a folder."""
+    return path.endswith(("/", _system.sep))
+
+
+def without_end(path: str) -> str:
+    """Return a path without separators at its end, apart from the root of a tree."""
+    stripped = path.rstrip("/" if SEPARATOR in path else f"/{_system.sep}")
+    return path if stripped in ("", _system.splitdrive(path)[0]) else stripped
 
 
 def join(folder: str, name: str) -> str:
     """Return the path of a name in a folder."""
-    return posixpath.join(folder, name) if _SEPARATOR in folder else os.path.join(folder, name)
+    return posixpath.join(folder, name) if SEPARATOR in folder else os.path.join(folder, name)
 
 
 def folder_of(path: str) -> str:
     """Return the folder that a path is in; empty for a bare name."""
-    if _SEPARATOR not in path:
+    if SEPARATOR not in path:
         return os.path.dirname(path)
     folder = posixpath.dirname(path)
     return f"{folder}//" if folder.endswith(":") else folder
@@ -342,7 +336,7 @@ def folder_of(path: str) -> str:
 
 def name_of(path: str) -> str:
     """Return the last part of a path; slashes at its end do not count."""
-    if _SEPARATOR in path:
+    if SEPARATOR in path:
         return posixpath.basename(path.rstrip("/"))
     name = os.path.basename(path)
     return name if name not in ("", ".", "..") else os.path.basename(os.path.normpath(path))

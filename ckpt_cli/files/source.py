@@ -1,7 +1,8 @@
-"""Sources of bytes: open files, parts of them and bytes in memory, of which only the ranges asked for are read."""
+"""Sources of bytes, of which only the ranges asked for are read: open files, and parts of them or of other sources."""
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import BinaryIO, Protocol
 
 from ckpt_cli.errors import ChangedError, FormatError, TruncatedError
+from ckpt_cli.files import system
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +135,12 @@ class LocalFile:
         self.path = path
         self.writable = write
         """True if it was opened to be written."""
-        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW if create else 0
-        self.fd = os.open(path, flags, 0o666)  # not blocking: a named pipe would wait for a writer for ever
+        self.fd = -1
+        if not system.OPENS_ANYTHING and not create:
+            self._require_regular(os.stat(path) if follow else os.lstat(path))
+        self.fd = system.open_file(path, write=write, follow=follow, create=create)
         info = os.fstat(self.fd)
-        if not stat.S_ISREG(info.st_mode):
-            self.close()
-            if stat.S_ISDIR(info.st_mode):
-                raise IsADirectoryError(21, os.strerror(21), path)
-            raise FormatError("not a regular file, so it has no ranges to read", path=path)
+        self._require_regular(info)
         self.size = info.st_size
         """Bytes in the file when it was opened."""
         self.seen = self.identity(info)
@@ -156,6 +155,15 @@ class LocalFile:
         """Bytes read so far, mapped ones not counted."""
         self._map: mmap.mmap | None = None
 
+    def _require_regular(self, info: os.stat_result) -> None:
+        """Close it and raise an error where it is not a regular file."""
+        if stat.S_ISREG(info.st_mode):
+            return
+        self.close()
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
+        raise FormatError("not a regular file, so it has no ranges to read", path=self.path)
+
     @property
     def whole(self) -> LocalFile:
         """The file itself."""
@@ -166,12 +174,12 @@ class LocalFile:
         self.check(offset, nbytes)
         if (on_read := self.on_read) is not None:
             on_read()
-        data = os.pread(self.fd, nbytes, offset)
+        data = system.read_at(self.fd, nbytes, offset)
         if len(data) < nbytes:
             pieces = [data]
             got = len(data)
             while got < nbytes:
-                piece = os.pread(self.fd, nbytes - got, offset + got)
+                piece = system.read_at(self.fd, nbytes - got, offset + got)
                 if not piece:
                     raise TruncatedError(f"became shorter than byte {offset + nbytes} while read", path=self.path)
                 pieces.append(piece)
@@ -187,15 +195,14 @@ class LocalFile:
             on_read()
         done = 0
         while done < len(buffer):
-            got = os.preadv(self.fd, [buffer[done:]], offset + done)
+            got = system.read_into_at(self.fd, buffer[done:], offset + done)
             if not got:
                 raise TruncatedError(f"became shorter than byte {offset + len(buffer)} while read", path=self.path)
             done += got
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
-        if hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+        system.begin_to_read(self.fd, offset, nbytes)
 
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Do nothing: small ranges of a local file are read faster than they are announced."""
@@ -245,7 +252,7 @@ class LocalFile:
     def forget(self) -> None:
         """Give back the memory of mapped bytes that were touched; they are read again when touched again."""
         if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
+            system.drop_pages(self._map)
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
@@ -335,81 +342,3 @@ class Window:
 
     def close(self) -> None:
         """Do nothing: the whole file is closed by who opened it."""
-
-
-class MemorySource:
-    """Bytes in memory that read as a file.
-
-    Of a longer file they may be the beginning: `size` is then that of all of it, reading what is not in memory raises
-    TruncatedError, and a view ends where the bytes do.
-    """
-
-    begin = 0
-    in_memory = True
-    fd = -1
-    writable = False
-
-    def __init__(self, data: bytes | bytearray | memoryview, path: str = "", size: int | None = None) -> None:
-        self._data = memoryview(data).toreadonly()
-        self.path = path
-        self.size = len(self._data) if size is None else size
-        """Bytes in the file."""
-        self.seen: Identity = (0, 0, self.size, 0)
-        self.was_read = False
-        self.on_read: Callable[[], None] | None = None
-
-    @property
-    def whole(self) -> MemorySource:
-        """The source itself."""
-        return self
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Return exactly `nbytes` bytes from `offset`; raises TruncatedError where they are not all in memory."""
-        self.check(offset, nbytes)
-        found = bytes(self._data[offset : offset + nbytes])
-        if len(found) < nbytes:
-            raise TruncatedError(f"bytes {offset}–{offset + nbytes} are not there", path=self.path or None)
-        return found
-
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill a buffer with the bytes from `offset`; raises TruncatedError where they are not all in memory."""
-        buffer[:] = self.read(offset, len(buffer))
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """Return the bytes, as far as they are in memory, without a copy."""
-        self.check(offset, nbytes)
-        return self._data[offset : offset + nbytes]
-
-    def expect(self, offset: int, nbytes: int) -> None:
-        """Do nothing: the bytes are there."""
-
-    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Do nothing: the bytes are there."""
-
-    def check(self, offset: int, nbytes: int) -> None:
-        """Raise TruncatedError for a range that is not all there."""
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise TruncatedError(
-                f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path or None
-            )
-
-    def note_read(self) -> None:
-        """Note that a value is read."""
-        self.on_read, self.was_read = None, True
-
-    def has_changed(self) -> bool:
-        """Return False: no one else changes it."""
-        return False
-
-    def is_whole(self) -> bool:
-        """Return True: no one else changes it."""
-        return True
-
-    def forget(self) -> None:
-        """Do nothing: views take no memory of their own."""
-
-    def close(self) -> None:
-        """Do nothing: its bytes go when nothing refers to them."""
-
-    def __reduce__(self) -> tuple[type[MemorySource], tuple[bytes, str, int]]:
-        return MemorySource, (bytes(self._data), self.path, self.size)

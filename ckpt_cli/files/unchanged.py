@@ -8,16 +8,16 @@ a lock and its files are compared afterwards.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError
+from ckpt_cli.files import system
+from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.lock import PATIENCE, is_own, pauses, try_share
 from ckpt_cli.files.places import open_file
-from ckpt_cli.files.sidecars import journal_path
 from ckpt_cli.files.source import LocalFile, SourceFile
 
 _STILL, _STILL_HELD = 0.2, 5.0
@@ -27,8 +27,6 @@ where its lock would be held to the end."""
 _TICK = 20_000_000
 """Nanoseconds that two changes may be apart and have one time of change, at most."""
 
-_COARSE = 5 if hasattr(time, "CLOCK_BOOTTIME") else None
-"""Linux's CLOCK_REALTIME_COARSE, by which file systems note when a file changed; Python does not name it."""
 
 _held = False
 
@@ -91,14 +89,13 @@ def release(file: LocalFile, *, locked: bool) -> None:
     end = time.monotonic() + _TICK / 1e9
     while _is_fresh(file) and time.monotonic() < end:
         time.sleep(0.0005)
-    fcntl.flock(file.fd, fcntl.LOCK_UN)
+    system.unlock(file.fd)
 
 
 def _is_fresh(file: LocalFile) -> bool:
     """True if a change that is made now could have the same time as the last one."""
-    if _COARSE is not None:
-        return 0 <= file.seen[3] - time.clock_gettime_ns(_COARSE) <= _TICK
-    return 0 <= time.time_ns() - file.seen[3] <= _TICK
+    now, is_exact = system.change_time_ns()
+    return 0 <= (file.seen[3] - now if is_exact else now - file.seen[3]) <= _TICK
 
 
 def require_unchanged(files: Iterable[SourceFile]) -> None:

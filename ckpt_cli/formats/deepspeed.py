@@ -16,7 +16,7 @@ from dataclasses import replace
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.places import head_of, is_folder, join, names_in
+from ckpt_cli.files.places import head_of, is_folder, is_plain_name, join, names_in
 from ckpt_cli.formats.sharded.read import ShardSet
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 
@@ -75,7 +75,7 @@ def _latest(path: str, names: Sequence[str]) -> tuple[str, str]:
             continue
         said = head_of(join(path, name), _TAG).decode("utf-8", "replace").strip()
         tag = "release" if said == "release" else layout.format(said)
-        if not said or "/" in tag or "\0" in tag or tag in (".", ".."):
+        if not said or not is_plain_name(tag):
             raise MalformedError(f"it does not name a folder beside it, but {said!r}", path=join(path, name))
         folder = join(path, tag)
         if not is_folder(folder):

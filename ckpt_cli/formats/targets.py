@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import UsageError
-from ckpt_cli.files.places import is_folder
+from ckpt_cli.files.places import is_folder, names_folder
 
 if TYPE_CHECKING:
     from ckpt_cli.dtypes import DType
@@ -114,7 +114,7 @@ def target_of(path: str, name: str | None, *, sharded: bool) -> Target:
 
     Raises UsageError where neither says one, or what they say does not go together.
     """
-    to_folder = path.endswith("/") or is_folder(path)
+    to_folder = names_folder(path) or is_folder(path)
     suffix = os.path.splitext(path)[1].lower()
     if name is not None:
         found = _named(name)

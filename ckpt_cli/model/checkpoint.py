@@ -216,11 +216,10 @@ class Tensor:
         shape = self.shape
         if shape is None or 0 in shape:
             return (0, 0)
-        bits = self.dtype.bits
         first = last = self.storage_offset
         for size, step in zip(shape, self.stride, strict=True):
             last += (size - 1) * step
-        return (first * bits // 8, ((last + 1) * bits + 7) // 8)
+        return self.dtype.byte_range(first, last + 1)
 
     @property
     def is_contiguous(self) -> bool:

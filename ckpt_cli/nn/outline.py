@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.nn_module import Module, class_of, module_of
@@ -69,7 +69,7 @@ def grow(checkpoint: Checkpoint) -> Draft:
     """
     graph = checkpoint.document
     grower = _Grower(
-        checkpoint.tensors, Budget(graph.nbytes if isinstance(graph, Graph) else 50 * len(checkpoint.tensors))
+        checkpoint.tensors, WalkBudget(graph.nbytes if isinstance(graph, Graph) else 50 * len(checkpoint.tensors))
     )
     if isinstance(graph, Graph):
         return grower.from_graph(graph)
@@ -81,7 +81,7 @@ def grow(checkpoint: Checkpoint) -> Draft:
 class _Grower:
     """One tree in the making."""
 
-    def __init__(self, tensors: list[Tensor], budget: Budget) -> None:
+    def __init__(self, tensors: list[Tensor], budget: WalkBudget) -> None:
         self._tensors: Mapping[str, Tensor] = {tensor.name: tensor for tensor in reversed(tensors)}
         self._ordered = tensors
         self._budget = budget

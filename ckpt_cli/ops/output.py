@@ -9,10 +9,19 @@ from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import UsageError
 from ckpt_cli.files.atomic import replacing
-from ckpt_cli.files.content_addressed import refuse_cached
+from ckpt_cli.files.hidden_files import journal_path, temporary_path
 from ckpt_cli.files.journal.apply import recover
-from ckpt_cli.files.places import exists, identity_at, is_file, is_folder, is_same, is_taken, links_of, names_in
-from ckpt_cli.files.sidecars import journal_path, temporary_path
+from ckpt_cli.files.places import (
+    exists,
+    identity_at,
+    is_file,
+    is_folder,
+    is_same,
+    is_taken,
+    links_of,
+    names_in,
+    refuse_cached,
+)
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint
 

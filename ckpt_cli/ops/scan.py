@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, MalformedError
-from ckpt_cli.files.places import files_below, folder_of, is_folder, join, name_of, open_file
-from ckpt_cli.files.source import MemorySource
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.files.places import files_below, folder_of, is_folder, is_plain_name, join, name_of, open_file
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
 from ckpt_cli.scanner.streams import Found, Oddity, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
@@ -119,7 +118,7 @@ class _Worker:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise MalformedError("not an index: it has no weight_map", path=path) from None
         for shard in shards:
-            if os.path.basename(shard) != shard or shard in ("", ".", ".."):
+            if not is_plain_name(shard):
                 self.say("error", "outside-folder", shard, "a shard that is not beside its index")
                 continue
             try:

@@ -1,11 +1,26 @@
-"""Whether two graphs stand for the same objects, shared and nested in the same way."""
+"""Comparison of two graphs: do they stand for the same objects, shared and nested in the same way?"""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from typing import Any
 
-from ckpt_cli.pickles.graph import Call, Extension, Global, Inline, OutOfBand, PersistentId, RawString, Set, children_of
-from ckpt_cli.pickles.write import unescaped_text
+from ckpt_cli.pickles.graph import (
+    ByteArray,
+    Call,
+    Dict,
+    Extension,
+    Global,
+    Inline,
+    Letter,
+    Located,
+    OutOfBand,
+    PersistentId,
+    RawString,
+    Set,
+    children_of,
+)
 
 _PIECE = 1 << 20
 """Bytes of two long strings compared at a time."""
@@ -14,69 +29,111 @@ Data = bytes | memoryview
 
 
 def same_graphs(a: object, a_data: Data, b: object, b_data: Data) -> bool:
-    """Whether the graphs below two nodes are the same up to identity; each with the pickle that it was read from.
+    """True if the graphs below two nodes are the same up to identity; each with the pickle that it was read from.
 
     Two containers or calls that are one object in one graph must be one in the other, so ties and cycles count.
     """
-    forward: dict[int, int] = {}
-    backward: dict[int, int] = {}
-    compared: set[tuple[int, int]] = set()
-    agenda: list[tuple[object, object]] = [(a, b)]
+    pairs = _Pairs()
+    agenda: list[tuple[Any, Any]] = [(a, b)]
     while agenda:
         one, other = agenda.pop()
-        pair = (id(one), id(other))
-        if pair in compared:
-            continue
-        if _kind(one) is not _kind(other):
-            return False
-        compared.add(pair)
-        if not isinstance(one, _LEAVES) and (
-            forward.setdefault(*pair) != pair[1] or backward.setdefault(*pair[::-1]) != pair[0]
-        ):
-            return False
-        if not _same_facts(one, a_data, other, b_data):
-            return False
-        ours, theirs = children_of(one), children_of(other)
-        if len(ours) != len(theirs):
-            return False
-        agenda.extend(zip(ours, theirs, strict=True))
-    return True
+        if pairs.is_new(one, other):
+            kind = type(one)
+            if kind is not type(other) and _kind(one) is not _kind(other):
+                return False
+            if kind not in _FACTLESS and not _same_facts(one, a_data, other, b_data):
+                return False
+            below, opposite = children_of(one), children_of(other)
+            if len(below) != len(opposite):
+                return False
+            for pair in zip(below, opposite, strict=True):
+                if (kind := type(pair[0])) not in _PLAIN or kind is not type(pair[1]):
+                    agenda.append(pair)
+                elif pair[0] != pair[1]:
+                    return False
+    return not pairs.are_mixed
 
 
-_LEAVES = (str, bytes, int, float, type(None), tuple, RawString, Inline, Global, Extension, PersistentId)
-"""Nodes of which nobody can tell whether they are one object: they cannot change, or stand for one thing."""
+_PLAIN = frozenset([str, int, bool, type(None)])
+"""Types of plain data, which are the same where they are equal."""
+
+_SHAREABLE = frozenset([list, Dict, Call, Set, ByteArray, OutOfBand])
+"""Types of nodes that can change, so that one that stands in two places is not the same as two that are equal."""
+
+_FACTLESS = frozenset([tuple, list, Dict, PersistentId])
+"""Types of nodes that are what they hold."""
+
+_SHORT = 8
+"""Items of a tuple of plain data and names that is compared wherever it is met, which takes no memory."""
+
+_HOLDING_NONE = _PLAIN | {Global}
+
+
+class _Pairs:
+    """The pairs of nodes that were compared, or are about to be."""
+
+    def __init__(self) -> None:
+        self.are_mixed = False
+        """True once a node that can change stood for two."""
+        self._partners: dict[int, int] = {}
+        self._taken: set[int] = set()
+        """The partners of nodes that can change."""
+        self._others: set[tuple[int, int]] = set()
+        """Further partners of nodes of which nobody can tell whether they are one object, such as tuples."""
+
+    def is_new(self, one: Any, other: Any) -> bool:
+        """True for a pair that is still to be compared."""
+        kind = type(one)
+        if kind is PersistentId or (kind is tuple and len(one) <= _SHORT and _HOLDING_NONE.issuperset(map(type, one))):
+            return True
+        ours, theirs = id(one), id(other)
+        partner = self._partners.get(ours)
+        if partner == theirs:
+            return False
+        if kind in _SHAREABLE:
+            if partner is not None or theirs in self._taken:
+                self.are_mixed = True
+                return False
+            self._taken.add(theirs)
+        elif partner is not None:
+            known = (ours, theirs) in self._others
+            self._others.add((ours, theirs))
+            return not known
+        self._partners[ours] = theirs
+        return True
 
 
 def _kind(node: object) -> type:
-    """The type of a node, for all strings of one kind the same, however long they are."""
-    if isinstance(node, Inline):
-        return {"str": str, "escaped": str, "bytes": bytes, "raw": RawString}[node.kind]
-    return next((kind for kind in (str, bytes) if isinstance(node, kind)), type(node))
+    """Return the type of a node, for all strings of one kind the same, however long they are."""
+    kind = type(node)
+    if kind is Inline:
+        return {"str": str, "escaped": str, "bytes": bytes, "raw": RawString}[node.kind]  # type: ignore[attr-defined]
+    return _KINDS.get(kind, kind)
 
 
-def _same_facts(one: object, a_data: Data, other: object, b_data: Data) -> bool:
-    """Whether two nodes of one kind are the same but for what they hold."""
-    if isinstance(one, float) and isinstance(other, float):
-        return struct.pack("<d", one) == struct.pack("<d", other)
-    if isinstance(one, Call) and isinstance(other, Call):
-        return _shape(one) == _shape(other)
-    if isinstance(one, Global) and isinstance(other, Global):
-        return (one.module, one.name) == (other.module, other.name)
-    if isinstance(one, Set) and isinstance(other, Set):
-        return one.frozen == other.frozen
-    if isinstance(one, Extension) and isinstance(other, Extension):
-        return one.code == other.code
-    if isinstance(one, OutOfBand) and isinstance(other, OutOfBand):
-        return one.readonly == other.readonly
-    if isinstance(one, str | bytes | RawString | Inline):
+_KINDS: dict[type, type] = {Letter: str, Located: bytes}
+
+
+def _same_facts(one: Any, a_data: Data, other: Any, b_data: Data) -> bool:
+    """True if two nodes of one kind are the same but for what they hold."""
+    kind = _kind(one)
+    if kind in (str, bytes, RawString):
         return _same_strings(one, a_data, other, b_data)
-    return one == other if isinstance(one, int | None) else True
+    facts = _FACTS.get(kind)
+    return facts is None or bool(facts(one) == facts(other))
 
 
-def _shape(node: Call) -> tuple[object, ...]:
-    """How a call is made, and how many things were done to its result."""
-    counts = (len(node.items), len(node.pairs), len(node.states))
-    return (node.opcode, node.kwargs is None, *counts)
+_FACTS: dict[type, Callable[[Any], object]] = {
+    Call: lambda node: (node.opcode, node.kwargs is None, len(node.items), len(node.pairs), len(node.states)),
+    Global: lambda node: (node.module, node.name),
+    float: lambda node: struct.pack("<d", node),
+    Set: lambda node: node.frozen,
+    Extension: lambda node: node.code,
+    OutOfBand: lambda node: node.readonly,
+    int: lambda node: node,
+    bool: lambda node: node,
+}
+"""What a node of each type says besides what it holds; nothing for other types."""
 
 
 def _same_strings(one: object, a_data: Data, other: object, b_data: Data) -> bool:
@@ -90,9 +147,9 @@ def _same_strings(one: object, a_data: Data, other: object, b_data: Data) -> boo
 
 
 def _range(node: object, data: Data) -> tuple[Data, int, int]:
-    """Where the bytes of a string are: what they lie in, their first one, how many."""
+    """Return where the bytes of a string are: what they lie in, their first one, how many."""
     if isinstance(node, Inline) and node.kind == "escaped":
-        raw = unescaped_text(node, data)
+        raw = node.unescaped(data)
         return raw, 0, len(raw)
     if isinstance(node, Inline):
         return data, node.offset, node.nbytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class Global:
@@ -154,6 +155,11 @@ class Inline:
     """Its first byte within the pickle."""
     nbytes: int
 
+    def unescaped(self, data: bytes | memoryview) -> bytes:
+        """Return a long line of text of protocol 0 as the UTF-8 that later protocols have; `data` is the pickle."""
+        raw = bytes(data[self.offset : self.offset + self.nbytes])
+        return raw.decode("raw-unicode-escape").encode("utf-8", "surrogatepass")
+
 
 @dataclass(frozen=True, slots=True)
 class Graph:
@@ -179,33 +185,43 @@ def callee(func: object) -> object:
     return func
 
 
-def children_of(node: object) -> Sequence[object]:
+def children_of(node: Any) -> Sequence[object]:
     """The nodes that a node holds, in the order in which a pickle has them."""
-    if isinstance(node, list | tuple):
-        return node
-    if isinstance(node, Dict):
-        return node.pairs
-    if isinstance(node, Call):
+    kind = type(node)
+    if kind is tuple or kind is list:
+        return node  # type: ignore[no-any-return]  # its type was compared
+    if kind is Call:
         kwargs = [node.kwargs] if node.kwargs is not None else []
         return [node.func, node.args, *kwargs, *node.items, *node.pairs, *node.states]
-    if isinstance(node, Set):
-        return node.items
-    if isinstance(node, PersistentId):
+    if kind is PersistentId:
         return [node.pid]
-    return [node.data] if isinstance(node, ByteArray) else ()
+    if kind is Dict:
+        return node.pairs  # type: ignore[no-any-return]  # likewise
+    if kind is Set:
+        return node.items  # type: ignore[no-any-return]  # likewise
+    return [node.data] if kind is ByteArray else ()
 
 
 def nodes_of(root: object) -> Iterator[object]:
-    """Every node of a graph once, in no particular order; scalars are left out."""
+    """Every node of a graph once, in the order in which a pickler reaches them.
+
+    Scalars other than bytes are left out, and so are tuples of nothing but these.
+    A node's children are looked up after it was given, so they may be changed before the next one is asked for.
+    """
+    if type(root) in SCALARS:
+        return
     seen: set[int] = set()
     agenda = [root]
     while agenda:
         node = agenda.pop()
-        if type(node) in _SCALARS or id(node) in seen:
+        if isinstance(node, tuple) and SCALARS.issuperset(map(type, node)):
+            continue
+        if id(node) in seen:
             continue
         seen.add(id(node))
         yield node
-        agenda.extend(children_of(node))
+        agenda += [child for child in reversed(children_of(node)) if type(child) not in SCALARS]
 
 
-_SCALARS = (str, Letter, int, float, bool, type(None), bytes)
+SCALARS = frozenset([str, Letter, int, float, bool, type(None)])
+"""The types of plain data that hold nothing and can be no one's identity."""

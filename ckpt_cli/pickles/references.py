@@ -12,7 +12,7 @@ from typing import Any
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Storage
-from ckpt_cli.pickles.graph import Global, PersistentId, children_of
+from ckpt_cli.pickles.graph import Global, PersistentId, nodes_of
 from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dtype, text_of
 
 
@@ -80,20 +80,7 @@ def reference_of(node: object) -> Reference | None:
 
 def references_of(root: object) -> Iterator[PersistentId]:
     """Every reference to something outside the pickle, in the order in which a pickler reaches them."""
-    seen: set[int] = set()
-    agenda = [root]
-    while agenda:
-        node = agenda.pop()
-        if id(node) in seen:
-            continue
-        if isinstance(node, PersistentId):
-            seen.add(id(node))
-            yield node
-            continue
-        below = children_of(node)
-        if below:
-            seen.add(id(node))
-            agenda.extend(reversed(below))
+    return (node for node in nodes_of(root) if type(node) is PersistentId)
 
 
 def storage_references(root: object) -> list[PersistentId]:

@@ -8,8 +8,9 @@ for byte. Containers and calls are memoized before their contents, so that cycle
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.pickles.graph import (
@@ -19,11 +20,11 @@ from ckpt_cli.pickles.graph import (
     Extension,
     Global,
     Inline,
+    Located,
     OutOfBand,
     PersistentId,
     RawString,
     Set,
-    children_of,
     nodes_of,
 )
 
@@ -40,77 +41,85 @@ _HELD = 1 << 16
 """Bytes gathered before they are written."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Then:
-    """Opcodes to be written once what stands above them on the agenda is."""
-
-    code: bytes
+_LEAST: dict[type, int] = {bytes: 3, Located: 3, Set: 4, ByteArray: 5, OutOfBand: 5}
+"""The lowest protocol that has opcodes for a node of each type; 2 for all others."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """The end of a tuple or a call whose parts are written: its opcode, or what the memo has of it by now."""
+def protocol_of(nodes: Iterable[Any]) -> int:
+    """Return the lowest protocol that can say all of some nodes: from 2 to 5."""
+    protocol = 2
+    for node in nodes:
+        kind = type(node)
+        least = _LEAST.get(kind, 2)
+        if kind is Call:
+            least = 4 if node.opcode == "new_ex" else 2
+        elif kind is Inline:
+            least = 3 if node.kind == "bytes" else 2
+        elif kind is Global and "." in node.name:
+            least = 4
+        if least > protocol:
+            protocol = least
+    return protocol
 
-    node: object
-    code: bytes
 
-
-_MARK, _POP = b"(", b"0"
-_NEW = {"reduce": b"R", "new": b"\x81", "new_ex": b"\x92"}
-
-
-def write_pickle(root: object, data: bytes | memoryview, write: Write) -> None:
+def write_pickle(root: object, data: bytes | memoryview, write: Write, protocol: int | None = None) -> None:
     """Write the pickle of a node; `data` is the pickle that the graph was read from, for strings left in it.
 
+    `protocol` is what `protocol_of` says of the root's nodes, where that is known already.
     Raises UnsupportedError for an integer that no opcode can hold.
     """
-    protocol, by_stack = _needs(root)
-    emitter = _Emitter(data, write, by_stack=by_stack)
-    emitter.emit(b"\x80" + bytes((protocol,)))
+    emitter = _Emitter(data, write)
+    emitter.emit(b"\x80" + bytes((protocol or protocol_of(nodes_of(root)),)))
     emitter.run(root)
     emitter.emit(b".")
     emitter.flush()
 
 
-def _needs(root: object) -> tuple[int, bool]:
-    """The lowest protocol that can say all of a graph, and whether its globals go by the stack."""
-    protocol = 2
-    by_stack = False
-    for node in _with_bytes(root):
-        if isinstance(node, bytes) or (isinstance(node, Inline) and node.kind == "bytes"):
-            protocol = max(protocol, 3)
-        elif isinstance(node, Global) and "." in node.name:
-            protocol, by_stack = max(protocol, 4), True
-        elif isinstance(node, Set) or (isinstance(node, Call) and node.opcode == "new_ex"):
-            protocol = max(protocol, 4)
-        elif isinstance(node, ByteArray | OutOfBand):
-            protocol = 5
-    return protocol, by_stack
+class _Then:
+    """Opcodes to be written once what stands above them on the agenda is."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: bytes) -> None:
+        self.code = code
 
 
-def _with_bytes(root: object) -> Iterator[object]:
-    """Every node, and the short bytes that they hold."""
-    if isinstance(root, bytes):
-        yield root
-    for node in nodes_of(root):
-        yield node
-        yield from (child for child in children_of(node) if isinstance(child, bytes))
+class _Made:
+    """The end of a tuple or a call whose parts are written: its opcode, or what the memo has of it by now."""
+
+    __slots__ = ("code", "node")
+
+    def __init__(self, node: object, code: bytes) -> None:
+        self.node = node
+        self.code = code
+
+
+_BEGIN, _BUILD, _PERSISTENT = _Then(b"("), _Then(b"b"), _Then(b"Q")
+_MARK, _POP = b"(", b"0"
+_NEW = {"reduce": b"R", "new": b"\x81", "new_ex": b"\x92"}
+_TUPLES = (b")", b"\x85", b"\x86", b"\x87")
+"""What ends a tuple of up to three items, which needs no MARK."""
+
+_BYTES = [bytes((number,)) for number in range(256)]
+_PUTS = [b"q" + byte for byte in _BYTES]
+_GETS = [b"h" + byte for byte in _BYTES]
+_WIDE = struct.Struct("<cI").pack
+"""An opcode and an argument of four bytes."""
 
 
 class _Emitter:
     """One pickle in the making."""
 
-    def __init__(self, data: bytes | memoryview, write: Write, *, by_stack: bool) -> None:
+    def __init__(self, data: bytes | memoryview, write: Write) -> None:
         self._data = data
         self._write = write
-        self._by_stack = by_stack
         self._held = bytearray()
         self._memo: dict[int, int] = {}
         """The slot of each node by its identity; all of them live as long as the graph."""
-        self._agenda: list[object] = []
-        """What is still to be written, the next thing last."""
+        self._agenda: list[Iterator[object]] = []
+        """What is still to be written, the next things last."""
 
-    def emit(self, code: bytes) -> None:
+    def emit(self, code: bytes | memoryview) -> None:
         """Write some opcodes."""
         self._held += code
         if len(self._held) >= _HELD:
@@ -123,17 +132,23 @@ class _Emitter:
 
     def run(self, root: object) -> None:
         """Write a node with all that it holds."""
-        agenda, memo = self._agenda, self._memo
-        agenda.append(root)
+        agenda, held, memo = self._agenda, self._held, self._memo
+        agenda.append(iter((root,)))
         while agenda:
-            node = agenda.pop()
-            slot = memo.get(id(node))
-            if slot is not None:
-                self._get(slot)
-            elif (simple := _SIMPLE.get(type(node))) is not None:
-                self.emit(simple(node))
+            for node in agenda[-1]:
+                if type(node) is int:
+                    held += _integer(node)
+                elif (slot := memo.get(id(node))) is not None:
+                    held += _GETS[slot] if slot < 256 else _WIDE(b"j", slot)
+                elif (simple := _SIMPLE.get(type(node))) is not None:
+                    held += simple(node)
+                else:
+                    self._save(node)
+                    break  # what it holds comes first
+                if len(held) >= _HELD:
+                    self.flush()
             else:
-                self._save(node)
+                agenda.pop()
 
     def _save(self, node: object) -> None:
         """Write a node that is met for the first time, or put on the agenda what it takes."""
@@ -141,19 +156,22 @@ class _Emitter:
         if save is None:
             raise TypeError(f"a pickle's graph cannot hold a {type(node).__name__}")
         save(self, node)
+        if len(self._held) >= _HELD:
+            self.flush()
 
     def _put(self, node: object) -> None:
-        slot = self._memo[id(node)] = len(self._memo)
-        self.emit(b"q" + bytes((slot,)) if slot < 256 else b"r" + struct.pack("<I", slot))
+        memo = self._memo
+        slot = memo[id(node)] = len(memo)
+        self._held += _PUTS[slot] if slot < 256 else _WIDE(b"r", slot)
 
     def _get(self, slot: int) -> None:
-        self.emit(b"h" + bytes((slot,)) if slot < 256 else b"j" + struct.pack("<I", slot))
+        self._held += _GETS[slot] if slot < 256 else _WIDE(b"j", slot)
 
     # --- strings -----------------------------------------------------------------------------------------------------
 
     def _str(self, node: str) -> None:
         raw = node.encode("utf-8", "surrogatepass")
-        self.emit(b"X" + struct.pack("<I", len(raw)))
+        self._held += _WIDE(b"X", len(raw))
         self._long(raw)
         self._put(node)
 
@@ -169,7 +187,7 @@ class _Emitter:
     def _inline(self, node: Inline) -> None:
         """A string that was left in the pickle it was read from, copied from there."""
         if node.kind == "escaped":
-            raw = unescaped_text(node, self._data)
+            raw = node.unescaped(self._data)
             self.emit(_str_head(len(raw)))
             self._long(raw)
             self._put(node)
@@ -195,7 +213,7 @@ class _Emitter:
     def _long(self, raw: bytes | memoryview) -> None:
         """Write bytes that need not be gathered first."""
         if len(raw) < _HELD:
-            self.emit(bytes(raw))
+            self.emit(raw)
         else:
             self.flush()
             self._write(raw)
@@ -203,14 +221,16 @@ class _Emitter:
     # --- containers --------------------------------------------------------------------------------------------------
 
     def _tuple(self, node: tuple[object, ...]) -> None:
-        if not node:
-            self.emit(b")")
-            return
-        short = len(node) <= 3
-        self._agenda.append(_Made(node, (b"", b"\x85", b"\x86", b"\x87")[len(node)] if short else b"t"))
-        if not short:
-            self.emit(_MARK)
-        self._agenda.extend(reversed(node))
+        code = _TUPLES[len(node)] if len(node) <= 3 else b"t"
+        if code == b"t":
+            self._held += _MARK
+        if len(node) > 3 or not _NUMBERS.issuperset(map(type, node)):
+            self._agenda.append(chain(node, (_Made(node, code),)))
+        elif node:  # a shape or a stride, mostly
+            self._held += b"".join(map(_integer, node)) + code  # type: ignore[arg-type]  # their types were compared
+            self._put(node)
+        else:
+            self._held += code
 
     def _list(self, node: list[object]) -> None:
         self.emit(b"]")
@@ -224,16 +244,13 @@ class _Emitter:
 
     def _set(self, node: Set) -> None:
         if node.frozen:
-            self.emit(_MARK)
-            self._agenda.append(_Made(node, b"\x91"))
-            self._agenda.extend(reversed(node.items))
+            self._held += _MARK
+            self._agenda.append(chain(node.items, (_Made(node, b"\x91"),)))
             return
         self.emit(b"\x8f")
         self._put(node)
         for begin in reversed(range(0, len(node.items), _BATCH)):
-            self._agenda.append(_Then(b"\x90"))
-            self._agenda.extend(reversed(node.items[begin : begin + _BATCH]))
-            self._agenda.append(_Then(_MARK))
+            self._agenda.append(chain((_BEGIN,), node.items[begin : begin + _BATCH], (_Then(b"\x90"),)))
 
     def _batches(self, items: Sequence[object], width: int, one: bytes, many: bytes, *, exact: bool) -> None:
         """Put items on the agenda in CPython's batches, each item of `width` nodes.
@@ -250,16 +267,14 @@ class _Emitter:
         for begin in reversed(begins):
             batch = items[begin * width : min(begin + _BATCH, count) * width]
             alone = count == 1 if exact else len(batch) == width
-            self._agenda.append(_Then(one if alone else many))
-            self._agenda.extend(reversed(batch))
-            if not alone:
-                self._agenda.append(_Then(_MARK))
+            end = (_Then(one if alone else many),)
+            self._agenda.append(chain(batch, end) if alone else chain((_BEGIN,), batch, end))
 
     # --- names and calls ---------------------------------------------------------------------------------------------
 
     def _global(self, node: Global) -> None:
         module, name = (part.encode("utf-8", "surrogateescape") for part in (node.module, node.name))
-        if self._by_stack and b"." in name:
+        if b"." in name:  # which only STACK_GLOBAL can import
             for raw in (module, name):
                 self.emit(_str_head(len(raw)) + raw)
             self.emit(b"\x93")
@@ -270,14 +285,12 @@ class _Emitter:
     def _call(self, node: Call) -> None:
         if node.opcode == "inst":
             arguments = node.args if isinstance(node.args, tuple) else ()
-            self.emit(_MARK)
-            self._agenda.append(_Made(node, b"o"))
-            self._agenda.extend(reversed([node.func, *arguments]))
+            self._held += _MARK
+            self._agenda.append(iter((node.func, *arguments, _Made(node, b"o"))))
             return
-        self._agenda.append(_Made(node, _NEW[node.opcode]))
-        if node.opcode == "new_ex":
-            self._agenda.append(node.kwargs)
-        self._agenda.extend((node.args, node.func))
+        made = _Made(node, _NEW[node.opcode])
+        more = (node.kwargs, made) if node.opcode == "new_ex" else (made,)
+        self._agenda.append(iter((node.func, node.args, *more)))
 
     def _made(self, made: _Made) -> None:
         """The opcode of a tuple or call, unless writing its parts has written it: then those parts are dropped."""
@@ -295,14 +308,16 @@ class _Emitter:
             self._get(slot)
 
     def _fill(self, node: Call) -> None:
-        """What was done to a call's result: its items, its pairs, its states."""
+        """Write what was done to a call's result: its items, its pairs, its states."""
         for state in reversed(node.states):
-            self._agenda.extend((_Then(b"b"), state))
-        self._batches(node.pairs, 2, b"s", b"u", exact=False)
-        self._batches(node.items, 1, b"a", b"e", exact=False)
+            self._agenda.append(iter((state, _BUILD)))
+        if node.pairs:
+            self._batches(node.pairs, 2, b"s", b"u", exact=False)
+        if node.items:
+            self._batches(node.items, 1, b"a", b"e", exact=False)
 
     def _persistent(self, node: PersistentId) -> None:
-        self._agenda.extend((_Then(b"Q"), node.pid))
+        self._agenda.append(iter((node.pid, _PERSISTENT)))
 
     def _out_of_band(self, node: OutOfBand) -> None:
         self.emit(b"\x97\x98" if node.readonly else b"\x97")
@@ -315,15 +330,15 @@ class _Emitter:
             self.emit(b"\x83" + struct.pack("<H", code) if 0 <= code < 65536 else b"\x84" + struct.pack("<i", code))
 
 
-def unescaped_text(node: Inline, data: bytes | memoryview) -> bytes:
-    """A long line of text of protocol 0, as the UTF-8 that later protocols have."""
-    raw = bytes(data[node.offset : node.offset + node.nbytes])
-    return raw.decode("raw-unicode-escape").encode("utf-8", "surrogatepass")
+_SMALL = [b"K" + byte for byte in _BYTES]
+"""How each integer of one byte is written."""
+
+_NUMBERS = frozenset([int])
 
 
 def _integer(number: int) -> bytes:
     if 0 <= number < 256:
-        return b"K" + bytes((number,))
+        return _SMALL[number]
     if 0 <= number < 65536:
         return b"M" + struct.pack("<H", number)
     if -(1 << 31) <= number < 1 << 31:

@@ -196,7 +196,7 @@ def _named_in(whole: Composed, part: Shown | Composed | Unshown) -> Shown | Comp
 
 def _tensor_rows(shown: Shown) -> Iterator[list[str]]:
     """Yield the rows of the last dimension, each with the index of all dimensions before it."""
-    from ckpt_cli.arrays.overlap import row_pieces
+    from ckpt_cli.arrays.indexing import row_pieces
 
     shape = shown.region.shape
     label = name_text(shown.label)

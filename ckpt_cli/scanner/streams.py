@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.dtypes import BY_STORAGE
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.pickles.graph import Global, RawString
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.judge import dangerous
 from ckpt_cli.scanner.trace import Trace, trace_pickle
 

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Generator
 
 from ckpt_cli import limits
-from ckpt_cli.files.source import ByteSource, MemorySource, Window
-from ckpt_cli.scanner.budget import ScanBudget
+from ckpt_cli.budget import ScanBudget
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.scanner.streams import Found, Oddity, hidden_pickles, streams, trailing
 from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, content, unlisted, zips_within
 from ckpt_cli.scanner.walk import (

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import IO, cast
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
-from ckpt_cli.files.source import ByteSource, MemorySource, Window
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
 from ckpt_cli.formats.numpy.preface import preface_size
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.streams import Found, Oddity, is_pickle, storages_of_tar, streams, tensors_of_tar
 from ckpt_cli.scanner.trace import trace_pickle
 

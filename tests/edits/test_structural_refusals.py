@@ -59,7 +59,7 @@ STRANGE: dict[tuple[str, ...], str] = {
     ("rename", "pair.0", "pair.x"): "called by its place in a list",
     ("rm", "sparse.values"): "a part of a tensor",
     ("untie", "sparse"): "made of others",
-    ("cast", "half", "epoch"): "no tensor",
+    ("cast", "half", "epoch"): "not a tensor",
     ("cast", "half", "steps"): "not floating",
     ("tie", "model.w", "epoch"): "names 0 tensors",
     ("meta", "k=v"): "has no metadata of strings",

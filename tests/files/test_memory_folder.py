@@ -19,8 +19,9 @@ from contract import FORMATS, Format
 from safetensors.torch import load_file
 
 from ckpt_cli.errors import TruncatedError
-from ckpt_cli.files.places import MemoryFolder, files_below, mounted, names_in
-from ckpt_cli.files.source import MemorySource, Window
+from ckpt_cli.files.memory import MemoryFolder, MemorySource
+from ckpt_cli.files.places import LOCAL, Folder, files_below, folder_of, mounted, name_of, names_in
+from ckpt_cli.files.source import Window
 
 HERE = "memory://"
 
@@ -136,17 +137,51 @@ def test_a_set_in_memory_with_a_missing_shard_says_so(ckpt: Ckpt, here: Path, mo
 def test_a_checkpoint_in_memory_is_not_edited_in_place_but_into_a_new_file(ckpt: Ckpt, here: Path) -> None:
     torch.save({"w": torch.ones(3)}, here / "m.pt")
     with mounted("memory", in_memory(here)):
-        for command in ("set FILE w[0]=2", "rename FILE --strip w", "rm FILE w"):
+        for command in ("set FILE w[0]=2", "rename FILE --strip w", "rm FILE w", "undo FILE"):
             answer = ckpt(*command.replace("FILE", HERE + "m.pt").split(" "))
             assert (answer.code, answer.out) == (2, "")
-            assert "cannot be edited in place" in answer.err
+            assert "does not lie on this machine's disk" in answer.err
             assert answer.err.count("\n") == 1
         assert ckpt("set", HERE + "m.pt", "w[0]=2", "-o", "set.pt").code == 0
         assert ckpt("rename", HERE + "m.pt", "--sub", "w", "x", "-o", "renamed.pt").code == 0
         assert ckpt("convert", HERE + "m.pt", "converted.safetensors").code == 0
+        assert ckpt("convert", HERE + "m.pt", "folder", "--to", "hf").code == 0
     assert torch.load("set.pt")["w"].tolist() == [2, 1, 1]
     assert torch.load("renamed.pt")["x"].tolist() == [1, 1, 1]
-    assert load_file("converted.safetensors")["w"].tolist() == [1, 1, 1]
+    for converted in ("converted.safetensors", "folder/model.safetensors"):
+        assert load_file(converted)["w"].tolist() == [1, 1, 1]
+
+
+def test_a_folder_in_memory_answers_every_question_as_the_disk_does(here: Path) -> None:
+    for name in ("a/x", "a/b/y", "a/.git/z", "top"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(name.encode())
+    memory = in_memory(here)
+    for path in ("a", "a/", "a/b", "a/x", "top", "a/none", "none/x"):
+        there = HERE + path
+        for name in ("is_folder", "is_file", "exists", "is_link", "is_taken"):
+            assert getattr(memory, name)(there) == getattr(LOCAL, name)(path), (name, path)
+        for name in ("size_of", "links_of", "names_in", "open"):
+            assert outcome(memory, name, there) == outcome(LOCAL, name, path), (name, path)
+        assert (memory.identity_of(there) is None) == (not LOCAL.is_file(path))
+        assert (name_of(there), folder_of(there)) == (name_of(path), HERE + folder_of(path))
+    assert memory.present(HERE + "a", ["x", "b", "b/y", "none"]) == LOCAL.present("a", ["x", "b", "b/y", "none"])
+    below = [(name, HERE + path) for name, path in LOCAL.files_below("a")]
+    assert list(memory.files_below(HERE + "a")) == below
+    assert memory.head_of(HERE + "a/x", 1) == LOCAL.head_of("a/x", 1) == b"a"
+    assert memory.is_same(HERE + "a/", HERE + "a")
+    assert not memory.is_same(HERE + "a", HERE + "top")
+
+
+def outcome(folder: Folder, name: str, path: str) -> object:
+    """What a question about a file answers; for what is not a file, only that it raises OSError."""
+    if folder.is_folder(path) and name != "names_in":
+        return "of a folder"
+    try:
+        answer = getattr(folder, name)(path)
+    except OSError as error:
+        return type(error) if name != "names_in" else "cannot be listed"
+    return (answer.size, answer.read(0, answer.size)) if name == "open" else answer
 
 
 def test_a_folder_in_memory_lists_its_names_and_those_below_it_but_no_hidden_folders() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import ckpt_cli
 
-ROOMS = ("formats", "scanner", "ops")
+ROOMS = ("formats", "scanner", "ops", "edits")
 
 FORBIDDEN = {
     *("open", "LocalFile"),

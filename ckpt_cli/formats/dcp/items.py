@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
+from ckpt_cli.budget import current
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.source import SourceFile, Window
@@ -36,8 +37,8 @@ class Items:
         """`files` has each file that is there with its number in the container."""
         self._folder = folder
         self._files = files
-        self._left = limits.READ_TIMES * sum(file.size for _, file in files.values()) + limits.ITEMS_READ
-        """What may still be spent on opening items, as any number may be said to be at one place."""
+        self._most = limits.READ_TIMES * sum(file.size for _, file in files.values()) + limits.ITEMS_READ
+        """What opening items may cost one request, as any number may be said to be at one place."""
         self._zips: list[ZipStorages] = []
         """The items of tensors that were opened."""
         self._safetensors: dict[tuple[str, int], tuple[Safetensors, dict[str, Tensor]]] = {}
@@ -112,9 +113,7 @@ class Items:
         nbytes = pickle.nbytes if pickle else 0
         if nbytes > (limits.ITEM_BYTES if most is None else most):
             raise LimitError(f"its item at byte {place.offset} has a pickle of {nbytes} bytes")
-        self._left -= nbytes + _RECORD_COST * len(records.by_name)
-        if self._left < 0:
-            raise LimitError("its items are far more than its files have: many are said to be at one place")
+        current().open_item(self, nbytes + _RECORD_COST * len(records.by_name), self._most)
         return storages, saved.graph(), saved
 
     def _in_safetensors(self, name: str, place: Place, number: int, file: SourceFile) -> tuple[Safetensors, Tensor]:

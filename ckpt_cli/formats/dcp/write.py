@@ -14,9 +14,9 @@ from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copy import Progress
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.places import join, open_file
 from ckpt_cli.files.source import Window
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.sharded.write import Create
 from ckpt_cli.formats.torch_zip.write import spelled as torch_spells
 from ckpt_cli.formats.torch_zip.write import write_saved

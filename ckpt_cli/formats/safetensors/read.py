@@ -6,9 +6,9 @@ The rules are those that the reference library (safetensors 0.8.0, src/tensor.rs
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice
 from math import isinf
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -50,6 +50,8 @@ class Safetensors:
         self.files: Sequence[SourceFile] = (file.whole,)
         self.begin = begin
         """The first byte after the header."""
+        self.has_more = False
+        """True if tensors may have fields in the header that mean nothing."""
 
     def add(self, name: str, offset: int, nbytes: int) -> Storage:
         """The storage of one tensor, `offset` bytes after the header."""
@@ -187,13 +189,17 @@ class _Layout:
 def _tensors(header: dict[str, Any], container: Safetensors, nbytes: int) -> list[Tensor]:
     """The header's tensors in its order, their ranges checked to fill the file without gap or overlap."""
     found: list[Tensor] = []
-    ranges: list[tuple[int, int, str]] = []
+    begins: list[int] = []
+    lengths: list[int] = []
     layouts: dict[tuple[str, tuple[int, ...]], _Layout] = {}
     for name in list(header):
         if len(name) > limits.NAME_LENGTH:
             raise LimitError(f"it has a tensor whose name has {len(name)} characters")
         info = header.pop(name)  # popped, as a large header takes much memory
-        spelled, shape, begin, end = info if type(info) is tuple else _fields(name, info)
+        if type(info) is not tuple:
+            container.has_more = True
+            info = _fields(name, info)
+        spelled, shape, begin, end = info
         layout = layouts.get((spelled, shape)) if type(spelled) is str else None
         if layout is None:
             layout = layouts[spelled, shape] = _layout(name, spelled, shape)
@@ -204,26 +210,29 @@ def _tensors(header: dict[str, Any], container: Safetensors, nbytes: int) -> lis
                 f"tensor {name!r}: {spelled} {shape} takes {layout.nbytes} bytes, "
                 f"its data_offsets {begin}–{end} hold {end - begin}"
             )
-        ranges.append((begin, end, name))
-        storage = container.add(name, begin, end - begin)
+        begins.append(begin)
+        lengths.append(layout.nbytes)
+        storage = container.add(name, begin, layout.nbytes)
         found.append(Tensor(name, layout.dtype, layout.shape, layout.stride, storage))
-    _require_no_gaps(ranges, nbytes)
-    return found
-
-
-def _require_no_gaps(ranges: list[tuple[int, int, str]], nbytes: int) -> None:
-    """Raise where tensors do not follow one another from byte 0 to the file's end."""
-    position = 0
-    ranges.sort()
-    for begin, end, name in ranges:
-        if begin != position:
-            fault = "a gap before" if begin > position else "an overlap at"
-            raise MalformedError(f"there is {fault} tensor {name!r}: it begins at byte {begin}, {position} was due")
-        position = end
+    in_order = begins == list(accumulate(lengths, initial=0))[:-1]  # as writers list them: nothing to be sorted
+    if not in_order:
+        _require_no_gaps(zip(begins, lengths, [tensor.name for tensor in found], strict=True))
+    position = sum(lengths)
     if position > nbytes:
         raise TruncatedError(f"its tensors need {position} bytes after the header, the file has {nbytes}")
     if position < nbytes:
         raise MalformedError(f"{nbytes - position} bytes follow its last tensor")
+    return found
+
+
+def _require_no_gaps(ranges: Iterable[tuple[int, int, str]]) -> None:
+    """Raise where tensors, each with its first byte, its bytes and its name, do not follow one another from byte 0."""
+    position = 0
+    for begin, nbytes, name in sorted(ranges):
+        if begin != position:
+            fault = "a gap before" if begin > position else "an overlap at"
+            raise MalformedError(f"there is {fault} tensor {name!r}: it begins at byte {begin}, {position} was due")
+        position += nbytes
 
 
 def _layout(name: str, spelled: Any, shape: tuple[int, ...]) -> _Layout:

@@ -8,7 +8,6 @@ file}}`. As their loaders do, every tensor of a shard counts; of two shards with
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, listed
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.places import exists, folder_of, join, name_of, present
+from ckpt_cli.files.places import exists, folder_of, is_plain_name, join, name_of, present
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.safetensors.read import with_aliases
 from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Tensor
@@ -163,7 +162,7 @@ def _weight_map(index: Mapping[str, Any], path: str) -> dict[str, str]:
     if len(shards) > limits.SHARDS:
         raise LimitError(f"it names {len(shards)} shards", path=path)
     for shard in sorted(shards):
-        if shard != os.path.basename(shard) or shard in ("", ".", "..") or "\0" in shard:
+        if not is_plain_name(shard):
             raise MalformedError(f"it names the shard {shard!r}, which is not a file beside it", path=path)
         if shard == name_of(path):
             raise MalformedError("it names itself as a shard", path=path)

@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.places import exists, join
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.verify import verify_new
 from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint

@@ -21,11 +21,7 @@ from ckpt_cli.pickles.write import write_pickle
 
 def spelled(dtype: DType) -> str | None:
     """How torch says a dtype; None for one that it has not."""
-    return None if dtype.category == "quantized" or dtype.name in _FOREIGN else dtype.name
-
-
-_FOREIGN = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
-"""Dtypes of safetensors that torch has not, or has in pairs only."""
+    return None if dtype.category == "quantized" or dtype.elements > 1 else dtype.name
 
 
 def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_progress) -> int:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.copy import Progress, copy_range, crc_of_range, no_progress
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import Extent, LocalFile, SourceFile
+from ckpt_cli.files.system import write_all
 
 ALIGNMENT = 64
 """Bytes that the data of a record is aligned to, as torch does by default."""

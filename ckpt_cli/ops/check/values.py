@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_strided
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.check.finding import Check, Spot
 from ckpt_cli.ops.check.zip import ZipFile
 from ckpt_cli.parallel.byte_ranges import Answers, Job, Part, jobs_of, read_all, total
@@ -65,14 +65,18 @@ class Reading:
         for subject in zips:
             for part in self._record_parts(subject):
                 parts[numbers[id(subject.file)]].append(part)
-        work = Work(checkpoint)
+        budget = Budget.of(checkpoint)
         seen: set[object] = set()
         for tensor in all_strided(checkpoint.tensors):
-            if tensor.view is None or tensor.view in seen or not can_tally(tensor.dtype):
+            if tensor.view is None or tensor.view in seen:
                 continue
             seen.add(tensor.view)
+            if not can_tally(tensor.dtype):
+                what = f"{tensor.dtype.described} of dtype {tensor.dtype}, whose values cannot be read"
+                self.answer.unchecked.append((f"{_where(checkpoint)}: {tensor.name}", what))
+                continue
             try:
-                work.add(tensor, _once(Region.of(tensor)))
+                budget.read(tensor, _once(Region.of(tensor)))
             except LimitError as error:
                 self.answer.unchecked.append((f"{_where(checkpoint)}: {tensor.name}", error.problem))
             else:
@@ -201,7 +205,7 @@ def _tally_apart(checkpoint: Checkpoint, tensor: Tensor, executor: Executor) -> 
         tensor = integers(tensor)
     source = Source(checkpoint, tensor, _once(Region.of(tensor)), any_order=True)
     found = tally(memoryview(b""), tensor.dtype)
-    chunks = ((source.chunk(*cut), source.dtype.nbytes(cut[1] - cut[0])) for cut in source.cuts())
+    chunks = ((chunk, source.cost(chunk)) for chunk in source.chunks(source.cuts()))
     for answer in run(grouped(chunks), partial(_tally_chunks, source, tensor.big_endian), executor):
         found = merged(found, answer)
     return found

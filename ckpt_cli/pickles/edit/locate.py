@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.model.checkpoint import Entry, Tensor
 from ckpt_cli.pickles.attributes import GROUPS, Field, Spot
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import Children, Containers, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.packed import has_parts, packed_parts
@@ -134,19 +134,36 @@ class Place:
         return self.sequence[self.index - 1] if not isinstance(self.sequence, Field) else None
 
 
-def places_of(graph: Graph, finder: StorageFinder, within: Within | None = None) -> Iterator[tuple[Place, bool]]:
+def places_of(
+    graph: Graph, finder: StorageFinder, within: Within | None = None, entries: Sequence[Entry] = ()
+) -> Iterator[tuple[Place, bool]]:
     """Every place from the root on in the document's order, each with whether it is that of an entry.
 
-    `within` is where the pickle stands, where the arrays in it are entries.
+    `within` is where the pickle stands, where the arrays in it are entries; `entries` are those of the graph in
+    order, where they are known: then no tensor is made again.
     """
-    budget = Budget(graph.nbytes)
+    budget = WalkBudget(graph.nbytes)
     rebuilder = Rebuilder(CALLS, graph, finder, budget, within)
-    walk = _Places(Containers(budget), rebuilder.is_tensor, graph.root, may_find=rebuilder.may_find)
-    return walk.nodes(rebuilder.tensor)
+    walk = _Places(Containers(budget), rebuilder, graph.root, entries)
+    return walk.nodes(walk.tensor)
 
 
 class _Places(Walk[tuple[Place, bool]]):
     """The walk that notes where each node stands: `at` of a frame is the place of the child that was met last."""
+
+    def __init__(self, containers: Containers, rebuilder: Rebuilder, root: object, entries: Sequence[Entry]) -> None:
+        super().__init__(containers, rebuilder.is_tensor, root, may_find=rebuilder.may_find)
+        self._rebuilder = rebuilder
+        self._known = entries
+        self._met = 0
+        """Entries that were met."""
+
+    def tensor(self, name: str, node: object) -> Tensor | None:
+        """Return the tensor that a node is: the next entry, where it is a tensor of that name."""
+        known = self._known[self._met] if self._met < len(self._known) else None
+        if isinstance(known, Tensor) and known.name == name and self._rebuilder.is_tensor(node):
+            return known
+        return self._rebuilder.tensor(name, node)
 
     def entry(
         self,
@@ -160,6 +177,7 @@ class _Places(Walk[tuple[Place, bool]]):
         is_again: bool = False,  # noqa: ARG002 - likewise
     ) -> tuple[Place, bool]:
         """Return the place of an entry."""
+        self._met += 1
         return _place_in(frame, key, name, node), True
 
     def container(self, frame: Frame | None, key: str, below: Frame) -> Iterable[tuple[Place, bool]]:

@@ -1,4 +1,4 @@
-"""What changes of keys do to every name of a graph, told before they are made.
+"""What changes of keys do to every name of a graph, predicted before they are made.
 
 One object of a pickle may stand under several names: a module that is used twice, a list that two dicts hold. What is
 done to it there is done to all of them, which is more than was asked for.
@@ -7,7 +7,7 @@ done to it there is done to all of them, which is more than was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from shlex import quote
 
 from ckpt_cli.errors import RefusedError
@@ -30,6 +30,8 @@ class Outcome:
     """The places that get other keys."""
     gone: Set[Slot]
     """Those that are taken out."""
+    _containers: dict[int, tuple[str, bool]] = field(init=False, repr=False, default_factory=dict)
+    """The name of each container afterwards, and whether it is gone, by the identity of its place."""
 
     def require_as_asked(self, entry: Callable[[str], Place]) -> None:
         """Raise RefusedError where names change, go or get other content that were not to."""
@@ -39,8 +41,10 @@ class Outcome:
         dropped_below = tuple(f"{prefix}." for prefix in self.changes.dropped_prefixes)
         keys: dict[tuple[int, str], Place] = {}
         for place, is_entry in self.places:
-            name, is_gone = self._after(place)
-            if is_entry:
+            name, is_gone = after = self._after(place)
+            if not is_entry:
+                self._containers[id(place)] = after
+            else:
                 self._require_entry(place, name, dropped_below, changed, is_gone=is_gone)
             if is_gone:
                 self._require_tail(place)
@@ -48,13 +52,13 @@ class Outcome:
                 self._require_one(keys, place)
 
     def _after(self, place: Place) -> tuple[str, bool]:
-        """The name of a place afterwards, and whether it is gone."""
-        name, is_gone = "", False
-        for at in reversed(list(place.chain())):
-            slot = at.slot
-            name = joined(name, self.renamed[slot][1] if slot in self.renamed else at.key)
-            is_gone = is_gone or slot in self.gone
-        return name, is_gone
+        """Return the name of a place afterwards, and whether it is gone; what it lies in was asked for before."""
+        if place.parent is None:
+            return "", False
+        slot = place.slot
+        within, is_gone = self._containers.get(id(place.parent), ("", False))
+        key = self.renamed[slot][1] if slot in self.renamed else place.key
+        return joined(within, key), is_gone or slot in self.gone
 
     def _require_entry(
         self, place: Place, after: str, below: tuple[str, ...], changed: Mapping[Slot, str], *, is_gone: bool

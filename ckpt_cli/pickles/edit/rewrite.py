@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import MalformedError, RefusedError
 from ckpt_cli.model.changes import Changes, Write, difference, emptied_by, entries_after
 from ckpt_cli.model.checkpoint import Entry, Storage, Tensor
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
-from ckpt_cli.pickles.graph import Graph, PersistentId
+from ckpt_cli.pickles.graph import Graph, PersistentId, nodes_of
 from ckpt_cli.pickles.read import read_pickle
 from ckpt_cli.pickles.references import references_of, storage_key
 from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import Place
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.tensors.storages import StorageFinder
-from ckpt_cli.pickles.write import write_pickle
+from ckpt_cli.pickles.write import protocol_of, write_pickle
 
 
 class _TooLongError(Exception):
@@ -42,11 +42,12 @@ class EditedPickle:
         self._added = [name for name in changes.added if name not in new]
         self._added += [changes.names.get(name, name) for name in changes.values]
         self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
-        self._rebuilder = Rebuilder(CALLS, graph, finder, Budget(graph.nbytes))
+        self._rebuilder = Rebuilder(CALLS, graph, finder, WalkBudget(graph.nbytes))
         self._finder = finder
-        self.old_keys = {key for key in map(storage_key, references_of(graph.root)) if key is not None}
-        """The keys of all storages that the old pickle refers to."""
-        editing = Editing(graph, finder, place)
+        only_names = not (changes.dropped or changes.dropped_prefixes or changes.root or changes.tensors
+                          or changes.values or changes.added)  # fmt: skip
+        old_keys = set() if only_names else _keys_of(references_of(graph.root))
+        editing = Editing(graph, finder, place, entries)
         retargeting = Retargeting(editing, self._rebuilder, tensors)
         retargeting.carry_out(changes)
         editing.carry_out(changes, {name: retargeting.made(tensor) for name, tensor in new.items()})
@@ -55,11 +56,15 @@ class EditedPickle:
         """The new pickle's root."""
         self.new = retargeting.storages
         """The storage of each reference that is new, by its identity."""
+        self._references: list[PersistentId] = []
+        self._protocol = protocol_of(self._nodes())
+        self.old_keys = _keys_of(self._references) if only_names else old_keys
+        """The keys of all storages that the old pickle refers to."""
 
     def references(self) -> list[tuple[PersistentId, str, Storage]]:
         """Every reference to a storage in the order in which a pickler reaches them, with its key and storage."""
         found = []
-        for reference in references_of(self.root):
+        for reference in self._references:
             key = storage_key(reference)
             if key is None:
                 continue
@@ -69,9 +74,16 @@ class EditedPickle:
             found.append((reference, key, storage))
         return found
 
+    def _nodes(self) -> Iterator[object]:
+        """The nodes of the new pickle; its references are noted on the way."""
+        for node in nodes_of(self.root):
+            if type(node) is PersistentId:
+                self._references.append(node)
+            yield node
+
     def write(self, write: Write) -> None:
         """Write the new pickle, a bounded piece at a time."""
-        write_pickle(self.root, self.data, write)
+        write_pickle(self.root, self.data, write, self._protocol)
 
     def size(self) -> int:
         """Bytes of the new pickle."""
@@ -102,7 +114,7 @@ class EditedPickle:
             return None
         pickle = bytes(written)
         graph = read_pickle(pickle)
-        self.verify(graph, entries_of(graph, self._finder, place=Place(0)))
+        self.verify(graph, entries_of(graph, _KnownStorages(self._old, self._finder), place=Place(0)))
         return pickle
 
     def verify(self, graph: Graph, entries: Sequence[Entry]) -> None:
@@ -116,6 +128,26 @@ class EditedPickle:
         fault = difference(self._wanted, entries, self._added, self._emptied)
         if fault:
             raise RefusedError(f"that cannot be done here, as several names are kept in one object: {fault} then")
+
+
+def _keys_of(references: Iterable[PersistentId]) -> set[str]:
+    """Return the keys of the storages that some references are to."""
+    return {key for key in map(storage_key, references) if key is not None}
+
+
+class _KnownStorages:
+    """The storages of the old pickle, for one that refers to the same."""
+
+    def __init__(self, storages: Mapping[str, Storage], finder: StorageFinder) -> None:
+        self.big_endian = finder.big_endian
+        self._storages = storages
+        self._finder = finder
+
+    def find(self, key: str, nbytes: int, location: str) -> Storage:
+        """Return the storage of a key; raises FormatError where it is missing or too short."""
+        known = self._storages.get(key)
+        same = known is not None and known.nbytes == nbytes and known.location == location
+        return known if known is not None and same else self._finder.find(key, nbytes, location)
 
 
 def _storages_of(tensors: Sequence[Tensor]) -> dict[str, Storage]:

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
 from ckpt_cli.pickles.references import is_storage
@@ -37,7 +37,7 @@ class Rebuilder:
     """Turns calls of one pickle into tensors."""
 
     def __init__(
-        self, calls: Calls, graph: Graph, finder: StorageFinder, budget: Budget, place: Place | None = None
+        self, calls: Calls, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: Place | None = None
     ) -> None:
         """Make tensors of the graph with a table of calls.
 
