@@ -190,7 +190,7 @@ def _refuse_shared(entries: Sequence[Entry], options: ConvertOptions) -> None:
 def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> Plan:
     """The whole pickle, with every object in it, as a torch zip file."""
     from ckpt_cli.arrays.cast import Losses
-    from ckpt_cli.formats.torch_zip.from_pickle import Document
+    from ckpt_cli.formats.torch_zip.write import document
 
     losses = Losses()
     changes = plan_root(checkpoint, options.select).changes if options.select else Changes()
@@ -206,7 +206,7 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> P
         job: Any = rewriting(checkpoint, changes)
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}
-        job = Document(checkpoint, changes, contents, stem_of(output))
+        job = document(checkpoint, changes, contents, stem_of(output), open_checkpoint)
     tensors = [entry for entry in kept if isinstance(entry, Tensor)]
     left = _left(tensors, changes, options.dtype)
     unread = tuple(checkpoint.unread)

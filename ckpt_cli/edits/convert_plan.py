@@ -12,6 +12,7 @@ from ckpt_cli.edits.convert_options import CLONE, NOT_STATE, ConvertOptions, Lef
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
@@ -53,7 +54,7 @@ class _Flat:
 
     def verify(self, path: str) -> None:
         """Raise where it does not read back."""
-        self.writer.verify(self.new, path)
+        self.writer.verify(self.new, path, open_checkpoint)
 
 
 def flatten(

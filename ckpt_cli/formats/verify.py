@@ -1,14 +1,12 @@
-"""The last look at a new file before it takes its name."""
+"""The last look at a patched copy before it takes its name; new files are read back by their writers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.formats.open import open_checkpoint
-from ckpt_cli.formats.registry import is_safetensors
-from ckpt_cli.model.changes import difference
+from ckpt_cli.formats.signatures import is_safetensors
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 
 
@@ -27,6 +25,8 @@ def verify_copy(original: Checkpoint, path: str, output: str) -> None:
 
 def _reads_back(original: Checkpoint, path: str) -> bool:
     """Whether the copy opens to the original's entries, and its safetensors files in their own library."""
+    from ckpt_cli.formats.writing import open_with_safetensors
+
     copy = open_checkpoint(path)
     with closing(copy):
         for file in copy.container.files:
@@ -52,31 +52,3 @@ def _facts(entry: Entry) -> tuple[object, ...]:
         )
         return (*own, *map(_facts, entry.parts))
     return (entry.name,)
-
-
-def verify_new(wanted: Sequence[Tensor], path: str, *, in_order: bool = True) -> None:
-    """Open a new checkpoint before it takes its name, and compare its tensors with those that were meant.
-
-    Raises CkptError where their names, order, dtypes, shapes or ties are others.
-    """
-    try:
-        with closing(open_checkpoint(path)) as copy:
-            fault = difference(wanted, copy.entries)
-            names = [entry.name for entry in copy.entries]
-            if in_order and not fault and names != [entry.name for entry in wanted]:
-                fault = "its tensors are in another order"
-    except FormatError as error:
-        fault = error.problem
-    if fault:
-        raise CkptError(f"the new checkpoint did not read back as it should, so nothing was replaced: {fault}")
-
-
-def open_with_safetensors(path: str) -> None:
-    """Open a file with the safetensors library; raises FormatError where it refuses."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as reader:
-            reader.keys()
-    except SafetensorError as error:
-        raise FormatError(f"the safetensors library refuses it: {error}") from None

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.source import Extent, SourceFile
-from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
+from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, object_entries, parse_header
 from ckpt_cli.formats.zip.container import RecordBytes
-from ckpt_cli.formats.zip.read import DEFLATED, Record, ZipRecords
+from ckpt_cli.formats.zip.layout import DEFLATED
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Value
 
 if TYPE_CHECKING:
@@ -68,7 +69,6 @@ class Npz:
 
     def _objects(self, record: Record, name: str, header: Header) -> list[Entry]:
         """What is in an array of objects; the array itself where its pickle is not one that can be read."""
-        from ckpt_cli.formats.numpy.objects import object_entries
         from ckpt_cli.pickles.read import read_pickle
         from ckpt_cli.pickles.tensors.inline_bytes import Place
 

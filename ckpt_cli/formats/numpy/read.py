@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError, about
 from ckpt_cli.files.source import SourceFile
-from ckpt_cli.formats.numpy.npy import ENTRY, HEAD, MAGIC, NAME, PICKLED, Header, header_size, parse_header
-from ckpt_cli.formats.numpy.preface import preface_size
+from ckpt_cli.formats.numpy.npy import ENTRY, HEAD, NAME, PICKLED, Header, header_size, object_entries, parse_header
 from ckpt_cli.formats.plain import PlainFile
+from ckpt_cli.formats.signatures import NUMPY, preface_size
 from ckpt_cli.model.checkpoint import Checkpoint, Entry
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ def read(file: SourceFile) -> Checkpoint:
 def _entries(name: str, array: _Array, container: PlainFile) -> list[Entry]:
     """An array, or what is in one of objects."""
     if array.graph is not None:
-        from ckpt_cli.formats.numpy.objects import object_entries
         from ckpt_cli.pickles.tensors.inline_bytes import Place
 
         return object_entries(name, array.header, array.graph, Place(array.first))
@@ -90,8 +89,8 @@ def _arrays(file: SourceFile, begin: int) -> Iterator[_Array]:
     """The arrays in their order, up to what is not an array."""
     text = pickles = number = 0
     parse = lru_cache(_KEPT)(parse_header)
-    while begin + len(MAGIC) <= file.size or not number:
-        if number and file.read(begin, len(MAGIC)) != MAGIC:
+    while begin + len(NUMPY) <= file.size or not number:
+        if number and file.read(begin, len(NUMPY)) != NUMPY:
             return
         try:
             header = parse(_header(file, begin), ENTRY)

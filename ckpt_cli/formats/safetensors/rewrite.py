@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
-from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.source import Extent, LocalFile, SourceFile
 from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
+from ckpt_cli.formats.writing import OpenCopy, open_with_safetensors, reading_back
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
@@ -178,7 +178,7 @@ def _are_aligned(items: Sequence[Item]) -> bool:
 class Rewriting:
     """A safetensors file about to be written anew with some changes."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+    def __init__(self, checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> None:
         container = checkpoint.container
         if not isinstance(container, Safetensors):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as safetensors")
@@ -194,6 +194,7 @@ class Rewriting:
         self._files = container.files
         self._begin = container.begin
         self._changes = changes
+        self._open_copy = open_copy
         self._is_in_place = changes.only_names_and_metadata
         known = json.loads(self._files[0].read(8, container.begin - 8))
         fields = {name: info for name, info in known.items() if name != "__metadata__"}
@@ -321,16 +322,8 @@ class Rewriting:
 
     def verify(self, path: str) -> None:
         """Open the new file with the reference reader and with our own, and compare it with what was meant."""
-        from ckpt_cli.formats.open import open_checkpoint
-        from ckpt_cli.formats.verify import open_with_safetensors
-
-        try:
+        with reading_back(path, self._open_copy) as copy:
             open_with_safetensors(path)
-            with closing(open_checkpoint(path)) as copy:
-                found = {tensor.name: tensor for tensor in copy.tensors if tensor.alias_of is None}
-                if found.keys() != {item.name for item in self._items} or copy.metadata != self._metadata:
-                    raise MalformedError("its names or its metadata are others")
-        except FormatError as error:
-            raise CkptError(
-                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
-            ) from None
+            found = {tensor.name: tensor for tensor in copy.tensors if tensor.alias_of is None}
+            if found.keys() != {item.name for item in self._items} or copy.metadata != self._metadata:
+                raise MalformedError("its names or its metadata are others")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,17 @@ class Part:
 class Rewriting:
     """A set about to be written with some changes; shards that none of them concern stay as they are."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, changes: Changes, rewriting: Callable[[Checkpoint, Changes], Rewriter]
+    ) -> None:
         container = checkpoint.container
         if not isinstance(container, ShardSet):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is no set of shards")
         if changes.values or changes.added.keys() != changes.new_tensors.keys():
             raise UnsupportedError("values that are no tensors cannot be set in a set of shards", path=checkpoint.path)
         self._checkpoint = checkpoint
+        self._rewriting = rewriting
+        """Makes the work of one shard."""
         self._container = container
         self._names = [name_of(shard.path) for shard in container.shards]
         self._old_index: dict[str, Any] = (
@@ -145,9 +149,7 @@ class Rewriting:
         elif _is_nothing(changes):
             self.unchanged.append(name)
         else:
-            from ckpt_cli.formats.registry import rewriting
-
-            self.parts.append(Part(name, rewriting(shard, changes)))
+            self.parts.append(Part(name, self._rewriting(shard, changes)))
 
     def _refuse_aliases(self, aliases: Sequence[Tensor]) -> None:
         """Refuse what only a shard that can tell of aliases itself could be written for."""
