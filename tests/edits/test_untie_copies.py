@@ -56,7 +56,7 @@ def test_the_counter_sees_what_goes_through_python(
 ) -> None:
     torch.save({"a": large()}, tmp_path / "a.pt")
     edited(ckpt, "cast", tmp_path / "a.pt", "bfloat16", "--lossy")
-    assert through_python() >= NBYTES
+    assert through_python() >= NBYTES // 2
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
