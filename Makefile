@@ -17,7 +17,7 @@ WITHOUT_TORCH := tests/cli/test_without_torch.py tests/cli/test_typer_parts.py t
 	tests/files/test_journal.py tests/formats/test_npy.py tests/pickles/test_machine.py
 COMMAND_LINE := tests/cli --ignore tests/cli/test_startup.py
 
-.PHONY: demo test lint check system environments bench fuzz samples format readme clean
+.PHONY: demo test lint check system environments hostile bench fuzz samples format readme clean
 
 demo: $(READY)            ## the lesson's steps, on copies of the sample checkpoints
 	PATH="$(CURDIR)/$(BIN):$$PATH" sample_checkpoints/demo.sh
@@ -43,6 +43,9 @@ environments: $(OLDEST)/.ready $(NEWEST)/.ready    ## chosen tests with the olde
 	diff -u $(OLDEST)/answers-of-development $(OLDEST)/answers
 	$(OLDEST)/bin/python -m pytest -q -p no:cacheprovider $(WITHOUT_TORCH)
 	$(NEWEST)/bin/python -m pytest -q -p no:cacheprovider $(COMMAND_LINE)
+
+hostile: $(READY)         ## the files made to harm at their full size, under the limits that users have
+	HOSTILE_SCALE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q tests/formats/test_hostile_files.py
 
 bench: $(READY)           ## ratios against torch, safetensors and a command that does nothing, in one run
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/bench.py

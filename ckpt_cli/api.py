@@ -1,4 +1,4 @@
-"""The Python side: a checkpoint as a mapping of names, and its tensors as numpy arrays or torch tensors."""
+"""The public Python API: a checkpoint as a mapping of names, and its tensors as numpy arrays or torch tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import NameNotFoundError, about
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import checkpoint as model
@@ -62,7 +63,7 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether it was saved as one that takes a gradient."""
+        """True if it was saved as requiring a gradient."""
         return self.facts.requires_grad
 
     @property
@@ -79,6 +80,7 @@ class Tensor:
         """
         from ckpt_cli.arrays.codec import values_of
 
+        Budget.of(self._checkpoint)
         with about(self._checkpoint.path):
             return values_of(self._checkpoint, self.facts)
 
@@ -92,6 +94,7 @@ class Tensor:
         """
         from ckpt_cli.arrays.to_torch import torch_tensor
 
+        Budget.of(self._checkpoint)
         with about(self._checkpoint.path):
             return torch_tensor(self._checkpoint, self.facts, self._torch_values)
 
@@ -112,7 +115,7 @@ class Checkpoint(Mapping[str, Any]):
 
     @property
     def path(self) -> str:
-        """Where it was opened from."""
+        """The path that it was opened from."""
         return self._opened.path
 
     @property
@@ -135,7 +138,10 @@ class Checkpoint(Mapping[str, Any]):
             entry = self._entries[name]
         except KeyError:
             raise KeyError(name) from NameNotFoundError(name, path=self.path)
-        return Tensor(self._opened, entry, self._torch_values) if isinstance(entry, model.Tensor) else _plain(entry)
+        if isinstance(entry, model.Tensor):
+            return Tensor(self._opened, entry, self._torch_values)
+        Budget.of(self._opened)
+        return _plain(entry)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -157,7 +163,7 @@ class Checkpoint(Mapping[str, Any]):
 
 
 def _plain(entry: model.Entry) -> object:
-    """A value as Python data; an object that was not made is told by its text."""
+    """Return a value as Python data; for an object that was not made, its text."""
     value = entry.value if isinstance(entry, model.Value) else None
     return value.text if isinstance(value, model.Opaque) else value
 
@@ -167,6 +173,7 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:  # noqa: A001
 
     Raises OSError, or a CkptError that says what is wrong with the file.
     """
+    Budget().begun()
     return Checkpoint(open_checkpoint(os.fspath(path)))
 
 

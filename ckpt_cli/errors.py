@@ -1,15 +1,15 @@
-"""Everything that can go wrong, as one tree.
+"""All errors that ckpt raises on purpose, as one tree.
 
-CkptError                      exit 2; the base of all that this project raises on purpose
-├── UsageError                 the command line or a call asks for something that makes no sense
-├── FormatError                the file is not what it claims to be, or nothing we know
-│   ├── UnknownFormatError     no format recognises it
+CkptError                      exit 2; the base class
+├── UsageError                 the command line or a call is wrong, whatever the file holds
+├── FormatError                the file cannot be understood as a checkpoint
+│   ├── UnknownFormatError     no format recognizes it
 │   ├── MalformedError         it breaks its own format's rules
 │   │   └── ShortStorageError  a storage has fewer bytes than its tensors need
 │   ├── TruncatedError         it ends before something that it promises
 │   └── LimitError             reading it would pass a limit meant for hostile files
 ├── NameNotFoundError          no entry has that name
-├── UnsupportedError           sound, but not something that this operation can do
+├── UnsupportedError           the file is valid, but this operation cannot handle it
 │   └── RefusedError           possible, but it would lose or break something
 ├── ValueRefusedError          a value that the tensor cannot hold
 ├── OutputError                standard output cannot be written
@@ -19,8 +19,12 @@ CkptError                      exit 2; the base of all that this project raises 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 class CkptError(Exception):
@@ -36,10 +40,16 @@ class CkptError(Exception):
         self.path = path
         self.hint = hint
         self.details = details
-        """What the problem is about one by one, a line each."""
+        """The items that the problem is about, a line each."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}" if self.path else self.problem
+
+
+def listed(items: Collection[Item], most: int, text: Callable[[Item], str] = str) -> str:
+    """List items in a message; of more than `most`, the first ones and a count: `a, b and 3 more`."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(text, islice(items, most))) + more
 
 
 @contextmanager
@@ -53,7 +63,7 @@ def about(path: str) -> Iterator[None]:
 
 
 class UsageError(CkptError):
-    """What was asked for makes no sense, whatever the file holds."""
+    """The command line or a call is wrong, whatever the file holds."""
 
 
 class FormatError(CkptError):

@@ -1,7 +1,8 @@
 """Every limit that untrusted input meets, in one place.
 
 Each is far above what honest checkpoints need and low enough that a hostile file costs at most a few hundred
-megabytes and a few seconds. `CKPT_LIMITS=10` in the environment multiplies them all.
+megabytes and a few seconds. `CKPT_LIMITS=10` in the environment multiplies them all; a fraction, down to
+0.1, lowers them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 
 def _scale() -> float:
     try:
-        return max(1.0, float(os.environ.get("CKPT_LIMITS", "1")))
+        return max(0.1, float(os.environ.get("CKPT_LIMITS", "1")))
     except ValueError:
         return 1.0
 
@@ -26,6 +27,9 @@ PICKLE_BLOCKS = int(2_200_000 * _SCALE)
 
 PICKLE_LINES = int(500_000 * _SCALE)
 """Arguments that are lines of text: slow to read, and rare but for the names of globals."""
+
+MEMO_OUT_OF_ORDER = int(2**18 * _SCALE)
+"""Memo slots of one pickle that may be filled out of order; picklers number them from 0 or 1."""
 
 PICKLE_TEXT = int(64 * 2**20 * _SCALE)
 """Bytes of memory for strings that are long, or wider than ASCII, that one pickle may make us hold."""
@@ -45,8 +49,11 @@ ENTRY_BLOCKS = int(700_000 * _SCALE)
 NAME_BYTES = int(64 * 2**20 * _SCALE)
 """Bytes of all flattened names together, those of containers included."""
 
-WALK_STEPS = int(16_000_000 * _SCALE)
-"""Items of containers that are looked at when one pickle is flattened: some 100 ns each."""
+WALK_STEPS = int(1_000_000 * _SCALE)
+"""Items of containers that are looked at when any pickle is flattened, some 100 ns each."""
+
+WALK_STEPS_PER_BYTE = int(4 * max(1.0, _SCALE))
+"""The same for each byte of the pickle: only shared containers make one byte more than one item."""
 
 PARTS_WITHIN = 16
 """Tensors that are made of tensors that are made of tensors…"""
@@ -148,7 +155,7 @@ BESIDE_BYTES = int(512 * 2**20 * _SCALE)
 """Bytes of all of them together."""
 
 BESIDE_FILES = int(1_000 * _SCALE)
-"""How many of them are copied."""
+"""The number of them that are copied."""
 
 BESIDE_LOOKED_AT = int(20_000 * _SCALE)
 """Files of a folder that are looked at to find them."""

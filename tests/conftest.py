@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in a shell's background it is ignored
 
+
+def _not_synced(fd: int) -> None:
+    os.fstat(fd)
+
+
+os.fsync = _not_synced  # thousands of edits would wait for the disk, and only a crash of the machine could tell
+
 SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"
 
 

@@ -1,4 +1,4 @@
-"""Elements of one dtype as those of another, as torch casts them, with a count of what did not survive."""
+"""Cast elements of one dtype to another as torch does, and count the values that are lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Losses:
-    """How many finite values became something that is not near them."""
+    """Counts of finite values that became something that is not near them."""
 
     infinite: int = 0
     """Finite values that became infinite or NaN."""
@@ -32,21 +32,21 @@ class Losses:
         return bool(self.infinite or self.zero or self.cut)
 
     def __str__(self) -> str:
-        told = ((self.infinite, "infinite"), (self.zero, "zero"), (self.cut, "the largest there is"))
-        said = [f"{count:,} {'value' if count == 1 else 'values'} would become {what}" for count, what in told if count]
-        return ", ".join(said)
+        counts = ((self.infinite, "infinite"), (self.zero, "zero"), (self.cut, "the largest there is"))
+        phrases = [f"{n:,} {'value' if n == 1 else 'values'} would become {what}" for n, what in counts if n]
+        return ", ".join(phrases)
 
     def add(self, other: Losses) -> None:
-        """Count those of another part too."""
+        """Add the counts of another part."""
         self.infinite += other.infinite
         self.zero += other.zero
         self.cut += other.cut
 
 
 class Cast:
-    """The way from one dtype to another, for a storage's elements in their order.
+    """Casts elements of one dtype to another, in their order.
 
-    Raises UnsupportedError for a dtype whose values cannot be told.
+    Raises UnsupportedError for a dtype whose values cannot be read.
     """
 
     def __init__(self, source: DType, target: DType, name: str, *, big_endian: bool = False) -> None:
@@ -54,12 +54,13 @@ class Cast:
         self._target = _codec(target, name)
         self._direct = _DIRECT.get((source.name, target.name)) if not big_endian else None
         self._largest, self._smallest, self._beyond = _limits(target)
+        self.source = source
         self.target = target
         self.itemsize = source.itemsize
         """Bytes of an element before the cast."""
 
     def run(self, data: memoryview, losses: Losses) -> memoryview:
-        """The bytes of as many elements in the other dtype; what is lost is counted."""
+        """Return the elements in the other dtype, as bytes; add what is lost to `losses`."""
         import numpy as np
 
         stored = np.frombuffer(data, self._source.stored)
@@ -74,7 +75,7 @@ class Cast:
         return np.ascontiguousarray(made).view(np.uint8).reshape(-1).data
 
     def _may_lose(self, values: Array) -> bool:
-        """Whether a value is so large or so small that it could get lost; told from the bits of float32 ones."""
+        """Return True if a value is so large or so small that it could get lost, as far as the bits of float32 show."""
         import numpy as np
 
         if self._target.dtype.bits > self._source.dtype.bits:
@@ -90,9 +91,9 @@ class Cast:
 
 @cache
 def _limits(dtype: DType) -> tuple[int, int, float]:
-    """The bits, as float32, of the largest and the smallest positive value, and above what nothing is near the largest.
+    """Return the largest and the smallest positive value as bits of float32, and the limit of what is near the largest.
 
-    The latter is half a step above the largest value: what is less is rounded to it.
+    The limit is half a step above the largest value: what is less is rounded to it.
     """
     import numpy as np
 
@@ -108,7 +109,7 @@ def _limits(dtype: DType) -> tuple[int, int, float]:
 
 
 def _codec(dtype: DType, name: str, *, big_endian: bool = False) -> Codec:
-    """The codec of a storage's elements."""
+    """Return the codec of a storage's elements."""
     return Codec(Tensor(name, dtype, (0,), (1,), Storage("", 0), big_endian=big_endian))
 
 
@@ -150,7 +151,7 @@ def _float32(stored: Array) -> tuple[Array, bool]:
 
 
 _DIRECT = {("float32", "bfloat16"): _bfloat16, ("bfloat16", "float32"): _float32}
-"""Casts worth a way of their own: what people do to checkpoints of many gigabytes.
+"""Casts that have faster code of their own, because they are done to checkpoints of many gigabytes.
 
-Each tells too whether nothing that it made is zero, infinite or NaN, so that nothing can have been lost.
+Each also returns True if nothing that it made is zero, infinite or NaN, so that nothing can have been lost.
 """

@@ -1,4 +1,4 @@
-"""Stored bytes and the values that they mean, for every dtype.
+"""Decode stored bytes to values and encode values, for every dtype.
 
 A bfloat16 or float8 decodes to float32 (exactly), a complex32 to complex64, a byte of float4_e2m1fn_x2 to the pair of
 values in it (the first in the low four bits), so that a pair adds a dimension of 2.
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Index, Region
-from ckpt_cli.dtypes import DType
+from ckpt_cli.budget import require_bounded
+from ckpt_cli.dtypes import UINT8, DType
 from ckpt_cli.errors import LimitError, UnsupportedError, ValueRefusedError
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
@@ -38,9 +39,32 @@ def require_plain(tensor: Tensor) -> None:
         what = f"is {tensor.layout}: it has no values"
     elif tensor.layout != "strided":
         what = f"is {tensor.layout}{made_of}: its values cannot be read or set one by one"
+    elif tensor.dtype.is_block:
+        what = f"has dtype {tensor.dtype}, {tensor.dtype.described}: its values cannot be read or set"
     else:
         what = f"has dtype {tensor.dtype}, whose packing its format does not define: its values cannot be read or set"
     raise UnsupportedError(f"tensor {tensor.name!r} {what}", hint=hint)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor as its bytes, where its elements cannot be read one by one; any other one as it is.
+
+    Raises MalformedError where the last dimension is not whole blocks, UnsupportedError where the view is not
+    contiguous.
+    """
+    dtype = tensor.dtype
+    if dtype.numpy is not None or tensor.storage is None or tensor.shape is None:
+        return tensor
+    begin, end = dtype.byte_range(tensor.storage_offset, tensor.storage_offset + tensor.numel)
+    if dtype.is_block:
+        dtype.nbytes_of(tensor.shape)
+    if not tensor.is_contiguous or dtype.byte_range(0, tensor.storage_offset)[1] != begin:
+        require_plain(tensor)
+        raise UnsupportedError(f"tensor {tensor.name!r} has packed elements of dtype {dtype} and is not contiguous")
+    return replace(
+        tensor, dtype=UINT8, shape=(end - begin,), stride=(1,), storage_offset=begin, layout="strided", quantizer=None,
+        parts=(), big_endian=False,
+    )  # fmt: skip
 
 
 def require_honest(part: Tensor) -> None:
@@ -50,19 +74,8 @@ def require_honest(part: Tensor) -> None:
         raise LimitError(f"its part {part.name!r} repeats few bytes as {part.numel:,} elements")
 
 
-def require_bounded(tensor: Tensor, region: Region, most: int = limits.REPEATED) -> None:
-    """Raise LimitError for a region that repeats few stored elements as more than `most`, as expanded views do.
-
-    Everything that goes through the elements of a view one by one, or copies them, asks this first.
-    """
-    low, high = region.span()
-    if region.numel > max(high - low, most):
-        stored = f"{high - low:,} {'element' if high - low == 1 else 'elements'}"
-        raise LimitError(f"tensor {tensor.name!r} repeats {stored} as {region.numel:,}, too many to go through")
-
-
 def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
-    """How the elements of a tensor are stored, quantized or plain; raises UnsupportedError for other layouts."""
+    """Return the codec of a quantized or plain tensor; raise UnsupportedError for other layouts."""
     if tensor.layout != "quantized":
         return Codec(tensor)
     from ckpt_cli.arrays.quantized import QuantizedCodec
@@ -71,13 +84,13 @@ def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
 
 
 class Codec:
-    """How the elements of one tensor are stored."""
+    """Decodes and encodes the elements of one tensor."""
 
     uniform = True
-    """Whether an element means the same wherever in the tensor it stands."""
+    """True if an element means the same wherever in the tensor it stands."""
 
     copies = True
-    """Whether decoding makes an array of its own rather than a view of what is stored."""
+    """True if decoding makes an array of its own rather than a view of what is stored."""
 
     def __init__(self, tensor: Tensor) -> None:
         import numpy as np
@@ -89,7 +102,7 @@ class Codec:
         self._neg = tensor.neg
         self._order: Literal[">", "<"] = ">" if tensor.big_endian else "<"
         self.paired = self.dtype.name == "float4_e2m1fn_x2"
-        """Whether each element decodes to two values."""
+        """True if each element decodes to two values."""
         if self.dtype.name in _NATIVE:
             self.stored = np.dtype(self.dtype.name).newbyteorder(self._order)
         elif self.dtype.name == "complex32":
@@ -103,11 +116,11 @@ class Codec:
         """Bytes of one stored element once it is in an array."""
 
     def at(self, _index: Index) -> Codec:
-        """The codec of the part that an index selects: of a tensor whose elements are all alike, the same."""
+        """Return the codec of the part that an index selects: of a tensor whose elements are all alike, the same."""
         return self
 
     def array(self, data: memoryview | bytearray, region: Region, first: int) -> Array:
-        """The region's stored elements over `data`, which begins at element `first` of the storage."""
+        """Return the region's stored elements over `data`, which begins at element `first` of the storage."""
         import numpy as np
 
         size = self._size
@@ -123,7 +136,7 @@ class Codec:
         return elements
 
     def decode(self, stored: Array) -> Array:
-        """The values that stored elements mean."""
+        """Return the values that stored elements mean."""
         import numpy as np
 
         name = self.dtype.name
@@ -188,7 +201,7 @@ class Codec:
         return stored
 
     def arithmetic(self) -> np.dtype[Any]:
-        """The dtype in which torch computes on these elements: narrow floats in float32, integers exactly."""
+        """Return the dtype in which torch computes on these elements: narrow floats in float32, integers exactly."""
         import numpy as np
 
         if self.dtype.category == "float":
@@ -203,7 +216,7 @@ class Codec:
         return np.dtype(self.dtype.name)
 
     def _small(self) -> np.dtype[Any]:
-        """The ml_dtypes type of one value."""
+        """Return the ml_dtypes type of one value."""
         import ml_dtypes
         import numpy as np
 
@@ -240,7 +253,7 @@ class Codec:
 
 
 def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Array:
-    """The decoded values of a tensor, or of what an index selects of it, reading no more than their bytes.
+    """Return the decoded values of a tensor, or of what an index selects of it, reading no more than their bytes.
 
     Raises LimitError for a view that repeats few elements without end and whose values would have to be copied.
     """
@@ -251,12 +264,12 @@ def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Arra
 
 
 def stored_of(tensor: Tensor, codec: Codec, region: Region) -> Array:
-    """The stored elements of a region, over a view of the file; gathered where they are stored in several places."""
+    """Return the stored elements of a region, over a view of the file, or gathered where they are in several places."""
     if tensor.storage is None:
         raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
     low, high = region.span()
     bits = tensor.dtype.bits
-    begin, end = low * bits // 8, (high * bits + 7) // 8
+    begin, end = tensor.dtype.byte_range(low, high)
     if tensor.storage.composed and end - begin > _GATHERED_AT_ONCE:
         return _gathered(tensor.storage, codec, region)
     data = tensor.storage.view(begin, end - begin)
@@ -323,7 +336,7 @@ _SIGNED = frozenset(["float64", "float32", "float16", "bfloat16", "complex128", 
 
 
 def value_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of decoded values: a pair more for packed float4."""
+    """Return the shape of decoded values: a pair more for packed float4."""
     return (*shape, 2) if dtype.name == "float4_e2m1fn_x2" else shape
 
 
@@ -352,7 +365,7 @@ def _wrap(value: int, bits: int, *, signed: bool) -> int:
 
 
 def _misfits(wanted: Array, target: Array) -> Array:
-    """Where rounding made something else of a number: infinity, zero, NaN, or a number of them."""
+    """Return which numbers became something else than a rounded number: infinity, zero, NaN, or a number from those."""
     import numpy as np
 
     return np.asarray(
@@ -364,7 +377,7 @@ def _misfits(wanted: Array, target: Array) -> Array:
 
 
 def _real(values: Array, dtype: object, *, cast: bool) -> Array:
-    """The real parts; refused where that would lose imaginary ones, but for a cast."""
+    """Return the real parts; refused where that would lose imaginary ones, but for a cast."""
     if values.dtype.kind != "c":
         return values
     if not cast and bool((values.imag != 0).any()):

@@ -1,4 +1,4 @@
-"""How far two runs of values are apart: how many differ, by how much, and where first.
+"""Compare two runs of values: how many differ, by how much, and where first.
 
 Elements of the same bits are equal, NaN among them. Others are when `|a - b| <= atol + rtol * |b|`, as in
 torch.isclose, which makes both zeros equal; NaN of other bits are equal only if asked for.
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What counts as equal."""
+    """Differences that count as equal."""
 
     atol: float = 0.0
     rtol: float = 0.0
     equal_nan: bool = False
-    """Whether NaN of different bits, or of different dtypes, are equal."""
+    """True if NaN of different bits, or of different dtypes, are equal."""
     first: int = 3
-    """How many of the first differences are wanted."""
+    """The number of first differences that are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """How far two runs of values are apart."""
+    """The differences of two runs of values."""
 
     differing: int = 0
     """Elements that are not equal."""
@@ -46,7 +46,7 @@ class Apart:
 
 
 def together(a: Apart, b: Apart, first: int) -> Apart:
-    """How far two runs are apart, `b` after `a`."""
+    """Return how far two runs are apart, `b` after `a`."""
     return Apart(
         a.differing + b.differing,
         max(a.max_abs, b.max_abs),
@@ -56,7 +56,7 @@ def together(a: Apart, b: Apart, first: int) -> Apart:
 
 
 def same_bytes(a: memoryview, b: memoryview) -> bool:
-    """Whether two runs have the same bytes."""
+    """Return True if two runs have the same bytes."""
     import numpy as np
 
     if len(a) != len(b):
@@ -67,7 +67,7 @@ def same_bytes(a: memoryview, b: memoryview) -> bool:
 
 
 def apart(a: Array, b: Array, same: Callable[[], Array] | None, begin: int, tolerance: Tolerance) -> Apart:
-    """Compare decoded runs whose first element has the number `begin`; `same` tells which have the same bits."""
+    """Compare decoded runs whose first element has the number `begin`; `same` returns which have the same bits."""
     import numpy as np
 
     with np.errstate(all="ignore"):
@@ -115,7 +115,7 @@ def _distance(a: Array, b: Array) -> Array:
 
 
 def _beyond(a: Array, b: Array, distance: Array, size: Array, tolerance: Tolerance) -> Array:
-    """Which finite elements are not equal; `a != b` tells apart what the distance rounds to 0."""
+    """Return which finite elements are not equal; `a != b` finds those whose distance rounds to 0."""
     import numpy as np
 
     differs = np.not_equal(a, b, out=room("differs", a.size, np.dtype(bool)))
@@ -181,7 +181,7 @@ def _distance_of_integers(a: Array, b: Array) -> Array:
 
 
 def _first(differs: Array, a: Array, b: Array, begin: int, most: int) -> tuple[tuple[int, object, object], ...]:
-    """The first places that differ, found one by one: where all do, a list of them would be long."""
+    """Return the first places that differ, found one by one: where all do, a list of them would be long."""
     found: list[tuple[int, object, object]] = []
     at = 0
     while len(found) < most and at < differs.size:

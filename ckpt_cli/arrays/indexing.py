@@ -42,7 +42,7 @@ class Region:
         return count
 
     def span(self) -> tuple[int, int]:
-        """The first element of the storage that is touched and the one after the last."""
+        """Return the first element of the storage that is touched and the one after the last."""
         if not self.numel:
             return (self.offset, self.offset)
         reaches = [(size - 1) * step for size, step in zip(self.shape, self.stride, strict=True)]
@@ -50,7 +50,7 @@ class Region:
         return low, self.offset + sum(reach for reach in reaches if reach > 0) + 1
 
     def at(self, index: Index) -> Region:
-        """The part that a basic index selects; raises UsageError where it does not fit the shape."""
+        """Return the part that a basic index selects; raises UsageError where it does not fit the shape."""
         shape: list[int] = []
         stride: list[int] = []
         offset = self.offset
@@ -87,10 +87,10 @@ class Region:
         return [*before, *fill, *(item for item in index[cut:] if item is not Ellipsis)]
 
     def pieces(self, itemsize: int, most: int, *, across_gaps: bool = False) -> Iterator[tuple[slice, ...]]:
-        """Cut into parts whose bytes lie within `most` bytes of each other and, unless told, without gaps of a page.
+        """Cut into parts whose bytes lie within `most` bytes of each other, without gaps unless `across_gaps`.
 
-        Yields one slice a dimension; the parts are cut along the longest strides, so they come in the order of the
-        file where strides are positive.
+        Yields a slice for each dimension. The parts are cut along the longest strides, so that they come in the order
+        of the file if strides are positive.
         """
         whole = tuple(slice(0, size) for size in self.shape)
         pending = [whole] if self.numel else []
@@ -114,13 +114,13 @@ class Region:
     def _rows(
         self, part: tuple[slice, ...], cut: int, at: int, itemsize: int, most: int
     ) -> Iterator[tuple[slice, ...]]:
-        """The pieces of one row of a part, its slices counted from this region's own origin."""
+        """Yield the pieces of one row of a part, its slices counted from this region's own origin."""
         row = (*part[:cut], slice(at, at + 1), *part[cut + 1 :])
         for inner in self.at(row).pieces(itemsize, most):
             yield tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(row, inner, strict=True))
 
     def rows(self, itemsize: int) -> Rows:
-        """The rows to read for a part whose span is not too long to be read whole."""
+        """Return the rows to read for a part whose span is not too long to be read whole."""
         low, high = self.span()
         dims = sorted((abs(step), dim) for dim, step in enumerate(self.stride) if step and self.shape[dim] > 1)
         length, within = 1, 0
@@ -142,12 +142,12 @@ class Region:
         return Rows(Region(self.shape, tuple(moves), first), begins, length)
 
     def _longest(self) -> int | None:
-        """The dimension with the longest stride of those that have more than one element."""
+        """Return the dimension with the longest stride of those that have more than one element."""
         dims = [dim for dim, size in enumerate(self.shape) if size > 1 and self.stride[dim]]
         return max(dims, key=lambda dim: abs(self.stride[dim]), default=None)
 
     def _has_gaps(self, dim: int, itemsize: int) -> bool:
-        """Whether a page or more lies untouched between two indices of a dimension."""
+        """Return True if a page or more lies untouched between two indices of a dimension."""
         row = Region((*self.shape[:dim], 1, *self.shape[dim + 1 :]), self.stride, self.offset)
         low, high = row.span()
         return (abs(self.stride[dim]) - (high - low)) * itemsize >= PAGE
@@ -155,7 +155,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Where the elements of a region stand, gaps of a page or more left out."""
+    """Return the byte ranges of a region's elements, without gaps of a page or more."""
 
     region: Region
     """The same elements over the rows one after the other."""
@@ -166,7 +166,7 @@ class Rows:
 
 
 def parse_index(text: str) -> Index:
-    """The index between the brackets of `NAME[…]`: integers, slices and `...`, as numpy reads them."""
+    """Return the index between the brackets of `NAME[…]`: integers, slices and `...`, as numpy reads them."""
     if not text.strip():
         raise UsageError("an index must not be empty: write [...] for all elements")
     return tuple(_parse_item(item.strip()) for item in text.split(","))
@@ -178,12 +178,74 @@ def _parse_item(text: str) -> int | slice | EllipsisType:
     if ":" in text:
         bounds = [_integer(bound.strip()) if bound.strip() else None for bound in text.split(":")]
         if len(bounds) > 3 or (len(bounds) == 3 and bounds[2] == 0):
-            raise UsageError(f"{text!r} is no slice")
+            raise UsageError(f"{text!r} is not a slice")
         return slice(*bounds)
     return _integer(text)
 
 
 def _integer(text: str) -> int:
     if not _INTEGER.match(text):
-        raise UsageError(f"{text!r} is no index: integers, slices (a:b:c) and ... are")
+        raise UsageError(f"{text!r} is not an index: integers, slices (a:b:c) and ... are")
     return int(text)
+
+
+# --- ranges of elements in row-major order --------------------------------------------------------------------------
+
+
+def row_cuts(shape: tuple[int, ...], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `most` elements in row-major order, each of which is a basic index of the shape."""
+    begin, numel = 0, prod(shape)
+    while begin < numel:
+        _, end = row_cut(shape, begin, most)
+        yield begin, end
+        begin = end
+
+
+def row_cut(shape: tuple[int, ...], at: int, most: int) -> tuple[int, int]:
+    """Return the one of these ranges that has the element `at`."""
+    inner = prod(shape)
+    for size in shape:
+        inner //= size
+        if inner <= most:
+            break
+    else:
+        size, inner = 1, 1
+    step = max(most // inner, 1) * inner
+    row = at // (size * inner) * (size * inner)
+    begin = row + (at - row) // step * step
+    return begin, min(begin + step, row + size * inner)
+
+
+def range_cuts(shape: tuple[int, ...], begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut a range of elements in row-major order into as few basic indices of the shape as possible."""
+    while begin < end:
+        row = inner = prod(shape)
+        for size in shape:
+            row, inner = inner, inner // size
+            if begin % inner == 0 and begin + inner <= end:
+                break
+        last = min(end - (end - begin) % inner, begin - begin % row + row)
+        yield begin, last
+        begin = last
+
+
+def part_at(shape: tuple[int, ...], begin: int, end: int) -> tuple[slice, ...]:
+    """Return the basic index that selects a range which `row_cuts` or `range_cuts` made."""
+    part: list[slice] = []
+    inner = prod(shape)
+    whole = False
+    for size in shape:
+        inner //= max(size, 1)
+        if whole:
+            part.append(slice(0, size))
+            continue
+        first, last = begin // inner, (end - 1) // inner
+        part.append(slice(first, last + 1))
+        whole = first != last
+        begin, end = begin - first * inner, end - first * inner
+    return tuple(part)
+
+
+def row_pieces(region: Region, most: int) -> Iterator[tuple[slice, ...]]:
+    """Yield the basic indices of parts of at most about `most` elements, in row-major order."""
+    return (part_at(region.shape, *cut) for cut in row_cuts(region.shape, most))

@@ -1,4 +1,4 @@
-"""What many numbers sum up to: least, greatest, mean, spread, counts; chunk by chunk, and merged.
+"""Summarize numbers: least, greatest, mean, spread, counts; chunk by chunk, and merged.
 
 A chunk is summed around a number near its mean (a pivot), in float32 within rows of 512 and in float64 beyond, and
 chunks merge as Chan, Golub and LeVeque do ("Updating formulae and a pairwise algorithm for computing sample
@@ -36,7 +36,7 @@ _LOCAL = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """What a run of numbers sums up to; all but the counts of `nan` and `inf` is over the finite ones."""
+    """The summary of a run of numbers; all but the counts of `nan` and `inf` is over the finite ones."""
 
     count: int = 0
     """Finite numbers."""
@@ -50,30 +50,30 @@ class Moments:
     pivot: float | int = 0
     """A number near the mean, exact however large."""
     offset: float = 0.0
-    """What the mean is beyond it."""
+    """The mean minus the pivot."""
     squares: float = 0.0
     """The sum of the squares of the distances from the mean."""
     below: tuple[int, ...] = ()
-    """How many numbers are less than each inner edge of the histogram, then than each edge in common with others."""
+    """Counts of numbers less than each inner edge of the histogram, then than each edge in common with others."""
 
     @property
     def mean(self) -> float:
-        """The mean; NaN of no numbers."""
+        """Return the mean; NaN of no numbers."""
         return float(self.pivot + self.offset) if self.count else math.nan
 
     @property
     def std(self) -> float:
-        """The standard deviation with n - 1, as torch.std; NaN of fewer than two numbers."""
+        """Return the standard deviation with n - 1, as torch.std; NaN of fewer than two numbers."""
         return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else math.nan
 
     @property
     def norm(self) -> float:
-        """The square root of the sum of squares."""
+        """Return the square root of the sum of squares."""
         return math.sqrt(self.squares + self.count * self.mean * self.mean) if self.count else 0.0
 
 
 def merged(a: Moments, b: Moments) -> Moments:
-    """The moments of two runs together."""
+    """Return the moments of two runs together."""
     if not a.count or not b.count:
         return replace(a if a.count else b, nan=a.nan + b.nan, inf=a.inf + b.inf)
     count = a.count + b.count
@@ -97,7 +97,7 @@ def merged(a: Moments, b: Moments) -> Moments:
 
 
 def _ends(found: Moments) -> tuple[float | int, float | int]:
-    """The least and the greatest of what has finite numbers."""
+    """Return the least and the greatest of what has finite numbers."""
     assert found.least is not None
     assert found.most is not None
     return found.least, found.most
@@ -105,7 +105,7 @@ def _ends(found: Moments) -> tuple[float | int, float | int]:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is decided from a sample before a tensor is summed."""
+    """Decisions from a sample, made before a tensor is summarized."""
 
     edges: tuple[float | int, ...] = ()
     """The inner edges of the histogram, values of the dtype that is summed."""
@@ -143,7 +143,7 @@ def plan_of(sample: Array) -> Plan:
 
 
 def shared_edges(samples: Sequence[tuple[Array, int]]) -> tuple[float, ...]:
-    """The inner edges of one histogram over several tensors, from a sample of each and its number of elements.
+    """Return the inner edges of one histogram over several tensors, from a sample of each and its number of elements.
 
     They are values of float32, which every tensor's numbers compare with exactly.
     """
@@ -170,7 +170,7 @@ def _whole_edges(low: int, high: int) -> tuple[int, ...]:
 
 
 def moments(values: Array, plan: Plan) -> Moments:
-    """The moments of a chunk of floats or integers in the machine's own byte order."""
+    """Return the moments of a chunk of floats or integers in the machine's own byte order."""
     import numpy as np
 
     if not values.size:
@@ -192,7 +192,7 @@ def moments(values: Array, plan: Plan) -> Moments:
 
 
 def _places(values: Array, edges: Sequence[float | int], least: Any, most: Any) -> tuple[int, tuple[int, ...]]:
-    """How many are zero, and how many are less than each edge."""
+    """Return how many are zero, and how many are less than each edge."""
     import numpy as np
 
     asked = [edge for edge in edges if least < edge <= most]
@@ -208,7 +208,7 @@ def _places(values: Array, edges: Sequence[float | int], least: Any, most: Any) 
 
 
 def _count(flags: Array, count: int) -> list[int]:
-    """How many of the first `count` of each row are true, eight at a time where they are many."""
+    """Return how many of the first `count` of each row are true, eight at a time where they are many."""
     import numpy as np
 
     rows = len(flags)
@@ -221,7 +221,7 @@ def _count(flags: Array, count: int) -> list[int]:
 
 
 def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[float, float]:
-    """What the mean is beyond the pivot, and the sum of the squares of the distances from the mean."""
+    """Return the mean minus the pivot, and the sum of the squares of the distances from the mean."""
     import numpy as np
 
     if values.dtype.kind != "f":
@@ -243,7 +243,7 @@ def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[f
 
 
 def _spread_in_two_passes(values: Array) -> tuple[float, float]:
-    """The mean and that sum, in float64 around the mean itself, for what is far from the pivot, tiny or huge."""
+    """Return the mean and that sum, in float64 around the mean itself, for what is far from the pivot, tiny or huge."""
     import numpy as np
 
     wide = values.astype(np.float64)
@@ -258,7 +258,7 @@ def _spread_in_two_passes(values: Array) -> tuple[float, float]:
 
 
 def _spread_of_integers(values: Array, pivot: int, least: int, most: int) -> tuple[float, float]:
-    """The offset and that sum of integers, whose distances from the pivot are exact as long as 64 bits hold them."""
+    """Return the same of integers, whose distances from the pivot are exact as long as 64 bits hold them."""
     import numpy as np
 
     if values.dtype.itemsize == 8 and least - pivot >= -(2**63) and most - pivot < 2**63:
@@ -273,7 +273,7 @@ def _spread_of_integers(values: Array, pivot: int, least: int, most: int) -> tup
 
 
 def _sums(values: Array) -> tuple[float, float]:
-    """The sum and the sum of squares: float32 within rows, float64 over them."""
+    """Return the sum and the sum of squares: float32 within rows, float64 over them."""
     import numpy as np
 
     whole = values.size // _ROW * _ROW
@@ -293,7 +293,7 @@ def _dots(rows: Array, others: Array) -> Array:
 
 
 def _flags(rows: int, count: int) -> Array:
-    """Room for rows of so many truth values or a few more, each thread's own; each row begins at a whole word."""
+    """Return room for rows of `count` truth values or a few more, each thread's own; rows begin at whole words."""
     import numpy as np
 
     padded = count + -count % 8

@@ -1,4 +1,4 @@
-"""Whether strided regions meet, and whether equal tensors are stored twice."""
+"""Find out whether strided regions of one storage share bytes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Region
-from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.model.checkpoint import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_PIECE = 8 << 20
-"""Bytes read at a time."""
-
 
 def regions_meet(a: Tensor, b: Tensor, of_a: Region | None = None) -> bool:
-    """Whether two views of one storage, or a region of the first and the second, have a byte in common."""
+    """Return True if two views of one storage, or a region of the first and the second, have a byte in common.
+
+    Cases that numpy cannot decide within `limits.VIEW_STEPS` count as yes.
+    """
     import numpy as np
 
-    if a.dtype.bits % 8 or b.dtype.bits % 8:  # elements that share a byte with their neighbours
+    if a.dtype.elements > 1 or b.dtype.elements > 1:  # elements that share bytes with their neighbours
         return True
     base = np.empty(1, np.uint8)
     try:
@@ -30,7 +30,10 @@ def regions_meet(a: Tensor, b: Tensor, of_a: Region | None = None) -> bool:
 
 
 def _ghost(base: NDArray[Any], tensor: Tensor, region: Region) -> NDArray[Any]:
-    """An array with the region's addresses relative to `base`; its elements are never touched."""
+    """Return an array with the region's addresses relative to `base`, for numpy to compare.
+
+    It is made of an interface, not of a buffer, as its addresses lie outside of `base`; its elements are never touched.
+    """
     import numpy as np
 
     size = tensor.dtype.itemsize
@@ -44,43 +47,3 @@ def _ghost(base: NDArray[Any], tensor: Tensor, region: Region) -> NDArray[Any]:
         "version": 3,
     }
     return np.asarray(type("Ghost", (), {"__array_interface__": interface})())
-
-
-def content_digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
-    """A digest of a tensor's stored elements in row-major order, read in bounded pieces."""
-    import hashlib
-
-    from ckpt_cli.arrays.codec import Codec, stored_of
-
-    codec = Codec(tensor)
-    digest = hashlib.blake2b(digest_size=32)
-    region = Region.of(tensor)
-    for part in row_pieces(region, max(_PIECE // tensor.dtype.itemsize, 1)):
-        stored = stored_of(tensor, codec, region.at(part))
-        digest.update(stored.tobytes())
-        for file in checkpoint.container.files:
-            file.forget()
-    return digest.digest()
-
-
-def row_pieces(region: Region, most: int) -> list[tuple[slice, ...]]:
-    """Cut a region in row-major order into parts of at most about `most` elements."""
-    parts: list[tuple[slice, ...]] = []
-    whole = tuple(slice(0, size) for size in region.shape)
-    pending = [whole] if region.numel else []
-    while pending:
-        part = pending.pop()
-        sizes = [item.stop - item.start for item in part]
-        count = 1
-        for size in sizes:
-            count *= size
-        dim = next((dim for dim, size in enumerate(sizes) if size > 1), None)
-        if count <= most or dim is None:
-            parts.append(part)
-            continue
-        step = max(most // (count // sizes[dim]), 1)
-        starts = range(part[dim].start, part[dim].stop, step)
-        pending.extend(
-            (*part[:dim], slice(at, min(at + step, part[dim].stop)), *part[dim + 1 :]) for at in reversed(starts)
-        )
-    return parts

@@ -27,7 +27,7 @@ _INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32", "quint4x2": 
 
 
 def integers(tensor: Tensor) -> Tensor:
-    """The stored integers of a quantized tensor as a tensor of their own; raises UnsupportedError for packed ones."""
+    """Return the stored integers of a quantized tensor as a tensor; raise UnsupportedError for packed ones."""
     if tensor.dtype.bits < 8:
         raise UnsupportedError(
             f"tensor {tensor.name!r} packs {8 // tensor.dtype.bits} integers into a byte: "
@@ -38,7 +38,7 @@ def integers(tensor: Tensor) -> Tensor:
 
 
 class QuantizedCodec(Codec):
-    """How the elements of a quantized tensor are stored; each channel has its own scale."""
+    """Decodes and encodes the elements of a quantized tensor, whose channels may have their own scales."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor) -> None:
         import numpy as np
@@ -58,7 +58,7 @@ class QuantizedCodec(Codec):
         self._channels = _channels(tensor)
 
     def at(self, index: Index) -> QuantizedCodec:
-        """The codec of the part that an index selects."""
+        """Return the codec of the part that an index selects."""
         if self.uniform:
             return self
         part = object.__new__(QuantizedCodec)
@@ -67,7 +67,7 @@ class QuantizedCodec(Codec):
         return part
 
     def decode(self, stored: Array) -> Array:
-        """The numbers that integers stand for, as torch computes them: in float64 where channels have scales of it."""
+        """Return the numbers that integers stand for, in float64 where channels have such scales, as torch does."""
         import numpy as np
 
         scales, zeros = self._of_channels()
@@ -80,7 +80,7 @@ class QuantizedCodec(Codec):
             return np.asarray(moved.astype(np.float32) * scales.astype(np.float32))
 
     def encode(self, values: Array, *, cast: bool = False) -> Array:
-        """The integers nearest to `value / scale + zero_point`, rounded half to even as torch.quantize_per_tensor does.
+        """Return the integers nearest to `value / scale + zero_point`, rounded half to even as torch does.
 
         Raises ValueRefusedError for what lies beyond the integers' range, which `cast` clips instead.
         """
@@ -118,7 +118,7 @@ class QuantizedCodec(Codec):
         return int(limits.min), int(limits.max)
 
     def _of_channels(self) -> tuple[Array, Array]:
-        """The scale and zero point of each element, in a shape that broadcasts to the region's."""
+        """Return the scale and zero point of each element, in a shape that broadcasts to the region's."""
         import numpy as np
 
         if self.uniform:
@@ -133,7 +133,7 @@ class QuantizedCodec(Codec):
 
 
 def parameters(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Array, Array]:
-    """The scale and the zero point of a quantized tensor, or of each of its channels."""
+    """Return the scale and the zero point of a quantized tensor, or of each of its channels."""
     import numpy as np
 
     quantizer: Quantizer = tensor.quantizer or Quantizer("per_tensor_affine")
@@ -148,7 +148,7 @@ def parameters(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Array, Array]:
 
 
 def _channels(tensor: Tensor) -> Region:
-    """The channel number of each element as a region of 0, 1, 2…"""
+    """Return the channel number of each element as a region of 0, 1, 2…"""
     shape = tensor.shape or ()
     axis = tensor.quantizer.axis if tensor.quantizer else None
     return Region(shape, tuple(int(dim == axis) for dim in range(len(shape))), 0)

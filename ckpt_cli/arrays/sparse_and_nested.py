@@ -1,4 +1,4 @@
-"""Where an element of a tensor that is made of parts has its place: in which part, at which index.
+"""Locate elements of tensors that are made of parts: the part, and the index within it.
 
 Layouts: https://docs.pytorch.org/docs/stable/sparse.html, torch/csrc and ATen's NestedTensorImpl.h,
 torch/nested/_internal/nested_tensor.py.
@@ -30,7 +30,7 @@ class Place:
 
 
 def place(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
-    """Where the elements at an index are stored.
+    """Return where the elements at an index are stored.
 
     Raises UsageError for an index that does not fit, UnsupportedError where they have no one place, MalformedError
     where the parts contradict each other.
@@ -52,7 +52,7 @@ def _items(tensor: Tensor, index: Index) -> list[int | slice]:
 
 
 def _integers(tensor: Tensor, items: list[int | slice], count: int) -> list[int]:
-    """The first items, which must be integers."""
+    """Return the first items, which must be integers."""
     found = [item for item in items[:count] if isinstance(item, int)]
     if len(found) < count:
         raise UnsupportedError(
@@ -135,19 +135,19 @@ def check_sparse(tensor: Tensor) -> None:
         require_honest(part)
     kept = values.shape or ()
     if any(part.dtype.category != "int" for part in tensor.parts[: _ROLES[tensor.layout] - 1]):
-        raise _wrong(tensor, "its indices are no integers")
+        raise _wrong(tensor, "its indices are not integers")
     if tensor.layout == "sparse_coo":
         indices = tensor.parts[0].shape or ()
         fits = len(indices) == 2 and indices[0] <= len(shape) and kept == (indices[1], *shape[indices[0] :])
     else:
         fits = _compressed_fits(tensor, shape, kept)
     if not fits:
-        told = ", ".join(f"{part.name} {list(part.shape or ())}" for part in tensor.parts)
-        raise _wrong(tensor, f"its parts do not fit its shape {list(shape)}: {told}")
+        shapes = ", ".join(f"{part.name} {list(part.shape or ())}" for part in tensor.parts)
+        raise _wrong(tensor, f"its parts do not fit its shape {list(shape)}: {shapes}")
 
 
 def _compressed_fits(tensor: Tensor, shape: tuple[int, ...], kept: tuple[int, ...]) -> bool:
-    """Whether the parts of a compressed tensor have the lengths that its shape needs."""
+    """Return True if the parts of a compressed tensor have the lengths that its shape needs."""
     compressed, plain = (part.shape or () for part in tensor.parts[:2])
     batch = len(compressed) - 1
     blocks = 2 if tensor.layout in ("sparse_bsr", "sparse_bsc") else 0
@@ -168,14 +168,14 @@ def _compressed_fits(tensor: Tensor, shape: tuple[int, ...], kept: tuple[int, ..
 
 
 _ROLES = {"sparse_coo": 2, "sparse_csr": 3, "sparse_csc": 3, "sparse_bsr": 3, "sparse_bsc": 3}
-"""How many parts, the last of which are the values, make a sparse tensor; others are its attributes."""
+"""The number of parts that make a sparse tensor, the values last; further parts are its attributes."""
 
 
 # --- nested ----------------------------------------------------------------------------------------------------------
 
 
 def _in_nested(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
-    """The first item of an index says which constituent, the others what of it."""
+    """Return the place of an index, whose first item is the number of the constituent."""
     if not index or not isinstance(index[0], int):
         raise UnsupportedError(
             f"an index into {tensor.layout} tensor {tensor.name!r} starts with the number of a constituent"
@@ -189,7 +189,7 @@ def _in_nested(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
 
 
 def constituents(checkpoint: Checkpoint, tensor: Tensor, begin: int = 0, end: int | None = None) -> Iterator[Tensor]:
-    """The constituents of a nested or jagged tensor as views of its buffer, called `NAME[0]`, `NAME[1]`…
+    """Return the constituents of a nested or jagged tensor as views of its buffer, called `NAME[0]`, `NAME[1]`…
 
     Raises MalformedError for one that lies outside the buffer. Who goes through all must bound how many they are.
     """
@@ -198,7 +198,7 @@ def constituents(checkpoint: Checkpoint, tensor: Tensor, begin: int = 0, end: in
 
 
 def count_constituents(tensor: Tensor) -> int:
-    """How many constituents a nested or jagged tensor has; raises MalformedError where its parts do not fit."""
+    """Return how many constituents a nested or jagged tensor has; raises MalformedError where its parts do not fit."""
     for part in tensor.parts[: 2 if tensor.layout == "jagged" else 4]:
         require_plain(part)
     if tensor.layout == "jagged":
@@ -218,10 +218,10 @@ def _strided(checkpoint: Checkpoint, tensor: Tensor, begin: int, end: int) -> It
     rows = (slice(begin, end),)
     sizes, strides, offsets = (values_of(checkpoint, part, rows).tolist() for part in tensor.parts[1:4])
     if buffer.stride != (1,):
-        raise _wrong(tensor, "its buffer is no row of elements")
+        raise _wrong(tensor, "its buffer is not a row of elements")
     for number, (shape, stride, offset) in enumerate(zip(sizes, strides, offsets, strict=True), begin):
         if not all(type(item) is int and 0 <= item < _END for item in (*shape, *stride, offset)):
-            raise _wrong(tensor, f"constituent {number} has a size, stride or offset that is no count")
+            raise _wrong(tensor, f"constituent {number} has a size, stride or offset that is not a count")
         at = buffer.storage_offset + offset
         yield _view(tensor, buffer, number, Region(tuple(shape), tuple(stride), at))
 
@@ -266,7 +266,7 @@ def _view(tensor: Tensor, buffer: Tensor, number: int, region: Region) -> Tensor
 
 
 def _in_shards(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
-    """The one local part that an index of the whole falls into."""
+    """Return the one local part that an index of the whole falls into."""
     if tensor.sharding is None or not tensor.sharding.offsets:
         require_plain(tensor)  # which raises
     items = _items(tensor, index)
@@ -287,7 +287,7 @@ def _in_shards(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
 def _local(
     items: list[int | slice], whole: tuple[int, ...], shape: tuple[int, ...], offset: tuple[int, ...]
 ) -> list[int | slice] | None:
-    """The index within a part, or None for elements that do not all lie in it."""
+    """Return the index within a part, or None for elements that do not all lie in it."""
     if len(shape) != len(items):
         return None
     local: list[int | slice] = []

@@ -1,4 +1,4 @@
-"""How the stored elements of each dtype are summed up: as numbers, or by counting codes."""
+"""Summarize the stored elements of each dtype: as numbers, or by counting codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Numbers:
         self.plan = self.plan.sharing(edges, whole=self._whole)
 
     def values(self, data: memoryview, part: tuple[slice, ...], which: int = 0) -> Array:
-        """The numbers that bytes mean, flat; valid until this thread asks for others of the same `which`."""
+        """Return the numbers that bytes mean, flat; valid until this thread asks for others of the same `which`."""
         import numpy as np
 
         if self._is_fast:
@@ -52,11 +52,11 @@ class Numbers:
         return found.view(np.uint8) if found.dtype.kind == "b" else found
 
     def chunk(self, data: memoryview, part: tuple[slice, ...]) -> Moments:
-        """What a chunk sums up to."""
+        """Return the moments of a chunk."""
         return moments(self.values(data, part), self.plan)
 
     def total(self, found: Moments | None) -> Moments:
-        """The moments of all chunks, merged."""
+        """Return the moments of all chunks, merged."""
         return found or Moments()
 
     def histogram(self, found: Moments) -> tuple[list[float | int], list[int]]:
@@ -65,7 +65,7 @@ class Numbers:
 
 
 def bars(edges: Sequence[float | int], found: Moments) -> tuple[list[float | int], list[int]]:
-    """Those edges with numbers on both sides, the least and the greatest number around them; and counts between."""
+    """Return the edges between numbers, the least and the greatest number around them; and counts between."""
     if found.least is None or found.most is None:
         return [], []
     inner = [(edge, below) for edge, below in zip(edges, found.below, strict=False) if found.least < edge <= found.most]
@@ -89,13 +89,13 @@ class Codes:
         self._shared = tuple(edges)
 
     def numbers(self, data: memoryview) -> Array:
-        """What some bytes mean."""
+        """Return the values of some bytes."""
         import numpy as np
 
         return self._values[np.frombuffer(data, np.uint8)].reshape(-1)
 
     def chunk(self, data: memoryview, _part: tuple[slice, ...]) -> Array:
-        """How often each code is there; pairs of bytes are counted, as that is half the work."""
+        """Return how often each code is there; pairs of bytes are counted, as that is half the work."""
         import numpy as np
 
         whole = len(data) // 2 * 2
@@ -117,7 +117,7 @@ class Codes:
         return sorted((value, count) for value, count in found.items() if math.isfinite(value))
 
     def total(self, found: Array | None) -> Moments:
-        """The moments, from the counts of all chunks."""
+        """Return the moments, from the counts of all chunks."""
         import numpy as np
 
         if found is None:
@@ -154,14 +154,14 @@ class Codes:
 
 
 def summer_of(codec: Codec, *, flagged: bool, big_endian: bool) -> Numbers | Codes:
-    """What sums up elements of a codec."""
+    """Return an object that summarizes the elements of a codec."""
     if codec.uniform and codec.stored.itemsize == 1:
         return Codes(codec)
     return Numbers(codec, flagged=flagged, big_endian=big_endian)
 
 
 def add(a: Any, b: Any) -> Any:
-    """What two runs of one tensor's chunks sum up to, `b` after `a`."""
+    """Return the summary of two runs of one tensor's chunks, `b` after `a`."""
     if a is None:
         return b
     return merged(a, b) if isinstance(a, Moments) else a + b

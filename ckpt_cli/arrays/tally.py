@@ -1,6 +1,6 @@
-"""Whether stored values are sound: NaN, infinite, all zero, all the same; told from the bits, without decoding them.
+"""Count values that are NaN, infinite, all zero or all the same, from their bits, without decoding them.
 
-A tally of a piece is small, and those of pieces merge into that of the whole whatever the pieces are.
+The tally of a piece is small. Tallies of consecutive pieces merge into the tally of the whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a run of elements is made of."""
+    """Counts of the elements of a run."""
 
     numel: int
     nan: int
@@ -26,15 +26,15 @@ class Tally:
     inf: int
     """The same that are infinite."""
     zero: bool
-    """Whether all are zero, be it a negative one."""
+    """True if all are zero, be it a negative one."""
     same: bool
-    """Whether all have the same bits."""
+    """True if all have the same bits."""
     first: bytes
     """The bits of the first."""
 
 
 def merged(a: Tally | None, b: Tally) -> Tally:
-    """The tally of two runs, `b` after `a`."""
+    """Return the tally of two runs, `b` after `a`."""
     if a is None or not a.numel:
         return b
     if not b.numel:
@@ -51,17 +51,17 @@ def merged(a: Tally | None, b: Tally) -> Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Bits:
-    """How a float says that it is none."""
+    """How a float dtype encodes NaN and infinity."""
 
     width: int
     """Bytes of one."""
     finite: int
     """The bits of the largest finite value, without the sign."""
     infinite: bool = True
-    """Whether the bits after these are infinity, and those beyond NaN; else all beyond are NaN."""
+    """True if the bits after these are infinity, and those beyond NaN; else all beyond are NaN."""
     signed: bool = True
     lone_nan: bool = False
-    """Whether the only NaN is what negative zero would be."""
+    """True if the only NaN is what negative zero would be."""
 
 
 _FLOATS = {
@@ -82,12 +82,12 @@ _FLOATS = {
 
 
 def can_tally(dtype: DType) -> bool:
-    """Whether elements of a dtype are whole bytes."""
-    return dtype.bits % 8 == 0
+    """Return True if elements of a dtype are whole bytes."""
+    return dtype.elements == 1
 
 
 def tally(data: memoryview, dtype: DType, *, big_endian: bool = False) -> Tally:
-    """The tally of whole elements that stand one after the other."""
+    """Return the tally of whole elements that stand one after the other."""
     import numpy as np
 
     numel = len(data) // dtype.itemsize
@@ -98,7 +98,7 @@ def tally(data: memoryview, dtype: DType, *, big_endian: bool = False) -> Tally:
     bits = np.frombuffer(data, f"{'>' if big_endian else '<'}u{width}")
     largest = int(bits.max())
     nan = inf = 0
-    zero = largest == 0 and (kind is None or kind.signed)  # bits of 0 are 2⁻¹²⁷ where there is no sign
+    zero = largest == 0 and (kind is None or kind.signed)  # bits of 0 are 2⁻¹²⁷ if there is no sign
     if kind is not None and kind.signed:
         sign = 1 << (8 * width - 1)
         largest_positive = int(bits.view(bits.dtype.str.replace("u", "i")).max())
@@ -113,7 +113,7 @@ def tally(data: memoryview, dtype: DType, *, big_endian: bool = False) -> Tally:
 
 
 def _count(magnitudes: Bits, kind: _Bits) -> tuple[int, int]:
-    """How many are NaN and how many infinite."""
+    """Return how many are NaN and how many infinite."""
     import numpy as np
 
     inf = int(np.count_nonzero(magnitudes == kind.finite + 1)) if kind.infinite else 0
@@ -121,7 +121,7 @@ def _count(magnitudes: Bits, kind: _Bits) -> tuple[int, int]:
 
 
 def _all_same(bits: Bits, parts: int) -> bool:
-    """Whether all elements of so many parts are equal; the ends tell most runs that are not."""
+    """Return True if all elements of `parts` parts are equal; where they are not, mostly the ends show it."""
     rows = bits.reshape(-1, parts)
     first = rows[0]
     if not bool((rows[:16] == first).all() and (rows[-1] == first).all()):

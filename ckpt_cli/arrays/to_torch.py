@@ -64,7 +64,7 @@ def composed(checkpoint: Checkpoint, tensor: Tensor, part: _Part, made_before: d
         count = made_before["constituents"] = made_before.get("constituents", 0) + count_constituents(tensor)
         if count > limits.CONSTITUENTS:
             raise LimitError("its nested tensors have too many constituents to go through")
-    with warnings.catch_warnings():  # torch tells each user once that sparse and nested tensors are in beta
+    with warnings.catch_warnings():  # torch warns each user once that sparse and nested tensors are in beta
         warnings.simplefilter("ignore")
         try:
             made: torch.Tensor = make(checkpoint, tensor, part)
@@ -187,7 +187,7 @@ def _as_kind(value: torch.Tensor, tensor: Tensor) -> torch.Tensor:
 
 
 def _storage(checkpoint: Checkpoint, storage: Storage, made: dict[object, Any]) -> torch.UntypedStorage:
-    """The storage over a private mapping of the file, or a copy where its bytes are compressed or misaligned."""
+    """Return the storage over a private mapping of the file, or a copy where its bytes are compressed or misaligned."""
     import torch
 
     found: torch.UntypedStorage | None = made.get(storage)
@@ -230,8 +230,9 @@ def _swapped(tensor: Tensor) -> torch.Tensor:
     """A copy of a big-endian tensor in this machine's byte order."""
     import torch
 
-    from ckpt_cli.arrays.codec import Codec, require_bounded, stored_of
+    from ckpt_cli.arrays.codec import Codec, stored_of
     from ckpt_cli.arrays.indexing import Region
+    from ckpt_cli.budget import require_bounded
 
     require_bounded(tensor, Region.of(tensor))
     stored = stored_of(tensor, Codec(tensor), Region.of(tensor))

@@ -1,9 +1,8 @@
-"""The `ckpt` command: which commands there are, each imported when it is called."""
+"""The `ckpt` command and the list of its commands, each imported when it is called."""
 
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Annotated, Any
 
 import typer
@@ -42,11 +41,11 @@ class LazyCommands(TyperGroup):
         self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)  # the names; get_command makes the values
 
     def list_commands(self, _ctx: Any) -> list[str]:
-        """The names, in the order of the help."""
+        """Return the names of the commands in the order of the help."""
         return list(COMMANDS)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; typer would make a mere exit code of an interrupt."""
+        """Run the command, and report an interrupt, of which typer would make only an exit code."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -56,10 +55,14 @@ class LazyCommands(TyperGroup):
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the first argument names; a file in its place gets a hint."""
-        if args and args[0] not in self.commands and os.path.exists(args[0]):
+        """Return the command that the first argument names; a file in its place is an error with a hint."""
+        if args and args[0] not in self.commands:
             import shlex
 
+            from ckpt_cli.files.places import exists
+
+            if not exists(args[0]):
+                return super().resolve_command(ctx, args)
             raise UsageError("a file, not a command", path=args[0], hint=f"ckpt ls {shlex.quote(args[0])}")
         return super().resolve_command(ctx, args)
 
@@ -76,7 +79,7 @@ class LazyCommands(TyperGroup):
 
 
 def _typer(**settings: Any) -> typer.Typer:
-    """A Typer without rich, whose import would take longer than the rest of a command."""
+    """Return a Typer without rich, whose import would take longer than the rest of a command."""
     return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, **settings)
 
 
@@ -97,7 +100,7 @@ def _root(
 
 
 def build() -> Any:
-    """The group of all commands."""
+    """Return the group of all commands."""
     root = _typer(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
     root.callback(help=_HELP)(_root)
     return typer.main.get_command(root)

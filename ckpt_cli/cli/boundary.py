@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from ckpt_cli.cli.read_again import steadily
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.outcome import Outcome, outcome_of
+from ckpt_cli.files.system import interrupt_after
 from ckpt_cli.render.text import escaped, name_text
 
 TROUBLE = 2
@@ -30,7 +30,7 @@ _AGAIN = 0.01
 
 
 def guarded(command: Callable[[], Any]) -> int:
-    """Run a command; returns its exit code, whatever happens but an interrupt."""
+    """Run a command and return its exit code, whatever happens except an interrupt."""
     _prepare_streams()
     try:
         with _interrupts_kept():
@@ -51,7 +51,7 @@ def guarded(command: Callable[[], Any]) -> int:
 
 
 def _prepare_streams() -> None:
-    """Let a terminal that is not UTF-8 show what it can; a stream that is not there is replaced by /dev/null.
+    """Let a terminal that is not UTF-8 show what it can, and replace a missing stream by /dev/null.
 
     `cli/standard_streams.py` has prepared those of the process itself.
     """
@@ -63,21 +63,22 @@ def _prepare_streams() -> None:
 
 @contextmanager
 def _interrupts_kept() -> Iterator[None]:
-    """Let no interrupt get lost: Python drops one that comes while it runs a finalizer, as it does at every import."""
+    """Context manager: repeat an interrupt that Python drops because it came in a finalizer, as at every import."""
     before = sys.unraisablehook
+    call_off: list[Callable[[], object]] = []
 
     def hook(dropped: sys.UnraisableHookArgs) -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             before(dropped)
             return
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN)  # not at once: what is raised within this hook is dropped as well
+        call_off.append(interrupt_after(_AGAIN))  # not at once: what is raised within this hook is dropped as well
 
     sys.unraisablehook = hook
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for stop in call_off:
+            stop()
         sys.unraisablehook = before
 
 
@@ -87,7 +88,7 @@ def _is_broken_pipe(error: BaseException) -> bool:
 
 
 def _report(error: Exception) -> int:
-    """Say what went wrong in one line; returns the exit code."""
+    """Print the error in one line and return the exit code."""
     problem, hint = _problem_and_hint(error)
     details = error.details if isinstance(error, CkptError) else ()
     _write_lines([("ckpt: ", _with_outcome(problem, error)), *(("  ", detail) for detail in details), ("hint: ", hint)])
@@ -95,13 +96,13 @@ def _report(error: Exception) -> int:
 
 
 def report_interrupt(error: KeyboardInterrupt) -> None:
-    """Say in one line where an interrupt came too late to leave everything as it was."""
+    """Print a line if an interrupt came too late to leave everything as it was."""
     if outcome_of(error) in (Outcome.DONE, Outcome.UNFINISHED):
         _write_lines([("ckpt: ", _with_outcome("interrupted", error))])
 
 
 def _with_outcome(problem: str, error: BaseException) -> str:
-    """The problem, with the state in which it left the files of an edit; a refusal leaves them as they are anyway."""
+    """Return the problem with the state in which it left the files of an edit; a refusal never changes them."""
     outcome = outcome_of(error)
     if outcome is None or (outcome is Outcome.UNCHANGED and isinstance(error, CkptError)):
         return problem
@@ -117,7 +118,7 @@ def _write_lines(lines: Sequence[tuple[str, str | None]]) -> None:
 
 
 def _problem_and_hint(error: Exception) -> tuple[str, str | None]:
-    """The problem and the hint."""
+    """Return the problem and the hint."""
     if isinstance(error, CkptError):
         return str(error), error.hint
     if isinstance(error, UsageError):
@@ -150,7 +151,7 @@ _FREE = {
     Outcome.UNCHANGED: "free some space and try again",
     Outcome.UNFINISHED: "free some space, then run a ckpt command such as ls on it",
 }
-"""Return a hint for a full disk, by the state in which the error left the files."""
+"""Hints for a full disk, by the state in which the error left the files."""
 
 
 def _is_full(error: OSError) -> bool:

@@ -8,7 +8,7 @@ import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Raw, WeightsOnly
 from ckpt_cli.cli.progress import workers
-from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.cli.run_edit import EditOptions, edit
 from ckpt_cli.edits.cast import dtype_named, plan_cast
 
 
@@ -37,6 +37,6 @@ def cast_command(
         edit(
             file,
             lambda checkpoint: plan_cast(checkpoint, target, names or (), lossy=lossy, raw=raw, executor=executor),
-            Options(output, dry_run, backup, weights_only=weights_only),
+            EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=json,
         )

@@ -12,7 +12,8 @@ from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.errors import about
 from ckpt_cli.ops.check.run import check
-from ckpt_cli.render.check import check_text
+from ckpt_cli.render.check import check_text, to_json
+from ckpt_cli.render.json import json_text
 
 
 def check_command(
@@ -34,9 +35,7 @@ def check_command(
     with about(file), workers(jobs) if deep else nullcontext() as executor, progress() as on_progress:
         report = check(file, executor, on_progress)
     if layout == "json":
-        from ckpt_cli.render.json import check_json
-
-        answer([check_json(report)])
+        answer(json_text(to_json(report)))
     else:
         answer(check_text(report, layout))
     raise typer.Exit(0 if report.ok else 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly
-from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.cli.run_edit import EditOptions, edit
 from ckpt_cli.edits.tie import plan_compact
 
 
@@ -21,4 +21,4 @@ def compact_command(
 
     Example: ckpt compact slices.pt
     """
-    edit(file, plan_compact, Options(output, dry_run, backup, weights_only=weights_only), json=json)
+    edit(file, plan_compact, EditOptions(output, dry_run, backup, weights_only=weights_only), json=json)

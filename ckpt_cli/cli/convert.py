@@ -15,7 +15,8 @@ from ckpt_cli.cli.progress import watched, workers
 from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import CLONE, ERROR, KEEP_ONE, ConvertOptions
-from ckpt_cli.render.convert import conversion_text
+from ckpt_cli.render.convert import conversion_text, to_json
+from ckpt_cli.render.json import json_text
 
 
 class Shared(str, Enum):
@@ -77,8 +78,6 @@ def convert_command(
     with workers(0) if dtype else nullcontext() as executor, watched() as on_progress:
         done = convert(file, output, replace(options, executor=executor, on_progress=on_progress))
     if json:
-        from ckpt_cli.render.json import conversion_json
-
-        report(conversion_json(done))
+        report(json_text(to_json(done)))
     else:
         talk(conversion_text(done))

@@ -12,7 +12,8 @@ from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.cli.repeated_options import rules_of
 from ckpt_cli.ops.diff import Asked, diff
-from ckpt_cli.render.diff import diff_text
+from ckpt_cli.render.diff import diff_text, to_json
+from ckpt_cli.render.json import json_text
 
 Other = Annotated[str, checkpoint_argument("OTHER", "The checkpoint that it is compared with, of any format.")]
 
@@ -42,9 +43,9 @@ def diff_command(
     """Compare two checkpoints by value.
 
     Any formats and shardings: names that only one has, shapes, dtypes, elements with the greatest absolute and relative
-    error, ties, entries that are no tensors; metadata where both are of one format. Different dtypes are compared in
-    the wider. --strip and --sub may be repeated, and are carried out in the order given. Exit 0 means equal, and
-    nothing is printed; 1 means that they differ, 2 trouble.
+    error, ties, non-tensor entries; metadata if both are of one format. Different dtypes are compared in the wider.
+    --strip and --sub may be repeated, and are carried out in the order given. Exit 0 means equal, and nothing is
+    printed; 1 means that they differ, 2 trouble.
 
     Example: ckpt diff model.pt old.pt --rtol 1e-3
     """
@@ -54,9 +55,7 @@ def diff_command(
     with opened(file) as a, opened(other) as b, workers(jobs) as executor, progress() as on_progress:
         found = diff(a, b, asked, tolerance, executor, on_progress)
     if layout == "json" and not quiet:
-        from ckpt_cli.render.json import diff_json
-
-        answer([diff_json(found)])
+        answer(json_text(to_json(found)))
     elif not quiet:
         answer(diff_text(found, layout))
     raise typer.Exit(0 if found.equal else 1)

@@ -11,7 +11,8 @@ from ckpt_cli.cli.options import File, Format, Json, Style, opened
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.ops.hash import Hashes, compare, hash_tensors, read_manifest
-from ckpt_cli.render.hash import hashes_text, verdict_text
+from ckpt_cli.render.hash import hashes_text, to_json, verdict_text, verdict_to_json
+from ckpt_cli.render.json import json_text
 
 
 class Algorithm(str, Enum):
@@ -51,9 +52,7 @@ def hash_command(
     if manifest is not None:
         raise typer.Exit(_verified(file, manifest, found, layout))
     if layout == "json":
-        from ckpt_cli.render.json import hash_json
-
-        answer([hash_json(found)])
+        answer(json_text(to_json(found)))
     else:
         answer(hashes_text(found, layout))
 
@@ -62,9 +61,7 @@ def _verified(file: str, manifest: Hashes, found: Hashes, layout: str) -> int:
     """Print the differences from the manifest; return the exit code."""
     verdict = compare(manifest, found)
     if layout == "json":
-        from ckpt_cli.render.json import verified_json
-
-        answer([verified_json(file, verdict)])
+        answer(json_text(verdict_to_json(file, verdict)))
     else:
         answer(verdict_text(verdict, layout))
     return 0 if verdict.ok else 1

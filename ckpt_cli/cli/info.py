@@ -5,7 +5,8 @@ from __future__ import annotations
 from ckpt_cli.cli.options import File, Format, Json, Style, opened
 from ckpt_cli.cli.output import answer, style_of, warn_of_danger
 from ckpt_cli.ops.info import summarize
-from ckpt_cli.render.ls import summary_text
+from ckpt_cli.render.info import summary_text, to_json
+from ckpt_cli.render.json import json_text
 
 
 def info_command(file: File, style: Format = Style.auto, json: Json = False) -> None:
@@ -19,9 +20,7 @@ def info_command(file: File, style: Format = Style.auto, json: Json = False) -> 
     with opened(file) as checkpoint:
         summary = summarize(checkpoint)
     if layout == "json":
-        from ckpt_cli.render.json import summary_json
-
-        answer([summary_json(summary)])
+        answer(json_text(to_json(summary)))
     else:
         answer(summary_text(summary, layout))
     warn_of_danger(checkpoint)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, WeightsOnly
-from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.cli.run_edit import EditOptions, edit
 from ckpt_cli.edits.rm import plan_keep, plan_root
 from ckpt_cli.errors import UsageError
 
@@ -36,13 +36,13 @@ def keep_command(
         edit(
             file,
             lambda checkpoint: plan_root(checkpoint, root),
-            Options(output, dry_run, backup, weights_only=weights_only),
+            EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=json,
         )
     else:
         edit(
             file,
             lambda checkpoint: plan_keep(checkpoint, names or ()),
-            Options(output, dry_run, backup, weights_only=weights_only),
+            EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=json,
         )

@@ -11,7 +11,8 @@ import typer
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, style_of, warn_of_danger
 from ckpt_cli.ops.ls import list_entries
-from ckpt_cli.render.ls import listing_text
+from ckpt_cli.render.json import json_text
+from ckpt_cli.render.ls import listing_text, to_json, waste_text, waste_to_json
 
 if TYPE_CHECKING:
     from ckpt_cli.model.checkpoint import Checkpoint, Entry
@@ -33,7 +34,7 @@ def ls_command(
         bool,
         typer.Option("-l", "--long", help="Add kind, requires_grad, device, stride, storage, offset, tie, layout."),
     ] = False,
-    every: Annotated[bool, typer.Option("-a", "--all", help="Add entries that are no tensors.")] = False,
+    every: Annotated[bool, typer.Option("-a", "--all", help="Add non-tensor entries.")] = False,
     folded: Annotated[bool, typer.Option("--fold", help="Fold numbered layers into one row.")] = False,
     sort: Annotated[
         Sort | None, typer.Option("--sort", help="By name, by size (largest first) or by place in the file.")
@@ -61,9 +62,7 @@ def ls_command(
 
         rows = fold(listing.entries)
     if layout == "json":
-        from ckpt_cli.render.json import listing_json
-
-        answer(listing_json(listing, rows))
+        answer(json_text(to_json(listing, rows)))
     else:
         answer(listing_text(listing, rows, layout, long=long, values=every, folded=folded))
     warn_of_danger(checkpoint)
@@ -74,10 +73,6 @@ def _answer_waste(checkpoint: Checkpoint, names: Sequence[str], layout: str) -> 
 
     found = list_waste(checkpoint, names)
     if layout == "json":
-        from ckpt_cli.render.json import waste_json
-
-        answer([waste_json(checkpoint.path, found)])
+        answer(json_text(waste_to_json(checkpoint.path, found)))
     else:
-        from ckpt_cli.render.ls import waste_text
-
         answer(waste_text(found, layout))

@@ -8,10 +8,10 @@ import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, Format, Json, Output, Style, WeightsOnly, opened
 from ckpt_cli.cli.output import answer, style_of
-from ckpt_cli.cli.run_edit import Options, edit
-from ckpt_cli.edits.meta import metadata_of, parse_pairs, plan_meta
-from ckpt_cli.edits.meta_set import strings_of_set
-from ckpt_cli.render.meta import metadata_text, set_metadata_json, set_metadata_text
+from ckpt_cli.cli.run_edit import EditOptions, edit
+from ckpt_cli.edits.meta import metadata_of, parse_pairs, plan_meta, strings_of_set
+from ckpt_cli.render.json import json_text
+from ckpt_cli.render.meta import metadata_text, set_metadata_text, to_json
 
 
 def meta_command(
@@ -40,7 +40,7 @@ def meta_command(
         edit(
             file,
             lambda checkpoint: plan_meta(checkpoint, changed, gone),
-            Options(output, dry_run, backup, weights_only=weights_only),
+            EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=layout == "json",
         )
         return
@@ -48,9 +48,7 @@ def meta_command(
         found = metadata_of(checkpoint, pairs or ())
         strings = strings_of_set(checkpoint)
     if layout == "json":
-        from ckpt_cli.render.json import line
-
-        answer([line(found if strings is None else set_metadata_json(found, strings))])
+        answer(json_text(to_json(found, strings)))
     elif strings is None:
         answer(metadata_text(found, layout))
     else:

@@ -14,7 +14,7 @@ import typer
 
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.errors import CkptError, UsageError, about
-from ckpt_cli.files.sidecars import journal_path
+from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.unchanged import unchanged
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
@@ -33,21 +33,21 @@ class Style(str, Enum):
 
 
 def complete_names(ctx: Any, incomplete: str) -> list[str]:
-    """The names in the file on the command line that begin with what was typed."""
+    """Return the names in the file on the command line that begin with the typed text."""
     return [entry.name for entry in _completing(ctx) if entry.name.startswith(incomplete)]
 
 
 def complete_tensors(ctx: Any, incomplete: str) -> list[str]:
-    """The names of tensors, followed by the `=` of an assignment."""
+    """Return the names of tensors that begin with the typed text, followed by the `=` of an assignment."""
     names = [entry.name for entry in _completing(ctx) if isinstance(entry, Tensor)]
     return [f"{name}=" for name in names if name.startswith(incomplete)]
 
 
 def _completing(ctx: Any) -> list[Entry]:
-    """The entries that may be offered: those whose names mean nothing but themselves to a shell.
+    """Return the entries that may be offered: those whose names have no special characters of a shell.
 
     Typer's zsh script evaluates what it is given, so that a name like `$(reboot)` would be run by pressing Tab. A
-    file with an edit under way offers nothing: pressing Tab neither waits for it nor finishes it.
+    file with an edit under way offers nothing, because pressing Tab must neither wait for it nor finish it.
     """
     path = os.path.expanduser(ctx.params.get("file") or "")
     try:

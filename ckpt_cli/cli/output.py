@@ -1,4 +1,4 @@
-"""Output of answers on stdout."""
+"""Printing: results on stdout, all else on stderr."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def style_of(style: Style, *, json: bool) -> str:
-    """The style that an answer gets: what was asked for, or what suits where stdout goes."""
+    """Return the layout of an answer: the one asked for, or the one that suits a terminal or a pipe."""
     if json:
         return "json"
     if style is Style.auto:
@@ -24,11 +24,11 @@ def style_of(style: Style, *, json: bool) -> str:
 
 
 _BEFORE = 1 << 20
-"""Characters of an answer that are made before any is printed, where files are read for it."""
+"""Characters of an answer that are made before any is printed, if files are read for it."""
 
 
 def answer(pieces: Iterable[str], checkpoint: Checkpoint | None = None) -> None:
-    """Print an answer; none of a small one where the files of a checkpoint that it is read from changed meanwhile."""
+    """Print an answer. Of a small one nothing is printed if the files of `checkpoint` changed while it was made."""
     if checkpoint is not None:
         pieces = _made_before(iter(pieces), checkpoint)
     for piece in pieces:
@@ -37,7 +37,7 @@ def answer(pieces: Iterable[str], checkpoint: Checkpoint | None = None) -> None:
 
 
 def _made_before(pieces: Iterator[str], checkpoint: Checkpoint) -> Iterator[str]:
-    """The same pieces, of which the first `_BEFORE` characters are made before the first is given."""
+    """Yield the same pieces; the first `_BEFORE` characters are made before the first piece is yielded."""
     from ckpt_cli.files.unchanged import settle
 
     made, size = [], 0
@@ -51,17 +51,17 @@ def _made_before(pieces: Iterator[str], checkpoint: Checkpoint) -> Iterator[str]
     yield from pieces
 
 
-def report(text: str) -> None:
-    """Print the JSON report of a command that was carried out; where that fails, the error says so."""
+def report(pieces: Iterable[str]) -> None:
+    """Print the JSON report of a command that was carried out; an error in printing states that it was."""
     try:
-        answer([text])
+        answer(pieces)
         sys.stdout.flush()
     except OutputError as error:
         raise OutputError(f"{error.problem}; the command itself was carried out") from error
 
 
 def warn_of_danger(checkpoint: Checkpoint) -> None:
-    """Say in one line that a checkpoint which was opened safely would not be safe to load elsewhere."""
+    """Print a warning if a checkpoint, which was opened safely, would not be safe to load elsewhere."""
     if checkpoint.document is None and not checkpoint.objects:
         return
     from ckpt_cli.scanner.warning import dangerous_of
@@ -72,10 +72,10 @@ def warn_of_danger(checkpoint: Checkpoint) -> None:
 
         path = escaped(checkpoint.path)
         run = short(escaped(name))
-        talk(f"warning: {path}: its pickle would run {run} if something else loaded it; ckpt scan {path} tells more\n")
+        talk(f"warning: {path}: its pickle would run {run} if something else loaded it; see ckpt scan {path}\n")
 
 
 def talk(text: str) -> None:
-    """Print what is not the answer."""
+    """Print on stderr what is not the answer: notes, warnings and reports."""
     sys.stdout.flush()
     sys.stderr.write(text)

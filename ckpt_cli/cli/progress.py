@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,16 +29,13 @@ def workers(jobs: int) -> Iterator[Executor]:
     """Context manager: an executor of threads; jobs that have not begun when an error ends it are dropped."""
     from concurrent.futures import ThreadPoolExecutor
 
-    pool = ThreadPoolExecutor(jobs or _processors())
+    from ckpt_cli.files.system import processors
+
+    pool = ThreadPoolExecutor(jobs or processors())
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

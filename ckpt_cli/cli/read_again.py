@@ -1,4 +1,4 @@
-"""Trying a command again whose file changed while it was read, as long as nothing has been printed."""
+"""Run a command again if its file changed while it was read and nothing has been printed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHORT = 2.0
 """Seconds of work up to which an attempt is tried again, with the files locked: a writer waits about that long."""
 
 said: set[str] = set()
-"""Lines on stderr that are not said again."""
+"""Lines on stderr that are not printed again."""
 
 printed = False
 """True once a part of the answer was printed."""

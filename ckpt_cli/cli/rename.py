@@ -8,7 +8,7 @@ import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
 from ckpt_cli.cli.repeated_options import rules_of
-from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.cli.run_edit import EditOptions, edit
 from ckpt_cli.edits.rename import plan_rename, renaming
 
 
@@ -47,6 +47,6 @@ def rename_command(
     edit(
         file,
         lambda checkpoint: plan_rename(checkpoint, steps),
-        Options(output, dry_run, backup, weights_only=weights_only),
+        EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
     )

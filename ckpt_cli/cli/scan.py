@@ -10,7 +10,8 @@ from ckpt_cli.cli.options import File, Format, Json, Style
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.errors import about
 from ckpt_cli.ops.scan import scan
-from ckpt_cli.render.scan import scan_text
+from ckpt_cli.render.json import json_text
+from ckpt_cli.render.scan import scan_text, to_json
 
 
 def scan_command(
@@ -31,9 +32,7 @@ def scan_command(
     with about(file):
         found = scan(file)
     if layout == "json":
-        from ckpt_cli.render.json import scan_json
-
-        answer([scan_json(found)])
+        answer(json_text(to_json(found)))
     else:
         answer(scan_text(found, layout, every=every))
     raise typer.Exit(0 if found.ok else 1)

@@ -7,13 +7,10 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_tensors
-from ckpt_cli.cli.output import report, talk
-from ckpt_cli.cli.progress import watched
-from ckpt_cli.edits.set import set_entries
+from ckpt_cli.cli.run_edit import EditOptions, edit
+from ckpt_cli.edits.set import plan_set
 from ckpt_cli.edits.set_new import dtype_of_new
-from ckpt_cli.edits.transaction import Options
 from ckpt_cli.errors import UsageError
-from ckpt_cli.render.edits import edit_text
 
 Assignments = Annotated[
     list[str],
@@ -54,12 +51,9 @@ def set_command(
     if dtype is not None and not new:
         raise UsageError("--dtype is that of new tensors: it goes with --new")
     wanted = None if dtype is None else dtype_of_new(dtype)
-    with watched() as on_progress:
-        options = Options(output, dry_run, backup, on_progress, weights_only)
-        done = set_entries(file, assignments, options, cast=cast, new=new, dtype=wanted)
-    if json:
-        from ckpt_cli.render.json import edit_json
-
-        report(edit_json(done))
-    else:
-        talk(edit_text(done))
+    edit(
+        file,
+        lambda checkpoint: plan_set(checkpoint, assignments, cast=cast, new=new, dtype=wanted),
+        EditOptions(output, dry_run, backup, weights_only=weights_only),
+        json=json,
+    )

@@ -12,7 +12,8 @@ from ckpt_cli.cli.output import answer, talk
 from ckpt_cli.errors import UsageError
 from ckpt_cli.model.checkpoint import Value
 from ckpt_cli.ops.show import Item, Shown, save_npy, show
-from ckpt_cli.render.show import values_rows, values_text
+from ckpt_cli.render.json import json_text
+from ckpt_cli.render.show import to_json, values_rows, values_text
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 
@@ -43,9 +44,7 @@ def show_command(
             written = count_text(save_npy(_only_tensor(items), output), "byte")
             talk(f"{escaped(file)}: {name_text(_only_tensor(items).label)} written to {escaped(output)}, {written}\n")
         elif json or style is Style.json:
-            from ckpt_cli.render.show_json import values_json
-
-            answer(values_json(items), checkpoint)
+            answer(json_text(to_json(items)), checkpoint)
         elif style is Style.auto:
             bare = names is not None and len(names) == 1 and len(items) == 1 and _is_named(items[0], names[0])
             terminal = sys.stdout.isatty()

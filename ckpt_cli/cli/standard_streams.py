@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from ckpt_cli.errors import OutputError
+from ckpt_cli.files.system import is_broken_pipe
 
 
 class _Stdout(io.FileIO):
@@ -18,9 +19,9 @@ class _Stdout(io.FileIO):
     def write(self, data: bytes) -> int:  # type: ignore[override]
         try:
             return super().write(data)
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if is_broken_pipe(error):
+                raise BrokenPipeError(*error.args) from error
             if error.errno == errno.EBADF:
                 raise OutputError("standard output is closed, so the answer cannot be printed") from error
             raise OutputError(f"standard output: {error.strerror}") from error

@@ -11,7 +11,8 @@ from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.ops.stats import stats
-from ckpt_cli.render.stats import stats_text
+from ckpt_cli.render.json import json_text
+from ckpt_cli.render.stats import stats_text, to_json
 
 
 class Key(str, Enum):
@@ -53,8 +54,6 @@ def stats_command(
             checkpoint, names or (), executor, on_progress, sort=sort and str(sort.value), bad_only=bad, total=total
         )
     if layout == "json":
-        from ckpt_cli.render.json import stats_json
-
-        answer(stats_json(found))
+        answer(json_text(to_json(found)))
     else:
         answer(stats_text(found, layout))

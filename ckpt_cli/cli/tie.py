@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, WeightsOnly
-from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.cli.run_edit import EditOptions, edit
 from ckpt_cli.edits.tie import plan_tie
 
 
@@ -31,6 +31,6 @@ def tie_command(
     edit(
         file,
         lambda checkpoint: plan_tie(checkpoint, names, force=force),
-        Options(output, dry_run, backup, weights_only=weights_only),
+        EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
     )

@@ -9,9 +9,10 @@ import typer
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, style_of, talk
 from ckpt_cli.errors import UsageError
-from ckpt_cli.ops.ties import Verdict, find_ties, judge
+from ckpt_cli.ops.ties import find_ties, judge
+from ckpt_cli.render.json import json_text
 from ckpt_cli.render.text import escaped
-from ckpt_cli.render.ties import ties_text
+from ckpt_cli.render.ties import ties_text, to_json, verdict_text, verdict_to_json
 
 
 def ties_command(
@@ -40,21 +41,11 @@ def ties_command(
         else:
             ties = find_ties(checkpoint, equal=equal)
     if names:
-        answer([_verdict(verdict, layout)])
+        answer(json_text(verdict_to_json(verdict)) if layout == "json" else [verdict_text(verdict)])
         raise typer.Exit(0 if verdict.tied else 1)
     if layout == "json":
-        from ckpt_cli.render.json import ties_json
-
-        answer([ties_json(ties)])
+        answer(json_text(to_json(ties)))
     else:
         answer(ties_text(ties, layout))
     if ties.claim:
         talk(f"note: {escaped(ties.claim)}\n")
-
-
-def _verdict(verdict: Verdict, layout: str) -> str:
-    if layout == "json":
-        from ckpt_cli.render.json import verdict_json
-
-        return verdict_json(verdict)
-    return f"{escaped(verdict.reason)}\n"

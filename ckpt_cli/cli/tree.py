@@ -10,14 +10,15 @@ import typer
 from ckpt_cli.cli.options import File, Json, Style, complete_names, opened
 from ckpt_cli.cli.output import answer
 from ckpt_cli.nn.tree import tree_of
-from ckpt_cli.render.tree import View, tree_json, tree_text
+from ckpt_cli.render.json import json_text
+from ckpt_cli.render.tree import View, to_json, tree_text
 
 _NAME = 500
 """Characters of a tensor's name up to which its modules are offered."""
 
 
 def complete_modules(ctx: Any, incomplete: str) -> list[str]:
-    """The names of modules in the file on the command line that begin with what was typed."""
+    """Return the names of modules in the file on the command line that begin with the typed text."""
     prefixes: dict[str, None] = {}
     for name in complete_names(ctx, ""):
         parts = name.split(".") if len(name) <= _NAME else []
@@ -60,7 +61,7 @@ def tree_command(
         tree = tree_of(checkpoint, name)
     view = View(depth=depth, full=full, bare=bare)
     if json or style is Style.json:
-        answer(tree_json(tree, view))
+        answer(json_text(to_json(tree, view)))
     else:
         on_terminal = style is Style.auto and sys.stdout.isatty()
         answer(tree_text(tree, view, "table" if on_terminal else str(style.value)))

@@ -1,4 +1,4 @@
-"""What ckpt needs of typer beyond the documented functions: the only file that knows how a release of typer is built.
+"""Parts of typer beyond its documented functions. This is the only file that depends on how a release is built.
 
 Works with typer 0.26, which carries a copy of click in a private module, up to 0.29. A part that a later release hides
 or moves has a fallback here; `make environments` runs the tests of the command line with the newest release.

@@ -9,13 +9,14 @@ import typer
 from ckpt_cli.cli.options import DryRun, File, JsonReport
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.edits.undo import undo
-from ckpt_cli.render.edits import undo_text
+from ckpt_cli.render.edits import to_json, undo_text
+from ckpt_cli.render.json import json_text
 
 
 def undo_command(
     file: File,
     force: Annotated[
-        bool, typer.Option("--force", help="Restore it even where the file changed since, or nothing tells that.")
+        bool, typer.Option("--force", help="Restore it even if the file changed since, or if that is not known.")
     ] = False,
     dry_run: DryRun = False,
     json: JsonReport = False,
@@ -29,8 +30,6 @@ def undo_command(
     """
     done = undo(file, force=force, dry_run=dry_run)
     if json:
-        from ckpt_cli.render.json import edit_json
-
-        report(edit_json(done))
+        report(json_text(to_json(done)))
     else:
         talk(undo_text(done))

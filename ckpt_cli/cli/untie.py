@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, WeightsOnly
-from ckpt_cli.cli.run_edit import Options, edit
+from ckpt_cli.cli.run_edit import EditOptions, edit
 from ckpt_cli.edits.tie import plan_untie
 
 
@@ -23,6 +23,6 @@ def untie_command(
     edit(
         file,
         lambda checkpoint: plan_untie(checkpoint, names),
-        Options(output, dry_run, backup, weights_only=weights_only),
+        EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
     )

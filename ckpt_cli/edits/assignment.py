@@ -1,4 +1,4 @@
-"""The right side of the `=` of an assignment: numbers, lists and arrays in files."""
+"""Assignments, `NAME[INDEX]=VALUE`: how they are split, and their values: numbers, lists, arrays in files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import UsageError
+from ckpt_cli.files.places import exists, is_file, size_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class Assignment:
 
 
 def parse_assignment(text: str) -> Assignment:
-    """Split at the first `=` outside brackets and quotes; raise UsageError where there is no `=`."""
+    """Split at the first `=` outside brackets and quotes; raises UsageError where there is no `=`."""
     quote, depth = "", 0
     for position, char in enumerate(text):
         if quote:
@@ -51,7 +52,7 @@ def parse_assignment(text: str) -> Assignment:
 
 
 def parse_value(text: str) -> NDArray[Any]:
-    """The values that the right side of an assignment spells.
+    """Return the values that the right side of an assignment spells.
 
     Integers and booleans come as Python objects, so that 64-bit ones stay exact; real numbers as float64, complex
     ones as complex128; `@FILE.npy` as its array, mapped and never unpickled. Raises UsageError.
@@ -64,12 +65,10 @@ def parse_value(text: str) -> NDArray[Any]:
 
 
 def _array_in(path: str) -> NDArray[Any]:
-    import os
-
     import numpy as np
 
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise UsageError("is not a regular file, and only such a one can be mapped", path=path)
+    if exists(path) and not is_file(path):  # a pipe would be waited for
+        raise UsageError("is not a regular file, and only a regular file can be mapped", path=path)
     try:
         loaded = np.lib.format.open_memmap(path, mode="r")  # which, unlike numpy.load, never offers to unpickle
     except (ValueError, EOFError):
@@ -77,8 +76,8 @@ def _array_in(path: str) -> NDArray[Any]:
             "not a numpy array of numbers", path=path, hint="write one with numpy.save (an .npz holds several)"
         ) from None
     if loaded.dtype.kind not in "biufc":
-        raise UsageError(f"its values are {loaded.dtype}, no numbers", path=path)
-    if os.path.getsize(path) > loaded.offset + loaded.nbytes:
+        raise UsageError(f"its values are {loaded.dtype}, not numbers", path=path)
+    if size_of(path) > loaded.offset + loaded.nbytes:
         raise UsageError("holds more than one array, and it is not clear which one is meant", path=path)
     return loaded
 
@@ -94,7 +93,7 @@ def _list(text: str) -> NDArray[Any]:
 
 
 def _shape(nested: list[object], leaves: list[object]) -> tuple[int, ...]:
-    """The shape of nested lists, their leaves appended in row-major order; raises UsageError where they are ragged."""
+    """Return the shape of nested lists and append their leaves in row-major order; raises UsageError where ragged."""
     shape: list[int] = []
     level: list[object] = [nested]
     while level and all(isinstance(item, list) for item in level):
@@ -127,7 +126,7 @@ def _scalar(text: str) -> object:
 
 
 def _real(text: str) -> float:
-    """A real number; raises UsageError for one that is written in digits and beyond every float."""
+    """Return a real number; raises UsageError for digits that are beyond every float."""
     value = float(text)
     if math.isinf(value) and any(char.isdigit() for char in text):
         raise UsageError(f"{_short(text)} is larger than any float", hint="write inf for infinity")

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.edits.convert_contents import Casting, cast_storage
 from ckpt_cli.edits.convert_options import some_of
-from ckpt_cli.edits.patching import Verb
+from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.edits.tie import is_composed, moved
-from ckpt_cli.edits.transaction import Planned
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def dtype_named(name: str) -> DType:
-    """The floating dtype of a name, as torch spells it or shortly; raises UsageError for any other."""
+    """Return the floating dtype of a name, in torch's spelling or a short one; raises UsageError for any other."""
     dtype = BY_NAME.get(_SHORT.get(name.lower(), name.lower().removeprefix("torch.")))
     if dtype is not None and _is_target(dtype):
         return dtype
@@ -58,7 +57,7 @@ def plan_cast(
     raw: bool = False,
     losses: Losses | None = None,
     executor: Executor | None = None,
-) -> Planned:
+) -> EditPlan:
     """Cast floating tensors, all or those that the arguments select, with every view of their storages.
 
     What is lost is counted in `losses`, where that is given, and the executor casts pieces side by side. With `raw`
@@ -106,7 +105,9 @@ def plan_cast(
                 hint="--lossy casts all the same",
             )
 
-    return Planned(Changes(tensors=tensors, contents=contents), Verb("cast", "cast"), named, also, check, left)
+    return EditPlan(
+        Verb("cast", "cast"), named, also, Changes(tensors=tensors, contents=contents), check=check, left=left
+    )
 
 
 def refuse_quantized(checkpoint: Checkpoint, names: Collection[str], storages: Collection[Storage | None] = ()) -> None:
@@ -124,14 +125,14 @@ def refuse_quantized(checkpoint: Checkpoint, names: Collection[str], storages: C
 
 
 def other_floats(tensors: Iterable[Tensor], dtype: DType) -> Iterator[Tensor]:
-    """The tensors that stand for floats and are not of a dtype."""
+    """Yield the floating and quantized tensors of other dtypes than this."""
     for tensor in tensors:
         if tensor.dtype.category in ("float", "quantized") and tensor.dtype is not dtype:
             yield tensor
 
 
 def _is_castable(tensor: Tensor) -> bool:
-    """True if a tensor is floating and no more than its elements.
+    """True if a tensor is floating and consists of its elements alone.
 
     A quantized tensor's scales, or what a subclass is made of, mean something only together with what else the
     pickle says of it.
@@ -141,7 +142,7 @@ def _is_castable(tensor: Tensor) -> bool:
 
 
 def castable_views(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The strided tensors, and those in sparse ones, that may be cast; not those of attributes."""
+    """Return the strided tensors, and those in sparse ones, that may be cast; not those of attributes."""
     found: list[Tensor] = []
     for tensor in tensors:
         if _is_castable(tensor):
@@ -150,13 +151,13 @@ def castable_views(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _not_to_be_cast(checkpoint: Checkpoint) -> set[str]:
-    """The names of tensors, and of parts, whose bytes must stay as they are."""
+    """Return the names of tensors, and of parts, whose bytes must stay as they are."""
     every = {view.name for view in all_strided(checkpoint.tensors)}
     return every - {view.name for view in castable_views(checkpoint.tensors)}
 
 
 def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str], set[Storage | None]]:
-    """The names that are to be cast, and their storages."""
+    """Return the names that are to be cast, and their storages."""
     chosen: list[Tensor] = [] if arguments else checkpoint.tensors
     for argument in arguments:
         for selection in select_to_edit(checkpoint, argument):
@@ -172,7 +173,7 @@ def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str],
 
 def _why_not(entry: Entry) -> str:
     if isinstance(entry, Value):
-        return "no tensor"
+        return "not a tensor"
     if entry.dtype.category != "float":
         return f"of {entry.dtype}, which is not floating"
     if not entry.dtype.is_plain_float:

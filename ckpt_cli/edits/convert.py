@@ -19,6 +19,7 @@ from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale
 from ckpt_cli.edits.rm import plan_root
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
 from ckpt_cli.files.copy import counting
+from ckpt_cli.files.places import is_folder, is_taken, names_in
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.targets import Target, target_of
@@ -104,12 +105,12 @@ def _check(path: str, output: str, target: Target, options: ConvertOptions) -> N
     """Raise before any work is done where the output must not be written."""
     if target.is_folder:
         require_name(output)
-        if os.path.lexists(output) and not os.path.isdir(output):
+        if is_taken(output) and not is_folder(output):
             raise UsageError(f"{target.what} go to a folder, and this is a file", path=output)
-        occupied = os.path.isdir(output) and bool(os.listdir(output))
+        occupied = is_folder(output) and bool(names_in(output))
     else:
         check_output(output, path, _ELSEWHERE)
-        occupied = os.path.lexists(output)
+        occupied = is_taken(output)
     if occupied and not options.force:
         raise RefusedError("it is there already", path=output, hint="--force replaces it")
 

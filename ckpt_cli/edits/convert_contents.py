@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError, UnsupportedError
 from ckpt_cli.files.source import Extent
@@ -14,11 +15,13 @@ from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.model.new_checkpoint import tied_groups
 from ckpt_cli.ops.aliasing import by_storage
-from ckpt_cli.ops.budget import Work
-from ckpt_cli.parallel.map import run
+from ckpt_cli.parallel.map import grouped, run
+from ckpt_cli.parallel.tensor_chunks import Chunk, Source
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+
+    from numpy.typing import NDArray
 
     from ckpt_cli.arrays.cast import Cast, Losses
 
@@ -59,13 +62,13 @@ def pack_plain(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
     Those that are one share a storage where they may stay `tied`. Raises LimitError, before anything is read, where
     views repeat or share so few bytes that the copies would be far larger than the file.
     """
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     made: dict[int, Tensor] = {}
     contents: dict[Storage, Content] = {}
     for group in tied_groups(tensors):
         for members in [group] if tied else [[tensor] for tensor in group]:
             first = members[0]
-            work.add(first, Region.of(first))
+            budget.read(first, Region.of(first))
             wanted = casting.of(first.dtype)
             location = first.storage.location if first.storage is not None else "cpu"
             storage = Storage(first.name, wanted.nbytes(first.numel), location)
@@ -89,7 +92,7 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
         from ckpt_cli.arrays.cast import Cast
 
         cast = Cast(tensor.dtype, dtype, tensor.name)
-        return Content(nbytes, make=_cast_pieces(lambda: elements(checkpoint, tensor, _CAST), casting, cast))
+        return Content(nbytes, make=_cast_pieces(checkpoint, tensor, casting, cast))
     if not tensor.numel:
         return Content(0, extents=())
     if _is_as_stored(tensor):
@@ -106,26 +109,38 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
 
 def cast_storage(checkpoint: Checkpoint, storage: Storage, numel: int, cast: Cast, casting: Casting) -> Content:
     """The first `numel` elements of a storage in another dtype."""
-    pieces = _cast_pieces(lambda: _ranges(checkpoint, storage, 0, numel * cast.itemsize, _CAST), casting, cast)
-    return Content(numel * cast.target.itemsize, make=pieces)
+    whole = Tensor(storage.key, cast.source, (numel,), (1,), storage)
+    return Content(numel * cast.target.itemsize, make=_cast_pieces(checkpoint, whole, casting, cast))
 
 
-def _cast_pieces(
-    pieces: Callable[[], Iterator[bytes | memoryview]], casting: Casting, cast: Cast
-) -> Callable[[Write], None]:
-    """Return a writer that casts a tensor's pieces on the executor and writes them in order."""
-
-    def one(piece: bytes | memoryview) -> tuple[memoryview, Losses]:
-        found = type(casting.losses)()
-        return cast.run(memoryview(piece), found), found
+def _cast_pieces(checkpoint: Checkpoint, tensor: Tensor, casting: Casting, cast: Cast) -> Callable[[Write], None]:
+    """Return a writer of a tensor's elements that reads and casts pieces on the executor and writes them in order."""
 
     def make(write: Write) -> None:
+        source = Source(checkpoint, tensor, Region.of(tensor))
+        cuts = source.cuts(_CAST // cast.itemsize)
+        items = (((source, cast, chunk), source.cost(chunk)) for chunk in source.chunks(cuts))
+        jobs = grouped(items, 1)
         executor = casting.executor
-        for made, found in map(one, pieces()) if executor is None else run(pieces(), one, executor, _AHEAD):
-            casting.losses.add(found)
-            write(made)
+        for job in map(_cast_job, jobs) if executor is None else run(jobs, _cast_job, executor, _AHEAD):
+            for made, found in job:
+                casting.losses.add(found)
+                write(made.data)
 
     return make
+
+
+def _cast_job(job: list[tuple[Source, Cast, Chunk]]) -> list[tuple[NDArray[Any], Losses]]:
+    """Read and cast some chunks: the bytes of the new elements, and what was lost of each."""
+    import numpy as np
+
+    from ckpt_cli.arrays.cast import Losses
+
+    answers = []
+    for source, cast, chunk in job:
+        losses = Losses()
+        answers.append((np.asarray(cast.run(source.read_plainly(chunk), losses)), losses))
+    return answers
 
 
 def _is_as_stored(tensor: Tensor) -> bool:
@@ -158,13 +173,7 @@ def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[byte
         begin, end = tensor.span
         yield from _ranges(checkpoint, storage, begin, end, most)
         return
-    from ckpt_cli.arrays.codec import Codec, little_endian, stored_of
-    from ckpt_cli.arrays.overlap import row_pieces
-
-    codec, region = Codec(tensor), Region.of(tensor)
-    for part in row_pieces(region, max(most // tensor.dtype.itemsize, 1)):
-        yield little_endian(tensor, stored_of(tensor, codec, region.at(part)).tobytes())
-        _forget(checkpoint)
+    yield from Source(checkpoint, tensor, Region.of(tensor)).read_all(most, plainly=True)
 
 
 def _ranges(checkpoint: Checkpoint, storage: Storage, begin: int, end: int, most: int) -> Iterator[memoryview]:
@@ -196,10 +205,9 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
         floating = casting.dtype is not None and any(view.dtype.category == "float" for view in views)
         if len(kinds) > 1 and (swapped or floating):
             raise RefusedError(f"tensor {first.name!r} is viewed as {' and '.join(sorted(kinds))}")
-        whole = replace(
-            first, shape=(storage.nbytes * 8 // first.dtype.bits,), stride=(1,), storage_offset=0, conj=False, neg=False
-        )
-        nbytes = wanted.nbytes(whole.numel) if wanted is not first.dtype else storage.nbytes
+        numel = storage.nbytes // first.dtype.block_nbytes * first.dtype.elements
+        whole = replace(first, shape=(numel,), stride=(1,), storage_offset=0, conj=False, neg=False)
+        nbytes = wanted.nbytes(numel) if wanted is not first.dtype else storage.nbytes
         new = Storage(storage.key, nbytes, storage.location)
         plain = wanted is first.dtype and not swapped
         content = storage_content(checkpoint, storage) if plain else _plain_content(checkpoint, whole, wanted, casting)

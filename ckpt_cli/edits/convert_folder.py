@@ -9,12 +9,12 @@ from contextlib import ExitStack
 
 from ckpt_cli.edits.convert_options import Written
 from ckpt_cli.files.atomic import creating, replacing_folder, staging_folder
-from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.copy import Progress
-from ckpt_cli.files.fsync import sync_folder
 from ckpt_cli.files.journal.replace import replacing_set
 from ckpt_cli.files.open import finish_edits
+from ckpt_cli.files.places import is_folder, is_taken, join, names_in, refuse_cached, without_end
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import sync_folder
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
@@ -29,8 +29,8 @@ def write_folder(
 
     In a folder that has files already, those of a checkpoint of the same kind give way and all others stay.
     """
-    output = output.rstrip("/") or output
-    if os.path.isdir(output) and os.listdir(output):
+    output = without_end(output)
+    if is_folder(output) and names_in(output):
         return _into(output, target, new, check, progress, copy)
     with replacing_folder(output) as folder:
         written = _fill(folder, target, new, check, progress)
@@ -45,7 +45,7 @@ def _fill(folder: str, target: Target, new: NewCheckpoint, check: Callable[[], N
     with ExitStack() as opened:
 
         def create(name: str) -> LocalFile:
-            file = opened.enter_context(creating(os.path.join(folder, name), mode_of=new.mode_of))
+            file = opened.enter_context(creating(join(folder, name), mode_of=new.mode_of))
             files[name] = file
             return file
 
@@ -64,14 +64,14 @@ def _into(
     stale = re.compile(target.files)
     with staging_folder(output) as folder:
         names, nbytes = _fill(folder, target, new, check, progress)
-        removed = [name for name in os.listdir(output) if stale.fullmatch(name) and name not in names]
+        removed = [name for name in names_in(output) if stale.fullmatch(name) and name not in names]
         for name in (*names, *removed):
-            if os.path.lexists(os.path.join(output, name)):
-                refuse_cached(os.path.join(output, name))
-        more = [name for name in copy(folder) if not os.path.lexists(os.path.join(output, name))]
+            if is_taken(join(output, name)):
+                refuse_cached(join(output, name))
+        more = [name for name in copy(folder) if not is_taken(join(output, name))]
         with replacing_set(output, names[0]) as replacement:
             for name in (*names, *more):
-                replacement.adopt(os.path.join(folder, name), name)
+                replacement.adopt(join(folder, name), name)
             replacement.removed.extend(removed)
             sync_folder(output)
     return names, nbytes

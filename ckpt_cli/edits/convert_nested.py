@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.edits.convert_contents import Casting, pack_plain, storage_content
 from ckpt_cli.edits.convert_options import ConvertOptions, LeftOut, Plan, Written, some_of, stem_of
 from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
@@ -21,7 +22,6 @@ from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.nn.state_dict import node_at
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import Containers, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
 from ckpt_cli.pickles.references import storage_references
@@ -126,8 +126,8 @@ def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str
 
 def _check_bytes(checkpoint: Checkpoint, leaves: Leaves) -> None:
     """Raise LimitError for far more bytes to be written than there are, as many entries may be at one place."""
-    from ckpt_cli.arrays.codec import require_bounded
     from ckpt_cli.arrays.indexing import Region
+    from ckpt_cli.budget import require_bounded
 
     for tensor in leaves.tensors:
         if tensor.storage is not None and tensor.shape is not None:
@@ -187,7 +187,7 @@ def _renamed(leaves: Leaves) -> Leaves:
 
 def leaves_of_pickle(checkpoint: Checkpoint, graph: Graph, prefix: str) -> Leaves | None:
     """Return the leaves of the mapping at a prefix of a pickle, as torch flattens it; None if it is not a mapping."""
-    root = node_at(graph.root, prefix, Containers(Budget(graph.nbytes)))
+    root = node_at(graph.root, prefix, Containers(WalkBudget(graph.nbytes)))
     if not _is_mapping(root):
         return None
     return _Traversal(checkpoint, graph).leaves(root)
@@ -204,7 +204,7 @@ class _Traversal:
 
         self._checkpoint = checkpoint
         self._data = graph.data
-        self._budget = Budget(graph.nbytes)
+        self._budget = WalkBudget(graph.nbytes)
         self._finder: Any = Known(checkpoint)
         container = checkpoint.container
         if isinstance(container, ZipStorages):  # which has those too that only objects refer to

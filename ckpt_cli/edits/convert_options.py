@@ -44,7 +44,7 @@ class ConvertOptions:
     max_shard: int | None = None
     """Bytes of one shard, where shards are wanted."""
     shared: str = KEEP_ONE
-    """How tensors that share bytes are written: `keep-one`, `clone` or `error`."""
+    """The way to write tensors that share bytes: `keep-one`, `clone` or `error`."""
     tensors_only: bool = False
     """True if what the format cannot hold may be left out."""
     lossy: bool = False

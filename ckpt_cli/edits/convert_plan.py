@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.convert_contents import Casting, pack_plain, pack_whole
 from ckpt_cli.edits.convert_options import CLONE, NOT_STATE, ConvertOptions, LeftOut, Plan, Written, some_of, stem_of
@@ -17,7 +18,7 @@ from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
 from ckpt_cli.nn.versions import Versions, has_versions, versions_of
-from ckpt_cli.ops.aliasing import Companions, Comparisons, by_storage, partly_shared, tie_groups
+from ckpt_cli.ops.aliasing import Companions, by_storage, partly_shared, tie_groups
 
 _TOTALS = ("total_size", "total_parameters")
 """Keys of an index that follow from its shards."""
@@ -152,7 +153,7 @@ def _judged(
         if known is not None and entry.name not in known:
             yield entry, NOT_STATE
         elif isinstance(entry, Value):
-            yield entry, "a value, no tensor"
+            yield entry, "not a tensor"
         else:
             yield entry, why_not(entry, target, writer, dtype)
 
@@ -268,13 +269,13 @@ def _index_of(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> dict[str, 
 
 def separated(tensors: Sequence[Tensor], *, tied: bool) -> Iterator[str]:
     """The names that share bytes with others now and will not any more."""
-    comparisons = Comparisons()
+    budget = Budget()
     if not tied:
         for group in tie_groups(tensors):
             yield from (tensor.name for tensor in group)
     for _, views in by_storage(tensors):
         if len(views) > 1:
-            meeting, _rest = partly_shared(views, comparisons)
+            meeting, _rest = partly_shared(views, budget)
             yield from (tensor.name for tensor in meeting)
 
 

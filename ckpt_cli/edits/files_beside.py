@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Collection, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +11,18 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.files.atomic import creating
 from ckpt_cli.files.backup import parse_backup
 from ckpt_cli.files.copy import copy_into
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import (
+    folder_of,
+    is_file,
+    is_folder,
+    is_same,
+    is_taken,
+    join,
+    name_of,
+    names_in,
+    open_file,
+    size_of,
+)
 from ckpt_cli.formats.sharded.read import ShardSet
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.hf_config import config_beside
@@ -71,19 +80,17 @@ def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
     A sharded checkpoint lies in one, and a single file does where a config.json is beside it.
     """
     first = checkpoint.container.files[0].path
-    folder = os.path.dirname(first) or "."
-    is_model = isinstance(checkpoint.container, ShardSet) or any(
-        os.path.isfile(os.path.join(folder, name)) for name in _CONFIGS
-    )
-    if not is_model or (os.path.isdir(output) and os.path.samefile(folder, output)):
+    folder = folder_of(first) or "."
+    is_model = isinstance(checkpoint.container, ShardSet) or any(is_file(join(folder, name)) for name in _CONFIGS)
+    if not is_model or is_same(folder, output):
         return None
-    own = {os.path.basename(file.path) for file in checkpoint.container.files}
-    there = set(os.listdir(output)) if os.path.isdir(output) else set()
+    own = {name_of(file.path) for file in checkpoint.container.files}
+    there = set(names_in(output)) if is_folder(output) else set()
     copied: list[str] = []
     left: list[Left] = []
     nbytes = 0
     for name in _names(folder, own, left):
-        why, size = _why_not(os.path.join(folder, name), there)
+        why, size = _why_not(join(folder, name), there)
         if not why and (len(copied) >= limits.BESIDE_FILES or nbytes + size > limits.BESIDE_BYTES):
             why = "too many files to copy all"
         if why:
@@ -96,25 +103,21 @@ def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
 
 def _names(folder: str, own: Collection[str], left: list[Left]) -> list[str]:
     """The names in a folder, without the checkpoint's own and hidden ones; no more than a limit."""
-    found: list[str] = []
-    with os.scandir(folder) as entries:
-        for number, entry in enumerate(entries):
-            if number >= limits.BESIDE_LOOKED_AT:
-                left.append(Left("…", f"the folder has more than {limits.BESIDE_LOOKED_AT:,} files"))
-                break
-            if not entry.name.startswith(".") and entry.name not in own:
-                found.append(entry.name)
-    return sorted(found)
+    names = names_in(folder, most=limits.BESIDE_LOOKED_AT + 1)
+    if len(names) > limits.BESIDE_LOOKED_AT:
+        left.append(Left("…", f"the folder has more than {limits.BESIDE_LOOKED_AT:,} files"))
+        del names[limits.BESIDE_LOOKED_AT :]
+    return [name for name in names if not name.startswith(".") and name not in own]
 
 
 def _why_not(path: str, there: Collection[str]) -> tuple[str, int]:
     """Return the reason not to copy a file, or an empty text; and its bytes."""
-    name = os.path.basename(path)
+    name = name_of(path)
     try:
-        info = os.stat(path)  # what a link leads to: the caches of the hub consist of links
-        if stat.S_ISDIR(info.st_mode):
+        size = size_of(path)  # of what a link leads to: the caches of the hub consist of links
+        if is_folder(path):
             return "a folder", 0
-        if not stat.S_ISREG(info.st_mode):
+        if not is_file(path):
             return "not a regular file", 0
         if parse_backup(name.lower()) is not None:
             return "a backup", 0
@@ -124,27 +127,27 @@ def _why_not(path: str, there: Collection[str]) -> tuple[str, int]:
         return "cannot be read", 0
     if name in there:
         return "already in the new folder", 0
-    if info.st_size > limits.BESIDE_FILE:
-        return f"{info.st_size:,} bytes", 0
-    return "", info.st_size
+    if size > limits.BESIDE_FILE:
+        return f"{size:,} bytes", 0
+    return "", size
 
 
 def _is_weights(path: str) -> bool:
     """True if a file begins as one of weights does."""
-    with closing(LocalFile(path)) as file:
+    with closing(open_file(path)) as file:
         head = file.read(0, min(9, file.size))
     return head.startswith(_HEADS) or (head[8:] == b"{" and head[5:8] == bytes(3))
 
 
 def copy_beside(checkpoint: Checkpoint, beside: Beside | None, folder: str) -> list[str]:
     """Copy the files into a new folder that is not in place yet; returns their names."""
-    source = os.path.dirname(checkpoint.container.files[0].path) or "."
+    source = folder_of(checkpoint.container.files[0].path) or "."
     copied = []
     for name in beside.copied if beside else ():
-        target = os.path.join(folder, name)
-        if os.path.lexists(target):  # made since by the writer: what is written for the weights stays
+        target = join(folder, name)
+        if is_taken(target):  # made since by the writer: what is written for the weights stays
             continue
-        with closing(LocalFile(os.path.join(source, name))) as file, creating(target, mode_of=file.path) as new:
+        with closing(open_file(join(source, name))) as file, creating(target, mode_of=file.path) as new:
             copy_into(file, new)
         copied.append(name)
     return copied

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_cli.edits.patching import Verb
-from ckpt_cli.edits.rename_hints import containers_of, rename_inside, strip_inside
-from ckpt_cli.edits.transaction import Planned
-from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
+from ckpt_cli.edits.plan import EditPlan, Verb
+from ckpt_cli.errors import CkptError, NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.formats import rewriting
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Entry
@@ -19,13 +19,13 @@ from ckpt_cli.ops.select import close_names
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that `rename` was asked for."""
+    """One option, or pair of arguments, of `rename`."""
 
     rename: Renaming
     asked: str
     """The option as it was spelled, for the message that it changes no name."""
     wanted: Sequence[str] = ()
-    """Names or prefixes each of which must be there."""
+    """Names or prefixes that must all be there."""
     new: str | None = None
     """The new name of the one wanted name."""
     prefix: str | None = None
@@ -57,8 +57,8 @@ def _step(rule: Rule) -> Step:
     return Step(rule.renaming(known), f"--{rule.kind} {rule.value}", list(known), prefix=prefix)
 
 
-def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
-    """The changes of a renaming, each step done to what the one before made.
+def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> EditPlan:
+    """Plan a renaming: each step renames what the step before it made.
 
     Raises NameNotFoundError where a name is not there, RefusedError where a step changes nothing or two entries would
     get the same name.
@@ -74,33 +74,32 @@ def plan_rename(checkpoint: Checkpoint, steps: Sequence[Step]) -> Planned:
             raise asking.without_effect(reached)
     names = {old: new for old, new in zip(known, _whole(parts), strict=True) if new != old}
     _refuse_collisions(checkpoint, known, names)
-    return Planned(
-        Changes(names=names, rename=in_turn([step.rename for step in steps])), Verb("renamed", "rename"), tuple(names)
-    )
+    changes = Changes(names=names, rename=in_turn([step.rename for step in steps]))
+    return EditPlan(Verb("renamed", "rename"), tuple(names), changes=changes)
 
 
 _Part = tuple[str, str]
-"""The part of a name that can change, and the rest: what an object keeps to itself has the object's name."""
+"""The part of a name that can change, and the rest: a private attribute is named after its object."""
 
 
 def _parts(entry: Entry) -> _Part:
-    """The parts of an entry's name."""
+    """Return the two parts of an entry's name."""
     at = len(entry.name) if entry.holder is None else len(entry.holder)
     return entry.name[:at], entry.name[at:]
 
 
 def _whole(parts: Iterable[_Part]) -> list[str]:
-    """The names that the parts are of."""
+    """Return whole names."""
     return [head + rest for head, rest in parts]
 
 
 def _after(parts: Iterable[_Part], rename: Renaming) -> list[_Part]:
-    """The names after a step."""
+    """Return the names after a step."""
     return [_renamed(head, rest, rename) for head, rest in parts]
 
 
 def _renamed(head: str, rest: str, rename: Renaming) -> _Part:
-    """A name after a step; the rest follows the object that it hangs on."""
+    """Return a name after a step; the rest follows the object that it belongs to."""
     if not rest:
         return rename(head), ""
     dotted = rename(f"{head}.") if head else ""
@@ -109,7 +108,7 @@ def _renamed(head: str, rest: str, rename: Renaming) -> _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """One step of a renaming, in what it is part of."""
+    """One step of a renaming, with the others."""
 
     checkpoint: Checkpoint
     steps: Sequence[Step]
@@ -151,7 +150,10 @@ class _Asking:
         return RefusedError(problem, path=path, hint=hint)
 
     def _attempt(self, instead: Renaming) -> None:
-        """Carry out all steps with another one in the place of this, short of writing; the checkpoint is used up."""
+        """Carry out all steps with another renaming in place of this one, short of writing.
+
+        The checkpoint must not be used afterwards: its document has changed.
+        """
         renamings = [step.rename for step in self.steps]
         renamings[self.number] = instead
         known = [entry.name for entry in self.checkpoint.entries]
@@ -187,3 +189,64 @@ def _refuse_collisions(checkpoint: Checkpoint, known: Sequence[str], names: Mapp
                 path=checkpoint.path,
             )
         taken[new] = old
+
+
+# --- hints -----------------------------------------------------------------------------------------------------------
+# Training checkpoints keep the names of a model behind that of a container: Lightning's
+# `state_dict.model.layer.weight`. A name or prefix that is not at the top is looked for inside containers, and a
+# command is offered only after it was tried, short of writing.
+
+Attempt = Callable[[Renaming], object]
+"""A function that raises CkptError where entries cannot get the names that a renaming gives them."""
+
+_MOST = 3
+"""Containers that are named."""
+
+
+def containers_of(prefix: str, names: Iterable[str], *, below: bool = False) -> dict[str, int]:
+    """Return what precedes a prefix inside names, with the number of names, the most frequent first.
+
+    Unless something must stand `below` it, a name may also end there.
+    """
+    counts: Counter[str] = Counter()
+    for name in names:
+        at = (name if below else f"{name}.").find(f".{prefix}.")
+        if at > 0:
+            counts[name[:at]] += 1
+    return dict(counts.most_common(_MOST))
+
+
+def strip_inside(path: str, prefix: str, holders: Sequence[str], attempt: Attempt, *, alone: bool) -> str:
+    """Return the command that strips a prefix inside containers: all of them, or the first that allows it.
+
+    `alone` is True if nothing else is renamed. Where containers nest, so that no name can move up, the command writes
+    the innermost one as a checkpoint of its own.
+    """
+    for some in (list(holders), *([holder] for holder in holders if len(holders) > 1)):
+        rules = [
+            Rule("sub", (f"^{re.escape(f'{holder}.{prefix}.')}", f"{holder}.".replace("\\", r"\\"))) for holder in some
+        ]
+        if _works(in_turn([rule.renaming() for rule in rules]), attempt):
+            if alone and len(some) == 1:
+                return _command("rename", path, f"{some[0]}.{prefix}", some[0])
+            words = [word for rule in rules for word in ("--sub", *rule.value)]
+            return _command("rename", path, *words) if alone else f"in its place: {shlex.join(words)}"
+    return _command("keep", path, "--root", f"{holders[0]}.{prefix}", "-o", "OUT")
+
+
+def rename_inside(path: str, old: str, new: str, holder: str, attempt: Attempt) -> str | None:
+    """Return the command that renames within a container; None where it would be refused."""
+    inner = (f"{holder}.{old}", f"{holder}.{new}")
+    return _command("rename", path, *inner) if _works(by_map(dict([inner])), attempt) else None
+
+
+def _works(renaming: Renaming, attempt: Attempt) -> bool:
+    try:
+        attempt(renaming)
+    except CkptError:
+        return False
+    return True
+
+
+def _command(command: str, path: str, *words: str) -> str:
+    return shlex.join(["ckpt", command, path, *words])

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ckpt_cli.edits.patching import Verb
-from ckpt_cli.edits.transaction import Planned
+from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.select import close_names, select_to_edit, split_index
 
+_KEEP = Verb("kept", "keep", between="as")
 
-def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
-    """Take out what the arguments select; a prefix takes the container of that name with it."""
+
+def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> EditPlan:
+    """Take out what the arguments select; for a prefix, with the container of that name."""
     chosen = _chosen(checkpoint, arguments)
     if all(entry.name in chosen for entry in checkpoint.entries):
         raise RefusedError("nothing would be left", path=checkpoint.path)
     changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
-    return Planned(
-        changes, Verb("removed", "remove"), _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes)
+    return EditPlan(
+        Verb("removed", "remove"),
+        _in_order(checkpoint, chosen),
+        changes=changes,
+        remaining=_remaining(checkpoint, changes),
     )
 
 
-def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> Planned:
+def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> EditPlan:
     """Take out everything that no argument selects."""
     chosen = _chosen(checkpoint, arguments)
     dropped = frozenset(entry.name for entry in checkpoint.entries if entry.name not in chosen)
     if not dropped:
         raise RefusedError("that keeps all of it", path=checkpoint.path)
     changes = Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
-    return Planned(
-        changes, Verb("kept", "keep"), _in_order(checkpoint, chosen), remaining=_remaining(checkpoint, changes)
-    )
+    return EditPlan(_KEEP, _in_order(checkpoint, chosen), changes=changes, remaining=_remaining(checkpoint, changes))
 
 
 def _remaining(checkpoint: Checkpoint, changes: Changes) -> tuple[str, ...]:
-    """The names by which objects still have tensors that are taken out, as an LSTM has its weights in a list."""
+    """Return the names by which objects still have tensors that go: an LSTM has its weights in a list too."""
     below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
     kept: list[Tensor] = []
     gone: set[object] = set()
@@ -48,13 +50,20 @@ def _remaining(checkpoint: Checkpoint, changes: Changes) -> tuple[str, ...]:
     return tuple(tensor.name for tensor in kept if tensor.view is not None and tensor.view in gone)
 
 
-def plan_root(checkpoint: Checkpoint, prefix: str) -> Planned:
+def plan_root(checkpoint: Checkpoint, prefix: str) -> EditPlan:
     """Make what is below a prefix the whole checkpoint."""
     dotted = f"{prefix.removesuffix('.')}."
     kept = {entry.name for entry in checkpoint.entries if entry.name.startswith(dotted)}
     known = [entry.name for entry in checkpoint.entries]
+    if dotted[:-1] in checkpoint.names and not kept:
+        raise RefusedError(
+            f"{prefix!r} is an entry itself, with nothing below it",
+            path=checkpoint.path,
+            hint="--root takes the prefix of several entries; a name alone, without --root, keeps that entry",
+        )
     if not kept:
-        raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
+        prefixes = dict.fromkeys(name[:at] for name in known for at in _dots(name))
+        raise NameNotFoundError(prefix, close_names(prefix, prefixes), path=checkpoint.path)
 
     def rename(name: str) -> str:
         return name[len(dotted) :] if name.startswith(dotted) else name
@@ -65,7 +74,7 @@ def plan_root(checkpoint: Checkpoint, prefix: str) -> Planned:
         dropped=frozenset(name for name in known if name not in kept),
         root=dotted[:-1],
     )
-    return Planned(changes, Verb("kept", "keep"), _in_order(checkpoint, kept))
+    return EditPlan(_KEEP, _in_order(checkpoint, kept), changes=changes)
 
 
 def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:
@@ -73,7 +82,7 @@ def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:
 
 
 def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
-    """The names that the arguments select."""
+    """Return the names that the arguments select."""
     chosen: set[str] = set()
     known = {entry.name for entry in checkpoint.entries}
     for argument in arguments:
@@ -85,13 +94,13 @@ def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
 
 
 def _prefixes(arguments: Iterable[str], chosen: set[str]) -> set[str]:
-    """The arguments that are prefixes, so that what is called so goes whole."""
+    """Return the arguments that are prefixes: containers of these names are removed whole."""
     names = (split_index(argument)[0].removesuffix(".") for argument in arguments)
     return {name for name in names if name not in chosen and "*" not in name and "?" not in name}
 
 
 def _whole_containers(dropped: Iterable[str], kept: Iterable[str]) -> set[str]:
-    """The outermost prefixes of which nothing is kept."""
+    """Return the outermost prefixes below which nothing is kept."""
     needed = {name[:at] for name in kept for at in _dots(name)}
     found: set[str] = set()
     for name in dropped:

@@ -1,135 +1,144 @@
-"""The engine of `set` for more than elements of tensors: values, new entries, and all at once."""
+"""The plan of `set`: elements of tensors, other values, and new entries, in one edit."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 from ckpt_cli.dtypes import DType
-from ckpt_cli.edits.patching import SET, Edit, apply_in_place, edit_values
-from ckpt_cli.edits.set_tensors import assign
-from ckpt_cli.edits.set_values import Split, split_assignments
-from ckpt_cli.edits.transaction import Options, Planned, refuse_part_of_set, rewrite
-from ckpt_cli.errors import UsageError, about
-from ckpt_cli.files.backup import keeping
-from ckpt_cli.files.content_addressed import refuse_cached
-from ckpt_cli.files.copy import counting
-from ckpt_cli.files.journal import apply as journal
+from ckpt_cli.edits.assignment import Assignment, parse_assignment
+from ckpt_cli.edits.plan import EditPlan, Verb
+from ckpt_cli.edits.rename import is_name
+from ckpt_cli.edits.set_new import new_tensor, require_room
+from ckpt_cli.edits.set_tensors import ElementEdit, Target, also_changed, element_edit, patch_elements, targets_of
+from ckpt_cli.edits.set_values import plain_value, value_after
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.source import LocalFile
-from ckpt_cli.files.unchanged import require_unchanged
-from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
-from ckpt_cli.model.checkpoint import Checkpoint
-from ckpt_cli.ops.output import check_output, other_names, own_file, refuse_own, writing
+from ckpt_cli.model.changes import Changes, Content
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
+from ckpt_cli.ops.select import Selection, is_glob, select_to_edit, split_index
 
 
-def set_entries(
-    path: str,
+def plan_set(
+    checkpoint: Checkpoint,
     assignments: Sequence[str],
-    options: Options,
     *,
     cast: bool = False,
     new: bool = False,
     dtype: DType | None = None,
-) -> Edit:
-    """Carry out assignments to tensors and other values, all or nothing.
+) -> EditPlan:
+    """Assign to elements of tensors and to other values.
 
-    With `new`, names that are not there are added, as tensors of `dtype` where that is given.
-
-    Elements of tensors are patched in place. So is the pickle of a torch zip file, which may become longer; that of an
-    older stream where its length stays, and otherwise the file is written anew.
+    With `new`, a name that is not there is added: as a tensor where its value is a file, or there is a `dtype`.
+    Raises NameNotFoundError for it otherwise, ValueRefusedError for a value that its place cannot hold.
     """
-
-    def split_of(checkpoint: Checkpoint) -> Split:
-        return split_assignments(checkpoint, assignments, new=new, cast=cast, dtype=dtype)
-
-    with about(path), closing(open_checkpoint(path)) as opened:
-        split, is_set = split_of(opened), opened.is_set
-        if is_set and split.tensors and split.changes.added:
-            raise UsageError(
-                "elements of tensors and new entries of a set of shards are set one after the other",
-                hint="run ckpt set twice",
-            )
-    if split.changes.new_tensors and not split.tensors:
-        return rewrite(path, lambda checkpoint: _planned(split_of(checkpoint)), options)
-    if not split.names:
-        return edit_values(
-            path,
-            lambda checkpoint, overlay: assign(checkpoint, overlay, assignments, cast=cast),
-            output=options.output,
-            dry_run=options.dry_run,
-            backup=options.backup,
-            on_progress=options.on_progress,
-            weights_only=options.weights_only,
+    split = _split(checkpoint, assignments, new=new, cast=cast, dtype=dtype)
+    if checkpoint.is_set and split.elements and split.added:
+        raise UsageError(
+            "elements of tensors and new entries of a set of shards are set one after the other",
+            hint="run ckpt set twice",
         )
-    _check_target(path, options)
-    with about(path), closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as opened:
-        own = own_file(opened, path)
-        if options.output is None:
-            refuse_cached(own)
-        else:
-            refuse_own(opened, options.output, "leave -o out to edit it in place")
-        split = split_of(opened)
-        if options.output is None and not opened.is_set:
-            refuse_part_of_set(opened, split.changes)
-        with closing(Overlay(opened.container.files)) as overlay:
-            changes = assign(opened, overlay, split.tensors, cast=cast)
-            opened.container.seal(overlay)
-            work = rewriting(opened, split.changes)
-            done = Edit(
-                path=path,
-                output=options.output or path,
-                changed=(*changes.changed, *split.names),
-                also_changed=changes.also_changed,
-                bytes_written=work.nbytes if options.dry_run else 0,
-                in_place=options.output is None,
-                dry_run=options.dry_run,
-                patched=False,
-            )
-            if options.output is None and work.patch(overlay):
-                kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
-                return replace(done, bytes_written=overlay.nbytes, patched=True, backups=kept)
-        done = replace(done, other_names=other_names(options.output or own))
-        if options.dry_run:
-            return done
-        return _replace(work, split, done, own, options, opened.container.files, cast=cast)
+    verb, names = Verb("set", "set"), (*split.values, *split.added)
+    changes = (
+        Changes(values=split.values, added=split.added, contents=split.contents, cast=cast) if names else Changes()
+    )
+    check = (lambda: None) if split.contents else None  # a dry run makes new tensors, to find values that do not fit
+    if not split.elements:
+        return EditPlan(verb, names, changes=changes, check=check)
+    with about(checkpoint.path):
+        edits = [element_edit(assignment, found, cast=cast) for assignment, found in split.elements]
+        targets = [
+            target
+            for edit, (_, found) in zip(edits, split.elements, strict=True)
+            for target in targets_of(checkpoint, edit, found)
+        ]
+
+    def patch(opened: Checkpoint, overlay: Overlay) -> None:
+        with about(opened.path):
+            patch_elements(opened, overlay, targets if opened is checkpoint else _targets_in(opened, edits))
+
+    changed = tuple(dict.fromkeys(target.tensor.name for target in targets))
+    also = also_changed(checkpoint, targets, changed)
+    return EditPlan(verb, (*changed, *names), also, changes, patch=patch, check=check)
 
 
-def _check_target(path: str, options: Options) -> None:
-    """Refuse a file that is not to be edited in place, or an output that cannot be written."""
-    if options.output is None:
-        refuse_cached(path)
-    elif options.backup:
-        raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
-    else:
-        check_output(options.output, path, "leave -o out to edit it in place")
+def _targets_in(checkpoint: Checkpoint, edits: Sequence[ElementEdit]) -> list[Target]:
+    """Find the targets of edits in another checkpoint with the same names: the rewritten copy."""
+    return [
+        target
+        for edit in edits
+        for target in targets_of(checkpoint, edit, select_to_edit(checkpoint, edit.assignment.target))
+    ]
 
 
-def _planned(split: Split) -> Planned:
-    """Entries that are set or added without any element of a tensor; new values are made before they may stand."""
-    return Planned(split.changes, SET, split.names, check=lambda: None)
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Assignments by the kind of their targets."""
+
+    elements: list[tuple[Assignment, list[Selection]]] = field(default_factory=list)
+    """Those to elements of tensors, and the entries that each selects."""
+    values: dict[str, object] = field(default_factory=dict)
+    """The new value of each entry that is not a tensor."""
+    added: dict[str, object] = field(default_factory=dict)
+    """Plain data or tensors, under their new names."""
+    contents: dict[Storage, Content] = field(default_factory=dict)
+    """The bytes of new tensors."""
 
 
-def _replace(
-    work: Rewriter, split: Split, done: Edit, own: str, options: Options, files: Sequence[LocalFile], *, cast: bool
-) -> Edit:
-    """A new file with the new values, whose tensors are then patched before it takes the place of `own`."""
-    with keeping() as kept, writing(options.output or own, mode_of=own) as target:
-        work.write(target, counting(options.on_progress, lambda: work.nbytes))
-        work.verify(target.path)
-        if split.tensors:
-            _patch_new(target, split.tensors, cast=cast)
-        require_unchanged(files)
-        if options.backup:
-            kept.keep_replaced({own: target.path})
-        nbytes = os.fstat(target.fd).st_size
-    return replace(done, bytes_written=nbytes, backups=kept.paths)
+def _split(checkpoint: Checkpoint, assignments: Sequence[str], *, new: bool, cast: bool, dtype: DType | None) -> _Split:
+    """Parse assignments, select their entries, and split them by what these are."""
+    split = _Split()
+    for assignment in map(parse_assignment, assignments):
+        name, index, _ = split_index(assignment.target, checkpoint.names)
+        try:
+            selected = select_to_edit(checkpoint, assignment.target)
+        except NameNotFoundError as error:
+            if not new or index is not None or assignment.operator:
+                raise _hinting(error, new=new) from None
+            require_room(checkpoint, _new_name(name), split.added)
+            split.added[name], content = _new(name, assignment.value, dtype, cast=cast)
+            split.contents.update(content)
+            continue
+        if new:
+            _refuse_prefix(name, selected[0])
+        if any(isinstance(selection.entry, Tensor) for selection in selected):
+            split.elements.append((assignment, selected))
+            continue
+        if index is not None:
+            raise UsageError(f"{name!r} is not a tensor, so it takes no index")
+        for selection in selected:
+            if isinstance(selection.entry, Value):
+                old = split.values.get(selection.entry.name, selection.entry.value)
+                split.values[selection.entry.name] = value_after(selection.entry.name, old, assignment, cast=cast)
+    if dtype is not None and not split.contents:
+        raise UsageError("--dtype is that of new tensors, and nothing here is new")
+    return split
 
 
-def _patch_new(target: LocalFile, assignments: Sequence[str], *, cast: bool) -> None:
-    with closing(open_checkpoint(target.path)) as checkpoint, closing(Overlay(checkpoint.container.files)) as overlay:
-        assign(checkpoint, overlay, assignments, cast=cast)
-        checkpoint.container.seal(overlay)
-        journal.write_patches(overlay, 0, target)
+def _new(name: str, value: str, dtype: DType | None, *, cast: bool) -> tuple[object, dict[Storage, Content]]:
+    """Return a new value, or a new tensor and the bytes of its storage."""
+    if dtype is None and not value.startswith("@"):
+        return plain_value(value, None), {}
+    tensor, content = new_tensor(name, value, dtype, cast=cast)
+    return tensor, {tensor.storage: content} if tensor.storage is not None else {}
+
+
+def _refuse_prefix(name: str, first: Selection) -> None:
+    """Raise RefusedError for a prefix where names may be new: all below it would be set instead."""
+    if not first.exact and not is_glob(name):
+        raise RefusedError(
+            f"{name!r} is what {first.entry.name!r} lies in, so nothing new can be called so",
+            hint=f"{name.removesuffix('.')}.* is everything in it",
+        )
+
+
+def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
+    if not new and not error.close:
+        error.hint = "--new adds an entry that is not there"
+    return error
+
+
+def _new_name(name: str) -> str:
+    if not is_name(name) or ".." in name or is_glob(name):
+        raise UsageError(f"{name!r} is not a name for a new entry")
+    return name

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UsageError
+from ckpt_cli.files.places import open_file
 from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
 
@@ -34,7 +35,7 @@ _OTHER = {"long": "int64", "int": "int32", "short": "int16", "char": "int8", "by
 
 
 def dtype_of_new(name: str) -> DType:
-    """The dtype of a name, as torch spells it or shortly; raises UsageError for one that no number can be given in."""
+    """Return the dtype of a name, in torch's spelling or a short one; raises UsageError for any other."""
     word = name.lower().removeprefix("torch.")
     dtype = BY_NAME.get(_OTHER.get(word, word))
     if dtype is not None and dtype.category in _CATEGORIES:
@@ -48,7 +49,7 @@ def dtype_of_new(name: str) -> DType:
 
 
 def new_tensor(name: str, value: str, dtype: DType | None, *, cast: bool) -> Made:
-    """The tensor that the right side of an assignment spells, without its values being read where it is `@FILE.npy`.
+    """Return the tensor that the right side of an assignment spells; the values of `@FILE.npy` are not read yet.
 
     A file keeps its dtype unless another one is given. Raises UsageError, OSError, or ValueRefusedError for values
     that the dtype cannot hold.
@@ -65,9 +66,9 @@ def new_tensor(name: str, value: str, dtype: DType | None, *, cast: bool) -> Mad
 
 
 def require_room(checkpoint: Checkpoint, name: str, added: Mapping[str, object]) -> None:
-    """Raise RefusedError where a new name is there, or is the beginning of another one or the other way round.
+    """Raise RefusedError where a new name is there already, or is a prefix of another name or has one as its prefix.
 
-    What begins it may be an empty container, which then is filled.
+    The prefix may be an empty container, which then is filled.
     """
     if name in added:
         raise RefusedError(f"{name!r} is given twice")
@@ -106,7 +107,7 @@ def _encoder(name: str, dtype: DType, *, cast: bool) -> Callable[[Array], bytes]
 
 
 def _from_file(name: str, path: str, dtype: DType | None, *, cast: bool) -> Made:
-    """The array of a file, which is opened again when its bytes are written."""
+    """Return the array of a file, which is opened again when its bytes are written."""
     with closing(_open(path)) as file:
         found = _array_in(file)
     wanted = dtype or found.dtype
@@ -126,10 +127,9 @@ def _from_file(name: str, path: str, dtype: DType | None, *, cast: bool) -> Made
 
 
 def _open(path: str) -> Checkpoint:
-    from ckpt_cli.files.source import LocalFile
     from ckpt_cli.formats.numpy import read as npy_stream
 
-    file = LocalFile(path)
+    file = open_file(path)
     try:
         return npy_stream.read(file)
     except MalformedError:
@@ -143,7 +143,7 @@ def _open(path: str) -> Checkpoint:
 
 
 def _array_in(file: Checkpoint) -> Tensor:
-    """The one array of a file; raises UsageError where it is not one of numbers, or not the only one."""
+    """Return the one array of a file; raises UsageError for objects, or where there are several arrays."""
     first = file.entries[0]
     if isinstance(first, Value):
         shown = first.value.text if isinstance(first.value, Opaque) else str(first.value)
@@ -154,7 +154,7 @@ def _array_in(file: Checkpoint) -> Tensor:
 
 
 def _end(file: Checkpoint, storage: Storage) -> int:
-    """The byte after the last of an array."""
+    """Return the offset of the byte after an array's last one."""
     return file.container.extents(storage, 0, storage.nbytes)[0].offset + storage.nbytes
 
 
@@ -175,8 +175,7 @@ def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: b
 def _rows(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
     """Yield stored elements in row-major order."""
     from ckpt_cli.arrays.codec import stored_of
-    from ckpt_cli.arrays.indexing import Region
-    from ckpt_cli.arrays.overlap import row_pieces
+    from ckpt_cli.arrays.indexing import Region, row_pieces
 
     region = Region.of(array)
     for part in row_pieces(region, _PIECE // array.dtype.itemsize):

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Index, Region
-from ckpt_cli.edits.assignment import Assignment, parse_assignment, parse_value
-from ckpt_cli.errors import UnsupportedError, ValueRefusedError, about
+from ckpt_cli.budget import Budget
+from ckpt_cli.edits.assignment import Assignment, parse_value
+from ckpt_cli.errors import UnsupportedError, ValueRefusedError
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
-from ckpt_cli.ops.aliasing import Comparisons, all_strided
-from ckpt_cli.ops.budget import Work
-from ckpt_cli.ops.select import part_of, select_to_edit
+from ckpt_cli.ops.aliasing import all_strided
+from ckpt_cli.ops.select import Selection, part_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,47 +30,68 @@ _ENCODED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """The names that assignments change."""
+class ElementEdit:
+    """One assignment to elements of tensors, with its values parsed."""
 
-    changed: tuple[str, ...]
-    """The names that were assigned to."""
-    also_changed: tuple[str, ...]
-    """Other names that share changed bytes: tied or overlapping ones."""
+    assignment: Assignment
+    values: Array
+    cast: bool
+    """True if values that a dtype cannot hold are converted."""
 
 
-def assign(checkpoint: Checkpoint, overlay: Overlay, assignments: Sequence[str], *, cast: bool = False) -> Changes:
-    """Put every assignment's patches into the overlay, one after another: each sees what those before it changed.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Elements of one tensor that an assignment changes."""
+
+    tensor: Tensor
+    region: Region
+    index: Index
+    """The index of the region in the tensor."""
+    edit: ElementEdit
+    is_repeated: bool
+    """True if the assignment has the very same elements under another name before, so that `*+=1` adds 1, not 2."""
+
+
+def element_edit(assignment: Assignment, selections: Sequence[Selection], *, cast: bool) -> ElementEdit:
+    """Parse the values of an assignment; raises UnsupportedError where some of what it selects is not a tensor."""
+    value = next((selection.entry for selection in selections if isinstance(selection.entry, Value)), None)
+    if value is not None:
+        raise _not_all_tensors(value, assignment)
+    return ElementEdit(assignment, parse_value(assignment.value), cast)
+
+
+def targets_of(checkpoint: Checkpoint, edit: ElementEdit, selections: Sequence[Selection]) -> list[Target]:
+    """Find the elements that an assignment changes, in the tensors that it selects.
+
+    Raises CkptError where one has no such elements, LimitError where the values are too many to go through.
+    """
+    budget = Budget.of(checkpoint)
+    found: list[Target] = []
+    views: set[object] = set()
+    for selection in selections:
+        if isinstance(selection.entry, Tensor):
+            tensor, index = _place_of(checkpoint, selection.entry, selection.index, budget)
+            region = part_of(tensor, index)
+            is_repeated = tensor.view is not None and tensor.view in views
+            if not is_repeated:
+                budget.read(tensor, region)
+                views.add(tensor.view)
+            found.append(Target(tensor, region, index, edit, is_repeated))
+    return found
+
+
+def patch_elements(checkpoint: Checkpoint, overlay: Overlay, targets: Sequence[Target]) -> None:
+    """Put the new bytes of targets into an overlay, one after another: each sees what those before it changed.
 
     Raises a CkptError for the first one that cannot be done; the overlay is then to be thrown away.
     """
-    targets: list[tuple[Tensor, Region]] = []
-    with about(checkpoint.path):
-        for assignment in map(parse_assignment, assignments):
-            values = parse_value(assignment.value) if not _is_text(checkpoint, assignment) else None
-            work = Work(checkpoint)
-            written: set[object] = set()  # so that `*+=1` adds 1, not 2, to a tensor of two names
-            for selection in select_to_edit(checkpoint, assignment.target):
-                if isinstance(selection.entry, Value):
-                    raise _not_all_tensors(selection.entry, assignment)
-                tensor, index = _place_of(checkpoint, selection.entry, selection.index, work)
-                region = part_of(tensor, index)
-                if values is not None and (tensor.view is None or tensor.view not in written):
-                    work.add(tensor, region)
-                    _write(checkpoint, overlay, _Target(tensor, region, index, assignment.operator, cast), values)
-                    written.add(tensor.view)
-                targets.append((tensor, region))
-    changed = tuple(dict.fromkeys(tensor.name for tensor, _ in targets))
-    return Changes(changed, tuple(_also_changed(checkpoint, targets, changed)))
-
-
-def _is_text(checkpoint: Checkpoint, assignment: Assignment) -> bool:
-    """True if the target is not a tensor, so that its value need not be a number before it is refused."""
-    return any(isinstance(selection.entry, Value) for selection in select_to_edit(checkpoint, assignment.target))
+    for target in targets:
+        if not target.is_repeated:
+            _write(checkpoint, overlay, target)
 
 
 def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
-    """The error for one value to tensors and other entries together, or in place of a whole container."""
+    """Return the error for one value to tensors and other entries together, or in place of a whole container."""
     from shlex import quote
 
     target = assignment.target
@@ -82,12 +103,12 @@ def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:
     )
 
 
-def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, work: Work) -> tuple[Tensor, Index]:
-    """The tensor, or the part of one, whose elements are to change; raise UnsupportedError where it has no elements."""
+def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, budget: Budget) -> tuple[Tensor, Index]:
+    """Return the tensor, or its part, whose elements are to change; raises UnsupportedError where it has none."""
     from ckpt_cli.arrays.codec import require_plain
     from ckpt_cli.arrays.sparse_and_nested import place
 
-    work.add_parts(tensor)
+    budget.read_parts(tensor, Region.of)
     if tensor.layout == "quantized":
         if tensor.dtype.bits < 8:
             raise UnsupportedError(f"tensor {tensor.name!r} packs several integers into a byte: it cannot be set")
@@ -103,32 +124,21 @@ def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, work:
     return replace(placed.part, name=tensor.name), placed.index
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """The target of values: a region and its layout."""
-
-    tensor: Tensor
-    region: Region
-    index: Index
-    """The region of the tensor that is changed."""
-    operator: str
-    cast: bool
-
-
-def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Array) -> None:
+def _write(checkpoint: Checkpoint, overlay: Overlay, target: Target) -> None:
     """Patch one region, a bounded piece of the file at a time."""
     from ckpt_cli.arrays.codec import codec_of, value_shape
 
     codec = codec_of(checkpoint, target.tensor).at(target.index)
-    tensor, region = target.tensor, target.region
+    tensor, region, values = target.tensor, target.region, target.edit.values
+    operator = target.edit.assignment.operator
     if tensor.storage is None or not region.numel:
         _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
         return
-    if not _is_one_to_one(region) and (target.operator or values.size != 1):
+    if not _is_one_to_one(region) and (operator or values.size != 1):
         raise UnsupportedError(
             f"elements of tensor {tensor.name!r} share bytes with each other: only one value for all can be set"
         )
-    encoded = not target.operator and not codec.paired and codec.uniform and values.size <= _ENCODED_AT_ONCE
+    encoded = not operator and not codec.paired and codec.uniform and values.size <= _ENCODED_AT_ONCE
     if encoded:
         values = _broadcast(_encode(codec, values, target), region.shape, tensor.name)
     else:
@@ -145,29 +155,30 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: _Target, values: Ar
         overlay.scatter(extents, bytes(data))
 
 
-def _result(codec: Codec, elements: Array, values: Array, target: _Target) -> Array:
+def _result(codec: Codec, elements: Array, values: Array, target: Target) -> Array:
     """Return the new stored elements for some old ones."""
-    if target.operator:
+    if target.edit.assignment.operator:
         values = _compute(codec, target, codec.decode(elements), values)
     return _encode(codec, values, target)
 
 
-def _encode(codec: Codec, values: Array, target: _Target) -> Array:
+def _encode(codec: Codec, values: Array, target: Target) -> Array:
     try:
-        return codec.encode(values, cast=target.cast)
+        return codec.encode(values, cast=target.edit.cast)
     except OverflowError:  # a Python integer beyond every float
         raise ValueRefusedError(
             f"{target.tensor.dtype} cannot hold so large an integer (tensor {target.tensor.name!r})"
         ) from None
 
 
-def _compute(codec: Codec, target: _Target, current: Array, operand: Array) -> Array:
+def _compute(codec: Codec, target: Target, current: Array, operand: Array) -> Array:
     """`current OP operand` in the precision that torch uses; refused where the result leaves its range."""
     import operator
 
     import numpy as np
 
-    apply = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[target.operator]
+    sign = target.edit.assignment.operator
+    apply = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}[sign]
     kind: np.dtype[Any] = codec.arithmetic()
     if kind.kind == "O":
         return _compute_exactly(apply, current, operand, target)
@@ -176,20 +187,19 @@ def _compute(codec: Codec, target: _Target, current: Array, operand: Array) -> A
     wide = np.dtype(np.complex128 if kind.kind == "c" else np.float64)
     with np.errstate(all="ignore"):
         result: Array = np.asarray(apply(current.astype(kind), operand.astype(kind)))
-        if target.cast:
+        if target.edit.cast:
             return result
         exact = np.asarray(apply(current.astype(wide), operand.astype(wide)))
         finite = np.isfinite(current) & np.isfinite(operand.astype(wide))
     if bool((finite & (~np.isfinite(result) | ((exact != 0) & (result == 0)))).any()):
         raise ValueRefusedError(
-            f"the result of {target.operator}= is out of the range of {target.tensor.dtype} "
-            f"(tensor {target.tensor.name!r})",
+            f"the result of {sign}= is out of the range of {target.tensor.dtype} (tensor {target.tensor.name!r})",
             hint="--cast keeps infinities and zeros that come of it",
         )
     return result
 
 
-def _compute_exactly(apply: Any, current: Array, operand: Array, target: _Target) -> Array:
+def _compute_exactly(apply: Any, current: Array, operand: Array, target: Target) -> Array:
     """Integer arithmetic without a wrap: in Python's integers, or in int64 where nothing can leave it."""
     import numpy as np
 
@@ -199,7 +209,7 @@ def _compute_exactly(apply: Any, current: Array, operand: Array, target: _Target
         operand = operand.astype(object)
     small = target.tensor.dtype.bits <= 32 and operand.dtype.kind == "O" and _fits_31_bits(operand)
     try:
-        if small and target.operator != "/":
+        if small and target.edit.assignment.operator != "/":
             return np.asarray(apply(current.astype(np.int64), operand.astype(np.int64)))
         return np.asarray(apply(current.astype(object), operand), dtype=object)
     except ZeroDivisionError:
@@ -250,7 +260,7 @@ class _Changed:
     def __init__(self) -> None:
         self.regions: list[tuple[Tensor, Region]] = []
         self.begin = self.end = 0
-        """The bytes of the storage that all of them lie between."""
+        """The first byte of the storage in any of them, and the byte after the last."""
 
     def add(self, tensor: Tensor, region: Region) -> None:
         bits = tensor.dtype.bits
@@ -259,34 +269,32 @@ class _Changed:
         self.end = max(self.end, end)
         self.regions.append((tensor, region))
 
-    def meets(self, view: Tensor, comparisons: Comparisons) -> bool:
-        """True if a view has a byte in common with one of them; what lies between counts once comparisons run out."""
+    def meets(self, view: Tensor, budget: Budget) -> bool:
+        """True if a view shares a byte with one of them; once comparisons run out, with anything between them."""
         from ckpt_cli.arrays.overlap import regions_meet
 
         begin, end = view.span
         if end <= self.begin or self.end <= begin:
             return False
-        if not comparisons.allow(len(self.regions)):
+        if not budget.allow_pairs(len(self.regions)):
             return True
         return any(regions_meet(tensor, view, region) for tensor, region in self.regions)
 
 
-def _also_changed(
-    checkpoint: Checkpoint, targets: Sequence[tuple[Tensor, Region]], changed: Sequence[str]
-) -> list[str]:
-    """The other names whose bytes meet those of a target."""
+def also_changed(checkpoint: Checkpoint, targets: Sequence[Target], changed: Sequence[str]) -> list[str]:
+    """Return the names besides `changed` whose bytes meet those of a target: tied or overlapping ones."""
     by_storage: dict[Storage | None, _Changed] = {}
-    for tensor, region in targets:
-        if region.numel:
-            by_storage.setdefault(tensor.storage, _Changed()).add(tensor, region)
+    for target in targets:
+        if target.region.numel:
+            by_storage.setdefault(target.tensor.storage, _Changed()).add(target.tensor, target.region)
     named = set(changed)
-    comparisons = Comparisons()
+    budget = Budget()
     return [
         entry.name
         for entry in checkpoint.tensors
         if entry.name not in named
         and any(
-            by_storage[view.storage].meets(view, comparisons)
+            by_storage[view.storage].meets(view, budget)
             for view in all_strided([entry])
             if view.numel and view.storage in by_storage
         )

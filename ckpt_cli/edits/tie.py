@@ -6,28 +6,37 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from ckpt_cli.arrays.indexing import Region
-from ckpt_cli.edits.patching import Verb
-from ckpt_cli.edits.transaction import Planned
+from ckpt_cli.budget import Budget
+from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.torch_zip.patch import has_room
 from ckpt_cli.model.changes import Changes, Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, contiguous_stride
-from ckpt_cli.ops.aliasing import Companions, all_strided, are_tied, blocks_of, by_storage, is_array, needed_nbytes
-from ckpt_cli.ops.budget import Work
+from ckpt_cli.ops.aliasing import (
+    Companions,
+    all_strided,
+    are_tied,
+    blocks_of,
+    by_storage,
+    content_digest,
+    is_array,
+    needed_nbytes,
+)
 from ckpt_cli.ops.ls import unreferenced
 from ckpt_cli.ops.select import select_to_edit
+from ckpt_cli.parallel.tensor_chunks import Source
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""
 
 
 def is_composed(tensor: Tensor) -> bool:
-    """True if its elements are those of one part, and its other parts only say where they stand."""
+    """True if the elements are those of one part, and the other parts only say where they are."""
     return tensor.layout == "nested" or tensor.layout.startswith("sparse")
 
 
 def moved(checkpoint: Checkpoint, move: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The tensors that a function makes others of, or of parts of which it does, by their names."""
+    """Return the tensors that a function changes, or whose parts it changes, by their names."""
     found = {}
     for tensor in checkpoint.tensors:
         after = _move(tensor, move)
@@ -48,8 +57,8 @@ def _move(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
 # --- ties ------------------------------------------------------------------------------------------------------------
 
 
-def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = False) -> Planned:
-    """Make every further name the tensor that the first one is.
+def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = False) -> EditPlan:
+    """Make every further name another name of the first one's tensor.
 
     Raises RefusedError where values differ, unless forced, and where dtypes or shapes do.
     """
@@ -59,7 +68,7 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     tensors: dict[str, Tensor] = {}
     companions = Companions(checkpoint.tensors)
     digest = None
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     for other in others:
         if are_tied(first, other):
             continue
@@ -73,8 +82,8 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
                 f"{list(first.shape or ())}: they cannot be one tensor"
             )
         if not force:
-            digest = digest or _digest(checkpoint, first, work)
-            if _digest(checkpoint, other, work) != digest:
+            digest = digest or _digest(checkpoint, first, budget)
+            if _digest(checkpoint, other, budget) != digest:
                 raise RefusedError(
                     f"{first.name!r} and {other.name!r} have different values",
                     hint=f"--force gives {other.name} the values of {first.name}",
@@ -84,31 +93,29 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
         raise RefusedError("they are tied already")
     named = [other.name for other in others if other.name in tensors]
     also = [name for name in tensors if name not in named]
-    return Planned(Changes(tensors=tensors), Verb("tied", "tie"), (first.name, *named), also)
+    return EditPlan(Verb("tied", "tie"), (first.name, *named), also, Changes(tensors=tensors))
 
 
 def _tied_to(first: Tensor, other: Tensor) -> Tensor:
-    """A tensor as another view of what the first one is."""
+    """Return a tensor as another name of the first one's view."""
     return replace(
         other, storage=first.storage, storage_offset=first.storage_offset, stride=first.stride,
         conj=first.conj, neg=first.neg, big_endian=first.big_endian,
     )  # fmt: skip
 
 
-def _digest(checkpoint: Checkpoint, tensor: Tensor, work: Work) -> bytes:
-    """A digest of all stored elements of a tensor, which are not too many to go through."""
-    from ckpt_cli.arrays.overlap import content_digest
-
-    work.add(tensor, Region.of(tensor))
+def _digest(checkpoint: Checkpoint, tensor: Tensor, budget: Budget) -> bytes:
+    """Return a digest of all stored elements of a tensor; raises LimitError where there are too many."""
+    budget.read(tensor, Region.of(tensor))
     return content_digest(checkpoint, tensor)
 
 
-def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
+def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> EditPlan:
     """Give each tensor a storage of its own, as long as its view.
 
     Raises RefusedError for one that has it already, LimitError for a view that repeats few bytes without end.
     """
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     tensors: dict[str, Tensor] = {}
     contents: dict[Storage, Content] = {}
     groups = (views for _, views in by_storage(all_strided(checkpoint.tensors)) if len(views) > 1)
@@ -125,8 +132,8 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
             together = companions.of(tensor) if isinstance(tensor, Tensor) else []
             why_not = _why_not_untied(checkpoint, tensor, together, shared)
             if why_not is None and isinstance(tensor, Tensor):
-                work.add(tensor, Region.of(tensor))
-                new, content = _own(tensor)
+                budget.read(tensor, Region.of(tensor))
+                new, content = _own(checkpoint, tensor)
                 tensors[tensor.name] = new
                 for each in together:
                     tensors[each.name] = replace(each, storage=new.storage, storage_offset=0, stride=new.stride)
@@ -138,7 +145,7 @@ def plan_untie(checkpoint: Checkpoint, names: Sequence[str]) -> Planned:
     if not tensors:
         raise RefusedError("nothing of it shares its bytes with another name")
     named = tuple(name for name in tensors if name not in also)
-    return Planned(Changes(tensors=tensors, contents=contents), Verb("untied", "untie"), named, also)
+    return EditPlan(Verb("untied", "untie"), named, also, Changes(tensors=tensors, contents=contents))
 
 
 def _why_not_untied(
@@ -172,8 +179,8 @@ def _one_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     return tensor
 
 
-def _own(tensor: Tensor) -> tuple[Tensor, Content]:
-    """A tensor over a storage of its own, which holds just its elements."""
+def _own(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Tensor, Content]:
+    """Return a tensor over a storage of its own, which holds its elements alone, and the bytes of that storage."""
     storage = tensor.storage
     if storage is None:
         raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
@@ -185,25 +192,21 @@ def _own(tensor: Tensor) -> tuple[Tensor, Content]:
     new = Storage(storage.key, tensor.nbytes, storage.location)
     stride = contiguous_stride(tensor.shape or ())
     own = replace(tensor, storage=new, storage_offset=0, stride=stride, alias_of=None)
-    return own, Content(tensor.nbytes, make=_gathering(tensor))
+    return own, Content(tensor.nbytes, make=_gathering(checkpoint, tensor))
 
 
-def _gathering(tensor: Tensor) -> Callable[[Write], None]:
+def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None]:
     """Return a writer of a tensor's stored elements in row-major order."""
 
     def make(write: Write) -> None:
-        from ckpt_cli.arrays.codec import Codec, stored_of
-        from ckpt_cli.arrays.overlap import row_pieces
-
-        codec, region = Codec(tensor), Region.of(tensor)
-        for part in row_pieces(region, max(_COPIED // tensor.dtype.itemsize, 1)):
-            write(stored_of(tensor, codec, region.at(part)).tobytes())
+        for data in Source(checkpoint, tensor, Region.of(tensor)).read_all(_COPIED):
+            write(data)
 
     return make
 
 
 def _ranges(storage: Storage, ranges: Sequence[tuple[int, int]]) -> Content:
-    """The bytes of some ranges of a storage."""
+    """Return the bytes of some ranges of a storage."""
 
     def make(write: Write) -> None:
         for begin, end in ranges:
@@ -216,8 +219,8 @@ def _ranges(storage: Storage, ranges: Sequence[tuple[int, int]]) -> Content:
 # --- waste -----------------------------------------------------------------------------------------------------------
 
 
-def plan_compact(checkpoint: Checkpoint) -> Planned:
-    """Cut every storage down to what its views need, and leave out those that nothing refers to.
+def plan_compact(checkpoint: Checkpoint) -> EditPlan:
+    """Cut every storage down to the bytes that its views need, and leave out unreferenced ones.
 
     Raises RefusedError where there is nothing to cut.
     """
@@ -230,7 +233,7 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
             continue
         distinct = {view.view: view for view in views if view.view is not None}
         if len(distinct) == 1 and next(iter(distinct.values())).nbytes < storage.nbytes:
-            new, content = _own(next(iter(distinct.values())))
+            new, content = _own(checkpoint, next(iter(distinct.values())))
             alone[storage] = new
             if new.storage is not None:
                 contents[new.storage] = content
@@ -242,7 +245,8 @@ def plan_compact(checkpoint: Checkpoint) -> Planned:
     if not contents and not has_room(checkpoint.container) and not unreferenced(checkpoint):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = moved(checkpoint, lambda view: _compacted(view, alone, placed))
-    return Planned(Changes(tensors=tensors, contents=contents, anew=True), Verb("compacted", "compact"), tuple(tensors))
+    changes = Changes(tensors=tensors, contents=contents, anew=True)
+    return EditPlan(Verb("compacted", "compact"), tuple(tensors), changes=changes)
 
 
 def _compacted(
@@ -261,7 +265,7 @@ def _compacted(
     begin, _ = view.span
     for first, last, at in blocks:
         if first <= begin < last:
-            shift = (at - first) * 8 // view.dtype.bits
+            shift = (at - first) // view.dtype.block_nbytes * view.dtype.elements
             return replace(view, storage=storage, storage_offset=view.storage_offset + shift)
     return replace(view, storage=storage, storage_offset=0)
 

@@ -1,268 +1,335 @@
-"""Structural edits: planned as changes, then written as a new file in the place of the old one."""
+"""The one way an edit happens: opened once, planned, checked, then patched in place or written as new files."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
-from ckpt_cli.edits.patching import Edit, Verb, apply_in_place
-from ckpt_cli.errors import RefusedError, UsageError, about
+from ckpt_cli.edits.plan import EditOptions, EditPlan, EditResult, Planner
+from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
 from ckpt_cli.files.atomic import creating, replacing_folder
 from ckpt_cli.files.backup import keeping
-from ckpt_cli.files.content_addressed import refuse_cached
-from ckpt_cli.files.copy import OnProgress, Progress, copy_into, counting, no_progress
-from ckpt_cli.files.fsync import write_all
+from ckpt_cli.files.copy import Progress, copy_into, counting
+from ckpt_cli.files.journal import apply as journal
+from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import can_write, is_folder, is_link, refuse_cached
+from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
-from ckpt_cli.formats import Rewriter, open_checkpoint, rewriting
+from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
 from ckpt_cli.formats.sharded.names import index_of
 from ckpt_cli.model.changes import Changes, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.output import check_output, check_output_folder, other_names, own_file, refuse_own, writing
 
-if TYPE_CHECKING:
-    from ckpt_cli.formats.sharded.rewrite import Rewriting as SetRewriting
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """The plan of an edit: changes to a checkpoint, and facts for the report."""
-
-    changes: Changes
-    verb: Verb
-    changed: Sequence[str] = ()
-    also_changed: Sequence[str] = ()
-    check: Callable[[], None] | None = None
-    """Raises, once all is written and before it takes its place, where the result must not stand."""
-    left: Sequence[str] = ()
-    """Names that were meant too, but must stay as they are."""
-    sources: Sequence[LocalFile] = ()
-    """Open files that the result is made from, which must not change until it is written."""
-    placed: Mapping[str, str] = field(default_factory=dict)
-    """In which files each key of metadata changes, where a checkpoint has several, in words."""
-    remaining: Sequence[str] = ()
-    """Names that still have the bytes of what was taken out."""
-
-
-Plan = Callable[[Checkpoint], Planned]
-
 _IN_PLACE = "leave -o out to edit it in place"
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Options that every edit has."""
+def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
+    """Carry out the plan of an edit, all or nothing: to `options.output`, or to what takes the place of `path`.
 
-    output: str | None = None
-    dry_run: bool = False
-    backup: bool = False
-    on_progress: OnProgress | None = None
-    """Called with bytes done and bytes in all, once the edit takes a while."""
-    weights_only: bool = False
-    """True if a new folder gets no copies of the files beside the weights."""
-    progress: Progress = field(default=no_progress)
-    """Called with the number of bytes just written; made from `on_progress`."""
-
-
-def rewrite(path: str, plan: Plan, options: Options) -> Edit:
-    """Carry out a plan, all or nothing: to `options.output`, or to what takes the place of `path`.
-
-    Raises RefusedError for a file in a content-addressed cache, BusyError while another process writes it.
+    The checkpoint is opened once, and locked until the edit is done unless it goes elsewhere. What fits is patched in
+    place through a journal; anything else becomes a new file, or new files of a set.
+    Raises CkptError where the plan cannot be made or carried out, RefusedError for a file in a content-addressed
+    cache, BusyError while another process writes it, OSError.
     """
     if options.output is not None and options.backup:
         raise UsageError("--backup is for edits in place: with an output the old file stays as it is")
+    write = options.output is None and not options.dry_run
     with (
         about(path),
-        closing(open_checkpoint(path, write=options.output is None and not options.dry_run)) as opened,
+        closing(open_checkpoint(path, write=write)) as opened,
         unchanged(opened.container.files),
+        closing(Overlay(opened.container.files)) as overlay,
     ):
-        if options.output is not None and opened.is_set:
-            check_output_folder(options.output)
-        elif options.output is not None:
-            check_output(options.output, path, _IN_PLACE)
-            refuse_own(opened, options.output, _IN_PLACE)
         own = own_file(opened, path)
-        if options.output is None:
-            refuse_cached(own)
-        planned = replace(plan(opened), sources=opened.container.files)
+        _check_target(opened, path, own, options)
+        planned = plan(opened)
         if options.output is None and not opened.is_set:
-            refuse_part_of_set(opened, planned.changes)
-        work = rewriting(opened, planned.changes)
-        options = replace(options, progress=counting(options.on_progress, lambda: work.nbytes))
-        done = Edit(
-            path=path,
-            output=options.output or path,
-            changed=tuple(planned.changed),
-            also_changed=tuple(planned.also_changed),
-            bytes_written=work.nbytes if options.dry_run else 0,
-            in_place=options.output is None,
-            dry_run=options.dry_run,
-            verb=planned.verb,
-            remaining=tuple(planned.remaining),
-            patched=False,
-            renamed=planned.changes.names,
-            left=tuple(planned.left),
-            placed=planned.placed,
+            _refuse_part_of_set(opened, planned.changes)
+        if planned.patch is not None:
+            planned.patch(opened, overlay)
+            opened.container.seal(overlay)
+        work = rewriting(opened, planned.changes) if planned.is_structural else None
+        done = _result(path, planned, options)
+        return _Transaction(opened, own, planned, options, overlay, work).carry_out(done)
+
+
+def _check_target(checkpoint: Checkpoint, path: str, own: str, options: EditOptions) -> None:
+    """Raise before any work is done where the result cannot be written."""
+    if options.output is None:
+        refuse_cached(own)
+    elif checkpoint.is_set:
+        check_output_folder(options.output)
+        _refuse_same_names(checkpoint)
+    else:
+        check_output(options.output, path, _IN_PLACE)
+        refuse_own(checkpoint, options.output, _IN_PLACE)
+
+
+def _refuse_same_names(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedError where two files of a set have one name, in different folders."""
+    names = [os.path.basename(file.path) for file in checkpoint.container.files]
+    if len(set(names)) < len(names):
+        raise UnsupportedError(
+            "its files have the same names in several folders, so they cannot be written to one",
+            path=checkpoint.path,
+            hint="copy the folder, and change the copy",
         )
-        if options.dry_run and planned.check is not None:
-            _rehearse(planned)
-        if options.output is None:
-            with closing(Overlay(opened.container.files)) as overlay:
-                if work.patch(overlay):
-                    return _patch(opened, overlay, done, options)
-        if opened.is_set:
-            return _rewrite_set(opened, work, planned, done, options)
-        done = replace(done, other_names=other_names(options.output or own))
-        return done if options.dry_run else _replace(work, planned, done, own, options)
 
 
-def _beside(checkpoint: Checkpoint, changes: Changes, output: str) -> Beside | None:
-    """Return the files beside a set that is written to a new folder."""
-    beside = files_beside(checkpoint, output)
-    if beside is None:
-        return None
-    after = (entry for entry in entries_after(checkpoint.entries, changes) if isinstance(entry, Tensor))
-    return replace(beside, stale=stale_dtype(checkpoint, after))
-
-
-def refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
+def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
     """Refuse to change one shard in a way that would leave its index behind."""
-    is_told = changes.names or changes.dropped or changes.tensors or changes.added
-    index = index_of(checkpoint.path) if is_told else None
+    is_listed = changes.names or changes.dropped or changes.tensors or changes.added
+    index = index_of(checkpoint.path) if is_listed else None
     if index is not None:
         whole = os.path.join(os.path.dirname(checkpoint.path), index)
         raise RefusedError(
-            f"is one shard of {index}, which would not tell what is in it any more",
+            f"is one shard of {index}, which would no longer describe it",
             path=checkpoint.path,
             hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
         )
 
 
-def _patch(checkpoint: Checkpoint, overlay: Overlay, done: Edit, options: Options) -> Edit:
-    """The edit as patches in place: of headers, of pickles, of an index."""
-    if checkpoint.is_set:
-        touched = [file for number, file in enumerate(overlay.files) if overlay.touches(number)]
-        _require_replaceable(touched, options)
-    kept = apply_in_place(overlay, dry_run=options.dry_run, backup=options.backup)
-    return replace(done, bytes_written=overlay.nbytes, patched=True, backups=kept)
+def _result(path: str, plan: EditPlan, options: EditOptions) -> EditResult:
+    """Return the part of an edit's result that follows from its plan."""
+    return EditResult(
+        path=path,
+        output=options.output or path,
+        changed=tuple(plan.changed),
+        also_changed=tuple(plan.also_changed),
+        bytes_written=0,
+        in_place=options.output is None,
+        dry_run=options.dry_run,
+        verb=plan.verb,
+        remaining=tuple(plan.remaining),
+        renamed=plan.changes.names,
+        left=tuple(plan.left),
+        placed=plan.placed,
+    )
 
 
-def _replace(work: Rewriter, planned: Planned, done: Edit, own: str, options: Options) -> Edit:
-    """The edit as a new file, in the place of `own` where no other is named."""
-    with keeping() as kept, writing(options.output or own, mode_of=own) as target:
-        _write(work, planned, target, options)
-        if options.backup:
-            kept.keep_replaced({own: target.path})
-        nbytes = os.fstat(target.fd).st_size
-    return replace(done, bytes_written=nbytes, backups=kept.paths)
+@dataclass(frozen=True, slots=True)
+class _Transaction:
+    """An edit that is planned, about to be written."""
 
+    checkpoint: Checkpoint
+    own: str
+    """The file that an edit of a single file replaces."""
+    plan: EditPlan
+    options: EditOptions
+    overlay: Overlay
+    """The patches of the old files: those of elements, then those of a document that fits in place."""
+    work: Any
+    """The format's `Rewriter`, or for a set that of several files; None where only elements change."""
 
-def _write(work: Rewriter, planned: Planned, target: LocalFile, options: Options) -> None:
-    """Write one file, and look whether it may stand."""
-    work.write(target, options.progress)
-    if planned.check is not None:
-        planned.check()
-    work.verify(target.path)
-    require_unchanged(planned.sources)
+    def carry_out(self, done: EditResult) -> EditResult:
+        """Write the edit in the cheapest way that it allows; returns the result."""
+        if done.dry_run and self.plan.check is not None:
+            self._rehearse(self.plan.check)
+        if done.in_place and (self.work is None or self.work.patch(self.overlay)):
+            return self._patch(done)
+        if self.checkpoint.is_set:
+            return self._rewrite_set(done)
+        done = replace(done, other_names=other_names(done.output if not done.in_place else self.own))
+        return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._rewrite_file(done)
 
+    def _nbytes(self) -> int:
+        """The bytes of new files, without those of a set that stay as they are."""
+        files = self.checkpoint.container.files
+        nbytes: int = self.work.nbytes if self.work is not None else sum(file.size for file in files)
+        return nbytes
 
-def _rewrite_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
-    """Rewrite some files of a set, or plan it in a dry run."""
-    done = replace(done, removed=tuple(work.removed))
-    if options.output is not None and not options.weights_only:
-        done = replace(done, beside=_beside(checkpoint, planned.changes, options.output))
-    if done.in_place:
-        names = {*work.names, *work.removed}
-        files = [file for file in checkpoint.container.files if os.path.basename(file.path) in names]
-        _require_replaceable(files, options)
+    def _progress(self) -> Progress:
+        return counting(self.options.on_progress, self._nbytes)
+
+    def _rehearse(self, check: Callable[[], None]) -> None:
+        """Make the new bytes and drop them, to find out whether the result might stand."""
+        for content in self.plan.changes.contents.values():
+            if content.make is not None:
+                content.make(lambda _: None)
+        check()
+
+    def _check(self) -> None:
+        """Raise where what was written must not take its place."""
+        if self.plan.check is not None:
+            self.plan.check()
+
+    # --- in place ----------------------------------------------------------------------------------------------------
+
+    def _patch(self, done: EditResult) -> EditResult:
+        """Patch the files in place, all or nothing: elements, headers, pickles, an index."""
+        touched = [file for number, file in enumerate(self.overlay.files) if self.overlay.touches(number)]
+        for file in touched:
+            refuse_cached(file.path)
+        if self.checkpoint.is_set and self.work is not None:
+            _refuse_links(touched)
+            _require_writable(touched, dry_run=done.dry_run)
+        elif not done.dry_run:
+            _require_writable(touched)
+        done = replace(done, bytes_written=self.overlay.nbytes, patched=True)
+        if done.dry_run or not touched:
+            return done
+        with keeping() as kept:
+            if self.options.backup:
+                with stating(touched[0].path):
+                    kept.keep_patched(self.overlay)
+            journal.apply(self.overlay)
+            kept.note_patched()
+        return replace(done, backups=kept.paths)
+
+    # --- one new file ------------------------------------------------------------------------------------------------
+
+    def _rewrite_file(self, done: EditResult) -> EditResult:
+        """Write a new file, in the place of the old one where no other is named."""
+        with keeping() as kept, writing(self.own if done.in_place else done.output, mode_of=self.own) as target:
+            if self.work is None:
+                self._copy(0, target, self._progress())
+                verify_copy(self.checkpoint, target.path, done.output)
+            else:
+                self.work.write(target, self._progress())
+                self._check()
+                self.work.verify(target.path)
+                self._patch_copy(target)
+            require_unchanged(self.checkpoint.container.files)
+            if self.options.backup:
+                kept.keep_replaced({self.own: target.path})
+            nbytes = os.fstat(target.fd).st_size
+        return replace(done, bytes_written=nbytes, backups=kept.paths)
+
+    def _copy(self, number: int, target: LocalFile, progress: Progress) -> None:
+        """Write a copy of one of the files, patched."""
+        copy_into(self.overlay.files[number], target, progress)
+        journal.write_patches(self.overlay, number, target)
+
+    def _patch_copy(self, target: LocalFile) -> None:
+        """Put the new bytes of elements into a rewritten file, in which they lie elsewhere."""
+        if self.plan.patch is None:
+            return
+        with closing(open_checkpoint(target.path)) as copy, closing(Overlay(copy.container.files)) as overlay:
+            self.plan.patch(copy, overlay)
+            copy.container.seal(overlay)
+            journal.write_patches(overlay, 0, target)
+
+    # --- the files of a set ------------------------------------------------------------------------------------------
+
+    def _rewrite_set(self, done: EditResult) -> EditResult:
+        """Write the shards that change, and the index: in place of the old ones, or in a new folder."""
+        if self.work is not None:
+            done = replace(done, removed=tuple(self.work.removed))
+        if not done.in_place:
+            beside = None if self.options.weights_only else self._beside(done.output)
+            done = replace(done, beside=beside)
+            if done.dry_run:
+                staying = self._files(*self.work.unchanged) if self.work is not None else ()
+                return replace(done, bytes_written=self._nbytes() + sum(file.size for file in staying))
+            return self._write_folder(done)
+        files = self._files(*self.work.names, *self.work.removed)
+        for file in files:
+            refuse_cached(file.path)
+        _refuse_links(files)
+        _require_writable(files, dry_run=done.dry_run)
         done = replace(done, other_names=other_names(*(file.path for file in files)))
-    if options.dry_run:
-        return _measured(checkpoint, work, done)
-    return _replace_set(checkpoint, work, planned, done, options)
+        return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._replace_files(done)
 
+    def _files(self, *names: str) -> list[SourceFile]:
+        """The files of the set that have some names, in the set's order."""
+        return [file for file in self.checkpoint.container.files if os.path.basename(file.path) in names]
 
-def _replace_set(checkpoint: Checkpoint, work: SetRewriting, planned: Planned, done: Edit, options: Options) -> Edit:
-    """The edit as new shards and a new index: in place of the old ones, or in a new folder."""
-    from ckpt_cli.files.journal.replace import replacing_set
+    def _beside(self, output: str) -> Beside | None:
+        """Return the files beside a set that is written to a new folder."""
+        beside = files_beside(self.checkpoint, output)
+        if beside is None:
+            return None
+        after = entries_after(self.checkpoint.entries, self.plan.changes)
+        tensors = (entry for entry in after if isinstance(entry, Tensor))
+        return replace(beside, stale=stale_dtype(self.checkpoint, tensors))
 
-    files = {os.path.basename(file.path): file for file in checkpoint.container.files}
-    if options.output is not None:
-        with replacing_folder(options.output) as folder, ExitStack() as stack:
+    def _write_folder(self, done: EditResult) -> EditResult:
+        """Write all files of a set to a new folder."""
+        modes = {os.path.basename(file.path): file.path for file in self.checkpoint.container.files}
+        progress = self._progress()
+        with replacing_folder(done.output) as folder:
+            with ExitStack() as stack:
 
-            def create(name: str) -> LocalFile:
-                return stack.enter_context(creating(os.path.join(folder, name), mode_of=files[name].path))
+                def create(name: str) -> LocalFile:
+                    return stack.enter_context(creating(os.path.join(folder, name), mode_of=modes[name]))
 
-            nbytes = _write_set(work, planned, options, create)
-            for name in work.unchanged:
-                with creating(os.path.join(folder, name), mode_of=files[name].path) as target:
-                    copy_into(files[name], target, options.progress)
-                    nbytes += target.size
-            copy_beside(checkpoint, done.beside, folder)
+                nbytes = 0 if self.work is None else self._write_set(create, progress)
+                nbytes += self._copy_staying(folder, progress)
+                copy_beside(self.checkpoint, done.beside, folder)
+            if self.work is None:
+                path = self.checkpoint.path
+                own = folder if is_folder(path) else os.path.join(folder, os.path.basename(path))
+                verify_copy(self.checkpoint, own, done.output)
         return replace(done, bytes_written=nbytes)
-    folder = os.path.dirname(files[work.first].path)
-    with keeping() as kept, replacing_set(folder, work.first) as replacement:
-        nbytes = _write_set(work, planned, options, replacement.create)
-        replacement.removed.extend(work.removed)
-        if options.backup:
-            new: dict[str, str | None] = {files[name].path: replacement.new_path(name) for name in work.names}
-            new |= dict.fromkeys(files[name].path for name in work.removed)
-            kept.keep_replaced(new, (file.path for file in files.values()))
-    return replace(done, bytes_written=nbytes, backups=kept.paths)
+
+    def _copy_staying(self, folder: str, progress: Progress) -> int:
+        """Copy the files of a set that no rewriter writes, with their patches; returns their bytes."""
+        nbytes = 0
+        for number, file in enumerate(self.overlay.files):
+            name = os.path.basename(file.path)
+            if self.work is None or name in self.work.unchanged:
+                with creating(os.path.join(folder, name), mode_of=file.path) as target:
+                    self._copy(number, target, progress)
+                    nbytes += target.size
+        require_unchanged(self.checkpoint.container.files)
+        return nbytes
+
+    def _replace_files(self, done: EditResult) -> EditResult:
+        """Write new files of a set, which then take the places of the old ones all at once."""
+        from ckpt_cli.files.journal.replace import replacing_set
+
+        files = {os.path.basename(file.path): file for file in self.checkpoint.container.files}
+        folder = os.path.dirname(files[self.work.first].path)
+        with keeping() as kept, replacing_set(folder, self.work.first) as replacement:
+            nbytes = self._write_set(replacement.create, self._progress())
+            replacement.removed.extend(self.work.removed)
+            if self.options.backup:
+                new: dict[str, str | None] = {files[name].path: replacement.new_path(name) for name in self.work.names}
+                new |= dict.fromkeys(files[name].path for name in self.work.removed)
+                kept.keep_replaced(new, (file.path for file in files.values()))
+        return replace(done, bytes_written=nbytes, backups=kept.paths)
+
+    def _write_set(self, create: Callable[[str], LocalFile], progress: Progress) -> int:
+        """Write the shards that change and the index; returns their bytes."""
+        nbytes = 0
+        for part in self.work.parts:
+            target = create(part.name)
+            part.work.write(target, progress)
+            sync(target.fd)
+            part.work.verify(target.path)
+            nbytes += target.size
+        self._check()
+        require_unchanged(self.checkpoint.container.files)
+        if self.work.index is not None:
+            name, content = self.work.index
+            target = create(name)
+            write_all(target.fd, content, 0)
+            sync(target.fd)
+            nbytes += len(content)
+        return nbytes
 
 
-def _rehearse(planned: Planned) -> None:
-    """Make the new bytes and drop them, to look whether they might stand."""
-    for content in planned.changes.contents.values():
-        if content.make is not None:
-            content.make(lambda _: None)
-    if planned.check is not None:
-        planned.check()
-
-
-def _measured(checkpoint: Checkpoint, work: SetRewriting, done: Edit) -> Edit:
-    """Return the result of a dry run on a set: a new folder has the shards that stay as they are as well."""
-    if done.in_place:
-        return done
-    files = {os.path.basename(file.path): file for file in checkpoint.container.files}
-    return replace(done, bytes_written=done.bytes_written + sum(files[name].size for name in work.unchanged))
-
-
-def _require_replaceable(files: Iterable[LocalFile], options: Options) -> None:
-    """Raise where a file of a set must not, or may not, change: what a link leads to may be part of another set too."""
+def _refuse_links(files: Iterable[SourceFile]) -> None:
+    """Raise where a file of a set is a link: what it leads to may be part of another set too."""
     for file in files:
-        refuse_cached(file.path)
-        if os.path.islink(file.path):
+        if is_link(file.path):
             raise RefusedError(
                 "is a symbolic link, and the files of a set are changed where they lie",
                 path=file.path,
                 hint="write the result elsewhere with -o OUT",
             )
-        if not (os.access(file.path, os.W_OK) if options.dry_run else file.writable):
+
+
+def _require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> None:
+    """Raise PermissionError where a file that is to change may not be written."""
+    for file in files:
+        if not (can_write(file.path) if dry_run else file.writable):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
-
-
-def _write_set(work: SetRewriting, planned: Planned, options: Options, create: Callable[[str], LocalFile]) -> int:
-    """Write the shards that change and the index; returns their bytes."""
-    nbytes = 0
-    for part in work.parts:
-        target = create(part.name)
-        part.work.write(target, options.progress)
-        os.fsync(target.fd)
-        part.work.verify(target.path)
-        nbytes += target.size
-    if planned.check is not None:
-        planned.check()
-    require_unchanged(planned.sources)
-    if work.index is not None:
-        name, content = work.index
-        target = create(name)
-        write_all(target.fd, content, 0)
-        os.fsync(target.fd)
-        nbytes += len(content)
-    return nbytes

@@ -6,16 +6,16 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
-from ckpt_cli.edits.patching import Edit, Verb
+from ckpt_cli.edits.plan import EditResult, Verb
 from ckpt_cli.errors import CkptError, RefusedError, about
-from ckpt_cli.files.content_addressed import refuse_cached
 from ckpt_cli.files.journal.apply import recover
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
+from ckpt_cli.files.places import canonical, folder_of, is_folder, is_taken, join, place_of, refuse_cached
 from ckpt_cli.files.restore import KeptEdit, changed_since, missing_backups, newest_edit, restore
 from ckpt_cli.formats import open_checkpoint
 
 
-def undo(path: str, *, force: bool = False, dry_run: bool = False) -> Edit:
+def undo(path: str, *, force: bool = False, dry_run: bool = False) -> EditResult:
     """Put the highest-numbered backup of a checkpoint back in place, of all files of that edit or of none.
 
     The backup and its record are then gone. Raises RefusedError where a file changed since the edit, or where no
@@ -38,8 +38,8 @@ def undo(path: str, *, force: bool = False, dry_run: bool = False) -> Edit:
             created = edit.created
             if not dry_run:
                 restore(edit)
-    beside = os.path.join(os.path.dirname(path) if not os.path.isdir(path) else path, "")
-    return Edit(
+    beside = join(folder_of(path) if not is_folder(path) else path, "")
+    return EditResult(
         path=path,
         output=path,
         changed=tuple(edit.restored.values()),
@@ -59,8 +59,10 @@ def _files_of(path: str) -> tuple[str, list[str] | None]:
 
     Edits of them that were interrupted are finished.
     """
-    real = os.path.realpath(path)
-    folder = real if os.path.isdir(real) else os.path.dirname(real)
+    if not place_of(path).is_local:
+        raise RefusedError("has no backup to restore: it does not lie on this machine's disk")
+    real = canonical(path)
+    folder = real if is_folder(real) else folder_of(real)
     if folder == real:
         finish_edits(folder)
     else:
@@ -68,16 +70,16 @@ def _files_of(path: str) -> tuple[str, list[str] | None]:
     names = [] if folder == real else [os.path.basename(real)]
     try:
         with closing(open_checkpoint(path)) as checkpoint:
-            files = [os.path.realpath(file.path) for file in checkpoint.container.files]
+            files = [canonical(file.path) for file in checkpoint.container.files]
     except (CkptError, OSError) as error:
-        if not os.path.isdir(folder) or newest_edit(folder, names or None) is None:
+        if not is_folder(folder) or newest_edit(folder, names or None) is None:
             raise  # it has no backup either, so this is what is wrong with it
-        if isinstance(error, OSError) and os.path.lexists(real):
+        if isinstance(error, OSError) and is_taken(real):
             raise
         return folder, names or None
-    if folder == real and len({os.path.dirname(file) for file in files}) == 1:
-        folder = os.path.dirname(files[0])
-    return folder, [*names, *(os.path.basename(file) for file in files if os.path.dirname(file) == folder)]
+    if folder == real and len({folder_of(file) for file in files}) == 1:
+        folder = folder_of(files[0])
+    return folder, [*names, *(os.path.basename(file) for file in files if folder_of(file) == folder)]
 
 
 def _newest(path: str, folder: str, names: Sequence[str] | None) -> KeptEdit:
@@ -94,7 +96,7 @@ def _locked(edit: KeptEdit, *, dry_run: bool) -> ExitStack:
 
     def opened(opener: Opener) -> ExitStack:
         files = ExitStack()
-        for file in opener.open_all([path for path in paths if os.path.lexists(path)]):
+        for file in opener.open_all([path for path in paths if is_taken(path)]):
             files.callback(file.close)
         return files
 

@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import BusyError, CkptError
-from ckpt_cli.files.fsync import sync_folder
-from ckpt_cli.files.hidden_files import remove_left_over, require_own_folder, unlink_unlocked
+from ckpt_cli.files.hidden_files import (
+    remove_left_over,
+    require_fitting,
+    require_own_folder,
+    staging_path,
+    temporary_path,
+    unlink_unlocked,
+)
 from ckpt_cli.files.lock import try_lock
 from ckpt_cli.files.outcome import Outcome, outcome_of, state, stating
-from ckpt_cli.files.owner import take_after, warn_of_lost
-from ckpt_cli.files.sidecars import require_fitting, staging_path, temporary_path
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import open_folder, set_mode, set_owner, stat_of, sync, sync_folder, user
 
 
 @contextmanager
@@ -32,9 +37,9 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
         if os.path.exists(real):
             lost = take_after(file.fd, os.stat(real))
         elif mode_of is not None and os.path.exists(mode_of):
-            os.fchmod(file.fd, os.stat(mode_of).st_mode & 0o777)
+            set_mode(file.fd, os.stat(mode_of).st_mode)
         yield file
-        os.fsync(file.fd)
+        sync(file.fd)
         os.replace(path, real)
         sync_folder(os.path.dirname(real))
         warn_of_lost(target, lost)
@@ -51,7 +56,7 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
 def is_at(path: str, fd: int) -> bool:
     """True if an open file or folder is the one that a path names."""
     try:
-        return os.path.samestat(os.lstat(path), os.fstat(fd))
+        return os.path.samestat(os.lstat(path), stat_of(fd))
     except OSError:
         return False
 
@@ -105,12 +110,12 @@ def _gone_when_interrupted(path: str) -> Iterator[None]:
 def remove_unlocked(path: str) -> None:
     """Remove a temporary file or folder of ours, unless a living process is writing it."""
     with suppress(OSError, CkptError):
-        if os.lstat(path).st_uid != os.geteuid():
+        if os.lstat(path).st_uid != user():
             return
         if not os.path.isdir(path):
             unlink_unlocked(path)
             return
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_folder(path)
         try:
             if try_lock(fd):
                 _remove_folder(path)
@@ -122,9 +127,10 @@ def remove_unlocked(path: str) -> None:
 def creating(path: str, *, mode_of: str) -> Iterator[LocalFile]:
     """A new file within a folder that is not in place yet, durable when the block ends."""
     with LocalFile(path, write=True, create=True) as file:
-        os.fchmod(file.fd, os.stat(mode_of).st_mode & 0o777)
+        if os.path.exists(mode_of):  # it may lie elsewhere than on the disk
+            set_mode(file.fd, os.stat(mode_of).st_mode)
         yield file
-        os.fsync(file.fd)
+        sync(file.fd)
 
 
 @contextmanager
@@ -183,7 +189,7 @@ def _create_folder(path: str, target: str) -> int:
                 created = True
             with suppress(FileNotFoundError):
                 require_own_folder(path)
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = open_folder(path)
                 try:
                     is_ours = try_lock(fd) and is_at(path, fd)
                     if created and is_ours:
@@ -204,3 +210,37 @@ def _remove_folder(path: str) -> None:
         for name in os.listdir(path):
             os.unlink(os.path.join(path, name))
         os.rmdir(path)
+
+
+# --- owner, group and permissions of what is replaced -----------------------------------------------------------------
+
+
+def take_after(fd: int, old: os.stat_result) -> str | None:
+    """Give an open file the owner, group and permissions of an old one.
+
+    The group is kept where only the owner cannot be. Returns what could not be kept, in words; None where all was.
+    """
+    wanted = (old.st_uid, old.st_gid)
+    if _ids(fd) != wanted:
+        try:
+            set_owner(fd, *wanted)
+        except OSError:
+            with suppress(OSError):
+                set_owner(fd, -1, old.st_gid)
+    set_mode(fd, old.st_mode)  # after the owner, whose change clears bits
+    uid, gid = _ids(fd)
+    lost = [f"user {old.st_uid}"] * (uid != old.st_uid) + [f"group {old.st_gid}"] * (gid != old.st_gid)
+    return f"it belonged to {' and '.join(lost)}, which this user may not keep" if lost else None
+
+
+def warn_of_lost(path: str, lost: str | None) -> None:
+    """Print a warning, through Python's logging, where a file that took its place could not keep its owner."""
+    if lost is not None:
+        import logging
+
+        logging.getLogger("ckpt_cli").warning("warning: %s: %s", ascii(path)[1:-1], lost)
+
+
+def _ids(fd: int) -> tuple[int, int]:
+    now = os.fstat(fd)
+    return now.st_uid, now.st_gid

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import CkptError, RefusedError
-from ckpt_cli.files.atomic import temporary_of
+from ckpt_cli.files.atomic import take_after, temporary_of
 from ckpt_cli.files.copy import copy_into
-from ckpt_cli.files.fsync import sync_folder
+from ckpt_cli.files.hidden_files import require_fitting
 from ckpt_cli.files.outcome import Outcome, outcome_of, stating
-from ckpt_cli.files.owner import take_after
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.sidecars import require_fitting
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.system import create_private, link, sync, sync_folder
 from ckpt_cli.files.undo_record import (
     Fingerprint,
     RecordedFile,
@@ -224,7 +223,7 @@ def _as_patched(overlay: Overlay, number: int) -> Fingerprint:
 # --- ways to keep a file ---------------------------------------------------------------------------------------------
 
 
-def _part_links(files: Iterable[LocalFile], others: Iterable[str]) -> None:
+def _part_links(files: Iterable[SourceFile], others: Iterable[str]) -> None:
     """Remove newest backups that are only second names of files which are about to be patched.
 
     An edit that was stopped before it replaced the file leaves one, and it would change together with the file.
@@ -241,7 +240,7 @@ def _part_links(files: Iterable[LocalFile], others: Iterable[str]) -> None:
 def _link(path: str, backup: str) -> None:
     """Give a file a second name; raises FileExistsError where that is taken."""
     try:
-        os.link(os.path.realpath(path), backup)
+        link(os.path.realpath(path), backup)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -249,7 +248,7 @@ def _link(path: str, backup: str) -> None:
             _copy(file, backup)
 
 
-def _copy(file: LocalFile, backup: str) -> None:
+def _copy(file: SourceFile, backup: str) -> None:
     """Copy a file with its owner, permissions and time; raises FileExistsError where the name is taken."""
     first = backup_name(os.path.realpath(file.path), 1)  # one temporary name for all numbers: the next edit clears it
     with temporary_of(first) as target:
@@ -257,18 +256,18 @@ def _copy(file: LocalFile, backup: str) -> None:
         take_after(target.fd, old)
         copy_into(file, target)
         os.utime(target.fd, ns=(old.st_atime_ns, old.st_mtime_ns))
-        os.fsync(target.fd)
+        sync(target.fd)
         _claim_name(target.path, backup)
 
 
 def _claim_name(temporary: str, backup: str) -> None:
     """Move a complete file to a name that must be free."""
     try:
-        os.link(temporary, backup)
+        link(temporary, backup)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        os.close(os.open(backup, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        os.close(create_private(backup))
         os.replace(temporary, backup)
 
 
@@ -280,7 +279,7 @@ def _is_link_or_same(path: str, backup: str) -> bool:
         return _is_copy(file, backup)
 
 
-def _is_copy(file: LocalFile, backup: str) -> bool:
+def _is_copy(file: SourceFile, backup: str) -> bool:
     """True if a backup that an edit made which was stopped is a copy of a file: as large, as old, and the same."""
     now, old = os.fstat(file.fd), os.lstat(backup)
     same = (now.st_size, now.st_mtime_ns) == (old.st_size, old.st_mtime_ns) and not os.path.samestat(now, old)
@@ -290,7 +289,7 @@ def _is_copy(file: LocalFile, backup: str) -> bool:
         return _same_bytes(file, copy)
 
 
-def _same_bytes(one: LocalFile, other: LocalFile) -> bool:
+def _same_bytes(one: SourceFile, other: SourceFile) -> bool:
     return one.size == other.size and all(
         one.read(at, min(_COMPARED, one.size - at)) == other.read(at, min(_COMPARED, one.size - at))
         for at in range(0, one.size, _COMPARED)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files import system
+from ckpt_cli.files.source import LocalFile, SourceFile
 
 CHUNK = 16 << 20
 """Bytes copied at a time."""
@@ -23,10 +22,6 @@ _WORTH = 1 << 20
 
 _CHECKED = 1 << 20
 """Bytes read at a time for a checksum: what the processor's cache holds."""
-
-_FICLONE = 0x40049409
-"""Linux's ioctl that makes one file share another's blocks (btrfs, XFS, bcachefs)."""
-
 
 OnProgress = Callable[[int, int], object]
 """Called with the bytes done and the bytes in all."""
@@ -55,18 +50,17 @@ def counting(on_progress: OnProgress | None, total: Callable[[], int], otherwise
     return progress
 
 
-def copy_into(source: LocalFile, target: LocalFile, progress: Progress = no_progress) -> None:
+def copy_into(source: SourceFile, target: LocalFile, progress: Progress = no_progress) -> None:
     """Copy a whole file."""
-    with suppress(OSError):
-        fcntl.ioctl(target.fd, _FICLONE, source.fd)
+    if system.share_blocks(source.fd, target.fd):
         target.size = source.size
         progress(source.size)
-        return
-    copy_range(source, 0, source.size, target, 0, progress)
+    else:
+        copy_range(source, 0, source.size, target, 0, progress)
 
 
 def copy_range(
-    source: LocalFile, begin: int, nbytes: int, target: LocalFile, at: int, progress: Progress = no_progress
+    source: SourceFile, begin: int, nbytes: int, target: LocalFile, at: int, progress: Progress = no_progress
 ) -> None:
     """Copy a range to offset `at` of the target, which ends there; what is a hole becomes one."""
     source.check(begin, nbytes)
@@ -74,13 +68,13 @@ def copy_range(
     target.size = at + nbytes
     reached = begin
     for first, last in _data_ranges(source, begin, begin + nbytes):
-        _copy(source.fd, first, last, target.fd, at + first - begin, progress)
+        _copy(source, first, last, target.fd, at + first - begin, progress)
         progress(first - reached)
         reached = last
     progress(begin + nbytes - reached)
 
 
-def crc_of_range(source: LocalFile, begin: int, nbytes: int, crc: int = 0) -> int:
+def crc_of_range(source: SourceFile, begin: int, nbytes: int, crc: int = 0) -> int:
     """The CRC-32 of a range, going on from `crc`; holes are not read."""
     from ckpt_cli.files.crc32 import of_zeros
 
@@ -93,37 +87,28 @@ def crc_of_range(source: LocalFile, begin: int, nbytes: int, crc: int = 0) -> in
     return of_zeros(end - reached, crc)
 
 
-def _data_ranges(source: LocalFile, begin: int, end: int) -> Iterator[tuple[int, int]]:
+def _data_ranges(source: SourceFile, begin: int, end: int) -> Iterator[tuple[int, int]]:
     """The parts of a range that are not holes."""
+    if source.fd < 0:
+        yield begin, end
+        return
     position = begin
-    while position < end:
-        try:
-            first = os.lseek(source.fd, position, os.SEEK_DATA)
-            position = os.lseek(source.fd, first, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            if error.errno != errno.EINVAL:
-                raise
-            first, position = position, end  # a file system that does not tell
+    while position < end and (part := system.next_data(source.fd, position, end)) is not None:
+        first, position = part
         if first < end:
             yield first, min(position, end)
 
 
-def _copy(source: int, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
-    in_kernel = hasattr(os, "copy_file_range")
+def _copy(source: SourceFile, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
+    in_kernel = source.fd >= 0
     while begin < end:
         count = min(CHUNK, end - begin)
-        if in_kernel:
-            try:
-                copied = os.copy_file_range(source, target, count, begin, at)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-                in_kernel = False
-                continue
-        else:
-            copied = os.pwrite(target, os.pread(source, count, begin), at)
+        copied = system.copy_in_kernel(source.fd, target, count, begin, at) if in_kernel else None
+        if copied is None:
+            in_kernel = False
+            data = system.read_at(source.fd, count, begin) if source.fd >= 0 else source.read(begin, count)
+            system.write_all(target, data, at)
+            copied = len(data)
         if not copied:
             raise OSError(errno.EIO, "the file became shorter while it was copied")
         write_back(target, at, copied)
@@ -134,6 +119,5 @@ def _copy(source: int, begin: int, end: int, target: int, at: int, progress: Pro
 
 def write_back(fd: int, at: int, nbytes: int) -> None:
     """Let the system begin to write a new range to the disk, so that it need not wait for all of it at the end."""
-    if nbytes >= _WORTH and hasattr(os, "posix_fadvise"):
-        with suppress(OSError):
-            os.posix_fadvise(fd, at, nbytes, os.POSIX_FADV_DONTNEED)  # Linux: starts on dirty pages, drops clean ones
+    if nbytes >= _WORTH:
+        system.begin_to_write(fd, at, nbytes)

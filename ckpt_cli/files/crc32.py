@@ -43,7 +43,7 @@ def _shift(crc: int, nbytes: int) -> int:
 def change(old: bytes, new: bytes, following: int) -> int:
     """Return the value to XOR into a record's CRC-32 when `old` becomes `new` with `following` bytes after them."""
     if len(old) != len(new):
-        raise ValueError("a patch replaces bytes by as many")
+        raise ValueError("a patch must not change the number of bytes")
     return _shift(zlib.crc32(old) ^ zlib.crc32(new), following)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 
 from ckpt_cli.errors import BusyError
+from ckpt_cli.files import system
 from ckpt_cli.files.source import LocalFile
 
 PATIENCE = 10.0
@@ -47,9 +47,8 @@ def pauses(seconds: float) -> Iterator[None]:
 def try_lock(fd: int) -> bool:
     """Take the lock of an open file or folder if it is free; where the file system has no locks, it always is."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        if not system.lock(fd):
+            return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -62,12 +61,9 @@ def try_lock(fd: int) -> bool:
 def try_share(fd: int) -> bool | None:
     """Take the lock that readers share, if no writer has it; None where the file system has no locks."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return system.lock(fd, shared=True)
     except OSError:  # whatever the trouble is, it is not one of reading
         return None
-    return True
 
 
 _own: dict[tuple[int, int], int] = {}

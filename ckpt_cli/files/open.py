@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from ckpt_cli.errors import BusyError, ChangedError, CkptError
-from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.sidecars import (
+from ckpt_cli.errors import BusyError, ChangedError, CkptError, UnsupportedError
+from ckpt_cli.files.hidden_files import (
     is_journal,
     is_temporary,
     journal_path,
@@ -18,8 +17,11 @@ from ckpt_cli.files.sidecars import (
     target_of_journal,
     temporary_path,
 )
-from ckpt_cli.files.source import LocalFile
-from ckpt_cli.files.unchanged import Identity, has_journal, identity_at, release, share
+from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
+from ckpt_cli.files.places import identity_at, is_plain_name, place_of
+from ckpt_cli.files.source import Identity, LocalFile, SourceFile
+from ckpt_cli.files.system import allow_open_files, open_folder
+from ckpt_cli.files.unchanged import has_journal, release, share
 
 _MANY = 200
 """Files of a set above which the usual limit of open ones may be met."""
@@ -51,11 +53,19 @@ class Opener:
         """Those that were opened, and whether each is locked."""
         self._folder: tuple[str, Identity | None] | None = None
 
-    def open(self, path: str, *, part: bool = False) -> LocalFile:
+    def open(self, path: str, *, part: bool = False) -> SourceFile:
         """A file, free of journals; a `part` of a set that may not be written is opened to be read.
 
-        Raises OSError where it cannot be opened, BusyError while another process writes it.
+        Raises OSError where it cannot be opened, BusyError while another process writes it, UnsupportedError where it
+        is to be written and does not lie on this machine's disk.
         """
+        place = place_of(path)
+        if not place.is_local:
+            if self.write:
+                raise UnsupportedError(
+                    "it does not lie on this machine's disk, so it cannot be edited in place", path=path
+                )
+            return place.open(path)
         if not self.write:
             return self._open_to_read(path)
         try:
@@ -66,13 +76,13 @@ class Opener:
             self._finish(path)
             return LocalFile(path)
 
-    def open_all(self, paths: Sequence[str]) -> list[LocalFile]:
+    def open_all(self, paths: Sequence[str]) -> list[SourceFile]:
         """The other files of a set, all or none."""
         for path in paths:  # before any is locked: what is left of an edit of several needs the locks of several
             self._finish(path)
         if len(paths) > _MANY:
-            _allow_open_files()
-        opened: list[LocalFile] = []
+            allow_open_files()
+        opened: list[SourceFile] = []
         try:
             for path in paths:
                 opened.append(self.open(path, part=True))  # noqa: PERF401 - those before one that fails are closed
@@ -157,7 +167,7 @@ class Opener:
 
         Raises UnfinishedEditError where other files are locked.
         """
-        if not has_journal(path):
+        if not place_of(path).is_local or not has_journal(path):
             return False
         if any(file.fd >= 0 for file, _ in self._files):
             raise UnfinishedEditError(path)
@@ -196,12 +206,12 @@ def finish_edits(folder: str) -> None:
 
     Waits while another process puts a new checkpoint into it.
     """
-    if not _journals(folder):
+    if not place_of(folder).is_local or not _journals(folder):
         return
     from ckpt_cli.files.lock import wait_for
 
     with suppress(FileNotFoundError):
-        fd = os.open(staging_path(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_folder(staging_path(folder))
         try:
             wait_for(fd, folder)
         finally:
@@ -227,18 +237,9 @@ def _target_by_content(folder: str, name: str) -> str | None:
     log = os.path.join(os.path.realpath(folder), name)
     with suppress(CkptError, OSError):
         target = target_of(log)
-        if target and os.path.basename(target) == target and journal_path(os.path.join(folder, target)) == log:
+        if target and is_plain_name(target) and journal_path(os.path.join(folder, target)) == log:
             return target
     return None
-
-
-def _allow_open_files() -> None:
-    """Let the process have as many files open as the system allows it."""
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _recover(path: str) -> None:
@@ -252,7 +253,7 @@ def _edited_elsewhere(file: LocalFile) -> str | None:
     """The other name of a file, a hard link, under which an interrupted edit is to be finished."""
     if file.links == 1:
         return None
-    from ckpt_cli.files.hard_links import edited_elsewhere
+    from ckpt_cli.files.journal.pointer import edited_elsewhere
 
     return edited_elsewhere(file)
 

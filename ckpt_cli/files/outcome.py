@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
+from ckpt_cli.files.system import interrupt_numbers
+
 
 class Outcome(Enum):
     """The state, with the words that a message has for it."""
@@ -56,7 +58,7 @@ def interrupts_deferred() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}  # see cli/boundary.py
+    handlers = {number: signal.getsignal(number) for number in interrupt_numbers()}  # see cli/boundary.py
     replaced = {number: handler for number, handler in handlers.items() if callable(handler)}
     for number in replaced:
         signal.signal(number, lambda which, _: came.append(which))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, SourceFile
 
 IN_MEMORY = 32 << 20
 """Bytes of new data held in memory; more goes to an unnamed temporary file."""
@@ -81,7 +81,7 @@ class Overlay:
     A file may become longer or shorter: bytes beyond its end, now or then, count as zeros.
     """
 
-    def __init__(self, files: Sequence[LocalFile]) -> None:
+    def __init__(self, files: Sequence[SourceFile]) -> None:
         self.files = files
         self._pending = [_Pending(file.size) for file in files]
         self._store = _Store()
@@ -184,7 +184,7 @@ class Overlay:
         self._store.close()
 
 
-def read_padded(file: LocalFile, offset: int, nbytes: int) -> bytes:
+def read_padded(file: SourceFile, offset: int, nbytes: int) -> bytes:
     """A range of a file that may reach beyond its end, where zeros are."""
     there = min(max(file.size - offset, 0), nbytes)
     data = file.read(offset, there) if there else b""

@@ -9,14 +9,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from ckpt_cli.errors import BusyError, RefusedError
-from ckpt_cli.files.atomic import is_at
+from ckpt_cli.files.atomic import is_at, take_after, warn_of_lost
 from ckpt_cli.files.backup import parse_backup, same_content
-from ckpt_cli.files.fsync import sync_folder
 from ckpt_cli.files.hidden_files import open_to_lock
 from ckpt_cli.files.journal.replace import replacing_set
 from ckpt_cli.files.lock import wait_for
 from ckpt_cli.files.outcome import Outcome, interrupts_deferred, outcome_of, stating
-from ckpt_cli.files.owner import take_after, warn_of_lost
+from ckpt_cli.files.system import sync, sync_folder
 from ckpt_cli.files.undo_record import RecordedFile, fingerprint_of, records_in
 
 
@@ -114,7 +113,7 @@ def _prepare(edit: KeptEdit, backup: str, name: str, locked: ExitStack) -> str |
     lost = None
     with suppress(FileNotFoundError):
         lost = take_after(fd, os.stat(edit.path(name)))
-    os.fsync(fd)
+    sync(fd)
     return lost
 
 

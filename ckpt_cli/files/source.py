@@ -1,16 +1,19 @@
-"""A range of one of several open files."""
+"""Sources of bytes, of which only the ranges asked for are read: open files, and parts of them or of other sources."""
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
+from typing import BinaryIO, Protocol
 
 from ckpt_cli.errors import ChangedError, FormatError, TruncatedError
+from ckpt_cli.files import system
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,91 @@ class Extent:
         return Extent(self.file, self.offset + offset, nbytes)
 
 
+Identity = tuple[int, int, int, int]
+"""The identity of a file and its state: device, inode, bytes, and the time of the last change of its content."""
+
+
+class ByteSource(Protocol):
+    """Bytes that are read by ranges: a file here or elsewhere, a part of one, or bytes in memory.
+
+    It can be pickled and then reads the same bytes in another process. Ranges may be read from several threads.
+    """
+
+    @property
+    def path(self) -> str:
+        """The path of the file, for messages."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in it."""
+
+    @property
+    def begin(self) -> int:
+        """Its first byte within the whole file; 0 for a whole file."""
+
+    @property
+    def whole(self) -> SourceFile:
+        """The whole file that it is a part of; itself where it is one."""
+
+    @property
+    def in_memory(self) -> bool:
+        """True if its bytes are in memory, so that a view of any length costs nothing."""
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Return exactly `nbytes` bytes from `offset`; raises TruncatedError where it is too short."""
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes from `offset`; raises TruncatedError where it is too short."""
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """Return the bytes as a read-only view, which need not be copied."""
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Begin to fetch a range that will be read; never waits."""
+
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch many small ranges, each an offset and a number of bytes, at once; may wait until all are there."""
+
+    def check(self, offset: int, nbytes: int) -> None:
+        """Raise TruncatedError for a range that is not all there."""
+
+    def forget(self) -> None:
+        """Give back the memory that views have taken; their bytes are fetched again when they are touched again."""
+
+    def close(self) -> None:
+        """Close it; views handed out stay valid until they are dropped."""
+
+
+class SourceFile(ByteSource, Protocol):
+    """A whole file of a checkpoint as a source, with what shows whether it changed since it was opened."""
+
+    @property
+    def fd(self) -> int:
+        """Its file descriptor, by which the system copies and locks it; -1 where it has none."""
+
+    @property
+    def writable(self) -> bool:
+        """True if it was opened to be written."""
+
+    @property
+    def seen(self) -> Identity:
+        """Its identity and state when it was opened, to be compared with what its folder says of it later."""
+
+    was_read: bool
+    """True if values were read from it without a lock."""
+    on_read: Callable[[], None] | None
+    """Called before the first read of a value, once the document has been read (`files/unchanged.py`)."""
+
+    def note_read(self) -> None:
+        """Note that a value is read."""
+
+    def has_changed(self) -> bool:
+        """True if its content is not the one that was opened, as far as can be seen; False once closed."""
+
+    def is_whole(self) -> bool:
+        """True if it still has the bytes that it had when it was opened."""
+
+
 PREAD_LIMIT = 1 << 20
 """Bytes up to which a view is read rather than mapped: cheaper, and exact about what is touched."""
 
@@ -41,21 +129,18 @@ class LocalFile:
     """
 
     begin = 0
-    """The first byte, as a `Window` has it."""
+    in_memory = False
 
     def __init__(self, path: str, *, write: bool = False, follow: bool = True, create: bool = False) -> None:
         self.path = path
         self.writable = write
         """True if it was opened to be written."""
-        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW if create else 0
-        self.fd = os.open(path, flags, 0o666)  # not blocking: a named pipe would wait for a writer for ever
+        self.fd = -1
+        if not system.OPENS_ANYTHING and not create:
+            self._require_regular(os.stat(path) if follow else os.lstat(path))
+        self.fd = system.open_file(path, write=write, follow=follow, create=create)
         info = os.fstat(self.fd)
-        if not stat.S_ISREG(info.st_mode):
-            self.close()
-            if stat.S_ISDIR(info.st_mode):
-                raise IsADirectoryError(21, os.strerror(21), path)
-            raise FormatError("not a regular file, so it has no ranges to read", path=path)
+        self._require_regular(info)
         self.size = info.st_size
         """Bytes in the file when it was opened."""
         self.seen = self.identity(info)
@@ -70,17 +155,31 @@ class LocalFile:
         """Bytes read so far, mapped ones not counted."""
         self._map: mmap.mmap | None = None
 
+    def _require_regular(self, info: os.stat_result) -> None:
+        """Close it and raise an error where it is not a regular file."""
+        if stat.S_ISREG(info.st_mode):
+            return
+        self.close()
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
+        raise FormatError("not a regular file, so it has no ranges to read", path=self.path)
+
+    @property
+    def whole(self) -> LocalFile:
+        """The file itself."""
+        return self
+
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes from `offset`; raises TruncatedError where the file is too short."""
+        """Return exactly `nbytes` bytes from `offset`; raises TruncatedError where the file is too short."""
         self.check(offset, nbytes)
         if (on_read := self.on_read) is not None:
             on_read()
-        data = os.pread(self.fd, nbytes, offset)
+        data = system.read_at(self.fd, nbytes, offset)
         if len(data) < nbytes:
             pieces = [data]
             got = len(data)
             while got < nbytes:
-                piece = os.pread(self.fd, nbytes - got, offset + got)
+                piece = system.read_at(self.fd, nbytes - got, offset + got)
                 if not piece:
                     raise TruncatedError(f"became shorter than byte {offset + nbytes} while read", path=self.path)
                 pieces.append(piece)
@@ -96,15 +195,17 @@ class LocalFile:
             on_read()
         done = 0
         while done < len(buffer):
-            got = os.preadv(self.fd, [buffer[done:]], offset + done)
+            got = system.read_into_at(self.fd, buffer[done:], offset + done)
             if not got:
                 raise TruncatedError(f"became shorter than byte {offset + len(buffer)} while read", path=self.path)
             done += got
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
-        if hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+        system.begin_to_read(self.fd, offset, nbytes)
+
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Do nothing: small ranges of a local file are read faster than they are announced."""
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
@@ -120,8 +221,12 @@ class LocalFile:
                 raise TruncatedError(f"became shorter than {self.size} bytes while read", path=self.path) from None
         return memoryview(self._map)[offset : offset + nbytes]
 
+    def stream(self) -> BinaryIO:
+        """Return a buffered stream that writes to the file from its beginning; closing it leaves the file open."""
+        return open(self.fd, "wb", closefd=False)
+
     @staticmethod
-    def identity(info: os.stat_result) -> tuple[int, int, int, int]:
+    def identity(info: os.stat_result) -> Identity:
         """Return the identity of a file and its state: device, inode, bytes and the time of the last change."""
         return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
@@ -147,7 +252,7 @@ class LocalFile:
     def forget(self) -> None:
         """Give back the memory of mapped bytes that were touched; they are read again when touched again."""
         if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
+            system.drop_pages(self._map)
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
@@ -162,7 +267,7 @@ class LocalFile:
             os.close(self.fd)
             self.fd = -1
 
-    def __reduce__(self) -> tuple[Callable[[str, tuple[int, int, int, int]], LocalFile], tuple[object, ...]]:
+    def __reduce__(self) -> tuple[Callable[[str, Identity], LocalFile], tuple[object, ...]]:
         return _reopened, (os.path.abspath(self.path), self.seen)
 
     def __enter__(self) -> LocalFile:
@@ -175,7 +280,7 @@ class LocalFile:
 
 
 @cache
-def _reopened(path: str, seen: tuple[int, int, int, int]) -> LocalFile:
+def _reopened(path: str, seen: Identity) -> LocalFile:
     """A file of another process, open in this one as long as it lives; raises ChangedError if it is another state."""
     file = LocalFile(path)
     if file.seen != seen:
@@ -185,29 +290,43 @@ def _reopened(path: str, seen: tuple[int, int, int, int]) -> LocalFile:
 
 
 class Window:
-    """A part of an open file that reads as a file of its own: a record, or one of several saves in a stream.
+    """A part of a source that reads as a file of its own: a record, or one of several saves in a stream.
 
-    Raises TruncatedError where the file does not have all of it.
+    Raises TruncatedError where the source does not have all of it.
     """
 
-    def __init__(self, file: LocalFile | Window, begin: int, size: int) -> None:
-        file.check(begin, size)
-        self.path: str = file.path
-        self.begin: int = file.begin + begin
-        """Its first byte within the real file."""
+    def __init__(self, source: ByteSource, begin: int, size: int) -> None:
+        source.check(begin, size)
+        self.whole: SourceFile = source.whole
+        self.path: str = source.path
+        self.begin: int = source.begin + begin
+        """Its first byte within the whole file."""
         self.size = size
         """Bytes in it."""
-        self.file: LocalFile = file.file if isinstance(file, Window) else file
+        self.in_memory: bool = source.in_memory
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes from `offset`."""
+        """Return exactly `nbytes` bytes from `offset`."""
         self.check(offset, nbytes)
-        return self.file.read(self.begin + offset, nbytes)
+        return self.whole.read(self.begin + offset, nbytes)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes from `offset`."""
+        self.check(offset, len(buffer))
+        self.whole.read_into(buffer, self.begin + offset)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
-        """The bytes as a read-only view, as a file gives it."""
+        """Return the bytes as a read-only view, as the whole file gives it."""
         self.check(offset, nbytes)
-        return self.file.view(self.begin + offset, nbytes)
+        return self.whole.view(self.begin + offset, nbytes)
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Begin to fetch a range that will be read."""
+        self.whole.expect(self.begin + offset, nbytes)
+
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch many small ranges at once."""
+        self.whole.expect_all([(self.begin + offset, nbytes) for offset, nbytes in ranges])
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
@@ -217,6 +336,9 @@ class Window:
                 path=self.path,
             )
 
+    def forget(self) -> None:
+        """Give back the memory that views of the whole file have taken."""
+        self.whole.forget()
 
-Source = LocalFile | Window
-"""A source that can be read by ranges."""
+    def close(self) -> None:
+        """Do nothing: the whole file is closed by who opened it."""

@@ -8,16 +8,17 @@ a lock and its files are compared afterwards.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError
+from ckpt_cli.files import system
+from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.lock import PATIENCE, is_own, pauses, try_share
-from ckpt_cli.files.sidecars import journal_path
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import open_file
+from ckpt_cli.files.source import LocalFile, SourceFile
 
 _STILL, _STILL_HELD = 0.2, 5.0
 """Seconds for which a file that a writer has locked must stay as it is before it is read all the same; the second
@@ -26,11 +27,6 @@ where its lock would be held to the end."""
 _TICK = 20_000_000
 """Nanoseconds that two changes may be apart and have one time of change, at most."""
 
-_COARSE = 5 if hasattr(time, "CLOCK_BOOTTIME") else None
-"""Linux's CLOCK_REALTIME_COARSE, by which file systems note when a file changed; Python does not name it."""
-
-Identity = tuple[int, int, int, int]
-"""The identity of a file and its state: device, inode, bytes, and the time of the last change of its content."""
 
 _held = False
 
@@ -66,11 +62,11 @@ def share(file: LocalFile) -> bool:
     raise BusyError("another process is writing it; try again when it is done", path=file.path)
 
 
-def open_to_scan(path: str) -> LocalFile:
+def open_to_scan(path: str) -> SourceFile:
     """A file of which every byte may be read, without waiting for a writer but within `holding`."""
-    file = LocalFile(path)
+    file = open_file(path)
     file.was_read = True
-    if _held:
+    if _held and isinstance(file, LocalFile):
         share(file)
         file.look_again()
     return file
@@ -93,32 +89,23 @@ def release(file: LocalFile, *, locked: bool) -> None:
     end = time.monotonic() + _TICK / 1e9
     while _is_fresh(file) and time.monotonic() < end:
         time.sleep(0.0005)
-    fcntl.flock(file.fd, fcntl.LOCK_UN)
+    system.unlock(file.fd)
 
 
 def _is_fresh(file: LocalFile) -> bool:
     """True if a change that is made now could have the same time as the last one."""
-    if _COARSE is not None:
-        return 0 <= file.seen[3] - time.clock_gettime_ns(_COARSE) <= _TICK
-    return 0 <= time.time_ns() - file.seen[3] <= _TICK
+    now, is_exact = system.change_time_ns()
+    return 0 <= (file.seen[3] - now if is_exact else now - file.seen[3]) <= _TICK
 
 
-def identity_at(path: str) -> Identity | None:
-    """Return the identity of the file at a path; None where there is no file."""
-    try:
-        return LocalFile.identity(os.stat(path))
-    except OSError:
-        return None
-
-
-def require_unchanged(files: Iterable[LocalFile]) -> None:
+def require_unchanged(files: Iterable[SourceFile]) -> None:
     """Raise ChangedError where the content of an open file is not the one that was opened."""
     for file in files:
         if file.has_changed():
             raise ChangedError(file.path)
 
 
-def settle(files: Sequence[LocalFile]) -> None:
+def settle(files: Sequence[SourceFile]) -> None:
     """Raise ChangedError where a file that values were read from changed; what it does later says nothing of these."""
     require_unchanged(file for file in files if file.was_read)
     for file in files:
@@ -127,7 +114,7 @@ def settle(files: Sequence[LocalFile]) -> None:
 
 
 @contextmanager
-def unchanged(files: Sequence[LocalFile]) -> Iterator[None]:
+def unchanged(files: Sequence[SourceFile]) -> Iterator[None]:
     """Raise ChangedError, also in place of another error, where values were read from a file that changed meanwhile.
 
     Files that are open to be written are left out: they are locked, and change by the edit itself.

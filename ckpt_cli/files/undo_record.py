@@ -20,9 +20,10 @@ from typing import Any
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.atomic import temporary_of
-from ckpt_cli.files.fsync import sync_folder, write_all
-from ckpt_cli.files.sidecars import UNDO_RECORD, undo_record_path
+from ckpt_cli.files.hidden_files import UNDO_RECORD, undo_record_path
+from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import set_mode, sync, sync_folder, user, write_all
 
 _MAGIC = b"ckpt-undo-1\n\0\0\0\0"
 _HEAD = struct.Struct("<16sII")
@@ -93,9 +94,9 @@ def write_record(folder: str, files: Sequence[RecordedFile]) -> None:
     facts = [{"name": file.name, "backup": file.backup, "after": _facts(file.after)} for file in files]
     raw = json.dumps({"files": facts}).encode()
     with temporary_of(os.path.join(folder, f"{named}.bak")) as temporary:  # as its backups: the next edit clears it
-        os.fchmod(temporary.fd, 0o600)
+        set_mode(temporary.fd, 0o600)
         write_all(temporary.fd, _HEAD.pack(_MAGIC, len(raw), zlib.crc32(raw)) + raw, 0)
-        os.fsync(temporary.fd)
+        sync(temporary.fd)
         os.replace(temporary.path, record_of(folder, files))
     sync_folder(folder)
 
@@ -107,7 +108,7 @@ def record_of(folder: str, files: Sequence[RecordedFile]) -> str:
 
 def records_in(folder: str, listing: Sequence[str]) -> Iterator[tuple[str, list[RecordedFile]]]:
     """Every complete record of a folder, with its path; torn ones and those of other users are passed over."""
-    owners = (os.stat(folder).st_uid, os.geteuid(), 0)
+    owners = (os.stat(folder).st_uid, user(), 0)
     for name in listing:
         if name.startswith(".") and name.endswith(f".{UNDO_RECORD}"):
             path = os.path.join(folder, name)
@@ -137,6 +138,6 @@ def _files_in(file: LocalFile) -> list[RecordedFile] | None:
 def _recorded(facts: dict[str, Any]) -> RecordedFile:
     name, backup, after = facts["name"], facts["backup"], facts["after"]
     for each in (name, backup):
-        if each is not None and (each != os.path.basename(each) or each in ("", ".", "..")):
+        if each is not None and not is_plain_name(each):
             raise ValueError("a record names a file of another folder")
     return RecordedFile(name, backup, None if after is None else Fingerprint(*after))

@@ -16,6 +16,7 @@ from dataclasses import replace
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError
 from ckpt_cli.files.open import Opener
+from ckpt_cli.files.places import head_of, is_folder, is_plain_name, join, names_in
 from ckpt_cli.formats.sharded.read import ShardSet
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 
@@ -41,7 +42,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
         raise MalformedError("a folder of DeepSpeed or Megatron without a file of a rank", path=folder)
     if len(found) > limits.SHARDS:
         raise LimitError(f"it has {len(found)} files", path=folder)
-    files = opener.open_all([os.path.join(folder, name) for name in found])
+    files = opener.open_all([join(folder, name) for name in found])
     try:
         shards = [read_one(file) for file in files]
         container = ShardSet(None, shards)
@@ -72,14 +73,13 @@ def _latest(path: str, names: Sequence[str]) -> tuple[str, str]:
     for name, layout in ((_LATEST, "{}"), (_ITERATION, "iter_{:0>7}")):
         if name not in names:
             continue
-        with open(os.path.join(path, name), "rb") as file:
-            said = file.read(_TAG).decode("utf-8", "replace").strip()
+        said = head_of(join(path, name), _TAG).decode("utf-8", "replace").strip()
         tag = "release" if said == "release" else layout.format(said)
-        if not said or "/" in tag or "\0" in tag or tag in (".", ".."):
-            raise MalformedError(f"it does not name a folder beside it, but {said!r}", path=os.path.join(path, name))
-        folder = os.path.join(path, tag)
-        if not os.path.isdir(folder):
-            raise MalformedError(f"it names {tag}, which is not there", path=os.path.join(path, name))
+        if not said or not is_plain_name(tag):
+            raise MalformedError(f"it does not name a folder beside it, but {said!r}", path=join(path, name))
+        folder = join(path, tag)
+        if not is_folder(folder):
+            raise MalformedError(f"it names {tag}, which is not there", path=join(path, name))
         return folder, tag
     return path, os.path.basename(os.path.abspath(path))
 
@@ -87,11 +87,11 @@ def _latest(path: str, names: Sequence[str]) -> tuple[str, str]:
 def _files(folder: str) -> list[str]:
     """The files of ranks, relative to the folder."""
     found: list[str] = []
-    for name in sorted(os.listdir(folder)):
+    for name in names_in(folder):
         if name.endswith(_STATES):
             found.append(name)
-        elif _MODEL_RANK.fullmatch(name) and os.path.isdir(os.path.join(folder, name)):
-            within = sorted(os.listdir(os.path.join(folder, name)))
+        elif _MODEL_RANK.fullmatch(name) and is_folder(join(folder, name)):
+            within = names_in(join(folder, name))
             found += [f"{name}/{file}" for file in within if file.endswith(".pt") and not file.startswith(".")]
     return found
 

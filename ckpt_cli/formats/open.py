@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from ckpt_cli.errors import FormatError
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import exists, folder_of, is_folder, join, name_of, names_in
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import FORMATS, beginning, folder_kind
 from ckpt_cli.model.checkpoint import Checkpoint
 
@@ -23,7 +24,7 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
     """
 
     def read(opener: Opener) -> Checkpoint:
-        return _open_folder(path, opener) if os.path.isdir(path) else _open_file(path, opener)
+        return _open_folder(path, opener) if is_folder(path) else _open_file(path, opener)
 
     return open_beside_writers(path, read, write=write)
 
@@ -36,7 +37,7 @@ def _open_file(path: str, opener: Opener) -> Checkpoint:
     except BaseException:
         file.close()
         raise
-    return _noting_the_set(checkpoint) if "-of-" in os.path.basename(path) else checkpoint
+    return _noting_the_set(checkpoint) if "-of-" in name_of(path) else checkpoint
 
 
 def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
@@ -47,18 +48,18 @@ def _noting_the_set(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, notes=[*checkpoint.notes, f"one shard of {index}"]) if index else checkpoint
 
 
-def _read(file: LocalFile, opener: Opener) -> Checkpoint:
+def _read(file: SourceFile, opener: Opener) -> Checkpoint:
     """The checkpoint that an open file is, or is the index of."""
     try:
         return _read_any(file, opener)
     except FormatError as error:
-        folder = os.path.dirname(file.path)
-        if file.path.endswith(".distcp") and os.path.exists(os.path.join(folder, ".metadata")):
+        folder = folder_of(file.path)
+        if file.path.endswith(".distcp") and exists(join(folder, ".metadata")):
             error.hint = f"this is one rank's part of a checkpoint: name its folder, {folder or '.'}"
         raise
 
 
-def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
+def _read_any(file: SourceFile, opener: Opener) -> Checkpoint:
     """The checkpoint that an open file is, or is the index of."""
     head = beginning(file)
     for known in FORMATS:
@@ -68,7 +69,7 @@ def _read_any(file: LocalFile, opener: Opener) -> Checkpoint:
     return read_one(file)
 
 
-def read_one(file: LocalFile) -> Checkpoint:
+def read_one(file: SourceFile) -> Checkpoint:
     """The checkpoint that one open file is, be it a part of a set; raises UnknownFormatError for an index."""
     head = beginning(file)
     for known in FORMATS:
@@ -84,7 +85,7 @@ def _open_folder(path: str, opener: Opener) -> Checkpoint:
     """The checkpoint that a folder holds, by the names of the files in it."""
     finish_edits(path)
     opener.note_folder(path)
-    names = sorted(os.listdir(path))
+    names = names_in(path)
     known = folder_kind(names)
     if known is not None:
         checkpoint: Checkpoint = importlib.import_module(known.module).read_folder(path, names, opener)
@@ -101,10 +102,10 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
 
     index = index_in(path, names)
     if index is not None:
-        return open_checkpoint(os.path.join(path, index), write=opener.write)
+        return open_checkpoint(join(path, index), write=opener.write)
     shards = whole_set(names)
     if shards is not None:
         from ckpt_cli.formats.sharded.read import read_without_index
 
         return read_without_index(path, shards, opener)
-    return open_checkpoint(os.path.join(path, file_in(path, names)), write=opener.write)
+    return open_checkpoint(join(path, file_in(path, names)), write=opener.write)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import PlainBytes, Storage
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class PlainFile:
     """The container: each storage is a range of the file."""
 
-    def __init__(self, file: LocalFile) -> None:
-        self.files: Sequence[LocalFile] = (file,)
+    def __init__(self, file: SourceFile) -> None:
+        self.files: Sequence[SourceFile] = (file,)
 
     def storage(self, key: str, nbytes: int, begin: int, location: str = "cpu") -> Storage:
         """The storage whose first byte is at `begin` in the file."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
     return importlib.import_module(module).Rewriting(checkpoint, changes)
 
 
-def beginning(file: LocalFile) -> bytes:
+def beginning(file: SourceFile) -> bytes:
     """Return the bytes that decide the format: where JSON stands before arrays, those of the first array."""
     head = file.read(0, min(_HEAD, file.size))
     if head.lstrip()[:1] != b"{":
@@ -177,7 +177,7 @@ def beginning(file: LocalFile) -> bytes:
     return file.read(begin, min(_HEAD, file.size - begin)) if begin else head
 
 
-def is_index(file: LocalFile) -> bool:
+def is_index(file: SourceFile) -> bool:
     """Whether an open file looks like the index of a set of shards."""
     return _is_json_object(beginning(file))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import UsageError
+from ckpt_cli.files.places import is_folder, names_folder
 
 if TYPE_CHECKING:
     from ckpt_cli.dtypes import DType
@@ -113,14 +114,14 @@ def target_of(path: str, name: str | None, *, sharded: bool) -> Target:
 
     Raises UsageError where neither says one, or what they say does not go together.
     """
-    is_folder = path.endswith("/") or os.path.isdir(path)
+    to_folder = names_folder(path) or is_folder(path)
     suffix = os.path.splitext(path)[1].lower()
     if name is not None:
         found = _named(name)
     else:
         by_suffix = next((target for target in TARGETS if suffix in target.suffixes), None)
-        found = by_suffix if by_suffix is not None and not is_folder else _BY_NAME["hf"]
-        if found.is_folder and not (is_folder or sharded) and suffix:
+        found = by_suffix if by_suffix is not None and not to_folder else _BY_NAME["hf"]
+        if found.is_folder and not (to_folder or sharded) and suffix:
             known = " ".join(suffix for target in TARGETS for suffix in target.suffixes)
             raise UsageError(
                 f"{suffix!r} does not say which format to write", path=path,
@@ -128,7 +129,7 @@ def target_of(path: str, name: str | None, *, sharded: bool) -> Target:
             )  # fmt: skip
         if sharded and found is by_suffix:
             raise UsageError("shards go to a folder, and this is named like a file", path=path, hint="--to hf|hf-bin")
-    if (is_folder or sharded) and not found.is_folder:
+    if (to_folder or sharded) and not found.is_folder:
         found = _BY_NAME[_SHARDED.get(found.name, found.name)]
     if sharded and not found.is_set:
         raise UsageError(f"{found.what} is not written in shards", hint="--to hf|hf-bin")

@@ -1,4 +1,4 @@
-"""A structural edit as facts: what becomes of each entry, which each writable format carries out in its own way."""
+"""A structural edit as facts: the changes of entries, which each writable format carries out in its own way."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The changes to make to a checkpoint; everything that is not named stays as it is."""
+    """The changes of a checkpoint; whatever is not named stays as it is."""
 
     names: Mapping[str, str] = field(default_factory=dict)
     """The new name of each entry that gets another one."""
     rename: Callable[[str], str] | None = None
-    """What the new names follow from, for what is named by prefixes only (a state_dict's `_metadata`)."""
+    """The rule of the new names, for things that are named by prefixes only (a state_dict's `_metadata`)."""
     dropped: frozenset[str] = frozenset()
     """Entries that go."""
     dropped_prefixes: frozenset[str] = frozenset()
@@ -44,7 +44,7 @@ class Changes:
     contents: Mapping[Storage, Content] = field(default_factory=dict)
     """The bytes of each storage that is new."""
     values: Mapping[str, object] = field(default_factory=dict)
-    """New values of entries that are no tensors: plain data."""
+    """New values of non-tensor entries: plain data."""
     cast: bool = False
     """True if new values are converted to the types of the old ones where these cannot hold them."""
     added: Mapping[str, object] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Changes:
     """Strings that each shard of a set gets, None for those that it loses."""
 
     anew: bool = False
-    """True if the file is to be rewritten whatever else changes, for its layout, and without unused storages."""
+    """True if the file is rewritten whatever else changes, for its layout and without unused storages."""
 
     @property
     def new_tensors(self) -> dict[str, Tensor]:

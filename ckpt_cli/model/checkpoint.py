@@ -1,6 +1,9 @@
-"""What a checkpoint is, as frozen facts: names over byte ranges.
+"""The facts of a checkpoint: names over byte ranges.
 
 Units: `nbytes` and `offset` are bytes, `shape`, `stride` and `storage_offset` are elements.
+
+The fields of Storage and Tensor are `Final` instead of the classes frozen: the type checker refuses assignments
+all the same, and a frozen dataclass of twenty fields takes eight times as long to make. A large file has 100,000.
 """
 
 from __future__ import annotations
@@ -8,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError
-from ckpt_cli.files.source import Extent, LocalFile, Source
+from ckpt_cli.files.source import ByteSource, Extent, SourceFile
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
 
 
 class StorageSource(Protocol):
-    """Where the bytes of one storage are: what a container gives each storage that it makes."""
+    """The place of the bytes of one storage, which its container gives to each storage."""
 
     @property
     def composed(self) -> bool:
@@ -29,7 +32,7 @@ class StorageSource(Protocol):
         """Bytes of the storage."""
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
-        """Where they stand plainly."""
+        """Return the ranges of files in which they stand as they are."""
 
 
 class PlainBytes:
@@ -38,7 +41,7 @@ class PlainBytes:
     __slots__ = ("begin", "file", "number")
     composed = False
 
-    def __init__(self, file: Source, begin: int, number: int = 0) -> None:
+    def __init__(self, file: ByteSource, begin: int, number: int = 0) -> None:
         self.file = file
         self.begin = begin
         """The first byte within `file`."""
@@ -54,18 +57,18 @@ class PlainBytes:
         return [Extent(self.number, self.file.begin + self.begin + begin, nbytes)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Storage:
     """A byte buffer that tensors are views of; compared by identity, so that two are equal only where they are one."""
 
-    key: str
+    key: Final[str]
     """The container's own name for it, such as `3` for the record `data/3`."""
-    nbytes: int
+    nbytes: Final[int]
     """Bytes that it holds."""
-    location: str = "cpu"
+    location: Final[str] = "cpu"
     """The device that it was saved from, such as `cuda:0`."""
-    source: StorageSource | None = None
-    """Where its bytes are; None for a storage that is still to be written."""
+    source: Final[StorageSource | None] = None
+    """The place of its bytes; None for a storage that is still to be written."""
 
     @property
     def composed(self) -> bool:
@@ -77,7 +80,7 @@ class Storage:
         return self._source().view(begin, nbytes)
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
-        """Where its bytes from `begin` on stand plainly, piece by piece, in the files of the container that made it.
+        """Return where its bytes from `begin` on stand as they are, piece by piece, in the files of its container.
 
         Raises UnsupportedError where they are compressed.
         """
@@ -91,7 +94,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """What the integers of a quantized tensor stand for: `(integer - zero_point) * scale`."""
+    """The values that the integers of a quantized tensor stand for: `(integer - zero_point) * scale`."""
 
     scheme: str
     """torch's word for it, such as `per_tensor_affine` or `per_channel_affine_float_qparams`."""
@@ -109,56 +112,56 @@ class Quantizer:
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How a tensor that this file has a part of is spread over processes."""
+    """The distribution over processes of a tensor that this file has a part of."""
 
     mesh: str = ""
     """The devices, as torch prints a DeviceMesh; empty where the file has none."""
     placements: str = ""
-    """What a DTensor's dimensions do on the mesh, as torch prints them: `(Shard(dim=0),)`."""
+    """The placements of a DTensor on the mesh, as torch prints them: `(Shard(dim=0),)`."""
     offsets: tuple[tuple[int, ...], ...] = ()
-    """For each part, the index at which it begins in the whole; empty where the file does not tell."""
+    """For each part, the index at which it begins in the whole; empty if the file does not say."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Tensor:
     """One named view of a storage, or what stands in its place."""
 
-    name: str
+    name: Final[str]
     """The dotted name, unique in most checkpoints."""
-    dtype: DType
-    shape: tuple[int, ...] | None
+    dtype: Final[DType]
+    shape: Final[tuple[int, ...] | None]
     """None for a tensor that has no shape yet: an uninitialized one."""
-    stride: tuple[int, ...] = ()
-    storage: Storage | None = None
+    stride: Final[tuple[int, ...]] = ()
+    storage: Final[Storage | None] = None
     """None where the tensor has no bytes of its own; `layout` says why."""
-    storage_offset: int = 0
-    kind: str = "tensor"
+    storage_offset: Final[int] = 0
+    kind: Final[str] = "tensor"
     """`parameter`, `buffer`, or `tensor` where the file does not say."""
-    requires_grad: bool = False
-    layout: str = "strided"
+    requires_grad: Final[bool] = False
+    layout: Final[str] = "strided"
     """`strided`, or `sparse_coo`, `sparse_csr`…, `quantized`, `nested`, `jagged`, `meta`, `uninitialized`, `wrapper`,
     `array`."""
-    parts: tuple[Tensor, ...] = ()
+    parts: Final[tuple[Tensor, ...]] = ()
     """The tensors that this one is made of or has as attributes; their names are the roles they play."""
-    conj: bool = False
+    conj: Final[bool] = False
     """The values are the conjugates of what is stored."""
-    neg: bool = False
+    neg: Final[bool] = False
     """The values are the negatives of what is stored."""
-    big_endian: bool = False
-    alias_of: str | None = None
+    big_endian: Final[bool] = False
+    alias_of: Final[str | None] = None
     """The name that this one is recorded as an alias of, where a tie lives in metadata (safetensors)."""
-    python_type: str | None = None
+    python_type: Final[str | None] = None
     """The class of a tensor subclass."""
-    quantizer: Quantizer | None = None
-    """What the integers of a quantized tensor stand for."""
-    coalesced: bool | None = None
-    """True if a sparse COO tensor has each index once and in order; None where the file does not say."""
-    ragged_dim: int = 1
+    quantizer: Final[Quantizer | None] = None
+    """The quantization; None for a tensor that is not quantized."""
+    coalesced: Final[bool | None] = None
+    """True if a sparse COO tensor has each index once and in order; None if the file does not say."""
+    ragged_dim: Final[int] = 1
     """The dimension of a jagged tensor whose size differs."""
-    sharding: Sharding | None = None
-    """How a distributed tensor is spread."""
-    holder: str | None = None
-    """Where what holds it keeps it to itself, as a module's private attributes: the name of that object."""
+    sharding: Final[Sharding | None] = None
+    """The distribution of a distributed tensor."""
+    holder: Final[str | None] = None
+    """The name of the object that keeps the tensor to itself, as a module's private attributes are kept; else None."""
 
     @property
     def numel(self) -> int:
@@ -213,11 +216,10 @@ class Tensor:
         shape = self.shape
         if shape is None or 0 in shape:
             return (0, 0)
-        bits = self.dtype.bits
         first = last = self.storage_offset
         for size, step in zip(shape, self.stride, strict=True):
             last += (size - 1) * step
-        return (first * bits // 8, ((last + 1) * bits + 7) // 8)
+        return self.dtype.byte_range(first, last + 1)
 
     @property
     def is_contiguous(self) -> bool:
@@ -237,7 +239,7 @@ class Tensor:
 
     @property
     def view(self) -> tuple[object, ...] | None:
-        """The facts that two tied tensors share; None for a tensor that shares no bytes with any."""
+        """The key that tied tensors have in common; None for a tensor that cannot share bytes."""
         if self.storage is None or not self.numel:
             return self._view_of_parts() if self.parts and self.storage is None else None
         view = (self.storage, self.dtype.name, self.storage_offset, self.shape, self.stride, self.conj, self.neg)
@@ -264,7 +266,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A value that is not plain data, by its text."""
+    """A value that is not plain data: its text stands for it."""
 
     text: str
     """A short repr, such as `argparse.Namespace(lr=0.1)`; nothing was run to get it."""
@@ -280,10 +282,10 @@ _WITH_ELEMENTS = ("strided", "quantized", "array")
 
 
 class Container(Protocol):
-    """What a format keeps open behind a checkpoint: where bytes are, and what a changed byte drags along."""
+    """The files that a format keeps open behind a checkpoint, and the checksums that change with their bytes."""
 
     @property
-    def files(self) -> Sequence[LocalFile]:
+    def files(self) -> Sequence[SourceFile]:
         """The open files, in the order that `Extent.file` counts them."""
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
@@ -298,7 +300,7 @@ class Container(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The contents of a path, opened."""
+    """An opened checkpoint: the names and facts of all entries, and the container with their bytes."""
 
     path: str
     format: str
@@ -307,7 +309,7 @@ class Checkpoint:
     """Every leaf, in the document's order."""
     container: Container
     version: str = ""
-    """What the container says of its own version, in words."""
+    """The version that the container states, in words."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The container's string map (safetensors' `__metadata__`)."""
     objects: Sequence[str] = ()
@@ -317,11 +319,11 @@ class Checkpoint:
     is_set: bool = False
     """True if it consists of several files that belong together, so that a copy of it is a folder."""
     notes: Sequence[str] = ()
-    """What is odd about it without being an error, a line each."""
+    """Notes about it that are not errors, a line each."""
     unread: Sequence[str] = ()
     """Bytes of its files that no entry and no document stands for, such as those after the last array: a line each."""
     document: object = None
-    """What says which name is which range, as it was read: a pickle's `Graph`, or None where there is no pickle."""
+    """The document that says which name is which range: a pickle's `Graph`, or None if there is no pickle."""
     _names: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property

@@ -1,4 +1,4 @@
-"""A new checkpoint that is to be written, in any format: tensors in their order, and where their bytes are."""
+"""A checkpoint to be written in any format: its tensors in their order, and the sources of their bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.changes import Content
 from ckpt_cli.model.checkpoint import Storage, Tensor
 
@@ -38,18 +38,18 @@ class NewCheckpoint:
     """In the order in which they are to be listed."""
     contents: Mapping[Storage, Content]
     """The bytes of each storage."""
-    files: Sequence[LocalFile]
-    """What the extents of the contents count."""
+    files: Sequence[SourceFile]
+    """The files that the extents of `contents` refer to."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Strings to be kept where the format can."""
     index: Mapping[str, object] = field(default_factory=dict)
     """Of a set of shards, what its index noted, as it stood there; its strings are among the metadata too."""
     values: Sequence[SavedValue] = ()
-    """What else comes along into a format that holds values by themselves."""
+    """Values that are also written, if the format holds values by themselves."""
     paths: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     """The keys and indices that lead to each entry, in their order, where dicts and lists were nested."""
     ordered: bool = False
-    """True if it is the state_dict of a module, which torch has as an OrderedDict."""
+    """True if it is the state_dict of a module, which torch saves as an OrderedDict."""
     notes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """The `_metadata` of the state_dict: of each module its version."""
     mode_of: str = ""

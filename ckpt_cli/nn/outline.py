@@ -1,4 +1,4 @@
-"""The bare tree of a checkpoint: which module or container lies within which, before anything is said of them.
+"""The bare tree of a checkpoint: which module or container lies within which, without descriptions.
 
 It is grown from a pickle's graph where there is one, and from dotted names where there are only these.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.nn_module import Module, class_of, module_of
@@ -56,7 +56,7 @@ class Draft:
         self.identity: object = None
         """The pickle's node; two drafts of one node are one module."""
         self.plain = False
-        """True if the tensors in it are no layers', as those of an optimizer."""
+        """True if its tensors do not belong to layers, like those of an optimizer."""
         self.tensors: dict[str, Tensor] = {}
         """Its own tensors by their names within it."""
         self.children: dict[str, Draft] = {}
@@ -68,7 +68,9 @@ def grow(checkpoint: Checkpoint) -> Draft:
     Raises LimitError where it is deeper or has more nodes than any network.
     """
     graph = checkpoint.document
-    grower = _Grower(checkpoint.tensors, Budget(graph.nbytes if isinstance(graph, Graph) else 0))
+    grower = _Grower(
+        checkpoint.tensors, WalkBudget(graph.nbytes if isinstance(graph, Graph) else 50 * len(checkpoint.tensors))
+    )
     if isinstance(graph, Graph):
         return grower.from_graph(graph)
     root = grower.draft(STATE, "", None)
@@ -79,7 +81,7 @@ def grow(checkpoint: Checkpoint) -> Draft:
 class _Grower:
     """One tree in the making."""
 
-    def __init__(self, tensors: list[Tensor], budget: Budget) -> None:
+    def __init__(self, tensors: list[Tensor], budget: WalkBudget) -> None:
         self._tensors: Mapping[str, Tensor] = {tensor.name: tensor for tensor in reversed(tensors)}
         self._ordered = tensors
         self._budget = budget

@@ -6,9 +6,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Call, Graph, Set
 from ckpt_cli.pickles.nn_module import Module, module_of
@@ -35,7 +35,7 @@ def state_names(checkpoint: Checkpoint, prefix: str = "") -> list[str] | None:
         return listed or None  # of a frozen module the weights are constants of its code
     if not isinstance(graph, Graph):
         return None
-    opener = Containers(Budget(graph.nbytes))
+    opener = Containers(WalkBudget(graph.nbytes))
     module = module_of(node_at(graph.root, prefix, opener), opener)
     if module is None or module.scripted:
         return None

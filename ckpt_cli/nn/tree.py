@@ -181,7 +181,7 @@ def _sizes(order: list[Draft]) -> dict[int, tuple[int, int]]:
 
     Of a tensor's names that follow each other, the second one counts up to where the two branches meet, not beyond.
     """
-    steps = limits.WALK_STEPS
+    steps = limits.WALK_STEPS + 100 * len(order)
     own = {id(draft): [0, 0] for draft in order}
     last: dict[object, Draft] = {}
     for draft in order:
@@ -235,7 +235,7 @@ def _ties(order: list[Draft]) -> dict[int, Draft]:
 
 
 def _arrangements(order: list[Draft]) -> dict[int, int | None]:
-    """For each draft a number that is that of all drafts with the very same tensors in the same places.
+    """Return a number for each draft; drafts with the very same tensors in the same places have the same number.
 
     0 stands for no tensor at all, None for tensors that share bytes with none.
     """

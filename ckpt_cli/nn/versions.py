@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.nn.state_dict import node_at
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.nn_module import Module, has_notes, module_of, notes_of
@@ -65,7 +65,7 @@ def versions_of(checkpoint: Checkpoint, prefix: str) -> Versions | None:
     graph = checkpoint.document
     if not isinstance(graph, Graph):
         return None
-    opener = Containers(Budget(graph.nbytes))
+    opener = Containers(WalkBudget(graph.nbytes))
     node = node_at(graph.root, prefix, opener)
     module = module_of(node, opener)
     if module is not None:
@@ -79,7 +79,7 @@ def has_versions(checkpoint: Checkpoint, prefix: str) -> bool:
     graph = checkpoint.document
     if not isinstance(graph, Graph):
         return False
-    return has_notes(node_at(graph.root, prefix, Containers(Budget(graph.nbytes))))
+    return has_notes(node_at(graph.root, prefix, Containers(WalkBudget(graph.nbytes))))
 
 
 def _of_modules(root: Module, opener: Containers) -> Versions:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 
-from ckpt_cli import limits
-from ckpt_cli.model.checkpoint import Storage, Tensor
+from ckpt_cli.budget import Budget
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class Group:
 def tie_groups(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Groups of two or more tensors that are one: the same view of the same storage."""
     tensors = list(tensors)
+    storages = {tensor.storage for tensor in tensors}
+    if len(storages) == len(tensors) and None not in storages:  # as in nearly every file: no two can be one
+        return []
     groups: dict[tuple[object, ...], list[Tensor]] = {}
     made_of_parts = [tensor for tensor in tensors if tensor.parts and tensor.storage is None]
     for views in (*(views for _, views in by_storage(tensors)), made_of_parts):
@@ -49,7 +53,7 @@ def tied_names(tensors: Iterable[Tensor]) -> dict[str, list[str]]:
 
 
 class Companions:
-    """The further names that one object has for a tensor, such as an LSTM's `_flat_weights.0` for a parameter.
+    """Further names that one object has for a tensor, such as an LSTM's `_flat_weights.0` for a parameter.
 
     They are what the object computes with, so that no edit may separate them.
     """
@@ -63,7 +67,7 @@ class Companions:
                 self._same.setdefault(tensor.view, []).append(tensor)
 
     def of(self, tensor: Tensor) -> list[Tensor]:
-        """Those of a tensor."""
+        """Return the companions of a tensor."""
         same = self._same.get(tensor.view, ())
         return [each for each in same if each is not tensor and (_keeps(each, tensor) or _keeps(tensor, each))]
 
@@ -92,7 +96,7 @@ def stored_nbytes(tensors: Iterable[Tensor]) -> int:
 
 
 def all_strided(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors and the parts of those that are made of others, as far as they have storages.
+    """Return the tensors and the parts of those that are made of others, as far as they have storages.
 
     A part is called by the name of the whole and its own, `emb.weight.values`.
     """
@@ -110,7 +114,7 @@ def _named_parts(tensor: Tensor) -> list[Tensor]:
 
 
 def all_named(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors and the parts of them, by name; of several that are made of the same parts, those of the first."""
+    """Return the tensors and their parts, by name; of several that are made of the same parts, those of the first."""
     found: list[Tensor] = []
     seen: set[object] = set()
     for tensor in tensors:
@@ -166,18 +170,23 @@ def needed_nbytes(storage: Storage, views: Sequence[Tensor]) -> int:
 
 
 def blocks_of(views: Iterable[Tensor]) -> Iterator[tuple[int, int, int]]:
-    """The unions of the views' spans, as (begin, end, place in the new storage), each on a boundary of 16 bytes."""
+    """Yield the unions of the views' spans, as (begin, end, place in the new storage).
+
+    Each begins at a multiple of 16 bytes, and of the blocks of the views' dtypes.
+    """
+    views = [view for view in views if view.numel]
+    unit = lcm(16, *(view.dtype.block_nbytes for view in views))
     at = 0
     begin = end = -1
-    for first, last in sorted(view.span for view in views if view.numel):
-        first -= first % 16
+    for first, last in sorted(view.span for view in views):
+        first -= first % unit
         if begin < 0:
             begin, end = first, last
         elif first <= end:
             end = max(end, last)
         else:
-            yield begin, min(end + -end % 16, first), at
-            at += min(end + -end % 16, first) - begin
+            yield begin, min(end + -end % unit, first), at
+            at += min(end + -end % unit, first) - begin
             begin, end = first, last
     if begin >= 0:
         yield begin, end, at
@@ -192,25 +201,11 @@ def spans_used(views: Iterable[Tensor]) -> int:
     return used
 
 
-class Comparisons:
-    """The exact comparisons of views that one command may make, so that hostile views cannot multiply them."""
-
-    def __init__(self) -> None:
-        self.left = limits.VIEW_PAIRS
-
-    def allow(self, pairs: int) -> bool:
-        """Count pairs as compared; return False if they are too many, so that spans must decide."""
-        if pairs > self.left:
-            return False
-        self.left -= pairs
-        return True
-
-
-def partly_shared(views: Sequence[Tensor], comparisons: Comparisons) -> tuple[list[Tensor], list[Tensor]]:
-    """The distinct views of one storage that overlap another one, and those that share no byte with any.
+def partly_shared(views: Sequence[Tensor], budget: Budget) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the distinct views of one storage that overlap another one, and those that share no byte with any.
 
     Of tied names the first stands for all. Where some overlap, the first of them leads the second list, so that it
-    tells whose storage its views lie in. Where no more `comparisons` are left, spans decide.
+    says whose storage its views lie in. Where the `budget` has no more pairs, spans decide.
     """
     first: dict[object, Tensor] = {}
     for view in views:
@@ -219,15 +214,15 @@ def partly_shared(views: Sequence[Tensor], comparisons: Comparisons) -> tuple[li
     distinct = list(first.values())
     if len(distinct) < 2:
         return [], []
-    overlapping = _overlapping(distinct, comparisons)
+    overlapping = _overlapping(distinct, budget)
     meeting = [view for view in distinct if id(view) in overlapping]
     return meeting, meeting[:1] + [view for view in distinct if id(view) not in overlapping]
 
 
-def _overlapping(views: Sequence[Tensor], comparisons: Comparisons) -> set[int]:
-    """The identities of views that share a byte with another one."""
+def _overlapping(views: Sequence[Tensor], budget: Budget) -> set[int]:
+    """Return the identities of views that share a byte with another one."""
     strided = [view for view in views if not view.is_contiguous]
-    if not comparisons.allow(len(strided) * len(views)):
+    if not budget.allow_pairs(len(strided) * len(views)):
         return _meeting_spans(views)
     found = _meeting_spans([view for view in views if view.is_contiguous])
     for a in strided:
@@ -238,7 +233,7 @@ def _overlapping(views: Sequence[Tensor], comparisons: Comparisons) -> set[int]:
 
 
 def _meeting_spans(views: Iterable[Tensor]) -> set[int]:
-    """The identities of views whose span meets that of another one: for contiguous ones, that is sharing bytes."""
+    """Return the identities of views whose spans meet those of others: contiguous ones then share bytes."""
     found: set[int] = set()
     reach: Tensor | None = None
     end = 0
@@ -248,3 +243,17 @@ def _meeting_spans(views: Iterable[Tensor]) -> set[int]:
         if span[1] > end:
             reach, end = view, span[1]
     return found
+
+
+def content_digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
+    """Return a digest of a tensor's stored elements in row-major order, which are read in bounded pieces."""
+    import hashlib
+
+    from ckpt_cli.arrays.indexing import Region
+    from ckpt_cli.parallel.map import JOB
+    from ckpt_cli.parallel.tensor_chunks import Source
+
+    digest = hashlib.blake2b(digest_size=32)
+    for data in Source(checkpoint, tensor, Region.of(tensor)).read_all(JOB):
+        digest.update(data)
+    return digest.digest()

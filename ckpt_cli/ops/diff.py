@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import NameNotFoundError, UsageError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 from ckpt_cli.ops.aliasing import tie_groups
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.rename_rules import Rule, in_turn
 from ckpt_cli.ops.select import select
 from ckpt_cli.parallel.tensor_pairs import Pair, compare_pairs
@@ -73,7 +73,7 @@ class Diff:
     only_b: Sequence[str] = ()
     changed: Sequence[Change] = ()
     values: Sequence[Fact] = ()
-    """Entries that are no tensors in one of them, and differ."""
+    """Entries that are not tensors in one of them, and differ."""
     ties: Sequence[Tie] = ()
     metadata: Sequence[Fact] = ()
     """Differences of the metadata; compared only between checkpoints of one format."""
@@ -104,7 +104,7 @@ def diff(
     executor: Executor,
     on_progress: OnProgress = lambda _, __: None,
 ) -> Diff:
-    """Compare two checkpoints on an executor; `on_progress` hears of the bytes done.
+    """Compare two checkpoints on an executor; `on_progress` gets the bytes done and in all.
 
     With `quick` only whether the answer has differences is right. Raises UsageError where names fall together,
     NameNotFoundError for a NAME that neither has.
@@ -118,7 +118,7 @@ class _Comparison:
 
     def __init__(self, a: Checkpoint, b: Checkpoint, asked: Asked, tolerance: Tolerance) -> None:
         self._sides = (_aligned(a, asked), _aligned(b, asked))
-        self._works = (Work(a), Work(b))
+        self._budgets = (Budget.of(a), Budget.of(b))
         self._asked = asked
         self._tolerance = tolerance
         self._changed: list[Callable[[], Change | None]] = []
@@ -146,7 +146,7 @@ class _Comparison:
         return replace(found, changed=[change for made in self._changed if (change := made()) is not None])
 
     def _chosen(self) -> list[Sequence[Entry]]:
-        """The entries of each that NAMEs select: one that neither has is an error."""
+        """Return the entries of each that NAMEs select: one that neither has is an error."""
         names = self._asked.names
         if not names:
             return [checkpoint.entries for checkpoint in self._sides]
@@ -218,15 +218,15 @@ class _Comparison:
                     self._tensors(f"{name}.{part_a.name}", part_a, part_b)
 
     def _pair(self, a: Tensor, b: Tensor) -> Pair:
-        """The comparison of two views, which tied names share."""
+        """Return the comparison of two views, which tied names share."""
         from ckpt_cli.arrays.compare import Apart
 
         key = (a.view or id(a), b.view or id(b))
         if key not in self._pairs:
-            for checkpoint, work, tensor in zip(self._sides, self._works, (a, b), strict=True):
+            for checkpoint, budget, tensor in zip(self._sides, self._budgets, (a, b), strict=True):
                 with about(checkpoint.path):
-                    work.add_parts(tensor)
-                    work.add(tensor, Region.of(tensor))
+                    budget.read_parts(tensor, Region.of)
+                    budget.read(tensor, Region.of(tensor))
             self._pairs[key] = Pair(self._sides, (a, b), self._tolerance, Apart())
         return self._pairs[key]
 
@@ -242,7 +242,7 @@ def _numbered(entries: Sequence[Entry]) -> dict[tuple[str, int], Entry]:
 
 
 def _firsts(entries: Mapping[tuple[str, int], Entry]) -> dict[str, Entry]:
-    """The first entry of each name."""
+    """Return the first entry of each name."""
     return {name: entry for (name, place), entry in entries.items() if not place}
 
 
@@ -266,15 +266,15 @@ def _change(name: str, a: Tensor, b: Tensor, found: object) -> Change | None:
         shape = (a.nbytes,)
     shape = value_shape(a.dtype, shape)
     first = [_index(shape, number) for number, _, _ in found.first]
-    what, told_a, told_b = "value", [was for _, was, _ in found.first], [now for _, _, now in found.first]
-    facts: tuple[object, object] = (told_a, told_b)
+    what, values_a, values_b = "value", [was for _, was, _ in found.first], [now for _, _, now in found.first]
+    facts: tuple[object, object] = (values_a, values_b)
     if a.dtype.name != b.dtype.name:
         what, facts = "dtype", (a.dtype.name, b.dtype.name)
     return Change(name, what, *facts, math.prod(shape), found.differing, found.max_abs, found.max_rel, first)
 
 
 def _index(shape: Sequence[int], number: int) -> list[int]:
-    """The index of an element, from its number in row-major order."""
+    """Return the index of an element, from its number in row-major order."""
     index = []
     for size in reversed(shape):
         number, place = divmod(number, size)
@@ -301,7 +301,7 @@ def _or_tensor(entry: Entry) -> object:
 
 
 def _aligned(checkpoint: Checkpoint, asked: Asked) -> Checkpoint:
-    """The checkpoint with the names under which it is compared."""
+    """Return the checkpoint with the names under which it is compared."""
     if not asked.rules:
         return checkpoint
     rename = in_turn([rule.renaming() for rule in asked.rules if rule.value])
@@ -331,6 +331,6 @@ def _ties(a: Mapping[str, Entry], b: Mapping[str, Entry]) -> list[Tie]:
 
 
 def _tie_names(side: Mapping[str, Entry], names: Sequence[str]) -> list[list[str]]:
-    """The groups of tied names, as the names are compared."""
+    """Return the groups of tied names, as the names are compared."""
     tensors = [replace(entry, name=name) for name in names if isinstance(entry := side[name], Tensor)]
     return [[tensor.name for tensor in group] for group in tie_groups(tensors)]

@@ -6,28 +6,29 @@ ties. With H the hash function, a tensor's digest is
     H(json.dumps([dtype, shape]) + H(piece 0) + H(piece 1) + …)
 
 where the pieces are 4 MiB each (the last one less) of its elements in row-major order, little-endian; so the pieces of
-one huge tensor are hashed side by side. What is no plain array has more in its list: a quantized tensor its quantizer,
-one that is made of others its layout, shape and the digests of its parts; of one that has others as attributes the
-digest is that of its own and a map of theirs. The checkpoint's digest is H(json.dumps({name: digest}, sort_keys=True)).
+one huge tensor are hashed side by side. The list of a quantized tensor also has its quantizer; that of a tensor that is
+made of others has its layout, shape and the digests of its parts. Of a tensor with others as attributes, the digest is
+that of its own and a map of theirs. The checkpoint's digest is H(json.dumps({name: digest}, sort_keys=True)).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.copy import OnProgress
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import open_file
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import CHUNK, Source
+from ckpt_cli.parallel.tensor_chunks import Chunk, Source
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -86,22 +87,14 @@ class _Subject:
     """The digests of its pieces, in order."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A piece to be hashed: where it is, or the bytes themselves where they had to be gathered."""
-
-    number: int
-    """That of its subject."""
-    source: Source
-    begin: int
-    end: int
-    data: bytes | None = None
+_Piece = tuple[int, Source, Chunk]
+"""The number of a subject, what reads it, and a piece of it to be hashed."""
 
 
 def hash_tensors(
     checkpoint: Checkpoint, algorithm: str, executor: Executor, on_progress: OnProgress = lambda _, __: None
 ) -> Hashes:
-    """Hash every tensor, on an executor; `on_progress` hears of the bytes done.
+    """Hash every tensor, on an executor; `on_progress` gets the bytes done and in all.
 
     Raises UnsupportedError where two tensors have one name, and for a strided view of packed elements.
     """
@@ -142,7 +135,7 @@ class _Hasher:
         self._checkpoint = checkpoint
         self._algorithm = algorithm
         self._new = _new(algorithm)
-        self._work = Work(checkpoint)
+        self._budget = Budget.of(checkpoint)
         self._subjects: dict[object, _Subject] = {}
         self._known: dict[int, str] = {}
         """Digests by the identity of the tensor or part."""
@@ -155,8 +148,8 @@ class _Hasher:
             return
         if (key := self._key(tensor)) not in self._subjects:
             region = Region.of(tensor)
-            self._work.add_parts(tensor)
-            self._work.add(tensor, region)
+            self._budget.read_parts(tensor, Region.of)
+            self._budget.read(tensor, region)
             source = _source(self._checkpoint, tensor, region)
             self._subjects[key] = _Subject(source, self._head(tensor), source.nbytes)
 
@@ -178,9 +171,7 @@ class _Hasher:
         total = sum(subject.nbytes for subject in subjects)
         done = 0
 
-        items = (
-            (piece, piece.end - piece.begin) for number, one in enumerate(subjects) for piece in _pieces(number, one)
-        )
+        items = (item for number, one in enumerate(subjects) for item in _pieces(number, one.source))
         for nbytes, answers in run(grouped(items, PIECE), partial(_hash_job, self._algorithm), executor):
             for number, digest in answers:
                 subjects[number].pieces.append(digest)
@@ -188,7 +179,7 @@ class _Hasher:
             on_progress(done, total)
 
     def digest(self, tensor: Tensor) -> str:
-        """The digest of a tensor whose pieces have been hashed."""
+        """Return the digest of a tensor whose pieces have been hashed."""
         known = self._known.get(id(tensor))
         if known is None:
             known = self._known[id(tensor)] = self._digest(tensor)
@@ -206,64 +197,45 @@ class _Hasher:
 
 
 def _hash_job(algorithm: str, job: list[_Piece]) -> tuple[int, list[tuple[int, bytes]]]:
-    """The bytes of a job, and the digest of each piece by the number of its subject."""
+    """Return the bytes of a job, and the digest of each piece by the number of its subject."""
     new = _new(algorithm)
-    return sum(piece.end - piece.begin for piece in job), [(piece.number, _hash_piece(new, piece)) for piece in job]
+    nbytes = sum(source.dtype.nbytes(chunk.end - chunk.begin) for _, source, chunk in job)
+    return nbytes, [(number, _hash_piece(new(), source, chunk)) for number, source, chunk in job]
 
 
-def _hash_piece(new: _New, piece: _Piece) -> bytes:
-    digest = new()
-    if piece.data is not None:
-        digest.update(piece.data)
-        return digest.digest()
+def _hash_piece(digest: _Digest, source: Source, chunk: Chunk) -> bytes:
     try:
-        for begin in range(piece.begin, piece.end, CHUNK):
-            digest.update(piece.source.read_bytes(begin, min(begin + CHUNK, piece.end)))
+        for data in source.pieces(chunk):
+            digest.update(data)
     except CkptError as error:
-        error.path = error.path or piece.source.path
+        error.path = error.path or source.path
         raise
     return digest.digest()
 
 
 def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> Source:
-    """Return a reader of the elements as they are hashed: quantized ones as their integers, unless these are packed."""
-    if tensor.layout == "quantized" and tensor.dtype.bits >= 8:
+    """Return a reader of the elements as they are hashed.
+
+    Those that have no bytes of their own are hashed as the bytes of whole blocks, quantized ones as their integers.
+    """
+    from ckpt_cli.arrays.codec import as_bytes
+
+    if tensor.dtype.numpy is None:
+        tensor = as_bytes(tensor)
+        region = Region.of(tensor)
+    elif tensor.layout == "quantized":
         from ckpt_cli.arrays.quantized import integers
 
         tensor = integers(tensor)
-    source = Source(checkpoint, tensor, region)
-    if source.plain and (tensor.conj or tensor.neg or (tensor.big_endian and tensor.dtype.bits > 8)):
-        source.gather()
-    return source
+    return Source(checkpoint, tensor, region)
 
 
-def _pieces(number: int, subject: _Subject) -> Iterator[_Piece]:
-    """The pieces of a view, cut at the same places however its bytes are stored."""
-    if subject.source.plain:
-        for begin in range(0, subject.nbytes, PIECE):
-            subject.source.expect(begin + PIECE)
-            yield _Piece(number, subject.source, begin, min(begin + PIECE, subject.nbytes))
-        return
-    done = 0
-    held = bytearray()
-    for data in _gathered(subject.source):
-        held += data
-        while len(held) >= PIECE:
-            yield _Piece(number, subject.source, done, done + PIECE, bytes(held[:PIECE]))
-            del held[:PIECE]
-            done += PIECE
-    if held:
-        yield _Piece(number, subject.source, done, done + len(held), bytes(held))
-
-
-def _gathered(source: Source) -> Iterator[bytes]:
-    """The elements row after row, little-endian and without flags, a bounded number at a time."""
-    from ckpt_cli.arrays.codec import little_endian
-
-    for begin, end in source.cuts(max(PIECE * 8 // source.dtype.bits, 1)):
-        data = source.chunk(begin, end).data or b""
-        yield little_endian(source.tensor, data)
-    source.release()
+def _pieces(number: int, source: Source) -> Iterator[tuple[_Piece, int]]:
+    """Yield the pieces of a view with what each adds to a job, cut at the same places however its bytes are stored."""
+    most = PIECE // source.dtype.itemsize
+    cuts = ((at, min(at + most, source.numel)) for at in range(0, source.numel, most))
+    for chunk in source.chunks(cuts):
+        yield (number, source, chunk), source.cost(chunk)
 
 
 # --- manifests -------------------------------------------------------------------------------------------------------
@@ -271,17 +243,19 @@ def _gathered(source: Source) -> Iterator[bytes]:
 
 def read_manifest(path: str) -> Hashes:
     """Read what `hash --json` printed; raises MalformedError for anything else, LimitError for what is far too long."""
-    with LocalFile(path) as file:
+    with closing(open_file(path)) as file:
         if file.size > limits.INDEX_JSON:
-            raise LimitError("far too long for a manifest", path=path)
+            raise LimitError("too long for a manifest", path=path)
         text = file.read(0, file.size)
     try:
         parsed: Any = json.loads(text)
     except (ValueError, RecursionError):
-        raise MalformedError("no manifest: not JSON", path=path, hint="ckpt hash --json FILE writes one") from None
+        raise MalformedError(
+            "not a manifest: it is not JSON", path=path, hint="ckpt hash --json FILE writes one"
+        ) from None
     if not (isinstance(parsed, dict) and parsed.get("algorithm") in ALGORITHMS and _is_map(parsed.get("tensors"))):
         raise MalformedError(
-            "no manifest: it lacks the algorithm or the tensors", path=path, hint="ckpt hash --json FILE writes one"
+            "not a manifest: it lacks the algorithm or the tensors", path=path, hint="ckpt hash --json FILE writes one"
         )
     return Hashes(parsed["algorithm"], str(parsed.get("checkpoint", "")), parsed["tensors"])
 

@@ -1,11 +1,11 @@
-"""The engine of `info`: a checkpoint in a dozen lines."""
+"""The engine of `info`: the facts of a whole checkpoint."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ckpt_cli.files.places import name_of
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.aliasing import all_named, stored_nbytes, tie_groups, unique_numel
 from ckpt_cli.ops.ls import list_waste
@@ -38,7 +38,7 @@ class Summary:
     nbytes: int
     """Bytes of all storages."""
     values: int
-    """Entries that are no tensors."""
+    """The number of non-tensor entries."""
     dtypes: Mapping[str, DTypeShare]
     top_level: Sequence[str]
     ties: int
@@ -53,7 +53,7 @@ class Summary:
 
 
 def summarize(checkpoint: Checkpoint) -> Summary:
-    """The facts of a checkpoint; reads nothing beyond what opening it has read."""
+    """Summarize a checkpoint; reads nothing beyond what opening it has read."""
     tensors = checkpoint.tensors
     by_dtype: dict[str, list[int]] = {}
     for number, tensor in enumerate(tensors):
@@ -83,6 +83,6 @@ def summarize(checkpoint: Checkpoint) -> Summary:
 
 
 def _shards(checkpoint: Checkpoint) -> int:
-    """The files that have the tensors: an index of shards and the metadata of a DCP folder are none of them."""
-    names = [os.path.basename(file.path) for file in checkpoint.container.files]
+    """Count the files that have the tensors; an index of shards and the metadata of a DCP folder do not count."""
+    names = [name_of(file.path) for file in checkpoint.container.files]
     return max(sum(not name.endswith((".index.json", ".metadata")) for name in names), 1)

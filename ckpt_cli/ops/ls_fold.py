@@ -78,7 +78,7 @@ def _is_number(part: str) -> bool:
 
 
 def _alike(tensor: Tensor) -> tuple[object, ...]:
-    """The key that the tensors of one row have in common."""
+    """Return the key that the tensors of one row have in common."""
     return (
         *(tensor.dtype.name, tensor.shape, tensor.stride, tensor.layout),
         *(tensor.kind, tensor.requires_grad, tensor.device),

@@ -9,9 +9,19 @@ from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import UsageError
 from ckpt_cli.files.atomic import replacing
-from ckpt_cli.files.content_addressed import refuse_cached
+from ckpt_cli.files.hidden_files import journal_path, temporary_path
 from ckpt_cli.files.journal.apply import recover
-from ckpt_cli.files.sidecars import journal_path, temporary_path
+from ckpt_cli.files.places import (
+    exists,
+    identity_at,
+    is_file,
+    is_folder,
+    is_same,
+    is_taken,
+    links_of,
+    names_in,
+    refuse_cached,
+)
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint
 
@@ -19,16 +29,16 @@ from ckpt_cli.model.checkpoint import Checkpoint
 def check_output(output: str, source: str, hint: str) -> None:
     """Raise before any work is done where `output` cannot become a new file made from `source`."""
     require_name(output)
-    if os.path.isdir(output):
+    if is_folder(output):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), output)
-    if os.path.exists(output) and not os.path.isfile(output):  # a device, a pipe: a rename would take its place
+    if exists(output) and not is_file(output):  # a device, a pipe: a rename would take its place
         raise UsageError(
             "is not a regular file, and only a regular file can be replaced", path=output, hint="name another file"
         )
-    if os.path.exists(output) and os.path.samefile(source, output):
+    if is_same(source, output):
         raise UsageError("the output is the file itself", path=output, hint=hint)
     refuse_cached(output)
-    if os.path.lexists(journal_path(output)):  # what an edit of it left is finished before it is replaced
+    if is_taken(journal_path(output)):  # what an edit of it left is finished before it is replaced
         recover(output)
 
 
@@ -40,21 +50,21 @@ def require_name(output: str) -> None:
 
 def own_file(checkpoint: Checkpoint, path: str) -> str:
     """The file that an edit of a checkpoint opened as `path` is about: where that is a folder, the one in it."""
-    own: str = checkpoint.container.files[0].path if os.path.isdir(path) and not checkpoint.is_set else path
+    own: str = checkpoint.container.files[0].path if is_folder(path) and not checkpoint.is_set else path
     return own
 
 
 def refuse_own(checkpoint: Checkpoint, output: str, hint: str) -> None:
     """Raise where an output is one of the files that the checkpoint consists of."""
-    for file in checkpoint.container.files:
-        if os.path.exists(output) and os.path.samestat(os.stat(output), os.fstat(file.fd)):
-            raise UsageError("the output is the file itself", path=output, hint=hint)
+    there = identity_at(output)
+    if there is not None and any(file.seen[:2] == there[:2] for file in checkpoint.container.files):
+        raise UsageError("the output is the file itself", path=output, hint=hint)
 
 
 def check_output_folder(output: str) -> None:
     """Raise before any work is done where `output` cannot become a new folder."""
     require_name(output)
-    if os.path.lexists(output) and not (os.path.isdir(output) and not os.listdir(output)):
+    if is_taken(output) and not (is_folder(output) and not names_in(output)):
         raise UsageError(
             "the result consists of several files, so it must go to a folder that is new or empty",
             path=output,
@@ -67,7 +77,7 @@ def other_names(*paths: str) -> int:
     count = 0
     for path in paths:
         with suppress(FileNotFoundError):
-            count += os.stat(path).st_nlink - 1
+            count += links_of(path) - 1
     return count
 
 

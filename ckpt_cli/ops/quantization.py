@@ -181,7 +181,7 @@ _INNER = frozenset(["qdata", "int_data", "tensor_impl", "original_weight_tensor"
 def quantized_groups(path: str, tensors: Iterable[Tensor]) -> list[Group]:
     """Find the scaled and packed weights among tensors, in their order, with what belongs to each.
 
-    The config beside `path` tells of weights whose scales are in other files.
+    The config beside `path` names the scheme of weights whose scales are in other files.
     """
     tensors = list(tensors)
     by_name = {tensor.name: tensor for tensor in tensors}
@@ -197,7 +197,7 @@ def quantized_groups(path: str, tensors: Iterable[Tensor]) -> list[Group]:
 
 
 def _of_names(by_name: Mapping[str, Tensor]) -> Iterable[Group]:
-    """The groups of the table: those of earlier schemes first."""
+    """Yield the groups of the table: those of earlier schemes first."""
     ends = re.compile(f"(?:{'|'.join(map(re.escape, sorted(_BY_SUFFIX, key=len, reverse=True)))})$")
     matches = [
         (scheme, name.removesuffix(suffix))
@@ -216,7 +216,7 @@ def _of_names(by_name: Mapping[str, Tensor]) -> Iterable[Group]:
 
 
 def _group(by_name: Mapping[str, Tensor], scheme: Scheme, stem: str) -> Group | None:
-    """The group of a scheme whose names begin with a stem, if it is all there."""
+    """Return the group of a scheme whose names begin with a stem, if it is all there."""
     weight, scale = _find(by_name, scheme.weight, stem), _find(by_name, scheme.scale, stem)
     if weight is None or scale is None or weight is scale or not _is_held(weight):
         return None
@@ -284,7 +284,7 @@ def _of_config(path: str, tensors: Sequence[Tensor]) -> Iterable[Group]:
 
 
 def quantization_said(path: str) -> str:
-    """The method that the config beside a checkpoint says its weights are quantized by; empty where it says none."""
+    """Return the method of quantization that the config beside a checkpoint names; empty where it names none."""
     for name, keys in (
         ("config.json", ("quantization_config", "compression_config")),
         ("hf_quant_config.json", ("quantization",)),

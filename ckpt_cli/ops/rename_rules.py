@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import UsageError
+from ckpt_cli.files.places import head_of
 
 Renaming = Callable[[str], str]
 """The new name of an entry, or the old one."""
@@ -82,12 +83,11 @@ def by_map(names: Mapping[str, str]) -> Renaming:
 
 def read_map(path: str) -> dict[str, str]:
     """Return the map in a JSON file; raise UsageError where it is not a map."""
-    with open(path, "rb") as file:
-        raw = file.read(limits.INDEX_JSON + 1)
+    raw = head_of(path, limits.INDEX_JSON + 1)
     try:
         names = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"no JSON: {error}", path=path) from None
+        raise UsageError(f"not JSON: {error}", path=path) from None
     if (
         len(raw) > limits.INDEX_JSON
         or not isinstance(names, dict)

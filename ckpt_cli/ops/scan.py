@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, MalformedError
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.files.places import files_below, folder_of, is_folder, is_plain_name, join, name_of, open_file
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
+from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
 from ckpt_cli.scanner.streams import Found, Oddity, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
-from ckpt_cli.scanner.walk import Memory, Walk, guess, walk, walker_of
+from ckpt_cli.scanner.walk import Walk, guess, walk, walker_of
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
              "unknown": ("note", "unknown-global")}  # fmt: skip
@@ -27,19 +27,6 @@ _UNREADABLE = {"broken-zip", "trailing-data"}
 
 _INDEX = 256 * 2**20
 """Bytes of an index of shards that is read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing to know before anything else loads the file."""
-
-    severity: str
-    """`error` for what is known to be dangerous, `warning` for what no ordinary checkpoint has, `note`."""
-    code: str
-    """A stable code for the kind of finding, one or two words."""
-    where: str
-    """The record, member or pickle."""
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +43,7 @@ class Named:
 
 @dataclass(slots=True)
 class Scan:
-    """The answer."""
+    """The result of a scan."""
 
     path: str
     findings: list[Finding] = field(default_factory=list)
@@ -81,14 +68,14 @@ def scan(path: str) -> Scan:
     """
     answer = Scan(path)
     worker = _Worker(answer)
-    if os.path.isdir(path):
+    if is_folder(path):
         worker.folder(path)
         if not (worker.budget.files or answer.pickles or answer.findings):
             _refuse_unknown(path)
     elif path.endswith(".index.json"):
         worker.index(path)
     else:
-        worker.file(path, os.path.basename(path), must=True)
+        worker.file(path, name_of(path), must=True)
     order = {"error": 0, "warning": 1, "note": 2}
     answer.findings.sort(key=lambda finding: order[finding.severity])
     return answer
@@ -112,7 +99,7 @@ class _Worker:
 
     def folder(self, path: str) -> None:
         """Every file of a directory, those of its folders included."""
-        for number, (name, full) in enumerate(_files_of(path)):
+        for number, (name, full) in enumerate(files_below(path)):
             if number >= limits.SCAN_FILES:
                 self.say("warning", "not-searched", name, "files beyond the limit were not opened")
                 return
@@ -122,7 +109,7 @@ class _Worker:
         """Every shard that an index names."""
         import json
 
-        with closing(LocalFile(path)) as file:
+        with closing(open_file(path)) as file:
             if file.size > _INDEX:
                 raise MalformedError(f"an index of {file.size} bytes", path=path)
             try:
@@ -131,11 +118,11 @@ class _Worker:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise MalformedError("not an index: it has no weight_map", path=path) from None
         for shard in shards:
-            if os.path.basename(shard) != shard or shard in ("", ".", ".."):
+            if not is_plain_name(shard):
                 self.say("error", "outside-folder", shard, "a shard that is not beside its index")
                 continue
             try:
-                self.file(os.path.join(os.path.dirname(path), shard), shard, must=False)
+                self.file(join(folder_of(path), shard), shard, must=False)
             except FileNotFoundError:
                 self.say("warning", "missing-shard", shard, "the index names it, but it is not there")
 
@@ -190,8 +177,8 @@ class _Worker:
             inner = f"{found.where} (loaded within)"
             if depth >= limits.SCAN_NESTING or data is None:
                 self.say("warning", "not-searched", inner, "a pickle within a pickle that was not opened")
-            elif not self._take(walk(Memory(data), inner, depth + 1, self.budget), depth + 1):
-                self.say("error", "dangerous-global", inner, "it loads bytes that are no checkpoint")
+            elif not self._take(walk(MemorySource(data), inner, depth + 1, self.budget), depth + 1):
+                self.say("error", "dangerous-global", inner, "it loads bytes that are not a checkpoint")
         if found.trace.unsearched:
             self.say("warning", "not-searched", found.where, f"{found.trace.unsearched} strings that may hide a pickle")
         for node in found.trace.texts:
@@ -208,7 +195,7 @@ class _Worker:
         budget.tries -= 1
         view = memoryview(data)
         if data[:4] in (b"PK\3\4", b"\x1f\x8b\x08\0") and depth < limits.SCAN_NESTING:
-            self._take(walk(Memory(data), f"{found.where} (within a string)", depth + 1, budget), depth + 1)
+            self._take(walk(MemorySource(data), f"{found.where} (within a string)", depth + 1, budget), depth + 1)
             return
         trace = trace_pickle(view, 0, budget)
         inner = f"{found.where} (within a string)"
@@ -248,16 +235,6 @@ def _use_text(use: Use) -> str:
     """Return the text for a name: the call that it feeds where it does harm, else the name, as calls can be long."""
     named = use.call if use.call and use.verdict != "unknown" else use.name
     return f"{named}: {use.reason}"
-
-
-def _files_of(path: str) -> Iterator[tuple[str, str]]:
-    """The files of a directory, as a name below it and as a path; hidden folders are not entered."""
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            full = os.path.join(folder, name)
-            if os.path.isfile(full):
-                yield os.path.relpath(full, path), full
 
 
 def _refuse_unknown(path: str) -> None:

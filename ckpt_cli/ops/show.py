@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Index, Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import UnsupportedError, UsageError, about
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.output import check_output, writing
 from ckpt_cli.ops.select import Selection, part_of, select
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUMMARY_OVER = 1000
-"""Elements over which a tensor is summarised, as torch does."""
+"""Elements over which a tensor is summarized, as torch does."""
 
 EDGE_ITEMS = 3
 """Elements that a summary keeps at each end of a dimension."""
@@ -50,13 +50,13 @@ class Shown:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the values; a packed float4 has two a stored element."""
+        """Return the shape of the values; a packed float4 has two a stored element."""
         from ckpt_cli.arrays.codec import value_shape
 
         return value_shape(self.tensor.dtype, self.region.shape)
 
     def array(self, index: Index = ()) -> NDArray[Any]:
-        """The values, or those at a basic index into the stored elements."""
+        """Return the values, or those at a basic index into the stored elements."""
         from ckpt_cli.arrays.codec import codec_of, stored_of
 
         region = self.region.at(index)
@@ -68,7 +68,7 @@ class Shown:
         return codec.decode(stored_of(self.tensor, codec, region))
 
     def edges(self) -> NDArray[Any]:
-        """The values that a summary shows; only the corners' bytes are read."""
+        """Return the values that a summary shows; only the corners' bytes are read."""
         import itertools
 
         import numpy as np
@@ -85,7 +85,7 @@ class Shown:
 
 
 def _ends(size: int) -> list[tuple[int, int]]:
-    """The ranges of a dimension that a summary shows: all of it, or both ends of a longer one."""
+    """Return the ranges of a dimension that a summary shows: all of it, or both ends of a longer one."""
     return [(0, size)] if size <= 2 * EDGE_ITEMS else [(0, EDGE_ITEMS), (size - EDGE_ITEMS, size)]
 
 
@@ -124,11 +124,11 @@ Item = Shown | Composed | Unshown | Value
 def show(checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False) -> list[Item]:
     """Return what each NAME selects, in order, nothing of plain tensors read yet; no NAME selects the whole checkpoint.
 
-    With `raw`, quantized tensors are their integers. Raises UnsupportedError for a tensor whose values cannot be told
+    With `raw`, quantized tensors are their integers. Raises UnsupportedError for a tensor whose values cannot be read
     and that was named exactly.
     """
     with about(checkpoint.path):
-        reader = _Reader(checkpoint, Work(checkpoint), raw)
+        reader = _Reader(checkpoint, Budget.of(checkpoint), raw)
         return [_shown(reader, selection) for selection in select(checkpoint, arguments)]
 
 
@@ -137,7 +137,7 @@ class _Reader:
     """The state that the items of one `show` share."""
 
     checkpoint: Checkpoint
-    work: Work
+    budget: Budget
     raw: bool
     """True if quantized tensors are their integers."""
 
@@ -171,7 +171,7 @@ def _whole(reader: _Reader, tensor: Tensor, label: str) -> Shown | Composed:
     if tensor.layout in ("nested", "jagged"):
         from ckpt_cli.arrays.sparse_and_nested import constituents, count_constituents
 
-        reader.work.add_constituents(count_constituents(tensor))
+        reader.budget.constituents(count_constituents(tensor))
         parts = constituents(reader.checkpoint, tensor)
     elif tensor.layout.startswith("sparse"):
         from ckpt_cli.arrays.sparse_and_nested import check_sparse
@@ -196,7 +196,7 @@ def _indexed(reader: _Reader, tensor: Tensor, index: Index) -> Shown:
     if tensor.layout == "quantized":
         part, inner, stored = tensor, index, True
     else:
-        reader.work.add_parts(tensor)
+        reader.budget.read_parts(tensor, Region.of)
         placed = place(reader.checkpoint, tensor, index)
         part, inner, stored = replace(placed.part, name=tensor.name), placed.index, placed.stored
     part = _checked(reader, part)
@@ -215,7 +215,7 @@ def _checked(reader: _Reader, tensor: Tensor) -> Tensor:
 
         return integers(tensor)
     else:
-        reader.work.add_parts(tensor)
+        reader.budget.read_parts(tensor, Region.of)
     return tensor
 
 
@@ -244,14 +244,14 @@ def require_bounded(items: Sequence[Item]) -> None:
     """Raise LimitError where the values as text are far more than the file has, as shared storages allow."""
     shown = list(shown_in(items))
     if shown:
-        work = Work(shown[0].checkpoint, as_text=True)
+        budget = Budget.of(shown[0].checkpoint, as_text=True)
         for item in shown:
-            work.add(item.tensor, item.region)
+            budget.read(item.tensor, item.region)
 
 
 def blocks(shown: Shown, most: int = _PIECE) -> Iterator[NDArray[Any]]:
-    """The values in row-major order, flat, at most about `most` elements at a time."""
-    from ckpt_cli.arrays.overlap import row_pieces
+    """Yield the values in row-major order, flat, at most about `most` elements at a time."""
+    from ckpt_cli.arrays.indexing import row_pieces
 
     for part in row_pieces(shown.region, most):
         yield shown.array(part).reshape(-1)
@@ -266,19 +266,17 @@ def save_npy(shown: Shown, path: str) -> int:
     Raises UsageError where `path` is the checkpoint itself.
     """
     import io
-    import os
 
     import numpy as np
 
-    Work(shown.checkpoint).add(shown.tensor, shown.region)
+    Budget.of(shown.checkpoint).read(shown.tensor, shown.region)
     check_output(path, shown.checkpoint.path, "a numpy file holds one tensor: name another file")
     first = shown.array(tuple(slice(0, 0) for _ in shown.region.shape))
     header = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shown.shape}
     np.lib.format.write_array_header_1_0(header, described)
-    with writing(path) as target, open(target.fd, "wb", closefd=False) as out:
+    with writing(path) as target, target.stream() as out:
         out.write(header.getvalue())
         for block in blocks(shown):
             out.write(block.tobytes())
-        out.flush()
-        return os.fstat(target.fd).st_size
+        return out.tell()

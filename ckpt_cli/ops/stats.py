@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, UnsupportedError, UsageError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.select import part_of, select
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.parallel.map import grouped, run
@@ -48,7 +48,7 @@ class Row:
     numel: int
     """Elements as they are stored: a packed float4 has two values in each."""
     moments: Moments | None = None
-    """None where there are no values to sum up; `note` says why."""
+    """None where there are no values to summarize; `note` says why."""
     edges: Sequence[float | int] = ()
     """Of the histogram's bars, the first being the least and the last the greatest value."""
     counts: Sequence[int] = ()
@@ -78,7 +78,7 @@ class Stats:
 
 
 class _Subject:
-    """One distinct view, and what its chunks sum up to so far."""
+    """One distinct view, and the statistics of its chunks so far."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor, region: Region, index: Index) -> None:
         from ckpt_cli.arrays.codec import codec_of
@@ -114,9 +114,7 @@ class _Subject:
             if self.source.plain:
                 self.source.expect(_IN_ORDER)
             self.plan()
-        for begin, end in self.source.cuts():
-            yield self.source.chunk(begin, end)
-        self.source.release()
+        yield from self.source.chunks(self.source.cuts())
 
     def _sample(self) -> Any:
         """Values from a few places, the same ones every time; of what must be gathered, from its beginning."""
@@ -131,7 +129,7 @@ class _Subject:
         count = min(source.numel, _SAMPLE // _SPOTS if source.numel > _SAMPLE else _SAMPLE)
         last = source.numel - count
         begins = [last * spot // (_SPOTS - 1) for spot in range(_SPOTS)] if last else [0]
-        return np.concatenate([self._numbers(Chunk(at, at + count)).copy() for at in begins])
+        return np.concatenate([self._numbers(source.chunk(at, at + count)).copy() for at in begins])
 
     def _numbers(self, chunk: Chunk) -> Any:
         from ckpt_cli.arrays.statistics import Codes
@@ -164,7 +162,7 @@ def stats(
 ) -> Stats:
     """Summarize the tensors that NAMEs select, on an executor; `on_progress` gets the bytes done.
 
-    A tensor that is made of others is told by its parts; one without values, or packed in a way that no format
+    A tensor that is made of others has a row for each part; one without values, or packed in a way that no format
     defines, has a note instead of numbers. `sort` is a column, greatest first but for names.
     """
     with about(checkpoint.path):
@@ -183,7 +181,7 @@ def _plans(
     checkpoint: Checkpoint, arguments: Sequence[str]
 ) -> Iterator[tuple[Tensor, _Subject | str, tuple[int, ...] | None]]:
     """Yield each tensor with its summary, which tied ones share, or the reason for none; and the shape to report."""
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     known: dict[object, _Subject | str] = {}
     for selection in select(checkpoint, arguments):
         if not isinstance(selection.entry, Tensor):
@@ -195,12 +193,14 @@ def _plans(
                 region = part_of(tensor, index) if tensor.shape is not None else None
                 key = (tensor.view or id(tensor), region)
                 if key not in known:
-                    known[key] = _subject(checkpoint, work, tensor, region, index)
+                    known[key] = _subject(checkpoint, budget, tensor, region, index)
                 label = tensor.name if selection.index is None else f"{tensor.name}[{spell_index(index)}]"
                 yield replace(tensor, name=label), known[key], tensor.shape if region is None else region.shape
 
 
-def _subject(checkpoint: Checkpoint, work: Work, tensor: Tensor, region: Region | None, index: Index) -> _Subject | str:
+def _subject(
+    checkpoint: Checkpoint, budget: Budget, tensor: Tensor, region: Region | None, index: Index
+) -> _Subject | str:
     from ckpt_cli.arrays.codec import require_plain
 
     try:
@@ -208,15 +208,15 @@ def _subject(checkpoint: Checkpoint, work: Work, tensor: Tensor, region: Region 
             require_plain(tensor)
         if region is None:
             return "it has no shape"
-        work.add_parts(tensor)
-        work.add(tensor, region)
+        budget.read_parts(tensor, Region.of)
+        budget.read(tensor, region)
         return _Subject(checkpoint, tensor, region, index)
     except UnsupportedError as error:
         return error.problem.removeprefix(f"tensor {tensor.name!r} ")
 
 
 def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
-    """The tensor itself and those that it has as attributes, or those that it is made of, each set of parts once."""
+    """Yield the tensor and its attributes, or the tensors that it is made of, each set of parts once."""
     if not tensor.parts or tensor.storage is not None:
         yield tensor
     parts = tensor.parts if tensor.storage is None else tensor.attributes
@@ -248,7 +248,7 @@ _Item = tuple[int, _Subject, Chunk]
 def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[_Item, int]]:
     for number, subject in enumerate(subjects):
         for chunk in subject.chunks():
-            yield (number, subject, chunk), subject.nbytes(chunk)
+            yield (number, subject, chunk), subject.source.cost(chunk)
 
 
 def _sum_job(job: list[_Item]) -> tuple[int, list[tuple[int, Any]]]:
@@ -286,7 +286,6 @@ def _share_edges(subjects: Iterable[_Subject]) -> tuple[float, ...]:
     samples = []
     for subject in filled:
         sample = subject.plan()
-        subject.source.release()  # what was gathered for it: all of them are sampled before the first is summed
         samples.append((sample[:: -(-len(sample) // most)].copy(), subject.source.numel))
     edges = shared_edges(samples)
     for subject in filled:

@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import NameNotFoundError, UnsupportedError, UsageError
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import (
-    Comparisons,
     Group,
     all_named,
     all_strided,
     are_tied,
     by_storage,
+    content_digest,
     partly_shared,
     share_bytes,
     spans_used,
     tie_groups,
 )
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.hf_config import config_beside
 from ckpt_cli.ops.select import select_one
 
@@ -69,10 +69,10 @@ def find_ties(checkpoint: Checkpoint, *, equal: bool = False) -> Ties:
     tensors = checkpoint.tensors
     overlapping: list[Group] = []
     co_stored: list[Group] = []
-    comparisons = Comparisons()
+    budget = Budget.of(checkpoint)
     named = all_named(tensors)
     for storage, views in by_storage(named):
-        for found, group in zip((overlapping, co_stored), partly_shared(views, comparisons), strict=True):
+        for found, group in zip((overlapping, co_stored), partly_shared(views, budget), strict=True):
             if len(group) > 1:
                 found.append(Group(tuple(view.name for view in group), storage.key, spans_used(group)))
     return Ties(
@@ -81,7 +81,7 @@ def find_ties(checkpoint: Checkpoint, *, equal: bool = False) -> Ties:
         overlapping=overlapping,
         co_stored=co_stored,
         aliases={tensor.name: tensor.alias_of for tensor in tensors if tensor.alias_of is not None},
-        equal=_equal_groups(checkpoint) if equal else [],
+        equal=_equal_groups(checkpoint, budget) if equal else [],
         claim=_claim(checkpoint),
     )
 
@@ -91,11 +91,8 @@ def _tied_group(group: Sequence[Tensor]) -> Group:
     return Group(tuple(tensor.name for tensor in group), storage.key if storage else "", group[0].nbytes, group[0])
 
 
-def _equal_groups(checkpoint: Checkpoint) -> list[Equals]:
+def _equal_groups(checkpoint: Checkpoint, budget: Budget) -> list[Equals]:
     """Tensors of one dtype and shape with the same bytes; tied ones count as one, under the first name."""
-    from ckpt_cli.arrays.overlap import content_digest
-
-    work = Work(checkpoint)
     alike: dict[tuple[object, ...], dict[object, Tensor]] = {}
     for tensor in checkpoint.tensors:
         if tensor.layout == "strided" and tensor.view is not None and tensor.dtype.numpy is not None:
@@ -107,7 +104,7 @@ def _equal_groups(checkpoint: Checkpoint) -> list[Equals]:
             continue
         by_digest: dict[bytes, list[Tensor]] = {}
         for tensor in views.values():
-            work.add(tensor, Region.of(tensor))
+            budget.read(tensor, Region.of(tensor))
             by_digest.setdefault(content_digest(checkpoint, tensor), []).append(tensor)
         found.extend(
             Equals(tuple(tensor.name for tensor in group), group[0].nbytes)
@@ -162,11 +159,9 @@ def _why_not(checkpoint: Checkpoint, a: Tensor, b: Tensor) -> str:
         return "they differ in dtype or shape"
     if not a.numel:
         return "they are empty"
-    from ckpt_cli.arrays.overlap import content_digest
-
-    work = Work(checkpoint)
+    budget = Budget.of(checkpoint)
     for tensor in (a, b):
-        work.add(tensor, Region.of(tensor))
+        budget.read(tensor, Region.of(tensor))
     try:
         same = content_digest(checkpoint, a) == content_digest(checkpoint, b)
     except UnsupportedError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.arrays.tally import Tally, merged, tally
 from ckpt_cli.dtypes import DType
 from ckpt_cli.files.crc32 import combine
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.parallel import map as jobs
 from ckpt_cli.parallel.map import JOB, buffer
 
@@ -56,7 +56,7 @@ class Part:
 class Job:
     """A range of a file, and what is asked of it."""
 
-    file: LocalFile
+    file: SourceFile
     begin: int
     end: int
     parts: list[Part] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Answers:
             self.crcs[part.number] = combine(self.crcs.get(part.number, 0), found, part.end - part.begin)
 
 
-def jobs_of(file: LocalFile, parts: Iterable[Part]) -> Iterator[Job]:
+def jobs_of(file: SourceFile, parts: Iterable[Part]) -> Iterator[Job]:
     """Cut a file into jobs, in its order; parts that overlap are asked together where their elements allow it."""
     pending = [(part.begin, place, part) for place, part in enumerate(parts) if part.begin < part.end]
     heapify(pending)

@@ -1,4 +1,4 @@
-"""The seam of heavy work: independent jobs mapped on an executor.
+"""Map independent jobs on an executor: how all heavy work runs.
 
 A job is a few megabytes of a checkpoint: chunks of its values (`parallel/tensor_chunks.py`), or ranges of its files
 (`parallel/byte_ranges.py`). What it answers is small, and answers come back in the order of the jobs, so that any
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -64,6 +64,12 @@ def grouped(items: Iterable[tuple[_Job, int]], most: int = JOB) -> Iterator[list
 
 _ITEM = 32 << 10
 """Bytes that could be gone through in the time that an item takes by itself."""
+
+
+def kept() -> dict[int, Any]:
+    """Return what this thread keeps from one chunk of a job to the next, by number."""
+    found: dict[int, Any] = _LOCAL.__dict__.setdefault("kept", {})
+    return found
 
 
 def buffer(nbytes: int, which: int = 0) -> memoryview:

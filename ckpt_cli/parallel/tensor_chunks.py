@@ -6,20 +6,19 @@ executor is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.arrays.indexing import Region, part_at, range_cuts, row_cuts
 from ckpt_cli.errors import CkptError, UnsupportedError
-from ckpt_cli.files.source import Extent, LocalFile
-from ckpt_cli.model.checkpoint import Checkpoint, Tensor, contiguous_stride
-from ckpt_cli.parallel.map import JOB, buffer
+from ckpt_cli.files.source import SourceFile
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
+from ckpt_cli.parallel.map import JOB, buffer, kept
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import numpy as np
 
     from ckpt_cli.arrays import codec as codecs
 
@@ -31,45 +30,55 @@ their time on waiting for the interpreter's lock.
 """
 
 _GROUP = 16 << 20
-"""Bytes that are gathered at once of a view that does not stand row by row."""
+"""Bytes that are gathered at once of a view that does not stand row by row: one row touches every page of it."""
 
-_TOUCHED = 32 << 20
-"""Bytes of a mapped file that are touched at most before they are given back."""
+_TOUCHED = 8 << 20
+"""Bytes between the first and the last of the file that are read at once to gather some of them."""
 
 _EXTENTS = 1_000
 """Places of one storage that are read one by one; what is in more of them is gathered."""
 
 _RUNS = 64
-"""Places of a job's bytes that are asked to be read ahead one by one."""
+"""Places of a chunk, or of a job that is read ahead, that are noted one by one."""
 
-
-_NOTHING = (0, memoryview(b""))
-"""The bytes of a view of which nothing was gathered."""
+Place = tuple[SourceFile, int, int]
+"""A file, the first of some bytes in it, and how many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A range of a view's elements in row-major order."""
+    """A range of a view's elements in row-major order, and what is needed to read it elsewhere."""
 
     begin: int
     end: int
+    places: tuple[Place, ...] = ()
+    """Where its bytes stand one after another."""
+    group: tuple[int, int] | None = None
+    """The elements that are gathered together with it, by the worker that reads it."""
     data: bytes | None = None
-    """Its bytes, where they had to be gathered before the job began."""
+    """The bytes themselves, where they are compressed or in too many places to read them elsewhere."""
+
+    @property
+    def closes(self) -> bool:
+        """True if a job may end after it: the chunks of a group belong to one job."""
+        return self.group is None or self.end == self.group[1]
 
 
 class Source:
     """Reads the elements of one view, row after row.
 
-    What stands plainly in a file is read by the jobs. What is strided, compressed or stored in pieces is gathered when
-    its turn comes, in order, by whoever hands out the jobs. With `any_order` a transposed view is read as it stands.
-    With a codec whose elements do not all mean the same, each chunk is a basic index of the region.
+    Each job reads its chunks itself, whether these stand plainly in a file or with gaps, as those of a transposed view
+    do. Only what is compressed, packed or in very many places is gathered when its turn comes, in order, by whoever
+    hands out the jobs. With `any_order` a transposed view is read as it stands. With a codec whose elements do not all
+    mean the same, each chunk is a basic index of the region.
 
-    Raises UnsupportedError for a tensor without bytes of its own, and for a view of packed elements that is not plain.
+    Raises UnsupportedError for a tensor without bytes of its own, or whose elements cannot be read one by one: this is
+    the one place where bytes are taken for values.
     """
 
     __slots__ = (
-        "_bits", "_by_rows", "_expected", "_extents", "_files", "_group",
-        "checkpoint", "codec", "dtype", "path", "plain", "region", "tensor",
+        "_by_rows", "_expected", "_flags", "_is_scattered", "_origin", "_places", "_size",
+        "checkpoint", "codec", "dtype", "path", "place", "plain", "region", "tensor",
     )  # fmt: skip
 
     def __init__(
@@ -81,44 +90,41 @@ class Source:
         *,
         any_order: bool = False,
     ) -> None:
+        from ckpt_cli.arrays.codec import Codec, require_plain
+
         if tensor.storage is None:
             raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
+        if codec is None:
+            require_plain(tensor)
         self.checkpoint = checkpoint
         self.path = checkpoint.path
         self.tensor = tensor
         self.dtype = tensor.dtype
         self.codec = codec
-        self._bits = tensor.dtype.bits
         self._by_rows = codec is not None and not codec.uniform
         self.region = _in_file_order(region) if any_order and not self._by_rows else region
-        self._extents: list[Extent] = []
-        self._files: Sequence[LocalFile] = ()
-        """The files of the container, which they are in."""
-        self._group = _NOTHING
-        """The first element of what was last gathered, and its bytes."""
+        self._flags = _flags_of(tensor)
+        """The tensor without its bytes, where its elements are not stored little-endian and as they are."""
+        self._size = 1 if tensor.dtype.elements > 1 else tensor.dtype.itemsize
+        """Bytes of an element once it is read; packed ones are unpacked."""
         self._expected = 0
         """Bytes that the system was asked to read ahead."""
-        self.plain = self._find_extents()
-        """True if the jobs themselves read it."""
-        if not self.plain:
-            self.gather()
+        self._is_scattered = False
+        """True if a range of it was in so many places that it has to be gathered."""
+        self.place = (len(checkpoint.container.files), 0)
+        """The number of the file and the byte where it begins; what must be gathered in order comes last."""
+        self._places: Sequence[Place] = ()
+        """Where all of it stands."""
+        self._origin: tuple[SourceFile, int] | None = None
+        """The file and the byte where the storage's first element stands, where each job gathers by itself."""
+        self.plain = self._find_places()
+        """True if the elements stand one after another, so that no job has to gather them."""
+        if not self.plain and not self._find_origin():
+            self.codec = codec or Codec(tensor)
 
     def __getstate__(self) -> tuple[None, dict[str, object]]:
-        """Return the state for another process, which reads plain bytes itself; gathered ones come with a chunk."""
+        """Return the state for another process: chunks say where their bytes are."""
         return None, {name: getattr(self, name) for name in _OF_WORKERS}
-
-    def gather(self) -> None:
-        """Have it gathered although it stands plainly: its bytes are not what is asked for."""
-        from ckpt_cli.arrays.codec import Codec
-
-        self.plain = False
-        self.codec = self.codec or Codec(self.tensor)
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """The file and the byte where it begins; what must be gathered comes last."""
-        first = self._extents[0] if self._extents else None
-        return (first.file, first.offset) if first is not None else (len(self.checkpoint.container.files), 0)
 
     @property
     def numel(self) -> int:
@@ -130,37 +136,93 @@ class Source:
         """Bytes that its elements take."""
         return self.dtype.nbytes(self.numel)
 
-    def _find_extents(self) -> bool:
+    def _find_places(self) -> bool:
         """Find where the bytes stand; False where they cannot simply be read."""
-        region, bits = self.region, self._bits
         storage = self.tensor.storage
-        if storage is None or not _is_row_major(region) or region.offset * bits % 8:
-            return False
-        if storage.composed or (bits < 8 and self.codec is not None):
+        if storage is None or storage.composed or self.dtype.elements > 1 or not _is_row_major(self.region):
             return False
         with suppress(CkptError):  # compressed
-            nbytes = self.nbytes
-            self._extents = list(self.checkpoint.container.extents(storage, region.offset * bits // 8, nbytes))
-            self._files = self.checkpoint.container.files
-            return len(self._extents) <= _EXTENTS and sum(extent.nbytes for extent in self._extents) == nbytes
+            extents = self.checkpoint.container.extents(storage, self.region.offset * self._size, self.nbytes)
+            if len(extents) > _EXTENTS or sum(extent.nbytes for extent in extents) != self.nbytes:
+                return False
+            files = self.checkpoint.container.files
+            self._places = [(files[extent.file], extent.offset, extent.nbytes) for extent in extents]
+            if extents:
+                self.place = (extents[0].file, extents[0].offset)
+            return True
+        return False
+
+    def _find_origin(self) -> bool:
+        """Find where the storage stands in one piece, as far as the view reaches; False where it does not."""
+        storage, size = self.tensor.storage, self._size
+        if storage is None or storage.composed or self.dtype.elements > 1 or _is_row_major(self.region):
+            return False
+        low, high = self.region.span()
+        with suppress(CkptError):  # compressed
+            extents = self.checkpoint.container.extents(storage, low * size, (high - low) * size)
+            if len(extents) == 1:
+                file, offset = extents[0].file, extents[0].offset
+                self._origin = self.checkpoint.container.files[file], offset - low * size
+                self.place = (file, offset)
+                return True
         return False
 
     def cuts(self, most: int | None = None) -> Iterator[tuple[int, int]]:
         """Yield the ranges of its chunks: at most `most` elements each, or those that `CHUNK` bytes hold."""
-        nbytes = CHUNK // 2 if self._bits == 16 else CHUNK  # what becomes float32 should stay in the cache too
-        most = most or max(8 * nbytes // self._bits, 1)
+        nbytes = CHUNK // 2 if self._size == 2 else CHUNK  # what becomes float32 should stay in the cache too
+        most = most or max(nbytes * self.dtype.elements // self.dtype.block_nbytes, 1)
         numel = self.numel
         if self.plain and not self._by_rows:
             yield from ((at, min(at + most, numel)) for at in range(0, numel, most))
         else:
             yield from row_cuts(self.region.shape, most)
 
+    def chunks(self, cuts: Iterable[tuple[int, int]]) -> Iterator[Chunk]:
+        """Yield the chunks of some ranges that follow each other, ready for jobs that may run elsewhere."""
+        if self.plain:
+            for begin, end in cuts:
+                self.expect(end * self._size)
+                yield self.chunk(begin, end)
+            return
+        in_order = self._origin is None and _is_row_major(self.region)
+        for group in _groups(cuts, max((JOB if in_order else _GROUP) // self._size, 1)):
+            first, last = group[0][0], group[-1][1]
+            if self._origin is not None:
+                yield from (Chunk(begin, end, group=(first, last)) for begin, end in group)
+                continue
+            self.expect(last * self._size + 4 * JOB)
+            places = [self._few_places(*cut) for cut in group] if in_order else []
+            if places and all(places):
+                yield from (Chunk(*cut, places=where) for cut, where in zip(group, places, strict=True))
+                continue
+            data = self._gathered(first, last)
+            size = self._size
+            for begin, end in group:
+                yield Chunk(begin, end, data=bytes(data[(begin - first) * size : (end - first) * size]))
+
+    def _few_places(self, begin: int, end: int) -> tuple[Place, ...]:
+        """Return the places of a range of elements that is stored in several chunks; none if they are too many."""
+        storage, first, size = self.tensor.storage, self.region.offset, self._size
+        if storage is None or not storage.composed or self._is_scattered or self.dtype.elements > 1:
+            return ()
+        with suppress(CkptError):  # compressed
+            extents = self.checkpoint.container.extents(storage, (first + begin) * size, (end - begin) * size)
+            if len(extents) <= _RUNS:
+                files = self.checkpoint.container.files
+                return tuple((files[extent.file], extent.offset, extent.nbytes) for extent in extents)
+        self._is_scattered = True
+        return ()
+
     def chunk(self, begin: int, end: int) -> Chunk:
-        """One chunk, ready for a job that may run elsewhere; what must be gathered is gathered now."""
+        """One chunk by itself."""
         if not self.plain:
-            return Chunk(begin, end, self._gather(begin, end))
-        self.expect(end * self._bits // 8)
-        return Chunk(begin, end)
+            return next(self.chunks([(begin, end)]))
+        return Chunk(begin, end, tuple(self._places_of(begin * self._size, end * self._size)))
+
+    def cost(self, chunk: Chunk) -> int:
+        """Bytes that a chunk adds to a job; the last chunk of a group adds those of the group."""
+        begin, end = chunk.group or (chunk.begin, chunk.end)
+        return self.dtype.nbytes(end - begin) if chunk.closes else 0
 
     def expect(self, end: int) -> None:
         """Have the bytes before `end`, and somewhat more, read from the disk in order while earlier jobs compute."""
@@ -169,13 +231,13 @@ class Source:
             for file, offset, nbytes in self._runs(begin, min(self._expected, self.nbytes)):
                 file.expect(offset, nbytes)
 
-    def _runs(self, begin: int, end: int) -> list[tuple[LocalFile, int, int]]:
-        """Return the places of a range of its bytes: file, offset, bytes; none where it is scattered or not known."""
+    def _runs(self, begin: int, end: int) -> list[Place]:
+        """Return the places of a range of its bytes; none where it is scattered or not known."""
         if self.plain:
-            return [(file, offset, nbytes) for file, offset, nbytes, _ in self._places(begin, end)]
+            return list(self._places_of(begin, end))
         storage = self.tensor.storage
         if storage is not None and _is_row_major(self.region):
-            first = self.region.offset * self._bits // 8
+            first = self.dtype.byte_range(0, self.region.offset)[1]
             with suppress(CkptError):
                 extents = self.checkpoint.container.extents(storage, first + begin, end - begin)
                 if len(extents) <= _RUNS:
@@ -184,96 +246,140 @@ class Source:
         self._expected = self.nbytes  # it will be no better further on
         return []
 
-    def _places(self, begin: int, end: int) -> Iterator[tuple[LocalFile, int, int, int]]:
-        """Yield the places of a range of its bytes: file, offset, bytes, and the offset within the range."""
+    def _places_of(self, begin: int, end: int) -> Iterator[Place]:
+        """Yield the places of a range of its bytes."""
         at = 0
-        for extent in self._extents:
-            low, high = max(begin, at), min(end, at + extent.nbytes)
+        for file, offset, nbytes in self._places:
+            low, high = max(begin, at), min(end, at + nbytes)
             if low < high:
-                yield self._files[extent.file], extent.offset + low - at, high - low, low - begin
-            at += extent.nbytes
+                yield file, offset + low - at, high - low
+            at += nbytes
 
     def read(self, chunk: Chunk, which: int = 0) -> memoryview:
-        """The bytes of a chunk, valid until this thread reads the next one into the same buffer `which`."""
+        """Return the bytes of a chunk as stored, valid until this thread reads the next one with the same `which`."""
         if chunk.data is not None:
             return memoryview(chunk.data)
-        return self.read_bytes(chunk.begin * self._bits // 8, (chunk.end * self._bits + 7) // 8, which)
-
-    def read_bytes(self, begin: int, end: int, which: int = 0) -> memoryview:
-        """The same of a range of its bytes, where it is plain."""
-        found = buffer(end - begin, which)
-        for file, offset, nbytes, at in self._places(begin, end):
+        if chunk.group is not None:
+            return self._in_group(chunk, chunk.group, which)
+        found = buffer((chunk.end - chunk.begin) * self._size, which)
+        at = 0
+        for file, offset, nbytes in chunk.places:
             file.read_into(found[at : at + nbytes], offset)
+            at += nbytes
         return found
 
+    def read_plainly(self, chunk: Chunk) -> memoryview:
+        """Return the same, little-endian and without lazy negation or conjugation."""
+        found = self.read(chunk)
+        if self._flags is None:
+            return found
+        from ckpt_cli.arrays.codec import little_endian
+
+        return memoryview(little_endian(self._flags, bytes(found)))
+
+    def pieces(self, chunk: Chunk) -> Iterator[memoryview]:
+        """Yield the bytes of a long chunk as `read_plainly` has them, each piece valid until the next one."""
+        if self._flags is not None or not chunk.places:
+            yield self.read_plainly(chunk)
+        else:
+            for file, offset, nbytes in chunk.places:
+                for at in range(0, nbytes, CHUNK):
+                    found = buffer(min(CHUNK, nbytes - at))
+                    file.read_into(found, offset + at)
+                    yield found
+
+    def read_all(self, most: int, *, plainly: bool = False) -> Iterator[memoryview]:
+        """Yield the bytes of all elements, about `most` bytes at a time, each piece valid until the next one.
+
+        They are as stored, or `plainly` little-endian and without flags.
+        """
+        for chunk in self.chunks(self.cuts(max(most // self._size, 1))):
+            yield self.read_plainly(chunk) if plainly else self.read(chunk)
+        kept().clear()
+
     def part(self, begin: int, end: int) -> tuple[slice, ...]:
-        """The index of a range of elements that `row_cuts` made."""
+        """Return the index of a range of elements that `row_cuts` made."""
         return part_at(self.region.shape, begin, end)
 
-    def _gather(self, begin: int, end: int) -> bytes:
-        """The bytes of a chunk; a group is gathered at once, because one row of a transposed view touches all pages."""
-        first, group = self._group
-        size = self._stored_size()
-        if not first <= begin <= end <= first + len(group) // size:
-            most = JOB if _is_row_major(self.region) else _GROUP
-            first, last = row_cut(self.region.shape, begin, max(most // size, 1))
-            if end > last:
-                first, last = begin, end
-            self.expect(last * size + 4 * JOB)
-            self.release()  # before the next one is made
-            group = self._gathered(self.region.at(self.part(first, last)))
-            self._group = first, group
-        return bytes(group[(begin - first) * size : (end - first) * size])
+    def _in_group(self, chunk: Chunk, group: tuple[int, int], which: int) -> memoryview:
+        """Return the bytes of a chunk of a group, which this thread gathers once."""
+        groups = kept()
+        data: memoryview
+        source, known, data = groups.get(which, (None, None, memoryview(b"")))
+        if source is not self or known != group:
+            groups.pop(which, None)
+            data = memoryview(b"")  # before the next one is made
+            data = self._gathered(*group)
+            groups[which] = (self, group, data)
+        first, size = group[0], self._size
+        return data[(chunk.begin - first) * size : (chunk.end - first) * size]
 
-    def release(self) -> None:
-        """Give back what is held of it, when its last chunk has been asked for."""
-        self._group = _NOTHING
-
-    def _stored_size(self) -> int:
-        assert self.codec is not None
-        return int(self.codec.stored.itemsize)
-
-    def _gathered(self, region: Region) -> memoryview:
-        """The stored elements of a region; pages that are touched meanwhile are given back within bounds."""
+    def _gathered(self, begin: int, end: int) -> memoryview:
+        """Return the stored elements of a range, which a piece of the file after the other has."""
         import numpy as np
 
-        assert self.codec is not None
-        found = np.empty(region.shape, self.codec.stored)
-        size = max(self._bits // 8, 1)
-        for part in region.pieces(size, _TOUCHED, across_gaps=True):
-            found[part] = self._stored(region.at(part), size)
-            for file in self.checkpoint.container.files:
-                file.forget()
-        return found.reshape(-1).view(np.uint8).data
+        raw = np.dtype(_RAW[self._size])
+        found = np.empty(end - begin, raw)
+        for first, last in range_cuts(self.region.shape, begin, end):
+            region = self.region.at(self.part(first, last))
+            rows = found[first - begin : last - begin].reshape(region.shape)
+            for part in region.pieces(self._size, _TOUCHED, across_gaps=True):
+                rows[part] = self._stored(region.at(part), raw)
+        return found.view(np.uint8).data
 
-    def _stored(self, region: Region, size: int) -> NDArray[Any]:
-        """The stored elements of a part, valid until the next one is asked for.
+    def _stored(self, region: Region, raw: np.dtype[Any]) -> Any:
+        """Return the stored elements of a part as an array, valid until the next one is asked for.
 
         What stands in one place is read: where a mapped file becomes shorter, the system ends the process.
         """
-        from ckpt_cli.arrays.codec import stored_of
+        import numpy as np
 
-        assert self.codec is not None
-        extents: Sequence[Extent] = ()
-        low, high = region.span()
-        if self.tensor.storage is not None and not self.tensor.storage.composed and self._bits >= 8:
-            with suppress(CkptError):  # compressed
-                extents = self.checkpoint.container.extents(self.tensor.storage, low * size, (high - low) * size)
-        if len(extents) != 1:
-            return stored_of(self.tensor, self.codec, region)
+        if self._origin is None:
+            from ckpt_cli.arrays.codec import stored_of
+
+            assert self.codec is not None
+            found = stored_of(self.tensor, self.codec, region)
+            for file in self.checkpoint.container.files:
+                file.forget()
+            return found.view(raw)
+        file, offset = self._origin
+        size = self._size
         rows = region.rows(size)
-        file, nbytes = self.checkpoint.container.files[extents[0].file], rows.length * size
+        nbytes = rows.length * size
         data = buffer(len(rows.begins) * nbytes, _ROWS)
         for number, begin in enumerate(rows.begins):
-            file.read_into(data[number * nbytes : (number + 1) * nbytes], extents[0].offset + (begin - low) * size)
-        return self.codec.array(data, rows.region, 0)
+            file.read_into(data[number * nbytes : (number + 1) * nbytes], offset + begin * size)
+        strides = [size * step for step in rows.region.stride]
+        return np.ndarray(rows.region.shape, raw, data, rows.region.offset * size, strides)
 
+
+_RAW = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
+"""By their bytes, elements that are moved as they are."""
 
 _ROWS = 2
 """The number of the buffer for rows that are gathered; 0 and 1 are for chunks."""
 
-_OF_WORKERS = frozenset(["path", "dtype", "region", "plain", "_bits", "_extents", "_files"])
+_OF_WORKERS = frozenset(["path", "dtype", "region", "_flags", "_origin", "_size"])
 """The state of a source for a worker that shares no memory."""
+
+
+def _flags_of(tensor: Tensor) -> Tensor | None:
+    """Return a tensor without what it is made of, if its bytes must be changed to be plain and little-endian."""
+    if not (tensor.conj or tensor.neg or (tensor.big_endian and tensor.dtype.bits > 8)):
+        return None
+    return replace(tensor, shape=(0,), stride=(1,), storage=Storage("", 0), storage_offset=0, parts=())
+
+
+def _groups(cuts: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield ranges that follow each other in groups of at most `most` elements."""
+    group: list[tuple[int, int]] = []
+    for begin, end in cuts:
+        if group and end - group[0][0] > most:
+            yield group
+            group = []
+        group.append((begin, end))
+    if group:
+        yield group
 
 
 def _is_row_major(region: Region) -> bool:
@@ -291,44 +397,3 @@ def _in_file_order(region: Region) -> Region:
     if region.numel and stride == contiguous_stride(shape):
         return Region((region.numel,), (1,), region.offset)
     return Region(shape, stride, region.offset)
-
-
-def row_cuts(shape: tuple[int, ...], most: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most `most` elements in row-major order, each of which is a basic index of the shape."""
-    begin, numel = 0, prod(shape)
-    while begin < numel:
-        _, end = row_cut(shape, begin, most)
-        yield begin, end
-        begin = end
-
-
-def row_cut(shape: tuple[int, ...], at: int, most: int) -> tuple[int, int]:
-    """The one of these ranges that has the element `at`."""
-    inner = prod(shape)
-    for size in shape:
-        inner //= size
-        if inner <= most:
-            break
-    else:
-        size, inner = 1, 1
-    step = max(most // inner, 1) * inner
-    row = at // (size * inner) * (size * inner)
-    begin = row + (at - row) // step * step
-    return begin, min(begin + step, row + size * inner)
-
-
-def part_at(shape: tuple[int, ...], begin: int, end: int) -> tuple[slice, ...]:
-    """The basic index that selects a range which `row_cuts` made."""
-    part: list[slice] = []
-    inner = prod(shape)
-    whole = False
-    for size in shape:
-        inner //= max(size, 1)
-        if whole:
-            part.append(slice(0, size))
-            continue
-        first, last = begin // inner, (end - 1) // inner
-        part.append(slice(first, last + 1))
-        whole = first != last
-        begin, end = begin - first * inner, end - first * inner
-    return tuple(part)

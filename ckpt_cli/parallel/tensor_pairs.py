@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.indexing import Region
-from ckpt_cli.dtypes import UINT8
+from ckpt_cli.arrays.indexing import Region, row_cuts
 from ckpt_cli.errors import CkptError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, Source, row_cuts
+from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, Source
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -30,11 +29,11 @@ class Side:
     """One of the two tensors of a pair."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor) -> None:
-        from ckpt_cli.arrays.codec import codec_of
+        from ckpt_cli.arrays.codec import as_bytes, codec_of
         from ckpt_cli.arrays.statistics import Numbers
 
-        if tensor.layout == "strided" and tensor.dtype.numpy is None:
-            tensor = _as_bytes(tensor)
+        if tensor.layout == "strided" and not tensor.dtype.is_block:
+            tensor = as_bytes(tensor)
         codec = codec_of(checkpoint, tensor)
         flagged = tensor.conj or tensor.neg or tensor.layout == "quantized"
         self.source = Source(checkpoint, tensor, Region.of(tensor), codec)
@@ -60,18 +59,9 @@ class Side:
         return 2 if self._numbers.codec.paired else 1
 
     def values(self, data: memoryview, chunk: Chunk, which: int) -> NDArray[Any]:
-        """The values of a chunk, flat; valid until this thread asks for others of the same `which`."""
+        """Return the values of a chunk, flat; valid until this thread asks for others of the same `which`."""
         part = self.source.part(chunk.begin, chunk.end) if not self._numbers.codec.uniform else ()
         return self._numbers.values(data, part, which)
-
-
-def _as_bytes(tensor: Tensor) -> Tensor:
-    """Return a tensor whose packed elements no format defines as its bytes; one that is not contiguous as it is."""
-    bits = tensor.dtype.bits
-    if not tensor.is_contiguous or tensor.storage_offset * bits % 8:
-        return tensor
-    offset, shape = tensor.storage_offset * bits // 8, (tensor.nbytes,)
-    return replace(tensor, dtype=UINT8, shape=shape, stride=(1,), storage_offset=offset)
 
 
 @dataclass(slots=True, eq=False)
@@ -93,11 +83,11 @@ class Pair:
 
     @property
     def place(self) -> tuple[int, int]:
-        """The file and the byte where the first begins; what is compressed comes last."""
+        """Return the file and the byte where the first begins; what is compressed comes last."""
         container, tensor = self.checkpoints[0].container, self.tensors[0]
         if tensor.storage is not None:
             with suppress(CkptError):
-                for extent in container.extents(tensor.storage, tensor.storage_offset * tensor.dtype.bits // 8, 1):
+                for extent in container.extents(tensor.storage, tensor.span[0], 1):
                     return extent.file, extent.offset
         return len(container.files), 0
 
@@ -125,14 +115,17 @@ class Reader:
         return sum(side.source.dtype.nbytes(count) for side in (self.a, self.b))
 
     def chunks(self) -> Iterator[tuple[Chunk, Chunk]]:
-        """The chunks of both, which have the same elements."""
+        """Yield the chunks of both, which have the same elements."""
         a, b = self.a.source, self.b.source
         most = max(4 * CHUNK // max(a.dtype.bits, b.dtype.bits), 1)  # half a chunk of each
         by_rows = self.a.by_rows or self.b.by_rows
-        for begin, end in row_cuts(a.region.shape, most) if by_rows else a.cuts(most):
-            yield a.chunk(begin, end), b.chunk(begin, end)
-        a.release()
-        b.release()
+        cuts = (row_cuts(source.region.shape, most) if by_rows else a.cuts(most) for source in (a, b))
+        yield from zip(a.chunks(next(cuts)), b.chunks(next(cuts)), strict=True)
+
+    def cost(self, chunk_a: Chunk, chunk_b: Chunk) -> int:
+        """Bytes that a chunk of both adds to a job, which ends where a group of chunks does."""
+        closes = chunk_a.closes and (chunk_b.closes or chunk_a.group is not None)
+        return self.a.source.cost(chunk_a) + self.b.source.cost(chunk_b) if closes else 0
 
     def compare(self, chunk_a: Chunk, chunk_b: Chunk) -> Apart | None:
         """Return the distance between chunks; None where their bytes are the same. Runs on a worker."""
@@ -179,7 +172,7 @@ def _items(pairs: Iterable[Pair]) -> Iterator[tuple[_Item, int]]:
     for number, pair in enumerate(pairs):
         reader = pair.reader()
         for chunk_a, chunk_b in reader.chunks():
-            yield (number, reader, chunk_a, chunk_b), reader.nbytes_of(chunk_a)
+            yield (number, reader, chunk_a, chunk_b), reader.cost(chunk_a, chunk_b)
 
 
 def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[int, Apart]]]:

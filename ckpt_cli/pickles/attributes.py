@@ -1,4 +1,4 @@
-"""The children of nodes that have tensors in them, besides those that the nodes open up to.
+"""Tensors that an object holds outside its plain attributes: in arguments, states, slots and private attributes.
 
 An object keeps more than its public parts: private attributes of a module, arguments of the call that makes it, a
 state that its `__setstate__` takes, attributes of a mapping, tensors as keys. Each gets a name of its own below the
@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckpt_cli.pickles.budget import Budget
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.pickles.graph import Call, Dict, Global, Set, children_of
 from ckpt_cli.pickles.packed import is_packed
 from ckpt_cli.pickles.tensors.arguments import text_of
@@ -63,7 +63,7 @@ class Hidden:
 
     def __init__(
         self,
-        budget: Budget,
+        budget: WalkBudget,
         is_tensor: Callable[[object], bool],
         state_of: Callable[[object], Dict | None],
         opened_by: Callable[[Call], str | int],

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.pickles.attributes import is_module, is_open
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, RawString
 from ckpt_cli.pickles.packed import has_parts, is_packed, packed_parts
@@ -37,7 +37,7 @@ def joined(prefix: str, key: str) -> str:
 class Containers:
     """Finds the children of nodes, and the keys that they have. The budget pays for every item that is looked at."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: WalkBudget) -> None:
         self.budget = budget
         """The budget of the walk."""
 

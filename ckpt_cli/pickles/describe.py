@@ -1,4 +1,4 @@
-"""Nodes as short text: the repr of an object, without making it."""
+"""Nodes as short text: the repr that an object would have, without making it."""
 
 from __future__ import annotations
 

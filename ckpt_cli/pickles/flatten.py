@@ -7,9 +7,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.model.checkpoint import AGAIN, Entry, Opaque, Tensor, Value
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import SCALARS, Children, Containers, is_ordered_dict, key_text
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
@@ -54,7 +54,7 @@ def entries_of(
     `place` is where the pickle stands, for the storages whose bytes are within it.
     Raises MalformedError for tensors that do not fit their storages, LimitError where shared containers multiply.
     """
-    budget = Budget(graph.nbytes)
+    budget = WalkBudget(graph.nbytes)
     made = rebuilder(CALLS, graph, finder, budget, place)
     leaves = _Leaves(_OpenedBy(budget, opening) if opening else Containers(budget), made, graph.root, opening)
     entries = leaves.nodes(made.tensor)
@@ -86,7 +86,7 @@ def top_level_of(graph: Graph) -> list[str]:
 class _OpenedBy(Containers):
     """The containers of a pickler that does some things in its own way."""
 
-    def __init__(self, budget: Budget, opening: Opening) -> None:
+    def __init__(self, budget: WalkBudget, opening: Opening) -> None:
         super().__init__(budget)
         self._opening = opening
 

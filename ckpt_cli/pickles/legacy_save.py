@@ -10,9 +10,9 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from ckpt_cli.errors import MalformedError, TruncatedError
+from ckpt_cli.files.source import ByteSource
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
 from ckpt_cli.pickles.references import Reference, reference_of
@@ -34,39 +34,6 @@ _WINDOWS = (4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20)
 _NUMEL = struct.Struct("<q")
 
 
-class Readable(Protocol):
-    """A source that a stream is read from: a file, a part of one, or bytes that are held."""
-
-    @property
-    def size(self) -> int:
-        """Bytes in it."""
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Return exactly `nbytes` bytes."""
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """Return the same, mapped where there are many."""
-
-
-class MemorySource:
-    """Bytes that are held and read as a file; of a longer one, the beginning."""
-
-    def __init__(self, data: bytes | memoryview, size: int) -> None:
-        self._data = memoryview(data)
-        self.size = size
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes."""
-        found = bytes(self._data[offset : offset + nbytes])
-        if len(found) < nbytes:
-            raise TruncatedError(f"bytes {offset}–{offset + nbytes} of a save within the pickle are not there")
-        return found
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """As many of them as are held, not copied."""
-        return self._data[offset : offset + nbytes]
-
-
 @dataclass(frozen=True, slots=True)
 class Save:
     """One save of a stream."""
@@ -85,13 +52,13 @@ def is_save(head: bytes) -> bool:
     return head[2:15] == _LONG1 or head[11:24] == _LONG1 or head.startswith(b"L%dL\n." % MAGIC)
 
 
-def pickle_at(source: Readable, begin: int) -> Graph:
-    """Read the pickle that begins at a byte; offsets in it count from there.
+def pickle_at(source: ByteSource, begin: int) -> Graph:
+    """The pickle that begins at a byte; offsets in it count from there.
 
     More and more is read until it ends: first into memory, the rest of a large file mapped.
     """
     left = source.size - begin
-    if isinstance(source, MemorySource):
+    if source.in_memory:
         return read_pickle(source.view(begin, left))
     for window in _WINDOWS:
         if window >= left:
@@ -101,8 +68,8 @@ def pickle_at(source: Readable, begin: int) -> Graph:
     return read_pickle(source.view(begin, left))
 
 
-def read_save(source: Readable, begin: int, preface: bytes = b"") -> Save:
-    """Read the save that begins at a byte: its pickles, and how many elements each storage has.
+def read_save(source: ByteSource, begin: int, preface: bytes = b"") -> Save:
+    """The save that begins at a byte: its pickles are read, and of each storage how many elements it has.
 
     `preface` is what another save had before its main pickle, which need not be read again where it is the same.
     Raises MalformedError for what torch does not write, TruncatedError where bytes of a storage are missing.
@@ -115,8 +82,8 @@ def read_save(source: Readable, begin: int, preface: bytes = b"") -> Save:
     return Save(graph, position, places, end)
 
 
-def _after_preface(source: Readable, position: int) -> int:
-    """Return the first byte of the main pickle, after the magic number, the version and the facts of the machine."""
+def _after_preface(source: ByteSource, position: int) -> int:
+    """Where the main pickle begins, after the magic number, the version and what is told of the machine."""
     for expected, what in ((MAGIC, "magic number"), (_VERSION, "protocol version"), (None, "")):
         graph = pickle_at(source, position)
         position += graph.nbytes
@@ -125,10 +92,10 @@ def _after_preface(source: Readable, position: int) -> int:
     return position
 
 
-def _places(source: Readable, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
-    """Return the first byte and the size of each storage, in the order of their keys, and the byte after the last."""
+def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
+    """Where each storage's bytes are, in the order of their keys, and where the last ends."""
     if type(keys) is not list:
-        raise MalformedError("the save lists its storages in something that is no list")
+        raise MalformedError("the save lists its storages in something that is not a list")
     known: dict[str, Reference] = {}
     for node in graph.persistent:
         reference = reference_of(node)

@@ -1,4 +1,4 @@
-"""What a pickle's opcodes work on: its bytes, stacks and memo, with the checks before anything is taken from them."""
+"""The machine that opcodes work on: a pickle's bytes, stacks and memo, with the checks of every access."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ SHORT = 64
 
 _LINE = 255
 """Bytes that nearly every line is shorter than."""
-
-_SPARSE = 1 << 18
-"""Memo slots that may be filled out of order; picklers number them from 0 or 1."""
 
 _UNSET = object()
 """A memo slot that was never put."""
@@ -79,8 +76,8 @@ class Machine:
         elif slot == 1 and not memo:  # cPickle of Python 2 counts from 1
             memo += (_UNSET, node)
         else:
-            if len(self.sparse) >= _SPARSE:
-                raise LimitError(f"puts {_SPARSE} things into its memo out of order")
+            if len(self.sparse) >= limits.MEMO_OUT_OF_ORDER:
+                raise LimitError(f"puts {limits.MEMO_OUT_OF_ORDER} things into its memo out of order")
             self.sparse[str(slot)] = node
 
     def memoize(self) -> None:

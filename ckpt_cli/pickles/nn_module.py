@@ -1,4 +1,4 @@
-"""The torch.nn modules of a graph: their classes, settings and children, read off without the classes.
+"""The torch.nn modules of a graph: their classes, settings and children, read without the classes.
 
 A module is pickled as an object whose state has `_parameters`, `_buffers` and `_modules` (torch/nn/modules/module.py);
 TorchScript's is an object of a class below `__torch__` whose attributes are all of these at once.

@@ -1,4 +1,4 @@
-"""A pickle, interpreted symbolically: nothing is imported, called or hashed.
+"""Read a pickle as a graph: nothing is imported, called or hashed.
 
 Lengths are checked against the data before a slice is taken; opcodes, memory and text meet the limits of `limits`.
 """

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.pickles.attributes import Hidden, Spot
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import Children, Containers, joined
 from ckpt_cli.pickles.graph import Call, Dict, Graph, Set
 
@@ -188,7 +188,7 @@ def _public_nodes(containers: Containers, is_tensor: Callable[[object], bool], r
 
 
 def tensors_within(
-    graph: Graph, is_tensor: Callable[[object], bool], budget: Budget
+    graph: Graph, is_tensor: Callable[[object], bool], budget: WalkBudget
 ) -> Callable[[str, object], Sequence[tuple[str, object]]]:
     """Return a function that finds the tensors in something that hangs on another tensor, with their names below that.
 

@@ -1,8 +1,9 @@
-"""Text output of `check`."""
+"""The findings of `check` as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.table import Column, table_text
@@ -17,8 +18,14 @@ _WIDTH = 120
 """Characters of a cell in a table."""
 
 
+def to_json(report: Report) -> dict[str, object]:
+    """Return the report as docs/json.md describes it."""
+    findings = [asdict(finding) for finding in report.findings]
+    return {"path": report.path, "ok": report.ok, "deep": report.deep, "findings": findings}
+
+
 def check_text(report: Report, style: str) -> Iterator[str]:
-    """One row a finding; a person gets the sum."""
+    """Yield a row for each finding; a table ends with the counts."""
     yield from table_text(_COLUMNS, _rows(report, human=style == "table"), style)
     if style == "table":
         yield _totals(report)

@@ -1,10 +1,12 @@
-"""Text report of a conversion, for stderr."""
+"""The report of a conversion as text and JSON."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.edits.convert_options import NOT_STATE
+from ckpt_cli.errors import listed
 from ckpt_cli.render.files_beside import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
@@ -18,8 +20,13 @@ _NAMED = 3
 """Names of attributes that are spelled out on one line."""
 
 
+def to_json(done: Conversion) -> dict[str, object]:
+    """Return the report as docs/json.md describes it."""
+    return asdict(done)
+
+
 def conversion_text(done: Conversion) -> str:
-    """Return one line for the output, one for each entry that was left out, one for ties that were cut."""
+    """Return a line for the output, a line for each entry that was left out, and one for names that were separated."""
     would = "would be written" if done.dry_run else "written"
     files = f", {count_text(len(done.files), 'file')}" if done.files else ""
     tensors, nbytes = count_text(done.tensors, "tensor"), count_text(done.bytes_written, "byte")
@@ -37,14 +44,12 @@ def conversion_text(done: Conversion) -> str:
         some = f" ({count_text(len(kept), 'tensor')}: {named})" if kept else ""
         lines.append(f"  {attributes} of modules left out, which a state_dict does not have{some}")
     if done.left:
-        more = f" and {len(done.left) - _MOST} more" if len(done.left) > _MOST else ""
-        lines.append(f"  left as they are: {', '.join(map(name_text, done.left[:_MOST]))}{more}")
+        lines.append(f"  left as they are: {listed(done.left, _MOST, name_text)}")
     if done.not_kept:
         lines.append(f"  not kept: {', '.join(map(escaped, done.not_kept))}")
     if done.added:
         lines.append(f"  added: {', '.join(map(escaped, done.added))}")
     if done.separated:
-        more = f" and {len(done.separated) - _MOST} more" if len(done.separated) > _MOST else ""
-        lines.append(f"  {', '.join(map(name_text, done.separated[:_MOST]))}{more}: shared bytes, each has its own now")
+        lines.append(f"  {listed(done.separated, _MOST, name_text)}: shared bytes, each has its own now")
     lines += beside_lines(done.beside, dry_run=done.dry_run)
     return "\n".join(lines) + "\n"

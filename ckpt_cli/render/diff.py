@@ -1,10 +1,11 @@
-"""Text output of `diff`."""
+"""The differences between two checkpoints as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render.json import finite, value_json
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import escaped, name_text, shape_text, short, value_beginning, value_text
 
@@ -24,6 +25,42 @@ _COLUMNS = (
 
 _WIDTH = 40
 """Characters of a cell in a table."""
+
+
+def to_json(diff: Diff) -> dict[str, object]:
+    """Return the differences as docs/json.md describes them."""
+    return {
+        "equal": diff.equal,
+        "only_a": list(diff.only_a),
+        "only_b": list(diff.only_b),
+        "changed": [_change_json(change) for change in diff.changed],
+        "values": [{"name": fact.name, "a": value_json(fact.a), "b": value_json(fact.b)} for fact in diff.values],
+        "ties": [{"names": list(tie.names), "a": tie.a, "b": tie.b} for tie in diff.ties],
+        "metadata": [{"key": fact.name, "a": fact.a, "b": fact.b} for fact in diff.metadata],
+    }
+
+
+def _change_json(change: Change) -> dict[str, object]:
+    return {
+        "name": change.name,
+        "what": change.what,
+        "differing": change.differing,
+        "numel": change.numel,
+        "max_abs": value_json(change.max_abs),
+        "max_rel": value_json(change.max_rel),
+        "first": [list(index) for index in change.first],
+        "a": _side_json(change.a),
+        "b": _side_json(change.b),
+    }
+
+
+def _side_json(value: object) -> object:
+    """Return a fact, or the values at the first places; complex numbers as pairs."""
+    if isinstance(value, list):
+        return [_side_json(item) for item in value]
+    if isinstance(value, complex):
+        return [finite(value.real), finite(value.imag)]
+    return value_json(value)
 
 
 def diff_text(diff: Diff, style: str) -> Iterator[str]:
@@ -61,7 +98,7 @@ def _change(change: Change, *, human: bool) -> list[str]:
 
 
 def _side(side: object, *, human: bool) -> str:
-    """A fact, or the values at the first places."""
+    """Return the text of a fact, or of the values at the first places."""
     if isinstance(side, list):
         return " ".join(_value_text(value, human=human) for value in side)
     return escaped(str(side))

@@ -1,25 +1,36 @@
-"""Text reports of edits, for stderr."""
+"""Reports of edits as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ckpt_cli.errors import listed
 from ckpt_cli.render.files_beside import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.edits.patching import Edit
+    from ckpt_cli.edits.plan import EditResult
 
 _MOST = 8
 """Names that are spelled out."""
 
 
-def edit_text(edit: Edit) -> str:
+def to_json(edit: EditResult) -> dict[str, object]:
+    """Return the report as docs/json.md describes it."""
+    facts: dict[str, object] = {}
+    for name, value in asdict(edit).items():
+        if name == "backups":
+            facts["backup"] = edit.backup
+        facts[name] = edit.verb.past if name == "verb" else value
+    return facts
+
+
+def edit_text(edit: EditResult) -> str:
     """Return the report: the changed names, the names that also changed, and the bytes written."""
     verb = f"would {edit.verb.infinitive}" if edit.dry_run else edit.verb.past
-    between = "as" if edit.verb.past == "kept" else "to"
-    named = _pairs(edit.renamed, between) if edit.renamed else _names(edit.changed) or "it"
+    named = _pairs(edit.renamed, edit.verb.between) if edit.renamed else _names(edit.changed) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
         also = "would also change" if edit.dry_run else "also changed"
@@ -43,23 +54,21 @@ def edit_text(edit: Edit) -> str:
     return "\n".join(lines) + "\n"
 
 
-def undo_text(edit: Edit) -> str:
+def undo_text(edit: EditResult) -> str:
     """Describe what `undo` restored: the files, the backups that are then gone, and files that the edit had created."""
     would = "would be " if edit.dry_run else ""
-    more = f" and {len(edit.backups) - 1} more" if len(edit.backups) > 1 else ""
     files = "" if len(edit.changed) == 1 else f"{_names(edit.changed)} "
-    lines = [f"{escaped(edit.path)}: {files}{would}restored from {escaped(edit.backups[0])}{more}"]
+    lines = [f"{escaped(edit.path)}: {files}{would}restored from {listed(edit.backups, 1, escaped)}"]
     if edit.removed:
         lines.append(f"  {_names(edit.removed)} {would}removed, which the edit had created")
     return "\n".join(lines) + "\n"
 
 
-def _written(edit: Edit) -> str:
+def _written(edit: EditResult) -> str:
     """Return the line about the bytes written and their file."""
     written = count_text(edit.bytes_written, "byte")
-    kept = f", the old file is {escaped(edit.backup)}" if edit.backup else ""
-    if edit.backup and len(edit.backups) > 1:
-        kept = f", the old files are {escaped(edit.backup)} and {len(edit.backups) - 1} more"
+    old = "the old files are" if len(edit.backups) > 1 else "the old file is"
+    kept = f", {old} {listed(edit.backups, 1, escaped)}" if edit.backups else ""
     if not edit.bytes_written:
         return "it is so already" if edit.dry_run else "it was so already"
     if edit.in_place and edit.patched:
@@ -72,9 +81,7 @@ def _written(edit: Edit) -> str:
 
 def _pairs(renamed: Mapping[str, str], between: str) -> str:
     """Return pairs of an old and a new name, the first few spelled out."""
-    pairs = [f"{name_text(old)} {between} {name_text(new)}" for old, new in list(renamed.items())[:_MOST]]
-    more = f" and {len(renamed) - _MOST} more" if len(renamed) > _MOST else ""
-    return ", ".join(pairs) + more
+    return listed(renamed, _MOST, lambda old: f"{name_text(old)} {between} {name_text(renamed[old])}")
 
 
 def _refer(names: tuple[str, ...]) -> str:
@@ -82,5 +89,4 @@ def _refer(names: tuple[str, ...]) -> str:
 
 
 def _names(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return ", ".join(map(name_text, names[:_MOST])) + more
+    return listed(names, _MOST, name_text)

@@ -1,8 +1,9 @@
-"""Text output of `hash`."""
+"""Hashes, and differences from a manifest of them, as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.table import Column, table_text
@@ -15,8 +16,18 @@ _COLUMNS = (Column("hash"), Column("name"))
 _DIFFERENCES = (Column("what"), Column("name"))
 
 
+def to_json(hashes: Hashes) -> dict[str, object]:
+    """Return the hashes as docs/json.md describes them; this is the manifest that `--verify` takes."""
+    return asdict(hashes)
+
+
+def verdict_to_json(path: str, verdict: Verdict) -> dict[str, object]:
+    """Return the result of `hash --verify` on the checkpoint at `path`."""
+    return {"path": path, "ok": verdict.ok, **asdict(verdict)}
+
+
 def hashes_text(hashes: Hashes, style: str) -> Iterator[str]:
-    """One row a tensor, the whole checkpoint last."""
+    """Yield a row for each tensor, and one for the whole checkpoint last."""
     rows = [[digest, name_text(name)] for name, digest in hashes.tensors.items()]
     yield from table_text(_COLUMNS, [*rows, [hashes.checkpoint, "(checkpoint)"]], style)
     if style == "table":
@@ -24,7 +35,7 @@ def hashes_text(hashes: Hashes, style: str) -> Iterator[str]:
 
 
 def verdict_text(verdict: Verdict, style: str) -> Iterator[str]:
-    """One row a tensor that is not what the manifest says; nothing where all are."""
+    """Yield a row for each tensor that differs from the manifest; nothing if none does."""
     rows = [
         [what, name_text(name)]
         for what, names in (("differs", verdict.differ), ("missing", verdict.missing), ("new", verdict.new))

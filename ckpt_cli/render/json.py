@@ -1,79 +1,98 @@
-"""Results as JSON, in the stable shapes that docs/json.md documents: keys may be added, none is renamed.
+"""The JSON that commands share: long lists made a piece at a time, numbers, values and tensors.
 
-NaN and infinities, which JSON lacks, are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
+Each module of `render/` has a `to_json(result)`, which returns the result as data in the stable shape that docs/json.md
+documents: keys may be added, none is renamed. NaN and infinities, which JSON lacks, are the strings `"NaN"`,
+`"Infinity"` and `"-Infinity"`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
-from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.model.checkpoint import Entry, Opaque, Tensor, Value
+from ckpt_cli.model.checkpoint import Opaque, Tensor, Value
 from ckpt_cli.render.text import value_text
-
-if TYPE_CHECKING:
-    from ckpt_cli.edits.convert_options import Conversion
-    from ckpt_cli.edits.patching import Edit
-    from ckpt_cli.ops.aliasing import Group
-    from ckpt_cli.ops.check.run import Report
-    from ckpt_cli.ops.diff import Change, Diff
-    from ckpt_cli.ops.hash import Hashes
-    from ckpt_cli.ops.hash import Verdict as HashVerdict
-    from ckpt_cli.ops.info import Summary
-    from ckpt_cli.ops.ls import Listing, Waste
-    from ckpt_cli.ops.ls_fold import Fold
-    from ckpt_cli.ops.scan import Scan
-    from ckpt_cli.ops.stats import Row, Stats
-    from ckpt_cli.ops.ties import Ties, Verdict
-
-_TIES = 4_000_000
-"""Names that `tied_with` spells out in all."""
 
 _ITEMS = 100
 """Items of a list that are turned into text at a time."""
 
 
-def line(answer: object) -> str:
-    """An answer as one line of JSON."""
-    return json.dumps(answer, allow_nan=False) + "\n"
+@dataclass(frozen=True, slots=True)
+class LongList:
+    """A list of a result that is never wholly in memory: its items are made whenever it is iterated over.
+
+    `json.dumps(to_json(result), default=list)` makes ordinary lists of all of them.
+    """
+
+    pieces: Callable[[], Iterable[Sequence[object]]]
+    """Yields the items, some at a time; an item that has a LongList in it is alone in its piece."""
+    lines: bool = False
+    """True if each piece is written on a line of its own."""
+
+    def __iter__(self) -> Iterator[object]:
+        return chain.from_iterable(self.pieces())
 
 
-def listing_json(listing: Listing, rows: Sequence[Entry | Fold]) -> Iterator[str]:
-    """Yield the output of `ls --json`, one entry per line."""
-    if sum(len(listing.tied.get(row.name, ())) for row in rows) > _TIES:
-        raise UnsupportedError(
-            "too many names are tied to list each with all the others",
-            hint="ckpt ties FILE lists each group once",
-        )
-    yield f'{{"path": {json.dumps(listing.path)}, "format": {json.dumps(listing.format)}, "entries": ['
-    separator = "\n"
-    for row in rows:
+def rows(make: Callable[[], Iterable[object]]) -> LongList:
+    """Return a list of which each item is written on a line of its own."""
+    return LongList(lambda: ([item] for item in make()), lines=True)
+
+
+def json_text(data: object) -> Iterator[str]:
+    """Yield what `to_json` returned as JSON text, with a newline at the end.
+
+    Nothing here recurses, because modules may be nested deeper than json.dumps follows.
+    """
+    import json
+
+    encode = json.JSONEncoder(allow_nan=False).encode
+    stack = [_dict_parts(data, encode) if isinstance(data, dict) and data else _parts(data, encode)]
+    while stack:
+        for part in stack[-1]:
+            if isinstance(part, str):
+                yield part
+            else:
+                stack.append(part)
+                break
+        else:
+            stack.pop()
+    yield "\n"
+
+
+_Parts = Iterator["str | _Parts"]
+"""Text, and iterators over the text of what lies within."""
+
+
+def _parts(value: object, encode: Callable[[object], str]) -> _Parts:
+    if isinstance(value, LongList):
+        return _list_parts(value, encode)
+    if isinstance(value, dict) and any(isinstance(item, LongList) for item in value.values()):
+        return _dict_parts(value, encode)
+    return iter([encode(value)])
+
+
+def _dict_parts(facts: Mapping[str, object], encode: Callable[[object], str]) -> _Parts:
+    separator = "{"
+    for key, value in facts.items():
+        yield f"{separator}{encode(key)}: "
+        yield _parts(value, encode)
+        separator = ", "
+    yield "}"
+
+
+def _list_parts(items: LongList, encode: Callable[[object], str]) -> _Parts:
+    separator = "[\n" if items.lines else "["
+    for piece in items.pieces():
         yield separator
-        yield from value_row(row) if isinstance(row, Value) else [json.dumps(_row(row, listing.tied), allow_nan=False)]
-        separator = ",\n"
-    yield f'], "tensors": {listing.tensors}, "parameters": {listing.parameters}, "nbytes": {listing.nbytes}}}\n'
-
-
-def _row(row: Tensor | Fold, tied: Mapping[str, list[str]]) -> dict[str, object]:
-    if isinstance(row, Tensor):
-        return tensor_json(row, tied)
-    return {
-        **tensor_json(row.first, {}),
-        "name": row.name,
-        "numel": row.first.numel * row.count,
-        "nbytes": row.nbytes,
-        "storage": None,
-        "storage_offset": None,
-        "count": row.count,
-    }
+        yield _parts(piece[0], encode) if len(piece) == 1 else encode(piece)[1:-1]
+        separator = ",\n" if items.lines else ", "
+    yield "[]" if separator[0] == "[" else "]"
 
 
 def tensor_json(tensor: Tensor, tied: Mapping[str, list[str]]) -> dict[str, object]:
-    """One tensor's facts; what it has not is null."""
+    """Return the facts of one tensor; those that it does not have are None."""
     return {
         "name": tensor.name,
         "type": "tensor",
@@ -102,7 +121,7 @@ def _details(tensor: Tensor) -> dict[str, object]:
         of_all = tensor.quantizer.axis is None
         details["scheme"] = tensor.quantizer.scheme
         details["axis"] = tensor.quantizer.axis
-        details["scale"] = _finite(tensor.quantizer.scale) if of_all else None
+        details["scale"] = finite(tensor.quantizer.scale) if of_all else None
         details["zero_point"] = tensor.quantizer.zero_point if of_all else None
     if tensor.nnz is not None:
         details["nnz"] = tensor.nnz
@@ -114,17 +133,20 @@ def _details(tensor: Tensor) -> dict[str, object]:
     return details
 
 
-def value_row(row: Value) -> Iterator[str]:
-    """Yield a non-tensor entry; a long list of long texts takes several times its memory as JSON, so in pieces."""
-    head = json.dumps({"name": row.name, "type": "value"})[:-1] + ', "value": '
-    if not isinstance(row.value, list | tuple) or len(row.value) <= _ITEMS:
-        yield f"{head}{json.dumps(value_json(row.value), allow_nan=False)}}}"
-        return
-    separator = head + "["
-    for at in range(0, len(row.value), _ITEMS):
-        yield separator + json.dumps(value_json(row.value[at : at + _ITEMS]), allow_nan=False)[1:-1]
-        separator = ", "
-    yield "]}"
+def entry_json(entry: Value) -> dict[str, object]:
+    """Return a non-tensor entry; a list of more than `_ITEMS` items is made in pieces.
+
+    As JSON, long texts in it take several times their memory.
+    """
+    value = entry.value
+    if not isinstance(value, list | tuple) or len(value) <= _ITEMS:
+        return {"name": entry.name, "type": "value", "value": value_json(value)}
+
+    def pieces() -> Iterator[Sequence[object]]:
+        for at in range(0, len(value), _ITEMS):
+            yield [value_json(item) for item in value[at : at + _ITEMS]]
+
+    return {"name": entry.name, "type": "value", "value": LongList(pieces)}
 
 
 def value_json(value: object) -> object:
@@ -132,7 +154,7 @@ def value_json(value: object) -> object:
     if isinstance(value, Opaque):
         return value.text
     if isinstance(value, float):
-        return _finite(value)
+        return finite(value)
     if isinstance(value, list | tuple):
         return [value_json(item) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4096:
@@ -140,151 +162,8 @@ def value_json(value: object) -> object:
     return value
 
 
-def _finite(value: float) -> object:
+def finite(value: float) -> object:
+    """Return a number, or the string that stands for NaN or an infinity."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def waste_json(path: str, rows: Sequence[Waste]) -> str:
-    """Return the output of `ls --waste --json`."""
-    return line({"path": path, "waste": [{**asdict(row), "waste": row.nbytes - row.used} for row in rows]})
-
-
-def summary_json(summary: Summary) -> str:
-    """Return the output of `info --json`."""
-    return line(asdict(summary))
-
-
-def ties_json(ties: Ties) -> str:
-    """Return the output of `ties --json`."""
-    answer = {
-        "path": ties.path,
-        "tied": [_group(group) for group in ties.tied],
-        "overlapping": [_group(group) for group in ties.overlapping],
-        "co_stored": [_group(group) for group in ties.co_stored],
-        "aliases": dict(ties.aliases),
-        "equal": [{"names": list(group.names), "nbytes": group.nbytes} for group in ties.equal],
-        "claim": ties.claim,
-    }
-    return line(answer)
-
-
-def _group(group: Group) -> dict[str, object]:
-    answer: dict[str, object] = {"names": list(group.names), "storage": group.storage, "nbytes": group.nbytes}
-    if group.view is not None:
-        shape = list(group.view.shape or ())
-        answer |= {"dtype": group.view.dtype.name, "shape": shape, "saved": group.saved}
-    return answer
-
-
-def verdict_json(verdict: Verdict) -> str:
-    """Return the output of `ties FILE A B --json`."""
-    return line(asdict(verdict))
-
-
-def scan_json(scan: Scan) -> str:
-    """Return the output of `scan --json`."""
-    findings = [asdict(finding) for finding in scan.findings]
-    names = [asdict(named) for named in scan.globals]
-    return line({"path": scan.path, "ok": scan.ok, "pickles": scan.pickles, "findings": findings, "globals": names})
-
-
-def check_json(report: Report) -> str:
-    """Return the output of `check --json`."""
-    findings = [asdict(finding) for finding in report.findings]
-    return line({"path": report.path, "ok": report.ok, "deep": report.deep, "findings": findings})
-
-
-def stats_json(stats: Stats) -> Iterator[str]:
-    """Yield the output of `stats --json`, one tensor per line."""
-    yield '{"tensors": ['
-    separator = "\n"
-    for row in stats.rows:
-        yield separator + json.dumps(_stats_row(row), allow_nan=False)
-        separator = ",\n"
-    total = "null" if stats.total is None else json.dumps(_stats_row(stats.total), allow_nan=False)
-    yield f'], "total": {total}}}\n'
-
-
-def _stats_row(row: Row) -> dict[str, object]:
-    """One row; where there are no values, or no finite ones, numbers of them are null."""
-    found = row.moments
-    return {
-        "name": row.name,
-        "dtype": row.dtype,
-        "shape": None if row.shape is None else list(row.shape),
-        "numel": row.numel,
-        "min": found and value_json(found.least),
-        "max": found and value_json(found.most),
-        "mean": found and (value_json(found.mean) if found.count else None),
-        "std": found and (_finite(found.std) if found.count else None),
-        "norm": found and _finite(found.norm),
-        "zeros": found and found.zeros,
-        "nan": found and found.nan,
-        "inf": found and found.inf,
-        "histogram": {"edges": [value_json(edge) for edge in row.edges], "counts": list(row.counts)} if found else None,
-        "note": row.note or None,
-    }
-
-
-def diff_json(diff: Diff) -> str:
-    """Return the output of `diff --json`."""
-    answer = {
-        "equal": diff.equal,
-        "only_a": list(diff.only_a),
-        "only_b": list(diff.only_b),
-        "changed": [_change(change) for change in diff.changed],
-        "values": [{"name": fact.name, "a": value_json(fact.a), "b": value_json(fact.b)} for fact in diff.values],
-        "ties": [{"names": list(tie.names), "a": tie.a, "b": tie.b} for tie in diff.ties],
-        "metadata": [{"key": fact.name, "a": fact.a, "b": fact.b} for fact in diff.metadata],
-    }
-    return line(answer)
-
-
-def _change(change: Change) -> dict[str, object]:
-    return {
-        "name": change.name,
-        "what": change.what,
-        "differing": change.differing,
-        "numel": change.numel,
-        "max_abs": value_json(change.max_abs),
-        "max_rel": value_json(change.max_rel),
-        "first": [list(index) for index in change.first],
-        "a": _element(change.a),
-        "b": _element(change.b),
-    }
-
-
-def _element(value: object) -> object:
-    """Values at some places, or a fact; complex numbers as pairs."""
-    if isinstance(value, list):
-        return [_element(item) for item in value]
-    if isinstance(value, complex):
-        return [_finite(value.real), _finite(value.imag)]
-    return value_json(value)
-
-
-def hash_json(hashes: Hashes) -> str:
-    """Return the output of `hash --json`."""
-    return line(asdict(hashes))
-
-
-def verified_json(path: str, verdict: HashVerdict) -> str:
-    """Return the output of `hash --verify --json`."""
-    return line({"path": path, "ok": verdict.ok, **asdict(verdict)})
-
-
-def edit_json(edit: Edit) -> str:
-    """Return the output of an edit with `--json`."""
-    facts: dict[str, object] = {}
-    for name, value in asdict(edit).items():
-        if name == "backups":
-            facts["backup"] = edit.backup
-        facts[name] = edit.verb.past if name == "verb" else value
-    return line(facts)
-
-
-def conversion_json(done: Conversion) -> str:
-    """Return the output of `convert --json`."""
-    return line(asdict(done))

@@ -1,17 +1,19 @@
-"""Text output of `ls` and `info`."""
+"""The entries and the waste of a checkpoint as text and JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Entry, Opaque, Tensor, Value
+from ckpt_cli.render.json import entry_json, tensor_json
+from ckpt_cli.render.json import rows as rows_json
 from ckpt_cli.render.table import Column, table_text
-from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, short, value_beginning
+from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, value_beginning
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.info import Summary
     from ckpt_cli.ops.ls import Listing, Waste
     from ckpt_cli.ops.ls_fold import Fold
 
@@ -29,17 +31,55 @@ _LONG = (
 _VALUE = (Column("value"),)
 _COUNT = (Column("count", right=True),)
 
-_LINE = 400
-"""Characters of a fact."""
+_TIES = 4_000_000
+"""Names in all that `tied_with` of the JSON spells out."""
 
-_METADATA = 1000
-"""Entries of the metadata that `info` shows."""
+
+def to_json(listing: Listing, rows: Sequence[Entry | Fold]) -> dict[str, object]:
+    """Return the listing as docs/json.md describes it, each entry made when its turn comes.
+
+    Raises UnsupportedError if the entries name too many tied ones.
+    """
+    if sum(len(listing.tied.get(row.name, ())) for row in rows) > _TIES:
+        raise UnsupportedError(
+            "too many names are tied to list each with all the others",
+            hint="ckpt ties FILE lists each group once",
+        )
+    return {
+        "path": listing.path,
+        "format": listing.format,
+        "entries": rows_json(lambda: (_row_json(row, listing.tied) for row in rows)),
+        "tensors": listing.tensors,
+        "parameters": listing.parameters,
+        "nbytes": listing.nbytes,
+    }
+
+
+def _row_json(row: Entry | Fold, tied: Mapping[str, list[str]]) -> dict[str, object]:
+    if isinstance(row, Tensor):
+        return tensor_json(row, tied)
+    if isinstance(row, Value):
+        return entry_json(row)
+    return {
+        **tensor_json(row.first, {}),
+        "name": row.name,
+        "numel": row.first.numel * row.count,
+        "nbytes": row.nbytes,
+        "storage": None,
+        "storage_offset": None,
+        "count": row.count,
+    }
+
+
+def waste_to_json(path: str, found: Sequence[Waste]) -> dict[str, object]:
+    """Return the storages of `ls --waste`."""
+    return {"path": path, "waste": [{**asdict(row), "waste": row.nbytes - row.used} for row in found]}
 
 
 def listing_text(
     listing: Listing, rows: Sequence[Entry | Fold], style: str, *, long: bool, values: bool, folded: bool
 ) -> Iterator[str]:
-    """One row an entry; a table ends with a line of totals."""
+    """Yield a row for each entry; a table ends with a line of totals."""
     columns = (*_BASIC, *(_LONG if long else ()), *(_VALUE if values else ()), *(_COUNT if folded else ()))
     ties = _tie_numbers(listing) if long else {}
     human = style == "table"
@@ -50,7 +90,7 @@ def listing_text(
 
 
 def _tie_numbers(listing: Listing) -> dict[str, str]:
-    """A number for each group of tied names, in the order of their first ones."""
+    """Return a number for each tied name: groups are numbered in the order of their first names."""
     numbers: dict[str, str] = {}
     groups: dict[int, str] = {}
     for name, names in listing.tied.items():
@@ -77,11 +117,15 @@ def _cells(
         places = _places(row, ties) if isinstance(row, Tensor) else [""] * 3
         requires_grad = "yes" if tensor.requires_grad else "no"
         cells += [tensor.kind, requires_grad, escaped(tensor.device), shape_text(tensor.stride), *places, tensor.layout]
-    return [*cells, *([""] if values else []), *([str(count)] if folded else [])]
+    if values:
+        cells.append("")
+    if folded:
+        cells.append(str(count))
+    return cells
 
 
 def _places(tensor: Tensor, ties: dict[str, str]) -> list[str]:
-    """Storage, offset and tie, which each of some folded tensors has for itself."""
+    """Return storage, offset and tie, which differ between folded tensors."""
     storage = "" if tensor.storage is None else escaped(tensor.storage.key)
     return [storage, str(tensor.storage_offset), ties.get(tensor.name, "")]
 
@@ -110,60 +154,3 @@ def waste_text(rows: Sequence[Waste], style: str) -> Iterator[str]:
         for row in rows
     )
     return table_text(columns, cells, style)
-
-
-def summary_text(summary: Summary, style: str) -> Iterator[str]:
-    """One fact a row."""
-    if style == "table":
-        width = max(len(label) for label, _ in _facts(summary, human=True))
-        for label, text in _facts(summary, human=True):
-            yield f"{label:{width}}  {text}\n"
-    else:
-        yield from table_text((Column("fact"), Column("value")), _facts(summary, human=False), style)
-
-
-def _format(summary: Summary) -> str:
-    """The format's name, with what the container says of its version."""
-    version = escaped(summary.version)
-    return version if version.startswith(summary.format) else f"{summary.format} ({version})"
-
-
-def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
-    """Label and text of every fact that there is something to say of."""
-    sizes = bytes_text if human else str
-    counts = (lambda number: f"{number:,}") if human else str
-    facts = [
-        ("path", escaped(summary.path)),
-        ("format", _format(summary)),
-        ("file size", sizes(summary.file_nbytes)),
-        ("shards", counts(summary.shards)),
-        ("tensors", counts(summary.tensors)),
-        ("parameters", counts(summary.parameters)),
-        ("tensor bytes", sizes(summary.nbytes)),
-    ]
-    facts += [
-        (f"dtype {name}", f"{count_text(share.tensors, 'tensor')}, {count_text(share.numel, 'parameter')}")
-        for name, share in summary.dtypes.items()
-    ]
-    if summary.values:
-        facts.append(("other entries", counts(summary.values)))
-    if summary.top_level:
-        facts.append(("top level", _some_names(summary.top_level)))
-    if summary.ties:
-        facts.append(("ties", f"{count_text(summary.ties, 'group')}, {sizes(summary.tie_nbytes)} saved"))
-    if summary.waste_nbytes:
-        facts.append(("waste", f"{sizes(summary.waste_nbytes)} that no tensor uses"))
-    facts += [
-        (f"metadata {name_text(key[:_LINE])}", short(escaped(text[: _LINE + 1]), _LINE))
-        for key, text in islice(summary.metadata.items(), _METADATA)
-    ]
-    if len(summary.metadata) > _METADATA:
-        facts.append(("metadata", f"{len(summary.metadata) - _METADATA} more"))
-    if summary.objects:
-        facts.append(("objects", _some_names(summary.objects)))
-    return facts
-
-
-def _some_names(names: Sequence[str]) -> str:
-    """The first of some names, as far as they fit on a line."""
-    return short(" ".join(name_text(name[:_LINE]) for name in names[:_LINE]), _LINE)

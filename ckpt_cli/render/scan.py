@@ -1,8 +1,9 @@
-"""Text output of `scan`."""
+"""The findings of `scan` as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.table import Column, table_text
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 _COLUMNS = (Column("severity"), Column("code"), Column("where"), Column("message"))
 
+_FINDING = ("severity", "code", "where", "message")
+"""The facts of a finding in JSON; a hint is only that of `check`."""
+
 _MESSAGE = 160
 """Characters of a message in a table."""
 
@@ -20,8 +24,15 @@ _CALLED = 80
 """Characters of a call in a table."""
 
 
+def to_json(scan: Scan) -> dict[str, object]:
+    """Return the scan as docs/json.md describes it."""
+    findings = [{key: getattr(finding, key) for key in _FINDING} for finding in scan.findings]
+    names = [asdict(named) for named in scan.globals]
+    return {"path": scan.path, "ok": scan.ok, "pickles": scan.pickles, "findings": findings, "globals": names}
+
+
 def scan_text(scan: Scan, style: str, *, every: bool) -> Iterator[str]:
-    """One row a finding; with `every`, one more for each name that is allowed or harmless; a person gets the sum."""
+    """Yield a row for each finding, with `every` for each harmless name too; a table ends with the counts."""
     yield from table_text(_COLUMNS, _rows(scan, every=every, human=style == "table"), style)
     if style == "table":
         yield _totals(scan)

@@ -1,4 +1,4 @@
-"""Text output of `show`."""
+"""Values as text, as rows and as JSON: nested lists, a bounded piece at a time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ckpt_cli.ops.show import (
     require_bounded,
     shown_in,
 )
+from ckpt_cli.render.json import LongList, entry_json, rows, tensor_json
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.tensor_repr import Layout, item_text
 from ckpt_cli.render.text import escaped, name_text, tensor_note, value_pieces
@@ -31,8 +32,91 @@ _ROWS = 1 << 18
 """Elements turned into rows at a time."""
 
 
+_PIECE = 1 << 16
+"""Elements turned into JSON at a time."""
+
+
+def to_json(items: Sequence[Item]) -> LongList:
+    """Return the items as docs/json.md describes them; values are read when their turn comes, a piece at a time.
+
+    Raises UnsupportedError for more values than may be read.
+    """
+    require_bounded(items)
+    return rows(lambda: map(_item_json, items))
+
+
+def _item_json(item: Item) -> dict[str, object]:
+    if isinstance(item, Value):
+        return entry_json(item)
+    if isinstance(item, Unshown | Composed):
+        facts = tensor_json(item.tensor, {})
+        head = {key: facts[key] for key in ("name", "dtype", "shape", "layout", "python_type", "details")}
+        name = item.label if isinstance(item, Composed) else item.tensor.name
+        parts = item.parts if isinstance(item, Composed) else ()
+        return {**head, "name": name, "values": None, "parts": LongList(lambda: ([_item_json(part)] for part in parts))}
+    head = {"name": item.label, "dtype": item.tensor.dtype.name, "shape": list(item.shape)}
+    if item.tensor.quantizer is not None:
+        head["quantization"] = _quantization(item)
+    return {**head, "values": _empty(item.shape) if 0 in item.shape else _nested(item, (), item.region.shape)}
+
+
+def _quantization(shown: Shown) -> dict[str, object]:
+    """Return the facts of a quantized tensor; with the scale and zero point of each channel where there are several."""
+    from ckpt_cli.arrays.quantized import parameters
+
+    scales, zeros = parameters(shown.checkpoint, shown.tensor)
+    quantizer = shown.tensor.quantizer
+    return {
+        "scheme": quantizer.scheme if quantizer else None,
+        "scale": _array_json(scales),
+        "zero_point": _array_json(zeros),
+        "axis": quantizer.axis if quantizer else None,
+    }
+
+
+def _empty(shape: tuple[int, ...]) -> list[Any]:
+    """Return an empty array of that shape as nested lists, or `[]` if there would be far too many of them."""
+    outer = shape[: shape.index(0)]
+    nested: list[Any] = []
+    for size in reversed(outer if math.prod(outer) <= _PIECE else ()):
+        nested = [nested] * size
+    return nested
+
+
+def _nested(shown: Shown, prefix: tuple[int, ...], shape: tuple[int, ...]) -> object:
+    """Return the nested lists of the values at an index; those of many elements are made some rows at a time."""
+    if math.prod(shape) <= _PIECE:
+        return _array_json(shown.array(prefix))
+    inner = math.prod(shape[1:])
+    step = max(_PIECE // max(inner, 1), 1)
+
+    def pieces() -> Iterator[Sequence[object]]:
+        for begin in range(0, shape[0], step):
+            if inner > _PIECE:
+                yield [_nested(shown, (*prefix, begin), shape[1:])]
+            else:
+                yield _array_json(shown.array((*prefix, slice(begin, begin + step))))
+
+    return LongList(pieces)
+
+
+def _array_json(values: NDArray[Any]) -> Any:
+    """Return an array as nested lists of values that JSON has; complex numbers as pairs."""
+    import numpy as np
+
+    if values.dtype.kind == "c":
+        values = np.stack((values.real, values.imag), axis=-1)
+    if values.dtype.kind == "f" and not bool(np.isfinite(values).all()):
+        named = values.astype(object)
+        named[np.isnan(values)] = "NaN"
+        named[np.isposinf(values)] = "Infinity"
+        named[np.isneginf(values)] = "-Infinity"
+        return named.tolist()
+    return values.tolist()
+
+
 def values_text(items: Sequence[Item], *, bare: bool, precision: int, full: bool, terminal: bool) -> Iterator[str]:
-    """Each item as `NAME = VALUE`; with `bare`, values alone, and strings as they are."""
+    """Yield each item as `NAME = VALUE`; with `bare` only the values, and strings as they are."""
     for item in items:
         if bare and isinstance(item, Value) and isinstance(item.value, str):
             yield (escaped(item.value, keep="\n\t") if terminal else item.value) + "\n"
@@ -67,7 +151,7 @@ def _require_layable(numel: int, items: Sequence[Item], most: int = FULL_OVER) -
 
 
 def values_rows(items: Sequence[Item], style: str) -> Iterator[str]:
-    """One row a row of elements: its name and index, then the elements, each below its own index.
+    """Yield a row for each row of elements: its name and index, then the elements, each below its own index.
 
     Raises UnsupportedError for more elements than can be laid out, or in one row.
     """
@@ -84,7 +168,7 @@ def values_rows(items: Sequence[Item], style: str) -> Iterator[str]:
 
 
 def _width(item: Item) -> int:
-    """Elements in each row of an item."""
+    """Return the number of elements in each row of an item."""
     return max((shown.shape[-1] for shown in shown_in([item]) if shown.shape), default=1)
 
 
@@ -102,7 +186,7 @@ def _rows(item: Item) -> Iterator[list[str]]:
 
 
 def _named_in(whole: Composed, part: Shown | Composed | Unshown) -> Shown | Composed | Unshown:
-    """A part by the name that the whole gives it, `emb.values`; constituents have theirs."""
+    """Return a part named by the whole, `emb.values`; constituents keep their own names."""
     if whole.tensor.layout in ("nested", "jagged"):
         return part
     if isinstance(part, Unshown):
@@ -111,8 +195,8 @@ def _named_in(whole: Composed, part: Shown | Composed | Unshown) -> Shown | Comp
 
 
 def _tensor_rows(shown: Shown) -> Iterator[list[str]]:
-    """The rows of the last dimension, each with the index of all dimensions before it."""
-    from ckpt_cli.arrays.overlap import row_pieces
+    """Yield the rows of the last dimension, each with the index of all dimensions before it."""
+    from ckpt_cli.arrays.indexing import row_pieces
 
     shape = shown.region.shape
     label = name_text(shown.label)
@@ -127,7 +211,7 @@ def _tensor_rows(shown: Shown) -> Iterator[list[str]]:
 
 
 def _texts(values: NDArray[Any]) -> Iterator[str]:
-    """Each element as text, a bounded number at a time: numpy takes 128 bytes for one."""
+    """Yield each element as text, a bounded number at a time, because numpy takes 128 bytes for each."""
     flat = values.reshape(-1)
     if flat.dtype == "float16":  # whose own repr is the shortest that comes back as float16: 65504 as 6.55e+04
         flat = flat.astype("float32")

@@ -1,10 +1,11 @@
-"""Text output of `stats`."""
+"""Statistics of tensors as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render.json import finite, rows, value_json
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import escaped, name_text, shape_text
 
@@ -24,11 +25,40 @@ _COLUMNS = (
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+def to_json(stats: Stats) -> dict[str, object]:
+    """Return the statistics as docs/json.md describes them."""
+    return {
+        "tensors": rows(lambda: map(_row_json, stats.rows)),
+        "total": None if stats.total is None else _row_json(stats.total),
+    }
+
+
+def _row_json(row: Row) -> dict[str, object]:
+    """Return one row; numbers that need values are None where there are no values, or no finite ones."""
+    found = row.moments
+    return {
+        "name": row.name,
+        "dtype": row.dtype,
+        "shape": None if row.shape is None else list(row.shape),
+        "numel": row.numel,
+        "min": found and value_json(found.least),
+        "max": found and value_json(found.most),
+        "mean": found and (value_json(found.mean) if found.count else None),
+        "std": found and (finite(found.std) if found.count else None),
+        "norm": found and finite(found.norm),
+        "zeros": found and found.zeros,
+        "nan": found and found.nan,
+        "inf": found and found.inf,
+        "histogram": {"edges": [value_json(edge) for edge in row.edges], "counts": list(row.counts)} if found else None,
+        "note": row.note or None,
+    }
+
+
 def stats_text(stats: Stats, style: str) -> Iterator[str]:
-    """One row a tensor; a person gets few digits, a share of zeros and a drawn histogram, a script all of them."""
-    rows = [*stats.rows, *([stats.total] if stats.total is not None else [])]
+    """Yield a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram."""
+    shown = [*stats.rows, *([stats.total] if stats.total is not None else [])]
     human = style in ("table", "markdown")
-    return table_text(_COLUMNS, (_cells(row, human=human) for row in rows), style)
+    return table_text(_COLUMNS, (_cells(row, human=human) for row in shown), style)
 
 
 def _cells(row: Row, *, human: bool) -> list[str]:
@@ -51,14 +81,14 @@ def _number_text(number: float | int, *, human: bool) -> str:
 
 
 def _share(count: int, whole: int) -> str:
-    """A percentage, which is 0% and 100% only where it is that exactly."""
+    """Return a percentage, which is 0% or 100% only if it is exactly that."""
     if not count or count == whole:
         return "0%" if not count else "100%"
     return f"{min(max(100 * count / whole, 0.01), 99.99):.4g}%"
 
 
 def _drawn(counts: Sequence[int]) -> str:
-    """Bars as high as counts are; a count that is not 0 is more than nothing."""
+    """Draw counts as bars; a count that is not 0 has at least the smallest bar."""
     most = max(counts, default=0)
     if not most:
         return ""

@@ -1,4 +1,4 @@
-"""Rows as text, in each of the styles that `--format` names."""
+"""Rows as text in each of the layouts of `--format`."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from itertools import chain
 from ckpt_cli.errors import UnsupportedError
 
 _TABULATE = {"table": "simple", "markdown": "pipe"}
-"""tabulate's names of our styles."""
+"""The names that tabulate has for the styles."""
 
 _AREA = 24_000_000
 """Characters of a table with aligned columns; tabulate takes a few times as much memory."""
 
 _CELLS = 1_000_000
-"""Its cells, on each of which tabulate spends some microseconds."""
+"""Cells of a table with aligned columns; tabulate spends some microseconds on each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading and which side its cells lean to."""
+    """The heading and the alignment of a column."""
 
     heading: str
     right: bool = False
 
 
 def table_text(columns: Sequence[Column], rows: Iterable[Sequence[str]], style: str) -> Iterator[str]:
-    """The rows in `style`: `table` or `markdown` with headings, `csv` with them, `tsv` without."""
+    """Yield rows in `style`: `table`, `markdown` and `csv` with headings, `tsv` without."""
     if style == "tsv":
         for row in rows:
             yield "\t".join(row) + "\n"

@@ -24,11 +24,11 @@ class Layout:
     precision: int
     """Digits after the point."""
     full: bool
-    """True if large tensors are not summarised."""
+    """True if large tensors are not summarized."""
 
 
 def item_text(item: Shown | Composed | Unshown, layout: Layout) -> str:
-    """A tensor as torch prints it; raises UnsupportedError for more elements than text can hold."""
+    """Return a tensor as torch prints it; raises UnsupportedError for more elements than text can hold."""
     if isinstance(item, Unshown):
         return tensor_note(item.tensor)
     if isinstance(item, Shown):
@@ -45,7 +45,7 @@ def item_text(item: Shown | Composed | Unshown, layout: Layout) -> str:
 
 
 def _values(shown: Shown, layout: Layout) -> tuple[Any, bool]:
-    """The values to print as nested lists, and whether they are a summary."""
+    """Return the values to print as nested lists, and whether they are a summary."""
     numel = math.prod(shown.shape)
     summarized = not layout.full and numel > SUMMARY_OVER
     numel = math.prod(min(size, 2 * EDGE_ITEMS) for size in shown.shape) if summarized else numel
@@ -107,7 +107,7 @@ def _quantized_suffixes(shown: Shown, layout: Layout) -> list[str] | None:
 
 
 def _array_text(values: Any, dtype: str, layout: Layout) -> str:
-    """A row of numbers as a tensor."""
+    """Return a row of numbers as torch prints a tensor."""
     summarized = not layout.full and values.size > SUMMARY_OVER
     shape = tuple(values.shape)
     if not summarized and values.size > FULL_OVER:
@@ -122,7 +122,7 @@ def _array_text(values: Any, dtype: str, layout: Layout) -> str:
 
 
 def _sparse_text(item: Composed, layout: Layout) -> str:
-    """`tensor(indices=tensor(…), values=tensor(…), size=…, nnz=…)`."""
+    """Return `tensor(indices=tensor(…), values=tensor(…), size=…, nnz=…)`."""
     tensor = item.tensor
     prefix = _prefix(tensor)
     indent = " " * len(prefix)
@@ -158,7 +158,7 @@ _DEFAULT = frozenset({"float32", "complex64", "int64", "bool"})
 
 
 def _nested_text(item: Composed, layout: Layout) -> str:
-    """`nested_tensor([…])` of its constituents; for a jagged one torch itself shows the offsets only."""
+    """Return `nested_tensor([…])` of its constituents; of a jagged tensor torch itself shows only the offsets."""
     texts = ["  " + item_text(part, layout).replace("\n", "\n  ") for part in item.parts]
     suffixes = ["layout=torch.jagged"] if item.tensor.layout == "jagged" else []
     if item.tensor.requires_grad:
@@ -183,7 +183,7 @@ def _uninitialized_text(item: Composed, _layout: Layout) -> str:
 
 
 def _wrapper_text(item: Composed, layout: Layout) -> str:
-    """A DTensor as torch prints it; any other class with its parts, a line each."""
+    """Return a DTensor as torch prints it; any other class with its parts, a line each."""
     tensor, sharding = item.tensor, item.tensor.sharding
     if sharding is not None and sharding.placements:
         local = item_text(item.parts[0], layout)

@@ -1,8 +1,9 @@
-"""Words and numbers, made fit for a line of a terminal."""
+"""Names, shapes, sizes and values as text that is safe for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from ckpt_cli.model.checkpoint import Opaque, Tensor
 
@@ -17,7 +18,7 @@ _PIECE = 1 << 12
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """A file's own text with everything escaped that a terminal would act on, but for the characters to keep.
+    """Return text of a file with everything escaped that a terminal would act on, except the characters in `keep`.
 
     That is what Unicode calls control, format, surrogate and unassigned characters, and white space other than blanks.
     """
@@ -39,11 +40,16 @@ def name_text(name: str) -> str:
 
 def shape_text(shape: Sequence[int] | None) -> str:
     """Return a shape as `[8,4]`, without blanks so that it stays one word; `?` where it is not known yet."""
-    return "?" if shape is None else f"[{','.join(map(str, shape))}]"
+    return "?" if shape is None else _counts_text(tuple(shape))
+
+
+@lru_cache(1 << 10)
+def _counts_text(counts: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, counts))}]"
 
 
 def bytes_text(nbytes: int) -> str:
-    """Bytes in the decimal unit that keeps the number short: `832 B`, `1.2 GB`."""
+    """Return bytes in the decimal unit that keeps the number short: `832 B`, `1.2 GB`."""
     if nbytes < 1000:
         return f"{nbytes} B"
     number = float(nbytes)
@@ -55,7 +61,7 @@ def bytes_text(nbytes: int) -> str:
 
 
 def count_text(count: int, thing: str) -> str:
-    """`1 tensor`, `12 tensors`."""
+    """Return a number with its noun: `1 tensor`, `12 tensors`."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
@@ -70,7 +76,7 @@ def value_text(value: object) -> str:
 
 
 def value_pieces(value: object) -> Iterator[str]:
-    """The same, a bounded piece of a long list at a time."""
+    """Yield the text of a value, a bounded piece of a long list at a time."""
     if not isinstance(value, list | tuple) or len(value) <= _ITEMS:
         yield value_text(value)
         return
@@ -82,14 +88,14 @@ def value_pieces(value: object) -> Iterator[str]:
 
 
 def value_beginning(value: object) -> str:
-    """As much of it as a row of a table shows."""
+    """Return as much of the text of a value as a row of a table shows."""
     if isinstance(value, str | list | tuple):
         value = value[: _SHORT + 1]
     return short(value_text(value))
 
 
 def short(text: str, most: int = _SHORT) -> str:
-    """The beginning of a long text."""
+    """Return a text, or the beginning of one that is longer than `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -1,8 +1,9 @@
-"""Text output of `ties`."""
+"""Tied names and shared bytes as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.table import Column, table_text
@@ -10,7 +11,7 @@ from ckpt_cli.render.text import bytes_text, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
     from ckpt_cli.ops.aliasing import Group
-    from ckpt_cli.ops.ties import Ties
+    from ckpt_cli.ops.ties import Ties, Verdict
 
 _COLUMNS = (
     Column("how"),
@@ -20,6 +21,37 @@ _COLUMNS = (
     Column("bytes", right=True),
     Column("saved", right=True),
 )
+
+
+def to_json(ties: Ties) -> dict[str, object]:
+    """Return the groups as docs/json.md describes them."""
+    return {
+        "path": ties.path,
+        "tied": [_group_json(group) for group in ties.tied],
+        "overlapping": [_group_json(group) for group in ties.overlapping],
+        "co_stored": [_group_json(group) for group in ties.co_stored],
+        "aliases": dict(ties.aliases),
+        "equal": [{"names": list(group.names), "nbytes": group.nbytes} for group in ties.equal],
+        "claim": ties.claim,
+    }
+
+
+def _group_json(group: Group) -> dict[str, object]:
+    facts: dict[str, object] = {"names": list(group.names), "storage": group.storage, "nbytes": group.nbytes}
+    if group.view is not None:
+        shape = list(group.view.shape or ())
+        facts |= {"dtype": group.view.dtype.name, "shape": shape, "saved": group.saved}
+    return facts
+
+
+def verdict_to_json(verdict: Verdict) -> dict[str, object]:
+    """Return the result of `ties FILE A B`."""
+    return asdict(verdict)
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """Return the verdict as a sentence on a line."""
+    return f"{escaped(verdict.reason)}\n"
 
 
 def ties_text(ties: Ties, style: str) -> Iterator[str]:

@@ -1,12 +1,12 @@
-"""Text and JSON output of `tree`: the lines of torch's own `print(net)`, with or without notes beside them."""
+"""The module tree as text and JSON. The text has the lines of `print(net)`, with or without notes beside them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render.json import rows
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text
 
@@ -30,7 +30,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The parts of a tree that are shown."""
+    """The part of a tree that is shown."""
 
     depth: int | None = None
     """Levels below the root; None for all."""
@@ -45,9 +45,9 @@ class View:
 
 
 def tree_text(tree: Tree, view: View, style: str) -> Iterator[str]:
-    """The tree as lines: with sizes beside them for a `table`, else as torch prints it.
+    """Yield the tree as lines: with sizes beside them for a `table`, else as torch prints it.
 
-    `tsv`, `csv` and `markdown` have one row a module.
+    `tsv`, `csv` and `markdown` have a row for each module.
     """
     if style in ("csv", "markdown", "tsv"):
         yield from table_text(_COLUMNS, _rows(tree.root, view), style)
@@ -100,7 +100,7 @@ class _Pending:
 
 
 def _settings(item: _Pending, view: View) -> list[str]:
-    """The lines of settings; a list with children shows none."""
+    """Return the lines of settings; a list with children has no such lines."""
     description = item.branch.description
     if description.listed and item.branch.children:
         return []
@@ -108,7 +108,7 @@ def _settings(item: _Pending, view: View) -> list[str]:
 
 
 def _lines(root: Branch, view: View) -> Iterator[tuple[str, _Note | None]]:
-    """Every line, with a note where a branch begins: torch/nn/modules/module.py `Module.__repr__`."""
+    """Yield every line, with a note where a branch begins: torch/nn/modules/module.py `Module.__repr__`."""
     stack: list[_Pending | str] = [_Pending(root, "", 0)]
     while stack:
         item = stack.pop()
@@ -141,12 +141,12 @@ def _one_line(kind: str, settings: Sequence[str]) -> str:
 
 
 def _points(branch: Branch, view: View) -> bool:
-    """True if a tied branch is shown as the name of the one that it is."""
+    """True if a tied branch is shown as the name of the branch that it is tied to."""
     return branch.repeats and not view.bare and not view.full
 
 
 def _children(branch: Branch, item: _Pending, view: View) -> list[_Pending]:
-    """The lines below a branch; equal neighbours are one where its class shows them so."""
+    """Return what is shown below a branch; equal neighbours are one if its class shows them as one."""
     listed = branch.description.listed and not view.full
     inferred = branch.description.inferred or item.within_inferred
     groups: list[list[Branch]] = []
@@ -165,7 +165,7 @@ def _children(branch: Branch, item: _Pending, view: View) -> list[_Pending]:
 
 
 def _follows(group: list[Branch], child: Branch) -> bool:
-    """True if a child continues a row of equal ones that are numbered one after another."""
+    """True if a child continues a row of equal modules with consecutive numbers."""
     last = group[-1]
     numbered = last.name.isdecimal() and child.name.isdecimal() and len(child.name) < 10
     return last.printed == child.printed and numbered and int(child.name) == int(last.name) + 1
@@ -175,13 +175,17 @@ def _follows(group: list[Branch], child: Branch) -> bool:
 
 
 def _visible(root: Branch, view: View) -> Iterator[tuple[Branch, int]]:
-    """Every branch that is shown, with its depth; what lies below a tied one is shown where that is."""
+    """Yield every branch that is shown, with its depth."""
     stack = [(root, 0)]
     while stack:
         branch, depth = stack.pop()
         yield branch, depth
-        if not view.cuts(depth) and not (_points(branch, view) and depth):
-            stack.extend((child, depth + 1) for child in reversed(branch.children))
+        stack.extend((child, depth + 1) for child in reversed(_below(branch, depth, view)))
+
+
+def _below(branch: Branch, depth: int, view: View) -> Sequence[Branch]:
+    """Return the children that are shown; those of a tied branch are shown below the branch that it is tied to."""
+    return () if view.cuts(depth) or (_points(branch, view) and depth) else branch.children
 
 
 def _rows(root: Branch, view: View) -> Iterator[list[str]]:
@@ -197,7 +201,7 @@ def _rows(root: Branch, view: View) -> Iterator[list[str]]:
 
 
 def line_of(branch: Branch) -> str:
-    """A branch on one line, without its children."""
+    """Return a branch on one line, without its children."""
     settings = ", ".join(line.strip() for line in branch.description.settings)
     return _one_line(branch.description.kind, [settings])
 
@@ -205,18 +209,19 @@ def line_of(branch: Branch) -> str:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def tree_json(tree: Tree, view: View) -> Iterator[str]:
-    """Yield the output of `tree --json`, one module per line; it may be nested deeper than json.dumps would follow."""
-    head = {"path": tree.path, "format": tree.format, "inferred": tree.inferred}
-    yield json.dumps(head)[:-1] + ', "tree": '
-    before = 0
-    first = True
-    for branch, depth in _visible(tree.root, view):
-        if not first:
-            yield "]}" * (before - depth + 1) + (",\n" if depth <= before else "\n")
-        yield json.dumps(_facts(branch))[:-1] + ', "children": ['
-        before, first = depth, False
-    yield "]}" * (before + 1) + "}\n"
+def to_json(tree: Tree, view: View) -> dict[str, object]:
+    """Return the tree as docs/json.md describes it, each module made when its turn comes."""
+    return {
+        "path": tree.path,
+        "format": tree.format,
+        "inferred": tree.inferred,
+        "tree": _branch_json(tree.root, 0, view),
+    }
+
+
+def _branch_json(branch: Branch, depth: int, view: View) -> dict[str, object]:
+    below = _below(branch, depth, view)
+    return {**_facts(branch), "children": rows(lambda: (_branch_json(child, depth + 1, view) for child in below))}
 
 
 def _facts(branch: Branch) -> dict[str, object]:

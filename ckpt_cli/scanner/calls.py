@@ -83,7 +83,7 @@ def _bad_getattr(call: Call) -> str | None:
     """Return the reason that an attribute is not harmless as an enum's members (Python 3.11) and nested classes are."""
     resolved = resolve(call)
     if resolved is None:
-        return "it takes an attribute of something that only running the pickle would tell"
+        return "it takes an attribute of something that only running the pickle would show"
     judgement = judge(*resolved)
     return judgement.reason if judgement.verdict == "dangerous" else None
 
@@ -93,7 +93,7 @@ def _bad_partial(call: Call) -> str | None:
     for func in _targets(call):
         resolved = resolve(func)
         if resolved is None and not (isinstance(func, Call) and _is_call_of(func, _PARTIAL)):
-            return "it wraps something that only running the pickle would tell"
+            return "it wraps something that only running the pickle would show"
         if resolved is not None and judge(*resolved).verdict in ("dangerous", "depends"):
             return f"it wraps {'.'.join(resolved)}"
     return None
@@ -109,7 +109,7 @@ def _targets(call: Call) -> Iterator[object]:
 
 def _bad_load(call: Call) -> str | None:
     """Return the reason that nested bytes cannot be looked at; those that can are scanned for themselves."""
-    return None if len(list(_loaded(call))) == 1 else "it loads a pickle that only running this one would tell"
+    return None if len(list(_loaded(call))) == 1 else "it loads a pickle that only running this one would show"
 
 
 def loaded_by(trace: Trace) -> Iterator[object]:

@@ -134,7 +134,7 @@ def _prefixes(dotted: str) -> Iterator[str]:
 
 
 def _is_that(module: str, listed: str) -> bool:
-    """True if a module below a listed one can be a part of it: `code.models` is no part of Python's `code`."""
+    """True if a module below a listed one can be a part of it: `code.models` is not a part of Python's `code`."""
     top = listed.partition(".")[0]
     return module == listed or top not in sys.stdlib_module_names or top in _PACKAGES or "." in listed
 

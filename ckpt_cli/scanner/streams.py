@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.dtypes import BY_STORAGE
+from ckpt_cli.files.source import ByteSource
 from ckpt_cli.pickles.graph import Global, RawString
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.judge import dangerous
-from ckpt_cli.scanner.tolerant_zip import Readable
 from ckpt_cli.scanner.trace import Trace, trace_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -74,7 +74,7 @@ def _is_name(node: Global) -> bool:
     return all(part.isidentifier() or (part[:1] == "<" and part[-1:] == ">") for part in parts)
 
 
-def streams(source: Readable, where: str, budget: ScanBudget, *, sure: bool) -> Iterator[Found | Oddity]:
+def streams(source: ByteSource, where: str, budget: ScanBudget, *, sure: bool) -> Iterator[Found | Oddity]:
     """The pickles of a file that is nothing but pickles, and what stands after them.
 
     `sure`: it must be a pickle, by its name or its first bytes, so one that is broken from the start is reported.
@@ -197,12 +197,12 @@ def hidden_pickles(data: memoryview, position: int, where: str, budget: ScanBudg
             yield Oddity("warning", "hidden-pickle", place, "a pickle where there should be none")
 
 
-def storages_of_tar(source: Readable, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+def storages_of_tar(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
     """The member `storages`: a count, then for each a pickle and its elements, then the views."""
     yield from _interleaved(source, where, budget, _after_tar_storage)
 
 
-def tensors_of_tar(source: Readable, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+def tensors_of_tar(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
     """The member `tensors`: a count, then for each a pickle, its sizes, its strides and its offset."""
     yield from _interleaved(source, where, budget, _after_tar_tensor)
 
@@ -221,7 +221,7 @@ def _after_tar_tensor(data: memoryview, trace: Trace) -> int | None:
     return end if 0 <= dimensions <= limits.DIMENSIONS and end <= len(data) else None
 
 
-def _interleaved(source: Readable, where: str, budget: ScanBudget, after: _After) -> Iterator[Found | Oddity]:
+def _interleaved(source: ByteSource, where: str, budget: ScanBudget, after: _After) -> Iterator[Found | Oddity]:
     """Pickles with bytes of another kind after all but the first and those that follow the last."""
     data = source.view(0, source.size)
     position = number = 0

@@ -10,9 +10,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ckpt_cli import limits
+from ckpt_cli.files.source import ByteSource
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -27,20 +27,6 @@ _STRANGE_FLAGS = 0x1 | 0x20 | 0x40 | 0x2000
 
 _DESCRIPTOR = 24
 """Bytes of the longest descriptor that may stand between a record's data and the next header."""
-
-
-class Readable(Protocol):
-    """A source that can be read by ranges: a file, or bytes in memory."""
-
-    @property
-    def size(self) -> int:
-        """Bytes that it has."""
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly those bytes."""
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """The same, mapped where they are many."""
 
 
 @dataclass(slots=True)
@@ -81,7 +67,7 @@ class LooseZip:
     """The faults of the zip as a whole, in words."""
 
 
-def zips_within(source: Readable) -> Iterator[LooseZip]:
+def zips_within(source: ByteSource) -> Iterator[LooseZip]:
     """The zips of a file, the last one first: what stands before a zip may be a zip as well (DCP's `.distcp`)."""
     end = source.size
     for _ in range(limits.SCAN_FILES):
@@ -94,7 +80,7 @@ def zips_within(source: Readable) -> Iterator[LooseZip]:
             return
 
 
-def _zip_before(source: Readable, end: int, *, anywhere: bool) -> LooseZip | None:
+def _zip_before(source: ByteSource, end: int, *, anywhere: bool) -> LooseZip | None:
     """The zip that ends at a byte, or some bytes before the end of the file."""
     if end < _END.size:
         return None
@@ -129,7 +115,7 @@ def _zip_before(source: Readable, end: int, *, anywhere: bool) -> LooseZip | Non
     return LooseZip(begin, directory, stop, members, faults)
 
 
-def _end64(source: Readable, locator: int, at64: int) -> tuple[int, int, int, int] | None:
+def _end64(source: ByteSource, locator: int, at64: int) -> tuple[int, int, int, int] | None:
     """Return the place, count, size and offset of the zip64 end record: before the locator, or where that says."""
     for place in (locator - _END64.size, at64):
         if 0 <= place <= source.size - _END64.size:
@@ -140,7 +126,7 @@ def _end64(source: Readable, locator: int, at64: int) -> tuple[int, int, int, in
 
 
 def _members(
-    source: Readable, begin: int, directory: int, size: int, count: int, faults: list[str]
+    source: ByteSource, begin: int, directory: int, size: int, count: int, faults: list[str]
 ) -> Iterator[Member]:
     if size > limits.ZIP_DIRECTORY:
         faults.append(f"its directory of {size} bytes is larger than any that is read")
@@ -179,7 +165,7 @@ def _wide(extra: bytes, nbytes: int, stored: int, header: int) -> tuple[int, int
     return nbytes, stored, header
 
 
-def _compare(source: Readable, member: Member) -> None:
+def _compare(source: ByteSource, member: Member) -> None:
     """Find the data, and what the local header says otherwise."""
     if not 0 <= member.header <= source.size - _LOCAL.size:
         member.faults.append("has no local header")
@@ -222,7 +208,7 @@ def _compare_sizes(member: Member, crc: int, stored: int, nbytes: int) -> None:
         member.faults.append("has another CRC in its local header than in the directory")
 
 
-def content(source: Readable, member: Member, most: int) -> memoryview | None:
+def content(source: ByteSource, member: Member, most: int) -> memoryview | None:
     """A record's bytes, inflated where they must be; None where that is not possible."""
     stored = min(member.stored, source.size - member.begin)
     if member.begin < 0 or stored < 0:
@@ -251,7 +237,7 @@ def unlisted(found: LooseZip) -> Iterator[tuple[int, int]]:
         yield last, found.directory
 
 
-def inflated_crc(source: Readable, member: Member) -> int | None:
+def inflated_crc(source: ByteSource, member: Member) -> int | None:
     """The CRC-32 of a deflated record's content; None where it does not inflate to what the directory says."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     position, end, crc, seen = member.begin, min(member.end, source.size), 0, 0

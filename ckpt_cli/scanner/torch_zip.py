@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Generator
 
 from ckpt_cli import limits
-from ckpt_cli.scanner.budget import ScanBudget
+from ckpt_cli.budget import ScanBudget
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.scanner.streams import Found, Oddity, hidden_pickles, streams, trailing
-from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, Readable, content, unlisted, zips_within
+from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, content, unlisted, zips_within
 from ckpt_cli.scanner.walk import (
     PICKLE_NAMES,
-    Memory,
-    Part,
     Walk,
     enter,
     guess,
@@ -39,7 +39,7 @@ _CRC_BYTES = 64 * 2**20
 """Bytes up to which a pickle's CRC is checked."""
 
 
-def walk_zips(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def walk_zips(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Every zip of a file, and what stands before, between and after them."""
     zips = list(zips_within(source))
     if not zips:
@@ -52,7 +52,7 @@ def walk_zips(source: Readable, where: str, depth: int, budget: ScanBudget) -> W
     first = zips[-1].begin
     if first > 0:
         yield Oddity("warning", "leading-data", where, f"{first} bytes before the zip that it ends in")
-        yield from streams(Part(source, 0, first), where, budget, sure=False)
+        yield from streams(Window(source, 0, first), where, budget, sure=False)
     if len(zips) > 1 and not where.endswith(".distcp"):
         yield Oddity("warning", "several-zips", where, f"{len(zips)} zips one after another; readers take the last")
     for found in reversed(zips):
@@ -64,7 +64,7 @@ def walk_zips(source: Readable, where: str, depth: int, budget: ScanBudget) -> W
         yield from walk_zip(source, found, place, depth, budget)
 
 
-def walk_zip(source: Readable, found: LooseZip, where: str, depth: int, budget: ScanBudget) -> Walk:
+def walk_zip(source: ByteSource, found: LooseZip, where: str, depth: int, budget: ScanBudget) -> Walk:
     """One zip: its layout, its records, and what stands between them."""
     for fault in found.faults[:_SAID]:
         yield Oddity("warning", "broken-zip", where, fault)
@@ -117,12 +117,12 @@ def _is_extra(name: str, prefix: str) -> bool:
     return not f"/{inner}".startswith(_CODE)
 
 
-def _walk_member(source: Readable, member: Member, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _walk_member(source: ByteSource, member: Member, where: str, depth: int, budget: ScanBudget) -> Walk:
     if member.begin < 0 or member.begin > source.size or member.name.endswith(_TEXTS):
         return
     named = member.name.lower().endswith(PICKLE_NAMES)
     if member.method == 0:
-        inner: Readable | None = Part(source, member.begin, min(member.stored, source.size - member.begin))
+        inner: ByteSource | None = Window(source, member.begin, min(member.stored, source.size - member.begin))
     else:
         inner = yield from _inflated(source, member, where, budget, named=named)
     if inner is None:
@@ -143,8 +143,8 @@ def _walk_member(source: Readable, member: Member, where: str, depth: int, budge
 
 
 def _inflated(
-    source: Readable, member: Member, where: str, budget: ScanBudget, *, named: bool
-) -> Generator[Found | Oddity, None, Readable | None]:
+    source: ByteSource, member: Member, where: str, budget: ScanBudget, *, named: bool
+) -> Generator[Found | Oddity, None, ByteSource | None]:
     """A compressed record's content, as far as the limits go; None where it cannot be inflated."""
     room = min(limits.SCAN_INFLATED - budget.inflated, limits.PICKLE_INFLATED)
     data = content(source, member, room) if room > 0 else None
@@ -155,10 +155,10 @@ def _inflated(
     budget.inflated += len(data)
     if len(data) == room and named:
         yield Oddity("warning", "not-searched", where, f"it inflates to more than {room} bytes")
-    return Memory(data)
+    return MemorySource(data)
 
 
-def _unlisted_records(source: Readable, begin: int, end: int, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _unlisted_records(source: ByteSource, begin: int, end: int, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Records that have a local header but no entry in the directory."""
     piece = bytes(source.view(begin, min(end - begin, limits.SCAN_BYTES)))
     at = piece.find(b"PK\3\4")

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, PersistentId, RawString
 from ckpt_cli.pickles.machine import Handler, Machine, Table, entering
 from ckpt_cli.pickles.opcodes.push import Stopped
 from ckpt_cli.pickles.read import OPCODES
-from ckpt_cli.scanner.budget import ScanBudget
 
 _CHECK_EVERY = 1 << 12
 """Opcodes between two looks at the limits."""

@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator
 from typing import IO, cast
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
 from ckpt_cli.formats.numpy.preface import preface_size
-from ckpt_cli.scanner.budget import ScanBudget
 from ckpt_cli.scanner.streams import Found, Oddity, is_pickle, storages_of_tar, streams, tensors_of_tar
-from ckpt_cli.scanner.tolerant_zip import Readable
 from ckpt_cli.scanner.trace import trace_pickle
 
 Walk = Iterator[Found | Oddity]
-Walker = Callable[[Readable, str, int, ScanBudget], Walk]
+Walker = Callable[[ByteSource, str, int, ScanBudget], Walk]
 
 _HEAD = 600
 """Bytes that identify a kind of file; tar has its magic at byte 257."""
@@ -41,38 +42,7 @@ PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl"
 """Suffixes of pickles; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
 
 
-class Memory:
-    """Bytes at hand that read as a file."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._data = memoryview(data)
-        self.size = len(self._data)
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes from `offset`."""
-        return bytes(self._data[offset : offset + nbytes])
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """The same without a copy."""
-        return self._data[offset : offset + nbytes]
-
-
-class Part:
-    """A range of a source that reads as a file."""
-
-    def __init__(self, source: Readable, begin: int, size: int) -> None:
-        self._source, self._begin, self.size = source, begin, size
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes from `offset`."""
-        return self._source.read(self._begin + offset, nbytes)
-
-    def view(self, offset: int, nbytes: int) -> memoryview:
-        """The same, mapped where they are many."""
-        return self._source.view(self._begin + offset, nbytes)
-
-
-def walker_of(source: Readable, where: str) -> Walker | None:
+def walker_of(source: ByteSource, where: str) -> Walker | None:
     """Return the walker for the pickles of a source, by its content or, for those without a PROTO opcode, its name."""
     head = source.read(0, min(_HEAD, source.size))
     walker = next((walker for matches, walker in (*_SURE, *_KINDS) if matches(head)), None)
@@ -83,13 +53,13 @@ def walker_of(source: Readable, where: str) -> Walker | None:
     return _pickles if head and where.lower().endswith(PICKLE_NAMES) else None
 
 
-def inner_walker_of(source: Readable) -> Walker | None:
+def inner_walker_of(source: ByteSource) -> Walker | None:
     """The same for a record of numbers, in which the few bytes that identify other kinds can occur by chance."""
     head = source.read(0, min(_HEAD, source.size))
     return next((walker for matches, walker in _SURE if matches(head)), None)
 
 
-def walk(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def walk(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Every pickle within a source; nothing where it holds none."""
     walker = walker_of(source, where)
     if walker is None:
@@ -98,7 +68,7 @@ def walk(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
     yield from enter(walker, source, where, depth, budget)
 
 
-def enter(walker: Walker, source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def enter(walker: Walker, source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Let a walker find the pickles of a source, within the limits."""
     budget.files += 1
     if budget.files > limits.SCAN_FILES or depth > limits.SCAN_NESTING:
@@ -107,7 +77,7 @@ def enter(walker: Walker, source: Readable, where: str, depth: int, budget: Scan
     yield from walker(source, where, depth, budget)
 
 
-def guess(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The pickles of a source of no known kind, if one begins at its first byte."""
     head = memoryview(source.read(0, min(_LOOK, source.size)))  # most sources are numbers, and end here
     trace = trace_pickle(head, 0, budget)
@@ -120,18 +90,18 @@ def guess(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
             yield from _zip_at_the_end(source, where, depth, budget)
 
 
-def _zip(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _zip(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     from ckpt_cli.scanner.torch_zip import walk_zips  # which needs this module
 
     yield from walk_zips(source, where, depth, budget)
 
 
-def _pickles(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _pickles(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     yield from streams(source, where, budget, sure=True)
     yield from _zip_at_the_end(source, where, depth, budget)
 
 
-def _zip_at_the_end(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _zip_at_the_end(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The zip that a pickle ends in: torch looks at the beginning of a file, others at its end."""
     from ckpt_cli.scanner.tolerant_zip import zips_within
     from ckpt_cli.scanner.torch_zip import walk_zip
@@ -146,7 +116,7 @@ def _zip_at_the_end(source: Readable, where: str, depth: int, budget: ScanBudget
         yield from walk_zip(source, found, where, depth, budget)
 
 
-def _tar(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _tar(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The members of a tar file (POSIX ustar, and GNU's long names)."""
     position, long_name = 0, None
     while position + _BLOCK <= source.size:
@@ -158,10 +128,10 @@ def _tar(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
             yield Oddity("warning", "broken-tar", where, f"a member's header at byte {position} makes no sense")
             break
         name = long_name or header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        member = Part(source, position + _BLOCK, size)
+        member = Window(source, position + _BLOCK, max(size, 0))
         long_name = None
         if header[156:157] == b"L":
-            long_name = member.read(0, min(size, 4096)).rstrip(b"\0").decode("utf-8", "surrogateescape")
+            long_name = member.read(0, min(member.size, 4096)).rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif header[156:157] in (b"0", b"\0", b"7") and size:
             budget.files += 1
             if budget.files > limits.SCAN_FILES:
@@ -185,7 +155,7 @@ def _tar_number(field: bytes) -> int | None:
         return None
 
 
-def _tar_member(member: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _tar_member(member: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     base = where.rpartition("/")[2]
     special = {"storages": storages_of_tar, "tensors": tensors_of_tar}.get(base)
     if special is not None:
@@ -196,7 +166,7 @@ def _tar_member(member: Readable, where: str, depth: int, budget: ScanBudget) ->
         yield from walk(member, where, depth + 1, budget)
 
 
-def _npy(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
+def _npy(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
     """Arrays one after another; one of objects is a pickle after a header (numpy/lib/format.py `read_array`)."""
     position = preface_size(source)
     header = _array_header(source, position)
@@ -210,10 +180,10 @@ def _npy(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
 
         yield from trailing(source.view(position, source.size - position), 0, where, budget)
     elif position < source.size:
-        yield from _objects(Part(source, position, source.size - position), where, budget)
+        yield from _objects(Window(source, position, source.size - position), where, budget)
 
 
-def _array_header(source: Readable, position: int) -> Header | None:
+def _array_header(source: ByteSource, position: int) -> Header | None:
     """The header of the array that begins at a byte; None where none does."""
     try:
         size = header_size(source.read(position, min(HEAD, max(source.size - position, 0))))
@@ -222,7 +192,7 @@ def _array_header(source: Readable, position: int) -> Header | None:
         return None
 
 
-def _objects(source: Readable, where: str, budget: ScanBudget) -> Walk:
+def _objects(source: ByteSource, where: str, budget: ScanBudget) -> Walk:
     """The pickle of an array of objects, or of one whose header is not what numpy writes."""
     head = source.read(0, min(12, source.size))
     wide = head[6:7] >= b"\2"
@@ -230,13 +200,13 @@ def _objects(source: Readable, where: str, budget: ScanBudget) -> Walk:
     begin = (12 if wide else 10) + length
     text = source.read(10, min(length + 2, _NPY_HEADER, source.size - 10)) if source.size > 10 else b""
     if begin < source.size and (b"O" in text or b"object" in text or b"\\" in text or length > _NPY_HEADER):
-        yield from streams(Part(source, begin, source.size - begin), where, budget, sure=False)
+        yield from streams(Window(source, begin, source.size - begin), where, budget, sure=False)
 
 
 def _compressed(opener: Callable[[IO[bytes]], IO[bytes]]) -> Walker:
     """A walker for a file that is compressed as a whole."""
 
-    def walker(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+    def walker(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
         import io
 
         room = limits.SCAN_INFLATED - budget.inflated
@@ -249,12 +219,12 @@ def _compressed(opener: Callable[[IO[bytes]], IO[bytes]]) -> Walker:
         budget.inflated += len(data)
         if len(data) > room:
             yield Oddity("warning", "not-searched", where, f"it inflates to more than {limits.SCAN_INFLATED} bytes")
-        yield from walk(Memory(data[: max(room, 0)]), where, depth + 1, budget)
+        yield from walk(MemorySource(data[: max(room, 0)]), where, depth + 1, budget)
 
     return walker
 
 
-def _zlib(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
+def _zlib(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The pickles of what joblib writes with compress=True."""
 
     def opened(stream: IO[bytes]) -> IO[bytes]:
@@ -269,13 +239,13 @@ def _zlib(source: Readable, where: str, depth: int, budget: ScanBudget) -> Walk:
 def _closed(kind: str) -> Walker:
     """A walker for what is not opened."""
 
-    def walker(_: Readable, where: str, __: int, ___: ScanBudget) -> Walk:
+    def walker(_: ByteSource, where: str, __: int, ___: ScanBudget) -> Walk:
         yield Oddity("warning", "not-searched", where, f"{kind}: unpack it and scan what is in it")
 
     return walker
 
 
-def _keras(source: Readable, where: str, _: int, budget: ScanBudget) -> Walk:
+def _keras(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
     """An HDF5 file holds no pickle, but Keras puts the code of Lambda layers into its configuration."""
     room = min(source.size, limits.SCAN_BYTES)
     budget.searched += room

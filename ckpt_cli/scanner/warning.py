@@ -1,4 +1,4 @@
-"""The warning that a checkpoint that was opened, and so not run, names something that should not be run."""
+"""The warning that a checkpoint, which was opened without running it, names something dangerous."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ckpt_cli.scanner.judge import dangerous
 
 
 def dangerous_of(checkpoint: Checkpoint) -> str | None:
-    """The first name known to be dangerous in the pickles that were read; None where there is no such name."""
+    """Return the first dangerous name in the pickles that were read, or None."""
     document = checkpoint.document
     if isinstance(document, Graph):
         names = list(document.globals)

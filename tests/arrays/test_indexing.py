@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
 
-from ckpt_cli.arrays.indexing import Region, parse_index
-from ckpt_cli.arrays.overlap import regions_meet, row_pieces
+from ckpt_cli.arrays.indexing import Region, parse_index, part_at, range_cuts, row_pieces
+from ckpt_cli.arrays.overlap import regions_meet
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import UsageError
 from ckpt_cli.model.checkpoint import Storage, Tensor
@@ -130,3 +131,15 @@ def test_regions_meet_when_they_share_a_byte(a: Region, b: Region, first: str, s
         for t, r in ((x, a), (y, b))
     ]
     assert regions_meet(x, y) == bool(touched[0] & touched[1])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 5), max_size=4), st.data())
+def test_a_range_of_elements_is_a_few_basic_indices(shape: list[int], data: st.DataObject) -> None:
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    begin = data.draw(st.integers(0, numbers.size))
+    end = data.draw(st.integers(begin, numbers.size))
+    cuts = list(range_cuts(tuple(shape), begin, end))
+    found = [number for cut in cuts for number in numbers[part_at(tuple(shape), *cut)].reshape(-1).tolist()]
+    assert found == list(range(begin, end))
+    assert len(cuts) <= 2 * len(shape) + 1

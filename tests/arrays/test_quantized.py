@@ -13,6 +13,7 @@ from conftest import Ckpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import KINDS, by_channel, quantized, saved
+from set_elements import edit
 
 import ckpt_cli
 
@@ -125,10 +126,7 @@ def test_any_quantized_tensor_is_dequantized_and_set_as_torch_does(data: st.Data
         np.testing.assert_array_equal(checkpoint["x"].numpy(), made.dequantize().numpy())
     low, high = (max(least, -(2**20)) - zero) * scale, (min(most, 2**20) - zero) * scale
     wanted = low + (high - low) * data.draw(st.floats(-0.1, 1.1))
-    from ckpt_cli.edits.patching import edit_values
-    from ckpt_cli.edits.set_tensors import assign
-
-    edit_values(path, lambda opened, overlay: assign(opened, overlay, [f"x[0]={wanted!r}"], cast=True))
+    edit(path, f"x[0]={wanted!r}", cast=True)
     expected = torch.quantize_per_tensor(torch.tensor([wanted]), scale, zero, dtype).int_repr()[0]
     assert torch.load(path)["x"].int_repr().tolist() == [int(expected), *ints[1:]]
 

@@ -53,7 +53,7 @@ def longs(*values: int) -> bytes:
 HOSTILE: dict[str, tuple[Ops, dict[str, bytes], str]] = {
     "too few values": (coo(tensor("i", (1, 3), "Long"), ROW, (4,)), {"i": longs(0, 1, 2)}, "do not fit its shape"),
     "too many indices": (coo(tensor("i", (2, 2), "Long"), ROW, (4,)), {"i": longs(0, 1, 2, 3)}, "do not fit"),
-    "indices of floats": (coo(tensor("i", (1, 2)), ROW, (4,)), {"i": bytes(8)}, "are no integers"),
+    "indices of floats": (coo(tensor("i", (1, 2)), ROW, (4,)), {"i": bytes(8)}, "are not integers"),
     "indices without end": (coo(tensor("i", (1, 1 << 40), "Long", stride=(0, 0), numel=1),
                                 tensor("v", (1 << 40,), stride=(0,), numel=2), (1 << 50,)), {"i": longs(0)},
                             "repeats few bytes"),
@@ -65,7 +65,7 @@ HOSTILE: dict[str, tuple[Ops, dict[str, bytes], str]] = {
                                                tensor("o", (1,), "Long")),
                                         {"s": longs(3), "t": longs(1), "o": longs(0)}, "reaches beyond its buffer"),
     "a negative size": (nested(ROW, tensor("s", (1, 1), "Long"), tensor("t", (1, 1), "Long"),
-                               tensor("o", (1,), "Long")), {"s": longs(-1), "t": longs(1), "o": longs(0)}, "no count"),
+                               tensor("o", (1,), "Long")), {"s": longs(-1), "t": longs(1), "o": longs(0)}, "a count"),
     "constituents without end": (nested(ROW, *(tensor(key, (1 << 40, 1), "Long", stride=(0, 0), numel=1)
                                                for key in "st"),
                                         tensor("o", (1 << 40,), "Long", stride=(0,), numel=1)),
@@ -142,10 +142,10 @@ WRONG: dict[str, tuple[Ops, str]] = {
     "a scale that is text": (qtensor((AFFINE, "1", 0)), "its scale is '1'"),
     "a zero point that is no integer": (qtensor((AFFINE, 1.0, 0.5)), "its zero point 0.5"),
     "an unknown scheme": (qtensor((named("torch.per_row"), 1.0, 0)), "in a way that torch does not write"),
-    "no quantized dtype": (qtensor((AFFINE, 1.0, 0), "Float"), "its dtype float32 is none of quantized"),
+    "no quantized dtype": (qtensor((AFFINE, 1.0, 0), "Float"), "its dtype float32 is not that of a quantized"),
     "too few scales": (qtensor((CHANNEL, [1.0], [0], 0)), "1 scales and 1 zero points for 2 channels"),
     "an axis beyond": (qtensor((CHANNEL, [1.0, 1.0], [0, 0], 2)), "for 0 channels"),
-    "scales that are text": (qtensor((CHANNEL, ["a", "b"], [0, 0], 0)), "are no numbers"),
+    "scales that are text": (qtensor((CHANNEL, ["a", "b"], [0, 0], 0)), "are not numbers"),
     "parts too long": (qtensor((CHANNEL, tensor("v", (2,)), tensor("v", (1,), numel=2), 0)), "2 scales and 1 zero"),
 }
 

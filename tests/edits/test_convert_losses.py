@@ -30,7 +30,7 @@ def test_what_cannot_come_along_is_listed_and_refused(tmp_path: Path, ckpt: Ckpt
     assert not out.exists()
     assert answer.err.splitlines() == [
         f"ckpt: {path}: 4 of its entries cannot be written to a safetensors file",
-        "  epoch: a value, no tensor",
+        "  epoch: not a tensor",
         "  sparse: sparse_coo tensor",
         "  meta: meta tensor",
         "  twice: complex128, which a safetensors file cannot hold",

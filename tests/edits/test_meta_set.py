@@ -96,7 +96,7 @@ def test_a_string_that_would_read_as_a_tie_across_shards_is_refused(
     tmp_path: Path, ckpt: Ckpt, notes: dict[str, object] | None
 ) -> None:
     folder = shards_of(tmp_path / "set", [None, None], notes)
-    assert_refused(ckpt, folder, "would then tell of a tie", "meta", "note=t1")
+    assert_refused(ckpt, folder, "would then record a tie", "meta", "note=t1")
 
 
 def test_shards_and_containers_without_strings_refuse_them(tmp_path: Path, ckpt: Ckpt) -> None:

@@ -87,6 +87,16 @@ def test_rules_of_one_call_do_what_as_many_calls_do(
         assert names_of(one) == names_of(many)
 
 
+def test_containers_are_renamed_level_by_level_where_one_level_could_be_read_in_two_ways(
+    tmp_path: Path, ckpt: Ckpt
+) -> None:
+    """`state.a.w` could become `stxa.ate.xa.a.w` by a new key of `state` alone, which `state.b` could not have."""
+    one = tmp_path / "one.pt"
+    torch.save({"state": {"a": {"w": torch.tensor(0)}, "b": {"a": {"w": torch.tensor(1)}}}}, one)
+    edited(ckpt, "rename", one, "--sub", "a", r"x\g<0>", "--sub", "a", "a.a")
+    assert names_of(one) == {"stxa.ate.xa.a.w": 0, "stxa.ate.b.xa.a.w": 1}
+
+
 def names_of(path: Path) -> dict[str, int]:
     """The dotted names of a file of dicts."""
     found: dict[str, int] = {}

@@ -198,7 +198,7 @@ def test_meta_sets_and_removes_strings_in_the_header_alone(ckpt: Ckpt, plain: Pa
         (["-d", "gone"], "nothing is called 'gone'"),
         (["=x"], "'=x' is not KEY=VALUE"),
         (["z=1", "y"], "'y' is not KEY=VALUE"),
-        (["other.half=x"], "would tell of a tie"),
+        (["other.half=x"], "would record a tie"),
         (["k=\udcff"], "metadata is text, and that is not UTF-8"),
     ],
     ids=ascii,

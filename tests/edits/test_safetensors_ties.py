@@ -127,11 +127,11 @@ def test_tie_stores_equal_tensors_once_under_the_name_that_is_given_first(tmp_pa
 def test_no_name_and_no_string_may_become_a_tie_that_nobody_asked_for(tmp_path: Path, ckpt: Ckpt) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"a": torch.ones(2), "b": torch.ones(2)}, path, metadata={"author": "me", "b.note": "x"})
-    assert_refused(ckpt, path, "would then tell of a tie", "rename", "a", "me")
-    assert_refused(ckpt, path, "would then tell of a tie", "meta", "author=b")
-    assert_refused(ckpt, path, "would tell of a tie", "meta", "b=x")
+    assert_refused(ckpt, path, "would then record a tie", "rename", "a", "me")
+    assert_refused(ckpt, path, "would then record a tie", "meta", "author=b")
+    assert_refused(ckpt, path, "would record a tie", "meta", "b=x")
     edited(ckpt, "meta", path, "author=you")
-    assert_refused(ckpt, path, "would then tell of a tie", "rename", "a", "you")
+    assert_refused(ckpt, path, "would then record a tie", "rename", "a", "you")
     edited(ckpt, "rename", path, "a", "me")
     edited(ckpt, "rename", path, "b", "b.note")  # a tensor may be called as a string is
     assert_refused(ckpt, path, "has a string 'b.note'", "tie", "me", "b.note")

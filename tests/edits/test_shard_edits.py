@@ -204,3 +204,18 @@ def test_names_that_no_shard_has_stay_and_of_two_copies_the_one_that_counts_is_c
     assert index_of(folder)["metadata"] == {"total_size": 8, "total_parameters": 3, "by": ["me"]}
     assert_states(read_shard(folder / first), {"x": torch.ones(2).half()})
     assert_states(read_shard(folder / second), {"x": torch.zeros(2), "b": torch.ones(1)})
+
+
+def test_a_renamed_tensor_is_looked_for_where_it_is_although_the_index_was_wrong(shards: Path, ckpt: Ckpt) -> None:
+    (path,) = shards.glob("*.index.json")
+    index = index_of(shards)
+    right = dict(index["weight_map"])
+    wrong = {"m.b": right["m.a"], "n.d": right["n.e"]}
+    path.write_text(json.dumps(index | {"weight_map": right | wrong}))
+    edited(ckpt, "rename", shards, "m.b", "m.second")
+    found = index_of(shards)["weight_map"]
+    assert found.pop("m.second") == right.pop("m.b")
+    assert found == {**right, "n.d": wrong["n.d"]}  # what was not asked for stays
+    path.write_text(json.dumps(index_of(shards) | {"weight_map": {**found, "m.second": right["m.a"]}}))
+    edited(ckpt, "rename", shards, "--add", "net")
+    assert_holds(shards, renamed(lambda name: {"m.b": "net.m.second"}.get(name, f"net.{name}")))

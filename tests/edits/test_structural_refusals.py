@@ -59,7 +59,7 @@ STRANGE: dict[tuple[str, ...], str] = {
     ("rename", "pair.0", "pair.x"): "called by its place in a list",
     ("rm", "sparse.values"): "a part of a tensor",
     ("untie", "sparse"): "made of others",
-    ("cast", "half", "epoch"): "no tensor",
+    ("cast", "half", "epoch"): "not a tensor",
     ("cast", "half", "steps"): "not floating",
     ("tie", "model.w", "epoch"): "names 0 tensors",
     ("meta", "k=v"): "has no metadata of strings",
@@ -77,3 +77,32 @@ def test_what_a_pickle_cannot_say_is_refused_in_one_line(
     }  # fmt: skip
     command, *rest = arguments
     assert_refused(ckpt, saved(tmp_path / "a.pt", value, is_zip=is_zip), STRANGE[arguments], command, *rest)
+
+
+@pytest.fixture
+def lightning(here: Path) -> Path:
+    """A state_dict whose keys have dots, in a training checkpoint."""
+    tensors = {f"model.{number}.{kind}": torch.ones(2) for number in (0, 2) for kind in ("weight", "bias")}
+    return saved(here / "l.ckpt", {"state_dict": tensors, "epoch": 1})
+
+
+def test_a_root_within_the_keys_of_a_container_is_reached_by_the_two_commands_that_are_named(
+    lightning: Path, ckpt: Ckpt
+) -> None:
+    answer = ckpt("keep", lightning, "--root", "state_dict.model.0", "-o", "no.pt")
+    assert answer.code == 2
+    problem, hint = answer.err.splitlines()
+    assert problem.endswith(
+        "'state_dict.model.0' is not a container of its own: 'state_dict' has keys that begin with 'model.0.'"
+    )
+    assert hint == "hint: ckpt keep FILE --root state_dict -o OUT, then ckpt keep OUT --root model.0"
+    assert ckpt("keep", lightning, "--root", "state_dict", "-o", "OUT").code == 0
+    assert ckpt("keep", "OUT", "--root", "model.0").code == 0
+    assert torch.load("OUT").keys() == {"weight", "bias"}
+
+
+def test_a_root_that_is_no_prefix_is_told_apart_from_one_that_is_not_there(lightning: Path, ckpt: Ckpt) -> None:
+    name = "state_dict.model.0.weight"
+    assert_refused(ckpt, lightning, f"{name!r} is an entry itself", "keep", "--root", name)
+    assert_refused(ckpt, lightning, "did you mean state_dict.model?", "keep", "--root", "model")
+    assert_refused(ckpt, lightning, "did you mean state_dict.model.0?", "keep", "--root", "model.0")

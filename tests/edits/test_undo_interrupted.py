@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files import restore as restoring
+from ckpt_cli.files.hidden_files import journal_path, temporary_path
 from ckpt_cli.files.journal import apply as journal
-from ckpt_cli.files.sidecars import journal_path, temporary_path
 
 NAMES = "abcdefgh"
 """Tensors of a set, of which each shard has four."""

@@ -16,8 +16,8 @@ from killing import killed_at
 from safetensors.torch import load_file, save_file
 
 from ckpt_cli.cli.main import run
-from ckpt_cli.files.hard_links import _NOTE
-from ckpt_cli.files.sidecars import journal_path
+from ckpt_cli.files.hidden_files import journal_path
+from ckpt_cli.files.journal.pointer import _NOTE
 
 
 @pytest.fixture

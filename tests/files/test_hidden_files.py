@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import BusyError, RefusedError
 from ckpt_cli.files.atomic import locked_temporary, replacing, replacing_folder
-from ckpt_cli.files.sidecars import journal_path, staging_path, temporary_path, undo_record_path
+from ckpt_cli.files.hidden_files import journal_path, staging_path, temporary_path, undo_record_path
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from ckpt_cli.errors import CkptError, RefusedError
+from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.journal import apply as journal
-from ckpt_cli.files.journal import record as journal_log
+from ckpt_cli.files.journal import log as journal_log
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.sidecars import journal_path
 from ckpt_cli.files.source import LocalFile
 
 OLD = bytes(range(256)) * 8

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ckpt_cli.cli.main import run
 from ckpt_cli.files import sidecars as hidden
-from ckpt_cli.files.sidecars import journal_path, temporary_path
+from ckpt_cli.files.hidden_files import journal_path, temporary_path
 
 SUFFIX = ".safetensors"
 NAMES = {

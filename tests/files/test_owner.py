@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import Ckpt
 
-from ckpt_cli.files.owner import take_after
+from ckpt_cli.files.atomic import take_after
 
 IS_ROOT = os.geteuid() == 0
 OTHER = (54321, 54322)

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import RefusedError
+from ckpt_cli.files.hidden_files import journal_path, temporary_path
 from ckpt_cli.files.journal import apply as journal
-from ckpt_cli.files.journal import record as journal_log
+from ckpt_cli.files.journal import log as journal_log
 from ckpt_cli.files.journal import replace as replace_set
 from ckpt_cli.files.journal.pointer import write_pointer
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.sidecars import journal_path, temporary_path
 from ckpt_cli.files.source import LocalFile
 
 OLD = bytes(range(256)) * 4096

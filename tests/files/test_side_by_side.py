@@ -25,6 +25,7 @@ from side_by_side import problems_of
 import ckpt_cli
 from ckpt_cli.errors import BusyError, ChangedError
 from ckpt_cli.files import lock as locks
+from ckpt_cli.files import open as opened
 from ckpt_cli.files import unchanged as reading
 from ckpt_cli.files.atomic import locked_temporary
 from ckpt_cli.files.source import LocalFile
@@ -42,7 +43,7 @@ def flat() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("container", ["zip", "legacy", "safetensors", "shards"])
-def test_200_rounds_of_set_rename_ls_and_show_side_by_side_fail_nowhere(here: Path, container: str) -> None:
+def test_100_rounds_of_set_rename_ls_and_show_side_by_side_fail_nowhere(here: Path, container: str) -> None:
     path = here / "m"
     if container == "safetensors":
         save_file(flat(), path)
@@ -54,7 +55,7 @@ def test_200_rounds_of_set_rename_ls_and_show_side_by_side_fail_nowhere(here: Pa
         (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     else:
         torch.save(nested(), path, _use_new_zipfile_serialization=container == "zip")
-    assert problems_of(path, 50) == []
+    assert problems_of(path, 25) == []
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for others for a short time only."""
-    for module in (locks, reading):
+    for module in (locks, reading, opened):
         monkeypatch.setattr(module, "PATIENCE", 0.5)
 
 
@@ -267,7 +268,7 @@ def test_a_command_that_reads_values_reads_them_again_or_says_that_they_changed(
                 note_read(file)
             real_check(files)
 
-        for module in ("convert", "transaction", "patching", "set"):
+        for module in ("convert", "transaction"):
             monkeypatch.setattr(f"ckpt_cli.edits.{module}.require_unchanged", check)
     arguments = VALUES[command]
     times[0] = 1

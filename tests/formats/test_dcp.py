@@ -11,7 +11,8 @@ from typing import Any
 import dcp_formats
 import pytest
 import torch
-from dcp_files import CUTS, QUARTERS, WHOLE, Cut, Writer, edit, values
+from dcp_files import CUTS, QUARTERS, WHOLE, Cut, Writer, values
+from set_elements import edit
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,

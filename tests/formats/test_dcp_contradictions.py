@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from dcp_files import CUTS, QUARTERS, WHOLE, Writer, edit, values
+from dcp_files import CUTS, QUARTERS, WHOLE, Writer, values
+from set_elements import edit
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -49,10 +50,10 @@ def _listed(**fields: object) -> Any:
 
 
 CONTRADICTIONS = {
-    "path-up": (_rename_file("../x"), "which is no file of the folder"),
-    "path-absolute": (_rename_file("/etc/passwd"), "which is no file of the folder"),
-    "path-dots": (_rename_file(".."), "which is no file of the folder"),
-    "path-nul": (_rename_file("a\0b"), "which is no file of the folder"),
+    "path-up": (_rename_file("../x"), "which is not a file of the folder"),
+    "path-absolute": (_rename_file("/etc/passwd"), "which is not a file of the folder"),
+    "path-dots": (_rename_file(".."), "which is not a file of the folder"),
+    "path-nul": (_rename_file("a\0b"), "which is not a file of the folder"),
     "path-number": (_every(relative_path=3), "where it is, is"),
     "offset-negative": (_every(offset=-1), "where it is, is"),
     "offset-huge": (_every(offset=1 << 70), "where it is, is"),
@@ -65,12 +66,12 @@ CONTRADICTIONS = {
     "chunk-dims": (_chunk((0, 0), (4, 5)), "has a chunk of shape"),
     "size-overflow": (_listed(size=(1 << 40, 1 << 40)), "more elements than 64 bits can count"),
     "size-bytes-overflow": (_listed(size=(1 << 61, 2)), "more bytes than 64 bits can count"),
-    "size-text": (_listed(size="abc"), "no tuple of integers"),
+    "size-text": (_listed(size="abc"), "not a tuple of integers"),
     "chunks-none": (_listed(chunks=None), "its chunks are None"),
     "properties-none": (_listed(properties=None), "its properties are None"),
     "entry-none": (lambda writer: writer.listed.update(w=None), "neither a tensor nor a pickled value"),
     "key-number": (lambda writer: writer.listed.update({3: 4}), "where a name should be"),
-    "index-number": (lambda writer: writer.stored.update({3: 4}), "is no entry"),
+    "index-number": (lambda writer: writer.stored.update({3: 4}), "is not an entry"),
     "listed-none": (lambda writer: setattr(writer, "listed", None), "lists no entries"),
     "stored-none": (lambda writer: setattr(writer, "stored", None), "does not say where its items are"),
 }
@@ -106,7 +107,7 @@ LATE = {
     "overlap-and-hole": (_chunk((0, 4, 0), (4, 4, 3)), "two of its chunks overlap"),
     "no-place": (_without_place, r"nothing says where its chunk at \[4, 1, 0\] is"),
     "swapped": (_swapped, r"should be float64 of shape \[4, 5, 3\], it is float64 of shape \[2, 7, 3\]"),
-    "no-tensor": (_no_tensor, "its item is no tensor"),
+    "no-tensor": (_no_tensor, "its item is not a tensor"),
     "into-it": (_every(offset=3), "begins neither a torch.save file nor safetensors"),
     "dtype": (
         lambda writer: setattr(writer.listed["w"].properties, "dtype", torch.int64), "should be int64 of shape",

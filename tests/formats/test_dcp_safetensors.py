@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dcp_files import CUTS, QUARTERS, WHOLE, Cut, edit, values
+from dcp_files import CUTS, QUARTERS, WHOLE, Cut, values
 from safetensors.torch import save_file
+from set_elements import edit
 
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.formats import open_checkpoint

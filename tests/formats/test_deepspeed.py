@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from dcp_files import edit
+from set_elements import edit
 
 from ckpt_cli.errors import MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint

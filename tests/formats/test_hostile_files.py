@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,19 @@ from typing import Any
 import pytest
 from builders import old
 from builders.hostile import CANARY, CASES
-from builders.hostile_pickles import PICKLES
+from builders.hostile_pickles import PICKLES, SCALE
 from builders.pickles import pickled
 
 CALLS = 80_000_000
 """Functions that opening a file may call; the costliest of these files, of some 10 MB, takes 72 million."""
 MEBIBYTES = 300
+INTERPRETER = 50
+"""Mebibytes that a process takes that opens nothing."""
+
+
+def _scaled(mebibytes: int, scale: float) -> float:
+    """Return the memory that opening a file may take where limits are multiplied by `scale`."""
+    return INTERPRETER + (mebibytes - INTERPRETER) * scale
 
 
 @dataclass
@@ -41,18 +49,34 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests."""
-    folder = tmp_path_factory.mktemp("server")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[float, Server]]:
+    """A server with the limits that users have, and one with those that the smaller files are to meet."""
     command = [sys.executable, str(Path(__file__).parent.parent / "support" / "hostile_server.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
-        yield Server(process, folder)
-        assert process.stdin
-        process.stdin.close()
+    with ExitStack() as stack:
+        started: dict[float, Server] = {}
+        for scale in {1, SCALE}:
+            folder = tmp_path_factory.mktemp("server")
+            process = stack.enter_context(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=folder,
+                    env={**os.environ, "CKPT_LIMITS": str(scale)},
+                )
+            )
+            assert process.stdin
+            stack.callback(process.stdin.close)
+            started[scale] = Server(process, folder)
+        yield started
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_file_is_refused_or_read_within_limits(name: str, tmp_path: Path, server: Server) -> None:
+def test_a_hostile_file_is_refused_or_read_within_limits(
+    name: str, tmp_path: Path, servers: dict[float, Server]
+) -> None:
+    server = servers[CASES[name].scale]
     path = tmp_path / "hostile"
     path.write_bytes(CASES[name].build())
     facts = server.opened(path)
@@ -66,8 +90,8 @@ def test_a_hostile_file_is_refused_or_read_within_limits(name: str, tmp_path: Pa
         assert facts["path"] == str(path)
         assert facts["error"].isprintable()
         assert len(facts["error"]) < 1000
-    assert facts["peak"] < MEBIBYTES
-    assert facts["calls"] < CALLS
+    assert facts["peak"] < _scaled(MEBIBYTES, CASES[name].scale)
+    assert facts["calls"] < CALLS * CASES[name].scale
     assert not {"torch", "numpy", "ctypes", "runpy"} & set(facts["modules"])
     assert os.listdir(server.folder) == []
 
@@ -82,8 +106,11 @@ def test_the_canary_appears_when_a_pickle_is_run(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in PICKLES][::3])
-def test_the_same_pickles_in_a_stream_stay_within_limits(name: str, tmp_path: Path, server: Server) -> None:
+def test_the_same_pickles_in_a_stream_stay_within_limits(
+    name: str, tmp_path: Path, servers: dict[float, Server]
+) -> None:
     """A pickle in a stream is read in growing pieces, so that each is begun several times."""
+    server = servers[SCALE]
     pickled_badly = next(build for known, build, _ in PICKLES if known == name)()
     path = tmp_path / "hostile"
     path.write_bytes(old.save(None)[: -len(pickled(None) + pickled([]))] + pickled_badly + pickled([]))
@@ -91,6 +118,6 @@ def test_the_same_pickles_in_a_stream_stay_within_limits(name: str, tmp_path: Pa
     path.unlink()
     assert "died" not in facts
     assert facts["error"] is None or (facts["path"] == str(path) and facts["error"].isprintable())
-    assert facts["peak"] < MEBIBYTES
-    assert facts["calls"] < CALLS
+    assert facts["peak"] < _scaled(MEBIBYTES, SCALE)
+    assert facts["calls"] < CALLS * SCALE
     assert os.listdir(server.folder) == []

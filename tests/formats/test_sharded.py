@@ -15,6 +15,7 @@ from conftest import Ckpt
 from contract import write_shards
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from safetensors.torch import load_file, save_file
+from set_elements import edit
 
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, RefusedError, UnknownFormatError, UsageError
 from ckpt_cli.formats import open_checkpoint
@@ -187,10 +188,10 @@ def test_an_index_of_an_index_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b'{"weight_map": ', "is none"),
+        (b'{"weight_map": ', "not valid"),
         (b'{"a": 1}', "no weight_map"),
         (b'{"weight_map": ' + b"[" * 100_000, "nests too deeply"),
-        (b'{"\xff": 1}', "is none"),
+        (b'{"\xff": 1}', "not valid"),
     ],
 )
 def test_json_that_is_no_index_is_told_so(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -231,7 +232,7 @@ def test_a_shard_that_may_not_be_written_changes_nothing(folder: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o055)
     code = (
         "import os, sys; from ckpt_cli.cli.main import run; import ckpt_cli.cli.set, ckpt_cli.cli.ls\n"
-        "import numpy, ckpt_cli.edits.patching, ckpt_cli.edits.set_tensors, ckpt_cli.edits.assignment\n"
+        "import numpy, ckpt_cli.edits.transaction, ckpt_cli.edits.set_tensors, ckpt_cli.edits.assignment\n"
         "import ckpt_cli.arrays.codec\n"
         "import ckpt_cli.render.edits, ckpt_cli.formats.sharded.read, ckpt_cli.formats.sharded.names\n"
         "import ckpt_cli.formats.safetensors.read, ckpt_cli.files.journal.apply, ckpt_cli.files.lock\n"
@@ -247,9 +248,6 @@ def test_a_shard_that_may_not_be_written_changes_nothing(folder: Path) -> None:
 
 
 def test_a_set_in_the_hubs_cache_is_not_edited_in_place(folder: Path, tmp_path: Path) -> None:
-    from ckpt_cli.edits.patching import edit_values
-    from ckpt_cli.edits.set_tensors import assign
-
     blobs = tmp_path / "hub" / "blobs"
     blobs.mkdir(parents=True)
     for number, shard in enumerate(SHARDS):
@@ -257,9 +255,9 @@ def test_a_set_in_the_hubs_cache_is_not_edited_in_place(folder: Path, tmp_path: 
         (folder / shard).rename(blob)
         (folder / shard).symlink_to(blob)
     with pytest.raises(RefusedError, match="Hugging Face"):
-        edit_values(str(folder), lambda checkpoint, overlay: assign(checkpoint, overlay, ["layers.0.bias=5"]))
+        edit(folder, "layers.0.bias=5")
     out = tmp_path / "out"
-    edit_values(str(folder), lambda c, o: assign(c, o, ["layers.0.bias=5"]), output=str(out))
+    edit(folder, "layers.0.bias=5", output=out)
     assert sorted(os.listdir(out)) == sorted([*SHARDS, INDEX, "config.json"])
     assert not any(path.is_symlink() for path in out.iterdir())
 

@@ -180,7 +180,7 @@ def test_parameters_of_before_0_4_are_read(tmp_path: Path) -> None:
             old.save({"a": view(old.reference("7", 1 << 60))}, {"7": ROW}, numels={"7": 1 << 60}),
             "storage '7' needs bytes",
         ),
-        (old.save({"a": view(old.reference("7", 4, "Odd"))}, {"7": ROW}), "no storage class"),
+        (old.save({"a": view(old.reference("7", 4, "Odd"))}, {"7": ROW}), "not a storage class"),
     ],
 )
 def test_a_save_that_torch_does_not_write_is_refused(content: bytes, problem: str, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_what_is_no_manifest_is_refused(text: str, tmp_path: Path, ckpt: Ckpt) -
     (tmp_path / "m.json").write_text(text)
     done = ckpt("hash", tmp_path / "m.pt", "--verify", tmp_path / "m.json")
     assert done.code == 2
-    assert "no manifest" in done.err
+    assert "not a manifest" in done.err
 
 
 def test_views_that_repeat_few_bytes_without_end_are_refused(tmp_path: Path, ckpt: Ckpt) -> None:

@@ -168,7 +168,7 @@ def test_ls_and_info_warn_in_one_line(tmp_path: Path, ckpt: Ckpt, command: str) 
     answer = ckpt(command, path)
     assert answer.code == 0
     assert answer.err == (
-        f"warning: {path}: its pickle would run posix.system if something else loaded it; ckpt scan {path} tells more\n"
+        f"warning: {path}: its pickle would run posix.system if something else loaded it; see ckpt scan {path}\n"
     )
     assert ckpt(command, write(tmp_path / "n.pt", {"a": call("lab.f", 1)})).err == ""
 

@@ -130,11 +130,11 @@ def test_integers_are_exact_to_their_extremes(
 
 
 def _json(path: Path) -> dict[str, Any]:
-    from ckpt_cli.render.json import stats_json
+    from ckpt_cli.render.stats import to_json
 
     with ThreadPoolExecutor(1) as executor:
         checkpoint = open_checkpoint(str(path))
-        found = json.loads("".join(stats_json(stats(checkpoint, (), executor))))
+        found = json.loads(json.dumps(to_json(stats(checkpoint, (), executor)), default=list))
         checkpoint.close()
     return {row["name"]: row for row in found["tensors"]}
 

@@ -24,6 +24,7 @@ import pytest
 import torch
 from conftest import Ckpt
 
+from ckpt_cli.arrays import indexing as chunks
 from ckpt_cli.arrays.compare import Tolerance
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats import open_checkpoint
@@ -32,7 +33,6 @@ from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.ops.hash import hash_tensors
 from ckpt_cli.ops.stats import stats
 from ckpt_cli.parallel import map as jobs
-from ckpt_cli.parallel import tensor_chunks as chunks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize", "ignore:.*ComplexHalf", "ignore:.*Quantized")
 
@@ -148,7 +148,8 @@ def _cut_short(command: str, path: Path, *more: object) -> None:
     """Run a command, and cut the files short after it gathered a piece: were they mapped, the process would end."""
     code = (
         "import os, sys\nfrom ckpt_cli.cli.main import run\nfrom ckpt_cli.files.source import LocalFile\n"
-        "LocalFile.forget = lambda file: os.truncate(file.path, 3000)\nsys.exit(run(sys.argv[1:]))"
+        "read = LocalFile.read_into\ncut = lambda file: os.truncate(file.path, 3000)\nLocalFile.forget = cut\n"
+        "LocalFile.read_into = lambda file, *where: (read(file, *where), cut(file))[0]\nsys.exit(run(sys.argv[1:]))"
     )
     call = [sys.executable, "-c", code, command, path, *more]
     done = subprocess.run(call, capture_output=True, text=True, check=False)

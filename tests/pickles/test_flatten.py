@@ -376,6 +376,7 @@ LAUGH = Ops(value([put(0, [T, T]), get(0), get(0), get(0)]))
 def test_a_limit_of_the_walk_is_met(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, most: int, root: Any, words: str
 ) -> None:
+    monkeypatch.setattr(limits, "WALK_STEPS_PER_BYTE", 0)
     monkeypatch.setattr(limits, limit, most)
     with pytest.raises(LimitError, match=words) as refused:
         built_of(tmp_path, root)

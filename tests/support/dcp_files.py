@@ -19,23 +19,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ckpt_cli.arrays.codec import values_of
-from ckpt_cli.edits.patching import Edit, edit_values
-from ckpt_cli.edits.set_tensors import Changes, assign
-from ckpt_cli.files.patches import Overlay
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model.checkpoint import Checkpoint
 
 Cut = tuple[tuple[int, ...], tuple[int, ...]]
 """The offsets and sizes of a chunk."""
-
-
-def edit(path: Path, *assignments: str, output: Path | None = None) -> Edit:
-    """What `ckpt set` does."""
-
-    def plan(checkpoint: Checkpoint, overlay: Overlay) -> Changes:
-        return assign(checkpoint, overlay, assignments)
-
-    return edit_values(str(path), plan, output=None if output is None else str(output))
 
 
 def values(path: Path, name: str = "w") -> torch.Tensor:

@@ -291,8 +291,11 @@ class Trials:
 
     # --- faults while an interrupted edit is finished
 
-    def recoveries(self, at: int, kinds: tuple[str, ...]) -> Iterator[str | None]:
-        """What is wrong after a kill at a step, and a fault at each step of the next command, which finishes it."""
+    def recoveries(self, at: int, kinds: tuple[str, ...], most: int) -> Iterator[str | None]:
+        """What is wrong after a kill at a step, and a fault at a step of the next command, which finishes it.
+
+        Each kind of fault is tried at so many of those steps at most, once and twice.
+        """
         here = self._copy()
         forked(here, self.scene.command, "kill", at)
         command = ("ls", self.scene.target)
@@ -301,7 +304,7 @@ class Trials:
         expected = held_by(copied / self.scene.target)
         shutil.rmtree(copied)
         for kind in kinds:
-            for second in steps_of(kind, steps):
+            for second in _some(steps_of(kind, steps), most):
                 for third in (0, second):
                     copied = self._like(here)
                     problem = self._recovered(copied, kind, second, third, expected)
@@ -357,13 +360,16 @@ def _some(steps: Sequence[int], most: int) -> list[int]:
 def answer(trials: Trials, request: dict[str, Any]) -> dict[str, Any]:
     """What a request gets."""
     kind, most = request.get("kind"), request.get("most", 1_000)
-    if kind is None:
+    if kind == "new":
+        for name, content in trials.new.items():
+            (Path(request["into"]) / name).write_bytes(content)
+    if kind in (None, "new"):
         return {"steps": trials.steps, "old": sorted(trials.old), "new": sorted(trials.new)}
     if kind == "recovery":
         found = [
             problem
             for at in _some(range(1, len(trials.steps) + 1), most)
-            for problem in trials.recoveries(at, tuple(request["kinds"]))
+            for problem in trials.recoveries(at, tuple(request["kinds"]), request.get("then", 1_000))
         ]
     else:
         found = [

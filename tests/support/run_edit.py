@@ -91,7 +91,7 @@ SENSELESS: dict[tuple[str, ...], str] = {
     ("rename", "--map", "unknown.json"): "nothing is called 'zz'",
     ("rename", "--map", "list.json"): "a map of names is a JSON object",
     ("rename", "--map", "number.json"): "a map of names is a JSON object of strings",
-    ("rename", "--map", "cut.json"): "no JSON",
+    ("rename", "--map", "cut.json"): "not JSON",
     ("rename", "--map", "surrogate.json"): "which is not a valid name",
     ("rename", "--map", "gone.json"): "No such file",
     ("rename", "a", "b"): "'a' and 'b' would both be called 'b'",

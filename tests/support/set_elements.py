@@ -8,19 +8,17 @@ from typing import Any
 import torch
 from contract import State, bits
 
-from ckpt_cli.edits.patching import Edit, edit_values
-from ckpt_cli.edits.set_tensors import Changes, assign
-from ckpt_cli.files.patches import Overlay
-from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.edits.plan import EditOptions, EditResult
+from ckpt_cli.edits.set import plan_set
+from ckpt_cli.edits.transaction import transaction
 
 
-def edit(path: Path, *assignments: str, output: Path | None = None, backup: bool = False) -> Edit:
-    """What `ckpt set` does."""
-
-    def plan(checkpoint: Checkpoint, overlay: Overlay) -> Changes:
-        return assign(checkpoint, overlay, assignments)
-
-    return edit_values(str(path), plan, output=None if output is None else str(output), backup=backup)
+def edit(
+    path: Path | str, *assignments: str, output: Path | None = None, backup: bool = False, cast: bool = False
+) -> EditResult:
+    """Do what `ckpt set` does."""
+    options = EditOptions(None if output is None else str(output), backup=backup)
+    return transaction(str(path), lambda checkpoint: plan_set(checkpoint, assignments, cast=cast), options)
 
 
 def same_states(a: State, b: State) -> bool:

@@ -1,4 +1,4 @@
-"""Patches in place, all or nothing, by a redo and undo log beside the file (`files/journal/record.py`).
+"""Patches in place, all or nothing, by a redo and undo log beside the file (`files/journal/log.py`).
 
 The journal is complete on disk before the first patch, and is removed after the last one is on disk. So a journal
 without its trailer means that nothing was patched, and one with it can be rolled forward at any time, as long as the
@@ -6,8 +6,7 @@ files are those that it was written for (`files/journal/check.py`). One of which
 Where a file becomes longer or shorter, the bytes beyond its end count as zeros, old or new.
 
 An edit of several files has one journal, beside the first of them. Beside each other one a pointer is made durable
-before the journal and removed after it (`files/journal/pointer.py`). A file with several names gets a note
-(`files/hard_links.py`).
+before the journal and removed after it, and a file with several names gets a note (`files/journal/pointer.py`).
 """
 
 from __future__ import annotations
@@ -18,17 +17,23 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 from ckpt_cli.errors import CkptError, FormatError, RefusedError
-from ckpt_cli.files.fsync import sync_folder, write_all
-from ckpt_cli.files.hard_links import forget_edit, note_edit
-from ckpt_cli.files.hidden_files import open_journal, require_trusted
+from ckpt_cli.files.hidden_files import journal_path, open_journal, require_trusted
 from ckpt_cli.files.journal.check import State, states_of
-from ckpt_cli.files.journal.pointer import names_in, neighbour, pointed_to, remove_journal, write_pointer
-from ckpt_cli.files.journal.record import MAGIC, Header, header_of, is_complete, records_of, write_journal
+from ckpt_cli.files.journal.log import MAGIC, Header, header_of, is_complete, patches_of, write_journal
+from ckpt_cli.files.journal.pointer import (
+    forget_edit,
+    names_in,
+    neighbour,
+    note_edit,
+    pointed_to,
+    remove_journal,
+    write_pointer,
+)
 from ckpt_cli.files.lock import lock
 from ckpt_cli.files.outcome import Outcome, interrupts_deferred, state, stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.sidecars import journal_path
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.system import read_at, sync, sync_folder, write_all
 
 _REPLACES = b"ckpt-replace-"
 """The first bytes of another kind of journal: one of files that are replaced (`files/journal/replace.py`)."""
@@ -92,10 +97,10 @@ def _patch(overlay: Overlay, number: int) -> None:
     write_patches(overlay, number, file)
     if overlay.size(number) != file.size:
         os.ftruncate(file.fd, overlay.size(number))
-    os.fsync(file.fd)
+    sync(file.fd)
 
 
-def _clear(files: Iterable[LocalFile], log: str, *pointers: str) -> None:
+def _clear(files: Iterable[SourceFile], log: str, *pointers: str) -> None:
     """Remove the journal, after the notes that lead to it and before the pointers."""
     for file in files:
         forget_edit(file)
@@ -201,10 +206,10 @@ def _finish(journal: LocalFile, header: Header, files: Sequence[LocalFile | None
     """
     states = states_of(journal, header, files)
     if State.BEGUN in states and not any(kind in _NOT_OURS for kind in states):
-        for record in records_of(journal):
-            file = files[record.file]
+        for patch in patches_of(journal):
+            file = files[patch.file]
             if file is not None:
-                write_all(file.fd, record.new, record.offset)
+                write_all(file.fd, patch.new, patch.offset)
         _cut(files, [entry["new_size"] for entry in header["files"]])
         return True
     written = (State.BEGUN,) if State.STALE in states else (State.BEGUN, State.OLD)
@@ -222,7 +227,7 @@ def _finish(journal: LocalFile, header: Header, files: Sequence[LocalFile | None
     return False
 
 
-def _require_one_folder(files: Sequence[LocalFile]) -> None:
+def _require_one_folder(files: Sequence[SourceFile]) -> None:
     """Refuse to patch files together that no one journal can stand beside."""
     folders = {os.path.dirname(os.path.realpath(file.path)) for file in files}
     if len(folders) > 1:
@@ -233,13 +238,13 @@ def _require_one_folder(files: Sequence[LocalFile]) -> None:
         )
 
 
-def write_patches(overlay: Overlay, number: int, target: LocalFile) -> None:
+def write_patches(overlay: Overlay, number: int, target: SourceFile) -> None:
     """Write the patches of file `number` into `target`: that file, or a copy of it."""
     for patch in overlay.patches(number):
         write_all(target.fd, overlay.new_bytes(patch), patch.offset)
 
 
-def _put_back(log: str, files: Sequence[LocalFile | None], *, compare: bool = True) -> None:
+def _put_back(log: str, files: Sequence[SourceFile | None], *, compare: bool = True) -> None:
     """Put the old bytes back from the journal, those that are there already only without `compare`.
 
     After an error of the disk, what is read may not be what is on the disk: then they are all written.
@@ -249,18 +254,18 @@ def _put_back(log: str, files: Sequence[LocalFile | None], *, compare: bool = Tr
     with open_journal(log) as journal:
         header = header_of(journal)
         sizes = [entry["size"] for entry in header["files"]] if header else []
-        for record in records_of(journal) if header else ():
-            file = files[record.file]
-            old = record.old[: max(sizes[record.file] - record.offset, 0)]
-            if file is not None and not (compare and os.pread(file.fd, len(old), record.offset) == old):
-                write_all(file.fd, old, record.offset)
+        for patch in patches_of(journal) if header else ():
+            file = files[patch.file]
+            old = patch.old[: max(sizes[patch.file] - patch.offset, 0)]
+            if file is not None and not (compare and read_at(file.fd, len(old), patch.offset) == old):
+                write_all(file.fd, old, patch.offset)
         _cut(files, sizes)
 
 
-def _cut(files: Sequence[LocalFile | None], sizes: Sequence[int]) -> None:
+def _cut(files: Sequence[SourceFile | None], sizes: Sequence[int]) -> None:
     """Give files the sizes that they are to have, and make all that was written durable."""
     for file, size in zip(files, sizes, strict=True):
         if file is not None:
             if os.fstat(file.fd).st_size != size:
                 os.ftruncate(file.fd, size)
-            os.fsync(file.fd)
+            sync(file.fd)

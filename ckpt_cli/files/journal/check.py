@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 
 from ckpt_cli.files.journal.identity import Sample, identity_of
-from ckpt_cli.files.journal.record import File, Header, Record, reach, records_of
+from ckpt_cli.files.journal.log import File, Header, LoggedPatch, patches_of, reach
 from ckpt_cli.files.patches import read_padded
 from ckpt_cli.files.source import LocalFile
 
@@ -37,15 +37,15 @@ def states_of(journal: LocalFile, header: Header, files: Sequence[LocalFile | No
         None if file is None else _Comparison(entry, file, by_inode=not is_copy)
         for entry, file in zip(header["files"], files, strict=True)
     ]
-    for record in records_of(journal):
-        comparison = comparisons[record.file]
+    for patch in patches_of(journal):
+        comparison = comparisons[patch.file]
         if comparison is not None:
-            comparison.take(record)
+            comparison.take(patch)
     return [State.GONE if each is None else each.state(now.mtime) for each in comparisons]
 
 
 class _Comparison:
-    """One file, compared record by record."""
+    """One file, compared patch by patch."""
 
     def __init__(self, entry: File, file: LocalFile, *, by_inode: bool) -> None:
         self._entry = entry
@@ -58,20 +58,20 @@ class _Comparison:
         if self._by_inode and entry["identity"] is not None:
             self._is_stale |= not entry["identity"].is_inode(self._now)
 
-    def take(self, record: Record) -> None:
+    def take(self, patch: LoggedPatch) -> None:
         """Compare a patched range."""
-        end = record.offset + len(record.new)
+        end = patch.offset + len(patch.new)
         if self._is_stale or end > reach(self._entry):
             self._is_stale = True
             return
-        now = read_padded(self._file, record.offset, len(record.new))
-        if now != record.old:
+        now = read_padded(self._file, patch.offset, len(patch.new))
+        if now != patch.old:
             self._is_old = False
-            self._is_stale = not _is_between(record, now)
-        self._sample.exclude(record.offset, end)
+            self._is_stale = not _is_between(patch, now)
+        self._sample.exclude(patch.offset, end)
 
     def state(self, written: int) -> State:
-        """The state after all records; the journal was written at the time `written`."""
+        """The state after all patches; the journal was written at the time `written`."""
         was = self._entry["identity"]
         if self._is_stale or (was is not None and self._sample.checksum(self._file) != self._entry["sample"]):
             return State.STALE
@@ -82,10 +82,10 @@ class _Comparison:
         return State.STALE if self._by_inode and is_touched and self._now.mtime < written else State.BEGUN
 
 
-def _is_between(record: Record, now: bytes) -> bool:
+def _is_between(patch: LoggedPatch, now: bytes) -> bool:
     """True if each byte is an old or a new one, as an interrupted patch leaves them."""
     for at in range(0, len(now), _SECTOR):
-        old, new, found = (data[at : at + _SECTOR] for data in (record.old, record.new, now))
+        old, new, found = (data[at : at + _SECTOR] for data in (patch.old, patch.new, now))
         if found not in (old, new) and any(byte not in pair for byte, *pair in zip(found, old, new, strict=True)):
             return False
     return True

@@ -11,7 +11,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 
 _WHOLE = 512 << 10
 """Bytes up to which all of a file is in its sample."""
@@ -69,7 +69,7 @@ class Sample:
             left = (self._pieces[first][0], begin), (end, self._pieces[last - 1][1])
             self._pieces[first:last] = [piece for piece in left if piece[0] < piece[1]]
 
-    def checksum(self, file: LocalFile) -> int:
+    def checksum(self, file: SourceFile) -> int:
         """The CRC-32 of what is left of the sample."""
         crc = 0
         for begin, end in self._pieces:

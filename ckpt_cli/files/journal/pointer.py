@@ -1,17 +1,32 @@
-"""Pointers to a journal that stands beside another file: whoever opens only one file of several finds it too.
+"""The ways to a journal from a file that it does not stand beside: another file of the edit, or another name of it.
 
-.OTHER.ckpt-journal: magic | name of the file that the journal stands beside | 0 | OTHER
+Beside another file of the edit stands a pointer:
+
+    .OTHER.ckpt-journal: magic | name of the file that the journal stands beside | 0 | OTHER
+
+A file with several names (hard links) gets the path under which it is edited as an extended attribute. It is set before
+the first patch and removed before the journal. One that somebody planted can do no more than a planted journal: it
+only says where to look.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError
-from ckpt_cli.files.fsync import sync_folder, write_all
-from ckpt_cli.files.hidden_files import create_hidden, open_journal
-from ckpt_cli.files.sidecars import journal_path
+from ckpt_cli.files.hidden_files import journal_path, open_journal
+from ckpt_cli.files.source import SourceFile
+from ckpt_cli.files.system import (
+    create_private,
+    get_attribute,
+    remove_attribute,
+    set_attribute,
+    sync,
+    sync_folder,
+    write_all,
+)
 
 _MAGIC = b"ckpt-journal-of\n"
 _LIMIT = 8192
@@ -19,10 +34,10 @@ _LIMIT = 8192
 
 def write_pointer(path: str, first: str) -> None:
     """Note beside the file `path` that the journal which is about it stands beside another one, called `first`."""
-    fd = create_hidden(journal_path(path))
+    fd = create_private(journal_path(path))
     try:
         write_all(fd, _MAGIC + os.fsencode(first) + b"\0" + os.fsencode(os.path.basename(path)), 0)
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -65,3 +80,64 @@ def remove_journal(path: str, *pointers: str) -> None:
                 removed = True
         if removed:
             sync_folder(os.path.dirname(path))
+
+
+# --- other names of one file ------------------------------------------------------------------------------------------
+
+_NOTE = "user.ckpt.journal"
+
+_UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.E2BIG, errno.ERANGE)
+"""Error numbers of a file system that cannot keep the attribute."""
+
+
+def note_edit(file: SourceFile) -> None:
+    """Note with a file that has several names, durably, under which of them it is edited.
+
+    Raises RefusedError where the file system has no extended attributes.
+    """
+    if os.fstat(file.fd).st_nlink < 2:
+        return
+    try:
+        set_attribute(file.fd, _NOTE, os.fsencode(os.path.realpath(file.path)))
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        raise RefusedError(
+            "it has several names (hard links), and the file system cannot note an edit so that each of them finds it",
+            path=file.path,
+            hint="write the result to a new file with -o OUT",
+        ) from error
+    sync(file.fd)
+
+
+def forget_edit(file: SourceFile) -> None:
+    """Remove the note of an edit that is done, durably."""
+    if _noted(file) is not None:
+        remove_attribute(file.fd, _NOTE)
+        sync(file.fd)
+
+
+def edited_elsewhere(file: SourceFile) -> str | None:
+    """The other name of an open file under which an edit was begun that is not finished; None as a rule.
+
+    Raises RefusedError where that name is not there any more, so that the edit cannot be finished.
+    """
+    other = _noted(file)
+    if other is None:
+        return None
+    there = False
+    with suppress(OSError, ValueError):
+        there = os.path.isabs(other) and os.path.samestat(os.stat(other), os.fstat(file.fd))
+    if not there:
+        raise RefusedError(
+            f"an edit of it under another name was interrupted, and that name is not there: {other}",
+            path=file.path,
+            hint=f"ckpt ls on that name finishes the edit; if this file is whole: setfattr -x {_NOTE} {file.path!r}",
+        )
+    return other if os.path.lexists(journal_path(other)) else None  # a journal that was removed was so on purpose
+
+
+def _noted(file: SourceFile) -> str | None:
+    """The name that is noted with a file, or None."""
+    note = get_attribute(file.fd, _NOTE)
+    return None if note is None else os.fsdecode(note)

@@ -23,16 +23,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt_cli.errors import RefusedError
-from ckpt_cli.files.atomic import locked_temporary
-from ckpt_cli.files.fsync import sync_folder, write_all
-from ckpt_cli.files.hidden_files import create_hidden, open_journal, require_trusted
+from ckpt_cli.files.atomic import locked_temporary, take_after, warn_of_lost
+from ckpt_cli.files.hidden_files import journal_path, open_journal, require_trusted, temporary_path
 from ckpt_cli.files.journal.identity import Identity, identity_of, parsed_identity
 from ckpt_cli.files.journal.pointer import remove_journal, write_pointer
 from ckpt_cli.files.lock import try_lock
 from ckpt_cli.files.outcome import Outcome, Stage, interrupts_deferred, stating
-from ckpt_cli.files.owner import take_after, warn_of_lost
-from ckpt_cli.files.sidecars import journal_path, temporary_path
+from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import create_private, sync, sync_folder, write_all
 
 MAGIC = b"ckpt-replace-2\n\0"
 _BEFORE = b"ckpt-replace-1\n\0"
@@ -88,7 +87,7 @@ class Replacement:
 
     def done(self, file: LocalFile) -> None:
         """Make a file that was written durable."""
-        os.fsync(file.fd)
+        sync(file.fd)
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def _commit(work: Replacement) -> None:
 
 def _write(log: str, work: Replacement) -> None:
     """Write the journal, durably."""
-    fd = create_hidden(log)
+    fd = create_private(log)
     try:
         sources = [(None, name) for name in work.names] + list(work.moved.items())
         replaced = [_Renaming(name, _identity(os.path.join(work.folder, name)), source) for source, name in sources]
@@ -153,7 +152,7 @@ def _write(log: str, work: Replacement) -> None:
         }
         raw = json.dumps(plan).encode()
         write_all(fd, _HEAD.pack(MAGIC, len(raw), zlib.crc32(raw)) + raw, 0)
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -305,7 +304,7 @@ def _plan(file: LocalFile) -> _Plan | None:
         return None
     sources = [each.source for each in plan.replace if each.source is not None]
     for name in (*(each.name for each in (*plan.replace, *plan.remove)), *sources):
-        if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
+        if not is_plain_name(name):
             raise RefusedError(
                 f"a journal would replace {name!r}, which is not a file beside it", path=file.path,
                 hint=f"remove it: rm {file.path!r}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, UnsupportedError, about
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.dcp.boxes import Chunks, Part, boxes_of_range, check_scattered, copy_part, part_of
 from ckpt_cli.model.checkpoint import Container, Storage
 
@@ -73,7 +73,7 @@ class Composed:
 
     def __init__(
         self,
-        files: Sequence[LocalFile],
+        files: Sequence[SourceFile],
         seal: Callable[[Overlay], None],
         paths: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
@@ -105,7 +105,7 @@ class GatheredBytes:
 
     __slots__ = ("chunked", "composed", "files")
 
-    def __init__(self, files: Sequence[LocalFile], chunked: ChunkedTensor, *, composed: bool) -> None:
+    def __init__(self, files: Sequence[SourceFile], chunked: ChunkedTensor, *, composed: bool) -> None:
         self.files = files
         """What the extents of its chunks count."""
         self.chunked = chunked

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
+from ckpt_cli.budget import current
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
-from ckpt_cli.files.source import LocalFile, Window
+from ckpt_cli.files.source import SourceFile, Window
 from ckpt_cli.formats.dcp.boxes import Box
 from ckpt_cli.formats.dcp.container import Stored
 from ckpt_cli.formats.dcp.metadata import Place
@@ -32,12 +33,12 @@ _RECORD_COST = 100
 class Items:
     """Opens the items in the files of one checkpoint, and brings checksums along where they were changed."""
 
-    def __init__(self, folder: str, files: Mapping[str, tuple[int, LocalFile]]) -> None:
+    def __init__(self, folder: str, files: Mapping[str, tuple[int, SourceFile]]) -> None:
         """`files` has each file that is there with its number in the container."""
         self._folder = folder
         self._files = files
-        self._left = limits.READ_TIMES * sum(file.size for _, file in files.values()) + limits.ITEMS_READ
-        """What may still be spent on opening items, as any number may be said to be at one place."""
+        self._most = limits.READ_TIMES * sum(file.size for _, file in files.values()) + limits.ITEMS_READ
+        """What opening items may cost one request, as any number may be said to be at one place."""
         self._zips: list[ZipStorages] = []
         """The items of tensors that were opened."""
         self._safetensors: dict[tuple[str, int], tuple[Safetensors, dict[str, Tensor]]] = {}
@@ -91,18 +92,18 @@ class Items:
                 raise MalformedError(f"tensor {name!r}: its chunk has no bytes")
             return Stored(container, tensor.storage, tensor.storage_offset, tensor.stride)
 
-    def _open(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[ZipStorages | Safetensors, Tensor]:
+    def _open(self, name: str, place: Place, number: int, file: SourceFile) -> tuple[ZipStorages | Safetensors, Tensor]:
         if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
             return self._in_safetensors(name, place, number, file)
         item, graph, saved = self._opened(file, place, number)
         entries = entries_of(graph, saved)
         if len(entries) != 1 or not isinstance(entries[0], Tensor) or entries[0].name:
-            raise MalformedError(f"tensor {name!r}: its item is no tensor, but {describe(graph.root)}")
+            raise MalformedError(f"tensor {name!r}: its item is not a tensor, but {describe(graph.root)}")
         self._zips.append(item)
         return item, entries[0]
 
     def _opened(
-        self, file: LocalFile, place: Place, number: int, most: int | None = None
+        self, file: SourceFile, place: Place, number: int, most: int | None = None
     ) -> tuple[ZipStorages, Graph, SavedPickle]:
         """One item of torch.save: its directory and its pickle are read."""
         records = ZipRecords(Window(file, place.offset, place.nbytes), number)
@@ -112,12 +113,10 @@ class Items:
         nbytes = pickle.nbytes if pickle else 0
         if nbytes > (limits.ITEM_BYTES if most is None else most):
             raise LimitError(f"its item at byte {place.offset} has a pickle of {nbytes} bytes")
-        self._left -= nbytes + _RECORD_COST * len(records.by_name)
-        if self._left < 0:
-            raise LimitError("its items are far more than its files have: many are said to be at one place")
+        current().open_item(self, nbytes + _RECORD_COST * len(records.by_name), self._most)
         return storages, saved.graph(), saved
 
-    def _in_safetensors(self, name: str, place: Place, number: int, file: LocalFile) -> tuple[Safetensors, Tensor]:
+    def _in_safetensors(self, name: str, place: Place, number: int, file: SourceFile) -> tuple[Safetensors, Tensor]:
         key = (place.file, place.offset)
         found = self._safetensors.get(key)
         if found is None:
@@ -139,7 +138,7 @@ class Items:
 
 
 def _check(name: str, tensor: Tensor, dtype: DType, box: Box) -> None:
-    """Raise where a chunk is none of the tensor that the metadata tells of."""
+    """Raise if a chunk is not part of the tensor that the metadata describe."""
     if tensor.dtype is not dtype or tensor.shape != box.sizes:
         raise MalformedError(
             f"tensor {name!r}: its chunk at {list(box.offsets)} should be {dtype} of shape {list(box.sizes)}, it is "

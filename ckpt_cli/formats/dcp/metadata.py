@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError, MalformedError
+from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.formats.dcp.boxes import Box
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
 from ckpt_cli.pickles.tensors.arguments import counts, sizes, text_of
@@ -77,12 +78,12 @@ _Found = dict[str, list[tuple[tuple[int, ...], Place]]]
 
 
 def metadata_of(graph: Graph) -> DcpMetadata:
-    """The facts of a `.metadata`; raises MalformedError or LimitError where they are none or contradict themselves."""
+    """Read a `.metadata`; raises MalformedError or LimitError if it is not one or contradicts itself."""
     root = _fields(graph.root)
     listed = root.get("state_dict_metadata")
     if not isinstance(listed, Dict):
-        raise MalformedError("its pickle is no Metadata of torch.distributed.checkpoint: it lists no entries")
-    budget = Budget(graph.nbytes)
+        raise MalformedError("its pickle is not a Metadata of torch.distributed.checkpoint: it lists no entries")
+    budget = WalkBudget(graph.nbytes)
     found = _storage_data(root.get("storage_data"), budget)
     budget.steps(20 * len(listed.pairs))
     entries: list[Saved] = []
@@ -114,7 +115,7 @@ def _fields(node: object) -> dict[str, Any]:
     if not isinstance(state, Dict):
         return {}
     if len(state.pairs) > 2 * _FIELDS:
-        raise MalformedError(f"it has an object of {len(state.pairs) // 2} fields, which is none of a checkpoint's")
+        raise MalformedError(f"it has an object of {len(state.pairs) // 2} fields, which is not one of a checkpoint's")
     return dict(_named(state))
 
 
@@ -126,7 +127,7 @@ def _named(node: Dict) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def _storage_data(node: object, budget: Budget) -> _Found:
+def _storage_data(node: object, budget: WalkBudget) -> _Found:
     """Where items are, by name; the keys are objects (MetadataIndex), compared by what they say."""
     found: _Found = {}
     if not isinstance(node, Dict):
@@ -136,7 +137,7 @@ def _storage_data(node: object, budget: Budget) -> _Found:
         index = _fields(key)
         name = text_of(index.get("fqn"))
         if name is None:
-            raise MalformedError(f"it says where {describe(key)} is, which is no entry")
+            raise MalformedError(f"it says where {describe(key)} is, which is not an entry")
         offset = index.get("offset")
         found.setdefault(name, []).append((counts(name, offset) if offset is not None else (), _place(name, value)))
     return found
@@ -149,8 +150,8 @@ def _place(name: str, node: object) -> Place:
     nbytes: Any = fields.get("length")
     if file is None or not _is_count(offset) or not _is_count(nbytes):
         raise MalformedError(f"entry {describe(name)}: where it is, is {describe(node)}")
-    if file in ("", ".", "..") or "/" in file or "\0" in file:
-        raise MalformedError(f"entry {describe(name)} is in {describe(file)}, which is no file of the folder")
+    if not is_plain_name(file):
+        raise MalformedError(f"entry {describe(name)} is in {describe(file)}, which is not a file of the folder")
     transforms = fields.get("transform_descriptors") or ()
     if not isinstance(transforms, list | tuple) or len(transforms) > _FIELDS:
         raise MalformedError(f"entry {describe(name)} was transformed by {describe(transforms)}")
@@ -161,7 +162,7 @@ def _is_count(node: Any) -> bool:
     return type(node) is int and 0 <= node < _COUNT_END
 
 
-def _entry(name: str, node: object, found: list[tuple[tuple[int, ...], Place]], budget: Budget) -> Saved:
+def _entry(name: str, node: object, found: list[tuple[tuple[int, ...], Place]], budget: WalkBudget) -> Saved:
     kind = node.func.name if isinstance(node, Call) and isinstance(node.func, Global) else ""
     if kind == "BytesStorageMetadata":
         return Saved(name, None, places=tuple(place for _, place in found[:1]) or (None,))
@@ -190,7 +191,7 @@ def _properties(name: str, node: object) -> tuple[DType, str, bool]:
         raise MalformedError(f"tensor {describe(name)}: its properties are {describe(state)}")
     dtype = BY_NAME.get(state[0].name) if isinstance(state[0], Global) and state[0].module == "torch" else None
     if dtype is None:
-        raise MalformedError(f"tensor {describe(name)}: its dtype is {describe(state[0])}, none of torch's")
+        raise MalformedError(f"tensor {describe(name)}: its dtype is {describe(state[0])}, not one of torch's")
     layout = state[1]  # torch.serialization._get_layout("torch.strided"), once for all
     if isinstance(layout, Call) and isinstance(layout.args, tuple) and layout.args:
         layout = layout.args[0]
@@ -200,7 +201,7 @@ def _properties(name: str, node: object) -> tuple[DType, str, bool]:
     return dtype, spelled.removeprefix("torch.")[:40], state[2] is True
 
 
-def _boxes(name: str, node: object, shape: tuple[int, ...], budget: Budget) -> list[Box]:
+def _boxes(name: str, node: object, shape: tuple[int, ...], budget: WalkBudget) -> list[Box]:
     """A tensor's chunks, by their offsets, each within the tensor."""
     if not isinstance(node, list):
         raise MalformedError(f"tensor {describe(name)}: its chunks are {describe(node)}")
@@ -235,7 +236,7 @@ def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], Plac
         yield ordered[position][1] if is_there else None
 
 
-def _planned(planner_data: object, budget: Budget) -> dict[str, object]:
+def _planned(planner_data: object, budget: WalkBudget) -> dict[str, object]:
     """What the planner noted of each name; nothing where it did not flatten the state."""
     if not isinstance(planner_data, Dict):
         return {}

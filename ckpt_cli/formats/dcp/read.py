@@ -7,13 +7,13 @@ item is opened when its bytes are asked for, so a checkpoint is listed by its `.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError, about
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import folder_of, join, present
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.boxes import Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed
 from ckpt_cli.formats.dcp.items import Items
@@ -92,9 +92,9 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
         raise UnsupportedError(
             "a distributed checkpoint that was saved without collectives: each rank has a .metadata of its own",
             path=path,
-            hint=f"name that of one rank: {os.path.join(path, '__0.metadata')}",
+            hint=f"name that of one rank: {join(path, '__0.metadata')}",
         )
-    file = opener.open(os.path.join(path, METADATA))
+    file = opener.open(join(path, METADATA))
     try:
         return _read(path, path, file, opener)
     except BaseException:
@@ -102,35 +102,35 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
         raise
 
 
-def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
+def read_set(file: SourceFile, opener: Opener) -> Checkpoint:
     """Open the checkpoint whose `.metadata` is an open file."""
-    return _read(file.path, os.path.dirname(file.path), file, opener)
+    return _read(file.path, folder_of(file.path), file, opener)
 
 
-def _read(path: str, folder: str, file: LocalFile, opener: Opener) -> Checkpoint:
+def _read(path: str, folder: str, file: SourceFile, opener: Opener) -> Checkpoint:
     with about(file.path):
         graph = _graph(file)
         metadata = metadata_of(graph)
-    present = [name for name in metadata.files if os.path.isfile(os.path.join(folder, name))]
-    files = opener.open_all([os.path.join(folder, name) for name in present])
+    found = present(folder, metadata.files)
+    files = opener.open_all([join(folder, name) for name in found])
     try:
-        _check_ends(metadata, dict(zip(present, files, strict=True)))
-        items = Items(folder, dict(zip(present, enumerate(files, 1), strict=True)))
+        _check_ends(metadata, dict(zip(found, files, strict=True)))
+        items = Items(folder, dict(zip(found, enumerate(files, 1), strict=True)))
         container = Composed([file, *files], items.seal, metadata.paths)
-        return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(present))
+        return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(found))
     except BaseException:
         for opened in files:
             opened.close()
         raise
 
 
-def _graph(file: LocalFile) -> Graph:
+def _graph(file: SourceFile) -> Graph:
     if file.size > limits.DCP_METADATA:
         raise LimitError(f"a .metadata of {file.size} bytes is far larger than that of a checkpoint")
     return read_pickle(file.view(0, file.size))
 
 
-def _check_ends(metadata: DcpMetadata, files: dict[str, LocalFile]) -> None:
+def _check_ends(metadata: DcpMetadata, files: dict[str, SourceFile]) -> None:
     """Every item must end within its file, where that is there."""
     for entry in metadata.entries:
         for place in entry.places:

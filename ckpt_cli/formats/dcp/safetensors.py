@@ -16,7 +16,7 @@ from typing import Any
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, about
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.safetensors.read import read_part
@@ -35,7 +35,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     shards = [name for name in names if _SHARD.fullmatch(name)]
     if not shards:
         raise UnknownFormatError(
-            "a folder of safetensors called shard-… that are none of torch.distributed.checkpoint's",
+            "a folder of safetensors called shard-… that torch.distributed.checkpoint did not write",
             path=path,
             hint="name one of them",
         )
@@ -65,7 +65,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     )
 
 
-def _chunks(number: int, file: LocalFile) -> list[tuple[str, _Chunk]]:
+def _chunks(number: int, file: SourceFile) -> list[tuple[str, _Chunk]]:
     """The chunks in one file, by the names of their tensors."""
     container, tensors, metadata = read_part(file, number)
     with about(file.path):
@@ -86,7 +86,7 @@ def _sharding(text: str | None) -> dict[str, Any]:
     try:
         info = json.loads(text)
     except (ValueError, RecursionError):
-        raise MalformedError(f"its {_INFO} is no JSON") from None
+        raise MalformedError(f"its {_INFO} is not JSON") from None
     if not isinstance(info, dict):
         raise MalformedError(f"its {_INFO} does not map names to offsets")
     return info

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.formats.dcp.read import ItemValue
 from ckpt_cli.formats.zip.container import ZipStorages
 from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Storage, Value
 from ckpt_cli.model.new_checkpoint import SavedValue
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.graph import nodes_of
 from ckpt_cli.pickles.references import storage_references
 from ckpt_cli.pickles.tensors.storages import Storages
@@ -46,7 +46,7 @@ def _saved(value: ItemValue) -> SavedValue:
     references = storage_references(graph.root)
     if references and saved.big_endian:
         raise UnsupportedError("it holds tensors that were saved big-endian")
-    storages_of = Storages(graph, saved, Budget(graph.nbytes))
+    storages_of = Storages(graph, saved, WalkBudget(graph.nbytes))
     storages = {id(reference): storages_of.of(reference)[0] for reference in references}
     contents = {storage: _content(item, storage) for storage in storages.values()}
     return SavedValue(value.name, graph.root, bytes(graph.data[: graph.nbytes]), storages, contents)

@@ -6,7 +6,6 @@ zip files back to back, `.metadata` a pickled `Metadata` (torch/distributed/chec
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -15,8 +14,9 @@ from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copy import Progress
-from ckpt_cli.files.fsync import write_all
-from ckpt_cli.files.source import LocalFile, Window
+from ckpt_cli.files.places import join, open_file
+from ckpt_cli.files.source import Window
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.sharded.write import Create
 from ckpt_cli.formats.torch_zip.write import spelled as torch_spells
 from ckpt_cli.formats.torch_zip.write import write_saved
@@ -129,8 +129,8 @@ def verify_folder(new: NewCheckpoint, folder: str) -> None:
     names = [*(tensor.name for tensor in new.tensors), *(value.name for value in new.values)]
     try:
         with (
-            closing(LocalFile(os.path.join(folder, METADATA))) as notes,
-            closing(LocalFile(os.path.join(folder, DATA))) as data,
+            closing(open_file(join(folder, METADATA))) as notes,
+            closing(open_file(join(folder, DATA))) as data,
         ):
             raw = notes.read(0, notes.size)
             root = read_pickle(raw).root

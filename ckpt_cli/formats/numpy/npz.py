@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
 from ckpt_cli.formats.zip.container import RecordBytes
 from ckpt_cli.formats.zip.read import DEFLATED, Record, ZipRecords
@@ -37,8 +37,8 @@ class _ArrayBytes(RecordBytes):
 class Npz:
     """The container: storages are the records' contents after their headers."""
 
-    def __init__(self, file: LocalFile) -> None:
-        self.files: Sequence[LocalFile] = (file,)
+    def __init__(self, file: SourceFile) -> None:
+        self.files: Sequence[SourceFile] = (file,)
         self.records = ZipRecords(file)
         self._longer: dict[str, int] = {}
         """Bytes that records have after their arrays."""
@@ -125,7 +125,7 @@ class Npz:
         self.files[0].close()
 
 
-def read(file: LocalFile) -> Checkpoint:
+def read(file: SourceFile) -> Checkpoint:
     """Open an npz file: its directory and the header of each array are read, no element is."""
     with about(file.path):
         container = Npz(file)

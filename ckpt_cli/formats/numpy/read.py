@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError, about
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.numpy.npy import ENTRY, HEAD, MAGIC, NAME, PICKLED, Header, header_size, parse_header
 from ckpt_cli.formats.numpy.preface import preface_size
 from ckpt_cli.formats.plain import PlainFile
@@ -48,7 +48,7 @@ class _Array:
         return self.begin + self.header.nbytes
 
 
-def read(file: LocalFile) -> Checkpoint:
+def read(file: SourceFile) -> Checkpoint:
     """Open a file of arrays: their headers are read, no element is.
 
     Raises MalformedError or TruncatedError for an array that is not whole, LimitError for far too many of them.
@@ -86,7 +86,7 @@ def _entries(name: str, array: _Array, container: PlainFile) -> list[Entry]:
     return [array.header.entry(name, container.storage(name, nbytes, array.first))]
 
 
-def _arrays(file: LocalFile, begin: int) -> Iterator[_Array]:
+def _arrays(file: SourceFile, begin: int) -> Iterator[_Array]:
     """The arrays in their order, up to what is not an array."""
     text = pickles = number = 0
     parse = lru_cache(_KEPT)(parse_header)
@@ -111,7 +111,7 @@ def _arrays(file: LocalFile, begin: int) -> Iterator[_Array]:
         begin, number = array.end, number + 1
 
 
-def _header(file: LocalFile, begin: int) -> bytes:
+def _header(file: SourceFile, begin: int) -> bytes:
     left = file.size - begin
     size = header_size(file.read(begin, HEAD)) if left >= HEAD else HEAD
     if left < size:
@@ -119,7 +119,7 @@ def _header(file: LocalFile, begin: int) -> bytes:
     return file.read(begin, size)
 
 
-def _pickle(file: LocalFile, first: int) -> Graph | None:
+def _pickle(file: SourceFile, first: int) -> Graph | None:
     """The pickle that an array's objects are; None for what is no pickle, whose end is not known then."""
     from ckpt_cli.pickles.legacy_save import pickle_at
 
@@ -129,7 +129,7 @@ def _pickle(file: LocalFile, first: int) -> Graph | None:
         return None
 
 
-def _end(file: LocalFile, header: Header, begin: int, graph: Graph | None) -> int | None:
+def _end(file: SourceFile, header: Header, begin: int, graph: Graph | None) -> int | None:
     """The byte after an array's elements; None where only numpy could say it."""
     first = begin + header.nbytes
     if header.itemsize == PICKLED and graph is not None:
@@ -147,7 +147,7 @@ def _version(arrays: list[_Array]) -> str:
     return f"{len(arrays)} numpy arrays, version {said}" if len(arrays) > 1 else f"numpy array, version {said}"
 
 
-def _unread(file: LocalFile, last: _Array) -> list[str]:
+def _unread(file: SourceFile, last: _Array) -> list[str]:
     """What stands in the file after the last array that was read."""
     end = last.first if last.end is None else last.end
     rest = file.size - end

@@ -6,15 +6,16 @@ The rules are those that the reference library (safetensors 0.8.0, src/tensor.rs
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from math import isinf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
-from ckpt_cli.files.source import Extent, LocalFile, Source
+from ckpt_cli.files.source import ByteSource, Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, PlainBytes, Storage, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 NAME = "safetensors"
 
 _FIELDS = ("dtype", "shape", "data_offsets")
+
+_Plain = tuple[Any, tuple[int, ...], int, int]
+"""What the fields of a tensor say, where there are no others: dtype, shape, and a range of the data."""
+
+_INTEGERS = frozenset([int])
 
 _DEEPEST = 126
 """Levels that a field of a tensor may have: the reference reads 127, two of which are around it."""
@@ -37,13 +43,15 @@ _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 class Safetensors:
     """The container: each tensor is its own storage, at an offset from the end of the header."""
 
-    def __init__(self, file: Source, begin: int, number: int = 0) -> None:
+    def __init__(self, file: ByteSource, begin: int, number: int = 0) -> None:
         """Of a file, or of a part of file `number` of a container of several."""
         self.source = file
         self.number = number
-        self.files: Sequence[LocalFile] = (file if isinstance(file, LocalFile) else file.file,)
+        self.files: Sequence[SourceFile] = (file.whole,)
         self.begin = begin
         """The first byte after the header."""
+        self.has_more = False
+        """True if tensors may have fields in the header that mean nothing."""
 
     def add(self, name: str, offset: int, nbytes: int) -> Storage:
         """The storage of one tensor, `offset` bytes after the header."""
@@ -61,7 +69,7 @@ class Safetensors:
         self.files[0].close()
 
 
-def read(file: LocalFile) -> Checkpoint:
+def read(file: SourceFile) -> Checkpoint:
     """Open a safetensors file: only its header is read."""
     container, tensors, metadata = read_part(file)
     entries = with_aliases(tensors, metadata)
@@ -76,7 +84,7 @@ def read(file: LocalFile) -> Checkpoint:
     )
 
 
-def read_part(file: Source, number: int = 0) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
+def read_part(file: ByteSource, number: int = 0) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
     """The container, tensors and metadata of a file, or of a part of file `number` of a container of several."""
     try:
         header, begin = _header(file)
@@ -88,7 +96,7 @@ def read_part(file: Source, number: int = 0) -> tuple[Safetensors, list[Tensor],
         raise
 
 
-def _header(file: Source) -> tuple[dict[str, Any], int]:
+def _header(file: ByteSource) -> tuple[dict[str, Any], int]:
     """The parsed header and the first byte after it."""
     if file.size < 8:
         raise TruncatedError(f"{file.size} bytes are too few for a safetensors file")
@@ -116,11 +124,22 @@ def _header(file: Source) -> tuple[dict[str, Any], int]:
         raise MalformedError("its header nests too deeply") from None
     except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
         raise MalformedError(f"its header is no JSON: {error}") from None
+    if type(header) is tuple:
+        raise _lacks("dtype")
     return header, 8 + length
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; of names that are there twice the last counts, but fields may not be there twice."""
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Plain:
+    """An object, as a dict; what nearly every tensor has at once as less, for a header has 100,000 of them.
+
+    Of names that are there twice the last counts, but fields may not be there twice.
+    """
+    if len(pairs) == 3:
+        (first, dtype), (second, shape), (third, offsets) = pairs
+        if (first, second, third) == _FIELDS and type(offsets) is list and len(offsets) == 2 and type(shape) is list:
+            begin, end = offsets
+            if type(begin) is type(end) is int and _INTEGERS.issuperset(map(type, shape)):
+                return dtype, tuple(shape), begin, end
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -157,35 +176,88 @@ def _metadata(header: dict[str, Any]) -> dict[str, str]:
     return metadata
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a dtype and a shape of the header mean, found once for all tensors that have both."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    nbytes: int
+
+
 def _tensors(header: dict[str, Any], container: Safetensors, nbytes: int) -> list[Tensor]:
     """The header's tensors in its order, their ranges checked to fill the file without gap or overlap."""
     found: list[Tensor] = []
-    ranges: list[tuple[int, int, str]] = []
+    begins: list[int] = []
+    lengths: list[int] = []
+    layouts: dict[tuple[str, tuple[int, ...]], _Layout] = {}
     for name in list(header):
-        dtype, shape, begin, end = _fields(name, header.pop(name))  # popped, as a large header takes much memory
-        count = _elements(name, dtype, shape)
-        if count * dtype.bits % 8:
-            raise MalformedError(f"tensor {name!r}: {count} elements of {dtype.bits} bits are no whole bytes")
-        if end - begin != count * dtype.bits // 8:
+        if len(name) > limits.NAME_LENGTH:
+            raise LimitError(f"it has a tensor whose name has {len(name)} characters")
+        info = header.pop(name)  # popped, as a large header takes much memory
+        if type(info) is not tuple:
+            container.has_more = True
+            info = _fields(name, info)
+        spelled, shape, begin, end = info
+        layout = layouts.get((spelled, shape)) if type(spelled) is str else None
+        if layout is None:
+            layout = layouts[spelled, shape] = _layout(name, spelled, shape)
+        if not 0 <= begin <= end < 1 << 64:
+            raise _no_counts(name)
+        if end - begin != layout.nbytes:
             raise MalformedError(
-                f"tensor {name!r}: {dtype.safetensors} {shape} takes {count * dtype.bits // 8} bytes, "
+                f"tensor {name!r}: {spelled} {shape} takes {layout.nbytes} bytes, "
                 f"its data_offsets {begin}–{end} hold {end - begin}"
             )
-        ranges.append((begin, end, name))
-        dtype, shape = _as_torch_spells(dtype, shape)
-        stride = contiguous_stride(shape)
-        found.append(Tensor(name, dtype, shape, stride, container.add(name, begin, end - begin)))
-    position = 0
-    for begin, end, name in sorted(ranges):
-        if begin != position:
-            fault = "a gap before" if begin > position else "an overlap at"
-            raise MalformedError(f"there is {fault} tensor {name!r}: it begins at byte {begin}, {position} was due")
-        position = end
+        begins.append(begin)
+        lengths.append(layout.nbytes)
+        storage = container.add(name, begin, layout.nbytes)
+        found.append(Tensor(name, layout.dtype, layout.shape, layout.stride, storage))
+    in_order = begins == list(accumulate(lengths, initial=0))[:-1]  # as writers list them: nothing to be sorted
+    if not in_order:
+        _require_no_gaps(zip(begins, lengths, [tensor.name for tensor in found], strict=True))
+    position = sum(lengths)
     if position > nbytes:
         raise TruncatedError(f"its tensors need {position} bytes after the header, the file has {nbytes}")
     if position < nbytes:
         raise MalformedError(f"{nbytes - position} bytes follow its last tensor")
     return found
+
+
+def _require_no_gaps(ranges: Iterable[tuple[int, int, str]]) -> None:
+    """Raise where tensors, each with its first byte, its bytes and its name, do not follow one another from byte 0."""
+    position = 0
+    for begin, nbytes, name in sorted(ranges):
+        if begin != position:
+            fault = "a gap before" if begin > position else "an overlap at"
+            raise MalformedError(f"there is {fault} tensor {name!r}: it begins at byte {begin}, {position} was due")
+        position += nbytes
+
+
+def _layout(name: str, spelled: Any, shape: tuple[int, ...]) -> _Layout:
+    """The layout of a tensor of some dtype and shape, each checked to be one that there can be."""
+    dtype = BY_SAFETENSORS.get(spelled) if isinstance(spelled, str) else None
+    if dtype is None:
+        told = spelled[:20] if isinstance(spelled, str) else type(spelled).__name__
+        raise MalformedError(f"tensor {name!r} has dtype {told!r}, which safetensors does not know")
+    if not all(0 <= size < 1 << 64 for size in shape):
+        raise _no_counts(name)
+    if len(shape) > limits.DIMENSIONS:
+        raise MalformedError(f"tensor {name!r} has {len(shape)} dimensions; {limits.DIMENSIONS} is the most")
+    count = _elements(name, dtype, shape)
+    if count * dtype.bits % 8:
+        raise MalformedError(f"tensor {name!r}: {count} elements of {dtype.bits} bits are no whole bytes")
+    in_torch, spelled_shape = _as_torch_spells(dtype, shape)
+    return _Layout(in_torch, spelled_shape, contiguous_stride(spelled_shape), count * dtype.bits // 8)
+
+
+def _lacks(name: str) -> MalformedError:
+    return MalformedError(f"tensor {name!r} lacks dtype, shape or data_offsets")
+
+
+def _no_counts(name: str) -> MalformedError:
+    return MalformedError(f"tensor {name!r} has a shape or data_offsets that are no proper counts")
 
 
 def _elements(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
@@ -200,24 +272,16 @@ def _elements(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
     return count
 
 
-def _fields(name: str, info: Any) -> tuple[DType, tuple[int, ...], int, int]:
-    """One tensor's dtype, shape and range, each checked for its type."""
-    if len(name) > limits.NAME_LENGTH:
-        raise LimitError(f"it has a tensor whose name has {len(name)} characters")
+def _fields(name: str, info: Any) -> _Plain:
+    """What one tensor's fields say, checked to be there and of the right types."""
     if not isinstance(info, dict) or any(field not in info for field in _FIELDS):
-        raise MalformedError(f"tensor {name!r} lacks dtype, shape or data_offsets")
+        raise _lacks(name)
     if len(info) > len(_FIELDS):
         _check_unknown(name, info)
-    dtype = BY_SAFETENSORS.get(info["dtype"]) if isinstance(info["dtype"], str) else None
     shape, offsets = info["shape"], info["data_offsets"]
-    if dtype is None:
-        spelled = info["dtype"][:20] if isinstance(info["dtype"], str) else type(info["dtype"]).__name__
-        raise MalformedError(f"tensor {name!r} has dtype {spelled!r}, which safetensors does not know")
-    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
-        raise MalformedError(f"tensor {name!r} has a shape or data_offsets that are no proper counts")
-    if len(shape) > limits.DIMENSIONS:
-        raise MalformedError(f"tensor {name!r} has {len(shape)} dimensions; {limits.DIMENSIONS} is the most")
-    return dtype, tuple(shape), offsets[0], offsets[1]
+    if not _are_integers(shape) or not _are_integers(offsets) or len(offsets) != 2:
+        raise _no_counts(name)
+    return info["dtype"], tuple(shape), offsets[0], offsets[1]
 
 
 def _check_unknown(name: str, info: dict[str, Any]) -> None:
@@ -227,7 +291,9 @@ def _check_unknown(name: str, info: dict[str, Any]) -> None:
         if any(isinstance(value, int) and abs(value) >= _TOO_LARGE for value in level):
             raise MalformedError(f"tensor {name!r} has a number that is out of range")
         lists = [
-            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+            value.values() if isinstance(value, dict) else value
+            for value in level
+            if isinstance(value, dict | list | tuple)
         ]
         level = [value for values in lists for value in values]
         if not lists:
@@ -235,8 +301,8 @@ def _check_unknown(name: str, info: dict[str, Any]) -> None:
     raise MalformedError(f"tensor {name!r} has a field that nests too deeply")
 
 
-def _are_counts(node: Any) -> bool:
-    return isinstance(node, list) and all(type(item) is int and 0 <= item < 1 << 64 for item in node)
+def _are_integers(node: Any) -> bool:
+    return isinstance(node, list) and _INTEGERS.issuperset(map(type, node))
 
 
 def _as_torch_spells(dtype: DType, shape: tuple[int, ...]) -> tuple[DType, tuple[int, ...]]:
@@ -277,8 +343,8 @@ def with_aliases(tensors: Sequence[Entry], metadata: Mapping[str, str]) -> list[
 
     Where we wrote the file, each is at the place that it had; else all come last.
     """
-    from dataclasses import replace
-
+    if not metadata:
+        return list(tensors)
     by_name = {tensor.name: tensor for tensor in tensors if isinstance(tensor, Tensor)}
     aliases = {
         dropped: replace(by_name[kept], name=dropped, alias_of=kept)
@@ -295,7 +361,7 @@ def with_aliases(tensors: Sequence[Entry], metadata: Mapping[str, str]) -> list[
     return [*found, *rest, *aliases.values()]
 
 
-def repeated_names(file: LocalFile) -> list[str]:
+def repeated_names(file: SourceFile) -> list[str]:
     """The names that stand in the header of a sound file more than once; readers take the last."""
     length = int.from_bytes(file.read(0, 8), "little")
     from collections import Counter

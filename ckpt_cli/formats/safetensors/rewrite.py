@@ -12,13 +12,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
-from ckpt_cli.files.fsync import write_all
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, LocalFile, SourceFile
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
@@ -36,38 +37,46 @@ _PIECE = 8 << 20
 """Bytes copied at a time where they are not copied in the kernel."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Item:
     """One tensor to be written."""
 
-    name: str
-    dtype: str
+    name: Final[str]
+    dtype: Final[str]
     """In safetensors' spelling."""
-    shape: tuple[int, ...]
+    shape: Final[tuple[int, ...]]
     """As the header counts it: single values of float4."""
-    content: Content
-    itemsize: int
-    more: Mapping[str, Any]
+    content: Final[Content | Storage]
+    """Its new bytes, or the storage that is copied."""
+    itemsize: Final[int]
+    more: Final[Mapping[str, Any]]
     """Fields of its header that have no meaning, which are kept."""
-    place: int = 0
+    place: Final[int] = 0
     """Its place in the header, whose order need not be that of the bytes."""
 
+    @property
+    def extents(self) -> Sequence[Extent] | None:
+        """The ranges to copy, in order; None where the bytes are made."""
+        content = self.content
+        return content.extents(0, content.nbytes) if isinstance(content, Storage) else content.extents
 
-def header_bytes(
-    items: Sequence[Item], metadata: Mapping[str, str], room: int = 0, listed: Sequence[str] = ()
-) -> bytes:
-    """The length and the header of a file, with at least `room` spaces at its end, so that data begins aligned.
+
+def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], listed: Sequence[str] = ()) -> bytes:
+    """The length and the header of a file, with room for later edits at its end, so that data begins aligned.
 
     Tensors are listed in the order of `listed`, where that is given, else in that of their data.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    header |= dict.fromkeys(listed)
-    begins = dict(zip(map(id, items), accumulate((item.content.nbytes for item in items), initial=0), strict=False))
-    for item in sorted(items, key=lambda item: item.place):
-        offsets = [begins[id(item)], begins[id(item)] + item.content.nbytes]
-        header[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets, **item.more}
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (room + -(8 + len(raw) + room) % _ALIGNMENT)
+    encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+    fields = dict.fromkeys(listed, "")
+    begins = accumulate((item.content.nbytes for item in items), initial=0)
+    for item, begin in sorted(zip(items, begins, strict=False), key=lambda pair: pair[0].place):
+        sizes, end = ",".join(map(str, item.shape)), begin + item.content.nbytes
+        more = f",{encode(item.more)[1:-1]}" if item.more else ""
+        fields[item.name] = f'{{"dtype":"{item.dtype}","shape":[{sizes}],"data_offsets":[{begin},{end}]{more}}}'
+    members = [f'"__metadata__":{encode(dict(metadata))}'] if metadata else []
+    members += [f"{encode(name)}:{text}" for name, text in fields.items()]
+    raw = f"{{{','.join(members)}}}".encode()
+    raw += b" " * (_ROOM + -(8 + len(raw) + _ROOM) % _ALIGNMENT)
     if len(raw) > limits.SAFETENSORS_HEADER:
         raise RefusedError(f"the header would have {len(raw)} bytes; {limits.SAFETENSORS_HEADER} is the most")
     return len(raw).to_bytes(8, "little") + raw
@@ -85,18 +94,16 @@ def as_header_spells(tensor: Tensor) -> tuple[str | None, tuple[int, ...]]:
 
 
 def write_file(
+    header: bytes,
     items: Sequence[Item],
-    metadata: Mapping[str, str],
-    files: Sequence[LocalFile],
+    files: Sequence[SourceFile],
     target: LocalFile | None,
     progress: Progress = no_progress,
-    listed: Sequence[str] = (),
 ) -> int:
-    """Write a whole file: a header with room, then every tensor's bytes; returns how many they are.
+    """Write a whole file: its header, then every tensor's bytes; returns how many they are.
 
     Without a target it only measures.
     """
-    header = header_bytes(items, metadata, _ROOM, listed)
     if target is None:
         return len(header) + sum(item.content.nbytes for item in items)
     position = _write(target, header, 0)
@@ -115,14 +122,15 @@ def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int, int, Item | None]]:
     """What to copy, ranges that follow each other as one, and what to make, in order."""
     file, begin, end = -1, 0, 0
     for item in items:
-        for extent in item.content.extents if item.content.extents is not None else ():
+        extents = item.extents
+        for extent in extents or ():
             if extent.file == file and extent.offset == end:
                 end += extent.nbytes
                 continue
             if end > begin:
                 yield file, begin, end - begin, None
             file, begin, end = extent.file, extent.offset, extent.offset + extent.nbytes
-        if item.content.extents is None:
+        if extents is None:
             if end > begin:
                 yield file, begin, end - begin, None
             file, begin, end = -1, 0, 0
@@ -145,7 +153,7 @@ def _make(item: Item, target: LocalFile, position: int, progress: Progress) -> i
             begun = position
         progress(len(piece))
 
-    if item.content.make is not None:
+    if isinstance(item.content, Content) and item.content.make is not None:
         item.content.make(write)
     write_back(target.fd, begun, position - begun)
     if position != end:
@@ -164,7 +172,7 @@ def refuse_new_ties(stored: Collection[str], metadata: Mapping[str, str], aliase
     """Raise RefusedError where a string of the metadata would be read as a tie that nobody made."""
     for key, value in metadata.items():
         if value in stored and key not in stored and aliases.get(key) != value:
-            raise RefusedError(f"{key!r} in its metadata says {value!r}, which would then tell of a tie of the two")
+            raise RefusedError(f"{key!r} in its metadata says {value!r}, which would then record a tie of the two")
 
 
 def _are_aligned(items: Sequence[Item]) -> bool:
@@ -173,6 +181,11 @@ def _are_aligned(items: Sequence[Item]) -> bool:
     return all(
         not item.content.nbytes or begin % item.itemsize == 0 for item, begin in zip(items, begins, strict=False)
     )
+
+
+def _offset(tensor: Tensor) -> int:
+    """The first byte of a tensor in the old file."""
+    return tensor.storage.extents(0, 0)[0].offset if tensor.storage is not None else 0
 
 
 class Rewriting:
@@ -190,19 +203,19 @@ class Rewriting:
                 hint=f"ckpt meta {checkpoint.path} {name}=… sets a string of its metadata; "
                 "--dtype makes a tensor of numbers",
             )
-        self._container = container
         self._files = container.files
         self._begin = container.begin
         self._changes = changes
         self._is_in_place = changes.only_names_and_metadata
-        known = json.loads(self._files[0].read(8, container.begin - 8))
-        fields = {name: info for name, info in known.items() if name != "__metadata__"}
+        fields = json.loads(self._files[0].read(8, container.begin - 8)) if container.has_more else {}
         self._aliases = {tensor.name: tensor.alias_of for tensor in checkpoint.tensors if tensor.alias_of is not None}
+        self._tied: dict[str, str] = {}
+        """The aliases afterwards: {name: the one that is stored}, by old names."""
         self._items = [item for _, item in self._planned(checkpoint, fields)]
         self._metadata = self._new_metadata(checkpoint)
-        refuse_new_ties(self.stored, self._metadata, self.aliases)
-        header = header_bytes(self._items, self._metadata, _ROOM)
-        self.nbytes = len(header) + sum(item.content.nbytes for item in self._items)
+        refuse_new_ties(set(self.stored), self._metadata, self.aliases)
+        self._header = header_bytes(self._items, self._metadata)
+        self.nbytes = write_file(self._header, self._items, self._files, None)
         """The bytes of a new file."""
 
     @property
@@ -229,8 +242,8 @@ class Rewriting:
                 raise UnsupportedError(f"tensor {tensor.name!r} has no bytes to be written")
             info = fields.get(tensor.name, {})
             item = self._item(tensor, new, storage, info, places[tensor.name])
-            found.append((self._offset(tensor), item))
-        found.sort(key=lambda pair: pair[0])
+            found.append((_offset(tensor), item))
+        found.sort(key=itemgetter(0))
         end = found[-1][0] if found else 0
         for place, (name, new) in enumerate(self._changes.new_tensors.items(), len(places)):
             if new.storage is None:
@@ -244,10 +257,10 @@ class Rewriting:
         """The tensors that have bytes of their own afterwards; of a tie whose kept name goes, the first alias."""
         dropped = self._changes.dropped
         stays = [tensor for tensor in checkpoint.tensors if tensor.name not in dropped]
+        if not self._changes.tensors and not self._aliases:
+            return stays
         found: list[Tensor] = []
         seen: dict[tuple[Storage | None, str], str] = {}
-        self._tied: dict[str, str] = {}
-        """The aliases afterwards: {name: the one that is stored}, by old names."""
         for tensor in sorted(stays, key=lambda tensor: (self._is_moved(tensor), tensor.alias_of is not None)):
             new = self._changes.tensors.get(tensor.name, tensor)
             key = (new.storage, new.dtype.name)
@@ -263,22 +276,16 @@ class Rewriting:
         new = self._changes.tensors.get(tensor.name, tensor).storage
         return new is not tensor.storage and new not in self._changes.contents
 
-    def _offset(self, tensor: Tensor) -> int:
-        return self._extents(tensor.storage)[0].offset if tensor.storage is not None else 0
-
-    def _extents(self, storage: Storage) -> Sequence[Extent]:
-        return self._container.extents(storage, 0, storage.nbytes)
-
     def _item(self, old: Tensor, new: Tensor, storage: Storage, info: Mapping[str, Any], place: int) -> Item:
-        content = self._changes.contents.get(storage)
-        if content is None:
-            content = Content(storage.nbytes, extents=self._extents(storage))
+        content = self._changes.contents.get(storage, storage)
         dtype, shape = as_header_spells(new)
         if dtype is None:
             raise UnsupportedError(f"safetensors has no dtype for tensor {old.name!r}, which would be {new.dtype}")
-        more = {key: value for key, value in info.items() if key not in ("dtype", "shape", "data_offsets")}
+        more = (
+            {key: value for key, value in info.items() if key not in ("dtype", "shape", "data_offsets")} if info else {}
+        )
         name = self._changes.names.get(old.name, old.name)
-        return Item(name, dtype, tuple(shape), content, max(new.dtype.bits // 8, 1), more, place)
+        return Item(name, dtype, shape, content, max(new.dtype.bits // 8, 1), more, place)
 
     def _new_metadata(self, checkpoint: Checkpoint) -> dict[str, str]:
         """The string map, aliases under their new names."""
@@ -307,8 +314,7 @@ class Rewriting:
         """Put the edit into the overlay if it is one of the header alone that fits where the old header stands."""
         if not self._is_in_place:
             return False
-        bare = header_bytes(self._items, self._metadata)
-        raw = bare[8:].rstrip(b" ")
+        raw = self._header[8:].rstrip(b" ")
         if 8 + len(raw) > self._begin:
             return False
         old = self._files[0].read(8, self._begin - 8)
@@ -317,7 +323,7 @@ class Rewriting:
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write the whole file."""
-        write_file(self._items, self._metadata, self._files, target, progress)
+        write_file(self._header, self._items, self._files, target, progress)
 
     def verify(self, path: str) -> None:
         """Open the new file with the reference reader and with our own, and compare it with what was meant."""

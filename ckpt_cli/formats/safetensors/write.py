@@ -13,7 +13,7 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.safetensors.read import ORDER, order_text
-from ckpt_cli.formats.safetensors.rewrite import Item, as_header_spells, write_file
+from ckpt_cli.formats.safetensors.rewrite import Item, as_header_spells, header_bytes, write_file
 from ckpt_cli.formats.verify import open_with_safetensors, verify_new
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, tied_groups
@@ -41,7 +41,7 @@ def write_some(
     items = [_item(tensor, new) for tensor in new.tensors if tensor.name not in aliases]
     listed = [item.name for item in items]
     items.sort(key=lambda item: -item.itemsize)
-    return write_file(items, metadata, new.files, target, progress, listed)
+    return write_file(header_bytes(items, metadata, listed), items, new.files, target, progress)
 
 
 def metadata_with(new: NewCheckpoint, aliases: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from ckpt_cli.errors import UnknownFormatError, UsageError
+from ckpt_cli.files.places import exists, folder_of, join, name_of
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """In the order of preference where a checkpoint was saved twice."""
@@ -33,10 +34,9 @@ def file_in(path: str, names: Sequence[str]) -> str:
 
 def index_of(path: str) -> str | None:
     """The name of the index beside a file that its name tells to be a shard; None where there is none."""
-    folder, name = os.path.split(path)
-    found = _SHARD.fullmatch(name)
+    found = _SHARD.fullmatch(name_of(path))
     index = f"{found['stem']}{found['suffix']}{_INDEX}" if found else ""
-    return index if index and os.path.exists(os.path.join(folder, index)) else None
+    return index if index and exists(join(folder_of(path), index)) else None
 
 
 def _preferred(path: str, names: Sequence[str], ending: str) -> str:

@@ -8,16 +8,16 @@ file}}`. As their loaders do, every tensor of a shard counts; of two shards with
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError
+from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, listed
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.places import exists, folder_of, is_plain_name, join, name_of, present
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.safetensors.read import with_aliases
 from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Tensor
 
@@ -44,7 +44,7 @@ class _Place:
 class ShardSet:
     """The container: those of the shards side by side, and the index."""
 
-    def __init__(self, index: LocalFile | None, shards: Sequence[Checkpoint]) -> None:
+    def __init__(self, index: SourceFile | None, shards: Sequence[Checkpoint]) -> None:
         self.index = index
         self.shards = shards
         """Each shard as the checkpoint that it is alone."""
@@ -53,7 +53,7 @@ class ShardSet:
         self._firsts = [len(own)]
         for container in self._containers:
             self._firsts.append(self._firsts[-1] + len(container.files))
-        self.files: Sequence[LocalFile] = [*own, *chain.from_iterable(each.files for each in self._containers)]
+        self.files: Sequence[SourceFile] = [*own, *chain.from_iterable(each.files for each in self._containers)]
         self._places: dict[Storage, _Place] = {}
         """By the storage, as the set or as the shard knows it."""
         self._known: dict[Storage, Storage] = {}
@@ -69,7 +69,7 @@ class ShardSet:
             return tensor
         place = self._places.get(storage)
         if place is None:
-            key = storage.key if shard.format == "safetensors" else f"{os.path.basename(shard.path)}:{storage.key}"
+            key = storage.key if shard.format == "safetensors" else f"{name_of(shard.path)}:{storage.key}"
             known = storage if key == storage.key else replace(storage, key=key)
             place = _Place(shard.container, storage, self._firsts[number])
             self._places[storage] = self._places[known] = place
@@ -105,22 +105,23 @@ class ShardSet:
             file.close()
 
 
-def read_set(file: LocalFile, opener: Opener) -> Checkpoint:
+def read_set(file: SourceFile, opener: Opener) -> Checkpoint:
     """Open the set whose index is an open file: the table of contents of each shard is read."""
     weight_map, metadata = read_index(file)
-    folder = os.path.dirname(file.path)
+    folder = folder_of(file.path)
     names = list(dict.fromkeys(weight_map.values()))
-    missing = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+    there = set(present(folder, names))
+    missing = [name for name in names if name not in there and not exists(join(folder, name))]
     if missing:
         raise MalformedError(
-            f"{len(missing)} of its {len(names)} shards are not there: {_some(missing)}",
+            f"{len(missing)} of its {len(names)} shards are not there: {listed(missing, _NAMED, repr)}",
             path=file.path,
             hint="fetch the rest, or name one shard to look into that alone",
         )
     return _joined(file.path, file, names, opener, weight_map, metadata)
 
 
-def read_index(file: LocalFile) -> tuple[dict[str, str], dict[str, Any]]:
+def read_index(file: SourceFile) -> tuple[dict[str, str], dict[str, Any]]:
     """{name of a tensor: name of its shard} and the metadata of an index; raises a FormatError for a bad one."""
     index = _index(file)
     metadata = index.get("metadata")
@@ -132,7 +133,7 @@ def read_without_index(path: str, names: Sequence[str], opener: Opener) -> Check
     return _joined(path, None, names, opener, {}, {})
 
 
-def _index(file: LocalFile) -> dict[str, Any]:
+def _index(file: SourceFile) -> dict[str, Any]:
     if file.size > limits.INDEX_JSON:
         raise LimitError(f"a JSON file of {file.size} bytes is far larger than an index of shards", path=file.path)
     try:
@@ -140,7 +141,7 @@ def _index(file: LocalFile) -> dict[str, Any]:
     except RecursionError:
         raise MalformedError("this JSON nests too deeply for an index of shards", path=file.path) from None
     except ValueError as error:
-        raise MalformedError(f"begins as JSON, but is none: {error}", path=file.path) from None
+        raise MalformedError(f"begins as JSON, but is not valid: {error}", path=file.path) from None
     if not isinstance(index, dict) or "weight_map" not in index:
         raise UnknownFormatError(
             "a JSON file, but no index of shards: it has no weight_map",
@@ -161,16 +162,16 @@ def _weight_map(index: Mapping[str, Any], path: str) -> dict[str, str]:
     if len(shards) > limits.SHARDS:
         raise LimitError(f"it names {len(shards)} shards", path=path)
     for shard in sorted(shards):
-        if shard != os.path.basename(shard) or shard in ("", ".", "..") or "\0" in shard:
+        if not is_plain_name(shard):
             raise MalformedError(f"it names the shard {shard!r}, which is not a file beside it", path=path)
-        if shard == os.path.basename(path):
+        if shard == name_of(path):
             raise MalformedError("it names itself as a shard", path=path)
     return weight_map
 
 
 def _joined(
     path: str,
-    index: LocalFile | None,
+    index: SourceFile | None,
     names: Sequence[str],
     opener: Opener,
     weight_map: Mapping[str, str],
@@ -179,8 +180,8 @@ def _joined(
     """The shards as one checkpoint."""
     from ckpt_cli.formats.open import read_one
 
-    folder = os.path.dirname(path) if index else path
-    files = opener.open_all([os.path.join(folder, name) for name in names])
+    folder = folder_of(path) if index else path
+    files = opener.open_all([join(folder, name) for name in names])
     try:
         shards = [read_one(file) for file in files]
         container = ShardSet(index, shards)
@@ -265,7 +266,7 @@ class _Joining:
             (self._misplaced, "tensors are in another shard than the index says"),
             (self._stray, "tensors are in a second shard too, whose copy is left out"),
         )
-        notes = [f"{problem} ({len(names)}): {_some(names)}" for names, problem in told if names]
+        notes = [f"{problem} ({len(names)}): {listed(names, _NAMED, repr)}" for names, problem in told if names]
         return [*notes, "there is no index beside the shards"] if no_index else notes
 
 
@@ -283,8 +284,3 @@ def _metadata(shards: Iterable[Checkpoint], index: Mapping[str, Any]) -> dict[st
 def unique_nbytes(tensors: Iterable[Tensor]) -> int:
     """What an index calls the total size: bytes of all tensors, those of a storage counted once."""
     return sum({tensor.storage: tensor.nbytes for tensor in tensors}.values())
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(map(repr, names[:_NAMED])) + more

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.files.places import name_of
 from ckpt_cli.formats.safetensors import rewrite as safetensors_write
 from ckpt_cli.formats.safetensors.rewrite import refuse_new_ties
 from ckpt_cli.formats.sharded.read import ShardSet, unique_nbytes
@@ -39,12 +39,12 @@ class Rewriting:
     def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
         container = checkpoint.container
         if not isinstance(container, ShardSet):
-            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is no set of shards")
+            raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is not a set of shards")
         if changes.values or changes.added.keys() != changes.new_tensors.keys():
-            raise UnsupportedError("values that are no tensors cannot be set in a set of shards", path=checkpoint.path)
+            raise UnsupportedError("values that are not tensors cannot be set in a set of shards", path=checkpoint.path)
         self._checkpoint = checkpoint
         self._container = container
-        self._names = [os.path.basename(shard.path) for shard in container.shards]
+        self._names = [name_of(shard.path) for shard in container.shards]
         self._old_index: dict[str, Any] = (
             json.loads(container.index.read(0, container.index.size)) if container.index else {"weight_map": {}}
         )
@@ -208,8 +208,8 @@ class Rewriting:
             strings = {key: value for key, value in index["metadata"].items() if isinstance(value, str)}
             refuse_new_ties({name for names in stored.values() for name in names}, strings, aliases)
         if index == self._old_index:
-            return os.path.basename(file.path), file.read(0, file.size)
-        return os.path.basename(file.path), (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+            return name_of(file.path), file.read(0, file.size)
+        return name_of(file.path), (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
 
     def _stored_after(self) -> dict[str, list[str]]:
         """The names that each shard has bytes for afterwards, by the shard's file name."""
@@ -241,16 +241,21 @@ class Rewriting:
         return found
 
     def _weight_map(self, stored: Mapping[str, Sequence[str]]) -> dict[str, str]:
-        """Which shard has which name, in the order of the old map; an alias that is stored from now on comes last."""
+        """Return which shard has which name, in the order of the old map; a newly stored alias comes last.
+
+        Where the old map is wrong about a name that changes, the new one is right.
+        """
         rename, old = self._changes.names, self._old_index["weight_map"]
         had = {number: {entry.name for entry in shard.entries} for number, shard in enumerate(self._container.shards)}
         aliases = {tensor.name for tensor in self._checkpoint.tensors if tensor.alias_of is not None}
+        owners = {name: file for file, names in stored.items() for name in names}
         found: dict[str, str] = {}
         for name, file in old.items():
             new = rename.get(name, name)
-            is_there = new in stored.get(file, ()) or name in aliases or name not in had[self._names.index(file)]
+            is_elsewhere = name not in had[self._names.index(file)]
+            is_there = new in stored.get(file, ()) or name in aliases or is_elsewhere
             if name not in self._changes.dropped and file not in self.removed and is_there:
-                found[new] = file
+                found[new] = owners.get(new, file) if is_elsewhere and new != name and name not in aliases else file
         unlisted = {rename.get(name, name) for names in had.values() for name in names if name not in old}
         unlisted -= {rename.get(name, name) for name in aliases}
         for file, names in stored.items():
@@ -332,9 +337,9 @@ def _with_strings(old: Mapping[str, str], changed: Mapping[str, str | None]) -> 
 
 
 def _as_json(key: str, text: str, path: str) -> object:
-    """The value of a note that is no string."""
+    """Return the value of a note that is not a string."""
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError):
-        raise UsageError(f"{key!r} holds JSON in the index, and {text[:60]!r} is none", path=path) from None
+        raise UsageError(f"{key!r} holds JSON in the index, and {text[:60]!r} is not JSON", path=path) from None
     return value

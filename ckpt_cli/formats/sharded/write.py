@@ -8,12 +8,12 @@ larger than a shard has its own; a single shard needs no index.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckpt_cli.files.fsync import write_all
+from ckpt_cli.files.places import exists, join
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.verify import verify_new
 from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
@@ -103,5 +103,5 @@ def index_name(pattern: str) -> str:
 
 def verify_set(new: NewCheckpoint, folder: str, pattern: str) -> None:
     """Read a new set back as a whole, or its single file, and compare it with what was meant."""
-    index, single = (os.path.join(folder, name) for name in (index_name(pattern), pattern.format(suffix="")))
-    verify_new(new.tensors, index if os.path.exists(index) else single, in_order=False)
+    index, single = (join(folder, name) for name in (index_name(pattern), pattern.format(suffix="")))
+    verify_new(new.tensors, index if exists(index) else single, in_order=False)

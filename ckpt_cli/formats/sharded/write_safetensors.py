@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from ckpt_cli import limits
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copy import Progress
+from ckpt_cli.files.places import join
 from ckpt_cli.formats.safetensors.write import aliases_among, metadata_with, spelled, ties_of, write_some
 from ckpt_cli.formats.sharded.write import Create, index_name, split, verify_set, write_index
 from ckpt_cli.formats.verify import open_with_safetensors
@@ -51,5 +51,5 @@ def _refuse_too_many(strings: Mapping[str, str], shards: int) -> None:
 def verify_folder(new: NewCheckpoint, folder: str) -> None:
     """Open every shard with the reference reader, and the set with our own."""
     for shard in split(new.tensors, new.max_shard, PATTERN):
-        open_with_safetensors(os.path.join(folder, shard.name))
+        open_with_safetensors(join(folder, shard.name))
     verify_set(new, folder, PATTERN)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, UnsupportedError, about
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage
 from ckpt_cli.pickles.flatten import entries_of, objects_of, top_level_of
@@ -67,7 +67,7 @@ class _Finder:
         return self._container.storage(f"{self._prefix}{key}", nbytes, begin, location)
 
 
-def read(file: LocalFile) -> Checkpoint:
+def read(file: SourceFile) -> Checkpoint:
     """Open a stream: its pickles are read, and of each storage how many elements it has."""
     container = PlainFile(file)
     parts: list[Graph] = []
@@ -112,7 +112,7 @@ def _prefixed(entry: Entry, number: int) -> Entry:
     return replace(entry, name=f"[{number}].{entry.name}" if entry.name else f"[{number}]")
 
 
-def _parts(file: LocalFile) -> Iterator[_Part]:
+def _parts(file: SourceFile) -> Iterator[_Part]:
     """The parts in their order; a first one that does not read is an error, and so is a later one that begins well."""
     blocks = sys.getallocatedblocks() + limits.PICKLE_BLOCKS + limits.ENTRY_BLOCKS
     begin = number = 0
@@ -134,7 +134,7 @@ def _parts(file: LocalFile) -> Iterator[_Part]:
             raise LimitError(f"over {number - 1} saves stand one after another in it, far more than can be listed")
 
 
-def _part(file: LocalFile, begin: int, head: bytes) -> _Part:
+def _part(file: SourceFile, begin: int, head: bytes) -> _Part:
     if is_save(head):
         save = read_save(file, begin)
         return _Part(save.graph, save.begin, save.end, save)
@@ -142,7 +142,7 @@ def _part(file: LocalFile, begin: int, head: bytes) -> _Part:
     return _Part(graph, begin, begin + graph.nbytes, None)
 
 
-def _or_joblib(file: LocalFile, error: FormatError) -> FormatError | UnsupportedError:
+def _or_joblib(file: SourceFile, error: FormatError) -> FormatError | UnsupportedError:
     """The error, or that the file is joblib's, whose arrays stand between the opcodes of its pickle."""
     head = file.read(0, min(_SEARCHED, file.size))
     return _joblib() if _JOBLIB.encode() in head else error

@@ -11,9 +11,9 @@ from contextlib import closing
 
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, copy_range, no_progress
-from ckpt_cli.files.fsync import write_all
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.formats.torch_legacy.read import LEGACY
 from ckpt_cli.model.changes import Changes, Content

@@ -12,7 +12,7 @@ from typing import Any
 from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnknownFormatError, about
-from ckpt_cli.files.source import LocalFile, Window
+from ckpt_cli.files.source import SourceFile, Window
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.formats.torch_legacy.tar_members import members
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
@@ -87,7 +87,7 @@ class _Cursor:
 class _Tar:
     """What the lists say, by the numbers that the pickle uses."""
 
-    def __init__(self, file: LocalFile) -> None:
+    def __init__(self, file: SourceFile) -> None:
         found = members(file)
         if missing := [name for name in _MEMBERS if name not in found]:
             raise UnknownFormatError(
@@ -195,7 +195,7 @@ class _Finder:
         return None if tensor is None else replace(tensor, name=name)
 
 
-def read(file: LocalFile) -> Checkpoint:
+def read(file: SourceFile) -> Checkpoint:
     """Open a tar file: its lists and its pickle are read, no storage is."""
     with about(file.path):
         tar = _Tar(file)

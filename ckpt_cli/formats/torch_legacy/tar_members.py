@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError
-from ckpt_cli.files.source import LocalFile, Window
+from ckpt_cli.files.source import SourceFile, Window
 
 _BLOCK = 512
 _FILES = (b"0", b"\0")
@@ -17,7 +17,7 @@ _EXTENDED_BYTES = 64 << 10
 """Bytes of an extended header that are looked at: names and sizes are short."""
 
 
-def members(file: LocalFile) -> dict[str, Window]:
+def members(file: SourceFile) -> dict[str, Window]:
     """The regular files in a tar file by their names; of several of one name, the last, as tarfile takes it.
 
     Raises MalformedError, TruncatedError or LimitError for a file that is no sound tar.

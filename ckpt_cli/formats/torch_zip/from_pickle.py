@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
@@ -13,7 +14,6 @@ from ckpt_cli.formats.zip.container import ZipStorages, prefix_of
 from ckpt_cli.model.changes import Changes, Content, difference, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Storage
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
@@ -60,7 +60,9 @@ class Document:
         self._stem = stem
         finder = Known(checkpoint)
         editing = Editing(graph, finder, Place(0))  # arrays in the pickle stay, wherever they are
-        retargeting = Retargeting(editing, Rebuilder(CALLS, graph, finder, Budget(graph.nbytes)), checkpoint.tensors)
+        retargeting = Retargeting(
+            editing, Rebuilder(CALLS, graph, finder, WalkBudget(graph.nbytes)), checkpoint.tensors
+        )
         retargeting.carry_out(changes)
         editing.carry_out(changes)
         self._root = editing.root

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 
 from ckpt_cli.errors import MalformedError, UnknownFormatError, about
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.zip.container import prefix_of
 from ckpt_cli.formats.zip.read import ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ FLAVOURS = (
 """In the order in which they are looked for."""
 
 
-def read(file: LocalFile) -> Checkpoint:
+def read(file: SourceFile) -> Checkpoint:
     """Open a zip file as what its records say that it is; raises UnknownFormatError for one that is not torch's."""
     records = ZipRecords(file)
     if not records.by_name:

@@ -13,7 +13,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.torch_zip.patch import LONGEST, ROOM, replace_pickle
 from ckpt_cli.formats.torch_zip.read import NAME
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
@@ -168,7 +168,7 @@ def _is_swapped(tensor: Tensor, changes: Changes) -> bool:
     return (is_new and swaps) or any(_is_swapped(part, changes) for part in tensor.parts)
 
 
-def _write_content(writer: ZipWriter, name: str, content: Content, source: LocalFile, progress: Progress) -> None:
+def _write_content(writer: ZipWriter, name: str, content: Content, source: SourceFile, progress: Progress) -> None:
     """A new storage: ranges of the old file, or bytes that are made now."""
 
     def copy(write: Write) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.files.copy import Progress, no_progress
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.verify import verify_new
 from ckpt_cli.formats.zip.write import ALIGNMENT, ZipWriter
 from ckpt_cli.model.changes import Content
@@ -21,11 +21,7 @@ from ckpt_cli.pickles.write import write_pickle
 
 def spelled(dtype: DType) -> str | None:
     """How torch says a dtype; None for one that it has not."""
-    return None if dtype.category == "quantized" or dtype.name in _FOREIGN else dtype.name
-
-
-_FOREIGN = ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
-"""Dtypes of safetensors that torch has not, or has in pairs only."""
+    return None if dtype.category == "quantized" or dtype.elements > 1 else dtype.name
 
 
 def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_progress) -> int:
@@ -81,7 +77,7 @@ def _identity(pickle: bytes | bytearray, checksums: Sequence[int]) -> bytes:
     return f"{int.from_bytes(digest.digest(), 'little'):040}".encode()
 
 
-def put_content(writer: ZipWriter, content: Content, files: Sequence[LocalFile], progress: Progress) -> None:
+def put_content(writer: ZipWriter, content: Content, files: Sequence[SourceFile], progress: Progress) -> None:
     """The bytes of a storage, into the record that is being written."""
     if writer.only_measures:
         writer.skip(content.nbytes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import MalformedError, ShortStorageError, UnsupportedError
-from ckpt_cli.files.source import Extent, LocalFile, Window
+from ckpt_cli.files.source import Extent, SourceFile, Window
 from ckpt_cli.formats.zip.read import DEFLATED, Record, ZipRecords
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.pickles.describe import describe
@@ -63,7 +63,7 @@ class ZipStorages:
 
     def __init__(self, records: ZipRecords) -> None:
         file = records.file
-        self.files: Sequence[LocalFile] = (file.file if isinstance(file, Window) else file,)
+        self.files: Sequence[SourceFile] = (file.whole,)
         self.records = records
         self._inner: list[ZipRecords] = []
         """The zip files that are records."""

@@ -11,11 +11,13 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
+from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
-from ckpt_cli.files.source import Source
+from ckpt_cli.files.source import ByteSource
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -30,6 +32,9 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _ENCRYPTED, _DESCRIBED = 0x1, 0x8
 _MASK32 = 0xFFFFFFFF
 _PIECE = 1 << 20
+
+_STREAMS = 16
+"""Threads that each read a compressed record of one file on from where they were."""
 
 
 class Record:
@@ -69,7 +74,7 @@ class Record:
 class _Stream:
     """A deflated record, inflated piece by piece."""
 
-    def __init__(self, file: Source, name: str, position: int, end: int) -> None:
+    def __init__(self, file: ByteSource, name: str, position: int, end: int) -> None:
         self.name = name
         self.reached = 0
         """Bytes of the content inflated so far."""
@@ -105,7 +110,7 @@ class ZipRecords:
     Raises MalformedError, TruncatedError or LimitError for a file that is no sound zip.
     """
 
-    def __init__(self, file: Source, number: int = 0) -> None:
+    def __init__(self, file: ByteSource, number: int = 0) -> None:
         self.file = file
         self.number = number
         """The file's number within its container."""
@@ -115,10 +120,8 @@ class ZipRecords:
         """The first byte of the central directory, and its size in bytes."""
         self._data: dict[str, int] = {}
         """What local headers were read for: the first byte of each record's data."""
-        self._stream: _Stream | None = None
-        """The compressed record that was read last, as far as it was read."""
-        self._inflated = 0
-        """Bytes inflated so far."""
+        self._streams: dict[int, _Stream] = {}
+        """By thread, the compressed record that it read last, as far as it was read."""
         self._read_directory()
 
     def read(self, name: str, most: int) -> bytes | memoryview:
@@ -145,17 +148,18 @@ class ZipRecords:
         """
         if nbytes > limits.INFLATED_AT_ONCE:
             raise LimitError(f"{nbytes} bytes of record {record.name!r} would have to be inflated", path=self.file.path)
-        stream = self._stream
+        stream = self._streams.get(thread := get_ident())
         if stream is None or stream.name != record.name or stream.reached > offset:
             begin = self.data_offset(record)
-            stream = self._stream = _Stream(self.file, record.name, begin, begin + record.stored)
+            if len(self._streams) >= _STREAMS:
+                self._streams.clear()  # of threads that ended, or that begin again
+            stream = self._streams[thread] = _Stream(self.file, record.name, begin, begin + record.stored)
         kept = bytearray()
+        budget = current()
         while stream.reached < offset + nbytes:
             behind = stream.reached
             piece = stream.next(min(_PIECE, offset + nbytes - behind))
-            self._inflated += len(piece)
-            if self._inflated > limits.INFLATED_IN_ALL:
-                raise LimitError("it is compressed, and far more would be inflated than it has", path=self.file.path)
+            budget.inflate(len(piece), self.file.path)
             kept += piece[max(offset - behind, 0) :]
         return kept
 

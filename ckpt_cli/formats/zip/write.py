@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.copy import Progress, copy_range, crc_of_range, no_progress
-from ckpt_cli.files.fsync import write_all
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.source import Extent, LocalFile, SourceFile
+from ckpt_cli.files.system import write_all
 
 ALIGNMENT = 64
 """Bytes that the data of a record is aligned to, as torch does by default."""
@@ -81,7 +81,7 @@ class ZipWriter:
         self._end(name, header, crc, written)
 
     def copy(
-        self, name: str, source: LocalFile, offset: int, nbytes: int, crc: int, progress: Progress = no_progress
+        self, name: str, source: SourceFile, offset: int, nbytes: int, crc: int, progress: Progress = no_progress
     ) -> None:
         """A record with the bytes of a range of a file, whose CRC-32 is known (or 0, as torch may leave it)."""
         header = self._begin(name, nbytes)
@@ -106,7 +106,7 @@ class ZipWriter:
         self._crc = zlib.crc32(piece, self._crc)
         self._write(piece)
 
-    def gather(self, files: Sequence[LocalFile], extents: Sequence[Extent], progress: Progress = no_progress) -> None:
+    def gather(self, files: Sequence[SourceFile], extents: Sequence[Extent], progress: Progress = no_progress) -> None:
         """More bytes of it, from ranges of files; holes stay holes."""
         for extent in extents:
             source = files[extent.file]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from ckpt_cli.errors import CkptError, FormatError, UnsupportedError
+from ckpt_cli.files.places import canonical, folder_of, join, name_of, names_in
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.check.finding import Check, Spot
@@ -47,11 +47,11 @@ def _unreadable(checkpoint: Checkpoint) -> Iterator[Spot]:
 
 def _stray_items(checkpoint: Checkpoint) -> Iterator[Spot]:
     """Files of items beside those that the metadata of a distributed checkpoint name."""
-    known = {os.path.realpath(file.path) for file in checkpoint.container.files}
-    folders = {os.path.dirname(path) for path in known if path.endswith(_ITEMS)}
+    known = {canonical(file.path) for file in checkpoint.container.files}
+    folders = {folder_of(path) for path in known if path.endswith(_ITEMS)}
     for folder in sorted(folders):
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(_ITEMS) and os.path.join(folder, name) not in known:
+        for name in names_in(folder):
+            if name.endswith(_ITEMS) and join(folder, name) not in known:
                 yield Spot(name, "the metadata of the distributed checkpoint do not name the file")
 
 
@@ -89,7 +89,7 @@ def _unread(checkpoint: Checkpoint) -> Iterator[Spot]:
 
 
 def _where(checkpoint: Checkpoint) -> str:
-    return os.path.basename(os.path.normpath(checkpoint.path))
+    return name_of(checkpoint.path)
 
 
 CHECKS: tuple[Check[Checkpoint], ...] = (
@@ -140,7 +140,7 @@ def _dangerous(path: str) -> Iterator[Spot]:
 
 PICKLES: tuple[Check[str], ...] = (
     Check("dangerous", "error",
-          "a pickle would run something dangerous if something else loaded it; a warning where it is but unusual",
-          _dangerous, "do not load it; ckpt scan FILE tells all"),
+          "a pickle would run something dangerous if something else loaded it; a warning if it is only unusual",
+          _dangerous, "do not load it; see ckpt scan FILE"),
 )  # fmt: skip
 """Of one file, by its path."""

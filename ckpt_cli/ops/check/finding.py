@@ -11,16 +11,20 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong with a checkpoint, or worth knowing."""
+    """One thing that `check` or `scan` found in a checkpoint: something wrong, or worth knowing."""
 
     severity: str
-    """`error` for what cannot be loaded or is loaded wrongly, `warning` for what should not be so, `note`."""
+    """`error`, `warning` or `note`.
+
+    For `check` an error cannot be loaded or is loaded wrongly, and a warning should not be so; for `scan` an error is
+    known to be dangerous, and a warning is in no ordinary checkpoint.
+    """
     code: str
     """A stable code for the kind of finding, one or two words."""
     where: str
-    """The file, with the record or tensor in it."""
+    """The file, record, tensor or pickle."""
     message: str
-    hint: str
+    hint: str = ""
     """A command or action; empty where there is nothing to do."""
 
 

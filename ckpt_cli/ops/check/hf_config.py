@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ckpt_cli.errors import listed
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.ops.check.finding import Check, Spot
 from ckpt_cli.ops.ties import claim_against, embedding_and_head
@@ -143,14 +144,9 @@ def _layers(subject: Configured) -> Iterator[Spot]:
     extra = _integer_at(subject.config, "num_nextn_predict_layers") or 0
     lacking = sorted(set(range(min(said, 100_000))) - found)
     if lacking:
-        yield Spot(subject.where, f"config.json says {said} layers, of which {_some(lacking)} are not there")
+        yield Spot(subject.where, f"config.json says {said} layers, of which {listed(lacking, 3)} are not there")
     if max(found) >= said + extra:
         yield Spot(subject.where, f"config.json says {said} layers, there is a layer {max(found)}")
-
-
-def _some(numbers: Sequence[int]) -> str:
-    more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
-    return ", ".join(map(str, numbers[:3])) + more
 
 
 # --- ties, dtypes, adapters -------------------------------------------------------------------------------------------
@@ -220,7 +216,7 @@ CHECKS: tuple[Check[Configured], ...] = (
     Check("no-head", "error", "`config.json` ties no embeddings, but there is no `lm_head`", _no_head,
           "set tie_word_embeddings to true if they were tied"),
     Check("untied", "warning", "`config.json` says that the embeddings are tied, but they are stored apart", _tied,
-          "ckpt ties --equal FILE tells whether they are equal at least"),
+          "ckpt ties --equal FILE shows whether they are equal"),
     Check("config-dtype", "warning", "no tensor has the dtype that `config.json` says", _dtype, "correct config.json"),
     Check("adapter-rank", "error", "LoRA shapes contradict `r` of `adapter_config.json`", _rank,
           "correct adapter_config.json"),

@@ -1,11 +1,10 @@
 """The engine of `check`: is a checkpoint complete and valid?
 
-A file that is none of ours is trouble and raises; one that is recognised, but broken, is a finding.
+A file that is not a checkpoint raises; one that is recognized, but broken, is a finding.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections import Counter
@@ -18,8 +17,18 @@ from ckpt_cli import limits
 from ckpt_cli.errors import ChangedError, CkptError, FormatError, LimitError, UnknownFormatError
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.source import LocalFile
-from ckpt_cli.files.unchanged import Identity, identity_at
+from ckpt_cli.files.places import (
+    folder_of,
+    identity_at,
+    is_file,
+    is_folder,
+    join,
+    name_of,
+    names_in,
+    open_file,
+    size_of,
+)
+from ckpt_cli.files.source import Identity
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.open import read_one
 from ckpt_cli.formats.registry import folder_kind, is_index
@@ -124,11 +133,11 @@ class _Worker:
 
     def _open(self, path: str) -> tuple[list[Checkpoint], bool]:
         """The checkpoints that a path consists of, as far as they open, and whether that is all of them."""
-        if not os.path.isdir(path):
-            with closing(LocalFile(path)) as file:
+        if not is_folder(path):
+            with closing(open_file(path)) as file:
                 index = is_index(file)
             return self._set(path) if index else self._single(path)
-        names = sorted(os.listdir(path))
+        names = names_in(path)
         kind = folder_kind(names)
         if kind is None or kind.name != "shards":
             return self._single(path)
@@ -136,11 +145,11 @@ class _Worker:
 
         index_name = index_in(path, names)
         if index_name is not None:
-            return self._set(os.path.join(path, index_name))
+            return self._set(join(path, index_name))
         wanted = shards.wanted_of(names)
         if wanted is not None:
             return self._shards(path, "", wanted, {}, {})
-        return self._single(os.path.join(path, file_in(path, names)))
+        return self._single(join(path, file_in(path, names)))
 
     def _single(self, path: str) -> tuple[list[Checkpoint], bool]:
         try:
@@ -165,17 +174,17 @@ class _Worker:
             self._identities[path] = file.seen
         names = list(dict.fromkeys(weight_map.values()))
         self.report.files += 1
-        return self._shards(os.path.dirname(path), os.path.basename(path), names, weight_map, metadata)
+        return self._shards(folder_of(path), name_of(path), names, weight_map, metadata)
 
     def _shards(
         self, folder: str, index: str, names: Sequence[str], weight_map: dict[str, str], metadata: dict[str, object]
     ) -> tuple[list[Checkpoint], bool]:
-        beside = sorted(os.listdir(folder or "."))
+        beside = names_in(folder)
         there = set(beside) & set(names)
         opened: dict[str, Checkpoint] = {}
         for name in names:
             if name in there:
-                checkpoint = self._shard(os.path.join(folder, name))
+                checkpoint = self._shard(join(folder, name))
                 if checkpoint is not None:
                     opened[name] = checkpoint
         files = shards.ShardFiles(index, names, beside, weight_map, metadata, opened)
@@ -202,7 +211,7 @@ class _Worker:
         if isinstance(error, LimitError):
             raise error
         broken = broken_of(path, error)
-        if isinstance(error, UnknownFormatError) or os.path.getsize(path) == 0:
+        if isinstance(error, UnknownFormatError) or (is_file(path) and size_of(path) == 0):
             before = len(self.report.findings)
             if part or broken.is_late_zip:
                 self._run(BROKEN, broken, path)
@@ -210,7 +219,7 @@ class _Worker:
                 raise error
             return
         self._run(BROKEN, broken, path)
-        if os.path.isfile(path):
+        if is_file(path):
             self._run(entries.PICKLES, path, path)
 
     # --- looking
@@ -235,7 +244,7 @@ class _Worker:
         config, adapter = config_beside(path) or {}, config_beside(path, "adapter_config.json") or {}
         if found and (config or adapter):
             tensors = [tensor for checkpoint in found for tensor in checkpoint.tensors]
-            where = os.path.basename(os.path.normpath(path))
+            where = name_of(path)
             subject = configs.Configured(where, tensors, configs.text_config(config), adapter, complete)
             self._run(configs.CHECKS, subject)
 
@@ -259,7 +268,7 @@ class _Worker:
         """Say of each code how many were left out."""
         for (severity, code), count in self._counts.items():
             if count > limits.CHECK_FINDINGS:
-                where = os.path.basename(os.path.normpath(self.report.path))
+                where = name_of(self.report.path)
                 more = f"and {count - limits.CHECK_FINDINGS} more"
                 self.report.findings.append(Finding(severity, code, where, more, ""))
 

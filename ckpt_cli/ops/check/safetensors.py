@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from ckpt_cli.errors import CkptError
+from ckpt_cli.files.places import exists, folder_of, join, name_of
 from ckpt_cli.formats.safetensors.read import repeated_names
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.check.finding import Check, Spot
@@ -19,7 +19,7 @@ _MAPPED = ("zip", "safetensors")
 
 
 def _where(checkpoint: Checkpoint) -> str:
-    return os.path.basename(checkpoint.path)
+    return name_of(checkpoint.path)
 
 
 def _repeated(checkpoint: Checkpoint) -> Iterator[Spot]:
@@ -32,7 +32,7 @@ def _no_format(checkpoint: Checkpoint) -> Iterator[Spot]:
     said = checkpoint.metadata.get("format")
     if said in _FORMATS:
         return
-    beside = os.path.exists(os.path.join(os.path.dirname(checkpoint.path), "config.json"))
+    beside = exists(join(folder_of(checkpoint.path), "config.json"))
     what = "its metadata do not say" if said is None else "its metadata say another thing than"
     severity = "warning" if beside and checkpoint.metadata else ""
     yield Spot(_where(checkpoint), f"{what} format: pt, without which transformers refuses metadata", severity)

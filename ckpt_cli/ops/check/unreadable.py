@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, ShortStorageError, TruncatedError
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import is_file, name_of, open_file
 from ckpt_cli.ops.check.finding import Check, Spot
 from ckpt_cli.ops.check.zip import least_size
 from ckpt_cli.scanner.tolerant_zip import LooseZip, zips_within
@@ -36,14 +35,14 @@ class Broken:
 
 def broken_of(path: str, error: FormatError) -> Broken:
     """A file, or a folder, with the error of its reader."""
-    if error.path is not None and os.path.isfile(error.path):
+    if error.path is not None and is_file(error.path):
         path = error.path  # of a folder or a set: the one file of it
-    return Broken(path, os.path.basename(os.path.normpath(path)), error, _late_zip(path))
+    return Broken(path, name_of(path), error, _late_zip(path))
 
 
 def _late_zip(path: str) -> LooseZip | None:
     try:
-        with closing(LocalFile(path)) as file:
+        with closing(open_file(path)) as file:
             found = next(zips_within(file), None)
             if found is None or not any(member.name.endswith("/data.pkl") for member in found.members):
                 return None
@@ -56,8 +55,8 @@ def _truncated(broken: Broken) -> Iterator[Spot]:
     if type(broken.error) is not TruncatedError or broken.late_zip is not None:
         return
     needed, size = None, 0
-    if os.path.isfile(broken.path):
-        with closing(LocalFile(broken.path)) as file:
+    if is_file(broken.path):
+        with closing(open_file(broken.path)) as file:
             needed, size = least_size(file), file.size
     missing = f"; {needed - size} bytes at least are missing" if needed is not None and needed > size else ""
     yield Spot(broken.where, broken.error.problem + missing)
@@ -87,7 +86,7 @@ def _far_end(broken: Broken) -> Iterator[Spot]:
     """A zip whose end record lies too far from the end of the file to be found by everyone."""
     found = broken.late_zip
     if found is not None and found.begin == 0:
-        with closing(LocalFile(broken.path)) as file:
+        with closing(open_file(broken.path)) as file:
             rest = file.size - found.end
         yield Spot(
             f"{broken.where} (byte {found.end})",
@@ -108,7 +107,7 @@ CHECKS: tuple[Check[Broken], ...] = (
           "a storage has fewer bytes than its tensors need, or none: `torch.load(mmap=True)` silently reads beyond it",
           _short, _FETCH),
     Check("malformed", "error", "a file breaks the rules of its format: header, ranges, views, pickle", _malformed,
-          "ckpt scan FILE tells whether it was made to deceive"),
+          "ckpt scan FILE shows whether it was made to deceive"),
     Check("leading-bytes", "error", "something stands before a zip file", _leading),
     Check("far-end", "error", "too many bytes follow a zip file for its end to be found", _far_end),
     Check("no-checkpoint", "error", "a shard is not a checkpoint, such as a saved error page or a git LFS pointer",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
+from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.files.copy import OnProgress
-from ckpt_cli.files.source import Extent, LocalFile
+from ckpt_cli.files.places import name_of
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_strided
-from ckpt_cli.ops.budget import Work
 from ckpt_cli.ops.check.finding import Check, Spot
 from ckpt_cli.ops.check.zip import ZipFile
 from ckpt_cli.parallel.byte_ranges import Answers, Job, Part, jobs_of, read_all, total
@@ -52,7 +52,7 @@ class Reading:
         self._jobs: list[Job] = []
         self._records: list[tuple[str, Member]] = []
         self._tensors: list[tuple[str, Tensor]] = []
-        self._packed: list[tuple[LocalFile, str, Member]] = []
+        self._packed: list[tuple[SourceFile, str, Member]] = []
         self._apart: list[tuple[Checkpoint, str, Tensor]] = []
         """Views with gaps, and of compressed storages: read on their own."""
         self._ends: dict[str, list[tuple[int, int, int]]] = {}
@@ -65,14 +65,18 @@ class Reading:
         for subject in zips:
             for part in self._record_parts(subject):
                 parts[numbers[id(subject.file)]].append(part)
-        work = Work(checkpoint)
+        budget = Budget.of(checkpoint)
         seen: set[object] = set()
         for tensor in all_strided(checkpoint.tensors):
-            if tensor.view is None or tensor.view in seen or not can_tally(tensor.dtype):
+            if tensor.view is None or tensor.view in seen:
                 continue
             seen.add(tensor.view)
+            if not can_tally(tensor.dtype):
+                what = f"{tensor.dtype.described} of dtype {tensor.dtype}, whose values cannot be read"
+                self.answer.unchecked.append((f"{_where(checkpoint)}: {tensor.name}", what))
+                continue
             try:
-                work.add(tensor, _once(Region.of(tensor)))
+                budget.read(tensor, _once(Region.of(tensor)))
             except LimitError as error:
                 self.answer.unchecked.append((f"{_where(checkpoint)}: {tensor.name}", error.problem))
             else:
@@ -167,13 +171,13 @@ class Reading:
             for count, (number, begin, end) in enumerate(sorted(ends, key=lambda item: item[1], reverse=True)):
                 if not answers.tallies[number].zero:
                     if nbytes >= _TAIL and count > 1:
-                        yield os.path.basename(path), count, nbytes
+                        yield name_of(path), count, nbytes
                     break
                 nbytes += end - begin
 
 
 def _where(checkpoint: Checkpoint) -> str:
-    return os.path.basename(os.path.normpath(checkpoint.path))
+    return name_of(checkpoint.path)
 
 
 def _once(region: Region) -> Region:
@@ -201,7 +205,7 @@ def _tally_apart(checkpoint: Checkpoint, tensor: Tensor, executor: Executor) -> 
         tensor = integers(tensor)
     source = Source(checkpoint, tensor, _once(Region.of(tensor)), any_order=True)
     found = tally(memoryview(b""), tensor.dtype)
-    chunks = ((source.chunk(*cut), source.dtype.nbytes(cut[1] - cut[0])) for cut in source.cuts())
+    chunks = ((chunk, source.cost(chunk)) for chunk in source.chunks(source.cuts()))
     for answer in run(grouped(chunks), partial(_tally_chunks, source, tensor.big_endian), executor):
         found = merged(found, answer)
     return found

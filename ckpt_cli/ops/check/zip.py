@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckpt_cli.dtypes import BY_STORAGE
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.places import name_of
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.torch_zip.offsets import computed_offsets
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check.finding import Check, Spot
@@ -25,7 +25,7 @@ _SMALL = 64
 class ZipFile:
     """One zip file of a checkpoint, as its directory and its local headers have it."""
 
-    file: LocalFile
+    file: SourceFile
     where: str
     zips: tuple[LooseZip, ...]
     """The last one first; torch.distributed.checkpoint writes several into one file."""
@@ -51,7 +51,7 @@ class ZipFile:
         return self.file.read(member.begin, member.nbytes)
 
 
-def zip_of(file: LocalFile, checkpoint: Checkpoint) -> ZipFile | None:
+def zip_of(file: SourceFile, checkpoint: Checkpoint) -> ZipFile | None:
     """Return a file of a checkpoint as a zip; None where it is not a zip."""
     if file.size < 4 or file.read(0, 4) not in (b"PK\3\4", b"PK\5\6"):
         return None
@@ -59,7 +59,7 @@ def zip_of(file: LocalFile, checkpoint: Checkpoint) -> ZipFile | None:
     members = zips[0].members if zips else []
     folder, slash, _ = members[0].name.partition("/") if members else ("", "", "")
     by_name = {member.name: member for member in members}
-    return ZipFile(file, os.path.basename(file.path), zips, checkpoint, by_name, folder + slash if slash else "")
+    return ZipFile(file, name_of(file.path), zips, checkpoint, by_name, folder + slash if slash else "")
 
 
 def _local_headers(subject: ZipFile) -> Iterator[Spot]:
@@ -176,9 +176,9 @@ def _layout(subject: ZipFile) -> Iterator[Spot]:
 
 CHECKS: tuple[Check[ZipFile], ...] = (
     Check("local-header", "error", "a record's local header says otherwise than the directory, or is not there",
-          _local_headers, "the file is damaged or made up: ckpt scan FILE tells more"),
+          _local_headers, "the file is damaged or made up: see ckpt scan FILE"),
     Check("directory", "error", "the directory at the end of a zip file contradicts itself", _directory,
-          "the file is damaged or made up: ckpt scan FILE tells more"),
+          "the file is damaged or made up: see ckpt scan FILE"),
     Check("no-version", "error", "a zip file has no `version` record, so `torch.load` refuses it", _version,
           "zip it again with a record version that says 3"),
     Check("outside-prefix", "error", "records lie outside the folder of the others", _outside,
@@ -198,7 +198,7 @@ CHECKS: tuple[Check[ZipFile], ...] = (
 )  # fmt: skip
 
 
-def least_size(file: LocalFile) -> int | None:
+def least_size(file: SourceFile) -> int | None:
     """The bytes that a torch zip file must have at least, by the pickle at its beginning; None where that is cut."""
     from ckpt_cli.errors import CkptError
     from ckpt_cli.pickles.read import read_pickle

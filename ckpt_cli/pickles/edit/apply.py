@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model.changes import Changes
@@ -88,12 +89,26 @@ class Editing:
     # --- names -------------------------------------------------------------------------------------------------------
 
     def _new_keys(self, changes: Changes) -> dict[tuple[int, ...], tuple[Place, str]]:
-        """The places that get other keys, each in the innermost container in which that gives the new name."""
+        """Return the places that get other keys, each in the innermost container in which that gives the new name.
+
+        Where such keys contradict each other, each container on the way gets the name that the renaming gives it.
+        """
+        try:
+            return self._keys(changes, innermost=True)
+        except RefusedError:
+            with suppress(RefusedError):
+                return self._keys(changes, innermost=False)
+            raise
+
+    def _keys(self, changes: Changes, *, innermost: bool) -> dict[tuple[int, ...], tuple[Place, str]]:
+        """Return the places that get other keys; raises RefusedError where two names need two keys in one place."""
         wanted: dict[tuple[int, ...], tuple[Place, str]] = {}
         for old, new in changes.names.items():
             if old in changes.dropped:
                 continue
-            for place, key in _levels_of(self.entry(old), old, new, changes.rename):
+            entry = self.entry(old)
+            single = _single_level_of(entry, old, new) if innermost else []
+            for place, key in single or _levels_of(entry, old, new, changes):
                 if not place.is_keyed:
                     raise UnsupportedError(
                         f"{place.name!r} is called by its place in a list, so it cannot get another name"
@@ -163,25 +178,27 @@ class Editing:
                 tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
 
 
-def _levels_of(place: Place, old: str, new: str, rename: Callable[[str], str] | None) -> list[tuple[Place, str]]:
-    """The places whose keys must change so that `old` becomes `new`, each with its new key.
-
-    One where that is enough, the innermost; else each container on the way gets the name that the renaming gives it.
-    """
+def _single_level_of(place: Place, old: str, new: str) -> list[tuple[Place, str]]:
+    """Return the innermost place whose key alone has to change so that `old` becomes `new`, with its new key."""
     for at in place.chain():
         prefix, rest = f"{at.prefix}." if at.prefix else "", old[len(at.name) :]
         key = new[len(prefix) : len(new) - len(rest)]
         if key and new == prefix + key + rest:
             return [(at, key)]
+    return []
+
+
+def _levels_of(place: Place, old: str, new: str, changes: Changes) -> list[tuple[Place, str]]:
+    """Return the places on the way whose keys change by the renaming, so that `old` becomes `new`."""
     found: list[tuple[Place, str]] = []
     reached = ""
     for at in reversed(list(place.chain())):
         dotted = f"{reached}." if reached else ""
-        names = (new,) if at is place else _names_of(at, rename)
+        names = (new,) if at is place else _names_of(at, changes.rename)
         key = next((name[len(dotted) :] for name in names if f"{new}.".startswith(f"{name}.")), at.key)
         reached = dotted + key
         if not key or not f"{new}.".startswith(f"{reached}."):
-            raise leaving(old, new, place.prefix)
+            raise leaving(old, new, place.prefix, changes.root)
         if key != at.key:
             found.append((at, key))
     return found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Entry, Tensor
 from ckpt_cli.pickles.attributes import GROUPS, Field, Spot
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.containers import Children, Containers, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.packed import has_parts, packed_parts
@@ -142,7 +142,7 @@ def places_of(
     `within` is where the pickle stands, where the arrays in it are entries; `entries` are those of the graph in
     order, where they are known: then no tensor is made again.
     """
-    budget = Budget(graph.nbytes)
+    budget = WalkBudget(graph.nbytes)
     rebuilder = Rebuilder(CALLS, graph, finder, budget, within)
     walk = _Places(Containers(budget), rebuilder, graph.root, entries)
     return walk.nodes(walk.tensor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from shlex import quote
 
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.model.changes import Changes
@@ -104,8 +105,14 @@ class Outcome:
             raise RefusedError(f"{known.name!r} and {place.name!r} would both be called {joined(place.prefix, key)!r}")
 
 
-def leaving(old: str, new: str, holder: str) -> RefusedError:
-    """Return the error for a name that another container would have."""
+def leaving(old: str, new: str, holder: str, root: str = "") -> RefusedError:
+    """Return the error for a name that another container would have, perhaps as `root` becomes the whole checkpoint."""
+    if root.startswith(f"{holder}."):
+        inner = root.removeprefix(f"{holder}.")
+        return RefusedError(
+            f"{root!r} is not a container of its own: {holder!r} has keys that begin with {f'{inner}.'!r}",
+            hint=f"ckpt keep FILE --root {quote(holder)} -o OUT, then ckpt keep OUT --root {quote(inner)}",
+        )
     return RefusedError(
         f"{old!r} would leave what it is kept in ({holder!r}) to become {new!r}",
         hint=f"ckpt keep FILE --root {holder.partition('.')[0]} makes that the whole checkpoint first",

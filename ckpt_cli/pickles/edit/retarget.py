@@ -50,7 +50,8 @@ class Retargeting:
         """The rebuild call of a tensor that is new, as torch.save writes it."""
         if tensor.storage is None:
             raise UnsupportedError(f"tensor {tensor.name!r} has no bytes")
-        view = (self._reference(tensor.storage, tensor.dtype), tensor.storage_offset, tensor.shape, tensor.stride)
+        geometry = (*(tensor.shape or ()),), (*tensor.stride,)  # new tuples, as torch's are
+        view = (self._reference(tensor.storage, tensor.dtype), tensor.storage_offset, *geometry)
         function = self._global("torch._utils", "_rebuild_tensor_v2")
         return Call("reduce", *self._by_version(function, (), view, tensor.dtype))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import MalformedError, RefusedError
 from ckpt_cli.model.changes import Changes, Write, difference, emptied_by, entries_after
 from ckpt_cli.model.checkpoint import Entry, Storage, Tensor
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
@@ -42,7 +42,7 @@ class EditedPickle:
         self._added = [name for name in changes.added if name not in new]
         self._added += [changes.names.get(name, name) for name in changes.values]
         self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
-        self._rebuilder = Rebuilder(CALLS, graph, finder, Budget(graph.nbytes))
+        self._rebuilder = Rebuilder(CALLS, graph, finder, WalkBudget(graph.nbytes))
         self._finder = finder
         only_names = not (changes.dropped or changes.dropped_prefixes or changes.root or changes.tensors
                           or changes.values or changes.added)  # fmt: skip

@@ -1,1 +1,1 @@
-"""What each opcode of a pickle does to the machine's stack."""
+"""The effect of each opcode of a pickle on the machine's stack."""

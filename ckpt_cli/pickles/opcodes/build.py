@@ -1,4 +1,4 @@
-"""The opcodes that move values about and make containers and calls of them."""
+"""Opcodes that move values on the stack, and that make containers and calls of them."""
 
 from __future__ import annotations
 

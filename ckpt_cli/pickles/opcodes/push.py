@@ -1,4 +1,4 @@
-"""The opcodes that push a value which stands in the pickle itself, and those about the pickle as a whole."""
+"""Opcodes that push a value given in the pickle itself, and those about the pickle as a whole."""
 
 from __future__ import annotations
 

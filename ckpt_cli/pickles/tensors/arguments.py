@@ -1,4 +1,4 @@
-"""The arguments of rebuild calls: shapes, strides, dtypes and text, checked to be what torch writes."""
+"""The arguments of rebuild calls: shapes, strides, dtypes and text, checked to be as torch writes them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def storage_dtype(kind: Global) -> DType:
         return UINT8
     dtype = BY_STORAGE.get(kind.name.removesuffix("Storage"))
     if dtype is None or not kind.name.endswith("Storage"):
-        raise MalformedError(f"{kind.qualified!r} is no storage class of torch")
+        raise MalformedError(f"{kind.qualified!r} is not a storage class of torch")
     return dtype
 
 
@@ -61,7 +61,7 @@ def counts(name: str, node: object) -> tuple[int, ...]:
         if type(node) is list:
             node = tuple(node)
     if type(node) is not tuple or len(node) > limits.DIMENSIONS:
-        raise wrong(name, "its shape or stride is no tuple of integers")
+        raise wrong(name, "its shape or stride is not a tuple of integers")
     for item in node:
         if type(item) is not int or not 0 <= item < COUNT_END:
             raise wrong(name, f"its shape or stride holds {describe(item)}")
@@ -74,7 +74,7 @@ def is_count(node: object) -> bool:
 
 
 def odd_storage() -> MalformedError:
-    """Return the error for a persistent id that torch does not write."""
+    """Return the error for a persistent id that is not one of torch's."""
     return MalformedError("the pickle refers to a storage in a way that torch does not write")
 
 
@@ -96,5 +96,5 @@ def dtype_of(name: str, node: object) -> DType:
     """A dtype, which is pickled as a global of torch."""
     dtype = BY_NAME.get(node.name) if isinstance(node, Global) and node.module == "torch" else None
     if dtype is None:
-        raise wrong(name, "its dtype is none of torch's")
+        raise wrong(name, "its dtype is not one of torch's")
     return dtype

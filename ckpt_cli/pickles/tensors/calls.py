@@ -1,4 +1,4 @@
-"""The table of all calls that rebuild tensors: what a `Rebuilder` is made with."""
+"""The table of all functions that rebuild tensors, from which a `Rebuilder` is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors that are spread over processes: what the file of one of them says of the whole.
+"""Tensors that are spread over processes, as far as the file of one process describes them.
 
 Sources: torch/distributed/tensor (`DTensor`, `DTensorSpec`, placement_types.py), torch/distributed/device_mesh.py
 (`__getstate__`, `__repr__`), torch/distributed/_shard/sharded_tensor/api.py (`__getstate__`).

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ckpt_cli import limits
+from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
 from ckpt_cli.files.source import Extent
 from ckpt_cli.pickles.graph import ByteArray, Call, Global, Inline, Located, RawString, callee
@@ -31,18 +32,19 @@ class Place:
         """The file's number within its container."""
         self._decoded: tuple[Buffer, bytes] | None = None
         """The text that was turned into bytes last: large arrays are read piece by piece."""
-        self._spent = 0
 
     def decoded(self, buffer: Buffer) -> bytes:
         """The bytes that a text stands for; raises LimitError where that is too much to hold or to do."""
-        if self._decoded is not None and self._decoded[0] is buffer:
-            return self._decoded[1]
+        last = self._decoded
+        if last is not None and last[0] is buffer:
+            return last[1]
         size = len(buffer.data)
-        self._spent += size
-        if size > limits.INFLATED_AT_ONCE or self._spent > limits.INFLATED_IN_ALL:
+        if size > limits.INFLATED_AT_ONCE:
             raise LimitError(f"{size} bytes of text in the pickle would have to be decoded")
-        self._decoded = (buffer, buffer.decode())
-        return self._decoded[1]
+        current().inflate(size)
+        found = buffer.decode()
+        self._decoded = (buffer, found)
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

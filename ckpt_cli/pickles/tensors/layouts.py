@@ -21,7 +21,7 @@ def _quantized(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tenso
     whole = r.strided(name, storage, offset, size, stride, requires_grad, None)
     scheme = how[0].name if isinstance(how[0], Global) else ""
     if whole.dtype.category != "quantized":
-        raise wrong(name, f"its dtype {whole.dtype} is none of quantized tensors")
+        raise wrong(name, f"its dtype {whole.dtype} is not that of a quantized tensor")
     if scheme == "per_tensor_affine":
         _scheme, scale, zero_point = how
         if type(scale) not in (int, float) or type(zero_point) is not int or abs(zero_point) >= COUNT_END:
@@ -38,7 +38,7 @@ def _by_channel(r: Rebuilder, whole: Tensor, scheme: str, scales: Any, zeros: An
     if isinstance(scales, list) and isinstance(zeros, list):  # as torch 1.3 wrote them
         r.pay(len(scales) + len(zeros))
         if not all(type(item) in (int, float) for item in (*scales, *zeros)):
-            raise wrong(whole.name, "its scales and zero points are no numbers")
+            raise wrong(whole.name, "its scales and zero points are not numbers")
         lengths = (len(scales), len(zeros))
         listed = tuple(map(float, scales)), tuple(zeros)
         parts: tuple[Tensor, ...] = ()
@@ -72,7 +72,7 @@ def _sparse(r: Rebuilder, name: str, args: tuple[Any, ...], _: Call) -> Tensor:
     layout = _layout(layout_node)
     roles = _SPARSE_PARTS.get(layout)
     if roles is None:
-        raise wrong(name, f"{layout!r} is no sparse layout")
+        raise wrong(name, f"{layout!r} is not a sparse layout")
     parts = tuple(r.inner(role, node) for role, node in zip(roles, data, strict=False))
     shape = sizes(name, data[len(roles)])
     said = data[3] if layout == "sparse_coo" and len(data) > 3 else None

@@ -31,7 +31,7 @@ class Maker:
 
     def size(self, sizes: Sequence[int]) -> Call:
         """A torch.Size."""
-        return Call("reduce", self.name("torch", "Size"), (tuple(sizes),))
+        return Call("reduce", self.name("torch", "Size"), ((*sizes,),))
 
     def instance(self, module: str, name: str, state: Mapping[str, object] | tuple[object, ...]) -> Call:
         """An object of a class, by its `__dict__` or by what its `__setstate__` takes."""
@@ -63,8 +63,9 @@ class Maker:
         """The call that rebuilds a strided tensor (torch/_tensor.py, `_reduce_ex_internal`)."""
         storage, dtype = tensor.storage, tensor.dtype
         if storage is None or tensor.shape is None or (dtype.category == "quantized"):
-            raise UnsupportedError(f"tensor {tensor.name!r} is no plain tensor")
-        view = (self._reference(storage, dtype), tensor.storage_offset, tensor.shape, tensor.stride)
+            raise UnsupportedError(f"tensor {tensor.name!r} is not a plain tensor")
+        geometry = (*tensor.shape,), (*tensor.stride,)  # new tuples, as torch's are: pickle writes a shared one once
+        view = (self._reference(storage, dtype), tensor.storage_offset, *geometry)
         rest: tuple[object, ...] = (tensor.requires_grad, self.ordered_dict())
         function = "_rebuild_tensor_v2" if dtype.storage else "_rebuild_tensor_v3"
         named = () if dtype.storage else (self.name("torch", dtype.name),)

@@ -1,4 +1,4 @@
-"""The arrays, scalars and dtypes that numpy pickles, read without numpy.
+"""Arrays, scalars and dtypes as numpy pickles them, read without numpy.
 
 Sources: numpy/_core/src/multiarray/methods.c (`array_reduce`, `array_reduce_ex_picklebuffer`), descriptor.c
 (`arraydescr_reduce`), scalartypes.c.src (`gentype_reduce`), numpy/_core/numeric.py (`_frombuffer`).

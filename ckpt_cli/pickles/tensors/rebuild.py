@@ -1,4 +1,4 @@
-"""The rebuilder: from a call in a graph to the facts of a tensor, by a table of the calls that torch writes.
+"""Rebuild calls in general: from a call in the graph to the facts of a tensor.
 
 Sources: torch/_utils.py, torch/_tensor.py (`__reduce_ex__`), torch/nn/parameter.py, torch/serialization.py.
 """
@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from ckpt_cli import limits
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
 from ckpt_cli.pickles.references import is_storage
@@ -37,7 +37,7 @@ class Rebuilder:
     """Turns calls of one pickle into tensors."""
 
     def __init__(
-        self, calls: Calls, graph: Graph, finder: StorageFinder, budget: Budget, place: Place | None = None
+        self, calls: Calls, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: Place | None = None
     ) -> None:
         """Make tensors of the graph with a table of calls.
 
@@ -155,10 +155,10 @@ class Rebuilder:
             self._depth -= 1
 
     def inner(self, name: str, node: object) -> Tensor:
-        """Return the same; raises MalformedError for a node that is not a tensor."""
+        """The same, of what can be nothing else; raises MalformedError for anything that is not a tensor."""
         tensor = self.part(name, node)
         if tensor is None:
-            raise wrong(name, "it wraps something that is no tensor")
+            raise wrong(name, "it wraps something that is not a tensor")
         return tensor
 
     def pay(self, steps: int) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.model.checkpoint import Storage
-from ckpt_cli.pickles.budget import Budget
 from ckpt_cli.pickles.graph import Call, Global, Graph
-from ckpt_cli.pickles.legacy_save import HEAD, MemorySource, read_save
+from ckpt_cli.pickles.legacy_save import HEAD, read_save
 from ckpt_cli.pickles.references import reference_of
 from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dtype
 from ckpt_cli.pickles.tensors.inline_bytes import Buffer, InlineBytes, Place, buffer_of
@@ -34,7 +34,7 @@ class StorageFinder(Protocol):
 class Storages:
     """Finds the storage that each reference of a pickle is to; each storage is one object."""
 
-    def __init__(self, graph: Graph, finder: StorageFinder, budget: Budget, place: Place | None = None) -> None:
+    def __init__(self, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: Place | None = None) -> None:
         self._data = graph.data
         self._finder = finder
         self._budget = budget
@@ -107,11 +107,13 @@ class Storages:
         buffer = buffer_of(node, self._data)
         if buffer is None:
             raise odd_storage()
+        from ckpt_cli.files.memory import MemorySource
+
         self._budget.steps(_SAVE_STEPS)
         head = buffer.data
         if buffer.codec:
             head = str(head[:HEAD], buffer.codec, "ignore").encode("latin-1", "ignore")
-        save = read_save(MemorySource(head, len(buffer.data)), 0, self._preface)
+        save = read_save(MemorySource(head, size=len(buffer.data)), 0, self._preface)
         self._preface = bytes(head[: save.begin])
         reference = reference_of(save.graph.root)
         if reference is None or reference.key not in save.places:

@@ -1,4 +1,4 @@
-"""The rebuild calls of tensors that are of a class of their own, or have attributes.
+"""The rebuild calls of tensors of subclasses, and of tensors with attributes.
 
 Sources: torch/_tensor.py (`_rebuild_from_type_v2`, `__reduce_ex__`), torch/_utils.py (`_rebuild_wrapper_subclass`),
 torch/nested/_internal/nested_tensor.py.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,10 @@ from builders.pickles import (
 
 Case = tuple[str, Callable[[], bytes], str | None]
 
-MILLION = 1_000_000
+SCALE = float(os.environ.get("HOSTILE_SCALE", "0.25"))
+"""By what the size of these pickles and of those of hostile_walks.py is multiplied, and the limits that they meet."""
+
+MILLION = int(1_000_000 * SCALE)
 SOUND = tensor("0", (4,))
 """A tensor as it should be: the storage that stands by has 64 bytes."""
 
@@ -86,12 +90,12 @@ _SHAPED: list[tuple[str, Ops, str | None]] = [
     ("a_deep_tuple_as_key_of_a_storage", value({"a": Ops(SOUND.replace(value("0"), deep()))}), "in a way that"),
     ("a_deep_tuple_as_name", Ops(value("os") + deep() + b"\x93"), "names a global by a tuple"),
     ("a_deep_list", Ops(b"]" * MILLION + b"a" * (MILLION - 1)), "nest deeper"),
-    ("a_deep_dict", nested(lambda inner: value({"a": inner}), value(1), 100_000), "nest deeper"),
-    ("a_deep_object", nested(lambda inner: built(new("a.B"), {"x": inner}), value(1), 100_000), "nest deeper"),
-    ("a_deep_call", nested(lambda inner: call("a.b", inner), value(1), 100_000), None),
+    ("a_deep_dict", nested(lambda inner: value({"a": inner}), value(1), MILLION // 10), "nest deeper"),
+    ("a_deep_object", nested(lambda inner: built(new("a.B"), {"x": inner}), value(1), MILLION // 10), "nest deeper"),
+    ("a_deep_call", nested(lambda inner: call("a.b", inner), value(1), MILLION // 10), None),
     ("a_deep_function", Ops(named("a.b") + b")R" * MILLION), None),
     ("deep_persistent_ids", Ops(value(0) + b"Q" * MILLION), None),
-    ("deep_parameters", nested(parameter, SOUND, 100_000), "made of tensors"),
+    ("deep_parameters", nested(parameter, SOUND, MILLION // 10), "made of tensors"),
     ("a_doubled_tuple", value({"a": doubled()}), "opens up to more than"),
     ("a_doubled_tuple_as_key", value({doubled(): 1}), None),
     ("a_doubled_tuple_in_a_set", Ops(b"\x8f(" + doubled() + b"\x90"), None),
@@ -108,7 +112,7 @@ _SHAPED: list[tuple[str, Ops, str | None]] = [
     ("a_stride_beyond_the_storage", _shape((4,), (6,)), "needs bytes 0–76, storage '0' has 64"),
     ("an_expanded_exabyte", _shape((2**62,), (0,)), None),
     ("a_bool_as_size", _shape((True,)), "its shape or stride holds True"),
-    ("sixty_five_dimensions", _shape((1,) * 65, (1,) * 65), "no tuple of integers"),
+    ("sixty_five_dimensions", _shape((1,) * 65, (1,) * 65), "not a tuple of integers"),
     ("a_storage_longer_than_its_record", value({"a": tensor("0", (17,))}), "should have 68 bytes, its record has 64"),
     ("a_storage_of_2**62_elements", value({"a": tensor("0", (4,), numel=2**62)}), "its record has 64"),
     ("a_storage_of_negative_length", value({"a": tensor("0", (4,), numel=-4)}), "in a way that torch does not write"),
@@ -142,7 +146,7 @@ _PROMISES: list[tuple[str, bytes, str]] = [
     ("integer_of_2_gb", b"\x8b\xff\xff\xff\x7f.", "has an integer of 2147483647 bytes"),
     ("integer_of_minus_one", b"\x8b\xff\xff\xff\xff.", "ends within an argument of -1 bytes"),
     ("integer_of_60_000_digits", b"L" + b"9" * 60_000 + b"L\n.", "has a bad argument"),
-    ("line_of_a_megabyte", b"I" + b"1" * MILLION + b"\n.", "has a line of over 65536 bytes"),
+    ("line_of_a_megabyte", b"I" + b"1" * 1_000_000 + b"\n.", "has a line of over 65536 bytes"),
     ("line_without_end", b"cos", "ends within a line"),
     ("no_stop", b"\x80\2N", "ends before its STOP"),
     ("nothing", b"", "ends before its STOP"),
@@ -164,25 +168,27 @@ _PROMISES: list[tuple[str, bytes, str]] = [
 # --- floods: little in the file, much in memory or much to do --------------------------------------------------------
 
 _MANY = 9 * MILLION
+_LINES = int(900 * SCALE)
+_OPCODES = f"has more than {int(8_000_000 * SCALE)} opcodes"
 
 _FLOODS: list[tuple[str, Callable[[], bytes], str | None]] = [
-    ("nine_million_nones", lambda: b"(" + b"N" * _MANY + b"l.", "has more than 8000000 opcodes"),
-    ("nine_million_pops", lambda: b"N" + b"20" * (_MANY // 2) + b".", "has more than 8000000 opcodes"),
+    ("nine_million_nones", lambda: b"(" + b"N" * _MANY + b"l.", _OPCODES),
+    ("nine_million_pops", lambda: b"N" + b"20" * (_MANY // 2) + b".", _OPCODES),
     ("nine_million_lists", lambda: b"(" + b"]" * _MANY + b"l.", "builds far more objects"),
     ("nine_million_marks", lambda: b"(" * _MANY + b".", "builds far more objects"),
     ("three_million_calls", lambda: b"ca\nb\nq\0000(" + b"h\0)R" * 3 * MILLION + b"l.", "builds far more objects"),
     ("two_million_calls", lambda: b"ca\nb\nq\0000(" + b"h\0)R" * 2 * MILLION + b"l.", "its names take far more memory"),
-    ("nine_million_puts", lambda: b"N" + b"q\0" * _MANY + b".", "has more than 8000000 opcodes"),
+    ("nine_million_puts", lambda: b"N" + b"q\0" * _MANY + b".", _OPCODES),
     ("puts_out_of_order", lambda: b"N" + b"".join(b"r" + struct.pack("<I", 2 * n) for n in range(MILLION)) + b".",
-     "puts 262144 things into its memo out of order"),
-    ("a_million_globals", lambda: b"ca\nb\n0" * MILLION + b"N.", "has more than 500000 lines"),
+     f"puts {int(262_144 * SCALE)} things into its memo out of order"),
+    ("a_million_globals", lambda: b"ca\nb\n0" * MILLION + b"N.", f"has more than {int(500_000 * SCALE)} lines"),
     ("a_million_names_to_import", lambda: b"(" + b"".join(b"ca\n%d\n" % n for n in range(MILLION)) + b"l.",
-     "has more than 500000 lines"),
-    ("strings_with_escapes", lambda: b"S'\\d'\n0" * MILLION + b"N.", "has more than 500000 lines"),
-    ("long_wide_text", lambda: b"(" + value("a" * 60_000 + "😀") * 600 + b"l.", "bytes of text"),
-    ("short_wide_text", lambda: b"(" + value("a" * 250 + "😀") * 200_000 + b"l.", "bytes of text"),
-    ("long_lines", lambda: b"(" + (b"V" + b"a" * 60_000 + b"\\U0001f600\n") * 600 + b"l.", "bytes of text"),
-    ("long_globals", lambda: b"(" + b"".join(b"c%06d%s\nb\n" % (n, b"\xff" * 60_000) for n in range(900)) + b"l.",
+     f"has more than {int(500_000 * SCALE)} lines"),
+    ("strings_with_escapes", lambda: b"S'\\d'\n0" * MILLION + b"N.", f"has more than {int(500_000 * SCALE)} lines"),
+    ("long_wide_text", lambda: b"(" + value("a" * 60_000 + "😀") * _LINES + b"l.", "bytes of text"),
+    ("short_wide_text", lambda: b"(" + value("a" * 250 + "😀") * (MILLION // 5) + b"l.", "bytes of text"),
+    ("long_lines", lambda: b"(" + (b"V" + b"a" * 60_000 + b"\\U0001f600\n") * _LINES + b"l.", "bytes of text"),
+    ("long_globals", lambda: b"(" + b"".join(b"c%06d%s\nb\n" % (n, b"\xff" * 60_000) for n in range(_LINES)) + b"l.",
      "bytes of text"),
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from builders.hostile_pickles import SOUND, Case, deep, doubled
+from builders.hostile_pickles import SCALE, SOUND, Case, deep, doubled
 from builders.pickles import (
     Ops,
     built,
@@ -25,15 +25,14 @@ from builders.pickles import (
     value,
 )
 
-_AGAIN = 200_000
+_AGAIN = int(200_000 * SCALE)
 """How often the shared node is referred to."""
 
-_LONG = 50_000
+_LONG = int(50_000 * SCALE)
 """Items of the shared node."""
 
 _OFTEN = "over and over"
 _NAMES = "opens up to more than"
-_MEMORY = "its names take far more memory"
 
 
 def _often(shared: Any, times: int = _AGAIN) -> bytes:
@@ -108,25 +107,25 @@ WALKS: list[Case] = [
     ("long_python_2_strings_shared", lambda: _often(raw_string(b"\xff" * 60_000)), _OFTEN),
     ("a_list_of_python_2_strings_shared", lambda: _often([raw_string(b"\xff")] * _LONG), _OFTEN),
     ("a_long_text_shared", lambda: _often("😀" * 15_000), _OFTEN),
-    ("a_deep_tuple_shared_as_a_call", lambda: _often(call("a.b", deep(100_000))), _MEMORY),
+    ("a_deep_tuple_shared_as_a_call", lambda: _often(call("a.b", deep(_AGAIN // 2))), _OFTEN),
     ("a_wide_call_shared", lambda: _often(call("a.b", *[tuple(range(9))] * 9)), _OFTEN),
     ("a_module_that_skips_all_shared", lambda: _often(_module(dict.fromkeys(_WORDS))), _OFTEN),
     ("a_module_of_private_attributes_shared",
      lambda: _often(_module({}, **{f"_{word}": 0 for word in _WORDS})), _OFTEN),
-    ("an_object_of_many_states_shared", lambda: _often(Ops(new("a.B") + b"Nb" * _LONG)), _MEMORY),
+    ("an_object_of_many_states_shared", lambda: _often(Ops(new("a.B") + b"Nb" * _LONG)), _OFTEN),
     ("an_ordered_dict_of_a_long_list_shared",
      lambda: _often(call("collections.OrderedDict", [*[["k", 0]] * _LONG, 0])), _OFTEN),
     ("a_parameter_of_many_arguments_shared",
      lambda: _often(Ops(named("torch._utils._rebuild_parameter") + _WIDE_ARGUMENTS + b"R")), _NAMES),
     ("a_tensor_of_much_metadata_shared",
-     lambda: _often(Ops(SOUND[:-2] + value(dict.fromkeys(_WORDS, True)) + b"tR")), "has 50000 flags"),
+     lambda: _often(Ops(SOUND[:-2] + value(dict.fromkeys(_WORDS, True)) + b"tR")), f"has {_LONG} flags"),
     ("a_wrapper_of_many_attributes_shared",
      lambda: _often(_as_wrapper([value(0)] * _LONG)), _OFTEN),
     ("a_wrapper_of_many_tensors_shared", lambda: _often(_as_wrapper([put(1, SOUND), *[get(1)] * 1000])), _OFTEN),
     ("one_tensor_200_000_times", lambda: _often(SOUND), _NAMES),
-    ("one_parameter_40_000_times", lambda: _often(parameter(SOUND), 40_000), None),
+    ("one_parameter_40_000_times", lambda: _often(parameter(SOUND), _AGAIN // 5), None),
     ("keys_of_calls", lambda: pickled(filled(Ops(b"}"), [(put(0, call("a.b", *range(9))), 0),
-                                                         *[(get(0), 0)] * _LONG])), None),
+                                                         *[(get(0), 0)] * _LONG])), _OFTEN),
     ("one_key_50_000_times", lambda: pickled(filled(Ops(b"}"), [("k", SOUND)] * _LONG)), None),
     ("long_names", lambda: _long_names(900), "its names take more than"),
     ("long_names_that_fan_out", lambda: pickled({"k" * 60_000: {f"{n}": n for n in range(5_000)}}),
@@ -134,7 +133,7 @@ WALKS: list[Case] = [
     ("wide_names_that_fan_out", lambda: pickled({"😀" + "k" * 15_000: {f"{n}": n for n in range(2_000)}}),
      "its names take more than"),
     ("a_tensor_of_sparse_tensors", lambda: pickled({"a": _sparse_of_sparse(30)}), "made of tensors"),
-    ("a_sparse_tensor_of_itself", lambda: pickled({"a": _sparse_of_sparse(12)}), None),
+    ("a_sparse_tensor_of_itself", lambda: pickled({"a": _sparse_of_sparse(10)}), None),
 ]  # fmt: skip
 """Name, pickle, and a part of the error or None where it may open."""
 

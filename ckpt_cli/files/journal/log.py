@@ -1,8 +1,8 @@
 """The journal of patches as it stands on disk: a redo and undo log.
 
-    .NAME.ckpt-journal:  magic | header length u32 | header crc u32 | header JSON | record… | trailer
-    record:              file u32 | offset u64 | nbytes u64 | crc u32 of (these fields, old, new) | old | new
-    trailer:             magic | number of records u64 | crc u32 of every record's crc
+    .NAME.ckpt-journal:  magic | header length u32 | header crc u32 | header JSON | patch… | trailer
+    patch:               file u32 | offset u64 | nbytes u64 | crc u32 of (these fields, old, new) | old | new
+    trailer:             magic | number of patches u64 | crc u32 of every patch's crc
 
 A journal without its trailer is one whose writing was cut short. The header has the identity of each file and of the
 journal itself (`files/journal/identity.py`); that of the version before, with another magic, had names and sizes only.
@@ -19,22 +19,21 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from ckpt_cli.errors import MalformedError
-from ckpt_cli.files.fsync import write_all
-from ckpt_cli.files.hidden_files import create_hidden
 from ckpt_cli.files.journal.identity import Identity, Sample, identity_of, parsed_identity
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import create_private, sync, write_all
 
 MAGIC = b"ckpt-journal-2\n\0"
 _BEFORE = b"ckpt-journal-1\n\0"
 """Begins a journal of the version before, which has no identities."""
 _TRAILER = b"ckpt-journal-end"
 _HEAD = struct.Struct("<16sII")
-_RECORD = struct.Struct("<IQQ")
+_PATCH = struct.Struct("<IQQ")
 _CRC = struct.Struct("<I")
 _END = struct.Struct("<16sQI")
 _HEADER_LIMIT = 1 << 20
-_RECORD_LIMIT = 16 << 20
+_PATCH_LIMIT = 16 << 20
 _GROWTH_LIMIT = 1 << 30
 """Bytes that an edit in place makes a file longer by at most."""
 _HELD = 1 << 20
@@ -64,7 +63,7 @@ class Header(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class LoggedPatch:
     """One patch as the journal keeps it."""
 
     file: int
@@ -115,7 +114,7 @@ def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
                 sample=sample.checksum(file),
             )
         )
-    fd = create_hidden(path)
+    fd = create_private(path)
     try:
         header = json.dumps(Header(files=named, journal=identity_of(os.fstat(fd)))).encode()
         log = _Log(fd)
@@ -123,7 +122,7 @@ def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
         count = total = 0
         for place, number in enumerate(touched):
             for patch in overlay.patches(number):
-                fields = _RECORD.pack(place, patch.offset, patch.nbytes)
+                fields = _PATCH.pack(place, patch.offset, patch.nbytes)
                 old, new = overlay.old_bytes(number, patch), overlay.new_bytes(patch)
                 crc = _CRC.pack(zlib.crc32(new, zlib.crc32(old, zlib.crc32(fields))))
                 total = zlib.crc32(crc, total)
@@ -131,7 +130,7 @@ def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
                 log.add(fields, crc, old, new)
         log.add(_END.pack(_TRAILER, count, total))
         size = log.flush()
-        os.fsync(fd)
+        sync(fd)
         return size
     finally:
         os.close(fd)
@@ -175,21 +174,21 @@ def reach(entry: File) -> int:
 
 
 def is_complete(journal: LocalFile, header: Header) -> bool:
-    """True if every record's checksum holds, and the records are those that the trailer counts."""
+    """True if every patch's checksum holds, and the patches are those that the trailer counts."""
     files = header["files"]
-    if journal.size > _HEADER_LIMIT + (_RECORD.size + _CRC.size + 2) * (1 + sum(map(reach, files))):
+    if journal.size > _HEADER_LIMIT + (_PATCH.size + _CRC.size + 2) * (1 + sum(map(reach, files))):
         return False
     _, count, total = _END.unpack(journal.read(journal.size - _END.size, _END.size))
     found = running = 0
     reached = (0, 0)
     try:
-        for record in records_of(journal):
-            if record.file >= len(files) or (record.file, record.offset) < reached or not record.new:
+        for patch in patches_of(journal):
+            if patch.file >= len(files) or (patch.file, patch.offset) < reached or not patch.new:
                 return False
-            reached = (record.file, record.offset + len(record.new))
-            fields = _RECORD.pack(record.file, record.offset, len(record.new))
-            checksum = zlib.crc32(record.new, zlib.crc32(record.old, zlib.crc32(fields)))
-            if checksum != record.crc:
+            reached = (patch.file, patch.offset + len(patch.new))
+            fields = _PATCH.pack(patch.file, patch.offset, len(patch.new))
+            checksum = zlib.crc32(patch.new, zlib.crc32(patch.old, zlib.crc32(fields)))
+            if checksum != patch.crc:
                 return False
             running = zlib.crc32(_CRC.pack(checksum), running)
             found += 1
@@ -198,18 +197,18 @@ def is_complete(journal: LocalFile, header: Header) -> bool:
     return (found, running) == (count, total)
 
 
-def records_of(journal: LocalFile) -> Iterator[Record]:
-    """The records in order, each checked against the journal's size."""
+def patches_of(journal: LocalFile) -> Iterator[LoggedPatch]:
+    """The patches in order, each checked against the journal's size."""
     _, length, _ = _HEAD.unpack(journal.read(0, _HEAD.size))
     position, end = _HEAD.size + length, journal.size - _END.size
     while position < end:
-        head = _RECORD.size + _CRC.size
+        head = _PATCH.size + _CRC.size
         if position + head > end:
-            raise MalformedError("a record is cut short", path=journal.path)
-        file, offset, nbytes = _RECORD.unpack(journal.read(position, _RECORD.size))
-        (crc,) = _CRC.unpack(journal.read(position + _RECORD.size, _CRC.size))
+            raise MalformedError("a patch is cut short", path=journal.path)
+        file, offset, nbytes = _PATCH.unpack(journal.read(position, _PATCH.size))
+        (crc,) = _CRC.unpack(journal.read(position + _PATCH.size, _CRC.size))
         position += head
-        if nbytes > _RECORD_LIMIT or position + 2 * nbytes > end:
-            raise MalformedError("a record is cut short", path=journal.path)
-        yield Record(file, offset, journal.read(position, nbytes), journal.read(position + nbytes, nbytes), crc)
+        if nbytes > _PATCH_LIMIT or position + 2 * nbytes > end:
+            raise MalformedError("a patch is cut short", path=journal.path)
+        yield LoggedPatch(file, offset, journal.read(position, nbytes), journal.read(position + nbytes, nbytes), crc)
         position += 2 * nbytes

@@ -1,0 +1,342 @@
+"""Places: every question of what a path is, asked of the folder that the path lies in, on disk or elsewhere.
+
+A path lies on this machine's disk, unless it begins with the scheme of a folder that was mounted, as `memory://` is
+while a `MemoryFolder` is mounted there. Code outside this room asks the functions of this module and never `os`.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Protocol
+
+from ckpt_cli.errors import RefusedError
+from ckpt_cli.files.source import Identity, LocalFile, SourceFile
+
+SEPARATOR = "://"
+"""It stands between the scheme and the rest of a path that does not lie on the disk."""
+
+
+class Folder(Protocol):
+    """A tree of files, and what can be asked of a path in it; paths are whole, their scheme included."""
+
+    @property
+    def is_local(self) -> bool:
+        """True if its files lie on this machine's disk, where they can be locked and edited in place."""
+
+    def is_folder(self, path: str) -> bool:
+        """True if a path is a folder."""
+
+    def is_file(self, path: str) -> bool:
+        """True if a path is a regular file."""
+
+    def exists(self, path: str) -> bool:
+        """True if a path leads to something."""
+
+    def is_link(self, path: str) -> bool:
+        """True if a path is a symbolic link."""
+
+    def is_taken(self, path: str) -> bool:
+        """True if there is something at a path, be it a link that leads nowhere."""
+
+    def size_of(self, path: str) -> int:
+        """Return the number of bytes of a file; raises OSError where there is none."""
+
+    def names_in(self, path: str, most: int | None = None) -> list[str]:
+        """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
+
+    def present(self, path: str, names: Sequence[str]) -> list[str]:
+        """Return those of some names, which may lead into subfolders, that are regular files in a folder, in order."""
+
+    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
+        """Yield the name below a folder, and the path, of each regular file in it and in its subfolders.
+
+        The name has `/` between its parts on every system. Subfolders whose names begin with a dot are not entered.
+        """
+
+    def open(self, path: str) -> SourceFile:
+        """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
+
+    def head_of(self, path: str, nbytes: int) -> bytes:
+        """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
+
+    def can_write(self, path: str) -> bool:
+        """True if this process may write to the file at a path."""
+
+    def identity_of(self, path: str) -> Identity | None:
+        """Return the identity and state of the file at a path; None where there is none."""
+
+    def links_of(self, path: str) -> int:
+        """Return the number of names (hard links) that a file has; raises OSError where there is none."""
+
+    def is_same(self, path: str, other: str) -> bool:
+        """True if two paths lead to the same file or folder."""
+
+    def canonical(self, path: str) -> str:
+        """Return the one spelling of a path, without links."""
+
+
+class LocalFolder:
+    """The files on this machine's disk."""
+
+    is_local = True
+
+    def is_folder(self, path: str) -> bool:
+        """True if a path is a folder."""
+        return os.path.isdir(path)
+
+    def is_file(self, path: str) -> bool:
+        """True if a path is a regular file."""
+        return os.path.isfile(path)
+
+    def exists(self, path: str) -> bool:
+        """True if there is something at a path."""
+        return os.path.exists(path)
+
+    def is_link(self, path: str) -> bool:
+        """True if a path is a symbolic link."""
+        return os.path.islink(path)
+
+    def is_taken(self, path: str) -> bool:
+        """True if there is something at a path, be it a link that leads nowhere."""
+        return os.path.lexists(path)
+
+    def size_of(self, path: str) -> int:
+        """Return the number of bytes of a file."""
+        return os.path.getsize(path)
+
+    def names_in(self, path: str, most: int | None = None) -> list[str]:
+        """Return the sorted names in a folder; in the current one for an empty path."""
+        with os.scandir(path or os.curdir) as entries:
+            return sorted(entry.name for entry in islice(entries, most))
+
+    def present(self, path: str, names: Sequence[str]) -> list[str]:
+        """Return the names that are regular files in a folder."""
+        return [name for name in names if os.path.isfile(os.path.join(path, name))]
+
+    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
+        """Yield each regular file of a folder, those of its subfolders after its own."""
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            within = [part for part in os.path.relpath(folder, path).split(os.sep) if part != os.curdir]
+            for name in sorted(names):
+                found = os.path.join(folder, name)
+                if os.path.isfile(found):
+                    yield "/".join([*within, name]), found
+
+    def open(self, path: str) -> LocalFile:
+        """Open a file to be read, without a lock."""
+        return LocalFile(path)
+
+    def head_of(self, path: str, nbytes: int) -> bytes:
+        """Return at most the first `nbytes` bytes of a file or a pipe."""
+        with open(path, "rb") as file:
+            return file.read(nbytes)
+
+    def can_write(self, path: str) -> bool:
+        """True if this process may write to the file at a path."""
+        return os.access(path, os.W_OK)
+
+    def links_of(self, path: str) -> int:
+        """Return the number of names that a file has."""
+        return os.stat(path).st_nlink
+
+    def identity_of(self, path: str) -> Identity | None:
+        """Return the identity and state of the file at a path; None where there is none."""
+        try:
+            return LocalFile.identity(os.stat(path))
+        except OSError:
+            return None
+
+    def is_same(self, path: str, other: str) -> bool:
+        """True if two paths lead to the same file or folder."""
+        return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+    def canonical(self, path: str) -> str:
+        """Return the absolute path, without links."""
+        return os.path.realpath(path)
+
+
+LOCAL = LocalFolder()
+
+
+_mounted: dict[str, Folder] = {}
+"""The folder of each scheme."""
+
+
+@contextmanager
+def mounted(scheme: str, folder: Folder) -> Iterator[None]:
+    """Context manager: paths that begin with `scheme://` are those of a folder within the block."""
+    before = dict(_mounted)
+    _mounted[scheme] = folder
+    try:
+        yield
+    finally:
+        _mounted.clear()
+        _mounted.update(before)
+
+
+def place_of(path: str) -> Folder:
+    """Return the folder that a path lies in: the one mounted at its scheme, else this machine's disk."""
+    if _mounted and (found := _mounted.get(path.partition(SEPARATOR)[0])) is not None and SEPARATOR in path:
+        return found
+    return LOCAL
+
+
+def is_folder(path: str) -> bool:
+    """True if a path is a folder."""
+    return place_of(path).is_folder(path)
+
+
+def is_file(path: str) -> bool:
+    """True if a path is a regular file."""
+    return place_of(path).is_file(path)
+
+
+def exists(path: str) -> bool:
+    """True if there is something at a path, a broken link not counted."""
+    return place_of(path).exists(path)
+
+
+def is_link(path: str) -> bool:
+    """True if a path is a symbolic link."""
+    return place_of(path).is_link(path)
+
+
+def is_taken(path: str) -> bool:
+    """True if there is something at a path, be it a link that leads nowhere."""
+    return place_of(path).is_taken(path)
+
+
+def size_of(path: str) -> int:
+    """Return the number of bytes of a file; raises OSError where there is none."""
+    return place_of(path).size_of(path)
+
+
+def names_in(path: str, most: int | None = None) -> list[str]:
+    """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
+    return place_of(path).names_in(path, most)
+
+
+def present(path: str, names: Sequence[str]) -> list[str]:
+    """Return those of some names that are regular files in a folder, in the same order."""
+    return place_of(path).present(path, names)
+
+
+def files_below(path: str) -> Iterator[tuple[str, str]]:
+    """Yield the name below a folder, and the path, of each regular file in it and in subfolders that are not hidden."""
+    return place_of(path).files_below(path)
+
+
+def open_file(path: str) -> SourceFile:
+    """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
+    return place_of(path).open(path)
+
+
+def head_of(path: str, nbytes: int) -> bytes:
+    """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
+    return place_of(path).head_of(path, nbytes)
+
+
+def can_write(path: str) -> bool:
+    """True if this process may write to the file at a path."""
+    return place_of(path).can_write(path)
+
+
+def links_of(path: str) -> int:
+    """Return the number of names (hard links) that a file has; raises OSError where there is none."""
+    return place_of(path).links_of(path)
+
+
+def identity_at(path: str) -> Identity | None:
+    """Return the identity and state of the file at a path; None where there is none."""
+    return place_of(path).identity_of(path)
+
+
+def is_same(path: str, other: str) -> bool:
+    """True if there is something at two paths and it is the same."""
+    place = place_of(path)
+    return place is place_of(other) and place.is_same(path, other)
+
+
+def canonical(path: str) -> str:
+    """Return the one spelling of a path, without links."""
+    return place_of(path).canonical(path)
+
+
+_CACHES = (
+    ("the Hugging Face hub's cache", r"/blobs/[0-9a-f]{40,64}$"),
+    ("git-annex", r"/\.git/annex/objects/"),
+    ("DVC's cache", r"/\.dvc/cache/|/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$"),
+    ("git LFS's store", r"/\.git/lfs/objects/"),
+)
+"""Stores in which the name of a file is the hash of its content, with the paths of files in them."""
+
+
+def refuse_cached(path: str) -> str:
+    """Return the real path to write to; raises RefusedError where it lies in a content-addressed cache."""
+    real = os.path.realpath(path)
+    for owner, pattern in _CACHES:
+        if re.search(pattern, real.replace(_system.sep, "/")):
+            raise RefusedError(
+                f"lies in {owner}, where a file's name is the hash of its content: an edit there would corrupt it",
+                path=path,
+                hint="write the result elsewhere with -o OUT",
+            )
+    return real
+
+
+# --- the parts of a path, as text ------------------------------------------------------------------------------------
+
+_system = os.path
+"""The rules of this system: those of POSIX or of Windows (`ntpath`)."""
+
+_DEVICE = r"(?i:con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *([.:]|$)"
+"""Names that Windows takes for a device, with any suffix."""
+
+
+def is_plain_name(name: str) -> bool:
+    """True if a name that a document gives is that of something in one folder, and can lead nowhere else.
+
+    Where the separator of paths is a backslash, it also has no drive or stream (`:`), is not a device, and does not end
+    in what Windows drops.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name or _system.basename(name) != name:
+        return False
+    return _system.sep == "/" or not (":" in name or name.endswith((".", " ")) or re.match(_DEVICE, name))
+
+
+def names_folder(path: str) -> bool:
+    """True if a path says by a separator at its end that it is a folder."""
+    return path.endswith(("/", _system.sep))
+
+
+def without_end(path: str) -> str:
+    """Return a path without separators at its end, apart from the root of a tree."""
+    stripped = path.rstrip("/" if SEPARATOR in path else f"/{_system.sep}")
+    return path if stripped in ("", _system.splitdrive(path)[0]) else stripped
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path of a name in a folder."""
+    return posixpath.join(folder, name) if SEPARATOR in folder else os.path.join(folder, name)
+
+
+def folder_of(path: str) -> str:
+    """Return the folder that a path is in; empty for a bare name."""
+    if SEPARATOR not in path:
+        return os.path.dirname(path)
+    folder = posixpath.dirname(path)
+    return f"{folder}//" if folder.endswith(":") else folder
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path; slashes at its end do not count."""
+    if SEPARATOR in path:
+        return posixpath.basename(path.rstrip("/"))
+    name = os.path.basename(path)
+    return name if name not in ("", ".", "..") else os.path.basename(os.path.normpath(path))
