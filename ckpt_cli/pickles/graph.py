@@ -214,7 +214,7 @@ def nodes_of(root: object) -> Iterator[object]:
     agenda = [root]
     while agenda:
         node = agenda.pop()
-        if isinstance(node, tuple) and SCALARS.issuperset(map(type, node)):
+        if type(node) is tuple and SCALARS.issuperset(map(type, node)):
             continue
         if id(node) in seen:
             continue

@@ -20,6 +20,7 @@ from ckpt_cli.pickles.graph import (
     Extension,
     Global,
     Inline,
+    Letter,
     Located,
     OutOfBand,
     PersistentId,
@@ -69,10 +70,7 @@ def write_pickle(root: object, data: bytes | memoryview, write: Write, protocol:
     Raises UnsupportedError for an integer that no opcode can hold.
     """
     emitter = _Emitter(data, write)
-    emitter.emit(b"\x80" + bytes((protocol or protocol_of(nodes_of(root)),)))
-    emitter.run(root)
-    emitter.emit(b".")
-    emitter.flush()
+    emitter.run(protocol or protocol_of(nodes_of(root)), root)
 
 
 class _Then:
@@ -119,45 +117,41 @@ class _Emitter:
         self._agenda: list[Iterator[object]] = []
         """What is still to be written, the next things last."""
 
-    def emit(self, code: bytes | memoryview) -> None:
-        """Write some opcodes."""
-        self._held += code
-        if len(self._held) >= _HELD:
-            self.flush()
-
     def flush(self) -> None:
         """Hand on what is gathered."""
         self._write(bytes(self._held))
         self._held.clear()
 
-    def run(self, root: object) -> None:
-        """Write a node with all that it holds."""
+    def run(self, protocol: int, root: object) -> None:
+        """Write a whole pickle: the node with all that it holds."""
         agenda, held, memo = self._agenda, self._held, self._memo
+        held += b"\x80" + bytes((protocol,))
         agenda.append(iter((root,)))
         while agenda:
+            if len(held) >= _HELD:
+                self.flush()
             for node in agenda[-1]:
-                if type(node) is int:
-                    held += _integer(node)
-                elif (slot := memo.get(id(node))) is not None:
-                    held += _GETS[slot] if slot < 256 else _WIDE(b"j", slot)
-                elif (simple := _SIMPLE.get(type(node))) is not None:
-                    held += simple(node)
+                kind = type(node)
+                if kind is int:
+                    held += _integer(node)  # type: ignore[arg-type]  # its type was compared
+                elif (key := id(node)) in memo:
+                    self._get(memo[key])
+                elif kind in _SIMPLE:
+                    held += _SIMPLE[kind](node)
                 else:
                     self._save(node)
                     break  # what it holds comes first
-                if len(held) >= _HELD:
-                    self.flush()
             else:
                 agenda.pop()
+        held += b"."
+        self.flush()
 
     def _save(self, node: object) -> None:
         """Write a node that is met for the first time, or put on the agenda what it takes."""
-        save = _SAVERS.get(type(node)) or next((_SAVERS[kind] for kind in (str, bytes) if isinstance(node, kind)), None)
+        save = _SAVERS.get(type(node))
         if save is None:
             raise TypeError(f"a pickle's graph cannot hold a {type(node).__name__}")
         save(self, node)
-        if len(self._held) >= _HELD:
-            self.flush()
 
     def _put(self, node: object) -> None:
         memo = self._memo
@@ -176,34 +170,34 @@ class _Emitter:
         self._put(node)
 
     def _bytes(self, node: bytes) -> None:
-        self.emit(_bytes_head(len(node)))
+        self._held += _bytes_head(len(node))
         self._long(node)
         self._put(node)
 
     def _raw_string(self, node: RawString) -> None:
-        self.emit(_raw_head(len(node.raw)) + node.raw)
+        self._held += _raw_head(len(node.raw)) + node.raw
         self._put(node)
 
     def _inline(self, node: Inline) -> None:
         """A string that was left in the pickle it was read from, copied from there."""
         if node.kind == "escaped":
             raw = node.unescaped(self._data)
-            self.emit(_str_head(len(raw)))
+            self._held += _str_head(len(raw))
             self._long(raw)
             self._put(node)
             return
         heads = {"bytes": _bytes_head, "raw": _raw_head, "str": _str_head}
-        self.emit(heads[node.kind](node.nbytes))
+        self._held += heads[node.kind](node.nbytes)
         self._copy(node)
         self._put(node)
 
     def _bytearray(self, node: ByteArray) -> None:
         data = node.data
         if isinstance(data, Inline):
-            self.emit(b"\x96" + struct.pack("<Q", data.nbytes))
+            self._held += b"\x96" + struct.pack("<Q", data.nbytes)
             self._copy(data)
         elif isinstance(data, bytes):
-            self.emit(b"\x96" + struct.pack("<Q", len(data)) + data)
+            self._held += b"\x96" + struct.pack("<Q", len(data)) + data
         self._put(node)
 
     def _copy(self, node: Inline) -> None:
@@ -213,7 +207,7 @@ class _Emitter:
     def _long(self, raw: bytes | memoryview) -> None:
         """Write bytes that need not be gathered first."""
         if len(raw) < _HELD:
-            self.emit(raw)
+            self._held += raw
         else:
             self.flush()
             self._write(raw)
@@ -233,12 +227,12 @@ class _Emitter:
             self._held += code
 
     def _list(self, node: list[object]) -> None:
-        self.emit(b"]")
+        self._held += b"]"
         self._put(node)
         self._batches(node, 1, b"a", b"e", exact=True)
 
     def _dict(self, node: Dict) -> None:
-        self.emit(b"}")
+        self._held += b"}"
         self._put(node)
         self._batches(node.pairs, 2, b"s", b"u", exact=True)
 
@@ -247,7 +241,7 @@ class _Emitter:
             self._held += _MARK
             self._agenda.append(chain(node.items, (_Made(node, b"\x91"),)))
             return
-        self.emit(b"\x8f")
+        self._held += b"\x8f"
         self._put(node)
         for begin in reversed(range(0, len(node.items), _BATCH)):
             self._agenda.append(chain((_BEGIN,), node.items[begin : begin + _BATCH], (_Then(b"\x90"),)))
@@ -276,10 +270,10 @@ class _Emitter:
         module, name = (part.encode("utf-8", "surrogateescape") for part in (node.module, node.name))
         if b"." in name:  # which only STACK_GLOBAL can import
             for raw in (module, name):
-                self.emit(_str_head(len(raw)) + raw)
-            self.emit(b"\x93")
+                self._held += _str_head(len(raw)) + raw
+            self._held += b"\x93"
         else:
-            self.emit(b"c" + module + b"\n" + name + b"\n")
+            self._held += b"c" + module + b"\n" + name + b"\n"
         self._put(node)
 
     def _call(self, node: Call) -> None:
@@ -297,14 +291,14 @@ class _Emitter:
         node = made.node
         slot = self._memo.get(id(node))
         if slot is None:
-            self.emit(made.code)
+            self._held += made.code
             self._put(node)
             if isinstance(node, Call):
                 self._fill(node)
         else:
             parts = len(node) if isinstance(node, tuple) and len(node) <= 3 else 1
             parts = 2 + (node.opcode == "new_ex") if isinstance(node, Call) and node.opcode != "inst" else parts
-            self.emit(b"1" if made.code in (b"t", b"o", b"\x91") else _POP * parts)
+            self._held += b"1" if made.code in (b"t", b"o", b"\x91") else _POP * parts
             self._get(slot)
 
     def _fill(self, node: Call) -> None:
@@ -320,14 +314,14 @@ class _Emitter:
         self._agenda.append(iter((node.pid, _PERSISTENT)))
 
     def _out_of_band(self, node: OutOfBand) -> None:
-        self.emit(b"\x97\x98" if node.readonly else b"\x97")
+        self._held += b"\x97\x98" if node.readonly else b"\x97"
 
     def _extension(self, node: Extension) -> None:
         code = node.code
         if 0 <= code < 256:
-            self.emit(b"\x82" + bytes((code,)))
+            self._held += b"\x82" + bytes((code,))
         else:
-            self.emit(b"\x83" + struct.pack("<H", code) if 0 <= code < 65536 else b"\x84" + struct.pack("<i", code))
+            self._held += b"\x83" + struct.pack("<H", code) if 0 <= code < 65536 else b"\x84" + struct.pack("<i", code)
 
 
 _SMALL = [b"K" + byte for byte in _BYTES]
@@ -383,6 +377,7 @@ _SIMPLE: dict[type, Callable[..., bytes]] = {
 
 _SAVERS: dict[type, Callable[..., None]] = {
     str: _Emitter._str,
+    Letter: _Emitter._str,
     tuple: _Emitter._tuple,
     _Made: _Emitter._made,
     Call: _Emitter._call,
@@ -391,6 +386,7 @@ _SAVERS: dict[type, Callable[..., None]] = {
     Dict: _Emitter._dict,
     list: _Emitter._list,
     bytes: _Emitter._bytes,
+    Located: _Emitter._bytes,
     RawString: _Emitter._raw_string,
     Inline: _Emitter._inline,
     Set: _Emitter._set,
