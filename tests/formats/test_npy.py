@@ -74,7 +74,7 @@ def test_what_holds_no_numbers_is_listed_and_not_opened(array: Any, told: str, t
         (headed(b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}"), TruncatedError, "needs bytes"),
         (headed(b"{'descr': '<f4', 'fortran_order': False}"), MalformedError, "lacks its dtype, order or shape"),
         (headed(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-3,)}"), MalformedError, "holds -3"),
-        (headed(b"{'descr': '<f4', 'fortran_order': False, 'shape': 'x'}"), MalformedError, "no tuple"),
+        (headed(b"{'descr': '<f4', 'fortran_order': False, 'shape': 'x'}"), MalformedError, "not a tuple"),
         (headed(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1 << 62,)}"), MalformedError, "no literal"),
         (
             headed(b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}" % (1 << 62)),
