@@ -19,7 +19,7 @@ from ckpt_cli.pickles.references import Reference, reference_of
 from ckpt_cli.pickles.tensors.arguments import text_of
 
 MAGIC = 0x1950A86A20F9469CFC6C
-"""What the first pickle of a save holds (torch/serialization.py `MAGIC_NUMBER`)."""
+"""The integer in the first pickle of a save (torch/serialization.py `MAGIC_NUMBER`)."""
 
 _LONG1 = b"\x8a\n" + MAGIC.to_bytes(10, "little") + b"."
 
@@ -48,12 +48,12 @@ class Save:
 
 
 def is_save(head: bytes) -> bool:
-    """Whether a save begins so: with the magic number after the protocol (from 4 on, and a frame), or as text."""
+    """True if a save begins so: with the magic number after the protocol (from 4 on, and a frame), or as text."""
     return head[2:15] == _LONG1 or head[11:24] == _LONG1 or head.startswith(b"L%dL\n." % MAGIC)
 
 
 def pickle_at(source: ByteSource, begin: int) -> Graph:
-    """The pickle that begins at a byte; offsets in it count from there.
+    """Read the pickle that begins at a byte; offsets in it count from there.
 
     More and more is read until it ends: first into memory, the rest of a large file mapped.
     """
@@ -69,7 +69,7 @@ def pickle_at(source: ByteSource, begin: int) -> Graph:
 
 
 def read_save(source: ByteSource, begin: int, preface: bytes = b"") -> Save:
-    """The save that begins at a byte: its pickles are read, and of each storage how many elements it has.
+    """Read the save that begins at a byte: its pickles, and how many elements each storage has.
 
     `preface` is what another save had before its main pickle, which need not be read again where it is the same.
     Raises MalformedError for what torch does not write, TruncatedError where bytes of a storage are missing.
@@ -83,7 +83,7 @@ def read_save(source: ByteSource, begin: int, preface: bytes = b"") -> Save:
 
 
 def _after_preface(source: ByteSource, position: int) -> int:
-    """Where the main pickle begins, after the magic number, the version and what is told of the machine."""
+    """Return the first byte of the main pickle, after the magic number, the version and the facts of the machine."""
     for expected, what in ((MAGIC, "magic number"), (_VERSION, "protocol version"), (None, "")):
         graph = pickle_at(source, position)
         position += graph.nbytes
@@ -93,7 +93,7 @@ def _after_preface(source: ByteSource, position: int) -> int:
 
 
 def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
-    """Where each storage's bytes are, in the order of their keys, and where the last ends."""
+    """Return the first byte and the size of each storage, in the order of their keys, and the byte after the last."""
     if type(keys) is not list:
         raise MalformedError("the save lists its storages in something that is not a list")
     known: dict[str, Reference] = {}
