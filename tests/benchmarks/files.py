@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 TENSORS = 200
 SIZES = {"1GB": 10**9, "20GB": 20 * 10**9}
@@ -119,8 +120,9 @@ class _Pickler(pickle.Pickler):
 
 
 def write_many(path: Path, count: int) -> None:
-    """A torch.save file of many small tensors."""
-    torch.save({f"layers.{i // 10}.part{i % 10}.weight": torch.zeros(4) for i in range(count)}, path)
+    """A file of many small tensors, of the format that its name says."""
+    state = {f"layers.{i // 10}.part{i % 10}.weight": torch.zeros(4) for i in range(count)}
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
 
 
 def write_real(path: Path) -> None:
@@ -154,6 +156,8 @@ def main(folder: Path) -> None:
     write_sparse_legacy(folder / "20GB.legacy.pt", SIZES["20GB"])
     write_set(folder / "set", 200, 5 * 10**9)
     write_many(folder / "10k.pt", 10_000)
+    write_many(folder / "66k.pt", 66_000)
+    write_many(folder / "100k.safetensors", 100_000)
     write_real(folder / "real.pt")
     torch.save({"0.weight": torch.ones(8, 4), "0.bias": torch.ones(8)}, folder / "small.pt")
 
