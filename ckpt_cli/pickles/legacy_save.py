@@ -71,7 +71,7 @@ def pickle_at(source: ByteSource, begin: int) -> Graph:
 
 
 def read_save(source: ByteSource, begin: int, preface: bytes = b"") -> Save:
-    """The save that begins at a byte: its pickles are read, and of each storage how many elements it has.
+    """Read the save that begins at a byte: its pickles, and how many elements each storage has.
 
     `preface` is what another save had before its main pickle, which need not be read again where it is the same.
     Raises MalformedError for what torch does not write, TruncatedError where bytes of a storage are missing.

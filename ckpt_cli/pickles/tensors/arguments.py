@@ -74,7 +74,7 @@ def is_count(node: object) -> bool:
 
 
 def odd_storage() -> MalformedError:
-    """Return the error for a persistent id that is not one of torch's."""
+    """Return the error for a persistent id that torch does not write."""
     return MalformedError("the pickle refers to a storage in a way that torch does not write")
 
 
