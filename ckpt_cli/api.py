@@ -78,7 +78,7 @@ class Tensor:
         as float32, complex32 as complex64; a packed float4 adds a last dimension of 2. Quantized values come as what
         they stand for, in float32. Raises UnsupportedError for tensors that are made of others: `parts` are these.
         """
-        from ckpt_cli.arrays.codec import values_of
+        from ckpt_cli.arrays.quantized import values_of
 
         Budget.of(self._checkpoint)
         with about(self._checkpoint.path):

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Index, Region
-from ckpt_cli.budget import require_bounded
 from ckpt_cli.dtypes import UINT8, DType
 from ckpt_cli.errors import LimitError, UnsupportedError, ValueRefusedError
-from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
+from ckpt_cli.model.checkpoint import Storage, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,15 +71,6 @@ def require_honest(part: Tensor) -> None:
     begin, end = part.span
     if part.numel > max(end - begin, limits.REPEATED_PART):
         raise LimitError(f"its part {part.name!r} repeats few bytes as {part.numel:,} elements")
-
-
-def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
-    """Return the codec of a quantized or plain tensor; raise UnsupportedError for other layouts."""
-    if tensor.layout != "quantized":
-        return Codec(tensor)
-    from ckpt_cli.arrays.quantized import QuantizedCodec
-
-    return QuantizedCodec(checkpoint, tensor)
 
 
 class Codec:
@@ -250,17 +240,6 @@ class Codec:
                 f"{self.dtype} cannot hold {_spell(first)} (tensor {self.name!r})",
                 hint="--cast converts values to the tensor's dtype as torch would",
             )
-
-
-def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Array:
-    """Return the decoded values of a tensor, or of what an index selects of it, reading no more than their bytes.
-
-    Raises LimitError for a view that repeats few elements without end and whose values would have to be copied.
-    """
-    codec, region = codec_of(checkpoint, tensor).at(index), Region.of(tensor).at(index)
-    if codec.copies:
-        require_bounded(tensor, region)
-    return codec.decode(stored_of(tensor, codec, region))
 
 
 def stored_of(tensor: Tensor, codec: Codec, region: Region) -> Array:

@@ -1,4 +1,4 @@
-"""Quantized tensors: integers, and the numbers that they stand for.
+"""Quantized tensors: integers, and the numbers that they stand for; and the values of tensors, quantized or not.
 
 An integer q of channel c stands for `(q - zero_point[c]) * scale[c]`, computed as torch does: in float32 where there is
 one scale, in float64 and then rounded to float32 where each channel has its own (measured;
@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.codec import Codec, require_honest, values_of
+from ckpt_cli.arrays.codec import Codec, require_honest, stored_of
 from ckpt_cli.arrays.indexing import Index, Region
+from ckpt_cli.budget import require_bounded
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import MalformedError, UnsupportedError, ValueRefusedError
 from ckpt_cli.model.checkpoint import Checkpoint, Quantizer, Tensor
@@ -152,3 +153,24 @@ def _channels(tensor: Tensor) -> Region:
     shape = tensor.shape or ()
     axis = tensor.quantizer.axis if tensor.quantizer else None
     return Region(shape, tuple(int(dim == axis) for dim in range(len(shape))), 0)
+
+
+# --- quantized and plain ----------------------------------------------------------------------------------------------
+
+
+def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
+    """How the elements of a tensor are stored, quantized or plain; raises UnsupportedError for other layouts."""
+    if tensor.layout != "quantized":
+        return Codec(tensor)
+    return QuantizedCodec(checkpoint, tensor)
+
+
+def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Array:
+    """The decoded values of a tensor, or of what an index selects of it, reading no more than their bytes.
+
+    Raises LimitError for a view that repeats few elements without end and whose values would have to be copied.
+    """
+    codec, region = codec_of(checkpoint, tensor).at(index), Region.of(tensor).at(index)
+    if codec.copies:
+        require_bounded(tensor, region)
+    return codec.decode(stored_of(tensor, codec, region))

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ckpt_cli import limits
-from ckpt_cli.arrays.codec import require_honest, require_plain, values_of
+from ckpt_cli.arrays.codec import require_honest, require_plain
 from ckpt_cli.arrays.indexing import Index, Region
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.errors import MalformedError, UnsupportedError, UsageError
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 

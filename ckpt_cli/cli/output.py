@@ -64,7 +64,7 @@ def warn_of_danger(checkpoint: Checkpoint) -> None:
     """Print a warning if a checkpoint, which was opened safely, would not be safe to load elsewhere."""
     if checkpoint.document is None and not checkpoint.objects:
         return
-    from ckpt_cli.scanner.warning import dangerous_of
+    from ckpt_cli.scanner.judge import dangerous_of
 
     name = dangerous_of(checkpoint)
     if name is not None:

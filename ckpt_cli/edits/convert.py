@@ -22,6 +22,7 @@ from ckpt_cli.files.copy import counting
 from ckpt_cli.files.places import is_folder, is_taken, names_in
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from ckpt_cli.arrays.cast import Losses
 
 _ELSEWHERE = "name another file: a conversion leaves its source as it is"
-
-_PICKLED = ("zip", "legacy", "pickle")
-"""Formats whose pickle can become that of a torch zip file as a whole."""
 
 
 def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
@@ -158,11 +156,11 @@ def _has_a_document(checkpoint: Checkpoint) -> bool:
 
     What pickle.dump wrote of a plain dict of tensors has their bytes within the pickle: that is better rewritten.
     """
-    if checkpoint.format not in _PICKLED or "[1]" in checkpoint.top_level:  # a stream may have several saves
+    if not format_of(checkpoint).is_pickle or "[1]" in checkpoint.top_level:  # a stream may have several saves
         return False
     top = set(checkpoint.top_level)
     plain = all(isinstance(entry, Tensor) and entry.name in top for entry in checkpoint.entries)
-    return checkpoint.format != "pickle" or not plain
+    return format_of(checkpoint).is_torch_save or not plain
 
 
 def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
@@ -191,7 +189,7 @@ def _refuse_shared(entries: Sequence[Entry], options: ConvertOptions) -> None:
 def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> Plan:
     """The whole pickle, with every object in it, as a torch zip file."""
     from ckpt_cli.arrays.cast import Losses
-    from ckpt_cli.formats.torch_zip.from_pickle import Document
+    from ckpt_cli.formats.torch_zip.write import document
 
     losses = Losses()
     changes = plan_root(checkpoint, options.select).changes if options.select else Changes()
@@ -207,7 +205,7 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> P
         job: Any = rewriting(checkpoint, changes)
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}
-        job = Document(checkpoint, changes, contents, stem_of(output))
+        job = document(checkpoint, changes, contents, stem_of(output), open_checkpoint)
     tensors = [entry for entry in kept if isinstance(entry, Tensor)]
     left = _left(tensors, changes, options.dtype)
     unread = tuple(checkpoint.unread)

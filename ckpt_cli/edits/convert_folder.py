@@ -8,13 +8,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from ckpt_cli.edits.convert_options import Written
-from ckpt_cli.files.atomic import creating, replacing_folder, staging_folder
+from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder, staging_folder
 from ckpt_cli.files.copy import Progress
 from ckpt_cli.files.journal.replace import replacing_set
 from ckpt_cli.files.open import finish_edits
-from ckpt_cli.files.places import is_folder, is_taken, join, names_in, refuse_cached, without_end
+from ckpt_cli.files.places import is_folder, is_taken, join, names_in, without_end
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import sync_folder
+from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
@@ -52,7 +53,7 @@ def _fill(folder: str, target: Target, new: NewCheckpoint, check: Callable[[], N
         writer.write_folder(new, create, progress)
         check()
         nbytes = sum(os.fstat(file.fd).st_size for file in files.values())
-        writer.verify_folder(new, folder)
+        writer.verify_folder(new, folder, open_checkpoint)
     return tuple(files), nbytes
 
 

@@ -15,8 +15,10 @@ from ckpt_cli.edits.convert_contents import Casting, pack_plain, storage_content
 from ckpt_cli.edits.convert_options import ConvertOptions, LeftOut, Plan, Written, some_of, stem_of
 from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import no_progress
+from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.container import Composed
-from ckpt_cli.formats.dcp.paths import Path, below, dotted, path_of
+from ckpt_cli.formats.dcp.paths import Path, below, dotted, nest, path_of
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
@@ -83,7 +85,7 @@ def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: Co
 
 def _is_one_save(checkpoint: Checkpoint) -> bool:
     """True for one pickle whose tensors have their bytes outside; a stream may have several saves."""
-    return checkpoint.format in ("zip", "legacy") and "[1]" not in checkpoint.top_level
+    return format_of(checkpoint).is_torch_save and "[1]" not in checkpoint.top_level
 
 
 def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str, options: ConvertOptions) -> Plan:
@@ -117,10 +119,10 @@ def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str
         folder = _Folder(new, writer)
         plan.job, plan.measured = folder, folder.measured
     else:
-        from ckpt_cli.formats.torch_zip.from_nested import Nested
+        from ckpt_cli.formats.torch_zip.write import nested
 
-        nested = Nested(new)
-        plan.job, plan.measured = nested, lambda: ((), nested.nbytes)
+        state = nested(new, nest, open_checkpoint)
+        plan.job, plan.measured = state, lambda: ((), state.nbytes)
     return plan
 
 
@@ -200,12 +202,13 @@ class _Traversal:
     """One walk over the containers of a pickle (torch/distributed/checkpoint/_traverse.py)."""
 
     def __init__(self, checkpoint: Checkpoint, graph: Graph) -> None:
-        from ckpt_cli.formats.torch_zip.from_pickle import Known, unwrap_classes
+        from ckpt_cli.formats.plain import KnownStorages
+        from ckpt_cli.formats.torch_zip.write import unwrap_classes
 
         self._checkpoint = checkpoint
         self._data = graph.data
         self._budget = WalkBudget(graph.nbytes)
-        self._finder: Any = Known(checkpoint)
+        self._finder: Any = KnownStorages(checkpoint.tensors)
         container = checkpoint.container
         if isinstance(container, ZipStorages):  # which has those too that only objects refer to
             self._finder = SavedPickle(container, container.records, prefix_of(container.records))

@@ -13,6 +13,8 @@ from ckpt_cli.edits.convert_options import CLONE, NOT_STATE, ConvertOptions, Lef
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
@@ -54,7 +56,7 @@ class _Flat:
 
     def verify(self, path: str) -> None:
         """Raise where it does not read back."""
-        self.writer.verify(self.new, path)
+        self.writer.verify(self.new, path, open_checkpoint)
 
 
 def flatten(
@@ -254,8 +256,8 @@ def _has_strings(checkpoint: Checkpoint) -> bool:
     """True if the container of a checkpoint has a place for strings, so that it says what it wants to."""
     container = checkpoint.container
     if isinstance(container, ShardSet):
-        return any(shard.format == "safetensors" for shard in container.shards)
-    return checkpoint.format == "safetensors"
+        return any(format_of(shard).keeps_strings for shard in container.shards)
+    return format_of(checkpoint).keeps_strings
 
 
 def _index_of(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> dict[str, object]:

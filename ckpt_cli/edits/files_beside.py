@@ -24,6 +24,7 @@ from ckpt_cli.files.places import (
     size_of,
 )
 from ckpt_cli.formats.sharded.read import ShardSet
+from ckpt_cli.formats.signatures import GGUF, GZIP, HDF5, NUMPY, PROTO, ZIP_RECORD
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.hf_config import config_beside
 
@@ -35,17 +36,7 @@ _WEIGHTS = (
 )  # fmt: skip
 """Suffixes of files that hold weights, or name the files of weights."""
 
-_HEADS = (
-    b"PK\x03\x04",
-    b"\x89HDF",
-    b"GGUF",
-    b"\x93NUMPY",
-    b"\x80\x02",
-    b"\x80\x03",
-    b"\x80\x04",
-    b"\x80\x05",
-    b"\x1f\x8b",
-)
+_HEADS = (ZIP_RECORD, HDF5, GGUF, NUMPY, GZIP, *(PROTO + bytes((protocol,)) for protocol in (2, 3, 4, 5)))
 """First bytes of files of weights, whatever their names are."""
 
 _CONFIGS = ("config.json", "adapter_config.json")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.sharded.rewrite import TOTALS
 from ckpt_cli.model.changes import Changes
@@ -46,12 +47,12 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
 
     Raises UnsupportedError for a container without a string map, RefusedError for a key that records a tie.
     """
-    if checkpoint.format not in ("safetensors", "shards"):
+    if not format_of(checkpoint).keeps_strings:
         raise UnsupportedError(
             _without_strings(checkpoint),
             path=checkpoint.path,
             hint=f"ckpt set {checkpoint.path} --new KEY=VALUE adds an entry"
-            if checkpoint.format in ("zip", "legacy")
+            if format_of(checkpoint).is_torch_save
             else None,
         )
     names = {entry.name for entry in checkpoint.entries}
@@ -161,11 +162,11 @@ def _require_strings(checkpoint: Checkpoint, key: str) -> None:
     """Raise where one of the shards has no place for strings."""
     container = checkpoint.container
     shards = container.shards if isinstance(container, ShardSet) else ()
-    without = [os.path.basename(shard.path) for shard in shards if shard.format != "safetensors"]
+    without = [os.path.basename(shard.path) for shard in shards if not format_of(shard).keeps_strings]
     if without:
         raise UnsupportedError(
             f"{key!r} would go into the shards, and torch.save files have no metadata of strings"
-            if all(shard.format in ("zip", "legacy", "pickle") for shard in shards)
+            if all(format_of(shard).is_pickle for shard in shards)
             else f"{key!r} would go into the shards, and {without[0]} has no metadata of strings",
             path=checkpoint.path,
         )

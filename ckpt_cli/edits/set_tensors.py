@@ -126,7 +126,8 @@ def _place_of(checkpoint: Checkpoint, tensor: Tensor, index: Index | None, budge
 
 def _write(checkpoint: Checkpoint, overlay: Overlay, target: Target) -> None:
     """Patch one region, a bounded piece of the file at a time."""
-    from ckpt_cli.arrays.codec import codec_of, value_shape
+    from ckpt_cli.arrays.codec import value_shape
+    from ckpt_cli.arrays.quantized import codec_of
 
     codec = codec_of(checkpoint, target.tensor).at(target.index)
     tensor, region, values = target.tensor, target.region, target.edit.values

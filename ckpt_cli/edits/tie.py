@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from ckpt_cli.arrays.indexing import Region
@@ -28,6 +29,9 @@ from ckpt_cli.parallel.tensor_chunks import Source
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""
+
+_MOST_RANGES = 10_000
+"""Ranges of a storage up to which each is copied by the kernel; more are gathered."""
 
 
 def is_composed(tensor: Tensor) -> bool:
@@ -206,14 +210,19 @@ def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None
 
 
 def _ranges(storage: Storage, ranges: Sequence[tuple[int, int]]) -> Content:
-    """Return the bytes of some ranges of a storage."""
+    """Return the bytes of some ranges of a storage: copied by the kernel, or inflated where they are compressed."""
+    nbytes = sum(end - begin for begin, end in ranges)
+    if len(ranges) <= _MOST_RANGES:
+        with suppress(UnsupportedError):
+            extents = [extent for begin, end in ranges if end > begin for extent in storage.extents(begin, end - begin)]
+            return Content(nbytes, extents=extents)
 
     def make(write: Write) -> None:
         for begin, end in ranges:
             for at in range(begin, end, _COPIED):
                 write(bytes(storage.view(at, min(_COPIED, end - at))))
 
-    return Content(sum(end - begin for begin, end in ranges), make=make)
+    return Content(nbytes, make=make)
 
 
 # --- waste -----------------------------------------------------------------------------------------------------------

@@ -12,13 +12,13 @@ from typing import Any
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.plan import EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
-from ckpt_cli.files.atomic import creating, replacing_folder
+from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder
 from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.copy import Progress, copy_into, counting
 from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import can_write, is_folder, is_link, refuse_cached
+from ckpt_cli.files.places import can_write, is_folder, is_link
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged

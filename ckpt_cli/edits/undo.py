@@ -8,9 +8,10 @@ from contextlib import ExitStack, closing
 
 from ckpt_cli.edits.plan import EditResult, Verb
 from ckpt_cli.errors import CkptError, RefusedError, about
+from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.files.journal.apply import recover
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
-from ckpt_cli.files.places import canonical, folder_of, is_folder, is_taken, join, place_of, refuse_cached
+from ckpt_cli.files.places import canonical, folder_of, is_folder, is_taken, join, place_of
 from ckpt_cli.files.restore import KeptEdit, changed_since, missing_backups, newest_edit, restore
 from ckpt_cli.formats import open_checkpoint
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ckpt_cli.errors import BusyError, CkptError
+from ckpt_cli.errors import BusyError, CkptError, RefusedError
 from ckpt_cli.files.hidden_files import (
     remove_left_over,
     require_fitting,
@@ -17,6 +18,7 @@ from ckpt_cli.files.hidden_files import (
 )
 from ckpt_cli.files.lock import try_lock
 from ckpt_cli.files.outcome import Outcome, outcome_of, state, stating
+from ckpt_cli.files.places import slashed, spelled
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import open_folder, set_mode, set_owner, stat_of, sync, sync_folder, user
 
@@ -29,7 +31,7 @@ def replacing(target: str, *, mode_of: str | None = None) -> Iterator[LocalFile]
     temporary file that a killed process left is replaced; one that a living process is writing raises BusyError. An
     error has the outcome.
     """
-    real = os.path.realpath(target)
+    real = spelled(target)
     path = temporary_path(target)
     file = locked_temporary(target)
     lost = None
@@ -244,3 +246,27 @@ def warn_of_lost(path: str, lost: str | None) -> None:
 def _ids(fd: int) -> tuple[int, int]:
     now = os.fstat(fd)
     return now.st_uid, now.st_gid
+
+
+# --- what must not be replaced ---------------------------------------------------------------------------------------
+
+_CACHES = (
+    ("the Hugging Face hub's cache", r"/blobs/[0-9a-f]{40,64}$"),
+    ("git-annex", r"/\.git/annex/objects/"),
+    ("DVC's cache", r"/\.dvc/cache/|/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$"),
+    ("git LFS's store", r"/\.git/lfs/objects/"),
+)
+"""Stores in which the name of a file is the hash of its content, with the paths of files in them."""
+
+
+def refuse_cached(path: str) -> str:
+    """Return the real path to write to; raises RefusedError where it lies in a content-addressed cache."""
+    real = os.path.realpath(path)
+    for owner, pattern in _CACHES:
+        if re.search(pattern, slashed(real)):
+            raise RefusedError(
+                f"lies in {owner}, where a file's name is the hash of its content: an edit there would corrupt it",
+                path=path,
+                hint="write the result elsewhere with -o OUT",
+            )
+    return real

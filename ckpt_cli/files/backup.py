@@ -20,6 +20,7 @@ from ckpt_cli.files.copy import copy_into
 from ckpt_cli.files.hidden_files import require_fitting
 from ckpt_cli.files.outcome import Outcome, outcome_of, stating
 from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import create_private, link, sync, sync_folder
 from ckpt_cli.files.undo_record import (
@@ -125,10 +126,10 @@ class Backups:
         is_kept: Callable[[str, str], bool],
     ) -> dict[str, str]:
         """Make the backup of each file; returns them by the file."""
-        real = {path: os.path.realpath(path) for path in paths}
+        real = {path: spelled(path) for path in paths}
         self._folder = _one_folder(real.values(), paths[0])
         names = {os.path.basename(path) for path in real.values()}
-        number, there = highest(self._folder, names | {os.path.basename(os.path.realpath(path)) for path in others})
+        number, there = highest(self._folder, names | {os.path.basename(spelled(path)) for path in others})
         stopped = {path for path in paths if os.path.basename(real[path]) in there}
         if not stopped or not there <= names or not all(is_kept(p, backup_name(real[p], number)) for p in stopped):
             number, stopped = number + 1, set()
@@ -166,7 +167,7 @@ class Backups:
 
     def _record(self, kept: Mapping[str, str], after: Mapping[str, Fingerprint | None]) -> None:
         self._files = [
-            RecordedFile(os.path.basename(os.path.realpath(path)), os.path.basename(backup), after[path])
+            RecordedFile(os.path.basename(spelled(path)), os.path.basename(backup), after[path])
             for path, backup in kept.items()
         ]
         write_record(self._folder, self._files)
@@ -228,9 +229,9 @@ def _part_links(files: Iterable[SourceFile], others: Iterable[str]) -> None:
 
     An edit that was stopped before it replaced the file leaves one, and it would change together with the file.
     """
-    real = {os.path.realpath(file.path): file for file in files}
+    real = {spelled(file.path): file for file in files}
     folder = os.path.dirname(next(iter(real)))
-    number, there = highest(folder, {os.path.basename(os.path.realpath(path)) for path in (*real, *others)})
+    number, there = highest(folder, {os.path.basename(spelled(path)) for path in (*real, *others)})
     for path, file in real.items():
         backup = backup_name(path, number)
         if os.path.basename(path) in there and os.path.samestat(os.lstat(backup), os.fstat(file.fd)):
@@ -240,17 +241,17 @@ def _part_links(files: Iterable[SourceFile], others: Iterable[str]) -> None:
 def _link(path: str, backup: str) -> None:
     """Give a file a second name; raises FileExistsError where that is taken."""
     try:
-        link(os.path.realpath(path), backup)
+        link(spelled(path), backup)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        with LocalFile(os.path.realpath(path)) as file:  # a file system without hard links
+        with LocalFile(spelled(path)) as file:  # a file system without hard links
             _copy(file, backup)
 
 
 def _copy(file: SourceFile, backup: str) -> None:
     """Copy a file with its owner, permissions and time; raises FileExistsError where the name is taken."""
-    first = backup_name(os.path.realpath(file.path), 1)  # one temporary name for all numbers: the next edit clears it
+    first = backup_name(spelled(file.path), 1)  # one temporary name for all numbers: the next edit clears it
     with temporary_of(first) as target:
         old = os.fstat(file.fd)
         take_after(target.fd, old)
@@ -275,7 +276,7 @@ def _is_link_or_same(path: str, backup: str) -> bool:
     """True if a backup that an edit made which was stopped is this file, or a copy of it."""
     if os.path.samestat(os.lstat(backup), os.stat(path)):
         return True
-    with LocalFile(os.path.realpath(path)) as file:
+    with LocalFile(spelled(path)) as file:
         return _is_copy(file, backup)
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from ckpt_cli.errors import BusyError, FormatError, RefusedError
 from ckpt_cli.files.lock import try_lock
+from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import name_limit, open_file, user
 
@@ -75,7 +76,7 @@ def require_fitting(path: str, hint: str = "choose a shorter name") -> None:
 
 
 def _beside(path: str, suffix: str) -> str:
-    folder, name = os.path.split(os.path.realpath(path))
+    folder, name = os.path.split(spelled(path))
     hidden = f".{name}.{suffix}"
     nbytes = len(os.fsencode(hidden))
     if nbytes > _EVERYWHERE and nbytes > min(_limit(folder), _MOST):

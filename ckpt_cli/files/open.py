@@ -18,7 +18,7 @@ from ckpt_cli.files.hidden_files import (
     temporary_path,
 )
 from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.places import identity_at, is_plain_name, place_of
+from ckpt_cli.files.places import identity_at, is_plain_name, place_of, spelled
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import has_journal, release, share
@@ -260,7 +260,7 @@ def _edited_elsewhere(file: LocalFile) -> str | None:
 
 def _remove_left_overs(path: str) -> None:
     """Remove what a killed process had begun to write in the place of a file, of its backup, or into its folder."""
-    real = os.path.realpath(path)
+    real = spelled(path)
     staging = staging_path(os.path.dirname(real))
     for left in (temporary_path(path), temporary_path(f"{real}.bak"), staging):
         if os.path.lexists(left):

@@ -10,11 +10,10 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Protocol
 
-from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 
 SEPARATOR = "://"
@@ -157,11 +156,26 @@ class LocalFolder:
         return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
     def canonical(self, path: str) -> str:
-        """Return the absolute path, without links."""
-        return os.path.realpath(path)
+        """Return the absolute path, without links, and spelled as `spelled` does."""
+        return spelled(path)
 
 
 LOCAL = LocalFolder()
+
+
+def spelled(path: str) -> str:
+    """Return the real path of a file on the disk with its name as the folder spells it.
+
+    Where upper and lower case name one file, hidden names and backups follow the one spelling, not that of the user.
+    """
+    real = os.path.realpath(path)
+    folder, name = os.path.split(real)
+    other = os.path.join(folder, name.swapcase())
+    with suppress(OSError):
+        if other != real and os.path.lexists(other) and os.path.samestat(os.lstat(other), os.lstat(real)):
+            names = [found for found in os.listdir(folder) if found.casefold() == name.casefold()]
+            return real if name in names or len(names) != 1 else os.path.join(folder, names[0])
+    return real
 
 
 _mounted: dict[str, Folder] = {}
@@ -268,28 +282,6 @@ def canonical(path: str) -> str:
     return place_of(path).canonical(path)
 
 
-_CACHES = (
-    ("the Hugging Face hub's cache", r"/blobs/[0-9a-f]{40,64}$"),
-    ("git-annex", r"/\.git/annex/objects/"),
-    ("DVC's cache", r"/\.dvc/cache/|/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$"),
-    ("git LFS's store", r"/\.git/lfs/objects/"),
-)
-"""Stores in which the name of a file is the hash of its content, with the paths of files in them."""
-
-
-def refuse_cached(path: str) -> str:
-    """Return the real path to write to; raises RefusedError where it lies in a content-addressed cache."""
-    real = os.path.realpath(path)
-    for owner, pattern in _CACHES:
-        if re.search(pattern, real.replace(_system.sep, "/")):
-            raise RefusedError(
-                f"lies in {owner}, where a file's name is the hash of its content: an edit there would corrupt it",
-                path=path,
-                hint="write the result elsewhere with -o OUT",
-            )
-    return real
-
-
 # --- the parts of a path, as text ------------------------------------------------------------------------------------
 
 _system = os.path
@@ -319,6 +311,11 @@ def without_end(path: str) -> str:
     """Return a path without separators at its end, apart from the root of a tree."""
     stripped = path.rstrip("/" if SEPARATOR in path else f"/{_system.sep}")
     return path if stripped in ("", _system.splitdrive(path)[0]) else stripped
+
+
+def slashed(path: str) -> str:
+    """Return a path of the disk with `/` between its parts on every system."""
+    return path.replace(_system.sep, "/")
 
 
 def join(folder: str, name: str) -> str:

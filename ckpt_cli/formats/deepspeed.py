@@ -17,7 +17,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import head_of, is_folder, is_plain_name, join, names_in
-from ckpt_cli.formats.sharded.read import ShardSet
+from ckpt_cli.formats.sharded.read import ReadOne, ShardSet
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 
 NAME = "deepspeed"
@@ -32,10 +32,8 @@ _MODEL_RANK = re.compile(r"mp_rank_\d+(?:_\d+)*")
 _STAGE = re.compile(r"\d")
 
 
-def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
+def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the files of all ranks side by side; an entry's name begins with its file's."""
-    from ckpt_cli.formats.open import read_one
-
     folder, tag = _latest(path, names)
     found = _files(folder)
     if not found:

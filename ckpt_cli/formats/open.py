@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +10,8 @@ from ckpt_cli.errors import FormatError
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
 from ckpt_cli.files.places import exists, folder_of, is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
-from ckpt_cli.formats.registry import FORMATS, beginning, folder_kind
+from ckpt_cli.formats.registry import FORMATS, folder_kind
+from ckpt_cli.formats.signatures import beginning
 from ckpt_cli.model.checkpoint import Checkpoint
 
 
@@ -64,7 +63,7 @@ def _read_any(file: SourceFile, opener: Opener) -> Checkpoint:
     head = beginning(file)
     for known in FORMATS:
         if known.is_set and known.sniff(head):
-            checkpoint: Checkpoint = importlib.import_module(known.module).read_set(file, opener)
+            checkpoint: Checkpoint = importlib.import_module(known.module).read_set(file, opener, read_one)
             return checkpoint
     return read_one(file)
 
@@ -87,13 +86,13 @@ def _open_folder(path: str, opener: Opener) -> Checkpoint:
     opener.note_folder(path)
     names = names_in(path)
     known = folder_kind(names)
-    if known is not None:
-        checkpoint: Checkpoint = importlib.import_module(known.module).read_folder(path, names, opener)
-        return checkpoint
-    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if known is None:
+        return _read_files(path, names, opener)
+    checkpoint: Checkpoint = importlib.import_module(known.module).read_folder(path, names, opener, read_one)
+    return checkpoint
 
 
-def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
+def _read_files(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     """Open the checkpoint that a folder of files stands for: a set with an index, one without, or one file.
 
     Raises UsageError where there are several checkpoints to choose from.
@@ -107,5 +106,5 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
     if shards is not None:
         from ckpt_cli.formats.sharded.read import read_without_index
 
-        return read_without_index(path, shards, opener)
+        return read_without_index(path, shards, opener, read_one)
     return open_checkpoint(join(path, file_in(path, names)), write=opener.write)

@@ -1,12 +1,117 @@
-"""What a file that is in no known format looks like, and what to do about it."""
+"""The first bytes of every kind of file that ckpt knows: formats that it reads, foreign ones, and packed files.
+
+They stand here once: for the table of formats, for the name given to a foreign file, and for the scan, which also looks
+into what no reader takes.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ckpt_cli import limits
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
+from ckpt_cli.files.source import ByteSource
+
+HEAD = 600
+"""Bytes from the beginning that identify a format; tar has its magic at byte 257."""
+
+ZIP_RECORD, ZIP_END = b"PK\3\4", b"PK\5\6"
+"""The local header of a record, and the end record, with which a zip file without records begins."""
+
+NUMPY = b"\x93NUMPY"
+GZIP, BZIP2, XZ, ZSTANDARD, LZ4 = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"
+SEVEN_ZIP, RAR, HDF5, GGUF = b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\7", b"\x89HDF\r\n\x1a\n", b"GGUF"
+PROTO = b"\x80"
+"""The opcode that a pickle of protocol 2 and later begins with; the protocol follows."""
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+def is_safetensors(head: bytes) -> bool:
+    """True for a safetensors file: the length of a header and its brace."""
+    return head[8:9] == b"{" and not head[:8].isalnum()
+
+
+def is_json_object(head: bytes) -> bool:
+    """True for a file that begins with a JSON object, an index for one."""
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" and head[8:9] != b"{"
+
+
+def is_zip(head: bytes) -> bool:
+    """True for a file that begins with a record, or is a zip file without any."""
+    return head[:4] in (ZIP_RECORD, ZIP_END)
+
+
+def is_npz(head: bytes) -> bool:
+    """True for a zip file whose first record is an array."""
+    return head[:4] == ZIP_RECORD and head[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy")
+
+
+def is_npy(head: bytes) -> bool:
+    """True for an array of numpy."""
+    return head.startswith(NUMPY)
+
+
+def is_tar(head: bytes) -> bool:
+    """True for a tar file of POSIX or GNU."""
+    return head[257:262] == b"ustar"
+
+
+def is_legacy(head: bytes) -> bool:
+    """True for a stream of torch.save from before 1.6: a pickle of its magic number, binary or, in protocol 0, text."""
+    if head[:1] != b"L" and b"\x8a" not in head[:12]:  # so that other formats do not import what reads pickles
+        return False
+    from ckpt_cli.pickles.legacy_save import MAGIC_BINARY, MAGIC_TEXT
+
+    return MAGIC_BINARY in head[:24] or head.startswith(MAGIC_TEXT)
+
+
+def has_proto(head: bytes, protocols: bytes = b"\2\3\4\5") -> bool:
+    """True for a pickle that begins with one of some protocols."""
+    return head[:1] == PROTO and len(head) > 1 and head[1] in protocols
+
+
+def is_pickle(head: bytes) -> bool:
+    """True for a pickle that begins with a protocol, or as protocols 0 and 1 begin a dict, list, tuple or object."""
+    if is_safetensors(head) and not any(head[4:8]):  # the length of a header, whatever its bytes look like
+        return False
+    return has_proto(head) or _OLD_PICKLE.match(head) is not None
+
+
+_OLD_PICKLE = re.compile(
+    rb"""\([XT]..\0\0 | \(?(?: [dl]p\d+\n | [}\]][qru(.] | [dl)][.q] | [ci][A-Za-z_][\w.]*\n\w[\w.]*\n[(pq)]
+    | [IL]-?\d+L?\n[.ILFSVNp(tcg] | F[-+.\dinfae]+\n[.ILFSVNp(tcg] | [SV][^\n]{0,400}\np\d+\n )""",
+    re.VERBOSE,
+)
+
+
+def is_dcp_metadata(head: bytes) -> bool:
+    """True for a pickled `Metadata` of torch.distributed.checkpoint."""
+    return head[:1] == PROTO and b"torch.distributed.checkpoint.metadata" in head[:64]
+
+
+def preface_size(file: ByteSource) -> int:
+    """Return the bytes of JSON before the first array of numpy, by which a stream of arrays could pass for an index.
+
+    0 for a file that does not begin so.
+    """
+    head = file.read(0, min(8, file.size))
+    if head.lstrip()[:1] != b"{" or not any(head[4:]):  # zeros: the length of a safetensors header of 123 bytes
+        return 0
+    return file.read(0, min(limits.NPY_PREFACE, file.size)).find(b"\n" + NUMPY) + 1  # which no text in UTF-8 has in it
+
+
+def beginning(file: ByteSource) -> bytes:
+    """Return the bytes that decide the format: where JSON stands before arrays, those of the first array."""
+    head = file.read(0, min(HEAD, file.size))
+    begin = preface_size(file) if head.lstrip()[:1] == b"{" else 0
+    return file.read(begin, min(HEAD, file.size - begin)) if begin else head
+
+
+# --- what is only named -----------------------------------------------------------------------------------------------
 
 
 class Known(Protocol):
@@ -14,15 +119,15 @@ class Known(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
 
     @property
     def sniff(self) -> Callable[[bytes], bool]:
-        """Whether a file that begins so is in it."""
+        """True for the first bytes of a file that is in it."""
 
 
 def unknown(head: bytes, path: str, formats: Sequence[Known]) -> UnknownFormatError | TruncatedError:
-    """The error for a file that begins so and is in none of the formats."""
+    """Return the error for a file with these first bytes that is not in any of the formats."""
     if not head:
         return TruncatedError("the file is empty", path=path)
     looks = _look(head)
@@ -67,17 +172,17 @@ def _is_saved_model(head: bytes) -> bool:
 
 
 def _look(head: bytes) -> str | None:
-    """What a file that begins so looks like."""
+    """Return a description of what a file with these first bytes looks like; None where it looks like nothing known."""
     return next((words for matches, words in _LOOKS_LIKE if matches(head)), None)
 
 
 _LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
-    (lambda head: head[257:262] == b"ustar", "a tar file"),
-    (lambda head: head[:4] == b"PK\3\4", "a zip file"),
-    (lambda head: head[:4] == b"GGUF", "a GGUF file, which is not read yet"),
-    (lambda head: head[:8] == b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, PyTables), which is not read"),
-    (lambda head: head[:6] == b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
-    (lambda head: head[:6] == b"Rar!\x1a\7", "a rar archive: unpack it first"),
+    (is_tar, "a tar file"),
+    (lambda head: head[:4] == ZIP_RECORD, "a zip file"),
+    (lambda head: head.startswith(GGUF), "a GGUF file, which is not read yet"),
+    (lambda head: head.startswith(HDF5), "an HDF5 file (Keras, PyTables), which is not read"),
+    (lambda head: head.startswith(SEVEN_ZIP), "a 7z archive: unpack it first"),
+    (lambda head: head.startswith(RAR), "a rar archive: unpack it first"),
     (_is_msgpack, "a msgpack file (Flax), which is not read"),
     (_is_tensorflow_index, "the index of a TensorFlow checkpoint, which is not read"),
     (_is_onnx, "an ONNX model, which is not read"),
@@ -109,7 +214,7 @@ class _Packed:
     """The first bytes of what is inside, where that is cheap."""
 
     def error(self, head: bytes, path: str, formats: Sequence[Known]) -> UnknownFormatError:
-        """What it is, what is inside, and how to unpack it."""
+        """Return the error that says what it is, what is inside, and how to unpack it."""
         inside = ""
         if self.inflate is not None:
             begin = self.inflate(head)
@@ -129,17 +234,14 @@ class _Packed:
 _INSIDE = {"zip": "a zip file", "npz": "numpy's npz", "legacy": "a torch.save file", "pickle": "a pickle",
            "npy": "a numpy array", "tar": "a tar file", "safetensors": "a safetensors file",
            "shards": "a JSON file"}  # fmt: skip
-"""What each format is called inside of a compressed file."""
-
-_INFLATED = 600
-"""Bytes of what is inside that are looked at."""
+"""The description of each format inside of a compressed file."""
 
 
 def _inflate_zlib(head: bytes) -> bytes:
     import zlib
 
     try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(head, _INFLATED)
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(head, HEAD)
     except zlib.error:
         return b""
 
@@ -148,7 +250,7 @@ def _inflate_xz(head: bytes) -> bytes:
     try:
         import lzma
 
-        return lzma.LZMADecompressor(memlimit=_XZ_MEMORY).decompress(head, _INFLATED)
+        return lzma.LZMADecompressor(memlimit=_XZ_MEMORY).decompress(head, HEAD)
     except (ImportError, ValueError, EOFError, OSError, RuntimeError):  # LZMAError is none of these
         return b""
 
@@ -157,9 +259,9 @@ _XZ_MEMORY = 128 << 20
 """Bytes of memory for looking into an xz file: what its strongest preset takes to unpack."""
 
 _PACKED = (
-    _Packed(b"\x1f\x8b", "a gzip file", "gzip", (".gz", ".tgz"), _inflate_zlib),
-    _Packed(b"\x28\xb5\x2f\xfd", "a zstandard file", "zstd", (".zst", ".zstd")),
-    _Packed(b"\xfd7zXZ\0", "an xz file", "xz", (".xz",), _inflate_xz),
-    _Packed(b"BZh", "a bzip2 file", "bzip2", (".bz2",)),
-    _Packed(b"\x04\x22\x4d\x18", "an lz4 file", "lz4", (".lz4",)),
+    _Packed(GZIP, "a gzip file", "gzip", (".gz", ".tgz"), _inflate_zlib),
+    _Packed(ZSTANDARD, "a zstandard file", "zstd", (".zst", ".zstd")),
+    _Packed(XZ, "an xz file", "xz", (".xz",), _inflate_xz),
+    _Packed(BZIP2, "a bzip2 file", "bzip2", (".bz2",)),
+    _Packed(LZ4, "an lz4 file", "lz4", (".lz4",)),
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ckpt_cli.dtypes import DType
     from ckpt_cli.files.copy import Progress
     from ckpt_cli.files.source import LocalFile
+    from ckpt_cli.formats.writing import OpenCopy
     from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 
@@ -22,12 +23,12 @@ class FileWriter(Protocol):
     """A module that writes one file."""
 
     def spelled(self, dtype: DType) -> str | None:
-        """How the format says a dtype; None for one that it has not."""
+        """Return the format's spelling of a dtype; None for one that it does not have."""
 
     def write(self, new: NewCheckpoint, target: LocalFile, progress: Progress) -> None:
         """Write all of it into an empty file."""
 
-    def verify(self, new: NewCheckpoint, path: str) -> None:
+    def verify(self, new: NewCheckpoint, path: str, open_copy: OpenCopy) -> None:
         """Raise CkptError where the file that was written does not read back as what it should be."""
 
 
@@ -35,12 +36,12 @@ class FolderWriter(Protocol):
     """A module that writes several files into a new folder."""
 
     def spelled(self, dtype: DType) -> str | None:
-        """How the format says a dtype; None for one that it has not."""
+        """Return the format's spelling of a dtype; None for one that it does not have."""
 
     def write_folder(self, new: NewCheckpoint, create: Callable[[str], LocalFile], progress: Progress) -> None:
         """Write all of it into files that `create` makes."""
 
-    def verify_folder(self, new: NewCheckpoint, folder: str) -> None:
+    def verify_folder(self, new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
         """Raise CkptError where the folder that was written does not read back as what it should be."""
 
 
@@ -49,34 +50,36 @@ class Target:
     """One format that a checkpoint can be converted to."""
 
     name: str
-    """What `--to` calls it."""
+    """Its name for `--to`."""
     what: str
-    """What it is, in words."""
+    """A description of it."""
     module: str
-    """A `FileWriter`, or a `FolderWriter`."""
+    """A `FileWriter`, or a `FolderWriter`: a module, or after a colon an object in it."""
     suffixes: tuple[str, ...] = ()
-    """How the names of its files end."""
+    """The suffixes of its files."""
     is_folder: bool = False
     files: str = ""
     """An expression that the names of its files in a folder match, so that an older checkpoint can give way."""
     is_set: bool = False
-    """Whether it is a set of shards, of a size that can be chosen."""
+    """True if it is a set of shards, of a size that can be chosen."""
     keeps_views: bool = False
-    """Whether tensors can be any views of shared storages."""
+    """True if tensors can be any views of shared storages."""
     keeps_ties: bool = True
-    """Whether it can say that tensors are one."""
+    """True if it can say that tensors are tied."""
     keeps_requires_grad: bool = False
-    """Whether it says of a tensor that it is trained."""
+    """True if it says of a tensor that it is trained."""
     keeps_metadata: bool = False
-    """Whether it has a place for a map of strings."""
+    """True if it has a place for a map of strings."""
     keeps_objects: bool = False
     """True if it can hold non-tensor entries, where they are pickled already."""
     keeps_notes: bool = False
-    """Whether it has a place for the `_metadata` of a state_dict."""
+    """True if it has a place for the `_metadata` of a state_dict."""
 
     def writer(self) -> Any:
-        """Its module."""
-        return importlib.import_module(self.module)
+        """The writer: a module, or an object in one."""
+        module, _, name = self.module.partition(":")
+        found = importlib.import_module(module)
+        return getattr(found, name) if name else found
 
 
 TARGETS = (
@@ -88,13 +91,13 @@ TARGETS = (
         "safetensors", "a safetensors file", "ckpt_cli.formats.safetensors.write", (".safetensors",),
         keeps_metadata=True,
     ),
-    Target("npz", "an npz file", "ckpt_cli.formats.numpy.write_npz", (".npz",), keeps_ties=False),
+    Target("npz", "an npz file", "ckpt_cli.formats.numpy.write", (".npz",), keeps_ties=False),
     Target(
-        "hf", "safetensors shards", "ckpt_cli.formats.sharded.write_safetensors", is_folder=True, is_set=True,
+        "hf", "safetensors shards", "ckpt_cli.formats.sharded.write:SAFETENSORS", is_folder=True, is_set=True,
         keeps_metadata=True, files=r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",
     ),
     Target(
-        "hf-bin", "torch.save shards", "ckpt_cli.formats.sharded.write_bin", is_folder=True, is_set=True,
+        "hf-bin", "torch.save shards", "ckpt_cli.formats.sharded.write:TORCH", is_folder=True, is_set=True,
         keeps_views=True, keeps_requires_grad=True, files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
     ),
     Target(

@@ -36,7 +36,7 @@ class Branch:
     text: int
     """Equal for branches whose texts are equal, their children's included."""
     printed: int
-    """The same for their texts as torch would print them."""
+    """The same with their texts as torch would print them."""
 
 
 @dataclass(frozen=True, slots=True)

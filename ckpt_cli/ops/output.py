@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import UsageError
-from ckpt_cli.files.atomic import replacing
+from ckpt_cli.files.atomic import refuse_cached, replacing
 from ckpt_cli.files.hidden_files import journal_path, temporary_path
 from ckpt_cli.files.journal.apply import recover
 from ckpt_cli.files.places import (
@@ -20,7 +20,6 @@ from ckpt_cli.files.places import (
     is_taken,
     links_of,
     names_in,
-    refuse_cached,
 )
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint

@@ -11,12 +11,13 @@ from ckpt_cli.errors import FormatError, MalformedError
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.places import files_below, folder_of, is_folder, is_plain_name, join, name_of, open_file
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
+from ckpt_cli.formats.signatures import GZIP, ZIP_RECORD
 from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
-from ckpt_cli.scanner.streams import Found, Oddity, is_pickle
+from ckpt_cli.scanner.streams import Found, Oddity, Walk, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
-from ckpt_cli.scanner.walk import Walk, guess, walk, walker_of
+from ckpt_cli.scanner.walk import guess, walk, walker_of
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
              "unknown": ("note", "unknown-global")}  # fmt: skip
@@ -194,7 +195,7 @@ class _Worker:
             return
         budget.tries -= 1
         view = memoryview(data)
-        if data[:4] in (b"PK\3\4", b"\x1f\x8b\x08\0") and depth < limits.SCAN_NESTING:
+        if data[:4] in (ZIP_RECORD, GZIP + b"\x08\0") and depth < limits.SCAN_NESTING:
             self._take(walk(MemorySource(data), f"{found.where} (within a string)", depth + 1, budget), depth + 1)
             return
         trace = trace_pickle(view, 0, budget)

@@ -57,7 +57,8 @@ class Shown:
 
     def array(self, index: Index = ()) -> NDArray[Any]:
         """Return the values, or those at a basic index into the stored elements."""
-        from ckpt_cli.arrays.codec import codec_of, stored_of
+        from ckpt_cli.arrays.codec import stored_of
+        from ckpt_cli.arrays.quantized import codec_of
 
         region = self.region.at(index)
         codec = codec_of(self.checkpoint, self.tensor).at(self.index).at(index)

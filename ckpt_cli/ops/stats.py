@@ -81,7 +81,7 @@ class _Subject:
     """One distinct view, and the statistics of its chunks so far."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor, region: Region, index: Index) -> None:
-        from ckpt_cli.arrays.codec import codec_of
+        from ckpt_cli.arrays.quantized import codec_of
         from ckpt_cli.arrays.statistics import summer_of
 
         codec = codec_of(checkpoint, tensor).at(index)

@@ -29,7 +29,8 @@ class Side:
     """One of the two tensors of a pair."""
 
     def __init__(self, checkpoint: Checkpoint, tensor: Tensor) -> None:
-        from ckpt_cli.arrays.codec import as_bytes, codec_of
+        from ckpt_cli.arrays.codec import as_bytes
+        from ckpt_cli.arrays.quantized import codec_of
         from ckpt_cli.arrays.statistics import Numbers
 
         if tensor.layout == "strided" and not tensor.dtype.is_block:

@@ -40,7 +40,7 @@ class Field:
 
     @property
     def slot(self) -> tuple[int, ...]:
-        """What tells the field from all others of the graph."""
+        """The identity of the field in the graph."""
         return (id(self.node), hash(self.name), -1 if self.index is None else self.index)
 
 
@@ -55,7 +55,7 @@ class Spot:
     """The pairs, items or field that it is in."""
     index: int = 0
     is_keyed: bool = False
-    """Whether a key stands before it in the sequence."""
+    """True if a key stands before it in the sequence."""
 
 
 class Hidden:
@@ -186,7 +186,7 @@ class Hidden:
         return found
 
     def _of_partial(self, node: Call, number: int, state: tuple[object, ...]) -> list[Spot]:
-        """What functools.partial says of itself in its state (Modules/_functoolsmodule.c, `partial_reduce`)."""
+        """Return the parts of a functools.partial, from its state (Modules/_functoolsmodule.c, `partial_reduce`)."""
         fields = _Fields(node, number)
         parts = enumerate(zip(_PARTIAL, state, strict=True))
         return [Spot(name, part, fields.at(index)) for index, (name, part) in parts if part is not None]
@@ -211,7 +211,7 @@ class Hidden:
                 yield Spot(f"__keys__.{index}", key, pairs, 2 * index)
 
     def _further_attributes(self, state: object) -> list[Spot]:
-        """The same as `_attributes`, which is not asked again of what has none."""
+        """Return the same as `_attributes`, which is not called again for a state that has none."""
         if id(state) in self._plain:
             return []
         found = list(self._attributes(state))
@@ -273,7 +273,7 @@ class _Part(Field):
 
     @property
     def slot(self) -> tuple[int, ...]:
-        """What tells the part from all others of the graph."""
+        """The identity of the part in the graph."""
         return (*super().slot, self.place)
 
 
@@ -293,7 +293,7 @@ def _is_tensor_call(node: object) -> bool:
 
 
 _TENSOR_MODULES = ("torch._utils", "torch._tensor")
-"""Where the calls are that rebuild tensors."""
+"""The modules of the calls that rebuild tensors."""
 
 
 def _keys_of(table: object) -> Sequence[object]:

@@ -14,7 +14,7 @@ from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.numpy import item_names, object_array
 
 Children = Iterator[tuple[str, object, str]]
-"""What opens up below a node: the key, the node and the kind that tensors there have."""
+"""The children of a node: each one's key, the node, and the kind that a tensor there has."""
 
 SCALARS = (type(None), bool, int, float, str, RawString)
 """Types of the items of a sequence that is one value rather than many entries."""
@@ -35,14 +35,14 @@ def joined(prefix: str, key: str) -> str:
 
 
 class Containers:
-    """What opens up below a node and under which keys. Whatever it looks at is paid for."""
+    """Finds the children of nodes, and the keys that they have. The budget pays for every item that is looked at."""
 
     def __init__(self, budget: WalkBudget) -> None:
         self.budget = budget
-        """What is left to pay with."""
+        """The budget of the walk."""
 
     def children(self, node: object, kind: str) -> Children | None:
-        """What opens up below a node, or None for a leaf."""
+        """Return the children of a node, or None for a leaf."""
         if isinstance(node, Dict):
             return self._pairs(node.pairs, kind)
         if isinstance(node, list | tuple):
@@ -52,7 +52,7 @@ class Containers:
         return None
 
     def unwrapped(self, node: object) -> object:
-        """What a node only wraps; the node itself, as Python pickles."""
+        """Return the node that a node only wraps; the node itself, as Python pickles."""
         return node
 
     def _pairs(self, pairs: Sequence[object], kind: str) -> Children | None:
@@ -150,7 +150,7 @@ class Containers:
         return key if type(key) is str else self._told(key_text(key))
 
     def _told(self, text: str) -> str:
-        """Pay for a description: it took about as long as it is."""
+        """Pay for a description, whose cost is about its length."""
         self.budget.steps(20 + len(text))
         return text
 

@@ -54,7 +54,7 @@ class _Description:
         """Characters left."""
 
     def of(self, node: object, depth: int) -> str:
-        """A node, spelled out to so many containers within containers."""
+        """Return the text of a node, spelled out to `depth` containers within containers."""
         text = _simple(node)
         self.room -= 2 + len(text or "")
         if text is not None:

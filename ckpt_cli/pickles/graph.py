@@ -28,7 +28,7 @@ class Global:
 
 
 class Call:
-    """What a call would return: REDUCE, NEWOBJ, NEWOBJ_EX, INST and OBJ, with what was done to the result."""
+    """The result of a call: REDUCE, NEWOBJ, NEWOBJ_EX, INST and OBJ, with what was done to the result."""
 
     __slots__ = ("args", "func", "items", "kwargs", "opcode", "pairs", "states")
 
@@ -179,7 +179,7 @@ class Graph:
 
 
 def callee(func: object) -> object:
-    """What a call calls: before the zip files, torch wrapped a module's class together with its source code."""
+    """Return what a call calls: before the zip files, torch wrapped a module's class together with its source code."""
     if type(func) is PersistentId and type(func.pid) is tuple:
         return next((part for part in func.pid[:2] if type(part) is Global), func)
     return func

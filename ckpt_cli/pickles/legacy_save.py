@@ -19,9 +19,10 @@ from ckpt_cli.pickles.references import Reference, reference_of
 from ckpt_cli.pickles.tensors.arguments import text_of
 
 MAGIC = 0x1950A86A20F9469CFC6C
-"""What the first pickle of a save holds (torch/serialization.py `MAGIC_NUMBER`)."""
+"""The integer in the first pickle of a save (torch/serialization.py `MAGIC_NUMBER`)."""
 
-_LONG1 = b"\x8a\n" + MAGIC.to_bytes(10, "little") + b"."
+MAGIC_BINARY, MAGIC_TEXT = b"\x8a\n" + MAGIC.to_bytes(10, "little") + b".", b"L%dL\n." % MAGIC
+"""Its opcodes after the protocol, and those of protocols 0 and 1."""
 
 _VERSION = 1001
 
@@ -31,7 +32,8 @@ HEAD = 64 << 10
 _WINDOWS = (4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20)
 """Bytes that are read at a time to find the end of a pickle: its length stands nowhere."""
 
-_NUMEL = struct.Struct("<q")
+NUMEL = struct.Struct("<q")
+"""What stands before the bytes of each storage: the number of its elements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,12 @@ class Save:
 
 
 def is_save(head: bytes) -> bool:
-    """Whether a save begins so: with the magic number after the protocol (from 4 on, and a frame), or as text."""
-    return head[2:15] == _LONG1 or head[11:24] == _LONG1 or head.startswith(b"L%dL\n." % MAGIC)
+    """True if a save begins so: with the magic number after the protocol (from 4 on, and a frame), or as text."""
+    return head[2:15] == MAGIC_BINARY or head[11:24] == MAGIC_BINARY or head.startswith(MAGIC_TEXT)
 
 
 def pickle_at(source: ByteSource, begin: int) -> Graph:
-    """The pickle that begins at a byte; offsets in it count from there.
+    """Read the pickle that begins at a byte; offsets in it count from there.
 
     More and more is read until it ends: first into memory, the rest of a large file mapped.
     """
@@ -83,7 +85,7 @@ def read_save(source: ByteSource, begin: int, preface: bytes = b"") -> Save:
 
 
 def _after_preface(source: ByteSource, position: int) -> int:
-    """Where the main pickle begins, after the magic number, the version and what is told of the machine."""
+    """Return the first byte of the main pickle, after the magic number, the version and the facts of the machine."""
     for expected, what in ((MAGIC, "magic number"), (_VERSION, "protocol version"), (None, "")):
         graph = pickle_at(source, position)
         position += graph.nbytes
@@ -93,7 +95,7 @@ def _after_preface(source: ByteSource, position: int) -> int:
 
 
 def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
-    """Where each storage's bytes are, in the order of their keys, and where the last ends."""
+    """Return the first byte and the size of each storage, in the order of their keys, and the byte after the last."""
     if type(keys) is not list:
         raise MalformedError("the save lists its storages in something that is not a list")
     known: dict[str, Reference] = {}
@@ -106,12 +108,12 @@ def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tu
         if key is None or key not in known or key in places:
             raise MalformedError(f"the save lists a storage {key!r} that nothing refers to, or twice")
         reference = known[key]
-        if position + _NUMEL.size > source.size:
+        if position + NUMEL.size > source.size:
             raise TruncatedError(f"the file ends before storage {key!r}, {source.size} bytes long")
-        (numel,) = _NUMEL.unpack(source.read(position, _NUMEL.size))
+        (numel,) = NUMEL.unpack(source.read(position, NUMEL.size))
         if numel != reference.numel:
             raise MalformedError(f"storage {key!r} has {numel} elements, the pickle says {reference.numel}")
-        position += _NUMEL.size
+        position += NUMEL.size
         nbytes = numel * reference.itemsize
         if position + nbytes > source.size:
             raise TruncatedError(

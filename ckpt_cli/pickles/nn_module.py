@@ -19,10 +19,10 @@ from ckpt_cli.pickles.graph import Call, Dict, Global, callee, nodes_of
 from ckpt_cli.pickles.tensors.arguments import text_of
 
 _TABLES = {"_parameters", "_buffers", "_modules"}
-"""What the state of a module always has."""
+"""The attributes that the state of a module always has."""
 
 _SCRIPT = "__torch__."
-"""What the names of TorchScript's classes begin with."""
+"""The beginning of the names of TorchScript's classes."""
 
 _MANGLED = re.compile(r"\.?___torch_mangle_\d+")
 """What torch/csrc/jit/frontend/name_mangler.cpp puts in where two classes have one name."""
@@ -36,12 +36,12 @@ _STATES = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Module:
-    """One module, as its pickle tells of it."""
+    """One module, as its pickle says."""
 
     qualified: str
     """The dotted name of its class, such as `torch.nn.modules.linear.Linear`."""
     scripted: bool
-    """Whether TorchScript wrote it: then few of its settings are there."""
+    """True if TorchScript wrote it: then few of its settings are there."""
     settings: Mapping[str, object]
     """Its attributes that are neither tensors nor modules: nodes by name."""
     registered: Mapping[str, object]
@@ -116,7 +116,7 @@ def _named(state: Dict) -> dict[str, object]:
 
 
 def _table(opener: Containers, node: object) -> dict[str, object]:
-    """What a module has registered under each name."""
+    """Return the nodes that a module has registered, by name."""
     return {key: value for key, value, _ in opener.children(node, "tensor") or ()}
 
 
@@ -144,7 +144,7 @@ def setting_text(node: object, *, quoted: bool = False) -> str:
 
 
 def is_scalar(node: object) -> bool:
-    """Whether a setting is told of a class that we do not know: a number or text."""
+    """True if a setting is shown for a class that is not known: a number or text."""
     return isinstance(node, bool | int | float) or text_of(node) is not None
 
 
@@ -181,7 +181,7 @@ def tend_notes(pairs: list[object], prefix: str, rename: Callable[[str], str] | 
 
 
 def _module_name(module: str, prefix: str, rename: Callable[[str], str] | None) -> str:
-    """What a module is called once the names in it are changed."""
+    """Return the name of a module once the names in it are changed."""
     if rename is None or not module:
         return module
     dotted = rename(f"{prefix}{module}.")

@@ -21,10 +21,10 @@ Part = tuple[str, object]
 
 _SCRIPT = "__torch__."
 _NATIVE = "__torch__.torch.classes."
-"""What the names of C++ classes begin with."""
+"""The beginning of the names of C++ classes."""
 
 _HELD = "torch.ScriptObject"
-"""What torch.save makes of an object of such a class: its state is a pair of the object's state and its class."""
+"""The class that torch.save gives objects of such classes: its state is a pair of the object's state and its class."""
 
 _EMBEDDING = "EmbeddingPackedParamsBase"
 """A class whose one tensor the `state_dict` has under the object's own name."""
@@ -98,7 +98,7 @@ def _state_of(node: Call) -> tuple[str, object] | None:
 
 
 def _names_of(qualified: str, count: int) -> Iterable[str] | None:
-    """What a module calls so many items of its state."""
+    """Return the names that a module has for the items of a state of `count` items."""
     if not any(len(names) == count for _, names in _NAMED):
         return None
     plain = _MANGLED.sub("", qualified.removeprefix(_SCRIPT))

@@ -18,7 +18,7 @@ from ckpt_cli.pickles.containers import Children, Containers, joined
 from ckpt_cli.pickles.graph import Call, Dict, Graph, Set
 
 T = TypeVar("T")
-"""What a walk makes of a node."""
+"""The result of a walk for each node."""
 
 
 class Frame:

@@ -98,7 +98,7 @@ _BEGIN, _BUILD, _PERSISTENT = _Then(b"("), _Then(b"b"), _Then(b"Q")
 _MARK, _POP = b"(", b"0"
 _NEW = {"reduce": b"R", "new": b"\x81", "new_ex": b"\x92"}
 _TUPLES = (b")", b"\x85", b"\x86", b"\x87")
-"""What ends a tuple of up to three items, which needs no MARK."""
+"""The opcode that ends a tuple of up to three items, which needs no MARK."""
 
 _BYTES = [bytes((number,)) for number in range(256)]
 _PUTS = [b"q" + byte for byte in _BYTES]
@@ -256,7 +256,7 @@ class _Emitter:
         """Put items on the agenda in CPython's batches, each item of `width` nodes.
 
         A dict or list itself (`exact`) is written by another loop of CPython's than what an iterator gives: only a
-        single item of all goes without a MARK there, and a dict of just so many items ends with an empty batch.
+        single item of all goes without a MARK there, and a dict of a multiple of 1,000 items ends with an empty batch.
         """
         count = len(items) // width
         if not count:
@@ -379,7 +379,7 @@ _SIMPLE: dict[type, Callable[..., bytes]] = {
     float: lambda node: b"G" + struct.pack(">d", node),
     _Then: lambda node: node.code,
 }
-"""What is written in one go and never memoized."""
+"""The nodes that are written in one go and never memoized."""
 
 _SAVERS: dict[type, Callable[..., None]] = {
     str: _Emitter._str,

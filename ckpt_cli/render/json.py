@@ -9,27 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from ckpt_cli.model.checkpoint import Opaque, Tensor, Value
 from ckpt_cli.render.text import value_text
+
+if TYPE_CHECKING:
+    Encode = Callable[[object], str]
+    """Makes JSON text of data without a LongList in it."""
+    Parts = Iterator["str | Parts"]
+    """Text, and iterators over the text of what lies within."""
 
 _ITEMS = 100
 """Items of a list that are turned into text at a time."""
 
 
-@dataclass(frozen=True, slots=True)
 class LongList:
     """A list of a result that is never wholly in memory: its items are made whenever it is iterated over.
 
-    `json.dumps(to_json(result), default=list)` makes ordinary lists of all of them.
+    `json.dumps(to_json(result), default=list)` makes ordinary lists of all of them. The class is not a dataclass,
+    because making one takes a millisecond of the start of every command.
     """
 
-    pieces: Callable[[], Iterable[Sequence[object]]]
-    """Yields the items, some at a time; an item that has a LongList in it is alone in its piece."""
-    lines: bool = False
-    """True if each piece is written on a line of its own."""
+    __slots__ = ("lines", "pieces")
+
+    def __init__(self, pieces: Callable[[], Iterable[Sequence[object]]], *, lines: bool = False) -> None:
+        self.pieces = pieces
+        """Yields the items, some at a time; an item that has a LongList in it is alone in its piece."""
+        self.lines = lines
+        """True if each piece is written on a line of its own."""
 
     def __iter__(self) -> Iterator[object]:
         return chain.from_iterable(self.pieces())
@@ -61,11 +70,7 @@ def json_text(data: object) -> Iterator[str]:
     yield "\n"
 
 
-_Parts = Iterator["str | _Parts"]
-"""Text, and iterators over the text of what lies within."""
-
-
-def _parts(value: object, encode: Callable[[object], str]) -> _Parts:
+def _parts(value: object, encode: Encode) -> Parts:
     if isinstance(value, LongList):
         return _list_parts(value, encode)
     if isinstance(value, dict) and any(isinstance(item, LongList) for item in value.values()):
@@ -73,7 +78,7 @@ def _parts(value: object, encode: Callable[[object], str]) -> _Parts:
     return iter([encode(value)])
 
 
-def _dict_parts(facts: Mapping[str, object], encode: Callable[[object], str]) -> _Parts:
+def _dict_parts(facts: Mapping[str, object], encode: Encode) -> Parts:
     separator = "{"
     for key, value in facts.items():
         yield f"{separator}{encode(key)}: "
@@ -82,7 +87,7 @@ def _dict_parts(facts: Mapping[str, object], encode: Callable[[object], str]) ->
     yield "}"
 
 
-def _list_parts(items: LongList, encode: Callable[[object], str]) -> _Parts:
+def _list_parts(items: LongList, encode: Encode) -> Parts:
     separator = "[\n" if items.lines else "["
     for piece in items.pieces():
         yield separator

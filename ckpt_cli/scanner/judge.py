@@ -8,10 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ckpt_cli.pickles.graph import Global
+from ckpt_cli.pickles.graph import Global, Graph
 from ckpt_cli.scanner.allowlist import ALLOWED, CALLING, HARMLESS
 from ckpt_cli.scanner.denylist import ANYWHERE, INNER, LEADS_TO, MODULES, NAMES
+
+if TYPE_CHECKING:
+    from ckpt_cli.model.checkpoint import Checkpoint
 
 _PACKAGES = frozenset(
     [
@@ -88,6 +92,17 @@ def judge(module: str, name: str) -> Judgement:
 def dangerous(names: Iterable[Global]) -> Iterator[Global]:
     """Those of the names that are known to be dangerous, whatever is done with them."""
     return (node for node in names if judge(node.module, node.name).verdict == "dangerous")
+
+
+def dangerous_of(checkpoint: Checkpoint) -> str | None:
+    """Return the first dangerous name in the pickles that were read, or None."""
+    document = checkpoint.document
+    if isinstance(document, Graph):
+        names = list(document.globals)
+    else:
+        names = [Global(*name.rpartition(".")[::2]) for name in checkpoint.objects]
+    node = next(dangerous(names), None)
+    return None if node is None else node.qualified
 
 
 def modern(module: str, name: str) -> tuple[str, str]:

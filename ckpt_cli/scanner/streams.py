@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
-from ckpt_cli.dtypes import BY_STORAGE
+from ckpt_cli.errors import FormatError
 from ckpt_cli.files.source import ByteSource
-from ckpt_cli.pickles.graph import Global, RawString
+from ckpt_cli.formats.signatures import PROTO
+from ckpt_cli.pickles.graph import Global
+from ckpt_cli.pickles.legacy_save import MAGIC, NUMEL
+from ckpt_cli.pickles.tensors.arguments import storage_dtype, text_of
 from ckpt_cli.scanner.judge import dangerous
 from ckpt_cli.scanner.trace import Trace, trace_pickle
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PICKLES = 5
 """Magic, protocol, sys_info, the object, the keys of its storages."""
 
@@ -29,8 +31,10 @@ _STREAMS_TOLD = 100
 _After = Callable[[memoryview, Trace], int | None]
 """The byte after what follows a pickle; None where that does not fit."""
 
-_PROTO_CODE = 0x80
-_PROTO = re.compile(rb"\x80[\x00-\x05]")
+PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl")
+"""Suffixes of pickles; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
+
+_PROTO = re.compile(PROTO + rb"[\x00-\x05]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,20 @@ class Oddity:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A part of a file that is to be searched as a file of its own."""
+
+    source: ByteSource
+    where: str
+    depth: int
+    numbers: bool = False
+    """True for a record of numbers, which may look like most kinds of files by chance."""
+
+
+Walk = Iterator[Found | Oddity]
+
+
 def is_pickle(trace: Trace, data: memoryview) -> bool:
     """True if bytes that were traced are a pickle, or the beginning of one, rather than anything else.
 
@@ -60,13 +78,13 @@ def is_pickle(trace: Trace, data: memoryview) -> bool:
     """
     named = any(_is_name(node) for node in trace.globals)
     if trace.problem is None and trace.end - trace.offset > 1:
-        return named or trace.end == len(data) or data[trace.offset] == _PROTO_CODE or _is_magic(trace)
+        return named or trace.end == len(data) or data[trace.offset] == PROTO[0] or _is_magic(trace)
     return bool(trace.computed) or (named and (bool(trace.calls) or any(dangerous(trace.globals))))
 
 
 def _is_magic(trace: Trace) -> bool:
     """True if it is the pickle that torch before 1.6 began a file with."""
-    return type(trace.root) is int and trace.root == LEGACY_MAGIC
+    return type(trace.root) is int and trace.root == MAGIC
 
 
 def _is_name(node: Global) -> bool:
@@ -120,7 +138,7 @@ def _itemsizes(trace: Trace) -> dict[str, int]:
     for node in trace.storages:
         pid = node.pid
         if isinstance(pid, tuple) and len(pid) >= 3 and isinstance(pid[1], Global):
-            key, size = _text(pid[2]), itemsize(pid[1])
+            key, size = text_of(pid[2]), itemsize(pid[1])
             if key is not None and size:
                 sizes[key] = size
     return sizes
@@ -128,19 +146,10 @@ def _itemsizes(trace: Trace) -> dict[str, int]:
 
 def itemsize(kind: Global) -> int:
     """Bytes of an element of a storage class; 0 for a class that is not one."""
-    prefix, _, rest = kind.name.partition("Storage")
-    if rest or not kind.name.endswith("Storage"):
+    try:
+        return max(storage_dtype(kind).bits // 8, 1)
+    except FormatError:
         return 0
-    if prefix == "Untyped":
-        return 1
-    dtype = BY_STORAGE.get(prefix)
-    return 0 if dtype is None else max(dtype.bits // 8, 1)
-
-
-def _text(node: object) -> str | None:
-    if isinstance(node, RawString):
-        return node.text
-    return node if isinstance(node, str) else None
 
 
 def _after_storages(data: memoryview, position: int, keys: object, sizes: dict[str, int]) -> int | None:
@@ -148,7 +157,7 @@ def _after_storages(data: memoryview, position: int, keys: object, sizes: dict[s
     if not isinstance(keys, list | tuple):
         return None
     for key in keys:
-        after = after_storage(data, position, sizes.get(_text(key) or "", 0))
+        after = after_storage(data, position, sizes.get(text_of(key) or "", 0))
         if after is None:
             return None
         position = after
@@ -157,10 +166,10 @@ def _after_storages(data: memoryview, position: int, keys: object, sizes: dict[s
 
 def after_storage(data: memoryview, position: int, size: int) -> int | None:
     """Return the byte after an element count and its elements."""
-    if not size or position + 8 > len(data):
+    if not size or position + NUMEL.size > len(data):
         return None
-    numel: int = struct.unpack_from("<q", data, position)[0]
-    end = position + 8 + numel * size
+    numel: int = NUMEL.unpack_from(data, position)[0]
+    end = position + NUMEL.size + numel * size
     return end if numel >= 0 and end <= len(data) else None
 
 

@@ -6,27 +6,36 @@ records of a name, torch the first; one believes flags and CRCs, the other does 
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ckpt_cli import limits
 from ckpt_cli.files.source import ByteSource
+from ckpt_cli.formats.zip.layout import (
+    CENTRAL,
+    CENTRAL_MAGIC,
+    DEFLATED,
+    DESCRIBED,
+    END,
+    END64,
+    FULL,
+    LOCAL,
+    LONGEST_DESCRIPTOR,
+    STORED,
+    end64_at,
+    find_end,
+    find_locator,
+    local_header_in,
+    name_in,
+    widened,
+)
 
-_END = struct.Struct("<4s4H2LH")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_LOCATOR = struct.Struct("<4sLQL")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
-_FULL = 0xFFFFFFFF
 _COMMENT = 1 << 16
-_DESCRIBED = 0x8
+"""Bytes in which an end record with its comment is looked for."""
+
 _STRANGE_FLAGS = 0x1 | 0x20 | 0x40 | 0x2000
 """Encrypted, patched, strongly encrypted, masked: Python's zipfile refuses such records and torch reads them."""
-
-_DESCRIPTOR = 24
-"""Bytes of the longest descriptor that may stand between a record's data and the next header."""
 
 
 @dataclass(slots=True)
@@ -82,46 +91,37 @@ def zips_within(source: ByteSource) -> Iterator[LooseZip]:
 
 def _zip_before(source: ByteSource, end: int, *, anywhere: bool) -> LooseZip | None:
     """The zip that ends at a byte, or some bytes before the end of the file."""
-    if end < _END.size:
+    if end < END.size:
         return None
-    reach = min(end, _END.size + (_COMMENT if anywhere else 0))
-    tail = source.read(end - reach, reach)
-    at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
-    if at < 0 and anywhere:  # junk may follow, which torch does not mind
-        reach = min(end, 16 * _COMMENT)
-        tail = source.read(end - reach, reach)
-        at = tail.rfind(b"PK\5\6", 0, len(tail) - _END.size + 4)
-    if at < 0:
+    reaches = (END.size + _COMMENT, 16 * _COMMENT) if anywhere else (END.size,)  # torch does not mind junk behind it
+    last = find_end(source, end, reaches)
+    if last is None:
         return None
-    place = end - reach + at
-    _, _, _, _, count, size, offset, comment = _END.unpack_from(tail, at)
-    stop = min(place + _END.size + comment, end)
+    stop = min(last.position + END.size + last.comment, end)
     faults = []
-    before = place
-    if place >= _LOCATOR.size:
-        signature, _, at64, _ = _LOCATOR.unpack(source.read(place - _LOCATOR.size, _LOCATOR.size))
-        if signature == b"PK\6\7":
-            wide = _end64(source, place - _LOCATOR.size, at64)
-            if wide is None:
-                faults.append("its zip64 end record is not where its locator says")
-            else:
-                before, count, size, offset = wide
+    before, count, size, offset = last.position, last.records, last.size, last.offset
+    located = find_locator(source, before)
+    if located is not None:
+        wide = _end64(source, *located)
+        if wide is None:
+            faults.append("its zip64 end record is not where its locator says")
+        else:
+            before, count, size, offset = wide
     directory = before - size
     begin = directory - offset
     if directory < 0 or begin < 0:
         faults.append("its end record points out of the file")
-        directory, begin = (offset, 0) if offset < place else (0, 0)
+        directory, begin = (offset, 0) if offset < last.position else (0, 0)
     members = list(_members(source, begin, directory, min(size, before - directory), count, faults))
     return LooseZip(begin, directory, stop, members, faults)
 
 
 def _end64(source: ByteSource, locator: int, at64: int) -> tuple[int, int, int, int] | None:
     """Return the place, count, size and offset of the zip64 end record: before the locator, or where that says."""
-    for place in (locator - _END64.size, at64):
-        if 0 <= place <= source.size - _END64.size:
-            fields = _END64.unpack(source.read(place, _END64.size))
-            if fields[0] == b"PK\6\6":
-                return place, fields[7], fields[8], fields[9]
+    for place in (locator - END64.size, at64):
+        wide = end64_at(source, place)
+        if wide is not None:
+            return place, *wide
     return None
 
 
@@ -133,15 +133,15 @@ def _members(
         size = limits.ZIP_DIRECTORY
     raw = source.read(directory, max(min(size, source.size - directory), 0))
     position = seen = 0
-    while position + _CENTRAL.size <= len(raw) and seen < limits.ZIP_RECORDS:
-        fields = _CENTRAL.unpack_from(raw, position)
+    while position + CENTRAL.size <= len(raw) and seen < limits.ZIP_RECORDS:
+        fields = CENTRAL.unpack_from(raw, position)
         signature, flags, method = fields[0], fields[3], fields[4]
         crc, stored, nbytes, name_length, extra_length, comment_length = fields[7:13]
-        if signature != b"PK\1\2":
+        if signature != CENTRAL_MAGIC:
             break
-        after = position + _CENTRAL.size + name_length
-        name = raw[position + _CENTRAL.size : after].decode("utf-8", "surrogateescape")
-        nbytes, stored, header = _wide(raw[after : after + extra_length], nbytes, stored, fields[16])
+        after = position + CENTRAL.size + name_length
+        name = name_in(raw[position + CENTRAL.size : after])
+        nbytes, stored, header, _ = widened(raw[after : after + extra_length], nbytes, stored, fields[16])
         member = Member(name, begin + header, method, flags, crc, stored, nbytes)
         _compare(source, member)
         yield member
@@ -151,50 +151,29 @@ def _members(
         faults.append(f"its directory has {seen} records that can be read, its end record says {count}")
 
 
-def _wide(extra: bytes, nbytes: int, stored: int, header: int) -> tuple[int, int, int]:
-    """The sizes and the offset, taken from the zip64 extra (id 1) where they are there."""
-    position = 0
-    while position + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, position)
-        if kind == 1:
-            room = min(length, len(extra) - position - 4) // 8
-            wide = list(struct.unpack_from(f"<{room}Q", extra, position + 4))
-            values = [wide.pop(0) if value == _FULL and wide else value for value in (nbytes, stored, header)]
-            return values[0], values[1], values[2]
-        position += 4 + length
-    return nbytes, stored, header
-
-
 def _compare(source: ByteSource, member: Member) -> None:
     """Find the data, and what the local header says otherwise."""
-    if not 0 <= member.header <= source.size - _LOCAL.size:
+    if not 0 <= member.header <= source.size - LOCAL.size:
         member.faults.append("has no local header")
         return
-    fields = _LOCAL.unpack(source.read(member.header, _LOCAL.size))
-    signature, flags, method, crc, stored, nbytes, name_length, extra_length = (
-        fields[0],
-        fields[2],
-        fields[3],
-        *fields[6:],
-    )
-    if signature != b"PK\3\4":
+    local = local_header_in(source.read(member.header, LOCAL.size))
+    if local is None:
         member.faults.append("has no local header")
         return
-    room = source.size - member.header - _LOCAL.size
-    raw = source.read(member.header + _LOCAL.size, min(name_length, room))
-    name = raw.decode("utf-8", "surrogateescape")
-    member.begin = member.header + _LOCAL.size + name_length + extra_length
+    room = source.size - member.header - LOCAL.size
+    name = name_in(source.read(member.header + LOCAL.size, min(local.name_length, room)))
+    member.begin = member.header + local.size
     if name != member.name:
         member.faults.append(f"is called {name!r} in its local header")
-    if method != member.method:
-        member.faults.append(f"has method {method} in its local header and {member.method} in the directory")
-    odd = (flags | member.flags) & _STRANGE_FLAGS
+    if local.method != member.method:
+        member.faults.append(f"has method {local.method} in its local header and {member.method} in the directory")
+    odd = (local.flags | member.flags) & _STRANGE_FLAGS
     if odd:
         member.faults.append(f"has flags {odd:#x}, by which some readers refuse it and others do not")
-    elif flags != member.flags:
-        member.faults.append(f"has flags {flags:#x} in its local header and {member.flags:#x} in the directory")
-    if not flags & _DESCRIBED:
-        _compare_sizes(member, crc, stored, nbytes)
+    elif local.flags != member.flags:
+        member.faults.append(f"has flags {local.flags:#x} in its local header and {member.flags:#x} in the directory")
+    if not local.flags & DESCRIBED:
+        _compare_sizes(member, local.crc, local.stored, local.nbytes)
     if member.end > source.size:
         member.faults.append("reaches beyond the end of the file")
 
@@ -202,7 +181,7 @@ def _compare(source: ByteSource, member: Member) -> None:
 def _compare_sizes(member: Member, crc: int, stored: int, nbytes: int) -> None:
     """Compare what a local header without a descriptor says; torch leaves it 0, zip64 full."""
     for word, here, there in (("bytes", nbytes, member.nbytes), ("stored bytes", stored, member.stored)):
-        if here not in (0, _FULL, there):
+        if here not in (0, FULL, there):
             member.faults.append(f"has {here} {word} by its local header and {there} by the directory")
     if crc not in (0, member.crc):
         member.faults.append("has another CRC in its local header than in the directory")
@@ -213,9 +192,9 @@ def content(source: ByteSource, member: Member, most: int) -> memoryview | None:
     stored = min(member.stored, source.size - member.begin)
     if member.begin < 0 or stored < 0:
         return None
-    if member.method == 0:
+    if member.method == STORED:
         return source.view(member.begin, stored)
-    if member.method != 8:
+    if member.method != DEFLATED:
         return None
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -230,10 +209,10 @@ def unlisted(found: LooseZip) -> Iterator[tuple[int, int]]:
     for member in sorted(found.members, key=lambda member: member.header):
         if member.begin < 0:
             continue
-        if member.header > last + _DESCRIPTOR or (member.header > last and last == found.begin):
+        if member.header > last + LONGEST_DESCRIPTOR or (member.header > last and last == found.begin):
             yield last, member.header
         last = max(last, member.end)
-    if found.directory > last + _DESCRIPTOR:
+    if found.directory > last + LONGEST_DESCRIPTOR:
         yield last, found.directory
 
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import struct
+import re
 import zlib
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
-from ckpt_cli.scanner.streams import Found, Oddity, hidden_pickles, streams, trailing
-from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, content, unlisted, zips_within
-from ckpt_cli.scanner.walk import (
+from ckpt_cli.formats.zip.layout import LOCAL, LOCAL_MAGIC, STORED, local_header_in, name_in
+from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
-    Walk,
-    enter,
-    guess,
-    inner_walker_of,
-    lambda_layers,
-    walk,
+    Found,
+    Inner,
+    Oddity,
+    hidden_pickles,
+    streams,
+    trailing,
 )
+from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, content, unlisted, zips_within
+
+Walk = Iterator[Found | Oddity | Inner]
 
 _OURS = ("data.pkl", "constants.pkl", "attributes.pkl", "traced_inputs.pkl")
 """The pickles that torch puts right below the prefix."""
@@ -121,7 +123,7 @@ def _walk_member(source: ByteSource, member: Member, where: str, depth: int, bud
     if member.begin < 0 or member.begin > source.size or member.name.endswith(_TEXTS):
         return
     named = member.name.lower().endswith(PICKLE_NAMES)
-    if member.method == 0:
+    if member.method == STORED:
         inner: ByteSource | None = Window(source, member.begin, min(member.stored, source.size - member.begin))
     else:
         inner = yield from _inflated(source, member, where, budget, named=named)
@@ -134,12 +136,9 @@ def _walk_member(source: ByteSource, member: Member, where: str, depth: int, bud
             yield Oddity(
                 "warning", "wrong-crc", where, "its CRC is not that of its bytes; torch does not look, others do"
             )
-        yield from walk(inner, where, depth + 1, budget)
+        yield Inner(inner, where, depth + 1)
     elif inner.size:
-        walker = inner_walker_of(inner)
-        yield from (
-            guess(inner, where, depth + 1, budget) if walker is None else enter(walker, inner, where, depth + 1, budget)
-        )
+        yield Inner(inner, where, depth + 1, numbers=True)
 
 
 def _inflated(
@@ -161,14 +160,20 @@ def _inflated(
 def _unlisted_records(source: ByteSource, begin: int, end: int, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Records that have a local header but no entry in the directory."""
     piece = bytes(source.view(begin, min(end - begin, limits.SCAN_BYTES)))
-    at = piece.find(b"PK\3\4")
-    while 0 <= at <= len(piece) - 30 and budget.tries > 0:
+    at = piece.find(LOCAL_MAGIC)
+    while 0 <= at <= len(piece) - LOCAL.size and budget.tries > 0 and (local := local_header_in(piece, at)):
         budget.tries -= 1
-        method, stored, nbytes, name_length, extra_length = struct.unpack_from("<8xH8xLLHH", piece, at)
-        name = piece[at + 30 : at + 30 + name_length].decode("utf-8", "surrogateescape")
-        data = begin + at + 30 + name_length + extra_length
+        name = name_in(piece[at + LOCAL.size : at + LOCAL.size + local.name_length])
+        data = begin + at + local.size
         room = max(end - data, 0)
-        hidden = Member(name, begin + at, method, 0, 0, min(stored or room, room), nbytes or room, data)
+        stored, nbytes = min(local.stored or room, room), local.nbytes or room
+        hidden = Member(name, begin + at, local.method, 0, 0, stored, nbytes, data)
         yield Oddity("warning", "unlisted-record", f"{where}/{name}", "a record that the directory does not list")
         yield from _walk_member(source, hidden, f"{where}/{name}", depth, budget)
-        at = piece.find(b"PK\3\4", at + 4)
+        at = piece.find(LOCAL_MAGIC, at + 4)
+
+
+def lambda_layers(config: memoryview, where: str) -> Iterator[Oddity]:
+    """Keras's Lambda layers in a model's configuration: they hold marshalled code that runs when it is loaded."""
+    if re.search(rb'"class_name"\s*:\s*"Lambda"', config):
+        yield Oddity("error", "keras-lambda", where, "a Lambda layer, whose code Keras runs when it loads the model")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
+from ckpt_cli.formats.signatures import GZIP, PROTO, ZIP_RECORD
 from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, PersistentId, RawString
 from ckpt_cli.pickles.machine import Handler, Machine, Table, entering
 from ckpt_cli.pickles.opcodes.push import Stopped
@@ -33,7 +34,7 @@ _TOO_MANY = f"all pickles together have more than {limits.SCAN_OPCODES} opcodes"
 _TEXTS = 20_000
 """Strings of one pickle that may hide another and are kept to be searched."""
 
-_BEGINNINGS = (b"\x80", b"PK\3\4", b"\x1f\x8b")
+_BEGINNINGS = (PROTO, ZIP_RECORD, GZIP)
 _TEXT_BEGINNINGS = tuple(beginning.decode("latin-1") for beginning in _BEGINNINGS)
 """The first bytes of a pickle with a PROTO opcode, a zip and a gzip file."""
 

@@ -11,52 +11,54 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
-from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
-from ckpt_cli.formats.numpy.preface import preface_size
-from ckpt_cli.scanner.streams import Found, Oddity, is_pickle, storages_of_tar, streams, tensors_of_tar
+from ckpt_cli.formats import signatures
+from ckpt_cli.formats.numpy.npy import HEAD as NPY_HEAD
+from ckpt_cli.formats.numpy.npy import PICKLED, Header, header_size, parse_header, text_in
+from ckpt_cli.formats.signatures import HEAD, preface_size
+from ckpt_cli.scanner.streams import (
+    PICKLE_NAMES,
+    Found,
+    Inner,
+    Oddity,
+    Walk,
+    is_pickle,
+    storages_of_tar,
+    streams,
+    tensors_of_tar,
+    trailing,
+)
+from ckpt_cli.scanner.tolerant_zip import zips_within
+from ckpt_cli.scanner.torch_zip import lambda_layers, walk_zip, walk_zips
 from ckpt_cli.scanner.trace import trace_pickle
 
-Walk = Iterator[Found | Oddity]
-Walker = Callable[[ByteSource, str, int, ScanBudget], Walk]
+if TYPE_CHECKING:
+    from ckpt_cli.formats.torch_legacy.tar import Member
 
-_HEAD = 600
-"""Bytes that identify a kind of file; tar has its magic at byte 257."""
+Walker = Callable[[ByteSource, str, int, ScanBudget], Walk]
 
 _LOOK = 4096
 """Bytes of a source of no known kind that are traced to see if it may be a pickle."""
 
-_BLOCK = 512
-"""Bytes of tar's unit."""
-
 _NPY_HEADER = 1 << 20
 """Bytes of an array's header that are looked at."""
-
-PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl")
-"""Suffixes of pickles; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
 
 
 def walker_of(source: ByteSource, where: str) -> Walker | None:
     """Return the walker for the pickles of a source, by its content or, for those without a PROTO opcode, its name."""
-    head = source.read(0, min(_HEAD, source.size))
+    head = source.read(0, min(HEAD, source.size))
     walker = next((walker for matches, walker in (*_SURE, *_KINDS) if matches(head)), None)
     if walker is not None:
         return walker
     if head.lstrip()[:1] == b"{" and preface_size(source):
         return _npy
     return _pickles if head and where.lower().endswith(PICKLE_NAMES) else None
-
-
-def inner_walker_of(source: ByteSource) -> Walker | None:
-    """The same for a record of numbers, in which the few bytes that identify other kinds can occur by chance."""
-    head = source.read(0, min(_HEAD, source.size))
-    return next((walker for matches, walker in _SURE if matches(head)), None)
 
 
 def walk(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -91,9 +93,25 @@ def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Wal
 
 
 def _zip(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
-    from ckpt_cli.scanner.torch_zip import walk_zips  # which needs this module
+    yield from _opened(walk_zips(source, where, depth, budget), budget)
 
-    yield from walk_zips(source, where, depth, budget)
+
+def _opened(found: Iterator[Found | Oddity | Inner], budget: ScanBudget) -> Walk:
+    """Yield the findings of a zip file, those of each record in its place."""
+    for item in found:
+        if not isinstance(item, Inner):
+            yield item
+            continue
+        walker = None
+        if item.numbers:  # in which the few bytes that identify most kinds can occur by chance
+            head = item.source.read(0, min(HEAD, item.source.size))
+            walker = next((walker for matches, walker in _SURE if matches(head)), None)
+        else:
+            walker = walker_of(item.source, item.where)
+        if walker is None:
+            yield from guess(item.source, item.where, item.depth, budget)
+        else:
+            yield from enter(walker, item.source, item.where, item.depth, budget)
 
 
 def _pickles(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -103,9 +121,6 @@ def _pickles(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> 
 
 def _zip_at_the_end(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The zip that a pickle ends in: torch looks at the beginning of a file, others at its end."""
-    from ckpt_cli.scanner.tolerant_zip import zips_within
-    from ckpt_cli.scanner.torch_zip import walk_zip
-
     found = next(zips_within(source), None)
     if found is None or not found.members or found.end < source.size:
         return
@@ -113,46 +128,38 @@ def _zip_at_the_end(source: ByteSource, where: str, depth: int, budget: ScanBudg
         yield Oddity("warning", "not-searched", where, "a zip file within files within files was not opened")
     else:
         yield Oddity("warning", "two-formats", where, "a pickle that is a zip file too, for readers of its end")
-        yield from walk_zip(source, found, where, depth, budget)
+        yield from _opened(walk_zip(source, found, where, depth, budget), budget)
 
 
 def _tar(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
-    """The members of a tar file (POSIX ustar, and GNU's long names)."""
-    position, long_name = 0, None
-    while position + _BLOCK <= source.size:
-        header = source.read(position, _BLOCK)
-        if not any(header):
-            break
-        size = _tar_number(header[124:136])
-        if size is None or position + _BLOCK + size > source.size:
+    """The members of a tar file."""
+    position = 0
+    for member in _members_of_tar(source):
+        if member is None:
             yield Oddity("warning", "broken-tar", where, f"a member's header at byte {position} makes no sense")
             break
-        name = long_name or header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        member = Window(source, position + _BLOCK, max(size, 0))
-        long_name = None
-        if header[156:157] == b"L":
-            long_name = member.read(0, min(member.size, 4096)).rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif header[156:157] in (b"0", b"\0", b"7") and size:
-            budget.files += 1
-            if budget.files > limits.SCAN_FILES:
-                yield Oddity("warning", "not-searched", where, "members beyond the limit were not opened")
-                return
-            yield from _tar_member(member, f"{where}/{name}", depth, budget)
-        position += _BLOCK + -(-size // _BLOCK) * _BLOCK
+        position = member.end
+        if member.kind not in (b"0", b"\0", b"7") or not member.size:
+            continue
+        budget.files += 1
+        if budget.files > limits.SCAN_FILES:
+            yield Oddity("warning", "not-searched", where, "members beyond the limit were not opened")
+            return
+        part = Window(source, member.begin, member.size)
+        yield from _tar_member(part, f"{where}/{member.name}", depth, budget)
     rest = source.view(min(position, source.size), max(source.size - position, 0))
     if any(rest[: 1 << 20]):
-        from ckpt_cli.scanner.streams import trailing
-
         yield from trailing(rest, 0, where, budget)
 
 
-def _tar_number(field: bytes) -> int | None:
-    if field[:1] == b"\x80":
-        return int.from_bytes(field[1:], "big")
+def _members_of_tar(source: ByteSource) -> Iterator[Member | None]:
+    """The members, then None where the file breaks off."""
+    from ckpt_cli.formats.torch_legacy.tar import members
+
     try:
-        return int(field.strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        return None
+        yield from members(source, tolerant=True)
+    except FormatError:
+        yield None
 
 
 def _tar_member(member: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -176,8 +183,6 @@ def _npy(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
         position += header.nbytes + header.nbytes_of_elements
         header = _array_header(source, position)
     if position and header is None and position < source.size:
-        from ckpt_cli.scanner.streams import trailing
-
         yield from trailing(source.view(position, source.size - position), 0, where, budget)
     elif position < source.size:
         yield from _objects(Window(source, position, source.size - position), where, budget)
@@ -186,7 +191,7 @@ def _npy(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
 def _array_header(source: ByteSource, position: int) -> Header | None:
     """The header of the array that begins at a byte; None where none does."""
     try:
-        size = header_size(source.read(position, min(HEAD, max(source.size - position, 0))))
+        size = header_size(source.read(position, min(NPY_HEAD, max(source.size - position, 0))))
         return parse_header(source.read(position, size), "array") if position + size <= source.size else None
     except FormatError:
         return None
@@ -194,10 +199,8 @@ def _array_header(source: ByteSource, position: int) -> Header | None:
 
 def _objects(source: ByteSource, where: str, budget: ScanBudget) -> Walk:
     """The pickle of an array of objects, or of one whose header is not what numpy writes."""
-    head = source.read(0, min(12, source.size))
-    wide = head[6:7] >= b"\2"
-    length = int.from_bytes(head[8:12] if wide else head[8:10], "little")
-    begin = (12 if wide else 10) + length
+    first, length = text_in(source.read(0, min(NPY_HEAD, source.size)))
+    begin = first + length
     text = source.read(10, min(length + 2, _NPY_HEADER, source.size - 10)) if source.size > 10 else b""
     if begin < source.size and (b"O" in text or b"object" in text or b"\\" in text or length > _NPY_HEADER):
         yield from streams(Window(source, begin, source.size - begin), where, budget, sure=False)
@@ -252,14 +255,6 @@ def _keras(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
     yield from lambda_layers(source.view(0, room), where)
 
 
-def lambda_layers(config: memoryview, where: str) -> Walk:
-    """Keras's Lambda layers in a model's configuration: they hold marshalled code that runs when it is loaded."""
-    import re
-
-    if re.search(rb'"class_name"\s*:\s*"Lambda"', config):
-        yield Oddity("error", "keras-lambda", where, "a Lambda layer, whose code Keras runs when it loads the model")
-
-
 def _gunzip(stream: IO[bytes]) -> IO[bytes]:
     return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
 
@@ -267,22 +262,22 @@ def _gunzip(stream: IO[bytes]) -> IO[bytes]:
 _Kinds = tuple[tuple[Callable[[bytes], bool], Walker], ...]
 
 _SURE: _Kinds = (
-    (lambda head: head[:4] in (b"PK\3\4", b"PK\5\6"), _zip),
-    (lambda head: head[257:262] == b"ustar", _tar),
-    (lambda head: head[:6] == b"\x93NUMPY", _npy),
+    (signatures.is_zip, _zip),
+    (signatures.is_tar, _tar),
+    (signatures.is_npy, _npy),
 )
 """Kinds that enough bytes identify for chance to be excluded."""
 
 _KINDS: _Kinds = (
-    (lambda head: head[:3] == b"\x1f\x8b\x08", _compressed(_gunzip)),
-    (lambda head: head[:3] == b"BZh", _compressed(bz2.BZ2File)),
-    (lambda head: head[:6] == b"\xfd7zXZ\0" or head[:3] == b"\x5d\0\0", _compressed(lzma.LZMAFile)),
-    (lambda head: head[:2] in (b"x\x01", b"x\x5e", b"x\x9c", b"x\xda"), _zlib),
-    (lambda head: head[:4] == b"\x28\xb5\x2f\xfd", _closed("a zstandard file")),
-    (lambda head: head[:4] == b"\x04\x22\x4d\x18", _closed("an LZ4 file")),
-    (lambda head: head[:6] == b"7z\xbc\xaf\x27\x1c", _closed("a 7z archive")),
-    (lambda head: head[:4] == b"Rar!", _closed("a RAR archive")),
-    (lambda head: head[:8] == b"\x89HDF\r\n\x1a\n", _keras),
-    (lambda head: head[:1] == b"\x80" and head[1:2] <= b"\5" and len(head) > 1, _pickles),
+    (lambda head: head.startswith(signatures.GZIP + b"\x08"), _compressed(_gunzip)),
+    (lambda head: head.startswith(signatures.BZIP2), _compressed(bz2.BZ2File)),
+    (lambda head: head.startswith((signatures.XZ, b"\x5d\0\0")), _compressed(lzma.LZMAFile)),
+    (lambda head: head.startswith((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")), _zlib),
+    (lambda head: head.startswith(signatures.ZSTANDARD), _closed("a zstandard file")),
+    (lambda head: head.startswith(signatures.LZ4), _closed("an LZ4 file")),
+    (lambda head: head.startswith(signatures.SEVEN_ZIP), _closed("a 7z archive")),
+    (lambda head: head.startswith(signatures.RAR), _closed("a RAR archive")),
+    (lambda head: head.startswith(signatures.HDF5), _keras),
+    (lambda head: signatures.has_proto(head, bytes(range(6))), _pickles),
 )
 """Other kinds that can hold pickles, by their first bytes."""

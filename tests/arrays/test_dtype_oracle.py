@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.formats import open_checkpoint

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 
 from ckpt_cli.errors import BusyError, FormatError, RefusedError, TruncatedError
 from ckpt_cli.files import copy as copying
-from ckpt_cli.files.atomic import replacing, replacing_folder
+from ckpt_cli.files.atomic import refuse_cached, replacing, replacing_folder
 from ckpt_cli.files.copy import copy_into
 from ckpt_cli.files.hidden_files import temporary_path
 from ckpt_cli.files.journal import replace as replace_set
 from ckpt_cli.files.open import Opener
-from ckpt_cli.files.places import refuse_cached
 from ckpt_cli.files.source import LocalFile
 
 

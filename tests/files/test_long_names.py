@@ -13,7 +13,7 @@ from killing import killed_at
 from safetensors.torch import load_file, save_file
 
 from ckpt_cli.cli.main import run
-from ckpt_cli.files import sidecars as hidden
+from ckpt_cli.files import hidden_files as hidden
 from ckpt_cli.files.hidden_files import journal_path, temporary_path
 
 SUFFIX = ".safetensors"

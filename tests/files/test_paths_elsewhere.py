@@ -6,15 +6,19 @@ import json
 import ntpath
 import os
 import posixpath
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Ckpt, refused
 from contract import write_shards
+from killing import killed_at
 
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files import places
+from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.formats.targets import target_of
 
 EVERYWHERE = ["", ".", "..", "a/b", "/a", "../a", "a/", "a\0b"]
@@ -94,5 +98,68 @@ CACHED = [
 def test_a_cache_is_known_by_a_path_with_backslashes(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(os.path, "realpath", str)
     with pytest.raises(RefusedError, match="the hash of its content"):
-        places.refuse_cached(path)
-    assert places.refuse_cached("C:\\a\\b") == "C:\\a\\b"
+        refuse_cached(path)
+    assert refuse_cached("C:\\a\\b") == "C:\\a\\b"
+
+
+@pytest.fixture
+def one_case(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder in which upper and lower case name one file, which keeps its first spelling."""
+
+    def found(path: object) -> object:
+        if not isinstance(path, str) or lexists(path):
+            return path
+        folder, name = os.path.split(path)
+        names = listdir(folder or ".") if lexists(folder or ".") else []
+        return next((os.path.join(folder, each) for each in names if each.casefold() == name.casefold()), path)
+
+    def watched(call: str) -> Callable[..., Any]:
+        real = getattr(os, call)
+        return lambda *args, **options: real(*map(found, args), **options)
+
+    def lexists(path: str) -> bool:
+        try:
+            lstat(path)
+        except OSError:
+            return False
+        return True
+
+    lstat, listdir = os.lstat, os.listdir
+    for call in ("open", "stat", "lstat", "access", "unlink", "replace", "rename", "link", "chmod", "mkdir"):
+        monkeypatch.setattr(os, call, watched(call))
+    torch.save({"a": torch.zeros(2)}, here / "model.pt")
+    return here
+
+
+NAMES = {"a short name": "model.pt", "a name that its journal has as a digest": "model" + "x" * 240 + ".pt"}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
+def test_an_edit_that_was_killed_is_finished_under_another_spelling(one_case: Path, ckpt: Ckpt, name: str) -> None:
+    if name != "model.pt":
+        (one_case / "model.pt").rename(one_case / name)
+    with killed_at("unlink", 1):
+        ckpt("set", name.upper(), "a=1")
+    assert [found for found in os.listdir() if found.endswith("ckpt-journal")]
+    answer = ckpt("show", name.title(), "a", "-f", "csv")
+    assert (answer.code, answer.err, answer.out.split()[1:]) == (0, "", ["a,1.0,1.0"])
+    assert os.listdir() == [name]
+
+
+def test_a_backup_under_another_spelling_is_that_of_the_file(one_case: Path, ckpt: Ckpt) -> None:
+    assert ckpt("set", "MODEL.PT", "a=1", "--backup").code == 0
+    assert ckpt("rename", "Model.pt", "a", "b", "--backup").code == 0
+    backups = {"model.pt.bak", "model.pt.bak.2"}
+    assert set(os.listdir()) == {"model.pt", *backups, *(f".{name}.ckpt-undo" for name in backups)}
+    for _ in range(2):
+        assert ckpt("undo", "MODEL.pt").code == 0
+    assert os.listdir() == ["model.pt"]
+    assert torch.load("model.pt")["a"].tolist() == [0, 0]
+
+
+def test_two_files_whose_names_differ_in_case_are_two(here: Path) -> None:
+    for name in ("a", "A", "b"):
+        (here / name).touch()
+    assert [os.path.basename(places.spelled(name)) for name in ("a", "A", "b", "B", "c")] == ["a", "A", "b", "B", "c"]
+    os.link(here / "b", here / "B")
+    assert [os.path.basename(places.spelled(name)) for name in ("b", "B")] == ["b", "B"]

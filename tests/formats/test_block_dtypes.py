@@ -10,7 +10,9 @@ import pytest
 from block_format import Q4, block_format, write
 from conftest import Ckpt
 
+from ckpt_cli.arrays.cast import Losses
 from ckpt_cli.dtypes import BY_NAME
+from ckpt_cli.edits.convert_contents import Casting, pack_plain, pack_whole
 from ckpt_cli.errors import MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Storage, Tensor
@@ -138,3 +140,24 @@ def test_elements_of_blocks_have_no_size_of_their_own() -> None:
     for found in (lambda: Q4.bits, lambda: Q4.itemsize, lambda: BY_NAME["float4_e2m1fn"].itemsize):
         with pytest.raises(UnsupportedError):
             found()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_conversion_copies_the_bytes_of_blocks(whole: bool, blocks: Path) -> None:
+    checkpoint = open_checkpoint("m.blk")
+    casting = Casting(BY_NAME["float16"], Losses())
+    tensors = [tensor for tensor in checkpoint.tensors if tensor.dtype is Q4]
+    if whole:
+        made, contents = pack_whole(checkpoint, tensors, casting)
+    else:
+        made, contents = pack_plain(checkpoint, tensors, casting, tied=True)
+    data = blocks.read_bytes()
+    for tensor, old in zip(made, tensors, strict=True):
+        assert tensor.dtype is Q4
+        assert tensor.storage is not None
+        assert old.storage is not None
+        content = contents[tensor.storage]
+        assert content.extents is not None
+        copied = b"".join(data[extent.offset : extent.offset + extent.nbytes] for extent in content.extents)
+        assert copied == old.storage.view(0, old.nbytes)
+        assert content.nbytes == old.nbytes

@@ -17,7 +17,7 @@ from conftest import Ckpt
 from contract import FORMATS, Format, bits, contents
 from set_elements import edit, same_states
 
-from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.errors import CkptError, ValueRefusedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.ops.aliasing import tied_names

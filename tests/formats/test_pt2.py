@@ -19,7 +19,7 @@ from torch._export.serde.schema import ScalarType
 from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
 
 from ckpt_cli import limits
-from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnknownFormatError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.torch_zip.pt2 import _DTYPES

@@ -18,7 +18,7 @@ from safetensors_oracle import DATA, SOUND, agree, one, opened, ours, several, t
 from torch import nn
 
 from ckpt_cli import limits
-from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.dtypes import BY_SAFETENSORS
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError, UnknownFormatError
 from ckpt_cli.formats import open_checkpoint

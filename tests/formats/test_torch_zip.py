@@ -17,7 +17,7 @@ from builders.pt import DEFLATED, Record, archive, torch_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.errors import (
     CkptError,
     LimitError,
@@ -28,7 +28,7 @@ from ckpt_cli.errors import (
 )
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.torch_zip import kinds as zip_file
+from ckpt_cli.formats.torch_zip import read as zip_file
 from ckpt_cli.formats.zip.read import ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint
 

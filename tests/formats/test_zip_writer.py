@@ -95,6 +95,6 @@ def test_a_range_that_is_not_there_and_a_record_that_outgrows_its_kind_are_refus
     with LocalFile(str(tmp_path / "a")) as file, LocalFile(str(tmp_path / "b"), write=True) as out:
         with pytest.raises(TruncatedError):
             ZipWriter(out).copy("p/a", file, 1, 3, 0)
-        monkeypatch.setattr("ckpt_cli.formats.zip.write._FULL", 10)
+        monkeypatch.setattr("ckpt_cli.formats.zip.write.FULL", 10)
         with pytest.raises(UnsupportedError, match="grew beyond"):
             ZipWriter(out).stream("p/a", 5, lambda write: write(b"x" * 11))

@@ -16,8 +16,8 @@ from dcp_formats import save_ranks
 from torch_files import load
 
 from ckpt_cli.arrays.cast import Losses
-from ckpt_cli.arrays.codec import values_of
 from ckpt_cli.arrays.compare import Tolerance
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.edits.cast import plan_cast
 from ckpt_cli.edits.convert import convert

@@ -13,7 +13,7 @@ from conftest import Ckpt
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
 

@@ -25,7 +25,7 @@ from builders.pickles import (
 )
 from torch import nn
 
-from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
 

@@ -136,6 +136,32 @@ def test_a_tar_of_torch_is_followed_through_its_storages(tmp_path: Path) -> None
         assert "dangerous-global" in codes(scanned(tmp_path / "m.pt", _tar(bad)))
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_member_of_a_tar_has_the_name_that_its_extended_header_says(tmp_path: Path, kind: int) -> None:
+    name = f"{'a' * 150}/evil.pkl"
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as file:
+        for each, content in ((name, HARMFUL), ("b", b"text")):
+            info = tarfile.TarInfo(each)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    found = scanned(tmp_path / "m.tar", buffer.getvalue())
+    assert codes(found) == {"dangerous-global"}
+    assert found.findings[0].where.endswith(name)
+
+
+def test_a_member_of_a_tar_is_as_long_as_its_extended_header_says_and_hides_nothing(tmp_path: Path) -> None:
+    content = HARMFUL.ljust(2048, b"\0")
+    info = tarfile.TarInfo("evil.pkl")
+    info.pax_headers = {"size": str(len(content))}
+    whole = info.tobuf(tarfile.PAX_FORMAT) + content + bytes(1024)  # the header itself says 0 bytes
+    with tarfile.open(fileobj=io.BytesIO(whole)) as file:
+        assert [member.size for member in file] == [len(content)]
+    found = scanned(tmp_path / "m.tar", whole)
+    assert "dangerous-global" in codes(found)
+    assert "broken-tar" not in codes(found)
+
+
 def test_a_legacy_stream_is_followed_beyond_its_storages(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     torch.save(

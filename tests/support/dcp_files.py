@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from ckpt_cli.arrays.codec import values_of
+from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.formats import open_checkpoint
 
 Cut = tuple[tuple[int, ...], tuple[int, ...]]

@@ -32,6 +32,7 @@ from ckpt_cli.files.journal.pointer import (
 from ckpt_cli.files.lock import lock
 from ckpt_cli.files.outcome import Outcome, interrupts_deferred, state, stating
 from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import read_at, sync, sync_folder, write_all
 
@@ -53,7 +54,7 @@ def apply(overlay: Overlay) -> int:
         return 0
     files = [overlay.files[number] for number in touched]
     _require_one_folder(files)
-    first, *others = (os.path.realpath(file.path) for file in files)
+    first, *others = (spelled(file.path) for file in files)
     log, pointers = journal_path(first), [journal_path(other) for other in others]
     with stating(files[0].path) as stage:
         try:
@@ -127,7 +128,7 @@ def recover(path: str) -> bool:
     An edit that had not begun to patch is dropped. Waits while the edit is still running. Raises RefusedError when
     the journal belongs to other bytes.
     """
-    log, real, pointer = journal_path(path), os.path.realpath(path), None
+    log, real, pointer = journal_path(path), spelled(path), None
     if not os.path.lexists(log):
         return False
     owner = pointed_to(log)

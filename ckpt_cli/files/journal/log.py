@@ -21,6 +21,7 @@ from typing import Any, TypedDict
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.files.journal.identity import Identity, Sample, identity_of, parsed_identity
 from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import create_private, sync, write_all
 
@@ -101,7 +102,7 @@ def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
     named: list[File] = []
     for number in touched:
         file = overlay.files[number]
-        name = os.path.basename(os.path.realpath(file.path))
+        name = os.path.basename(spelled(file.path))
         sample = Sample(min(file.size, overlay.size(number)))
         for patch in overlay.patches(number):
             sample.exclude(patch.offset, patch.end)

@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.hidden_files import journal_path, open_journal
+from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.files.system import (
     create_private,
@@ -98,7 +99,7 @@ def note_edit(file: SourceFile) -> None:
     if os.fstat(file.fd).st_nlink < 2:
         return
     try:
-        set_attribute(file.fd, _NOTE, os.fsencode(os.path.realpath(file.path)))
+        set_attribute(file.fd, _NOTE, os.fsencode(spelled(file.path)))
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise

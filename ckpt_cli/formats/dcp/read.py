@@ -8,6 +8,7 @@ item is opened when its bytes are asked for, so a checkpoint is listed by its `.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError, about
@@ -23,6 +24,9 @@ from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value, 
 from ckpt_cli.pickles.flatten import objects_of
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
+
+if TYPE_CHECKING:
+    from ckpt_cli.formats.sharded.read import ReadOne
 
 NAME = "dcp"
 
@@ -86,7 +90,7 @@ class ItemValue(Value):
         return items.value(place)
 
 
-def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
+def read_folder(path: str, names: Sequence[str], opener: Opener, _read_one: ReadOne) -> Checkpoint:
     """Open a checkpoint's folder: its `.metadata` is read, no item is."""
     if METADATA not in names:
         raise UnsupportedError(
@@ -102,7 +106,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
         raise
 
 
-def read_set(file: SourceFile, opener: Opener) -> Checkpoint:
+def read_set(file: SourceFile, opener: Opener, _read_one: ReadOne) -> Checkpoint:
     """Open the checkpoint whose `.metadata` is an open file."""
     return _read(file.path, folder_of(file.path), file, opener)
 

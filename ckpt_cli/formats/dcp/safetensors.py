@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, about
@@ -22,6 +22,9 @@ from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.safetensors.read import read_part
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, contiguous_stride
 
+if TYPE_CHECKING:
+    from ckpt_cli.formats.sharded.read import ReadOne
+
 NAME = "dcp"
 
 _SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
@@ -30,7 +33,7 @@ _INFO = "DCP_SHARDING_INFO"
 _Chunk = tuple[Box, Stored, Tensor]
 
 
-def read_folder(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
+def read_folder(path: str, names: Sequence[str], opener: Opener, _read_one: ReadOne) -> Checkpoint:
     """Open the files of all ranks as one checkpoint: their headers are read."""
     shards = [name for name in names if _SHARD.fullmatch(name)]
     if not shards:

@@ -20,6 +20,7 @@ from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.sharded.write import Create
 from ckpt_cli.formats.torch_zip.write import spelled as torch_spells
 from ckpt_cli.formats.torch_zip.write import write_saved
+from ckpt_cli.formats.writing import OpenCopy
 from ckpt_cli.formats.zip.read import ZipRecords
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
@@ -124,7 +125,7 @@ def _place(maker: Maker, place: tuple[int, int]) -> Call:
     )
 
 
-def verify_folder(new: NewCheckpoint, folder: str) -> None:
+def verify_folder(new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:  # noqa: ARG001 - as all have it
     """Read the new files back, the notes and each of the zip files, and compare them with what was meant."""
     names = [*(tensor.name for tensor in new.tensors), *(value.name for value in new.values)]
     try:

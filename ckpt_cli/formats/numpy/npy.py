@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_NUMPY, DType
-from ckpt_cli.errors import LimitError, MalformedError
+from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
+from ckpt_cli.formats.plain import NoStorages
+from ckpt_cli.formats.signatures import NUMPY
 from ckpt_cli.model.checkpoint import Entry, Opaque, Storage, Tensor, Value, contiguous_stride
 from ckpt_cli.pickles.tensors.arguments import COUNT_END, sizes
 
-NAME, ENTRY = "npy", "array"
+if TYPE_CHECKING:
+    from ckpt_cli.pickles.graph import Graph
+    from ckpt_cli.pickles.tensors.inline_bytes import Place
 
-MAGIC = b"\x93NUMPY"
+NAME, ENTRY = "npy", "array"
 
 HEAD = 12
 """Bytes up to the end of the header's length, in any version."""
@@ -23,8 +28,11 @@ HEAD = 12
 PICKLED = -1
 """In the place of an element's size: the elements are one pickle, as numpy writes an array with objects in it."""
 
+_ALIGNMENT = 64
+"""Bytes that the elements are aligned to in the file."""
+
 _BFLOAT16 = "<V2"
-"""How numpy spells bfloat16 of ml_dtypes: 2 bytes that have an order, while those of its own `|V2` have none."""
+"""The spelling of ml_dtypes' bfloat16 in numpy: 2 bytes that have an order, while those of its own `|V2` have none."""
 
 _SIZED = re.compile(r"[<>|=]?(?:([biufcSaVU])(\d{1,12})|[Mm](8)(?:\[[^\]]*\])?)")
 """A dtype that says how long it is; of text in characters of 4 bytes."""
@@ -32,7 +40,7 @@ _SIZED = re.compile(r"[<>|=]?(?:([biufcSaVU])(\d{1,12})|[Mm](8)(?:\[[^\]]*\])?)"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the elements."""
+    """The header before the elements."""
 
     version: int
     """The major version of its layout: 1, 2 or 3."""
@@ -54,7 +62,7 @@ class Header:
         return prod(self.shape) * (self.itemsize or 0)
 
     def entry(self, name: str, storage: Storage) -> Entry:
-        """The array over a storage; one of objects, text or dates is a value told by its shape and dtype."""
+        """The array over a storage; one of objects, text or dates is a value that shows its shape and dtype."""
         if self.dtype is None:
             return Value(name, Opaque(f"numpy.ndarray(shape={self.shape}, dtype={self.code})"))
         return Tensor(name, self.dtype, self.shape, self.stride, storage, big_endian=self.big_endian)
@@ -62,22 +70,27 @@ class Header:
 
 def header_size(head: bytes) -> int:
     """Bytes of the header that begins with these 12 bytes; raises MalformedError where they begin none."""
-    if head[:6] != MAGIC or len(head) < HEAD or head[6:8] not in (b"\1\0", b"\2\0", b"\3\0"):
+    if head[:6] != NUMPY or len(head) < HEAD or head[6:8] not in (b"\1\0", b"\2\0", b"\3\0"):
         raise MalformedError("it does not begin as a numpy array of version 1, 2 or 3")
-    begin, layout = (10, "<H") if head[6] == 1 else (12, "<I")
-    size: int = begin + struct.unpack_from(layout, head, 8)[0]
+    size = sum(text_in(head))
     if size > limits.NPY_HEADER:
         raise LimitError(f"a numpy array with a header of {size} bytes")
     return size
+
+
+def text_in(head: bytes) -> tuple[int, int]:
+    """The first byte of the text in the header that begins with these 12 bytes, and its bytes as they say."""
+    begin = 12 if head[6:7] >= b"\2" else 10
+    return begin, int.from_bytes(head[8:begin], "little")
 
 
 def parse_header(data: bytes, name: str) -> Header:
     """A whole header: a Python literal, which is read as data and not run."""
     import ast
 
-    start = 10 if data[6] == 1 else 12
+    begin, _ = text_in(data)
     try:
-        fields = ast.literal_eval(data[start:].decode("utf-8" if data[6] == 3 else "latin-1").strip())
+        fields = ast.literal_eval(data[begin:].decode("utf-8" if data[6] == 3 else "latin-1").strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise MalformedError("the header of a numpy array is no literal") from None
     if not isinstance(fields, dict) or not {"descr", "fortran_order", "shape"} <= fields.keys():
@@ -122,3 +135,26 @@ def _size_of_field(field: object) -> int | None:
     if not isinstance(shape, tuple) or not all(type(item) is int and 0 <= item < COUNT_END for item in shape):
         return None
     return prod(shape) * size if len(shape) <= limits.DIMENSIONS else None
+
+
+def header_bytes(name: str, code: str, shape: tuple[int, ...]) -> bytes:
+    """Return the header of the array `name` in version 1.0; raises UnsupportedError for one that is too long."""
+    raw = f"{{'descr': '{code}', 'fortran_order': False, 'shape': {shape!r}, }}".encode()
+    raw += b" " * (-(10 + len(raw) + 1) % _ALIGNMENT) + b"\n"
+    if len(raw) > 0xFFFF:
+        raise UnsupportedError(f"tensor {name!r} has too many dimensions for an array's header")
+    return NUMPY + b"\1\0" + struct.pack("<H", len(raw)) + raw
+
+
+def object_entries(name: str, header: Header, graph: Graph, place: Place) -> list[Entry]:
+    """The entries of the array's pickle below the array's name; the array itself where nothing in it opens up.
+
+    The pickle follows the header (numpy/lib/format.py `write_array`). Raises MalformedError for tensors that do not
+    fit it.
+    """
+    from ckpt_cli.pickles.flatten import entries_of
+
+    found = entries_of(graph, NoStorages("the pickle of a numpy array refers to a storage outside of it"), place=place)
+    if [(type(entry), entry.name) for entry in found] == [(Value, "")]:
+        return [header.entry(name, Storage(name, 0))]
+    return [replace(entry, name=f"{name}.{entry.name}" if entry.name else name) for entry in found]

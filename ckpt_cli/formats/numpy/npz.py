@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.source import Extent, SourceFile
-from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, parse_header
+from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, object_entries, parse_header
 from ckpt_cli.formats.zip.container import RecordBytes
-from ckpt_cli.formats.zip.read import DEFLATED, Record, ZipRecords
+from ckpt_cli.formats.zip.layout import DEFLATED
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Value
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class Npz:
         return [entry] if header.itemsize != PICKLED else self._objects(record, name, header)
 
     def _objects(self, record: Record, name: str, header: Header) -> list[Entry]:
-        """What is in an array of objects; the array itself where its pickle is not one that can be read."""
-        from ckpt_cli.formats.numpy.objects import object_entries
+        """Return the entries in an array of objects; the array itself where its pickle cannot be read."""
         from ckpt_cli.pickles.read import read_pickle
         from ckpt_cli.pickles.tensors.inline_bytes import Place
 
@@ -91,12 +91,12 @@ class Npz:
         return object_entries(name, header, graph, Place(begin))
 
     def _storage(self, record: Record, begin: int) -> Storage:
-        """What a record has from a byte of its content on."""
+        """Return the storage of a record's content from a byte on."""
         source = _ArrayBytes(record.name, self.records, record, begin)
         return Storage(record.name, record.nbytes - begin, "cpu", source)
 
     def unread(self) -> list[str]:
-        """What the records have beyond their arrays, in words."""
+        """Describe the bytes of records after their arrays."""
         found = []
         if self._longer:
             nbytes, first = sum(self._longer.values()), next(iter(self._longer))
@@ -113,11 +113,11 @@ class Npz:
         return self.files[0].read(self.records.data_offset(record), nbytes)
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where a range of a storage stands plainly."""
+        """Return the ranges of the file that hold a range of a storage."""
         return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
-        """Bring the CRCs of changed records along."""
+        """Patch the CRCs of changed records."""
         self.records.seal(overlay)
 
     def close(self) -> None:

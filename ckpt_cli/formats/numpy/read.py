@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError, about
 from ckpt_cli.files.source import SourceFile
-from ckpt_cli.formats.numpy.npy import ENTRY, HEAD, MAGIC, NAME, PICKLED, Header, header_size, parse_header
-from ckpt_cli.formats.numpy.preface import preface_size
+from ckpt_cli.formats.numpy.npy import ENTRY, HEAD, NAME, PICKLED, Header, header_size, object_entries, parse_header
 from ckpt_cli.formats.plain import PlainFile
+from ckpt_cli.formats.signatures import NUMPY, preface_size
 from ckpt_cli.model.checkpoint import Checkpoint, Entry
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ def read(file: SourceFile) -> Checkpoint:
 def _entries(name: str, array: _Array, container: PlainFile) -> list[Entry]:
     """An array, or what is in one of objects."""
     if array.graph is not None:
-        from ckpt_cli.formats.numpy.objects import object_entries
         from ckpt_cli.pickles.tensors.inline_bytes import Place
 
         return object_entries(name, array.header, array.graph, Place(array.first))
@@ -90,8 +89,8 @@ def _arrays(file: SourceFile, begin: int) -> Iterator[_Array]:
     """The arrays in their order, up to what is not an array."""
     text = pickles = number = 0
     parse = lru_cache(_KEPT)(parse_header)
-    while begin + len(MAGIC) <= file.size or not number:
-        if number and file.read(begin, len(MAGIC)) != MAGIC:
+    while begin + len(NUMPY) <= file.size or not number:
+        if number and file.read(begin, len(NUMPY)) != NUMPY:
             return
         try:
             header = parse(_header(file, begin), ENTRY)
@@ -120,7 +119,7 @@ def _header(file: SourceFile, begin: int) -> bytes:
 
 
 def _pickle(file: SourceFile, first: int) -> Graph | None:
-    """The pickle that an array's objects are; None for what is no pickle, whose end is not known then."""
+    """Return the pickle that an array's objects are; None for bytes that are not a pickle, whose end is not known."""
     from ckpt_cli.pickles.legacy_save import pickle_at
 
     try:
@@ -148,7 +147,7 @@ def _version(arrays: list[_Array]) -> str:
 
 
 def _unread(file: SourceFile, last: _Array) -> list[str]:
-    """What stands in the file after the last array that was read."""
+    """Describe the bytes of the file after the last array that was read."""
     end = last.first if last.end is None else last.end
     rest = file.size - end
     if not rest:

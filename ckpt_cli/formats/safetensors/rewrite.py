@@ -8,19 +8,18 @@ has it (safetensors, `prepare`), so that all of them are aligned.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_cli import limits
-from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
-from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
-from ckpt_cli.files.source import Extent, LocalFile, SourceFile
-from ckpt_cli.files.system import write_all
+from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.files.copy import Progress, no_progress
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
+from ckpt_cli.formats.writing import Appender, OpenCopy, open_with_safetensors, reading_back
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
@@ -32,9 +31,6 @@ _ROOM = 1024
 
 _ALIGNMENT = 64
 """What the data's begin is aligned to."""
-
-_PIECE = 8 << 20
-"""Bytes copied at a time where they are not copied in the kernel."""
 
 
 @dataclass(slots=True)
@@ -53,12 +49,6 @@ class Item:
     """Fields of its header that have no meaning, which are kept."""
     place: Final[int] = 0
     """Its place in the header, whose order need not be that of the bytes."""
-
-    @property
-    def extents(self) -> Sequence[Extent] | None:
-        """The ranges to copy, in order; None where the bytes are made."""
-        content = self.content
-        return content.extents(0, content.nbytes) if isinstance(content, Storage) else content.extents
 
 
 def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], listed: Sequence[str] = ()) -> bytes:
@@ -105,68 +95,10 @@ def write_file(
 
     Without a target it only measures.
     """
-    if target is None:
-        return len(header) + sum(item.content.nbytes for item in items)
-    position = _write(target, header, 0)
-    for kind, begin, nbytes, item in _runs(items):
-        if item is None:
-            copy_range(files[kind], begin, nbytes, target, position, progress)
-            position += nbytes
-        else:
-            position = _make(item, target, position, progress)
-    if target.size < position:
-        target.size = position
-    return position
-
-
-def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int, int, Item | None]]:
-    """What to copy, ranges that follow each other as one, and what to make, in order."""
-    file, begin, end = -1, 0, 0
-    for item in items:
-        extents = item.extents
-        for extent in extents or ():
-            if extent.file == file and extent.offset == end:
-                end += extent.nbytes
-                continue
-            if end > begin:
-                yield file, begin, end - begin, None
-            file, begin, end = extent.file, extent.offset, extent.offset + extent.nbytes
-        if extents is None:
-            if end > begin:
-                yield file, begin, end - begin, None
-            file, begin, end = -1, 0, 0
-            yield -1, 0, item.content.nbytes, item
-    if end > begin:
-        yield file, begin, end - begin, None
-
-
-def _make(item: Item, target: LocalFile, position: int, progress: Progress) -> int:
-    """Write bytes that are made now; returns the place after them."""
-    end = position + item.content.nbytes
-    begun = position
-    """The first byte that the system was not asked to write to the disk yet."""
-
-    def write(piece: bytes | memoryview) -> None:
-        nonlocal position, begun
-        position = _write(target, piece, position)
-        if position - begun >= CHUNK:
-            write_back(target.fd, begun, position - begun)
-            begun = position
-        progress(len(piece))
-
-    if isinstance(item.content, Content) and item.content.make is not None:
-        item.content.make(write)
-    write_back(target.fd, begun, position - begun)
-    if position != end:
-        raise CkptError(f"tensor {item.name!r} came to {item.content.nbytes - end + position} bytes")
-    return position
-
-
-def _write(target: LocalFile, data: bytes | memoryview, position: int) -> int:
-    write_all(target.fd, data, position)
-    position += len(data)
-    target.size = max(target.size, position)
-    return position
+    out = Appender(target)
+    out.append(header)
+    out.append_contents((item.content for item in items), files, progress)
+    return out.position
 
 
 def refuse_new_ties(stored: Collection[str], metadata: Mapping[str, str], aliases: Mapping[str, str]) -> None:
@@ -192,7 +124,7 @@ def _offset(tensor: Tensor) -> int:
 class Rewriting:
     """A safetensors file about to be written anew with some changes."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+    def __init__(self, checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> None:
         container = checkpoint.container
         if not isinstance(container, Safetensors):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as safetensors")
@@ -207,6 +139,7 @@ class Rewriting:
         self._files = container.files
         self._begin = container.begin
         self._changes = changes
+        self._open_copy = open_copy
         self._is_in_place = changes.only_names_and_metadata
         fields = json.loads(self._files[0].read(8, container.begin - 8)) if container.has_more else {}
         self._aliases = {tensor.name: tensor.alias_of for tensor in checkpoint.tensors if tensor.alias_of is not None}
@@ -328,16 +261,8 @@ class Rewriting:
 
     def verify(self, path: str) -> None:
         """Open the new file with the reference reader and with our own, and compare it with what was meant."""
-        from ckpt_cli.formats.open import open_checkpoint
-        from ckpt_cli.formats.verify import open_with_safetensors
-
-        try:
+        with reading_back(path, self._open_copy) as copy:
             open_with_safetensors(path)
-            with closing(open_checkpoint(path)) as copy:
-                found = {tensor.name: tensor for tensor in copy.tensors if tensor.alias_of is None}
-                if found.keys() != {item.name for item in self._items} or copy.metadata != self._metadata:
-                    raise MalformedError("its names or its metadata are others")
-        except FormatError as error:
-            raise CkptError(
-                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
-            ) from None
+            found = {tensor.name: tensor for tensor in copy.tensors if tensor.alias_of is None}
+            if found.keys() != {item.name for item in self._items} or copy.metadata != self._metadata:
+                raise MalformedError("its names or its metadata are others")

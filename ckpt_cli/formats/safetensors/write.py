@@ -14,7 +14,7 @@ from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.safetensors.read import ORDER, order_text
 from ckpt_cli.formats.safetensors.rewrite import Item, as_header_spells, header_bytes, write_file
-from ckpt_cli.formats.verify import open_with_safetensors, verify_new
+from ckpt_cli.formats.writing import OpenCopy, open_with_safetensors, verify_new
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, tied_groups
 
@@ -75,7 +75,7 @@ def _item(tensor: Tensor, new: NewCheckpoint) -> Item:
     return Item(tensor.name, dtype, shape, new.content(tensor), max(tensor.dtype.bits // 8, 1), {})
 
 
-def verify(new: NewCheckpoint, path: str) -> None:
+def verify(new: NewCheckpoint, path: str, open_copy: OpenCopy) -> None:
     """Open the new file with the reference reader and with our own, and compare it with what was meant."""
     open_with_safetensors(path)
-    verify_new(new.tensors, path)
+    verify_new(new.tensors, path, open_copy)

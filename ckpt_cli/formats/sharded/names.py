@@ -33,7 +33,7 @@ def file_in(path: str, names: Sequence[str]) -> str:
 
 
 def index_of(path: str) -> str | None:
-    """The name of the index beside a file that its name tells to be a shard; None where there is none."""
+    """Return the name of the index beside a file whose name is that of a shard; None where there is none."""
     found = _SHARD.fullmatch(name_of(path))
     index = f"{found['stem']}{found['suffix']}{_INDEX}" if found else ""
     return index if index and exists(join(folder_of(path), index)) else None
@@ -57,7 +57,7 @@ def _preferred(path: str, names: Sequence[str], ending: str) -> str:
 
 
 _STEMS = {"pytorch_model": "model", "diffusion_pytorch_model": "model"}
-"""What the same model is called in transformers' and diffusers' two formats."""
+"""The names of the same model in transformers' and diffusers' two formats."""
 
 
 def whole_set(names: Sequence[str]) -> list[str] | None:

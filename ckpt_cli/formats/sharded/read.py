@@ -8,7 +8,7 @@ file}}`. As their loaders do, every tensor of a shard counts; of two shards with
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Ten
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
+
+ReadOne = Callable[[SourceFile], Checkpoint]
+"""Reads one file of a set; readers of sets are given it, as they stand below what opens any format."""
 
 NAME = "shards"
 
@@ -105,7 +108,7 @@ class ShardSet:
             file.close()
 
 
-def read_set(file: SourceFile, opener: Opener) -> Checkpoint:
+def read_set(file: SourceFile, opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the set whose index is an open file: the table of contents of each shard is read."""
     weight_map, metadata = read_index(file)
     folder = folder_of(file.path)
@@ -118,7 +121,7 @@ def read_set(file: SourceFile, opener: Opener) -> Checkpoint:
             path=file.path,
             hint="fetch the rest, or name one shard to look into that alone",
         )
-    return _joined(file.path, file, names, opener, weight_map, metadata)
+    return _joined(file.path, file, names, opener, read_one, weight_map, metadata)
 
 
 def read_index(file: SourceFile) -> tuple[dict[str, str], dict[str, Any]]:
@@ -128,9 +131,9 @@ def read_index(file: SourceFile) -> tuple[dict[str, str], dict[str, Any]]:
     return _weight_map(index, file.path), metadata if isinstance(metadata, dict) else {}
 
 
-def read_without_index(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
+def read_without_index(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the shards `names` of the folder `path` as a set that has no index."""
-    return _joined(path, None, names, opener, {}, {})
+    return _joined(path, None, names, opener, read_one, {}, {})
 
 
 def _index(file: SourceFile) -> dict[str, Any]:
@@ -174,12 +177,11 @@ def _joined(
     index: SourceFile | None,
     names: Sequence[str],
     opener: Opener,
+    read_one: ReadOne,
     weight_map: Mapping[str, str],
     metadata: Mapping[str, Any],
 ) -> Checkpoint:
     """The shards as one checkpoint."""
-    from ckpt_cli.formats.open import read_one
-
     folder = folder_of(path) if index else path
     files = opener.open_all([join(folder, name) for name in names])
     try:

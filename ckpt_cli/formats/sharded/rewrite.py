@@ -1,9 +1,9 @@
-"""A set of shards with some changes: which shards are written anew, which go, and what the index says then."""
+"""Rewrite a set of shards with some changes: which shards are rewritten or removed, and what the index says then."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
-    from ckpt_cli.formats.registry import Rewriter
+    from ckpt_cli.formats.writing import Rewriter
 
 
 TOTALS = ("total_size", "total_parameters")
@@ -26,7 +26,7 @@ TOTALS = ("total_size", "total_parameters")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One shard to be written anew."""
+    """One shard to be rewritten."""
 
     name: str
     """Its file name, which stays."""
@@ -36,20 +36,24 @@ class Part:
 class Rewriting:
     """A set about to be written with some changes; shards that none of them concern stay as they are."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, changes: Changes, rewriting: Callable[[Checkpoint, Changes], Rewriter]
+    ) -> None:
         container = checkpoint.container
         if not isinstance(container, ShardSet):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} is not a set of shards")
         if changes.values or changes.added.keys() != changes.new_tensors.keys():
             raise UnsupportedError("values that are not tensors cannot be set in a set of shards", path=checkpoint.path)
         self._checkpoint = checkpoint
+        self._rewriting = rewriting
+        """Makes the work of one shard."""
         self._container = container
         self._names = [name_of(shard.path) for shard in container.shards]
         self._old_index: dict[str, Any] = (
             json.loads(container.index.read(0, container.index.size)) if container.index else {"weight_map": {}}
         )
         self._adopted: dict[int, list[Tensor]] = {}
-        """By the number of a shard: the aliases that the index tells of and the shard does not."""
+        """By the number of a shard: the aliases that the index has and the shard has not."""
         self._owners = self._shards_of_entries()
         self._takers = {name: self._taker(name) for name in changes.added}
         """The number of the shard that gets each new tensor."""
@@ -132,7 +136,7 @@ class Rewriting:
         return replace(changes, tensors=tensors, dropped=frozenset(dropped)) if self._across else changes
 
     def _plan(self, number: int, shard: Checkpoint) -> None:
-        """What becomes of one shard."""
+        """Plan what becomes of one shard."""
         name = self._names[number]
         adopted = self._adopted.get(number, [])
         if adopted and shard.format != "safetensors":
@@ -145,12 +149,10 @@ class Rewriting:
         elif _is_nothing(changes):
             self.unchanged.append(name)
         else:
-            from ckpt_cli.formats.registry import rewriting
-
-            self.parts.append(Part(name, rewriting(shard, changes)))
+            self.parts.append(Part(name, self._rewriting(shard, changes)))
 
     def _refuse_aliases(self, aliases: Sequence[Tensor]) -> None:
-        """Refuse what only a shard that can tell of aliases itself could be written for."""
+        """Refuse changes that only a shard with aliases of its own could hold."""
         for alias in aliases:
             loses = alias.alias_of in self._changes.dropped and alias.name not in self._changes.dropped
             if loses or alias.name in self._changes.tensors:

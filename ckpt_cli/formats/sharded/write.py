@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ckpt_cli import limits
+from ckpt_cli.dtypes import DType
+from ckpt_cli.errors import RefusedError
+from ckpt_cli.files.copy import Progress
 from ckpt_cli.files.places import exists, join
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import write_all
-from ckpt_cli.formats.verify import verify_new
+from ckpt_cli.formats.safetensors import write as safetensors
+from ckpt_cli.formats.torch_zip import write as torch_zip
+from ckpt_cli.formats.writing import OpenCopy, open_with_safetensors, verify_new
 from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
@@ -97,11 +103,86 @@ def write_index(
 
 
 def index_name(pattern: str) -> str:
-    """What the index of a set is called."""
+    """Return the name of a set's index."""
     return f"{pattern.format(suffix='')}.index.json"
 
 
-def verify_set(new: NewCheckpoint, folder: str, pattern: str) -> None:
+class SafetensorsShards:
+    """`model-00001-of-00002.safetensors` and so on, and `model.safetensors.index.json`."""
+
+    pattern = "model{suffix}.safetensors"
+
+    def spelled(self, dtype: DType) -> str | None:
+        """Return safetensors' spelling of a dtype; None for one that it does not have."""
+        return safetensors.spelled(dtype)
+
+    def write_folder(self, new: NewCheckpoint, create: Create, progress: Progress) -> int:
+        """Write every shard and the index: each shard has the strings, which readers look for there.
+
+        With several shards, ties and what the old index noted are in the index. Returns their bytes.
+        """
+        aliases = safetensors.aliases_among(new.tensors, new.metadata)
+        shards = split(new.tensors, new.max_shard, self.pattern)
+        nbytes = 0
+        if len(shards) > 1:
+            own = {key: value for key, value in new.metadata.items() if key not in new.index}
+            _refuse_too_many(own, len(shards))
+            notes = {**new.index, **safetensors.ties_of(new, aliases)}
+            nbytes += write_index(new, shards, aliases, notes, create(index_name(self.pattern)))
+        else:
+            own = safetensors.metadata_with(new, aliases)
+        for shard in shards:
+            part = new.part(shard.tensors, {})
+            nbytes += safetensors.write_some(part, aliases, own, create(shard.name), progress)
+        return nbytes
+
+    def verify_folder(self, new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
+        """Open every shard with the reference reader, and the set with our own."""
+        for shard in split(new.tensors, new.max_shard, self.pattern):
+            open_with_safetensors(join(folder, shard.name))
+        verify_set(new, folder, self.pattern, open_copy)
+
+
+class TorchShards:
+    """`pytorch_model-00001-of-00002.bin` and so on, and `pytorch_model.bin.index.json`."""
+
+    pattern = "pytorch_model{suffix}.bin"
+
+    def spelled(self, dtype: DType) -> str | None:
+        """Return torch's spelling of a dtype; None for one that it does not have."""
+        return torch_zip.spelled(dtype)
+
+    def write_folder(self, new: NewCheckpoint, create: Create, progress: Progress) -> int:
+        """Write every shard and the index; returns their bytes."""
+        nbytes = 0
+        shards = split(new.tensors, new.max_shard, self.pattern)
+        if len(shards) > 1:
+            nbytes += write_index(new, shards, {}, new.metadata, create(index_name(self.pattern)))
+        for shard in shards:
+            part = replace(new.part(shard.tensors, {}), stem=shard.name.removesuffix(".bin"))
+            nbytes += torch_zip.write(part, create(shard.name), progress)
+        return nbytes
+
+    def verify_folder(self, new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
+        """Open the set with our own reader."""
+        verify_set(new, folder, self.pattern, open_copy)
+
+
+SAFETENSORS, TORCH = SafetensorsShards(), TorchShards()
+"""The writers of the two kinds of sets."""
+
+
+def _refuse_too_many(strings: Mapping[str, str], shards: int) -> None:
+    """Raise where the same strings in each shard would come to far more bytes than any honest ones."""
+    characters = sum(len(key) + len(value) for key, value in strings.items())
+    if characters * shards > 8 * limits.METADATA:
+        raise RefusedError(
+            f"its metadata of {characters:,} characters would stand in each of {shards:,} shards",
+            hint="--max-shard with a larger size makes fewer shards",
+        )
+
+
+def verify_set(new: NewCheckpoint, folder: str, pattern: str, open_copy: OpenCopy) -> None:
     """Read a new set back as a whole, or its single file, and compare it with what was meant."""
     index, single = (join(folder, name) for name in (index_name(pattern), pattern.format(suffix="")))
-    verify_new(new.tensors, index if exists(index) else single, in_order=False)
+    verify_new(new.tensors, index if exists(index) else single, open_copy, in_order=False)

@@ -1,1 +1,1 @@
-"""What `torch.save` wrote before 1.6: streams of pickles, and tar files."""
+"""Files of `torch.save` from before 1.6: streams of pickles, and tar files."""

@@ -1,7 +1,7 @@
 """A stream of pickles: what torch.save wrote before 1.6, and what pickle.dump writes.
 
 Both may stand in one file, one after another. The names of the first are plain, those of the second begin with
-`[1].`, and so on. What follows the last pickle and is none is left alone, as torch.load and pickle.load do.
+`[1].`, and so on. Bytes after the last pickle are left alone, as torch.load and pickle.load do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.plain import PlainFile
+from ckpt_cli.formats.signatures import has_proto
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage
 from ckpt_cli.pickles.flatten import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.graph import Graph
@@ -39,7 +40,7 @@ class _Part:
     end: int
     """The byte after its last storage."""
     save: Save | None
-    """Where torch.save wrote it."""
+    """The save that it belongs to; None for a pickle of pickle.dump."""
 
 
 class _Finder:
@@ -125,7 +126,7 @@ def _parts(file: SourceFile) -> Iterator[_Part]:
         except FormatError as error:
             if not number:
                 raise _or_joblib(file, error) from None
-            if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+            if has_proto(head):
                 raise type(error)(f"save [{number}], which begins at byte {begin}: {error.problem}") from None
             return
         yield part

@@ -1,32 +1,26 @@
-"""A stream of torch.save from before 1.6 written anew: its preface as it is, the pickle, the keys, the storages.
+"""Rewrite a stream of torch.save from before 1.6: its preface as it is, the pickle, the keys, the storages.
 
-Source: torch/serialization.py (`_legacy_save`). Storages keep their keys; further saves in the same file are carried
-along byte for byte.
+Source: torch/serialization.py (`_legacy_save`). Storages keep their keys; further saves in the same file are copied
+byte for byte.
 """
 
 from __future__ import annotations
 
-import struct
-from contextlib import closing
-
-from ckpt_cli.errors import CkptError, FormatError, MalformedError, RefusedError, UnsupportedError
-from ckpt_cli.files.copy import Progress, copy_range, no_progress
+from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
-from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.formats.torch_legacy.read import LEGACY
-from ckpt_cli.model.changes import Changes, Content
+from ckpt_cli.formats.writing import Appender, OpenCopy, reading_back
+from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Storage
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
-from ckpt_cli.pickles.legacy_save import Save, pickle_at, read_save
+from ckpt_cli.pickles.legacy_save import NUMEL, Save, pickle_at, read_save
 from ckpt_cli.pickles.references import rekey
 from ckpt_cli.pickles.tensors.inline_bytes import Place
 from ckpt_cli.pickles.write import write_pickle
-
-_PIECE = 8 << 20
-"""Bytes copied at a time where they are not copied in the kernel."""
 
 
 class _Finder:
@@ -46,15 +40,16 @@ class _Finder:
 
 
 class Rewriting:
-    """A legacy stream about to be written anew with some changes."""
+    """A legacy stream about to be rewritten with some changes."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+    def __init__(self, checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> None:
         container, graph = checkpoint.container, checkpoint.document
         if not isinstance(container, PlainFile) or not isinstance(graph, Graph):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as a legacy stream")
         self._source = container.files[0]
         self._save = read_save(self._source, 0)
         self._changes = changes
+        self._open_copy = open_copy
         entries = [entry for entry in checkpoint.entries if not entry.name.startswith("[")]
         self._others = [entry for entry in checkpoint.entries if entry.name.startswith("[")]
         changed = {*changes.names, *changes.dropped, *changes.tensors, *changes.values}
@@ -73,7 +68,7 @@ class Rewriting:
         place = Place(self._save.begin)
         self._edited = EditedPickle(graph, _Finder(checkpoint, self._save), place, entries, changes)
         self._rekeyed = False
-        """Whether the list of storages becomes another one."""
+        """True if the list of storages becomes another one."""
         self._storages = self._named()
 
     def _named(self) -> dict[str, Storage]:
@@ -115,30 +110,27 @@ class Rewriting:
     @property
     def nbytes(self) -> int:
         """The bytes of a new file."""
-        storages = sum(struct.calcsize("<q") + self._nbytes(storage) for storage in self._storages.values())
-        rest = self._source.size - self._save.end
-        return self._save.begin + self._edited.size() + len(self._keys()) + storages + rest
-
-    def _nbytes(self, storage: Storage) -> int:
-        """Bytes that are written of a storage."""
-        content = self._changes.contents.get(storage)
-        return self._save.places[storage.key][1] if content is None else content.nbytes
+        return self._write(Appender(None), no_progress)
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write the whole stream."""
-        position = self._append(target, 0, self._source.read(0, self._save.begin))
+        self._write(Appender(target), progress)
 
-        def write(piece: bytes | memoryview) -> None:
-            nonlocal position
-            position = self._append(target, position, piece)
-
-        self._edited.write(write)
-        write(self._keys())
+    def _write(self, out: Appender, progress: Progress) -> int:
+        out.append(self._source.read(0, self._save.begin))
+        self._edited.write(out.append)
+        out.append(self._keys())
         itemsizes = self._itemsizes()
         for key, storage in self._storages.items():
-            position = self._write_storage(target, position, storage, itemsizes.get(key, 1), progress)
-        rest = self._source.size - self._save.end
-        copy_range(self._source, self._save.end, rest, target, position, progress)
+            content = self._changes.contents.get(storage)
+            if content is None:
+                begin, nbytes = self._save.places[storage.key]
+                out.append_range(self._source, begin - NUMEL.size, nbytes + NUMEL.size, progress)
+            else:
+                out.append(NUMEL.pack(content.nbytes // itemsizes.get(key, 1)))
+                out.append_contents((content,), (self._source,), progress)
+        out.append_range(self._source, self._save.end, self._source.size - self._save.end, progress)
+        return out.position
 
     def _keys(self) -> bytes:
         """The pickle of the sorted keys, as it was where they are as they were."""
@@ -149,20 +141,6 @@ class Rewriting:
         write_pickle(list(self._storages), b"", written.extend)
         return bytes(written)
 
-    def _write_storage(
-        self, target: LocalFile, position: int, storage: Storage, itemsize: int, progress: Progress
-    ) -> int:
-        """A storage with the number of its elements before it; returns the place after it."""
-        content = self._changes.contents.get(storage)
-        if content is None:
-            begin, nbytes = self._save.places[storage.key]
-            size = struct.calcsize("<q")
-            copy_range(self._source, begin - size, nbytes + size, target, position, progress)
-            return position + nbytes + size
-        numel = content.nbytes // itemsize
-        position = self._append(target, position, struct.pack("<q", numel))
-        return self._make(target, position, content, progress)
-
     def _itemsizes(self) -> dict[str, int]:
         """Bytes of an element of each storage, of its class."""
         found: dict[str, int] = {}
@@ -172,36 +150,12 @@ class Rewriting:
                 found.setdefault(key, storage.nbytes // pid[4])
         return found
 
-    def _make(self, target: LocalFile, position: int, content: Content, progress: Progress) -> int:
-        if content.make is None:
-            raise UnsupportedError("a storage of a legacy stream cannot be put together from ranges")
-
-        def write(piece: bytes | memoryview) -> None:
-            nonlocal position
-            position = self._append(target, position, piece)
-            progress(len(piece))
-
-        content.make(write)
-        return position
-
-    def _append(self, target: LocalFile, position: int, data: bytes | memoryview) -> int:
-        write_all(target.fd, data, position)
-        target.size = max(target.size, position + len(data))
-        return position + len(data)
-
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""
-        from ckpt_cli.formats.open import open_checkpoint
-
-        try:
-            with closing(open_checkpoint(path)) as copy:
-                if not isinstance(copy.document, Graph) or copy.format != LEGACY:
-                    raise MalformedError("it is no legacy stream")
-                entries = [entry for entry in copy.entries if not entry.name.startswith("[")]
-                self._edited.verify(copy.document, entries)
-                if len(copy.entries) - len(entries) != len(self._others):
-                    raise MalformedError("the saves after the first are others")
-        except FormatError as error:
-            raise CkptError(
-                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
-            ) from None
+        with reading_back(path, self._open_copy) as copy:
+            if not isinstance(copy.document, Graph) or copy.format != LEGACY:
+                raise MalformedError("it is not a legacy stream")
+            entries = [entry for entry in copy.entries if not entry.name.startswith("[")]
+            self._edited.verify(copy.document, entries)
+            if len(copy.entries) - len(entries) != len(self._others):
+                raise MalformedError("the saves after the first are others")

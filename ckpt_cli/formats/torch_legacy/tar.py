@@ -1,20 +1,23 @@
 """The tar file that torch.save wrote up to 0.1.10: storages and tensors in lists of their own, and a pickle.
 
 Source: torch/serialization.py (`_legacy_load.legacy_load`). The pickle names tensors and storages by their numbers.
+`members` finds those of any tar file, also for the scan. Their layout is POSIX's ustar with pax's extended headers,
+GNU's long names and its numbers in base 256 (POSIX.1-2017, pax; GNU tar's manual, "Basic Tar Format").
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnknownFormatError, about
-from ckpt_cli.files.source import SourceFile, Window
-from ckpt_cli.formats.plain import PlainFile
-from ckpt_cli.formats.torch_legacy.tar_members import members
+from ckpt_cli.files.source import ByteSource, SourceFile, Window
+from ckpt_cli.formats.plain import NoStorages, PlainFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.pickles.flatten import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.graph import Global, PersistentId
@@ -28,6 +31,116 @@ NAME = "tar"
 _MEMBERS = ("storages", "tensors", "pickle")
 _LEAST = 20
 """Bytes that one storage or tensor takes at least in its list."""
+
+
+_BLOCK = 512
+_FILES = (b"0", b"\0")
+_EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
+_DESCRIBING = (_EXTENDED, _GLOBAL, _LONG_NAME, _LONG_LINK)
+"""Kinds of members that say something of the next one, or of all."""
+
+_EXTENDED_BYTES = 64 << 10
+"""Bytes of an extended header that are looked at: names and sizes are short."""
+
+
+class Member(NamedTuple):
+    """One member of a tar file, one that only describes the next included."""
+
+    name: str
+    kind: bytes
+    begin: int
+    """The first byte of its content."""
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The first byte of the next member's header."""
+        return self.begin + -(-self.size // _BLOCK) * _BLOCK
+
+
+def members(file: ByteSource, *, tolerant: bool = False) -> Iterator[Member]:
+    """The members of a tar file in their order.
+
+    Raises MalformedError for a header that makes no sense, TruncatedError for a member that is not all there, and
+    unless `tolerant` also for a wrong checksum, a missing end mark and, as LimitError, for far too many members.
+    """
+    position = 0
+    extended: dict[str, str] = {}
+    for number in count():
+        if position + _BLOCK > file.size:
+            if tolerant:
+                return
+            raise TruncatedError(f"the tar file ends at byte {file.size}, before its end mark")
+        header = file.read(position, _BLOCK)
+        if not any(header):
+            return
+        found = _member(header, position + _BLOCK, extended, check=not tolerant)
+        if found.begin + found.size > file.size:
+            raise TruncatedError(
+                f"member {found.name!r} needs bytes {found.begin}–{found.begin + found.size}, the file has {file.size}"
+            )
+        if found.kind == _EXTENDED:
+            extended = _records(file.read(found.begin, min(found.size, _EXTENDED_BYTES)))
+        elif found.kind == _LONG_NAME:
+            extended["path"] = _text(file.read(found.begin, min(found.size, _EXTENDED_BYTES)))
+        elif found.kind not in _DESCRIBING:
+            extended = {}
+        yield found
+        position = found.end
+        if number + 1 == limits.TAR_MEMBERS and not tolerant:
+            raise LimitError(f"a tar file of more than {limits.TAR_MEMBERS} members")
+
+
+def _member(header: bytes, begin: int, extended: Mapping[str, str], *, check: bool) -> Member:
+    """The member whose header this is; what an extended header said of it comes first. Raises MalformedError."""
+    kind, name, size = header[156:157], _text(header[:100]), _number(header[124:136])
+    if kind not in _DESCRIBING:
+        name, size = extended.get("path", name), _decimal(extended.get("size"), size)
+    if check and _number(header[148:156]) != sum(header[:148]) + 256 + sum(header[156:]):
+        raise MalformedError(f"the tar header at byte {begin - _BLOCK} does not have its own checksum")
+    return Member(name, kind, begin, size)
+
+
+def _files(file: SourceFile) -> dict[str, Window]:
+    """The regular files in a tar file by their names; of several of one name, the last, as tarfile takes it."""
+    return {found.name: Window(file, found.begin, found.size) for found in members(file) if found.kind in _FILES}
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or from GNU tar a number in base 256 after a byte of 128."""
+    if field[:1] == b"\x80":
+        return int.from_bytes(field[1:], "big")
+    digits = field.partition(b"\0")[0].strip()
+    try:
+        number = int(digits or b"0", 8)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise MalformedError(f"a tar header has {field!r} in the place of a number")
+    return number
+
+
+def _decimal(text: str | None, default: int) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 20 else default
+
+
+def _records(data: bytes) -> dict[str, str]:
+    """The records of a pax header: `LENGTH KEY=VALUE` and a newline each, whose length counts all of it."""
+    found = {}
+    position = 0
+    while position < len(data):
+        length, space, _ = data[position : position + 20].partition(b" ")
+        if not space or not length.isdigit() or int(length) <= len(length) + 1:
+            break
+        record = data[position + len(length) + 1 : position + int(length) - 1]
+        key, _, value = record.partition(b"=")
+        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        position += int(length)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +175,7 @@ class _Cursor:
         return found
 
     def count(self) -> int:
-        """How many items follow."""
+        """Return the number of items that follow."""
         count = self.pickle()
         if not is_count(count):
             raise MalformedError(f"member {self.name!r} does not begin with a count")
@@ -85,10 +198,10 @@ class _Cursor:
 
 
 class _Tar:
-    """What the lists say, by the numbers that the pickle uses."""
+    """The storages and tensors of the lists, by the numbers that the pickle uses."""
 
     def __init__(self, file: SourceFile) -> None:
-        found = members(file)
+        found = _files(file)
         if missing := [name for name in _MEMBERS if name not in found]:
             raise UnknownFormatError(
                 f"a tar file, but not one of torch.save's: it has no member {missing[0]!r}",
@@ -175,17 +288,12 @@ class _Numbered(Rebuilder):
         return super().tensor(name, node)
 
 
-class _Finder:
-    """The tensors of the lists."""
-
-    big_endian = False
+class _Finder(NoStorages):
+    """The tensors of the lists; a reference to a storage came with a later format."""
 
     def __init__(self, tar: _Tar) -> None:
+        super().__init__("the pickle of a tar file refers to a storage as later files do")
         self._tar = tar
-
-    def find(self, key: str, nbytes: int, location: str) -> Storage:  # noqa: ARG002 - as the protocol has it
-        """Such references came with a later format."""
-        raise MalformedError("the pickle of a tar file refers to a storage as later files do")
 
     def named(self, name: str, pid: object) -> Tensor | None:
         """The tensor of a number; None for a class with its source code, or for a storage by itself."""

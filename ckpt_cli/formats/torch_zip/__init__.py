@@ -1,1 +1,1 @@
-"""What `torch.save`, `torch.jit.save` and `torch.export.save` write: a zip file with pickles in it."""
+"""Zip files of `torch.save`, `torch.jit.save` and `torch.export.save`, with pickles in them."""

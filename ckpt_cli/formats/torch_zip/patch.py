@@ -13,22 +13,19 @@ import zlib
 from ckpt_cli.files import crc32
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.formats.zip.container import ZipStorages
-from ckpt_cli.formats.zip.read import STORED, Record, ZipRecords
-from ckpt_cli.formats.zip.write import Entry, central_entry, descriptor, end_records, local_header
+from ckpt_cli.formats.zip.layout import END, STORED, central_entry, descriptor, end_records, local_header
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Container
 
 ROOM = ".ckpt_room"
-"""What the record is called that is where the pickle was, after the archive's own name."""
-
-_BARE_END = 22
-"""Bytes of the end record of a zip file without a comment and without the zip64 records, as APPNOTE 4.3.16 has it."""
+"""The name, after the archive's own, of the record that takes the place of a pickle that moved."""
 
 LONGEST = 64 << 20
 """Bytes of a beginning that is patched through a journal; a longer one is written with the whole file."""
 
 
 def has_room(container: Container) -> bool:
-    """Whether an edit in place left a record of zeros behind."""
+    """True if an edit in place left a record of zeros behind."""
     return isinstance(container, ZipStorages) and any(name.endswith(f"/{ROOM}") for name in container.records.by_name)
 
 
@@ -87,7 +84,7 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
     record, room = records.by_name[name], name.removesuffix("data.pkl") + ROOM
     begin, nbytes = records.directory
     end = records.file.size - begin - nbytes
-    if end not in (len(end_records(0, 0, 0)), _BARE_END):
+    if end not in (len(end_records(0, 0, 0)), END.size):
         return False  # there is a comment, or something else
     entries = _directory(records, overlay)
     header = begin
@@ -97,7 +94,7 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
         return False
     crc = _crc(record, name, pickle)
     written = local_header(name, len(pickle), header) + pickle + descriptor(len(pickle), crc, header)
-    entries[name] = central_entry(Entry(name, header, crc, len(pickle)))
+    entries[name] = central_entry(name, header, crc, len(pickle))
     directory = b"".join(entries.values())
     begin = header + len(written)
     overlay.replace_end(0, header, written + directory + end_records(len(entries), len(directory), begin))
@@ -105,7 +102,7 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
 
 
 def _directory(records: ZipRecords, overlay: Overlay) -> dict[str, bytes]:
-    """What the central directory is to say of each record, checksums that change along included."""
+    """Return the entry of each record in the central directory, with the checksums that change."""
     begin, nbytes = records.directory
     raw = overlay.read(0, begin, nbytes)
     ends = [record.central - begin for record in records.by_name.values()][1:]
@@ -125,5 +122,5 @@ def _leave_room(records: ZipRecords, record: Record, room: str, entries: dict[st
     crc = crc32.of_zeros(nbytes)
     head = local_header(room, nbytes, record.header, alignment=1)
     overlay.write(0, record.header, head + bytes(nbytes) + descriptor(nbytes, crc, record.header))
-    entries[room] = central_entry(Entry(room, record.header, crc, nbytes))
+    entries[room] = central_entry(room, record.header, crc, nbytes)
     return True

@@ -6,14 +6,17 @@ torch/csrc/export/pt2_archive_constants.h and torch/_export/serde/schema.py (`Pa
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
+from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, DType
-from ckpt_cli.errors import MalformedError, UnknownFormatError, UnsupportedError
+from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, UnsupportedError
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
-from ckpt_cli.formats.zip.json_records import JsonRecords, count, counts, strided
 from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value
 from ckpt_cli.pickles.describe import describe
@@ -47,7 +50,7 @@ class SavedPrograms:
 
     def __init__(self, records: ZipRecords, prefix: str) -> None:
         self.storages = ZipStorages(records)
-        self.json = JsonRecords(records)
+        self.json = _JsonRecords(records)
         self._records = records
         self._prefix = prefix
         self._found: dict[str, Storage] = {}
@@ -78,14 +81,14 @@ class SavedPrograms:
         dtype = _DTYPES.get(meta["dtype"]) if type(meta.get("dtype")) is int else None
         if dtype is None or meta.get("layout", _STRIDED) != _STRIDED:
             raise MalformedError(f"tensor {describe(name)}: its dtype or its layout is none of torch's")
-        shape = counts(_integers(meta.get("sizes")), name, "shape")
-        stride = counts(_integers(meta.get("strides")), name, "stride")
-        offset = count(_integer(meta.get("storage_offset")), name, "offset")
+        shape = _counts(_integers(meta.get("sizes")), name, "shape")
+        stride = _counts(_integers(meta.get("strides")), name, "stride")
+        offset = _count(_integer(meta.get("storage_offset")), name, "offset")
         requires_grad = meta.get("requires_grad") is True
         if not record.nbytes and 0 not in shape:  # saved from a fake tensor: torch.export.load gives it zeros
             return Tensor(name, dtype, shape, stride, kind=kind, requires_grad=requires_grad, layout="meta")
         storage = self._storage(record, _location(meta.get("device")))
-        return strided(name, dtype, storage, shape, stride, offset, kind=kind, requires_grad=requires_grad)
+        return _strided(name, dtype, storage, shape, stride, offset, kind=kind, requires_grad=requires_grad)
 
     def _storage(self, record: Record, location: str) -> Storage:
         found = self._found.get(record.name)
@@ -97,7 +100,7 @@ class SavedPrograms:
         return found
 
     def pickled(self, name: str, record: Record, meta: object, kind: str) -> Iterator[Entry]:
-        """What a payload holds that is not raw bytes: a tensor in a zip file of its own, or an object."""
+        """Yield the entries of a payload that is not raw bytes: a tensor in a zip file of its own, or an object."""
         if meta is None:
             yield Value(name, Opaque(f"<an object, pickled in {record.nbytes} bytes>"))
             return
@@ -199,3 +202,130 @@ def _location(device: object) -> str:
         return "cpu"
     index = device.get("index")
     return f"{device['type']}:{index}" if type(index) is int and index >= 0 else device["type"]
+
+
+# --- torch 2.1 to 2.7 -------------------------------------------------------------------------------------------------
+
+_SAVED = ("serialized_state_dict", "serialized_constants")
+"""Records that are torch.save files: `.pt`, or in the first versions `.json`, which they never were."""
+
+
+def read_old(records: ZipRecords, prefix: str) -> Checkpoint:
+    """Open a plain zip file of torch.save files and JSON (torch/export/__init__.py `load`, which still reads them)."""
+    programs = SavedPrograms(records, prefix)
+    buffers = programs.json.buffers(f"{prefix}serialized_exported_program.json")
+    entries: list[Entry] = []
+    for name in _SAVED:
+        found = [records.by_name[name + suffix] for suffix in (".pt", ".json") if name + suffix in records.by_name]
+        if not found and name == _SAVED[0]:
+            raise MalformedError("an exported program without its serialized_state_dict", path=programs.storages.path)
+        for record in found[:1]:
+            saved = programs.saved(record) if record.nbytes else []
+            entries += as_buffers([entry for entry in saved if entry.name], buffers)  # without a name: an empty dict
+    version = records.by_name.get("version")
+    said = bytes(records.read("version", 64)).decode("ascii", "replace") if version and version.nbytes < 64 else "?"
+    return Checkpoint(
+        path=programs.storages.path,
+        format=NAME,
+        entries=entries,
+        container=programs.storages,
+        version=f"exported program of torch 2.1 to 2.7, version {said.strip()}",
+        top_level=list(dict.fromkeys(entry.name.partition(".")[0] for entry in entries)),
+    )
+
+
+# --- JSON, within limits of memory and depth -------------------------------------------------------------------------
+
+_COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
+"""Bytes of memory that what begins, goes on or ends with a character takes when parsed."""
+
+_COUNT_END = 1 << 63
+"""The bound of sizes, strides and offsets: torch has them in 64 bits with a sign."""
+
+
+class _JsonRecords:
+    """The JSON records of one zip file, which share one limit of memory."""
+
+    def __init__(self, records: ZipRecords) -> None:
+        self._records = records
+        self._path = records.file.path
+        self._left = limits.ZIP_JSON_PARSED
+        """Bytes of memory that may still be taken."""
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return the object that a record is; raises MalformedError for anything else, LimitError for far too much."""
+        raw = self.raw(name)
+        cost = (2 if raw.isascii() else 8) * len(raw) + sum(raw.count(char) * nbytes for char, nbytes in _COSTS)
+        self._left -= cost
+        if self._left < 0:
+            raise LimitError(
+                f"record {describe(name)} and others would take about {cost >> 20} MiB of memory", path=self._path
+            )
+        try:
+            found = json.loads(raw.decode())
+        except RecursionError:
+            raise MalformedError(f"record {describe(name)} nests too deeply", path=self._path) from None
+        except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
+            raise MalformedError(f"record {describe(name)} is no JSON: {error}", path=self._path) from None
+        if not isinstance(found, dict):
+            raise MalformedError(f"record {describe(name)} is no JSON object", path=self._path)
+        return found
+
+    def raw(self, name: str) -> bytes:
+        """The bytes of a record."""
+        if self._records.by_name[name].nbytes > limits.ZIP_JSON:
+            nbytes = self._records.by_name[name].nbytes
+            raise LimitError(f"record {describe(name)} has {nbytes} bytes, far more than it needs", path=self._path)
+        return bytes(self._records.read(name, limits.ZIP_JSON))
+
+    def buffers(self, name: str) -> frozenset[str]:
+        """The names of the buffers in the signature of an exported program, which is not parsed: graphs are long."""
+        record = self._records.by_name.get(name)
+        if record is None or record.nbytes > limits.ZIP_JSON:
+            return frozenset()
+        found = islice(_BUFFER.finditer(self.raw(name)), limits.ZIP_RECORDS)
+        return frozenset(match[1].decode("utf-8", "replace") for match in found)
+
+
+_BUFFER = re.compile(rb'"buffer_name": ?"([^"\\]*)"')
+"""Of torch/_export/serde/schema.py `InputToBufferSpec`."""
+
+
+def _count(value: object, tensor: str, what: str) -> int:
+    """A number from 0 that 64 bits hold; raises MalformedError."""
+    if type(value) is not int or not 0 <= value < _COUNT_END:
+        raise MalformedError(f"tensor {describe(tensor)}: its {what} is no number that a tensor may have")
+    return value
+
+
+def _counts(value: object, tensor: str, what: str) -> tuple[int, ...]:
+    """A list of such numbers."""
+    if not isinstance(value, list) or len(value) > limits.DIMENSIONS:
+        raise MalformedError(f"tensor {describe(tensor)}: its {what} is no list of up to {limits.DIMENSIONS} numbers")
+    return tuple(_count(item, tensor, what) for item in value)
+
+
+def _strided(
+    name: str, dtype: DType, storage: Storage, shape: tuple[int, ...], stride: tuple[int, ...], offset: int,
+    *, kind: str, requires_grad: bool,
+) -> Tensor:  # fmt: skip
+    """A view of a storage, checked to lie inside it; raises MalformedError."""
+    if len(shape) != len(stride):
+        raise MalformedError(
+            f"tensor {describe(name)}: its shape {describe(shape)} and its stride {describe(stride)} "
+            "have different lengths"
+        )
+    elements = 1
+    for size in shape:
+        elements *= size or 1
+    if elements >= _COUNT_END:
+        raise MalformedError(
+            f"tensor {describe(name)}: its shape {describe(shape)} has more elements than 64 bits can count"
+        )
+    tensor = Tensor(name, dtype, shape, stride, storage, offset, kind, requires_grad)
+    begin, end = tensor.span
+    if end > storage.nbytes:
+        raise MalformedError(
+            f"tensor {describe(name)} needs bytes {begin}–{end}, storage {storage.key!r} has {storage.nbytes}"
+        )
+    return tensor

@@ -1,4 +1,4 @@
-"""A torch zip file written anew: records in torch's order and layout, storages renumbered as torch numbers them.
+"""Rewrite a torch zip file: records in torch's order and layout, storages renumbered as torch numbers them.
 
 With `.format_version` among its records torch computes where storages are (torch/serialization.py,
 `_get_offset`) instead of looking: so the layout is exactly torch's, and storages are numbered in the order in which
@@ -7,19 +7,19 @@ the pickle reaches them.
 
 from __future__ import annotations
 
-from contextlib import closing
-
 from ckpt_cli import limits
-from ckpt_cli.errors import CkptError, FormatError, MalformedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.torch_zip.patch import LONGEST, ROOM, replace_pickle
 from ckpt_cli.formats.torch_zip.read import NAME
+from ckpt_cli.formats.writing import OpenCopy, reading_back
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
-from ckpt_cli.formats.zip.read import STORED, Record
-from ckpt_cli.formats.zip.write import ALIGNMENT, ZipWriter
-from ckpt_cli.model.changes import Changes, Content, Write
+from ckpt_cli.formats.zip.layout import ALIGNMENT, STORED
+from ckpt_cli.formats.zip.read import Record
+from ckpt_cli.formats.zip.write import ZipWriter
+from ckpt_cli.model.changes import Changes, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
@@ -30,9 +30,9 @@ _PIECE = 8 << 20
 
 
 class Rewriting:
-    """A torch zip file about to be written anew with some changes; nothing is written before `write`."""
+    """A torch zip file about to be rewritten with some changes; nothing is written before `write`."""
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes) -> None:
+    def __init__(self, checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> None:
         container, graph = checkpoint.container, checkpoint.document
         if not isinstance(container, ZipStorages) or not isinstance(graph, Graph):
             raise UnsupportedError(f"a checkpoint of format {checkpoint.format} cannot be written as a torch zip file")
@@ -49,9 +49,10 @@ class Rewriting:
             )
         self._edited = EditedPickle(graph, finder, finder.place(), checkpoint.entries, changes)
         self._changes = changes
+        self._open_copy = open_copy
         self._contents = changes.contents
         self._renumbered = False
-        """Whether a storage gets another key than it has."""
+        """True if a storage gets another key than it has."""
         self._storages = self._number()
 
     def _number(self) -> list[Storage]:
@@ -106,17 +107,10 @@ class Rewriting:
 
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""
-        from ckpt_cli.formats.open import open_checkpoint
-
-        try:
-            with closing(open_checkpoint(path)) as copy:
-                if not isinstance(copy.document, Graph) or copy.format != NAME:
-                    raise MalformedError("it is no torch zip file")
-                self._edited.verify(copy.document, copy.entries)
-        except FormatError as error:
-            raise CkptError(
-                f"the new file did not read back as it should, so nothing was replaced: {error.problem}"
-            ) from None
+        with reading_back(path, self._open_copy) as copy:
+            if not isinstance(copy.document, Graph) or copy.format != NAME:
+                raise MalformedError("it is not a torch zip file")
+            self._edited.verify(copy.document, copy.entries)
 
     def _alignment(self) -> int:
         name = f"{self._prefix}.storage_alignment"
@@ -134,7 +128,8 @@ class Rewriting:
                 record = self._record(content.origin if content and content.origin else storage)
                 self._copy(writer, f"{prefix}{number}", record, progress)
             else:
-                _write_content(writer, f"{prefix}{number}", content, self._source, progress)
+                with writer.record(f"{prefix}{number}", content.nbytes):
+                    writer.append_contents((content,), (self._source,), progress)
         if self._changes.anew:
             return
         number = len(self._storages)
@@ -166,22 +161,3 @@ def _is_swapped(tensor: Tensor, changes: Changes) -> bool:
     is_new = tensor.storage in changes.contents and not tensor.big_endian
     swaps = tensor.dtype.storage is not None and tensor.dtype.bits > 8
     return (is_new and swaps) or any(_is_swapped(part, changes) for part in tensor.parts)
-
-
-def _write_content(writer: ZipWriter, name: str, content: Content, source: SourceFile, progress: Progress) -> None:
-    """A new storage: ranges of the old file, or bytes that are made now."""
-
-    def copy(write: Write) -> None:
-        for extent in content.extents or ():
-            for begin in range(0, extent.nbytes, _PIECE):
-                write(source.read(extent.offset + begin, min(_PIECE, extent.nbytes - begin)))
-
-    def told(write: Write) -> Write:
-        def writing(piece: bytes | memoryview) -> None:
-            write(piece)
-            progress(len(piece))
-
-        return writing
-
-    make = content.make or copy
-    writer.stream(name, content.nbytes, lambda write: make(told(write)))

@@ -25,7 +25,7 @@ _WRAPPERS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boo
 """Calls of torch.jit._pickle whose first argument is their value."""
 
 _WRAPPED = 8
-"""How often a value is wrapped at most; torch does it twice."""
+"""The most times that a value is wrapped; torch does it twice."""
 
 _DECLARATION = re.compile(r"^(?:class (\w+)\(.*|  __(parameters|buffers)__ = \[(.*)\]) *$", re.MULTILINE)
 """The lines of the code that python_print.cpp (`emitClass`) writes in front of a class's attributes."""
@@ -37,7 +37,7 @@ _CODE = "__torch__"
 
 
 class _Scripted:
-    """How TorchScript pickles: typed lists and dicts are wrapped, and the code tells what is a parameter."""
+    """The conventions of TorchScript: typed lists and dicts are wrapped, the code says what is a parameter."""
 
     def __init__(self, records: ZipRecords, prefix: str, graph: Graph) -> None:
         self._records = records
@@ -63,7 +63,7 @@ class _Scripted:
         return found
 
     def kinds(self, node: Call) -> Mapping[str, str]:
-        """What the class of an object declares."""
+        """Return the kinds of attributes that an object's class declares."""
         func = node.func
         if not isinstance(func, Global) or not func.module.startswith(_CODE):
             return {}
@@ -73,7 +73,7 @@ class _Scripted:
         return classes.get(func.name, {})
 
     def _declared(self, module: str) -> dict[str, dict[str, str]]:
-        """What the classes of a module declare; nothing where its code is missing or there is far too much of it."""
+        """Return what the classes of a module declare; nothing where its code is missing or far too long."""
         record = self._records.by_name.get(f"{self._prefix}code/{module.replace('.', '/')}.py")
         if record is None or record.nbytes > self._left:
             return {}
@@ -131,7 +131,7 @@ def _attributes(graph: Graph) -> list[str]:
 
 
 class _Constants:
-    """What the code has in it, with the records of its tensors, which the bytecode for mobile refers to as well."""
+    """The constants of the code, with the records of its tensors, which the bytecode for mobile refers to as well."""
 
     def __init__(self, saved: SavedPickle) -> None:
         self._saved = saved
@@ -179,7 +179,7 @@ def _in_bytecode(storages: ZipStorages, records: ZipRecords, prefix: str, consta
 
 
 def _extra_files(records: ZipRecords, prefix: str) -> dict[str, str]:
-    """What `_extra_files` put beside the model: short text as it is, the rest by its size."""
+    """Return the `_extra_files` beside the model: short text as it is, the rest by its size."""
     folder, left = f"{prefix}extra/", limits.SCRIPT_EXTRA
     found = {}
     for name, record in records.by_name.items():

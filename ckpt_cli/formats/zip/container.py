@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.errors import MalformedError, ShortStorageError, UnsupportedError
 from ckpt_cli.files.source import Extent, SourceFile, Window
-from ckpt_cli.formats.zip.read import DEFLATED, Record, ZipRecords
+from ckpt_cli.formats.zip.layout import DEFLATED
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Graph
@@ -28,7 +29,7 @@ class RecordBytes:
 
     def __init__(self, key: str, records: ZipRecords, record: Record, begin: int = 0) -> None:
         self.key = key
-        """What the storage is called."""
+        """The storage's key."""
         self.records = records
         self.record = record
         self.begin = begin
@@ -42,7 +43,7 @@ class RecordBytes:
         return records.file.view(records.data_offset(self.record) + first, nbytes)
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
-        """Where they stand; raises UnsupportedError where the record is compressed."""
+        """Return the ranges of the file; raises UnsupportedError where the record is compressed."""
         records, record = self.records, self.record
         if record.method == DEFLATED:
             raise self._refusal()
@@ -93,11 +94,11 @@ class ZipStorages:
         return Storage(key, nbytes, location, RecordBytes(key, records, record))
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where a range of a storage stands plainly."""
+        """Return the ranges of the file that hold a range of a storage."""
         return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
-        """Bring the CRCs of changed records along: first those within records, which change these too."""
+        """Patch the CRCs of changed records: first those within records, which change these too."""
         for records in self._inner:
             records.seal(overlay)
         self.records.seal(overlay)
@@ -116,11 +117,11 @@ class SavedPickle:
         self._storages = storages
         self.records = records
         self.prefix = prefix
-        """What every record's name begins with, slash included."""
+        """The beginning of every record's name, slash included."""
         self._pickle = pickle
         """The name of the pickle without suffix, and of the folder."""
         self._label = label
-        """What the keys of its storages begin with, where there are several pickles."""
+        """The beginning of the keys of its storages, where there are several pickles."""
         order = self.note("byteorder", b"little")
         if order not in (b"little", b"big"):
             raise MalformedError(f"its byteorder record says {order[:20]!r}", path=storages.path)
@@ -137,7 +138,7 @@ class SavedPickle:
 
     @property
     def version(self) -> str:
-        """What the version record says; empty where there is none."""
+        """The content of the version record; empty where there is no such record."""
         return self.note("version", b"").strip().decode("ascii", "replace")
 
     def graph(self) -> Graph:
@@ -148,7 +149,7 @@ class SavedPickle:
         return read_pickle(self.records.read(name, limits.PICKLE_INFLATED))
 
     def place(self) -> Place:
-        """Where the pickle stands, for storages within it."""
+        """Return the place of the pickle, for storages within it."""
         record = self.records.by_name[f"{self.prefix}{self._pickle}.pkl"]
         plain = record.method != DEFLATED
         return Place(self.records.file.begin + self.records.data_offset(record) if plain else None)

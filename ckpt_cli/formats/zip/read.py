@@ -1,7 +1,6 @@
 """The records of a zip file: where each one's bytes are, without reading any of them.
 
-The layout is that of PKWARE's APPNOTE.TXT 6.3.10; what torch writes of it is in torch/csrc and caffe2/serialize
-(inline_container.cc over miniz). Only the end record and the central directory are read to list a file.
+Only the end record and the central directory are read to list a file. The structures are in `layout.py`.
 """
 
 from __future__ import annotations
@@ -18,19 +17,29 @@ from ckpt_cli import limits
 from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
 from ckpt_cli.files.source import ByteSource
+from ckpt_cli.formats.zip.layout import (
+    CENTRAL,
+    CENTRAL_MAGIC,
+    DEFLATED,
+    DESCRIBED,
+    ENCRYPTED,
+    END,
+    END64,
+    FULL,
+    LOCAL,
+    LOCATOR,
+    STORED,
+    end64_at,
+    find_end,
+    find_locator,
+    local_header_in,
+    name_in,
+    widened,
+)
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
 
-STORED, DEFLATED = 0, 8
-
-_END = struct.Struct("<4s4H2LH")  # signature, disks ×2, entries ×2, size, offset, comment length
-_LOCATOR = struct.Struct("<4sLQL")  # signature, disk, offset of the zip64 end, disks
-_END64 = struct.Struct("<4sQ2H2L4Q")  # signature, size, versions ×2, disks ×2, entries ×2, size, offset
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
-_ENCRYPTED, _DESCRIBED = 0x1, 0x8
-_MASK32 = 0xFFFFFFFF
 _PIECE = 1 << 20
 
 _STREAMS = 16
@@ -68,7 +77,7 @@ class Record:
         self.central = central
         """The first byte of its entry in the central directory."""
         self.least_end = least_end
-        """Where it ends at the earliest: its local header's extra field is not known before that is read."""
+        """The earliest byte that it can end at: its local header's extra field is not known before that is read."""
 
 
 class _Stream:
@@ -107,7 +116,7 @@ class _Stream:
 class ZipRecords:
     """The records of one open zip file, or of one that is a part of a file, by name; offsets count from its begin.
 
-    Raises MalformedError, TruncatedError or LimitError for a file that is no sound zip.
+    Raises MalformedError, TruncatedError or LimitError for a file that is not a sound zip.
     """
 
     def __init__(self, file: ByteSource, number: int = 0) -> None:
@@ -119,7 +128,7 @@ class ZipRecords:
         self.directory = (0, 0)
         """The first byte of the central directory, and its size in bytes."""
         self._data: dict[str, int] = {}
-        """What local headers were read for: the first byte of each record's data."""
+        """The first byte of each record's data, for the records whose local headers were read."""
         self._streams: dict[int, _Stream] = {}
         """By thread, the compressed record that it read last, as far as it was read."""
         self._read_directory()
@@ -201,7 +210,7 @@ class ZipRecords:
         old = struct.pack("<L", record.crc)
         begin = self.file.begin
         overlay.write(self.number, begin + record.central + 16, new)
-        if record.flags & _DESCRIBED:
+        if record.flags & DESCRIBED:
             for place in (end + 4, end):  # the descriptor's signature is optional
                 if place + 4 <= self.file.size and self.file.read(place, 4) == old:
                     overlay.write(self.number, begin + place, new)
@@ -235,46 +244,36 @@ class ZipRecords:
 
     def _find_directory(self) -> tuple[int, int, int, int]:
         """Number of records, size and offset of the directory, and where it must have ended."""
-        size = self.file.size
-        position, end = -1, b""
-        for reach in (_END.size + _LOCATOR.size + _END64.size, _END.size + 0xFFFF):  # without and with a comment
-            reach = min(reach, size)
-            tail = self.file.read(size - reach, reach)
-            at = tail.rfind(b"PK\5\6", 0, max(len(tail) - _END.size + 4, 0))
-            if at >= 0:
-                position, end = size - reach + at, tail[at : at + _END.size]
-                break
-        if position < 0:
+        found = find_end(self.file, self.file.size, (END.size + LOCATOR.size + END64.size, END.size + 0xFFFF))
+        if found is None:
             raise TruncatedError(
                 "it begins as a zip file but has no end record: the write or the download was cut short",
                 path=self.file.path,
             )
-        _, disk, start_disk, _, count, directory_size, offset, _ = _END.unpack(end)
-        if disk not in (0, 0xFFFF) or start_disk not in (0, 0xFFFF):
+        if found.disk not in (0, 0xFFFF) or found.start_disk not in (0, 0xFFFF):
             raise self._malformed("it is a part of a zip that spans several disks")
-        before = position - _LOCATOR.size
-        if before >= 0:
-            signature, _, at64, _ = _LOCATOR.unpack(self.file.read(before, _LOCATOR.size))
-            if signature == b"PK\6\7":
-                if at64 + _END64.size > before:
-                    raise self._malformed("its zip64 end record lies beyond its own locator")
-                fields = _END64.unpack(self.file.read(at64, _END64.size))
-                if fields[0] != b"PK\6\6":
-                    raise self._malformed("its zip64 end record is not where its locator says")
-                return fields[7], fields[8], fields[9], at64
-        if offset == _MASK32 or directory_size == _MASK32 or count == 0xFFFF:
+        located = find_locator(self.file, found.position)
+        if located is not None:
+            locator, at64 = located
+            if at64 + END64.size > locator:
+                raise self._malformed("its zip64 end record lies beyond its own locator")
+            wide = end64_at(self.file, at64)
+            if wide is None:
+                raise self._malformed("its zip64 end record is not where its locator says")
+            return *wide, at64
+        if found.offset == FULL or found.size == FULL or found.records == 0xFFFF:
             raise self._malformed("its end record points to a zip64 end record that is not there")
-        return count, directory_size, offset, position
+        return found.records, found.size, found.offset, found.position
 
     def _parse(self, directory: bytes, count: int, base: int) -> Iterator[Record]:
         position = wide = 0
-        unpack, fixed = _CENTRAL.unpack_from, _CENTRAL.size
+        unpack, fixed = CENTRAL.unpack_from, CENTRAL.size
         for _ in range(count):
             if position + fixed > len(directory):
                 raise self._malformed(f"its directory of {count} records ends within one")
             (signature, _, _, flags, method, _, _, crc, stored, nbytes, name_length, extra_length, comment_length,
              disk, _, _, header) = unpack(directory, position)  # fmt: skip
-            if signature != b"PK\1\2":
+            if signature != CENTRAL_MAGIC:
                 raise self._malformed(f"its directory has no record at byte {base + position}")
             after_name = position + fixed + name_length
             name = directory[position + fixed : after_name].decode("utf-8", "surrogateescape")
@@ -282,12 +281,14 @@ class ZipRecords:
                 wide += 4 * len(name)
                 if wide > limits.ZIP_DIRECTORY:
                     raise LimitError("its records have names of far too many characters", path=self.file.path)
-            if nbytes == _MASK32 or stored == _MASK32 or header == _MASK32:
+            if nbytes == FULL or stored == FULL or header == FULL:
                 extra = directory[after_name : after_name + extra_length]
-                nbytes, stored, header = self._wide(name, extra, nbytes, stored, header)
-            if method or disk or flags & _ENCRYPTED or stored != nbytes:
+                nbytes, stored, header, is_complete = widened(extra, nbytes, stored, header)
+                if not is_complete:
+                    raise self._malformed(f"record {name!r} lacks the zip64 sizes that it points to")
+            if method or disk or flags & ENCRYPTED or stored != nbytes:
                 self._check_unusual(name, method, disk, flags, stored, nbytes)
-            least_end = header + _LOCAL.size + name_length + stored
+            least_end = header + LOCAL.size + name_length + stored
             yield Record(name, header, method, flags, crc, stored, nbytes, base + position, least_end)
             position = after_name + extra_length + comment_length
         if position != len(directory):
@@ -296,30 +297,12 @@ class ZipRecords:
 
     def _check_unusual(self, name: str, method: int, disk: int, flags: int, stored: int, nbytes: int) -> None:
         """Refuse what torch never writes and its reader does not take."""
-        if flags & _ENCRYPTED:
+        if flags & ENCRYPTED:
             raise UnsupportedError(f"record {name!r} is encrypted", path=self.file.path)
         if method not in (STORED, DEFLATED) or disk not in (0, 0xFFFF):
             raise self._malformed(f"record {name!r} is compressed in a way (method {method}) that torch never writes")
         if method == STORED and stored != nbytes:
             raise self._malformed(f"record {name!r} is stored as {stored} bytes but said to hold {nbytes}")
-
-    def _wide(self, name: str, extra: bytes, nbytes: int, stored: int, header: int) -> tuple[int, int, int]:
-        """The three 64-bit fields of the zip64 extra (id 1), each there only when its 32-bit field is full."""
-        position = 0
-        while position + 4 <= len(extra):
-            kind, length = struct.unpack_from("<HH", extra, position)
-            if kind == 1:
-                wide = list(struct.unpack_from(f"<{min(length, len(extra) - position - 4) // 8}Q", extra, position + 4))
-                full = [value == _MASK32 for value in (nbytes, stored, header)]
-                if len(wide) < sum(full):
-                    break
-                values = [
-                    wide.pop(0) if is_full else value
-                    for value, is_full in zip((nbytes, stored, header), full, strict=True)
-                ]
-                return values[0], values[1], values[2]
-            position += 4 + length
-        raise self._malformed(f"record {name!r} lacks the zip64 sizes that it points to")
 
     def _check_ranges(self, records: list[Record], directory: int) -> None:
         """Every record must end before the next one begins, and the last before the directory."""
@@ -335,14 +318,13 @@ class ZipRecords:
 
     def _read_local(self, record: Record) -> int:
         """Check a record's local header against the directory; its extra length may differ from the central one."""
-        fields = _LOCAL.unpack(self.file.read(record.header, _LOCAL.size))
-        signature, method, name_length, extra_length = fields[0], fields[3], fields[9], fields[10]
-        if signature != b"PK\3\4" or method != record.method:
+        local = local_header_in(self.file.read(record.header, LOCAL.size))
+        if local is None or local.method != record.method:
             raise self._malformed(f"record {record.name!r} has another local header than its directory says")
-        name = self.file.read(record.header + _LOCAL.size, name_length).decode("utf-8", "surrogateescape")
+        name = name_in(self.file.read(record.header + LOCAL.size, local.name_length))
         if name != record.name:
             raise self._malformed(f"record {record.name!r} is called {name!r} in its local header")
-        begin: int = record.header + _LOCAL.size + name_length + extra_length
+        begin = record.header + local.size
         if begin + record.stored > self._next_after(record):
             raise self._malformed(f"record {record.name!r} reaches into the next one")
         return begin

@@ -31,7 +31,8 @@ from ckpt_cli.files.places import (
 from ckpt_cli.files.source import Identity
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.open import read_one
-from ckpt_cli.formats.registry import folder_kind, is_index
+from ckpt_cli.formats.registry import folder_kind
+from ckpt_cli.formats.signatures import beginning, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check import entries, shards
 from ckpt_cli.ops.check import hf_config as configs
@@ -135,11 +136,10 @@ class _Worker:
         """The checkpoints that a path consists of, as far as they open, and whether that is all of them."""
         if not is_folder(path):
             with closing(open_file(path)) as file:
-                index = is_index(file)
+                index = is_json_object(beginning(file))
             return self._set(path) if index else self._single(path)
         names = names_in(path)
-        kind = folder_kind(names)
-        if kind is None or kind.name != "shards":
+        if folder_kind(names) is not None:
             return self._single(path)
         from ckpt_cli.formats.sharded.names import file_in, index_in
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ckpt_cli.dtypes import BY_STORAGE
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import SourceFile
-from ckpt_cli.formats.torch_zip.offsets import computed_offsets
+from ckpt_cli.formats.signatures import is_zip
+from ckpt_cli.formats.zip.layout import LOCAL, computed_offsets, local_header_in
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check.finding import Check, Spot
 from ckpt_cli.pickles.graph import Global, Graph, PersistentId, RawString
 from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, unlisted, zips_within
-
-_LOCAL = struct.Struct("<8xH16x2H")  # of a local header: method, length of the name, length of the extra
 
 _SMALL = 64
 """Bytes of a record that says one word, such as the alignment."""
@@ -53,7 +51,7 @@ class ZipFile:
 
 def zip_of(file: SourceFile, checkpoint: Checkpoint) -> ZipFile | None:
     """Return a file of a checkpoint as a zip; None where it is not a zip."""
-    if file.size < 4 or file.read(0, 4) not in (b"PK\3\4", b"PK\5\6"):
+    if not is_zip(file.read(0, min(4, file.size))):
         return None
     zips = tuple(zips_within(file))
     members = zips[0].members if zips else []
@@ -203,13 +201,12 @@ def least_size(file: SourceFile) -> int | None:
     from ckpt_cli.errors import CkptError
     from ckpt_cli.pickles.read import read_pickle
 
-    head = file.read(0, min(_LOCAL.size, file.size))
-    if len(head) < _LOCAL.size or head[:4] != b"PK\3\4":
+    local = local_header_in(file.read(0, LOCAL.size)) if file.size >= LOCAL.size else None
+    if local is None or local.method or local.size > file.size:
         return None
-    method, name_length, extra_length = _LOCAL.unpack(head)
-    begin: int = _LOCAL.size + name_length + extra_length
-    if method or begin > file.size or not file.read(_LOCAL.size, name_length).endswith(b"/data.pkl"):
+    if not file.read(LOCAL.size, local.name_length).endswith(b"/data.pkl"):
         return None
+    begin = local.size
     try:
         graph = read_pickle(file.view(begin, file.size - begin))
     except CkptError:

@@ -156,7 +156,7 @@ class Editing:
         pairs.extend((_new_key(pairs[::2], key, prefix), node))
 
     def _holder(self, prefix: str) -> Place:
-        """The place of the container called so, which may be an empty mapping; that of the root where there is none."""
+        """Return the place of the container of a name, maybe an empty mapping; the root's where there is none."""
         place = self._containers.get(prefix) if prefix else None
         if place is None and prefix in self._entries and _is_empty_mapping(self._entries[prefix].node):
             place = self._entries[prefix]
@@ -205,7 +205,7 @@ def _levels_of(place: Place, old: str, new: str, changes: Changes) -> list[tuple
 
 
 def _names_of(container: Place, rename: Callable[[str], str] | None) -> tuple[str, ...]:
-    """What a renaming may call a container, as the beginning of other names or by itself."""
+    """Return the names that a renaming may give a container, as the beginning of other names or by itself."""
     if rename is None:
         return ()
     return rename(f"{container.name}.").removesuffix("."), rename(container.name)
@@ -219,7 +219,7 @@ def _key_like(old: object, key: str) -> object:
 
 
 def _is_empty_mapping(node: object) -> bool:
-    """Whether it is a mapping that has nothing in it, which is an entry itself."""
+    """True if it is a mapping that has nothing in it, which is an entry itself."""
     if isinstance(node, Call):
         return isinstance(node.func, Global) and node.func.name == "OrderedDict" and not node.pairs and not node.args
     return isinstance(node, Dict) and not node.pairs
@@ -244,7 +244,7 @@ def _pairs_of(holder: object, *, is_tensor: bool = False) -> list[object] | None
 
 
 def _value_of(mapping: Dict, key: str) -> object:
-    """What stands under a key; None where it is not there."""
+    """Return the value of a key; None where it is not there."""
     pairs = zip(mapping.pairs[::2], mapping.pairs[1::2], strict=True)
     return next((value for known, value in pairs if text_of(known) == key), None)
 

@@ -1,4 +1,4 @@
-"""Where in a graph each entry hangs, so that it can be renamed, replaced or taken out there."""
+"""The places of entries in a graph, where they can be renamed, replaced or taken out."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Place:
         self.parent = parent
         """The place of the container; None for the root."""
         self.is_keyed = is_keyed
-        """Whether a key stands before the node in the sequence."""
+        """True if a key stands before the node in the sequence."""
 
     @property
     def prefix(self) -> str:
@@ -57,7 +57,7 @@ class Place:
         return self.parent.name if self.parent else ""
 
     def replace(self, node: object) -> None:
-        """Put another node here; a tuple is made anew, and put into the place of the old one."""
+        """Put another node here; a tuple is made again, and put into the place of the old one."""
         self._refuse_packed()
         self.node = node
         if isinstance(self.sequence, Field):
@@ -71,7 +71,7 @@ class Place:
         self._holder().replace(tuple(items))
 
     def remove(self) -> None:
-        """Take the node out of its container; a tuple is made anew. Of one container the last ones go first."""
+        """Take the node out of its container; a tuple is made again. Of one container the last ones go first."""
         self._refuse_packed()
         if isinstance(self.sequence, Field) or (self.parent and isinstance(self.parent.sequence, Field)
                                                 and isinstance(self.sequence, tuple)):  # fmt: skip
@@ -100,7 +100,7 @@ class Place:
         return self.parent
 
     def _siblings(self) -> Sequence[object]:
-        """What is in the tuple by now: other items of it may have been changed before."""
+        """Return the present items of the tuple: other items of it may have been changed before."""
         current = self._holder().node
         if isinstance(current, tuple) or isinstance(self.sequence, Field):
             return current if isinstance(current, tuple) else ()
@@ -108,7 +108,7 @@ class Place:
 
     @property
     def slot(self) -> tuple[int, ...]:
-        """What tells this spot in the graph from all others; of an object with several names it is one for all."""
+        """The identity of this place in the graph; that of an object with several names is the same for all."""
         if isinstance(self.sequence, Field):
             return self.sequence.slot
         if isinstance(self.sequence, list) or self.parent is None:

@@ -1,4 +1,4 @@
-"""What changes of keys do to every name of a graph, predicted before they are made.
+"""The effect of changed keys on every name of a graph, predicted before any is changed.
 
 One object of a pickle may stand under several names: a module that is used twice, a list that two dicts hold. What is
 done to it there is done to all of them, which is more than was asked for.

@@ -22,7 +22,7 @@ _View = tuple[object, ...]
 
 
 class Retargeting:
-    """The tensors of one graph, pointed at new storages; `storages` tells what each reference stands for afterwards."""
+    """The tensors of one graph, pointed at new storages; `storages` has what each reference stands for afterwards."""
 
     def __init__(self, editing: Editing, rebuilder: Rebuilder, old: Iterable[Tensor]) -> None:
         self._editing = editing
@@ -56,7 +56,7 @@ class Retargeting:
         return Call("reduce", *self._by_version(function, (), view, tensor.dtype))
 
     def _rebuilt(self, node: object, views: dict[_View, Tensor]) -> object:
-        """A node with the strided calls in it made anew; those that do not change are kept as they are."""
+        """Return a node with the strided calls in it made again; those that do not change are kept as they are."""
         if isinstance(node, PersistentId):  # a storage by itself
             tensor = self._rebuilder.tensor("", node)
             after = views.get(_view_of(tensor)) if tensor is not None else None
@@ -172,7 +172,7 @@ def _strided(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _view_of(tensor: Tensor) -> _View:
-    """What tells the strided tensors of one tensor apart."""
+    """Return the facts by which the strided tensors of one tensor differ."""
     key = tensor.storage.key if tensor.storage else None
     return (key, tensor.dtype.name, tensor.storage_offset, tensor.shape, tensor.stride)
 

@@ -11,7 +11,7 @@ from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, RawString
 
 COUNT_END = 1 << 63
-"""What sizes, strides and offsets must stay below: torch has them in 64 bits with a sign."""
+"""The bound of sizes, strides and offsets: torch has them in 64 bits with a sign."""
 
 
 def text_of(node: object) -> str | None:
@@ -69,7 +69,7 @@ def counts(name: str, node: object) -> tuple[int, ...]:
 
 
 def is_count(node: object) -> bool:
-    """Whether a node is a number of things."""
+    """True if a node is a number of things."""
     return type(node) is int and 0 <= node < COUNT_END
 
 

@@ -21,7 +21,7 @@ _MESH_DIMENSIONS = 16
 
 
 def sharding_of(r: Rebuilder, spec: object, whole: tuple[int, ...], parts: Sequence[Tensor]) -> Sharding:
-    """What a DTensor's spec says; the local part's place in the whole where it can be told."""
+    """Return what a DTensor's spec says; the local part's place in the whole where that follows from it."""
     said = _state(r, spec)
     mesh = _state(r, said.get("mesh"))
     given = said.get("placements")
@@ -117,7 +117,7 @@ def _local_offset(
     whole: tuple[int, ...],
     parts: Sequence[Tensor],
 ) -> tuple[int, ...] | None:
-    """Where the local part begins in the whole; None where that is not known, or where it is only a summand.
+    """Return the index at which the local part begins in the whole; None where it is not known, or for a summand.
 
     Dimensions are cut as torch.chunk cuts them, one dimension of the mesh after another
     (torch/distributed/tensor/_utils.py `compute_local_shape_and_global_offset`).

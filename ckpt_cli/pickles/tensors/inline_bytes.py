@@ -23,7 +23,7 @@ _WIDEST = {"utf-8": 2, "raw-unicode-escape": 6, None: 1}
 
 
 class Place:
-    """Where the data of a pickle stand, for the storages within it."""
+    """The place of a pickle's data in a file, for the storages within it."""
 
     def __init__(self, begin: int | None, file: int = 0) -> None:
         self.begin = begin
@@ -59,7 +59,7 @@ class Buffer:
     """How a text is encoded; None where the data are the bytes themselves."""
 
     def may_hold(self, nbytes: int) -> bool:
-        """Whether there can be so many bytes in it: a character of a text takes up to `_WIDEST`."""
+        """True if there can be `nbytes` bytes in it: a character of a text takes up to `_WIDEST`."""
         size = len(self.data)
         return size // _WIDEST[self.codec] <= nbytes <= size if self.codec else size == nbytes
 
@@ -76,7 +76,7 @@ class InlineBytes:
     """The bytes of a storage within a pickle."""
 
     key: str
-    """What the storage is called."""
+    """The key of the storage."""
     begin: int
     """The first byte within the buffer."""
     buffer: Buffer
@@ -92,7 +92,7 @@ class InlineBytes:
         return memoryview(data)[first : first + nbytes]
 
     def extents(self, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where some of its bytes stand plainly; raises UnsupportedError where they do not."""
+        """Return where some of its bytes stand plainly; raises UnsupportedError where they do not."""
         if not nbytes:
             return []
         if self.buffer.offset is None:
@@ -107,7 +107,7 @@ class InlineBytes:
 
 
 def buffer_of(node: object, data: bytes | memoryview) -> Buffer | None:
-    """The bytes that a node stands for, of a pickle with these data; None for a node that is no bytes."""
+    """Return the bytes that a node of a pickle with these data stands for; None for a node of another kind."""
     if isinstance(node, ByteArray):
         node = node.data
     if isinstance(node, Located):

@@ -28,7 +28,7 @@ ARRAYS = frozenset(["_reconstruct", "_frombuffer"])
 
 @dataclass(frozen=True, slots=True)
 class NumpyDType:
-    """A dtype of numpy, as far as its pickle tells it."""
+    """A dtype of numpy, as far as its pickle says."""
 
     code: str
     """Such as `f4`, `U5` or `O8`; a dtype of another package by its name."""
@@ -41,7 +41,7 @@ class NumpyDType:
 
     @property
     def big_endian(self) -> bool:
-        """Whether elements of several bytes begin with the highest."""
+        """True if elements of several bytes begin with the highest."""
         return self.order == ">" and self.dtype is not None and self.dtype.bits > 8
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class NumpyDType:
 
 
 def numpy_dtype(node: object) -> NumpyDType | None:
-    """The dtype that a call would make; None for a node that is none."""
+    """Return the dtype that a call would make; None for any other node."""
     if not isinstance(node, Call) or not _is(node.func, ("numpy",), "dtype"):
         return None
     args, state = node.args, node.states[-1] if node.states else ()
@@ -83,13 +83,13 @@ def scalar_parts(node: Call) -> tuple[object, object] | None:
 
 
 def packing_of(found: NumpyDType) -> str | None:
-    """How `struct` packs one element of a real dtype, byte order included; None for any other dtype."""
+    """Return how `struct` packs one element of a real dtype, byte order included; None for any other dtype."""
     layout = _FORMATS.get(found.dtype.name) if found.dtype else None
     return f"{'>' if found.order == '>' else '<'}{layout}" if layout and len(layout) == 1 else None
 
 
 def numpy_scalar(node: Call, data: bytes | memoryview) -> object:
-    """The Python number or text of one of numpy's scalars; None for any other call."""
+    """Return the Python number or text of one of numpy's scalars; None for any other call."""
     parts = scalar_parts(node)
     if parts is None:
         return None
@@ -135,12 +135,12 @@ def object_array(node: object) -> tuple[tuple[int, ...], list[object]] | None:
 
 
 def item_names(shape: tuple[int, ...]) -> Iterator[str]:
-    """What the items of an array are called, in row-major order: `2.0`; nothing, where there are no dimensions."""
+    """The names of the items of an array, in row-major order: `2.0`; nothing, where there are no dimensions."""
     return (".".join(map(str, index)) for index in product(*map(range, shape)))
 
 
 def array_text(node: Call) -> str | None:
-    """What an array that is no tensor is, in words: `numpy.ndarray(shape=(3,), dtype=object)`."""
+    """Return the text of an array that is not a tensor: `numpy.ndarray(shape=(3,), dtype=object)`."""
     state, args = node.states[-1] if node.states else None, node.args
     if _is(node.func, MULTIARRAY, "_reconstruct") and type(state) is tuple and len(state) in (4, 5):
         shape, dtype = state[-4:-2]

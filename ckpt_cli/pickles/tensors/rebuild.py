@@ -30,7 +30,7 @@ Calls = Mapping[tuple[str, str], Rebuild]
 """The function for each call that makes a tensor, by the module and name of what is called."""
 
 _PART_STEPS = 100
-"""What making a part costs, in steps of the budget."""
+"""The cost of making a part, in steps of the budget."""
 
 
 class Rebuilder:
@@ -44,7 +44,7 @@ class Rebuilder:
         `finder` is the format's own way to storages; `place` is where the pickle stands, for those within it.
         """
         self.data = graph.data
-        """What the pickle was read from."""
+        """The bytes that the pickle was read from."""
         self.storages = Storages(graph, finder, budget, place)
         self._views = self.storages.views
         self.may_find = bool(graph.persistent) or any((node.module, node.name) in calls for node in graph.globals)
@@ -141,7 +141,10 @@ class Rebuilder:
                 yield part
 
     def part(self, name: str, node: object) -> Tensor | None:
-        """The tensor that a call within another tensor's call would make, or None."""
+        """Return the tensor that a call within another tensor's call would make, or None.
+
+        Raises LimitError where tensors are made of tensors too deep.
+        """
         self._budget.steps(_PART_STEPS)
         if self._depth == limits.PARTS_WITHIN:
             raise LimitError(f"a tensor is made of tensors, and so on, more than {limits.PARTS_WITHIN} times")
@@ -159,7 +162,7 @@ class Rebuilder:
         return tensor
 
     def pay(self, steps: int) -> None:
-        """Pay for looking at so many items."""
+        """Pay for looking at `steps` items."""
         self._budget.steps(steps)
 
     def attributes(self, state: object) -> Iterator[tuple[str, object]]:

@@ -18,7 +18,7 @@ from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dt
 from ckpt_cli.pickles.tensors.inline_bytes import Buffer, InlineBytes, Place, buffer_of
 
 _SAVE_STEPS = 100
-"""What reading a save within the pickle costs, in steps of the budget."""
+"""The cost of reading a save within the pickle, in steps of the budget."""
 
 
 class StorageFinder(Protocol):

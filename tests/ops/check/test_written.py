@@ -92,7 +92,7 @@ def test_the_layout_of_torch_is_known_at_every_size_and_alignment(tmp_path: Path
 def test_the_layout_is_what_torch_computes_beyond_4_gib(tmp_path: Path) -> None:
     from torch._C import PyTorchFileReader
 
-    from ckpt_cli.formats.torch_zip.offsets import computed_offsets
+    from ckpt_cli.formats.zip.layout import computed_offsets
 
     reader = PyTorchFileReader(str(saved(tmp_path)))
     full = 0xFFFFFFFF
