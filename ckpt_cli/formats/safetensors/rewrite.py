@@ -62,14 +62,15 @@ def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], listed: Seq
     for item, begin in sorted(zip(items, begins, strict=False), key=lambda pair: pair[0].place):
         sizes, end = ",".join(map(str, item.shape)), begin + item.content.nbytes
         more = f",{encode(item.more)[1:-1]}" if item.more else ""
-        fields[item.name] = f'{{"dtype":"{item.dtype}","shape":[{sizes}],"data_offsets":[{begin},{end}]{more}}}'
-    members = [f'"__metadata__":{encode(dict(metadata))}'] if metadata else []
-    members += [f"{encode(name)}:{text}" for name, text in fields.items()]
-    raw = f"{{{','.join(members)}}}".encode()
-    raw += b" " * (_ROOM + -(8 + len(raw) + _ROOM) % _ALIGNMENT)
-    if len(raw) > limits.SAFETENSORS_HEADER:
-        raise RefusedError(f"the header would have {len(raw)} bytes; {limits.SAFETENSORS_HEADER} is the most")
-    return len(raw).to_bytes(8, "little") + raw
+        text = f'{{"dtype":"{item.dtype}","shape":[{sizes}],"data_offsets":[{begin},{end}]{more}}}'
+        fields[item.name] = f"{encode(item.name)}:{text}"
+    strings = [f'"__metadata__":{encode(dict(metadata))}'] if metadata else []
+    body = ",".join((*strings, *fields.values())).encode()
+    nbytes = len(body) + 2 + _ROOM
+    nbytes += -(8 + nbytes) % _ALIGNMENT
+    if nbytes > limits.SAFETENSORS_HEADER:
+        raise RefusedError(f"the header would have {nbytes} bytes; {limits.SAFETENSORS_HEADER} is the most")
+    return b"".join((nbytes.to_bytes(8, "little"), b"{", body, b"}".ljust(nbytes - len(body) - 1)))
 
 
 def as_header_spells(tensor: Tensor) -> tuple[str | None, tuple[int, ...]]:
