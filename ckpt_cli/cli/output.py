@@ -64,6 +64,11 @@ def warn_of_danger(checkpoint: Checkpoint) -> None:
     """Print a warning if a checkpoint, which was opened safely, would not be safe to load elsewhere."""
     if checkpoint.document is None and not checkpoint.objects:
         return
+    from ckpt_cli.pickles.graph import Graph
+    from ckpt_cli.pickles.tensors.calls import has_tensors_alone
+
+    if isinstance(checkpoint.document, Graph) and has_tensors_alone(checkpoint.document):
+        return  # as of nearly every file: the scanner need not be imported
     from ckpt_cli.scanner.judge import dangerous_of
 
     name = dangerous_of(checkpoint)

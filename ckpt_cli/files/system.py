@@ -29,7 +29,8 @@ def _module(name: str) -> Any:
         return None
 
 
-_fcntl, _msvcrt = _module("fcntl"), _module("msvcrt")
+_fcntl = _module("fcntl")
+_msvcrt: Any = None if _fcntl is not None else _module("msvcrt")
 
 
 def _flag(name: str) -> int:

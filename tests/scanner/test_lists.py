@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from builders.pickles import call, named
 from builders.pt import write
 from scanning import codes, scanned, stacked
 from torch._weights_only_unpickler import _get_allowed_globals
 
+from ckpt_cli.dtypes import BY_STORAGE
 from ckpt_cli.ops.scan import scan
+from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.scanner.allowlist import ALLOWED
 from ckpt_cli.scanner.judge import judge
 
@@ -105,3 +110,22 @@ def test_every_documented_name_is_one_in_torchs_zip_too(tmp_path: Path) -> None:
     found = scan(str(write(tmp_path / "m.pt", {"weights": calls})))
     harmful = [finding for finding in found.findings if finding.code == "dangerous-global"]
     assert len(harmful) == len({pair for pair in NAMES if "." not in pair.split()[1]})
+
+
+@pytest.mark.parametrize("names", [{**CALLS}, {("torch", f"{kind}Storage"): None for kind in BY_STORAGE}])
+def test_no_name_that_makes_tensors_is_dangerous(names: dict[tuple[str, str], object]) -> None:
+    """So that a pickle which names nothing else needs no judgement when it is opened."""
+    assert [name for name in names if judge(*name).verdict == "dangerous"] == []
+
+
+def test_a_state_dict_is_listed_without_the_scanner_and_a_dangerous_pickle_with_a_warning(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "good.pt")
+    write(tmp_path / "bad.pt", {"a": call("os.system", "true")}, {})
+    says = "print('ckpt_cli.scanner.judge' in sys.modules)"
+    code = f"import sys; from ckpt_cli.cli.main import run; run(sys.argv[1:]); {says}"
+    for name, judged in (("good.pt", "False"), ("bad.pt", "True")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "ls", tmp_path / name], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == judged
+        assert ("would run os.system" in done.stderr) == (judged == "True")
