@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -99,8 +100,9 @@ def _root(
     """Read the options before the command's name."""
 
 
+@cache
 def build() -> Any:
-    """Return the group of all commands."""
+    """Return the group of all commands, made once for all command lines of a process."""
     root = _typer(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
     root.callback(help=_HELP)(_root)
     return typer.main.get_command(root)
