@@ -69,10 +69,13 @@ class Rewriting:
         self._edited = EditedPickle(graph, _Finder(checkpoint, self._save), place, entries, changes)
         self._rekeyed = False
         """True if the list of storages becomes another one."""
-        self._storages = self._named()
+        self._storages = self._assign_keys()
 
-    def _named(self) -> dict[str, Storage]:
-        """The storages that the new pickle refers to by their keys; new ones get keys that no other has."""
+    def _assign_keys(self) -> dict[str, Storage]:
+        """Give each new storage a key of its own, in the pickle too, and set `_rekeyed` if the list of keys changes.
+
+        Returns the storages that the new pickle refers to, by their keys.
+        """
         found: dict[str, Storage] = {}
         keys: dict[Storage, str] = {}
         references = self._edited.references()
