@@ -28,7 +28,7 @@ _COUNT_END = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ItemPlace:
     """Where one item of a checkpoint is."""
 
     file: str
@@ -54,7 +54,7 @@ class Saved:
     requires_grad: bool = False
     boxes: tuple[Box, ...] = ()
     """The chunks, by their first element."""
-    places: tuple[Place | None, ...] = ()
+    places: tuple[ItemPlace | None, ...] = ()
     """Where each chunk is, or the value; None where nothing says so."""
 
 
@@ -73,7 +73,7 @@ class DcpMetadata:
     """By name, what the planner noted of each entry's place in the state that was saved; nothing is checked."""
 
 
-_Found = dict[str, list[tuple[tuple[int, ...], Place]]]
+_Found = dict[str, list[tuple[tuple[int, ...], ItemPlace]]]
 """By name, where each chunk is, by its offsets."""
 
 
@@ -143,7 +143,7 @@ def _storage_data(node: object, budget: WalkBudget) -> _Found:
     return found
 
 
-def _place(name: str, node: object) -> Place:
+def _place(name: str, node: object) -> ItemPlace:
     fields = _fields(node)
     file = text_of(fields.get("relative_path"))
     offset: Any = fields.get("offset")
@@ -155,14 +155,14 @@ def _place(name: str, node: object) -> Place:
     transforms = fields.get("transform_descriptors") or ()
     if not isinstance(transforms, list | tuple) or len(transforms) > _FIELDS:
         raise MalformedError(f"entry {describe(name)} was transformed by {describe(transforms)}")
-    return Place(file, offset, nbytes, tuple(text_of(each) or describe(each) for each in transforms))
+    return ItemPlace(file, offset, nbytes, tuple(text_of(each) or describe(each) for each in transforms))
 
 
 def _is_count(node: Any) -> bool:
     return type(node) is int and 0 <= node < _COUNT_END
 
 
-def _entry(name: str, node: object, found: list[tuple[tuple[int, ...], Place]], budget: WalkBudget) -> Saved:
+def _entry(name: str, node: object, found: list[tuple[tuple[int, ...], ItemPlace]], budget: WalkBudget) -> Saved:
     kind = node.func.name if isinstance(node, Call) and isinstance(node.func, Global) else ""
     if kind == "BytesStorageMetadata":
         return Saved(name, None, places=tuple(place for _, place in found[:1]) or (None,))
@@ -222,7 +222,7 @@ def _boxes(name: str, node: object, shape: tuple[int, ...], budget: WalkBudget) 
     return boxes
 
 
-def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], Place]]) -> Iterator[Place | None]:
+def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], ItemPlace]]) -> Iterator[ItemPlace | None]:
     """Where each chunk is: both are ordered by offsets, of which no two are the same unless one has no elements."""
     ordered = sorted(found, key=lambda each: each[0])
     for (one, _), (other, _) in itertools.pairwise(ordered):
