@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, UnsupportedError, about
 from ckpt_cli.files.source import Extent, SourceFile
-from ckpt_cli.formats.dcp.boxes import Chunks, Part, boxes_of_range, check_scattered, copy_part, part_of
+from ckpt_cli.formats.dcp.boxes import ChunkPart, Chunks, boxes_of_range, check_scattered, copy_part, part_of
 from ckpt_cli.model.checkpoint import Container, Storage
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ class ChunkedTensor:
             found = self.opened[number] = self.open(number)
         return found
 
-    def parts(self, begin: int, end: int) -> list[Part]:
+    def parts(self, begin: int, end: int) -> list[ChunkPart]:
         """What each chunk has of the elements `begin` to `end`."""
         chunks = self.chunks
-        found: list[Part] = []
+        found: list[ChunkPart] = []
         try:
             numbers = chunks.meeting(begin, end)
         except CkptError as error:
@@ -130,7 +130,7 @@ class GatheredBytes:
         skipped = offset - begin * size
         return found[skipped : skipped + nbytes]
 
-    def _bytes_of(self, chunked: ChunkedTensor, part: Part) -> memoryview:
+    def _bytes_of(self, chunked: ChunkedTensor, part: ChunkPart) -> memoryview:
         """The bytes of a part's span, read where they are not too many: a mapped file must not become shorter."""
         stored = chunked.stored(part.chunk)
         low, high = part.span

@@ -19,7 +19,7 @@ from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.legacy_save import NUMEL, Save, pickle_at, read_save
 from ckpt_cli.pickles.references import rekey
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.write import write_pickle
 
 
@@ -65,7 +65,7 @@ class Rewriting:
                 hint=f"ckpt convert {checkpoint.path} OUT.pt writes one of today's format",
             )
         graph = self._save.graph
-        place = Place(self._save.begin)
+        place = PicklePlace(self._save.begin)
         self._edited = EditedPickle(graph, _Finder(checkpoint, self._save), place, entries, changes)
         self._rekeyed = False
         """True if the list of storages becomes another one."""

@@ -22,7 +22,7 @@ _WIDEST = {"utf-8": 2, "raw-unicode-escape": 6, None: 1}
 """Bytes that one character below 256 takes at most."""
 
 
-class Place:
+class PicklePlace:
     """The place of a pickle's data in a file, for the storages within it."""
 
     def __init__(self, begin: int | None, file: int = 0) -> None:
@@ -80,7 +80,7 @@ class InlineBytes:
     begin: int
     """The first byte within the buffer."""
     buffer: Buffer
-    place: Place
+    place: PicklePlace
     composed: ClassVar[bool] = False
 
     def view(self, offset: int, nbytes: int) -> memoryview:

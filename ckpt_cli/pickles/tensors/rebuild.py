@@ -18,7 +18,7 @@ from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
 from ckpt_cli.pickles.references import is_storage
 from ckpt_cli.pickles.tensors.arguments import COUNT_END, flags_of, geometry, text_of, wrong
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.numpy import ARRAYS, is_array
 from ckpt_cli.pickles.tensors.storages import StorageFinder, Storages
 from ckpt_cli.pickles.walk import tensors_within
@@ -37,7 +37,7 @@ class Rebuilder:
     """Turns calls of one pickle into tensors."""
 
     def __init__(
-        self, calls: Calls, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: Place | None = None
+        self, calls: Calls, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: PicklePlace | None = None
     ) -> None:
         """Make tensors of the graph with a table of calls.
 

@@ -15,7 +15,7 @@ from ckpt_cli.pickles.graph import Call, Global, Graph
 from ckpt_cli.pickles.legacy_save import HEAD, read_save
 from ckpt_cli.pickles.references import reference_of
 from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dtype
-from ckpt_cli.pickles.tensors.inline_bytes import Buffer, InlineBytes, Place, buffer_of
+from ckpt_cli.pickles.tensors.inline_bytes import Buffer, InlineBytes, PicklePlace, buffer_of
 
 _SAVE_STEPS = 100
 """The cost of reading a save within the pickle, in steps of the budget."""
@@ -34,7 +34,9 @@ class StorageFinder(Protocol):
 class Storages:
     """Finds the storage that each reference of a pickle is to; each storage is one object."""
 
-    def __init__(self, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: Place | None = None) -> None:
+    def __init__(
+        self, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: PicklePlace | None = None
+    ) -> None:
         self._data = graph.data
         self._finder = finder
         self._budget = budget
