@@ -201,7 +201,7 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> C
             some, options.dtype, (), lossy=True, raw=True, losses=losses, executor=options.executor
         ).changes
         changes = replace(changes, tensors=cast.tensors, contents=cast.contents)
-    if checkpoint.format == "zip":
+    if format_of(checkpoint).has_records:
         job: Any = rewriting(checkpoint, changes)
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}

@@ -68,12 +68,12 @@ def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: Co
 
     Raises RefusedError for tensors that would be lost, MalformedError or LimitError for paths that cannot be.
     """
-    if options.tensors_only or target.name not in ("pt", "dcp"):
+    if options.tensors_only or not target.keeps_nesting:
         return None
     prefix = options.select.removesuffix(".")
-    if checkpoint.format == "dcp":
+    if format_of(checkpoint).is_distributed:
         leaves = leaves_of_dcp(checkpoint, prefix)
-    elif target.name == "dcp" and isinstance(checkpoint.document, Graph) and _is_one_save(checkpoint):
+    elif target.is_folder and isinstance(checkpoint.document, Graph) and _is_one_save(checkpoint):
         found = leaves_of_pickle(checkpoint, checkpoint.document, prefix)
         if found is None:
             return None

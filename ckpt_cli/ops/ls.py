@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided, by_storage, needed_nbytes, stored_nbytes, tied_names, unique_numel
 from ckpt_cli.ops.select import refuse_index, select_one
@@ -118,7 +119,7 @@ def list_waste(checkpoint: Checkpoint, names: Sequence[str] = ()) -> list[Waste]
 
 def unreferenced(checkpoint: Checkpoint) -> Mapping[str, int]:
     """The storages in a torch zip file that its pickle does not refer to, by their keys, with their bytes."""
-    if checkpoint.format != "zip":
+    if not format_of(checkpoint).has_records:
         return {}
     from ckpt_cli.formats.zip.container import unreferenced_records
 

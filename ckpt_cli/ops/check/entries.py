@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ckpt_cli.errors import CkptError, FormatError, UnsupportedError
 from ckpt_cli.files.places import canonical, folder_of, join, name_of, names_in
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.check.finding import Check, Occurrence
@@ -32,7 +33,7 @@ def _repeated(checkpoint: Checkpoint) -> Iterator[Occurrence]:
 
 def _unreadable(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     """Tensors whose bytes are not where the metadata say: looked up one by one, as some formats do so only then."""
-    if checkpoint.format == "zip":  # whose local headers have a check of their own
+    if format_of(checkpoint).has_records:  # whose local headers have a check of their own
         return
     for tensor in all_strided(checkpoint.tensors):
         if tensor.storage is None or not tensor.numel:
@@ -63,7 +64,7 @@ def _no_tensors(checkpoint: Checkpoint) -> Iterator[Occurrence]:
 def _unlisted(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     """Storages that the pickle refers to, and no entry: a part of it is not understood."""
     graph = checkpoint.document
-    if checkpoint.format not in ("zip", "legacy") or not isinstance(graph, Graph) or "[1]" in checkpoint.top_level:
+    if not format_of(checkpoint).is_torch_save or not isinstance(graph, Graph) or "[1]" in checkpoint.top_level:
         return
     known = {view.storage.key for view in all_strided(checkpoint.tensors) if view.storage is not None}
     references = filter(is_storage, graph.persistent)

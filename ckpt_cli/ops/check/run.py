@@ -31,7 +31,7 @@ from ckpt_cli.files.places import (
 from ckpt_cli.files.source import Identity
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.open import read_one
-from ckpt_cli.formats.registry import folder_kind
+from ckpt_cli.formats.registry import folder_kind, format_of
 from ckpt_cli.formats.signatures import beginning, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check import entries, shards
@@ -227,7 +227,7 @@ class _Worker:
     def _inspect(self, checkpoint: Checkpoint) -> None:
         self.report.files += len(checkpoint.container.files)
         self._run(entries.CHECKS, checkpoint, checkpoint.path)
-        if checkpoint.format == "safetensors":
+        if format_of(checkpoint).has_header:
             self._run(headers.CHECKS, checkpoint, checkpoint.path)
         archives = []
         for file in checkpoint.container.files:
@@ -235,7 +235,7 @@ class _Worker:
             if archive is not None:
                 self._run(zips.CHECKS, archive, file.path)
                 archives.append(archive)
-            if checkpoint.format != "safetensors":
+            if not format_of(checkpoint).has_header:
                 self._run(entries.PICKLES, file.path, file.path)
         if self._reading is not None:
             self._reading.add(checkpoint, archives)

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.places import exists, folder_of, join, name_of
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.safetensors.read import repeated_names
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.check.finding import Check, Occurrence
 
 _FORMATS = ("pt", "tf", "flax", "mlx")
 """The values of `format` in the metadata that transformers accepts."""
-
-
-_MAPPED = ("zip", "safetensors")
-"""Formats that torch or safetensors maps into memory."""
 
 
 def _where(checkpoint: Checkpoint) -> str:
@@ -59,7 +56,7 @@ def _dangling(checkpoint: Checkpoint) -> Iterator[Occurrence]:
 def _misaligned(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     """Tensors whose bytes do not begin at a multiple of their element size."""
     odd: list[Tensor] = []
-    if checkpoint.format not in _MAPPED:
+    if not format_of(checkpoint).is_mapped:
         return
     for tensor in checkpoint.tensors:
         if tensor.storage is None or not tensor.nbytes or tensor.alias_of is not None or tensor.dtype.bits < 16:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ckpt_cli.dtypes import BY_STORAGE
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import SourceFile
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.signatures import is_zip
 from ckpt_cli.formats.zip.layout import LOCAL, computed_offsets, local_header_in
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -39,7 +40,7 @@ class ZipFile:
         document = self.checkpoint.document
         if not self.zips or self.zips[0].faults:
             return None
-        return document if self.checkpoint.format == "zip" and isinstance(document, Graph) else None
+        return document if format_of(self.checkpoint).has_records and isinstance(document, Graph) else None
 
     def note(self, name: str) -> bytes | None:
         """The content of a small record; None where it is missing or no small plain one."""
