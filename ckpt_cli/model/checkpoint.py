@@ -53,7 +53,7 @@ class PlainBytes:
         return self.file.view(self.begin + begin, nbytes)
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
-        """Where they stand."""
+        """Return the extents of a range of its bytes."""
         return [Extent(self.number, self.file.begin + self.begin + begin, nbytes)]
 
 

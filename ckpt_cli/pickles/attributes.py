@@ -331,7 +331,7 @@ _PLAIN_KEYS = frozenset([str, int, float, bool, type(None), bytes, Global])
 _COLLECTIONS = frozenset(
     [f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "list", "tuple")]
 )
-"""What protocols 0 to 3 make of a list of items."""
+"""The form that protocols 0 to 3 give a list of items."""
 
 _PARTIALS = ("functools.partial", "_functools.partial")
 _PARTIAL = ("func", "args", "keywords", "__dict__")

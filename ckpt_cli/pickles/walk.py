@@ -31,15 +31,15 @@ class Frame:
         self.node = node
         self.children: Iterator[tuple[str, Any, str]] = iter(())
         self.seen = seen
-        """What has been opened of what the same holder keeps to itself; None for what is open to all."""
+        """The nodes opened of what the same holder keeps to itself; None for what is open to all."""
         self.holder = holder
         """The name of that holder."""
         self.is_extra = False
         """True where the children are those that the node does not open up to by itself."""
         self.place: Any = None
-        """Where the node stands, in a walk over places."""
+        """The place of the node, in a walk over places."""
         self.at: Any = None
-        """Where the child that was met last stands, in such a walk."""
+        """The place of the child that was met last, in such a walk."""
 
 
 class Walk(Generic[T]):

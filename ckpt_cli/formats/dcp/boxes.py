@@ -23,7 +23,7 @@ _LONG_ROW = 64
 """Bytes from which on a row is copied as one rather than column by column."""
 
 Axis = tuple[int, int, int]
-"""How many steps, and how far each goes in the target and in the source."""
+"""The number of steps, and the length of each in the target and in the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,11 @@ class ChunkPart:
 
     @property
     def runs(self) -> int:
-        """How many such runs it has."""
+        """The number of such runs in it."""
         return prod(size for size, _, _ in self.axes) // self.run
 
     def starts(self) -> Iterable[tuple[int, int]]:
-        """Where each run begins, in the target and in the source."""
+        """Yield the beginning of each run, in the target and in the source."""
         places: list[tuple[int, int]] = [(self.target, self.source)]
         for size, to, of in self.axes[:-1] if self.run > 1 else self.axes:
             places = [(target + n * to, source + n * of) for target, source in places for n in range(size)]
@@ -117,7 +117,7 @@ class ChunkPart:
 
 
 def part_of(number: int, chunk: Box, box: Box, shape: Sequence[int], stride: Sequence[int]) -> ChunkPart | None:
-    """What a chunk, stored with `stride`, has of a box of a row-major tensor of `shape`."""
+    """Return the elements that a chunk, stored with `stride`, has of a box of a row-major tensor of `shape`."""
     meeting = box.meet(chunk)
     if meeting is None:
         return None

@@ -26,7 +26,7 @@ class Stored:
     """One chunk, opened."""
 
     container: Container
-    """What it is read by; its extents count the files of the whole checkpoint."""
+    """The container that reads it; its extents count the files of the whole checkpoint."""
     storage: Storage
     offset: int
     """The element within the storage that is its first."""
@@ -52,7 +52,7 @@ class ChunkedTensor:
         return found
 
     def parts(self, begin: int, end: int) -> list[ChunkPart]:
-        """What each chunk has of the elements `begin` to `end`."""
+        """Return the part of each chunk in the elements `begin` to `end`."""
         chunks = self.chunks
         found: list[ChunkPart] = []
         try:
@@ -79,7 +79,7 @@ class Composed:
     ) -> None:
         self.files = files
         self.paths = paths
-        """Where each entry is in the state that was saved, as its writer noted it; nothing is checked."""
+        """The path of each entry in the state that was saved, as its writer noted it; nothing is checked."""
         self._seal = seal
 
     def storage(self, key: str, nbytes: int, chunked: ChunkedTensor, *, composed: bool) -> Storage:
@@ -87,7 +87,7 @@ class Composed:
         return Storage(key, nbytes, "cpu", GatheredBytes(self.files, chunked, composed=composed))
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where a range of a tensor stands, piece by piece."""
+        """Return the extents of a range of a tensor, piece by piece."""
         return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
@@ -107,7 +107,7 @@ class GatheredBytes:
 
     def __init__(self, files: Sequence[SourceFile], chunked: ChunkedTensor, *, composed: bool) -> None:
         self.files = files
-        """What the extents of its chunks count."""
+        """The files that the extents of its chunks count."""
         self.chunked = chunked
         self.composed = composed
 
@@ -144,7 +144,7 @@ class GatheredBytes:
         return stored.storage.view(begin, nbytes)
 
     def extents(self, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where a range of a tensor stands, piece by piece in row-major order.
+        """Return the extents of a range of a tensor, piece by piece in row-major order.
 
         Raises UnsupportedError where it is compressed, or scattered over far too many pieces.
         """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _ZIP = b"PK"
 
 _RECORD_COST = 100
-"""What reading the directory of an item costs a record, in bytes of pickle that take as long."""
+"""The cost of reading the directory of an item, for each record, in bytes of pickle that take as long."""
 
 
 class Items:
@@ -38,14 +38,14 @@ class Items:
         self._folder = folder
         self._files = files
         self._most = limits.READ_TIMES * sum(file.size for _, file in files.values()) + limits.ITEMS_READ
-        """What opening items may cost one request, as any number may be said to be at one place."""
+        """The cost that one request may spend on opening items, as any number may be said to be at one place."""
         self._zips: list[ZipStorages] = []
         """The items of tensors that were opened."""
         self._safetensors: dict[tuple[str, int], tuple[Safetensors, dict[str, Tensor]]] = {}
         """By file and offset, as one has all tensors of its file."""
 
     def has(self, place: ItemPlace) -> bool:
-        """Whether the file of an item is there."""
+        """True if the file of an item is there."""
         return place.file in self._files
 
     def value(self, place: ItemPlace) -> object:

@@ -1,4 +1,4 @@
-"""What the `.metadata` of a distributed checkpoint says, from its pickle, which is not run.
+"""The content of the `.metadata` of a distributed checkpoint, from its pickle, which is not run.
 
 The classes are those of torch/distributed/checkpoint/metadata.py, and `_StorageInfo` of filesystem.py there; only the
 fields of their states are looked at.
@@ -29,7 +29,7 @@ _COUNT_END = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class ItemPlace:
-    """Where one item of a checkpoint is."""
+    """The place of one item of a checkpoint."""
 
     file: str
     """A name in the checkpoint's folder, never a path."""
@@ -38,7 +38,7 @@ class ItemPlace:
     nbytes: int
     """Its bytes: of a torch.save file, or in a safetensors file at that offset, of its elements alone."""
     transforms: tuple[str, ...] = ()
-    """What it was sent through on the way to the file, such as `stream.zstd/1`."""
+    """The transforms that it was sent through on the way to the file, such as `stream.zstd/1`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Saved:
     boxes: tuple[Box, ...] = ()
     """The chunks, by their first element."""
     places: tuple[ItemPlace | None, ...] = ()
-    """Where each chunk is, or the value; None where nothing says so."""
+    """The place of each chunk, or of the value; None where nothing says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def _named(node: Dict) -> Iterator[tuple[str, object]]:
 
 
 def _storage_data(node: object, budget: WalkBudget) -> _Found:
-    """Where items are, by name; the keys are objects (MetadataIndex), compared by what they say."""
+    """The places of items, by name; the keys are objects (MetadataIndex), compared by what they say."""
     found: _Found = {}
     if not isinstance(node, Dict):
         raise MalformedError("it does not say where its items are (storage_data)")
@@ -223,7 +223,10 @@ def _boxes(name: str, node: object, shape: tuple[int, ...], budget: WalkBudget) 
 
 
 def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], ItemPlace]]) -> Iterator[ItemPlace | None]:
-    """Where each chunk is: both are ordered by offsets, of which no two are the same unless one has no elements."""
+    """Yield the place of each chunk.
+
+    Both are ordered by offsets, of which no two are the same unless one has no elements.
+    """
     ordered = sorted(found, key=lambda each: each[0])
     for (one, _), (other, _) in itertools.pairwise(ordered):
         if one == other:
@@ -237,7 +240,7 @@ def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], Item
 
 
 def _planned(planner_data: object, budget: WalkBudget) -> dict[str, object]:
-    """What the planner noted of each name; nothing where it did not flatten the state."""
+    """Return the path that the planner noted for each name; nothing where it did not flatten the state."""
     if not isinstance(planner_data, Dict):
         return {}
     budget.steps(len(planner_data.pairs))

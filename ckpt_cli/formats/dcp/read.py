@@ -43,7 +43,7 @@ _OWN = (
     "pathlib._local.PosixPath",
     "torch.strided",
 )
-"""What the names of the classes begin with that every `.metadata` has."""
+"""The beginnings of the names of classes that every `.metadata` has."""
 
 
 class SavedItem(Deferred):

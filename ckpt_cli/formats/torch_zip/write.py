@@ -118,7 +118,7 @@ class SavedObject:
         self.storages = storages
         """The storages that the new pickle refers to, in their order."""
         self.new = new
-        """What is written, with the bytes of all storages."""
+        """The new checkpoint, with the bytes of all storages."""
         self._root = root
         self._data = data
         """The pickle that strings of the graph are ranges of."""
