@@ -35,7 +35,10 @@ class _Opened(Protocol):
 
 
 class Budget:
-    """What one request still may spend. Every method but `allow_pairs` raises LimitError once that is too little."""
+    """The work that one request may still spend.
+
+    Every method but `allow_pairs` raises LimitError once that is too little.
+    """
 
     def __init__(self, files: Sequence[Any] = (), *, as_text: bool = False) -> None:
         """Of a request for values in files of some `size`; values that become text cost more."""

@@ -145,6 +145,6 @@ BY_NUMPY: dict[str, DType] = {
     **{f"c{size}": BY_NAME[f"complex{8 * size}"] for size in (8, 16)},
     "b1": BY_NAME["bool"],
 }
-"""What numpy's codes without a byte order mean: `f4` is float32."""
+"""The dtype of each of numpy's codes without a byte order: `f4` is float32."""
 
 UINT8 = BY_NAME["uint8"]

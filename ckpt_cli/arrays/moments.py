@@ -104,7 +104,7 @@ def _ends(found: Moments) -> tuple[float | int, float | int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BinPlan:
     """Decisions from a sample, made before a tensor is summarized."""
 
     edges: tuple[float | int, ...] = ()
@@ -114,32 +114,32 @@ class Plan:
     shared: tuple[float | int, ...] = ()
     """Edges that it has in common with other tensors, whose counts come after those of its own."""
 
-    def sharing(self, edges: Sequence[float], *, whole: bool) -> Plan:
+    def sharing(self, edges: Sequence[float], *, whole: bool) -> BinPlan:
         """The same with edges in common; those of whole numbers are whole."""
         return replace(self, shared=tuple(map(math.ceil, edges) if whole else edges))
 
 
-def plan_of(sample: Array) -> Plan:
+def plan_of(sample: Array) -> BinPlan:
     """Edges and pivot from some of the numbers: bars of one width over all but the outermost of them."""
     import numpy as np
 
     if sample.dtype.kind == "f":
         sample = sample[np.isfinite(sample)]
     if not sample.size:
-        return Plan()
+        return BinPlan()
     ordered = np.sort(sample)
     low, high = ordered[len(ordered) // 200], ordered[-1 - len(ordered) // 200]
     if sample.dtype.kind != "f":
-        return Plan(_whole_edges(int(low), int(high)), int(ordered[len(ordered) // 2]))
+        return BinPlan(_whole_edges(int(low), int(high)), int(ordered[len(ordered) // 2]))
     with np.errstate(all="ignore"):
         wide = ordered.astype(np.float64)
         mean, std = float(wide.mean()), float(wide.std())
         pivot = float(sample.dtype.type(mean)) if abs(mean) > std / 4 and math.isfinite(mean) else 0.0
         if low == high:
-            return Plan((float(low), float(np.nextafter(low, np.inf, dtype=sample.dtype))), pivot)
+            return BinPlan((float(low), float(np.nextafter(low, np.inf, dtype=sample.dtype))), pivot)
         spots = float(low) + (float(high) / BINS - float(low) / BINS) * np.arange(1, BINS)
         edges = sorted({float(edge) for edge in spots.astype(sample.dtype) if np.isfinite(edge)})
-    return Plan(tuple(edges), pivot)
+    return BinPlan(tuple(edges), pivot)
 
 
 def shared_edges(samples: Sequence[tuple[Array, int]]) -> tuple[float, ...]:
@@ -169,7 +169,7 @@ def _whole_edges(low: int, high: int) -> tuple[int, ...]:
     return tuple(sorted({low - (low - high) * bar // BINS for bar in range(1, BINS)} - {low}))
 
 
-def moments(values: Array, plan: Plan) -> Moments:
+def moments(values: Array, plan: BinPlan) -> Moments:
     """Return the moments of a chunk of floats or integers in the machine's own byte order."""
     import numpy as np
 

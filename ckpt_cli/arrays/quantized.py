@@ -159,7 +159,7 @@ def _channels(tensor: Tensor) -> Region:
 
 
 def codec_of(checkpoint: Checkpoint, tensor: Tensor) -> Codec:
-    """How the elements of a tensor are stored, quantized or plain; raises UnsupportedError for other layouts."""
+    """Return the codec of a tensor's elements, quantized or plain; raises UnsupportedError for other layouts."""
     if tensor.layout != "quantized":
         return Codec(tensor)
     return QuantizedCodec(checkpoint, tensor)

@@ -21,7 +21,7 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PlacedPart:
     """Elements of a part that are the elements which were asked for."""
 
     part: Tensor
@@ -30,7 +30,7 @@ class Place:
     """False where a sparse tensor does not store them, so that they are zeros of the part's dtype and dimensions."""
 
 
-def place(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
+def place(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> PlacedPart:
     """Return where the elements at an index are stored.
 
     Raises UsageError for an index that does not fit, UnsupportedError where they have no one place, MalformedError
@@ -39,7 +39,7 @@ def place(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
     find = _FINDERS.get(tensor.layout)
     if find is None:
         require_plain(tensor)
-        return Place(tensor, index)
+        return PlacedPart(tensor, index)
     return find(checkpoint, tensor, index)
 
 
@@ -70,7 +70,7 @@ def _wrong(tensor: Tensor, problem: str) -> MalformedError:
 # --- sparse ----------------------------------------------------------------------------------------------------------
 
 
-def _in_coo(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
+def _in_coo(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> PlacedPart:
     """COO: column k of `indices` says where `values[k]` stands."""
     import numpy as np
 
@@ -86,7 +86,7 @@ def _in_coo(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
     return _stored(tensor, values, found, tuple(items[shape[0] :]))
 
 
-def _in_compressed(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
+def _in_compressed(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> PlacedPart:
     """CSR and its relatives: `compressed[i]:compressed[i + 1]` are the numbers of the elements in row (column) i."""
     import numpy as np
 
@@ -114,7 +114,7 @@ def _in_compressed(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Plac
     return _stored(tensor, values, found, (*within, *items[2:]))
 
 
-def _stored(tensor: Tensor, values: Tensor, found: list[int], rest: Index) -> Place:
+def _stored(tensor: Tensor, values: Tensor, found: list[int], rest: Index) -> PlacedPart:
     if len(found) > 1:
         raise UnsupportedError(
             f"this element of tensor {tensor.name!r} is the sum of several stored ones, as it is not coalesced",
@@ -122,10 +122,10 @@ def _stored(tensor: Tensor, values: Tensor, found: list[int], rest: Index) -> Pl
         )
     part = replace(values, name=tensor.name, kind=tensor.kind)
     if found:
-        return Place(part, (found[0], *rest))
+        return PlacedPart(part, (found[0], *rest))
     shape = (values.shape or ())[1:]
     empty = replace(part, shape=shape, stride=tuple(0 for _ in shape), storage_offset=0)
-    return Place(empty, rest, stored=False)
+    return PlacedPart(empty, rest, stored=False)
 
 
 def check_sparse(tensor: Tensor) -> None:
@@ -175,7 +175,7 @@ _ROLES = {"sparse_coo": 2, "sparse_csr": 3, "sparse_csc": 3, "sparse_bsr": 3, "s
 # --- nested ----------------------------------------------------------------------------------------------------------
 
 
-def _in_nested(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
+def _in_nested(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> PlacedPart:
     """Return the place of an index, whose first item is the number of the constituent."""
     if not index or not isinstance(index[0], int):
         raise UnsupportedError(
@@ -186,7 +186,7 @@ def _in_nested(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
     if not -bounds <= number < bounds:
         raise UsageError(f"index {number} is out of range for the {bounds} constituents of tensor {tensor.name!r}")
     number %= bounds
-    return Place(next(constituents(checkpoint, tensor, number, number + 1)), index[1:])
+    return PlacedPart(next(constituents(checkpoint, tensor, number, number + 1)), index[1:])
 
 
 def constituents(checkpoint: Checkpoint, tensor: Tensor, begin: int = 0, end: int | None = None) -> Iterator[Tensor]:
@@ -266,17 +266,17 @@ def _view(tensor: Tensor, buffer: Tensor, number: int, region: Region) -> Tensor
 # --- distributed -----------------------------------------------------------------------------------------------------
 
 
-def _in_shards(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Place:
+def _in_shards(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> PlacedPart:
     """Return the one local part that an index of the whole falls into."""
     if tensor.sharding is None or not tensor.sharding.offsets:
         require_plain(tensor)  # which raises
     items = _items(tensor, index)
     offsets = tensor.sharding.offsets if tensor.sharding is not None else ()
-    found: list[Place] = []
+    found: list[PlacedPart] = []
     for part, offset in zip(tensor.parts, offsets, strict=False):
         local = _local(items, tensor.shape or (), part.shape or (), offset)
         if local is not None:
-            found.append(Place(part, tuple(local)))
+            found.append(PlacedPart(part, tuple(local)))
     if len(found) != 1:
         raise UnsupportedError(
             f"this file has only a part of tensor {tensor.name!r}, and these elements are not one piece of it",
@@ -304,7 +304,7 @@ def _local(
     return local
 
 
-_Finder = Callable[[Checkpoint, Tensor, Index], Place]
+_Finder = Callable[[Checkpoint, Tensor, Index], PlacedPart]
 
 _FINDERS: dict[str, _Finder] = {
     "sparse_coo": _in_coo,

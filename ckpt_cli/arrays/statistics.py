@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.codec import Codec
-from ckpt_cli.arrays.moments import BINS, Moments, Plan, merged, moments, plan_of, room
+from ckpt_cli.arrays.moments import BINS, BinPlan, Moments, merged, moments, plan_of, room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ class Numbers:
         self.codec = codec
         self._magnitudes = magnitudes
         self._is_fast = codec.dtype.name in _FAST and not flagged and not (big_endian and codec.dtype.bits > 8)
-        self.plan = Plan()
+        self.plan = BinPlan()
         self._whole = False
 
     def sample(self, values: Array) -> None:

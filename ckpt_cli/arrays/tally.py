@@ -51,7 +51,7 @@ def merged(a: Tally | None, b: Tally) -> Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Bits:
-    """How a float dtype encodes NaN and infinity."""
+    """The encoding of NaN and infinity in a float dtype."""
 
     width: int
     """Bytes of one."""

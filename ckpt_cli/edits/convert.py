@@ -13,7 +13,7 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.cast import castable_views, other_floats, plan_cast, refuse_quantized
 from ckpt_cli.edits.convert_contents import storage_content
 from ckpt_cli.edits.convert_nested import plan_nested
-from ckpt_cli.edits.convert_options import CLONE, ERROR, Conversion, ConvertOptions, Plan, some_of, stem_of
+from ckpt_cli.edits.convert_options import CLONE, ERROR, Conversion, ConvertOptions, ConvertPlan, some_of, stem_of
 from ckpt_cli.edits.convert_plan import flatten
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import plan_root
@@ -89,7 +89,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             return replace(done, bytes_written=os.fstat(file.fd).st_size)
 
 
-def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: Plan) -> Beside | None:
+def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: ConvertPlan) -> Beside | None:
     """Return the plan for the files beside a model's weights, where the new folder is like the old one."""
     beside = files_beside(checkpoint, output)
     if beside is None:
@@ -113,7 +113,7 @@ def _check(path: str, output: str, target: Target, options: ConvertOptions) -> N
         raise RefusedError("it is there already", path=output, hint="--force replaces it")
 
 
-def _rehearse(plan: Plan, options: ConvertOptions) -> None:
+def _rehearse(plan: ConvertPlan, options: ConvertOptions) -> None:
     """Cast everything and drop it, to look whether it would be refused."""
     if options.dtype is None or options.lossy:
         return
@@ -134,7 +134,7 @@ def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
-def _planned(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> Plan:
+def _planned(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
     """Return the plan: what is written, and what is left out."""
     prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
@@ -186,7 +186,7 @@ def _refuse_shared(entries: Sequence[Entry], options: ConvertOptions) -> None:
             )
 
 
-def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> Plan:
+def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> ConvertPlan:
     """The whole pickle, with every object in it, as a torch zip file."""
     from ckpt_cli.arrays.cast import Losses
     from ckpt_cli.formats.torch_zip.write import document
@@ -201,7 +201,7 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> P
             some, options.dtype, (), lossy=True, raw=True, losses=losses, executor=options.executor
         ).changes
         changes = replace(changes, tensors=cast.tensors, contents=cast.contents)
-    if checkpoint.format == "zip":
+    if format_of(checkpoint).has_records:
         job: Any = rewriting(checkpoint, changes)
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}
@@ -209,7 +209,9 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> P
     tensors = [entry for entry in kept if isinstance(entry, Tensor)]
     left = _left(tensors, changes, options.dtype)
     unread = tuple(checkpoint.unread)
-    return Plan(job, len(tensors), losses, lambda: ((), job.nbytes), changes.contents, left=left, not_kept=unread)
+    return ConvertPlan(
+        job, len(tensors), losses, lambda: ((), job.nbytes), changes.contents, left=left, not_kept=unread
+    )
 
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.edits.convert_contents import Casting, pack_plain, storage_content
-from ckpt_cli.edits.convert_options import ConvertOptions, LeftOut, Plan, Written, some_of, stem_of
+from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, LeftOut, Written, some_of, stem_of
 from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import no_progress
 from ckpt_cli.formats import open_checkpoint
@@ -63,17 +63,17 @@ class _Folder:
         return tuple(names), nbytes
 
 
-def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> Plan | None:
+def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan | None:
     """Plan a conversion that keeps containers and values; None where the one of flat names does as well.
 
     Raises RefusedError for tensors that would be lost, MalformedError or LimitError for paths that cannot be.
     """
-    if options.tensors_only or target.name not in ("pt", "dcp"):
+    if options.tensors_only or not target.keeps_nesting:
         return None
     prefix = options.select.removesuffix(".")
-    if checkpoint.format == "dcp":
+    if format_of(checkpoint).is_distributed:
         leaves = leaves_of_dcp(checkpoint, prefix)
-    elif target.name == "dcp" and isinstance(checkpoint.document, Graph) and _is_one_save(checkpoint):
+    elif target.is_folder and isinstance(checkpoint.document, Graph) and _is_one_save(checkpoint):
         found = leaves_of_pickle(checkpoint, checkpoint.document, prefix)
         if found is None:
             return None
@@ -88,7 +88,9 @@ def _is_one_save(checkpoint: Checkpoint) -> bool:
     return format_of(checkpoint).is_torch_save and "[1]" not in checkpoint.top_level
 
 
-def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str, options: ConvertOptions) -> Plan:
+def _planned(
+    checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str, options: ConvertOptions
+) -> ConvertPlan:
     from ckpt_cli.arrays.cast import Losses
     from ckpt_cli.edits.convert_plan import not_kept_of, separated, why_not
 
@@ -113,7 +115,7 @@ def _planned(checkpoint: Checkpoint, leaves: Leaves, target: Target, output: str
         stem=stem_of(output),
     )
     kept = (*not_kept_of(checkpoint, leaves.tensors, target, options.select, kept=False), *leaves.not_kept)
-    plan = Plan(None, len(tensors), casting.losses, lambda: ((), 0), contents, not_kept=kept)
+    plan = ConvertPlan(None, len(tensors), casting.losses, lambda: ((), 0), contents, not_kept=kept)
     plan.separated = tuple(separated(leaves.tensors, tied=False))
     if target.is_folder:
         folder = _Folder(new, writer)

@@ -116,7 +116,7 @@ class Job(Protocol):
 
 
 @dataclass(slots=True)
-class Plan:
+class ConvertPlan:
     """The plan of a conversion."""
 
     job: Any

@@ -9,7 +9,16 @@ from typing import Any, NoReturn
 from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.convert_contents import Casting, pack_plain, pack_whole
-from ckpt_cli.edits.convert_options import CLONE, NOT_STATE, ConvertOptions, LeftOut, Plan, Written, some_of, stem_of
+from ckpt_cli.edits.convert_options import (
+    CLONE,
+    NOT_STATE,
+    ConvertOptions,
+    ConvertPlan,
+    LeftOut,
+    Written,
+    some_of,
+    stem_of,
+)
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
@@ -66,7 +75,7 @@ def flatten(
     options: ConvertOptions,
     names: Sequence[str] | None,
     entries: Sequence[Entry],
-) -> Plan:
+) -> ConvertPlan:
     """The tensors under their dotted names; refused where something else would be lost that nobody allowed."""
     from ckpt_cli.arrays.cast import Losses
 
@@ -121,7 +130,7 @@ def flatten(
         new = replace(new, max_shard=options.max_shard)
     apart = () if target.keeps_views and tied else tuple(separated(fits, tied=tied))
     flat = _Flat(new, target, writer)
-    return Plan(
+    return ConvertPlan(
         flat,
         len(tensors),
         casting.losses,

@@ -76,7 +76,7 @@ def _without_strings(checkpoint: Checkpoint) -> str:
     """Say why a container's strings cannot be changed."""
     if checkpoint.metadata:
         return f"the metadata of a checkpoint of format {checkpoint.format} cannot be changed"
-    if checkpoint.format == "dcp":
+    if format_of(checkpoint).is_distributed:
         return "a distributed checkpoint has no metadata of strings: what it records is where its chunks are"
     return f"a checkpoint of format {checkpoint.format} has no metadata of strings"
 

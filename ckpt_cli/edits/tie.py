@@ -254,7 +254,7 @@ def plan_compact(checkpoint: Checkpoint) -> EditPlan:
     if not contents and not has_room(checkpoint.container) and not unreferenced(checkpoint):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = moved(checkpoint, lambda view: _compacted(view, alone, placed))
-    changes = Changes(tensors=tensors, contents=contents, anew=True)
+    changes = Changes(tensors=tensors, contents=contents, rewrite=True)
     return EditPlan(Verb("compacted", "compact"), tuple(tensors), changes=changes)
 
 

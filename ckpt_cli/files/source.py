@@ -151,8 +151,6 @@ class LocalFile:
         """True if values were read, without a lock."""
         self.links = info.st_nlink
         """Names that it had then: more than one with hard links."""
-        self.bytes_read = 0
-        """Bytes read so far, mapped ones not counted."""
         self._map: mmap.mmap | None = None
 
     def _require_regular(self, info: os.stat_result) -> None:
@@ -185,7 +183,6 @@ class LocalFile:
                 pieces.append(piece)
                 got += len(piece)
             data = b"".join(pieces)
-        self.bytes_read += nbytes
         return data
 
     def read_into(self, buffer: memoryview, offset: int) -> None:

@@ -103,7 +103,7 @@ def _prefixed(prefix: str, entry: Entry) -> Entry:
 
 
 def _version_and_notes(names: Sequence[str], shards: Sequence[Checkpoint], tag: str) -> tuple[str, list[str]]:
-    """What it is in words, and what is to be known of it."""
+    """Return a description of it, and notes on it."""
     if any("/" in name for name in names):
         ranks = len({name.partition("/")[0] for name in names})
         return f"Megatron-LM, {_count(ranks, 'model-parallel rank')}, {tag}", []

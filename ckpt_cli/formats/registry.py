@@ -50,6 +50,14 @@ class Format:
     """True if it is such a pickle with the bytes of tensors beside it, as torch.save writes it."""
     keeps_strings: bool = False
     """True if it has a map of strings that can be changed."""
+    has_records: bool = False
+    """True if its pickle and storages are records of a zip archive, as torch.save lays them out."""
+    has_header: bool = False
+    """True if a JSON header names its tensors, and nothing in it is a pickle."""
+    is_mapped: bool = False
+    """True if the library that loads it maps its bytes into memory."""
+    is_distributed: bool = False
+    """True if torch.distributed.checkpoint wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +95,10 @@ FORMATS = (
     Format("npy", is_npy, "ckpt_cli.formats.numpy.read"),
     Format("tar", is_tar, "ckpt_cli.formats.torch_legacy.tar"),
     Format("zip", is_zip, "ckpt_cli.formats.torch_zip.read", rewriter="ckpt_cli.formats.torch_zip.rewrite",
-           is_pickle=True, is_torch_save=True),
+           is_pickle=True, is_torch_save=True, has_records=True, is_mapped=True),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors.read",
-           rewriter="ckpt_cli.formats.safetensors.rewrite", keeps_strings=True),
-    Format("dcp", is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True),
+           rewriter="ckpt_cli.formats.safetensors.rewrite", keeps_strings=True, has_header=True, is_mapped=True),
+    Format("dcp", is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True, is_distributed=True),
     Format("shards", is_json_object, "ckpt_cli.formats.sharded.read", is_set=True,
            rewriter="ckpt_cli.formats.sharded.rewrite", keeps_strings=True),
 )  # fmt: skip

@@ -72,6 +72,8 @@ class Target:
     """True if it has a place for a map of strings."""
     keeps_objects: bool = False
     """True if it can hold non-tensor entries, where they are pickled already."""
+    keeps_nesting: bool = False
+    """True if it keeps containers and the values in them, and not only flat names."""
     keeps_notes: bool = False
     """True if it has a place for the `_metadata` of a state_dict."""
 
@@ -85,7 +87,8 @@ class Target:
 TARGETS = (
     Target(
         "pt", "a torch.save file", "ckpt_cli.formats.torch_zip.write", (".pt", ".pth", ".ckpt", ".bin"),
-        keeps_views=True, keeps_requires_grad=True, keeps_objects=True, keeps_notes=True,
+        keeps_views=True, keeps_requires_grad=True, keeps_objects=True, keeps_nesting=True,
+        keeps_notes=True,
     ),
     Target(
         "safetensors", "a safetensors file", "ckpt_cli.formats.safetensors.write", (".safetensors",),
@@ -102,7 +105,7 @@ TARGETS = (
     ),
     Target(
         "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.dcp.write", is_folder=True, keeps_ties=False,
-        keeps_requires_grad=True, files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
+        keeps_requires_grad=True, keeps_nesting=True, files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
     ),
 )  # fmt: skip
 

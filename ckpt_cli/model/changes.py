@@ -54,7 +54,7 @@ class Changes:
     in_shards: Mapping[str, str | None] = field(default_factory=dict)
     """Strings that each shard of a set gets, None for those that it loses."""
 
-    anew: bool = False
+    rewrite: bool = False
     """True if the file is rewritten whatever else changes, for its layout and without unused storages."""
 
     @property
@@ -65,7 +65,7 @@ class Changes:
     @property
     def only_names_and_metadata(self) -> bool:
         """True if every storage that stays keeps its bytes and its place."""
-        return not (self.anew or self.dropped or self.dropped_prefixes or self.root or self.tensors or self.contents)
+        return not (self.rewrite or self.dropped or self.dropped_prefixes or self.root or self.tensors or self.contents)
 
 
 def entries_after(entries: Sequence[Entry], changes: Changes) -> list[Entry]:

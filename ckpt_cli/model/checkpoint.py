@@ -53,7 +53,7 @@ class PlainBytes:
         return self.file.view(self.begin + begin, nbytes)
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
-        """Where they stand."""
+        """Return the extents of a range of its bytes."""
         return [Extent(self.number, self.file.begin + self.begin + begin, nbytes)]
 
 
@@ -258,10 +258,35 @@ class Value:
     """A named leaf that is not a tensor: an epoch, a learning rate, an object of some class."""
 
     name: str
-    value: object
-    """A str, int, float, bool, None or a list of these; anything else is an `Opaque`."""
+    content: object
+    """The value, or a `Deferred` that reads it."""
     holder: str | None = None
     """As of a tensor."""
+
+    @property
+    def value(self) -> object:
+        """A str, int, float, bool, None or a list of these; anything else is an `Opaque`."""
+        return self.content.value if isinstance(self.content, Deferred) else self.content
+
+
+class Deferred:
+    """The content of a value that is read when it is asked for, once; a format's own class reads it."""
+
+    __slots__ = ("_loaded",)
+
+    def __init__(self) -> None:
+        self._loaded: list[object] = []
+
+    def load(self) -> object:
+        """Read the value."""
+        raise NotImplementedError
+
+    @property
+    def value(self) -> object:
+        """Plain data or an `Opaque`, as of a `Value`."""
+        if not self._loaded:
+            self._loaded.append(self.load())
+        return self._loaded[0]
 
 
 @dataclass(frozen=True, slots=True)

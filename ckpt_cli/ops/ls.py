@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cli.errors import UnsupportedError
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
+from ckpt_cli.formats.registry import format_of
+from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided, by_storage, needed_nbytes, stored_nbytes, tied_names, unique_numel
 from ckpt_cli.ops.select import refuse_index, select_one
 
@@ -50,8 +51,8 @@ def list_entries(
 
 
 def _as_read(entry: Entry) -> Entry:
-    """A value that is read when it is asked for as one that was, so that it outlives the open file."""
-    return Value(entry.name, entry.value) if isinstance(entry, Value) and type(entry) is not Value else entry
+    """Return the entry with a deferred value read, so that it outlives the open file."""
+    return Value(entry.name, entry.value) if isinstance(entry, Value) and isinstance(entry.content, Deferred) else entry
 
 
 def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> list[Entry]:
@@ -118,7 +119,7 @@ def list_waste(checkpoint: Checkpoint, names: Sequence[str] = ()) -> list[Waste]
 
 def unreferenced(checkpoint: Checkpoint) -> Mapping[str, int]:
     """The storages in a torch zip file that its pickle does not refer to, by their keys, with their bytes."""
-    if checkpoint.format != "zip":
+    if not format_of(checkpoint).has_records:
         return {}
     from ckpt_cli.formats.zip.container import unreferenced_records
 

@@ -30,7 +30,7 @@ _NEAR = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FileRange:
     """A range of a file that one question is asked of."""
 
     number: int
@@ -42,9 +42,9 @@ class Part:
     """Of the elements; None for a record, whose CRC is asked for."""
     big_endian: bool = False
 
-    def cut(self, begin: int, end: int) -> Part:
+    def cut(self, begin: int, end: int) -> FileRange:
         """Return the part of it within a range."""
-        return Part(self.number, max(self.begin, begin), min(self.end, end), self.dtype, self.big_endian)
+        return FileRange(self.number, max(self.begin, begin), min(self.end, end), self.dtype, self.big_endian)
 
     @property
     def itemsize(self) -> int:
@@ -59,7 +59,7 @@ class Job:
     file: SourceFile
     begin: int
     end: int
-    parts: list[Part] = field(default_factory=list)
+    parts: list[FileRange] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Answers:
     crcs: dict[int, int] = field(default_factory=dict)
     tallies: dict[int, Tally] = field(default_factory=dict)
 
-    def add(self, part: Part, found: int | Tally) -> None:
+    def add(self, part: FileRange, found: int | Tally) -> None:
         """Take what a part says, which follows what was taken of its number before."""
         if isinstance(found, Tally):
             self.tallies[part.number] = merged(self.tallies.get(part.number), found)
@@ -77,7 +77,7 @@ class Answers:
             self.crcs[part.number] = combine(self.crcs.get(part.number, 0), found, part.end - part.begin)
 
 
-def jobs_of(file: SourceFile, parts: Iterable[Part]) -> Iterator[Job]:
+def jobs_of(file: SourceFile, parts: Iterable[FileRange]) -> Iterator[Job]:
     """Cut a file into jobs, in its order; parts that overlap are asked together where their elements allow it."""
     pending = [(part.begin, place, part) for place, part in enumerate(parts) if part.begin < part.end]
     heapify(pending)
@@ -99,7 +99,7 @@ def jobs_of(file: SourceFile, parts: Iterable[Part]) -> Iterator[Job]:
         yield job
 
 
-def _joins(job: Job, part: Part, begin: int) -> bool:
+def _joins(job: Job, part: FileRange, begin: int) -> bool:
     """True if a part from `begin` on belongs into a job, whose blocks must not cut its elements."""
     return (
         job.begin <= begin < job.begin + JOB and begin <= job.end + _NEAR and (begin - job.begin) % part.itemsize == 0
@@ -122,10 +122,10 @@ def _expected(job: Job) -> Job:
     return job
 
 
-def _read(job: Job) -> tuple[int, list[tuple[Part, int | Tally]]]:
+def _read(job: Job) -> tuple[int, list[tuple[FileRange, int | Tally]]]:
     """Read a job's bytes, block by block; how many, and what each part says."""
     room = buffer(BLOCK)
-    found: list[tuple[Part, int | Tally]] = []
+    found: list[tuple[FileRange, int | Tally]] = []
     for begin in range(job.begin, job.end, BLOCK):
         end = min(begin + BLOCK, job.end)
         block = room[: end - begin]
@@ -137,7 +137,7 @@ def _read(job: Job) -> tuple[int, list[tuple[Part, int | Tally]]]:
     return job.end - job.begin, found
 
 
-def _ask(part: Part, data: memoryview) -> int | Tally:
+def _ask(part: FileRange, data: memoryview) -> int | Tally:
     return zlib.crc32(data) if part.dtype is None else tally(data, part.dtype, big_endian=part.big_endian)
 
 

@@ -52,7 +52,7 @@ class Chunk:
     begin: int
     end: int
     places: tuple[Place, ...] = ()
-    """Where its bytes stand one after another."""
+    """The ranges of its bytes, one after another."""
     group: tuple[int, int] | None = None
     """The elements that are gathered together with it, by the worker that reads it."""
     data: bytes | None = None
@@ -114,7 +114,7 @@ class Source:
         self.place = (len(checkpoint.container.files), 0)
         """The number of the file and the byte where it begins; what must be gathered in order comes last."""
         self._places: Sequence[Place] = ()
-        """Where all of it stands."""
+        """The ranges of all of it."""
         self._origin: tuple[SourceFile, int] | None = None
         """The file and the byte where the storage's first element stands, where each job gathers by itself."""
         self.plain = self._find_places()

@@ -45,7 +45,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Spot:
+class Child:
     """One child of a node, and where in the graph it stands."""
 
     key: str
@@ -133,7 +133,7 @@ class Hidden:
 
     # --- children ----------------------------------------------------------------------------------------------------
 
-    def further(self, node: object, *, opened: bool) -> list[Spot]:
+    def further(self, node: object, *, opened: bool) -> list[Child]:
         """The children of a node that it does not open up to; of one that does not open up at all, all of them."""
         kind = type(node)
         if not self._possible:
@@ -144,10 +144,10 @@ class Hidden:
             return list(self._keys(node.pairs))  # type: ignore[attr-defined]  # likewise
         if kind is Set and self.holds(node):
             items = node.items  # type: ignore[attr-defined]  # likewise
-            return [Spot(str(index), item, items, index) for index, item in enumerate(items)]
+            return [Child(str(index), item, items, index) for index, item in enumerate(items)]
         return []
 
-    def _of_call(self, node: Call, *, opened: bool) -> list[Spot]:
+    def _of_call(self, node: Call, *, opened: bool) -> list[Child]:
         simple = not node.states and not node.args and node.kwargs is None and type(node.func) is Global
         if simple and not (node.pairs and node.items):
             return list(self._keys(node.pairs)) if node.pairs else []
@@ -156,9 +156,9 @@ class Hidden:
         used = self._opened_by(node)
         found = list(self._keys(node.pairs))
         if used != "items" and node.items and self.holds(node.items):
-            found.append(Spot("__items__", node.items, Field(node, "items")))
+            found.append(Child("__items__", node.items, Field(node, "items")))
         if used != "args" and self.holds(node.args):
-            found.append(Spot("__args__", node.args, Field(node, "args")))
+            found.append(Child("__args__", node.args, Field(node, "args")))
         found += self._rest(node)
         for number, state in enumerate(node.states):
             if used == number:
@@ -167,16 +167,16 @@ class Hidden:
                 found.append(self._state(node, number, state))
         return found
 
-    def _of_leaf(self, node: Call) -> list[Spot]:
+    def _of_leaf(self, node: Call) -> list[Child]:
         """All that a call consists of: a named tuple's items, an object's arguments and state."""
         args = node.args
         func = node.func.qualified if isinstance(node.func, Global) else ""
-        found: list[Spot] = []
+        found: list[Child] = []
         if func in _COLLECTIONS and isinstance(args, tuple) and len(args) == 1 and isinstance(args[0], list):
-            found.append(Spot("", args[0], Field(node, "")))
+            found.append(Child("", args[0], Field(node, "")))
         elif args:
             alone = not node.states and node.kwargs is None
-            found.append(Spot("" if alone else "__args__", args, Field(node, "args")))
+            found.append(Child("" if alone else "__args__", args, Field(node, "args")))
         found += self._rest(node)
         for number, state in enumerate(node.states):
             if func in _PARTIALS and isinstance(state, tuple) and len(state) == len(_PARTIAL):
@@ -185,32 +185,32 @@ class Hidden:
                 found.append(self._state(node, number, state))
         return found
 
-    def _of_partial(self, node: Call, number: int, state: tuple[object, ...]) -> list[Spot]:
+    def _of_partial(self, node: Call, number: int, state: tuple[object, ...]) -> list[Child]:
         """Return the parts of a functools.partial, from its state (Modules/_functoolsmodule.c, `partial_reduce`)."""
         fields = _Fields(node, number)
         parts = enumerate(zip(_PARTIAL, state, strict=True))
-        return [Spot(name, part, fields.at(index)) for index, (name, part) in parts if part is not None]
+        return [Child(name, part, fields.at(index)) for index, (name, part) in parts if part is not None]
 
-    def _rest(self, node: Call) -> Iterator[Spot]:
+    def _rest(self, node: Call) -> Iterator[Child]:
         """The keyword arguments, and what is called where that is no plain name."""
         if node.kwargs is not None and self.holds(node.kwargs):
-            yield Spot("__kwargs__", node.kwargs, Field(node, "kwargs"))
+            yield Child("__kwargs__", node.kwargs, Field(node, "kwargs"))
         if type(node.func) is not Global and self.holds(node.func):
-            yield Spot("__func__", node.func, Field(node, "func"))
+            yield Child("__func__", node.func, Field(node, "func"))
 
-    def _state(self, node: Call, number: int, state: object) -> Spot:
+    def _state(self, node: Call, number: int, state: object) -> Child:
         name = "__dict__" if isinstance(state, Dict) else "__state__"
-        return Spot(f"{name}{number}" if number else name, state, Field(node, "states", number))
+        return Child(f"{name}{number}" if number else name, state, Field(node, "states", number))
 
-    def _keys(self, pairs: object) -> Iterator[Spot]:
+    def _keys(self, pairs: object) -> Iterator[Child]:
         """Keys that are tensors or have tensors in them."""
         if not pairs or not isinstance(pairs, list) or _PLAIN_KEYS.issuperset(map(type, pairs[::2])):
             return
         for index, key in enumerate(pairs[::2]):
             if self.holds(key):
-                yield Spot(f"__keys__.{index}", key, pairs, 2 * index)
+                yield Child(f"__keys__.{index}", key, pairs, 2 * index)
 
-    def _further_attributes(self, state: object) -> list[Spot]:
+    def _further_attributes(self, state: object) -> list[Child]:
         """Return the same as `_attributes`, which is not called again for a state that has none."""
         if id(state) in self._plain:
             return []
@@ -219,10 +219,10 @@ class Hidden:
             self._plain.add(id(state))
         return found
 
-    def _attributes(self, state: object) -> Iterator[Spot]:
+    def _attributes(self, state: object) -> Iterator[Child]:
         """The attributes that a module keeps to itself; of any other object all are open."""
         if type(state) is tuple and not isinstance(state[0], Dict) and self.holds(state[0]):
-            yield Spot("__state__", state, Field(state, ""))
+            yield Child("__state__", state, Field(state, ""))
             return
         tables: dict[str, object] = {}
         private: list[tuple[str, list[object], int]] = []
@@ -234,13 +234,13 @@ class Hidden:
         if len(tables) < len(GROUPS):  # not a module
             return
         for group, table in tables.items():
-            for spot in self.further(table, opened=True):
-                yield Spot(f"{group}.{spot.key}", spot.node, spot.sequence, spot.index, spot.is_keyed)
-        kept = [spot for spot in private if self.holds(spot[1][spot[2]])]
+            for child in self.further(table, opened=True):
+                yield Child(f"{group}.{child.key}", child.node, child.sequence, child.index, child.is_keyed)
+        kept = [child for child in private if self.holds(child[1][child[2]])]
         taken = {text_of(key) for table in tables.values() for key in _keys_of(table)} if kept else set()
         for name, pairs, at in kept:
             key = name if name and name not in taken else f"__dict__.{name}"
-            yield Spot(key, pairs[at], pairs, at, is_keyed=True)
+            yield Child(key, pairs[at], pairs, at, is_keyed=True)
 
 
 class _Fields:
@@ -331,7 +331,7 @@ _PLAIN_KEYS = frozenset([str, int, float, bool, type(None), bytes, Global])
 _COLLECTIONS = frozenset(
     [f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "list", "tuple")]
 )
-"""What protocols 0 to 3 make of a list of items."""
+"""The form that protocols 0 to 3 give a list of items."""
 
 _PARTIALS = ("functools.partial", "_functools.partial")
 _PARTIAL = ("func", "args", "keywords", "__dict__")

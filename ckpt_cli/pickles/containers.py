@@ -20,7 +20,7 @@ SCALARS = (type(None), bool, int, float, str, RawString)
 """Types of the items of a sequence that is one value rather than many entries."""
 
 _STATES = 4
-"""How many of an object's BUILDs are looked at; picklers write one."""
+"""The number of an object's BUILDs that are looked at; picklers write one."""
 
 
 def key_text(key: object) -> str:

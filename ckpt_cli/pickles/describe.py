@@ -36,7 +36,7 @@ _ROOM = 600
 
 
 _RECONSTRUCTORS = ("copyreg._reconstructor", "copy_reg._reconstructor")
-"""What protocols 0 and 1 make of `object.__new__`; up to protocol 2 it goes by its name in Python 2."""
+"""The call that protocols 0 and 1 write for `object.__new__`; up to protocol 2 it goes by its name in Python 2."""
 
 
 def describe(node: object) -> str:

@@ -133,7 +133,7 @@ _FACTS: dict[type, Callable[[Any], object]] = {
     int: lambda node: node,
     bool: lambda node: node,
 }
-"""What a node of each type says besides what it holds; nothing for other types."""
+"""The facts of a node of each type besides its contents; nothing for other types."""
 
 
 def _same_strings(one: object, a_data: Data, other: object, b_data: Data) -> bool:

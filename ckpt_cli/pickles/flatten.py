@@ -15,7 +15,7 @@ from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
 from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.calls import CALLS
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.numpy import array_text, numpy_scalar
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.tensors.storages import StorageFinder
@@ -46,7 +46,7 @@ def entries_of(
     finder: StorageFinder,
     opening: Opening | None = None,
     *,
-    place: Place | None = None,
+    place: PicklePlace | None = None,
     rebuilder: type[Rebuilder] = Rebuilder,
 ) -> list[Entry]:
     """Every leaf of the graph under its dotted name, in the document's order; `opening` is a pickler's own manner.

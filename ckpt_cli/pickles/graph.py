@@ -40,9 +40,9 @@ class Call:
         self.states: Sequence[object] = ()
         """Each BUILD's argument: `__setstate__` or the instance's dict."""
         self.items: Sequence[object] = ()
-        """What APPENDS or ADDITEMS gave it."""
+        """The items that APPENDS or ADDITEMS gave it."""
         self.pairs: Sequence[object] = ()
-        """What SETITEMS gave it: key, value, key, value…"""
+        """The pairs that SETITEMS gave it: key, value, key, value…"""
 
 
 class Dict:
@@ -175,7 +175,7 @@ class Graph:
     persistent: tuple[PersistentId, ...] = ()
     """Every reference to something outside, in order."""
     data: bytes | memoryview = b""
-    """What it was read from; the offsets of nodes count from its first byte."""
+    """The bytes that it was read from; the offsets of nodes count from its first byte."""
 
 
 def callee(func: object) -> object:

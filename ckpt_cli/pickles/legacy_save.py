@@ -33,7 +33,7 @@ _WINDOWS = (4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20)
 """Bytes that are read at a time to find the end of a pickle: its length stands nowhere."""
 
 NUMEL = struct.Struct("<q")
-"""What stands before the bytes of each storage: the number of its elements."""
+"""The header of each storage's bytes: the number of its elements."""
 
 
 @dataclass(frozen=True, slots=True)

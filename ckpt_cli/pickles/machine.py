@@ -40,7 +40,7 @@ class Machine:
         self.data = data
         self.size = len(data)
         self.stack: list[object] = []
-        """What was pushed since the last MARK."""
+        """The nodes pushed since the last MARK."""
         self.below: list[list[object]] = []
         """The stacks that open MARKs put aside, outermost first."""
         self.memo: list[object] = []
@@ -125,7 +125,7 @@ class Machine:
         return Inline("escaped", begin, end - begin), end + 1
 
     def _line_end(self, begin: int) -> int:
-        """Where the newline is that ends the line."""
+        """Return the position of the newline that ends the line."""
         reach = _LINE
         while begin < self.size:
             found = bytes(self.data[begin : begin + reach]).find(b"\n")
@@ -135,7 +135,7 @@ class Machine:
         raise TruncatedError("ends within a line")
 
     def integer(self, begin: int, nbytes: int) -> int:
-        """An integer of so many bytes."""
+        """Return an integer of `nbytes` bytes."""
         if nbytes > limits.INLINE_BYTES:
             raise LimitError(f"has an integer of {nbytes} bytes")
         if nbytes > SHORT:

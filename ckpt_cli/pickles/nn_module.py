@@ -25,13 +25,13 @@ _SCRIPT = "__torch__."
 """The beginning of the names of TorchScript's classes."""
 
 _MANGLED = re.compile(r"\.?___torch_mangle_\d+")
-"""What torch/csrc/jit/frontend/name_mangler.cpp puts in where two classes have one name."""
+"""The part that torch/csrc/jit/frontend/name_mangler.cpp puts in where two classes have one name."""
 
 _MAKERS = ("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__", "copy_reg.__newobj__")
 """Functions whose first argument is the class of what they make."""
 
 _STATES = 4
-"""How many of an object's BUILDs are looked at; picklers write one."""
+"""The number of an object's BUILDs that are looked at; picklers write one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

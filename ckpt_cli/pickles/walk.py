@@ -13,7 +13,7 @@ from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.pickles.attributes import Hidden, Spot
+from ckpt_cli.pickles.attributes import Child, Hidden
 from ckpt_cli.pickles.containers import Children, Containers, joined
 from ckpt_cli.pickles.graph import Call, Dict, Graph, Set
 
@@ -31,15 +31,15 @@ class Frame:
         self.node = node
         self.children: Iterator[tuple[str, Any, str]] = iter(())
         self.seen = seen
-        """What has been opened of what the same holder keeps to itself; None for what is open to all."""
+        """The nodes opened of what the same holder keeps to itself; None for what is open to all."""
         self.holder = holder
         """The name of that holder."""
         self.is_extra = False
         """True where the children are those that the node does not open up to by itself."""
         self.place: Any = None
-        """Where the node stands, in a walk over places."""
+        """The place of the node, in a walk over places."""
         self.at: Any = None
-        """Where the child that was met last stands, in such a walk."""
+        """The place of the child that was met last, in such a walk."""
 
 
 class Walk(Generic[T]):
@@ -117,9 +117,9 @@ class Walk(Generic[T]):
         """The children that a frame's node opens up to."""
         return children
 
-    def further(self, frame: Frame, spots: list[Spot]) -> Children:  # noqa: ARG002 - likewise
+    def further(self, frame: Frame, children: list[Child]) -> Children:  # noqa: ARG002 - likewise
         """The children that it keeps to itself."""
-        return ((spot.key, spot.node, "tensor") for spot in spots)
+        return ((child.key, child.node, "tensor") for child in children)
 
     def _opened(self, name: str, node: object, kind: str, within: Frame | None) -> Frame | None:
         """Return a frame for a node; None for a leaf."""
@@ -156,13 +156,13 @@ class Walk(Generic[T]):
 
     def _turn(self, frame: Frame, *, opened: bool) -> bool:
         """Turn to the children that a frame's node does not open up to; False where there are none."""
-        spots = self._hidden.further(self._containers.unwrapped(frame.node), opened=opened)
-        if not spots:
+        children = self._hidden.further(self._containers.unwrapped(frame.node), opened=opened)
+        if not children:
             return False
         frame.is_extra = True
         if frame.seen is None:
             frame.seen, frame.holder = {id(frame.node)}, frame.name
-        frame.children = iter(self.further(frame, spots))
+        frame.children = iter(self.further(frame, children))
         return True
 
     def _all_public(self) -> set[int]:
@@ -209,8 +209,11 @@ def tensors_within(
             if type(node) is not tuple:
                 public.add(id(node))
             opened = containers.children(node, "tensor")
-            spots = hidden.further(node, opened=opened is not None)
-            below = [*((key, child) for key, child, _ in opened or ()), *((spot.key, spot.node) for spot in spots)]
+            children = hidden.further(node, opened=opened is not None)
+            below = [
+                *((key, child) for key, child, _ in opened or ()),
+                *((child.key, child.node) for child in children),
+            ]
             deeper: list[tuple[str, object]] = []
             for key, child in below:
                 if hidden.holds(child):

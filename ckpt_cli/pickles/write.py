@@ -115,7 +115,7 @@ class _Emitter:
         self._memo: dict[int, int] = {}
         """The slot of each node by its identity; all of them live as long as the graph."""
         self._agenda: list[Iterator[object]] = []
-        """What is still to be written, the next things last."""
+        """The nodes still to be written, the next things last."""
 
     def flush(self) -> None:
         """Hand on what is gathered."""
@@ -325,7 +325,7 @@ class _Emitter:
 
 
 _SMALL = [b"K" + byte for byte in _BYTES]
-"""How each integer of one byte is written."""
+"""The encoding of each integer of one byte."""
 
 _NUMBERS = frozenset([int])
 

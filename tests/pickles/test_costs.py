@@ -19,7 +19,7 @@ from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
 from ckpt_cli.pickles.graph import Graph, nodes_of
 from ckpt_cli.pickles.read import read_pickle
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.write import write_pickle
 
 
@@ -58,13 +58,13 @@ def a_tensor(work: Callable[[Graph], object]) -> float:
 
 
 def names(graph: Graph) -> object:
-    return entries_of(graph, Finder(), place=Place(0))
+    return entries_of(graph, Finder(), place=PicklePlace(0))
 
 
 def renamed(graph: Graph) -> EditedPickle:
-    entries = entries_of(graph, Finder(), place=Place(0))
+    entries = entries_of(graph, Finder(), place=PicklePlace(0))
     changes = Changes(names={entry.name: entry.name.removeprefix("model.") for entry in entries})
-    return EditedPickle(graph, Finder(), Place(0), entries, changes)
+    return EditedPickle(graph, Finder(), PicklePlace(0), entries, changes)
 
 
 def test_naming_a_tensor_takes_few_calls() -> None:

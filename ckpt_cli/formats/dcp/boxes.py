@@ -23,7 +23,7 @@ _LONG_ROW = 64
 """Bytes from which on a row is copied as one rather than column by column."""
 
 Axis = tuple[int, int, int]
-"""How many steps, and how far each goes in the target and in the source."""
+"""The number of steps, and the length of each in the target and in the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def boxes_of_range(shape: Sequence[int], begin: int, end: int) -> list[Box]:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ChunkPart:
     """Elements of a range that one chunk has, as steps through the range and through the chunk's storage."""
 
     chunk: int
@@ -100,11 +100,11 @@ class Part:
 
     @property
     def runs(self) -> int:
-        """How many such runs it has."""
+        """The number of such runs in it."""
         return prod(size for size, _, _ in self.axes) // self.run
 
     def starts(self) -> Iterable[tuple[int, int]]:
-        """Where each run begins, in the target and in the source."""
+        """Yield the beginning of each run, in the target and in the source."""
         places: list[tuple[int, int]] = [(self.target, self.source)]
         for size, to, of in self.axes[:-1] if self.run > 1 else self.axes:
             places = [(target + n * to, source + n * of) for target, source in places for n in range(size)]
@@ -116,8 +116,8 @@ class Part:
         return self.source, self.source + sum((size - 1) * of for size, _, of in self.axes) + 1
 
 
-def part_of(number: int, chunk: Box, box: Box, shape: Sequence[int], stride: Sequence[int]) -> Part | None:
-    """What a chunk, stored with `stride`, has of a box of a row-major tensor of `shape`."""
+def part_of(number: int, chunk: Box, box: Box, shape: Sequence[int], stride: Sequence[int]) -> ChunkPart | None:
+    """Return the elements that a chunk, stored with `stride`, has of a box of a row-major tensor of `shape`."""
     meeting = box.meet(chunk)
     if meeting is None:
         return None
@@ -132,10 +132,10 @@ def part_of(number: int, chunk: Box, box: Box, shape: Sequence[int], stride: Seq
             axes[-1] = (axes[-1][0] * size, to, of)
         else:
             axes.append((size, to, of))
-    return Part(number, target, source, tuple(axes))
+    return ChunkPart(number, target, source, tuple(axes))
 
 
-def copy_part(target: bytearray, source: memoryview, part: Part, begin: int, itemsize: int) -> None:
+def copy_part(target: bytearray, source: memoryview, part: ChunkPart, begin: int, itemsize: int) -> None:
     """Copy a part's elements from the bytes of its span to `target`, whose first element is `begin`."""
     unit = min(itemsize, 8)
     wide = itemsize // unit
@@ -229,7 +229,7 @@ def _distinct(ordered: list[int]) -> int:
     return sum(one != other for one, other in pairwise(ordered))
 
 
-def check_scattered(parts: Iterable[Part]) -> None:
+def check_scattered(parts: Iterable[ChunkPart]) -> None:
     """Raise UnsupportedError where a range lies in too many pieces to be changed one by one."""
     if sum(part.runs for part in parts) > limits.SCATTERED:
         raise UnsupportedError(

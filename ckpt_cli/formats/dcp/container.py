@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, UnsupportedError, about
 from ckpt_cli.files.source import Extent, SourceFile
-from ckpt_cli.formats.dcp.boxes import Chunks, Part, boxes_of_range, check_scattered, copy_part, part_of
+from ckpt_cli.formats.dcp.boxes import ChunkPart, Chunks, boxes_of_range, check_scattered, copy_part, part_of
 from ckpt_cli.model.checkpoint import Container, Storage
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Stored:
     """One chunk, opened."""
 
     container: Container
-    """What it is read by; its extents count the files of the whole checkpoint."""
+    """The container that reads it; its extents count the files of the whole checkpoint."""
     storage: Storage
     offset: int
     """The element within the storage that is its first."""
@@ -51,10 +51,10 @@ class ChunkedTensor:
             found = self.opened[number] = self.open(number)
         return found
 
-    def parts(self, begin: int, end: int) -> list[Part]:
-        """What each chunk has of the elements `begin` to `end`."""
+    def parts(self, begin: int, end: int) -> list[ChunkPart]:
+        """Return the part of each chunk in the elements `begin` to `end`."""
         chunks = self.chunks
-        found: list[Part] = []
+        found: list[ChunkPart] = []
         try:
             numbers = chunks.meeting(begin, end)
         except CkptError as error:
@@ -79,7 +79,7 @@ class Composed:
     ) -> None:
         self.files = files
         self.paths = paths
-        """Where each entry is in the state that was saved, as its writer noted it; nothing is checked."""
+        """The path of each entry in the state that was saved, as its writer noted it; nothing is checked."""
         self._seal = seal
 
     def storage(self, key: str, nbytes: int, chunked: ChunkedTensor, *, composed: bool) -> Storage:
@@ -87,7 +87,7 @@ class Composed:
         return Storage(key, nbytes, "cpu", GatheredBytes(self.files, chunked, composed=composed))
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where a range of a tensor stands, piece by piece."""
+        """Return the extents of a range of a tensor, piece by piece."""
         return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
@@ -107,7 +107,7 @@ class GatheredBytes:
 
     def __init__(self, files: Sequence[SourceFile], chunked: ChunkedTensor, *, composed: bool) -> None:
         self.files = files
-        """What the extents of its chunks count."""
+        """The files that the extents of its chunks count."""
         self.chunked = chunked
         self.composed = composed
 
@@ -130,7 +130,7 @@ class GatheredBytes:
         skipped = offset - begin * size
         return found[skipped : skipped + nbytes]
 
-    def _bytes_of(self, chunked: ChunkedTensor, part: Part) -> memoryview:
+    def _bytes_of(self, chunked: ChunkedTensor, part: ChunkPart) -> memoryview:
         """The bytes of a part's span, read where they are not too many: a mapped file must not become shorter."""
         stored = chunked.stored(part.chunk)
         low, high = part.span
@@ -144,7 +144,7 @@ class GatheredBytes:
         return stored.storage.view(begin, nbytes)
 
     def extents(self, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where a range of a tensor stands, piece by piece in row-major order.
+        """Return the extents of a range of a tensor, piece by piece in row-major order.
 
         Raises UnsupportedError where it is compressed, or scattered over far too many pieces.
         """

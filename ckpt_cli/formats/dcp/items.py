@@ -12,7 +12,7 @@ from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.source import SourceFile, Window
 from ckpt_cli.formats.dcp.boxes import Box
 from ckpt_cli.formats.dcp.container import Stored
-from ckpt_cli.formats.dcp.metadata import Place
+from ckpt_cli.formats.dcp.metadata import ItemPlace
 from ckpt_cli.formats.safetensors.read import Safetensors, read_part
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip.read import ZipRecords
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _ZIP = b"PK"
 
 _RECORD_COST = 100
-"""What reading the directory of an item costs a record, in bytes of pickle that take as long."""
+"""The cost of reading the directory of an item, for each record, in bytes of pickle that take as long."""
 
 
 class Items:
@@ -38,17 +38,17 @@ class Items:
         self._folder = folder
         self._files = files
         self._most = limits.READ_TIMES * sum(file.size for _, file in files.values()) + limits.ITEMS_READ
-        """What opening items may cost one request, as any number may be said to be at one place."""
+        """The cost that one request may spend on opening items, as any number may be said to be at one place."""
         self._zips: list[ZipStorages] = []
         """The items of tensors that were opened."""
         self._safetensors: dict[tuple[str, int], tuple[Safetensors, dict[str, Tensor]]] = {}
         """By file and offset, as one has all tensors of its file."""
 
-    def has(self, place: Place) -> bool:
-        """Whether the file of an item is there."""
+    def has(self, place: ItemPlace) -> bool:
+        """True if the file of an item is there."""
         return place.file in self._files
 
-    def value(self, place: Place) -> object:
+    def value(self, place: ItemPlace) -> object:
         """A pickled value: plain data, or its text."""
         number, file = self._files[place.file]
         with about(file.path):
@@ -58,7 +58,7 @@ class Items:
                 return entries[0].value
             return Opaque(describe(graph.root))
 
-    def saved(self, place: Place) -> tuple[ZipStorages, Graph, SavedPickle]:
+    def saved(self, place: ItemPlace) -> tuple[ZipStorages, Graph, SavedPickle]:
         """The item of a pickled value, of any size, as torch.save wrote it."""
         if place.transforms:
             raise UnsupportedError(f"it was written through {', '.join(place.transforms)}, which is not read")
@@ -70,7 +70,7 @@ class Items:
                 raise MalformedError(f"byte {place.offset} does not begin a torch.save file")
             return self._opened(file, place, number, limits.DCP_VALUES)
 
-    def tensor(self, name: str, dtype: DType, box: Box, place: Place | None) -> Stored:
+    def tensor(self, name: str, dtype: DType, box: Box, place: ItemPlace | None) -> Stored:
         """The chunk `box` of a tensor, checked to be what the metadata says.
 
         Raises MalformedError where it is not, or nothing says where it is, UnsupportedError where it was transformed.
@@ -92,7 +92,9 @@ class Items:
                 raise MalformedError(f"tensor {name!r}: its chunk has no bytes")
             return Stored(container, tensor.storage, tensor.storage_offset, tensor.stride)
 
-    def _open(self, name: str, place: Place, number: int, file: SourceFile) -> tuple[ZipStorages | Safetensors, Tensor]:
+    def _open(
+        self, name: str, place: ItemPlace, number: int, file: SourceFile
+    ) -> tuple[ZipStorages | Safetensors, Tensor]:
         if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
             return self._in_safetensors(name, place, number, file)
         item, graph, saved = self._opened(file, place, number)
@@ -103,7 +105,7 @@ class Items:
         return item, entries[0]
 
     def _opened(
-        self, file: SourceFile, place: Place, number: int, most: int | None = None
+        self, file: SourceFile, place: ItemPlace, number: int, most: int | None = None
     ) -> tuple[ZipStorages, Graph, SavedPickle]:
         """One item of torch.save: its directory and its pickle are read."""
         records = ZipRecords(Window(file, place.offset, place.nbytes), number)
@@ -116,7 +118,7 @@ class Items:
         current().open_item(self, nbytes + _RECORD_COST * len(records.by_name), self._most)
         return storages, saved.graph(), saved
 
-    def _in_safetensors(self, name: str, place: Place, number: int, file: SourceFile) -> tuple[Safetensors, Tensor]:
+    def _in_safetensors(self, name: str, place: ItemPlace, number: int, file: SourceFile) -> tuple[Safetensors, Tensor]:
         key = (place.file, place.offset)
         found = self._safetensors.get(key)
         if found is None:

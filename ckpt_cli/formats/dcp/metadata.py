@@ -1,4 +1,4 @@
-"""What the `.metadata` of a distributed checkpoint says, from its pickle, which is not run.
+"""The content of the `.metadata` of a distributed checkpoint, from its pickle, which is not run.
 
 The classes are those of torch/distributed/checkpoint/metadata.py, and `_StorageInfo` of filesystem.py there; only the
 fields of their states are looked at.
@@ -28,8 +28,8 @@ _COUNT_END = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where one item of a checkpoint is."""
+class ItemPlace:
+    """The place of one item of a checkpoint."""
 
     file: str
     """A name in the checkpoint's folder, never a path."""
@@ -38,7 +38,7 @@ class Place:
     nbytes: int
     """Its bytes: of a torch.save file, or in a safetensors file at that offset, of its elements alone."""
     transforms: tuple[str, ...] = ()
-    """What it was sent through on the way to the file, such as `stream.zstd/1`."""
+    """The transforms that it was sent through on the way to the file, such as `stream.zstd/1`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Saved:
     requires_grad: bool = False
     boxes: tuple[Box, ...] = ()
     """The chunks, by their first element."""
-    places: tuple[Place | None, ...] = ()
-    """Where each chunk is, or the value; None where nothing says so."""
+    places: tuple[ItemPlace | None, ...] = ()
+    """The place of each chunk, or of the value; None where nothing says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class DcpMetadata:
     """By name, what the planner noted of each entry's place in the state that was saved; nothing is checked."""
 
 
-_Found = dict[str, list[tuple[tuple[int, ...], Place]]]
+_Found = dict[str, list[tuple[tuple[int, ...], ItemPlace]]]
 """By name, where each chunk is, by its offsets."""
 
 
@@ -128,7 +128,7 @@ def _named(node: Dict) -> Iterator[tuple[str, object]]:
 
 
 def _storage_data(node: object, budget: WalkBudget) -> _Found:
-    """Where items are, by name; the keys are objects (MetadataIndex), compared by what they say."""
+    """The places of items, by name; the keys are objects (MetadataIndex), compared by what they say."""
     found: _Found = {}
     if not isinstance(node, Dict):
         raise MalformedError("it does not say where its items are (storage_data)")
@@ -143,7 +143,7 @@ def _storage_data(node: object, budget: WalkBudget) -> _Found:
     return found
 
 
-def _place(name: str, node: object) -> Place:
+def _place(name: str, node: object) -> ItemPlace:
     fields = _fields(node)
     file = text_of(fields.get("relative_path"))
     offset: Any = fields.get("offset")
@@ -155,14 +155,14 @@ def _place(name: str, node: object) -> Place:
     transforms = fields.get("transform_descriptors") or ()
     if not isinstance(transforms, list | tuple) or len(transforms) > _FIELDS:
         raise MalformedError(f"entry {describe(name)} was transformed by {describe(transforms)}")
-    return Place(file, offset, nbytes, tuple(text_of(each) or describe(each) for each in transforms))
+    return ItemPlace(file, offset, nbytes, tuple(text_of(each) or describe(each) for each in transforms))
 
 
 def _is_count(node: Any) -> bool:
     return type(node) is int and 0 <= node < _COUNT_END
 
 
-def _entry(name: str, node: object, found: list[tuple[tuple[int, ...], Place]], budget: WalkBudget) -> Saved:
+def _entry(name: str, node: object, found: list[tuple[tuple[int, ...], ItemPlace]], budget: WalkBudget) -> Saved:
     kind = node.func.name if isinstance(node, Call) and isinstance(node.func, Global) else ""
     if kind == "BytesStorageMetadata":
         return Saved(name, None, places=tuple(place for _, place in found[:1]) or (None,))
@@ -222,8 +222,11 @@ def _boxes(name: str, node: object, shape: tuple[int, ...], budget: WalkBudget) 
     return boxes
 
 
-def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], Place]]) -> Iterator[Place | None]:
-    """Where each chunk is: both are ordered by offsets, of which no two are the same unless one has no elements."""
+def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], ItemPlace]]) -> Iterator[ItemPlace | None]:
+    """Yield the place of each chunk.
+
+    Both are ordered by offsets, of which no two are the same unless one has no elements.
+    """
     ordered = sorted(found, key=lambda each: each[0])
     for (one, _), (other, _) in itertools.pairwise(ordered):
         if one == other:
@@ -237,7 +240,7 @@ def _places(name: str, boxes: list[Box], found: list[tuple[tuple[int, ...], Plac
 
 
 def _planned(planner_data: object, budget: WalkBudget) -> dict[str, object]:
-    """What the planner noted of each name; nothing where it did not flatten the state."""
+    """Return the path that the planner noted for each name; nothing where it did not flatten the state."""
     if not isinstance(planner_data, Dict):
         return {}
     budget.steps(len(planner_data.pairs))

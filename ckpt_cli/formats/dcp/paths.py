@@ -1,4 +1,4 @@
-"""Where the entries of a distributed checkpoint are in the state that was saved: dicts and lists, from their paths.
+"""The places of the entries of a distributed checkpoint in the state that was saved: dicts and lists, from their paths.
 
 The planner flattens nested dicts and lists to names and notes each one's path in `planner_data` (`flatten_state_dict`
 and `set_element` in torch/distributed/checkpoint/_nested_dict.py and _traverse.py).
@@ -49,7 +49,7 @@ def path_of(name: str, node: object) -> Path:
 
 
 def below(path: Path, prefix: str) -> Path | None:
-    """What is left of a path below a dotted prefix; None for an entry that is not below it."""
+    """Return the rest of a path below a dotted prefix; None for an entry that is not below it."""
     reached = ""
     for number, key in enumerate(path):
         if reached == prefix:

@@ -18,9 +18,9 @@ from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.boxes import Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed
 from ckpt_cli.formats.dcp.items import Items
-from ckpt_cli.formats.dcp.metadata import DcpMetadata, Place, Saved, metadata_of
+from ckpt_cli.formats.dcp.metadata import DcpMetadata, ItemPlace, Saved, metadata_of
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value, contiguous_stride
+from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Opaque, Tensor, Value, contiguous_stride
 from ckpt_cli.pickles.flatten import objects_of
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
@@ -43,42 +43,28 @@ _OWN = (
     "pathlib._local.PosixPath",
     "torch.strided",
 )
-"""What the names of the classes begin with that every `.metadata` has."""
+"""The beginnings of the names of classes that every `.metadata` has."""
 
 
-_UNREAD = object()
-"""In place of a value that was not asked for yet."""
+class SavedItem(Deferred):
+    """A pickled item that is read when it is asked for: there may be thousands, and listing tensors needs none."""
 
+    __slots__ = ("_items", "_place")
 
-class ItemValue(Value):
-    """A pickled value that is read when it is asked for: there may be thousands, and listing tensors needs none."""
-
-    __slots__ = ("_found", "_items", "_place")
-
-    def __init__(self, name: str, place: Place | None, items: Items) -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "_place", place)
-        object.__setattr__(self, "_items", items)
-        object.__setattr__(self, "_found", _UNREAD)
-
-    @property
-    def value(self) -> object:
-        """Plain data, or its text; a text that says why where it cannot be read."""
-        if self._found is _UNREAD:  # type: ignore[attr-defined]
-            object.__setattr__(self, "_found", self._read())
-        return self._found  # type: ignore[attr-defined]
+    def __init__(self, place: ItemPlace | None, items: Items) -> None:
+        super().__init__()
+        self._place = place
+        self._items = items
 
     def saved(self) -> tuple[ZipStorages, Graph, SavedPickle]:
-        """The item that it was saved as; raises a CkptError where that cannot be read."""
-        place: Place | None = self._place  # type: ignore[attr-defined]
-        items: Items = self._items  # type: ignore[attr-defined]
-        if place is None:
+        """Return the file that the item was saved as; raises a CkptError where that cannot be read."""
+        if self._place is None:
             raise MalformedError("it is stored nowhere")
-        return items.saved(place)
+        return self._items.saved(self._place)
 
-    def _read(self) -> object:
-        place: Place | None = self._place  # type: ignore[attr-defined]
-        items: Items = self._items  # type: ignore[attr-defined]
+    def load(self) -> object:
+        """Return plain data or its text; a text that says why where it cannot be read."""
+        place, items = self._place, self._items
         if place is None:
             return Opaque("<stored nowhere>")
         if place.transforms:
@@ -170,7 +156,7 @@ def _checkpoint(
 def _entry(saved: Saved, container: Composed, items: Items) -> Entry:
     dtype = saved.dtype
     if dtype is None:
-        return ItemValue(saved.name, saved.places[0], items)
+        return Value(saved.name, SavedItem(saved.places[0], items))
     stride = contiguous_stride(saved.shape)
     if saved.layout != "strided" or dtype.bits % 8:
         return Tensor(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
-from ckpt_cli.formats.dcp.read import ItemValue
+from ckpt_cli.formats.dcp.read import SavedItem
 from ckpt_cli.formats.zip.container import ZipStorages
 from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Storage, Value
@@ -27,10 +27,10 @@ def saved_values(values: Iterable[Value]) -> Iterator[SavedValue]:
     """
     nodes = nbytes = 0
     for value in values:
-        if not isinstance(value, ItemValue):
+        if not isinstance(value.content, SavedItem):
             raise UnsupportedError(f"{value.name!r} is not a value of a distributed checkpoint")
         try:
-            found = _saved(value)
+            found = _saved(value.name, value.content)
         except CkptError as error:
             error.problem = f"value {value.name!r}: {error.problem}"
             raise
@@ -41,7 +41,7 @@ def saved_values(values: Iterable[Value]) -> Iterator[SavedValue]:
         yield found
 
 
-def _saved(value: ItemValue) -> SavedValue:
+def _saved(name: str, value: SavedItem) -> SavedValue:
     item, graph, saved = value.saved()
     references = storage_references(graph.root)
     if references and saved.big_endian:
@@ -49,7 +49,7 @@ def _saved(value: ItemValue) -> SavedValue:
     storages_of = Storages(graph, saved, WalkBudget(graph.nbytes))
     storages = {id(reference): storages_of.of(reference)[0] for reference in references}
     contents = {storage: _content(item, storage) for storage in storages.values()}
-    return SavedValue(value.name, graph.root, bytes(graph.data[: graph.nbytes]), storages, contents)
+    return SavedValue(name, graph.root, bytes(graph.data[: graph.nbytes]), storages, contents)
 
 
 def _content(item: ZipStorages, storage: Storage) -> Content:

@@ -40,7 +40,7 @@ _VERSION = "1.0.0"
 
 
 def spelled(dtype: DType) -> str | None:
-    """How torch says a dtype; None for one that it has not."""
+    """Return torch's spelling of a dtype; None for one that it does not have."""
     return torch_spells(dtype)
 
 
@@ -106,7 +106,7 @@ def _metadata(new: NewCheckpoint, places: dict[str, tuple[int, int]]) -> Call:
 
 
 def _facts(maker: Maker, tensor: Tensor, layout: Call, memory: Call) -> Call:
-    """What a tensor is: one chunk that is all of it."""
+    """Return the metadata of a tensor: one chunk that is all of it."""
     shape = tensor.shape or ()
     dtype = maker.name("torch", tensor.dtype.name)
     properties = maker.instance(_FACTS, "TensorProperties", (dtype, layout, tensor.requires_grad, memory, False))
@@ -118,7 +118,7 @@ def _facts(maker: Maker, tensor: Tensor, layout: Call, memory: Call) -> Call:
 
 
 def _place(maker: Maker, place: tuple[int, int]) -> Call:
-    """Where an item is."""
+    """Return the place of an item."""
     begin, nbytes = place
     return maker.instance(
         _FILES, "_StorageInfo", {"relative_path": maker.text(DATA), "offset": begin, "length": nbytes}
@@ -176,7 +176,7 @@ def _state(node: object) -> dict[str, object]:
 
 
 def _is_saved(tensor: Tensor, window: Window, new: NewCheckpoint) -> bool:
-    """Whether a part of the file is a torch.save of the tensor."""
+    """True if a part of the file is a torch.save of the tensor."""
     records = ZipRecords(window)
     pickle = records.read("archive/data.pkl", limits.PICKLE_INFLATED)
     data = records.by_name.get("archive/data/0")

@@ -18,7 +18,7 @@ from ckpt_cli.pickles.tensors.arguments import COUNT_END, sizes
 
 if TYPE_CHECKING:
     from ckpt_cli.pickles.graph import Graph
-    from ckpt_cli.pickles.tensors.inline_bytes import Place
+    from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 
 NAME, ENTRY = "npy", "array"
 
@@ -146,7 +146,7 @@ def header_bytes(name: str, code: str, shape: tuple[int, ...]) -> bytes:
     return NUMPY + b"\1\0" + struct.pack("<H", len(raw)) + raw
 
 
-def object_entries(name: str, header: Header, graph: Graph, place: Place) -> list[Entry]:
+def object_entries(name: str, header: Header, graph: Graph, place: PicklePlace) -> list[Entry]:
     """The entries of the array's pickle below the array's name; the array itself where nothing in it opens up.
 
     The pickle follows the header (numpy/lib/format.py `write_array`). Raises MalformedError for tensors that do not

@@ -70,7 +70,7 @@ class Npz:
     def _objects(self, record: Record, name: str, header: Header) -> list[Entry]:
         """Return the entries in an array of objects; the array itself where its pickle cannot be read."""
         from ckpt_cli.pickles.read import read_pickle
-        from ckpt_cli.pickles.tensors.inline_bytes import Place
+        from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 
         size = record.nbytes - header.nbytes
         if record.method == DEFLATED:
@@ -88,7 +88,7 @@ class Npz:
             return [header.entry(name, self._storage(record, header.nbytes))]
         if graph.nbytes < size:
             self._longer[record.name] = size - graph.nbytes
-        return object_entries(name, header, graph, Place(begin))
+        return object_entries(name, header, graph, PicklePlace(begin))
 
     def _storage(self, record: Record, begin: int) -> Storage:
         """Return the storage of a record's content from a byte on."""

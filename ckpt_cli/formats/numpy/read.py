@@ -78,9 +78,9 @@ def read(file: SourceFile) -> Checkpoint:
 def _entries(name: str, array: _Array, container: PlainFile) -> list[Entry]:
     """An array, or what is in one of objects."""
     if array.graph is not None:
-        from ckpt_cli.pickles.tensors.inline_bytes import Place
+        from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 
-        return object_entries(name, array.header, array.graph, Place(array.first))
+        return object_entries(name, array.header, array.graph, PicklePlace(array.first))
     nbytes = array.end - array.first if array.end is not None else 0
     return [array.header.entry(name, container.storage(name, nbytes, array.first))]
 

@@ -26,7 +26,7 @@ NAME = "safetensors"
 _FIELDS = ("dtype", "shape", "data_offsets")
 
 _Plain = tuple[Any, tuple[int, ...], int, int]
-"""What the fields of a tensor say, where there are no others: dtype, shape, and a range of the data."""
+"""The fields of a tensor, where there are no others: dtype, shape, and a range of the data."""
 
 _INTEGERS = frozenset([int])
 
@@ -34,7 +34,7 @@ _DEEPEST = 126
 """Levels that a field of a tensor may have: the reference reads 127, two of which are around it."""
 
 _TOO_LARGE = 1 << 1024
-"""What the reference, which takes a large integer for a float, finds out of range."""
+"""An integer that is out of range for the reference reader, which takes a large integer for a float."""
 
 _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 """Bytes of memory that what begins, goes on or ends with a character of a header takes when parsed."""
@@ -58,7 +58,7 @@ class Safetensors:
         return Storage(name, nbytes, "cpu", PlainBytes(self.source, self.begin + offset, self.number))
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where a range of a tensor stands."""
+        """Return the extents of a range of a tensor."""
         return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
@@ -178,7 +178,7 @@ def _metadata(header: dict[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What a dtype and a shape of the header mean, found once for all tensors that have both."""
+    """The facts of a dtype and a shape of the header, found once for all tensors that have both."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -261,7 +261,10 @@ def _no_counts(name: str) -> MalformedError:
 
 
 def _elements(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
-    """How many elements a shape has; refused where 64 bits cannot count them one dimension after the other."""
+    """Return the number of elements of a shape.
+
+    Raises MalformedError where 64 bits cannot count them one dimension after the other.
+    """
     count = 1
     for size in shape:
         count *= size
@@ -273,7 +276,7 @@ def _elements(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
 
 
 def _fields(name: str, info: Any) -> _Plain:
-    """What one tensor's fields say, checked to be there and of the right types."""
+    """Return the fields of one tensor, checked to be there and of the right types."""
     if not isinstance(info, dict) or any(field not in info for field in _FIELDS):
         raise _lacks(name)
     if len(info) > len(_FIELDS):
@@ -317,7 +320,7 @@ ORDER = "ckpt.order"
 
 
 def order_text(names: Sequence[str], aliases: Mapping[str, str]) -> str:
-    """What `ORDER` says of names in their order, some of which are aliases."""
+    """Return the content of `ORDER` for names in their order, some of which are aliases."""
     return json.dumps({name: place for place, name in enumerate(names) if name in aliases}, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""A safetensors file written anew, or with a new header in the room that the old one had.
+"""Rewrite a safetensors file as a new file, or with a new header in the room that the old one had.
 
 The header gets spaces at its end, which every reader takes for white space, so that later edits of names and metadata
 fit into it. Data keeps its order, but for a change of dtypes: then wider elements come first, as the reference writer
@@ -30,7 +30,7 @@ _ROOM = 1024
 """Bytes of spaces that a new header gets at least, for later edits."""
 
 _ALIGNMENT = 64
-"""What the data's begin is aligned to."""
+"""The alignment of the data's begin, in bytes."""
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ def refuse_new_ties(stored: Collection[str], metadata: Mapping[str, str], aliase
 
 
 def _are_aligned(items: Sequence[Item]) -> bool:
-    """Whether each tensor's bytes begin at a multiple of its elements' size, without which torch cannot map them."""
+    """True if each tensor's bytes begin at a multiple of its elements' size, without which torch cannot map them."""
     begins = accumulate((item.content.nbytes for item in items), initial=0)
     return all(
         not item.content.nbytes or begin % item.itemsize == 0 for item, begin in zip(items, begins, strict=False)
@@ -122,7 +122,7 @@ def _offset(tensor: Tensor) -> int:
 
 
 class Rewriting:
-    """A safetensors file about to be written anew with some changes."""
+    """A safetensors file about to be rewritten with some changes."""
 
     def __init__(self, checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> None:
         container = checkpoint.container
@@ -206,7 +206,7 @@ class Rewriting:
         return found
 
     def _is_moved(self, tensor: Tensor) -> bool:
-        """Whether it becomes another name of what is stored already."""
+        """True if it becomes another name of what is stored already."""
         new = self._changes.tensors.get(tensor.name, tensor).storage
         return new is not tensor.storage and new not in self._changes.contents
 

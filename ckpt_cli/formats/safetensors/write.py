@@ -20,7 +20,7 @@ from ckpt_cli.model.new_checkpoint import NewCheckpoint, tied_groups
 
 
 def spelled(dtype: DType) -> str | None:
-    """How safetensors says a dtype; None for one that it has not."""
+    """Return the spelling of a dtype in safetensors; None for one that it does not have."""
     return "F4" if dtype.name == "float4_e2m1fn_x2" else dtype.safetensors
 
 

@@ -35,7 +35,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a storage of the set is known."""
+    """The shard and the place of a storage of the set."""
 
     container: Container
     storage: Storage
@@ -90,7 +90,7 @@ class ShardSet:
         return overlay.part(self._firsts[number], len(self._containers[number].files))
 
     def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Where a range of a storage stands, the files counted within the set."""
+        """Return the extents of a range of a storage, the files counted within the set."""
         place = self._places[storage]
         found = place.container.extents(place.storage, offset, nbytes)
         return [Extent(place.first + extent.file, extent.offset, extent.nbytes) for extent in found]
@@ -260,7 +260,7 @@ class _Joining:
         self._stray = [name for name in self._stray if name not in misplaced]
 
     def notes(self, *, no_index: bool) -> list[str]:
-        """What is odd, a line each."""
+        """Return notes on what is odd, a line each."""
         lacking = [name for name in self._weight_map if name not in self._found]
         told = (
             (lacking, "the index names tensors that their shards do not have"),
@@ -284,5 +284,5 @@ def _metadata(shards: Iterable[Checkpoint], index: Mapping[str, Any]) -> dict[st
 
 
 def unique_nbytes(tensors: Iterable[Tensor]) -> int:
-    """What an index calls the total size: bytes of all tensors, those of a storage counted once."""
+    """The total size that an index records: bytes of all tensors, those of a storage counted once."""
     return sum({tensor.storage: tensor.nbytes for tensor in tensors}.values())

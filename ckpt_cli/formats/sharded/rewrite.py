@@ -25,7 +25,7 @@ TOTALS = ("total_size", "total_parameters")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ShardWork:
     """One shard to be rewritten."""
 
     name: str
@@ -60,7 +60,7 @@ class Rewriting:
         self._across: dict[str, str] = {}
         """Ties across shards: {name that is no longer stored: the one that is}, by old names."""
         self._changes = self._without_ties_across(changes)
-        self.parts: list[Part] = []
+        self.parts: list[ShardWork] = []
         self.removed: list[str] = []
         """Shards of which nothing is left."""
         self.unchanged: list[str] = []
@@ -149,7 +149,7 @@ class Rewriting:
         elif _is_nothing(changes):
             self.unchanged.append(name)
         else:
-            self.parts.append(Part(name, self._rewriting(shard, changes)))
+            self.parts.append(ShardWork(name, self._rewriting(shard, changes)))
 
     def _refuse_aliases(self, aliases: Sequence[Tensor]) -> None:
         """Refuse changes that only a shard with aliases of its own could hold."""

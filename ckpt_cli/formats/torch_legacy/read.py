@@ -19,7 +19,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage
 from ckpt_cli.pickles.flatten import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.legacy_save import Save, is_save, pickle_at, read_save
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 
 LEGACY, PICKLE = "legacy", "pickle"
 
@@ -78,7 +78,7 @@ def read(file: SourceFile) -> Checkpoint:
         for number, part in enumerate(_parts(file)):
             _refuse_joblib(part.graph)
             finder = _Finder(container, part, f"[{number}]." if number else "")
-            place = Place(part.begin)
+            place = PicklePlace(part.begin)
             found = entries_of(part.graph, finder, place=place)
             entries += [_prefixed(entry, number) for entry in found] if number else found
             if not number:

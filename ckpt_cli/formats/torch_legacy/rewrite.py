@@ -19,7 +19,7 @@ from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.legacy_save import NUMEL, Save, pickle_at, read_save
 from ckpt_cli.pickles.references import rekey
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.write import write_pickle
 
 
@@ -65,14 +65,17 @@ class Rewriting:
                 hint=f"ckpt convert {checkpoint.path} OUT.pt writes one of today's format",
             )
         graph = self._save.graph
-        place = Place(self._save.begin)
+        place = PicklePlace(self._save.begin)
         self._edited = EditedPickle(graph, _Finder(checkpoint, self._save), place, entries, changes)
         self._rekeyed = False
         """True if the list of storages becomes another one."""
-        self._storages = self._named()
+        self._storages = self._assign_keys()
 
-    def _named(self) -> dict[str, Storage]:
-        """The storages that the new pickle refers to by their keys; new ones get keys that no other has."""
+    def _assign_keys(self) -> dict[str, Storage]:
+        """Give each new storage a key of its own, in the pickle too, and set `_rekeyed` if the list of keys changes.
+
+        Returns the storages that the new pickle refers to, by their keys.
+        """
         found: dict[str, Storage] = {}
         keys: dict[Storage, str] = {}
         references = self._edited.references()

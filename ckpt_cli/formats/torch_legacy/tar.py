@@ -23,7 +23,7 @@ from ckpt_cli.pickles.flatten import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.graph import Global, PersistentId
 from ckpt_cli.pickles.legacy_save import pickle_at
 from ckpt_cli.pickles.tensors.arguments import COUNT_END, is_count, sizes, storage_dtype, text_of
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 
 NAME = "tar"
@@ -308,7 +308,7 @@ def read(file: SourceFile) -> Checkpoint:
     with about(file.path):
         tar = _Tar(file)
         graph = pickle_at(tar.pickle, 0)
-        entries = entries_of(graph, _Finder(tar), place=Place(tar.pickle.begin), rebuilder=_Numbered)
+        entries = entries_of(graph, _Finder(tar), place=PicklePlace(tar.pickle.begin), rebuilder=_Numbered)
     return Checkpoint(
         path=file.path,
         format=NAME,

@@ -130,7 +130,7 @@ class Rewriting:
             else:
                 with writer.record(f"{prefix}{number}", content.nbytes):
                     writer.append_contents((content,), (self._source,), progress)
-        if self._changes.anew:
+        if self._changes.rewrite:
             return
         number = len(self._storages)
         for name, record in self._records.by_name.items():

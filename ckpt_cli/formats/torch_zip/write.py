@@ -27,7 +27,7 @@ from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, Inline, PersistentId, nodes_of
 from ckpt_cli.pickles.references import number_storages, references_of, storage_key, storage_references
 from ckpt_cli.pickles.tensors.calls import CALLS
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.make import Maker
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.tensors.storages import StorageFinder
@@ -118,7 +118,7 @@ class SavedObject:
         self.storages = storages
         """The storages that the new pickle refers to, in their order."""
         self.new = new
-        """What is written, with the bytes of all storages."""
+        """The new checkpoint, with the bytes of all storages."""
         self._root = root
         self._data = data
         """The pickle that strings of the graph are ranges of."""
@@ -199,7 +199,7 @@ def document(
         raise UnsupportedError(f"a checkpoint of format {checkpoint.format} has no pickle to be kept")
     wanted = entries_after(checkpoint.entries, changes)
     finder = KnownStorages(checkpoint.tensors)
-    editing = Editing(graph, finder, Place(0))  # arrays in the pickle stay, wherever they are
+    editing = Editing(graph, finder, PicklePlace(0))  # arrays in the pickle stay, wherever they are
     retargeting = Retargeting(editing, Rebuilder(CALLS, graph, finder, WalkBudget(graph.nbytes)), checkpoint.tensors)
     retargeting.carry_out(changes)
     editing.carry_out(changes)

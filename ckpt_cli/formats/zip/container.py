@@ -15,7 +15,7 @@ from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
 from ckpt_cli.pickles.tensors.arguments import text_of
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -148,11 +148,11 @@ class SavedPickle:
             raise MalformedError(f"there is no record {describe(name)}", path=self._storages.path)
         return read_pickle(self.records.read(name, limits.PICKLE_INFLATED))
 
-    def place(self) -> Place:
+    def place(self) -> PicklePlace:
         """Return the place of the pickle, for storages within it."""
         record = self.records.by_name[f"{self.prefix}{self._pickle}.pkl"]
         plain = record.method != DEFLATED
-        return Place(self.records.file.begin + self.records.data_offset(record) if plain else None)
+        return PicklePlace(self.records.file.begin + self.records.data_offset(record) if plain else None)
 
     def find(self, key: str, nbytes: int, location: str) -> Storage:
         """The storage of a record, checked to be there and long enough."""

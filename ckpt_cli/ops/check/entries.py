@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from ckpt_cli.errors import CkptError, FormatError, UnsupportedError
 from ckpt_cli.files.places import canonical, folder_of, join, name_of, names_in
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.aliasing import all_strided
-from ckpt_cli.ops.check.finding import Check, Spot
+from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.safetensors import MISALIGNED
 from ckpt_cli.ops.ls import list_waste
 from ckpt_cli.pickles.graph import Graph
@@ -24,15 +25,15 @@ _WASTE = 1 << 20
 """Unused bytes from which on they are reported."""
 
 
-def _repeated(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _repeated(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     for name, count in checkpoint.names.items():
         if count > 1:
-            yield Spot(f"{_where(checkpoint)}: {name}", f"{count} entries have this name once flattened")
+            yield Occurrence(f"{_where(checkpoint)}: {name}", f"{count} entries have this name once flattened")
 
 
-def _unreadable(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _unreadable(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     """Tensors whose bytes are not where the metadata say: looked up one by one, as some formats do so only then."""
-    if checkpoint.format == "zip":  # whose local headers have a check of their own
+    if format_of(checkpoint).has_records:  # whose local headers have a check of their own
         return
     for tensor in all_strided(checkpoint.tensors):
         if tensor.storage is None or not tensor.numel:
@@ -42,50 +43,52 @@ def _unreadable(checkpoint: Checkpoint) -> Iterator[Spot]:
         except UnsupportedError:  # compressed
             continue
         except CkptError as error:
-            yield Spot(f"{_where(checkpoint)}: {tensor.name}", error.problem)
+            yield Occurrence(f"{_where(checkpoint)}: {tensor.name}", error.problem)
 
 
-def _stray_items(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _stray_items(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     """Files of items beside those that the metadata of a distributed checkpoint name."""
     known = {canonical(file.path) for file in checkpoint.container.files}
     folders = {folder_of(path) for path in known if path.endswith(_ITEMS)}
     for folder in sorted(folders):
         for name in names_in(folder):
             if name.endswith(_ITEMS) and join(folder, name) not in known:
-                yield Spot(name, "the metadata of the distributed checkpoint do not name the file")
+                yield Occurrence(name, "the metadata of the distributed checkpoint do not name the file")
 
 
-def _no_tensors(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _no_tensors(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     if not checkpoint.tensors:
-        yield Spot(_where(checkpoint), "there is no tensor in it")
+        yield Occurrence(_where(checkpoint), "there is no tensor in it")
 
 
-def _unlisted(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _unlisted(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     """Storages that the pickle refers to, and no entry: a part of it is not understood."""
     graph = checkpoint.document
-    if checkpoint.format not in ("zip", "legacy") or not isinstance(graph, Graph) or "[1]" in checkpoint.top_level:
+    if not format_of(checkpoint).is_torch_save or not isinstance(graph, Graph) or "[1]" in checkpoint.top_level:
         return
     known = {view.storage.key for view in all_strided(checkpoint.tensors) if view.storage is not None}
     references = filter(is_storage, graph.persistent)
     for key in dict.fromkeys(text_of(node.pid[2]) for node in references if isinstance(node.pid, tuple)):
         if key is not None and key not in known:
-            yield Spot(f"{_where(checkpoint)}: storage {key}", "the pickle refers to the storage, and no name does")
+            yield Occurrence(
+                f"{_where(checkpoint)}: storage {key}", "the pickle refers to the storage, and no name does"
+            )
 
 
-def _waste(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _waste(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     wasted = sum(waste.nbytes - waste.used for waste in list_waste(checkpoint))
     if wasted >= _WASTE:
-        yield Spot(_where(checkpoint), f"{wasted} bytes of its storages are used by no tensor")
+        yield Occurrence(_where(checkpoint), f"{wasted} bytes of its storages are used by no tensor")
 
 
-def _notes(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _notes(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     for note in checkpoint.notes:
-        yield Spot(_where(checkpoint), note)
+        yield Occurrence(_where(checkpoint), note)
 
 
-def _unread(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _unread(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     for part in checkpoint.unread:
-        yield Spot(_where(checkpoint), part)
+        yield Occurrence(_where(checkpoint), part)
 
 
 def _where(checkpoint: Checkpoint) -> str:
@@ -123,7 +126,7 @@ CHECKS: tuple[Check[Checkpoint], ...] = (
 )
 
 
-def _dangerous(path: str) -> Iterator[Spot]:
+def _dangerous(path: str) -> Iterator[Occurrence]:
     from ckpt_cli.ops.scan import scan
 
     try:
@@ -133,9 +136,9 @@ def _dangerous(path: str) -> Iterator[Spot]:
     broken = any(found.code == "broken-zip" for found in findings)
     for found in findings:
         if found.severity == "error" and found.code != "too-many":
-            yield Spot(found.where, found.message)
+            yield Occurrence(found.where, found.message)
         elif found.code in _PICKLE and not (broken and found.code == "hidden-pickle"):
-            yield Spot(found.where, found.message, "warning")
+            yield Occurrence(found.where, found.message, "warning")
 
 
 PICKLES: tuple[Check[str], ...] = (

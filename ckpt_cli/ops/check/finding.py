@@ -29,7 +29,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class Occurrence:
     """One place where a check finds what it looks for."""
 
     where: str
@@ -50,6 +50,6 @@ class Check(Generic[Subject]):
     severity: str
     meaning: str
     """The problem, in words for the documentation."""
-    find: Callable[[Subject], Iterator[Spot]]
+    find: Callable[[Subject], Iterator[Occurrence]]
     hint: str = ""
     """A command or action; `FILE` stands for the path and `NAME` for the entry, both quoted for a shell."""

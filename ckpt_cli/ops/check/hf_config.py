@@ -12,7 +12,7 @@ from typing import Any
 
 from ckpt_cli.errors import listed
 from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.ops.check.finding import Check, Spot
+from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.ties import claim_against, embedding_and_head
 
 Config = Mapping[str, Any]
@@ -113,7 +113,7 @@ DIMENSIONS = (
 )  # fmt: skip
 
 
-def _dimensions(subject: Configured) -> Iterator[Spot]:
+def _dimensions(subject: Configured) -> Iterator[Occurrence]:
     packed = "quantization_config" in subject.config
     wanted = [
         (rule, expected)
@@ -126,7 +126,7 @@ def _dimensions(subject: Configured) -> Iterator[Spot]:
             if shape is None or len(shape) <= rule.dim or not rule.name.fullmatch(tensor.name):
                 continue
             if shape[rule.dim] != expected:
-                yield Spot(
+                yield Occurrence(
                     f"{subject.where}: {tensor.name}",
                     f"by {rule.keys} of config.json its dimension {rule.dim} should be {expected}, "
                     f"its shape is {list(shape)}",
@@ -136,7 +136,7 @@ def _dimensions(subject: Configured) -> Iterator[Spot]:
 _NUMBERED = re.compile(_TOP + r"(?:encoder\.layer|layers|h)\.(\d{1,6})\..*")
 
 
-def _layers(subject: Configured) -> Iterator[Spot]:
+def _layers(subject: Configured) -> Iterator[Occurrence]:
     said = _integer_at(subject.config, "num_hidden_layers", "n_layer")
     found = {int(match[1]) for tensor in subject.tensors if (match := _NUMBERED.fullmatch(tensor.name))}
     if said is None or not found or not subject.complete or subject.adapter:
@@ -144,23 +144,23 @@ def _layers(subject: Configured) -> Iterator[Spot]:
     extra = _integer_at(subject.config, "num_nextn_predict_layers") or 0
     lacking = sorted(set(range(min(said, 100_000))) - found)
     if lacking:
-        yield Spot(subject.where, f"config.json says {said} layers, of which {listed(lacking, 3)} are not there")
+        yield Occurrence(subject.where, f"config.json says {said} layers, of which {listed(lacking, 3)} are not there")
     if max(found) >= said + extra:
-        yield Spot(subject.where, f"config.json says {said} layers, there is a layer {max(found)}")
+        yield Occurrence(subject.where, f"config.json says {said} layers, there is a layer {max(found)}")
 
 
 # --- ties, dtypes, adapters -------------------------------------------------------------------------------------------
 
 
-def _tied(subject: Configured) -> Iterator[Spot]:
+def _tied(subject: Configured) -> Iterator[Occurrence]:
     if subject.config.get("tie_word_embeddings") is not True:
         return
     claim = claim_against(subject.tensors)
     if claim is not None:
-        yield Spot(subject.where, claim)
+        yield Occurrence(subject.where, claim)
 
 
-def _no_head(subject: Configured) -> Iterator[Spot]:
+def _no_head(subject: Configured) -> Iterator[Occurrence]:
     """A language model whose config ties nothing, but which has no head."""
     kinds = subject.config.get("architectures")
     if subject.config.get("tie_word_embeddings") is not False or not isinstance(kinds, list) or not subject.complete:
@@ -171,14 +171,14 @@ def _no_head(subject: Configured) -> Iterator[Spot]:
         and head is None
         and any(isinstance(kind, str) and kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
     ):
-        yield Spot(
+        yield Occurrence(
             subject.where,
             f"config.json does not tie the embeddings, but there is no lm_head beside {embedding.name}: it would be "
             "random",
         )
 
 
-def _dtype(subject: Configured) -> Iterator[Spot]:
+def _dtype(subject: Configured) -> Iterator[Occurrence]:
     said = subject.config.get("torch_dtype") or subject.config.get("dtype")
     floats = {tensor.dtype.name for tensor in subject.tensors if tensor.dtype.category == "float"}
     known = {"float64", "float32", "float16", "bfloat16"}
@@ -186,7 +186,7 @@ def _dtype(subject: Configured) -> Iterator[Spot]:
         return
     said = said.removeprefix("torch.")
     if said in known and said not in floats:
-        yield Spot(subject.where, f"config.json says {said}, its tensors are {' and '.join(sorted(floats))}")
+        yield Occurrence(subject.where, f"config.json says {said}, its tensors are {' and '.join(sorted(floats))}")
 
 
 _LORA = (
@@ -195,14 +195,14 @@ _LORA = (
 )
 
 
-def _rank(subject: Configured) -> Iterator[Spot]:
+def _rank(subject: Configured) -> Iterator[Occurrence]:
     rank = _integer_at(subject.adapter, "r")
     if rank is None or subject.adapter.get("rank_pattern"):
         return
     for tensor in subject.tensors:
         for name, dim in _LORA:
             if tensor.shape and dim < len(tensor.shape) and tensor.shape[dim] != rank and name.fullmatch(tensor.name):
-                yield Spot(
+                yield Occurrence(
                     f"{subject.where}: {tensor.name}",
                     f"adapter_config.json says r = {rank}, its shape is {list(tensor.shape)}",
                 )

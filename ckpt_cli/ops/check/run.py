@@ -31,14 +31,14 @@ from ckpt_cli.files.places import (
 from ckpt_cli.files.source import Identity
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.open import read_one
-from ckpt_cli.formats.registry import folder_kind
+from ckpt_cli.formats.registry import folder_kind, format_of
 from ckpt_cli.formats.signatures import beginning, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check import entries, shards
 from ckpt_cli.ops.check import hf_config as configs
 from ckpt_cli.ops.check import safetensors as headers
 from ckpt_cli.ops.check import zip as zips
-from ckpt_cli.ops.check.finding import Check, Finding, Spot, Subject
+from ckpt_cli.ops.check.finding import Check, Finding, Occurrence, Subject
 from ckpt_cli.ops.check.unreadable import CHECKS as BROKEN
 from ckpt_cli.ops.check.unreadable import broken_of
 from ckpt_cli.ops.check.values import CHECKS as VALUES
@@ -227,7 +227,7 @@ class _Worker:
     def _inspect(self, checkpoint: Checkpoint) -> None:
         self.report.files += len(checkpoint.container.files)
         self._run(entries.CHECKS, checkpoint, checkpoint.path)
-        if checkpoint.format == "safetensors":
+        if format_of(checkpoint).has_header:
             self._run(headers.CHECKS, checkpoint, checkpoint.path)
         archives = []
         for file in checkpoint.container.files:
@@ -235,7 +235,7 @@ class _Worker:
             if archive is not None:
                 self._run(zips.CHECKS, archive, file.path)
                 archives.append(archive)
-            if checkpoint.format != "safetensors":
+            if not format_of(checkpoint).has_header:
                 self._run(entries.PICKLES, file.path, file.path)
         if self._reading is not None:
             self._reading.add(checkpoint, archives)
@@ -253,16 +253,16 @@ class _Worker:
     def _run(self, checks: Sequence[Check[Subject]], subject: Subject, path: str = "") -> None:
         """Add what the checks find, of each code a bounded number; `path` is the file, where it is one alone."""
         for each in checks:
-            for spot in each.find(subject):
-                self._say(each, spot, path or self.report.path)
+            for occurrence in each.find(subject):
+                self._say(each, occurrence, path or self.report.path)
 
-    def _say(self, each: Check[Subject], spot: Spot, path: str) -> None:
-        severity = spot.severity or each.severity
+    def _say(self, each: Check[Subject], occurrence: Occurrence, path: str) -> None:
+        severity = occurrence.severity or each.severity
         self._counts[severity, each.code] += 1
         if self._counts[severity, each.code] <= limits.CHECK_FINDINGS:
-            words = {"FILE": path, "NAME": spot.name}
-            hint = _WORDS.sub(lambda word: shlex.quote(words[word[0]]), spot.hint or each.hint)
-            self.report.findings.append(Finding(severity, each.code, spot.where, spot.message, hint))
+            words = {"FILE": path, "NAME": occurrence.name}
+            hint = _WORDS.sub(lambda word: shlex.quote(words[word[0]]), occurrence.hint or each.hint)
+            self.report.findings.append(Finding(severity, each.code, occurrence.where, occurrence.message, hint))
 
     def _close_counts(self) -> None:
         """Say of each code how many were left out."""

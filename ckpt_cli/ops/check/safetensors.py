@@ -6,28 +6,25 @@ from collections.abc import Iterator
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.places import exists, folder_of, join, name_of
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.safetensors.read import repeated_names
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.ops.check.finding import Check, Spot
+from ckpt_cli.ops.check.finding import Check, Occurrence
 
 _FORMATS = ("pt", "tf", "flax", "mlx")
 """The values of `format` in the metadata that transformers accepts."""
-
-
-_MAPPED = ("zip", "safetensors")
-"""Formats that torch or safetensors maps into memory."""
 
 
 def _where(checkpoint: Checkpoint) -> str:
     return name_of(checkpoint.path)
 
 
-def _repeated(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _repeated(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     for name in repeated_names(checkpoint.container.files[0]):
-        yield Spot(f"{_where(checkpoint)}: {name}", "the name is in the header twice; readers take the last")
+        yield Occurrence(f"{_where(checkpoint)}: {name}", "the name is in the header twice; readers take the last")
 
 
-def _no_format(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _no_format(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     """Metadata without a format; transformers takes none at all, but not metadata that do not say it."""
     said = checkpoint.metadata.get("format")
     if said in _FORMATS:
@@ -35,10 +32,10 @@ def _no_format(checkpoint: Checkpoint) -> Iterator[Spot]:
     beside = exists(join(folder_of(checkpoint.path), "config.json"))
     what = "its metadata do not say" if said is None else "its metadata say another thing than"
     severity = "warning" if beside and checkpoint.metadata else ""
-    yield Spot(_where(checkpoint), f"{what} format: pt, without which transformers refuses metadata", severity)
+    yield Occurrence(_where(checkpoint), f"{what} format: pt, without which transformers refuses metadata", severity)
 
 
-def _dangling(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _dangling(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     """Metadata that look like an alias, `x.weight: y.weight`, of a tensor that is not there."""
     names = {entry.name for entry in checkpoint.entries}
     endings = {name.rpartition(".")[2] for name in names if "." in name}
@@ -51,15 +48,15 @@ def _dangling(checkpoint: Checkpoint) -> Iterator[Spot]:
             and kept not in names
             and dropped not in names
         ):
-            yield Spot(
+            yield Occurrence(
                 f"{_where(checkpoint)}: {dropped}", f"its metadata call it an alias of {kept}, which is not there"
             )
 
 
-def _misaligned(checkpoint: Checkpoint) -> Iterator[Spot]:
+def _misaligned(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     """Tensors whose bytes do not begin at a multiple of their element size."""
     odd: list[Tensor] = []
-    if checkpoint.format not in _MAPPED:
+    if not format_of(checkpoint).is_mapped:
         return
     for tensor in checkpoint.tensors:
         if tensor.storage is None or not tensor.nbytes or tensor.alias_of is not None or tensor.dtype.bits < 16:
@@ -71,7 +68,7 @@ def _misaligned(checkpoint: Checkpoint) -> Iterator[Spot]:
         if extents and extents[0].offset % min(tensor.dtype.bits // 8, 8):
             odd.append(tensor)
     if odd:
-        yield Spot(
+        yield Occurrence(
             _where(checkpoint),
             f"the bytes of {len(odd)} tensors, such as {odd[0].name}, are not aligned to their elements",
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import by_storage
-from ckpt_cli.ops.check.finding import Check, Spot
+from ckpt_cli.ops.check.finding import Check, Occurrence
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
 
@@ -52,67 +52,69 @@ def wanted_of(names: Sequence[str]) -> list[str] | None:
     return [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
 
 
-def _missing(files: ShardFiles) -> Iterator[Spot]:
+def _missing(files: ShardFiles) -> Iterator[Occurrence]:
     there = set(files.beside)
     counts = Counter(files.weight_map.values())
     for shard in files.named:
         if shard not in there:
             count = counts[shard]
             detail = f", with {count} of the {len(files.weight_map)} tensors of the index" if count else ""
-            yield Spot(shard, f"the shard is not there{detail}")
+            yield Occurrence(shard, f"the shard is not there{detail}")
 
 
-def _no_index(files: ShardFiles) -> Iterator[Spot]:
+def _no_index(files: ShardFiles) -> Iterator[Occurrence]:
     if not files.index:
-        yield Spot(files.named[0], "there is no index beside the shards, so transformers does not find them")
+        yield Occurrence(files.named[0], "there is no index beside the shards, so transformers does not find them")
 
 
-def _stray(files: ShardFiles) -> Iterator[Spot]:
+def _stray(files: ShardFiles) -> Iterator[Occurrence]:
     """Files that are named as shards of this set, but are none of it."""
     named = set(files.named)
     stems = {(match["stem"], match["suffix"]) for match in map(_SHARD.fullmatch, files.named) if match}
     for name in files.beside:
         match = _SHARD.fullmatch(name)
         if match and name not in named and (match["stem"], match["suffix"]) in stems:
-            yield Spot(name, "the file is named as a shard of this set, but the index does not name it")
+            yield Occurrence(name, "the file is named as a shard of this set, but the index does not name it")
 
 
-def _count(files: ShardFiles) -> Iterator[Spot]:
+def _count(files: ShardFiles) -> Iterator[Occurrence]:
     """Shards whose names say another number of shards than there are."""
     for name in files.named:
         match = _SHARD.fullmatch(name)
         if match and int(match["count"]) != len(files.named):
-            yield Spot(name, f"its name says {int(match['count'])} shards, the index names {len(files.named)}")
+            yield Occurrence(name, f"its name says {int(match['count'])} shards, the index names {len(files.named)}")
             return
 
 
-def _lacking(files: ShardFiles) -> Iterator[Spot]:
+def _lacking(files: ShardFiles) -> Iterator[Occurrence]:
     names = {shard: {entry.name for entry in opened.entries} for shard, opened in files.opened.items()}
     holders = {name: shard for shard, held in names.items() for name in held}
     for name, shard in files.weight_map.items():
         if shard in names and name not in names[shard]:
             other = holders.get(name)
             detail = f"; {other} has it" if other else ""
-            yield Spot(f"{shard}: {name}", f"the index says that this shard has the tensor, but it has not{detail}")
+            yield Occurrence(
+                f"{shard}: {name}", f"the index says that this shard has the tensor, but it has not{detail}"
+            )
 
 
-def _unlisted(files: ShardFiles) -> Iterator[Spot]:
+def _unlisted(files: ShardFiles) -> Iterator[Occurrence]:
     if not files.index:
         return
     for shard in files.opened:
         for name in sorted(files.names_of(shard) - files.weight_map.keys()):
-            yield Spot(f"{shard}: {name}", "the index does not name the tensor, so it may not be loaded")
+            yield Occurrence(f"{shard}: {name}", "the index does not name the tensor, so it may not be loaded")
 
 
-def _twice(files: ShardFiles) -> Iterator[Spot]:
+def _twice(files: ShardFiles) -> Iterator[Occurrence]:
     first: dict[str, str] = {}
     for shard in files.opened:
         for name in sorted(files.names_of(shard)):
             if first.setdefault(name, shard) != shard:
-                yield Spot(f"{shard}: {name}", f"{first[name]} has a tensor of this name too")
+                yield Occurrence(f"{shard}: {name}", f"{first[name]} has a tensor of this name too")
 
 
-def _total(files: ShardFiles) -> Iterator[Spot]:
+def _total(files: ShardFiles) -> Iterator[Occurrence]:
     """Find a total_size that no writer would compute: tied tensors once or not, views or their storages."""
     said = files.metadata.get("total_size")
     if isinstance(said, bool) or not isinstance(said, int | float) or not files.complete:
@@ -122,7 +124,7 @@ def _total(files: ShardFiles) -> Iterator[Spot]:
     counts = {_views(own), sum(tensor.nbytes for tensor in own), sum(tensor.nbytes for tensor in tensors),
               sum(storage.nbytes for storage, _ in by_storage(own))}  # fmt: skip
     if said not in counts:
-        yield Spot(files.index, f"its total_size is {said}, its tensors have {_views(own)} bytes")
+        yield Occurrence(files.index, f"its total_size is {said}, its tensors have {_views(own)} bytes")
 
 
 def _views(tensors: Sequence[Tensor]) -> int:

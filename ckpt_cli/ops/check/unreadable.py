@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, ShortStorageError, TruncatedError
 from ckpt_cli.files.places import is_file, name_of, open_file
-from ckpt_cli.ops.check.finding import Check, Spot
+from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.zip import least_size
 from ckpt_cli.scanner.tolerant_zip import LooseZip, zips_within
 
@@ -51,7 +51,7 @@ def _late_zip(path: str) -> LooseZip | None:
         return None
 
 
-def _truncated(broken: Broken) -> Iterator[Spot]:
+def _truncated(broken: Broken) -> Iterator[Occurrence]:
     if type(broken.error) is not TruncatedError or broken.late_zip is not None:
         return
     needed, size = None, 0
@@ -59,46 +59,46 @@ def _truncated(broken: Broken) -> Iterator[Spot]:
         with closing(open_file(broken.path)) as file:
             needed, size = least_size(file), file.size
     missing = f"; {needed - size} bytes at least are missing" if needed is not None and needed > size else ""
-    yield Spot(broken.where, broken.error.problem + missing)
+    yield Occurrence(broken.where, broken.error.problem + missing)
 
 
-def _short(broken: Broken) -> Iterator[Spot]:
+def _short(broken: Broken) -> Iterator[Occurrence]:
     if isinstance(broken.error, ShortStorageError):
-        yield Spot(broken.where, broken.error.problem)
+        yield Occurrence(broken.where, broken.error.problem)
 
 
-def _malformed(broken: Broken) -> Iterator[Spot]:
+def _malformed(broken: Broken) -> Iterator[Occurrence]:
     if type(broken.error) is MalformedError and broken.late_zip is None:
-        yield Spot(broken.where, broken.error.problem, hint=broken.error.hint or "")
+        yield Occurrence(broken.where, broken.error.problem, hint=broken.error.hint or "")
 
 
-def _leading(broken: Broken) -> Iterator[Spot]:
+def _leading(broken: Broken) -> Iterator[Occurrence]:
     found = broken.late_zip
     if found is not None and found.begin > 0:
-        yield Spot(
+        yield Occurrence(
             broken.where,
             f"{found.begin} bytes stand before the zip file, so that torch does not load it",
             hint=f"tail -c +{found.begin + 1} FILE > OUT makes a copy without them",
         )
 
 
-def _far_end(broken: Broken) -> Iterator[Spot]:
+def _far_end(broken: Broken) -> Iterator[Occurrence]:
     """A zip whose end record lies too far from the end of the file to be found by everyone."""
     found = broken.late_zip
     if found is not None and found.begin == 0:
         with closing(open_file(broken.path)) as file:
             rest = file.size - found.end
-        yield Spot(
+        yield Occurrence(
             f"{broken.where} (byte {found.end})",
             f"{rest} bytes follow the end of the zip file, too many for readers to find it",
             hint=f"head -c {found.end} FILE > OUT makes a copy without them",
         )
 
 
-def _not_one(broken: Broken) -> Iterator[Spot]:
+def _not_one(broken: Broken) -> Iterator[Occurrence]:
     """Find a part of a set that is not a checkpoint, such as an error page that was saved in its place."""
     if type(broken.error) not in (TruncatedError, ShortStorageError, MalformedError) and broken.late_zip is None:
-        yield Spot(broken.where, broken.error.problem)
+        yield Occurrence(broken.where, broken.error.problem)
 
 
 CHECKS: tuple[Check[Broken], ...] = (

@@ -16,9 +16,9 @@ from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_strided
-from ckpt_cli.ops.check.finding import Check, Spot
+from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.zip import ZipFile
-from ckpt_cli.parallel.byte_ranges import Answers, Job, Part, jobs_of, read_all, total
+from ckpt_cli.parallel.byte_ranges import Answers, FileRange, Job, jobs_of, read_all, total
 from ckpt_cli.parallel.map import grouped, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, Source
 from ckpt_cli.scanner.tolerant_zip import Member, inflated_crc
@@ -60,7 +60,7 @@ class Reading:
 
     def add(self, checkpoint: Checkpoint, zips: Sequence[ZipFile]) -> None:
         """Ask for the records and the tensors of a checkpoint."""
-        parts: list[list[Part]] = [[] for _ in checkpoint.container.files]
+        parts: list[list[FileRange]] = [[] for _ in checkpoint.container.files]
         numbers = {id(file): number for number, file in enumerate(checkpoint.container.files)}
         for subject in zips:
             for part in self._record_parts(subject):
@@ -84,7 +84,7 @@ class Reading:
         for file, wanted in zip(checkpoint.container.files, parts, strict=True):
             self._jobs.extend(jobs_of(file, wanted))
 
-    def _record_parts(self, subject: ZipFile) -> Iterator[Part]:
+    def _record_parts(self, subject: ZipFile) -> Iterator[FileRange]:
         """The plain records of a file; those that only overlapping ones could be are not read over and over."""
         left = subject.file.size
         for found in subject.zips:
@@ -97,12 +97,12 @@ class Reading:
                     self.answer.unchecked.append((where, "its records have more bytes than the file"))
                     return
                 if member.method == 0:
-                    yield Part(len(self._records), member.begin, member.end)
+                    yield FileRange(len(self._records), member.begin, member.end)
                     self._records.append((where, member))
                 elif member.method == 8:
                     self._packed.append((subject.file, where, member))
 
-    def _add_tensor(self, checkpoint: Checkpoint, tensor: Tensor, parts: list[list[Part]]) -> None:
+    def _add_tensor(self, checkpoint: Checkpoint, tensor: Tensor, parts: list[list[FileRange]]) -> None:
         low, high = tensor.span
         extents: Sequence[Extent] | None = None
         if tensor.storage is not None and _is_dense(tensor):
@@ -119,7 +119,7 @@ class Reading:
         number = len(self._tensors)
         for extent in extents:
             end = extent.offset + extent.nbytes
-            parts[extent.file].append(Part(number, extent.offset, end, tensor.dtype, tensor.big_endian))
+            parts[extent.file].append(FileRange(number, extent.offset, end, tensor.dtype, tensor.big_endian))
             path = checkpoint.container.files[extent.file].path
             self._ends.setdefault(path, []).append((number, extent.offset, end))
         self._tensors.append((_where(checkpoint), tensor))
@@ -222,34 +222,34 @@ def _tally_chunks(source: Source, big_endian: bool, chunks: Sequence[Chunk]) -> 
 # --- the checks -------------------------------------------------------------------------------------------------------
 
 
-def _crc(deep: Deep) -> Iterator[Spot]:
+def _crc(deep: Deep) -> Iterator[Occurrence]:
     for where, member, crc in deep.records:
         if crc is None:
-            yield Spot(where, f"the record does not inflate to the {member.nbytes} bytes that it should have")
+            yield Occurrence(where, f"the record does not inflate to the {member.nbytes} bytes that it should have")
         elif member.crc not in (0, crc):
-            yield Spot(where, f"the CRC of the record should be {member.crc:08x}, it is {crc:08x}")
+            yield Occurrence(where, f"the CRC of the record should be {member.crc:08x}, it is {crc:08x}")
 
 
-def _no_crc(deep: Deep) -> Iterator[Spot]:
+def _no_crc(deep: Deep) -> Iterator[Occurrence]:
     bare = [(where, member.nbytes) for where, member, crc in deep.records if not member.crc and crc]
     if bare:
         nbytes = sum(nbytes for _, nbytes in bare)
-        yield Spot(bare[0][0], f"{len(bare)} records have no CRC, so their {nbytes} bytes cannot be checked")
+        yield Occurrence(bare[0][0], f"{len(bare)} records have no CRC, so their {nbytes} bytes cannot be checked")
 
 
-def _nan(deep: Deep) -> Iterator[Spot]:
+def _nan(deep: Deep) -> Iterator[Occurrence]:
     for where, tensor, found in deep.tensors:
         if found.nan:
             message = f"{found.nan} of {found.numel} elements are NaN"
-            yield Spot(f"{where}: {tensor.name}", message, name=tensor.name)
+            yield Occurrence(f"{where}: {tensor.name}", message, name=tensor.name)
 
 
-def _inf(deep: Deep) -> Iterator[Spot]:
+def _inf(deep: Deep) -> Iterator[Occurrence]:
     for where, tensor, found in deep.tensors:
         if found.inf:
             message = f"{found.inf} of {found.numel} elements are infinite"
             severity = "note" if "mask" in tensor.name.lower() else ""
-            yield Spot(f"{where}: {tensor.name}", message, severity, name=tensor.name)
+            yield Occurrence(f"{where}: {tensor.name}", message, severity, name=tensor.name)
 
 
 def _is_matrix(tensor: Tensor) -> bool:
@@ -257,26 +257,26 @@ def _is_matrix(tensor: Tensor) -> bool:
     return tensor.dtype.category in ("float", "complex") and sum(size > 1 for size in tensor.shape or ()) > 1
 
 
-def _zeros(deep: Deep) -> Iterator[Spot]:
+def _zeros(deep: Deep) -> Iterator[Occurrence]:
     for where, tensor, found in deep.tensors:
         if found.zero and found.numel and _is_matrix(tensor):
-            yield Spot(f"{where}: {tensor.name}", f"all {found.numel} elements are zero")
+            yield Occurrence(f"{where}: {tensor.name}", f"all {found.numel} elements are zero")
 
 
-def _constant(deep: Deep) -> Iterator[Spot]:
+def _constant(deep: Deep) -> Iterator[Occurrence]:
     for where, tensor, found in deep.tensors:
         if found.same and not found.zero and not found.nan and _is_matrix(tensor):
-            yield Spot(f"{where}: {tensor.name}", f"all {found.numel} elements are the same")
+            yield Occurrence(f"{where}: {tensor.name}", f"all {found.numel} elements are the same")
 
 
-def _tail(deep: Deep) -> Iterator[Spot]:
+def _tail(deep: Deep) -> Iterator[Occurrence]:
     for where, count, nbytes in deep.tails:
-        yield Spot(where, f"its last {count} tensors, {nbytes} bytes, are zeros, as a copy cut short leaves them")
+        yield Occurrence(where, f"its last {count} tensors, {nbytes} bytes, are zeros, as a copy cut short leaves them")
 
 
-def _unchecked(deep: Deep) -> Iterator[Spot]:
+def _unchecked(deep: Deep) -> Iterator[Occurrence]:
     for where, reason in deep.unchecked:
-        yield Spot(where, reason)
+        yield Occurrence(where, reason)
 
 
 CHECKS: tuple[Check[Deep], ...] = (

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from ckpt_cli.dtypes import BY_STORAGE
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import SourceFile
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.signatures import is_zip
 from ckpt_cli.formats.zip.layout import LOCAL, computed_offsets, local_header_in
 from ckpt_cli.model.checkpoint import Checkpoint
-from ckpt_cli.ops.check.finding import Check, Spot
+from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.pickles.graph import Global, Graph, PersistentId, RawString
 from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, unlisted, zips_within
 
@@ -39,7 +40,7 @@ class ZipFile:
         document = self.checkpoint.document
         if not self.zips or self.zips[0].faults:
             return None
-        return document if self.checkpoint.format == "zip" and isinstance(document, Graph) else None
+        return document if format_of(self.checkpoint).has_records and isinstance(document, Graph) else None
 
     def note(self, name: str) -> bytes | None:
         """The content of a small record; None where it is missing or no small plain one."""
@@ -60,52 +61,56 @@ def zip_of(file: SourceFile, checkpoint: Checkpoint) -> ZipFile | None:
     return ZipFile(file, name_of(file.path), zips, checkpoint, by_name, folder + slash if slash else "")
 
 
-def _local_headers(subject: ZipFile) -> Iterator[Spot]:
+def _local_headers(subject: ZipFile) -> Iterator[Occurrence]:
     for found in subject.zips:
         for member in found.members:
             if member.faults:
-                yield Spot(f"{subject.where}/{member.name}", f"the record {member.faults[0]}")
+                yield Occurrence(f"{subject.where}/{member.name}", f"the record {member.faults[0]}")
 
 
-def _directory(subject: ZipFile) -> Iterator[Spot]:
+def _directory(subject: ZipFile) -> Iterator[Occurrence]:
     for found in subject.zips:
         for fault in found.faults:
-            yield Spot(subject.where, fault)
+            yield Occurrence(subject.where, fault)
 
 
-def _unlisted(subject: ZipFile) -> Iterator[Spot]:
+def _unlisted(subject: ZipFile) -> Iterator[Occurrence]:
     for found in subject.zips:
         for begin, end in unlisted(found) if not found.faults else ():
-            yield Spot(f"{subject.where} (byte {begin})", f"{end - begin} bytes between records, which nothing lists")
+            yield Occurrence(
+                f"{subject.where} (byte {begin})", f"{end - begin} bytes between records, which nothing lists"
+            )
 
 
-def _trailing(subject: ZipFile) -> Iterator[Spot]:
+def _trailing(subject: ZipFile) -> Iterator[Occurrence]:
     if subject.zips and subject.zips[0].end < subject.file.size:
         end = subject.zips[0].end
-        yield Spot(
+        yield Occurrence(
             f"{subject.where} (byte {end})",
             f"{subject.file.size - end} bytes follow the end of the zip file",
             hint=f"head -c {end} FILE > OUT makes a copy without them",
         )
 
 
-def _outside(subject: ZipFile) -> Iterator[Spot]:
+def _outside(subject: ZipFile) -> Iterator[Occurrence]:
     if subject.saved is not None:
         for name in subject.by_name:
             if not name.startswith(subject.prefix):
-                yield Spot(f"{subject.where}/{name}", f"the record is not below {subject.prefix} as the others are")
+                yield Occurrence(
+                    f"{subject.where}/{name}", f"the record is not below {subject.prefix} as the others are"
+                )
 
 
-def _version(subject: ZipFile) -> Iterator[Spot]:
+def _version(subject: ZipFile) -> Iterator[Occurrence]:
     if subject.saved is not None and not {subject.prefix + "version", subject.prefix + ".data/version"} & set(
         subject.by_name
     ):
-        yield Spot(subject.where, "it has no version record, without which torch does not load it")
+        yield Occurrence(subject.where, "it has no version record, without which torch does not load it")
 
 
-def _byteorder(subject: ZipFile) -> Iterator[Spot]:
+def _byteorder(subject: ZipFile) -> Iterator[Occurrence]:
     if subject.saved is not None and subject.prefix + "byteorder" not in subject.by_name:
-        yield Spot(subject.where, "it has no byteorder record, so it is taken for little-endian")
+        yield Occurrence(subject.where, "it has no byteorder record, so it is taken for little-endian")
 
 
 def _storages(graph: Graph) -> dict[str, int]:
@@ -129,7 +134,7 @@ def _storage(node: PersistentId) -> tuple[str | None, int]:
     return key, dtype.nbytes(pid[4]) if dtype is not None else pid[4]
 
 
-def _stray(subject: ZipFile) -> Iterator[Spot]:
+def _stray(subject: ZipFile) -> Iterator[Occurrence]:
     """Records of storages that the pickle does not refer to."""
     if subject.saved is None:
         return
@@ -137,19 +142,21 @@ def _stray(subject: ZipFile) -> Iterator[Spot]:
     known = _storages(subject.saved)
     for name, member in subject.by_name.items():
         if name.startswith(folder) and name[len(folder) :] not in known:
-            yield Spot(f"{subject.where}/{name}", f"no tensor refers to the record, which takes {member.stored} bytes")
+            yield Occurrence(
+                f"{subject.where}/{name}", f"no tensor refers to the record, which takes {member.stored} bytes"
+            )
 
 
-def _deflated(subject: ZipFile) -> Iterator[Spot]:
+def _deflated(subject: ZipFile) -> Iterator[Occurrence]:
     if subject.saved is None:
         return
     folder = subject.prefix + "data/"
     packed = [member for name, member in subject.by_name.items() if member.method and name.startswith(folder)]
     if packed:
-        yield Spot(subject.where, f"{len(packed)} storages are compressed, such as {packed[0].name}")
+        yield Occurrence(subject.where, f"{len(packed)} storages are compressed, such as {packed[0].name}")
 
 
-def _layout(subject: ZipFile) -> Iterator[Spot]:
+def _layout(subject: ZipFile) -> Iterator[Occurrence]:
     """The first storage that is elsewhere than where torch computes it to be."""
     if subject.saved is None or (subject.note(".format_version") or b"") < b"1":
         return
@@ -162,13 +169,13 @@ def _layout(subject: ZipFile) -> Iterator[Spot]:
         return
     start = members[first]
     if first != "0" or start is None or not alignment:
-        yield Spot(f"{subject.where}/{folder}{first}", "the first storage of the pickle is not called 0")
+        yield Occurrence(f"{subject.where}/{folder}{first}", "the first storage of the pickle is not called 0")
         return
     sizes = ((folder + key, nbytes) for key, nbytes in storages.items())
     for name, offset in computed_offsets(start.begin, start.header, sizes, alignment):
         member = subject.by_name.get(name)
         if member is not None and member.begin != offset:
-            yield Spot(f"{subject.where}/{name}", f"its data are at byte {member.begin}, torch computes {offset}")
+            yield Occurrence(f"{subject.where}/{name}", f"its data are at byte {member.begin}, torch computes {offset}")
             return
 
 

@@ -9,13 +9,13 @@ from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Entry
 from ckpt_cli.pickles.containers import key_text
-from ckpt_cli.pickles.edit.locate import Place, places_of
+from ckpt_cli.pickles.edit.locate import NodePlace, places_of
 from ckpt_cli.pickles.edit.preflight import Outcome, leaving
 from ckpt_cli.pickles.edit.retype import retyped
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
 from ckpt_cli.pickles.nn_module import modules_of, notes_of, tend_notes
 from ckpt_cli.pickles.tensors.arguments import text_of
-from ckpt_cli.pickles.tensors.inline_bytes import Place as Within
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.storages import StorageFinder
 
 
@@ -27,15 +27,15 @@ class Editing:
     """
 
     def __init__(
-        self, graph: Graph, finder: StorageFinder, within: Within | None = None, entries: Sequence[Entry] = ()
+        self, graph: Graph, finder: StorageFinder, within: PicklePlace | None = None, entries: Sequence[Entry] = ()
     ) -> None:
         """Begin an edit; `within` is where the pickle stands, `entries` are those of the graph where they are known."""
         self.graph = graph
-        self._every: list[tuple[Place, bool]] = list(places_of(graph, finder, within, entries))
+        self._every: list[tuple[NodePlace, bool]] = list(places_of(graph, finder, within, entries))
         self._top = self._every[0][0]
-        self._new_root: Place | None = None
-        self._entries: dict[str, Place] = {}
-        self._containers: dict[str, Place] = {}
+        self._new_root: NodePlace | None = None
+        self._entries: dict[str, NodePlace] = {}
+        self._containers: dict[str, NodePlace] = {}
         self._twice: set[str] = set()
         self.filled: set[str] = set()
         """Entries that are none any more: mappings that were empty, and have got something."""
@@ -51,7 +51,7 @@ class Editing:
         """The root by now."""
         return (self._new_root or self._top).node
 
-    def entry(self, name: str) -> Place:
+    def entry(self, name: str) -> NodePlace:
         """The place of an entry; refused where several entries have the name."""
         place = self._entries.get(name)
         if place is None:
@@ -88,7 +88,7 @@ class Editing:
 
     # --- names -------------------------------------------------------------------------------------------------------
 
-    def _new_keys(self, changes: Changes) -> dict[tuple[int, ...], tuple[Place, str]]:
+    def _new_keys(self, changes: Changes) -> dict[tuple[int, ...], tuple[NodePlace, str]]:
         """Return the places that get other keys, each in the innermost container in which that gives the new name.
 
         Where such keys contradict each other, each container on the way gets the name that the renaming gives it.
@@ -100,9 +100,9 @@ class Editing:
                 return self._keys(changes, innermost=False)
             raise
 
-    def _keys(self, changes: Changes, *, innermost: bool) -> dict[tuple[int, ...], tuple[Place, str]]:
+    def _keys(self, changes: Changes, *, innermost: bool) -> dict[tuple[int, ...], tuple[NodePlace, str]]:
         """Return the places that get other keys; raises RefusedError where two names need two keys in one place."""
-        wanted: dict[tuple[int, ...], tuple[Place, str]] = {}
+        wanted: dict[tuple[int, ...], tuple[NodePlace, str]] = {}
         for old, new in changes.names.items():
             if old in changes.dropped:
                 continue
@@ -118,7 +118,7 @@ class Editing:
                     raise RefusedError(f"{old!r} cannot become {new!r} while what it is kept in becomes {known[1]!r}")
         return wanted
 
-    def _taken_out(self, changes: Changes) -> list[Place]:
+    def _taken_out(self, changes: Changes) -> list[NodePlace]:
         """The entries that go, and the containers that go with all that is in them."""
         places = [self._containers[name] for name in changes.dropped_prefixes if name in self._containers]
         whole = {place.name for place in places}
@@ -128,7 +128,7 @@ class Editing:
                 places.append(place)
         return places
 
-    def _drop(self, places: list[Place]) -> None:
+    def _drop(self, places: list[NodePlace]) -> None:
         """Take places out of what they are in, the last ones first, so that the others stay where they are."""
         for place in sorted({place.slot: place for place in places}.values(), key=lambda place: -place.index):
             holder = place.parent.node if place.parent else None
@@ -155,7 +155,7 @@ class Editing:
         _refuse_attribute(holder.node, key, prefix)
         pairs.extend((_new_key(pairs[::2], key, prefix), node))
 
-    def _holder(self, prefix: str) -> Place:
+    def _holder(self, prefix: str) -> NodePlace:
         """Return the place of the container of a name, maybe an empty mapping; the root's where there is none."""
         place = self._containers.get(prefix) if prefix else None
         if place is None and prefix in self._entries and _is_empty_mapping(self._entries[prefix].node):
@@ -178,7 +178,7 @@ class Editing:
                 tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
 
 
-def _single_level_of(place: Place, old: str, new: str) -> list[tuple[Place, str]]:
+def _single_level_of(place: NodePlace, old: str, new: str) -> list[tuple[NodePlace, str]]:
     """Return the innermost place whose key alone has to change so that `old` becomes `new`, with its new key."""
     for at in place.chain():
         prefix, rest = f"{at.prefix}." if at.prefix else "", old[len(at.name) :]
@@ -188,9 +188,9 @@ def _single_level_of(place: Place, old: str, new: str) -> list[tuple[Place, str]
     return []
 
 
-def _levels_of(place: Place, old: str, new: str, changes: Changes) -> list[tuple[Place, str]]:
+def _levels_of(place: NodePlace, old: str, new: str, changes: Changes) -> list[tuple[NodePlace, str]]:
     """Return the places on the way whose keys change by the renaming, so that `old` becomes `new`."""
-    found: list[tuple[Place, str]] = []
+    found: list[tuple[NodePlace, str]] = []
     reached = ""
     for at in reversed(list(place.chain())):
         dotted = f"{reached}." if reached else ""
@@ -204,7 +204,7 @@ def _levels_of(place: Place, old: str, new: str, changes: Changes) -> list[tuple
     return found
 
 
-def _names_of(container: Place, rename: Callable[[str], str] | None) -> tuple[str, ...]:
+def _names_of(container: NodePlace, rename: Callable[[str], str] | None) -> tuple[str, ...]:
     """Return the names that a renaming may give a container, as the beginning of other names or by itself."""
     if rename is None:
         return ()

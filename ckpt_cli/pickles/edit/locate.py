@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Entry, Tensor
-from ckpt_cli.pickles.attributes import GROUPS, Field, Spot
+from ckpt_cli.pickles.attributes import GROUPS, Child, Field
 from ckpt_cli.pickles.containers import Children, Containers, key_text
 from ckpt_cli.pickles.graph import Call, Dict, Graph
 from ckpt_cli.pickles.packed import has_parts, packed_parts
 from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.calls import CALLS
-from ckpt_cli.pickles.tensors.inline_bytes import Place as Within
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.numpy import object_array
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.tensors.storages import StorageFinder
@@ -22,7 +22,7 @@ from ckpt_cli.pickles.walk import Frame, Walk
 _Sequence = list[object] | tuple[object, ...]
 
 
-class Place:
+class NodePlace:
     """One key or index of a container in a graph, and the node that stands there."""
 
     __slots__ = ("index", "is_keyed", "key", "name", "node", "parent", "sequence")
@@ -34,7 +34,7 @@ class Place:
         node: object,
         sequence: _Sequence | Field,
         index: int,
-        parent: Place | None,
+        parent: NodePlace | None,
         *,
         is_keyed: bool,
     ) -> None:
@@ -94,7 +94,7 @@ class Place:
                 )
             at = at.parent
 
-    def _holder(self) -> Place:
+    def _holder(self) -> NodePlace:
         if self.parent is None:
             raise UnsupportedError("the whole of the pickle cannot be changed so")
         return self.parent
@@ -115,9 +115,9 @@ class Place:
             return (id(self.sequence), self.index)
         return (*self.parent.slot, self.index)
 
-    def chain(self) -> Iterator[Place]:
+    def chain(self) -> Iterator[NodePlace]:
         """The place and all that it lies in, but for the root."""
-        at: Place | None = self
+        at: NodePlace | None = self
         while at is not None and at.parent is not None:
             yield at
             at = at.parent
@@ -135,8 +135,8 @@ class Place:
 
 
 def places_of(
-    graph: Graph, finder: StorageFinder, within: Within | None = None, entries: Sequence[Entry] = ()
-) -> Iterator[tuple[Place, bool]]:
+    graph: Graph, finder: StorageFinder, within: PicklePlace | None = None, entries: Sequence[Entry] = ()
+) -> Iterator[tuple[NodePlace, bool]]:
     """Every place from the root on in the document's order, each with whether it is that of an entry.
 
     `within` is where the pickle stands, where the arrays in it are entries; `entries` are those of the graph in
@@ -148,7 +148,7 @@ def places_of(
     return walk.nodes(walk.tensor)
 
 
-class _Places(Walk[tuple[Place, bool]]):
+class _Places(Walk[tuple[NodePlace, bool]]):
     """The walk that notes where each node stands: `at` of a frame is the place of the child that was met last."""
 
     def __init__(self, containers: Containers, rebuilder: Rebuilder, root: object, entries: Sequence[Entry]) -> None:
@@ -175,12 +175,12 @@ class _Places(Walk[tuple[Place, bool]]):
         tensor: Tensor | None,  # noqa: ARG002 - likewise
         *,
         is_again: bool = False,  # noqa: ARG002 - likewise
-    ) -> tuple[Place, bool]:
+    ) -> tuple[NodePlace, bool]:
         """Return the place of an entry."""
         self._met += 1
         return _place_in(frame, key, name, node), True
 
-    def container(self, frame: Frame | None, key: str, below: Frame) -> Iterable[tuple[Place, bool]]:
+    def container(self, frame: Frame | None, key: str, below: Frame) -> Iterable[tuple[NodePlace, bool]]:
         """Return the place of a container."""
         below.place = _place_in(frame, key, below.name, below.node)
         yield below.place, False
@@ -198,19 +198,19 @@ class _Places(Walk[tuple[Place, bool]]):
             frame.at = found.pop(0) if len(found) > 1 else found[0]
             yield key, child, child_kind
 
-    def further(self, frame: Frame, spots: list[Spot]) -> Children:
+    def further(self, frame: Frame, children: list[Child]) -> Children:
         """The children that it keeps to itself, placed likewise."""
-        for spot in spots:
-            frame.at = spot.sequence, spot.index, spot.is_keyed
-            yield spot.key, spot.node, "tensor"
+        for child in children:
+            frame.at = child.sequence, child.index, child.is_keyed
+            yield child.key, child.node, "tensor"
 
 
-def _place_in(frame: Frame | None, key: str, name: str, node: object) -> Place:
+def _place_in(frame: Frame | None, key: str, name: str, node: object) -> NodePlace:
     """Return the place of the child that a frame has met last; of the root, in a list of its own."""
     if frame is None:
-        return Place("", "", node, [node], 0, None, is_keyed=False)
+        return NodePlace("", "", node, [node], 0, None, is_keyed=False)
     sequence, index, is_keyed = frame.at
-    return Place(name, key, node, sequence, index, frame.place, is_keyed=is_keyed)
+    return NodePlace(name, key, node, sequence, index, frame.place, is_keyed=is_keyed)
 
 
 def _slots(node: object) -> Iterator[tuple[_Sequence, int, bool]]:

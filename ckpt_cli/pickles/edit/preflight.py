@@ -14,7 +14,7 @@ from ckpt_cli.errors import RefusedError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.pickles.attributes import Field
 from ckpt_cli.pickles.containers import joined
-from ckpt_cli.pickles.edit.locate import Place
+from ckpt_cli.pickles.edit.locate import NodePlace
 
 Slot = tuple[int, ...]
 
@@ -23,23 +23,23 @@ Slot = tuple[int, ...]
 class Outcome:
     """Every place of a graph, and what is about to be done to some of them."""
 
-    places: list[tuple[Place, bool]]
+    places: list[tuple[NodePlace, bool]]
     """Each with whether it is that of an entry."""
     changes: Changes
-    renamed: Mapping[Slot, tuple[Place, str]]
+    renamed: Mapping[Slot, tuple[NodePlace, str]]
     """The places that get other keys."""
     gone: Set[Slot]
     """Those that are taken out."""
     _containers: dict[int, tuple[str, bool]] = field(init=False, repr=False, default_factory=dict)
     """The name of each container afterwards, and whether it is gone, by the identity of its place."""
 
-    def require_as_asked(self, entry: Callable[[str], Place]) -> None:
+    def require_as_asked(self, entry: Callable[[str], NodePlace]) -> None:
         """Raise RefusedError where names change, go or get other content that were not to."""
         changed = {entry(name).slot: name for name in (*self.changes.values, *self.changes.tensors)}
         if not (changed or self.renamed or self.gone):
             return
         dropped_below = tuple(f"{prefix}." for prefix in self.changes.dropped_prefixes)
-        keys: dict[tuple[int, str], Place] = {}
+        keys: dict[tuple[int, str], NodePlace] = {}
         for place, is_entry in self.places:
             name, is_gone = after = self._after(place)
             if not is_entry:
@@ -51,7 +51,7 @@ class Outcome:
             elif place.parent is not None:
                 self._require_one(keys, place)
 
-    def _after(self, place: Place) -> tuple[str, bool]:
+    def _after(self, place: NodePlace) -> tuple[str, bool]:
         """Return the name of a place afterwards, and whether it is gone; what it lies in was asked for before."""
         if place.parent is None:
             return "", False
@@ -61,7 +61,7 @@ class Outcome:
         return joined(within, key), is_gone or slot in self.gone
 
     def _require_entry(
-        self, place: Place, after: str, below: tuple[str, ...], changed: Mapping[Slot, str], *, is_gone: bool
+        self, place: NodePlace, after: str, below: tuple[str, ...], changed: Mapping[Slot, str], *, is_gone: bool
     ) -> None:
         changes, name = self.changes, place.name
         if is_gone != (name in changes.dropped or name.startswith(below)):
@@ -74,7 +74,7 @@ class Outcome:
             if other != name and name not in changes.tensors and name not in changes.values:
                 raise _shared(f"{name!r} would change with {other!r}")
 
-    def _refuse_container(self, place: Place) -> None:
+    def _refuse_container(self, place: NodePlace) -> None:
         """Refuse to rename a container by one of its entries, where that is why another one changes."""
         for above in place.chain():
             asked = self.renamed[above.slot][0] if above is not place and above.slot in self.renamed else None
@@ -82,7 +82,7 @@ class Outcome:
                 old = next(old for old in self.changes.names if old.startswith(f"{asked.name}."))
                 raise leaving(old, self.changes.names[old], asked.name)
 
-    def _require_tail(self, place: Place) -> None:
+    def _require_tail(self, place: NodePlace) -> None:
         """Refuse to take an item out of a list from which another one follows that stays."""
         sequence = place.sequence
         if isinstance(sequence, Field):
@@ -96,7 +96,7 @@ class Outcome:
                 hint="the last items of a list can be removed",
             )
 
-    def _require_one(self, keys: dict[tuple[int, str], Place], place: Place) -> None:
+    def _require_one(self, keys: dict[tuple[int, str], NodePlace], place: NodePlace) -> None:
         """Refuse to give two things in one container the same key."""
         slot = place.slot
         key = self.renamed[slot][1] if slot in self.renamed else place.key

@@ -9,7 +9,7 @@ from ckpt_cli.pickles.graph import Call, Global, RawString
 from ckpt_cli.pickles.tensors.numpy import NumpyDType, numpy_dtype, packing_of, scalar_parts
 
 _ELSIZE = 5
-"""Where the state of a dtype has the bytes of an element (numpy's descriptor.c, `arraydescr_reduce`)."""
+"""The index of the element's bytes in the state of a dtype (numpy's descriptor.c, `arraydescr_reduce`)."""
 
 
 def retyped(name: str, value: object, old: object, *, cast: bool) -> object | None:

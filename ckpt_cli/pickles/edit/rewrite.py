@@ -16,7 +16,7 @@ from ckpt_cli.pickles.graph import Graph, PersistentId, nodes_of
 from ckpt_cli.pickles.read import read_pickle
 from ckpt_cli.pickles.references import references_of, storage_key
 from ckpt_cli.pickles.tensors.calls import CALLS
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.tensors.storages import StorageFinder
 from ckpt_cli.pickles.write import protocol_of, write_pickle
@@ -30,7 +30,7 @@ class EditedPickle:
     """The graph of a checkpoint's pickle, changed; nothing is written. The old graph is used up."""
 
     def __init__(
-        self, graph: Graph, finder: StorageFinder, place: Place | None, entries: Sequence[Entry], changes: Changes
+        self, graph: Graph, finder: StorageFinder, place: PicklePlace | None, entries: Sequence[Entry], changes: Changes
     ) -> None:
         self.data = graph.data
         """The old pickle, which long strings of the new one are copied from."""
@@ -114,7 +114,7 @@ class EditedPickle:
             return None
         pickle = bytes(written)
         graph = read_pickle(pickle)
-        self.verify(graph, entries_of(graph, _KnownStorages(self._old, self._finder), place=Place(0)))
+        self.verify(graph, entries_of(graph, _KnownStorages(self._old, self._finder), place=PicklePlace(0)))
         return pickle
 
     def verify(self, graph: Graph, entries: Sequence[Entry]) -> None:

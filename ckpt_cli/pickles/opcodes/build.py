@@ -238,7 +238,7 @@ def _set_in(m: Machine, pairs: list[object]) -> None:
 
 
 def _more(had: Sequence[object], items: list[object]) -> list[object]:
-    """What a call was given before, and now: most are given nothing, so the list is made when it is needed."""
+    """Return what a call was given before and now: most are given nothing, so the list is made when it is needed."""
     if isinstance(had, list):
         had.extend(items)
         return had

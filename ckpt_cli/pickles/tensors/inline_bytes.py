@@ -13,16 +13,16 @@ from ckpt_cli.files.source import Extent
 from ckpt_cli.pickles.graph import ByteArray, Call, Global, Inline, Located, RawString, callee
 
 _AS_TEXT = ("_codecs.encode", "builtins.bytes", "__builtin__.bytes", "builtins.bytearray", "__builtin__.bytearray")
-"""What protocols 0 to 2 make bytes with, from a string of as many characters (CPython's Lib/pickle.py `save_bytes`)."""
+"""The functions that make bytes in protocols 0 to 2, from a text of `nbytes` characters (`save_bytes` of pickle.py)."""
 
 _CODECS = {"str": "utf-8", "escaped": "raw-unicode-escape"}
-"""How long texts are encoded that stay in the file."""
+"""The encodings of long texts that stay in the file."""
 
 _WIDEST = {"utf-8": 2, "raw-unicode-escape": 6, None: 1}
 """Bytes that one character below 256 takes at most."""
 
 
-class Place:
+class PicklePlace:
     """The place of a pickle's data in a file, for the storages within it."""
 
     def __init__(self, begin: int | None, file: int = 0) -> None:
@@ -54,9 +54,9 @@ class Buffer:
     data: bytes | memoryview
     """The bytes, or a text whose characters they are, as the pickle encodes it."""
     offset: int | None
-    """Where they stand plainly in the pickle's data."""
+    """Their position where they stand plainly in the pickle's data."""
     codec: str | None = None
-    """How a text is encoded; None where the data are the bytes themselves."""
+    """The encoding of a text; None where the data are the bytes themselves."""
 
     def may_hold(self, nbytes: int) -> bool:
         """True if there can be `nbytes` bytes in it: a character of a text takes up to `_WIDEST`."""
@@ -80,7 +80,7 @@ class InlineBytes:
     begin: int
     """The first byte within the buffer."""
     buffer: Buffer
-    place: Place
+    place: PicklePlace
     composed: ClassVar[bool] = False
 
     def view(self, offset: int, nbytes: int) -> memoryview:

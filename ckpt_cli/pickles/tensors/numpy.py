@@ -35,7 +35,7 @@ class NumpyDType:
     order: str = "<"
     """`<`, `>`, or `|` where there is none."""
     dtype: DType | None = None
-    """What one element is; None where elements are no plain numbers."""
+    """The dtype of one element; None where elements are no plain numbers."""
     fields: tuple[object, ...] | None = None
     """The names of a structured dtype's fields."""
 
@@ -72,7 +72,7 @@ def numpy_dtype(node: object) -> NumpyDType | None:
 _FORMATS = {"float16": "e", "float32": "f", "float64": "d", "bool": "?", "int8": "b", "int16": "h", "int32": "i",
             "int64": "q", "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q", "complex64": "ff",
             "complex128": "dd"}  # fmt: skip
-"""How `struct` reads each dtype."""
+"""The format with which `struct` reads each dtype."""
 
 
 def scalar_parts(node: Call) -> tuple[object, object] | None:

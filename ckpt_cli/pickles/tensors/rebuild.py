@@ -18,7 +18,7 @@ from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
 from ckpt_cli.pickles.references import is_storage
 from ckpt_cli.pickles.tensors.arguments import COUNT_END, flags_of, geometry, text_of, wrong
-from ckpt_cli.pickles.tensors.inline_bytes import Place
+from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.numpy import ARRAYS, is_array
 from ckpt_cli.pickles.tensors.storages import StorageFinder, Storages
 from ckpt_cli.pickles.walk import tensors_within
@@ -37,7 +37,7 @@ class Rebuilder:
     """Turns calls of one pickle into tensors."""
 
     def __init__(
-        self, calls: Calls, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: Place | None = None
+        self, calls: Calls, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: PicklePlace | None = None
     ) -> None:
         """Make tensors of the graph with a table of calls.
 
@@ -62,7 +62,7 @@ class Rebuilder:
         self._made: list[Dict] = []
         """The dicts that stand for pairs of a tensor's call, kept as nodes are known by their identity."""
         self._depth = 0
-        """How many tensors the one that is being made is a part of."""
+        """The number of tensors that the one that is being made is a part of."""
 
     def tensor(self, name: str, node: object) -> Tensor | None:
         """Return the tensor that a call would make, or None when it makes something else.
@@ -226,7 +226,7 @@ class Rebuilder:
 
 
 _PLAIN = {"quint8": "uint8", "qint8": "int8", "qint32": "int32", "quint4x2": "uint8", "quint2x4": "uint8"}
-"""What the elements of a storage are where only a tensor says what they stand for."""
+"""The dtype of the elements of a storage where only a tensor says what they stand for."""
 
 _ATOMS = frozenset([type(None), bool, int, float, str, bytes, Global])
 
@@ -235,7 +235,7 @@ _WITH_STATE = frozenset(["Tensor", "Parameter", "Variable", *ARRAYS])
 
 _HOOKS = {"_rebuild_tensor_v2": 5, "_rebuild_tensor_v3": 5, "_rebuild_parameter": 2, "_rebuild_parameter_with_state": 2,
           "_rebuild_qtensor": 6}  # fmt: skip
-"""Which argument of a call has the hooks of its tensor."""
+"""The number of the argument of a call that has the hooks of its tensor."""
 
 
 def _beside(node: Call) -> Sequence[tuple[str, object]]:

@@ -15,7 +15,7 @@ from ckpt_cli.pickles.graph import Call, Global, Graph
 from ckpt_cli.pickles.legacy_save import HEAD, read_save
 from ckpt_cli.pickles.references import reference_of
 from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dtype
-from ckpt_cli.pickles.tensors.inline_bytes import Buffer, InlineBytes, Place, buffer_of
+from ckpt_cli.pickles.tensors.inline_bytes import Buffer, InlineBytes, PicklePlace, buffer_of
 
 _SAVE_STEPS = 100
 """The cost of reading a save within the pickle, in steps of the budget."""
@@ -34,16 +34,18 @@ class StorageFinder(Protocol):
 class Storages:
     """Finds the storage that each reference of a pickle is to; each storage is one object."""
 
-    def __init__(self, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: Place | None = None) -> None:
+    def __init__(
+        self, graph: Graph, finder: StorageFinder, budget: WalkBudget, place: PicklePlace | None = None
+    ) -> None:
         self._data = graph.data
         self._finder = finder
         self._budget = budget
         self._place = place
-        """Where the pickle stands; None where storages within it are not to be had."""
+        """The place of the pickle; None where storages within it are not to be had."""
         self.views: dict[int, tuple[int, int]] = {}
         """The part of a storage that a reference is to, where it is not to all: the first element, and how many."""
         self._known: dict[str, tuple[Storage, DType | None]] = {}
-        """What was found by each key, so that a storage is one object, with the dtype by which it is known."""
+        """The storage found by each key, so that a storage is one object, with the dtype by which it is known."""
         self._kinds: dict[Global, tuple[DType, int]] = {}
         """The dtype of each storage class, and the bytes of one of its elements."""
         self._embedded: dict[int, Storage] = {}
@@ -51,7 +53,7 @@ class Storages:
         self._loaded: dict[int, tuple[Storage, DType]] = {}
         """The same for those that were pickled as a save of their own."""
         self._preface = b""
-        """What the last of these had before its main pickle: nearly every one has the same."""
+        """The bytes that the last of these had before its main pickle: nearly every one has the same."""
 
     def of(self, node: object, *, bare: bool = False) -> tuple[Storage, DType]:
         """Return the storage that a persistent id refers to, and the dtype of its class (uint8 for untyped ones).

@@ -80,7 +80,7 @@ def with_attributes(r: Rebuilder, tensor: Tensor, state: object) -> Tensor:
 
 
 _OWN_TYPES = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
-"""What tensors are that are of no subclass."""
+"""The types of tensors that are of no subclass."""
 
 
 SUBCLASSES: Calls = {
