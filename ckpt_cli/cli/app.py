@@ -24,7 +24,7 @@ _HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in
 ckpt ls model.pt                        names, dtypes, shapes
 ckpt show model.pt 2.bias               values
 ckpt ties model.pt                      which names are one tensor
-ckpt check model.pt                     whether it is whole and sane
+ckpt check model.pt                     whether it is complete and valid
 ckpt stats model.pt                     min, max, mean, std, NaN of every tensor
 ckpt diff model.pt old.pt               what changed, by value
 ckpt hash model.pt                      digests of contents, whatever the format

@@ -1,1 +1,1 @@
-"""Edits: one file a command. A plan says what changes; the transaction carries it out, all or nothing."""
+"""Edits: a file for each command or more. A plan says what changes; the transaction carries it out, all or nothing."""

@@ -16,7 +16,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_st
 from ckpt_cli.model.new_checkpoint import tied_groups
 from ckpt_cli.ops.aliasing import by_storage
 from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import Chunk, Source
+from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -117,7 +117,7 @@ def _cast_pieces(checkpoint: Checkpoint, tensor: Tensor, casting: Casting, cast:
     """Return a writer of a tensor's elements that reads and casts pieces on the executor and writes them in order."""
 
     def make(write: Write) -> None:
-        source = Source(checkpoint, tensor, Region.of(tensor))
+        source = TensorReader(checkpoint, tensor, Region.of(tensor))
         cuts = source.cuts(_CAST // cast.itemsize)
         items = (((source, cast, chunk), source.cost(chunk)) for chunk in source.chunks(cuts))
         jobs = grouped(items, 1)
@@ -130,7 +130,7 @@ def _cast_pieces(checkpoint: Checkpoint, tensor: Tensor, casting: Casting, cast:
     return make
 
 
-def _cast_job(job: list[tuple[Source, Cast, Chunk]]) -> list[tuple[NDArray[Any], Losses]]:
+def _cast_job(job: list[tuple[TensorReader, Cast, Chunk]]) -> list[tuple[NDArray[Any], Losses]]:
     """Read and cast some chunks: the bytes of the new elements, and what was lost of each."""
     import numpy as np
 
@@ -173,7 +173,7 @@ def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[byte
         begin, end = tensor.span
         yield from _ranges(checkpoint, storage, begin, end, most)
         return
-    yield from Source(checkpoint, tensor, Region.of(tensor)).read_all(most, plainly=True)
+    yield from TensorReader(checkpoint, tensor, Region.of(tensor)).read_all(most, plainly=True)
 
 
 def _ranges(checkpoint: Checkpoint, storage: Storage, begin: int, end: int, most: int) -> Iterator[memoryview]:

@@ -25,7 +25,7 @@ from ckpt_cli.ops.aliasing import (
 )
 from ckpt_cli.ops.ls import unreferenced
 from ckpt_cli.ops.select import select_to_edit
-from ckpt_cli.parallel.tensor_chunks import Source
+from ckpt_cli.parallel.tensor_chunks import TensorReader
 
 _COPIED = 8 << 20
 """Bytes of a storage that are copied at a time."""
@@ -203,7 +203,7 @@ def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None
     """Return a writer of a tensor's stored elements in row-major order."""
 
     def make(write: Write) -> None:
-        for data in Source(checkpoint, tensor, Region.of(tensor)).read_all(_COPIED):
+        for data in TensorReader(checkpoint, tensor, Region.of(tensor)).read_all(_COPIED):
             write(data)
 
     return make

@@ -1,4 +1,4 @@
-"""The one way an edit happens: opened once, planned, checked, then patched in place or written as new files."""
+"""How edits happen, all but `convert` and `undo`: open once, plan, check, then patch in place or write new files."""
 
 from __future__ import annotations
 

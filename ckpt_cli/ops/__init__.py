@@ -1,1 +1,1 @@
-"""Questions: one file a command. They return results and never print."""
+"""Questions: a file for each command, and what several of them need. They return results and never print."""

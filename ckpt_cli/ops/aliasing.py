@@ -251,9 +251,9 @@ def content_digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
 
     from ckpt_cli.arrays.indexing import Region
     from ckpt_cli.parallel.map import JOB
-    from ckpt_cli.parallel.tensor_chunks import Source
+    from ckpt_cli.parallel.tensor_chunks import TensorReader
 
     digest = hashlib.blake2b(digest_size=32)
-    for data in Source(checkpoint, tensor, Region.of(tensor)).read_all(JOB):
+    for data in TensorReader(checkpoint, tensor, Region.of(tensor)).read_all(JOB):
         digest.update(data)
     return digest.digest()

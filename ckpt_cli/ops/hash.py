@@ -28,7 +28,7 @@ from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import Chunk, Source
+from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -80,14 +80,14 @@ class Verdict:
 class _Subject:
     """One distinct view whose bytes are hashed."""
 
-    source: Source
+    source: TensorReader
     head: bytes
     nbytes: int
     pieces: list[bytes] = field(default_factory=list)
     """The digests of its pieces, in order."""
 
 
-_Piece = tuple[int, Source, Chunk]
+_Piece = tuple[int, TensorReader, Chunk]
 """The number of a subject, what reads it, and a piece of it to be hashed."""
 
 
@@ -203,7 +203,7 @@ def _hash_job(algorithm: str, job: list[_Piece]) -> tuple[int, list[tuple[int, b
     return nbytes, [(number, _hash_piece(new(), source, chunk)) for number, source, chunk in job]
 
 
-def _hash_piece(digest: _Digest, source: Source, chunk: Chunk) -> bytes:
+def _hash_piece(digest: _Digest, source: TensorReader, chunk: Chunk) -> bytes:
     try:
         for data in source.pieces(chunk):
             digest.update(data)
@@ -213,7 +213,7 @@ def _hash_piece(digest: _Digest, source: Source, chunk: Chunk) -> bytes:
     return digest.digest()
 
 
-def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> Source:
+def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> TensorReader:
     """Return a reader of the elements as they are hashed.
 
     Those that have no bytes of their own are hashed as the bytes of whole blocks, quantized ones as their integers.
@@ -227,10 +227,10 @@ def _source(checkpoint: Checkpoint, tensor: Tensor, region: Region) -> Source:
         from ckpt_cli.arrays.quantized import integers
 
         tensor = integers(tensor)
-    return Source(checkpoint, tensor, region)
+    return TensorReader(checkpoint, tensor, region)
 
 
-def _pieces(number: int, source: Source) -> Iterator[tuple[_Piece, int]]:
+def _pieces(number: int, source: TensorReader) -> Iterator[tuple[_Piece, int]]:
     """Yield the pieces of a view with what each adds to a job, cut at the same places however its bytes are stored."""
     most = PIECE // source.dtype.itemsize
     cuts = ((at, min(at + most, source.numel)) for at in range(0, source.numel, most))

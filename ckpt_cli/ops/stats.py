@@ -15,7 +15,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.select import part_of, select
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import Chunk, Source
+from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -86,7 +86,7 @@ class _Subject:
 
         codec = codec_of(checkpoint, tensor).at(index)
         flagged = tensor.conj or tensor.neg or tensor.layout == "quantized"
-        self.source = Source(checkpoint, tensor, region, codec, any_order=True)
+        self.source = TensorReader(checkpoint, tensor, region, codec, any_order=True)
         self.summer: Numbers | Codes = summer_of(codec, flagged=flagged, big_endian=tensor.big_endian)
         self._by_rows = not codec.uniform
         self._is_planned = False

@@ -1,7 +1,7 @@
 """Values cut into chunks, of which jobs are made (`parallel/map.py`).
 
-A `Source` reads the elements of one view in row-major order, any range of its chunks, which are cut alike whatever the
-executor is.
+A `TensorReader` reads the elements of one view in row-major order, any range of its chunks, which are cut alike
+whatever the executor is.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Chunk:
         return self.group is None or self.end == self.group[1]
 
 
-class Source:
+class TensorReader:
     """Reads the elements of one view, row after row.
 
     Each job reads its chunks itself, whether these stand plainly in a file or with gaps, as those of a transposed view

@@ -15,7 +15,7 @@ from ckpt_cli.errors import CkptError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, Source
+from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -37,7 +37,7 @@ class Side:
             tensor = as_bytes(tensor)
         codec = codec_of(checkpoint, tensor)
         flagged = tensor.conj or tensor.neg or tensor.layout == "quantized"
-        self.source = Source(checkpoint, tensor, Region.of(tensor), codec)
+        self.source = TensorReader(checkpoint, tensor, Region.of(tensor), codec)
         self.by_rows = not self.source.plain or not codec.uniform
         self._numbers = Numbers(codec, flagged=flagged, big_endian=tensor.big_endian, magnitudes=False)
 

@@ -20,7 +20,7 @@ from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.zip import ZipFile
 from ckpt_cli.parallel.byte_ranges import Answers, FileRange, Job, jobs_of, read_all, total
 from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import Chunk, Source
+from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 from ckpt_cli.scanner.tolerant_zip import Member, inflated_crc
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _tally_apart(checkpoint: Checkpoint, tensor: Tensor, executor: Executor) -> 
         from ckpt_cli.arrays.quantized import integers
 
         tensor = integers(tensor)
-    source = Source(checkpoint, tensor, _once(Region.of(tensor)), any_order=True)
+    source = TensorReader(checkpoint, tensor, _once(Region.of(tensor)), any_order=True)
     found = tally(memoryview(b""), tensor.dtype)
     chunks = ((chunk, source.cost(chunk)) for chunk in source.chunks(source.cuts()))
     for answer in run(grouped(chunks), partial(_tally_chunks, source, tensor.big_endian), executor):
@@ -211,7 +211,7 @@ def _tally_apart(checkpoint: Checkpoint, tensor: Tensor, executor: Executor) -> 
     return found
 
 
-def _tally_chunks(source: Source, big_endian: bool, chunks: Sequence[Chunk]) -> Tally:
+def _tally_chunks(source: TensorReader, big_endian: bool, chunks: Sequence[Chunk]) -> Tally:
     """The tally of some chunks that follow each other."""
     found: Tally | None = None
     for chunk in chunks:
