@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ckpt_cli.edits.files_beside import Beside
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ckpt_cli.edits.files_beside import Beside
 
 
 class Verb(NamedTuple):

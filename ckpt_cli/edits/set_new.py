@@ -8,7 +8,6 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import BY_NAME, DType
-from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UsageError
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.changes import Content, Write
@@ -40,6 +39,8 @@ def dtype_of_new(name: str) -> DType:
     dtype = BY_NAME.get(_OTHER.get(word, word))
     if dtype is not None and dtype.category in _CATEGORIES:
         return dtype
+    from ckpt_cli.edits.cast import dtype_named
+
     try:
         return dtype_named(name)
     except UsageError as error:

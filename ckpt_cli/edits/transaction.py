@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.plan import EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
 from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder
@@ -27,6 +26,9 @@ from ckpt_cli.formats.sharded.names import index_of
 from ckpt_cli.model.changes import Changes, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.output import check_output, check_output_folder, other_names, own_file, refuse_own, writing
+
+if TYPE_CHECKING:
+    from ckpt_cli.edits.files_beside import Beside
 
 _IN_PLACE = "leave -o out to edit it in place"
 
@@ -244,6 +246,8 @@ class _Transaction:
 
     def _beside(self, output: str) -> Beside | None:
         """Return the files beside a set that is written to a new folder."""
+        from ckpt_cli.edits.files_beside import files_beside, stale_dtype
+
         beside = files_beside(self.checkpoint, output)
         if beside is None:
             return None
@@ -253,6 +257,8 @@ class _Transaction:
 
     def _write_folder(self, done: EditResult) -> EditResult:
         """Write all files of a set to a new folder."""
+        from ckpt_cli.edits.files_beside import copy_beside
+
         modes = {os.path.basename(file.path): file.path for file in self.checkpoint.container.files}
         progress = self._progress()
         with replacing_folder(done.output) as folder:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import listed
-from ckpt_cli.render.files_beside import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
@@ -50,7 +49,10 @@ def edit_text(edit: EditResult) -> str:
     if edit.other_names:
         keep = "would keep" if edit.dry_run else "keep" if edit.other_names > 1 else "keeps"
         lines.append(f"  {count_text(edit.other_names, 'other name')} (hard links) {keep} the old file")
-    lines += beside_lines(edit.beside, dry_run=edit.dry_run)
+    if edit.beside is not None:
+        from ckpt_cli.render.files_beside import beside_lines
+
+        lines += beside_lines(edit.beside, dry_run=edit.dry_run)
     return "\n".join(lines) + "\n"
 
 
