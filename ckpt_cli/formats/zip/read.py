@@ -49,7 +49,7 @@ _STREAMS = 16
 class Record:
     """One member: its name, and where its bytes and its two checksums are."""
 
-    __slots__ = ("central", "crc", "flags", "header", "least_end", "method", "name", "nbytes", "stored")
+    __slots__ = ("central", "crc", "flags", "header", "least_end", "limit", "method", "name", "nbytes", "stored")
 
     def __init__(
         self,
@@ -78,6 +78,8 @@ class Record:
         """The first byte of its entry in the central directory."""
         self.least_end = least_end
         """The earliest byte that it can end at: its local header's extra field is not known before that is read."""
+        self.limit = least_end
+        """The first byte of what follows it in the file: the next record, or the directory."""
 
 
 class _Stream:
@@ -314,29 +316,27 @@ class ZipRecords:
                     f"record {record.name!r} reaches to byte {record.least_end}, beyond {limit} where the next thing "
                     "begins"
                 )
+            record.limit = limit
             limit = record.header
 
     def _read_local(self, record: Record) -> int:
         """Check a record's local header against the directory; its extra length may differ from the central one."""
-        local = local_header_in(self.file.read(record.header, LOCAL.size))
+        head = self.file.read(record.header, record.least_end - record.stored - record.header)
+        local = local_header_in(head)
         if local is None or local.method != record.method:
             raise self._malformed(f"record {record.name!r} has another local header than its directory says")
-        name = name_in(self.file.read(record.header + LOCAL.size, local.name_length))
-        if name != record.name:
+        name = name_in(head[LOCAL.size :])
+        if name != record.name or local.name_length != len(head) - LOCAL.size:
+            name = name_in(self.file.read(record.header + LOCAL.size, local.name_length))
             raise self._malformed(f"record {record.name!r} is called {name!r} in its local header")
         begin = record.header + local.size
-        if begin + record.stored > self._next_after(record):
+        if begin + record.stored > record.limit:
             raise self._malformed(f"record {record.name!r} reaches into the next one")
         return begin
 
     def _record_at(self, offset: int) -> Record:
         """The record that the byte lies in, or else the last one before it."""
         return self._in_order[bisect_right(self._in_order, offset, key=lambda record: record.header) - 1]
-
-    def _next_after(self, record: Record) -> int:
-        """The first byte of what follows a record: the next one, or the directory."""
-        following = bisect_right(self._in_order, record.header, key=lambda other: other.header)
-        return self._in_order[following].header if following < len(self._in_order) else self.directory[0]
 
     def _malformed(self, problem: str) -> MalformedError:
         return MalformedError(f"not a sound zip file: {problem}", path=self.file.path)

@@ -15,6 +15,12 @@ from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.writing import Appender
 from ckpt_cli.formats.zip.layout import ALIGNMENT, FULL, central_entry, descriptor, end_records, local_header
 
+_SMALL = 1 << 12
+"""Bytes from which on a range is left to the kernel: a shorter one, as headers are, is gathered with its neighbours."""
+
+_GATHERED = 1 << 18
+"""Bytes that are gathered before they are written."""
+
 
 class ZipWriter(Appender):
     """Writes records one after another at the end of a file; `close` writes the directory.
@@ -29,6 +35,8 @@ class ZipWriter(Appender):
         """The CRC-32 of what the record that is being written has so far."""
         self._entries: list[tuple[str, int, int, int]] = []
         """Name, local header, CRC-32 and bytes of each record."""
+        self._gathered = bytearray()
+        """The last bytes before `position`, which are still to be written."""
 
     def add(self, name: str, content: bytes) -> None:
         """Write a record with this content."""
@@ -55,7 +63,7 @@ class ZipWriter(Appender):
     ) -> None:
         """Write a record with the bytes of a range of a file, whose CRC-32 is known (or 0, as torch may leave it)."""
         header = self._start(name, nbytes)
-        super().append_range(source, offset, nbytes, progress)
+        self._append_range(source, offset, nbytes, progress)
         self._finish(name, header, crc, nbytes)
 
     @contextmanager
@@ -71,11 +79,11 @@ class ZipWriter(Appender):
     def append(self, piece: bytes | memoryview) -> None:
         """Append bytes to the record that is being written."""
         self._crc = zlib.crc32(piece, self._crc)
-        super().append(piece)
+        self._gather(piece)
 
     def append_range(self, source: SourceFile, offset: int, nbytes: int, progress: Progress = no_progress) -> None:
         """Append a range of a file to it; holes stay holes."""
-        super().append_range(source, offset, nbytes, progress)
+        self._append_range(source, offset, nbytes, progress)
         if self.target is not None:
             self._crc = crc_of_range(source, offset, nbytes, self._crc)
 
@@ -88,18 +96,48 @@ class ZipWriter(Appender):
         """Write the central directory and the end records; returns the bytes of the whole zip file."""
         begin = self.position
         for entry in self._entries:
-            super().append(central_entry(*entry))
-        super().append(end_records(len(self._entries), self.position - begin, begin))
+            self._gather(central_entry(*entry))
+        self._gather(end_records(len(self._entries), self.position - begin, begin))
+        self._flush()
         return self.position
 
     def _start(self, name: str, nbytes: int) -> int:
         """Write a local header; returns where it is."""
         header = self.position
-        super().append(local_header(name, nbytes, header, alignment=self._alignment))
+        self._gather(local_header(name, nbytes, header, alignment=self._alignment))
         self._crc = 0
         return header
 
     def _finish(self, name: str, header: int, crc: int, nbytes: int) -> None:
         """Write the descriptor, and note the record for the directory."""
-        super().append(descriptor(nbytes, crc, header))
+        self._gather(descriptor(nbytes, crc, header))
         self._entries.append((name, header, crc, nbytes))
+
+    def _append_range(self, source: SourceFile, offset: int, nbytes: int, progress: Progress) -> None:
+        """Append a range of a file without computing its checksum."""
+        if nbytes < _SMALL and self.target is not None:
+            self._gather(source.read(offset, nbytes))
+            progress(nbytes)
+        else:
+            self._flush()
+            super().append_range(source, offset, nbytes, progress)
+
+    def _gather(self, piece: bytes | memoryview) -> None:
+        """Append bytes, which are written later if they are few."""
+        if self.target is None:
+            self.position += len(piece)
+        elif len(piece) < _GATHERED:
+            self._gathered += piece
+            self.position += len(piece)
+            if len(self._gathered) >= _GATHERED:
+                self._flush()
+        else:
+            self._flush()
+            super().append(piece)
+
+    def _flush(self) -> None:
+        """Write what is gathered."""
+        if self._gathered:
+            gathered, self._gathered = self._gathered, bytearray()
+            self.position -= len(gathered)
+            super().append(memoryview(gathered))
