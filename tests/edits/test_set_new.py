@@ -250,7 +250,7 @@ ODD = {
     "a.b=@q.npy": "'a' is an entry itself", "epoch.x=@q.npy": "'epoch' is an entry itself",
     "list.2=@q.npy": "'list' is an entry itself", "model=@q.npy": "'model' is what 'model.w' lies in",
     '"model"=@q.npy': "'model' is what 'model.w' lies in", "state.x=@q.npy": "the keys of 'state' are numbers",
-    "pair.x=@q.npy": "no mapping", "note=@q.npy": "text that begins with @ is a JSON string",
+    "pair.x=@q.npy": "is not a mapping", "note=@q.npy": "text that begins with @ is a JSON string",
     "epoch=@q.npy": "text that begins with @ is a JSON string", "n[0]=@q.npy": "nothing is called 'n'",
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ TENSOR_KEYS = {
 
 
 def refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not JSON")
 
 
 def answered(ckpt: Ckpt, *args: object, code: int = 0) -> Any:

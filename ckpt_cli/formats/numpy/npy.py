@@ -92,7 +92,7 @@ def parse_header(data: bytes, name: str) -> Header:
     try:
         fields = ast.literal_eval(data[begin:].decode("utf-8" if data[6] == 3 else "latin-1").strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        raise MalformedError("the header of a numpy array is no literal") from None
+        raise MalformedError("the header of a numpy array is not a literal") from None
     if not isinstance(fields, dict) or not {"descr", "fortran_order", "shape"} <= fields.keys():
         raise MalformedError("the header of a numpy array lacks its dtype, order or shape")
     descr, shape = fields["descr"], sizes(name, fields["shape"])

@@ -123,7 +123,7 @@ def _header(file: ByteSource) -> tuple[dict[str, Any], int]:
     except RecursionError:
         raise MalformedError("its header nests too deeply") from None
     except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
-        raise MalformedError(f"its header is no JSON: {error}") from None
+        raise MalformedError(f"its header is not JSON: {error}") from None
     if type(header) is tuple:
         raise _lacks("dtype")
     return header, 8 + length
@@ -162,7 +162,7 @@ def _integer(text: str) -> float | int:
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def _metadata(header: dict[str, Any]) -> dict[str, str]:
@@ -170,7 +170,7 @@ def _metadata(header: dict[str, Any]) -> dict[str, str]:
     if metadata is None:
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise MalformedError("its __metadata__ is no map of strings")
+        raise MalformedError("its __metadata__ is not a map of strings")
     if sum(64 + len(key) + len(value) for key, value in metadata.items()) > limits.METADATA:
         raise LimitError(f"its __metadata__ of {len(metadata)} entries is far larger than that of a checkpoint")
     return metadata
@@ -239,15 +239,15 @@ def _layout(name: str, spelled: Any, shape: tuple[int, ...]) -> _Layout:
     """The layout of a tensor of some dtype and shape, each checked to be one that there can be."""
     dtype = BY_SAFETENSORS.get(spelled) if isinstance(spelled, str) else None
     if dtype is None:
-        told = spelled[:20] if isinstance(spelled, str) else type(spelled).__name__
-        raise MalformedError(f"tensor {name!r} has dtype {told!r}, which safetensors does not know")
+        given = spelled[:20] if isinstance(spelled, str) else type(spelled).__name__
+        raise MalformedError(f"tensor {name!r} has dtype {given!r}, which safetensors does not know")
     if not all(0 <= size < 1 << 64 for size in shape):
         raise _no_counts(name)
     if len(shape) > limits.DIMENSIONS:
         raise MalformedError(f"tensor {name!r} has {len(shape)} dimensions; {limits.DIMENSIONS} is the most")
     count = _elements(name, dtype, shape)
     if count * dtype.bits % 8:
-        raise MalformedError(f"tensor {name!r}: {count} elements of {dtype.bits} bits are no whole bytes")
+        raise MalformedError(f"tensor {name!r}: {count} elements of {dtype.bits} bits are not whole bytes")
     in_torch, spelled_shape = _as_torch_spells(dtype, shape)
     return _Layout(in_torch, spelled_shape, contiguous_stride(spelled_shape), count * dtype.bits // 8)
 
@@ -257,7 +257,7 @@ def _lacks(name: str) -> MalformedError:
 
 
 def _no_counts(name: str) -> MalformedError:
-    return MalformedError(f"tensor {name!r} has a shape or data_offsets that are no proper counts")
+    return MalformedError(f"tensor {name!r} has a shape or data_offsets that are not valid counts")
 
 
 def _elements(name: str, dtype: DType, shape: tuple[int, ...]) -> int:

@@ -262,13 +262,13 @@ class _Joining:
     def notes(self, *, no_index: bool) -> list[str]:
         """Return notes on what is odd, a line each."""
         lacking = [name for name in self._weight_map if name not in self._found]
-        told = (
+        problems = (
             (lacking, "the index names tensors that their shards do not have"),
             ([] if no_index else self._unlisted, "shards have tensors that the index does not name"),
             (self._misplaced, "tensors are in another shard than the index says"),
             (self._stray, "tensors are in a second shard too, whose copy is left out"),
         )
-        notes = [f"{problem} ({len(names)}): {listed(names, _NAMED, repr)}" for names, problem in told if names]
+        notes = [f"{problem} ({len(names)}): {listed(names, _NAMED, repr)}" for names, problem in problems if names]
         return [*notes, "there is no index beside the shards"] if no_index else notes
 
 

@@ -274,7 +274,7 @@ def _key(node: object) -> str:
     """A number as the pickle's references spell it."""
     text = str(node) if is_count(node) else text_of(node)
     if text is None or not text.isascii() or not text.isdigit():
-        raise MalformedError("a storage or a tensor is numbered by something that is no number")
+        raise MalformedError("a storage or a tensor is numbered by something that is not a number")
     return text
 
 

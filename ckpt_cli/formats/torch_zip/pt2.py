@@ -80,7 +80,7 @@ class SavedPrograms:
             raise MalformedError(f"tensor {describe(name)} has no tensor_meta")
         dtype = _DTYPES.get(meta["dtype"]) if type(meta.get("dtype")) is int else None
         if dtype is None or meta.get("layout", _STRIDED) != _STRIDED:
-            raise MalformedError(f"tensor {describe(name)}: its dtype or its layout is none of torch's")
+            raise MalformedError(f"tensor {describe(name)}: its dtype or its layout is not one of torch's")
         shape = _counts(_integers(meta.get("sizes")), name, "shape")
         stride = _counts(_integers(meta.get("strides")), name, "stride")
         offset = _count(_integer(meta.get("storage_offset")), name, "offset")
@@ -113,7 +113,7 @@ class SavedPrograms:
         inner = self.storages.inner(record.name)
         prefix = prefix_of(inner)
         if f"{prefix}data.pkl" not in inner.by_name:
-            raise MalformedError(f"record {describe(record.name)} is no torch.save file")
+            raise MalformedError(f"record {describe(record.name)} is not a torch.save file")
         saved = SavedPickle(self.storages, inner, prefix, label=f"{record.name.removeprefix(self._prefix)}/")
         return entries_of(saved.graph(), saved)
 
@@ -266,9 +266,9 @@ class _JsonRecords:
         except RecursionError:
             raise MalformedError(f"record {describe(name)} nests too deeply", path=self._path) from None
         except ValueError as error:  # bad JSON, bad UTF-8, an integer of thousands of digits
-            raise MalformedError(f"record {describe(name)} is no JSON: {error}", path=self._path) from None
+            raise MalformedError(f"record {describe(name)} is not JSON: {error}", path=self._path) from None
         if not isinstance(found, dict):
-            raise MalformedError(f"record {describe(name)} is no JSON object", path=self._path)
+            raise MalformedError(f"record {describe(name)} is not a JSON object", path=self._path)
         return found
 
     def raw(self, name: str) -> bytes:
@@ -294,14 +294,16 @@ _BUFFER = re.compile(rb'"buffer_name": ?"([^"\\]*)"')
 def _count(value: object, tensor: str, what: str) -> int:
     """A number from 0 that 64 bits hold; raises MalformedError."""
     if type(value) is not int or not 0 <= value < _COUNT_END:
-        raise MalformedError(f"tensor {describe(tensor)}: its {what} is no number that a tensor may have")
+        raise MalformedError(f"tensor {describe(tensor)}: its {what} is not a number that a tensor may have")
     return value
 
 
 def _counts(value: object, tensor: str, what: str) -> tuple[int, ...]:
     """A list of such numbers."""
     if not isinstance(value, list) or len(value) > limits.DIMENSIONS:
-        raise MalformedError(f"tensor {describe(tensor)}: its {what} is no list of up to {limits.DIMENSIONS} numbers")
+        raise MalformedError(
+            f"tensor {describe(tensor)}: its {what} is not a list of up to {limits.DIMENSIONS} numbers"
+        )
     return tuple(_count(item, tensor, what) for item in value)
 
 

@@ -218,7 +218,9 @@ def _number(root: object, finder: StorageFinder, new: dict[int, Storage]) -> lis
         key = storage_key(reference)
         pid = reference.pid
         if key is None or not isinstance(pid, tuple):
-            raise UnsupportedError("its pickle refers to something outside that is no storage, which a zip cannot have")
+            raise UnsupportedError(
+                "its pickle refers to something outside that is not a storage, which a zip cannot have"
+            )
         if len(pid) > 5 and pid[5] is not None:
             raise UnsupportedError(f"storage {key!r} is a view of another one, which a zip cannot have")
         storage = new.get(id(reference)) or finder.find(key, 0, "")

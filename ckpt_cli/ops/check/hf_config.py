@@ -1,6 +1,6 @@
 """Checks of a checkpoint against the `config.json` or `adapter_config.json` that Hugging Face's libraries put beside.
 
-Only contradictions are told: of a name that the tables do not know, of a config that says nothing, nothing is.
+Only contradictions are reported, never names that the tables do not know or a config that says nothing.
 """
 
 from __future__ import annotations

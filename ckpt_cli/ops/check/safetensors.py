@@ -63,7 +63,7 @@ def _misaligned(checkpoint: Checkpoint) -> Iterator[Occurrence]:
             continue
         try:
             extents = checkpoint.container.extents(tensor.storage, 0, tensor.nbytes)
-        except CkptError:  # compressed, or what another check tells
+        except CkptError:  # compressed, or what another check reports
             continue
         if extents and extents[0].offset % min(tensor.dtype.bits // 8, 8):
             odd.append(tensor)

@@ -110,7 +110,7 @@ class Reading:
                 extents = checkpoint.container.extents(tensor.storage, low, high - low)
             except UnsupportedError:  # compressed
                 extents = None
-            except CkptError:  # not where the metadata say, as another check tells
+            except CkptError:  # not where the metadata say, as another check reports
                 return
         size = tensor.dtype.itemsize
         if extents is None or any(extent.nbytes % size for extent in extents):

@@ -150,7 +150,9 @@ class Editing:
         pairs = _pairs_of(holder.node, is_tensor=is_tensor)
         if pairs is None:
             raise UnsupportedError(
-                f"{prefix!r} is no mapping that a new name could be put into" if prefix else "the pickle is no mapping"
+                f"{prefix!r} is not a mapping that a new name could be put into"
+                if prefix
+                else "the pickle is not a mapping"
             )
         _refuse_attribute(holder.node, key, prefix)
         pairs.extend((_new_key(pairs[::2], key, prefix), node))
@@ -279,4 +281,4 @@ def node_of(value: object, like: object = None) -> object:
         return tuple(items) if isinstance(like, tuple) or isinstance(value, tuple) else items
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise UsageError(f"a {type(value).__name__} is no plain value")
+    raise UsageError(f"a {type(value).__name__} is not a plain value")
