@@ -145,7 +145,7 @@ def read_into_at(fd: int, buffer: memoryview, offset: int) -> int:
     return len(data)
 
 
-def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """Write all of some bytes at an offset."""
     view = memoryview(data)
     while view:

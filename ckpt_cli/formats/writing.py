@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
-from ckpt_cli.files.source import Extent, LocalFile, SourceFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.signatures import is_safetensors
 from ckpt_cli.model.changes import Content, difference
@@ -36,7 +36,7 @@ class Appender:
         self._begun = 0
         """The first byte that the system was not asked to write to the disk yet."""
 
-    def append(self, piece: bytes | memoryview) -> None:
+    def append(self, piece: bytes | bytearray | memoryview) -> None:
         """Append bytes."""
         if self.target is not None:
             write_all(self.target.fd, piece, self._begin + self.position)
@@ -64,30 +64,29 @@ class Appender:
             self.append(piece)
             progress(len(piece))
 
-        run = Extent(-1, 0, 0)
+        file, first, end = -1, 0, 0  # the range that is about to be copied
         for content in contents:
             if self.target is None:
                 self.position += content.nbytes
                 continue
             ranges = content.extents(0, content.nbytes) if isinstance(content, Storage) else content.extents
             for extent in ranges or ():
-                if extent.file == run.file and extent.offset == run.offset + run.nbytes:
-                    run = Extent(run.file, run.offset, run.nbytes + extent.nbytes)
-                else:
-                    self._append_run(run, files, progress)
-                    run = extent
+                if extent.file != file or extent.offset != end:
+                    self._append_run(file, first, end, files, progress)
+                    file, first, end = extent.file, extent.offset, extent.offset
+                end += extent.nbytes
             if isinstance(content, Content) and ranges is None and content.make is not None:
-                self._append_run(run, files, progress)
-                run, begin = Extent(-1, 0, 0), self.position
+                self._append_run(file, first, end, files, progress)
+                file, begin = -1, self.position
                 content.make(append)
                 self._write_back()
                 if self.position - begin != content.nbytes:
                     raise CkptError(f"a storage of {content.nbytes} bytes came to {self.position - begin}")
-        self._append_run(run, files, progress)
+        self._append_run(file, first, end, files, progress)
 
-    def _append_run(self, run: Extent, files: Sequence[SourceFile], progress: Progress) -> None:
-        if run.nbytes:
-            self.append_range(files[run.file], run.offset, run.nbytes, progress)
+    def _append_run(self, file: int, begin: int, end: int, files: Sequence[SourceFile], progress: Progress) -> None:
+        if file >= 0 and end > begin:
+            self.append_range(files[file], begin, end - begin, progress)
 
     def _write_back(self) -> None:
         if self.target is not None:
@@ -194,7 +193,7 @@ def open_with_safetensors(path: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as reader:
-            reader.keys()
+        with safe_open(path, framework="numpy"):
+            pass  # opening is what checks the header
     except SafetensorError as error:
         raise FormatError(f"the safetensors library refuses it: {error}") from None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import ckpt_cli.formats.writing
 from ckpt_cli.errors import CkptError, MalformedError
+from ckpt_cli.files.copy import no_progress
 from ckpt_cli.files.source import Extent, LocalFile
-from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.writing import Appender, reading_back
 from ckpt_cli.formats.zip.write import ZipWriter
-from ckpt_cli.model.changes import Content
+from ckpt_cli.model.changes import Changes, Content
 
 OLD = bytes(range(256)) * 16
 
@@ -82,3 +86,32 @@ def test_a_difference_that_is_found_while_reading_back_says_that_nothing_was_rep
         reading_back(str(tmp_path / "a.npy"), open_checkpoint),
     ):
         raise MalformedError("it is odd")
+
+
+_FAULTS = {
+    "a dtype": ('"dtype":"F32"', '"dtype":"I32"', "'b' is int32"),
+    "a shape": ('"shape":[2,3]', '"shape":[3,2]', "'b' is float32 (3, 2)"),
+    "a name": ('"b":', '"c":', "its names"),
+    "the places of bytes": ('"data_offsets":[24,48]', '"data_offsets":[0,24]', "elsewhere"),
+}
+
+
+@pytest.mark.parametrize("kind", _FAULTS)
+def test_a_new_safetensors_file_that_differs_from_what_was_meant_replaces_nothing(kind: str, tmp_path: Path) -> None:
+    old, new, problem = _FAULTS[kind]
+    zeros = np.zeros((2, 3), np.float32)
+    path, copy = str(tmp_path / "old.safetensors"), tmp_path / "new.safetensors"
+    save_file({"a": zeros, "b": zeros, "z": zeros}, path)
+    with closing(open_checkpoint(path)) as checkpoint:
+        work = rewriting(checkpoint, Changes(names={"z": "y"}, anew=True))
+        with LocalFile(str(copy), write=True, create=True) as target:
+            work.write(target, no_progress)
+        work.verify(str(copy))
+        head, tail = copy.read_bytes().split(b'"b":')
+        changed = (b'"b":' + tail).replace(old.encode(), new.encode(), 1)
+        if kind == "the places of bytes":  # of two that change places
+            head = head.replace(b"[0,24]", b"[24,48]")
+        copy.write_bytes(head + changed)
+        with pytest.raises(CkptError, match="nothing was replaced") as error:
+            work.verify(str(copy))
+    assert problem in str(error.value)

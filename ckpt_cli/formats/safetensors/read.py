@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "safetensors"
 
-_FIELDS = ("dtype", "shape", "data_offsets")
+FIELDS = ("dtype", "shape", "data_offsets")
 
 _Plain = tuple[Any, tuple[int, ...], int, int]
 """The fields of a tensor, where there are no others: dtype, shape, and a range of the data."""
@@ -136,14 +136,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Plain:
     """
     if len(pairs) == 3:
         (first, dtype), (second, shape), (third, offsets) = pairs
-        if (first, second, third) == _FIELDS and type(offsets) is list and len(offsets) == 2 and type(shape) is list:
+        if (first, second, third) == FIELDS and type(offsets) is list and len(offsets) == 2 and type(shape) is list:
             begin, end = offsets
             if type(begin) is type(end) is int and _INTEGERS.issuperset(map(type, shape)):
                 return dtype, tuple(shape), begin, end
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next((key for key in (*_FIELDS, "__metadata__") if keys.count(key) > 1), None)
+        twice = next((key for key in (*FIELDS, "__metadata__") if keys.count(key) > 1), None)
         if twice is not None:
             raise ValueError(f"{twice} is there twice")
     return made
@@ -277,9 +277,9 @@ def _elements(name: str, dtype: DType, shape: tuple[int, ...]) -> int:
 
 def _fields(name: str, info: Any) -> _Plain:
     """Return the fields of one tensor, checked to be there and of the right types."""
-    if not isinstance(info, dict) or any(field not in info for field in _FIELDS):
+    if not isinstance(info, dict) or any(field not in info for field in FIELDS):
         raise _lacks(name)
-    if len(info) > len(_FIELDS):
+    if len(info) > len(FIELDS):
         _check_unknown(name, info)
     shape, offsets = info["shape"], info["data_offsets"]
     if not _are_integers(shape) or not _are_integers(offsets) or len(offsets) != 2:
@@ -289,7 +289,7 @@ def _fields(name: str, info: Any) -> _Plain:
 
 def _check_unknown(name: str, info: dict[str, Any]) -> None:
     """Fields of no meaning may hold anything that the reference can read: so deep and no deeper."""
-    level: list[Any] = [value for field, value in info.items() if field not in _FIELDS]
+    level: list[Any] = [value for field, value in info.items() if field not in FIELDS]
     for _ in range(_DEEPEST):
         if any(isinstance(value, int) and abs(value) >= _TOO_LARGE for value in level):
             raise MalformedError(f"tensor {name!r} has a number that is out of range")

@@ -8,20 +8,19 @@ has it (safetensors, `prepare`), so that all of them are aligned.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_cli import limits
 from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile, SourceFile
-from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
+from ckpt_cli.formats.safetensors.read import FIELDS, ORDER, Safetensors, renamed_order
 from ckpt_cli.formats.writing import Appender, OpenCopy, open_with_safetensors, reading_back
 from ckpt_cli.model.changes import Changes, Content
-from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, PlainBytes, Storage, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -31,6 +30,9 @@ _ROOM = 1024
 
 _ALIGNMENT = 64
 """The alignment of the data's begin, in bytes."""
+
+_NO_MORE: Mapping[str, Any] = {}
+"""What nearly every tensor has beside its fields: nothing, in one dict for 100,000."""
 
 
 @dataclass(slots=True)
@@ -51,26 +53,39 @@ class Item:
     """Its place in the header, whose order need not be that of the bytes."""
 
 
-def header_bytes(items: Sequence[Item], metadata: Mapping[str, str], listed: Sequence[str] = ()) -> bytes:
-    """The length and the header of a file, with room for later edits at its end, so that data begins aligned.
+def header_bytes(items: Sequence[Item], metadata: Mapping[str, str]) -> bytearray:
+    """Return the length and the header of a file, with room at its end for later edits, so that data begins aligned.
 
-    Tensors are listed in the order of `listed`, where that is given, else in that of their data.
+    `items` stand in the order of their data.
     """
     encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
-    fields = dict.fromkeys(listed, "")
-    begins = accumulate((item.content.nbytes for item in items), initial=0)
-    for item, begin in sorted(zip(items, begins, strict=False), key=lambda pair: pair[0].place):
+    header = bytearray(8)
+    header += b"{"
+    if metadata:
+        header += f'"__metadata__":{encode(dict(metadata))},'.encode()
+    for begin, item in _as_listed(items):
         sizes, end = ",".join(map(str, item.shape)), begin + item.content.nbytes
         more = f",{encode(item.more)[1:-1]}" if item.more else ""
         text = f'{{"dtype":"{item.dtype}","shape":[{sizes}],"data_offsets":[{begin},{end}]{more}}}'
-        fields[item.name] = f"{encode(item.name)}:{text}"
-    strings = [f'"__metadata__":{encode(dict(metadata))}'] if metadata else []
-    body = ",".join((*strings, *fields.values())).encode()
-    nbytes = len(body) + 2 + _ROOM
-    nbytes += -(8 + nbytes) % _ALIGNMENT
+        header += f"{encode(item.name)}:{text},".encode()
+    if header.endswith(b","):
+        del header[-1:]
+    header += b"}"
+    header += b" " * (_ROOM + -(len(header) + _ROOM) % _ALIGNMENT)
+    nbytes = len(header) - 8
     if nbytes > limits.SAFETENSORS_HEADER:
         raise RefusedError(f"the header would have {nbytes} bytes; {limits.SAFETENSORS_HEADER} is the most")
-    return b"".join((nbytes.to_bytes(8, "little"), b"{", body, b"}".ljust(nbytes - len(body) - 1)))
+    header[:8] = nbytes.to_bytes(8, "little")
+    return header
+
+
+def _as_listed(items: Sequence[Item]) -> Iterable[tuple[int, Item]]:
+    """Return items in the order of the header, each with the first byte of its data, counted from the first of all."""
+    pairs = zip(accumulate([item.content.nbytes for item in items], initial=0), items, strict=False)
+    places = [item.place for item in items]
+    if places == sorted(places):
+        return pairs
+    return sorted(pairs, key=lambda pair: pair[1].place)
 
 
 def as_header_spells(tensor: Tensor) -> tuple[str | None, tuple[int, ...]]:
@@ -85,7 +100,7 @@ def as_header_spells(tensor: Tensor) -> tuple[str | None, tuple[int, ...]]:
 
 
 def write_file(
-    header: bytes,
+    header: bytes | bytearray,
     items: Sequence[Item],
     files: Sequence[SourceFile],
     target: LocalFile | None,
@@ -117,8 +132,9 @@ def _are_aligned(items: Sequence[Item]) -> bool:
 
 
 def _offset(tensor: Tensor) -> int:
-    """The first byte of a tensor in the old file."""
-    return tensor.storage.extents(0, 0)[0].offset if tensor.storage is not None else 0
+    """The first byte of a tensor in its file."""
+    source = tensor.storage.source if tensor.storage is not None else None
+    return source.file.begin + source.begin if isinstance(source, PlainBytes) else 0
 
 
 class Rewriting:
@@ -145,9 +161,10 @@ class Rewriting:
         self._aliases = {tensor.name: tensor.alias_of for tensor in checkpoint.tensors if tensor.alias_of is not None}
         self._tied: dict[str, str] = {}
         """The aliases afterwards: {name: the one that is stored}, by old names."""
-        self._items = [item for _, item in self._planned(checkpoint, fields)]
+        self._items = self._planned(checkpoint, fields)
         self._metadata = self._new_metadata(checkpoint)
-        refuse_new_ties(set(self.stored), self._metadata, self.aliases)
+        if self._metadata:
+            refuse_new_ties(set(self.stored), self._metadata, self.aliases)
         self._header = header_bytes(self._items, self._metadata)
         self.nbytes = write_file(self._header, self._items, self._files, None)
         """The bytes of a new file."""
@@ -165,42 +182,42 @@ class Rewriting:
 
     # --- planning ----------------------------------------------------------------------------------------------------
 
-    def _planned(self, checkpoint: Checkpoint, fields: Mapping[str, Any]) -> list[tuple[int, Item]]:
-        """Every tensor that stays and is no alias, in the order in which their bytes are to stand."""
-        found: list[tuple[int, Item]] = []
-        places = {tensor.name: place for place, tensor in enumerate(checkpoint.tensors)}
-        for tensor in self._stored(checkpoint):
+    def _planned(self, checkpoint: Checkpoint, fields: Mapping[str, Any]) -> list[Item]:
+        """Return every tensor that stays and is no alias, in the order in which their bytes are to stand."""
+        items: list[Item] = []
+        offsets: list[int] = []
+        tensors = checkpoint.tensors
+        for place, tensor in self._stored(tensors):
             new = self._changes.tensors.get(tensor.name, tensor)
-            storage = new.storage
-            if storage is None:
-                raise UnsupportedError(f"tensor {tensor.name!r} has no bytes to be written")
-            info = fields.get(tensor.name, {})
-            item = self._item(tensor, new, storage, info, places[tensor.name])
-            found.append((_offset(tensor), item))
-        found.sort(key=itemgetter(0))
-        end = found[-1][0] if found else 0
-        for place, (name, new) in enumerate(self._changes.new_tensors.items(), len(places)):
-            if new.storage is None:
-                raise UnsupportedError(f"tensor {name!r} has no bytes to be written")
-            found.append((end, self._item(new, new, new.storage, {}, place)))
-        if not self._is_in_place and not _are_aligned([item for _, item in found]):
-            found.sort(key=lambda pair: (-pair[1].itemsize, pair[0]))
-        return found
+            items.append(self._item(tensor, new, fields.get(tensor.name, _NO_MORE), place))
+            offsets.append(_offset(tensor))
+        if offsets != sorted(offsets):
+            items = [items[number] for number in sorted(range(len(items)), key=offsets.__getitem__)]
+        for place, new in enumerate(self._changes.new_tensors.values(), len(tensors)):
+            items.append(self._item(new, new, _NO_MORE, place))
+        if not self._is_in_place and not _are_aligned(items):
+            items.sort(key=lambda item: -item.itemsize)
+        return items
 
-    def _stored(self, checkpoint: Checkpoint) -> list[Tensor]:
-        """The tensors that have bytes of their own afterwards; of a tie whose kept name goes, the first alias."""
+    def _stored(self, tensors: Sequence[Tensor]) -> Iterable[tuple[int, Tensor]]:
+        """Return the tensors that have bytes of their own afterwards, each with its place among all.
+
+        Of a tie whose kept name goes, the first alias is one.
+        """
         dropped = self._changes.dropped
-        stays = [tensor for tensor in checkpoint.tensors if tensor.name not in dropped]
-        if not self._changes.tensors and not self._aliases:
-            return stays
-        found: list[Tensor] = []
+        stays = ((place, tensor) for place, tensor in enumerate(tensors) if tensor.name not in dropped)
+        return self._untied(stays) if self._changes.tensors or self._aliases else stays
+
+    def _untied(self, tensors: Iterable[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
+        """Return those of some tensors that are stored, and note the others as aliases of them."""
+        found: list[tuple[int, Tensor]] = []
         seen: dict[tuple[Storage | None, str], str] = {}
-        for tensor in sorted(stays, key=lambda tensor: (self._is_moved(tensor), tensor.alias_of is not None)):
+        for place, tensor in sorted(tensors, key=lambda pair: (self._is_moved(pair[1]), pair[1].alias_of is not None)):
             new = self._changes.tensors.get(tensor.name, tensor)
             key = (new.storage, new.dtype.name)
             kept = seen.setdefault(key, tensor.name)
             if kept == tensor.name:
-                found.append(tensor)
+                found.append((place, tensor))
             else:
                 self._tied[tensor.name] = kept
         return found
@@ -210,14 +227,14 @@ class Rewriting:
         new = self._changes.tensors.get(tensor.name, tensor).storage
         return new is not tensor.storage and new not in self._changes.contents
 
-    def _item(self, old: Tensor, new: Tensor, storage: Storage, info: Mapping[str, Any], place: int) -> Item:
-        content = self._changes.contents.get(storage, storage)
+    def _item(self, old: Tensor, new: Tensor, info: Mapping[str, Any], place: int) -> Item:
+        if new.storage is None:
+            raise UnsupportedError(f"tensor {old.name!r} has no bytes to be written")
+        content = self._changes.contents.get(new.storage, new.storage)
         dtype, shape = as_header_spells(new)
         if dtype is None:
             raise UnsupportedError(f"safetensors has no dtype for tensor {old.name!r}, which would be {new.dtype}")
-        more = (
-            {key: value for key, value in info.items() if key not in ("dtype", "shape", "data_offsets")} if info else {}
-        )
+        more = {key: value for key, value in info.items() if key not in FIELDS} if info else _NO_MORE
         name = self._changes.names.get(old.name, old.name)
         return Item(name, dtype, shape, content, max(new.dtype.bits // 8, 1), more, place)
 
@@ -260,9 +277,33 @@ class Rewriting:
         write_file(self._header, self._items, self._files, target, progress)
 
     def verify(self, path: str) -> None:
-        """Open the new file with the reference reader and with our own, and compare it with what was meant."""
-        with reading_back(path, self._open_copy) as copy:
-            open_with_safetensors(path)
-            found = {tensor.name: tensor for tensor in copy.tensors if tensor.alias_of is None}
-            if found.keys() != {item.name for item in self._items} or copy.metadata != self._metadata:
-                raise MalformedError("its names or its metadata are others")
+        """Open the new file with the reference reader and with our own, one after the other for the memory they take.
+
+        Raises CkptError where the names, dtypes, shapes, places of bytes or metadata are others than were meant.
+        """
+        self._header = bytearray()
+        with reading_back(path, self._opened_by_both) as copy:
+            fault = self._fault(copy)
+            if fault:
+                raise MalformedError(fault)
+
+    def _opened_by_both(self, path: str) -> Checkpoint:
+        open_with_safetensors(path)
+        return self._open_copy(path)
+
+    def _fault(self, copy: Checkpoint) -> str | None:
+        """Return in what a copy differs from what was meant, in words; None where it does not."""
+        found = [tensor for tensor in copy.tensors if tensor.alias_of is None]
+        if not isinstance(copy.container, Safetensors):
+            return f"it is read as {copy.format}"
+        if len(found) != len(self._items) or copy.metadata != self._metadata:
+            return "its names or its metadata are others"
+        first = copy.container.begin
+        for (begin, item), tensor in zip(_as_listed(self._items), found, strict=True):
+            if tensor.name != item.name:
+                return "its names or its metadata are others"
+            if as_header_spells(tensor) != (item.dtype, item.shape):
+                return f"{item.name!r} is {tensor.dtype} {tensor.shape} in it"
+            if _offset(tensor) - first != begin:
+                return f"the bytes of {item.name!r} are elsewhere in it"
+        return None

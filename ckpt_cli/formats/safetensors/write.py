@@ -38,10 +38,9 @@ def write_some(
     progress: Progress,
 ) -> int:
     """Write the tensors that are no aliases, with the metadata as it is given; returns the bytes of the file."""
-    items = [_item(tensor, new) for tensor in new.tensors if tensor.name not in aliases]
-    listed = [item.name for item in items]
+    items = [_item(tensor, new, place) for place, tensor in enumerate(new.tensors) if tensor.name not in aliases]
     items.sort(key=lambda item: -item.itemsize)
-    return write_file(header_bytes(items, metadata, listed), items, new.files, target, progress)
+    return write_file(header_bytes(items, metadata), items, new.files, target, progress)
 
 
 def metadata_with(new: NewCheckpoint, aliases: Mapping[str, str]) -> dict[str, str]:
@@ -68,11 +67,11 @@ def aliases_among(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> dic
     return found
 
 
-def _item(tensor: Tensor, new: NewCheckpoint) -> Item:
+def _item(tensor: Tensor, new: NewCheckpoint, place: int) -> Item:
     dtype, shape = as_header_spells(tensor)
     if dtype is None:
         raise UnsupportedError(f"safetensors has no dtype for tensor {tensor.name!r}, which is {tensor.dtype}")
-    return Item(tensor.name, dtype, shape, new.content(tensor), max(tensor.dtype.bits // 8, 1), {})
+    return Item(tensor.name, dtype, shape, new.content(tensor), max(tensor.dtype.bits // 8, 1), {}, place)
 
 
 def verify(new: NewCheckpoint, path: str, open_copy: OpenCopy) -> None:
