@@ -7,7 +7,7 @@ every walk over them is iterative: a hostile graph is deep, shared and cyclic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,3 +225,23 @@ def nodes_of(root: object) -> Iterator[object]:
 
 SCALARS = frozenset([str, Letter, int, float, bool, type(None)])
 """The types of plain data that hold nothing and can be no one's identity."""
+
+_LEAST: dict[type, int] = {bytes: 3, Located: 3, Set: 4, ByteArray: 5, OutOfBand: 5}
+"""The lowest protocol that has opcodes for a node of each type; 2 for all others."""
+
+
+def protocol_of(nodes: Iterable[Any]) -> int:
+    """Return the lowest protocol that can say all of some nodes: from 2 to 5."""
+    protocol = 2
+    for node in nodes:
+        kind = type(node)
+        least = _LEAST.get(kind, 2)
+        if kind is Call:
+            least = 4 if node.opcode == "new_ex" else 2
+        elif kind is Inline:
+            least = 3 if node.kind == "bytes" else 2
+        elif kind is Global and "." in node.name:
+            least = 4
+        if least > protocol:
+            protocol = least
+    return protocol

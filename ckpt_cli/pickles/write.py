@@ -8,9 +8,8 @@ for byte. Containers and calls are memoized before their contents, so that cycle
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.pickles.graph import (
@@ -27,6 +26,7 @@ from ckpt_cli.pickles.graph import (
     RawString,
     Set,
     nodes_of,
+    protocol_of,
 )
 
 Write = Callable[["bytes | memoryview"], object]
@@ -40,27 +40,6 @@ _COPIED = 1 << 20
 
 _HELD = 1 << 16
 """Bytes gathered before they are written."""
-
-
-_LEAST: dict[type, int] = {bytes: 3, Located: 3, Set: 4, ByteArray: 5, OutOfBand: 5}
-"""The lowest protocol that has opcodes for a node of each type; 2 for all others."""
-
-
-def protocol_of(nodes: Iterable[Any]) -> int:
-    """Return the lowest protocol that can say all of some nodes: from 2 to 5."""
-    protocol = 2
-    for node in nodes:
-        kind = type(node)
-        least = _LEAST.get(kind, 2)
-        if kind is Call:
-            least = 4 if node.opcode == "new_ex" else 2
-        elif kind is Inline:
-            least = 3 if node.kind == "bytes" else 2
-        elif kind is Global and "." in node.name:
-            least = 4
-        if least > protocol:
-            protocol = least
-    return protocol
 
 
 def write_pickle(root: object, data: bytes | memoryview, write: Write, protocol: int | None = None) -> None:
@@ -186,8 +165,7 @@ class _Emitter:
             self._long(raw)
             self._put(node)
             return
-        heads = {"bytes": _bytes_head, "raw": _raw_head, "str": _str_head}
-        self._held += heads[node.kind](node.nbytes)
+        self._held += {"bytes": _bytes_head, "raw": _raw_head, "str": _str_head}[node.kind](node.nbytes)
         self._copy(node)
         self._put(node)
 
@@ -215,16 +193,31 @@ class _Emitter:
     # --- containers --------------------------------------------------------------------------------------------------
 
     def _tuple(self, node: tuple[object, ...]) -> None:
+        if self._flat(node):
+            return
         code = _TUPLES[len(node)] if len(node) <= 3 else b"t"
         if code == b"t":
             self._held += _MARK
-        if len(node) > 3 or not _NUMBERS.issuperset(map(type, node)):
-            self._agenda.append(chain(node, (_Made(node, code),)))
-        elif node:  # a shape or a stride, mostly
-            self._held += b"".join(map(_integer, node)) + code  # type: ignore[arg-type]  # their types were compared
-            self._put(node)
-        else:
-            self._held += code
+        self._agenda.append(chain(node, (_Made(node, code) if node else _Then(code),)))
+
+    def _flat(self, node: tuple[object, ...]) -> bool:
+        """Write a short tuple of things that hold nothing, such as a reference to a storage; False for another one."""
+        count, memo = len(node), self._memo
+        if not 0 < count <= _SHORT or not _LEAVES.issuperset(kinds := [*map(type, node)]):
+            return False
+        held = self._held
+        if count > 3:
+            held += _MARK
+        for item, kind in zip(node, kinds, strict=True):
+            if kind is int:
+                held += _integer(item)  # type: ignore[arg-type]  # its type was compared
+            elif (slot := memo.get(id(item))) is not None:
+                held += _GETS[slot] if slot < 256 else _WIDE(b"j", slot)
+            else:
+                _SAVERS[kind](self, item)
+        held += _TUPLES[count] if count <= 3 else b"t"
+        self._put(node)
+        return True
 
     def _list(self, node: list[object]) -> None:
         self._held += b"]"
@@ -282,6 +275,12 @@ class _Emitter:
             self._held += _MARK
             self._agenda.append(iter((node.func, *arguments, _Made(node, b"o"))))
             return
+        if node.opcode == "reduce" and node.args == () and (slot := self._memo.get(id(node.func))) is not None:
+            self._get(slot)  # an empty OrderedDict, which every tensor has for its hooks
+            self._held += b")R"
+            self._put(node)
+            self._fill(node)
+            return
         made = _Made(node, _NEW[node.opcode])
         more = (node.kwargs, made) if node.opcode == "new_ex" else (made,)
         self._agenda.append(iter((node.func, node.args, *more)))
@@ -311,7 +310,11 @@ class _Emitter:
             self._batches(node.items, 1, b"a", b"e", exact=False)
 
     def _persistent(self, node: PersistentId) -> None:
-        self._agenda.append(iter((node.pid, _PERSISTENT)))
+        pid = node.pid
+        if type(pid) is tuple and id(pid) not in self._memo and self._flat(pid):
+            self._held += _PERSISTENT.code
+        else:
+            self._agenda.append(iter((pid, _PERSISTENT)))
 
     def _out_of_band(self, node: OutOfBand) -> None:
         self._held += b"\x97\x98" if node.readonly else b"\x97"
@@ -327,7 +330,8 @@ class _Emitter:
 _SMALL = [b"K" + byte for byte in _BYTES]
 """The encoding of each integer of one byte."""
 
-_NUMBERS = frozenset([int])
+_LEAVES, _SHORT = frozenset([int, str, Letter, Global]), 8
+"""The types of nodes that hold nothing, and the items of a tuple of these that is written in one go."""
 
 
 def _integer(number: int) -> bytes:

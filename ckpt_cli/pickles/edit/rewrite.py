@@ -12,14 +12,14 @@ from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
-from ckpt_cli.pickles.graph import Graph, PersistentId, nodes_of
+from ckpt_cli.pickles.graph import Graph, PersistentId, nodes_of, protocol_of
 from ckpt_cli.pickles.read import read_pickle
 from ckpt_cli.pickles.references import references_of, storage_key
 from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.tensors.storages import StorageFinder
-from ckpt_cli.pickles.write import protocol_of, write_pickle
+from ckpt_cli.pickles.write import write_pickle
 
 
 class _TooLongError(Exception):
