@@ -265,7 +265,7 @@ class Rewriting:
         """Put the edit into the overlay if it is one of the header alone that fits where the old header stands."""
         if not self._is_in_place:
             return False
-        raw = self._header[8:].rstrip(b" ")
+        raw = bytes(self._header[8:]).rstrip(b" ")
         if 8 + len(raw) > self._begin:
             return False
         old = self._files[0].read(8, self._begin - 8)

@@ -76,7 +76,7 @@ class ZipWriter(Appender):
             raise CkptError(f"record {name!r} came to {self.position - begin} bytes rather than {nbytes}")
         self._finish(name, header, self._crc, nbytes)
 
-    def append(self, piece: bytes | memoryview) -> None:
+    def append(self, piece: bytes | bytearray | memoryview) -> None:
         """Append bytes to the record that is being written."""
         self._crc = zlib.crc32(piece, self._crc)
         self._gather(piece)
