@@ -122,7 +122,7 @@ class ZipWriter(Appender):
             self._flush()
             super().append_range(source, offset, nbytes, progress)
 
-    def _gather(self, piece: bytes | memoryview) -> None:
+    def _gather(self, piece: bytes | bytearray | memoryview) -> None:
         """Append bytes, which are written later if they are few."""
         if self.target is None:
             self.position += len(piece)
