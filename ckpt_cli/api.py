@@ -92,9 +92,13 @@ class Tensor:
         and uninitialized tensors come as such; a subclass that keeps its data as torch does as a plain tensor. Raises
         UnsupportedError for other classes (`parts` are what they are made of) and for dtypes that torch has not.
         """
+        Budget.of(self._checkpoint)
+        return self._to_torch()
+
+    def _to_torch(self) -> torch.Tensor:
+        """Do what `torch` does within the request that has begun."""
         from ckpt_cli.arrays.to_torch import torch_tensor
 
-        Budget.of(self._checkpoint)
         with about(self._checkpoint.path):
             return torch_tensor(self._checkpoint, self.facts, self._torch_values)
 
@@ -181,7 +185,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by their dotted names, as torch tensors.
 
     Ties are kept: tied names are one object, other views of a storage share it. Bytes are mapped where the format
-    allows and read as they are used. Raises UnsupportedError for a tensor of a class whose data are its attributes.
+    allows and read as they are used. Raises UnsupportedError for a tensor of a class whose data are its attributes, and
+    LimitError where all tensors together inflate to more than one request may.
     """
     with open(path) as checkpoint:
-        return {tensor.name: tensor.torch() for tensor in checkpoint.tensors}
+        Budget.of(checkpoint._opened)  # one for all: a small file can hold any number of tensors that inflate
+        return {tensor.name: tensor._to_torch() for tensor in checkpoint.tensors}

@@ -101,6 +101,15 @@ def test_what_one_request_shows_is_counted_together(tmp_path: Path, monkeypatch:
         assert item.array().size == VALUES.size  # type: ignore[union-attr]
 
 
+def test_all_that_load_inflates_is_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "a.npz", **{f"a{number}": VALUES for number in range(10)})
+    monkeypatch.setattr("ckpt_cli.limits.INFLATED_IN_ALL", 500_000)
+    with pytest.raises(LimitError, match="far more would be inflated"):
+        ckpt_cli.load(tmp_path / "a.npz")
+    monkeypatch.setattr("ckpt_cli.limits.INFLATED_IN_ALL", 5_000_000)
+    assert len(ckpt_cli.load(tmp_path / "a.npz")) == 10
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_values_of_a_distributed_checkpoint_are_opened_a_thousand_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
