@@ -93,14 +93,7 @@ class Tensor:
         UnsupportedError for other classes (`parts` are what they are made of) and for dtypes that torch has not.
         """
         Budget.of(self._checkpoint)
-        return self._to_torch()
-
-    def _to_torch(self) -> torch.Tensor:
-        """Do what `torch` does within the request that has begun."""
-        from ckpt_cli.arrays.to_torch import torch_tensor
-
-        with about(self._checkpoint.path):
-            return torch_tensor(self._checkpoint, self.facts, self._torch_values)
+        return _to_torch(self)
 
     def __repr__(self) -> str:
         return f"<ckpt_cli.Tensor {self.name!r} {self.dtype} {list(self.shape) if self.shape is not None else '?'}>"
@@ -181,6 +174,14 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:  # noqa: A001
     return Checkpoint(open_checkpoint(os.fspath(path)))
 
 
+def _to_torch(tensor: Tensor) -> torch.Tensor:
+    """Do what `Tensor.torch` does within the request that has begun."""
+    from ckpt_cli.arrays.to_torch import torch_tensor
+
+    with about(tensor._checkpoint.path):
+        return torch_tensor(tensor._checkpoint, tensor.facts, tensor._torch_values)
+
+
 def load(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by their dotted names, as torch tensors.
 
@@ -190,4 +191,4 @@ def load(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     with open(path) as checkpoint:
         Budget.of(checkpoint._opened)  # one for all: a small file can hold any number of tensors that inflate
-        return {tensor.name: tensor._to_torch() for tensor in checkpoint.tensors}
+        return {tensor.name: _to_torch(tensor) for tensor in checkpoint.tensors}
