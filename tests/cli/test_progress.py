@@ -39,8 +39,8 @@ COMMANDS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a checkpoint of many storages."""
-    torch.save({str(number): torch.ones(100) for number in range(8)}, tmp_path / "a.pt")
+    """A folder with a checkpoint of many storages, each too long to be gathered with others."""
+    torch.save({str(number): torch.ones(2000) for number in range(8)}, tmp_path / "a.pt")
     return tmp_path
 
 
@@ -123,7 +123,7 @@ sys.exit(end)
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_interrupt_within_a_finalizer_is_one_all_the_same(folder: Path, command: str) -> None:
-    torch.save({str(number): torch.ones(100) for number in range(4000)}, folder / "a.pt")
+    torch.save({str(number): torch.ones(1100) for number in range(4000)}, folder / "a.pt")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     call = [sys.executable, "-c", DROPPED, *COMMANDS[command]]
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
