@@ -103,7 +103,7 @@ def test_a_new_safetensors_file_that_differs_from_what_was_meant_replaces_nothin
     path, copy = str(tmp_path / "old.safetensors"), tmp_path / "new.safetensors"
     save_file({"a": zeros, "b": zeros, "z": zeros}, path)
     with closing(open_checkpoint(path)) as checkpoint:
-        work = rewriting(checkpoint, Changes(names={"z": "y"}, anew=True))
+        work = rewriting(checkpoint, Changes(names={"z": "y"}, rewrite=True))
         with LocalFile(str(copy), write=True, create=True) as target:
             work.write(target, no_progress)
         work.verify(str(copy))
