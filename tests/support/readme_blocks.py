@@ -157,19 +157,23 @@ def _first_sentence(path: Path) -> str:
 
 
 def _on_terminal(command: str) -> str:
-    """Run a command whose stdout and stderr are one terminal; return its output."""
+    """Run a command whose stdout and stderr are one terminal; return its output. Raises if a signal ended it."""
     ours, theirs = pty.openpty()
     try:
         with subprocess.Popen(
             ["bash", "-c", command], cwd=_workspace(), env=_ENVIRONMENT, stdout=theirs, stderr=theirs
-        ):
+        ) as process:
             os.close(theirs)
             pieces = []
             while piece := _read(ours):
                 pieces.append(piece)
+        while piece := _read(ours):  # Linux can report the end just before a last line arrives
+            pieces.append(piece)
     finally:
         os.close(ours)
     text = b"".join(pieces).decode().replace("\r\n", "\n")
+    if process.returncode not in (0, 1, 2):
+        raise RuntimeError(f"{command} ended with {process.returncode} after printing {text!r}")
     return re.sub(r"[^\n]*\x1b\[K", "", text)  # a terminal erases the progress of a command that takes long
 
 
