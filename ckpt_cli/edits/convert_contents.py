@@ -96,7 +96,7 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
     if not tensor.numel:
         return Content(0, extents=())
     if _is_as_stored(tensor):
-        extents = _extents(checkpoint, tensor)
+        extents = _extents(tensor)
         if extents is not None:
             return Content(nbytes, extents=extents)
 
@@ -149,13 +149,13 @@ def _is_as_stored(tensor: Tensor) -> bool:
     return tensor.is_contiguous and not (tensor.conj or tensor.neg or swapped)
 
 
-def _extents(checkpoint: Checkpoint, tensor: Tensor) -> Sequence[Extent] | None:
+def _extents(tensor: Tensor) -> Sequence[Extent] | None:
     """Return the places of a contiguous tensor's bytes; None where they are compressed or in far too many places."""
     if tensor.storage is None:
         return None
     begin, end = tensor.span
     try:
-        found = checkpoint.container.extents(tensor.storage, begin, end - begin)
+        found = tensor.storage.extents(begin, end - begin)
     except UnsupportedError:
         return None
     return found if len(found) <= _EXTENTS else None
@@ -224,7 +224,7 @@ def _moved(tensor: Tensor, moved: dict[Storage | None, tuple[Storage, DType | No
 def storage_content(checkpoint: Checkpoint, storage: Storage) -> Content:
     """A storage's bytes as they are."""
     try:
-        extents = checkpoint.container.extents(storage, 0, storage.nbytes) if storage.nbytes else ()
+        extents = storage.extents(0, storage.nbytes) if storage.nbytes else ()
     except UnsupportedError:
         extents = None
     if extents is not None and len(extents) <= _EXTENTS:

@@ -108,7 +108,6 @@ def _planned(
     new = NewCheckpoint(
         tensors,
         contents,
-        checkpoint.container.files,
         values=leaves.values,
         paths=leaves.paths,
         mode_of=checkpoint.container.files[0].path,

@@ -118,7 +118,6 @@ def flatten(
     new = NewCheckpoint(
         tensors,
         contents,
-        checkpoint.container.files,
         metadata,
         index=_index_of(checkpoint, metadata),
         ordered=names is not None,

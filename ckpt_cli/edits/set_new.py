@@ -149,14 +149,14 @@ def _array_in(file: Checkpoint) -> Tensor:
     if isinstance(first, Value):
         shown = first.value.text if isinstance(first.value, Opaque) else str(first.value)
         raise UsageError(f"its values are not numbers: {shown}", path=file.path)
-    if first.storage is None or len(file.entries) > 1 or _end(file, first.storage) < file.container.files[0].size:
+    if first.storage is None or len(file.entries) > 1 or _end(first.storage) < file.container.files[0].size:
         raise UsageError("holds more than one array, and it is not clear which one is meant", path=file.path)
     return first
 
 
-def _end(file: Checkpoint, storage: Storage) -> int:
+def _end(storage: Storage) -> int:
     """Return the offset of the byte after an array's last one."""
-    return file.container.extents(storage, 0, storage.nbytes)[0].offset + storage.nbytes
+    return storage.extents(0, storage.nbytes)[0].offset + storage.nbytes
 
 
 def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: bool) -> Iterator[bytes | memoryview]:
@@ -169,7 +169,7 @@ def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: b
         yield from elements(file, array, _PIECE)
         return
     codec, encode = Codec(array), _encoder(name, dtype, cast=cast)
-    for stored in (_rows_of_columns if by_columns else _rows)(file, array, codec):
+    for stored in _rows_of_columns(array, codec) if by_columns else _rows(file, array, codec):
         yield little_endian(array, stored.tobytes()) if dtype is array.dtype else encode(codec.decode(stored))
 
 
@@ -191,7 +191,7 @@ def _is_by_columns(array: Tensor) -> bool:
     return not array.is_contiguous and array.nbytes // shape[0] <= _COLUMNS
 
 
-def _rows_of_columns(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
+def _rows_of_columns(array: Tensor, codec: Codec) -> Iterator[Array]:
     """Yield rows of an array in Fortran's order; of each column only their part is read."""
     import numpy as np
 
@@ -199,12 +199,12 @@ def _rows_of_columns(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[
         return
     length, *others = array.shape
     columns, size = prod(others), array.dtype.itemsize
-    source = file.container.files[0]
-    begin = file.container.extents(array.storage, 0, array.nbytes)[0].offset
+    whole = array.storage.extents(0, array.nbytes)[0]
     most = max(_COLUMNS // (columns * size), 1)
     for first in range(0, length, most):
         nbytes = min(most, length - first) * size
         room = memoryview(bytearray(columns * nbytes))
         for column in range(columns):
-            source.read_into(room[column * nbytes : (column + 1) * nbytes], begin + (column * length + first) * size)
+            begin = whole.offset + (column * length + first) * size
+            whole.file.read_into(room[column * nbytes : (column + 1) * nbytes], begin)
         yield np.frombuffer(room, codec.stored).reshape(*others[::-1], nbytes // size).T

@@ -147,7 +147,7 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: Target) -> None:
     for part in region.pieces(tensor.dtype.itemsize, min(_PIECE, tensor.dtype.itemsize << 20)):
         low, high = region.at(part).span()
         size = tensor.dtype.itemsize
-        extents = checkpoint.container.extents(tensor.storage, low * size, (high - low) * size)
+        extents = tensor.storage.extents(low * size, (high - low) * size)
         data = bytearray(overlay.gather(extents))
         elements = codec.array(data, region.at(part), low)
         place: tuple[Any, ...] = (*part, ...)  # the ellipsis keeps a lone Python number an array

@@ -167,7 +167,7 @@ class _Transaction:
 
     def _patch(self, done: EditResult) -> EditResult:
         """Patch the files in place, all or nothing: elements, headers, pickles, an index."""
-        touched = [file for number, file in enumerate(self.overlay.files) if self.overlay.touches(number)]
+        touched = self.overlay.touched
         for file in touched:
             refuse_cached(file.path)
         if self.checkpoint.is_set and self.work is not None:
@@ -192,7 +192,7 @@ class _Transaction:
         """Write a new file, in the place of the old one where no other is named."""
         with keeping() as kept, writing(self.own if done.in_place else done.output, mode_of=self.own) as target:
             if self.work is None:
-                self._copy(0, target, self._progress())
+                self._copy(self.overlay.files[0], target, self._progress())
                 verify_copy(self.checkpoint, target.path, done.output)
             else:
                 self.work.write(target, self._progress())
@@ -205,10 +205,10 @@ class _Transaction:
             nbytes = os.fstat(target.fd).st_size
         return replace(done, bytes_written=nbytes, backups=kept.paths)
 
-    def _copy(self, number: int, target: LocalFile, progress: Progress) -> None:
+    def _copy(self, file: SourceFile, target: LocalFile, progress: Progress) -> None:
         """Write a copy of one of the files, patched."""
-        copy_into(self.overlay.files[number], target, progress)
-        journal.write_patches(self.overlay, number, target)
+        copy_into(file, target, progress)
+        journal.write_patches(self.overlay, file, target)
 
     def _patch_copy(self, target: LocalFile) -> None:
         """Put the new bytes of elements into a rewritten file, in which they lie elsewhere."""
@@ -217,7 +217,7 @@ class _Transaction:
         with closing(open_checkpoint(target.path)) as copy, closing(Overlay(copy.container.files)) as overlay:
             self.plan.patch(copy, overlay)
             copy.container.seal(overlay)
-            journal.write_patches(overlay, 0, target)
+            journal.write_patches(overlay, overlay.files[0], target)
 
     # --- the files of a set ------------------------------------------------------------------------------------------
 
@@ -279,11 +279,11 @@ class _Transaction:
     def _copy_staying(self, folder: str, progress: Progress) -> int:
         """Copy the files of a set that no rewriter writes, with their patches; returns their bytes."""
         nbytes = 0
-        for number, file in enumerate(self.overlay.files):
+        for file in self.overlay.files:
             name = os.path.basename(file.path)
             if self.work is None or name in self.work.unchanged:
                 with creating(os.path.join(folder, name), mode_of=file.path) as target:
-                    self._copy(number, target, progress)
+                    self._copy(file, target, progress)
                     nbytes += target.size
         require_unchanged(self.checkpoint.container.files)
         return nbytes

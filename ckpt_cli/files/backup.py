@@ -77,8 +77,7 @@ class Backups:
 
     def keep_patched(self, overlay: Overlay) -> None:
         """Keep the files that an overlay is about to patch; `note_patched` is to be called after that."""
-        numbers = [number for number in range(len(overlay.files)) if overlay.touches(number)]
-        files = {overlay.files[number].path: overlay.files[number] for number in numbers}
+        files = {file.path: file for file in overlay.touched}
         others = [file.path for file in overlay.files]
 
         def make(path: str, backup: str) -> None:
@@ -89,8 +88,7 @@ class Backups:
 
         _part_links(files.values(), others)
         kept = self._keep(list(files), others, make, is_kept)
-        after = {overlay.files[number].path: _as_patched(overlay, number) for number in numbers}
-        self._record(kept, after)
+        self._record(kept, {path: _as_patched(overlay, file) for path, file in files.items()})
 
     def note_patched(self) -> None:
         """Note when the patched files were written, by which a later change of a large file is seen.
@@ -217,8 +215,8 @@ def _one_folder(paths: Iterable[str], named: str) -> str:
     return folders.pop()
 
 
-def _as_patched(overlay: Overlay, number: int) -> Fingerprint:
-    return fingerprint(overlay.size(number), lambda offset, nbytes: overlay.read(number, offset, nbytes))
+def _as_patched(overlay: Overlay, file: SourceFile) -> Fingerprint:
+    return fingerprint(overlay.size(file), lambda offset, nbytes: overlay.read(file, offset, nbytes))
 
 
 # --- ways to keep a file ---------------------------------------------------------------------------------------------

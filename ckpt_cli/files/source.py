@@ -20,8 +20,7 @@ from ckpt_cli.files import system
 class Extent:
     """A range of a file in which bytes are stored unencoded."""
 
-    file: int
-    """The number of the file within its container."""
+    file: SourceFile
     offset: int
     """The first byte."""
     nbytes: int

@@ -52,10 +52,8 @@ class Appender:
             copy_range(source, offset, nbytes, self.target, self._begin + self.position, progress)
         self.position = self._begun = self.position + nbytes
 
-    def append_contents(
-        self, contents: Iterable[Content | Storage], files: Sequence[SourceFile], progress: Progress = no_progress
-    ) -> None:
-        """Append the bytes of storages; `files` are what extents count. Ranges that follow each other go as one.
+    def append_contents(self, contents: Iterable[Content | Storage], progress: Progress = no_progress) -> None:
+        """Append the bytes of storages. Ranges that follow each other go as one.
 
         Raises CkptError where what is made comes to another number of bytes than was said.
         """
@@ -64,29 +62,30 @@ class Appender:
             self.append(piece)
             progress(len(piece))
 
-        file, first, end = -1, 0, 0  # the range that is about to be copied
+        file: SourceFile | None = None
+        first = end = 0  # the range that is about to be copied
         for content in contents:
             if self.target is None:
                 self.position += content.nbytes
                 continue
             ranges = content.extents(0, content.nbytes) if isinstance(content, Storage) else content.extents
             for extent in ranges or ():
-                if extent.file != file or extent.offset != end:
-                    self._append_run(file, first, end, files, progress)
+                if extent.file is not file or extent.offset != end:
+                    self._append_run(file, first, end, progress)
                     file, first, end = extent.file, extent.offset, extent.offset
                 end += extent.nbytes
             if isinstance(content, Content) and ranges is None and content.make is not None:
-                self._append_run(file, first, end, files, progress)
-                file, begin = -1, self.position
+                self._append_run(file, first, end, progress)
+                file, begin = None, self.position
                 content.make(append)
                 self._write_back()
                 if self.position - begin != content.nbytes:
                     raise CkptError(f"a storage of {content.nbytes} bytes came to {self.position - begin}")
-        self._append_run(file, first, end, files, progress)
+        self._append_run(file, first, end, progress)
 
-    def _append_run(self, file: int, begin: int, end: int, files: Sequence[SourceFile], progress: Progress) -> None:
-        if file >= 0 and end > begin:
-            self.append_range(files[file], begin, end - begin, progress)
+    def _append_run(self, file: SourceFile | None, begin: int, end: int, progress: Progress) -> None:
+        if file is not None and end > begin:
+            self.append_range(file, begin, end - begin, progress)
 
     def _write_back(self) -> None:
         if self.target is not None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.changes import Content
 from ckpt_cli.model.checkpoint import Storage, Tensor
 
@@ -38,8 +37,6 @@ class NewCheckpoint:
     """In the order in which they are to be listed."""
     contents: Mapping[Storage, Content]
     """The bytes of each storage."""
-    files: Sequence[SourceFile]
-    """The files that the extents of `contents` refer to."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Strings to be kept where the format can."""
     index: Mapping[str, object] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided, by_storage, needed_nbytes, stored_nbytes, tied_names, unique_numel
@@ -74,21 +75,22 @@ def _sorted(checkpoint: Checkpoint, entries: list[Entry], sort: str | None) -> l
     if sort == "size":
         return sorted(entries, key=lambda entry: entry.nbytes if isinstance(entry, Tensor) else 0, reverse=True)
     if sort == "file":
-        return sorted(entries, key=lambda entry: _place(checkpoint, entry))
+        numbers = {file: number for number, file in enumerate(checkpoint.container.files)}
+        return sorted(entries, key=lambda entry: _place(entry, numbers))
     return entries
 
 
-def _place(checkpoint: Checkpoint, entry: Entry) -> tuple[bool, int, int]:
+def _place(entry: Entry, numbers: Mapping[SourceFile, int]) -> tuple[bool, int, int]:
     """Return the place of an entry's first byte, or its first part's: entries without bytes first, compressed last."""
     views = all_strided([entry]) if isinstance(entry, Tensor) else []
     if not views or views[0].storage is None:
         return (False, -1, -1)
     try:
         begin, end = views[0].span
-        extents = checkpoint.container.extents(views[0].storage, begin, end - begin)
+        extents = views[0].storage.extents(begin, end - begin)
     except UnsupportedError:
         return (True, 0, 0)
-    return (False, extents[0].file, extents[0].offset) if extents else (False, -1, -1)
+    return (False, numbers[extents[0].file], extents[0].offset) if extents else (False, -1, -1)
 
 
 @dataclass(frozen=True, slots=True)

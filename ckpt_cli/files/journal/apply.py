@@ -49,24 +49,23 @@ def apply(overlay: Overlay) -> int:
     The journal stands beside the first file that is patched, and a pointer to it beside each further one. On any
     error or interrupt the old bytes are put back; the error has the outcome (`files/outcome.py`).
     """
-    touched = [number for number in range(len(overlay.files)) if overlay.touches(number)]
-    if not touched:
+    files = overlay.touched
+    if not files:
         return 0
-    files = [overlay.files[number] for number in touched]
     _require_one_folder(files)
     first, *others = (spelled(file.path) for file in files)
     log, pointers = journal_path(first), [journal_path(other) for other in others]
     with stating(files[0].path) as stage:
         try:
-            journalled = _prepare(first, others, overlay, touched)
+            journalled = _prepare(first, others, overlay)
         except BaseException:
             with interrupts_deferred(), suppress(OSError):  # a journal that stays is dropped: nothing was patched
                 _clear(files, log, *pointers)
             raise
         stage.outcome = Outcome.UNFINISHED
         try:
-            for number in touched:
-                _patch(overlay, number)
+            for file in files:
+                _patch(overlay, file)
         except BaseException:
             with interrupts_deferred(), suppress(OSError, CkptError):  # what fails here is left to the next recovery
                 _put_back(log, files)
@@ -79,25 +78,24 @@ def apply(overlay: Overlay) -> int:
     return journalled + overlay.nbytes
 
 
-def _prepare(first: str, others: Sequence[str], overlay: Overlay, touched: Sequence[int]) -> int:
+def _prepare(first: str, others: Sequence[str], overlay: Overlay) -> int:
     """Make the journal durable, and all that leads to it; returns its size in bytes."""
     for other in others:
         write_pointer(other, os.path.basename(first))
     if others:
         sync_folder(os.path.dirname(first))
-    journalled = write_journal(journal_path(first), overlay, touched)
+    journalled = write_journal(journal_path(first), overlay)
     sync_folder(os.path.dirname(first))
-    for number in touched:
-        note_edit(overlay.files[number])
+    for file in overlay.touched:
+        note_edit(file)
     return journalled
 
 
-def _patch(overlay: Overlay, number: int) -> None:
+def _patch(overlay: Overlay, file: SourceFile) -> None:
     """Write the patches of one file durably."""
-    file = overlay.files[number]
-    write_patches(overlay, number, file)
-    if overlay.size(number) != file.size:
-        os.ftruncate(file.fd, overlay.size(number))
+    write_patches(overlay, file, file)
+    if overlay.size(file) != file.size:
+        os.ftruncate(file.fd, overlay.size(file))
     sync(file.fd)
 
 
@@ -239,9 +237,9 @@ def _require_one_folder(files: Sequence[SourceFile]) -> None:
         )
 
 
-def write_patches(overlay: Overlay, number: int, target: SourceFile) -> None:
-    """Write the patches of file `number` into `target`: that file, or a copy of it."""
-    for patch in overlay.patches(number):
+def write_patches(overlay: Overlay, file: SourceFile, target: SourceFile) -> None:
+    """Write the patches of a file into `target`: that file, or a copy of it."""
+    for patch in overlay.patches(file):
         write_all(target.fd, overlay.new_bytes(patch), patch.offset)
 
 

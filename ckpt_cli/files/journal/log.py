@@ -14,7 +14,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -97,20 +97,19 @@ class _Log:
         return self._written
 
 
-def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
+def write_journal(path: str, overlay: Overlay) -> int:
     """Write the whole journal of the patched files and make it durable; returns its size in bytes."""
     named: list[File] = []
-    for number in touched:
-        file = overlay.files[number]
+    for file in overlay.touched:
         name = os.path.basename(spelled(file.path))
-        sample = Sample(min(file.size, overlay.size(number)))
-        for patch in overlay.patches(number):
+        sample = Sample(min(file.size, overlay.size(file)))
+        for patch in overlay.patches(file):
             sample.exclude(patch.offset, patch.end)
         named.append(
             File(
                 name=name,
                 size=file.size,
-                new_size=overlay.size(number),
+                new_size=overlay.size(file),
                 identity=identity_of(os.fstat(file.fd)),
                 sample=sample.checksum(file),
             )
@@ -121,10 +120,10 @@ def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
         log = _Log(fd)
         log.add(_HEAD.pack(MAGIC, len(header), zlib.crc32(header)), header)
         count = total = 0
-        for place, number in enumerate(touched):
-            for patch in overlay.patches(number):
+        for place, file in enumerate(overlay.touched):
+            for patch in overlay.patches(file):
                 fields = _PATCH.pack(place, patch.offset, patch.nbytes)
-                old, new = overlay.old_bytes(number, patch), overlay.new_bytes(patch)
+                old, new = overlay.old_bytes(file, patch), overlay.new_bytes(patch)
                 crc = _CRC.pack(zlib.crc32(new, zlib.crc32(old, zlib.crc32(fields))))
                 total = zlib.crc32(crc, total)
                 count += 1

@@ -12,7 +12,7 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, UnsupportedError, about
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.dcp.boxes import ChunkPart, Chunks, boxes_of_range, check_scattered, copy_part, part_of
-from ckpt_cli.model.checkpoint import Container, Storage
+from ckpt_cli.model.checkpoint import Storage
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -25,8 +25,6 @@ _READ = 8 << 20
 class Stored:
     """One chunk, opened."""
 
-    container: Container
-    """The container that reads it; its extents count the files of the whole checkpoint."""
     storage: Storage
     offset: int
     """The element within the storage that is its first."""
@@ -84,11 +82,7 @@ class Composed:
 
     def storage(self, key: str, nbytes: int, chunked: ChunkedTensor, *, composed: bool) -> Storage:
         """Return the storage of a tensor that was saved in chunks."""
-        return Storage(key, nbytes, "cpu", GatheredBytes(self.files, chunked, composed=composed))
-
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Return the extents of a range of a tensor, piece by piece."""
-        return storage.extents(offset, nbytes)
+        return Storage(key, nbytes, "cpu", GatheredBytes(self.files[0].path, chunked, composed=composed))
 
     def seal(self, overlay: Overlay) -> None:
         """Bring the checksums of changed items along."""
@@ -103,11 +97,11 @@ class Composed:
 class GatheredBytes:
     """The bytes of a tensor that was saved in chunks, in the row-major order of the whole tensor."""
 
-    __slots__ = ("chunked", "composed", "files")
+    __slots__ = ("chunked", "composed", "path")
 
-    def __init__(self, files: Sequence[SourceFile], chunked: ChunkedTensor, *, composed: bool) -> None:
-        self.files = files
-        """The files that the extents of its chunks count."""
+    def __init__(self, path: str, chunked: ChunkedTensor, *, composed: bool) -> None:
+        self.path = path
+        """The path of the checkpoint's first file, for errors."""
         self.chunked = chunked
         self.composed = composed
 
@@ -118,7 +112,7 @@ class GatheredBytes:
         chunked = self.chunked
         size = chunked.dtype.itemsize
         begin, end = offset // size, -(-(offset + nbytes) // size)
-        with about(self.files[0].path):
+        with about(self.path):
             parts = chunked.parts(begin, end)
             if len(parts) == 1 and parts[0].run == end - begin:
                 found = self._bytes_of(chunked, parts[0])
@@ -138,9 +132,9 @@ class GatheredBytes:
         begin, nbytes = (stored.offset + low) * size, (high - low) * size
         if nbytes <= _READ:
             with suppress(UnsupportedError):  # compressed
-                extents = stored.container.extents(stored.storage, begin, nbytes)
+                extents = stored.storage.extents(begin, nbytes)
                 if len(extents) == 1:
-                    return memoryview(self.files[extents[0].file].read(extents[0].offset, nbytes))
+                    return memoryview(extents[0].file.read(extents[0].offset, nbytes))
         return stored.storage.view(begin, nbytes)
 
     def extents(self, offset: int, nbytes: int) -> Sequence[Extent]:
@@ -153,7 +147,7 @@ class GatheredBytes:
         chunked = self.chunked
         size = chunked.dtype.itemsize
         begin, end = offset // size, -(-(offset + nbytes) // size)
-        with about(self.files[0].path):
+        with about(self.path):
             parts = chunked.parts(begin, end)
             check_scattered(parts)
             runs = sorted((target, part.run, part.chunk, source) for part in parts for target, source in part.starts())
@@ -162,5 +156,5 @@ class GatheredBytes:
                 stored = chunked.stored(number)
                 first, last = max(target * size, offset), min((target + run) * size, offset + nbytes)
                 place = (stored.offset + source) * size + first - target * size
-                found += stored.container.extents(stored.storage, place, last - first)
+                found += stored.storage.extents(place, last - first)
         return found

@@ -13,7 +13,7 @@ from ckpt_cli.files.source import SourceFile, Window
 from ckpt_cli.formats.dcp.boxes import Box
 from ckpt_cli.formats.dcp.container import Stored
 from ckpt_cli.formats.dcp.metadata import ItemPlace
-from ckpt_cli.formats.safetensors.read import Safetensors, read_part
+from ckpt_cli.formats.safetensors.read import read_part
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip.read import ZipRecords
 from ckpt_cli.model.checkpoint import Opaque, Tensor, Value
@@ -33,15 +33,15 @@ _RECORD_COST = 100
 class Items:
     """Opens the items in the files of one checkpoint, and brings checksums along where they were changed."""
 
-    def __init__(self, folder: str, files: Mapping[str, tuple[int, SourceFile]]) -> None:
-        """`files` has each file that is there with its number in the container."""
+    def __init__(self, folder: str, files: Mapping[str, SourceFile]) -> None:
+        """`files` has each file that is there, by its name."""
         self._folder = folder
         self._files = files
-        self._most = limits.READ_TIMES * sum(file.size for _, file in files.values()) + limits.ITEMS_READ
+        self._most = limits.READ_TIMES * sum(file.size for file in files.values()) + limits.ITEMS_READ
         """The cost that one request may spend on opening items, as any number may be said to be at one place."""
         self._zips: list[ZipStorages] = []
         """The items of tensors that were opened."""
-        self._safetensors: dict[tuple[str, int], tuple[Safetensors, dict[str, Tensor]]] = {}
+        self._safetensors: dict[tuple[str, int], dict[str, Tensor]] = {}
         """By file and offset, as one has all tensors of its file."""
 
     def has(self, place: ItemPlace) -> bool:
@@ -50,25 +50,25 @@ class Items:
 
     def value(self, place: ItemPlace) -> object:
         """A pickled value: plain data, or its text."""
-        number, file = self._files[place.file]
+        file = self._files[place.file]
         with about(file.path):
-            _, graph, saved = self._opened(file, place, number)
+            _, graph, saved = self._opened(file, place)
             entries = entries_of(graph, saved)
             if len(entries) == 1 and entries[0].name == "" and isinstance(entries[0], Value):
                 return entries[0].value
             return Opaque(describe(graph.root))
 
-    def saved(self, place: ItemPlace) -> tuple[ZipStorages, Graph, SavedPickle]:
+    def saved(self, place: ItemPlace) -> tuple[Graph, SavedPickle]:
         """The item of a pickled value, of any size, as torch.save wrote it."""
         if place.transforms:
             raise UnsupportedError(f"it was written through {', '.join(place.transforms)}, which is not read")
         if place.file not in self._files:
             raise MalformedError(f"it is in {place.file}, which is missing", path=self._folder)
-        number, file = self._files[place.file]
+        file = self._files[place.file]
         with about(file.path):
             if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
                 raise MalformedError(f"byte {place.offset} does not begin a torch.save file")
-            return self._opened(file, place, number, limits.DCP_VALUES)
+            return self._opened(file, place, limits.DCP_VALUES)[1:]
 
     def tensor(self, name: str, dtype: DType, box: Box, place: ItemPlace | None) -> Stored:
         """The chunk `box` of a tensor, checked to be what the metadata says.
@@ -84,31 +84,29 @@ class Items:
             )
         if place.file not in self._files:
             raise MalformedError(f"tensor {name!r} has a chunk in {place.file}, which is missing", path=self._folder)
-        number, file = self._files[place.file]
+        file = self._files[place.file]
         with about(file.path):
-            container, tensor = self._open(name, place, number, file)
+            tensor = self._open(name, place, file)
             _check(name, tensor, dtype, box)
             if tensor.storage is None:
                 raise MalformedError(f"tensor {name!r}: its chunk has no bytes")
-            return Stored(container, tensor.storage, tensor.storage_offset, tensor.stride)
+            return Stored(tensor.storage, tensor.storage_offset, tensor.stride)
 
-    def _open(
-        self, name: str, place: ItemPlace, number: int, file: SourceFile
-    ) -> tuple[ZipStorages | Safetensors, Tensor]:
+    def _open(self, name: str, place: ItemPlace, file: SourceFile) -> Tensor:
         if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
-            return self._in_safetensors(name, place, number, file)
-        item, graph, saved = self._opened(file, place, number)
+            return self._in_safetensors(name, place, file)
+        item, graph, saved = self._opened(file, place)
         entries = entries_of(graph, saved)
         if len(entries) != 1 or not isinstance(entries[0], Tensor) or entries[0].name:
             raise MalformedError(f"tensor {name!r}: its item is not a tensor, but {describe(graph.root)}")
         self._zips.append(item)
-        return item, entries[0]
+        return entries[0]
 
     def _opened(
-        self, file: SourceFile, place: ItemPlace, number: int, most: int | None = None
+        self, file: SourceFile, place: ItemPlace, most: int | None = None
     ) -> tuple[ZipStorages, Graph, SavedPickle]:
         """One item of torch.save: its directory and its pickle are read."""
-        records = ZipRecords(Window(file, place.offset, place.nbytes), number)
+        records = ZipRecords(Window(file, place.offset, place.nbytes))
         storages = ZipStorages(records)
         saved = SavedPickle(storages, records, prefix_of(records))
         pickle = records.by_name.get(f"{saved.prefix}data.pkl")
@@ -118,7 +116,7 @@ class Items:
         current().open_item(self, nbytes + _RECORD_COST * len(records.by_name), self._most)
         return storages, saved.graph(), saved
 
-    def _in_safetensors(self, name: str, place: ItemPlace, number: int, file: SourceFile) -> tuple[Safetensors, Tensor]:
+    def _in_safetensors(self, name: str, place: ItemPlace, file: SourceFile) -> Tensor:
         key = (place.file, place.offset)
         found = self._safetensors.get(key)
         if found is None:
@@ -126,12 +124,12 @@ class Items:
                 raise MalformedError(
                     f"tensor {name!r}: byte {place.offset} begins neither a torch.save file nor safetensors"
                 )
-            container, tensors, _ = read_part(Window(file, place.offset, file.size - place.offset), number)
-            found = self._safetensors[key] = container, {tensor.name: tensor for tensor in tensors}
-        tensor = found[1].get(name)
+            _, tensors, _ = read_part(Window(file, place.offset, file.size - place.offset))
+            found = self._safetensors[key] = {tensor.name: tensor for tensor in tensors}
+        tensor = found.get(name)
         if tensor is None:
             raise MalformedError(f"tensor {name!r} is not among the tensors at byte {place.offset}")
-        return found[0], tensor
+        return tensor
 
     def seal(self, overlay: Overlay) -> None:
         """Patch the checksums of the items that changed."""

@@ -19,7 +19,7 @@ from ckpt_cli.formats.dcp.boxes import Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed
 from ckpt_cli.formats.dcp.items import Items
 from ckpt_cli.formats.dcp.metadata import DcpMetadata, ItemPlace, Saved, metadata_of
-from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages
+from ckpt_cli.formats.zip.container import SavedPickle
 from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Opaque, Tensor, Value, contiguous_stride
 from ckpt_cli.pickles.flatten import objects_of
 from ckpt_cli.pickles.graph import Graph
@@ -56,8 +56,8 @@ class SavedItem(Deferred):
         self._place = place
         self._items = items
 
-    def saved(self) -> tuple[ZipStorages, Graph, SavedPickle]:
-        """Return the file that the item was saved as; raises a CkptError where that cannot be read."""
+    def saved(self) -> tuple[Graph, SavedPickle]:
+        """Return the pickle of the item, and its storages; raises a CkptError where that cannot be read."""
         if self._place is None:
             raise MalformedError("it is stored nowhere")
         return self._items.saved(self._place)
@@ -105,7 +105,7 @@ def _read(path: str, folder: str, file: SourceFile, opener: Opener) -> Checkpoin
     files = opener.open_all([join(folder, name) for name in found])
     try:
         _check_ends(metadata, dict(zip(found, files, strict=True)))
-        items = Items(folder, dict(zip(found, enumerate(files, 1), strict=True)))
+        items = Items(folder, dict(zip(found, files, strict=True)))
         container = Composed([file, *files], items.seal, metadata.paths)
         return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(found))
     except BaseException:

@@ -8,7 +8,6 @@ from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.formats.dcp.read import SavedItem
-from ckpt_cli.formats.zip.container import ZipStorages
 from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Storage, Value
 from ckpt_cli.model.new_checkpoint import SavedValue
@@ -42,19 +41,19 @@ def saved_values(values: Iterable[Value]) -> Iterator[SavedValue]:
 
 
 def _saved(name: str, value: SavedItem) -> SavedValue:
-    item, graph, saved = value.saved()
+    graph, saved = value.saved()
     references = storage_references(graph.root)
     if references and saved.big_endian:
         raise UnsupportedError("it holds tensors that were saved big-endian")
     storages_of = Storages(graph, saved, WalkBudget(graph.nbytes))
     storages = {id(reference): storages_of.of(reference)[0] for reference in references}
-    contents = {storage: _content(item, storage) for storage in storages.values()}
+    contents = {storage: _content(storage) for storage in storages.values()}
     return SavedValue(name, graph.root, bytes(graph.data[: graph.nbytes]), storages, contents)
 
 
-def _content(item: ZipStorages, storage: Storage) -> Content:
+def _content(storage: Storage) -> Content:
     try:
-        return Content(storage.nbytes, extents=item.extents(storage, 0, storage.nbytes) if storage.nbytes else ())
+        return Content(storage.nbytes, extents=storage.extents(0, storage.nbytes) if storage.nbytes else ())
     except UnsupportedError:  # compressed
 
         def make(write: Write) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
-from ckpt_cli.files.source import Extent, SourceFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, object_entries, parse_header
 from ckpt_cli.formats.zip.container import RecordBytes
 from ckpt_cli.formats.zip.layout import DEFLATED
@@ -88,7 +88,7 @@ class Npz:
             return [header.entry(name, self._storage(record, header.nbytes))]
         if graph.nbytes < size:
             self._longer[record.name] = size - graph.nbytes
-        return object_entries(name, header, graph, PicklePlace(begin))
+        return object_entries(name, header, graph, PicklePlace(begin, self.files[0]))
 
     def _storage(self, record: Record, begin: int) -> Storage:
         """Return the storage of a record's content from a byte on."""
@@ -111,10 +111,6 @@ class Npz:
         if record.method == DEFLATED:
             return self.records.head(record, nbytes)
         return self.files[0].read(self.records.data_offset(record), nbytes)
-
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Return the ranges of the file that hold a range of a storage."""
-        return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """Patch the CRCs of changed records."""

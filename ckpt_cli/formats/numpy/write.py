@@ -34,7 +34,7 @@ def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_
         head = _header(tensor)
         with writer.record(f"{tensor.name}.npy", len(head) + tensor.nbytes):
             writer.append(head)
-            writer.append_contents((new.content(tensor),), new.files, progress)
+            writer.append_contents((new.content(tensor),), progress)
     return writer.close()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
-from ckpt_cli.files.source import ByteSource, Extent, SourceFile
+from ckpt_cli.files.source import ByteSource, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, PlainBytes, Storage, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
@@ -43,10 +43,8 @@ _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 class Safetensors:
     """The container: each tensor is its own storage, at an offset from the end of the header."""
 
-    def __init__(self, file: ByteSource, begin: int, number: int = 0) -> None:
-        """Of a file, or of a part of file `number` of a container of several."""
+    def __init__(self, file: ByteSource, begin: int) -> None:
         self.source = file
-        self.number = number
         self.files: Sequence[SourceFile] = (file.whole,)
         self.begin = begin
         """The first byte after the header."""
@@ -55,11 +53,7 @@ class Safetensors:
 
     def add(self, name: str, offset: int, nbytes: int) -> Storage:
         """The storage of one tensor, `offset` bytes after the header."""
-        return Storage(name, nbytes, "cpu", PlainBytes(self.source, self.begin + offset, self.number))
-
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Return the extents of a range of a tensor."""
-        return storage.extents(offset, nbytes)
+        return Storage(name, nbytes, "cpu", PlainBytes(self.source, self.begin + offset))
 
     def seal(self, overlay: Overlay) -> None:
         """Nothing follows from changed bytes: the format has no checksums."""
@@ -84,12 +78,12 @@ def read(file: SourceFile) -> Checkpoint:
     )
 
 
-def read_part(file: ByteSource, number: int = 0) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
-    """The container, tensors and metadata of a file, or of a part of file `number` of a container of several."""
+def read_part(file: ByteSource) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
+    """The container, tensors and metadata of a file, or of a part of one."""
     try:
         header, begin = _header(file)
         metadata = _metadata(header)
-        container = Safetensors(file, begin, number)
+        container = Safetensors(file, begin)
         return container, _tensors(header, container, file.size - begin), metadata
     except CkptError as error:
         error.path = error.path or file.path

@@ -80,12 +80,10 @@ class Rewriting:
         """Put the edit into the overlay if it is one of headers or pickles alone, and they fit where they are."""
         if self.removed:
             return False
-        numbers = {name: number for number, name in enumerate(self._names)}
-        for part in self.parts:
-            if not part.work.patch(self._container.part(overlay, numbers[part.name])):
-                return False
-        if self.index is not None:
-            overlay.replace_end(0, 0, self.index[1])
+        if not all(part.work.patch(overlay) for part in self.parts):
+            return False
+        if self.index is not None and self._container.index is not None:
+            overlay.replace_end(self._container.index, 0, self.index[1])
         return True
 
     def _shards_of_entries(self) -> dict[str, int]:

@@ -64,13 +64,14 @@ def _put_before_storages(records: ZipRecords, name: str, pickle: bytes, overlay:
         last = local_header(storage.name, storage.nbytes, len(written), begin=begin)
     except ValueError:
         return False
-    overlay.write(0, 0, bytes(written + last))
+    file = records.file.whole
+    overlay.write(file, 0, bytes(written + last))
     for record, header, content in moved:
         overlay.write(
-            0, record.central + 16, struct.pack("<3L", _crc(record, name, content), len(content), len(content))
+            file, record.central + 16, struct.pack("<3L", _crc(record, name, content), len(content), len(content))
         )
-        overlay.write(0, record.central + 42, struct.pack("<L", header))
-    overlay.write(0, storage.central + 42, struct.pack("<L", len(written)))
+        overlay.write(file, record.central + 42, struct.pack("<L", header))
+    overlay.write(file, storage.central + 42, struct.pack("<L", len(written)))
     return True
 
 
@@ -97,14 +98,15 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
     entries[name] = central_entry(name, header, crc, len(pickle))
     directory = b"".join(entries.values())
     begin = header + len(written)
-    overlay.replace_end(0, header, written + directory + end_records(len(entries), len(directory), begin))
+    written += directory + end_records(len(entries), len(directory), begin)
+    overlay.replace_end(records.file.whole, header, written)
     return True
 
 
 def _directory(records: ZipRecords, overlay: Overlay) -> dict[str, bytes]:
     """Return the entry of each record in the central directory, with the checksums that change."""
     begin, nbytes = records.directory
-    raw = overlay.read(0, begin, nbytes)
+    raw = overlay.read(records.file.whole, begin, nbytes)
     ends = [record.central - begin for record in records.by_name.values()][1:]
     return {
         record.name: raw[record.central - begin : end]
@@ -121,6 +123,7 @@ def _leave_room(records: ZipRecords, record: Record, room: str, entries: dict[st
         return False
     crc = crc32.of_zeros(nbytes)
     head = local_header(room, nbytes, record.header, alignment=1)
-    overlay.write(0, record.header, head + bytes(nbytes) + descriptor(nbytes, crc, record.header))
+    zeros = head + bytes(nbytes) + descriptor(nbytes, crc, record.header)
+    overlay.write(records.file.whole, record.header, zeros)
     entries[room] = central_entry(room, record.header, crc, nbytes)
     return True

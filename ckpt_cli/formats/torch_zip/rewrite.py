@@ -129,7 +129,7 @@ class Rewriting:
                 self._copy(writer, f"{prefix}{number}", record, progress)
             else:
                 with writer.record(f"{prefix}{number}", content.nbytes):
-                    writer.append_contents((content,), (self._source,), progress)
+                    writer.append_contents((content,), progress)
         if self._changes.rewrite:
             return
         number = len(self._storages)
