@@ -7,13 +7,23 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.cast import castable_views, other_floats, plan_cast, refuse_quantized
 from ckpt_cli.edits.convert_contents import storage_content
 from ckpt_cli.edits.convert_nested import plan_nested
-from ckpt_cli.edits.convert_options import CLONE, ERROR, Conversion, ConvertOptions, ConvertPlan, some_of, stem_of
+from ckpt_cli.edits.convert_options import (
+    CLONE,
+    ERROR,
+    Conversion,
+    ConvertOptions,
+    ConvertPlan,
+    Job,
+    NewFiles,
+    some_of,
+    stem_of,
+)
 from ckpt_cli.edits.convert_plan import flatten
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import plan_root
@@ -62,14 +72,14 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             left=plan.left,
             dry_run=options.dry_run,
             added=plan.added,
-            beside=_beside(opened, target, output, plan) if target.is_set and not options.weights_only else None,
+            beside=_beside(opened, output, plan.job) if not options.weights_only else None,
         )
         if options.dry_run:
             _rehearse(plan, options)
             files, nbytes = plan.measured()
             return replace(done, files=files, bytes_written=nbytes)
         progress = counting(options.on_progress, lambda: plan.job.nbytes, options.progress)
-        if target.is_folder:
+        if target.is_folder and isinstance(plan.job, NewFiles):
             from ckpt_cli.edits.convert_folder import write_folder
 
             def check() -> None:
@@ -79,7 +89,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             def copy(folder: str) -> list[str]:
                 return copy_beside(opened, done.beside, folder)
 
-            files, nbytes = write_folder(output, target, plan.job.new, check, progress, copy)
+            files, nbytes = write_folder(output, plan.job, check, progress, copy)
             return replace(done, files=files, bytes_written=nbytes)
         with writing(output, mode_of=opened.container.files[0].path) as file:
             plan.job.write(file, progress)
@@ -89,14 +99,14 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             return replace(done, bytes_written=os.fstat(file.fd).st_size)
 
 
-def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: ConvertPlan) -> Beside | None:
+def _beside(checkpoint: Checkpoint, output: str, job: Job) -> Beside | None:
     """Return the plan for the files beside a model's weights, where the new folder is like the old one."""
-    beside = files_beside(checkpoint, output)
-    if beside is None:
+    beside = files_beside(checkpoint, output) if isinstance(job, NewFiles) and job.target.is_set else None
+    if beside is None or not isinstance(job, NewFiles):
         return None
-    own = re.compile(target.files)
+    own = re.compile(job.target.files)
     copied = tuple(name for name in beside.copied if not own.fullmatch(name))
-    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, plan.job.new.tensors))
+    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, job.new.tensors))
 
 
 def _check(path: str, output: str, target: Target, options: ConvertOptions) -> None:
@@ -197,21 +207,19 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> C
     cast_ones = [tensor for tensor in kept if isinstance(tensor, Tensor) and not _is_in_the_pickle(tensor)]
     if options.dtype is not None and any(other_floats(castable_views(cast_ones), options.dtype)):
         some = replace(checkpoint, entries=cast_ones)
-        cast = plan_cast(
+        casts = plan_cast(
             some, options.dtype, (), lossy=True, raw=True, losses=losses, executor=options.executor
         ).changes
-        changes = replace(changes, tensors=cast.tensors, contents=cast.contents)
+        changes = replace(changes, tensors=casts.tensors, contents=casts.contents)
     if format_of(checkpoint).has_records:
-        job: Any = rewriting(checkpoint, changes)
+        job: Job = cast("Job", rewriting(checkpoint, changes))
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}
         job = document(checkpoint, changes, contents, stem_of(output), open_checkpoint)
     tensors = [entry for entry in kept if isinstance(entry, Tensor)]
     left = _left(tensors, changes, options.dtype)
     unread = tuple(checkpoint.unread)
-    return ConvertPlan(
-        job, len(tensors), losses, lambda: ((), job.nbytes), changes.contents, left=left, not_kept=unread
-    )
+    return ConvertPlan(job, len(tensors), losses, changes.contents, left=left, not_kept=unread)
 
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:

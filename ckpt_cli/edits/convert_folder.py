@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from ckpt_cli.edits.convert_options import Written
+from ckpt_cli.edits.convert_options import NewFiles, Written
 from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder, staging_folder
 from ckpt_cli.files.copy import Progress
 from ckpt_cli.files.journal.replace import replacing_set
@@ -16,32 +16,28 @@ from ckpt_cli.files.places import is_folder, is_taken, join, names_in, without_e
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import sync_folder
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.targets import Target
-from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 Copy = Callable[[str], "list[str]"]
 """Copies the files beside the old weights into a folder, and returns their names."""
 
 
-def write_folder(
-    output: str, target: Target, new: NewCheckpoint, check: Callable[[], None], progress: Progress, copy: Copy
-) -> Written:
+def write_folder(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
     """Write all files of a format into a folder, and those that lay beside the old weights, all or none.
 
     In a folder that has files already, those of a checkpoint of the same kind give way and all others stay.
     """
     output = without_end(output)
     if is_folder(output) and names_in(output):
-        return _into(output, target, new, check, progress, copy)
+        return _into(output, job, check, progress, copy)
     with replacing_folder(output) as folder:
-        written = _fill(folder, target, new, check, progress)
+        written = _fill(folder, job, check, progress)
         copy(folder)
         return written
 
 
-def _fill(folder: str, target: Target, new: NewCheckpoint, check: Callable[[], None], progress: Progress) -> Written:
+def _fill(folder: str, job: NewFiles, check: Callable[[], None], progress: Progress) -> Written:
     """Write the files into an empty folder, make them durable and read them back."""
-    writer = target.writer()
+    writer, new = job.target.folder_writer(), job.new
     files: dict[str, LocalFile] = {}
     with ExitStack() as opened:
 
@@ -57,14 +53,12 @@ def _fill(folder: str, target: Target, new: NewCheckpoint, check: Callable[[], N
     return tuple(files), nbytes
 
 
-def _into(
-    output: str, target: Target, new: NewCheckpoint, check: Callable[[], None], progress: Progress, copy: Copy
-) -> Written:
+def _into(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
     """Write the files beside those of a folder, then put them in place as one."""
     finish_edits(output)
-    stale = re.compile(target.files)
+    stale = re.compile(job.target.files)
     with staging_folder(output) as folder:
-        names, nbytes = _fill(folder, target, new, check, progress)
+        names, nbytes = _fill(folder, job, check, progress)
         removed = [name for name in names_in(output) if stale.fullmatch(name) and name not in names]
         for name in (*names, *removed):
             if is_taken(join(output, name)):

@@ -12,9 +12,8 @@ from typing import Any
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.edits.convert_contents import Casting, pack_plain, storage_content
-from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, LeftOut, Written, some_of, stem_of
+from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, Job, LeftOut, NewFiles, some_of, stem_of
 from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
-from ckpt_cli.files.copy import no_progress
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.container import Composed
 from ckpt_cli.formats.dcp.paths import Path, below, dotted, nest, path_of
@@ -42,25 +41,6 @@ class Leaves:
     values: list[SavedValue] = field(default_factory=list)
     not_kept: list[str] = field(default_factory=list)
     """The facts about the state that a distributed checkpoint cannot hold, in words."""
-
-
-@dataclass(slots=True)
-class _Folder:
-    """The job of writing a distributed checkpoint."""
-
-    new: NewCheckpoint
-    writer: Any
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the storages."""
-        return self.new.nbytes
-
-    def measured(self) -> Written:
-        """Return the names of the files and the bytes that would be written."""
-        names: list[str] = []
-        nbytes = self.writer.write_folder(self.new, names.append, no_progress)  # which makes no file
-        return tuple(names), nbytes
 
 
 def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan | None:
@@ -94,8 +74,7 @@ def _planned(
     from ckpt_cli.arrays.cast import Losses
     from ckpt_cli.edits.convert_plan import not_kept_of, separated, why_not
 
-    writer = target.writer()
-    lost = [LeftOut(t.name, why) for t in leaves.tensors if (why := why_not(t, target, writer, options.dtype))]
+    lost = [LeftOut(t.name, why) for t in leaves.tensors if (why := why_not(t, target, options.dtype))]
     if lost:
         raise RefusedError(
             f"{len(lost)} of its entries cannot be written to {target.what}",
@@ -114,17 +93,13 @@ def _planned(
         stem=stem_of(output),
     )
     kept = (*not_kept_of(checkpoint, leaves.tensors, target, options.select, kept=False), *leaves.not_kept)
-    plan = ConvertPlan(None, len(tensors), casting.losses, lambda: ((), 0), contents, not_kept=kept)
-    plan.separated = tuple(separated(leaves.tensors, tied=False))
-    if target.is_folder:
-        folder = _Folder(new, writer)
-        plan.job, plan.measured = folder, folder.measured
-    else:
+    apart = tuple(separated(leaves.tensors, tied=False))
+    job: Job = NewFiles(new, target)
+    if not target.is_folder:
         from ckpt_cli.formats.torch_zip.write import nested
 
-        state = nested(new, nest, open_checkpoint)
-        plan.job, plan.measured = state, lambda: ((), state.nbytes)
-    return plan
+        job = nested(new, nest, open_checkpoint)
+    return ConvertPlan(job, len(tensors), casting.losses, contents, separated=apart, not_kept=kept)
 
 
 def _check_bytes(checkpoint: Checkpoint, leaves: Leaves) -> None:

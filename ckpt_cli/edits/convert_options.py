@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.files_beside import Beside
 from ckpt_cli.files.copy import OnProgress, Progress, no_progress
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats.targets import Target
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -106,7 +109,9 @@ class Conversion:
 class Job(Protocol):
     """A planned conversion, ready to be written."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be written, or about that."""
 
     def write(self, target: LocalFile, progress: Progress) -> None:
         """Write the one file."""
@@ -115,15 +120,42 @@ class Job(Protocol):
         """Raise where it does not read back."""
 
 
+@dataclass(frozen=True, slots=True)
+class NewFiles:
+    """The job of writing tensors, and values where the format has a place for them, as one file or a folder."""
+
+    new: NewCheckpoint
+    target: Target
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storages."""
+        return self.new.nbytes
+
+    def measured(self) -> Written:
+        """Return the names of the files and the bytes that would be written."""
+        if not self.target.is_folder:
+            return (), self.target.file_writer().write(self.new, None)
+        names: list[str] = []
+        nbytes = self.target.folder_writer().write_folder(self.new, names.append, no_progress)  # which makes no file
+        return tuple(names), nbytes
+
+    def write(self, target: LocalFile, progress: Progress) -> None:
+        """Write the one file."""
+        self.target.file_writer().write(self.new, target, progress)
+
+    def verify(self, path: str) -> None:
+        """Raise where it does not read back."""
+        self.target.file_writer().verify(self.new, path, open_checkpoint)
+
+
 @dataclass(slots=True)
 class ConvertPlan:
     """The plan of a conversion."""
 
-    job: Any
+    job: Job
     tensors: int
     losses: Losses
-    measured: Callable[[], Written]
-    """The names of the files and the bytes that would be written."""
     contents: Mapping[Storage, Content]
     """The bytes that are made, among others."""
     left_out: tuple[LeftOut, ...] = ()
@@ -132,6 +164,10 @@ class ConvertPlan:
     left: tuple[str, ...] = ()
     """Names of floats that stay as they are, as they cannot be cast."""
     added: tuple[str, ...] = ()
+
+    def measured(self) -> Written:
+        """Return the names of the files of a folder and the bytes that would be written."""
+        return self.job.measured() if isinstance(self.job, NewFiles) else ((), self.job.nbytes)
 
 
 def some_of(lines: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -72,9 +72,6 @@ class ByteSource(Protocol):
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read; never waits."""
-
-    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Fetch many small ranges, each an offset and a number of bytes, at once; may wait until all are there."""
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
@@ -200,9 +197,6 @@ class LocalFile:
         """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
         system.begin_to_read(self.fd, offset, nbytes)
 
-    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Do nothing: small ranges of a local file are read faster than they are announced."""
-
     def view(self, offset: int, nbytes: int) -> memoryview:
         """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
         if nbytes <= PREAD_LIMIT:
@@ -319,10 +313,6 @@ class Window:
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read."""
         self.whole.expect(self.begin + offset, nbytes)
-
-    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Fetch many small ranges at once."""
-        self.whole.expect_all([(self.begin + offset, nbytes) for offset, nbytes in ranges])
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""

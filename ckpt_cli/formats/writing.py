@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.errors import CkptError, FormatError
@@ -112,6 +113,43 @@ class Rewriter(Protocol):
 
     def verify(self, path: str) -> None:
         """Raise CkptError where the file that was written does not read back as what it should be."""
+
+
+class SetRewriter(Protocol):
+    """A set of files about to be rewritten, with some changes; files that none of them concern stay as they are."""
+
+    parts: Sequence[ShardWork]
+    """The shards that are rewritten."""
+    removed: Sequence[str]
+    """Shards of which nothing is left."""
+    unchanged: Sequence[str]
+    """Shards that stay as they are."""
+    index: tuple[str, bytes] | None
+    """The new index: its file name and content; None where there is none."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the new files, or about that."""
+
+    @property
+    def first(self) -> str:
+        """The file that the journal stands beside: the index, or a shard that stays."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The files that are written."""
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the whole edit into an overlay of the old files if it fits in place; else False."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWork:
+    """One shard to be rewritten."""
+
+    name: str
+    """Its file name, which stays."""
+    work: Rewriter
 
 
 @contextmanager

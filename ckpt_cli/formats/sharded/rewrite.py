@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
@@ -12,25 +12,15 @@ from ckpt_cli.files.places import name_of
 from ckpt_cli.formats.safetensors import rewrite as safetensors_write
 from ckpt_cli.formats.safetensors.rewrite import refuse_new_ties
 from ckpt_cli.formats.sharded.read import ShardSet, unique_nbytes
+from ckpt_cli.formats.writing import Rewriter, ShardWork
 from ckpt_cli.model.changes import Changes, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
-    from ckpt_cli.formats.writing import Rewriter
-
 
 TOTALS = ("total_size", "total_parameters")
 """Notes of an index that follow from its shards."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardWork:
-    """One shard to be rewritten."""
-
-    name: str
-    """Its file name, which stays."""
-    work: Rewriter
 
 
 class Rewriting:
