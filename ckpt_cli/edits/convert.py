@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.cast import castable_views, other_floats, plan_cast, refuse_quantized
-from ckpt_cli.edits.convert_contents import storage_content
 from ckpt_cli.edits.convert_nested import plan_nested
 from ckpt_cli.edits.convert_options import (
     CLONE,
@@ -21,20 +20,19 @@ from ckpt_cli.edits.convert_options import (
     ConvertPlan,
     Job,
     NewFiles,
-    some_of,
     stem_of,
 )
 from ckpt_cli.edits.convert_plan import flatten
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import plan_root
-from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about, some_of
 from ckpt_cli.files.copy import counting
 from ckpt_cli.files.places import is_folder, is_taken, names_in
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.targets import Target, target_of
-from ckpt_cli.model.changes import Changes, Content
+from ckpt_cli.model.changes import Changes, Content, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage, tie_groups
@@ -243,4 +241,4 @@ def _left(tensors: Iterable[Tensor], changes: Changes, dtype: DType | None) -> t
 def _contents(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[Storage, Content]:
     """The bytes of every storage of some entries as they are."""
     tensors = all_strided([entry for entry in entries if isinstance(entry, Tensor)])
-    return {storage: storage_content(checkpoint, storage) for storage, _ in by_storage(tensors)}
+    return {storage: content_of(storage, files=checkpoint.container.files) for storage, _ in by_storage(tensors)}

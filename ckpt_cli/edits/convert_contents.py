@@ -10,8 +10,9 @@ from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError, UnsupportedError
+from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.source import Extent
-from ckpt_cli.model.changes import Content, Write
+from ckpt_cli.model.changes import Content, Write, content_of, pieces_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.model.new_checkpoint import tied_groups
 from ckpt_cli.ops.aliasing import by_storage
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 Packed = tuple[list[Tensor], dict[Storage, Content]]
 """New tensors in the order of the old ones, and the bytes of each of their storages."""
-
-_PIECE = 8 << 20
-"""Bytes that are read at a time where they are copied."""
 
 _CAST = 1 << 20
 """Bytes that are read at a time where they are cast: what the processor's cache holds with its results."""
@@ -101,7 +99,7 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
             return Content(nbytes, extents=extents)
 
     def make(write: Write) -> None:
-        for piece in elements(checkpoint, tensor, _PIECE):
+        for piece in elements(checkpoint, tensor, PIECE):
             write(piece)
 
     return Content(nbytes, make=make)
@@ -171,23 +169,9 @@ def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[byte
         return
     if _is_as_stored(tensor):
         begin, end = tensor.span
-        yield from _ranges(checkpoint, storage, begin, end, most)
+        yield from pieces_of(storage, begin, end, checkpoint.container.files, most)
         return
     yield from TensorReader(checkpoint, tensor, Region.of(tensor)).read_all(most, plainly=True)
-
-
-def _ranges(checkpoint: Checkpoint, storage: Storage, begin: int, end: int, most: int) -> Iterator[memoryview]:
-    for at in range(begin, end, most):
-        yield storage.view(at, min(most, end - at))
-        if not (at - begin) // most % 16:
-            _forget(checkpoint)
-    _forget(checkpoint)
-
-
-def _forget(checkpoint: Checkpoint) -> None:
-    """Give back the memory of what was read."""
-    for file in checkpoint.container.files:
-        file.forget()
 
 
 def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casting) -> Packed:
@@ -210,7 +194,11 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
         nbytes = wanted.nbytes(numel) if wanted is not first.dtype else storage.nbytes
         new = Storage(storage.key, nbytes, storage.location)
         plain = wanted is first.dtype and not swapped
-        content = storage_content(checkpoint, storage) if plain else _plain_content(checkpoint, whole, wanted, casting)
+        content = (
+            content_of(storage, files=checkpoint.container.files)
+            if plain
+            else _plain_content(checkpoint, whole, wanted, casting)
+        )
         contents[new] = content
         moved[storage] = (new, wanted if wanted is not first.dtype else None)
     return [_moved(tensor, moved) for tensor in tensors], contents
@@ -219,19 +207,3 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
 def _moved(tensor: Tensor, moved: dict[Storage | None, tuple[Storage, DType | None]]) -> Tensor:
     storage, dtype = moved[tensor.storage]
     return replace(tensor, storage=storage, dtype=dtype or tensor.dtype, big_endian=False, alias_of=None)
-
-
-def storage_content(checkpoint: Checkpoint, storage: Storage) -> Content:
-    """A storage's bytes as they are."""
-    try:
-        extents = storage.extents(0, storage.nbytes) if storage.nbytes else ()
-    except UnsupportedError:
-        extents = None
-    if extents is not None and len(extents) <= _EXTENTS:
-        return Content(storage.nbytes, extents=extents)
-
-    def make(write: Write) -> None:
-        for piece in _ranges(checkpoint, storage, 0, storage.nbytes, _PIECE):
-            write(piece)
-
-    return Content(storage.nbytes, make=make)

@@ -11,15 +11,16 @@ from typing import Any
 
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
-from ckpt_cli.edits.convert_contents import Casting, pack_plain, storage_content
-from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, Job, LeftOut, NewFiles, some_of, stem_of
-from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
+from ckpt_cli.edits.convert_contents import Casting, pack_plain
+from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, Job, LeftOut, NewFiles, stem_of
+from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError, some_of
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.container import Composed
 from ckpt_cli.formats.dcp.paths import Path, below, dotted, nest, path_of
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
+from ckpt_cli.model.changes import content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.nn.state_dict import node_at
@@ -286,7 +287,9 @@ class _Traversal:
         if references and self._finder.big_endian:
             raise UnsupportedError(f"value {name!r} holds tensors that were saved big-endian")
         storages = {id(reference): self._rebuilder.storages.of(reference, bare=True)[0] for reference in references}
-        contents = {storage: storage_content(self._checkpoint, storage) for storage in storages.values()}
+        contents = {
+            storage: content_of(storage, files=self._checkpoint.container.files) for storage in storages.values()
+        }
         self._left -= _ITEM_COST + sum(content.nbytes for content in contents.values())
         write_pickle(node, self._data, self._pay)
         return SavedValue(name, node, self._data, storages, contents)

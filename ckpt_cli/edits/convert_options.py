@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,9 +29,6 @@ KEEP_ONE, CLONE, ERROR = "keep-one", "clone", "error"
 
 NOT_STATE = "not in the state_dict of the module"
 """The reason to leave out what a module has besides its state_dict."""
-
-_MOST = 20
-"""Names that are spelled out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +165,6 @@ class ConvertPlan:
     def measured(self) -> Written:
         """Return the names of the files of a folder and the bytes that would be written."""
         return self.job.measured() if isinstance(self.job, NewFiles) else ((), self.job.nbytes)
-
-
-def some_of(lines: Sequence[str]) -> list[str]:
-    """The first of some lines, and how many more there are."""
-    more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
-    return [*lines[:_MOST], *more]
 
 
 def stem_of(output: str) -> str:

@@ -16,10 +16,9 @@ from ckpt_cli.edits.convert_options import (
     ConvertPlan,
     LeftOut,
     NewFiles,
-    some_of,
     stem_of,
 )
-from ckpt_cli.errors import RefusedError
+from ckpt_cli.errors import RefusedError, some_of
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.targets import Target

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UsageError
+from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 Made = tuple[Tensor, Content]
 """A new tensor, alone in its storage, and the bytes of that."""
-
-_PIECE = 8 << 20
-"""Bytes of a file that are read at a time."""
 
 _COLUMNS = 64 << 20
 """Bytes of rows that are read together of an array in Fortran's order, as each column is read once for them."""
@@ -166,7 +164,7 @@ def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: b
 
     by_columns = _is_by_columns(array)
     if dtype is array.dtype and not by_columns:
-        yield from elements(file, array, _PIECE)
+        yield from elements(file, array, PIECE)
         return
     codec, encode = Codec(array), _encoder(name, dtype, cast=cast)
     for stored in _rows_of_columns(array, codec) if by_columns else _rows(file, array, codec):
@@ -179,7 +177,7 @@ def _rows(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
     from ckpt_cli.arrays.indexing import Region, row_pieces
 
     region = Region.of(array)
-    for part in row_pieces(region, _PIECE // array.dtype.itemsize):
+    for part in row_pieces(region, PIECE // array.dtype.itemsize):
         yield stored_of(array, codec, region.at(part))
         for opened in file.container.files:
             opened.forget()

@@ -10,6 +10,7 @@ from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.edits.assignment import Assignment, parse_value
 from ckpt_cli.errors import UnsupportedError, ValueRefusedError
+from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from ckpt_cli.arrays.codec import Codec
 
     Array = NDArray[Any]
-
-_PIECE = 8 << 20
-"""Bytes of the file that are read, changed and patched at a time, a million elements at most."""
 
 _ENCODED_AT_ONCE = 1 << 20
 """Values up to which they are encoded before they are spread over a region."""
@@ -144,7 +142,8 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: Target) -> None:
         values = _broadcast(_encode(codec, values, target), region.shape, tensor.name)
     else:
         values = _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
-    for part in region.pieces(tensor.dtype.itemsize, min(_PIECE, tensor.dtype.itemsize << 20)):
+    most = min(PIECE, tensor.dtype.itemsize << 20)  # at most a million elements
+    for part in region.pieces(tensor.dtype.itemsize, most):
         low, high = region.at(part).span()
         size = tensor.dtype.itemsize
         extents = tensor.storage.extents(low * size, (high - low) * size)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.edits.convert_options import NOT_STATE
-from ckpt_cli.errors import listed
+from ckpt_cli.errors import listed, some_of
 from ckpt_cli.render.files_beside import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
@@ -34,9 +34,7 @@ def conversion_text(done: Conversion) -> str:
     lost = [item for item in done.left_out if item.why != NOT_STATE]
     if lost:
         lines.append(f"  left out ({len(lost)}):")
-        lines += [f"    {name_text(item.name)}: {item.why}" for item in lost[:_MOST]]
-        if len(lost) > _MOST:
-            lines.append(f"    and {len(lost) - _MOST} more")
+        lines += [f"    {line}" for line in some_of([f"{name_text(item.name)}: {item.why}" for item in lost], _MOST)]
     if len(done.left_out) > len(lost):
         attributes = count_text(len(done.left_out) - len(lost), "attribute")
         kept = [item.name for item in done.left_out if item.why == NOT_STATE and item.is_tensor]

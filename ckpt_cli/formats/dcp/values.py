@@ -8,15 +8,12 @@ from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.formats.dcp.read import SavedItem
-from ckpt_cli.model.changes import Content, Write
-from ckpt_cli.model.checkpoint import Storage, Value
+from ckpt_cli.model.changes import content_of
+from ckpt_cli.model.checkpoint import Value
 from ckpt_cli.model.new_checkpoint import SavedValue
 from ckpt_cli.pickles.graph import nodes_of
 from ckpt_cli.pickles.references import storage_references
 from ckpt_cli.pickles.tensors.storages import Storages
-
-_PIECE = 8 << 20
-"""Bytes of a compressed storage that are read at a time."""
 
 
 def saved_values(values: Iterable[Value]) -> Iterator[SavedValue]:
@@ -47,17 +44,5 @@ def _saved(name: str, value: SavedItem) -> SavedValue:
         raise UnsupportedError("it holds tensors that were saved big-endian")
     storages_of = Storages(graph, saved, WalkBudget(graph.nbytes))
     storages = {id(reference): storages_of.of(reference)[0] for reference in references}
-    contents = {storage: _content(storage) for storage in storages.values()}
+    contents = {storage: content_of(storage) for storage in storages.values()}
     return SavedValue(name, graph.root, bytes(graph.data[: graph.nbytes]), storages, contents)
-
-
-def _content(storage: Storage) -> Content:
-    try:
-        return Content(storage.nbytes, extents=storage.extents(0, storage.nbytes) if storage.nbytes else ())
-    except UnsupportedError:  # compressed
-
-        def make(write: Write) -> None:
-            for begin in range(0, storage.nbytes, _PIECE):
-                write(storage.view(begin, min(_PIECE, storage.nbytes - begin)))
-
-        return Content(storage.nbytes, make=make)

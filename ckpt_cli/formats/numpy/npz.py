@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
+from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about, listed
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, object_entries, parse_header
 from ckpt_cli.formats.zip.container import RecordBytes
@@ -103,8 +103,7 @@ class Npz:
             some = f"record {first!r}" if len(self._longer) == 1 else f"{len(self._longer)} records such as {first!r}"
             found.append(f"{nbytes} bytes after the array in {some}, where numpy reads one array")
         if self._closed:
-            some = "" if len(self._closed) == 1 else f" and {len(self._closed) - 1} more"
-            found.append(f"the objects of array {self._closed[0]!r}{some}, whose pickle cannot be read")
+            found.append(f"the objects of array {listed(self._closed, 1, repr)}, whose pickle cannot be read")
         return found
 
     def _head(self, record: Record, nbytes: int) -> bytes:

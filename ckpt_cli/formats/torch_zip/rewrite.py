@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ckpt_cli import limits
 from ckpt_cli.errors import MalformedError, UnsupportedError
-from ckpt_cli.files.copy import Progress, no_progress
+from ckpt_cli.files.copy import PIECE, Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.torch_zip.patch import LONGEST, ROOM, replace_pickle
@@ -24,9 +24,6 @@ from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.references import rekey
-
-_PIECE = 8 << 20
-"""Bytes of a compressed storage that are inflated at a time."""
 
 
 class Rewriting:
@@ -150,8 +147,8 @@ class Rewriting:
             return
 
         def inflate(write: Write) -> None:
-            for begin in range(0, record.nbytes, _PIECE):
-                write(bytes(self._records.inflate(record, begin, min(_PIECE, record.nbytes - begin))))
+            for begin in range(0, record.nbytes, PIECE):
+                write(bytes(self._records.inflate(record, begin, min(PIECE, record.nbytes - begin))))
 
         writer.stream(name, record.nbytes, inflate)
 
