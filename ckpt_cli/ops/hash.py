@@ -27,8 +27,8 @@ from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedEr
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader, in_file_order
+from ckpt_cli.parallel.map import grouped, in_file_order, run
+from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -167,7 +167,9 @@ class _Hasher:
 
     def read(self, executor: Executor, on_progress: OnProgress) -> None:
         """Hash every piece, in the order of the files."""
-        subjects = in_file_order(self._subjects.values(), lambda subject: subject.source.place, self._checkpoint)
+        subjects = in_file_order(
+            self._subjects.values(), lambda subject: subject.source.place, self._checkpoint.container.files
+        )
         total = sum(subject.nbytes for subject in subjects)
         done = 0
 

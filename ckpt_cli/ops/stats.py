@@ -14,8 +14,8 @@ from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.select import part_of, select
 from ckpt_cli.ops.show import spell_index
-from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader, in_file_order
+from ckpt_cli.parallel.map import grouped, in_file_order, run
+from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -233,7 +233,7 @@ def _sum_all(checkpoint: Checkpoint, subjects: Sequence[_Subject], executor: Exe
 
     nbytes = sum(subject.source.nbytes for subject in subjects)
     done = 0
-    in_order = in_file_order(subjects, lambda subject: subject.source.place, checkpoint)
+    in_order = in_file_order(subjects, lambda subject: subject.source.place, checkpoint.container.files)
     for size, answers in run(grouped(_items(in_order)), _sum_job, executor):
         for number, found in answers:
             in_order[number].found = add(in_order[number].found, found)

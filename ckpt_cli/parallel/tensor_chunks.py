@@ -6,10 +6,10 @@ whatever the executor is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region, part_at, range_cuts, row_cuts
 from ckpt_cli.errors import CkptError, UnsupportedError
@@ -43,9 +43,6 @@ _RUNS = 64
 
 Place = tuple[SourceFile, int, int]
 """A file, the first of some bytes in it, and how many."""
-
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,19 +357,6 @@ _ROWS = 2
 
 _OF_WORKERS = frozenset(["path", "dtype", "region", "_flags", "_origin", "_size"])
 """The state of a source for a worker that shares no memory."""
-
-
-def in_file_order(
-    items: Iterable[_Item], place: Callable[[_Item], tuple[SourceFile, int] | None], checkpoint: Checkpoint
-) -> list[_Item]:
-    """Return items in the order of the files of a checkpoint, and of their first bytes; those without a place last."""
-    numbers = {file: number for number, file in enumerate(checkpoint.container.files)}
-
-    def key(item: _Item) -> tuple[int, int]:
-        found = place(item)
-        return (len(numbers), 0) if found is None else (numbers[found[0]], found[1])
-
-    return sorted(items, key=key)
 
 
 def _flags_of(tensor: Tensor) -> Tensor | None:

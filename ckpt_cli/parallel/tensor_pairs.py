@@ -15,8 +15,8 @@ from ckpt_cli.errors import CkptError, about
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.parallel.map import grouped, run
-from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, TensorReader, in_file_order
+from ckpt_cli.parallel.map import grouped, in_file_order, run
+from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -155,7 +155,8 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, on_progress: OnProg
 
     total = sum(pair.nbytes for pair in pairs)
     done = 0
-    in_order = in_file_order(pairs, lambda pair: pair.place, pairs[0].checkpoints[0]) if pairs else []
+    files = pairs[0].checkpoints[0].container.files if pairs else ()
+    in_order = in_file_order(pairs, lambda pair: pair.place, files)
     for size, answers in run(grouped(_items(in_order)), _compare_job, executor):
         for number, found in answers:
             pair = in_order[number]
