@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -20,14 +20,19 @@ from ckpt_cli.edits.convert_options import (
     ConvertPlan,
     Job,
     NewFiles,
+    Written,
     stem_of,
 )
 from ckpt_cli.edits.convert_plan import flatten
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import plan_root
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about, some_of
-from ckpt_cli.files.copy import counting
-from ckpt_cli.files.places import is_folder, is_taken, names_in
+from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder, staging_folder
+from ckpt_cli.files.copy import Progress, counting
+from ckpt_cli.files.open import finish_edits
+from ckpt_cli.files.places import is_folder, is_taken, join, names_in, without_end
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import sync_folder
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting
 from ckpt_cli.formats.registry import format_of
@@ -78,7 +83,6 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             return replace(done, files=files, bytes_written=nbytes)
         progress = counting(options.on_progress, lambda: plan.job.nbytes, options.progress)
         if target.is_folder and isinstance(plan.job, NewFiles):
-            from ckpt_cli.edits.convert_folder import write_folder
 
             def check() -> None:
                 _refuse_losses(plan.losses, options)
@@ -242,3 +246,60 @@ def _contents(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[Storage,
     """The bytes of every storage of some entries as they are."""
     tensors = all_strided([entry for entry in entries if isinstance(entry, Tensor)])
     return {storage: content_of(storage, files=checkpoint.container.files) for storage, _ in by_storage(tensors)}
+
+
+Copy = Callable[[str], "list[str]"]
+"""Copies the files beside the old weights into a folder, and returns their names."""
+
+
+def write_folder(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
+    """Write all files of a format into a folder, and those that lay beside the old weights, all or none.
+
+    In a folder that has files already, those of a checkpoint of the same kind give way and all others stay.
+    """
+    output = without_end(output)
+    if is_folder(output) and names_in(output):
+        return _into(output, job, check, progress, copy)
+    with replacing_folder(output) as folder:
+        written = _fill(folder, job, check, progress)
+        copy(folder)
+        return written
+
+
+def _fill(folder: str, job: NewFiles, check: Callable[[], None], progress: Progress) -> Written:
+    """Write the files into an empty folder, make them durable and read them back."""
+    writer, new = job.target.folder_writer(), job.new
+    files: dict[str, LocalFile] = {}
+    with ExitStack() as opened:
+
+        def create(name: str) -> LocalFile:
+            file = opened.enter_context(creating(join(folder, name), mode_of=new.mode_of))
+            files[name] = file
+            return file
+
+        writer.write_folder(new, create, progress)
+        check()
+        nbytes = sum(os.fstat(file.fd).st_size for file in files.values())
+        writer.verify_folder(new, folder, open_checkpoint)
+    return tuple(files), nbytes
+
+
+def _into(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
+    """Write the files beside those of a folder, then put them in place as one."""
+    from ckpt_cli.files.journal.replace import replacing_set
+
+    finish_edits(output)
+    stale = re.compile(job.target.files)
+    with staging_folder(output) as folder:
+        names, nbytes = _fill(folder, job, check, progress)
+        removed = [name for name in names_in(output) if stale.fullmatch(name) and name not in names]
+        for name in (*names, *removed):
+            if is_taken(join(output, name)):
+                refuse_cached(join(output, name))
+        more = [name for name in copy(folder) if not is_taken(join(output, name))]
+        with replacing_set(output, names[0]) as replacement:
+            for name in (*names, *more):
+                replacement.adopt(join(folder, name), name)
+            replacement.removed.extend(removed)
+            sync_folder(output)
+    return names, nbytes

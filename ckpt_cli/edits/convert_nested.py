@@ -123,7 +123,7 @@ def _most_bytes(checkpoint: Checkpoint) -> int:
 
 def leaves_of_dcp(checkpoint: Checkpoint, prefix: str) -> Leaves:
     """The entries of a distributed checkpoint below a prefix, where its planner noted them to be."""
-    from ckpt_cli.formats.dcp.values import saved_values
+    from ckpt_cli.formats.dcp.read import saved_values
 
     container = checkpoint.container
     noted: Mapping[str, object] = container.paths if isinstance(container, Composed) else {}

@@ -271,7 +271,7 @@ class _Changed:
 
     def meets(self, view: Tensor, budget: Budget) -> bool:
         """True if a view shares a byte with one of them; once comparisons run out, with anything between them."""
-        from ckpt_cli.arrays.overlap import regions_meet
+        from ckpt_cli.arrays.indexing import regions_meet
 
         begin, end = view.span
         if end <= self.begin or self.end <= begin:

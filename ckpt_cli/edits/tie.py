@@ -10,7 +10,6 @@ from ckpt_cli.budget import Budget
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.files.copy import PIECE
-from ckpt_cli.formats.torch_zip.patch import has_room
 from ckpt_cli.model.changes import Changes, Content, Write, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.aliasing import (
@@ -211,6 +210,8 @@ def plan_compact(checkpoint: Checkpoint) -> EditPlan:
 
     Raises RefusedError where there is nothing to cut.
     """
+    from ckpt_cli.formats.torch_zip.rewrite import has_room
+
     placed: dict[Storage | None, tuple[Storage, list[tuple[int, int, int]]]] = {}
     contents: dict[Storage, Content] = {}
     tensors: dict[str, Tensor] = {}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.edits.convert_options import NOT_STATE
 from ckpt_cli.errors import listed, some_of
-from ckpt_cli.render.files_beside import beside_lines
+from ckpt_cli.render.edits import beside_lines
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from ckpt_cli.cli.main import run
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.boxes import boxes_of_range
-from ckpt_cli.formats.dcp.items import Items
+from ckpt_cli.formats.dcp.container import Items
 from ckpt_cli.model.checkpoint import Opaque, Value
 from ckpt_cli.ops.ls import list_entries
 from tests.support.counting import counted_reads
