@@ -1,4 +1,7 @@
-"""Basic indexing as arithmetic: a part of a tensor is another shape, stride and offset over the same storage."""
+"""Basic indexing as arithmetic: a part of a tensor is another shape, stride and offset over the same storage.
+
+So whether two parts share bytes is a question of arithmetic too.
+"""
 
 from __future__ import annotations
 

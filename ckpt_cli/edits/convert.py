@@ -1,4 +1,4 @@
-"""The engine of `convert`: write a checkpoint of any readable format as a new one."""
+"""The engine of `convert`: write a checkpoint of any readable format as a new one, as one file or into a folder."""
 
 from __future__ import annotations
 

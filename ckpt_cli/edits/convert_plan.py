@@ -24,7 +24,7 @@ from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
-from ckpt_cli.nn.versions import Versions, has_versions, versions_of
+from ckpt_cli.nn.state_dict import Versions, has_versions, versions_of
 from ckpt_cli.ops.aliasing import Companions, by_storage, partly_shared, tie_groups
 
 _TOTALS = ("total_size", "total_parameters")

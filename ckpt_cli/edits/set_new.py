@@ -172,15 +172,14 @@ def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: b
 
 
 def _rows(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
-    """Yield stored elements in row-major order."""
-    from ckpt_cli.arrays.codec import stored_of
-    from ckpt_cli.arrays.indexing import Region, row_pieces
+    """Yield stored elements in row-major order, each piece valid until the next one."""
+    import numpy as np
 
-    region = Region.of(array)
-    for part in row_pieces(region, PIECE // array.dtype.itemsize):
-        yield stored_of(array, codec, region.at(part))
-        for opened in file.container.files:
-            opened.forget()
+    from ckpt_cli.arrays.indexing import Region
+    from ckpt_cli.parallel.tensor_chunks import TensorReader
+
+    for data in TensorReader(file, array, Region.of(array)).read_all(PIECE):
+        yield np.frombuffer(data, codec.stored)
 
 
 def _is_by_columns(array: Tensor) -> bool:

@@ -109,7 +109,7 @@ TARGETS = (
         "safetensors", "a safetensors file", "ckpt_cli.formats.safetensors.write", (".safetensors",),
         keeps_metadata=True,
     ),
-    Target("npz", "an npz file", "ckpt_cli.formats.numpy.write", (".npz",), keeps_ties=False),
+    Target("npz", "an npz file", "ckpt_cli.formats.numpy.npz", (".npz",), keeps_ties=False),
     Target(
         "hf", "safetensors shards", "ckpt_cli.formats.sharded.write:SAFETENSORS", is_folder=True, is_set=True,
         keeps_metadata=True, files=r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",

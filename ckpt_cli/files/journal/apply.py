@@ -2,8 +2,8 @@
 
 The journal is complete on disk before the first patch, and is removed after the last one is on disk. So a journal
 without its trailer means that nothing was patched, and one with it can be rolled forward at any time, as long as the
-files are those that it was written for (`states_of`). One of which nothing was patched yet is dropped.
-Where a file becomes longer or shorter, the bytes beyond its end count as zeros, old or new.
+files are those that it was written for (`State`). One of which nothing was patched yet is dropped. Where a file
+becomes longer or shorter, the bytes beyond its end count as zeros, old or new.
 
 An edit of several files has one journal, beside the first of them. Beside each other one a pointer is made durable
 before the journal and removed after it, and a file with several names gets a note (`files/journal/pointer.py`).
@@ -19,13 +19,14 @@ from enum import Enum, auto
 
 from ckpt_cli.errors import CkptError, FormatError, RefusedError
 from ckpt_cli.files.hidden_files import journal_path, open_journal, require_trusted
-from ckpt_cli.files.journal.identity import Sample, identity_of
 from ckpt_cli.files.journal.log import (
     MAGIC,
     File,
     Header,
     LoggedPatch,
+    Sample,
     header_of,
+    identity_of,
     is_complete,
     patches_of,
     reach,

@@ -1,4 +1,4 @@
-"""A container of tensors that are stored in chunks: their bytes are gathered, and each range of them is found."""
+"""A container of tensors that are stored in chunks: items are opened when their bytes are asked for, and gathered."""
 
 from __future__ import annotations
 
