@@ -57,6 +57,7 @@ def _as_read(entry: Entry) -> Entry:
 
 
 def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> list[Entry]:
+    """The entries that NAMEs select, each once: tensors, and values too where they are asked for or nothing else is."""
     if not names:
         return list(checkpoint.entries if values else checkpoint.tensors)
     chosen: dict[int, Entry] = {}
@@ -70,6 +71,7 @@ def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> li
 
 
 def _sorted(checkpoint: Checkpoint, entries: list[Entry], sort: str | None) -> list[Entry]:
+    """Sort entries by `name`, by `size` (bytes, most first) or by their place in the files; None keeps their order."""
     if sort == "name":
         return sorted(entries, key=lambda entry: entry.name)
     if sort == "size":
@@ -190,6 +192,7 @@ class _Row:
     nbytes: int
 
     def result(self) -> Entry | Fold:
+        """The tensor itself where the row stands for one, else the row."""
         if self.count == 1:
             return self.first
         return Fold(".".join(self.parts), self.first, self.count, self.nbytes)
@@ -219,6 +222,7 @@ def _alike(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _merged(group: list[_Row], place: int) -> _Row:
+    """One row for several that differ only in the number at one place of their names."""
     first = group[0]
     spelled = _braces([row.parts[place] for row in group])
     return _Row(

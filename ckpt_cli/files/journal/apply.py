@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from enum import Enum, auto
 
 from ckpt_cli.errors import CkptError, FormatError, RefusedError
-from ckpt_cli.files.hidden_files import journal_path, open_journal, require_trusted
+from ckpt_cli.files.hidden_files import journal_path, one_folder, open_journal, require_trusted
 from ckpt_cli.files.journal.log import (
     MAGIC,
     File,
@@ -61,7 +61,7 @@ def apply(overlay: Overlay) -> int:
     files = overlay.touched
     if not files:
         return 0
-    _require_one_folder(files)
+    one_folder((os.path.realpath(file.path) for file in files), files[0].path)  # one journal stands beside all
     first, *others = (spelled(file.path) for file in files)
     log, pointers = journal_path(first), [journal_path(other) for other in others]
     with stating(files[0].path) as stage:
@@ -233,17 +233,6 @@ def _finish(journal: LocalFile, header: Header, files: Sequence[LocalFile | None
             details=intact,
         )
     return False
-
-
-def _require_one_folder(files: Sequence[SourceFile]) -> None:
-    """Refuse to patch files together that no one journal can stand beside."""
-    folders = {os.path.dirname(os.path.realpath(file.path)) for file in files}
-    if len(folders) > 1:
-        raise RefusedError(
-            "its files lie in several folders, so that they cannot be changed as one",
-            path=files[0].path,
-            hint="write the result elsewhere with -o OUT",
-        )
 
 
 def write_patches(overlay: Overlay, file: SourceFile, target: SourceFile) -> None:
