@@ -60,9 +60,14 @@ def _completing(ctx: Any) -> list[Entry]:
     return [entry for entry in checkpoint.entries if all(char.isalnum() or char in "._-/" for char in entry.name)]
 
 
+def _note_name(path: str) -> str:
+    again.named[:] = [path]
+    return path
+
+
 def checkpoint_argument(metavar: str, text: str) -> Any:
     """Return the argument for a checkpoint's path, by the name that its help shows."""
-    return typer.Argument(metavar=metavar, help=text)
+    return typer.Argument(metavar=metavar, help=text, callback=_note_name if metavar == "FILE" else None)
 
 
 def _names_argument(metavar: str) -> Any:

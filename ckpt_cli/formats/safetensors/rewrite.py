@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_cli import limits
-from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError, quoted
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.safetensors.read import FIELDS, ORDER, Safetensors, renamed_order
@@ -149,7 +149,7 @@ class Rewriting:
             raise UnsupportedError(
                 f"a safetensors file holds tensors and strings only, so {name!r} cannot be set",
                 path=checkpoint.path,
-                hint=f"ckpt meta {checkpoint.path} {name}=… sets a string of its metadata; "
+                hint=f"ckpt meta {quoted(checkpoint.path)} {quoted(name)}=… sets a string of its metadata; "
                 "--dtype makes a tensor of numbers",
             )
         self._files = container.files
@@ -252,7 +252,7 @@ class Rewriting:
         if taken is not None:
             raise RefusedError(
                 f"the metadata has a string {taken!r}, so that name cannot stand there for a tie as well",
-                hint=f"ckpt meta FILE -d {taken} removes it",
+                hint=f"ckpt meta FILE -d {quoted(taken)} removes it",
             )
         found |= self.aliases
         if ORDER in found:
