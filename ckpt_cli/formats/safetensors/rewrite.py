@@ -73,8 +73,8 @@ def header_bytes(items: Sequence[Item], metadata: Mapping[str, str]) -> bytearra
     header += b"}"
     header += b" " * (_ROOM + -(len(header) + _ROOM) % _ALIGNMENT)
     nbytes = len(header) - 8
-    if nbytes > limits.SAFETENSORS_HEADER:
-        raise RefusedError(f"the header would have {nbytes} bytes; {limits.SAFETENSORS_HEADER} is the most")
+    if nbytes > limits.SAFETENSORS_WRITTEN:
+        raise RefusedError(f"the header would have {nbytes} bytes; {limits.SAFETENSORS_WRITTEN} is the most")
     header[:8] = nbytes.to_bytes(8, "little")
     return header
 
