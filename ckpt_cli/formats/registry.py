@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.signatures import (
     is_dcp_metadata,
     is_json_object,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource
 
 HEAD = 600

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, islice
 from math import isinf
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource, Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, PlainBytes, Storage, Tensor, contiguous_stride
 

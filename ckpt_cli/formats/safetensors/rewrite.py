@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_cli import limits
 from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.safetensors.read import FIELDS, ORDER, Safetensors, renamed_order
