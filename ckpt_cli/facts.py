@@ -20,12 +20,12 @@ else:
     from operator import attrgetter
     from reprlib import recursive_repr
 
-    def dataclass(*, frozen=False, slots=False, eq=True, unsafe_hash=False):
+    def dataclass(*, frozen=False, slots=False, kw_only=False, order=False, eq=True, unsafe_hash=False):
         """Return a decorator with the parameters of `dataclasses.dataclass`, those that facts need."""
 
         def make(plain):
             hash_given = plain.__dict__.get("__hash__") is not None
-            made = dataclasses.dataclass(slots=slots, repr=False, eq=False)(plain)
+            made = dataclasses.dataclass(slots=slots, kw_only=kw_only, order=order, eq=order, repr=False)(plain)
             shared = {"__repr__": _repr}
             if eq:
                 shared["__eq__"] = _eq
