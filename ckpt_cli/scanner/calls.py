@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Global, Inline, PersistentId, RawString
 from ckpt_cli.scanner.judge import Judgement, judge, modern

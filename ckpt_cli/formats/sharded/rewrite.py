@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, quoted
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import name_of
 from ckpt_cli.formats.safetensors import rewrite as safetensors_write
 from ckpt_cli.formats.safetensors.rewrite import refuse_new_ties
