@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.describe import describe
