@@ -109,7 +109,7 @@ def _of_text(call: Call) -> Judgement:
     if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
         return Judgement("dangerous", "it imports a name that only running the pickle would show")
     judgement = judge(str(texts[0]), str(texts[1]))
-    return judgement if judgement.verdict != "depends" else Judgement("dangerous", f"it imports {'.'.join(texts)}")
+    return judgement if judgement.verdict != "depends" else Judgement("dangerous", f"it imports {texts[0]}.{texts[1]}")
 
 
 def _arguments(call: Call) -> tuple[object, ...]:
