@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError
+from ckpt_cli.facts import dataclass
 
 _LOCAL = threading.local()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import AGAIN, Entry, Opaque, Storage, Tensor, Value

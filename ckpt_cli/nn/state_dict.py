@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Call, Dict, Graph, Set
@@ -94,7 +94,7 @@ def _names(module: Module, prefix: str, opener: Containers, packed: _Packed) -> 
     while stack:
         inside, current, depth = stack.pop()
         if depth > limits.NESTING:
-            raise LimitError(f"its modules nest deeper than {limits.NESTING}")
+            raise LimitError(f"its modules nest deeper than {limits.NESTING}", fixed=True)
         if current is None:
             yield from packed.below(inside[:-1])
             continue
@@ -211,7 +211,7 @@ def _modules(root: Module, opener: Containers) -> Iterator[tuple[str, Module]]:
     while stack:
         name, module, depth = stack.pop()
         if depth > limits.NESTING:
-            raise LimitError(f"its modules nest deeper than {limits.NESTING}")
+            raise LimitError(f"its modules nest deeper than {limits.NESTING}", fixed=True)
         yield name, module
         below = []
         for key, node in module.children.items():

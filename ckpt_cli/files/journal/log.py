@@ -19,10 +19,10 @@ import struct
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 from ckpt_cli.errors import MalformedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile, SourceFile

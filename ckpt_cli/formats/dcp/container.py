@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from ckpt_cli import limits
 from ckpt_cli.budget import current
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import Extent, SourceFile, Window
 from ckpt_cli.formats.dcp.boxes import Box, ChunkPart, Chunks, boxes_of_range, check_scattered, copy_part, part_of
 from ckpt_cli.formats.dcp.metadata import ItemPlace

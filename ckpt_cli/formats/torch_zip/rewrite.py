@@ -16,7 +16,7 @@ import struct
 import zlib
 
 from ckpt_cli import limits
-from ckpt_cli.errors import MalformedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, UnsupportedError, quoted
 from ckpt_cli.files import crc32
 from ckpt_cli.files.copy import PIECE, Progress, no_progress
 from ckpt_cli.files.patches import Overlay
@@ -50,7 +50,7 @@ class Rewriting:
             raise UnsupportedError(
                 "the file is big-endian, and its new values would be little-endian",
                 path=checkpoint.path,
-                hint=f"ckpt convert {checkpoint.path} OUT.pt writes it in the usual order",
+                hint=f"ckpt convert {quoted(checkpoint.path)} OUT.pt writes it in the usual order",
             )
         self._edited = EditedPickle(graph, finder, finder.place(), checkpoint.entries, changes)
         self._changes = changes
