@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,9 @@ from typing import Any
 
 import typer
 
-from ckpt_cli.cli.read_again import steadily
+from ckpt_cli.cli.read_again import named, steadily
 from ckpt_cli.cli.typer_parts import UsageError
-from ckpt_cli.errors import CkptError
+from ckpt_cli.errors import CkptError, quoted
 from ckpt_cli.files.outcome import Outcome, outcome_of
 from ckpt_cli.files.system import interrupt_after
 from ckpt_cli.render.text import escaped, name_text
@@ -90,9 +91,22 @@ def _is_broken_pipe(error: BaseException) -> bool:
 def _report(error: Exception) -> int:
     """Print the error in one line and return the exit code."""
     problem, hint = _problem_and_hint(error)
+    hint = hint and _with_file(hint, error)
     details = error.details if isinstance(error, CkptError) else ()
     _write_lines([("ckpt: ", _with_outcome(problem, error)), *(("  ", detail) for detail in details), ("hint: ", hint)])
     return error.exit_code if isinstance(error, CkptError) else TROUBLE
+
+
+_COMMAND = re.compile(r"(\bckpt [a-z]+(?: --?[a-z-]+)* )FILE\b(?!\.)")
+"""The beginning of a command in a hint, with the word that stands for the checkpoint."""
+
+
+def _with_file(hint: str, error: Exception) -> str:
+    """Return a hint whose commands name the checkpoint that the command line has, or that the error is about."""
+    if "FILE" not in hint:
+        return hint
+    path = next(iter(named), None) or getattr(error, "path", None)
+    return hint if path is None else _COMMAND.sub(lambda found: found[1] + quoted(path), hint)
 
 
 def report_interrupt(error: KeyboardInterrupt) -> None:

@@ -32,6 +32,18 @@ class Style(str, Enum):
     markdown = "markdown"
 
 
+class FindingStyle(str, Enum):
+    """The layout of findings: those of every answer, and SARIF."""
+
+    auto = "auto"
+    table = "table"
+    tsv = "tsv"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    sarif = "sarif"
+
+
 def complete_names(ctx: Any, incomplete: str) -> list[str]:
     """Return the names in the file on the command line that begin with the typed text."""
     return [entry.name for entry in _completing(ctx) if entry.name.startswith(incomplete)]
@@ -60,9 +72,14 @@ def _completing(ctx: Any) -> list[Entry]:
     return [entry for entry in checkpoint.entries if all(char.isalnum() or char in "._-/" for char in entry.name)]
 
 
+def _note_name(path: str) -> str:
+    again.named[:] = [path]
+    return path
+
+
 def checkpoint_argument(metavar: str, text: str) -> Any:
     """Return the argument for a checkpoint's path, by the name that its help shows."""
-    return typer.Argument(metavar=metavar, help=text)
+    return typer.Argument(metavar=metavar, help=text, callback=_note_name if metavar == "FILE" else None)
 
 
 def _names_argument(metavar: str) -> Any:
@@ -77,7 +94,15 @@ SomeNames = Annotated[list[str], _names_argument("NAME...")]
 Format = Annotated[
     Style, typer.Option("-f", "--format", help="Layout; auto is a table on a terminal, else bare tab-separated rows.")
 ]
+FindingFormat = Annotated[
+    FindingStyle,
+    typer.Option("-f", "--format", help="Layout; auto is a table on a terminal, else bare tab-separated rows."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Baseline = Annotated[
+    str | None,
+    typer.Option("--baseline", metavar="JSON", help="Leave out the findings in JSON, which --json printed before."),
+]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="Write OUT and leave FILE as it is.")]
 JsonReport = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would change; write nothing.")]

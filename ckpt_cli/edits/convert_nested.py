@@ -237,7 +237,7 @@ class _Traversal:
                 if id(node) in open_nodes:
                     raise UnsupportedError(f"{dotted(here)!r} is a container that contains itself")
                 if len(frames) >= limits.NESTING:
-                    raise LimitError(f"its containers nest deeper than {limits.NESTING}")
+                    raise LimitError(f"its containers nest deeper than {limits.NESTING}", fixed=True)
                 if _is_empty(node):
                     self._empty.append(dotted(here))
                     continue

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.errors import UnsupportedError, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.signatures import (
     is_dcp_metadata,
@@ -127,7 +127,7 @@ def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> 
         raise UnsupportedError(
             f"of a checkpoint of format {checkpoint.format} only the elements of tensors can be changed",
             path=checkpoint.path,
-            hint=f"ckpt convert {checkpoint.path} OUT.pt makes one that can be changed freely",
+            hint=f"ckpt convert {quoted(checkpoint.path)} OUT.pt makes one that can be changed freely",
         )
     make = importlib.import_module(known.rewriter).Rewriting
     if known.is_set:

@@ -283,6 +283,11 @@ class Deferred:
         raise NotImplementedError
 
     @property
+    def is_loaded(self) -> bool:
+        """True if it was read, so that it needs no file any more."""
+        return bool(self._loaded)
+
+    @property
     def value(self) -> object:
         """Plain data or an `Opaque`, as of a `Value`."""
         if not self._loaded:

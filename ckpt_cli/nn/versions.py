@@ -100,7 +100,7 @@ def _modules(root: Module, opener: Containers) -> Iterator[tuple[str, Module]]:
     while stack:
         name, module, depth = stack.pop()
         if depth > limits.NESTING:
-            raise LimitError(f"its modules nest deeper than {limits.NESTING}")
+            raise LimitError(f"its modules nest deeper than {limits.NESTING}", fixed=True)
         yield name, module
         below = []
         for key, node in module.children.items():

@@ -42,9 +42,14 @@ def check_output(output: str, source: str, hint: str) -> None:
 
 
 def require_name(output: str) -> None:
-    """Raise for the empty name that a variable of a script had which was never set."""
+    """Raise for the empty name that a variable of a script had which was never set, and for what means no file."""
     if not output:
         raise UsageError("the output has an empty name", hint="name a file, or leave -o out to edit in place")
+    if output == "-":
+        raise UsageError(
+            "'-' is not the name of a file, and checkpoints are not written to standard output",
+            hint="name a file; ./- is one that is called -",
+        )
 
 
 def own_file(checkpoint: Checkpoint, path: str) -> str:

@@ -31,7 +31,7 @@ class _ArrayBytes(RecordBytes):
         return UnsupportedError(
             f"array {self.key.removesuffix(_SUFFIX)!r} is compressed, so its bytes cannot be changed in place",
             path=self.records.file.path,
-            hint="save it again with numpy.savez, which does not compress",
+            hint="ckpt convert FILE OUT.npz writes a copy that is not compressed",
         )
 
 

@@ -79,13 +79,7 @@ class _Data:
 
 def _text(file: ByteSource) -> tuple[str, int]:
     """Return the text of the header and the first byte after it."""
-    if file.size < 8:
-        raise TruncatedError(f"{file.size} bytes are too few for a safetensors file")
-    length = int.from_bytes(file.read(0, 8), "little")
-    if length > limits.SAFETENSORS_HEADER:
-        raise MalformedError(f"its header is said to have {length} bytes; {limits.SAFETENSORS_HEADER} is the most")
-    if 8 + length > file.size:
-        raise TruncatedError(f"its header should have {length} bytes, the file has {file.size - 8} after its length")
+    length = _length(file)
     raw = file.read(8, length)
     if raw[:1] != b"{":
         raise MalformedError("its header does not begin with a brace")
@@ -96,6 +90,19 @@ def _text(file: ByteSource) -> tuple[str, int]:
         return raw.decode("utf-8"), 8 + length
     except ValueError as error:
         raise _not_json(error) from None
+
+
+def _length(file: ByteSource) -> int:
+    """The bytes of the header, which the file begins with."""
+    if file.size < 8:
+        raise TruncatedError(f"{file.size} bytes are too few for a safetensors file")
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length > limits.SAFETENSORS_HEADER:
+        problem = f"its header is said to have {length} bytes; {limits.SAFETENSORS_HEADER} is the most"
+        raise LimitError(problem) if 8 + length <= file.size else MalformedError(problem)
+    if 8 + length > file.size:
+        raise TruncatedError(f"its header should have {length} bytes, the file has {file.size - 8} after its length")
+    return length
 
 
 def _not_json(error: ValueError) -> MalformedError:

@@ -251,7 +251,7 @@ class _Tar:
                 raise MalformedError(f"tensor {key!r} is a view of storage {_key(storage_id)!r}, which is not there")
             (dimensions,) = struct.unpack("<i", cursor.window.read(cursor.skip(8), 4))
             if not 0 <= dimensions <= limits.DIMENSIONS:
-                raise LimitError(f"tensor {key!r} has {dimensions} dimensions")
+                raise LimitError(f"tensor {key!r} has {dimensions} dimensions", fixed=True)
             shape, stride = (sizes(key, cursor.numbers(dimensions)), cursor.numbers(dimensions))
             (offset,) = cursor.numbers(1)
             if not all(0 <= number < COUNT_END for number in (*stride, offset)):

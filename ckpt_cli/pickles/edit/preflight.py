@@ -116,7 +116,7 @@ def leaving(old: str, new: str, holder: str, root: str = "") -> RefusedError:
         )
     return RefusedError(
         f"{old!r} would leave what it is kept in ({holder!r}) to become {new!r}",
-        hint=f"ckpt keep FILE --root {holder.partition('.')[0]} makes that the whole checkpoint first",
+        hint=f"ckpt keep FILE --root {quote(holder.partition('.')[0])} makes that the whole checkpoint first",
     )
 
 
