@@ -120,11 +120,16 @@ def _total(files: ShardFiles) -> Iterator[Occurrence]:
     if isinstance(said, bool) or not isinstance(said, int | float) or not files.complete:
         return
     tensors = [tensor for opened in files.opened.values() for tensor in opened.tensors]
-    own = [tensor for tensor in tensors if tensor.alias_of is None]
-    counts = {_views(own), sum(tensor.nbytes for tensor in own), sum(tensor.nbytes for tensor in tensors),
-              sum(storage.nbytes for storage, _ in by_storage(own))}  # fmt: skip
-    if said not in counts:
+    if said not in total_sizes(tensors):
+        own = [tensor for tensor in tensors if tensor.alias_of is None]
         yield Occurrence(files.index, f"its total_size is {said}, its tensors have {_views(own)} bytes")
+
+
+def total_sizes(tensors: Sequence[Tensor]) -> set[int]:
+    """Return the sums that writers record as the total size of some tensors."""
+    own = [tensor for tensor in tensors if tensor.alias_of is None]
+    return {_views(own), sum(tensor.nbytes for tensor in own), sum(tensor.nbytes for tensor in tensors),
+            sum(storage.nbytes for storage, _ in by_storage(own))}  # fmt: skip
 
 
 def _views(tensors: Sequence[Tensor]) -> int:
