@@ -79,6 +79,9 @@ ZIP_DIRECTORY = int(48 * 2**20 * _SCALE)
 ZIP_NOTE_RECORD = 64 * 2**10
 """Bytes of a small record such as `version` or `byteorder`."""
 
+SALVAGE_TRIES = int(500_000 * _SCALE)
+"""Places in a cut zip file that look like the end of a record and are compared with its beginning."""
+
 SCRIPT_CODE = int(16 * 2**20 * _SCALE)
 """Bytes of a TorchScript archive's code that are read to tell parameters from buffers."""
 
