@@ -64,6 +64,9 @@ NAME_LENGTH = int(64 * 2**10 * _SCALE)
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""
 
+MATCH_SECONDS = 2.0 * _SCALE
+"""Seconds of the processor that one regular expression may take for all names: 100,000 take a tenth of one."""
+
 TREE_NODES = int(200_000 * _SCALE)
 """Modules and containers in the tree of one checkpoint: 256 experts in each of 60 layers take about 60,000."""
 
