@@ -19,7 +19,7 @@ from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale
 from ckpt_cli.edits.rm import plan_root
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
 from ckpt_cli.files.copy import counting
-from ckpt_cli.files.places import is_folder, is_taken, names_in
+from ckpt_cli.files.places import is_folder, is_taken, names_in, without_end
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, open_salvaged, rewriting
 from ckpt_cli.formats.registry import format_of
@@ -29,7 +29,7 @@ from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage, tie_groups
-from ckpt_cli.ops.output import check_output, refuse_own, require_name, writing
+from ckpt_cli.ops.output import check_output, refuse_own, require_name, require_place, writing
 from ckpt_cli.ops.select import close_names
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def _check(path: str, output: str, target: Target, options: ConvertOptions) -> N
         require_name(output)
         if is_taken(output) and not is_folder(output):
             raise UsageError(f"{target.what} go to a folder, and this is a file", path=output)
+        require_place(without_end(output))
         occupied = is_folder(output) and bool(names_in(output))
     else:
         check_output(output, path, _ELSEWHERE)
