@@ -12,10 +12,11 @@ from typing import Any
 
 import typer
 
+from ckpt_cli.budget import Budget
 from ckpt_cli.cli.read_again import named, steadily
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError, quoted
-from ckpt_cli.files.outcome import Outcome, outcome_of
+from ckpt_cli.files.outcome import Outcome, hint_of, outcome_of
 from ckpt_cli.files.system import interrupt_after
 from ckpt_cli.render.text import escaped, name_text
 
@@ -35,7 +36,7 @@ def guarded(command: Callable[[], Any]) -> int:
     _prepare_streams()
     try:
         with _interrupts_kept():
-            code = steadily(command)
+            code = steadily(lambda: _request(command))
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if not _is_broken_pipe(error):
@@ -49,6 +50,12 @@ def guarded(command: Callable[[], Any]) -> int:
             traceback.print_exc()
         return _report(error)
     return code if isinstance(code, int) else 0
+
+
+def _request(command: Callable[[], Any]) -> Any:
+    """Run a command as a request with limits of its own, also where it runs again."""
+    Budget().begun()
+    return command()
 
 
 def _prepare_streams() -> None:
@@ -156,7 +163,7 @@ def _os_words(error: OSError) -> tuple[str, str | None]:
     name = error.filename
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    hint = _FREE.get(outcome_of(error)) if _is_full(error) else None
+    hint = _FREE.get(outcome_of(error)) if _is_full(error) else hint_of(error)
     return (f"{name_text(name)}: {problem}" if isinstance(name, str) else problem), hint
 
 

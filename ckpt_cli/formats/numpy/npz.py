@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
+from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about, listed
 from ckpt_cli.files.copy import no_progress
 from ckpt_cli.files.source import SourceFile
@@ -54,8 +55,6 @@ class Npz:
         """Bytes that records have after their arrays."""
         self._closed: list[str] = []
         """Arrays of objects whose pickles cannot be read."""
-        self._inflated = 0
-        """Bytes of arrays of objects that were inflated."""
 
     def entries(self, record: Record) -> list[Entry]:
         """The array in a record, what is in one of objects, or what stands there in the place of one."""
@@ -83,8 +82,7 @@ class Npz:
 
         size = record.nbytes - header.nbytes
         if record.method == DEFLATED:
-            self._inflated += record.nbytes
-            if self._inflated > limits.PICKLE_INFLATED:
+            if not current().affords((self, "objects"), record.nbytes, limits.PICKLE_INFLATED):
                 raise LimitError(f"its arrays of objects would inflate to over {limits.PICKLE_INFLATED} bytes")
             begin, content = None, memoryview(self.records.inflate(record, header.nbytes, size))
         else:

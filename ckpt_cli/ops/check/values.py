@@ -153,12 +153,11 @@ class Reading:
             self.answer.unchecked.append((f"{where}: {tensor.name}", error.problem))
 
     def _read_packed(self) -> None:
-        from ckpt_cli import limits
-
-        left = limits.INFLATED_IN_ALL
+        budget = Budget()
         for file, where, member in self._packed:
-            left -= member.nbytes
-            if left < 0:
+            try:
+                budget.inflate(member.nbytes)
+            except LimitError:
                 self.answer.unchecked.append((where, "it is compressed, and would inflate to far too much"))
                 return
             self.answer.records.append((where, member, inflated_crc(file, member)))
