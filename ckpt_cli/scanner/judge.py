@@ -19,7 +19,47 @@ if TYPE_CHECKING:
     from ckpt_cli.model.checkpoint import Checkpoint
 
 _WITHIN = frozenset(
-    ["asyncio", "collections", "compression", "concurrent", "ctypes", "curses", "dbm", "distutils", "email", "encodings", "ensurepip", "html", "http", "idlelib", "importlib", "json", "lib2to3", "logging", "msilib", "multiprocessing", "os", "pathlib", "pydoc_data", "re", "sqlite3", "string", "sysconfig", "tkinter", "tomllib", "turtledemo", "unittest", "urllib", "venv", "wsgiref", "xml", "xmlrpc", "zipfile", "zoneinfo", "_pyrepl"]
+    [
+        "asyncio",
+        "collections",
+        "compression",
+        "concurrent",
+        "ctypes",
+        "curses",
+        "dbm",
+        "distutils",
+        "email",
+        "encodings",
+        "ensurepip",
+        "html",
+        "http",
+        "idlelib",
+        "importlib",
+        "json",
+        "lib2to3",
+        "logging",
+        "msilib",
+        "multiprocessing",
+        "os",
+        "pathlib",
+        "pydoc_data",
+        "re",
+        "sqlite3",
+        "string",
+        "sysconfig",
+        "tkinter",
+        "tomllib",
+        "turtledemo",
+        "unittest",
+        "urllib",
+        "venv",
+        "wsgiref",
+        "xml",
+        "xmlrpc",
+        "zipfile",
+        "zoneinfo",
+        "_pyrepl",
+    ]
 )
 """Modules of the standard library that have modules within; the others of its names with a dot are somebody else's."""
 

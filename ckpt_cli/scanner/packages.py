@@ -11,11 +11,94 @@ import re
 from collections.abc import Iterator
 
 PACKAGES = frozenset(
-    ["torch", "functorch", "torchgen", "torch_xla", "numpy", "ml_dtypes", "scipy", "pandas", "sklearn", "joblib", "threadpoolctl", "networkx", "sympy", "mpmath", "gmpy2", "safetensors", "huggingface_hub", "transformers", "tokenizers", "hf_xet", "accelerate", "omegaconf", "hydra", "torchmetrics", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "lightning_cloud", "antlr4", "dill", "cloudpickle", "setuptools", "_distutils_hack", "pkg_resources", "pip", "wheel", "packaging", "filelock", "fsspec", "jinja2", "markupsafe", "typing_extensions", "triton", "tqdm", "yaml", "requests", "urllib3", "certifi", "idna", "charset_normalizer", "chardet", "httpx", "httpcore", "httpx2", "httpcore2", "truststore", "h11", "anyio", "sniffio", "aiohttp", "six", "dateutil", "pytz", "tzdata", "cffi", "pycparser", "numexpr", "numba", "llvmlite", "tabulate", "typer", "click", "shellingham", "rich", "pygments", "markdown_it", "mdurl", "regex", "psutil"]
+    [
+        "torch",
+        "functorch",
+        "torchgen",
+        "torch_xla",
+        "numpy",
+        "ml_dtypes",
+        "scipy",
+        "pandas",
+        "sklearn",
+        "joblib",
+        "threadpoolctl",
+        "networkx",
+        "sympy",
+        "mpmath",
+        "gmpy2",
+        "safetensors",
+        "huggingface_hub",
+        "transformers",
+        "tokenizers",
+        "hf_xet",
+        "accelerate",
+        "omegaconf",
+        "hydra",
+        "torchmetrics",
+        "lightning",
+        "pytorch_lightning",
+        "lightning_fabric",
+        "lightning_utilities",
+        "lightning_cloud",
+        "antlr4",
+        "dill",
+        "cloudpickle",
+        "setuptools",
+        "_distutils_hack",
+        "pkg_resources",
+        "pip",
+        "wheel",
+        "packaging",
+        "filelock",
+        "fsspec",
+        "jinja2",
+        "markupsafe",
+        "typing_extensions",
+        "triton",
+        "tqdm",
+        "yaml",
+        "requests",
+        "urllib3",
+        "certifi",
+        "idna",
+        "charset_normalizer",
+        "chardet",
+        "httpx",
+        "httpcore",
+        "httpx2",
+        "httpcore2",
+        "truststore",
+        "h11",
+        "anyio",
+        "sniffio",
+        "aiohttp",
+        "six",
+        "dateutil",
+        "pytz",
+        "tzdata",
+        "cffi",
+        "pycparser",
+        "numexpr",
+        "numba",
+        "llvmlite",
+        "tabulate",
+        "typer",
+        "click",
+        "shellingham",
+        "rich",
+        "pygments",
+        "markdown_it",
+        "mdurl",
+        "regex",
+        "psutil",
+    ]
 )
 """Top-level packages of which a checkpoint has only what stands here and in `allowlist`."""
 
-_LIGHTNING = "callbacks. core. loops. utilities.data. utilities.enums. utilities.parsing. utilities.types. trainer.states."
+_LIGHTNING = (
+    "callbacks. core. loops. utilities.data. utilities.enums. utilities.parsing. utilities.types. trainer.states."
+)
 _DEFINING = {
     "torch": (
         "nn. nn.modules. nn.parallel. nn.quantized. nn.quantizable. nn.qat. nn.intrinsic. nn.utils. nn.parameter. "
@@ -55,11 +138,26 @@ _BELOW = tuple(
 )
 
 _APART = frozenset(
-    ["tests", "test", "testing", "_testing", "_mocking", "conftest", "externals", "datasets", "__main__", "cli", "setup", "retrieval_rag"]
+    [
+        "tests",
+        "test",
+        "testing",
+        "_testing",
+        "_mocking",
+        "conftest",
+        "externals",
+        "datasets",
+        "__main__",
+        "cli",
+        "setup",
+        "retrieval_rag",
+    ]
 )
 """Parts of a module's name that say that no class of it is in a checkpoint."""
 
-_EXCEPT = re.compile(r"DataLoader|Library|DataFrameFormatter|ThreadpoolController|\w*(Tokenizer\w*|Retriever|Processor)")
+_EXCEPT = re.compile(
+    r"DataLoader|Library|DataFrameFormatter|ThreadpoolController|\w*(Tokenizer\w*|Retriever|Processor)"
+)
 """Classes that these modules have or hand out, and that read files, or run something."""
 
 _CLASS = re.compile(r"_*[A-Z][A-Za-z0-9_]*|__pyx_unpickle_\w+")
@@ -210,7 +308,15 @@ FUNCTIONS = frozenset(
         *_names("sklearn.feature_selection._mutual_info", _SELECTION),
         *(
             f"sklearn.{module}.newObj"
-            for module in ["neighbors._kd_tree", "neighbors._ball_tree", "neighbors.kd_tree", "neighbors.ball_tree", "neighbors._dist_metrics", "neighbors.dist_metrics", "metrics._dist_metrics"]
+            for module in [
+                "neighbors._kd_tree",
+                "neighbors._ball_tree",
+                "neighbors.kd_tree",
+                "neighbors.ball_tree",
+                "neighbors._dist_metrics",
+                "neighbors.dist_metrics",
+                "metrics._dist_metrics",
+            ]
         ),
         *_names("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper NDArrayWrapper"),
         *_names("joblib.numpy_pickle", "NumpyArrayWrapper NDArrayWrapper"),
