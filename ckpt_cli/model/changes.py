@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import Extent
 from ckpt_cli.model.checkpoint import AGAIN, Entry, Opaque, Storage, Tensor, Value
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Global, Inline, PersistentId, RawString
 from ckpt_cli.scanner.judge import Judgement, judge, modern
@@ -45,6 +45,8 @@ class Behaviour:
     code: str
     severity: str
     message: str
+    name: str = ""
+    """The name that is reached; empty where there is none."""
 
 
 def uses_of(trace: Trace) -> list[Use]:
@@ -220,7 +222,8 @@ def _computed_call(call: Call) -> Behaviour | None:
         judgement = judge(*resolved)
         if judgement.verdict not in ("dangerous", "depends"):
             return None
-        return Behaviour("dangerous-global", "error", f"{describe(call)}: {judgement.reason}")
+        message = f"{describe(call)}: {judgement.reason}"
+        return Behaviour("dangerous-global", "error", message, ".".join(resolved))
     if isinstance(func, Call) and _is_call_of(func, _PARTIAL):
         return Behaviour("computed-call", "warning", f"calls what functools.partial made: {describe(call)}")
     return Behaviour("computed-call", "warning", f"calls something that it computes: {describe(call)}")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import Global, Graph
 from ckpt_cli.scanner.allowlist import ALLOWED, CALLING, HARMLESS
 from ckpt_cli.scanner.denylist import ALIASES, ANYWHERE, INNER, LEADS_TO, MODULES, NAMES

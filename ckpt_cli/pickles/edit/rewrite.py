@@ -12,9 +12,9 @@ from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
-from ckpt_cli.pickles.graph import Graph, PersistentId, nodes_of, protocol_of
+from ckpt_cli.pickles.graph import Call, Graph, PersistentId, nodes_of, protocol_of
 from ckpt_cli.pickles.read import read_pickle
-from ckpt_cli.pickles.references import references_of, storage_key
+from ckpt_cli.pickles.references import references_or_rows, referred, storage_key
 from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
@@ -46,7 +46,7 @@ class EditedPickle:
         self._finder = finder
         only_names = not (changes.dropped or changes.dropped_prefixes or changes.root or changes.tensors
                           or changes.values or changes.added)  # fmt: skip
-        old_keys = set() if only_names else _keys_of(references_of(graph.root))
+        old_keys = set() if only_names else _keys_of(references_or_rows(nodes_of(graph.root, within_rows=False)))
         editing = Editing(graph, finder, place, entries)
         retargeting = Retargeting(editing, self._rebuilder, tensors)
         retargeting.carry_out(changes)
@@ -56,28 +56,29 @@ class EditedPickle:
         """The new pickle's root."""
         self.new = retargeting.storages
         """The storage of each reference that is new, by its identity."""
-        self._references: list[PersistentId] = []
+        self._references: list[PersistentId | Call] = []
         self._protocol = protocol_of(self._nodes())
         self.old_keys = _keys_of(self._references) if only_names else old_keys
         """The keys of all storages that the old pickle refers to."""
 
-    def references(self) -> list[tuple[PersistentId, str, Storage]]:
-        """Every reference to a storage in the order in which a pickler reaches them, with its key and storage."""
-        found = []
+    def references(self) -> Iterator[tuple[PersistentId | Call, str, Storage]]:
+        """Every reference to a storage in the order in which a pickler reaches them, with its key and storage.
+
+        In place of the reference of a row its call, as `rekey` takes it.
+        """
         for reference in self._references:
             key = storage_key(reference)
             if key is None:
                 continue
             storage = self.new.get(id(reference)) or self._old.get(key)
             if storage is None:  # of a tensor in an object that does not open up to entries
-                storage = self._old[key] = self._rebuilder.storages.of(reference)[0]
-            found.append((reference, key, storage))
-        return found
+                storage = self._old[key] = self._rebuilder.storages.of(referred(reference))[0]
+            yield reference, key, storage
 
     def _nodes(self) -> Iterator[object]:
         """The nodes of the new pickle; its references are noted on the way."""
-        for node in nodes_of(self.root):
-            if type(node) is PersistentId:
+        for node in nodes_of(self.root, within_rows=False):
+            if type(node) is PersistentId or (type(node) is Call and node.row is not None):
                 self._references.append(node)
             yield node
 
@@ -130,7 +131,7 @@ class EditedPickle:
             raise RefusedError(f"that cannot be done here, as several names are kept in one object: {fault} then")
 
 
-def _keys_of(references: Iterable[PersistentId]) -> set[str]:
+def _keys_of(references: Iterable[PersistentId | Call]) -> set[str]:
     """Return the keys of the storages that some references are to."""
     return {key for key in map(storage_key, references) if key is not None}
 
