@@ -99,8 +99,8 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
     entry = central_entry(name, header, crc, len(pickle))
     size = at + len(entry) + nbytes - after + len(added)
     begin = header + len(head) + len(pickle) + len(tail)
-    end = end_records(len(records.by_name) + bool(added), size, begin)
-    overlay.replace_end(0, header, b"".join((head, pickle, tail, raw[:at], entry, raw[after:], added, end)))
+    closing = end_records(len(records.by_name) + bool(added), size, begin)
+    overlay.replace_end(0, header, b"".join((head, pickle, tail, raw[:at], entry, raw[after:], added, closing)))
     return True
 
 
