@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from operator import attrgetter
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import Extent
 from ckpt_cli.model.checkpoint import AGAIN, Entry, Opaque, Storage, Tensor, Value
 

@@ -8,8 +8,9 @@ every walk over them is iterative: a hostile graph is deep, shared and cyclic.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from ckpt_cli.facts import dataclass
 
 
 class Global:

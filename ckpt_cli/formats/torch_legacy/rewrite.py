@@ -6,7 +6,7 @@ byte for byte.
 
 from __future__ import annotations
 
-from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError, quoted
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
@@ -62,7 +62,7 @@ class Rewriting:
             raise UnsupportedError(
                 f"{untyped.name!r} would be of {untyped.dtype}, which torch cannot load from a file of before 1.6",
                 path=checkpoint.path,
-                hint=f"ckpt convert {checkpoint.path} OUT.pt writes one of today's format",
+                hint=f"ckpt convert {quoted(checkpoint.path)} OUT.pt writes one of today's format",
             )
         graph = self._save.graph
         place = PicklePlace(self._save.begin)

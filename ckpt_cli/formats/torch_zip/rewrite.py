@@ -8,7 +8,7 @@ the pickle reaches them.
 from __future__ import annotations
 
 from ckpt_cli import limits
-from ckpt_cli.errors import MalformedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, UnsupportedError, quoted
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
@@ -48,7 +48,7 @@ class Rewriting:
             raise UnsupportedError(
                 "the file is big-endian, and its new values would be little-endian",
                 path=checkpoint.path,
-                hint=f"ckpt convert {checkpoint.path} OUT.pt writes it in the usual order",
+                hint=f"ckpt convert {quoted(checkpoint.path)} OUT.pt writes it in the usual order",
             )
         self._edited = EditedPickle(graph, finder, finder.place(), checkpoint.entries, changes)
         self._changes = changes

@@ -55,7 +55,7 @@ class RecordBytes:
         return UnsupportedError(
             f"storage {self.key!r} is compressed, so its bytes cannot be changed in place",
             path=self.records.file.path,
-            hint="save it again with torch.save, which does not compress",
+            hint="ckpt convert FILE OUT.pt writes a copy that is not compressed",
         )
 
 

@@ -187,7 +187,9 @@ class Rebuilder:
         """
         self._budget.steps(_PART_STEPS)
         if self._depth == limits.PARTS_WITHIN:
-            raise LimitError(f"a tensor is made of tensors, and so on, more than {limits.PARTS_WITHIN} times")
+            raise LimitError(
+                f"a tensor is made of tensors, and so on, more than {limits.PARTS_WITHIN} times", fixed=True
+            )
         self._depth += 1
         try:
             return self.tensor(name, node)
