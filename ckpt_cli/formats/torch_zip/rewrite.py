@@ -272,43 +272,39 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
     end = records.file.size - begin - nbytes
     if end not in (len(end_records(0, 0, 0)), END.size):
         return False  # there is a comment, or something else
-    entries = _directory(records, overlay)
-    header = begin
+    file = records.file.whole
+    raw = overlay.read(file, begin, nbytes)  # a journal is made of all new bytes, so that few copies of them are held
+    at = record.central - begin
+    after = min((other.central - begin for other in records.in_order if other.central > record.central), default=nbytes)
+    header, added = begin, b""
     if records.in_order[-1] is record:
         header = record.header
-    elif room in entries or not _leave_room(records, record, room, entries, overlay):
+    elif room in records.by_name or not (added := _leave_room(records, record, room, overlay)):
         return False
     crc = _crc(record, name, pickle)
-    written = local_header(name, len(pickle), header) + pickle + descriptor(len(pickle), crc, header)
-    entries[name] = central_entry(name, header, crc, len(pickle))
-    directory = b"".join(entries.values())
-    begin = header + len(written)
-    written += directory + end_records(len(entries), len(directory), begin)
-    overlay.replace_end(records.file.whole, header, written)
+    head, tail = local_header(name, len(pickle), header), descriptor(len(pickle), crc, header)
+    entry = central_entry(name, header, crc, len(pickle))
+    size = at + len(entry) + nbytes - after + len(added)
+    begin = header + len(head) + len(pickle) + len(tail)
+    closing = end_records(len(records.by_name) + bool(added), size, begin)
+    overlay.replace_end(file, header, b"".join((head, pickle, tail, raw[:at], entry, raw[after:], added, closing)))
     return True
 
 
-def _directory(records: ZipRecords, overlay: Overlay) -> dict[str, bytes]:
-    """Return the entry of each record in the central directory, with the checksums that change."""
-    begin, nbytes = records.directory
-    raw = overlay.read(records.file.whole, begin, nbytes)
-    ends = [record.central - begin for record in records.by_name.values()][1:]
-    return {
-        record.name: raw[record.central - begin : end]
-        for record, end in zip(records.by_name.values(), (*ends, nbytes), strict=True)
-    }
+def _leave_room(records: ZipRecords, record: Record, room: str, overlay: Overlay) -> bytes:
+    """Put a record of zeros in the place of one that goes elsewhere; return its entry in the directory.
 
-
-def _leave_room(records: ZipRecords, record: Record, room: str, entries: dict[str, bytes], overlay: Overlay) -> bool:
-    """Put a record of zeros in the place of one that goes elsewhere; False where that is too little for one."""
+    Nothing where the place is too small for a record.
+    """
     end = min(other.header for other in records.in_order if other.header > record.header)
-    taken = len(local_header(room, 1, record.header, alignment=1)) + len(descriptor(1, 0, record.header))
-    nbytes = end - record.header - taken
+    head = local_header(room, 1, record.header, alignment=1)
+    tail = len(descriptor(1, 0, record.header))
+    nbytes = end - record.header - len(head) - tail
     if nbytes < 1 or end > LONGEST:
-        return False
+        return b""
     crc = crc32.of_zeros(nbytes)
     head = local_header(room, nbytes, record.header, alignment=1)
-    zeros = head + bytes(nbytes) + descriptor(nbytes, crc, record.header)
+    after = descriptor(nbytes, crc, record.header)
+    zeros = struct.pack(f"{len(head)}s{nbytes}x{len(after)}s", head, after)
     overlay.write(records.file.whole, record.header, zeros)
-    entries[room] = central_entry(room, record.header, crc, nbytes)
-    return True
+    return central_entry(room, record.header, crc, nbytes)
