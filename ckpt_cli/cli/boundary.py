@@ -16,7 +16,7 @@ from ckpt_cli.budget import Budget
 from ckpt_cli.cli.read_again import named, steadily
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError, quoted
-from ckpt_cli.files.outcome import Outcome, outcome_of
+from ckpt_cli.files.outcome import Outcome, hint_of, outcome_of
 from ckpt_cli.files.system import interrupt_after
 from ckpt_cli.render.text import escaped, name_text
 
@@ -163,7 +163,7 @@ def _os_words(error: OSError) -> tuple[str, str | None]:
     name = error.filename
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    hint = _FREE.get(outcome_of(error)) if _is_full(error) else None
+    hint = _FREE.get(outcome_of(error)) if _is_full(error) else hint_of(error)
     return (f"{name_text(name)}: {problem}" if isinstance(name, str) else problem), hint
 
 

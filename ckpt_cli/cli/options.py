@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from ckpt_cli.files.unchanged import unchanged
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 from ckpt_cli.render.text import escaped
+
+if TYPE_CHECKING:
+    from ckpt_cli.formats.salvage.found import Salvaged
 
 
 class Style(str, Enum):
@@ -109,6 +112,9 @@ DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would ch
 Raw = Annotated[bool, typer.Option("--raw", help="Cast the stored numbers of scaled and packed weights as they are.")]
 Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak, for ckpt undo.")]
 
+Salvage = Annotated[
+    bool, typer.Option("--salvage", help="Of a file that was cut short, take the tensors that are all there.")
+]
 WeightsOnly = Annotated[
     bool, typer.Option("--weights-only", help="Do not copy config, tokenizer and such into a new folder.")
 ]
@@ -128,6 +134,23 @@ def opened(path: str) -> Iterator[Checkpoint]:
                 sys.stderr.write(line)
                 again.said.add(line)
         yield checkpoint
+
+
+@contextmanager
+def opened_or_salvaged(path: str, *, salvage: bool) -> Iterator[tuple[Checkpoint, Salvaged | None]]:
+    """Context manager: open a checkpoint, or with `salvage` what is left of a cut one, with what is lost of it.
+
+    The second value is None for a checkpoint that is whole, which opens as without `salvage`.
+    """
+    if salvage:
+        from ckpt_cli.formats import open_salvaged
+
+        with about(path), closing(open_salvaged(path)) as found:
+            if not found.is_whole:
+                yield found.checkpoint, found
+                return
+    with opened(path) as checkpoint:
+        yield checkpoint, None
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,

@@ -32,6 +32,16 @@ def state(error: BaseException, outcome: Outcome, path: str) -> None:
         error.filename = path
 
 
+def state_hint(error: BaseException, hint: str) -> None:
+    """Note with an error of the system what helps."""
+    error.__dict__["ckpt_hint"] = hint
+
+
+def hint_of(error: BaseException) -> str | None:
+    """The hint that was noted with an error, or None."""
+    return error.__dict__.get("ckpt_hint")
+
+
 def outcome_of(error: BaseException) -> Outcome | None:
     """The outcome that was noted with an error, or None."""
     return error.__dict__.get("ckpt_outcome")

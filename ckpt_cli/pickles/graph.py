@@ -238,10 +238,11 @@ def children_of(node: Any) -> Sequence[object]:
     return [node.data] if kind is ByteArray else ()
 
 
-def nodes_of(root: object) -> Iterator[object]:
+def nodes_of(root: object, *, within_rows: bool = True) -> Iterator[object]:
     """Every node of a graph once, in the order in which a pickler reaches them.
 
-    Scalars other than bytes are left out, and so are tuples of nothing but these.
+    Scalars other than bytes are left out, and so are tuples of nothing but these; unless `within_rows`, also the
+    arguments of calls that were read as rows, which are plain data, names and one reference.
     A node's children are looked up after it was given, so they may be changed before the next one is asked for.
     """
     if type(root) in SCALARS:
@@ -256,7 +257,14 @@ def nodes_of(root: object) -> Iterator[object]:
             continue
         seen.add(id(node))
         yield node
+        if not within_rows and type(node) is Call and node.row is not None and not is_filled(node):
+            continue
         agenda += [child for child in reversed(children_of(node)) if type(child) not in SCALARS]
+
+
+def is_filled(node: Call) -> bool:
+    """True if something was done to the result of a call."""
+    return bool(node.states or node.pairs or node.items)
 
 
 SCALARS = frozenset([str, Letter, int, float, bool, type(None)])

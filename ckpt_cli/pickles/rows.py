@@ -19,13 +19,13 @@ from ckpt_cli.pickles.graph import Call, Global, PersistentId
 from ckpt_cli.pickles.machine import LATER, SHORT, Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _AT_ONCE = 1 << 9
 """Rows between two looks at the limits."""
 
-_BLOCKS = 7
-"""Blocks of memory that the nodes of a row's arguments take once they are made."""
+_BLOCKS = 5
+"""Blocks of memory that opcodes take more for a tensor than a row does whose nodes are not made."""
 
 _TEMPLATES = 1 << 12
 """Templates of one pickle: tensors of further shapes are read opcode by opcode."""
@@ -38,8 +38,8 @@ _new = object.__new__
 class Template:
     """All that some rows have in common: everything but their names, storage keys and memo slots."""
 
-    __slots__ = ("followed_by", "func", "hooks", "kind", "layout", "location", "numel", "offset", "opcodes", "parts",
-                 "requires_grad", "size", "stride", "word")  # fmt: skip
+    __slots__ = ("followed_by", "func", "hooks", "kind", "layout", "location", "numbers", "numel", "offset", "opcodes",
+                 "parts", "requires_grad", "size", "stride", "word")  # fmt: skip
 
     def __init__(self, nodes: tuple[Any, ...], gets: Sequence[bytes], numbers: tuple[bytes, ...], key: bytes) -> None:
         """Make a template of the nodes that its rows get from the memo, and of the bytes of their numbers.
@@ -47,23 +47,44 @@ class Template:
         `key` is the storage key of one row.
         """
         self.func, self.word, self.kind, self.location, self.hooks = nodes
+        self.numbers = numbers
+        """The opcodes of the numbers: elements of the storage, offset, size, stride, whether it needs a gradient."""
         numel, offset, size, stride, flag = numbers
         self.numel, self.offset = _integers(numel)[0], _integers(offset)[0]
         self.size, self.stride = _integers(size), _integers(stride)
         self.requires_grad = flag == b"\x88"
         self.followed_by: Template = self
         """The template of the row that came last after one of this template."""
-        head = gets[0] + b"((" + gets[1] + gets[2] + b"X" + bytes((len(key),)) + b"\0\0\0"
-        tail = flag + gets[4] + b")Rr"
-        view = (size + b"r", stride + b"r", tail) if self.size else (size + stride + tail,)
-        self.parts = (b"r", head, b"r", gets[3] + numel + b"tr", b"Q" + offset + view[0], *view[1:], b"tr", b"Rr")
+        self.parts = (b"r", *self._parts(gets, len(key)))
         """What stands between slots; the storage key follows the second one."""
-        widths = [len(part) for part in self.parts]
-        self.layout = struct.Struct(f"<sI{widths[1]}s{len(key)}s" + "".join(f"{width}sI" for width in widths[2:]))
+        self.layout = struct.Struct(f"<sI{_layout(self.parts[1:], len(key))}")
         """The layout of a row from its name's slot on: parts and slots in turn, after the second part the key."""
         dimensions = len(self.size), len(self.stride)
         self.opcodes = 28 + sum(dimensions) + sum(count > 3 for count in dimensions) if self.size else 26
         """Opcodes of a row."""
+
+    def _parts(self, gets: Sequence[bytes], digits: int) -> tuple[bytes, ...]:
+        """Return what stands between slots behind that of the name, where the row gets its nodes from the memo so."""
+        func, word, kind, location, hooks = gets
+        numel, offset, size, stride, flag = self.numbers
+        head = func + b"((" + word + kind + b"X" + bytes((digits,)) + b"\0\0\0"
+        tail = flag + hooks + b")Rr"
+        view = (size + b"r", stride + b"r", tail) if self.size else (size + stride + tail,)
+        return (head, b"r", location + numel + b"tr", b"Q" + offset + view[0], *view[1:], b"tr", b"Rr")
+
+    def packing(self, gets: Sequence[bytes], digits: int) -> tuple[Callable[..., bytes], tuple[bytes, ...]]:
+        """Return what packs a row behind its name, and the parts to give it.
+
+        Parts and slots in turn, after the first part the storage key, of a number of `digits`. `gets` are the
+        opcodes that get the function, the word, the class, the location and the class of hooks.
+        """
+        parts = self._parts(gets, digits)
+        return struct.Struct(f"<{_layout(parts, digits)}").pack, parts
+
+    @property
+    def slots(self) -> int:
+        """Slots that a row fills behind that of its name."""
+        return len(self.parts) - 2
 
     def arguments(self, key: str) -> tuple[object, ...]:
         """Return new nodes for the arguments of a row's call."""
@@ -86,6 +107,11 @@ class Template:
         else:
             slots = (slot, key, slot + 1, slot + 2, slot + 3, slot + 4, slot + 5)
         return str(key, "ascii") if found[1::2] == slots and key.isdigit() else None
+
+
+def _layout(parts: Sequence[bytes], digits: int) -> str:
+    """Return the layout of a row's parts: after the first one the storage key, after each other one a slot."""
+    return f"{len(parts[0])}s{digits}s" + "".join(f"{len(part)}sI" for part in parts[1:])
 
 
 class Rows:

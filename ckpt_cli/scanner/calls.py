@@ -105,11 +105,13 @@ def _of_getattr(call: Call) -> Judgement:
 
 def _of_text(call: Call) -> Judgement:
     """The judgement of a name that is imported by the text of its module and its own."""
-    texts = [node.text if isinstance(node, RawString) else node for node in _arguments(call)]
-    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+    texts = [
+        node if isinstance(node, str) else node.text for node in _arguments(call) if isinstance(node, str | RawString)
+    ]
+    if len(texts) != 2 or len(_arguments(call)) != 2:
         return Judgement("dangerous", "it imports a name that only running the pickle would show")
-    judgement = judge(str(texts[0]), str(texts[1]))
-    return judgement if judgement.verdict != "depends" else Judgement("dangerous", f"it imports {texts[0]}.{texts[1]}")
+    judgement = judge(texts[0], texts[1])
+    return judgement if judgement.verdict != "depends" else Judgement("dangerous", f"it imports {'.'.join(texts)}")
 
 
 def _arguments(call: Call) -> tuple[object, ...]:

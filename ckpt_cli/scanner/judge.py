@@ -13,14 +13,20 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import Global, Graph
 from ckpt_cli.scanner.allowlist import ALLOWED, CALLING, HARMLESS
 from ckpt_cli.scanner.denylist import ALIASES, ANYWHERE, INNER, LEADS_TO, MODULES, NAMES
-from ckpt_cli.scanner.packages import PACKAGES, is_data
+from ckpt_cli.scanner.packages import KNOWN, PACKAGES, is_data
 
 if TYPE_CHECKING:
     from ckpt_cli.model.checkpoint import Checkpoint
 
-_WITHIN = frozenset(
-    ["asyncio", "collections", "compression", "concurrent", "ctypes", "curses", "dbm", "distutils", "email", "encodings", "ensurepip", "html", "http", "idlelib", "importlib", "json", "lib2to3", "logging", "msilib", "multiprocessing", "os", "pathlib", "pydoc_data", "re", "sqlite3", "string", "sysconfig", "tkinter", "tomllib", "turtledemo", "unittest", "urllib", "venv", "wsgiref", "xml", "xmlrpc", "zipfile", "zoneinfo", "_pyrepl"]
-)
+_WITHIN = {
+    word
+    for words in (
+        "asyncio collections compression concurrent ctypes curses dbm distutils email encodings ensurepip html http "
+        "idlelib importlib json lib2to3 logging msilib multiprocessing os pathlib pydoc_data re sqlite3 string "
+        "sysconfig tkinter tomllib turtledemo unittest urllib venv wsgiref xml xmlrpc zipfile zoneinfo _pyrepl",
+    )
+    for word in words.split()
+}
 """Modules of the standard library that have modules within; the others of its names with a dot are somebody else's."""
 
 _LONGEST = 512
@@ -54,7 +60,7 @@ def judge(module: str, name: str) -> Judgement:
         return _ALLOWED
     if full in CALLING:
         return _DEPENDS
-    if full in HARMLESS or f"{module}.".startswith("__torch__."):
+    if full in HARMLESS or full in KNOWN or f"{module}.".startswith("__torch__."):
         return _HARMLESS
     parts = name.split(".")
     reason = _danger(module, parts) or next(filter(None, map(_danger_through, _suffixes(parts))), None)
@@ -132,7 +138,7 @@ def _suffixes(parts: Sequence[str]) -> Iterator[str]:
 
 def _danger_through(full: str) -> str | None:
     """Return the reason that the name is dangerous that a module leads to which another one holds."""
-    if full in HARMLESS or full in ALLOWED:
+    if full in HARMLESS or full in ALLOWED or full in KNOWN:
         return None
     top, _, rest = full.partition(".")
     if top in MODULES:
@@ -145,7 +151,7 @@ def _danger_through(full: str) -> str | None:
 def _unusual_through(full: str) -> Judgement | None:
     """Return the judgement of a name of Python's or a known package's that a module of an unknown package leads to."""
     top = full.partition(".")[0]
-    if full in HARMLESS or full in ALLOWED:
+    if full in HARMLESS or full in ALLOWED or full in KNOWN:
         return None
     return _foreign(top) if top in PACKAGES else _UNUSUAL if top in sys.stdlib_module_names else None
 

@@ -10,18 +10,36 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-PACKAGES = frozenset(
-    ["torch", "functorch", "torchgen", "torch_xla", "numpy", "ml_dtypes", "scipy", "pandas", "sklearn", "joblib", "threadpoolctl", "networkx", "sympy", "mpmath", "gmpy2", "safetensors", "huggingface_hub", "transformers", "tokenizers", "hf_xet", "accelerate", "omegaconf", "hydra", "torchmetrics", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "lightning_cloud", "antlr4", "dill", "cloudpickle", "setuptools", "_distutils_hack", "pkg_resources", "pip", "wheel", "packaging", "filelock", "fsspec", "jinja2", "markupsafe", "typing_extensions", "triton", "tqdm", "yaml", "requests", "urllib3", "certifi", "idna", "charset_normalizer", "chardet", "httpx", "httpcore", "httpx2", "httpcore2", "truststore", "h11", "anyio", "sniffio", "aiohttp", "six", "dateutil", "pytz", "tzdata", "cffi", "pycparser", "numexpr", "numba", "llvmlite", "tabulate", "typer", "click", "shellingham", "rich", "pygments", "markdown_it", "mdurl", "regex", "psutil"]
+
+def _names(module: str, words: str) -> Iterator[str]:
+    return (f"{module}.{word}" for word in words.split())
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+PACKAGES = _words(
+    "torch functorch torchgen torch_xla numpy ml_dtypes scipy pandas sklearn joblib threadpoolctl networkx sympy "
+    "mpmath gmpy2 safetensors huggingface_hub transformers tokenizers hf_xet accelerate omegaconf hydra "
+    "torchmetrics lightning pytorch_lightning lightning_fabric lightning_utilities lightning_cloud antlr4 dill "
+    "cloudpickle setuptools _distutils_hack pkg_resources pip wheel packaging filelock fsspec jinja2 markupsafe "
+    "typing_extensions triton tqdm yaml requests urllib3 certifi idna charset_normalizer chardet httpx httpcore "
+    "httpx2 httpcore2 truststore h11 anyio sniffio aiohttp six dateutil pytz tzdata cffi pycparser numexpr numba "
+    "llvmlite tabulate typer click shellingham rich pygments markdown_it mdurl regex psutil"
 )
 """Top-level packages of which a checkpoint has only what stands here and in `allowlist`."""
 
-_LIGHTNING = "callbacks. core. loops. utilities.data. utilities.enums. utilities.parsing. utilities.types. trainer.states."
+_LIGHTNING = (
+    "callbacks. core. loops. utilities.data. utilities.enums. utilities.parsing. utilities.types. trainer.states."
+)
 _DEFINING = {
     "torch": (
         "nn. nn.modules. nn.parallel. nn.quantized. nn.quantizable. nn.qat. nn.intrinsic. nn.utils. nn.parameter. "
         "nn.attention.bias. optim. distributions. ao.nn. ao.quantization. ao.pruning. quantization. amp.grad_scaler. "
         "amp.autocast_mode. cuda.amp. utils.data.dataset. utils.data.sampler. utils.data.distributed. torch_version. "
-        "distributed.device_mesh. distributed.tensor. distributed._tensor. distributed._shard.sharded_tensor. "
+        "distributed.device_mesh. distributed._mesh_layout. distributed.tensor. distributed._tensor. "
+        "distributed._shard.sharded_tensor. "
         "distributed._shard.sharding_spec. distributed._shard.metadata. distributed._shard.sharded_optim. "
         "distributed.fsdp. distributed.optim. distributed.algorithms. distributed.checkpoint.metadata. "
         "distributed.checkpoint.stateful. nested. masked. fx.immutable_collections."
@@ -36,11 +54,11 @@ _DEFINING = {
     "networkx": "classes.",
     "transformers": (
         "models. generation. modeling_ configuration_ training_args trainer_utils. trainer_pt_utils. trainer_callback. "
-        "activations. pytorch_utils. cache_utils. optimization. utils.generic. utils.quantization_config. integrations. "
-        "file_utils. tokenization_utils_base. feature_extraction_utils. image_processing_utils. image_processing_base. "
-        "audio_utils. image_utils."
+        "activations. pytorch_utils. cache_utils. optimization. utils.generic. utils.quantization_config. integrations."
+        " file_utils. tokenization_utils_base. feature_extraction_utils. image_processing_utils. "
+        "image_processing_base. audio_utils. image_utils."
     ),
-    "accelerate": "utils.dataclasses. state. optimizer. scheduler.",
+    "accelerate": "utils.dataclasses. state.",
     "omegaconf": "base. dictconfig. listconfig. nodes. basecontainer. errors.",
     "torchmetrics": "",
     "pytorch_lightning": _LIGHTNING,
@@ -48,32 +66,33 @@ _DEFINING = {
     "lightning_fabric": "utilities.data. utilities.enums. utilities.types. wrappers.",
     "lightning.fabric": "utilities.data. utilities.enums. utilities.types. wrappers.",
 }
-"""Beginnings of the modules that define classes which ordinary checkpoints have, below each package; a dot ends a name."""
+"""Beginnings of the modules that define classes which ordinary checkpoints have; a dot ends a name."""
 
 _BELOW = tuple(
     f"{package}.{begin}" for package, begins in _DEFINING.items() for begin in (begins.split() if begins else ("",))
 )
 
-_APART = frozenset(
-    ["tests", "test", "testing", "_testing", "_mocking", "conftest", "externals", "datasets", "__main__", "cli", "setup", "retrieval_rag"]
+_APART = _words(
+    "tests test testing _testing _mocking conftest externals datasets callback __main__ cli setup retrieval_rag"
 )
 """Parts of a module's name that say that no class of it is in a checkpoint."""
 
-_EXCEPT = re.compile(r"DataLoader|Library|DataFrameFormatter|ThreadpoolController|\w*(Tokenizer\w*|Retriever|Processor)")
-"""Classes that these modules have or hand out, and that read files, or run something."""
+_EXCEPT = re.compile(
+    r"DataLoader|Library|DataFrameFormatter|ThreadpoolController|Window|Components|_ZoneInfo"
+    r"|\w*(Tokenizer\w*|Retriever|Processor)|_?ARNIQA|_NoTrain\w*|_LPIPS|LearnedPerceptualImagePatchSimilarity"
+    r"|PerceptualPathLength|CLIPScore|CLIPImageQualityAssessment|BERTScore|InfoLM|DISTSNetwork"
+    r"|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style"
+)
+"""Classes that these modules have or hand out, and that read or fetch files, or run something; and modules."""
 
-_CLASS = re.compile(r"_*[A-Z][A-Za-z0-9_]*|__pyx_unpickle_\w+")
-"""A class, or the function by which Cython rebuilds an object of one."""
+_CLASS = re.compile(r"_*[A-Z][A-Za-z0-9_]{2,}|__pyx_unpickle_\w+")
+"""A class, or the function by which Cython rebuilds an object of one; shorter names are modules: `F`, `NX`."""
 
-_METHODS = frozenset(("forward", "step"))
+_METHODS = _words("forward step _infer_parameters _lazy_load_hook _triangular_scale_fn _triangular2_scale_fn")
 """Methods of such classes that checkpoints refer to."""
 
 _TENSOR_METHOD = re.compile(r"torch\._C\.(_VariableFunctionsClass|TensorBase|_TensorBase)\._?[a-z]\w*")
 """Classes all of whose methods compute tensors, but for those that `denylist` has."""
-
-
-def _names(module: str, words: str) -> Iterator[str]:
-    return (f"{module}.{word}" for word in words.split())
 
 
 _UFUNCS = (
@@ -93,6 +112,7 @@ _NUMPY = (
     "signedinteger unsignedinteger character flexible clongfloat longfloat longcomplex cfloat singlecomplex ufunc "
     "ndindex ndenumerate broadcast"
 )
+_RECORDS = ("recarray", "record")
 _FUNCTIONAL = (
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
     "adaptive_max_pool3d affine_grid alpha_dropout avg_pool1d avg_pool2d avg_pool3d batch_norm bilinear "
@@ -122,10 +142,13 @@ _SPARSE = (
     "bsr_array bsr_matrix coo_array coo_matrix csc_array csc_matrix csr_array csr_matrix dia_array dia_matrix "
     "dok_array dok_matrix lil_array lil_matrix sparray spmatrix"
 )
-_SPARSE_MODULES = ["bsr", "coo", "csc", "csr", "dia", "dok", "lil", "base"]
+_SPARSE_MODULES = _words("bsr coo csc csr dia dok lil base")
 _SPECIAL = (
     "expit logit log_expit erf erfc erfinv ndtr ndtri gamma gammaln loggamma digamma beta betaln xlogy xlog1py entr "
     "rel_entr boxcox boxcox1p inv_boxcox inv_boxcox1p exp10 exp2 expm1 log1p cbrt"
+)
+_INTERPOLATED = " ".join(
+    f"interp1d._call_{how}" for how in ("linear", "linear_np", "nearest", "previousnext", "spline")
 )
 _METRICS = (
     "accuracy_score adjusted_mutual_info_score adjusted_rand_score auc average_precision_score balanced_accuracy_score "
@@ -152,18 +175,22 @@ _PANDAS = (
     "Series SparseDtype StringDtype Timedelta TimedeltaIndex Timestamp UInt16Dtype UInt32Dtype UInt64Dtype UInt8Dtype"
 )
 
-FUNCTIONS = frozenset(
+KNOWN = frozenset(
     (
         *(f"torch.nn.functional.{name}" for name in _FUNCTIONAL.split()),
         *(f"torch._C._nn.{name}" for name in _FUNCTIONAL.split()),
         *_names("torch._C", "TensorBase _TensorBase _VariableFunctionsClass _VariableFunctions Generator"),
         *_names("torch.nn.init", _INIT),
         *_names("torch.return_types", _RETURNS),
-        *_names("torch", "finfo iinfo"),
+        *_names("torch", "finfo iinfo ScriptObject"),
         *_names("torch.storage", "_LegacyStorage _TypedStorage _UntypedStorage"),
         *_names("torch._tensor", "Tensor _rebuild_from_type"),
         *_names("torch.tensor", "Tensor _rebuild_from_type"),
         *_names("torch._utils", "_rebuild_sparse_csr_tensor"),
+        *_names("torch.nested._internal.nested_tensor", "_rebuild_njt"),
+        *_names("torch._dynamo.decorators", "_DimRange"),
+        *_names("torch.utils.hooks", "RemovableHandle"),
+        *_names("torch.distributed.checkpoint.filesystem", "_StorageInfo _StoragePrefix"),
         *_names("torch.amp.grad_scaler", "_refresh_per_optimizer_state"),
         *_names("torch.cuda.amp.grad_scaler", "_refresh_per_optimizer_state"),
         *_names("torch.autograd", "Variable"),
@@ -174,11 +201,19 @@ FUNCTIONS = frozenset(
         *_names("numpy", f"{_UFUNCS} {_NUMPY}"),
         *(f"numpy.{core}.numeric.{name}" for core in ("core", "_core") for name in ("dtype", "array")),
         *(f"numpy.{core}.multiarray.ndarray" for core in ("core", "_core")),
-        *_names("pandas", _PANDAS),
+        *(f"numpy.{core}._internal._convert_to_stringdtype_kwargs" for core in ("core", "_core")),
+        *(f"numpy.{records}.{name}" for records in ("rec", "core.records", "_core.records") for name in _RECORDS),
+        *_names("pandas", f"{_PANDAS} NA NaT"),
+        *_names("pandas._libs.missing", "NA"),
         *_names("pandas.core.indexes.base", "_new_Index"),
         *_names("pandas.indexes.base", "_new_Index"),
         *_names("pandas.core.indexes.datetimes", "_new_DatetimeIndex"),
         *_names("pandas.core.indexes.period", "_new_PeriodIndex"),
+        *_names("pandas.core.indexes.timedeltas", "_new_TimedeltaIndex"),
+        *_names("pandas.core.indexes.interval", "_new_IntervalIndex"),
+        *_names("dateutil.relativedelta", "relativedelta"),
+        *_names("dateutil.tz.tz", "tzutc"),
+        *_names("pytz", "_UTC _p"),
         *_names("pandas._libs.internals", "_unpickle_block"),
         *_names("pandas._libs.tslibs.timestamps", "_unpickle_timestamp"),
         *_names("pandas._libs.tslibs.timedeltas", "_timedelta_unpickle"),
@@ -194,10 +229,11 @@ FUNCTIONS = frozenset(
         ),
         *_names("scipy.special", _SPECIAL),
         *_names("scipy.special._ufuncs", _SPECIAL),
+        *_names("scipy.special._special_ufuncs", _SPECIAL),
         *_names("scipy.spatial._ckdtree", "cKDTree"),
         *_names("scipy.spatial.ckdtree", "cKDTree"),
-        *_names("scipy.interpolate._interpolate", "interp1d interp2d"),
-        *_names("scipy.interpolate.interpolate", "interp1d interp2d"),
+        *_names("scipy.interpolate._interpolate", f"interp1d interp2d {_INTERPOLATED}"),
+        *_names("scipy.interpolate.interpolate", f"interp1d interp2d {_INTERPOLATED}"),
         *_names("scipy.stats._kde", "gaussian_kde"),
         *_names("scipy.stats.kde", "gaussian_kde"),
         *_names("scipy.special._orthogonal", "orthopoly1d"),
@@ -210,11 +246,18 @@ FUNCTIONS = frozenset(
         *_names("sklearn.feature_selection._mutual_info", _SELECTION),
         *(
             f"sklearn.{module}.newObj"
-            for module in ["neighbors._kd_tree", "neighbors._ball_tree", "neighbors.kd_tree", "neighbors.ball_tree", "neighbors._dist_metrics", "neighbors.dist_metrics", "metrics._dist_metrics"]
+            for module in _words(
+                "neighbors._kd_tree neighbors._ball_tree neighbors.kd_tree neighbors.ball_tree neighbors._dist_metrics "
+                "neighbors.dist_metrics metrics._dist_metrics"
+            )
         ),
+        *_names("scipy._lib.array_api_compat.numpy._aliases", "asarray"),
         *_names("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper NDArrayWrapper"),
         *_names("joblib.numpy_pickle", "NumpyArrayWrapper NDArrayWrapper"),
         *_names("joblib.numpy_pickle_compat", "NDArrayWrapper ZNDArrayWrapper"),
+        *_names("sklearn.cluster._kmeans", "_kmeans_single_lloyd _kmeans_single_elkan"),
+        *_names("torchmetrics.metric", "jit_distributed_available"),
+        *_names("torchmetrics.utilities.distributed", "gather_all_tensors jit_distributed_available"),
         *_names("torchmetrics.utilities.data", "dim_zero_cat dim_zero_max dim_zero_mean dim_zero_min dim_zero_sum"),
         *_names("pytorch_lightning", "LightningModule"),
         *_names("omegaconf", "DictConfig ListConfig"),
@@ -229,7 +272,7 @@ FUNCTIONS = frozenset(
 def is_data(module: str, name: str) -> bool:
     """True if a name of one of the packages only builds data."""
     full = f"{module}.{name}"
-    if full in FUNCTIONS or _TENSOR_METHOD.fullmatch(full):
+    if full in KNOWN or _TENSOR_METHOD.fullmatch(full):
         return True
     kind, dot, attribute = name.partition(".")
     if not _CLASS.fullmatch(kind) or _EXCEPT.fullmatch(kind):

@@ -212,7 +212,7 @@ class Rewriting:
             refuse_new_ties({name for names in stored.values() for name in names}, strings, aliases)
         if index == self._old_index:
             return name_of(file.path), file.read(0, file.size)
-        return name_of(file.path), (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+        return name_of(file.path), as_text(index)
 
     def _stored_after(self) -> dict[str, list[str]]:
         """The names that each shard has bytes for afterwards, by the shard's file name."""
@@ -326,6 +326,11 @@ class Rewriting:
     def names(self) -> Sequence[str]:
         """The files that are written."""
         return [*(part.name for part in self.parts), *([self.index[0]] if self.index else [])]
+
+
+def as_text(index: Mapping[str, Any]) -> bytes:
+    """Return the content of the file of an index, as huggingface_hub writes it."""
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _is_nothing(changes: Changes) -> bool:

@@ -50,14 +50,7 @@ class _Scripted:
 
     def unwrap(self, node: Call) -> object:
         """The list or dict that a call only says the type of."""
-        found: object = node
-        for _ in range(_WRAPPED):
-            if not isinstance(found, Call) or not _is_wrapper(found.func):
-                break
-            if not isinstance(found.args, tuple) or not found.args:
-                break
-            found = found.args[0]
-        return found
+        return unwrapped(node)
 
     def kinds(self, node: Call) -> Mapping[str, str]:
         """Return the kinds of attributes that an object's class declares."""
@@ -85,6 +78,18 @@ class _Scripted:
             elif listed and budget.affords((self, "declarations"), len(listed), limits.SCRIPT_DECLARED):
                 kinds.update(dict.fromkeys(_QUOTED.findall(listed), group.removesuffix("s")))
         return classes
+
+
+def unwrapped(node: object) -> object:
+    """Return the list or dict that a call only says the type of; any other node as it is."""
+    found = node
+    for _ in range(_WRAPPED):
+        if not isinstance(found, Call) or not _is_wrapper(found.func):
+            break
+        if not isinstance(found.args, tuple) or not found.args:
+            break
+        found = found.args[0]
+    return found
 
 
 def _is_wrapper(func: object) -> bool:

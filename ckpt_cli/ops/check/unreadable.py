@@ -69,7 +69,8 @@ def _short(broken: Broken) -> Iterator[Occurrence]:
 
 def _malformed(broken: Broken) -> Iterator[Occurrence]:
     if type(broken.error) is MalformedError and broken.late_zip is None:
-        yield Occurrence(broken.where, broken.error.problem, hint=broken.error.hint or "")
+        index = "ckpt index FILE writes it again from its shards" if broken.where.endswith(".index.json") else ""
+        yield Occurrence(broken.where, broken.error.problem, hint=broken.error.hint or index)
 
 
 def _leading(broken: Broken) -> Iterator[Occurrence]:
