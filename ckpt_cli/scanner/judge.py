@@ -13,20 +13,16 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import Global, Graph
 from ckpt_cli.scanner.allowlist import ALLOWED, CALLING, HARMLESS
 from ckpt_cli.scanner.denylist import ALIASES, ANYWHERE, INNER, LEADS_TO, MODULES, NAMES
-from ckpt_cli.scanner.packages import KNOWN, PACKAGES, is_data
+from ckpt_cli.scanner.packages import KNOWN, PACKAGES, is_data, words
 
 if TYPE_CHECKING:
     from ckpt_cli.model.checkpoint import Checkpoint
 
-_WITHIN = {
-    word
-    for words in (
-        "asyncio collections compression concurrent ctypes curses dbm distutils email encodings ensurepip html http "
-        "idlelib importlib json lib2to3 logging msilib multiprocessing os pathlib pydoc_data re sqlite3 string "
-        "sysconfig tkinter tomllib turtledemo unittest urllib venv wsgiref xml xmlrpc zipfile zoneinfo _pyrepl",
-    )
-    for word in words.split()
-}
+_WITHIN = words(
+    "asyncio collections compression concurrent ctypes curses dbm distutils email encodings ensurepip html http "
+    "idlelib importlib json lib2to3 logging msilib multiprocessing os pathlib pydoc_data re sqlite3 string sysconfig "
+    "tkinter tomllib turtledemo unittest urllib venv wsgiref xml xmlrpc zipfile zoneinfo _pyrepl"
+)
 """Modules of the standard library that have modules within; the others of its names with a dot are somebody else's."""
 
 _LONGEST = 512
@@ -132,8 +128,9 @@ def _listed(full: str, beyond: int) -> str | None:
 def _suffixes(parts: Sequence[str]) -> Iterator[str]:
     """Yield what a name with dots may be where any of its parts but the last is a module that another one holds."""
     for at in range(len(parts) - 1):
-        first = parts[at].lstrip("_") or parts[at]
-        yield ".".join((ALIASES.get(first, first), *parts[at + 1 :]))
+        first = parts[at]
+        for module in dict.fromkeys((first, ALIASES.get(first, first.lstrip("_")))):
+            yield ".".join((module, *parts[at + 1 :]))
 
 
 def _danger_through(full: str) -> str | None:

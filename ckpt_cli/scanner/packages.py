@@ -15,11 +15,12 @@ def _names(module: str, words: str) -> Iterator[str]:
     return (f"{module}.{word}" for word in words.split())
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
     return frozenset(text.split())
 
 
-PACKAGES = _words(
+PACKAGES = words(
     "torch functorch torchgen torch_xla numpy ml_dtypes scipy pandas sklearn joblib threadpoolctl networkx sympy "
     "mpmath gmpy2 safetensors huggingface_hub transformers tokenizers hf_xet accelerate omegaconf hydra "
     "torchmetrics lightning pytorch_lightning lightning_fabric lightning_utilities lightning_cloud antlr4 dill "
@@ -72,7 +73,7 @@ _BELOW = tuple(
     f"{package}.{begin}" for package, begins in _DEFINING.items() for begin in (begins.split() if begins else ("",))
 )
 
-_APART = _words(
+_APART = words(
     "tests test testing _testing _mocking conftest externals datasets callback __main__ cli setup retrieval_rag"
 )
 """Parts of a module's name that say that no class of it is in a checkpoint."""
@@ -88,7 +89,7 @@ _EXCEPT = re.compile(
 _CLASS = re.compile(r"_*[A-Z][A-Za-z0-9_]{2,}|__pyx_unpickle_\w+")
 """A class, or the function by which Cython rebuilds an object of one; shorter names are modules: `F`, `NX`."""
 
-_METHODS = _words("forward step _infer_parameters _lazy_load_hook _triangular_scale_fn _triangular2_scale_fn")
+_METHODS = words("forward step _infer_parameters _lazy_load_hook _triangular_scale_fn _triangular2_scale_fn")
 """Methods of such classes that checkpoints refer to."""
 
 _TENSOR_METHOD = re.compile(r"torch\._C\.(_VariableFunctionsClass|TensorBase|_TensorBase)\._?[a-z]\w*")
@@ -142,7 +143,7 @@ _SPARSE = (
     "bsr_array bsr_matrix coo_array coo_matrix csc_array csc_matrix csr_array csr_matrix dia_array dia_matrix "
     "dok_array dok_matrix lil_array lil_matrix sparray spmatrix"
 )
-_SPARSE_MODULES = _words("bsr coo csc csr dia dok lil base")
+_SPARSE_MODULES = words("bsr coo csc csr dia dok lil base")
 _SPECIAL = (
     "expit logit log_expit erf erfc erfinv ndtr ndtri gamma gammaln loggamma digamma beta betaln xlogy xlog1py entr "
     "rel_entr boxcox boxcox1p inv_boxcox inv_boxcox1p exp10 exp2 expm1 log1p cbrt"
@@ -246,7 +247,7 @@ KNOWN = frozenset(
         *_names("sklearn.feature_selection._mutual_info", _SELECTION),
         *(
             f"sklearn.{module}.newObj"
-            for module in _words(
+            for module in words(
                 "neighbors._kd_tree neighbors._ball_tree neighbors.kd_tree neighbors.ball_tree neighbors._dist_metrics "
                 "neighbors.dist_metrics metrics._dist_metrics"
             )

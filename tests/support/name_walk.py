@@ -28,6 +28,9 @@ from ckpt_cli.scanner.packages import KNOWN, PACKAGES
 FOUND = ("dangerous", "unusual")
 """Verdicts that are an error or a warning."""
 
+QUIET = ALLOWED | HARMLESS | KNOWN
+"""Names that are quiet by whatever way they are reached."""
+
 NOT_IMPORTED = {
     word
     for words in (
@@ -107,12 +110,12 @@ class Walk:
         """Judge names that lead to this module through one of an unknown package, or through others that it holds."""
         for name in list(vars(module)):
             full = f"{path}.{name}"
-            if not (full in KNOWN or full in HARMLESS or full in ALLOWED) and judge("lab", full).verdict not in FOUND:
+            if full not in QUIET and judge("lab", full).verdict not in FOUND:
                 yield f"lab.{full}: a name of a known package that is quiet through an unknown one"
         for _ in range(20):
             name = long_name(module, self._random) or ""
             self.judged += 1
-            if name and judge(path, name).verdict not in FOUND and f"{path}.{name}" not in HARMLESS | KNOWN:
+            if name and judge(path, name).verdict not in FOUND and f"{path}.{name}" not in QUIET:
                 yield f"{path}.{name}: quiet through modules"
 
     def _doing(self, full: str, value: object) -> Iterator[str]:
