@@ -55,7 +55,7 @@ _DEFINING = {
     "networkx": "classes.",
     "transformers": (
         "models. generation. modeling_ configuration_ training_args trainer_utils. trainer_pt_utils. trainer_callback. "
-        "activations. pytorch_utils. cache_utils. optimization. utils.generic. utils.quantization_config. integrations."
+        "activations. pytorch_utils. cache_utils. optimization. utils.generic. utils.quantization_config."
         " file_utils. tokenization_utils_base. feature_extraction_utils. image_processing_utils. "
         "image_processing_base. audio_utils. image_utils."
     ),
@@ -82,7 +82,7 @@ _EXCEPT = re.compile(
     r"DataLoader|Library|DataFrameFormatter|ThreadpoolController|Window|Components|_ZoneInfo"
     r"|\w*(Tokenizer\w*|Retriever|Processor)|_?ARNIQA|_NoTrain\w*|_LPIPS|LearnedPerceptualImagePatchSimilarity"
     r"|PerceptualPathLength|CLIPScore|CLIPImageQualityAssessment|BERTScore|InfoLM|DISTSNetwork"
-    r"|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style"
+    r"|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style|Thread|_Lazy\w+|\w*CandidateGenerator"
 )
 """Classes that these modules have or hand out, and that read or fetch files, or run something; and modules."""
 
@@ -263,6 +263,8 @@ KNOWN = frozenset(
         *_names("pytorch_lightning", "LightningModule"),
         *_names("omegaconf", "DictConfig ListConfig"),
         *_names("networkx", "Graph DiGraph MultiGraph MultiDiGraph"),
+        *_names("transformers.integrations.deepspeed", "HfDeepSpeedConfig HfTrainerDeepSpeedConfig"),
+        *_names("transformers.deepspeed", "HfDeepSpeedConfig HfTrainerDeepSpeedConfig"),
         *_names("packaging.version", "Version"),
         *_names("tokenizers", "AddedToken"),
     )

@@ -129,19 +129,22 @@ class Walk:
                 yield f"{full}: {doing}"
 
 
-def walk(packages: Iterable[str]) -> tuple[Walk, list[str]]:
-    """Walk packages; return the walk and what is wrong."""
-    state = Walk()
-    wrong = [line for package in packages for found in modules_of(package) for line in state.module(*found)]
-    return state, wrong
+def walk(packages: Iterable[str], state: Walk) -> Iterator[str]:
+    """Walk packages; yield a line for each name that is wrongly quiet."""
+    for package in packages:
+        for path, module in modules_of(package):
+            yield from state.module(path, module)
 
 
 def main(packages: list[str]) -> int:
     """Walk the packages given, or all."""
     warnings.simplefilter("ignore")
-    state, wrong = walk(packages or sorted({*PACKAGES, *sys.stdlib_module_names}))
-    print(*wrong, sep="\n")
-    print(f"{state.judged} names judged, {state.quiet} are quiet, {len(wrong)} of them wrongly")
+    state = Walk()
+    wrong = 0
+    for line in walk(packages or sorted({*PACKAGES, *sys.stdlib_module_names}), state):
+        wrong += 1
+        print(line, flush=True)
+    print(f"{state.judged} names judged, {state.quiet} are quiet, {wrong} of them wrongly")
     return 1 if wrong else 0
 
 
