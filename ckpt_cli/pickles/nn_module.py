@@ -153,7 +153,7 @@ def is_scalar(node: object) -> bool:
 
 def has_notes(root: object) -> bool:
     """True if any state_dict in a pickle has `_metadata`."""
-    return any(pairs for node in nodes_of(root) for pairs in notes_of(node))
+    return any(pairs for node in nodes_of(root, within_rows=False) for pairs in notes_of(node))
 
 
 def notes_of(holder: object) -> Iterable[list[object]]:

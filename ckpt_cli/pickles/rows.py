@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _AT_ONCE = 1 << 9
 """Rows between two looks at the limits."""
 
-_BLOCKS = 7
-"""Blocks of memory that the nodes of a row's arguments take once they are made."""
+_BLOCKS = 5
+"""Blocks of memory that opcodes take more for a tensor than a row does whose nodes are not made."""
 
 _TEMPLATES = 1 << 12
 """Templates of one pickle: tensors of further shapes are read opcode by opcode."""

@@ -50,7 +50,7 @@ def write_pickle(root: object, data: bytes | memoryview, write: Write, protocol:
     Raises UnsupportedError for an integer that no opcode can hold.
     """
     emitter = _Emitter(data, write)
-    emitter.run(protocol or protocol_of(nodes_of(root)), root)
+    emitter.run(protocol or protocol_of(nodes_of(root, within_rows=False)), root)
 
 
 class _Then:
