@@ -56,7 +56,7 @@ _DEFINING = {
     "transformers": (
         "models. generation. modeling_ configuration_ training_args trainer_utils. trainer_pt_utils. trainer_callback. "
         "activations. pytorch_utils. cache_utils. optimization. utils.generic. utils.quantization_config."
-        " file_utils. tokenization_utils_base. feature_extraction_utils. image_processing_utils. "
+        " file_utils. feature_extraction_utils. image_processing_utils. "
         "image_processing_base. audio_utils. image_utils."
     ),
     "accelerate": "utils.dataclasses. state.",
@@ -82,9 +82,12 @@ _EXCEPT = re.compile(
     r"DataLoader|Library|DataFrameFormatter|ThreadpoolController|Window|Components|_ZoneInfo"
     r"|\w*(Tokenizer\w*|Retriever|Processor)|_?ARNIQA|_NoTrain\w*|_LPIPS|LearnedPerceptualImagePatchSimilarity"
     r"|PerceptualPathLength|CLIPScore|CLIPImageQualityAssessment|BERTScore|InfoLM|DISTSNetwork"
-    r"|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style|Thread|_Lazy\w+|\w*CandidateGenerator"
+    r"|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style|Thread|Image|ImageDraw|ImageFont|_Lazy\w+|\w*CandidateGenerator"
 )
 """Classes that these modules have or hand out, and that read or fetch files, or run something; and modules."""
+
+_READING = re.compile(r"transformers\..*\b(tokenization|processing|image_processing_pil)_.*")
+"""Modules of classes that read files when they are made."""
 
 _CLASS = re.compile(r"_*[A-Z][A-Za-z0-9_]{2,}|__pyx_unpickle_\w+")
 """A class, or the function by which Cython rebuilds an object of one; shorter names are modules: `F`, `NX`."""
@@ -191,6 +194,7 @@ KNOWN = frozenset(
         *_names("torch.nested._internal.nested_tensor", "_rebuild_njt"),
         *_names("torch._dynamo.decorators", "_DimRange"),
         *_names("torch.utils.hooks", "RemovableHandle"),
+        *_names("torch.nn.backends.thnn", "_get_thnn_function_backend"),
         *_names("torch.distributed.checkpoint.filesystem", "_StorageInfo _StoragePrefix"),
         *_names("torch.amp.grad_scaler", "_refresh_per_optimizer_state"),
         *_names("torch.cuda.amp.grad_scaler", "_refresh_per_optimizer_state"),
@@ -265,8 +269,12 @@ KNOWN = frozenset(
         *_names("networkx", "Graph DiGraph MultiGraph MultiDiGraph"),
         *_names("transformers.integrations.deepspeed", "HfDeepSpeedConfig HfTrainerDeepSpeedConfig"),
         *_names("transformers.deepspeed", "HfDeepSpeedConfig HfTrainerDeepSpeedConfig"),
+        *_names("transformers.tokenization_utils_base", "BatchEncoding"),
         *_names("packaging.version", "Version"),
-        *_names("tokenizers", "AddedToken"),
+        *_names("packaging._structures", "InfinityType NegativeInfinityType"),
+        *_names("tokenizers", "AddedToken Tokenizer"),
+        *_names("regex._regex", "compile"),
+        *_names("typing_extensions", "Annotated Literal"),
     )
 )
 """Functions, and classes of other modules or with small letters, that ordinary checkpoints have."""
@@ -282,4 +290,6 @@ def is_data(module: str, name: str) -> bool:
         return False
     if dot and not (attribute in _METHODS or (attribute.isupper() and "." not in attribute)):
         return False
-    return f"{module}.".startswith(_BELOW) and _APART.isdisjoint(module.split("."))
+    if not f"{module}.".startswith(_BELOW) or _READING.fullmatch(module):
+        return False
+    return _APART.isdisjoint(module.split("."))

@@ -91,6 +91,8 @@ REVIEWED = {
     "networkx.utils.decorators.argmap.compile": "compiles wrappers of functions of networkx",
     "accelerate.utils.environment.check_cuda_fp8_capability": "runs nvidia-smi",
     "transformers.utils.import_utils._is_package_available": "imports a package that it names itself",
+    "transformers.utils.import_utils.is_ninja_available": "runs ninja --version",
+    "accelerate.utils.environment.override_numa_affinity": "binds the process to processors",
     "transformers.training_args.TrainingArguments._process_fsdp_args": "reads a JSON file",
     "transformers.integrations.deepspeed.HfTrainerDeepSpeedConfig.__init__": "reads a JSON file",
     "transformers.integrations.deepspeed.HfDeepSpeedConfig.__init__": "reads a JSON file",
