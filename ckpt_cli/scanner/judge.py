@@ -6,31 +6,34 @@ Only the name is judged here; `scanner/calls.py` judges its use.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import Global, Graph
 from ckpt_cli.scanner.allowlist import ALLOWED, CALLING, HARMLESS
 from ckpt_cli.scanner.denylist import ALIASES, ANYWHERE, INNER, LEADS_TO, MODULES, NAMES
-from ckpt_cli.scanner.packages import KNOWN, PACKAGES, is_data
+from ckpt_cli.scanner.packages import KNOWN, PACKAGES, is_data, words
 
 if TYPE_CHECKING:
     from ckpt_cli.model.checkpoint import Checkpoint
 
-_WITHIN = {
-    word
-    for words in (
-        "asyncio collections compression concurrent ctypes curses dbm distutils email encodings ensurepip html http "
-        "idlelib importlib json lib2to3 logging msilib multiprocessing os pathlib pydoc_data re sqlite3 string "
-        "sysconfig tkinter tomllib turtledemo unittest urllib venv wsgiref xml xmlrpc zipfile zoneinfo _pyrepl",
-    )
-    for word in words.split()
-}
+_WITHIN = words(
+    "asyncio collections compression concurrent ctypes curses dbm distutils email encodings ensurepip html http "
+    "idlelib importlib json lib2to3 logging msilib multiprocessing os pathlib pydoc_data re sqlite3 string sysconfig "
+    "tkinter tomllib turtledemo unittest urllib venv wsgiref xml xmlrpc zipfile zoneinfo _pyrepl"
+)
 """Modules of the standard library that have modules within; the others of its names with a dot are somebody else's."""
 
 _LONGEST = 512
 """Characters of a name that is looked at; no real one comes near."""
+
+_DEEPEST = 24
+"""Dots in such a name."""
+
+_NAMES = 1 << 13
+"""Names whose suffixes are judged once only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ def judge(module: str, name: str) -> Judgement:
     """Judge one name as the pickle gives it; names of Python 2 mean what Python 3 makes of them."""
     if len(module) + len(name) > _LONGEST:
         return Judgement("dangerous", "no name is that long")
+    if module.count(".") + name.count(".") > _DEEPEST:
+        return Judgement("dangerous", "no name has that many parts")
     module, name = modern(module, name)
     full = f"{module}.{name}"
     if full in ALLOWED:
@@ -62,8 +67,7 @@ def judge(module: str, name: str) -> Judgement:
         return _DEPENDS
     if full in HARMLESS or full in KNOWN or f"{module}.".startswith("__torch__."):
         return _HARMLESS
-    parts = name.split(".")
-    reason = _danger(module, parts) or next(filter(None, map(_danger_through, _suffixes(parts))), None)
+    reason = _danger(module, name) or _danger_within(name)
     if reason:
         return Judgement("dangerous", reason)
     top = module.partition(".")[0]
@@ -71,8 +75,7 @@ def judge(module: str, name: str) -> Judgement:
         return _HARMLESS if is_data(module, name) else _foreign(top)
     if _is_standard(module, top):
         return _UNUSUAL
-    through = next(filter(None, map(_unusual_through, _suffixes(parts))), None)
-    return through or _UNKNOWN
+    return _unusual_within(name) or _UNKNOWN
 
 
 def dangerous(names: Iterable[Global]) -> Iterator[Global]:
@@ -102,9 +105,9 @@ def modern(module: str, name: str) -> tuple[str, str]:
     return IMPORT_MAPPING.get(module, module), name
 
 
-def _danger(module: str, parts: Sequence[str]) -> str | None:
+def _danger(module: str, name: str) -> str | None:
     """Return the reason that a name is dangerous; None where it is not known to be."""
-    name = ".".join(parts)
+    parts = name.split(".")
     why = _listed(f"{module}.{name}", len(module))
     if why:
         return why
@@ -129,11 +132,25 @@ def _listed(full: str, beyond: int) -> str | None:
     return None
 
 
-def _suffixes(parts: Sequence[str]) -> Iterator[str]:
+@lru_cache(_NAMES)
+def _danger_within(name: str) -> str | None:
+    """Return the reason that one of the suffixes of a name is dangerous."""
+    return next(filter(None, map(_danger_through, _suffixes(name))), None)
+
+
+@lru_cache(_NAMES)
+def _unusual_within(name: str) -> Judgement | None:
+    """Return the judgement of the first suffix of a name that is unusual."""
+    return next(filter(None, map(_unusual_through, _suffixes(name))), None)
+
+
+def _suffixes(name: str) -> Iterator[str]:
     """Yield what a name with dots may be where any of its parts but the last is a module that another one holds."""
+    parts = name.split(".")
     for at in range(len(parts) - 1):
-        first = parts[at].lstrip("_") or parts[at]
-        yield ".".join((ALIASES.get(first, first), *parts[at + 1 :]))
+        first = parts[at]
+        for module in dict.fromkeys((first, ALIASES.get(first, first.lstrip("_")))):
+            yield ".".join((module, *parts[at + 1 :]))
 
 
 def _danger_through(full: str) -> str | None:

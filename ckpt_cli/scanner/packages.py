@@ -15,11 +15,12 @@ def _names(module: str, words: str) -> Iterator[str]:
     return (f"{module}.{word}" for word in words.split())
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
     return frozenset(text.split())
 
 
-PACKAGES = _words(
+PACKAGES = words(
     "torch functorch torchgen torch_xla numpy ml_dtypes scipy pandas sklearn joblib threadpoolctl networkx sympy "
     "mpmath gmpy2 safetensors huggingface_hub transformers tokenizers hf_xet accelerate omegaconf hydra "
     "torchmetrics lightning pytorch_lightning lightning_fabric lightning_utilities lightning_cloud antlr4 dill "
@@ -54,8 +55,8 @@ _DEFINING = {
     "networkx": "classes.",
     "transformers": (
         "models. generation. modeling_ configuration_ training_args trainer_utils. trainer_pt_utils. trainer_callback. "
-        "activations. pytorch_utils. cache_utils. optimization. utils.generic. utils.quantization_config. integrations."
-        " file_utils. tokenization_utils_base. feature_extraction_utils. image_processing_utils. "
+        "activations. pytorch_utils. cache_utils. optimization. utils.generic. utils.quantization_config."
+        " file_utils. feature_extraction_utils. image_processing_utils. "
         "image_processing_base. audio_utils. image_utils."
     ),
     "accelerate": "utils.dataclasses. state.",
@@ -72,7 +73,7 @@ _BELOW = tuple(
     f"{package}.{begin}" for package, begins in _DEFINING.items() for begin in (begins.split() if begins else ("",))
 )
 
-_APART = _words(
+_APART = words(
     "tests test testing _testing _mocking conftest externals datasets callback __main__ cli setup retrieval_rag"
 )
 """Parts of a module's name that say that no class of it is in a checkpoint."""
@@ -81,14 +82,17 @@ _EXCEPT = re.compile(
     r"DataLoader|Library|DataFrameFormatter|ThreadpoolController|Window|Components|_ZoneInfo"
     r"|\w*(Tokenizer\w*|Retriever|Processor)|_?ARNIQA|_NoTrain\w*|_LPIPS|LearnedPerceptualImagePatchSimilarity"
     r"|PerceptualPathLength|CLIPScore|CLIPImageQualityAssessment|BERTScore|InfoLM|DISTSNetwork"
-    r"|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style"
+    r"|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style|Thread|Image|ImageDraw|ImageFont|_Lazy\w+|\w*CandidateGenerator"
 )
 """Classes that these modules have or hand out, and that read or fetch files, or run something; and modules."""
+
+_READING = re.compile(r"transformers\..*\b(tokenization|processing|image_processing_pil)_.*")
+"""Modules of classes that read files when they are made."""
 
 _CLASS = re.compile(r"_*[A-Z][A-Za-z0-9_]{2,}|__pyx_unpickle_\w+")
 """A class, or the function by which Cython rebuilds an object of one; shorter names are modules: `F`, `NX`."""
 
-_METHODS = _words("forward step _infer_parameters _lazy_load_hook _triangular_scale_fn _triangular2_scale_fn")
+_METHODS = words("forward step _infer_parameters _lazy_load_hook _triangular_scale_fn _triangular2_scale_fn")
 """Methods of such classes that checkpoints refer to."""
 
 _TENSOR_METHOD = re.compile(r"torch\._C\.(_VariableFunctionsClass|TensorBase|_TensorBase)\._?[a-z]\w*")
@@ -142,7 +146,7 @@ _SPARSE = (
     "bsr_array bsr_matrix coo_array coo_matrix csc_array csc_matrix csr_array csr_matrix dia_array dia_matrix "
     "dok_array dok_matrix lil_array lil_matrix sparray spmatrix"
 )
-_SPARSE_MODULES = _words("bsr coo csc csr dia dok lil base")
+_SPARSE_MODULES = words("bsr coo csc csr dia dok lil base")
 _SPECIAL = (
     "expit logit log_expit erf erfc erfinv ndtr ndtri gamma gammaln loggamma digamma beta betaln xlogy xlog1py entr "
     "rel_entr boxcox boxcox1p inv_boxcox inv_boxcox1p exp10 exp2 expm1 log1p cbrt"
@@ -190,6 +194,7 @@ KNOWN = frozenset(
         *_names("torch.nested._internal.nested_tensor", "_rebuild_njt"),
         *_names("torch._dynamo.decorators", "_DimRange"),
         *_names("torch.utils.hooks", "RemovableHandle"),
+        *_names("torch.nn.backends.thnn", "_get_thnn_function_backend"),
         *_names("torch.distributed.checkpoint.filesystem", "_StorageInfo _StoragePrefix"),
         *_names("torch.amp.grad_scaler", "_refresh_per_optimizer_state"),
         *_names("torch.cuda.amp.grad_scaler", "_refresh_per_optimizer_state"),
@@ -246,7 +251,7 @@ KNOWN = frozenset(
         *_names("sklearn.feature_selection._mutual_info", _SELECTION),
         *(
             f"sklearn.{module}.newObj"
-            for module in _words(
+            for module in words(
                 "neighbors._kd_tree neighbors._ball_tree neighbors.kd_tree neighbors.ball_tree neighbors._dist_metrics "
                 "neighbors.dist_metrics metrics._dist_metrics"
             )
@@ -262,8 +267,14 @@ KNOWN = frozenset(
         *_names("pytorch_lightning", "LightningModule"),
         *_names("omegaconf", "DictConfig ListConfig"),
         *_names("networkx", "Graph DiGraph MultiGraph MultiDiGraph"),
+        *_names("transformers.integrations.deepspeed", "HfDeepSpeedConfig HfTrainerDeepSpeedConfig"),
+        *_names("transformers.deepspeed", "HfDeepSpeedConfig HfTrainerDeepSpeedConfig"),
+        *_names("transformers.tokenization_utils_base", "BatchEncoding"),
         *_names("packaging.version", "Version"),
-        *_names("tokenizers", "AddedToken"),
+        *_names("packaging._structures", "InfinityType NegativeInfinityType"),
+        *_names("tokenizers", "AddedToken Tokenizer"),
+        *_names("regex._regex", "compile"),
+        *_names("typing_extensions", "Annotated Literal"),
     )
 )
 """Functions, and classes of other modules or with small letters, that ordinary checkpoints have."""
@@ -279,4 +290,6 @@ def is_data(module: str, name: str) -> bool:
         return False
     if dot and not (attribute in _METHODS or (attribute.isupper() and "." not in attribute)):
         return False
-    return f"{module}.".startswith(_BELOW) and _APART.isdisjoint(module.split("."))
+    if not f"{module}.".startswith(_BELOW) or _READING.fullmatch(module):
+        return False
+    return _APART.isdisjoint(module.split("."))

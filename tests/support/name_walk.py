@@ -28,6 +28,9 @@ from ckpt_cli.scanner.packages import KNOWN, PACKAGES
 FOUND = ("dangerous", "unusual")
 """Verdicts that are an error or a warning."""
 
+QUIET = ALLOWED | HARMLESS | KNOWN
+"""Names that are quiet by whatever way they are reached."""
+
 NOT_IMPORTED = {
     word
     for words in (
@@ -107,12 +110,12 @@ class Walk:
         """Judge names that lead to this module through one of an unknown package, or through others that it holds."""
         for name in list(vars(module)):
             full = f"{path}.{name}"
-            if not (full in KNOWN or full in HARMLESS or full in ALLOWED) and judge("lab", full).verdict not in FOUND:
+            if full not in QUIET and judge("lab", full).verdict not in FOUND:
                 yield f"lab.{full}: a name of a known package that is quiet through an unknown one"
         for _ in range(20):
             name = long_name(module, self._random) or ""
             self.judged += 1
-            if name and judge(path, name).verdict not in FOUND and f"{path}.{name}" not in HARMLESS | KNOWN:
+            if name and judge(path, name).verdict not in FOUND and f"{path}.{name}" not in QUIET:
                 yield f"{path}.{name}: quiet through modules"
 
     def _doing(self, full: str, value: object) -> Iterator[str]:
@@ -126,19 +129,22 @@ class Walk:
                 yield f"{full}: {doing}"
 
 
-def walk(packages: Iterable[str]) -> tuple[Walk, list[str]]:
-    """Walk packages; return the walk and what is wrong."""
-    state = Walk()
-    wrong = [line for package in packages for found in modules_of(package) for line in state.module(*found)]
-    return state, wrong
+def walk(packages: Iterable[str], state: Walk) -> Iterator[str]:
+    """Walk packages; yield a line for each name that is wrongly quiet."""
+    for package in packages:
+        for path, module in modules_of(package):
+            yield from state.module(path, module)
 
 
 def main(packages: list[str]) -> int:
     """Walk the packages given, or all."""
     warnings.simplefilter("ignore")
-    state, wrong = walk(packages or sorted({*PACKAGES, *sys.stdlib_module_names}))
-    print(*wrong, sep="\n")
-    print(f"{state.judged} names judged, {state.quiet} are quiet, {len(wrong)} of them wrongly")
+    state = Walk()
+    wrong = 0
+    for line in walk(packages or sorted({*PACKAGES, *sys.stdlib_module_names}), state):
+        wrong += 1
+        print(line, flush=True)
+    print(f"{state.judged} names judged, {state.quiet} are quiet, {wrong} of them wrongly")
     return 1 if wrong else 0
 
 
