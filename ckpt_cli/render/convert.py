@@ -43,6 +43,13 @@ def conversion_text(done: Conversion) -> str:
         named = ", ".join(map(name_text, kept[:_NAMED])) + (", …" if len(kept) > _NAMED else "")
         some = f" ({count_text(len(kept), 'tensor')}: {named})" if kept else ""
         lines.append(f"  {attributes} of modules left out, which a state_dict does not have{some}")
+    if done.plain:
+        lines.append(f"  made plain ({len(done.plain)}):")
+        lines += [
+            f"    {name_text(each.name) or '(all)'}: {escaped(each.was)} → {each.now}" for each in done.plain[:_MOST]
+        ]
+        if len(done.plain) > _MOST:
+            lines.append(f"    and {len(done.plain) - _MOST} more")
     if done.left:
         lines.append(f"  left as they are: {listed(done.left, _MOST, name_text)}")
     if done.not_kept:
