@@ -7,7 +7,6 @@ they are in. The walk does not recurse, and what is shared or cyclic stays so.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli import limits
@@ -20,6 +19,7 @@ from ckpt_cli.edits.plain_values import (
     one_value,
 )
 from ckpt_cli.errors import LimitError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.containers import key_text
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import (

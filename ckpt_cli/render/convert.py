@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.edits.convert_options import NOT_STATE
 from ckpt_cli.errors import listed
 from ckpt_cli.render.files_beside import beside_lines
+from ckpt_cli.render.salvage import lost_lines, lost_to_json
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ _NAMED = 3
 
 def to_json(done: Conversion) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
-    return asdict(done)
+    report = asdict(done)
+    if done.is_cut:
+        report["lost"] = lost_to_json(done.lost)
+    else:
+        del report["problem"], report["lost"]
+    return report
 
 
 def conversion_text(done: Conversion) -> str:
@@ -43,13 +49,7 @@ def conversion_text(done: Conversion) -> str:
         named = ", ".join(map(name_text, kept[:_NAMED])) + (", …" if len(kept) > _NAMED else "")
         some = f" ({count_text(len(kept), 'tensor')}: {named})" if kept else ""
         lines.append(f"  {attributes} of modules left out, which a state_dict does not have{some}")
-    if done.plain:
-        lines.append(f"  made plain ({len(done.plain)}):")
-        lines += [
-            f"    {name_text(each.name) or '(all)'}: {escaped(each.was)} → {each.now}" for each in done.plain[:_MOST]
-        ]
-        if len(done.plain) > _MOST:
-            lines.append(f"    and {len(done.plain) - _MOST} more")
+    lines += _plain_lines(done)
     if done.left:
         lines.append(f"  left as they are: {listed(done.left, _MOST, name_text)}")
     if done.not_kept:
@@ -58,5 +58,16 @@ def conversion_text(done: Conversion) -> str:
         lines.append(f"  added: {', '.join(map(escaped, done.added))}")
     if done.separated:
         lines.append(f"  {listed(done.separated, _MOST, name_text)}: shared bytes, each has its own now")
+    if done.is_cut:
+        lines += [f"  the source was cut: {escaped(done.problem)}", *lost_lines(done.lost)]
     lines += beside_lines(done.beside, dry_run=done.dry_run)
     return "\n".join(lines) + "\n"
+
+
+def _plain_lines(done: Conversion) -> list[str]:
+    """Return a line for each of the first values that became plain."""
+    if not done.plain:
+        return []
+    shown = [f"    {name_text(each.name) or '(all)'}: {escaped(each.was)} → {each.now}" for each in done.plain[:_MOST]]
+    more = [f"    and {len(done.plain) - _MOST} more"] if len(done.plain) > _MOST else []
+    return [f"  made plain ({len(done.plain)}):", *shown, *more]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from ckpt_cli.facts import dataclass
 
 Subject = TypeVar("Subject")
 

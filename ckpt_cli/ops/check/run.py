@@ -10,11 +10,12 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
 from ckpt_cli.errors import ChangedError, CkptError, FormatError, LimitError, UnknownFormatError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import (
@@ -157,12 +158,12 @@ class _Worker:
         names = names_in(path)
         if folder_kind(names) is not None:
             return self._single(path)
-        from ckpt_cli.formats.sharded.names import file_in, index_in
+        from ckpt_cli.formats.sharded.names import file_in, index_in, whole_set
 
         index_name = index_in(path, names)
         if index_name is not None:
             return self._set(join(path, index_name))
-        wanted = shards.wanted_of(names)
+        wanted = shards.wanted_of(names) or whole_set(names)
         if wanted is not None:
             return self._shards(path, "", wanted, {}, {})
         return self._single(join(path, file_in(path, names)))
@@ -203,9 +204,29 @@ class _Worker:
                 checkpoint = self._shard(join(folder, name))
                 if checkpoint is not None:
                     opened[name] = checkpoint
-        files = shards.ShardFiles(index, names, beside, weight_map, metadata, opened)
+        strays = {name: self._beside(join(folder, name)) for name in shards.strays_of(names, beside)[: limits.SHARDS]}
+        whole = {name: self._beside(join(folder, name)) for name in shards.whole_of(index, names, beside)}
+        known = {name: checkpoint for name, checkpoint in strays.items() if checkpoint is not None}
+        files = shards.ShardFiles(index, names, beside, weight_map, metadata, opened, known, whole)
         self._run(shards.CHECKS, files)
-        return list(opened.values()), files.complete
+        return [*opened.values(), *(known[name] for name in files.instead)], files.complete
+
+    def _beside(self, path: str) -> Checkpoint | None:
+        """Open a file beside the shards that is no part of their set; None for one that is not a checkpoint."""
+        opener = Opener()
+        try:
+            file = opener.open(path)
+        except OSError:
+            return None
+        self._identities[path] = file.seen
+        try:
+            checkpoint = read_one(file)
+        except FormatError:
+            file.close()
+            return None
+        opener.release()
+        self._opened.callback(checkpoint.close)
+        return checkpoint
 
     def _shard(self, path: str) -> Checkpoint | None:
         """Open one shard; one that is not a checkpoint at all is a finding too, as the index says that it is one."""
