@@ -15,6 +15,7 @@ from ckpt_cli.edits.convert_nested import plan_nested
 from ckpt_cli.edits.convert_options import (
     CLONE,
     ERROR,
+    KEEP_ONE,
     Conversion,
     ConvertOptions,
     ConvertPlan,
@@ -23,6 +24,7 @@ from ckpt_cli.edits.convert_options import (
     Written,
     stem_of,
 )
+from ckpt_cli.edits.convert_plain import plan_plain
 from ckpt_cli.edits.convert_plan import flatten
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import plan_root
@@ -44,6 +46,7 @@ from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage, tie_groups
 from ckpt_cli.ops.output import check_output, refuse_own, require_name, require_place, writing
 from ckpt_cli.ops.select import close_names
+from ckpt_cli.pickles.graph import Graph
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.cast import Losses
@@ -58,6 +61,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
     for what no format could take.
     """
     target = target_of(output, options.to, sharded=options.max_shard is not None)
+    _check_plain(target, options)
     _check(path, output, target, options)
     with _source(path, options) as found, unchanged(found.checkpoint.container.files):
         opened = found.checkpoint
@@ -79,6 +83,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             left=plan.left,
             dry_run=options.dry_run,
             added=plan.added,
+            plain=plan.plain,
             problem=found.problem,
             lost=found.lost,
             beside=_beside(opened, output, plan.job) if not options.weights_only else None,
@@ -141,6 +146,16 @@ def _check(path: str, output: str, target: Target, options: ConvertOptions) -> N
         raise RefusedError("it is there already", path=output, hint="--force replaces it")
 
 
+def _check_plain(target: Target, options: ConvertOptions) -> None:
+    """Raise where `--plain` cannot be done together with what else is asked for."""
+    if not options.plain:
+        return
+    if not target.keeps_objects:
+        raise UsageError(f"--plain writes a file of torch.save, and {target.what} hold no other values")
+    if options.dtype is not None or options.tensors_only or options.salvage or options.shared != KEEP_ONE:
+        raise UsageError("--plain goes with neither --dtype, --tensors-only, --salvage nor --shared: convert twice")
+
+
 def _rehearse(plan: ConvertPlan, options: ConvertOptions) -> None:
     """Cast everything and drop it, to look whether it would be refused."""
     if options.dtype is None or options.lossy:
@@ -170,6 +185,8 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     _refuse_shared(selected, options)
     if options.dtype is not None and not options.raw:
         refuse_quantized(checkpoint, {entry.name for entry in selected})
+    if options.plain and names is None and isinstance(checkpoint.document, Graph):
+        return plan_plain(checkpoint, checkpoint.document, output, prefix)
     keeps_all = target.keeps_objects and names is None and not options.tensors_only and options.shared != CLONE
     if keeps_all and _has_a_document(checkpoint):
         return _document(checkpoint, output, options)

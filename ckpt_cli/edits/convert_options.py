@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.files_beside import Beside
+from ckpt_cli.edits.plain import PlainValue
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress, Progress, no_progress
 from ckpt_cli.files.source import LocalFile
@@ -49,6 +50,8 @@ class ConvertOptions:
     """The way to write tensors that share bytes: `keep-one`, `clone` or `error`."""
     tensors_only: bool = False
     """True if what the format cannot hold may be left out."""
+    plain: bool = False
+    """True if objects become plain values, so that `torch.load(weights_only=True)` takes the new file."""
     lossy: bool = False
     """True if values may become infinite or zero in a cast."""
     raw: bool = False
@@ -103,6 +106,8 @@ class Conversion:
     dry_run: bool = False
     added: tuple[str, ...] = ()
     """Facts that the new checkpoint has and the old one did not, in words."""
+    plain: tuple[PlainValue, ...] = ()
+    """The values that became plain."""
     problem: str = ""
     """The error that the file has, where it was cut and salvaged."""
     lost: tuple[Lost, ...] = ()
@@ -174,6 +179,7 @@ class ConvertPlan:
     left: tuple[str, ...] = ()
     """Names of floats that stay as they are, as they cannot be cast."""
     added: tuple[str, ...] = ()
+    plain: tuple[PlainValue, ...] = ()
 
     def measured(self) -> Written:
         """Return the names of the files of a folder and the bytes that would be written."""

@@ -47,6 +47,7 @@ def conversion_text(done: Conversion) -> str:
         named = ", ".join(map(name_text, kept[:_NAMED])) + (", …" if len(kept) > _NAMED else "")
         some = f" ({count_text(len(kept), 'tensor')}: {named})" if kept else ""
         lines.append(f"  {attributes} of modules left out, which a state_dict does not have{some}")
+    lines += _plain_lines(done)
     if done.left:
         lines.append(f"  left as they are: {listed(done.left, _MOST, name_text)}")
     if done.not_kept:
@@ -59,3 +60,12 @@ def conversion_text(done: Conversion) -> str:
         lines += [f"  the source was cut: {escaped(done.problem)}", *lost_lines(done.lost)]
     lines += beside_lines(done.beside, dry_run=done.dry_run)
     return "\n".join(lines) + "\n"
+
+
+def _plain_lines(done: Conversion) -> list[str]:
+    """Return a line for each of the first values that became plain."""
+    if not done.plain:
+        return []
+    shown = [f"    {name_text(each.name) or '(all)'}: {escaped(each.was)} → {each.now}" for each in done.plain[:_MOST]]
+    more = [f"    and {len(done.plain) - _MOST} more"] if len(done.plain) > _MOST else []
+    return [f"  made plain ({len(done.plain)}):", *shown, *more]
