@@ -185,8 +185,9 @@ def test_tensors_of_the_saves_before_a_cut_one_are_whole(tmp_path: Path) -> None
     data = legacy({"a": torch.ones(4)}) + legacy({"b": torch.ones(4), "c": torch.zeros(4)})
     (tmp_path / "cut").write_bytes(data[:-4])
     found = open_salvaged(str(tmp_path / "cut"))
-    assert [tensor.name for tensor in found.checkpoint.tensors] == ["a", "[1].b"]
-    assert [item.name for item in found.lost] == ["[1].c"]
+    first, second = (tensor.name for tensor in found.checkpoint.tensors)
+    (lost,) = (item.name for item in found.lost)  # storages stand in the order of their addresses
+    assert (first, {second, lost}) == ("a", {"[1].b", "[1].c"})
 
 
 def test_a_header_of_safetensors_that_promises_more_than_the_file_has_keeps_the_rest(tmp_path: Path) -> None:
