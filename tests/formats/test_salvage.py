@@ -9,6 +9,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ FILES: dict[str, Callable[[], tuple[bytes, State]]] = {
 }
 
 
+SMALL = [FILES[kind]()[0] for kind in FILES if kind != "torchscript"]
+
 STEPS = {"zip": 5, "legacy": 3, "safetensors": 2}
 """Bytes from one cut to the next: of these files each lost byte can only lose tensors."""
 
@@ -167,6 +170,18 @@ def test_a_flat_state_dict_cut_anywhere_keeps_exactly_the_tensors_before_the_cut
     whole = {name for name, at in places.items() if at >= 0 and at + 4 * len(state[name]) <= cut}
     longest = max((len(tensor) for tensor in state.values()), default=0)  # shorter ones begin as longer ones do
     assert {name for name in whole if len(state[name]) == longest} <= set(found)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_cut_file_with_other_bytes_in_it_is_salvaged_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    raw = bytearray(data.draw(st.sampled_from(SMALL)))
+    for _ in range(data.draw(st.integers(0, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "cut"
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+    with suppress(CkptError):
+        listed_of(path)
 
 
 def test_a_view_in_the_part_of_a_storage_that_is_there_is_whole(tmp_path: Path) -> None:

@@ -83,21 +83,18 @@ def inflated(file: SourceFile, record: Record, most: int) -> bytes:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     found = bytearray()
     budget = current()
-    for at in range(record.begin, record.begin + record.stored, _PIECE):
+    position, end, pending = record.begin, record.begin + record.stored, b""
+    while len(found) < most and not inflater.eof and (pending or position < end):
+        if not pending:
+            pending = file.read(position, min(_PIECE, end - position))
+            position += len(pending)
         try:
-            piece = inflater.decompress(
-                file.read(at, min(_PIECE, record.begin + record.stored - at)), max(most - len(found), 1)
-            )
+            piece = inflater.decompress(pending, most - len(found))
         except zlib.error as error:
             raise MalformedError(f"record {record.name!r} does not inflate: {error}", path=file.path) from None
+        pending = inflater.unconsumed_tail
         budget.inflate(len(piece), file.path)
         found += piece
-        while inflater.unconsumed_tail and len(found) < most:
-            piece = inflater.decompress(inflater.unconsumed_tail, most - len(found))
-            budget.inflate(len(piece), file.path)
-            found += piece
-        if len(found) >= most or inflater.eof:
-            break
     return bytes(found[:most])
 
 
