@@ -97,12 +97,10 @@ class TruncatedError(FormatError):
 class LimitError(FormatError):
     """Reading on would take more memory or time than an honest file of this size needs."""
 
-    def __init__(self, problem: str, *, path: str | None = None) -> None:
-        super().__init__(
-            problem,
-            path=path,
-            hint="if you trust the file, raise every limit tenfold: CKPT_LIMITS=10 ckpt ...",
-        )
+    def __init__(self, problem: str, *, path: str | None = None, fixed: bool = False) -> None:
+        """Of a limit that is one of `limits.FIXED` the hint says that nothing raises it."""
+        raising = "if you trust the file, raise every limit tenfold: CKPT_LIMITS=10 ckpt ..."
+        super().__init__(problem, path=path, hint="CKPT_LIMITS does not raise this limit" if fixed else raising)
 
 
 class NameNotFoundError(CkptError):

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from ckpt_cli.budget import Budget
 from ckpt_cli.cli.read_again import named, steadily
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError, quoted
@@ -35,7 +36,7 @@ def guarded(command: Callable[[], Any]) -> int:
     _prepare_streams()
     try:
         with _interrupts_kept():
-            code = steadily(command)
+            code = steadily(lambda: _request(command))
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if not _is_broken_pipe(error):
@@ -49,6 +50,12 @@ def guarded(command: Callable[[], Any]) -> int:
             traceback.print_exc()
         return _report(error)
     return code if isinstance(code, int) else 0
+
+
+def _request(command: Callable[[], Any]) -> Any:
+    """Run a command as a request with limits of its own, also where it runs again."""
+    Budget().begun()
+    return command()
 
 
 def _prepare_streams() -> None:

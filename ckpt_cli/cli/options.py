@@ -35,6 +35,18 @@ class Style(str, Enum):
     markdown = "markdown"
 
 
+class FindingStyle(str, Enum):
+    """The layout of findings: those of every answer, and SARIF."""
+
+    auto = "auto"
+    table = "table"
+    tsv = "tsv"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    sarif = "sarif"
+
+
 def complete_names(ctx: Any, incomplete: str) -> list[str]:
     """Return the names in the file on the command line that begin with the typed text."""
     return [entry.name for entry in _completing(ctx) if entry.name.startswith(incomplete)]
@@ -85,7 +97,15 @@ SomeNames = Annotated[list[str], _names_argument("NAME...")]
 Format = Annotated[
     Style, typer.Option("-f", "--format", help="Layout; auto is a table on a terminal, else bare tab-separated rows.")
 ]
+FindingFormat = Annotated[
+    FindingStyle,
+    typer.Option("-f", "--format", help="Layout; auto is a table on a terminal, else bare tab-separated rows."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Baseline = Annotated[
+    str | None,
+    typer.Option("--baseline", metavar="JSON", help="Leave out the findings in JSON, which --json printed before."),
+]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="Write OUT and leave FILE as it is.")]
 JsonReport = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would change; write nothing.")]
@@ -136,12 +156,12 @@ def opened_or_salvaged(path: str, *, salvage: bool) -> Iterator[tuple[Checkpoint
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)")
+_SIZE = r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)"
 
 
 def size_of(text: str) -> int:
     """Return the bytes of a size such as `5GB` or `512MiB`: powers of ten, or of two with an i, as huggingface_hub."""
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or not float(match[1]):
         raise UsageError(f"{text!r} is not a size", hint="5GB, 500MB or 2GiB, say")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_cli.cli import read_again as again
-from ckpt_cli.cli.options import Style
+from ckpt_cli.cli.options import FindingStyle, Style
 from ckpt_cli.errors import OutputError
 
 if TYPE_CHECKING:
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from ckpt_cli.model.checkpoint import Checkpoint
 
 
-def style_of(style: Style, *, json: bool) -> str:
+def style_of(style: Style | FindingStyle, *, json: bool) -> str:
     """Return the layout of an answer: the one asked for, or the one that suits a terminal or a pipe."""
     if json:
         return "json"
-    if style is Style.auto:
+    if style.value == "auto":
         return "table" if sys.stdout.isatty() else "tsv"
     return str(style.value)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.files_beside import Beside
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress, Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 

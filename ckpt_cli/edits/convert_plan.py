@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from ckpt_cli.budget import Budget
@@ -20,6 +20,7 @@ from ckpt_cli.edits.convert_options import (
     stem_of,
 )
 from ckpt_cli.errors import RefusedError, quoted
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats import open_checkpoint

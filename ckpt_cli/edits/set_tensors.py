@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.edits.assignment import Assignment, parse_value
 from ckpt_cli.errors import UnsupportedError, UsageError, ValueRefusedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided

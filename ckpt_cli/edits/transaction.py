@@ -6,11 +6,12 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.edits.plan import EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder
 from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.copy import Progress, copy_into, counting

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.system import interrupt_numbers
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ckpt_cli.budget import within_request
 from ckpt_cli.errors import FormatError, LimitError, TruncatedError, about, quoted
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
 from ckpt_cli.files.places import exists, folder_of, is_folder, join, name_of, names_in
@@ -29,7 +30,8 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
     def read(opener: Opener) -> Checkpoint:
         return _open_folder(path, opener) if is_folder(path) else _open_file(path, opener)
 
-    return open_beside_writers(path, read, write=write)
+    with within_request():
+        return open_beside_writers(path, read, write=write)
 
 
 def open_salvaged(path: str) -> Salvaged:

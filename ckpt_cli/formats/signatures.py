@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource
 
 HEAD = 600
@@ -78,14 +78,14 @@ def is_pickle(head: bytes) -> bool:
     """True for a pickle that begins with a protocol, or as protocols 0 and 1 begin a dict, list, tuple or object."""
     if is_safetensors(head) and not any(head[4:8]):  # the length of a header, whatever its bytes look like
         return False
-    return has_proto(head) or _OLD_PICKLE.match(head) is not None
+    if has_proto(head) or head[:1] not in _OLD_FIRST:
+        return has_proto(head)
+    return re.match(_OLD_PICKLE, head, re.VERBOSE) is not None
 
 
-_OLD_PICKLE = re.compile(
-    rb"""\([XT]..\0\0 | \(?(?: [dl]p\d+\n | [}\]][qru(.] | [dl)][.q] | [ci][A-Za-z_][\w.]*\n\w[\w.]*\n[(pq)]
-    | [IL]-?\d+L?\n[.ILFSVNp(tcg] | F[-+.\dinfae]+\n[.ILFSVNp(tcg] | [SV][^\n]{0,400}\np\d+\n )""",
-    re.VERBOSE,
-)
+_OLD_FIRST = frozenset(bytes([byte]) for byte in b"(}]dlciILFSV")
+_OLD_PICKLE = rb"""\([XT]..\0\0 | \(?(?: [dl]p\d+\n | [}\]][qru(.] | [dl)][.q] | [ci][A-Za-z_][\w.]*\n\w[\w.]*\n[(pq)]
+    | [IL]-?\d+L?\n[.ILFSVNp(tcg] | F[-+.\dinfae]+\n[.ILFSVNp(tcg] | [SV][^\n]{0,400}\np\d+\n )"""
 
 
 def is_dcp_metadata(head: bytes) -> bool:

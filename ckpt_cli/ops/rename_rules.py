@@ -6,10 +6,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import UsageError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import head_of
 from ckpt_cli.files.system import limited_work
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from ckpt_cli.errors import FormatError, LimitError, TruncatedError
-from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
+from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString, References
 from ckpt_cli.pickles.machine import Machine
 from ckpt_cli.pickles.read import OPCODES, read_pickle
 
@@ -40,7 +40,7 @@ def read_cut_pickle(data: bytes | memoryview) -> tuple[Graph, bool]:
     except (FormatError, ValueError, OverflowError, IndexError, struct.error):
         pass  # within an argument: `read_pickle` said that it is only the end that is missing
     root = _root(machine)
-    names, persistent = tuple(machine.globals.values()), tuple(machine.persistent)
+    names, persistent = tuple(machine.globals.values()), References(machine.persistent)
     return Graph(root, machine.protocol, len(data), names, persistent, data), False
 
 

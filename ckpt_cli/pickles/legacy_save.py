@@ -9,9 +9,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ckpt_cli.errors import MalformedError, TruncatedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_NUMPY, DType
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.plain import NoStorages
 from ckpt_cli.formats.signatures import NUMPY
 from ckpt_cli.model.checkpoint import Deferred, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
