@@ -26,6 +26,7 @@ from ckpt_cli.pickles.graph import (
     PersistentId,
     RawString,
     Set,
+    is_filled,
     nodes_of,
     protocol_of,
 )
@@ -122,11 +123,11 @@ class _Emitter:
                     self._get(memo[key])
                 elif kind in _SIMPLE:
                     held += _SIMPLE[kind](node)
-                else:
-                    waiting = len(agenda)
+                elif kind is str:
+                    self._str(node)  # type: ignore[arg-type]  # its type was compared
+                elif kind is not Call or not self._plain_row(node):  # type: ignore[arg-type]  # likewise
                     self._save(node)
-                    if len(agenda) > waiting or len(held) >= _HELD:
-                        break  # what it holds comes first
+                    break  # what it holds comes first
             else:
                 agenda.pop()
         held += b"."
@@ -193,6 +194,8 @@ class _Emitter:
         """Write bytes that need not be gathered first."""
         if len(raw) < _HELD:
             self._held += raw
+            if len(self._held) >= _HELD:
+                self.flush()
         else:
             self.flush()
             self._write(raw)
@@ -275,6 +278,10 @@ class _Emitter:
         else:
             self._held += b"c" + module + b"\n" + name + b"\n"
         self._put(node)
+
+    def _plain_row(self, node: Call) -> bool:
+        """Write a call that was read as a row and to whose result nothing was done; False for any other."""
+        return node.row is not None and not is_filled(node) and self._row(node, node.row)
 
     def _row(self, node: Call, row: Any) -> bool:
         """Write a call that was read as a row; False for one whose nodes are to be written one by one."""
