@@ -86,7 +86,7 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
     end = records.file.size - begin - nbytes
     if end not in (len(end_records(0, 0, 0)), END.size):
         return False  # there is a comment, or something else
-    raw = overlay.read(0, begin, nbytes)  # a journal is made of all new bytes, so that few copies of them are held
+    raw = memoryview(overlay.read(0, begin, nbytes))  # all new bytes are held at once, so few copies of them are made
     at = record.central - begin
     after = min((other.central - begin for other in records.in_order if other.central > record.central), default=nbytes)
     header, added = begin, b""
