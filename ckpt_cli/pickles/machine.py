@@ -76,7 +76,8 @@ class Machine:
         if slot == len(memo):
             memo.append(node)
         elif 0 <= slot < len(memo):
-            self._settle()
+            if self.rows is not None:
+                self._settle()
             memo[slot] = node
         elif slot < 0:
             raise MalformedError(f"puts into memo {slot}")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.pickles.graph import (
     ByteArray,
     Call,
@@ -26,9 +25,11 @@ from ckpt_cli.pickles.graph import (
     PersistentId,
     RawString,
     Set,
+    is_filled,
     nodes_of,
     protocol_of,
 )
+from ckpt_cli.pickles.opcodes.encode import bytes_head, extension, integer, raw_head, str_head
 
 Write = Callable[["bytes | memoryview"], object]
 """Takes the next bytes of the pickle."""
@@ -117,16 +118,16 @@ class _Emitter:
             for node in agenda[-1]:
                 kind = type(node)
                 if kind is int:
-                    held += _integer(node)  # type: ignore[arg-type]  # its type was compared
+                    held += integer(node)  # type: ignore[arg-type]  # its type was compared
                 elif (key := id(node)) in memo:
                     self._get(memo[key])
                 elif kind in _SIMPLE:
                     held += _SIMPLE[kind](node)
-                else:
-                    waiting = len(agenda)
+                elif kind is str:
+                    self._str(node)  # type: ignore[arg-type]  # its type was compared
+                elif kind is not Call or not self._plain_row(node):  # type: ignore[arg-type]  # likewise
                     self._save(node)
-                    if len(agenda) > waiting or len(held) >= _HELD:
-                        break  # what it holds comes first
+                    break  # what it holds comes first
             else:
                 agenda.pop()
         held += b"."
@@ -156,23 +157,23 @@ class _Emitter:
         self._put(node)
 
     def _bytes(self, node: bytes) -> None:
-        self._held += _bytes_head(len(node))
+        self._held += bytes_head(len(node))
         self._long(node)
         self._put(node)
 
     def _raw_string(self, node: RawString) -> None:
-        self._held += _raw_head(len(node.raw)) + node.raw
+        self._held += raw_head(len(node.raw)) + node.raw
         self._put(node)
 
     def _inline(self, node: Inline) -> None:
         """A string that was left in the pickle it was read from, copied from there."""
         if node.kind == "escaped":
             raw = node.unescaped(self._data)
-            self._held += _str_head(len(raw))
+            self._held += str_head(len(raw))
             self._long(raw)
             self._put(node)
             return
-        self._held += {"bytes": _bytes_head, "raw": _raw_head, "str": _str_head}[node.kind](node.nbytes)
+        self._held += {"bytes": bytes_head, "raw": raw_head, "str": str_head}[node.kind](node.nbytes)
         self._copy(node)
         self._put(node)
 
@@ -193,6 +194,8 @@ class _Emitter:
         """Write bytes that need not be gathered first."""
         if len(raw) < _HELD:
             self._held += raw
+            if len(self._held) >= _HELD:
+                self.flush()
         else:
             self.flush()
             self._write(raw)
@@ -217,7 +220,7 @@ class _Emitter:
             held += _MARK
         for item, kind in zip(node, kinds, strict=True):
             if kind is int:
-                held += _integer(item)  # type: ignore[arg-type]  # its type was compared
+                held += integer(item)  # type: ignore[arg-type]  # its type was compared
             elif (slot := memo.get(id(item))) is not None:
                 held += _GETS[slot] if slot < 256 else _WIDE(b"j", slot)
             else:
@@ -270,24 +273,26 @@ class _Emitter:
         module, name = (part.encode("utf-8", "surrogateescape") for part in (node.module, node.name))
         if b"." in name:  # which only STACK_GLOBAL can import
             for raw in (module, name):
-                self._held += _str_head(len(raw)) + raw
+                self._held += str_head(len(raw)) + raw
             self._held += b"\x93"
         else:
             self._held += b"c" + module + b"\n" + name + b"\n"
         self._put(node)
 
+    def _plain_row(self, node: Call) -> bool:
+        """Write a call that was read as a row and to whose result nothing was done; False for any other."""
+        return node.row is not None and not is_filled(node) and self._row(node, node.row)
+
     def _row(self, node: Call, row: Any) -> bool:
         """Write a call that was read as a row; False for one whose nodes are to be written one by one."""
-        key = row, len(node.key)
-        if key not in self._rows:
+        if (key := (row, len(node.key))) not in self._rows:
             nodes = (row.func, row.word, row.kind, row.location, row.hooks)
             slots = [self._memo.get(id(each), -1) for each in nodes]
             gets = [_GETS[slot] if slot < 256 else _WIDE(b"j", slot) for slot in slots]
             if min(slots) < 0:  # the first of its kind, which puts them into the memo
                 return False
             self._rows[key] = row.packing(gets, key[1])
-        slot = self._slots
-        if slot < 256:  # whose opcodes are shorter
+        if (slot := self._slots) < 256:  # whose opcodes are shorter
             return False
         pack, parts = self._rows[key]
         raw = node.key.encode()
@@ -358,60 +363,17 @@ class _Emitter:
         self._held += b"\x97\x98" if node.readonly else b"\x97"
 
     def _extension(self, node: Extension) -> None:
-        code = node.code
-        if 0 <= code < 256:
-            self._held += b"\x82" + bytes((code,))
-        else:
-            self._held += b"\x83" + struct.pack("<H", code) if 0 <= code < 65536 else b"\x84" + struct.pack("<i", code)
+        self._held += extension(node.code)
 
-
-_SMALL = [b"K" + byte for byte in _BYTES]
-"""The encoding of each integer of one byte."""
 
 _LEAVES, _SHORT = frozenset([int, str, Letter, Global]), 8
 """The types of nodes that hold nothing, and the items of a tuple of these that is written in one go."""
 
 
-def _integer(number: int) -> bytes:
-    if 0 <= number < 256:
-        return _SMALL[number]
-    if 0 <= number < 65536:
-        return b"M" + struct.pack("<H", number)
-    if -(1 << 31) <= number < 1 << 31:
-        return b"J" + struct.pack("<i", number)
-    raw = _shortest(number)
-    if len(raw) < 256:
-        return b"\x8a" + bytes((len(raw),)) + raw
-    if len(raw) >= 1 << 31:
-        raise UnsupportedError("an integer is too large to be pickled")
-    return b"\x8b" + struct.pack("<i", len(raw)) + raw
-
-
-def _shortest(number: int) -> bytes:
-    """Two's complement in as few bytes as it takes (CPython's `pickle.encode_long`)."""
-    size = number.bit_length() // 8 + 1
-    raw = number.to_bytes(size, "little", signed=True)
-    return raw[:-1] if number < 0 and size > 1 and raw[-1] == 0xFF and raw[-2] & 0x80 else raw
-
-
-def _str_head(nbytes: int) -> bytes:
-    return b"X" + struct.pack("<I", nbytes) if nbytes < 1 << 32 else b"\x8d" + struct.pack("<Q", nbytes)
-
-
-def _bytes_head(nbytes: int) -> bytes:
-    if nbytes < 256:
-        return b"C" + bytes((nbytes,))
-    return b"B" + struct.pack("<I", nbytes) if nbytes < 1 << 32 else b"\x8e" + struct.pack("<Q", nbytes)
-
-
-def _raw_head(nbytes: int) -> bytes:
-    return b"U" + bytes((nbytes,)) if nbytes < 256 else b"T" + struct.pack("<i", nbytes)
-
-
 _SIMPLE: dict[type, Callable[..., bytes]] = {
     type(None): lambda _: b"N",
     bool: lambda node: b"\x88" if node else b"\x89",
-    int: _integer,
+    int: integer,
     float: lambda node: b"G" + struct.pack(">d", node),
     _Then: lambda node: node.code,
 }

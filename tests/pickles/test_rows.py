@@ -22,6 +22,7 @@ from ckpt_cli.pickles import read
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
 from ckpt_cli.pickles.graph import Call, Graph
+from ckpt_cli.pickles.machine import Machine
 from ckpt_cli.pickles.read import OPCODES, read_pickle
 from ckpt_cli.pickles.write import write_pickle
 
@@ -186,6 +187,15 @@ def test_a_slot_of_a_row_that_is_filled_once_more_is_what_was_put_last() -> None
         number = slot.to_bytes(4, "little")
         for between in (b"Nr" + number + b"0", b"j" + number + b"0", b"j" + number + b"0Nr" + number + b"0"):
             _assert_the_same(_PLAIN[:end] + between + b"X\1\0\0\0aj" + number + b"u.")
+
+
+def test_slots_that_are_filled_over_and_over_are_looked_through_once() -> None:
+    """The nodes of rows are made before the first slot is filled once more, not before each."""
+    end = _PLAIN.rindex(b"u.")
+    again = b"N" + b"r\0\1\0\0" * 1000 + b"0"
+    with patch.object(Machine, "_settle", autospec=True, side_effect=Machine._settle) as settle:
+        read_pickle(_PLAIN[:end] + again + b"u.")
+    assert settle.call_count == 1
 
 
 def test_rows_count_as_the_opcodes_that_they_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:

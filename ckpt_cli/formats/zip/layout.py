@@ -185,12 +185,12 @@ def descriptor(nbytes: int, crc: int, header: int) -> bytes:
 def central_entry(name: str, header: int, crc: int, nbytes: int) -> bytes:
     """The entry in the central directory of a record whose local header is at byte `header`."""
     raw = name.encode("utf-8", "surrogateescape")
-    extra = _zip64(nbytes, header, stored=nbytes) if nbytes >= FULL or header >= FULL else b""
-    size = min(nbytes, FULL)
+    extra, size = b"", nbytes
+    if nbytes >= FULL or header >= FULL:
+        extra, size, header = _zip64(nbytes, header, stored=nbytes), min(nbytes, FULL), min(header, FULL)
     fixed = CENTRAL.pack(
-        CENTRAL_MAGIC, 0, 0, _flags(nbytes), 0, 0, 0, crc, size, size, len(raw), len(extra),
-        0, 0, 0, 0, min(header, FULL),
-    )  # fmt: skip
+        CENTRAL_MAGIC, 0, 0, _flags(nbytes), 0, 0, 0, crc, size, size, len(raw), len(extra), 0, 0, 0, 0, header
+    )
     return fixed + raw + extra
 
 

@@ -26,6 +26,9 @@ from ckpt_cli.formats.zip.layout import (
 _SMALL = 1 << 12
 """Bytes from which on a range is left to the kernel: a shorter one, as headers are, is gathered with its neighbours."""
 
+_ENTRIES = 1 << 9
+"""Entries of the directory that are made together."""
+
 _GATHERED = 1 << 18
 """Bytes that are gathered before they are written."""
 
@@ -116,8 +119,8 @@ class ZipWriter(Appender):
     def close(self) -> int:
         """Write the central directory and the end records; returns the bytes of the whole zip file."""
         begin = self.position
-        for entry in self._entries:
-            self._gather(central_entry(*entry))
+        for at in range(0, len(self._entries), _ENTRIES):
+            self._gather(b"".join(central_entry(*entry) for entry in self._entries[at : at + _ENTRIES]))
         self._gather(end_records(len(self._entries), self.position - begin, begin))
         self._flush()
         return self.position

@@ -125,7 +125,10 @@ class EditedPickle:
         pickle = bytes(written)
         written.clear()
         graph = read_pickle(pickle)
-        self.verify(graph, entries_of(graph, _KnownStorages(self._old, self._finder), place=PicklePlace(0)))
+        entries = entries_of(graph, _KnownStorages(self._old, self._finder), place=PicklePlace(0))
+        self._require_same(graph)
+        del graph  # before more is held
+        self._require_wanted(entries)
         return pickle
 
     def verify(self, graph: Graph, entries: Sequence[Entry]) -> None:
@@ -134,8 +137,14 @@ class EditedPickle:
         Raises MalformedError where the pickle is another one, RefusedError where an edit did more than was asked
         because several names are kept in one object.
         """
+        self._require_same(graph)
+        self._require_wanted(entries)
+
+    def _require_same(self, graph: Graph) -> None:
         if not same_graphs(self.root, self.data, graph.root, graph.data):
             raise MalformedError("its pickle is another one")
+
+    def _require_wanted(self, entries: Sequence[Entry]) -> None:
         fault = difference(self._wanted, entries, self._added, self._emptied, self._names)
         if fault:
             raise RefusedError(f"that cannot be done here, as several names are kept in one object: {fault} then")
