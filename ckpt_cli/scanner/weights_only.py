@@ -10,10 +10,11 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.signatures import HEAD, ZIP_RECORD, is_legacy, is_pickle, is_tar
 from ckpt_cli.pickles.describe import describe

@@ -71,7 +71,7 @@ def test_a_long_header_as_writers_write_it_needs_no_parser(
     raw = save(tensors, metadata)
     length = int.from_bytes(raw[:8], "little")
     content = files.file(raw[8 : 8 + length].rstrip() + padding, raw[8 + length :])
-    monkeypatch.setattr(header, "_read_json", None)
+    monkeypatch.setattr(header, "_json", None)
     (tmp_path / "a.safetensors").write_bytes(content)
     checkpoint = open_checkpoint(str(tmp_path / "a.safetensors"))
     assert {tensor.name: tensor.shape for tensor in checkpoint.tensors} == {

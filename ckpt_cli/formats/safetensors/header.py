@@ -60,7 +60,12 @@ def read_header(file: ByteSource) -> Header:
     """
     text, begin = _text(file)
     data = _Data(file, begin)
-    return (_read_plain(text, data) if len(text) > _LONG else None) or _read_json(text, data)
+    header = _read_plain(text, data) if len(text) > _LONG else None
+    if header is not None:
+        return header
+    parsed = _json(text)
+    del text  # before the tensors are made, for the memory that it takes
+    return _checked(parsed, data)
 
 
 class _Data:
@@ -171,8 +176,8 @@ def _layout_of(kind: str) -> _Layout:
 # --- read by the JSON parser -----------------------------------------------------------------------------------------
 
 
-def _read_json(text: str, data: _Data) -> Header:
-    header = _json(text)
+def _checked(header: dict[str, Any], data: _Data) -> Header:
+    """Return the content of a parsed header."""
     metadata = _metadata(header)
     tensors, has_more = _tensors(header, data)
     return Header(data.begin, tensors, metadata, has_more)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, PlainBytes, Storage, StorageSource, Tensor

@@ -10,11 +10,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt_cli import limits
 from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.salvage.found import CutStorages, Lost, Salvaged, checkpoint_of, told_apart
 from ckpt_cli.formats.zip.layout import (

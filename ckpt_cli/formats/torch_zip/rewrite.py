@@ -273,7 +273,7 @@ def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -
     if end not in (len(end_records(0, 0, 0)), END.size):
         return False  # there is a comment, or something else
     file = records.file.whole
-    raw = overlay.read(file, begin, nbytes)  # a journal is made of all new bytes, so that few copies of them are held
+    raw = memoryview(overlay.read(file, begin, nbytes))  # all new bytes are held at once, so few copies are made
     at = record.central - begin
     after = min((other.central - begin for other in records.in_order if other.central > record.central), default=nbytes)
     header, added = begin, b""
