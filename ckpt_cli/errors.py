@@ -53,6 +53,11 @@ def listed(items: Collection[Item], most: int, text: Callable[[Item], str] = str
     return ", ".join(map(text, islice(items, most))) + more
 
 
+def some_of(lines: Sequence[str], most: int = 20) -> list[str]:
+    """Return lines of a message; of more than `most`, the first ones and a line with a count: `and 3 more`."""
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
+
+
 def quoted(word: str) -> str:
     """Return a word as a shell takes it, for commands in hints."""
     from shlex import quote

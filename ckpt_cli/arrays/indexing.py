@@ -1,4 +1,7 @@
-"""Basic indexing as arithmetic: a part of a tensor is another shape, stride and offset over the same storage."""
+"""Basic indexing as arithmetic: a part of a tensor is another shape, stride and offset over the same storage.
+
+So whether two parts share bytes is a question of arithmetic too.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,15 @@ import re
 from collections.abc import Iterator, Sequence
 from math import prod
 from types import EllipsisType
+from typing import TYPE_CHECKING, Any
 
+from ckpt_cli import limits
 from ckpt_cli.errors import UsageError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Index = tuple["int | slice | EllipsisType", ...]
 
@@ -249,3 +257,40 @@ def part_at(shape: tuple[int, ...], begin: int, end: int) -> tuple[slice, ...]:
 def row_pieces(region: Region, most: int) -> Iterator[tuple[slice, ...]]:
     """Yield the basic indices of parts of at most about `most` elements, in row-major order."""
     return (part_at(region.shape, *cut) for cut in row_cuts(region.shape, most))
+
+
+def regions_meet(a: Tensor, b: Tensor, of_a: Region | None = None) -> bool:
+    """Return True if two views of one storage, or a region of the first and the second, have a byte in common.
+
+    Cases that numpy cannot decide within `limits.VIEW_STEPS` count as yes.
+    """
+    import numpy as np
+
+    if a.dtype.elements > 1 or b.dtype.elements > 1:  # elements that share bytes with their neighbours
+        return True
+    base = np.empty(1, np.uint8)
+    try:
+        first, second = _ghost(base, a, of_a or Region.of(a)), _ghost(base, b, Region.of(b))
+        return np.shares_memory(first, second, max_work=limits.VIEW_STEPS)  # type: ignore[arg-type]  # numpy's stub knows -1 and 0
+    except (np.exceptions.TooHardError, OverflowError, ValueError):
+        return True
+
+
+def _ghost(base: NDArray[Any], tensor: Tensor, region: Region) -> NDArray[Any]:
+    """Return an array with the region's addresses relative to `base`, for numpy to compare.
+
+    It is made of an interface, not of a buffer, as its addresses lie outside of `base`; its elements are never touched.
+    """
+    import numpy as np
+
+    size = tensor.dtype.itemsize
+    address = base.__array_interface__["data"][0] + region.offset * size
+    strides = tuple(step * size for step in region.stride)
+    interface = {
+        "data": (address, False),
+        "shape": region.shape,
+        "strides": strides,
+        "typestr": f"|V{size}",
+        "version": 3,
+    }
+    return np.asarray(type("Ghost", (), {"__array_interface__": interface})())

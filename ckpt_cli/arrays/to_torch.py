@@ -10,6 +10,7 @@ from ckpt_cli import limits
 from ckpt_cli.arrays.quantized import parameters
 from ckpt_cli.arrays.sparse_and_nested import check_sparse, constituents, count_constituents
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ _MAKERS: dict[str, Callable[[Checkpoint, Tensor, _Part], Any]] = {
 def torch_tensor(checkpoint: Checkpoint, tensor: Tensor, made: dict[object, Any]) -> torch.Tensor:
     """A torch tensor with the same dtype, shape, stride and storage offset.
 
-    `made` keeps what was made for this checkpoint, so that ties stay ties: mapped files by number, storages, and
+    `made` keeps what was made for this checkpoint, so that ties stay ties: mapped files, storages, and
     tensors by view.
     """
     found = made.get(tensor.view) if tensor.view is not None else None
@@ -165,10 +166,10 @@ def _make(checkpoint: Checkpoint, tensor: Tensor, made: dict[object, Any]) -> to
     if dtype is None:
         raise UnsupportedError(f"torch has no dtype for tensor {tensor.name!r}, which is {tensor.dtype}")
     if tensor.layout == "quantized":
-        return _as_kind(quantized(checkpoint, tensor, _storage(checkpoint, tensor.storage, made), dtype), tensor)
+        return _as_kind(quantized(checkpoint, tensor, _storage(tensor.storage, made), dtype), tensor)
     if tensor.big_endian:
         return _as_kind(_swapped(tensor), tensor)
-    storage = _storage(checkpoint, tensor.storage, made)
+    storage = _storage(tensor.storage, made)
     value = torch.empty(0, dtype=dtype).set_(storage, tensor.storage_offset, tensor.shape or (), tensor.stride)
     if tensor.conj:
         value = value.conj()
@@ -186,7 +187,7 @@ def _as_kind(value: torch.Tensor, tensor: Tensor) -> torch.Tensor:
     return value.requires_grad_(tensor.requires_grad)
 
 
-def _storage(checkpoint: Checkpoint, storage: Storage, made: dict[object, Any]) -> torch.UntypedStorage:
+def _storage(storage: Storage, made: dict[object, Any]) -> torch.UntypedStorage:
     """Return the storage over a private mapping of the file, or a copy where its bytes are compressed or misaligned."""
     import torch
 
@@ -197,14 +198,14 @@ def _storage(checkpoint: Checkpoint, storage: Storage, made: dict[object, Any]) 
         found = torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
     else:
         try:
-            (extent, *more) = checkpoint.container.extents(storage, 0, storage.nbytes)
+            (extent, *more) = storage.extents(0, storage.nbytes)
         except UnsupportedError:
             extent, more = None, []
         if extent is None or more or extent.offset % _ALIGNMENT:
             copied = bytearray(storage.view(0, storage.nbytes))
             found = torch.frombuffer(copied, dtype=torch.uint8).untyped_storage()
         else:
-            whole = _mapped(checkpoint, extent.file, made)
+            whole = _mapped(extent.file, made)
             found = whole[extent.offset : extent.offset + storage.nbytes]
     made[storage] = found
     return found
@@ -214,14 +215,13 @@ _ALIGNMENT = 8
 """Bytes: what the widest number, a float64, needs."""
 
 
-def _mapped(checkpoint: Checkpoint, number: int, made: dict[object, Any]) -> torch.UntypedStorage:
+def _mapped(file: SourceFile, made: dict[object, Any]) -> torch.UntypedStorage:
     """A whole file, mapped copy on write."""
     import torch
 
-    found: Any = made.get(("file", number))
+    found: Any = made.get(file)
     if found is None:
-        file = checkpoint.container.files[number]
-        found = made["file", number] = torch.UntypedStorage.from_file(file.path, shared=False, nbytes=file.size)
+        found = made[file] = torch.UntypedStorage.from_file(file.path, shared=False, nbytes=file.size)
     whole: torch.UntypedStorage = found
     return whole
 

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Raw, WeightsOnly
+from ckpt_cli.cli.output import edit
 from ckpt_cli.cli.progress import workers
-from ckpt_cli.cli.run_edit import EditOptions, edit
 from ckpt_cli.edits.cast import dtype_named, plan_cast
+from ckpt_cli.edits.plan import EditOptions
 
 
 def cast_command(

@@ -46,6 +46,9 @@ def convert_command(
     tensors_only: Annotated[
         bool, typer.Option("--tensors-only", help="Leave out what the new format cannot hold.")
     ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Make numpy's values, enums, paths and configs plain, for weights_only.")
+    ] = False,
     lossy: Annotated[bool, typer.Option("--lossy", help="Let values become infinite or zero in a cast.")] = False,
     raw: Raw = False,
     salvage: Salvage = False,
@@ -71,6 +74,7 @@ def convert_command(
         max_shard=size_of(max_shard) if max_shard else None,
         shared=shared.value,
         tensors_only=tensors_only,
+        plain=plain,
         lossy=lossy,
         raw=raw,
         salvage=salvage,

@@ -16,7 +16,7 @@ from ckpt_cli.render.ls import listing_text, to_json, waste_text, waste_to_json
 
 if TYPE_CHECKING:
     from ckpt_cli.model.checkpoint import Checkpoint, Entry
-    from ckpt_cli.ops.ls_fold import Fold
+    from ckpt_cli.ops.ls import Fold
 
 
 class Sort(str, Enum):
@@ -60,7 +60,7 @@ def ls_command(
         listing = list_entries(checkpoint, names or (), values=every, sort=sort and sort.value)
     rows: Sequence[Entry | Fold] = listing.entries
     if folded:
-        from ckpt_cli.ops.ls_fold import fold
+        from ckpt_cli.ops.ls import fold
 
         rows = fold(listing.entries)
     if layout == "json":

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, Format, Json, Output, Style, WeightsOnly, opened
-from ckpt_cli.cli.output import answer, style_of
-from ckpt_cli.cli.run_edit import EditOptions, edit
+from ckpt_cli.cli.output import answer, edit, style_of
 from ckpt_cli.edits.meta import metadata_of, parse_pairs, plan_meta, strings_of_set
+from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.render.json import json_text
 from ckpt_cli.render.meta import metadata_text, set_metadata_text, to_json
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.cli import read_again as again
@@ -11,6 +12,7 @@ from ckpt_cli.cli.options import FindingStyle, Style
 from ckpt_cli.errors import OutputError
 
 if TYPE_CHECKING:
+    from ckpt_cli.edits.plan import EditOptions, Planner
     from ckpt_cli.formats.salvage.found import Salvaged
     from ckpt_cli.model.checkpoint import Checkpoint
 
@@ -95,3 +97,18 @@ def talk(text: str) -> None:
     """Print on stderr what is not the answer: notes, warnings and reports."""
     sys.stdout.flush()
     sys.stderr.write(text)
+
+
+def edit(file: str, plan: Planner, options: EditOptions, *, json: bool) -> None:
+    """Carry out an edit and report it: on stderr, or as JSON on stdout."""
+    from ckpt_cli.cli.progress import watched
+    from ckpt_cli.edits.transaction import transaction
+    from ckpt_cli.render.edits import edit_text, to_json
+    from ckpt_cli.render.json import json_text
+
+    with watched() as on_progress:
+        done = transaction(file, plan, replace(options, on_progress=on_progress))
+    if json:
+        report(json_text(to_json(done)))
+    else:
+        talk(edit_text(done))

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
+from ckpt_cli.cli.output import edit
 from ckpt_cli.cli.repeated_options import rules_of
-from ckpt_cli.cli.run_edit import EditOptions, edit
+from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.rename import plan_rename, renaming
 
 

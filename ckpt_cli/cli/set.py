@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_tensors
-from ckpt_cli.cli.run_edit import EditOptions, edit
+from ckpt_cli.cli.output import edit
+from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
 from ckpt_cli.edits.set_new import dtype_of_new
 from ckpt_cli.errors import UsageError

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, WeightsOnly
-from ckpt_cli.cli.run_edit import EditOptions, edit
+from ckpt_cli.cli.output import edit
+from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.tie import plan_tie
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, WeightsOnly
-from ckpt_cli.cli.run_edit import EditOptions, edit
+from ckpt_cli.cli.output import edit
+from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.tie import plan_untie
 
 

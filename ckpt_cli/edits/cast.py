@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.edits.convert_contents import Casting, cast_storage
-from ckpt_cli.edits.convert_options import some_of
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.edits.tie import is_composed, moved
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, some_of
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided, by_storage, is_array

@@ -1,36 +1,52 @@
-"""The engine of `convert`: write a checkpoint of any readable format as a new one."""
+"""The engine of `convert`: write a checkpoint of any readable format as a new one, as one file or into a folder."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.cast import castable_views, other_floats, plan_cast, refuse_quantized
-from ckpt_cli.edits.convert_contents import storage_content
 from ckpt_cli.edits.convert_nested import plan_nested
-from ckpt_cli.edits.convert_options import CLONE, ERROR, Conversion, ConvertOptions, ConvertPlan, some_of, stem_of
+from ckpt_cli.edits.convert_options import (
+    CLONE,
+    ERROR,
+    KEEP_ONE,
+    Conversion,
+    ConvertOptions,
+    ConvertPlan,
+    Job,
+    NewFiles,
+    Written,
+    stem_of,
+)
+from ckpt_cli.edits.convert_plain import plan_plain
 from ckpt_cli.edits.convert_plan import flatten
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import plan_root
-from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
-from ckpt_cli.files.copy import counting
-from ckpt_cli.files.places import is_folder, is_taken, names_in, without_end
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about, some_of
+from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder, staging_folder
+from ckpt_cli.files.copy import Progress, counting
+from ckpt_cli.files.open import finish_edits
+from ckpt_cli.files.places import is_folder, is_taken, join, names_in, without_end
+from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import sync_folder
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, open_salvaged, rewriting
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
-from ckpt_cli.model.changes import Changes, Content
+from ckpt_cli.model.changes import Changes, Content, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage, tie_groups
 from ckpt_cli.ops.output import check_output, refuse_own, require_name, require_place, writing
 from ckpt_cli.ops.select import close_names
+from ckpt_cli.pickles.graph import Graph
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.cast import Losses
@@ -45,6 +61,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
     for what no format could take.
     """
     target = target_of(output, options.to, sharded=options.max_shard is not None)
+    _check_plain(target, options)
     _check(path, output, target, options)
     with _source(path, options) as found, unchanged(found.checkpoint.container.files):
         opened = found.checkpoint
@@ -66,17 +83,17 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             left=plan.left,
             dry_run=options.dry_run,
             added=plan.added,
+            plain=plan.plain,
             problem=found.problem,
             lost=found.lost,
-            beside=_beside(opened, target, output, plan) if target.is_set and not options.weights_only else None,
+            beside=_beside(opened, output, plan.job) if not options.weights_only else None,
         )
         if options.dry_run:
             _rehearse(plan, options)
             files, nbytes = plan.measured()
             return replace(done, files=files, bytes_written=nbytes)
         progress = counting(options.on_progress, lambda: plan.job.nbytes, options.progress)
-        if target.is_folder:
-            from ckpt_cli.edits.convert_folder import write_folder
+        if target.is_folder and isinstance(plan.job, NewFiles):
 
             def check() -> None:
                 _refuse_losses(plan.losses, options)
@@ -85,7 +102,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             def copy(folder: str) -> list[str]:
                 return copy_beside(opened, done.beside, folder)
 
-            files, nbytes = write_folder(output, target, plan.job.new, check, progress, copy)
+            files, nbytes = write_folder(output, plan.job, check, progress, copy)
             return replace(done, files=files, bytes_written=nbytes)
         with writing(output, mode_of=opened.container.files[0].path) as file:
             plan.job.write(file, progress)
@@ -104,14 +121,14 @@ def _source(path: str, options: ConvertOptions) -> Iterator[Salvaged]:
             yield found
 
 
-def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: ConvertPlan) -> Beside | None:
+def _beside(checkpoint: Checkpoint, output: str, job: Job) -> Beside | None:
     """Return the plan for the files beside a model's weights, where the new folder is like the old one."""
-    beside = files_beside(checkpoint, output)
-    if beside is None:
+    beside = files_beside(checkpoint, output) if isinstance(job, NewFiles) and job.target.is_set else None
+    if beside is None or not isinstance(job, NewFiles):
         return None
-    own = re.compile(target.files)
+    own = re.compile(job.target.files)
     copied = tuple(name for name in beside.copied if not own.fullmatch(name))
-    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, plan.job.new.tensors))
+    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, job.new.tensors))
 
 
 def _check(path: str, output: str, target: Target, options: ConvertOptions) -> None:
@@ -127,6 +144,16 @@ def _check(path: str, output: str, target: Target, options: ConvertOptions) -> N
         occupied = is_taken(output)
     if occupied and not options.force:
         raise RefusedError("it is there already", path=output, hint="--force replaces it")
+
+
+def _check_plain(target: Target, options: ConvertOptions) -> None:
+    """Raise where `--plain` cannot be done together with what else is asked for."""
+    if not options.plain:
+        return
+    if not target.keeps_objects:
+        raise UsageError(f"--plain writes a file of torch.save, and {target.what} hold no other values")
+    if options.dtype is not None or options.tensors_only or options.salvage or options.shared != KEEP_ONE:
+        raise UsageError("--plain goes with neither --dtype, --tensors-only, --salvage nor --shared: convert twice")
 
 
 def _rehearse(plan: ConvertPlan, options: ConvertOptions) -> None:
@@ -158,6 +185,8 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     _refuse_shared(selected, options)
     if options.dtype is not None and not options.raw:
         refuse_quantized(checkpoint, {entry.name for entry in selected})
+    if options.plain and names is None and isinstance(checkpoint.document, Graph):
+        return plan_plain(checkpoint, checkpoint.document, output, prefix)
     keeps_all = target.keeps_objects and names is None and not options.tensors_only and options.shared != CLONE
     if keeps_all and _has_a_document(checkpoint):
         return _document(checkpoint, output, options)
@@ -213,21 +242,19 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> C
     cast_ones = [tensor for tensor in kept if isinstance(tensor, Tensor) and not _is_in_the_pickle(tensor)]
     if options.dtype is not None and any(other_floats(castable_views(cast_ones), options.dtype)):
         some = replace(checkpoint, entries=cast_ones)
-        cast = plan_cast(
+        casts = plan_cast(
             some, options.dtype, (), lossy=True, raw=True, losses=losses, executor=options.executor
         ).changes
-        changes = replace(changes, tensors=cast.tensors, contents=cast.contents)
+        changes = replace(changes, tensors=casts.tensors, contents=casts.contents)
     if format_of(checkpoint).has_records:
-        job: Any = rewriting(checkpoint, changes)
+        job: Job = cast("Job", rewriting(checkpoint, changes))
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}
         job = document(checkpoint, changes, contents, stem_of(output), open_checkpoint)
     tensors = [entry for entry in kept if isinstance(entry, Tensor)]
     left = _left(tensors, changes, options.dtype)
     unread = tuple(checkpoint.unread)
-    return ConvertPlan(
-        job, len(tensors), losses, lambda: ((), job.nbytes), changes.contents, left=left, not_kept=unread
-    )
+    return ConvertPlan(job, len(tensors), losses, changes.contents, left=left, not_kept=unread)
 
 
 def _is_in_the_pickle(tensor: Tensor) -> bool:
@@ -251,4 +278,61 @@ def _left(tensors: Iterable[Tensor], changes: Changes, dtype: DType | None) -> t
 def _contents(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[Storage, Content]:
     """The bytes of every storage of some entries as they are."""
     tensors = all_strided([entry for entry in entries if isinstance(entry, Tensor)])
-    return {storage: storage_content(checkpoint, storage) for storage, _ in by_storage(tensors)}
+    return {storage: content_of(storage, files=checkpoint.container.files) for storage, _ in by_storage(tensors)}
+
+
+Copy = Callable[[str], "list[str]"]
+"""Copies the files beside the old weights into a folder, and returns their names."""
+
+
+def write_folder(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
+    """Write all files of a format into a folder, and those that lay beside the old weights, all or none.
+
+    In a folder that has files already, those of a checkpoint of the same kind give way and all others stay.
+    """
+    output = without_end(output)
+    if is_folder(output) and names_in(output):
+        return _into(output, job, check, progress, copy)
+    with replacing_folder(output) as folder:
+        written = _fill(folder, job, check, progress)
+        copy(folder)
+        return written
+
+
+def _fill(folder: str, job: NewFiles, check: Callable[[], None], progress: Progress) -> Written:
+    """Write the files into an empty folder, make them durable and read them back."""
+    writer, new = job.target.folder_writer(), job.new
+    files: dict[str, LocalFile] = {}
+    with ExitStack() as opened:
+
+        def create(name: str) -> LocalFile:
+            file = opened.enter_context(creating(join(folder, name), mode_of=new.mode_of))
+            files[name] = file
+            return file
+
+        writer.write_folder(new, create, progress)
+        check()
+        nbytes = sum(os.fstat(file.fd).st_size for file in files.values())
+        writer.verify_folder(new, folder, open_checkpoint)
+    return tuple(files), nbytes
+
+
+def _into(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
+    """Write the files beside those of a folder, then put them in place as one."""
+    from ckpt_cli.files.journal.replace import replacing_set
+
+    finish_edits(output)
+    stale = re.compile(job.target.files)
+    with staging_folder(output) as folder:
+        names, nbytes = _fill(folder, job, check, progress)
+        removed = [name for name in names_in(output) if stale.fullmatch(name) and name not in names]
+        for name in (*names, *removed):
+            if is_taken(join(output, name)):
+                refuse_cached(join(output, name))
+        more = [name for name in copy(folder) if not is_taken(join(output, name))]
+        with replacing_set(output, names[0]) as replacement:
+            for name in (*names, *more):
+                replacement.adopt(join(folder, name), name)
+            replacement.removed.extend(removed)
+            sync_folder(output)
+    return names, nbytes

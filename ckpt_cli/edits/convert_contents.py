@@ -11,8 +11,9 @@ from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError, UnsupportedError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.source import Extent
-from ckpt_cli.model.changes import Content, Write
+from ckpt_cli.model.changes import Content, Write, content_of, pieces_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.model.new_checkpoint import tied_groups
 from ckpt_cli.ops.aliasing import by_storage
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 Packed = tuple[list[Tensor], dict[Storage, Content]]
 """New tensors in the order of the old ones, and the bytes of each of their storages."""
-
-_PIECE = 8 << 20
-"""Bytes that are read at a time where they are copied."""
 
 _CAST = 1 << 20
 """Bytes that are read at a time where they are cast: what the processor's cache holds with its results."""
@@ -97,12 +95,12 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
     if not tensor.numel:
         return Content(0, extents=())
     if _is_as_stored(tensor):
-        extents = _extents(checkpoint, tensor)
+        extents = _extents(tensor)
         if extents is not None:
             return Content(nbytes, extents=extents)
 
     def make(write: Write) -> None:
-        for piece in elements(checkpoint, tensor, _PIECE):
+        for piece in elements(checkpoint, tensor, PIECE):
             write(piece)
 
     return Content(nbytes, make=make)
@@ -150,13 +148,13 @@ def _is_as_stored(tensor: Tensor) -> bool:
     return tensor.is_contiguous and not (tensor.conj or tensor.neg or swapped)
 
 
-def _extents(checkpoint: Checkpoint, tensor: Tensor) -> Sequence[Extent] | None:
+def _extents(tensor: Tensor) -> Sequence[Extent] | None:
     """Return the places of a contiguous tensor's bytes; None where they are compressed or in far too many places."""
     if tensor.storage is None:
         return None
     begin, end = tensor.span
     try:
-        found = checkpoint.container.extents(tensor.storage, begin, end - begin)
+        found = tensor.storage.extents(begin, end - begin)
     except UnsupportedError:
         return None
     return found if len(found) <= _EXTENTS else None
@@ -172,23 +170,9 @@ def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[byte
         return
     if _is_as_stored(tensor):
         begin, end = tensor.span
-        yield from _ranges(checkpoint, storage, begin, end, most)
+        yield from pieces_of(storage, begin, end, checkpoint.container.files, most)
         return
     yield from TensorReader(checkpoint, tensor, Region.of(tensor)).read_all(most, plainly=True)
-
-
-def _ranges(checkpoint: Checkpoint, storage: Storage, begin: int, end: int, most: int) -> Iterator[memoryview]:
-    for at in range(begin, end, most):
-        yield storage.view(at, min(most, end - at))
-        if not (at - begin) // most % 16:
-            _forget(checkpoint)
-    _forget(checkpoint)
-
-
-def _forget(checkpoint: Checkpoint) -> None:
-    """Give back the memory of what was read."""
-    for file in checkpoint.container.files:
-        file.forget()
 
 
 def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casting) -> Packed:
@@ -211,7 +195,11 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
         nbytes = wanted.nbytes(numel) if wanted is not first.dtype else storage.nbytes
         new = Storage(storage.key, nbytes, storage.location)
         plain = wanted is first.dtype and not swapped
-        content = storage_content(checkpoint, storage) if plain else _plain_content(checkpoint, whole, wanted, casting)
+        content = (
+            content_of(storage, files=checkpoint.container.files)
+            if plain
+            else _plain_content(checkpoint, whole, wanted, casting)
+        )
         contents[new] = content
         moved[storage] = (new, wanted if wanted is not first.dtype else None)
     return [_moved(tensor, moved) for tensor in tensors], contents
@@ -220,19 +208,3 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
 def _moved(tensor: Tensor, moved: dict[Storage | None, tuple[Storage, DType | None]]) -> Tensor:
     storage, dtype = moved[tensor.storage]
     return replace(tensor, storage=storage, dtype=dtype or tensor.dtype, big_endian=False, alias_of=None)
-
-
-def storage_content(checkpoint: Checkpoint, storage: Storage) -> Content:
-    """A storage's bytes as they are."""
-    try:
-        extents = checkpoint.container.extents(storage, 0, storage.nbytes) if storage.nbytes else ()
-    except UnsupportedError:
-        extents = None
-    if extents is not None and len(extents) <= _EXTENTS:
-        return Content(storage.nbytes, extents=extents)
-
-    def make(write: Write) -> None:
-        for piece in _ranges(checkpoint, storage, 0, storage.nbytes, _PIECE):
-            write(piece)
-
-    return Content(storage.nbytes, make=make)

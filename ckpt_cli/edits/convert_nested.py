@@ -11,17 +11,17 @@ from typing import Any
 
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
-from ckpt_cli.edits.convert_contents import Casting, pack_plain, storage_content
-from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, LeftOut, Written, some_of, stem_of
-from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
+from ckpt_cli.edits.convert_contents import Casting, pack_plain
+from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, Job, LeftOut, NewFiles, stem_of
+from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError, some_of
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.copy import no_progress
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.container import Composed
 from ckpt_cli.formats.dcp.paths import Path, below, dotted, nest, path_of
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
+from ckpt_cli.model.changes import content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.nn.state_dict import node_at
@@ -43,25 +43,6 @@ class Leaves:
     values: list[SavedValue] = field(default_factory=list)
     not_kept: list[str] = field(default_factory=list)
     """The facts about the state that a distributed checkpoint cannot hold, in words."""
-
-
-@dataclass(slots=True)
-class _Folder:
-    """The job of writing a distributed checkpoint."""
-
-    new: NewCheckpoint
-    writer: Any
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the storages."""
-        return self.new.nbytes
-
-    def measured(self) -> Written:
-        """Return the names of the files and the bytes that would be written."""
-        names: list[str] = []
-        nbytes = self.writer.write_folder(self.new, names.append, no_progress)  # which makes no file
-        return tuple(names), nbytes
 
 
 def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan | None:
@@ -95,8 +76,7 @@ def _planned(
     from ckpt_cli.arrays.cast import Losses
     from ckpt_cli.edits.convert_plan import not_kept_of, separated, why_not
 
-    writer = target.writer()
-    lost = [LeftOut(t.name, why) for t in leaves.tensors if (why := why_not(t, target, writer, options.dtype))]
+    lost = [LeftOut(t.name, why) for t in leaves.tensors if (why := why_not(t, target, options.dtype))]
     if lost:
         raise RefusedError(
             f"{len(lost)} of its entries cannot be written to {target.what}",
@@ -109,24 +89,19 @@ def _planned(
     new = NewCheckpoint(
         tensors,
         contents,
-        checkpoint.container.files,
         values=leaves.values,
         paths=leaves.paths,
         mode_of=checkpoint.container.files[0].path,
         stem=stem_of(output),
     )
     kept = (*not_kept_of(checkpoint, leaves.tensors, target, options.select, kept=False), *leaves.not_kept)
-    plan = ConvertPlan(None, len(tensors), casting.losses, lambda: ((), 0), contents, not_kept=kept)
-    plan.separated = tuple(separated(leaves.tensors, tied=False))
-    if target.is_folder:
-        folder = _Folder(new, writer)
-        plan.job, plan.measured = folder, folder.measured
-    else:
+    apart = tuple(separated(leaves.tensors, tied=False))
+    job: Job = NewFiles(new, target)
+    if not target.is_folder:
         from ckpt_cli.formats.torch_zip.write import nested
 
-        state = nested(new, nest, open_checkpoint)
-        plan.job, plan.measured = state, lambda: ((), state.nbytes)
-    return plan
+        job = nested(new, nest, open_checkpoint)
+    return ConvertPlan(job, len(tensors), casting.losses, contents, separated=apart, not_kept=kept)
 
 
 def _check_bytes(checkpoint: Checkpoint, leaves: Leaves) -> None:
@@ -149,7 +124,7 @@ def _most_bytes(checkpoint: Checkpoint) -> int:
 
 def leaves_of_dcp(checkpoint: Checkpoint, prefix: str) -> Leaves:
     """The entries of a distributed checkpoint below a prefix, where its planner noted them to be."""
-    from ckpt_cli.formats.dcp.values import saved_values
+    from ckpt_cli.formats.dcp.read import saved_values
 
     container = checkpoint.container
     noted: Mapping[str, object] = container.paths if isinstance(container, Composed) else {}
@@ -313,7 +288,9 @@ class _Traversal:
         if references and self._finder.big_endian:
             raise UnsupportedError(f"value {name!r} holds tensors that were saved big-endian")
         storages = {id(reference): self._rebuilder.storages.of(reference, bare=True)[0] for reference in references}
-        contents = {storage: storage_content(self._checkpoint, storage) for storage in storages.values()}
+        contents = {
+            storage: content_of(storage, files=self._checkpoint.container.files) for storage in storages.values()
+        }
         self._left -= _ITEM_COST + sum(content.nbytes for content in contents.values())
         write_pickle(node, self._data, self._pay)
         return SavedValue(name, node, self._data, storages, contents)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.files_beside import Beside
+from ckpt_cli.edits.plain import PlainValue
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress, Progress, no_progress
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats.targets import Target
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -28,9 +32,6 @@ KEEP_ONE, CLONE, ERROR = "keep-one", "clone", "error"
 
 NOT_STATE = "not in the state_dict of the module"
 """The reason to leave out what a module has besides its state_dict."""
-
-_MOST = 20
-"""Names that are spelled out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class ConvertOptions:
     """The way to write tensors that share bytes: `keep-one`, `clone` or `error`."""
     tensors_only: bool = False
     """True if what the format cannot hold may be left out."""
+    plain: bool = False
+    """True if objects become plain values, so that `torch.load(weights_only=True)` takes the new file."""
     lossy: bool = False
     """True if values may become infinite or zero in a cast."""
     raw: bool = False
@@ -103,6 +106,8 @@ class Conversion:
     dry_run: bool = False
     added: tuple[str, ...] = ()
     """Facts that the new checkpoint has and the old one did not, in words."""
+    plain: tuple[PlainValue, ...] = ()
+    """The values that became plain."""
     problem: str = ""
     """The error that the file has, where it was cut and salvaged."""
     lost: tuple[Lost, ...] = ()
@@ -119,7 +124,9 @@ class Conversion:
 class Job(Protocol):
     """A planned conversion, ready to be written."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be written, or about that."""
 
     def write(self, target: LocalFile, progress: Progress) -> None:
         """Write the one file."""
@@ -128,15 +135,42 @@ class Job(Protocol):
         """Raise where it does not read back."""
 
 
+@dataclass(frozen=True, slots=True)
+class NewFiles:
+    """The job of writing tensors, and values where the format has a place for them, as one file or a folder."""
+
+    new: NewCheckpoint
+    target: Target
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storages."""
+        return self.new.nbytes
+
+    def measured(self) -> Written:
+        """Return the names of the files and the bytes that would be written."""
+        if not self.target.is_folder:
+            return (), self.target.file_writer().write(self.new, None)
+        names: list[str] = []
+        nbytes = self.target.folder_writer().write_folder(self.new, names.append, no_progress)  # which makes no file
+        return tuple(names), nbytes
+
+    def write(self, target: LocalFile, progress: Progress) -> None:
+        """Write the one file."""
+        self.target.file_writer().write(self.new, target, progress)
+
+    def verify(self, path: str) -> None:
+        """Raise where it does not read back."""
+        self.target.file_writer().verify(self.new, path, open_checkpoint)
+
+
 @dataclass(slots=True)
 class ConvertPlan:
     """The plan of a conversion."""
 
-    job: Any
+    job: Job
     tensors: int
     losses: Losses
-    measured: Callable[[], Written]
-    """The names of the files and the bytes that would be written."""
     contents: Mapping[Storage, Content]
     """The bytes that are made, among others."""
     left_out: tuple[LeftOut, ...] = ()
@@ -145,12 +179,11 @@ class ConvertPlan:
     left: tuple[str, ...] = ()
     """Names of floats that stay as they are, as they cannot be cast."""
     added: tuple[str, ...] = ()
+    plain: tuple[PlainValue, ...] = ()
 
-
-def some_of(lines: Sequence[str]) -> list[str]:
-    """The first of some lines, and how many more there are."""
-    more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
-    return [*lines[:_MOST], *more]
+    def measured(self) -> Written:
+        """Return the names of the files of a folder and the bytes that would be written."""
+        return self.job.measured() if isinstance(self.job, NewFiles) else ((), self.job.nbytes)
 
 
 def stem_of(output: str) -> str:

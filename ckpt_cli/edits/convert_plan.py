@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
@@ -15,22 +15,16 @@ from ckpt_cli.edits.convert_options import (
     ConvertOptions,
     ConvertPlan,
     LeftOut,
-    Written,
-    some_of,
+    NewFiles,
     stem_of,
 )
-from ckpt_cli.errors import RefusedError, quoted
-from ckpt_cli.facts import dataclass
-from ckpt_cli.files.copy import Progress, no_progress
-from ckpt_cli.files.source import LocalFile
-from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.errors import RefusedError, quoted, some_of
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
-from ckpt_cli.nn.state_dict import state_names
-from ckpt_cli.nn.versions import Versions, has_versions, versions_of
+from ckpt_cli.nn.state_dict import Versions, has_versions, state_names, versions_of
 from ckpt_cli.ops.aliasing import Companions, by_storage, partly_shared, tie_groups
 
 _TOTALS = ("total_size", "total_parameters")
@@ -38,36 +32,6 @@ _TOTALS = ("total_size", "total_parameters")
 
 _CLASSES = 3
 """Names of classes that are spelled out."""
-
-
-@dataclass(slots=True)
-class _Flat:
-    """Tensors under flat names, in whatever format."""
-
-    new: NewCheckpoint
-    target: Target
-    writer: Any
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return self.new.nbytes
-
-    def measured(self) -> Written:
-        """Return the names of the files and the bytes that would be written."""
-        names: list[str] = []
-        if not self.target.is_folder:
-            return (), self.writer.write(self.new, None)
-        nbytes = self.writer.write_folder(self.new, names.append, no_progress)  # which makes no file
-        return tuple(names), nbytes
-
-    def write(self, target: LocalFile, progress: Progress) -> None:
-        """Write the one file."""
-        self.writer.write(self.new, target, progress)
-
-    def verify(self, path: str) -> None:
-        """Raise where it does not read back."""
-        self.writer.verify(self.new, path, open_checkpoint)
 
 
 def flatten(
@@ -81,13 +45,12 @@ def flatten(
     """The tensors under their dotted names; refused where something else would be lost that nobody allowed."""
     from ckpt_cli.arrays.cast import Losses
 
-    writer = target.writer()
     prefix = f"{options.select.removesuffix('.')}." if options.select else ""
     fits: list[Tensor] = []
     lost: list[LeftOut] = []
     aside: list[LeftOut] = []
     aliases = _aliases(entries)
-    for entry, why in _judged(entries, names, target, writer, options.dtype):
+    for entry, why in _judged(entries, names, target, options.dtype):
         why = why or aliases.get(entry.name)
         if why is None and isinstance(entry, Tensor):
             fits.append(replace(entry, name=entry.name[len(prefix) :]))
@@ -120,7 +83,6 @@ def flatten(
     new = NewCheckpoint(
         tensors,
         contents,
-        checkpoint.container.files,
         metadata,
         index=_index_of(checkpoint, metadata),
         ordered=names is not None,
@@ -131,12 +93,10 @@ def flatten(
     if options.max_shard is not None:
         new = replace(new, max_shard=options.max_shard)
     apart = () if target.keeps_views and tied else tuple(separated(fits, tied=tied))
-    flat = _Flat(new, target, writer)
     return ConvertPlan(
-        flat,
+        NewFiles(new, target),
         len(tensors),
         casting.losses,
-        flat.measured,
         contents,
         left_out=(*lost, *aside),
         separated=apart,
@@ -158,7 +118,7 @@ def _aliases(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def _judged(
-    entries: Sequence[Entry], names: Sequence[str] | None, target: Target, writer: Any, dtype: DType | None
+    entries: Sequence[Entry], names: Sequence[str] | None, target: Target, dtype: DType | None
 ) -> Iterator[tuple[Entry, str | None]]:
     """Yield each entry with the reason to leave it out, None where it is kept."""
     known = set(names) if names is not None else None
@@ -168,15 +128,15 @@ def _judged(
         elif isinstance(entry, Value):
             yield entry, "not a tensor"
         else:
-            yield entry, why_not(entry, target, writer, dtype)
+            yield entry, why_not(entry, target, dtype)
 
 
-def why_not(tensor: Tensor, target: Target, writer: Any, dtype: DType | None) -> str | None:
+def why_not(tensor: Tensor, target: Target, dtype: DType | None) -> str | None:
     """Return the reason to leave a tensor out."""
     if tensor.layout != "strided" or tensor.storage is None or tensor.shape is None:
         return f"{tensor.layout} tensor"
     becomes = dtype if dtype is not None and tensor.dtype.category == "float" else tensor.dtype
-    if writer.spelled(becomes) is None:
+    if target.spelled(becomes) is None:
         return f"{becomes}, which {target.what} cannot hold"
     if becomes is not tensor.dtype and not (tensor.dtype.numpy and tensor.dtype.is_plain_float):
         return f"{tensor.dtype}, which cannot be cast"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UsageError
+from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 Made = tuple[Tensor, Content]
 """A new tensor, alone in its storage, and the bytes of that."""
-
-_PIECE = 8 << 20
-"""Bytes of a file that are read at a time."""
 
 _COLUMNS = 64 << 20
 """Bytes of rows that are read together of an array in Fortran's order, as each column is read once for them."""
@@ -149,14 +147,14 @@ def _array_in(file: Checkpoint) -> Tensor:
     if isinstance(first, Value):
         shown = first.value.text if isinstance(first.value, Opaque) else str(first.value)
         raise UsageError(f"its values are not numbers: {shown}", path=file.path)
-    if first.storage is None or len(file.entries) > 1 or _end(file, first.storage) < file.container.files[0].size:
+    if first.storage is None or len(file.entries) > 1 or _end(first.storage) < file.container.files[0].size:
         raise UsageError("holds more than one array, and it is not clear which one is meant", path=file.path)
     return first
 
 
-def _end(file: Checkpoint, storage: Storage) -> int:
+def _end(storage: Storage) -> int:
     """Return the offset of the byte after an array's last one."""
-    return file.container.extents(storage, 0, storage.nbytes)[0].offset + storage.nbytes
+    return storage.extents(0, storage.nbytes)[0].offset + storage.nbytes
 
 
 def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: bool) -> Iterator[bytes | memoryview]:
@@ -166,23 +164,22 @@ def _pieces(file: Checkpoint, array: Tensor, name: str, dtype: DType, *, cast: b
 
     by_columns = _is_by_columns(array)
     if dtype is array.dtype and not by_columns:
-        yield from elements(file, array, _PIECE)
+        yield from elements(file, array, PIECE)
         return
     codec, encode = Codec(array), _encoder(name, dtype, cast=cast)
-    for stored in (_rows_of_columns if by_columns else _rows)(file, array, codec):
+    for stored in _rows_of_columns(array, codec) if by_columns else _rows(file, array, codec):
         yield little_endian(array, stored.tobytes()) if dtype is array.dtype else encode(codec.decode(stored))
 
 
 def _rows(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
-    """Yield stored elements in row-major order."""
-    from ckpt_cli.arrays.codec import stored_of
-    from ckpt_cli.arrays.indexing import Region, row_pieces
+    """Yield stored elements in row-major order, each piece valid until the next one."""
+    import numpy as np
 
-    region = Region.of(array)
-    for part in row_pieces(region, _PIECE // array.dtype.itemsize):
-        yield stored_of(array, codec, region.at(part))
-        for opened in file.container.files:
-            opened.forget()
+    from ckpt_cli.arrays.indexing import Region
+    from ckpt_cli.parallel.tensor_chunks import TensorReader
+
+    for data in TensorReader(file, array, Region.of(array)).read_all(PIECE):
+        yield np.frombuffer(data, codec.stored)
 
 
 def _is_by_columns(array: Tensor) -> bool:
@@ -191,7 +188,7 @@ def _is_by_columns(array: Tensor) -> bool:
     return not array.is_contiguous and array.nbytes // shape[0] <= _COLUMNS
 
 
-def _rows_of_columns(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[Array]:
+def _rows_of_columns(array: Tensor, codec: Codec) -> Iterator[Array]:
     """Yield rows of an array in Fortran's order; of each column only their part is read."""
     import numpy as np
 
@@ -199,12 +196,12 @@ def _rows_of_columns(file: Checkpoint, array: Tensor, codec: Codec) -> Iterator[
         return
     length, *others = array.shape
     columns, size = prod(others), array.dtype.itemsize
-    source = file.container.files[0]
-    begin = file.container.extents(array.storage, 0, array.nbytes)[0].offset
+    whole = array.storage.extents(0, array.nbytes)[0]
     most = max(_COLUMNS // (columns * size), 1)
     for first in range(0, length, most):
         nbytes = min(most, length - first) * size
         room = memoryview(bytearray(columns * nbytes))
         for column in range(columns):
-            source.read_into(room[column * nbytes : (column + 1) * nbytes], begin + (column * length + first) * size)
+            begin = whole.offset + (column * length + first) * size
+            whole.file.read_into(room[column * nbytes : (column + 1) * nbytes], begin)
         yield np.frombuffer(room, codec.stored).reshape(*others[::-1], nbytes // size).T

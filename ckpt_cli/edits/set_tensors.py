@@ -11,6 +11,7 @@ from ckpt_cli.budget import Budget
 from ckpt_cli.edits.assignment import Assignment, parse_value
 from ckpt_cli.errors import UnsupportedError, UsageError, ValueRefusedError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from ckpt_cli.arrays.codec import Codec
 
     Array = NDArray[Any]
-
-_PIECE = 8 << 20
-"""Bytes of the file that are read, changed and patched at a time, a million elements at most."""
 
 _ENCODED_AT_ONCE = 1 << 20
 """Values up to which they are encoded before they are spread over a region."""
@@ -163,10 +161,11 @@ def _write(checkpoint: Checkpoint, overlay: Overlay, target: Target) -> None:
         values = _broadcast(_encode(codec, values, target), region.shape, tensor.name)
     else:
         values = _broadcast(values, value_shape(tensor.dtype, region.shape), tensor.name)
-    for part in region.pieces(tensor.dtype.itemsize, min(_PIECE, tensor.dtype.itemsize << 20)):
+    most = min(PIECE, tensor.dtype.itemsize << 20)  # at most a million elements
+    for part in region.pieces(tensor.dtype.itemsize, most):
         low, high = region.at(part).span()
         size = tensor.dtype.itemsize
-        extents = checkpoint.container.extents(tensor.storage, low * size, (high - low) * size)
+        extents = tensor.storage.extents(low * size, (high - low) * size)
         data = bytearray(overlay.gather(extents))
         elements = codec.array(data, region.at(part), low)
         place: tuple[Any, ...] = (*part, ...)  # the ellipsis keeps a lone Python number an array
@@ -291,7 +290,7 @@ class _Changed:
 
     def meets(self, view: Tensor, budget: Budget) -> bool:
         """True if a view shares a byte with one of them; once comparisons run out, with anything between them."""
-        from ckpt_cli.arrays.overlap import regions_meet
+        from ckpt_cli.arrays.indexing import regions_meet
 
         begin, end = view.span
         if end <= self.begin or self.end <= begin:

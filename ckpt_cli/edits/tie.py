@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
-from ckpt_cli.formats.torch_zip.patch import has_room
-from ckpt_cli.model.changes import Changes, Content, Write
+from ckpt_cli.files.copy import PIECE
+from ckpt_cli.model.changes import Changes, Content, Write, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.aliasing import (
     Companions,
@@ -26,12 +25,6 @@ from ckpt_cli.ops.aliasing import (
 from ckpt_cli.ops.ls import unreferenced
 from ckpt_cli.ops.select import select_to_edit
 from ckpt_cli.parallel.tensor_chunks import TensorReader
-
-_COPIED = 8 << 20
-"""Bytes of a storage that are copied at a time."""
-
-_MOST_RANGES = 10_000
-"""Ranges of a storage up to which each is copied by the kernel; more are gathered."""
 
 
 def is_composed(tensor: Tensor) -> bool:
@@ -192,7 +185,7 @@ def _own(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Tensor, Content]:
     if (end - begin) == tensor.nbytes:  # dense: the strides stay as they are
         new = Storage(storage.key, end - begin, storage.location)
         own = replace(tensor, storage=new, storage_offset=0, alias_of=None)
-        return own, _ranges(storage, [(begin, end)])
+        return own, content_of(storage, [(begin, end)])
     new = Storage(storage.key, tensor.nbytes, storage.location)
     stride = contiguous_stride(tensor.shape or ())
     own = replace(tensor, storage=new, storage_offset=0, stride=stride, alias_of=None)
@@ -203,26 +196,10 @@ def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None
     """Return a writer of a tensor's stored elements in row-major order."""
 
     def make(write: Write) -> None:
-        for data in TensorReader(checkpoint, tensor, Region.of(tensor)).read_all(_COPIED):
+        for data in TensorReader(checkpoint, tensor, Region.of(tensor)).read_all(PIECE):
             write(data)
 
     return make
-
-
-def _ranges(storage: Storage, ranges: Sequence[tuple[int, int]]) -> Content:
-    """Return the bytes of some ranges of a storage: copied by the kernel, or inflated where they are compressed."""
-    nbytes = sum(end - begin for begin, end in ranges)
-    if len(ranges) <= _MOST_RANGES:
-        with suppress(UnsupportedError):
-            extents = [extent for begin, end in ranges if end > begin for extent in storage.extents(begin, end - begin)]
-            return Content(nbytes, extents=extents)
-
-    def make(write: Write) -> None:
-        for begin, end in ranges:
-            for at in range(begin, end, _COPIED):
-                write(bytes(storage.view(at, min(_COPIED, end - at))))
-
-    return Content(nbytes, make=make)
 
 
 # --- waste -----------------------------------------------------------------------------------------------------------
@@ -233,6 +210,8 @@ def plan_compact(checkpoint: Checkpoint) -> EditPlan:
 
     Raises RefusedError where there is nothing to cut.
     """
+    from ckpt_cli.formats.torch_zip.rewrite import has_room
+
     placed: dict[Storage | None, tuple[Storage, list[tuple[int, int, int]]]] = {}
     contents: dict[Storage, Content] = {}
     tensors: dict[str, Tensor] = {}
@@ -250,7 +229,7 @@ def plan_compact(checkpoint: Checkpoint) -> EditPlan:
         blocks = list(blocks_of(views))
         made = Storage(storage.key, sum(end - begin for begin, end, _ in blocks), storage.location)
         placed[storage] = (made, blocks)
-        contents[made] = _ranges(storage, [(begin, end) for begin, end, _ in blocks])
+        contents[made] = content_of(storage, [(begin, end) for begin, end, _ in blocks])
     if not contents and not has_room(checkpoint.container) and not unreferenced(checkpoint):
         raise RefusedError("no storage is larger than its tensors need", path=checkpoint.path)
     tensors = moved(checkpoint, lambda view: _compacted(view, alone, placed))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from ckpt_cli.edits.plan import EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
@@ -38,6 +38,7 @@ from ckpt_cli.ops.output import (
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.files_beside import Beside
+    from ckpt_cli.formats.writing import Rewriter, SetRewriter
 
 _IN_PLACE = "leave -o out to edit it in place"
 
@@ -140,8 +141,18 @@ class _Transaction:
     options: EditOptions
     overlay: Overlay
     """The patches of the old files: those of elements, then those of a document that fits in place."""
-    work: Any
-    """The format's `Rewriter`, or for a set that of several files; None where only elements change."""
+    work: Rewriter | SetRewriter | None
+    """The work of the format, a `SetRewriter` for a set; None where only elements change."""
+
+    @property
+    def _of_file(self) -> Rewriter | None:
+        """The work, of a checkpoint that is one file."""
+        return cast("Rewriter | None", self.work)
+
+    @property
+    def _of_set(self) -> SetRewriter | None:
+        """The work, of a checkpoint that is a set."""
+        return cast("SetRewriter | None", self.work)
 
     def carry_out(self, done: EditResult) -> EditResult:
         """Write the edit in the cheapest way that it allows; returns the result."""
@@ -157,8 +168,7 @@ class _Transaction:
     def _nbytes(self) -> int:
         """The bytes of new files, without those of a set that stay as they are."""
         files = self.checkpoint.container.files
-        nbytes: int = self.work.nbytes if self.work is not None else sum(file.size for file in files)
-        return nbytes
+        return self.work.nbytes if self.work is not None else sum(file.size for file in files)
 
     def _progress(self) -> Progress:
         return counting(self.options.on_progress, self._nbytes)
@@ -179,7 +189,7 @@ class _Transaction:
 
     def _patch(self, done: EditResult) -> EditResult:
         """Patch the files in place, all or nothing: elements, headers, pickles, an index."""
-        touched = [file for number, file in enumerate(self.overlay.files) if self.overlay.touches(number)]
+        touched = self.overlay.touched
         for file in touched:
             refuse_cached(file.path)
         if self.checkpoint.is_set and self.work is not None:
@@ -200,14 +210,15 @@ class _Transaction:
 
     def _rewrite_file(self, done: EditResult) -> EditResult:
         """Write a new file, in the place of the old one where no other is named."""
+        work = self._of_file
         with keeping() as kept, writing(self.own if done.in_place else done.output, mode_of=self.own) as target:
-            if self.work is None:
-                self._copy(0, target, self._progress())
+            if work is None:
+                self._copy(self.overlay.files[0], target, self._progress())
                 verify_copy(self.checkpoint, target.path, done.output)
             else:
-                self.work.write(target, self._progress())
+                work.write(target, self._progress())
                 self._check()
-                self.work.verify(target.path)
+                work.verify(target.path)
                 self._patch_copy(target)
             require_unchanged(self.checkpoint.container.files)
             if self.options.backup:
@@ -215,10 +226,10 @@ class _Transaction:
             nbytes = os.fstat(target.fd).st_size
         return replace(done, bytes_written=nbytes, backups=kept.paths)
 
-    def _copy(self, number: int, target: LocalFile, progress: Progress) -> None:
+    def _copy(self, file: SourceFile, target: LocalFile, progress: Progress) -> None:
         """Write a copy of one of the files, patched."""
-        copy_into(self.overlay.files[number], target, progress)
-        journal.write_patches(self.overlay, number, target)
+        copy_into(file, target, progress)
+        journal.write_patches(self.overlay, file, target)
 
     def _patch_copy(self, target: LocalFile) -> None:
         """Put the new bytes of elements into a rewritten file, in which they lie elsewhere."""
@@ -227,28 +238,29 @@ class _Transaction:
         with closing(open_checkpoint(target.path)) as copy, closing(Overlay(copy.container.files)) as overlay:
             self.plan.patch(copy, overlay)
             copy.container.seal(overlay)
-            journal.write_patches(overlay, 0, target)
+            journal.write_patches(overlay, overlay.files[0], target)
 
     # --- the files of a set ------------------------------------------------------------------------------------------
 
     def _rewrite_set(self, done: EditResult) -> EditResult:
         """Write the shards that change, and the index: in place of the old ones, or in a new folder."""
-        if self.work is not None:
-            done = replace(done, removed=tuple(self.work.removed))
-        if not done.in_place:
+        work = self._of_set
+        if work is not None:
+            done = replace(done, removed=tuple(work.removed))
+        if work is None or not done.in_place:
             beside = None if self.options.weights_only else self._beside(done.output)
             done = replace(done, beside=beside)
             if done.dry_run:
-                staying = self._files(*self.work.unchanged) if self.work is not None else ()
+                staying = self._files(*work.unchanged) if work is not None else ()
                 return replace(done, bytes_written=self._nbytes() + sum(file.size for file in staying))
             return self._write_folder(done)
-        files = self._files(*self.work.names, *self.work.removed)
+        files = self._files(*work.names, *work.removed)
         for file in files:
             refuse_cached(file.path)
         _refuse_links(files)
         _require_writable(files, dry_run=done.dry_run)
         done = replace(done, other_names=other_names(*(file.path for file in files)))
-        return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._replace_files(done)
+        return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._replace_files(done, work)
 
     def _files(self, *names: str) -> list[SourceFile]:
         """The files of the set that have some names, in the set's order."""
@@ -270,17 +282,17 @@ class _Transaction:
         from ckpt_cli.edits.files_beside import copy_beside
 
         modes = {os.path.basename(file.path): file.path for file in self.checkpoint.container.files}
-        progress = self._progress()
+        progress, work = self._progress(), self._of_set
         with replacing_folder(done.output) as folder:
             with ExitStack() as stack:
 
                 def create(name: str) -> LocalFile:
                     return stack.enter_context(creating(os.path.join(folder, name), mode_of=modes[name]))
 
-                nbytes = 0 if self.work is None else self._write_set(create, progress)
+                nbytes = 0 if work is None else self._write_set(work, create, progress)
                 nbytes += self._copy_staying(folder, progress)
                 copy_beside(self.checkpoint, done.beside, folder)
-            if self.work is None:
+            if work is None:
                 path = self.checkpoint.path
                 own = folder if is_folder(path) else os.path.join(folder, os.path.basename(path))
                 verify_copy(self.checkpoint, own, done.output)
@@ -288,35 +300,35 @@ class _Transaction:
 
     def _copy_staying(self, folder: str, progress: Progress) -> int:
         """Copy the files of a set that no rewriter writes, with their patches; returns their bytes."""
-        nbytes = 0
-        for number, file in enumerate(self.overlay.files):
+        nbytes, work = 0, self._of_set
+        for file in self.overlay.files:
             name = os.path.basename(file.path)
-            if self.work is None or name in self.work.unchanged:
+            if work is None or name in work.unchanged:
                 with creating(os.path.join(folder, name), mode_of=file.path) as target:
-                    self._copy(number, target, progress)
+                    self._copy(file, target, progress)
                     nbytes += target.size
         require_unchanged(self.checkpoint.container.files)
         return nbytes
 
-    def _replace_files(self, done: EditResult) -> EditResult:
+    def _replace_files(self, done: EditResult, work: SetRewriter) -> EditResult:
         """Write new files of a set, which then take the places of the old ones all at once."""
         from ckpt_cli.files.journal.replace import replacing_set
 
         files = {os.path.basename(file.path): file for file in self.checkpoint.container.files}
-        folder = os.path.dirname(files[self.work.first].path)
-        with keeping() as kept, replacing_set(folder, self.work.first) as replacement:
-            nbytes = self._write_set(replacement.create, self._progress())
-            replacement.removed.extend(self.work.removed)
+        folder = os.path.dirname(files[work.first].path)
+        with keeping() as kept, replacing_set(folder, work.first) as replacement:
+            nbytes = self._write_set(work, replacement.create, self._progress())
+            replacement.removed.extend(work.removed)
             if self.options.backup:
-                new: dict[str, str | None] = {files[name].path: replacement.new_path(name) for name in self.work.names}
-                new |= dict.fromkeys(files[name].path for name in self.work.removed)
+                new: dict[str, str | None] = {files[name].path: replacement.new_path(name) for name in work.names}
+                new |= dict.fromkeys(files[name].path for name in work.removed)
                 kept.keep_replaced(new, (file.path for file in files.values()))
         return replace(done, bytes_written=nbytes, backups=kept.paths)
 
-    def _write_set(self, create: Callable[[str], LocalFile], progress: Progress) -> int:
+    def _write_set(self, work: SetRewriter, create: Callable[[str], LocalFile], progress: Progress) -> int:
         """Write the shards that change and the index; returns their bytes."""
         nbytes = 0
-        for part in self.work.parts:
+        for part in work.parts:
             target = create(part.name)
             part.work.write(target, progress)
             sync(target.fd)
@@ -324,8 +336,8 @@ class _Transaction:
             nbytes += target.size
         self._check()
         require_unchanged(self.checkpoint.container.files)
-        if self.work.index is not None:
-            name, content = self.work.index
+        if work.index is not None:
+            name, content = work.index
             target = create(name)
             write_all(target.fd, content, 0)
             sync(target.fd)

@@ -14,10 +14,10 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from ckpt_cli.errors import CkptError, RefusedError
+from ckpt_cli.errors import CkptError
 from ckpt_cli.files.atomic import take_after, temporary_of
 from ckpt_cli.files.copy import copy_into
-from ckpt_cli.files.hidden_files import require_fitting
+from ckpt_cli.files.hidden_files import one_folder, require_fitting
 from ckpt_cli.files.outcome import Outcome, outcome_of, stating
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.places import spelled
@@ -77,8 +77,7 @@ class Backups:
 
     def keep_patched(self, overlay: Overlay) -> None:
         """Keep the files that an overlay is about to patch; `note_patched` is to be called after that."""
-        numbers = [number for number in range(len(overlay.files)) if overlay.touches(number)]
-        files = {overlay.files[number].path: overlay.files[number] for number in numbers}
+        files = {file.path: file for file in overlay.touched}
         others = [file.path for file in overlay.files]
 
         def make(path: str, backup: str) -> None:
@@ -89,8 +88,7 @@ class Backups:
 
         _part_links(files.values(), others)
         kept = self._keep(list(files), others, make, is_kept)
-        after = {overlay.files[number].path: _as_patched(overlay, number) for number in numbers}
-        self._record(kept, after)
+        self._record(kept, {path: _as_patched(overlay, file) for path, file in files.items()})
 
     def note_patched(self) -> None:
         """Note when the patched files were written, by which a later change of a large file is seen.
@@ -103,6 +101,7 @@ class Backups:
                 self._write_times()
 
     def _write_times(self) -> None:
+        """Write the record of the edit again, with the times at which the files were last written (in ns)."""
         noted = []
         for file in self._files:
             mtime_ns = os.stat(os.path.join(self._folder, file.name)).st_mtime_ns
@@ -127,7 +126,7 @@ class Backups:
     ) -> dict[str, str]:
         """Make the backup of each file; returns them by the file."""
         real = {path: spelled(path) for path in paths}
-        self._folder = _one_folder(real.values(), paths[0])
+        self._folder = one_folder(real.values(), paths[0])
         names = {os.path.basename(path) for path in real.values()}
         number, there = highest(self._folder, names | {os.path.basename(spelled(path)) for path in others})
         stopped = {path for path in paths if os.path.basename(real[path]) in there}
@@ -166,6 +165,7 @@ class Backups:
         return True
 
     def _record(self, kept: Mapping[str, str], after: Mapping[str, Fingerprint | None]) -> None:
+        """Write the record of the edit, with the backup and the new state of each file; raises OSError."""
         self._files = [
             RecordedFile(os.path.basename(spelled(path)), os.path.basename(backup), after[path])
             for path, backup in kept.items()
@@ -206,19 +206,9 @@ def same_content(one: str, other: str) -> bool:
         return _same_bytes(ours, theirs)
 
 
-def _one_folder(paths: Iterable[str], named: str) -> str:
-    folders = {os.path.dirname(path) for path in paths}
-    if len(folders) > 1:
-        raise RefusedError(
-            "its files lie in several folders, so that they cannot be changed as one",
-            path=named,
-            hint="write the result elsewhere with -o OUT",
-        )
-    return folders.pop()
-
-
-def _as_patched(overlay: Overlay, number: int) -> Fingerprint:
-    return fingerprint(overlay.size(number), lambda offset, nbytes: overlay.read(number, offset, nbytes))
+def _as_patched(overlay: Overlay, file: SourceFile) -> Fingerprint:
+    """Fingerprint a file as it will be once the overlay's patches are written."""
+    return fingerprint(overlay.size(file), lambda offset, nbytes: overlay.read(file, offset, nbytes))
 
 
 # --- ways to keep a file ---------------------------------------------------------------------------------------------
@@ -291,6 +281,7 @@ def _is_copy(file: SourceFile, backup: str) -> bool:
 
 
 def _same_bytes(one: SourceFile, other: SourceFile) -> bool:
+    """True if two open files have the same bytes, which are read some megabytes at a time."""
     return one.size == other.size and all(
         one.read(at, min(_COMPARED, one.size - at)) == other.read(at, min(_COMPARED, one.size - at))
         for at in range(0, one.size, _COMPARED)

@@ -14,6 +14,9 @@ from ckpt_cli.files.source import LocalFile, SourceFile
 CHUNK = 16 << 20
 """Bytes copied at a time."""
 
+PIECE = 8 << 20
+"""Bytes read at a time of what the system cannot copy, as it is compressed or changed on its way."""
+
 Progress = Callable[[int], object]
 """Called with the number of bytes done since the last call."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 
 from ckpt_cli.errors import BusyError, FormatError, RefusedError
@@ -63,6 +64,18 @@ def target_of_journal(name: str) -> str | None:
     """The name of the file whose journal has this name; None for a digest, where only the journal itself has it."""
     target = name[1 : -len(f".{_JOURNAL}")]
     return None if target.startswith(_DIGEST) else target
+
+
+def one_folder(paths: Iterable[str], named: str) -> str:
+    """The folder of files that are changed as one; raises RefusedError about `named` where they lie in several."""
+    folders = {os.path.dirname(path) for path in paths}
+    if len(folders) > 1:
+        raise RefusedError(
+            "its files lie in several folders, so that they cannot be changed as one",
+            path=named,
+            hint="write the result elsewhere with -o OUT",
+        )
+    return folders.pop()
 
 
 def require_fitting(path: str, hint: str = "choose a shorter name") -> None:

@@ -57,9 +57,6 @@ class MemorySource:
     def expect(self, offset: int, nbytes: int) -> None:
         """Do nothing: the bytes are there."""
 
-    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Do nothing: the bytes are there."""
-
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:

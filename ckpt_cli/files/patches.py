@@ -84,37 +84,31 @@ class Overlay:
 
     def __init__(self, files: Sequence[SourceFile]) -> None:
         self.files = files
-        self._pending = [_Pending(file.size) for file in files]
+        self._pending = {file: _Pending(file.size) for file in files}
         self._store = _Store()
-
-    def part(self, first: int, count: int) -> Overlay:
-        """The patches of some of the files, counted from 0: what is written there is written here."""
-        part = Overlay(self.files[first : first + count])
-        part._pending = self._pending[first : first + count]
-        part._store = self._store
-        return part
 
     @property
     def nbytes(self) -> int:
         """Bytes that applying would change in the files, the journal not counted."""
-        return sum(patch.nbytes for pending in self._pending for patch in pending.patches)
+        return sum(patch.nbytes for pending in self._pending.values() for patch in pending.patches)
 
     def __bool__(self) -> bool:
-        return any(map(self.touches, range(len(self.files))))
+        return bool(self.touched)
 
-    def touches(self, file: int) -> bool:
-        """True if file number `file` would change."""
-        return bool(self._pending[file].patches) or self.size(file) != self.files[file].size
+    @property
+    def touched(self) -> list[SourceFile]:
+        """The files that would change."""
+        return [file for file in self.files if self.patches(file) or self.size(file) != file.size]
 
-    def patches(self, file: int) -> Sequence[Patch]:
-        """The patches of file number `file`, in the order of their offsets."""
+    def patches(self, file: SourceFile) -> Sequence[Patch]:
+        """The patches of a file, in the order of their offsets."""
         return self._pending[file].patches
 
-    def size(self, file: int) -> int:
+    def size(self, file: SourceFile) -> int:
         """The bytes that the file will have."""
         return self._pending[file].size
 
-    def replace_end(self, file: int, offset: int, data: bytes) -> None:
+    def replace_end(self, file: SourceFile, offset: int, data: bytes) -> None:
         """Make `data` the last bytes of the file, from `offset` on: it becomes longer, or shorter."""
         self._pending[file].size = max(self.size(file), offset + len(data))
         self.write(file, offset, data.ljust(self.size(file) - offset, b"\0"))
@@ -124,14 +118,14 @@ class Overlay:
         """Return the bytes that the patch writes."""
         return self._store.read(patch.position, patch.nbytes)
 
-    def old_bytes(self, file: int, patch: Patch) -> bytes:
+    def old_bytes(self, file: SourceFile, patch: Patch) -> bytes:
         """Return the old bytes where the patch will write, zeros beyond the end of the file."""
-        return read_padded(self.files[file], patch.offset, patch.nbytes)
+        return read_padded(file, patch.offset, patch.nbytes)
 
-    def read(self, file: int, offset: int, nbytes: int) -> bytes:
+    def read(self, file: SourceFile, offset: int, nbytes: int) -> bytes:
         """The range as it will be once every pending patch is applied."""
         touching = list(self._touching(file, offset, offset + nbytes))
-        base = read_padded(self.files[file], offset, nbytes)
+        base = read_padded(file, offset, nbytes)
         if not touching:
             return base
         data = bytearray(base)
@@ -141,7 +135,7 @@ class Overlay:
             data[first - offset : last - offset] = new[first - patch.offset : last - patch.offset]
         return bytes(data)
 
-    def write(self, file: int, offset: int, data: bytes) -> None:
+    def write(self, file: SourceFile, offset: int, data: bytes) -> None:
         """Make `data` stand at `offset`; bytes that stand there already become no patch."""
         end = offset + len(data)
         position = offset
@@ -163,7 +157,7 @@ class Overlay:
             self.write(extent.file, extent.offset, data[position : position + extent.nbytes])
             position += extent.nbytes
 
-    def _touching(self, file: int, begin: int, end: int) -> Iterator[Patch]:
+    def _touching(self, file: SourceFile, begin: int, end: int) -> Iterator[Patch]:
         """The patches that share bytes with the range, in order."""
         patches = self._pending[file].patches
         first = bisect_right(patches, begin, key=lambda patch: patch.offset) - 1
@@ -172,11 +166,11 @@ class Overlay:
         last = bisect_left(patches, end, lo=first, key=lambda patch: patch.offset)
         yield from patches[first:last]
 
-    def _add(self, file: int, offset: int, data: bytes) -> None:
+    def _add(self, file: SourceFile, offset: int, data: bytes) -> None:
         """A patch for a range that no patch covers yet, cut to chunks."""
         for begin in range(0, len(data), CHUNK):
             piece = data[begin : begin + CHUNK]
-            if piece == read_padded(self.files[file], offset + begin, len(piece)):
+            if piece == read_padded(file, offset + begin, len(piece)):
                 continue
             insort(self._pending[file].patches, Patch(offset + begin, len(piece), self._store.append(piece)))
 

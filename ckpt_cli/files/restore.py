@@ -153,6 +153,7 @@ def _is_file(folder: str, name: str) -> bool:
 
 
 def _is_as_left(edit: KeptEdit, file: RecordedFile) -> bool:
+    """True if a file is as the edit left it, or is gone where the edit removed it; False without a record of that."""
     if edit.record is None:
         return False
     if file.after is None:

@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from types import TracebackType
 from typing import BinaryIO, Protocol
@@ -20,8 +20,7 @@ from ckpt_cli.files import system
 class Extent:
     """A range of a file in which bytes are stored unencoded."""
 
-    file: int
-    """The number of the file within its container."""
+    file: SourceFile
     offset: int
     """The first byte."""
     nbytes: int
@@ -73,9 +72,6 @@ class ByteSource(Protocol):
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read; never waits."""
-
-    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Fetch many small ranges, each an offset and a number of bytes, at once; may wait until all are there."""
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
@@ -201,9 +197,6 @@ class LocalFile:
         """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
         system.begin_to_read(self.fd, offset, nbytes)
 
-    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Do nothing: small ranges of a local file are read faster than they are announced."""
-
     def view(self, offset: int, nbytes: int) -> memoryview:
         """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
         if nbytes <= PREAD_LIMIT:
@@ -320,10 +313,6 @@ class Window:
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read."""
         self.whole.expect(self.begin + offset, nbytes)
-
-    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Fetch many small ranges at once."""
-        self.whole.expect_all([(self.begin + offset, nbytes) for offset, nbytes in ranges])
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""

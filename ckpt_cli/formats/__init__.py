@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckpt_cli.formats import registry
 from ckpt_cli.formats.open import open_checkpoint, open_salvaged
 
 if TYPE_CHECKING:
+    from ckpt_cli.formats.writing import Rewriter, SetRewriter
     from ckpt_cli.model.changes import Changes
     from ckpt_cli.model.checkpoint import Checkpoint
 
 __all__ = ["open_checkpoint", "open_salvaged", "rewriting", "verify_copy"]
 
 
-def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:
-    """The work of writing a checkpoint again in its own format: a `Rewriter`, or of a set one of several files.
+def rewriting(checkpoint: Checkpoint, changes: Changes) -> Rewriter | SetRewriter:
+    """The work of writing a checkpoint again in its own format: a `SetRewriter` of a set, else a `Rewriter`.
 
     Raises UnsupportedError where that cannot be done.
     """

@@ -18,7 +18,7 @@ from ckpt_cli.errors import LimitError, MalformedError
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import head_of, is_folder, is_plain_name, join, names_in
 from ckpt_cli.formats.sharded.read import ReadOne, ShardSet
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Value
 
 NAME = "deepspeed"
 
@@ -45,9 +45,9 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
         shards = [read_one(file) for file in files]
         container = ShardSet(None, shards)
         entries: list[Entry] = []
-        for number, shard in enumerate(shards):
-            prefix = os.path.splitext(found[number])[0]
-            entries += (_prefixed(prefix, _adopted(container, number, shard, entry)) for entry in shard.entries)
+        for name, shard in zip(found, shards, strict=True):
+            prefix = os.path.splitext(name)[0]
+            entries += (_prefixed(prefix, container.adopt(shard, entry)) for entry in shard.entries)
     except BaseException:
         for file in files:
             file.close()
@@ -92,10 +92,6 @@ def _files(folder: str) -> list[str]:
             within = names_in(join(folder, name))
             found += [f"{name}/{file}" for file in within if file.endswith(".pt") and not file.startswith(".")]
     return found
-
-
-def _adopted(container: ShardSet, number: int, shard: Checkpoint, entry: Entry) -> Entry:
-    return container.adopt(number, shard, entry) if isinstance(entry, Tensor) else entry
 
 
 def _prefixed(prefix: str, entry: Entry) -> Entry:

@@ -70,6 +70,7 @@ def open_salvaged(path: str) -> Salvaged:
 
 _SALVAGED = {
     "zip": "ckpt_cli.formats.salvage.zip",
+    "npz": "ckpt_cli.formats.salvage.npz",
     "safetensors": "ckpt_cli.formats.salvage.safetensors",
     "legacy": "ckpt_cli.formats.salvage.stream",
     "pickle": "ckpt_cli.formats.salvage.stream",

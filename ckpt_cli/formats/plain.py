@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import MalformedError, UnsupportedError
-from ckpt_cli.files.source import Extent, SourceFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import PlainBytes, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ class PlainFile:
     def storage(self, key: str, nbytes: int, begin: int, location: str = "cpu") -> Storage:
         """The storage whose first byte is at `begin` in the file."""
         return Storage(key, nbytes, location, PlainBytes(self.files[0], begin))
-
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Return the ranges of the file; raises UnsupportedError for bytes that a pickle has as text."""
-        return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """There are no checksums."""

@@ -9,7 +9,7 @@ import importlib
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import UnsupportedError, quoted
 from ckpt_cli.facts import dataclass
@@ -27,7 +27,7 @@ from ckpt_cli.formats.signatures import (
 from ckpt_cli.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from ckpt_cli.formats.writing import OpenCopy
+    from ckpt_cli.formats.writing import OpenCopy, Rewriter, SetRewriter
     from ckpt_cli.model.changes import Changes
 
 
@@ -43,7 +43,7 @@ class Format:
     is_set: bool = False
     """True if the file names others that belong to the checkpoint."""
     rewriter: str = ""
-    """Has `Rewriting`, a `Rewriter`, which carries out structural edits; empty where only elements can be changed."""
+    """Has `Rewriting`, a `Rewriter` or `SetRewriter`; empty where only elements can be changed."""
     is_pickle: bool = False
     """True if it is a pickle, with the bytes of tensors beside it or in it."""
     is_torch_save: bool = False
@@ -117,8 +117,8 @@ def format_of(checkpoint: Checkpoint) -> Format:
     return found or Format(checkpoint.format, lambda _: False, "")
 
 
-def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> Any:
-    """The work of writing a checkpoint again in its own format: a `Rewriter`, or of a set one of several files.
+def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> Rewriter | SetRewriter:
+    """The work of writing a checkpoint again in its own format: a `SetRewriter` of a set, else a `Rewriter`.
 
     `open_copy` opens the new file to read it back. Raises UnsupportedError where that cannot be done.
     """
@@ -130,9 +130,9 @@ def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> 
             hint=f"ckpt convert {quoted(checkpoint.path)} OUT.pt makes one that can be changed freely",
         )
     make = importlib.import_module(known.rewriter).Rewriting
-    if known.is_set:
-        return make(checkpoint, changes, partial(rewriting, open_copy=open_copy))
-    return make(checkpoint, changes, open_copy)
+    given = partial(rewriting, open_copy=open_copy) if known.is_set else open_copy
+    work: Rewriter | SetRewriter = make(checkpoint, changes, given)
+    return work
 
 
 def folder_kind(names: Sequence[str]) -> Folder | None:

@@ -19,27 +19,28 @@ if TYPE_CHECKING:
     from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 
-class FileWriter(Protocol):
-    """A module that writes one file."""
+class Writer(Protocol):
+    """A module that writes a format."""
 
     def spelled(self, dtype: DType) -> str | None:
         """Return the format's spelling of a dtype; None for one that it does not have."""
 
-    def write(self, new: NewCheckpoint, target: LocalFile, progress: Progress) -> None:
-        """Write all of it into an empty file."""
+
+class FileWriter(Writer, Protocol):
+    """A module that writes one file."""
+
+    def write(self, new: NewCheckpoint, target: LocalFile | None, progress: Progress = ...) -> int:
+        """Write all of it into an empty file; returns its bytes. Without a target it only measures."""
 
     def verify(self, new: NewCheckpoint, path: str, open_copy: OpenCopy) -> None:
         """Raise CkptError where the file that was written does not read back as what it should be."""
 
 
-class FolderWriter(Protocol):
+class FolderWriter(Writer, Protocol):
     """A module that writes several files into a new folder."""
 
-    def spelled(self, dtype: DType) -> str | None:
-        """Return the format's spelling of a dtype; None for one that it does not have."""
-
-    def write_folder(self, new: NewCheckpoint, create: Callable[[str], LocalFile], progress: Progress) -> None:
-        """Write all of it into files that `create` makes."""
+    def write_folder(self, new: NewCheckpoint, create: Callable[[str], LocalFile | None], progress: Progress) -> int:
+        """Write all of it into files that `create` makes, and only measure where it makes none; returns their bytes."""
 
     def verify_folder(self, new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
         """Raise CkptError where the folder that was written does not read back as what it should be."""
@@ -77,8 +78,22 @@ class Target:
     keeps_notes: bool = False
     """True if it has a place for the `_metadata` of a state_dict."""
 
-    def writer(self) -> Any:
-        """The writer: a module, or an object in one."""
+    def spelled(self, dtype: DType) -> str | None:
+        """Return the format's spelling of a dtype; None for one that it does not have."""
+        writer: Writer = self._writer()
+        return writer.spelled(dtype)
+
+    def file_writer(self) -> FileWriter:
+        """The writer of a format of one file."""
+        writer: FileWriter = self._writer()
+        return writer
+
+    def folder_writer(self) -> FolderWriter:
+        """The writer of a format of several files."""
+        writer: FolderWriter = self._writer()
+        return writer
+
+    def _writer(self) -> Any:
         module, _, name = self.module.partition(":")
         found = importlib.import_module(module)
         return getattr(found, name) if name else found
@@ -94,7 +109,7 @@ TARGETS = (
         "safetensors", "a safetensors file", "ckpt_cli.formats.safetensors.write", (".safetensors",),
         keeps_metadata=True,
     ),
-    Target("npz", "an npz file", "ckpt_cli.formats.numpy.write", (".npz",), keeps_ties=False),
+    Target("npz", "an npz file", "ckpt_cli.formats.numpy.npz", (".npz",), keeps_ties=False),
     Target(
         "hf", "safetensors shards", "ckpt_cli.formats.sharded.write:SAFETENSORS", is_folder=True, is_set=True,
         keeps_metadata=True, files=r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?",

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.errors import CkptError, FormatError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
@@ -52,10 +53,8 @@ class Appender:
             copy_range(source, offset, nbytes, self.target, self._begin + self.position, progress)
         self.position = self._begun = self.position + nbytes
 
-    def append_contents(
-        self, contents: Iterable[Content | Storage], files: Sequence[SourceFile], progress: Progress = no_progress
-    ) -> None:
-        """Append the bytes of storages; `files` are what extents count. Ranges that follow each other go as one.
+    def append_contents(self, contents: Iterable[Content | Storage], progress: Progress = no_progress) -> None:
+        """Append the bytes of storages. Ranges that follow each other go as one.
 
         Raises CkptError where what is made comes to another number of bytes than was said.
         """
@@ -64,29 +63,30 @@ class Appender:
             self.append(piece)
             progress(len(piece))
 
-        file, first, end = -1, 0, 0  # the range that is about to be copied
+        file: SourceFile | None = None
+        first = end = 0  # the range that is about to be copied
         for content in contents:
             if self.target is None:
                 self.position += content.nbytes
                 continue
             ranges = content.extents(0, content.nbytes) if isinstance(content, Storage) else content.extents
             for extent in ranges or ():
-                if extent.file != file or extent.offset != end:
-                    self._append_run(file, first, end, files, progress)
+                if extent.file is not file or extent.offset != end:
+                    self._append_run(file, first, end, progress)
                     file, first, end = extent.file, extent.offset, extent.offset
                 end += extent.nbytes
             if isinstance(content, Content) and ranges is None and content.make is not None:
-                self._append_run(file, first, end, files, progress)
-                file, begin = -1, self.position
+                self._append_run(file, first, end, progress)
+                file, begin = None, self.position
                 content.make(append)
                 self._write_back()
                 if self.position - begin != content.nbytes:
                     raise CkptError(f"a storage of {content.nbytes} bytes came to {self.position - begin}")
-        self._append_run(file, first, end, files, progress)
+        self._append_run(file, first, end, progress)
 
-    def _append_run(self, file: int, begin: int, end: int, files: Sequence[SourceFile], progress: Progress) -> None:
-        if file >= 0 and end > begin:
-            self.append_range(files[file], begin, end - begin, progress)
+    def _append_run(self, file: SourceFile | None, begin: int, end: int, progress: Progress) -> None:
+        if file is not None and end > begin:
+            self.append_range(file, begin, end - begin, progress)
 
     def _write_back(self) -> None:
         if self.target is not None:
@@ -113,6 +113,43 @@ class Rewriter(Protocol):
 
     def verify(self, path: str) -> None:
         """Raise CkptError where the file that was written does not read back as what it should be."""
+
+
+class SetRewriter(Protocol):
+    """A set of files about to be rewritten, with some changes; files that none of them concern stay as they are."""
+
+    parts: Sequence[ShardWork]
+    """The shards that are rewritten."""
+    removed: Sequence[str]
+    """Shards of which nothing is left."""
+    unchanged: Sequence[str]
+    """Shards that stay as they are."""
+    index: tuple[str, bytes] | None
+    """The new index: its file name and content; None where there is none."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the new files, or about that."""
+
+    @property
+    def first(self) -> str:
+        """The file that the journal stands beside: the index, or a shard that stays."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The files that are written."""
+
+    def patch(self, overlay: Overlay) -> bool:
+        """Put the whole edit into an overlay of the old files if it fits in place; else False."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWork:
+    """One shard to be rewritten."""
+
+    name: str
+    """Its file name, which stays."""
+    work: Rewriter
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field, fields, replace
 from operator import attrgetter
 
+from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.source import Extent
+from ckpt_cli.files.copy import PIECE
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import AGAIN, Entry, Opaque, Storage, Tensor, Value
 
 Write = Callable[["bytes | memoryview"], object]
@@ -25,6 +28,46 @@ class Content:
     """Writes the bytes, a bounded piece at a time."""
     origin: Storage | None = None
     """The old storage of which this is a whole copy, whose checksum therefore holds."""
+
+
+_EXTENTS = 10_000
+"""Ranges of a storage above which they are read rather than copied one by one."""
+
+_FORGOTTEN = 16
+"""Pieces after which the memory of those that were read is given back."""
+
+
+def content_of(
+    storage: Storage, ranges: Sequence[tuple[int, int]] | None = None, files: Sequence[SourceFile] = ()
+) -> Content:
+    """The bytes of some ranges of a storage, or of all: copied where they stand plainly, else read in pieces.
+
+    `files` are those that may map what is read to memory, which is given back from time to time.
+    """
+    ranges = [(0, storage.nbytes)] if ranges is None else ranges
+    nbytes = sum(end - begin for begin, end in ranges)
+    with suppress(UnsupportedError):
+        extents = [extent for begin, end in ranges if end > begin for extent in storage.extents(begin, end - begin)]
+        if len(extents) <= _EXTENTS:
+            return Content(nbytes, extents=extents)
+
+    def make(write: Write) -> None:
+        for begin, end in ranges:
+            for piece in pieces_of(storage, begin, end, files):
+                write(piece)
+
+    return Content(nbytes, make=make)
+
+
+def pieces_of(
+    storage: Storage, begin: int, end: int, files: Sequence[SourceFile], most: int = PIECE
+) -> Iterator[memoryview]:
+    """Yield a range of a storage's bytes, at most `most` at a time; gives back the memory that `files` map."""
+    for number, at in enumerate(range(begin, end, most), 1):
+        yield storage.view(at, min(most, end - at))
+        if not number % _FORGOTTEN or at + most >= end:
+            for file in files:
+                file.forget()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,15 +39,13 @@ class StorageSource(Protocol):
 class PlainBytes:
     """The bytes of a storage that stand one after another in a file, or in a part of one."""
 
-    __slots__ = ("begin", "file", "number")
+    __slots__ = ("begin", "file")
     composed = False
 
-    def __init__(self, file: ByteSource, begin: int, number: int = 0) -> None:
+    def __init__(self, file: ByteSource, begin: int) -> None:
         self.file = file
         self.begin = begin
         """The first byte within `file`."""
-        self.number = number
-        """The file's number within its container."""
 
     def view(self, begin: int, nbytes: int) -> memoryview:
         """Bytes of the storage."""
@@ -55,7 +53,7 @@ class PlainBytes:
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
         """Return the extents of a range of its bytes."""
-        return [Extent(self.number, self.file.begin + self.begin + begin, nbytes)]
+        return [Extent(self.file.whole, self.file.begin + self.begin + begin, nbytes)]
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +79,7 @@ class Storage:
         return self._source().view(begin, nbytes)
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
-        """Return where its bytes from `begin` on stand as they are, piece by piece, in the files of its container.
+        """Return where its bytes from `begin` on stand as they are, piece by piece.
 
         Raises UnsupportedError where they are compressed.
         """
@@ -317,10 +315,7 @@ class Container(Protocol):
 
     @property
     def files(self) -> Sequence[SourceFile]:
-        """The open files, in the order that `Extent.file` counts them."""
-
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """The extents of a range of a storage, their files counted as `files` has them."""
+        """The open files, in their order."""
 
     def seal(self, overlay: Overlay) -> None:
         """Add the patches of checksums that the overlay's other patches make necessary."""

@@ -7,7 +7,6 @@ from dataclasses import field, replace
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.changes import Content
 from ckpt_cli.model.checkpoint import Storage, Tensor
 
@@ -39,8 +38,6 @@ class NewCheckpoint:
     """In the order in which they are to be listed."""
     contents: Mapping[Storage, Content]
     """The bytes of each storage."""
-    files: Sequence[SourceFile]
-    """The files that the extents of `contents` refer to."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Strings to be kept where the format can."""
     index: Mapping[str, object] = field(default_factory=dict)

@@ -149,7 +149,7 @@ def share_bytes(a: Tensor, b: Tensor) -> bool:
         return False
     if a.is_contiguous and b.is_contiguous:
         return True
-    from ckpt_cli.arrays.overlap import regions_meet
+    from ckpt_cli.arrays.indexing import regions_meet
 
     return regions_meet(a, b)
 

@@ -28,7 +28,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.parallel.map import grouped, run
+from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
@@ -168,7 +168,9 @@ class _Hasher:
 
     def read(self, executor: Executor, on_progress: OnProgress) -> None:
         """Hash every piece, in the order of the files."""
-        subjects = sorted(self._subjects.values(), key=lambda subject: subject.source.place)
+        subjects = in_file_order(
+            self._subjects.values(), lambda subject: subject.source.place, self._checkpoint.container.files
+        )
         total = sum(subject.nbytes for subject in subjects)
         done = 0
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided, by_storage, needed_nbytes, stored_nbytes, tied_names, unique_numel
@@ -57,6 +58,7 @@ def _as_read(entry: Entry) -> Entry:
 
 
 def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> list[Entry]:
+    """The entries that NAMEs select, each once: tensors, and values too where they are asked for or nothing else is."""
     if not names:
         return list(checkpoint.entries if values else checkpoint.tensors)
     chosen: dict[int, Entry] = {}
@@ -70,26 +72,28 @@ def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> li
 
 
 def _sorted(checkpoint: Checkpoint, entries: list[Entry], sort: str | None) -> list[Entry]:
+    """Sort entries by `name`, by `size` (bytes, most first) or by their place in the files; None keeps their order."""
     if sort == "name":
         return sorted(entries, key=lambda entry: entry.name)
     if sort == "size":
         return sorted(entries, key=lambda entry: entry.nbytes if isinstance(entry, Tensor) else 0, reverse=True)
     if sort == "file":
-        return sorted(entries, key=lambda entry: _place(checkpoint, entry))
+        numbers = {file: number for number, file in enumerate(checkpoint.container.files)}
+        return sorted(entries, key=lambda entry: _place(entry, numbers))
     return entries
 
 
-def _place(checkpoint: Checkpoint, entry: Entry) -> tuple[bool, int, int]:
+def _place(entry: Entry, numbers: Mapping[SourceFile, int]) -> tuple[bool, int, int]:
     """Return the place of an entry's first byte, or its first part's: entries without bytes first, compressed last."""
     views = all_strided([entry]) if isinstance(entry, Tensor) else []
     if not views or views[0].storage is None:
         return (False, -1, -1)
     try:
         begin, end = views[0].span
-        extents = checkpoint.container.extents(views[0].storage, begin, end - begin)
+        extents = views[0].storage.extents(begin, end - begin)
     except UnsupportedError:
         return (True, 0, 0)
-    return (False, extents[0].file, extents[0].offset) if extents else (False, -1, -1)
+    return (False, numbers[extents[0].file], extents[0].offset) if extents else (False, -1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +141,105 @@ def _selected(checkpoint: Checkpoint, names: Sequence[str]) -> list[Tensor]:
         refuse_index(checkpoint, name, selections, "ls")
         found.extend(selection.entry for selection in selections if isinstance(selection.entry, Tensor))
     return found
+
+
+_PARTS = 64
+"""Parts of a name up to which it is folded: every one of them costs a walk over all names."""
+
+_DIGITS = 18
+"""Digits of a number that is folded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Tensors whose names differ only in numbers and whose facts differ only in where their bytes are."""
+
+    name: str
+    """The common name with the numbers in braces, as a shell expands them: `layers.{0..31}.weight`."""
+    first: Tensor
+    count: int
+    nbytes: int
+    """Bytes of all of them."""
+
+
+def fold(entries: Iterable[Entry]) -> list[Entry | Fold]:
+    """Entries with numbered tensors of one dtype and shape folded into one row each.
+
+    One numbered part after another is folded, the last one first, so that every row is an exact brace expansion of
+    the names it stands for.
+    """
+    rows: list[_Row] = []
+    others: list[tuple[int, Entry]] = []
+    for position, entry in enumerate(entries):
+        parts = tuple(entry.name.split("."))
+        if isinstance(entry, Tensor) and len(parts) <= _PARTS and any(map(_is_number, parts)):
+            rows.append(_Row(position, parts, entry, 1, entry.nbytes))
+        else:
+            others.append((position, entry))
+    for place in range(max((len(row.parts) for row in rows), default=0) - 1, -1, -1):
+        rows = _fold_place(rows, place)
+    folded: list[tuple[int, Entry | Fold]] = [(row.position, row.result()) for row in rows]
+    return [entry for _, entry in sorted([*others, *folded], key=lambda pair: pair[0])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A tensor or some folded ones; the parts of their name are spelled with braces where they differ."""
+
+    position: int
+    parts: tuple[str, ...]
+    first: Tensor
+    count: int
+    nbytes: int
+
+    def result(self) -> Entry | Fold:
+        """The tensor itself where the row stands for one, else the row."""
+        if self.count == 1:
+            return self.first
+        return Fold(".".join(self.parts), self.first, self.count, self.nbytes)
+
+
+def _fold_place(rows: list[_Row], place: int) -> list[_Row]:
+    """Fold the rows that differ only in the number at one place of their names."""
+    groups: dict[tuple[object, ...], list[_Row]] = {}
+    for row in rows:
+        is_number = place < len(row.parts) and _is_number(row.parts[place])
+        rest = (row.parts[:place], None, row.parts[place + 1 :]) if is_number else (row.parts,)
+        groups.setdefault((rest, *_alike(row.first)), []).append(row)
+    return [_merged(group, place) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _is_number(part: str) -> bool:
+    """True if a part of a name is a number that layers may have."""
+    return len(part) <= _DIGITS and part.isdecimal()
+
+
+def _alike(tensor: Tensor) -> tuple[object, ...]:
+    """Return the key that the tensors of one row have in common."""
+    return (
+        *(tensor.dtype.name, tensor.shape, tensor.stride, tensor.layout),
+        *(tensor.kind, tensor.requires_grad, tensor.device),
+    )
+
+
+def _merged(group: list[_Row], place: int) -> _Row:
+    """One row for several that differ only in the number at one place of their names."""
+    first = group[0]
+    spelled = _braces([row.parts[place] for row in group])
+    return _Row(
+        first.position,
+        (*first.parts[:place], spelled, *first.parts[place + 1 :]),
+        first.first,
+        sum(row.count for row in group),
+        sum(row.nbytes for row in group),
+    )
+
+
+def _braces(numbers: list[str]) -> str:
+    """`{0..31}` for consecutive numbers, `{0,2,5}` for others."""
+    values = [int(number) for number in numbers]
+    low, high = min(values), max(values)
+    plain = [str(value) for value in values] == numbers
+    if plain and len(set(values)) == len(values) and high - low == len(values) - 1 and len(values) > 2:
+        return f"{{{low}..{high}}}"
+    return f"{{{','.join(numbers)}}}"

@@ -15,7 +15,7 @@ from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.select import part_of, select
 from ckpt_cli.ops.show import spell_index
-from ckpt_cli.parallel.map import grouped, run
+from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def stats(
         plans = list(_plans(checkpoint, arguments))
         subjects = list({id(plan): plan for _, plan, _ in plans if isinstance(plan, _Subject)}.values())
         edges = _share_edges(subjects) if total else ()
-        _sum_all(subjects, executor, on_progress)
+        _sum_all(checkpoint, subjects, executor, on_progress)
         rows = [_row(tensor, plan, shape) for tensor, plan, shape in plans]
         whole = _total(subjects, edges) if total else None
     if bad_only:
@@ -228,13 +228,13 @@ def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
             yield from _with_values(replace(part, name=f"{tensor.name}.{part.name}"), seen)
 
 
-def _sum_all(subjects: Sequence[_Subject], executor: Executor, on_progress: OnProgress) -> None:
+def _sum_all(checkpoint: Checkpoint, subjects: Sequence[_Subject], executor: Executor, on_progress: OnProgress) -> None:
     """Go through every chunk of every subject, in the order of the files."""
     from ckpt_cli.arrays.statistics import add
 
     nbytes = sum(subject.source.nbytes for subject in subjects)
     done = 0
-    in_order = sorted(subjects, key=lambda subject: subject.source.place)
+    in_order = in_file_order(subjects, lambda subject: subject.source.place, checkpoint.container.files)
     for size, answers in run(grouped(_items(in_order)), _sum_job, executor):
         for number, found in answers:
             in_order[number].found = add(in_order[number].found, found)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
+
+    from ckpt_cli.files.source import SourceFile
 
 JOB = 4 << 20
 """Bytes of a job, from which on the next one begins."""
@@ -60,6 +62,19 @@ def grouped(items: Iterable[tuple[_Job, int]], most: int = JOB) -> Iterator[list
             group, nbytes = [], 0
     if group:
         yield group
+
+
+def in_file_order(
+    items: Iterable[_Job], place: Callable[[_Job], tuple[SourceFile, int] | None], files: Sequence[SourceFile]
+) -> list[_Job]:
+    """Return items in the order in which their first bytes stand in some files; those without a place come last."""
+    numbers = {file: number for number, file in enumerate(files)}
+
+    def key(item: _Job) -> tuple[int, int]:
+        found = place(item)
+        return (len(numbers), 0) if found is None else (numbers[found[0]], found[1])
+
+    return sorted(items, key=key)
 
 
 _ITEM = 32 << 10

@@ -112,8 +112,8 @@ class TensorReader:
         """Bytes that the system was asked to read ahead."""
         self._is_scattered = False
         """True if a range of it was in so many places that it has to be gathered."""
-        self.place = (len(checkpoint.container.files), 0)
-        """The number of the file and the byte where it begins; what must be gathered in order comes last."""
+        self.place: tuple[SourceFile, int] | None = None
+        """The file and the byte where it begins; None for what must be gathered in order."""
         self._places: Sequence[Place] = ()
         """The ranges of all of it."""
         self._origin: tuple[SourceFile, int] | None = None
@@ -143,11 +143,10 @@ class TensorReader:
         if storage is None or storage.composed or self.dtype.elements > 1 or not _is_row_major(self.region):
             return False
         with suppress(CkptError):  # compressed
-            extents = self.checkpoint.container.extents(storage, self.region.offset * self._size, self.nbytes)
+            extents = storage.extents(self.region.offset * self._size, self.nbytes)
             if len(extents) > _EXTENTS or sum(extent.nbytes for extent in extents) != self.nbytes:
                 return False
-            files = self.checkpoint.container.files
-            self._places = [(files[extent.file], extent.offset, extent.nbytes) for extent in extents]
+            self._places = [(extent.file, extent.offset, extent.nbytes) for extent in extents]
             if extents:
                 self.place = (extents[0].file, extents[0].offset)
             return True
@@ -160,11 +159,10 @@ class TensorReader:
             return False
         low, high = self.region.span()
         with suppress(CkptError):  # compressed
-            extents = self.checkpoint.container.extents(storage, low * size, (high - low) * size)
+            extents = storage.extents(low * size, (high - low) * size)
             if len(extents) == 1:
-                file, offset = extents[0].file, extents[0].offset
-                self._origin = self.checkpoint.container.files[file], offset - low * size
-                self.place = (file, offset)
+                file, offset = self.place = extents[0].file, extents[0].offset
+                self._origin = file, offset - low * size
                 return True
         return False
 
@@ -207,10 +205,9 @@ class TensorReader:
         if storage is None or not storage.composed or self._is_scattered or self.dtype.elements > 1:
             return ()
         with suppress(CkptError):  # compressed
-            extents = self.checkpoint.container.extents(storage, (first + begin) * size, (end - begin) * size)
+            extents = storage.extents((first + begin) * size, (end - begin) * size)
             if len(extents) <= _RUNS:
-                files = self.checkpoint.container.files
-                return tuple((files[extent.file], extent.offset, extent.nbytes) for extent in extents)
+                return tuple((extent.file, extent.offset, extent.nbytes) for extent in extents)
         self._is_scattered = True
         return ()
 
@@ -240,10 +237,9 @@ class TensorReader:
         if storage is not None and _is_row_major(self.region):
             first = self.dtype.byte_range(0, self.region.offset)[1]
             with suppress(CkptError):
-                extents = self.checkpoint.container.extents(storage, first + begin, end - begin)
+                extents = storage.extents(first + begin, end - begin)
                 if len(extents) <= _RUNS:
-                    files = self.checkpoint.container.files
-                    return [(files[extent.file], extent.offset, extent.nbytes) for extent in extents]
+                    return [(extent.file, extent.offset, extent.nbytes) for extent in extents]
         self._expected = self.nbytes  # it will be no better further on
         return []
 

@@ -13,8 +13,9 @@ from ckpt_cli.arrays.indexing import Region, row_cuts
 from ckpt_cli.errors import CkptError, about
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.parallel.map import grouped, run
+from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, TensorReader
 
 if TYPE_CHECKING:
@@ -83,14 +84,14 @@ class Pair:
         return sum(tensor.dtype.nbytes(tensor.numel) for tensor in self.tensors)
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Return the file and the byte where the first begins; what is compressed comes last."""
-        container, tensor = self.checkpoints[0].container, self.tensors[0]
+    def place(self) -> tuple[SourceFile, int] | None:
+        """Return the file and the byte where the first begins; None where it is compressed."""
+        tensor = self.tensors[0]
         if tensor.storage is not None:
             with suppress(CkptError):
-                for extent in container.extents(tensor.storage, tensor.span[0], 1):
+                for extent in tensor.storage.extents(tensor.span[0], 1):
                     return extent.file, extent.offset
-        return len(container.files), 0
+        return None
 
     def reader(self) -> Reader:
         """Return a function that compares them; raise UnsupportedError where they cannot be compared."""
@@ -154,7 +155,8 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, on_progress: OnProg
 
     total = sum(pair.nbytes for pair in pairs)
     done = 0
-    in_order = sorted(pairs, key=lambda pair: pair.place)
+    files = pairs[0].checkpoints[0].container.files if pairs else ()
+    in_order = in_file_order(pairs, lambda pair: pair.place, files)
     for size, answers in run(grouped(_items(in_order)), _compare_job, executor):
         for number, found in answers:
             pair = in_order[number]

@@ -19,6 +19,8 @@ Children = Iterator[tuple[str, object, str]]
 SCALARS = (type(None), bool, int, float, str, RawString)
 """Types of the items of a sequence that is one value rather than many entries."""
 
+_TEXT = frozenset([str])
+
 _STATES = 4
 """The number of an object's BUILDs that are looked at; picklers write one."""
 
@@ -58,7 +60,11 @@ class Containers:
     def _pairs(self, pairs: Sequence[object], kind: str) -> Children | None:
         """The values of a mapping; an empty one is a leaf."""
         self.budget.steps(len(pairs))
-        return zip(map(self._key, pairs[::2]), pairs[1::2], repeat(kind), strict=False) if pairs else None
+        if not pairs:
+            return None
+        keys: Sequence[object] = pairs[::2]
+        texts = keys if _TEXT.issuperset(map(type, keys)) else map(self._key, keys)
+        return zip(texts, pairs[1::2], repeat(kind), strict=False)  # type: ignore[arg-type]  # they are texts
 
     def _items(self, items: Sequence[object], kind: str) -> Children | None:
         """The items of a sequence; one that holds scalars only is one value rather than many entries."""

@@ -171,8 +171,11 @@ def read_rows(m: Machine, pos: int) -> int:
         if key is None:
             template = rows.template_at(m, end)
             key = template.key_at(data, end, slot) if template is not None else None
-        name = _name_at(m, pos + 5, nbytes) if key is not None else None
-        if name is None or template is None or key is None:
+        if template is None or key is None or not 2 <= nbytes <= limits.INLINE_BYTES:
+            break
+        raw = bytes(data[pos + 5 : end])
+        name = str(raw, "ascii") if nbytes <= SHORT and raw.isascii() else _name_of(m, raw)
+        if name is None:
             break
         if last is not None:
             last.followed_by = template
@@ -199,19 +202,15 @@ def read_rows(m: Machine, pos: int) -> int:
     return pos
 
 
-def _name_at(m: Machine, begin: int, nbytes: int) -> str | None:
-    """Return a name; None for one that a row cannot have."""
-    if not 2 <= nbytes <= limits.INLINE_BYTES:
-        return None
+def _name_of(m: Machine, raw: bytes) -> str | None:
+    """Return a name that is long or not of ASCII; None for one that a row cannot have."""
     try:
-        name = str(m.data[begin : begin + nbytes], "utf-8", "surrogatepass")
+        name = str(raw, "utf-8", "surrogatepass")
     except UnicodeDecodeError:
         return None
-    if nbytes > SHORT or not name.isascii():
-        if m.text + 4 * nbytes > limits.PICKLE_TEXT or len(name) < 2:
-            return None
-        m.held(name)
-    return name
+    if m.text + 4 * len(raw) > limits.PICKLE_TEXT or len(name) < 2:
+        return None
+    return m.held(name)
 
 
 def _memoized(m: Machine, get: bytes) -> object:

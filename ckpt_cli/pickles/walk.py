@@ -14,7 +14,7 @@ from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.pickles.attributes import Child, Hidden
-from ckpt_cli.pickles.containers import Children, Containers, joined
+from ckpt_cli.pickles.containers import Children, Containers
 from ckpt_cli.pickles.graph import Call, Dict, Graph, Set
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class Walk(Generic[T]):
             frame = self._frames[-1]
             prefix = frame.name
             for key, node, kind in frame.children:
-                name = joined(prefix, key)
+                name = f"{prefix}.{key}" if prefix and key else prefix or key  # as `joined` has it
                 pay_for(name)
                 tensor = tensor_of(name, node)
                 if tensor is not None:

@@ -10,6 +10,7 @@ from ckpt_cli.errors import listed
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
+    from ckpt_cli.edits.files_beside import Beside
     from ckpt_cli.edits.plan import EditResult
 
 _MOST = 8
@@ -50,8 +51,6 @@ def edit_text(edit: EditResult) -> str:
         keep = "would keep" if edit.dry_run else "keep" if edit.other_names > 1 else "keeps"
         lines.append(f"  {count_text(edit.other_names, 'other name')} (hard links) {keep} the old file")
     if edit.beside is not None:
-        from ckpt_cli.render.files_beside import beside_lines
-
         lines += beside_lines(edit.beside, dry_run=edit.dry_run)
     return "\n".join(lines) + "\n"
 
@@ -92,3 +91,24 @@ def _refer(names: tuple[str, ...]) -> str:
 
 def _names(names: tuple[str, ...]) -> str:
     return listed(names, _MOST, name_text)
+
+
+_FILES = 5
+"""Names of files that are spelled out."""
+
+
+def beside_lines(beside: Beside | None, *, dry_run: bool) -> list[str]:
+    """Return a line for the files that were copied, for those that were not, and for a config that is wrong now."""
+    if beside is None:
+        return []
+    lines = []
+    if beside.copied:
+        copied = "would be copied" if dry_run else "copied"
+        names = [name_text(name) for name in beside.copied]
+        lines.append(f"  {count_text(len(names), 'other file')} {copied}: {listed(names, _FILES)}")
+    if beside.left:
+        left = [f"{name_text(item.name)} ({item.why})" for item in beside.left]
+        lines.append(f"  not copied: {listed(left, _FILES)}")
+    if beside.stale:
+        lines.append(f"  {escaped(beside.stale)}")
+    return lines

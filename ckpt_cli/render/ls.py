@@ -16,8 +16,7 @@ from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, sha
 
 if TYPE_CHECKING:
     from ckpt_cli.formats.salvage.found import Salvaged
-    from ckpt_cli.ops.ls import Listing, Waste
-    from ckpt_cli.ops.ls_fold import Fold
+    from ckpt_cli.ops.ls import Fold, Listing, Waste
 
 _BASIC = (Column("name"), Column("dtype"), Column("shape"), Column("bytes", right=True))
 _LONG = (

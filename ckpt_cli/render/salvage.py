@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ckpt_cli.errors import some_of
 from ckpt_cli.render.json import LongList
 from ckpt_cli.render.text import count_text, escaped, name_text
 
@@ -35,8 +36,5 @@ def lost_lines(lost: Sequence[Lost]) -> list[str]:
     """Return a line for each entry that is lost, after one with their number."""
     if not lost:
         return []
-    lines = [f"  lost ({len(lost)}):"]
-    lines += [f"    {name_text(item.name) if item.name else '…'}: {escaped(item.why)}" for item in lost[:_MOST]]
-    if len(lost) > _MOST:
-        lines.append(f"    and {len(lost) - _MOST} more")
-    return lines
+    lines = [f"{name_text(item.name) if item.name else '…'}: {escaped(item.why)}" for item in lost]
+    return [f"  lost ({len(lost)}):", *(f"    {line}" for line in some_of(lines, _MOST))]

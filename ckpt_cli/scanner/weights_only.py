@@ -151,6 +151,13 @@ def verdict_of(source: ByteSource, where: str) -> Verdict | None:
     return None
 
 
+def refusal_of(pickle: bytes | bytearray) -> str:
+    """Return why torch would refuse the pickle of a zip file; empty where it takes it as it is."""
+    found = _Loader(bytes(pickle))
+    problem = found.load(0)
+    return problem or (f"it names {', '.join(found.needed)}" if found.needed else "")
+
+
 def _of_zip(source: ByteSource, where: str) -> Verdict | None:
     """The answer about a zip file, whose folder is that of its first record."""
     from ckpt_cli.formats.zip.container import prefix_of

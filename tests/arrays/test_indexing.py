@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
 
-from ckpt_cli.arrays.indexing import Region, parse_index, part_at, range_cuts, row_pieces
-from ckpt_cli.arrays.overlap import regions_meet
+from ckpt_cli.arrays.indexing import Region, parse_index, part_at, range_cuts, regions_meet, row_pieces
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.errors import UsageError
 from ckpt_cli.model.checkpoint import Storage, Tensor

@@ -156,7 +156,7 @@ def test_an_array_in_fortran_s_order_is_turned_in_pieces(
     tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr(new_tensors, "_COLUMNS", most)
-    monkeypatch.setattr(new_tensors, "_PIECE", most + 16)
+    monkeypatch.setattr(new_tensors, "PIECE", most + 16)
     array = np.asfortranarray(np.arange(7 * 3 * 4 * 2, dtype=">i4").reshape(7, 3, 4, 2))
     np.save(tmp_path / "q.npy", array)
     torch.save({"a": torch.ones(1)}, tmp_path / "m.pt")

@@ -13,6 +13,7 @@ tr coreutils
 diff diffutils
 find findutils
 xargs findutils
+git git
 grep grep
 sed sed
 '

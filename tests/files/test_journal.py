@@ -32,8 +32,8 @@ def path(tmp_path: Path) -> str:
 def overlay_of(path: str) -> Overlay:
     """Two patches that make the new content of it."""
     overlay = Overlay([LocalFile(path, write=True)])
-    overlay.write(0, 10, b"changed")
-    overlay.write(0, 1500, b"here too")
+    overlay.write(overlay.files[0], 10, b"changed")
+    overlay.write(overlay.files[0], 1500, b"here too")
     return overlay
 
 
@@ -153,9 +153,9 @@ def test_a_file_becomes_longer_or_shorter_or_stays(
     def edit() -> int:
         with LocalFile(path, write=True) as file:
             overlay = Overlay([file])
-            overlay.write(0, 3, b"changed")
-            overlay.replace_end(0, 2000, end)
-            assert overlay.read(0, 0, len(new)) == new
+            overlay.write(file, 3, b"changed")
+            overlay.replace_end(file, 2000, end)
+            assert overlay.read(file, 0, len(new)) == new
             return journal.apply(overlay)
 
     Path(path).write_bytes(old)
@@ -210,7 +210,7 @@ def test_an_end_that_cannot_be_replaced_is_the_old_one(
 
     with LocalFile(path, write=True) as file:
         overlay = Overlay([file])
-        overlay.replace_end(0, 2000, end)
+        overlay.replace_end(file, 2000, end)
         monkeypatch.setattr(os, step, failing)
         with pytest.raises(OSError, match="no space"):
             journal.apply(overlay)
@@ -224,8 +224,8 @@ def pair_of(folder: Path) -> tuple[list[str], Overlay]:
     for path in paths:
         Path(path).write_bytes(OLD)
     overlay = Overlay([LocalFile(path, write=True) for path in paths])
-    overlay.write(2, 1500, b"here too")
-    overlay.write(0, 10, b"changed")
+    overlay.write(overlay.files[2], 1500, b"here too")
+    overlay.write(overlay.files[0], 10, b"changed")
     return paths, overlay
 
 
@@ -246,12 +246,12 @@ def test_an_edit_of_several_is_finished_from_whichever_is_opened(tmp_path: Path,
     kept: dict[str, bytes] = {}
     real = journal.write_patches
 
-    def stop(overlay: Overlay, number: int, target: LocalFile) -> None:
+    def stop(overlay: Overlay, file: LocalFile, target: LocalFile) -> None:
         if len(kept) == patched:
             kept.update({log: content(log) for log in map(str, tmp_path.glob(".*"))})
             raise KeyboardInterrupt
-        kept[str(number)] = b""
-        real(overlay, number, target)
+        kept[os.path.basename(file.path)] = b""
+        real(overlay, file, target)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "write_patches", stop)
@@ -288,8 +288,8 @@ def test_files_of_several_folders_are_not_patched_as_one(tmp_path: Path) -> None
     for name in ("a.pt", "other/c.pt"):
         (tmp_path / name).write_bytes(OLD)
     overlay = Overlay([LocalFile(str(tmp_path / name), write=True) for name in ("a.pt", "other/c.pt")])
-    overlay.write(0, 0, b"x")
-    overlay.write(1, 0, b"x")
+    overlay.write(overlay.files[0], 0, b"x")
+    overlay.write(overlay.files[1], 0, b"x")
     with pytest.raises(RefusedError, match="several folders"):
         journal.apply(overlay)
 

@@ -38,25 +38,25 @@ def test_reads_see_every_write_and_the_patches_bring_it_about(
         overlay = over(content, folder)
         for offset, data in edits:
             piece = data[: SIZE - offset]
-            overlay.write(0, offset, piece)
+            overlay.write(overlay.files[0], offset, piece)
             model[offset : offset + len(piece)] = piece
         begin, end = min(span), max(span)
-        assert overlay.read(0, begin, end - begin) == model[begin:end]
-        patches = overlay.patches(0)
+        assert overlay.read(overlay.files[0], begin, end - begin) == model[begin:end]
+        patches = overlay.patches(overlay.files[0])
         assert all(a.end <= b.offset for a, b in pairwise(patches))
         applied = bytearray(content)
         for patch in patches:
             applied[patch.offset : patch.end] = overlay.new_bytes(patch)
-            assert overlay.old_bytes(0, patch) == content[patch.offset : patch.end]
+            assert overlay.old_bytes(overlay.files[0], patch) == content[patch.offset : patch.end]
         assert applied == model
         assert overlay.nbytes == sum(patch.nbytes for patch in patches)
 
 
 def test_writing_what_stands_there_makes_no_patch(tmp_path: Path) -> None:
     overlay = over(b"abcdef", str(tmp_path))
-    overlay.write(0, 1, b"bcd")
+    overlay.write(overlay.files[0], 1, b"bcd")
     assert not overlay
-    overlay.write(0, 1, b"bXd")
+    overlay.write(overlay.files[0], 1, b"bXd")
     assert overlay
 
 
@@ -65,11 +65,11 @@ def test_much_data_goes_to_a_temporary_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(overlay_module, "CHUNK", 300)
     overlay = over(bytes(5000), str(tmp_path))
     data = bytes(range(1, 251)) * 20
-    overlay.write(0, 0, data)
-    assert max(patch.nbytes for patch in overlay.patches(0)) == 300
-    assert overlay.read(0, 0, 5000) == data
-    overlay.write(0, 2500, b"\0" * 100)
-    assert overlay.read(0, 2400, 300) == data[2400:2500] + bytes(100) + data[2600:2700]
+    overlay.write(overlay.files[0], 0, data)
+    assert max(patch.nbytes for patch in overlay.patches(overlay.files[0])) == 300
+    assert overlay.read(overlay.files[0], 0, 5000) == data
+    overlay.write(overlay.files[0], 2500, b"\0" * 100)
+    assert overlay.read(overlay.files[0], 2400, 300) == data[2400:2500] + bytes(100) + data[2600:2700]
     overlay.close()
 
 

@@ -34,9 +34,9 @@ def edit(paths: list[Path]) -> None:
     files = [LocalFile(str(path), write=True) for path in paths]
     try:
         overlay = Overlay(files)
-        for number in range(len(files)):
-            overlay.write(number, 10, b"changed")
-            overlay.write(number, 500_000, b"here too")
+        for file in files:
+            overlay.write(file, 10, b"changed")
+            overlay.write(file, 500_000, b"here too")
         journal.apply(overlay)
     finally:
         for file in files:

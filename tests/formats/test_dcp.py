@@ -27,7 +27,7 @@ from ckpt_cli.cli.main import run
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.boxes import boxes_of_range
-from ckpt_cli.formats.dcp.items import Items
+from ckpt_cli.formats.dcp.container import Items
 from ckpt_cli.model.checkpoint import Opaque, Value
 from ckpt_cli.ops.ls import list_entries
 from tests.support.counting import counted_reads
@@ -50,12 +50,11 @@ def test_every_range_of_bytes_is_gathered_and_found(tmp_path: Path, cuts: list[C
     assert storage is not None
     assert storage.composed == (len(cuts) > 1)
     raw = WHOLE.numpy().tobytes()
-    container = checkpoint.container
     for begin in range(0, len(raw), 37):
         for end in range(begin, len(raw) + 1, 53):
             assert bytes(storage.view(begin, end - begin)) == raw[begin:end]
-            extents = container.extents(storage, begin, end - begin)
-            with_files = b"".join(container.files[e.file].read(e.offset, e.nbytes) for e in extents)
+            extents = storage.extents(begin, end - begin)
+            with_files = b"".join(e.file.read(e.offset, e.nbytes) for e in extents)
             assert with_files == raw[begin:end]
 
 

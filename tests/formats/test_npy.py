@@ -59,7 +59,7 @@ def test_scalars_and_empty_arrays_are_read(shape: tuple[int, ...], tmp_path: Pat
     ("array", "told"),
     [
         (np.array([None, {}]), "numpy.ndarray(shape=(2,), dtype=object)"),
-        (np.array(["ab"]), "numpy.ndarray(shape=(1,), dtype=<U2)"),
+        (np.full(70_000, "ab"), "numpy.ndarray(shape=(70000,), dtype=<U2)"),
         (np.zeros(2, "f4,i8"), "numpy.ndarray(shape=(2,), dtype=[('f0', '<f4'), ('f1', '<i8')])"),
         (np.array(["2020-01-01"], "M8[D]"), "numpy.ndarray(shape=(1,), dtype=<M8[D])"),
     ],

@@ -246,7 +246,7 @@ def test_an_extent_is_where_the_bytes_are(tmp_path: Path) -> None:
     begin = 8 + int.from_bytes(content[:8], "little")
     for tensor, offset in zip(checkpoint.tensors, (4, 12, 0), strict=True):
         assert tensor.storage is not None
-        assert checkpoint.container.extents(tensor.storage, 0, 1)[0].offset == begin + offset
+        assert tensor.storage.extents(0, 1)[0].offset == begin + offset
 
 
 @settings(max_examples=200, deadline=None)

@@ -236,7 +236,7 @@ def test_a_shard_that_may_not_be_written_changes_nothing(folder: Path) -> None:
         "import ckpt_cli.arrays.codec\n"
         "import ckpt_cli.render.edits, ckpt_cli.formats.sharded.read, ckpt_cli.formats.sharded.names\n"
         "import ckpt_cli.formats.safetensors.read, ckpt_cli.files.journal.apply, ckpt_cli.files.lock\n"
-        "import ckpt_cli.arrays.overlap, shlex, json, resource\n"
+        "import ckpt_cli.arrays.indexing, shlex, json, resource\n"
         "os.setuid(65534)\n"
         "print(run(['set', sys.argv[1], 'layers.0.bias=5', 'layers.2.bias=5']), flush=True)\n"
         "print(run(['set', sys.argv[1], 'layers.0.bias=7']), flush=True)"

@@ -164,7 +164,7 @@ def test_an_extent_is_where_the_bytes_are(tmp_path: Path) -> None:
     raw = Path(checkpoint.path).read_bytes()
     for mine in checkpoint.tensors:
         assert mine.storage is not None
-        (extent,) = checkpoint.container.extents(mine.storage, 0, mine.storage.nbytes)
+        (extent,) = mine.storage.extents(0, mine.storage.nbytes)
         assert raw[extent.offset : extent.offset + extent.nbytes] == STORAGES[mine.storage.key]
         assert extent.offset % 64 == 0
 
@@ -174,7 +174,7 @@ def test_a_compressed_storage_has_no_extent(tmp_path: Path) -> None:
     storage = checkpoint.tensors[1].storage
     assert storage is not None
     with pytest.raises(UnsupportedError, match="storage '1' is compressed"):
-        checkpoint.container.extents(storage, 0, 1)
+        storage.extents(0, 1)
 
 
 # --- what is refused, at once or when the bytes are asked for --------------------------------------------------------
@@ -265,7 +265,7 @@ def test_a_record_beyond_4_gb_is_found(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(path))
     last = checkpoint.tensors[1]
     assert last.storage is not None
-    (extent,) = checkpoint.container.extents(last.storage, 0, last.storage.nbytes)
+    (extent,) = last.storage.extents(0, last.storage.nbytes)
     assert extent.offset > 5 << 30
     with path.open("r+b") as file:
         file.seek(extent.offset)

@@ -21,14 +21,14 @@ from ckpt_cli.model.changes import Changes, Content
 OLD = bytes(range(256)) * 16
 
 
-def contents() -> list[Content]:
+def contents(old: LocalFile) -> list[Content]:
     """Ranges that follow each other, made bytes, and ranges that do not."""
     return [
-        Content(12, extents=[Extent(0, 0, 5), Extent(0, 5, 7)]),
-        Content(8, extents=[Extent(0, 12, 8)]),
+        Content(12, extents=[Extent(old, 0, 5), Extent(old, 5, 7)]),
+        Content(8, extents=[Extent(old, 12, 8)]),
         Content(6, make=lambda write: (write(b"abc"), write(b"def"))),
         Content(0, extents=()),
-        Content(4, extents=[Extent(0, 100, 4)]),
+        Content(4, extents=[Extent(old, 100, 4)]),
     ]
 
 
@@ -56,7 +56,7 @@ def test_contents_are_appended_and_ranges_that_follow_each_other_go_as_one(
     with LocalFile(str(tmp_path / "new"), write=True, create=True) as target:
         out = Appender(target)
         out.append(b"head")
-        out.append_contents(contents(), (old,), done.append)
+        out.append_contents(contents(old), done.append)
         assert (out.position, target.size) == (4 + len(WRITTEN), 4 + len(WRITTEN))
     assert (tmp_path / "new").read_bytes() == b"head" + WRITTEN
     assert (copied, sum(done)) == ([(0, 20), (100, 4)], len(WRITTEN))
@@ -64,7 +64,7 @@ def test_contents_are_appended_and_ranges_that_follow_each_other_go_as_one(
 
 def test_without_a_file_the_same_bytes_are_counted_and_none_is_made(old: LocalFile) -> None:
     out = Appender(None)
-    out.append_contents([*contents(), Content(1 << 40, make=lambda _: pytest.fail("made"))], (old,))
+    out.append_contents([*contents(old), Content(1 << 40, make=lambda _: pytest.fail("made"))])
     assert out.position == len(WRITTEN) + (1 << 40)
 
 
@@ -74,7 +74,7 @@ def test_made_bytes_that_are_too_few_are_an_error(tmp_path: Path, writer: type[A
         LocalFile(str(tmp_path / "new"), write=True, create=True) as target,
         pytest.raises(CkptError, match="came to 2"),
     ):
-        writer(target).append_contents([Content(3, make=lambda write: write(b"ab"))], ())
+        writer(target).append_contents([Content(3, make=lambda write: write(b"ab"))])
 
 
 def test_a_difference_that_is_found_while_reading_back_says_that_nothing_was_replaced(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_storage_has_its_bytes_also_under_another_key(write: object, tmp_path:
         for storage in (tensor.storage, replace(tensor.storage, key="another")):
             assert bytes(storage.view(4, 12)) == VALUES[1:4].tobytes()
             (extent,) = storage.extents(4, 12)
-            assert checkpoint.container.files[extent.file].read(extent.offset, 12) == VALUES[1:4].tobytes()
+            assert extent.file.read(extent.offset, 12) == VALUES[1:4].tobytes()
             assert not storage.composed
 
 

@@ -77,7 +77,7 @@ def test_a_version_that_is_assumed_is_said(tmp_path: Path, ckpt: Ckpt) -> None:
 
 
 def test_every_class_of_torch_has_the_version_that_torch_says() -> None:
-    from ckpt_cli.nn.versions import _version
+    from ckpt_cli.nn.state_dict import _version
     from ckpt_cli.pickles.nn_module import Module
 
     def below(kind: type[nn.Module]) -> set[type[nn.Module]]:

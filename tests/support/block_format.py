@@ -51,7 +51,7 @@ def read(file: LocalFile) -> Checkpoint:
 
 class _Container(SimpleNamespace):
     def __init__(self, file: LocalFile) -> None:
-        super().__init__(files=(file,), extents=lambda storage, *range_: storage.extents(*range_), close=file.close)
+        super().__init__(files=(file,), close=file.close)
 
     def seal(self, overlay: object) -> None:
         """No checksums."""

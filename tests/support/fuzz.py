@@ -119,8 +119,8 @@ def try_file(content: bytes, folder: Path, commands: tuple[tuple[str, ...], ...]
     """What goes wrong with one file and some commands."""
     file, out = folder / "damaged", folder / "out"
     problems = []
+    _write(file, content)
     for command in commands:
-        file.write_bytes(content)
         arguments = [word.format(file=file, out=out) for word in command]
         begin = time.process_time()
         code, error = _run(arguments)
@@ -134,13 +134,20 @@ def try_file(content: bytes, folder: Path, commands: tuple[tuple[str, ...], ...]
             problems.append(f"{command[0]}: unclear: {error[:300]}")
         if seconds > SECONDS:
             problems.append(f"{command[0]}: {seconds:.1f} s")
-        if file.read_bytes() != content:
+        if not file.exists() or file.read_bytes() != content:
             problems.append(f"{command[0]}: the file was changed")
+            _write(file, content)
         out.unlink(missing_ok=True)
         left = set(os.listdir(folder)) - {file.name}
         if left:
             problems.append(f"{command[0]}: left {left}")
     return problems
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file that was not there before: where one is written over, some file systems wait for the disk."""
+    file.unlink(missing_ok=True)
+    file.write_bytes(content)
 
 
 def _run(arguments: list[str]) -> tuple[int, str]:

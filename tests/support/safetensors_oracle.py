@@ -15,7 +15,7 @@ from ckpt_cli.dtypes import BY_SAFETENSORS
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.safetensors import header
-from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.model.checkpoint import Checkpoint, Storage
 
 DATA = bytes(range(16))
 SOUND = {"a": info("F32", [4], 0, 16)}
@@ -66,8 +66,13 @@ def _outcome(folder: Path, content: bytes, shortest: int) -> _Outcome:
             checkpoint = opened(folder, content)
         except CkptError as error:
             return _Outcome({}, refused=error)
-    facts = [(*astuple(replace(t, storage=None)), t.storage and t.storage.extents(0, 1)) for t in checkpoint.tensors]
+    facts = [(*astuple(replace(t, storage=None)), t.storage and _place(t.storage)) for t in checkpoint.tensors]
     return _Outcome(read(checkpoint), (facts, dict(checkpoint.metadata), checkpoint.container.has_more))
+
+
+def _place(storage: Storage) -> list[tuple[str, int, int]]:
+    """Where the first byte of a storage stands; each opening has a file object of its own."""
+    return [(extent.file.path, extent.offset, extent.nbytes) for extent in storage.extents(0, 1)]
 
 
 def read(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:

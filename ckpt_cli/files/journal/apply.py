@@ -2,8 +2,8 @@
 
 The journal is complete on disk before the first patch, and is removed after the last one is on disk. So a journal
 without its trailer means that nothing was patched, and one with it can be rolled forward at any time, as long as the
-files are those that it was written for (`files/journal/check.py`). One of which nothing was patched yet is dropped.
-Where a file becomes longer or shorter, the bytes beyond its end count as zeros, old or new.
+files are those that it was written for (`State`). One of which nothing was patched yet is dropped. Where a file
+becomes longer or shorter, the bytes beyond its end count as zeros, old or new.
 
 An edit of several files has one journal, beside the first of them. Beside each other one a pointer is made durable
 before the journal and removed after it, and a file with several names gets a note (`files/journal/pointer.py`).
@@ -15,11 +15,23 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
+from enum import Enum, auto
 
 from ckpt_cli.errors import CkptError, FormatError, RefusedError
-from ckpt_cli.files.hidden_files import journal_path, open_journal, require_trusted
-from ckpt_cli.files.journal.check import State, states_of
-from ckpt_cli.files.journal.log import MAGIC, Header, header_of, is_complete, patches_of, write_journal
+from ckpt_cli.files.hidden_files import journal_path, one_folder, open_journal, require_trusted
+from ckpt_cli.files.journal.log import (
+    MAGIC,
+    File,
+    Header,
+    LoggedPatch,
+    Sample,
+    header_of,
+    identity_of,
+    is_complete,
+    patches_of,
+    reach,
+    write_journal,
+)
 from ckpt_cli.files.journal.pointer import (
     forget_edit,
     names_in,
@@ -31,16 +43,13 @@ from ckpt_cli.files.journal.pointer import (
 )
 from ckpt_cli.files.lock import lock
 from ckpt_cli.files.outcome import Outcome, interrupts_deferred, state, stating
-from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.patches import Overlay, read_padded
 from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import read_at, sync, sync_folder, write_all
 
 _REPLACES = b"ckpt-replace-"
 """The first bytes of another kind of journal: one of files that are replaced (`files/journal/replace.py`)."""
-
-_NOT_OURS = (State.STALE, State.GONE)
-"""States of files that an interrupted edit leaves alone."""
 
 
 def apply(overlay: Overlay) -> int:
@@ -49,24 +58,23 @@ def apply(overlay: Overlay) -> int:
     The journal stands beside the first file that is patched, and a pointer to it beside each further one. On any
     error or interrupt the old bytes are put back; the error has the outcome (`files/outcome.py`).
     """
-    touched = [number for number in range(len(overlay.files)) if overlay.touches(number)]
-    if not touched:
+    files = overlay.touched
+    if not files:
         return 0
-    files = [overlay.files[number] for number in touched]
-    _require_one_folder(files)
+    one_folder((os.path.realpath(file.path) for file in files), files[0].path)  # one journal stands beside all
     first, *others = (spelled(file.path) for file in files)
     log, pointers = journal_path(first), [journal_path(other) for other in others]
     with stating(files[0].path) as stage:
         try:
-            journalled = _prepare(first, others, overlay, touched)
+            journalled = _prepare(first, others, overlay)
         except BaseException:
             with interrupts_deferred(), suppress(OSError):  # a journal that stays is dropped: nothing was patched
                 _clear(files, log, *pointers)
             raise
         stage.outcome = Outcome.UNFINISHED
         try:
-            for number in touched:
-                _patch(overlay, number)
+            for file in files:
+                _patch(overlay, file)
         except BaseException:
             with interrupts_deferred(), suppress(OSError, CkptError):  # what fails here is left to the next recovery
                 _put_back(log, files)
@@ -79,25 +87,24 @@ def apply(overlay: Overlay) -> int:
     return journalled + overlay.nbytes
 
 
-def _prepare(first: str, others: Sequence[str], overlay: Overlay, touched: Sequence[int]) -> int:
+def _prepare(first: str, others: Sequence[str], overlay: Overlay) -> int:
     """Make the journal durable, and all that leads to it; returns its size in bytes."""
     for other in others:
         write_pointer(other, os.path.basename(first))
     if others:
         sync_folder(os.path.dirname(first))
-    journalled = write_journal(journal_path(first), overlay, touched)
+    journalled = write_journal(journal_path(first), overlay)
     sync_folder(os.path.dirname(first))
-    for number in touched:
-        note_edit(overlay.files[number])
+    for file in overlay.touched:
+        note_edit(file)
     return journalled
 
 
-def _patch(overlay: Overlay, number: int) -> None:
+def _patch(overlay: Overlay, file: SourceFile) -> None:
     """Write the patches of one file durably."""
-    file = overlay.files[number]
-    write_patches(overlay, number, file)
-    if overlay.size(number) != file.size:
-        os.ftruncate(file.fd, overlay.size(number))
+    write_patches(overlay, file, file)
+    if overlay.size(file) != file.size:
+        os.ftruncate(file.fd, overlay.size(file))
     sync(file.fd)
 
 
@@ -228,20 +235,9 @@ def _finish(journal: LocalFile, header: Header, files: Sequence[LocalFile | None
     return False
 
 
-def _require_one_folder(files: Sequence[SourceFile]) -> None:
-    """Refuse to patch files together that no one journal can stand beside."""
-    folders = {os.path.dirname(os.path.realpath(file.path)) for file in files}
-    if len(folders) > 1:
-        raise RefusedError(
-            "its files lie in several folders, so that they cannot be changed as one",
-            path=files[0].path,
-            hint="write the result elsewhere with -o OUT",
-        )
-
-
-def write_patches(overlay: Overlay, number: int, target: SourceFile) -> None:
-    """Write the patches of file `number` into `target`: that file, or a copy of it."""
-    for patch in overlay.patches(number):
+def write_patches(overlay: Overlay, file: SourceFile, target: SourceFile) -> None:
+    """Write the patches of a file into `target`: that file, or a copy of it."""
+    for patch in overlay.patches(file):
         write_all(target.fd, overlay.new_bytes(patch), patch.offset)
 
 
@@ -270,3 +266,89 @@ def _cut(files: Sequence[SourceFile | None], sizes: Sequence[int]) -> None:
             if os.fstat(file.fd).st_size != size:
                 os.ftruncate(file.fd, size)
             sync(file.fd)
+
+
+# --- the states of the files: which of them the interrupted edit may go on with --------------------------------------
+
+_SECTOR = 4096
+"""Bytes that a crash leaves wholly old or wholly new, but for the one where it stopped."""
+
+
+class State(Enum):
+    """A file, compared with what the journal says of it."""
+
+    UNTOUCHED = auto()
+    """Nothing was written since the journal was."""
+    OLD = auto()
+    """Each patched range holds old bytes, but something was written."""
+    BEGUN = auto()
+    """Each patched range holds old and new bytes."""
+    STALE = auto()
+    """Another file, or one that was saved again since."""
+    GONE = auto()
+
+
+_NOT_OURS = (State.STALE, State.GONE)
+"""States of files that an interrupted edit leaves alone."""
+
+
+def states_of(journal: LocalFile, header: Header, files: Sequence[LocalFile | None]) -> list[State]:
+    """The state of each file of a complete journal; None stands for one that is not there."""
+    now = identity_of(os.fstat(journal.fd))
+    is_copy = header["journal"] is not None and not header["journal"].is_inode(now)
+    comparisons = [
+        None if file is None else _Comparison(entry, file, by_inode=not is_copy)
+        for entry, file in zip(header["files"], files, strict=True)
+    ]
+    for patch in patches_of(journal):
+        comparison = comparisons[patch.file]
+        if comparison is not None:
+            comparison.take(patch)
+    return [State.GONE if each is None else each.state(now.mtime) for each in comparisons]
+
+
+class _Comparison:
+    """One file, compared patch by patch."""
+
+    def __init__(self, entry: File, file: LocalFile, *, by_inode: bool) -> None:
+        self._entry = entry
+        self._file = file
+        self._now = identity_of(os.fstat(file.fd))
+        self._by_inode = by_inode and entry["identity"] is not None
+        self._is_old = file.size == entry["size"]
+        self._sample = Sample(min(entry["size"], entry["new_size"]))
+        self._is_stale = not min(entry["size"], entry["new_size"]) <= file.size <= reach(entry)
+        if self._by_inode and entry["identity"] is not None:
+            self._is_stale |= not entry["identity"].is_inode(self._now)
+
+    def take(self, patch: LoggedPatch) -> None:
+        """Compare a patched range."""
+        end = patch.offset + len(patch.new)
+        if self._is_stale or end > reach(self._entry):
+            self._is_stale = True
+            return
+        now = read_padded(self._file, patch.offset, len(patch.new))
+        if now != patch.old:
+            self._is_old = False
+            self._is_stale = not _is_between(patch, now)
+        self._sample.exclude(patch.offset, end)
+
+    def state(self, written: int) -> State:
+        """The state after all patches; the journal was written at the time `written`."""
+        was = self._entry["identity"]
+        if self._is_stale or (was is not None and self._sample.checksum(self._file) != self._entry["sample"]):
+            return State.STALE
+        is_touched = was is None or was.mtime != self._now.mtime
+        if self._is_old:
+            return State.OLD if is_touched else State.UNTOUCHED
+        # A patch makes the file newer than its journal; an older time was set by whoever put an old copy in its place.
+        return State.STALE if self._by_inode and is_touched and self._now.mtime < written else State.BEGUN
+
+
+def _is_between(patch: LoggedPatch, now: bytes) -> bool:
+    """True if each byte is an old or a new one, as an interrupted patch leaves them."""
+    for at in range(0, len(now), _SECTOR):
+        old, new, found = (data[at : at + _SECTOR] for data in (patch.old, patch.new, now))
+        if found not in (old, new) and any(byte not in pair for byte, *pair in zip(found, old, new, strict=True)):
+            return False
+    return True

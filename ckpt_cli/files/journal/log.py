@@ -5,7 +5,10 @@
     trailer:             magic | number of patches u64 | crc u32 of every patch's crc
 
 A journal without its trailer is one whose writing was cut short. The header has the identity of each file and of the
-journal itself (`files/journal/identity.py`); that of the version before, with another magic, had names and sizes only.
+journal itself; that of the version before, with another magic, had names and sizes only. An identity is the file's
+inode and time as they were, and a checksum of the bytes that the edit leaves alone: an edit changes the time as any
+other write does, and where the time is another one, a sample of the bytes outside the patches tells a half-done edit
+from a file that was saved again in place.
 """
 
 from __future__ import annotations
@@ -14,16 +17,80 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypedDict
 
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.journal.identity import Identity, Sample, identity_of, parsed_identity
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.places import spelled
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import create_private, sync, write_all
+
+_WHOLE = 512 << 10
+"""Bytes up to which all of a file is in its sample."""
+
+_ENDS = 64 << 10
+"""Bytes of a longer one that are sampled at its begin and at its end, where headers and directories are."""
+
+_BLOCKS = 48
+"""Blocks that are sampled between, evenly spread."""
+
+_BLOCK = 4096
+
+
+class Identity(NamedTuple):
+    """A file as it was when something was noted about it."""
+
+    device: int
+    inode: int
+    mtime: int
+    """Nanoseconds."""
+    size: int
+
+    def is_inode(self, other: Identity) -> bool:
+        """True if both are the same file, whatever was written into it."""
+        return (self.device, self.inode) == (other.device, other.inode)
+
+
+def identity_of(found: os.stat_result) -> Identity:
+    """The identity of a file as the system describes it."""
+    return Identity(found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def parsed_identity(value: object) -> Identity:
+    """The identity that a journal's JSON holds; raises ValueError or TypeError for anything else."""
+    if not isinstance(value, list):
+        raise TypeError
+    return Identity(*map(int, value))
+
+
+class Sample:
+    """Parts of the first `size` bytes of a file, from which patched ranges are taken away, in any order."""
+
+    def __init__(self, size: int) -> None:
+        self._pieces = [(0, size)] if size else []
+        if size > _WHOLE:
+            room = size - 2 * _ENDS - _BLOCK
+            begins = [_ENDS + room * number // (_BLOCKS - 1) for number in range(_BLOCKS)]
+            self._pieces = [(0, _ENDS), *((begin, begin + _BLOCK) for begin in begins), (size - _ENDS, size)]
+
+    def exclude(self, begin: int, end: int) -> None:
+        """Take a range away."""
+        first = bisect_right(self._pieces, begin, key=lambda piece: piece[1])
+        last = bisect_left(self._pieces, end, key=lambda piece: piece[0])
+        if first < last:
+            left = (self._pieces[first][0], begin), (end, self._pieces[last - 1][1])
+            self._pieces[first:last] = [piece for piece in left if piece[0] < piece[1]]
+
+    def checksum(self, file: SourceFile) -> int:
+        """The CRC-32 of what is left of the sample."""
+        crc = 0
+        for begin, end in self._pieces:
+            crc = zlib.crc32(file.read(begin, end - begin), crc)
+        return crc
+
 
 MAGIC = b"ckpt-journal-2\n\0"
 _BEFORE = b"ckpt-journal-1\n\0"
@@ -97,20 +164,19 @@ class _Log:
         return self._written
 
 
-def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
+def write_journal(path: str, overlay: Overlay) -> int:
     """Write the whole journal of the patched files and make it durable; returns its size in bytes."""
     named: list[File] = []
-    for number in touched:
-        file = overlay.files[number]
+    for file in overlay.touched:
         name = os.path.basename(spelled(file.path))
-        sample = Sample(min(file.size, overlay.size(number)))
-        for patch in overlay.patches(number):
+        sample = Sample(min(file.size, overlay.size(file)))
+        for patch in overlay.patches(file):
             sample.exclude(patch.offset, patch.end)
         named.append(
             File(
                 name=name,
                 size=file.size,
-                new_size=overlay.size(number),
+                new_size=overlay.size(file),
                 identity=identity_of(os.fstat(file.fd)),
                 sample=sample.checksum(file),
             )
@@ -121,10 +187,10 @@ def write_journal(path: str, overlay: Overlay, touched: Sequence[int]) -> int:
         log = _Log(fd)
         log.add(_HEAD.pack(MAGIC, len(header), zlib.crc32(header)), header)
         count = total = 0
-        for place, number in enumerate(touched):
-            for patch in overlay.patches(number):
+        for place, file in enumerate(overlay.touched):
+            for patch in overlay.patches(file):
                 fields = _PATCH.pack(place, patch.offset, patch.nbytes)
-                old, new = overlay.old_bytes(number, patch), overlay.new_bytes(patch)
+                old, new = overlay.old_bytes(file, patch), overlay.new_bytes(patch)
                 crc = _CRC.pack(zlib.crc32(new, zlib.crc32(old, zlib.crc32(fields))))
                 total = zlib.crc32(crc, total)
                 count += 1

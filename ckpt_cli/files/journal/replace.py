@@ -26,7 +26,7 @@ from ckpt_cli.errors import RefusedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import locked_temporary, take_after, warn_of_lost
 from ckpt_cli.files.hidden_files import journal_path, open_journal, require_trusted, temporary_path
-from ckpt_cli.files.journal.identity import Identity, identity_of, parsed_identity
+from ckpt_cli.files.journal.log import Identity, identity_of, parsed_identity
 from ckpt_cli.files.journal.pointer import remove_journal, write_pointer
 from ckpt_cli.files.lock import try_lock
 from ckpt_cli.files.outcome import Outcome, Stage, interrupts_deferred, stating

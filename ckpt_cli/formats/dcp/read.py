@@ -7,23 +7,27 @@ item is opened when its bytes are asked for, so a checkpoint is listed by its `.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError, about
+from ckpt_cli.budget import WalkBudget
+from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError, UnsupportedError, about
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import folder_of, join, present
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.boxes import Chunks
-from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed
-from ckpt_cli.formats.dcp.items import Items
+from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Items
 from ckpt_cli.formats.dcp.metadata import DcpMetadata, ItemPlace, Saved, metadata_of
-from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages
+from ckpt_cli.formats.zip.container import SavedPickle
+from ckpt_cli.model.changes import content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Opaque, Tensor, Value, contiguous_stride
+from ckpt_cli.model.new_checkpoint import SavedValue
 from ckpt_cli.pickles.flatten import objects_of
-from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.graph import Graph, nodes_of
 from ckpt_cli.pickles.read import read_pickle
+from ckpt_cli.pickles.references import storage_references
+from ckpt_cli.pickles.tensors.storages import Storages
 
 if TYPE_CHECKING:
     from ckpt_cli.formats.sharded.read import ReadOne
@@ -56,8 +60,8 @@ class SavedItem(Deferred):
         self._place = place
         self._items = items
 
-    def saved(self) -> tuple[ZipStorages, Graph, SavedPickle]:
-        """Return the file that the item was saved as; raises a CkptError where that cannot be read."""
+    def saved(self) -> tuple[Graph, SavedPickle]:
+        """Return the pickle of the item, and its storages; raises a CkptError where that cannot be read."""
         if self._place is None:
             raise MalformedError("it is stored nowhere")
         return self._items.saved(self._place)
@@ -105,7 +109,7 @@ def _read(path: str, folder: str, file: SourceFile, opener: Opener) -> Checkpoin
     files = opener.open_all([join(folder, name) for name in found])
     try:
         _check_ends(metadata, dict(zip(found, files, strict=True)))
-        items = Items(folder, dict(zip(found, enumerate(files, 1), strict=True)))
+        items = Items(folder, dict(zip(found, files, strict=True)))
         container = Composed([file, *files], items.seal, metadata.paths)
         return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(found))
     except BaseException:
@@ -174,3 +178,35 @@ def _entry(saved: Saved, container: Composed, items: Items) -> Entry:
     )
     storage = container.storage(saved.name, nbytes, chunked, composed=not whole)
     return Tensor(saved.name, dtype, saved.shape, stride, storage, requires_grad=saved.requires_grad)
+
+
+def saved_values(values: Iterable[Value]) -> Iterator[SavedValue]:
+    """Read the items of some values.
+
+    Raises MalformedError, UnsupportedError or LimitError where one cannot be read, with its name.
+    """
+    nodes = nbytes = 0
+    for value in values:
+        if not isinstance(value.content, SavedItem):
+            raise UnsupportedError(f"{value.name!r} is not a value of a distributed checkpoint")
+        try:
+            found = _saved(value.name, value.content)
+        except CkptError as error:
+            error.problem = f"value {value.name!r}: {error.problem}"
+            raise
+        nbytes += len(found.data)
+        nodes += sum(1 for _ in nodes_of(found.root))
+        if nbytes > limits.DCP_VALUES or nodes > limits.PICKLE_BLOCKS:
+            raise LimitError(f"its values are pickles of more than {nbytes:,} bytes and {nodes:,} objects")
+        yield found
+
+
+def _saved(name: str, value: SavedItem) -> SavedValue:
+    graph, saved = value.saved()
+    references = storage_references(graph.root)
+    if references and saved.big_endian:
+        raise UnsupportedError("it holds tensors that were saved big-endian")
+    storages_of = Storages(graph, saved, WalkBudget(graph.nbytes))
+    storages = {id(reference): storages_of.of(reference)[0] for reference in references}
+    contents = {storage: content_of(storage) for storage in storages.values()}
+    return SavedValue(name, graph.root, bytes(graph.data[: graph.nbytes]), storages, contents)

@@ -47,8 +47,8 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, _read_one: Read
     files = opener.open_all([os.path.join(path, name) for name in shards])
     try:
         found: dict[str, list[_Chunk]] = {}
-        for number, file in enumerate(files):
-            for name, chunk in _chunks(number, file):
+        for file in files:
+            for name, chunk in _chunks(file):
                 found.setdefault(name, []).append(chunk)
         container = Composed(files, lambda _: None)
         with about(path):
@@ -68,9 +68,9 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, _read_one: Read
     )
 
 
-def _chunks(number: int, file: SourceFile) -> list[tuple[str, _Chunk]]:
+def _chunks(file: SourceFile) -> list[tuple[str, _Chunk]]:
     """The chunks in one file, by the names of their tensors."""
-    container, tensors, metadata = read_part(file, number)
+    _, tensors, metadata = read_part(file)
     with about(file.path):
         info = _sharding(metadata.get(_INFO))
         found: list[tuple[str, _Chunk]] = []
@@ -78,7 +78,7 @@ def _chunks(number: int, file: SourceFile) -> list[tuple[str, _Chunk]]:
             shape = tensor.shape or ()
             box = Box(_offsets(tensor.name, info, len(shape)), shape)
             if tensor.storage is not None:
-                found.append((tensor.name, (box, Stored(container, tensor.storage, 0, tensor.stride), tensor)))
+                found.append((tensor.name, (box, Stored(tensor.storage, 0, tensor.stride), tensor)))
         return found
 
 

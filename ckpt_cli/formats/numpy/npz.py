@@ -1,4 +1,7 @@
-"""Several numpy arrays in a zip file: each record `NAME.npy` is one (numpy.savez, numpy.savez_compressed)."""
+"""Several numpy arrays in a zip file, read and written: each record `NAME.npy` is one (numpy.savez).
+
+Sources: numpy/lib/_npyio_impl.py, numpy/lib/format.py.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,22 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.budget import current
-from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
-from ckpt_cli.files.source import Extent, SourceFile
-from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, object_entries, parse_header
+from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about, listed
+from ckpt_cli.files.copy import no_progress
+from ckpt_cli.files.source import SourceFile
+from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_bytes, header_size, object_entries, parse_header
 from ckpt_cli.formats.zip.container import RecordBytes
 from ckpt_cli.formats.zip.layout import DEFLATED
 from ckpt_cli.formats.zip.read import Record, ZipRecords
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Value
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value
 
 if TYPE_CHECKING:
+    from ckpt_cli.dtypes import DType
+    from ckpt_cli.files.copy import Progress
     from ckpt_cli.files.patches import Overlay
+    from ckpt_cli.files.source import LocalFile
+    from ckpt_cli.formats.writing import OpenCopy
+    from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 NAME = "npz"
 
@@ -86,7 +95,7 @@ class Npz:
             return [header.entry(name, self._storage(record, header.nbytes))]
         if graph.nbytes < size:
             self._longer[record.name] = size - graph.nbytes
-        return object_entries(name, header, graph, PicklePlace(begin))
+        return object_entries(name, header, graph, PicklePlace(begin, self.files[0]))
 
     def _storage(self, record: Record, begin: int) -> Storage:
         """Return the storage of a record's content from a byte on."""
@@ -101,18 +110,13 @@ class Npz:
             some = f"record {first!r}" if len(self._longer) == 1 else f"{len(self._longer)} records such as {first!r}"
             found.append(f"{nbytes} bytes after the array in {some}, where numpy reads one array")
         if self._closed:
-            some = "" if len(self._closed) == 1 else f" and {len(self._closed) - 1} more"
-            found.append(f"the objects of array {self._closed[0]!r}{some}, whose pickle cannot be read")
+            found.append(f"the objects of array {listed(self._closed, 1, repr)}, whose pickle cannot be read")
         return found
 
     def _head(self, record: Record, nbytes: int) -> bytes:
         if record.method == DEFLATED:
             return self.records.head(record, nbytes)
         return self.files[0].read(self.records.data_offset(record), nbytes)
-
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Return the ranges of the file that hold a range of a storage."""
-        return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """Patch the CRCs of changed records."""
@@ -140,3 +144,48 @@ def read(file: SourceFile) -> Checkpoint:
         top_level=names,
         unread=container.unread(),
     )
+
+
+# --- new files -------------------------------------------------------------------------------------------------------
+
+_CODES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "int64": "<i8", "int32": "<i4", "int16": "<i2",
+          "int8": "|i1", "uint64": "<u8", "uint32": "<u4", "uint16": "<u2", "uint8": "|u1", "bool": "|b1",
+          "complex128": "<c16", "complex64": "<c8"}  # fmt: skip
+
+
+def spelled(dtype: DType) -> str | None:
+    """Return numpy's spelling of a dtype in a file; None for one that it does not have by itself."""
+    return _CODES.get(dtype.name)
+
+
+def _header(tensor: Tensor) -> bytes:
+    return header_bytes(tensor.name, _CODES[tensor.dtype.name], tuple(tensor.shape or ()))
+
+
+def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_progress) -> int:
+    """Write one array a tensor; returns the bytes of the file. Without a target it only measures."""
+    from ckpt_cli.formats.zip.write import ZipWriter
+
+    writer = ZipWriter(target)
+    for tensor in new.tensors:
+        head = _header(tensor)
+        with writer.record(f"{tensor.name}.npy", len(head) + tensor.nbytes):
+            writer.append(head)
+            writer.append_contents((new.content(tensor),), progress)
+    return writer.close()
+
+
+def verify(new: NewCheckpoint, path: str, open_copy: OpenCopy) -> None:  # noqa: ARG001 - as all writers have it
+    """Read the new file's directory and headers back with the library, and compare them with what was meant."""
+    import zipfile
+
+    from ckpt_cli.formats.writing import not_read_back
+
+    wanted = {f"{tensor.name}.npy": _header(tensor) for tensor in new.tensors}
+    with zipfile.ZipFile(path) as archive:
+        if archive.namelist() != list(wanted):
+            raise not_read_back("other names")
+        for tensor, (name, head) in zip(new.tensors, wanted.items(), strict=True):
+            with archive.open(name) as record:
+                if record.read(len(head)) != head or archive.getinfo(name).file_size != len(head) + tensor.nbytes:
+                    raise not_read_back(repr(name))

@@ -80,7 +80,7 @@ def _entries(name: str, array: _Array, container: PlainFile) -> list[Entry]:
     if array.graph is not None:
         from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 
-        return object_entries(name, array.header, array.graph, PicklePlace(array.first))
+        return object_entries(name, array.header, array.graph, PicklePlace(array.first, container.files[0]))
     nbytes = array.end - array.first if array.end is not None else 0
     return [array.header.entry(name, container.storage(name, nbytes, array.first))]
 

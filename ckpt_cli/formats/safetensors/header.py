@@ -53,23 +53,22 @@ class Header:
     """True if tensors may have fields that mean nothing."""
 
 
-def read_header(file: ByteSource, number: int = 0) -> Header:
-    """Read the header of a file, or of a part of file `number` of a container of several.
+def read_header(file: ByteSource) -> Header:
+    """Read the header of a file, or of a part of one.
 
     Raises MalformedError, TruncatedError or LimitError for a header that is not sound or does not fit the file.
     """
     text, begin = _text(file)
-    data = _Data(file, begin, number)
+    data = _Data(file, begin)
     return (_read_plain(text, data) if len(text) > _LONG else None) or _read_json(text, data)
 
 
 class _Data:
     """The bytes that follow a header."""
 
-    def __init__(self, file: ByteSource, begin: int, number: int) -> None:
+    def __init__(self, file: ByteSource, begin: int) -> None:
         self.file = file
         self.begin = begin
-        self.number = number
 
     @property
     def nbytes(self) -> int:
@@ -146,12 +145,12 @@ def _plain_tensors(text: str, at: int, data: _Data) -> list[Tensor] | None:
     """Return the tensors of the entries from a place on; None where one is not plain or not where it should be."""
     found: list[Tensor] = []
     layouts: dict[str, _Layout] = {}
-    file, number, offset = data.file, data.number, data.begin
+    file, offset = data.file, data.begin
     last = "0"
     for match in re.compile(_PLAIN).finditer(text, at):
         name, kind, first, end = match.groups()
         layout = layouts.get(kind) or layouts.setdefault(kind, _layout_of(kind))
-        storage = Storage(name, layout.nbytes, "cpu", PlainBytes(file, offset, number))
+        storage = Storage(name, layout.nbytes, "cpu", PlainBytes(file, offset))
         found.append(Tensor(name, layout.dtype, layout.shape, layout.stride, storage))
         offset += layout.nbytes
         if first != last or int(end) != offset - data.begin or match.start() != at:
@@ -299,7 +298,7 @@ def _tensors(header: dict[str, Any], data: _Data) -> tuple[list[Tensor], bool]:
 
 def _storage(name: str, begin: int, nbytes: int, data: _Data) -> Storage:
     """Return the storage of a tensor that begins at byte `begin` of the data."""
-    return Storage(name, nbytes, "cpu", PlainBytes(data.file, data.begin + begin, data.number))
+    return Storage(name, nbytes, "cpu", PlainBytes(data.file, data.begin + begin))
 
 
 def _require_no_gaps(ranges: Iterable[tuple[int, int, str]]) -> None:

@@ -9,9 +9,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import CkptError
-from ckpt_cli.files.source import ByteSource, Extent, SourceFile
+from ckpt_cli.files.source import ByteSource, SourceFile
 from ckpt_cli.formats.safetensors.header import read_header
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
@@ -22,19 +22,13 @@ NAME = "safetensors"
 class Safetensors:
     """The container: each tensor is its own storage, at an offset from the end of the header."""
 
-    def __init__(self, file: ByteSource, begin: int, number: int = 0) -> None:
-        """Of a file, or of a part of file `number` of a container of several."""
+    def __init__(self, file: ByteSource, begin: int) -> None:
         self.source = file
-        self.number = number
         self.files: Sequence[SourceFile] = (file.whole,)
         self.begin = begin
         """The first byte after the header."""
         self.has_more = False
         """True if tensors may have fields in the header that mean nothing."""
-
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Return the extents of a range of a tensor."""
-        return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """Nothing follows from changed bytes: the format has no checksums."""
@@ -59,14 +53,14 @@ def read(file: SourceFile) -> Checkpoint:
     )
 
 
-def read_part(file: ByteSource, number: int = 0) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
-    """The container, tensors and metadata of a file, or of a part of file `number` of a container of several."""
+def read_part(file: ByteSource) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
+    """The container, tensors and metadata of a file, or of a part of one."""
     try:
-        header = read_header(file, number)
+        header = read_header(file)
     except CkptError as error:
         error.path = error.path or file.path
         raise
-    container = Safetensors(file, header.nbytes, number)
+    container = Safetensors(file, header.nbytes)
     container.has_more = header.has_more
     return container, header.tensors, header.metadata
 

@@ -16,7 +16,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import Progress, no_progress
-from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.safetensors.header import FIELDS
 from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
 from ckpt_cli.formats.writing import Appender, OpenCopy, open_with_safetensors, reading_back
@@ -103,7 +103,6 @@ def as_header_spells(tensor: Tensor) -> tuple[str | None, tuple[int, ...]]:
 def write_file(
     header: bytes | bytearray,
     items: Sequence[Item],
-    files: Sequence[SourceFile],
     target: LocalFile | None,
     progress: Progress = no_progress,
 ) -> int:
@@ -113,7 +112,7 @@ def write_file(
     """
     out = Appender(target)
     out.append(header)
-    out.append_contents((item.content for item in items), files, progress)
+    out.append_contents((item.content for item in items), progress)
     return out.position
 
 
@@ -153,12 +152,12 @@ class Rewriting:
                 hint=f"ckpt meta {quoted(checkpoint.path)} {quoted(name)}=… sets a string of its metadata; "
                 "--dtype makes a tensor of numbers",
             )
-        self._files = container.files
+        self._file = container.files[0]
         self._begin = container.begin
         self._changes = changes
         self._open_copy = open_copy
         self._is_in_place = changes.only_names_and_metadata
-        fields = json.loads(self._files[0].read(8, container.begin - 8)) if container.has_more else {}
+        fields = json.loads(self._file.read(8, container.begin - 8)) if container.has_more else {}
         self._aliases = {tensor.name: tensor.alias_of for tensor in checkpoint.tensors if tensor.alias_of is not None}
         self._tied: dict[str, str] = {}
         """The aliases afterwards: {name: the one that is stored}, by old names."""
@@ -167,7 +166,7 @@ class Rewriting:
         if self._metadata:
             refuse_new_ties(set(self.stored), self._metadata, self.aliases)
         self._header = header_bytes(self._items, self._metadata)
-        self.nbytes = write_file(self._header, self._items, self._files, None)
+        self.nbytes = write_file(self._header, self._items, None)
         """The bytes of a new file."""
 
     @property
@@ -269,13 +268,14 @@ class Rewriting:
         raw = bytes(self._header[8:]).rstrip(b" ")
         if 8 + len(raw) > self._begin:
             return False
-        old = self._files[0].read(8, self._begin - 8)
-        overlay.write(0, 8, raw.ljust(len(old.rstrip())))  # what follows are spaces already, or may be white space
+        old = self._file.read(8, self._begin - 8)
+        raw = raw.ljust(len(old.rstrip()))  # what follows are spaces already, or may be white space
+        overlay.write(self._file, 8, raw)
         return True
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write the whole file."""
-        write_file(self._header, self._items, self._files, target, progress)
+        write_file(self._header, self._items, target, progress)
 
     def verify(self, path: str) -> None:
         """Open the new file with the reference reader and with our own, one after the other for the memory they take.

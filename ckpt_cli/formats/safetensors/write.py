@@ -40,7 +40,7 @@ def write_some(
     """Write the tensors that are no aliases, with the metadata as it is given; returns the bytes of the file."""
     items = [_item(tensor, new, place) for place, tensor in enumerate(new.tensors) if tensor.name not in aliases]
     items.sort(key=lambda item: -item.itemsize)
-    return write_file(header_bytes(items, metadata), items, new.files, target, progress)
+    return write_file(header_bytes(items, metadata), items, target, progress)
 
 
 def metadata_with(new: NewCheckpoint, aliases: Mapping[str, str]) -> dict[str, str]:

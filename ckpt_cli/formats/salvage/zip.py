@@ -41,7 +41,7 @@ _SIZES = (struct.Struct("<4xLLL"), struct.Struct("<4xLQQ"))
 
 
 @dataclass(frozen=True, slots=True)
-class _Record:
+class Record:
     """One record, as far as it is there."""
 
     name: str
@@ -53,51 +53,53 @@ class _Record:
     is_whole: bool
 
 
-class _Inflated:
-    """The bytes of a deflated record."""
+class Inflated:
+    """The bytes of a deflated record, from one on."""
 
     composed = False
 
-    def __init__(self, file: SourceFile, record: _Record) -> None:
+    def __init__(self, file: SourceFile, record: Record, first: int = 0) -> None:
         self._file = file
         self._record = record
+        self._first = first
 
     def view(self, begin: int, nbytes: int) -> memoryview:
         """Bytes of the storage, inflated from the record's first one on."""
         if nbytes > limits.INFLATED_AT_ONCE:
             raise LimitError(f"{nbytes} bytes of record {self._record.name!r} would have to be inflated")
-        return memoryview(_inflated(self._file, self._record, begin + nbytes)[begin:])
+        begin += self._first
+        found = memoryview(inflated(self._file, self._record, begin + nbytes))[begin:]
+        if len(found) < nbytes:
+            raise TruncatedError(f"record {self._record.name!r} inflates to fewer bytes than its header says")
+        return found
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:  # noqa: ARG002 - as the protocol has it
         """Raise UnsupportedError: the bytes stand nowhere as they are."""
         raise UnsupportedError(f"record {self._record.name!r} is compressed")
 
 
-def _inflated(file: SourceFile, record: _Record, most: int) -> bytes:
+def inflated(file: SourceFile, record: Record, most: int) -> bytes:
     """Return up to `most` bytes of a deflated record, as far as they are there."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     found = bytearray()
     budget = current()
-    for at in range(record.begin, record.begin + record.stored, _PIECE):
+    position, end, pending = record.begin, record.begin + record.stored, b""
+    while len(found) < most and not inflater.eof and (pending or position < end):
+        if not pending:
+            pending = file.read(position, min(_PIECE, end - position))
+            position += len(pending)
         try:
-            piece = inflater.decompress(
-                file.read(at, min(_PIECE, record.begin + record.stored - at)), max(most - len(found), 1)
-            )
+            piece = inflater.decompress(pending, most - len(found))
         except zlib.error as error:
             raise MalformedError(f"record {record.name!r} does not inflate: {error}", path=file.path) from None
+        pending = inflater.unconsumed_tail
         budget.inflate(len(piece), file.path)
         found += piece
-        while inflater.unconsumed_tail and len(found) < most:
-            piece = inflater.decompress(inflater.unconsumed_tail, most - len(found))
-            budget.inflate(len(piece), file.path)
-            found += piece
-        if len(found) >= most or inflater.eof:
-            break
     return bytes(found[:most])
 
 
 @dataclass(slots=True)
-class _Walk:
+class Walk:
     """The walk over the records of a file, from its first byte on."""
 
     file: SourceFile
@@ -105,7 +107,7 @@ class _Walk:
     """The bytes that records should have, by name, as far as they are known."""
     tries: int = 0
 
-    def records(self) -> Iterator[_Record]:
+    def records(self) -> Iterator[Record]:
         """Yield the records up to the first that is not all there, or to the directory."""
         position = 0
         for _ in range(limits.ZIP_RECORDS):
@@ -117,7 +119,7 @@ class _Walk:
                 return
         raise LimitError(f"it has over {limits.ZIP_RECORDS} records")
 
-    def _record(self, position: int) -> tuple[_Record | None, int]:
+    def _record(self, position: int) -> tuple[Record | None, int]:
         """The record whose local header begins at a byte, and the byte after it."""
         if position + LOCAL.size > self.file.size:
             return None, position
@@ -133,7 +135,7 @@ class _Walk:
         if local.flags & DESCRIBED and not stored:
             found = self._end(name, begin, local.method)
             if found is None:
-                return _Record(name, local.method, begin, self.file.size - begin, is_whole=False), self.file.size
+                return Record(name, local.method, begin, self.file.size - begin, is_whole=False), self.file.size
             stored, position = found
         else:
             position = begin + stored
@@ -141,7 +143,7 @@ class _Walk:
                 behind = self.file.read(position, min(LONGEST_DESCRIPTOR, self.file.size - position))
                 position += _descriptor_in(behind, stored, local.method) or 0
         has = min(stored, self.file.size - begin)
-        return _Record(name, local.method, begin, has, is_whole=has == stored), position
+        return Record(name, local.method, begin, has, is_whole=has == stored), position
 
     def _end(self, name: str, begin: int, method: int) -> tuple[int, int] | None:
         """Return the bytes of a record whose header does not say them, and the byte after its descriptor."""
@@ -205,8 +207,8 @@ class _Scripted:
 
 def salvage(file: SourceFile, problem: str, kind: str) -> Salvaged:
     """List the tensors of a cut file of torch.save or torch.jit.save; raises FormatError for other zip files."""
-    walk = _Walk(file)
-    records: dict[str, _Record] = {}
+    walk = Walk(file)
+    records: dict[str, Record] = {}
     prefix = graph = None
     is_whole, place = False, None
     for record in walk.records():
@@ -231,15 +233,15 @@ def salvage(file: SourceFile, problem: str, kind: str) -> Salvaged:
     return Salvaged(checkpoint_of(file, kind, kept), problem, tuple(lost))
 
 
-def _is_torch(records: Mapping[str, _Record], prefix: str) -> bool:
+def _is_torch(records: Mapping[str, Record], prefix: str) -> bool:
     """True if the records are those of torch.save or torch.jit.save, which may have been cut before the pickle."""
     return f"{prefix}data.pkl" in records or any(name.startswith(f"{prefix}data/") for name in records)
 
 
-def _pickle(file: SourceFile, record: _Record) -> tuple[Graph, bool, int | None]:
+def _pickle(file: SourceFile, record: Record) -> tuple[Graph, bool, int | None]:
     """Return the graph of the main pickle, True if it is whole, and the byte at which it stands, None if compressed."""
     if record.method == DEFLATED:
-        graph, is_whole = read_cut_pickle(_inflated(file, record, limits.PICKLE_INFLATED))
+        graph, is_whole = read_cut_pickle(inflated(file, record, limits.PICKLE_INFLATED))
         return graph, is_whole, None
     graph, is_whole = read_cut_pickle(file.view(record.begin, record.stored))
     return graph, is_whole, file.begin + record.begin
@@ -256,7 +258,7 @@ def _sizes(graph: Graph, folder: str) -> dict[str, int]:
     return found
 
 
-def _storages(file: SourceFile, records: Mapping[str, _Record], prefix: str, graph: Graph) -> CutStorages:
+def _storages(file: SourceFile, records: Mapping[str, Record], prefix: str, graph: Graph) -> CutStorages:
     """Return the storages of the records."""
     order = records.get(f"{prefix}byteorder")
     is_big = order is not None and order.is_whole and file.read(order.begin, min(order.stored, 8)) == b"big"
@@ -270,7 +272,7 @@ def _storages(file: SourceFile, records: Mapping[str, _Record], prefix: str, gra
         if record.method == DEFLATED:
             if record.is_whole:
                 storages.places[key] = record.begin, sizes.get(key, 0)
-                storages.sources[key] = _Inflated(file, record)
+                storages.sources[key] = Inflated(file, record)
         else:
             storages.places[key] = record.begin, record.stored
     return storages

@@ -18,7 +18,7 @@ from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, list
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import exists, folder_of, is_plain_name, join, name_of, present
-from ckpt_cli.files.source import Extent, SourceFile
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.safetensors.read import with_aliases
 from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Tensor
 
@@ -39,10 +39,10 @@ class _Place:
     """The shard and the place of a storage of the set."""
 
     container: Container
-    storage: Storage
+    own: Storage
     """The storage as that container knows it."""
-    first: int
-    """The number in the set of that container's first file."""
+    known: Storage
+    """The storage as the set knows it."""
 
 
 class ShardSet:
@@ -52,20 +52,19 @@ class ShardSet:
         self.index = index
         self.shards = shards
         """Each shard as the checkpoint that it is alone."""
-        self._containers = [shard.container for shard in shards]
-        own = [index] if index else []
-        self._firsts = [len(own)]
-        for container in self._containers:
-            self._firsts.append(self._firsts[-1] + len(container.files))
-        self.files: Sequence[SourceFile] = [*own, *chain.from_iterable(each.files for each in self._containers)]
+        self.files: Sequence[SourceFile] = [
+            *([index] if index else []),
+            *chain.from_iterable(shard.container.files for shard in shards),
+        ]
         self._places: dict[Storage, _Place] = {}
         """By the storage, as the set or as the shard knows it."""
-        self._known: dict[Storage, Storage] = {}
-        """The set's storage for each of a shard's."""
 
-    def adopt(self, number: int, shard: Checkpoint, tensor: Tensor) -> Tensor:
-        """A tensor of shard `number` as one of the set; the keys of storages that only number them get its name."""
-        parts = tuple(self.adopt(number, shard, part) for part in tensor.parts)
+    def adopt(self, shard: Checkpoint, entry: Entry) -> Entry:
+        """An entry of a shard as one of the set; the keys of storages that only number them get the shard's name."""
+        return self._adopted(shard, entry) if isinstance(entry, Tensor) else entry
+
+    def _adopted(self, shard: Checkpoint, tensor: Tensor) -> Tensor:
+        parts = tuple(self._adopted(shard, part) for part in tensor.parts)
         if parts:
             tensor = replace(tensor, parts=parts)
         storage = tensor.storage
@@ -75,33 +74,20 @@ class ShardSet:
         if place is None:
             key = storage.key if shard.format == "safetensors" else f"{name_of(shard.path)}:{storage.key}"
             known = storage if key == storage.key else replace(storage, key=key)
-            place = _Place(shard.container, storage, self._firsts[number])
-            self._places[storage] = self._places[known] = place
-            self._known[storage] = known
-        known = self._known[storage]
-        return tensor if known is storage else replace(tensor, storage=known)
+            place = self._places[storage] = self._places[known] = _Place(shard.container, storage, known)
+        return tensor if place.known is storage else replace(tensor, storage=place.known)
 
     def owner_of(self, storage: Storage) -> tuple[Container, Storage]:
         """The shard's container that has a storage, and the storage as that knows it."""
         place = self._places[storage]
-        return place.container, place.storage
-
-    def part(self, overlay: Overlay, number: int) -> Overlay:
-        """The patches of the files of shard `number`."""
-        return overlay.part(self._firsts[number], len(self._containers[number].files))
-
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Return the extents of a range of a storage, the files counted within the set."""
-        place = self._places[storage]
-        found = place.container.extents(place.storage, offset, nbytes)
-        return [Extent(place.first + extent.file, extent.offset, extent.nbytes) for extent in found]
+        return place.container, place.own
 
     def seal(self, overlay: Overlay) -> None:
         """Seal each shard's patches."""
-        for number, container in enumerate(self._containers):
-            part = self.part(overlay, number)
-            if part:
-                container.seal(part)
+        touched = set(overlay.touched)
+        for shard in self.shards:
+            if not touched.isdisjoint(shard.container.files):
+                shard.container.seal(overlay)
 
     def close(self) -> None:
         """Close every file."""
@@ -189,8 +175,8 @@ def _joined(
         shards = [read_one(file) for file in files]
         container = ShardSet(index, shards)
         joining = _Joining(container, weight_map)
-        for number, shard in enumerate(shards):
-            joining.add(number, names[number], shard)
+        for name, shard in zip(names, shards, strict=True):
+            joining.add(name, shard)
         joining.take_misplaced()
         kinds = sorted({shard.format for shard in shards})
         strings = _metadata(shards, metadata)
@@ -225,19 +211,19 @@ class _Joining:
         """Names that a shard has and the index has not."""
         self._stray: list[str] = []
         """Names that another shard has than the one that counts."""
-        self._elsewhere: dict[str, tuple[int, Checkpoint, Entry]] = {}
+        self._elsewhere: dict[str, tuple[Checkpoint, Entry]] = {}
         """The first entry of each name that stands in another shard than the one that the index names."""
         self._misplaced: list[str] = []
         """Names that only another shard has than the one that the index names."""
 
-    def add(self, number: int, shard_name: str, shard: Checkpoint) -> None:
+    def add(self, shard_name: str, shard: Checkpoint) -> None:
         """Take the entries of a shard that count."""
         for entry in shard.entries:
             name = entry.name
             listed = self._weight_map.get(name)
             if listed not in (None, shard_name):
                 self._stray.append(name)
-                self._elsewhere.setdefault(name, (number, shard, entry))
+                self._elsewhere.setdefault(name, (shard, entry))
                 continue
             if listed is None and name in self._found:
                 self._stray.append(name)
@@ -245,18 +231,15 @@ class _Joining:
             if listed is None and isinstance(entry, Tensor) and entry.alias_of is None:
                 self._unlisted.append(name)
             self._found.add(name)
-            self._take(number, shard, entry)
-
-    def _take(self, number: int, shard: Checkpoint, entry: Entry) -> None:
-        self.entries.append(self._container.adopt(number, shard, entry) if isinstance(entry, Tensor) else entry)
+            self.entries.append(self._container.adopt(shard, entry))
 
     def take_misplaced(self) -> None:
         """Take the entries that the index looks for in another shard than the one that has them, after all others."""
-        for name, (number, shard, entry) in self._elsewhere.items():
+        for name, (shard, entry) in self._elsewhere.items():
             if name not in self._found:
                 self._misplaced.append(name)
                 self._found.add(name)
-                self._take(number, shard, entry)
+                self.entries.append(self._container.adopt(shard, entry))
         misplaced = set(self._misplaced)
         self._stray = [name for name in self._stray if name not in misplaced]
 

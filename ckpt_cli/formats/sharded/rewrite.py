@@ -8,30 +8,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, quoted
-from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import name_of
 from ckpt_cli.formats.safetensors import rewrite as safetensors_write
 from ckpt_cli.formats.safetensors.rewrite import refuse_new_ties
 from ckpt_cli.formats.sharded.read import ShardSet, unique_nbytes
+from ckpt_cli.formats.writing import Rewriter, ShardWork
 from ckpt_cli.model.changes import Changes, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
-    from ckpt_cli.formats.writing import Rewriter
-
 
 TOTALS = ("total_size", "total_parameters")
 """Notes of an index that follow from its shards."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardWork:
-    """One shard to be rewritten."""
-
-    name: str
-    """Its file name, which stays."""
-    work: Rewriter
 
 
 class Rewriting:
@@ -81,12 +70,10 @@ class Rewriting:
         """Put the edit into the overlay if it is one of headers or pickles alone, and they fit where they are."""
         if self.removed:
             return False
-        numbers = {name: number for number, name in enumerate(self._names)}
-        for part in self.parts:
-            if not part.work.patch(self._container.part(overlay, numbers[part.name])):
-                return False
-        if self.index is not None:
-            overlay.replace_end(0, 0, self.index[1])
+        if not all(part.work.patch(overlay) for part in self.parts):
+            return False
+        if self.index is not None and self._container.index is not None:
+            overlay.replace_end(self._container.index, 0, self.index[1])
         return True
 
     def _shards_of_entries(self) -> dict[str, int]:

@@ -65,7 +65,7 @@ class Rewriting:
                 hint=f"ckpt convert {quoted(checkpoint.path)} OUT.pt writes one of today's format",
             )
         graph = self._save.graph
-        place = PicklePlace(self._save.begin)
+        place = PicklePlace(self._save.begin, self._source)
         self._edited = EditedPickle(graph, _Finder(checkpoint, self._save), place, entries, changes)
         self._rekeyed = False
         """True if the list of storages becomes another one."""
@@ -107,7 +107,7 @@ class Rewriting:
         pickle = self._edited.verified(self._save.graph.nbytes)
         if pickle is None or len(pickle) < self._save.graph.nbytes:
             return False
-        overlay.write(0, self._save.begin, pickle)
+        overlay.write(self._source, self._save.begin, pickle)
         return True
 
     @property
@@ -131,7 +131,7 @@ class Rewriting:
                 out.append_range(self._source, begin - NUMEL.size, nbytes + NUMEL.size, progress)
             else:
                 out.append(NUMEL.pack(content.nbytes // itemsizes.get(key, 1)))
-                out.append_contents((content,), (self._source,), progress)
+                out.append_contents((content,), progress)
         out.append_range(self._source, self._save.end, self._source.size - self._save.end, progress)
         return out.position
 

@@ -309,7 +309,7 @@ def read(file: SourceFile) -> Checkpoint:
     with about(file.path):
         tar = _Tar(file)
         graph = pickle_at(tar.pickle, 0)
-        entries = entries_of(graph, _Finder(tar), place=PicklePlace(tar.pickle.begin), rebuilder=_Numbered)
+        entries = entries_of(graph, _Finder(tar), place=PicklePlace(tar.pickle.begin, file), rebuilder=_Numbered)
     return Checkpoint(
         path=file.path,
         format=NAME,

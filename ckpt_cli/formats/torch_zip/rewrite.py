@@ -3,33 +3,47 @@
 With `.format_version` among its records torch computes where storages are (torch/serialization.py,
 `_get_offset`) instead of looking: so the layout is exactly torch's, and storages are numbered in the order in which
 the pickle reaches them.
+
+Where names alone change, the pickle is replaced in place, so that no storage has to move. torch reads where the first
+storage is and computes the others from there, so a longer padding before the first one changes nothing for it. Every
+record is found through the directory, so the pickle may as well be the last one. Where it was, a record of zeros is
+then, for a zip file has no holes.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 from ckpt_cli import limits
 from ckpt_cli.errors import MalformedError, UnsupportedError, quoted
-from ckpt_cli.files.copy import Progress, no_progress
+from ckpt_cli.files import crc32
+from ckpt_cli.files.copy import PIECE, Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
-from ckpt_cli.formats.torch_zip.patch import LONGEST, ROOM, replace_pickle
 from ckpt_cli.formats.torch_zip.read import NAME
 from ckpt_cli.formats.writing import OpenCopy, reading_back
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
-from ckpt_cli.formats.zip.layout import ALIGNMENT, STORED, SmallRecords
-from ckpt_cli.formats.zip.read import Record
+from ckpt_cli.formats.zip.layout import (
+    ALIGNMENT,
+    END,
+    STORED,
+    SmallRecords,
+    central_entry,
+    descriptor,
+    end_records,
+    local_header,
+)
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.changes import Changes, Write
-from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Container, Storage, Tensor
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.references import rekey
 
 _AT_ONCE = 1 << 10
 """Records of few bytes that are copied together."""
-
-_PIECE = 8 << 20
-"""Bytes of a compressed storage that are inflated at a time."""
 
 
 class Rewriting:
@@ -142,7 +156,7 @@ class Rewriting:
                 self._copy(writer, name, record, progress)
             elif content is not None and content.origin is None:
                 with writer.record(name, content.nbytes):
-                    writer.append_contents((content,), (self._source,), progress)
+                    writer.append_contents((content,), progress)
         self._copy_small(writer, small, progress)
         if self._changes.rewrite:
             return
@@ -173,8 +187,8 @@ class Rewriting:
             return
 
         def inflate(write: Write) -> None:
-            for begin in range(0, record.nbytes, _PIECE):
-                write(bytes(self._records.inflate(record, begin, min(_PIECE, record.nbytes - begin))))
+            for begin in range(0, record.nbytes, PIECE):
+                write(bytes(self._records.inflate(record, begin, min(PIECE, record.nbytes - begin))))
 
         writer.stream(name, record.nbytes, inflate)
 
@@ -184,3 +198,113 @@ def _is_swapped(tensor: Tensor, changes: Changes) -> bool:
     is_new = tensor.storage in changes.contents and not tensor.big_endian
     swaps = tensor.dtype.storage is not None and tensor.dtype.bits > 8
     return (is_new and swaps) or any(_is_swapped(part, changes) for part in tensor.parts)
+
+
+# --- another pickle in place: before the first storage, or behind all records ----------------------------------------
+
+ROOM = ".ckpt_room"
+"""The name, after the archive's own, of the record that takes the place of a pickle that moved."""
+
+LONGEST = 64 << 20
+"""Bytes of a beginning that is patched through a journal; a longer one is written with the whole file."""
+
+
+def has_room(container: Container) -> bool:
+    """True if an edit in place left a record of zeros behind."""
+    return isinstance(container, ZipStorages) and any(name.endswith(f"/{ROOM}") for name in container.records.by_name)
+
+
+def replace_pickle(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -> bool:
+    """Put another pickle, in the record `name`, into the overlay; checksums and directory included.
+
+    False where the file is laid out in another way than torch's.
+    """
+    if records.file.begin or records.by_name[name].method != STORED:
+        return False
+    return _put_before_storages(records, name, pickle, overlay) or _put_last(records, name, pickle, overlay)
+
+
+def _put_before_storages(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -> bool:
+    """Put the pickle where it is if it fits before the first storage.
+
+    The records before that one move, and its padding takes up the difference.
+    """
+    in_order = list(records.in_order)
+    folder = name.removesuffix(".pkl") + "/"
+    first = next((place for place, record in enumerate(in_order) if record.name.startswith(folder)), 0)
+    head, storage = in_order[:first], in_order[first]
+    if not head or any(record.method != STORED for record in in_order[: first + 1]):
+        return False
+    begin = records.data_offset(storage)
+    if begin > LONGEST or name not in {record.name for record in head}:
+        return False
+    written = bytearray()
+    moved: list[tuple[Record, int, bytes]] = []
+    for record in head:
+        content = pickle if record.name == name else bytes(records.read(record.name, record.nbytes))
+        moved.append((record, len(written), content))
+        written += local_header(record.name, len(content), len(written))
+        written += content + descriptor(len(content), _crc(record, name, content), moved[-1][1])
+    try:
+        last = local_header(storage.name, storage.nbytes, len(written), begin=begin)
+    except ValueError:
+        return False
+    file = records.file.whole
+    overlay.write(file, 0, bytes(written + last))
+    for record, header, content in moved:
+        overlay.write(
+            file, record.central + 16, struct.pack("<3L", _crc(record, name, content), len(content), len(content))
+        )
+        overlay.write(file, record.central + 42, struct.pack("<L", header))
+    overlay.write(file, storage.central + 42, struct.pack("<L", len(written)))
+    return True
+
+
+def _crc(record: Record, name: str, content: bytes) -> int:
+    """A record's checksum; one that was not computed stays so."""
+    return zlib.crc32(content) if record.name == name and (record.crc or not record.nbytes) else record.crc
+
+
+def _put_last(records: ZipRecords, name: str, pickle: bytes, overlay: Overlay) -> bool:
+    """Put the pickle behind all other records, where it may be already, and a new directory behind it."""
+    record, room = records.by_name[name], name.removesuffix("data.pkl") + ROOM
+    begin, nbytes = records.directory
+    end = records.file.size - begin - nbytes
+    if end not in (len(end_records(0, 0, 0)), END.size):
+        return False  # there is a comment, or something else
+    file = records.file.whole
+    raw = overlay.read(file, begin, nbytes)  # a journal is made of all new bytes, so that few copies of them are held
+    at = record.central - begin
+    after = min((other.central - begin for other in records.in_order if other.central > record.central), default=nbytes)
+    header, added = begin, b""
+    if records.in_order[-1] is record:
+        header = record.header
+    elif room in records.by_name or not (added := _leave_room(records, record, room, overlay)):
+        return False
+    crc = _crc(record, name, pickle)
+    head, tail = local_header(name, len(pickle), header), descriptor(len(pickle), crc, header)
+    entry = central_entry(name, header, crc, len(pickle))
+    size = at + len(entry) + nbytes - after + len(added)
+    begin = header + len(head) + len(pickle) + len(tail)
+    closing = end_records(len(records.by_name) + bool(added), size, begin)
+    overlay.replace_end(file, header, b"".join((head, pickle, tail, raw[:at], entry, raw[after:], added, closing)))
+    return True
+
+
+def _leave_room(records: ZipRecords, record: Record, room: str, overlay: Overlay) -> bytes:
+    """Put a record of zeros in the place of one that goes elsewhere; return its entry in the directory.
+
+    Nothing where the place is too small for a record.
+    """
+    end = min(other.header for other in records.in_order if other.header > record.header)
+    head = local_header(room, 1, record.header, alignment=1)
+    tail = len(descriptor(1, 0, record.header))
+    nbytes = end - record.header - len(head) - tail
+    if nbytes < 1 or end > LONGEST:
+        return b""
+    crc = crc32.of_zeros(nbytes)
+    head = local_header(room, nbytes, record.header, alignment=1)
+    after = descriptor(nbytes, crc, record.header)
+    zeros = struct.pack(f"{len(head)}s{nbytes}x{len(after)}s", head, after)
+    overlay.write(records.file.whole, record.header, zeros)
+    return central_entry(room, record.header, crc, nbytes)

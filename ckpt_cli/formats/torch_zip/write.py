@@ -82,7 +82,7 @@ def write_saved(
     for number, storage in enumerate(storages):
         content = new.contents[storage]
         with writer.record(f"{prefix}/data/{number}", content.nbytes):
-            writer.append_contents((content,), new.files, progress)
+            writer.append_contents((content,), progress)
     writer.add(f"{prefix}/version", b"3\n")
     writer.add(f"{prefix}/.data/serialization_id", _identity(pickle, writer.checksums))
     return writer.close()
@@ -206,7 +206,7 @@ def document(
     root = editing.root
     unwrap_classes(root)
     storages = _number(root, finder, retargeting.storages)
-    new = NewCheckpoint((), contents, checkpoint.container.files, stem=stem)
+    new = NewCheckpoint((), contents, stem=stem)
     return SavedObject(root, storages, new, graph.data, open_copy, wanted)
 
 

@@ -48,7 +48,7 @@ class RecordBytes:
         if record.method == DEFLATED:
             raise self._refusal()
         at = records.file.begin + records.data_offset(record) + self.begin + begin
-        return [Extent(records.number, at, nbytes)]
+        return [Extent(records.file.whole, at, nbytes)]
 
     def _refusal(self) -> UnsupportedError:
         """The error for a range of a compressed record, whose bytes stand nowhere plainly."""
@@ -92,10 +92,6 @@ class ZipStorages:
         if self._named.setdefault(key, record) is not record:
             raise MalformedError(f"two storages would be called {describe(key)}", path=self.path)
         return Storage(key, nbytes, location, RecordBytes(key, records, record))
-
-    def extents(self, storage: Storage, offset: int, nbytes: int) -> Sequence[Extent]:
-        """Return the ranges of the file that hold a range of a storage."""
-        return storage.extents(offset, nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """Patch the CRCs of changed records: first those within records, which change these too."""
@@ -153,7 +149,8 @@ class SavedPickle:
         """Return the place of the pickle, for storages within it."""
         record = self.records.by_name[f"{self.prefix}{self._pickle}.pkl"]
         plain = record.method != DEFLATED
-        return PicklePlace(self.records.file.begin + self.records.data_offset(record) if plain else None)
+        begin = self.records.file.begin + self.records.data_offset(record) if plain else None
+        return PicklePlace(begin, self.records.file.whole)
 
     def find(self, key: str, nbytes: int, location: str) -> Storage:
         """The storage of a record, checked to be there and long enough."""

@@ -130,10 +130,8 @@ class ZipRecords:
     Raises MalformedError, TruncatedError or LimitError for a file that is not a sound zip.
     """
 
-    def __init__(self, file: ByteSource, number: int = 0) -> None:
+    def __init__(self, file: ByteSource) -> None:
         self.file = file
-        self.number = number
-        """The file's number within its container."""
         self.by_name: dict[str, Record] = {}
         self._in_order: list[Record] = []
         self.directory = (0, 0)
@@ -217,15 +215,15 @@ class ZipRecords:
         from ckpt_cli.files import crc32
 
         terms: dict[str, int] = {}
-        begin = self.file.begin
-        patches = overlay.patches(self.number)
+        file, begin = self.file.whole, self.file.begin
+        patches = overlay.patches(file)
         first, last = (
             bisect_left(patches, offset, key=lambda patch: patch.offset) for offset in (begin, begin + self.file.size)
         )
         for patch in patches[first:last]:
             record = self._record_at(patch.offset - begin)
             end = begin + self.data_offset(record) + record.stored
-            old, new = overlay.old_bytes(self.number, patch), overlay.new_bytes(patch)
+            old, new = overlay.old_bytes(file, patch), overlay.new_bytes(patch)
             terms[record.name] = terms.get(record.name, 0) ^ crc32.change(old, new, end - patch.end)
         for name, term in terms.items():
             record = self.by_name[name]
@@ -237,15 +235,15 @@ class ZipRecords:
         end = self.data_offset(record) + record.stored
         new = struct.pack("<L", crc)
         old = struct.pack("<L", record.crc)
-        begin = self.file.begin
-        overlay.write(self.number, begin + record.central + 16, new)
+        file, begin = self.file.whole, self.file.begin
+        overlay.write(file, begin + record.central + 16, new)
         if record.flags & DESCRIBED:
             for place in (end + 4, end):  # the descriptor's signature is optional
                 if place + 4 <= self.file.size and self.file.read(place, 4) == old:
-                    overlay.write(self.number, begin + place, new)
+                    overlay.write(file, begin + place, new)
                     break
         if self.file.read(record.header + 14, 4) == old:
-            overlay.write(self.number, begin + record.header + 14, new)
+            overlay.write(file, begin + record.header + 14, new)
 
     @property
     def in_order(self) -> Sequence[Record]:

@@ -39,7 +39,7 @@ def _unreadable(checkpoint: Checkpoint) -> Iterator[Occurrence]:
         if tensor.storage is None or not tensor.numel:
             continue
         try:
-            checkpoint.container.extents(tensor.storage, 0, tensor.storage.nbytes)
+            tensor.storage.extents(0, tensor.storage.nbytes)
         except UnsupportedError:  # compressed
             continue
         except CkptError as error:

@@ -62,7 +62,7 @@ def _misaligned(checkpoint: Checkpoint) -> Iterator[Occurrence]:
         if tensor.storage is None or not tensor.nbytes or tensor.alias_of is not None or tensor.dtype.bits < 16:
             continue
         try:
-            extents = checkpoint.container.extents(tensor.storage, 0, tensor.nbytes)
+            extents = tensor.storage.extents(0, tensor.nbytes)
         except CkptError:  # compressed, or what another check reports
             continue
         if extents and extents[0].offset % min(tensor.dtype.bits // 8, 8):

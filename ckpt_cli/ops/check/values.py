@@ -61,11 +61,10 @@ class Reading:
 
     def add(self, checkpoint: Checkpoint, zips: Sequence[ZipFile]) -> None:
         """Ask for the records and the tensors of a checkpoint."""
-        parts: list[list[FileRange]] = [[] for _ in checkpoint.container.files]
-        numbers = {id(file): number for number, file in enumerate(checkpoint.container.files)}
+        parts: dict[SourceFile, list[FileRange]] = {file: [] for file in checkpoint.container.files}
         for subject in zips:
             for part in self._record_parts(subject):
-                parts[numbers[id(subject.file)]].append(part)
+                parts[subject.file].append(part)
         budget = Budget.of(checkpoint)
         seen: set[object] = set()
         for tensor in all_strided(checkpoint.tensors):
@@ -82,7 +81,7 @@ class Reading:
                 self.answer.unchecked.append((f"{_where(checkpoint)}: {tensor.name}", error.problem))
             else:
                 self._add_tensor(checkpoint, tensor, parts)
-        for file, wanted in zip(checkpoint.container.files, parts, strict=True):
+        for file, wanted in parts.items():
             self._jobs.extend(jobs_of(file, wanted))
 
     def _record_parts(self, subject: ZipFile) -> Iterator[FileRange]:
@@ -103,12 +102,12 @@ class Reading:
                 elif member.method == 8:
                     self._packed.append((subject.file, where, member))
 
-    def _add_tensor(self, checkpoint: Checkpoint, tensor: Tensor, parts: list[list[FileRange]]) -> None:
+    def _add_tensor(self, checkpoint: Checkpoint, tensor: Tensor, parts: dict[SourceFile, list[FileRange]]) -> None:
         low, high = tensor.span
         extents: Sequence[Extent] | None = None
         if tensor.storage is not None and _is_dense(tensor):
             try:
-                extents = checkpoint.container.extents(tensor.storage, low, high - low)
+                extents = tensor.storage.extents(low, high - low)
             except UnsupportedError:  # compressed
                 extents = None
             except CkptError:  # not where the metadata say, as another check reports
@@ -121,8 +120,7 @@ class Reading:
         for extent in extents:
             end = extent.offset + extent.nbytes
             parts[extent.file].append(FileRange(number, extent.offset, end, tensor.dtype, tensor.big_endian))
-            path = checkpoint.container.files[extent.file].path
-            self._ends.setdefault(path, []).append((number, extent.offset, end))
+            self._ends.setdefault(extent.file.path, []).append((number, extent.offset, end))
         self._tensors.append((_where(checkpoint), tensor))
 
     def read(self, executor: Executor, on_progress: OnProgress = lambda _, __: None) -> Deep:

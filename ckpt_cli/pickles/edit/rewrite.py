@@ -123,6 +123,7 @@ class EditedPickle:
         except _TooLongError:
             return None
         pickle = bytes(written)
+        written.clear()
         graph = read_pickle(pickle)
         self.verify(graph, entries_of(graph, _KnownStorages(self._old, self._finder), place=PicklePlace(0)))
         return pickle

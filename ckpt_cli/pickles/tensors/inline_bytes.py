@@ -9,7 +9,7 @@ from ckpt_cli import limits
 from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.source import Extent
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.pickles.graph import ByteArray, Call, Global, Inline, Located, RawString, callee
 
 _AS_TEXT = ("_codecs.encode", "builtins.bytes", "__builtin__.bytes", "builtins.bytearray", "__builtin__.bytearray")
@@ -25,11 +25,11 @@ _WIDEST = {"utf-8": 2, "raw-unicode-escape": 6, None: 1}
 class PicklePlace:
     """The place of a pickle's data in a file, for the storages within it."""
 
-    def __init__(self, begin: int | None, file: int = 0) -> None:
+    def __init__(self, begin: int | None, file: SourceFile | None = None) -> None:
         self.begin = begin
         """The byte of the file that is the data's first; None where they are compressed there."""
         self.file = file
-        """The file's number within its container."""
+        """The file; None where nobody asks for the place of a storage."""
         self._decoded: tuple[Buffer, bytes] | None = None
         """The text that was turned into bytes last: large arrays are read piece by piece."""
 
@@ -101,7 +101,7 @@ class InlineBytes:
                 "shown but not set",
                 hint="pickle it again with protocol 4",
             )
-        if self.place.begin is None:
+        if self.place.begin is None or self.place.file is None:
             raise UnsupportedError("the pickle that has these bytes is compressed: they can be shown but not set")
         return [Extent(self.place.file, self.place.begin + self.buffer.offset + self.begin + offset, nbytes)]
 
