@@ -82,9 +82,10 @@ _EXCEPT = re.compile(
     r"DataLoader|Library|DataFrameFormatter|ThreadpoolController|Window|Components|_ZoneInfo"
     r"|\w*(Tokenizer\w*|Retriever|Processor)|_?ARNIQA|_NoTrain\w*|_LPIPS|LearnedPerceptualImagePatchSimilarity"
     r"|PerceptualPathLength|CLIPScore|CLIPImageQualityAssessment|BERTScore|InfoLM|DISTSNetwork"
-    r"|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style|Thread|Image|ImageDraw|ImageFont|_Lazy\w+|\w*CandidateGenerator"
+    r"|_*[A-Z0-9]+(_[A-Z0-9]+)+|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style|Thread"
+    r"|Image|ImageDraw|ImageFont|_Lazy\w+|\w*CandidateGenerator"
 )
-"""Classes that these modules have or hand out, and that read or fetch files, or run something; and modules."""
+"""Classes that these modules have or hand out, and that read or fetch files, or run something; constants; modules."""
 
 _READING = re.compile(r"transformers\..*\b(tokenization|processing|image_processing_pil)_.*")
 """Modules of classes that read files when they are made."""

@@ -67,6 +67,7 @@ def test_functions_of_packages_around_torch_that_run_or_write_are_errors(pair: s
         "torch.nn.modules.linear init.kaiming_uniform_",
         "torch.nn.modules.linear Linear.load_state_dict",
         "torch.distributed.distributed_c10d new_group",
+        "torch.nn.attention._registry _FLASH_ATTENTION_IMPLS",
         "torch.utils.data.dataloader DataLoader",
         "numpy seterr",
         "numpy.random seed",

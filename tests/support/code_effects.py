@@ -38,7 +38,7 @@ _PURE = _words(
     "_io.StringIO _io.BytesIO sys.version_info sys.platform sys.maxsize sys.byteorder sys.float_info sys.getsizeof "
     "sys.stdout sys.stderr sys.exc_info sys.getrefcount sys._getframe sys.intern sys.version sys.getrecursionlimit "
     "posix.getcwdb posix.getcwd posix.getpid posix.cpu_count posix.urandom sys.excepthook posix.stat posix.getuid "
-    "importlib.util.find_spec sys.implementation sys.flags sys.is_finalizing sys.hash_info threading.Lock "
+    "importlib.util.find_spec sys.implementation sys.flags sys.is_finalizing sys.hash_info sys.gettrace threading.Lock "
     "threading.RLock threading.local threading.Event threading.Condition threading.get_ident _thread.allocate_lock "
     "threading.current_thread _thread.RLock _thread.get_ident _thread._local _thread.lock pickle.PickleError "
     "pickle.PicklingError posix.fspath ctypes.sizeof ctypes.c_int ctypes.c_void_p ctypes.c_double sys.modules "

@@ -41,6 +41,9 @@ NOT_IMPORTED = {
 }
 """Modules whose import does something, or that hold tests."""
 
+HELD = 1_000
+"""Items of a container that are looked at."""
+
 HOPS = 5
 """Modules that a long name goes through."""
 
@@ -119,9 +122,14 @@ class Walk:
                 yield f"{path}.{name}: quiet through modules"
 
     def _doing(self, full: str, value: object) -> Iterator[str]:
-        """A line if a name that is quiet is a module, or does something."""
+        """A line if a name that is quiet is a module, or does something, or holds what does."""
         if _is_module(value):
             yield f"{full}: a module"
+        elif type(value) in (dict, list, tuple) and id(value) not in self._looked:
+            self._looked.add(id(value))
+            held = list(value.values() if type(value) is dict else value)
+            for each in [each for each in held[:HELD] if callable(each) or _is_module(each)]:
+                yield from self._doing(f"{full}[…]", each)
         elif callable(value) and id(value) not in self._looked:
             self._looked.add(id(value))
             doing = effect(value)
