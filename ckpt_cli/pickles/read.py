@@ -45,7 +45,7 @@ def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
     if machine.stack:
         raise MalformedError(f"the pickle leaves {len(machine.stack)} values behind when it stops")
     names, persistent = tuple(machine.globals.values()), tuple(machine.persistent)
-    return Graph(root, machine.protocol, end - offset, names, persistent, data)
+    return Graph(root, machine.protocol, end - offset, names, persistent, data, tuple(machine.byte_strings))
 
 
 def _run(machine: Machine, pos: int) -> int:

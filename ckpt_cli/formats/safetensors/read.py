@@ -80,8 +80,15 @@ def read(file: SourceFile) -> Checkpoint:
         container=container,
         version=f"safetensors, header of {container.begin} bytes",
         metadata=metadata,
+        notes=_notes(container.begin - 8),
         top_level=list(dict.fromkeys(entry.name.partition(".")[0] for entry in entries)),
     )
+
+
+def _notes(header: int) -> list[str]:
+    """What there is to say of a header that was read because limits are raised."""
+    most = limits.SAFETENSORS_WRITTEN
+    return [f"its header has {header} bytes; the safetensors library reads {most} at most"] if header > most else []
 
 
 def read_part(file: ByteSource, number: int = 0) -> tuple[Safetensors, list[Tensor], dict[str, str]]:
