@@ -108,35 +108,32 @@ _WEIGHTS = frozenset(("weight", "bias", "kernel", "gamma", "beta", "embedding"))
 
 
 def _no_elements(checkpoint: Checkpoint) -> Iterator[Occurrence]:
-    """Weights that are placeholders: partitioned training (ZeRO-3) leaves tensors of shape [0] where they were."""
-    empty = [tensor for tensor in checkpoint.tensors if _is_empty(tensor)]
-    weights = [tensor for tensor in empty if tensor.shape == (0,) and tensor.name.rpartition(".")[2] in _WEIGHTS]
-    own = set(map(id, weights))
-    others = [tensor for tensor in empty if id(tensor) not in own]
-    has_ranks = checkpoint.is_set and not format_of(checkpoint).is_distributed  # whose optimizers have the weights
-    is_usual = has_ranks or not any(tensor.name.rpartition(".")[2] == "weight" for tensor in weights)
-    if weights:
-        what = "placeholders, as ZeRO-3 saves weights that are partitioned"
-        yield _empty(checkpoint, weights, what, "note" if is_usual else "", "")
-    if others:
-        yield _empty(checkpoint, others, "nothing is stored under these names", "note", "ckpt ls FILE NAME")
+    """Weights that are placeholders: partitioned training (ZeRO-3) leaves tensors of shape [0] where they were.
+
+    An empty tensor of another name is no fault, unless no tensor has any elements.
+    """
+    floats = [tensor for tensor in checkpoint.tensors if tensor.dtype.category == "float"]
+    empty = [tensor for tensor in floats if _is_empty(tensor)]
+    found = empty if len(empty) == len(floats) > 1 else [tensor for tensor in empty if _last(tensor) in _WEIGHTS]
+    if found:
+        has_ranks = checkpoint.is_set and not format_of(checkpoint).is_distributed  # whose optimizers have the weights
+        is_usual = has_ranks or all(_last(tensor) == "bias" for tensor in found)
+        have = "weights have" if len(found) > 1 else "weight has"
+        yield Occurrence(
+            _where(checkpoint),
+            f"{len(found)} {have} no elements, such as {found[0].name} of shape {list(found[0].shape or ())}: "
+            "placeholders, as ZeRO-3 saves weights that are partitioned",
+            "note" if is_usual else "",
+        )
+
+
+def _last(tensor: Tensor) -> str:
+    return tensor.name.rpartition(".")[2]
 
 
 def _is_empty(tensor: Tensor) -> bool:
-    is_plain = tensor.layout == "strided" and tensor.storage is not None and tensor.dtype.category == "float"
+    is_plain = tensor.layout == "strided" and tensor.storage is not None
     return is_plain and tensor.shape is not None and not tensor.numel
-
-
-def _empty(checkpoint: Checkpoint, found: list[Tensor], what: str, severity: str, hint: str) -> Occurrence:
-    have = "tensors have" if len(found) > 1 else "tensor has"
-    shape = list(found[0].shape or ())
-    return Occurrence(
-        _where(checkpoint),
-        f"{len(found)} {have} no elements, such as {found[0].name} of shape {shape}: {what}",
-        severity,
-        hint,
-        found[0].name,
-    )
 
 
 def _local_shards(checkpoint: Checkpoint) -> Iterator[Occurrence]:
@@ -226,7 +223,7 @@ CHECKS: tuple[Check[Checkpoint], ...] = (
     Check(
         "no-elements",
         "warning",
-        "weights have no elements, as the placeholders of partitioned training have; a note for other tensors",
+        "weights have no elements, as the placeholders of partitioned training; a note where only biases have none",
         _no_elements,
         "gather them: DeepSpeed's zero_to_fp32.py, or stage3_gather_16bit_weights_on_model_save",
     ),
