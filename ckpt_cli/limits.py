@@ -64,6 +64,9 @@ NAME_LENGTH = int(64 * 2**10 * _SCALE)
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""
 
+MATCH_SECONDS = 2.0 * _SCALE
+"""Seconds of the processor that one regular expression may take for all names: 100,000 take a tenth of one."""
+
 TREE_NODES = int(200_000 * _SCALE)
 """Modules and containers in the tree of one checkpoint: 256 experts in each of 60 layers take about 60,000."""
 
@@ -78,6 +81,9 @@ ZIP_DIRECTORY = int(48 * 2**20 * _SCALE)
 
 ZIP_NOTE_RECORD = int(64 * 2**10 * max(1.0, _SCALE))
 """Bytes of a small record such as `version` or `byteorder`."""
+
+SALVAGE_TRIES = int(500_000 * _SCALE)
+"""Places in a cut zip file that look like the end of a record and are compared with its beginning."""
 
 SCRIPT_CODE = int(16 * 2**20 * _SCALE)
 """Bytes of a TorchScript archive's code that are read to tell parameters from buffers."""

@@ -6,8 +6,10 @@ merged the pieces reads them again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.facts import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_cli.edits.plan import EditOptions, EditResult, Verb
 from ckpt_cli.errors import FormatError, LimitError, RefusedError, UnsupportedError, UsageError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers

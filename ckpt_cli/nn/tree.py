@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, NameNotFoundError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.nn.describe import Description, description_of, is_number
 from ckpt_cli.nn.outline import MODULE, STATE, Draft, grow

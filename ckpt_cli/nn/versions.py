@@ -7,11 +7,11 @@ A pickled module does not have that, so it follows from the name of its class.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.nn.state_dict import node_at
 from ckpt_cli.pickles.containers import Containers

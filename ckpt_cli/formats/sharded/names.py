@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ckpt_cli.errors import RefusedError, UnknownFormatError, UsageError, listed
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import exists, folder_of, join, name_of
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

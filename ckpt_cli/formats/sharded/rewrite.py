@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, quoted
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import name_of
 from ckpt_cli.formats.safetensors import rewrite as safetensors_write
 from ckpt_cli.formats.safetensors.rewrite import refuse_new_ties
@@ -128,7 +129,7 @@ class Rewriting:
                 raise RefusedError(
                     f"{name!r} would share bytes with a tensor of another shard",
                     path=self._checkpoint.path,
-                    hint=f"ckpt convert {self._checkpoint.path} OUT writes all into one file first",
+                    hint=f"ckpt convert {quoted(self._checkpoint.path)} OUT writes all into one file first",
                 )
             self._across[name] = next(t.name for t in self._checkpoint.tensors if t.storage is tensor.storage)
             del tensors[name]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnknownFormatError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource, SourceFile, Window
 from ckpt_cli.formats.plain import NoStorages, PlainFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_cli.errors import listed
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import by_storage
 from ckpt_cli.ops.check.finding import Check, Occurrence

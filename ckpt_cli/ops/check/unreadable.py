@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, ShortStorageError, TruncatedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import is_file, name_of, open_file
 from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.zip import least_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from ckpt_cli.arrays.lines import EXAMPLES, LEAST, WIDEST, Lines, lines_of, merg
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import Extent, SourceFile
@@ -164,12 +165,11 @@ class Reading:
             self.answer.unchecked.append((f"{where}: {tensor.name}", error.problem))
 
     def _read_packed(self) -> None:
-        from ckpt_cli import limits
-
-        left = limits.INFLATED_IN_ALL
+        budget = Budget()
         for file, where, member in self._packed:
-            left -= member.nbytes
-            if left < 0:
+            try:
+                budget.inflate(member.nbytes)
+            except LimitError:
                 self.answer.unchecked.append((where, "it is compressed, and would inflate to far too much"))
                 return
             self.answer.records.append((where, member, inflated_crc(file, member)))
