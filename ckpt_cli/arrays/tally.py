@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli.arrays.lines import Lines, merged_lines
 from ckpt_cli.dtypes import DType
 from ckpt_cli.facts import dataclass
 
@@ -31,6 +32,8 @@ class Tally:
     """True if all have the same bits."""
     first: bytes
     """The bits of the first."""
+    lines: Lines | None = None
+    """Rows and columns of equal elements; None where nothing asks for them."""
 
 
 def merged(a: Tally | None, b: Tally) -> Tally:
@@ -46,6 +49,7 @@ def merged(a: Tally | None, b: Tally) -> Tally:
         a.zero and b.zero,
         a.same and b.same and a.first == b.first,
         a.first,
+        merged_lines(a.lines, b.lines),
     )
 
 

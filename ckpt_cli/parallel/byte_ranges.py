@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from heapq import heapify, heappop, heapreplace
 from typing import TYPE_CHECKING
 
+from ckpt_cli.arrays.lines import lines_of
 from ckpt_cli.arrays.tally import Tally, merged, tally
 from ckpt_cli.dtypes import DType
 from ckpt_cli.facts import dataclass
@@ -42,10 +43,14 @@ class FileRange:
     dtype: DType | None = None
     """Of the elements; None for a record, whose CRC is asked for."""
     big_endian: bool = False
+    width: int = 0
+    """Elements of a row, where rows and columns of equal elements are asked for; else 0."""
+    origin: int = 0
+    """The byte of the file at which the first row begins."""
 
     def cut(self, begin: int, end: int) -> FileRange:
         """Return the part of it within a range."""
-        return FileRange(self.number, max(self.begin, begin), min(self.end, end), self.dtype, self.big_endian)
+        return replace(self, begin=max(self.begin, begin), end=min(self.end, end))
 
     @property
     def itemsize(self) -> int:
@@ -139,7 +144,13 @@ def _read(job: Job) -> tuple[int, list[tuple[FileRange, int | Tally]]]:
 
 
 def _ask(part: FileRange, data: memoryview) -> int | Tally:
-    return zlib.crc32(data) if part.dtype is None else tally(data, part.dtype, big_endian=part.big_endian)
+    if part.dtype is None:
+        return zlib.crc32(data)
+    found = tally(data, part.dtype, big_endian=part.big_endian)
+    if not part.width:
+        return found
+    begin = (part.begin - part.origin) // part.itemsize
+    return replace(found, lines=lines_of(data, begin, part.width, part.itemsize))
 
 
 def total(work: Sequence[Job]) -> int:

@@ -212,6 +212,8 @@ class Graph:
     """Every reference to something outside, in order."""
     data: bytes | memoryview = b""
     """The bytes that it was read from; the offsets of nodes count from its first byte."""
+    byte_strings: tuple[RawString | Inline, ...] = ()
+    """The strings that Python 2 wrote and that are not ASCII; of long ones, all."""
 
 
 def callee(func: object) -> object:

@@ -27,6 +27,7 @@ class Machine:
 
     __slots__ = (
         "below",
+        "byte_strings",
         "data",
         "globals",
         "lines",
@@ -55,6 +56,8 @@ class Machine:
         """Every reference to something outside the pickle; for a row, the call that has it as its first argument."""
         self.rows: Any = None
         """The templates of rows, where tensors are read at once (`pickles/rows.py`)."""
+        self.byte_strings: list[RawString | Inline] = []
+        """The strings of Python 2 that are not ASCII, or that are long."""
         self.protocol = 0
         self.lines = 0
         """Lines read."""
@@ -176,6 +179,8 @@ class Machine:
             raise TruncatedError(f"ends within a string of {nbytes} bytes")
         if nbytes > limits.INLINE_BYTES:
             inline = Inline(kind, begin, nbytes)
+            if kind == "raw":
+                self.byte_strings.append(inline)
             return ByteArray(inline) if kind == "bytearray" else inline
         raw = bytes(self.data[begin : begin + nbytes])
         if kind == "str":
@@ -195,11 +200,13 @@ class Machine:
 
     def raw_string(self, raw: bytes, offset: int | None = None) -> RawString:
         """The node of a Python 2 string, with room for its text."""
+        node = RawString(raw, offset)
         if not raw.isascii():
             self._account(5 * len(raw))
+            self.byte_strings.append(node)
         elif len(raw) > SHORT:
             self._account(2 * len(raw))
-        return RawString(raw, offset)
+        return node
 
     def held(self, text: str) -> str:
         """The text itself, its memory accounted: one wide character makes every other one take four bytes."""

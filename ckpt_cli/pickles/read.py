@@ -64,9 +64,8 @@ def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
     root = machine.stack.pop()
     if machine.stack:
         raise MalformedError(f"the pickle leaves {len(machine.stack)} values behind when it stops")
-    return Graph(
-        root, machine.protocol, end - offset, tuple(machine.globals.values()), References(machine.persistent), data
-    )
+    names, references = tuple(machine.globals.values()), References(machine.persistent)
+    return Graph(root, machine.protocol, end - offset, names, references, data, tuple(machine.byte_strings))
 
 
 def _run(machine: Machine, pos: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli import limits
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.source import ByteSource, SourceFile
 from ckpt_cli.formats.safetensors.header import read_header
@@ -49,8 +50,15 @@ def read(file: SourceFile) -> Checkpoint:
         container=container,
         version=f"safetensors, header of {container.begin} bytes",
         metadata=metadata,
+        notes=_notes(container.begin - 8),
         top_level=list(dict.fromkeys(entry.name.partition(".")[0] for entry in entries)),
     )
+
+
+def _notes(header: int) -> list[str]:
+    """What there is to say of a header that was read because limits are raised."""
+    most = limits.SAFETENSORS_WRITTEN
+    return [f"its header has {header} bytes; the safetensors library reads {most} at most"] if header > most else []
 
 
 def read_part(file: ByteSource) -> tuple[Safetensors, list[Tensor], dict[str, str]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from ckpt_cli.errors import CkptError, FormatError, UnsupportedError
 from ckpt_cli.files.places import canonical, folder_of, join, name_of, names_in
 from ckpt_cli.formats.registry import format_of
-from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.safetensors import MISALIGNED
 from ckpt_cli.ops.ls import list_waste
-from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.graph import Graph, Inline, RawString
 from ckpt_cli.pickles.references import is_storage
 from ckpt_cli.pickles.tensors.arguments import text_of
 
@@ -75,6 +76,97 @@ def _unlisted(checkpoint: Checkpoint) -> Iterator[Occurrence]:
             )
 
 
+def _byte_strings(checkpoint: Checkpoint) -> Iterator[Occurrence]:
+    """Strings that Python 2 wrote and that are not UTF-8, as which torch.load reads them."""
+    graph = checkpoint.document
+    if not isinstance(graph, Graph) or not format_of(checkpoint).is_torch_save:
+        return
+    found = [raw for raw in (_raw(node, graph.data) for node in graph.byte_strings) if not _is_utf8(raw)]
+    if found:
+        strings = "strings that are not UTF-8" if len(found) > 1 else "string that is not UTF-8"
+        yield Occurrence(
+            _where(checkpoint),
+            f"Python 2 wrote {len(found)} byte {strings}, such as {found[0][:20]!r}: torch.load refuses the file "
+            "unless it is given an encoding",
+        )
+
+
+def _raw(node: RawString | Inline, data: bytes | memoryview) -> bytes:
+    return node.raw if isinstance(node, RawString) else bytes(data[node.offset : node.offset + node.nbytes])
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+_WEIGHTS = frozenset(("weight", "bias", "kernel", "gamma", "beta", "embedding"))
+"""The last parts of names of trained weights."""
+
+
+def _no_elements(checkpoint: Checkpoint) -> Iterator[Occurrence]:
+    """Weights that are placeholders: partitioned training (ZeRO-3) leaves tensors of shape [0] where they were.
+
+    An empty tensor of another name is no fault, unless no tensor has any elements.
+    """
+    floats = [tensor for tensor in checkpoint.tensors if tensor.dtype.category == "float"]
+    empty = [tensor for tensor in floats if _is_empty(tensor)]
+    found = empty if len(empty) == len(floats) > 1 else [tensor for tensor in empty if _last(tensor) in _WEIGHTS]
+    if found:
+        has_ranks = checkpoint.is_set and not format_of(checkpoint).is_distributed  # whose optimizers have the weights
+        is_usual = has_ranks or all(_last(tensor) == "bias" for tensor in found)
+        have = "weights have" if len(found) > 1 else "weight has"
+        yield Occurrence(
+            _where(checkpoint),
+            f"{len(found)} {have} no elements, such as {found[0].name} of shape {list(found[0].shape or ())}: "
+            "placeholders, as ZeRO-3 saves weights that are partitioned",
+            "note" if is_usual else "",
+        )
+
+
+def _last(tensor: Tensor) -> str:
+    return tensor.name.rpartition(".")[2]
+
+
+def _is_empty(tensor: Tensor) -> bool:
+    is_plain = tensor.layout == "strided" and tensor.storage is not None
+    return is_plain and tensor.shape is not None and not tensor.numel
+
+
+def _local_shards(checkpoint: Checkpoint) -> Iterator[Occurrence]:
+    """DTensors and ShardedTensors of which the file has only the part of one process."""
+    found = [tensor for tensor in checkpoint.tensors if _is_part(tensor)]
+    if found:
+        first = found[0]
+        part = first.parts[0] if first.parts else None
+        what = f", {list(part.shape or ())} of {list(first.shape or ())}" if part is not None else ""
+        rank = f"1 of {count}" if (count := _ranks(checkpoint)) else "one"
+        yield Occurrence(
+            _where(checkpoint),
+            f"the file has only the part of {rank} process{'es' if count else ''} of {len(found)} distributed tensors, "
+            f"such as {first.name}{what}",
+        )
+
+
+_RANK_FILE = re.compile(r".*world_size_(\d{1,6})_rank_\d+.*")
+"""The files of ranks that verl and others write."""
+
+
+def _ranks(checkpoint: Checkpoint) -> int | None:
+    match = _RANK_FILE.fullmatch(_where(checkpoint))
+    return int(match[1]) if match else None
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """True if the parts of a distributed tensor have fewer elements than the whole."""
+    if tensor.sharding is None or tensor.shape is None:
+        return False
+    return sum(part.numel for part in tensor.parts) < tensor.numel
+
+
 def _waste(checkpoint: Checkpoint) -> Iterator[Occurrence]:
     wasted = sum(waste.nbytes - waste.used for waste in list_waste(checkpoint))
     if wasted >= _WASTE:
@@ -121,6 +213,27 @@ CHECKS: tuple[Check[Checkpoint], ...] = (
     MISALIGNED,
     Check("waste", "note", "storages are 1 MiB or more larger than their tensors", _waste, "ckpt ls --waste FILE"),
     Check("unlisted-storage", "warning", "the pickle refers to a storage that no entry has", _unlisted),
+    Check(
+        "byte-strings",
+        "error",
+        "Python 2 wrote a byte string that is not UTF-8, which `torch.load` refuses without an encoding",
+        _byte_strings,
+        "torch.load(…, encoding='latin1') reads it; ckpt reads it as it is",
+    ),
+    Check(
+        "no-elements",
+        "warning",
+        "weights have no elements, as the placeholders of partitioned training; a note where only biases have none",
+        _no_elements,
+        "gather them: DeepSpeed's zero_to_fp32.py, or stage3_gather_16bit_weights_on_model_save",
+    ),
+    Check(
+        "local-shard",
+        "warning",
+        "a file has only one process's part of distributed tensors (DTensor, ShardedTensor)",
+        _local_shards,
+        "the files of the other ranks have the rest: load all of them with torch.distributed, and save it whole",
+    ),
     Check("no-tensors", "note", "there is no tensor", _no_tensors, "ckpt ls -a FILE"),
     Check("oddity", "note", "what opening the file says of it", _notes),
 )

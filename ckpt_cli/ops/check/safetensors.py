@@ -25,14 +25,21 @@ def _repeated(checkpoint: Checkpoint) -> Iterator[Occurrence]:
 
 
 def _no_format(checkpoint: Checkpoint) -> Iterator[Occurrence]:
-    """Metadata without a format; transformers takes none at all, but not metadata that do not say it."""
+    """Metadata without a format that loaders know; a file without any metadata is taken for one of PyTorch.
+
+    accelerate (`load_state_dict`) takes pt and refuses tf and flax later, huggingface_hub (`load_state_dict_from_file`)
+    pt and mlx, transformers before version 5 pt, tf, flax and mlx; from version 5 on it does not look.
+    """
     said = checkpoint.metadata.get("format")
-    if said in _FORMATS:
+    if said in _FORMATS or not checkpoint.metadata:
         return
     beside = exists(join(folder_of(checkpoint.path), "config.json"))
     what = "its metadata do not say" if said is None else "its metadata say another thing than"
-    severity = "warning" if beside and checkpoint.metadata else ""
-    yield Occurrence(_where(checkpoint), f"{what} format: pt, without which transformers refuses metadata", severity)
+    yield Occurrence(
+        _where(checkpoint),
+        f"{what} format: pt, without which accelerate, huggingface_hub and transformers before version 5 refuse it",
+        "warning" if beside else "",
+    )
 
 
 def _dangling(checkpoint: Checkpoint) -> Iterator[Occurrence]:
@@ -78,9 +85,9 @@ CHECKS: tuple[Check[Checkpoint], ...] = (
     Check("repeated-name", "warning", "a safetensors header has a name twice", _repeated, "write the file again"),
     Check("dangling-alias", "warning", "safetensors metadata name an alias of a tensor that is not there", _dangling),
     Check("no-format", "note",
-          "safetensors metadata do not say `format: pt`; a warning where a `config.json` is beside it, as transformers "
-          "then refuses the file", _no_format,
-          "save it with save_file(…, metadata={'format': 'pt'})"),
+          "a safetensors file has metadata that do not say `format: pt`, so that accelerate, huggingface_hub and "
+          "transformers before version 5 refuse it; a warning where a `config.json` is beside it", _no_format,
+          "ckpt meta FILE format=pt adds it"),
 )  # fmt: skip
 
 MISALIGNED: Check[Checkpoint] = Check(

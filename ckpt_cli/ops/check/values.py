@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.indexing import Region
+from ckpt_cli.arrays.lines import EXAMPLES, LEAST, WIDEST, Lines, lines_of, merged_lines
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
@@ -15,11 +17,11 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import Extent, SourceFile
-from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor, contiguous_stride
 from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.zip import ZipFile
-from ckpt_cli.parallel.byte_ranges import Answers, FileRange, Job, jobs_of, read_all, total
+from ckpt_cli.parallel.byte_ranges import BLOCK, Answers, FileRange, Job, jobs_of, read_all, total
 from ckpt_cli.parallel.map import grouped, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 from ckpt_cli.scanner.tolerant_zip import Member, inflated_crc
@@ -39,6 +41,8 @@ class Deep:
     """The place of each record with content, the record, and the CRC of its content; None where it does not inflate."""
     tensors: list[tuple[str, Tensor, Tally]] = field(default_factory=list)
     """Each distinct view, with where it is."""
+    lines: list[tuple[str, Tensor, Lines]] = field(default_factory=list)
+    """The matrices that were looked into for rows and columns of equal elements."""
     tails: list[tuple[str, int, int]] = field(default_factory=list)
     """Files that end in tensors of zeros: where, how many tensors, how many bytes."""
     unchecked: list[tuple[str, str]] = field(default_factory=list)
@@ -117,10 +121,13 @@ class Reading:
             self._apart.append((checkpoint, _where(checkpoint), tensor))
             return
         number = len(self._tensors)
+        width = _width(tensor) if len(extents) == 1 else 0
         for extent in extents:
-            end = extent.offset + extent.nbytes
-            parts[extent.file].append(FileRange(number, extent.offset, end, tensor.dtype, tensor.big_endian))
-            self._ends.setdefault(extent.file.path, []).append((number, extent.offset, end))
+            begin, end = extent.offset, extent.offset + extent.nbytes
+            parts[extent.file].append(
+                FileRange(number, begin, end, tensor.dtype, tensor.big_endian, width, begin if width else 0)
+            )
+            self._ends.setdefault(extent.file.path, []).append((number, begin, end))
         self._tensors.append((_where(checkpoint), tensor))
 
     def read(self, executor: Executor, on_progress: OnProgress = lambda _, __: None) -> Deep:
@@ -137,7 +144,10 @@ class Reading:
         for number, (where, member) in enumerate(self._records):
             answer.records.append((where, member, answers.crcs.get(number, 0)))
         for number, (where, tensor) in enumerate(self._tensors):
-            answer.tensors.append((where, tensor, answers.tallies[number]))
+            found = answers.tallies[number]
+            answer.tensors.append((where, tensor, found))
+            if found.lines is not None and not found.same and not found.zero:
+                answer.lines.append((where, tensor, _completed(tensor, found.lines)))
         self._read_packed()
         for checkpoint, where, tensor in self._apart:
             self._read_apart(checkpoint, where, tensor, executor)
@@ -182,6 +192,49 @@ def _once(region: Region) -> Region:
     """A region without the dimensions that repeat its elements."""
     kept = [(size, step) for size, step in zip(region.shape, region.stride, strict=True) if step]
     return Region(tuple(size for size, _ in kept), tuple(step for _, step in kept), region.offset)
+
+
+def _width(tensor: Tensor) -> int:
+    """Elements of a row of a matrix as it lies in memory; 0 for what is not looked into."""
+    sizes = tensor.shape or ()
+    is_plain = tensor.dtype.category in ("float", "complex") and tensor.layout != "quantized"
+    if not is_plain or len(sizes) < 2 or tensor.dtype.itemsize not in (1, 2, 4, 8):
+        return 0
+    if tuple(tensor.stride) == contiguous_stride(sizes):
+        width = prod(sizes[1:])
+    elif _is_turned(tensor):
+        width = sizes[0]
+    else:
+        return 0
+    is_fit = width >= LEAST and tensor.numel >= 2 * width and width * tensor.dtype.itemsize <= WIDEST
+    return width if is_fit else 0
+
+
+def _is_turned(tensor: Tensor) -> bool:
+    """True if a matrix lies in memory column by column."""
+    return len(tensor.shape or ()) == 2 and tuple(tensor.stride) == (1, (tensor.shape or (0,))[0])
+
+
+def _completed(tensor: Tensor, found: Lines) -> Lines:
+    """What pieces of a matrix show, with the rows that they cut, and with columns only where all rows agree."""
+    width, size = _width(tensor), tensor.dtype.itemsize
+    nbytes, base, count = width * size, tensor.span[0], tensor.numel // width
+    storage = tensor.storage
+    if storage is None:  # not reached: it has bytes
+        return found
+    for number in sorted(set(found.cut)):
+        row = lines_of(storage.view(base + number * nbytes, nbytes), number * width, width, size)
+        row.columns = None
+        merged_lines(found, row)
+    columns = found.columns if count >= LEAST and len(tensor.shape or ()) == 2 else None
+    step = max(1, BLOCK // nbytes)
+    for first in range(0, count if columns else 0, step):
+        rows = min(step, count - first)
+        here = lines_of(storage.view(base + first * nbytes, rows * nbytes), first * width, width, size)
+        columns = {number: bits for number, bits in (columns or {}).items() if (here.columns or {}).get(number) == bits}
+        if not columns:
+            break
+    return replace(found, columns=columns)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -267,6 +320,27 @@ def _constant(deep: Deep) -> Iterator[Occurrence]:
             yield Occurrence(f"{where}: {tensor.name}", f"all {found.numel} elements are the same")
 
 
+def _dead(deep: Deep) -> Iterator[Occurrence]:
+    """Rows and columns of equal elements in matrices that have others."""
+    for where, tensor, found in deep.lines:
+        rows, columns = ("columns", "rows") if _is_turned(tensor) else ("rows", "columns")
+        numbers = sorted(found.columns or {})
+        zeros = sum(not bits.strip(b"\0") for bits in (found.columns or {}).values())
+        both = ((rows, found.rows, found.zeros, sorted(found.first)), (columns, len(numbers), zeros, numbers))
+        for kind, count, zero, first in both:
+            if count:
+                yield Occurrence(f"{where}: {tensor.name}", _dead_text(tensor, kind, count, zero, first))
+
+
+def _dead_text(tensor: Tensor, kind: str, count: int, zeros: int, first: Sequence[int]) -> str:
+    """Say how many rows or columns are of equal elements, and which are the first of them."""
+    what = "zeros" if zeros == count else "one value each"
+    more = f", {zeros} of them zeros" if 0 < zeros < count else ""
+    named = ", ".join(map(str, first[:EXAMPLES])) + (", …" if count > EXAMPLES else "")
+    lines = f"{kind.removesuffix('s')} is" if count == 1 else f"{kind} are"
+    return f"{count} {lines} {what}{more}, of a shape of {list(tensor.shape or ())}: {named}"
+
+
 def _tail(deep: Deep) -> Iterator[Occurrence]:
     for where, count, nbytes in deep.tails:
         yield Occurrence(where, f"its last {count} tensors, {nbytes} bytes, are zeros, as a copy cut short leaves them")
@@ -287,6 +361,7 @@ CHECKS: tuple[Check[Deep], ...] = (
           "compare its hash with the original's, or fetch it again"),
     Check("zeros", "note", "a tensor of two dimensions or more is all zeros", _zeros),
     Check("constant", "note", "a tensor of two dimensions or more is one value throughout", _constant),
+    Check("dead-lines", "note", "rows or columns of a matrix are zeros, or one value throughout", _dead),
     Check("no-crc", "note", "records have no CRC, as torch writes them under `set_crc32_options(False)`", _no_crc),
     Check("unchecked", "note", "values that could not be looked at, or too many of them", _unchecked),
 )  # fmt: skip

@@ -8,10 +8,11 @@ import zipfile
 from pathlib import Path
 
 import torch
-from builders.pickles import Ops, call, storage, tensor, value
+from builders.pickles import Ops, built, call, new, storage, tensor, value
 from builders.pt import Record, archive, torch_records, write
 from builders.st import floats, info
 from builders.st import write as write_st
+from layouts import wrapper
 from safetensors.torch import save_file
 
 from check_cases.case import PT, case, hub, padded, patched, rezipped, saved, two
@@ -158,6 +159,42 @@ def _(folder: Path, fault: bool) -> Path:
 def _(folder: Path, fault: bool) -> Path:
     whole = torch.randn(300_000)
     return saved(folder, {"a": whole[:7] if fault else whole})
+
+
+@case("byte-strings")
+def _(folder: Path, fault: bool) -> Path:
+    text = b"caf\xe9" if fault else "caf\u00e9".encode()
+    raw = b"U" + bytes([len(text)]) + text
+    return write(folder / "m.pt", {"arch": Ops(raw), "w": tensor("0", (2,))}, {"0": bytes(8)})
+
+
+@case("byte-strings")
+def _(folder: Path, fault: bool) -> Path:
+    """A string that is so long that it stays in the file."""
+    text = b"\xe9" * 70_000 if fault else b"e" * 70_000
+    raw = b"T" + struct.pack("<i", len(text)) + text
+    return write(folder / "m.pt", {"arch": Ops(raw), "w": tensor("0", (2,))}, {"0": bytes(8)})
+
+
+@case("no-elements")
+def _(folder: Path, fault: bool) -> Path:
+    weight = torch.empty(0 if fault else 4, dtype=torch.float16)
+    return saved(folder, {"state_dict": {"l.weight": weight, "n": torch.ones(3), "steps": torch.empty(0).long()}})
+
+
+@case("no-elements")
+def _(folder: Path, fault: bool) -> Path:
+    """A note: biases alone may be empty in some libraries."""
+    return saved(folder, {"l.bias": torch.empty(0 if fault else 3), "l.weight": torch.ones(5), "e": torch.empty(0, 5)})
+
+
+@case("local-shard")
+def _(folder: Path, fault: bool) -> Path:
+    spec = "torch.distributed.tensor._dtensor_spec.DTensorSpec"
+    parts = {"_local_tensor": tensor("0", (2, 2)), "_spec": built(new(spec), {"mesh": None, "placements": ()})}
+    shape = (4, 2) if fault else (2, 2)
+    made = wrapper("torch.distributed.tensor.DTensor", parts, shape, "float32")
+    return write(folder / "model_world_size_2_rank_0.pt", {"w": made}, {"0": bytes(16)})
 
 
 @case("no-tensors")

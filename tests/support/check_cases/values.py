@@ -116,6 +116,15 @@ def _(folder: Path, fault: bool) -> Path:
     return saved(folder, {"x": torch.full((3, 4), 0.5) if fault else torch.randn(3, 4)})
 
 
+@case("dead-lines")
+def _(folder: Path, fault: bool) -> Path:
+    weight = torch.randn(20, 30)
+    if fault:
+        weight[3] = 0
+        weight[:, 7] = 0.5
+    return saved(folder, {"x": weight})
+
+
 @case("zero-tail")
 def _(folder: Path, fault: bool) -> Path:
     state = {"a": torch.randn(10), "b": torch.randn(200_000), "c": torch.randn(200_000)}
