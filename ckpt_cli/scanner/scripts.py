@@ -1,0 +1,154 @@
+"""TorchScript code and its bytecode, read for operators that do more than compute.
+
+The names of operators are those of torch's schemas: `torch.save` in the code is the operator `aten::save`, `ops.ns.f`
+is `ns::f`, and `x.f(y)` is `aten::f` where `x` is a value (torch/csrc/jit/serialization/import_source.cpp and
+python_print.cpp).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
+from ckpt_cli.scanner.judge import judge
+from ckpt_cli.scanner.streams import Oddity
+
+_SHOWN = 100
+"""Findings of one record."""
+
+_EFFECTS: dict[str, str] = {
+    name: why
+    for why, names in {
+        "writes a file": "aten::save image::write_file torchaudio::sox_io_save_audio_file",
+        "reads a file": (
+            "aten::from_file debugprims::load_tensor image::read_file torchaudio::sox_io_load_audio_file "
+            "torchaudio::sox_io_get_info torchaudio::sox_effects_apply_effects_file "
+            "video_reader::read_video_from_file video_reader::probe_video_from_file"
+        ),
+        "runs code of another process": "prim::rpc_async prim::rpc_sync prim::rpc_remote",
+    }.items()
+    for name in names.split()
+}
+"""Operators with an effect beyond their results, by the names of their schemas."""
+
+_NAMESPACES = {
+    "c10d": "talks to other processes",
+    "_c10d_functional": "talks to other processes",
+    "_c10d_functional_autograd": "talks to other processes",
+    "symm_mem": "talks to other processes",
+    "rpc": "runs code of another process",
+    "dist_rpc": "runs code of another process",
+    "debugprims": "reads files",
+}
+"""Namespaces of operators all of which have such an effect."""
+
+_PURE = frozenset((
+    "aten", "prim", "prims", "onnx", "static_runtime", "inductor", "inductor_prims", "quantization", "quantized",
+    "_quantized", "sparse", "mkldnn", "onednn", "mkldnn_prepacked", "mkl", "rngprims", "export", "profiler",
+    "prepacked", "nnapi", "vulkan_prepack", "metal_prepack", "torchvision", "fbgemm", "torchaudio", "torchtext",
+    "image",
+))  # fmt: skip
+"""Namespaces of operators that compute, but for those above."""
+
+_METHODS = {name.partition("::")[2]: why for name, why in _EFFECTS.items() if name in ("aten::save", "aten::from_file")}
+"""Operators that any value has as a method."""
+
+
+def effect_of(namespace: str, name: str) -> str | None:
+    """Return what an operator does besides computing; None where that is not known to be anything."""
+    return _EFFECTS.get(f"{namespace}::{name}") or _NAMESPACES.get(namespace)
+
+
+_GAP = rb"(?:[ \t\r\n\f\\]|\#[^\n]*)*"
+_TOKENS = re.compile(
+    rb"""\"\"\"(?s:.*?)(?:\"\"\"|\Z) | '''(?s:.*?)(?:'''|\Z)
+    | "(?:[^"\\\n]|\\.)*"? | '(?:[^'\\\n]|\\.)*'? | \#[^\n]*
+    | (?P<name>[A-Za-z_]\w*(?:GAP\.GAP[A-Za-z_]\w*)*) | (?P<method>\.GAP[A-Za-z_]\w*(?:GAP\.GAP[A-Za-z_]\w*)*)
+    """.replace(b"GAP", _GAP),
+    re.VERBOSE,
+)
+_SPACES = re.compile(_GAP)
+_IMPORTS = re.compile(rb"^[ \t]*(?:import|from)[ \t]+([\w.]+)", re.MULTILINE)
+
+
+def script_findings(code: memoryview, where: str, budget: ScanBudget) -> Iterator[Oddity]:
+    """The operators with effects that a record of code uses, and the modules that it imports."""
+    room = max(limits.SCAN_BYTES - budget.searched, 0)
+    if len(code) > room:
+        yield Oddity("warning", "not-searched", where, f"{len(code) - room} bytes of code that were not searched")
+    text = bytes(code[:room])
+    budget.searched += len(text)
+    seen: set[str] = set()
+    for severity, message in (*_imported(text), *_used(text)):
+        if message not in seen and len(seen) < _SHOWN:
+            seen.add(message)
+            yield Oddity(severity, "script-effect", where, message)
+
+
+def _imported(text: bytes) -> Iterator[tuple[str, str]]:
+    """The modules that a code imports; TorchScript's own imports only what begins with `__torch__`."""
+    for match in _IMPORTS.finditer(text):
+        module = match[1].decode("utf-8", "replace")[:200]
+        if module.split(".")[0] != "__torch__" and judge(module, "_").verdict == "dangerous":
+            yield "warning", f"the code imports {module}: {judge(module, '_').reason}"
+
+
+def _used(text: bytes) -> Iterator[tuple[str, str]]:
+    """The operators that a code uses, called or not."""
+    own = re.compile(rb"def[ \t]+(?:" + b"|".join(name.encode() for name in _METHODS) + rb")[ \t]*\(").search(text)
+    for match in _TOKENS.finditer(text):
+        kind = match.lastgroup
+        if kind is None:
+            continue
+        parts = _parts(match[0])
+        if kind == "name" and parts[0] in ("torch", "ops"):
+            yield from _operator(parts, text, match.end())
+        elif parts[-1] in _METHODS and (kind == "method" or len(parts) > 1) and parts[0] != "__torch__":
+            said = f"the code calls a method {parts[-1]}; that of a value {_METHODS[parts[-1]]}"
+            if not own:
+                yield "error", said
+            elif text[max(match.start() - 6, 0) : match.start()] != b"(self)":
+                yield "warning", said
+
+
+def _parts(chain: bytes) -> list[str]:
+    plain = re.sub(rb"\#[^\n]*|[ \t\r\n\f\\]", b"", chain)
+    return [part.decode("utf-8", "replace") for part in plain.strip(b".").split(b".")]
+
+
+def _operator(parts: list[str], text: bytes, end: int) -> Iterator[tuple[str, str]]:
+    """The operator that a chain of names begins with."""
+    if len(parts) == 1:
+        after = _past_gap(text, end)
+        if parts[0] == "torch" and text[after : after + 1] not in (b":", b"="):
+            yield "warning", "the code hands on torch itself, by which it can reach any operator"
+        return
+    first = ["aten", *parts[1:]] if parts[0] == "torch" else parts[1:]
+    namespace, name = first[0], first[1] if len(first) > 1 else ""
+    why = effect_of(namespace, name)
+    said = ".".join(parts[: 2 if parts[0] == "torch" else 3])[:200]
+    if why:
+        yield "error" if f"{namespace}::{name}" in _EFFECTS else "warning", f"the code calls {said}, which {why}"
+    elif namespace not in _PURE:
+        yield "note", f"the code calls {said}: the library that has this operator decides what it does"
+
+
+def _past_gap(text: bytes, at: int) -> int:
+    match = _SPACES.match(text, at)
+    return match.end() if match else at
+
+
+_QUALIFIED = re.compile(rb"([A-Za-z_]\w{0,99})::([A-Za-z_]\w{0,99})")
+
+
+def bytecode_findings(data: memoryview, where: str) -> Iterator[Oddity]:
+    """The operators with effects in the bytecode of mobile interpreters, where they stand as `aten::save`."""
+    names = dict.fromkeys(match.groups() for match in _QUALIFIED.finditer(data))
+    for namespace, name in names:
+        why = effect_of(namespace.decode(), name.decode())
+        if why:
+            said = f"{namespace.decode()}::{name.decode()}"
+            severity = "error" if said in _EFFECTS else "warning"
+            yield Oddity(severity, "script-effect", where, f"the bytecode calls {said}, which {why}")
