@@ -173,6 +173,8 @@ class ScanBudget:
     """Records of zip files that may still be looked at."""
     checksums: int = field(default_factory=lambda: limits.SCAN_CHECKSUMS)
     """Bytes of which a checksum may still be computed."""
+    stored: int = field(default_factory=lambda: limits.SCAN_STORED_FLOOR)
+    """Bytes of records of zip files, as they are stored, that may still be looked at."""
     tries: int = limits.SCAN_TRIES
     """Places that may still be tried for a hidden pickle."""
     searched: int = 0
@@ -195,6 +197,7 @@ class ScanBudget:
         self.opcodes += opcodes
         self.blocks += blocks
         self.records += nbytes // 46
+        self.stored += 8 * nbytes
         self._held = min(self._held + 4 * nbytes, limits.SCAN_INFLATED)
 
     def room(self) -> int:

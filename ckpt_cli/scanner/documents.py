@@ -17,10 +17,13 @@ from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.scanner.judge import judge
-from ckpt_cli.scanner.packed import decodings
+from ckpt_cli.scanner.packed import DECODING_COSTS, SHORTEST, decodings
 from ckpt_cli.scanner.streams import Inner, Oddity
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+_STRINGS = 10_000
+"""Strings that any document may have; beyond them, one for every six bytes."""
 
 _SHOWN = 100
 """Findings of one document."""
@@ -79,7 +82,10 @@ def _utf8(data: bytes) -> bytes:
 
 def _findings(text: bytes, where: str, depth: int, budget: ScanBudget) -> Iterator[Oddity | Inner]:
     ranges = 0
-    for item in _strings(text):
+    for number, item in enumerate(_strings(text)):
+        if number > _STRINGS + len(text) // 6 or budget.opcodes < 0:
+            yield Oddity("warning", "not-searched", where, "it has far more strings than are searched")
+            return
         if item.is_key:
             if item.value == b"range_constraints" and item.begin >= ranges:
                 found = _END_OF_RANGES.search(text, item.end)
@@ -87,7 +93,8 @@ def _findings(text: bytes, where: str, depth: int, budget: ScanBudget) -> Iterat
                 yield from _symbols(text[item.end : ranges], where)
         elif item.key in _VALUES:
             yield from _VALUES[item.key](item.value, where)
-        elif len(item.value) >= 24:
+        elif len(item.value) >= SHORTEST:
+            budget.opcodes -= DECODING_COSTS
             yield from _encoded(item, where, depth, budget)
 
 

@@ -246,8 +246,11 @@ def _zip_lzma(nbytes: int) -> Decode:
 
 # --- encodings as text ------------------------------------------------------------------------------------------------
 
-_SHORTEST = 24
+SHORTEST = 24
 """Characters of base64 in which a pickle that calls something has room."""
+
+DECODING_COSTS = 48
+"""Opcodes in whose time a text is decoded to see whether it may hide a pickle."""
 
 _RUNS = 1_000
 """Runs of one text that are decoded."""
@@ -268,7 +271,7 @@ _OPENERS = frozenset(b"(])}NILSVTUXcFGJKMBC\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x95\
 
 def decodings(text: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield each encoding with the bytes that a text would decode to, if these may hide a pickle."""
-    if len(text) < _SHORTEST:
+    if len(text) < SHORTEST:
         return
     for how, content in _whole(text):
         if may_be_packed(content):
@@ -285,7 +288,7 @@ def _whole(text: bytes) -> Iterator[tuple[str, bytes]]:
     if b"-" in text or b"_" in text:
         yield "base64", _base64(text.translate(_URL_SAFE, _NOT_URL_SAFE))
     digits = text.translate(None, _NOT_HEX)
-    if len(digits) * 4 >= len(text) * 3 - 8:  # white space, colons or a prefix between them, but not any text
+    if len(digits) * 2 >= len(text):  # white space, colons or a prefix between them, but not any text
         yield "hex", _hex(digits)
 
 
@@ -316,7 +319,7 @@ def may_be_packed(data: bytes) -> bool:
         return True
     if head[:1] and head[0] in _OPENERS and (data.count(b"\n") > 1 or b"\x93" in data):
         return True
-    return len(data) >= _SHORTEST and _ENCODED_AGAIN.fullmatch(data[:48]) is not None
+    return len(data) >= SHORTEST and _ENCODED_AGAIN.fullmatch(data[:48]) is not None
 
 
 _BEGINNINGS = (signatures.PROTO, signatures.ZIP_RECORD, signatures.GZIP)
@@ -324,12 +327,17 @@ _TEXT_BEGINNINGS = tuple(beginning.decode("latin-1") for beginning in _BEGINNING
 """The first bytes of a pickle with a PROTO opcode, a zip and a gzip file."""
 
 
+def decoding_costs(text: object) -> int:
+    """Return the opcodes in whose time `may_hide` looks at a str or bytes."""
+    return DECODING_COSTS if isinstance(text, str | bytes) and len(text) >= SHORTEST else 0
+
+
 def may_hide(text: object) -> bool:
     """True if a str or bytes may be a pickle that imports something: it begins as one, has its lines, or is packed."""
     if isinstance(text, str):
         if text.startswith(_TEXT_BEGINNINGS) or text.count("\n") > 1 or "\x93" in text:
             return True
-        if len(text) < _SHORTEST:
+        if len(text) < SHORTEST:
             return len(text) > 2 and packing_of(text[:16].encode("latin-1", "replace")) is not None
         data = text.encode("latin-1", "replace")
     elif isinstance(text, bytes):

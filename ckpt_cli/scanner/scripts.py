@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
@@ -61,15 +62,20 @@ def effect_of(namespace: str, name: str) -> str | None:
     return _EFFECTS.get(f"{namespace}::{name}") or _NAMESPACES.get(namespace)
 
 
-_GAP = rb"(?:[ \t\r\n\f\\]|\#[^\n]*)*"
-_TOKENS = re.compile(
-    rb"""\"\"\"(?s:.*?)(?:\"\"\"|\Z) | '''(?s:.*?)(?:'''|\Z)
-    | "(?:[^"\\\n]|\\.)*"? | '(?:[^'\\\n]|\\.)*'? | \#[^\n]*
-    | (?P<name>[A-Za-z_]\w*(?:GAP\.GAP[A-Za-z_]\w*)*) | (?P<method>\.GAP[A-Za-z_]\w*(?:GAP\.GAP[A-Za-z_]\w*)*)
-    """.replace(b"GAP", _GAP),
+_LITERALS = re.compile(
+    rb"""\"\"\"(?s:.*?)(?:\"\"\"|\Z)
+    | '''(?s:.*?)(?:'''|\Z) | "(?:[^"\\\n]|\\.)*"? | '(?:[^'\\\n]|\\.)*'? | \#[^\n]*""",
     re.VERBOSE,
 )
-_SPACES = re.compile(_GAP)
+"""Strings and comments: each alternative matches wherever it begins, so that none is tried twice."""
+
+_GAP = rb"[ \t\r\n\f\\]{0,4096}"
+_CHAIN = re.compile(rb"(\.GAP)?[A-Za-z_]\w*(?:GAP\.GAP[A-Za-z_]\w*){0,64}".replace(b"GAP", _GAP))
+"""A dotted name, or attributes of a value that is not a name."""
+
+_FAR = 4096
+"""Bytes in which something follows a name, else it is reported: its attribute may stand beyond."""
+
 _IMPORTS = re.compile(rb"^[ \t]*(?:import|from)[ \t]+([\w.]+)", re.MULTILINE)
 
 
@@ -81,7 +87,8 @@ def script_findings(code: memoryview, where: str, budget: ScanBudget) -> Iterato
     text = bytes(code[:room])
     budget.searched += len(text)
     seen: set[str] = set()
-    for severity, message in (*_imported(text), *_used(text)):
+    text = _LITERALS.sub(lambda match: b" " if match[0][:1] == b"#" else b" 0 ", text)
+    for severity, message in chain(_imported(text), _used(text)):
         if message not in seen and len(seen) < _SHOWN:
             seen.add(message)
             yield Oddity(severity, "script-effect", where, message)
@@ -98,14 +105,11 @@ def _imported(text: bytes) -> Iterator[tuple[str, str]]:
 def _used(text: bytes) -> Iterator[tuple[str, str]]:
     """The operators that a code uses, called or not."""
     own = re.compile(rb"def[ \t]+(?:" + b"|".join(name.encode() for name in _METHODS) + rb")[ \t]*\(").search(text)
-    for match in _TOKENS.finditer(text):
-        kind = match.lastgroup
-        if kind is None:
-            continue
+    for match in _CHAIN.finditer(text):
         parts = _parts(match[0])
-        if kind == "name" and parts[0] in ("torch", "ops"):
+        if match[1] is None and parts[0] in ("torch", "ops"):
             yield from _operator(parts, text, match.end())
-        elif parts[-1] in _METHODS and (kind == "method" or len(parts) > 1) and parts[0] != "__torch__":
+        elif parts[-1] in _METHODS and (match[1] is not None or len(parts) > 1) and parts[0] != "__torch__":
             said = f"the code calls a method {parts[-1]}; that of a value {_METHODS[parts[-1]]}"
             if not own:
                 yield "error", said
@@ -113,16 +117,16 @@ def _used(text: bytes) -> Iterator[tuple[str, str]]:
                 yield "warning", said
 
 
-def _parts(chain: bytes) -> list[str]:
-    plain = re.sub(rb"\#[^\n]*|[ \t\r\n\f\\]", b"", chain)
+def _parts(dotted: bytes) -> list[str]:
+    plain = dotted.translate(None, b" \t\r\n\f\\")
     return [part.decode("utf-8", "replace") for part in plain.strip(b".").split(b".")]
 
 
 def _operator(parts: list[str], text: bytes, end: int) -> Iterator[tuple[str, str]]:
     """The operator that a chain of names begins with."""
     if len(parts) == 1:
-        after = _past_gap(text, end)
-        if parts[0] == "torch" and text[after : after + 1] not in (b":", b"="):
+        following = text[end : end + _FAR].strip(b" \t\r\n\f\\")
+        if not following or (parts[0] == "torch" and following[:1] not in (b":", b"=")):
             yield "warning", "the code hands on torch itself, by which it can reach any operator"
         return
     first = ["aten", *parts[1:]] if parts[0] == "torch" else parts[1:]
@@ -135,20 +139,26 @@ def _operator(parts: list[str], text: bytes, end: int) -> Iterator[tuple[str, st
         yield "note", f"the code calls {said}: the library that has this operator decides what it does"
 
 
-def _past_gap(text: bytes, at: int) -> int:
-    match = _SPACES.match(text, at)
-    return match.end() if match else at
-
-
-_QUALIFIED = re.compile(rb"([A-Za-z_]\w{0,99})::([A-Za-z_]\w{0,99})")
+_QUALIFIED = re.compile(rb"[A-Za-z_]\w{0,99}::[A-Za-z_]\w{0,99}")
+_OPCODES = {b"X": 4, b"\x8c": 1, b"U": 1, b"T": 4}
+"""Opcodes of strings, each with the bytes of the length before the text."""
 
 
 def bytecode_findings(data: memoryview, where: str) -> Iterator[Oddity]:
     """The operators with effects in the bytecode of mobile interpreters, where they stand as `aten::save`."""
-    names = dict.fromkeys(match.groups() for match in _QUALIFIED.finditer(data))
-    for namespace, name in names:
-        why = effect_of(namespace.decode(), name.decode())
+    names = dict.fromkeys(_whole_name(data, match.start(), match.end()) for match in _QUALIFIED.finditer(data))
+    for qualified in names:
+        namespace, _, name = qualified.partition("::")
+        why = effect_of(namespace, name)
         if why:
-            said = f"{namespace.decode()}::{name.decode()}"
-            severity = "error" if said in _EFFECTS else "warning"
-            yield Oddity(severity, "script-effect", where, f"the bytecode calls {said}, which {why}")
+            severity = "error" if qualified in _EFFECTS else "warning"
+            yield Oddity(severity, "script-effect", where, f"the bytecode calls {qualified}, which {why}")
+
+
+def _whole_name(data: memoryview, begin: int, end: int) -> str:
+    """The name between two bytes of a pickle: the opcode after a string may look like a letter of it."""
+    for opcode, width in _OPCODES.items():
+        at = begin - width - 1
+        if at >= 0 and bytes(data[at : at + 1]) == opcode:
+            end = min(end, begin + int.from_bytes(data[at + 1 : begin], "little"))
+    return bytes(data[begin:end]).decode()

@@ -52,6 +52,9 @@ _BEGINNING = 1 << 16
 _HEAD = 4096
 """Bytes of these that are traced as a pickle."""
 
+_UNLISTED_COSTS = 50
+"""Places to be tried for a hidden pickle, in whose time a record is opened that no directory lists."""
+
 _CRC_BYTES = 64 * 2**20
 """Bytes up to which a pickle's CRC is checked."""
 
@@ -87,6 +90,11 @@ def walk_zip(source: ByteSource, found: LooseZip, where: str, depth: int, budget
         yield Oddity("warning", "broken-zip", where, fault)
     yield from _layout(found, where)
     for member in found.members:
+        budget.stored -= min(max(member.stored, 0), source.size)
+        if budget.stored < 0:
+            message = "its records are far more than the file has: many are said to be at one place"
+            yield Oddity("warning", "not-searched", f"{where}/{member.name}", message)
+            break
         yield from _walk_member(source, member, f"{where}/{member.name}", depth, budget)
     for begin, end in unlisted(found):
         piece = source.view(begin, end - begin)
@@ -195,7 +203,7 @@ def _unlisted_records(source: ByteSource, begin: int, end: int, where: str, dept
     piece = bytes(source.view(begin, min(end - begin, limits.SCAN_BYTES)))
     at = piece.find(LOCAL_MAGIC)
     while 0 <= at <= len(piece) - LOCAL.size and budget.tries > 0 and (local := local_header_in(piece, at)):
-        budget.tries -= 1
+        budget.tries -= _UNLISTED_COSTS
         name = name_in(piece[at + LOCAL.size : at + LOCAL.size + local.name_length])
         data = begin + at + local.size
         room = max(end - data, 0)

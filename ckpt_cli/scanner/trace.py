@@ -19,7 +19,7 @@ from ckpt_cli.pickles.machine import Handler, Machine, Table, entering
 from ckpt_cli.pickles.opcodes.push import Stopped
 from ckpt_cli.pickles.read import OPCODES
 from ckpt_cli.scanner.joblib import Enclosing, array_after, is_wrapper, without_changes
-from ckpt_cli.scanner.packed import may_hide
+from ckpt_cli.scanner.packed import decoding_costs, may_hide
 
 _CHECK_EVERY = 1 << 12
 """Opcodes between two looks at the limits."""
@@ -27,10 +27,10 @@ _CHECK_EVERY = 1 << 12
 _LINE = 256
 """Bytes that nearly every line is shorter than."""
 
-_BEGINNING_COSTS = 64
+_BEGINNING_COSTS = 128
 """Opcodes in whose time another pickle is begun."""
 
-_TOO_MANY = f"all pickles together have more than {limits.SCAN_OPCODES} opcodes"
+_TOO_MANY = "all pickles together have more opcodes than a scan of files of their size reads"
 
 _TEXTS = 20_000
 """Strings of one pickle that may hide another and are kept to be searched."""
@@ -76,9 +76,8 @@ class Trace:
 class Tracer(Machine):
     """A machine that remembers what passes through it, and goes on where CPython's would."""
 
-    __slots__ = (
-        "calls", "changes", "computed", "extensions", "outer", "pushed", "storages", "texts", "unsearched", "used",
-    )  # fmt: skip
+    __slots__ = ("calls", "changes", "computed", "extensions", "outer", "pushed", "storages", "texts", "unsearched",
+                 "used", "weighed")  # fmt: skip
 
     def __init__(self, data: bytes | memoryview) -> None:
         super().__init__(data)
@@ -88,7 +87,7 @@ class Tracer(Machine):
         self.extensions: list[int] = []
         self.texts: list[object] = []
         self.storages: list[PersistentId] = []
-        self.unsearched = 0
+        self.unsearched = self.weighed = 0
         self.outer = Enclosing()
         self.pushed: dict[Global, int] = {}
         """The number of times that each name was put on the stack; names are hashed by identity."""
@@ -165,7 +164,8 @@ def _run(tracer: Tracer, pos: int, budget: ScanBudget) -> _Ending:
     while True:
         begin = pos
         pos, stopped, error = _stretch(tracer, begin, data)
-        budget.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY)
+        budget.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY) + tracer.weighed
+        tracer.weighed = 0
         if stopped:
             if not tracer.outer.leave(tracer):
                 return _Ending(pos + 1)
@@ -251,7 +251,9 @@ def _note_text(m: Machine) -> None:
     assert isinstance(m, Tracer)
     top = m.stack[-1]
     text = top.data if isinstance(top, ByteArray) else top
-    if not isinstance(text, Inline) and not may_hide(text.raw if isinstance(text, RawString) else text):
+    plain = text.raw if isinstance(text, RawString) else text
+    m.weighed += decoding_costs(plain)
+    if not isinstance(text, Inline) and not may_hide(plain):
         return
     if len(m.texts) < _TEXTS:
         m.texts.append(text)

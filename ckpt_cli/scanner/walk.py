@@ -62,10 +62,14 @@ def walker_of(source: ByteSource, where: str) -> Walker | None:
     if head.lstrip()[:1] == b"{" and preface_size(source):
         return _npy
     packing = packing_of(head)
-    if packing is not None and (packing.sure or head[:1] == b"x"):
+    if packing is not None and (packing.sure or head[0] in _NO_OPCODES):
         return _unpacked(packing)
     named = head and where.lower().endswith(PICKLE_NAMES) and not signatures.is_lfs_pointer(head)
     return _pickles if named else None
+
+
+_NO_OPCODES = b"x]"
+"""First bytes of weak signs of compression after which no pickle can follow, whatever the file is called."""
 
 
 def _kind(head: bytes, kinds: _Kinds) -> Walker | None:
