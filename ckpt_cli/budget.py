@@ -197,7 +197,7 @@ class ScanBudget:
         self.opcodes += opcodes
         self.blocks += blocks
         self.records += nbytes // 46
-        self.stored += 8 * nbytes
+        self.stored += 4 * nbytes
         self._held = min(self._held + 4 * nbytes, limits.SCAN_INFLATED)
 
     def room(self) -> int:

@@ -194,7 +194,7 @@ SCAN_CHECKSUMS = int(512 * 2**20 * _SCALE)
 """Bytes of pickles in zip files whose checksums one scan computes."""
 
 SCAN_STORED_FLOOR = int(16 * 2**20 * _SCALE)
-"""Bytes of records, as they are stored, that it looks at; beyond them, eight for each byte of its files."""
+"""Bytes of records, as they are stored, that it looks at; beyond them, four for each byte of its files."""
 
 SCAN_FINDINGS = int(10_000 * _SCALE)
 """Findings that one scan lists, those of harmless names not counted."""

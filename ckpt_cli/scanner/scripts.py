@@ -16,6 +16,9 @@ from ckpt_cli.budget import ScanBudget
 from ckpt_cli.scanner.judge import judge
 from ckpt_cli.scanner.streams import Oddity
 
+_BYTE_COSTS = 2
+"""Opcodes of a pickle in whose time a byte of code is read."""
+
 _SHOWN = 100
 """Findings of one record."""
 
@@ -81,11 +84,12 @@ _IMPORTS = re.compile(rb"^[ \t]*(?:import|from)[ \t]+([\w.]+)", re.MULTILINE)
 
 def script_findings(code: memoryview, where: str, budget: ScanBudget) -> Iterator[Oddity]:
     """The operators with effects that a record of code uses, and the modules that it imports."""
-    room = max(limits.SCAN_BYTES - budget.searched, 0)
+    room = max(min(limits.SCAN_BYTES - budget.searched, budget.opcodes // _BYTE_COSTS), 0)
     if len(code) > room:
         yield Oddity("warning", "not-searched", where, f"{len(code) - room} bytes of code that were not searched")
     text = bytes(code[:room])
     budget.searched += len(text)
+    budget.opcodes -= _BYTE_COSTS * len(text)
     seen: set[str] = set()
     text = _LITERALS.sub(lambda match: b" " if match[0][:1] == b"#" else b" 0 ", text)
     for severity, message in chain(_imported(text), _used(text)):
