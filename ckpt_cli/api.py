@@ -8,21 +8,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.budget import Budget
-from ckpt_cli.errors import NameNotFoundError, about
+from ckpt_cli.errors import NameNotFoundError, UsageError, about
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import checkpoint as model
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
 
 class Tensor:
     """One tensor of an open checkpoint: its facts at once, its values when asked for."""
 
-    def __init__(self, checkpoint: model.Checkpoint, facts: model.Tensor, torch_values: dict[object, Any]) -> None:
+    def __init__(self, checkpoint: Checkpoint, facts: model.Tensor) -> None:
         self._checkpoint = checkpoint
-        self._torch_values = torch_values
         self.facts = facts
         """Everything that the file says of it, as `ckpt_cli.model.checkpoint.Tensor`."""
 
@@ -69,7 +68,7 @@ class Tensor:
     @property
     def parts(self) -> dict[str, Tensor]:
         """The tensors that it is made of or has as attributes, by their roles, such as `indices` and `values`."""
-        return {part.name: Tensor(self._checkpoint, part, self._torch_values) for part in self.facts.parts}
+        return {part.name: Tensor(self._checkpoint, part) for part in self.facts.parts}
 
     def numpy(self) -> NDArray[Any]:
         """The values as an array of shape `shape`.
@@ -77,12 +76,13 @@ class Tensor:
         An array of a large tensor is a view of the file and is read as it is used. bfloat16, float8 and float4 come
         as float32, complex32 as complex64; a packed float4 adds a last dimension of 2. Quantized values come as what
         they stand for, in float32. Raises UnsupportedError for tensors that are made of others: `parts` are these.
+        Raises UsageError once the checkpoint is closed.
         """
         from ckpt_cli.arrays.quantized import values_of
 
-        Budget.of(self._checkpoint)
-        with about(self._checkpoint.path):
-            return values_of(self._checkpoint, self.facts)
+        opened = self._checkpoint._begin()
+        with about(opened.path):
+            return values_of(opened, self.facts)
 
     def torch(self) -> torch.Tensor:
         """The values as a torch tensor of the same dtype, shape and stride.
@@ -91,24 +91,60 @@ class Tensor:
         where the file has them plainly: writing to the tensor does not change the file. Quantized, sparse, nested, meta
         and uninitialized tensors come as such; a subclass that keeps its data as torch does as a plain tensor. Raises
         UnsupportedError for other classes (`parts` are what they are made of) and for dtypes that torch has not.
+        Raises UsageError once the checkpoint is closed.
         """
-        Budget.of(self._checkpoint)
+        self._checkpoint._begin()
         return _to_torch(self)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return what `numpy()` does, for `numpy.asarray` and all functions of numpy; of `dtype` where one is given.
+
+        With `copy`, the array is a new one in memory. Raises ValueError where `copy` is False and another dtype needs
+        new bytes.
+        """
+        import numpy as np
+
+        values = self.numpy()
+        wanted = values.dtype if dtype is None else np.dtype(dtype)
+        if copy:
+            return np.array(values, wanted)
+        if copy is False and wanted != values.dtype:
+            raise ValueError(f"tensor {self.name!r} is {values.dtype} and cannot become {wanted} without a copy")
+        return values.astype(wanted, copy=False)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Return the values of `torch()` as a DLPack capsule, for `torch.as_tensor` and other libraries.
+
+        Needs torch: numpy has no such thing for bytes that are read-only.
+        """
+        import torch
+
+        return torch.Tensor.__dlpack__(self.torch().detach().resolve_conj().resolve_neg(), **options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return DLPack's numbers for the memory of this machine, where all values come to lie."""
+        return _DLPACK_CPU, 0
 
     def __repr__(self) -> str:
         return f"<ckpt_cli.Tensor {self.name!r} {self.dtype} {list(self.shape) if self.shape is not None else '?'}>"
 
 
+_DLPACK_CPU = 1
+"""`kDLCPU` of dlpack.h."""
+
+
 class Checkpoint(Mapping[str, Any]):
     """An open checkpoint: entry names to `Tensor`s and plain values, in the file's order.
 
-    Of several entries with one name the mapping has the last; `tensors` has all.
+    Of several entries with one name the mapping has the last; `tensors` has all. Names and facts stay there when it is
+    closed; whatever would read the file then raises UsageError.
     """
 
     def __init__(self, opened: model.Checkpoint) -> None:
         self._opened = opened
         self._torch_values: dict[object, Any] = {}
         self._entries = {entry.name: entry for entry in opened.entries}
+        self._is_closed = False
 
     @property
     def path(self) -> str:
@@ -128,7 +164,7 @@ class Checkpoint(Mapping[str, Any]):
     @property
     def tensors(self) -> list[Tensor]:
         """The entries that are tensors."""
-        return [Tensor(self._opened, facts, self._torch_values) for facts in self._opened.tensors]
+        return [Tensor(self, facts) for facts in self._opened.tensors]
 
     def __getitem__(self, name: str) -> Any:
         try:
@@ -136,8 +172,9 @@ class Checkpoint(Mapping[str, Any]):
         except KeyError:
             raise KeyError(name) from NameNotFoundError(name, path=self.path)
         if isinstance(entry, model.Tensor):
-            return Tensor(self._opened, entry, self._torch_values)
-        Budget.of(self._opened)
+            return Tensor(self, entry)
+        if isinstance(entry.content, model.Deferred) and not entry.content.is_loaded:
+            self._begin()
         return _plain(entry)
 
     def __iter__(self) -> Iterator[str]:
@@ -147,10 +184,26 @@ class Checkpoint(Mapping[str, Any]):
         return len(self._entries)
 
     def close(self) -> None:
-        """Close the file; arrays and tensors that were handed out stay valid."""
+        """Close the file; arrays and tensors that were handed out stay valid. Closing it again does nothing."""
+        self._is_closed = True
         self._opened.close()
 
+    def _begin(self) -> model.Checkpoint:
+        """Begin a request that may read the file; raises UsageError once that is closed."""
+        self._require_open()
+        Budget.of(self._opened)
+        return self._opened
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise UsageError(
+                "the checkpoint is closed, so nothing more can be read of it",
+                path=self.path,
+                hint="take values before close(), or within the with block",
+            )
+
     def __enter__(self) -> Checkpoint:
+        self._require_open()
         return self
 
     def __exit__(
@@ -178,8 +231,9 @@ def _to_torch(tensor: Tensor) -> torch.Tensor:
     """Do what `Tensor.torch` does within the request that has begun."""
     from ckpt_cli.arrays.to_torch import torch_tensor
 
-    with about(tensor._checkpoint.path):
-        return torch_tensor(tensor._checkpoint, tensor.facts, tensor._torch_values)
+    checkpoint = tensor._checkpoint
+    with about(checkpoint.path):
+        return torch_tensor(checkpoint._opened, tensor.facts, checkpoint._torch_values)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

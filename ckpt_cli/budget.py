@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import field
 from typing import Any, Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError
+from ckpt_cli.facts import dataclass
 
 _LOCAL = threading.local()
 
@@ -48,7 +50,8 @@ class Budget:
         self._constituents = limits.CONSTITUENTS
         self._pairs = limits.VIEW_PAIRS
         self._inflated = limits.INFLATED_IN_ALL
-        self._items: dict[object, int] = {}
+        self._spent: dict[tuple[object, str], int] = {}
+        """The costs that owners count for purposes of their own."""
 
     @classmethod
     def of(cls, checkpoint: _Opened, *, as_text: bool = False) -> Budget:
@@ -97,9 +100,16 @@ class Budget:
 
     def open_item(self, owner: object, cost: int, most: int) -> None:
         """Count the cost of opening an item of an `owner` whose items may cost `most` together."""
-        self._items[owner] = self._items.get(owner, 0) + cost
-        if self._items[owner] > most:
+        if not self.affords((owner, "items"), cost, most):
             raise LimitError("its items are far more than its files have: many are said to be at one place")
+
+    def affords(self, purpose: tuple[object, str], cost: int, most: int) -> bool:
+        """Count a cost of an owner for some purpose; return False, and count nothing, beyond `most` in all."""
+        spent = self._spent.get(purpose, 0) + cost
+        if spent > most:
+            return False
+        self._spent[purpose] = spent
+        return True
 
 
 _READ_WHOLE = {"quantized": ("scales", "zero_points"), "sparse_coo": ("indices",)}
@@ -107,9 +117,21 @@ _READ_WHOLE = {"quantized": ("scales", "zero_points"), "sparse_coo": ("indices",
 
 
 def current() -> Budget:
-    """Return the budget of the request that this thread works for."""
-    found: Budget | None = getattr(_LOCAL, "budget", None)
-    return found if found is not None else Budget().begun()
+    """Return the budget of the request that this thread works for; where it has not begun any, one for this call."""
+    return getattr(_LOCAL, "budget", None) or Budget()
+
+
+@contextmanager
+def within_request() -> Iterator[None]:
+    """Context manager: begin a request for what is done in it, unless this thread works for one already."""
+    if getattr(_LOCAL, "budget", None) is not None:
+        yield
+        return
+    Budget().begun()
+    try:
+        yield
+    finally:
+        _LOCAL.budget = None
 
 
 def require_bounded(tensor: Any, region: _Region, most: int = limits.REPEATED) -> None:

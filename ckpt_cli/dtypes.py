@@ -8,10 +8,10 @@ newer ones name themselves in `_rebuild_tensor_v3`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 from ckpt_cli.errors import MalformedError, UnsupportedError
+from ckpt_cli.facts import dataclass
 
 
 @dataclass(frozen=True, slots=True)

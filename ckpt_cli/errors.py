@@ -39,6 +39,7 @@ class CkptError(Exception):
         self.problem = problem
         self.path = path
         self.hint = hint
+        """A command or an action that helps; in a command, `FILE` stands for the file on the command line."""
         self.details = details
         """The items that the problem is about, a line each."""
 
@@ -50,6 +51,13 @@ def listed(items: Collection[Item], most: int, text: Callable[[Item], str] = str
     """List items in a message; of more than `most`, the first ones and a count: `a, b and 3 more`."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(text, islice(items, most))) + more
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell takes it, for commands in hints."""
+    from shlex import quote
+
+    return quote(word)
 
 
 @contextmanager
@@ -89,19 +97,18 @@ class TruncatedError(FormatError):
 class LimitError(FormatError):
     """Reading on would take more memory or time than an honest file of this size needs."""
 
-    def __init__(self, problem: str, *, path: str | None = None) -> None:
-        super().__init__(
-            problem,
-            path=path,
-            hint="if you trust the file, raise every limit tenfold: CKPT_LIMITS=10 ckpt ...",
-        )
+    def __init__(self, problem: str, *, path: str | None = None, fixed: bool = False) -> None:
+        """Of a limit that is one of `limits.FIXED` the hint says that nothing raises it."""
+        raising = "if you trust the file, raise every limit tenfold: CKPT_LIMITS=10 ckpt ..."
+        super().__init__(problem, path=path, hint="CKPT_LIMITS does not raise this limit" if fixed else raising)
 
 
 class NameNotFoundError(CkptError):
     """No entry has the name, prefix or pattern that was asked for."""
 
     def __init__(self, name: str, close: Sequence[str] = (), *, path: str | None = None) -> None:
-        hint = f"did you mean {' or '.join(close)}?" if close else "ckpt ls FILE lists the names"
+        where = quoted(path) if path else "FILE"
+        hint = f"did you mean {' or '.join(close)}?" if close else f"ckpt ls {where} lists the names"
         super().__init__(f"nothing is called {name!r}", path=path, hint=hint)
         self.name = name
         self.close = tuple(close)

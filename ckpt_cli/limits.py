@@ -1,8 +1,8 @@
 """Every limit that untrusted input meets, in one place.
 
 Each is far above what honest checkpoints need and low enough that a hostile file costs at most a few hundred
-megabytes and a few seconds. `CKPT_LIMITS=10` in the environment multiplies them all; a fraction, down to
-0.1, lowers them.
+megabytes and a few seconds. `CKPT_LIMITS=10` in the environment multiplies all but those of `FIXED`; a fraction, down
+to 0.1, lowers them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PICKLE_TEXT = int(64 * 2**20 * _SCALE)
 PICKLE_INFLATED = int(64 * 2**20 * _SCALE)
 """Bytes of a compressed pickle after inflation."""
 
-INLINE_BYTES = 64 * 2**10
+INLINE_BYTES = int(64 * 2**10 * max(1.0, _SCALE))
 """Strings of a pickle longer than this stay in the file: the graph notes only where they are."""
 
 ENTRIES_FLOOR = int(20_000 * _SCALE)
@@ -64,6 +64,9 @@ NAME_LENGTH = int(64 * 2**10 * _SCALE)
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""
 
+MATCH_SECONDS = 2.0 * _SCALE
+"""Seconds of the processor that one regular expression may take for all names: 100,000 take a tenth of one."""
+
 TREE_NODES = int(200_000 * _SCALE)
 """Modules and containers in the tree of one checkpoint: 256 experts in each of 60 layers take about 60,000."""
 
@@ -76,8 +79,11 @@ ZIP_RECORDS = int(250_000 * _SCALE)
 ZIP_DIRECTORY = int(48 * 2**20 * _SCALE)
 """Bytes of a zip file's central directory."""
 
-ZIP_NOTE_RECORD = 64 * 2**10
+ZIP_NOTE_RECORD = int(64 * 2**10 * max(1.0, _SCALE))
 """Bytes of a small record such as `version` or `byteorder`."""
+
+SALVAGE_TRIES = int(500_000 * _SCALE)
+"""Places in a cut zip file that look like the end of a record and are compared with its beginning."""
 
 SCRIPT_CODE = int(16 * 2**20 * _SCALE)
 """Bytes of a TorchScript archive's code that are read to tell parameters from buffers."""
@@ -94,8 +100,11 @@ ZIP_JSON = int(48 * 2**20 * _SCALE)
 ZIP_JSON_PARSED = int(160 * 2**20 * _SCALE)
 """Estimated bytes of memory of the JSON records of one zip file once parsed."""
 
-SAFETENSORS_HEADER = 100_000_000
-"""Bytes of a safetensors header: the reference library's own limit."""
+SAFETENSORS_HEADER = int(100_000_000 * _SCALE)
+"""Bytes of a safetensors header that is read: the reference library's own limit, which nothing raises there."""
+
+SAFETENSORS_WRITTEN = 100_000_000
+"""Bytes of a safetensors header that is written: the reference library reads no longer one."""
 
 METADATA = int(8 * 2**20 * _SCALE)
 """Characters of a safetensors header's `__metadata__`, with 64 more for each of its entries."""
@@ -145,7 +154,7 @@ VIEW_PAIRS = int(4_000 * _SCALE)
 VIEW_STEPS = 1_000
 """Steps of one exact comparison of two views: it is an integer programme, hard only for contrived strides."""
 
-CONFIG_JSON = 4 * 2**20
+CONFIG_JSON = int(4 * 2**20 * _SCALE)
 """Bytes of a `config.json` beside a checkpoint; a larger one is not read."""
 
 BESIDE_FILE = int(64 * 2**20 * _SCALE)
@@ -232,7 +241,7 @@ CHUNK_PAIRS = int(2_000_000 * _SCALE)
 SCATTERED = int(131_072 * _SCALE)
 """Pieces in which a range of a tensor may lie to be changed at once: each is a read and a patch."""
 
-ITEM_BYTES = 256 * 2**10
+ITEM_BYTES = int(256 * 2**10 * max(1.0, _SCALE))
 """Bytes of a pickled value among the items of a distributed checkpoint; a larger one is not read to be listed."""
 
 ITEMS_READ = int(16 * 2**20 * _SCALE)
@@ -252,3 +261,7 @@ DCP_METADATA = int(512 * 2**20 * _SCALE)
 
 CHECK_FINDINGS = 20
 """Findings of one code that a check lists one by one."""
+
+FIXED = frozenset({"PARTS_WITHIN", "NESTING", "SAFETENSORS_WRITTEN", "DIMENSIONS", "READ_TIMES", "VIEW_STEPS",
+                   "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
+# The limits that `CKPT_LIMITS` does not change: those of other software, of nesting, and of what is listed.

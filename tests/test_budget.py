@@ -6,7 +6,9 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +146,54 @@ def test_a_thread_has_the_budget_of_its_own_request() -> None:
         other = executor.submit(lambda: Budget().begun()).result()
     assert current() is mine
     assert other is not mine
+
+
+def test_a_thread_without_a_request_is_never_out_of_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_cli.limits.INFLATED_IN_ALL", 500_000)
+    path = str(npz(tmp_path))
+
+    def opened_and_read() -> None:
+        with closing(open_checkpoint(path)) as checkpoint:
+            for _ in range(10):
+                assert checkpoint.tensors[0].storage.view(0, VALUES.nbytes) == VALUES.tobytes()  # type: ignore[union-attr]
+
+    with ThreadPoolExecutor(1) as executor:
+        for _ in range(3):
+            executor.submit(opened_and_read).result()
+
+
+def test_what_opening_inflates_is_counted_together_in_a_thread_without_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {f"a{number}": np.array([None] * 20_000) for number in range(4)}
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(open_checkpoint, str(tmp_path / "a.npz")).result().close()
+        monkeypatch.setattr("ckpt_cli.limits.INFLATED_IN_ALL", 50_000)
+        for _ in range(2):
+            with pytest.raises(LimitError, match="far more would be inflated"):
+                executor.submit(open_checkpoint, str(tmp_path / "a.npz")).result()
+
+
+def test_each_command_has_a_budget_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: Callable[..., Any]
+) -> None:
+    np.savez_compressed(tmp_path / "a.npz", a=VALUES, b=np.array([None] * 20_000))
+    monkeypatch.setattr("ckpt_cli.limits.INFLATED_IN_ALL", 400_000)
+    before = Budget().begun()
+    for _ in range(20):
+        assert ckpt("ls", tmp_path / "a.npz").code == 0
+    assert current() is not before
+
+
+def test_an_owner_affords_a_purpose_until_it_is_spent() -> None:
+    budget, owner = Budget(), object()
+    assert budget.affords((owner, "code"), 60, 100)
+    assert not budget.affords((owner, "code"), 50, 100)
+    assert budget.affords((owner, "code"), 40, 100)
+    assert not budget.affords((owner, "code"), 1, 100)
+    assert budget.affords((owner, "JSON"), 100, 100)
+    assert budget.affords((object(), "code"), 100, 100)
 
 
 def test_pairs_of_views_are_allowed_until_they_are_spent(monkeypatch: pytest.MonkeyPatch) -> None:

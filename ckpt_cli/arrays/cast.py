@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.codec import Codec
 from ckpt_cli.arrays.moments import room
 from ckpt_cli.dtypes import DType
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Storage, Tensor
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ def require_plain(tensor: Tensor) -> None:
     if tensor.layout == "strided" and tensor.storage is not None and tensor.dtype.numpy is not None:
         return
     made_of = f", made of {', '.join(part.name for part in tensor.parts)}" if tensor.parts else ""
-    hint = f"name a part: {tensor.name}.{tensor.parts[-1].name}" if tensor.parts and tensor.storage is None else None
+    hint = f"name a part: {main_part(tensor)}" if tensor.parts and tensor.storage is None else None
     if tensor.layout in ("meta", "uninitialized"):
         what = f"is {tensor.layout}: it has no values"
     elif tensor.layout != "strided":
@@ -43,6 +43,15 @@ def require_plain(tensor: Tensor) -> None:
     else:
         what = f"has dtype {tensor.dtype}, whose packing its format does not define: its values cannot be read or set"
     raise UnsupportedError(f"tensor {tensor.name!r} {what}", hint=hint)
+
+
+def main_part(tensor: Tensor) -> str:
+    """Return the name of the part that has most of a tensor's values: of a sparse one these, else the largest one."""
+    names = [tensor.name]
+    while tensor.parts and tensor.storage is None:
+        tensor = tensor.part("values") or max(tensor.parts, key=lambda part: part.nbytes)
+        names.append(tensor.name)
+    return ".".join(names)
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

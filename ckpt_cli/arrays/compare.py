@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.moments import room
+from ckpt_cli.facts import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

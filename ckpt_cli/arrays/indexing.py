@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 from types import EllipsisType
 
 from ckpt_cli.errors import UsageError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Tensor
 
 Index = tuple["int | slice | EllipsisType", ...]

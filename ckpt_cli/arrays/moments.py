@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.facts import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,13 +7,14 @@ torch/nested/_internal/nested_tensor.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_cli import limits
 from ckpt_cli.arrays.codec import require_honest, require_plain
 from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.errors import MalformedError, UnsupportedError, UsageError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
 _PIECE = 1 << 20

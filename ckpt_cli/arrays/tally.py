@@ -5,10 +5,10 @@ The tally of a piece is small. Tallies of consecutive pieces merge into the tall
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.dtypes import DType
+from ckpt_cli.facts import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -58,7 +58,7 @@ def composed(checkpoint: Checkpoint, tensor: Tensor, part: _Part, made_before: d
     if make is None:
         raise UnsupportedError(
             f"tensor {tensor.name!r} is {_what(tensor)}, which cannot be made without torch.load",
-            hint=f"its parts can: {tensor.name}.{tensor.parts[0].name}" if tensor.parts else None,
+            hint=f"its parts can: .parts[{tensor.parts[0].name!r}]" if tensor.parts else None,
         )
     if tensor.layout in ("nested", "jagged"):
         count = made_before["constituents"] = made_before.get("constituents", 0) + count_constituents(tensor)

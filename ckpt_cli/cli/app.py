@@ -14,7 +14,8 @@ from ckpt_cli.errors import UsageError
 
 COMMANDS = (
     "ls", "info", "tree", "show", "ties", "stats", "diff", "check", "hash", "scan",
-    "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "compact", "convert", "undo",
+    "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "index", "compact", "convert",
+    "undo",
 )  # fmt: skip
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from typing import Any
 
 import typer
 
-from ckpt_cli.cli.read_again import steadily
+from ckpt_cli.budget import Budget
+from ckpt_cli.cli.read_again import named, steadily
 from ckpt_cli.cli.typer_parts import UsageError
-from ckpt_cli.errors import CkptError
-from ckpt_cli.files.outcome import Outcome, outcome_of
+from ckpt_cli.errors import CkptError, quoted
+from ckpt_cli.files.outcome import Outcome, hint_of, outcome_of
 from ckpt_cli.files.system import interrupt_after
 from ckpt_cli.render.text import escaped, name_text
 
@@ -34,7 +36,7 @@ def guarded(command: Callable[[], Any]) -> int:
     _prepare_streams()
     try:
         with _interrupts_kept():
-            code = steadily(command)
+            code = steadily(lambda: _request(command))
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if not _is_broken_pipe(error):
@@ -48,6 +50,12 @@ def guarded(command: Callable[[], Any]) -> int:
             traceback.print_exc()
         return _report(error)
     return code if isinstance(code, int) else 0
+
+
+def _request(command: Callable[[], Any]) -> Any:
+    """Run a command as a request with limits of its own, also where it runs again."""
+    Budget().begun()
+    return command()
 
 
 def _prepare_streams() -> None:
@@ -90,9 +98,22 @@ def _is_broken_pipe(error: BaseException) -> bool:
 def _report(error: Exception) -> int:
     """Print the error in one line and return the exit code."""
     problem, hint = _problem_and_hint(error)
+    hint = hint and _with_file(hint, error)
     details = error.details if isinstance(error, CkptError) else ()
     _write_lines([("ckpt: ", _with_outcome(problem, error)), *(("  ", detail) for detail in details), ("hint: ", hint)])
     return error.exit_code if isinstance(error, CkptError) else TROUBLE
+
+
+_COMMAND = re.compile(r"(\bckpt [a-z]+(?: --?[a-z-]+)* )FILE\b(?!\.)")
+"""The beginning of a command in a hint, with the word that stands for the checkpoint."""
+
+
+def _with_file(hint: str, error: Exception) -> str:
+    """Return a hint whose commands name the checkpoint that the command line has, or that the error is about."""
+    if "FILE" not in hint:
+        return hint
+    path = next(iter(named), None) or getattr(error, "path", None)
+    return hint if path is None else _COMMAND.sub(lambda found: found[1] + quoted(path), hint)
 
 
 def report_interrupt(error: KeyboardInterrupt) -> None:
@@ -142,7 +163,7 @@ def _os_words(error: OSError) -> tuple[str, str | None]:
     name = error.filename
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    hint = _FREE.get(outcome_of(error)) if _is_full(error) else None
+    hint = _FREE.get(outcome_of(error)) if _is_full(error) else hint_of(error)
     return (f"{name_text(name)}: {problem}" if isinstance(name, str) else problem), hint
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, File, JsonReport, Raw, WeightsOnly, size_of
+from ckpt_cli.cli.options import DryRun, File, JsonReport, Raw, Salvage, WeightsOnly, size_of
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import watched, workers
 from ckpt_cli.edits.cast import dtype_named
@@ -48,17 +48,19 @@ def convert_command(
     ] = False,
     lossy: Annotated[bool, typer.Option("--lossy", help="Let values become infinite or zero in a cast.")] = False,
     raw: Raw = False,
+    salvage: Salvage = False,
     weights_only: WeightsOnly = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DST where it is there already.")] = False,
     dry_run: DryRun = False,
     json: JsonReport = False,
-) -> None:
+) -> int:
     """Write a checkpoint in another format.
 
     The suffix of DST or --to says which: .pt .pth .ckpt .bin, .safetensors, .npz; a folder gets safetensors shards as
     Hugging Face names them, and copies of the config, the tokenizer and other small files beside the old weights. From
     a pickle to .pt every object is kept; a whole module, TorchScript or .pt2 gives its state_dict. What the new
-    format cannot hold is listed and refused, unless --tensors-only leaves it out.
+    format cannot hold is listed and refused, unless --tensors-only leaves it out. With --salvage, the tensors of a cut
+    file that are all there are written, what is lost is listed, and the exit code is 1.
 
     Example: ckpt convert model.pt converted.safetensors
     """
@@ -71,6 +73,7 @@ def convert_command(
         tensors_only=tensors_only,
         lossy=lossy,
         raw=raw,
+        salvage=salvage,
         weights_only=weights_only,
         force=force,
         dry_run=dry_run,
@@ -81,3 +84,4 @@ def convert_command(
         report(json_text(to_json(done)))
     else:
         talk(conversion_text(done))
+    return 1 if done.is_cut else 0

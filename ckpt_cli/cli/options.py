@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 from ckpt_cli.render.text import escaped
 
+if TYPE_CHECKING:
+    from ckpt_cli.formats.salvage.found import Salvaged
+
 
 class Style(str, Enum):
     """The layout of an answer."""
@@ -30,6 +33,18 @@ class Style(str, Enum):
     csv = "csv"
     json = "json"
     markdown = "markdown"
+
+
+class FindingStyle(str, Enum):
+    """The layout of findings: those of every answer, and SARIF."""
+
+    auto = "auto"
+    table = "table"
+    tsv = "tsv"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    sarif = "sarif"
 
 
 def complete_names(ctx: Any, incomplete: str) -> list[str]:
@@ -60,9 +75,14 @@ def _completing(ctx: Any) -> list[Entry]:
     return [entry for entry in checkpoint.entries if all(char.isalnum() or char in "._-/" for char in entry.name)]
 
 
+def _note_name(path: str) -> str:
+    again.named[:] = [path]
+    return path
+
+
 def checkpoint_argument(metavar: str, text: str) -> Any:
     """Return the argument for a checkpoint's path, by the name that its help shows."""
-    return typer.Argument(metavar=metavar, help=text)
+    return typer.Argument(metavar=metavar, help=text, callback=_note_name if metavar == "FILE" else None)
 
 
 def _names_argument(metavar: str) -> Any:
@@ -77,13 +97,24 @@ SomeNames = Annotated[list[str], _names_argument("NAME...")]
 Format = Annotated[
     Style, typer.Option("-f", "--format", help="Layout; auto is a table on a terminal, else bare tab-separated rows.")
 ]
+FindingFormat = Annotated[
+    FindingStyle,
+    typer.Option("-f", "--format", help="Layout; auto is a table on a terminal, else bare tab-separated rows."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Baseline = Annotated[
+    str | None,
+    typer.Option("--baseline", metavar="JSON", help="Leave out the findings in JSON, which --json printed before."),
+]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="Write OUT and leave FILE as it is.")]
 JsonReport = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would change; write nothing.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Cast the stored numbers of scaled and packed weights as they are.")]
 Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak, for ckpt undo.")]
 
+Salvage = Annotated[
+    bool, typer.Option("--salvage", help="Of a file that was cut short, take the tensors that are all there.")
+]
 WeightsOnly = Annotated[
     bool, typer.Option("--weights-only", help="Do not copy config, tokenizer and such into a new folder.")
 ]
@@ -105,15 +136,32 @@ def opened(path: str) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
+@contextmanager
+def opened_or_salvaged(path: str, *, salvage: bool) -> Iterator[tuple[Checkpoint, Salvaged | None]]:
+    """Context manager: open a checkpoint, or with `salvage` what is left of a cut one, with what is lost of it.
+
+    The second value is None for a checkpoint that is whole, which opens as without `salvage`.
+    """
+    if salvage:
+        from ckpt_cli.formats import open_salvaged
+
+        with about(path), closing(open_salvaged(path)) as found:
+            if not found.is_whole:
+                yield found.checkpoint, found
+                return
+    with opened(path) as checkpoint:
+        yield checkpoint, None
+
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)")
+_SIZE = r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)"
 
 
 def size_of(text: str) -> int:
     """Return the bytes of a size such as `5GB` or `512MiB`: powers of ten, or of two with an i, as huggingface_hub."""
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or not float(match[1]):
         raise UsageError(f"{text!r} is not a size", hint="5GB, 500MB or 2GiB, say")

@@ -7,18 +7,19 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_cli.cli import read_again as again
-from ckpt_cli.cli.options import Style
+from ckpt_cli.cli.options import FindingStyle, Style
 from ckpt_cli.errors import OutputError
 
 if TYPE_CHECKING:
+    from ckpt_cli.formats.salvage.found import Salvaged
     from ckpt_cli.model.checkpoint import Checkpoint
 
 
-def style_of(style: Style, *, json: bool) -> str:
+def style_of(style: Style | FindingStyle, *, json: bool) -> str:
     """Return the layout of an answer: the one asked for, or the one that suits a terminal or a pipe."""
     if json:
         return "json"
-    if style is Style.auto:
+    if style.value == "auto":
         return "table" if sys.stdout.isatty() else "tsv"
     return str(style.value)
 
@@ -78,6 +79,16 @@ def warn_of_danger(checkpoint: Checkpoint) -> None:
         path = escaped(checkpoint.path)
         run = short(escaped(name))
         talk(f"warning: {path}: its pickle would run {run} if something else loaded it; see ckpt scan {path}\n")
+
+
+def report_lost(cut: Salvaged | None) -> int:
+    """Print what is lost of a file that was cut, and return the exit code: 1 for one, 0 for a file that is whole."""
+    if cut is None:
+        return 0
+    from ckpt_cli.render.salvage import lost_text
+
+    talk(lost_text(cut))
+    return 1
 
 
 def talk(text: str) -> None:

@@ -14,6 +14,9 @@ _SHORT = 2.0
 said: set[str] = set()
 """Lines on stderr that are not printed again."""
 
+named: list[str] = []
+"""The checkpoint on the command line, for commands in hints; empty before it is known."""
+
 printed = False
 """True once a part of the answer was printed."""
 
@@ -23,6 +26,7 @@ def steadily(command: Callable[[], Any]) -> Any:
     global printed
     printed = False
     said.clear()
+    named.clear()
     begin = time.process_time()
     try:
         return command()

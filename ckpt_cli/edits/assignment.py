@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.errors import UsageError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import exists, is_file, size_of
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,17 @@ from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale
 from ckpt_cli.edits.rm import plan_root
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
 from ckpt_cli.files.copy import counting
-from ckpt_cli.files.places import is_folder, is_taken, names_in
+from ckpt_cli.files.places import is_folder, is_taken, names_in, without_end
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
-from ckpt_cli.formats import open_checkpoint, rewriting
+from ckpt_cli.formats import open_checkpoint, open_salvaged, rewriting
 from ckpt_cli.formats.registry import format_of
+from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage, tie_groups
-from ckpt_cli.ops.output import check_output, refuse_own, require_name, writing
+from ckpt_cli.ops.output import check_output, refuse_own, require_name, require_place, writing
 from ckpt_cli.ops.select import close_names
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
     """
     target = target_of(output, options.to, sharded=options.max_shard is not None)
     _check(path, output, target, options)
-    with about(path), closing(open_checkpoint(path)) as opened, unchanged(opened.container.files):
+    with _source(path, options) as found, unchanged(found.checkpoint.container.files):
+        opened = found.checkpoint
+        if not found.is_whole:
+            options = replace(options, tensors_only=True)
         if not target.is_folder:
             refuse_own(opened, output, _ELSEWHERE)
         plan = _planned(opened, target, output, options)
@@ -62,6 +66,8 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             left=plan.left,
             dry_run=options.dry_run,
             added=plan.added,
+            problem=found.problem,
+            lost=found.lost,
             beside=_beside(opened, target, output, plan) if target.is_set and not options.weights_only else None,
         )
         if options.dry_run:
@@ -89,6 +95,15 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             return replace(done, bytes_written=os.fstat(file.fd).st_size)
 
 
+@contextmanager
+def _source(path: str, options: ConvertOptions) -> Iterator[Salvaged]:
+    """Context manager: the source of a conversion, or what is left of it where that may be salvaged."""
+    with about(path):
+        found = open_salvaged(path) if options.salvage else Salvaged(open_checkpoint(path))
+        with closing(found):
+            yield found
+
+
 def _beside(checkpoint: Checkpoint, target: Target, output: str, plan: ConvertPlan) -> Beside | None:
     """Return the plan for the files beside a model's weights, where the new folder is like the old one."""
     beside = files_beside(checkpoint, output)
@@ -105,6 +120,7 @@ def _check(path: str, output: str, target: Target, options: ConvertOptions) -> N
         require_name(output)
         if is_taken(output) and not is_folder(output):
             raise UsageError(f"{target.what} go to a folder, and this is a file", path=output)
+        require_place(without_end(output))
         occupied = is_folder(output) and bool(names_in(output))
     else:
         check_output(output, path, _ELSEWHERE)

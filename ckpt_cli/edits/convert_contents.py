@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import Extent
 from ckpt_cli.model.changes import Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride

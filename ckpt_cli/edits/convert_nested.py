@@ -6,7 +6,7 @@ As torch.distributed.checkpoint.format_utils has it: `dcp_to_torch_save`, `torch
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from ckpt_cli import limits
@@ -14,6 +14,7 @@ from ckpt_cli.budget import WalkBudget
 from ckpt_cli.edits.convert_contents import Casting, pack_plain, storage_content
 from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, LeftOut, Written, some_of, stem_of
 from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import no_progress
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.container import Composed
@@ -236,7 +237,7 @@ class _Traversal:
                 if id(node) in open_nodes:
                     raise UnsupportedError(f"{dotted(here)!r} is a container that contains itself")
                 if len(frames) >= limits.NESTING:
-                    raise LimitError(f"its containers nest deeper than {limits.NESTING}")
+                    raise LimitError(f"its containers nest deeper than {limits.NESTING}", fixed=True)
                 if _is_empty(node):
                     self._empty.append(dotted(here))
                     continue

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.files_beside import Beside
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress, Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ckpt_cli.arrays.cast import Losses
+    from ckpt_cli.formats.salvage.found import Lost
     from ckpt_cli.model.changes import Content
     from ckpt_cli.model.checkpoint import Storage
 
@@ -51,6 +53,8 @@ class ConvertOptions:
     """True if values may become infinite or zero in a cast."""
     raw: bool = False
     """True if the numbers of scaled and packed weights may be cast as they are stored."""
+    salvage: bool = False
+    """True if of a file that was cut the tensors that are all there may be taken."""
     weights_only: bool = False
     """True if a new folder gets no copies of the files beside the weights."""
     force: bool = False
@@ -99,8 +103,17 @@ class Conversion:
     dry_run: bool = False
     added: tuple[str, ...] = ()
     """Facts that the new checkpoint has and the old one did not, in words."""
+    problem: str = ""
+    """The error that the file has, where it was cut and salvaged."""
+    lost: tuple[Lost, ...] = ()
+    """The entries that are lost of a file that was cut."""
     beside: Beside | None = None
     """The result for the files beside a model's weights, where a new folder was written."""
+
+    @property
+    def is_cut(self) -> bool:
+        """True if the source was a file that was cut, of which tensors were salvaged."""
+        return bool(self.problem)
 
 
 class Job(Protocol):

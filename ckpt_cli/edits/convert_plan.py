@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from ckpt_cli.budget import Budget
@@ -19,7 +19,8 @@ from ckpt_cli.edits.convert_options import (
     some_of,
     stem_of,
 )
-from ckpt_cli.errors import RefusedError
+from ckpt_cli.errors import RefusedError, quoted
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats import open_checkpoint
@@ -28,6 +29,7 @@ from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
+from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.nn.versions import Versions, has_versions, versions_of
 from ckpt_cli.ops.aliasing import Companions, by_storage, partly_shared, tie_groups
 
@@ -194,7 +196,7 @@ def _refuse_lost(
         raise RefusedError(
             f"{len(lost)} of its entries cannot be written to {target.what}",
             details=some_of([f"{item.name}: {item.why}" for item in lost]),
-            hint=_hint(checkpoint, lost, options),
+            hint=_hint(checkpoint, lost, target, options),
         )
     if not fits:
         _refuse_empty(checkpoint, [*lost, *aside], target, options)
@@ -219,7 +221,7 @@ def _refuse_empty(
     )
 
 
-def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], options: ConvertOptions) -> str:
+def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], target: Target, options: ConvertOptions) -> str:
     """Return a hint about entries that would be lost: cast them, take the state_dict alone, or leave it out."""
     dtypes = {entry.name: entry.dtype for entry in checkpoint.tensors}
     unsaid = [dtypes[item.name] for item in lost if item.name in dtypes and "which" in item.why]
@@ -227,7 +229,10 @@ def _hint(checkpoint: Checkpoint, lost: Sequence[LeftOut], options: ConvertOptio
         return "--dtype float32 casts them; --tensors-only leaves out what does not fit"
     nested = _nested_state(checkpoint) if not options.select else None
     if nested is not None:
-        return f"--select {nested} takes the tensors below it as the whole; --tensors-only takes all tensors"
+        return f"--select {quoted(nested)} takes the tensors below it as the whole; --tensors-only takes all tensors"
+    is_kept = format_of(checkpoint).is_pickle and state_names(checkpoint, options.select.removesuffix(".")) is None
+    if is_kept and not target.keeps_objects and any(item.is_tensor for item in lost):
+        return "a name that ends in .pt keeps them; --tensors-only leaves them out"
     return "--tensors-only leaves them out"
 
 

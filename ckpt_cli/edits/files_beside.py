@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from contextlib import closing
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import creating
 from ckpt_cli.files.backup import parse_backup
 from ckpt_cli.files.copy import copy_into

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ckpt_cli.edits.plan import EditPlan, Verb
-from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, quoted
+from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.sharded.rewrite import TOTALS
@@ -51,7 +51,7 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
         raise UnsupportedError(
             _without_strings(checkpoint),
             path=checkpoint.path,
-            hint=f"ckpt set {checkpoint.path} --new KEY=VALUE adds an entry"
+            hint=f"ckpt set {quoted(checkpoint.path)} --new KEY=VALUE adds an entry"
             if format_of(checkpoint).is_torch_save
             else None,
         )

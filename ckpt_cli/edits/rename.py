@@ -6,10 +6,10 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, NameNotFoundError, RefusedError, UsageError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.formats import rewriting
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Entry

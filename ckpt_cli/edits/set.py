@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.assignment import Assignment, parse_assignment
@@ -13,7 +13,9 @@ from ckpt_cli.edits.set_new import new_tensor, require_room
 from ckpt_cli.edits.set_tensors import ElementEdit, Target, also_changed, element_edit, patch_elements, targets_of
 from ckpt_cli.edits.set_values import plain_value, value_after
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.patches import Overlay
+from ckpt_cli.formats.registry import format_of
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
 from ckpt_cli.ops.select import Selection, is_glob, select_to_edit, split_index
@@ -46,7 +48,8 @@ def plan_set(
     if not split.elements:
         return EditPlan(verb, names, changes=changes, check=check)
     with about(checkpoint.path):
-        edits = [element_edit(assignment, found, cast=cast) for assignment, found in split.elements]
+        keeps = format_of(checkpoint).is_pickle
+        edits = [element_edit(assignment, found, cast=cast, keeps_values=keeps) for assignment, found in split.elements]
         targets = [
             target
             for edit, (_, found) in zip(edits, split.elements, strict=True)

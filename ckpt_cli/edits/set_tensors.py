@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.edits.assignment import Assignment, parse_value
-from ckpt_cli.errors import UnsupportedError, ValueRefusedError
+from ckpt_cli.errors import UnsupportedError, UsageError, ValueRefusedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided
@@ -52,11 +53,18 @@ class Target:
     """True if the assignment has the very same elements under another name before, so that `*+=1` adds 1, not 2."""
 
 
-def element_edit(assignment: Assignment, selections: Sequence[Selection], *, cast: bool) -> ElementEdit:
-    """Parse the values of an assignment; raises UnsupportedError where some of what it selects is not a tensor."""
+def element_edit(
+    assignment: Assignment, selections: Sequence[Selection], *, cast: bool, keeps_values: bool = False
+) -> ElementEdit:
+    """Parse the values of an assignment; raises UnsupportedError where some of what it selects is not a tensor.
+
+    `keeps_values` is True if the checkpoint can have other entries than tensors, for a hint.
+    """
     value = next((selection.entry for selection in selections if isinstance(selection.entry, Value)), None)
     if value is not None:
         raise _not_all_tensors(value, assignment)
+    if assignment.value.strip() in ("None", "null") and all(selection.index is None for selection in selections):
+        raise _nothing(assignment, keeps_values=keeps_values)
     return ElementEdit(assignment, parse_value(assignment.value), cast)
 
 
@@ -88,6 +96,17 @@ def patch_elements(checkpoint: Checkpoint, overlay: Overlay, targets: Sequence[T
     for target in targets:
         if not target.is_repeated:
             _write(checkpoint, overlay, target)
+
+
+def _nothing(assignment: Assignment, *, keeps_values: bool) -> UsageError:
+    """Return the error for None in place of tensors, with the commands that take these out or put it there."""
+    from shlex import quote
+
+    target = assignment.target
+    hint = f"ckpt rm FILE {quote(target)} takes it out"
+    if keeps_values and not any(char in target for char in "*?"):
+        hint = f"ckpt rm FILE {quote(target)}, then ckpt set FILE {quote(f'{target}=None')} --new"
+    return UsageError(f"{target!r} is made of tensors, whose elements cannot be None", hint=hint)
 
 
 def _not_all_tensors(entry: Value, assignment: Assignment) -> UnsupportedError:

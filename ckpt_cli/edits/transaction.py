@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.edits.plan import EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder
 from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.copy import Progress, copy_into, counting
 from ckpt_cli.files.journal import apply as journal
-from ckpt_cli.files.outcome import stating
+from ckpt_cli.files.outcome import state_hint, stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import can_write, is_folder, is_link
+from ckpt_cli.files.places import can_write, is_file, is_folder, is_link
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
@@ -25,7 +26,15 @@ from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
 from ckpt_cli.formats.sharded.names import index_of
 from ckpt_cli.model.changes import Changes, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.ops.output import check_output, check_output_folder, other_names, own_file, refuse_own, writing
+from ckpt_cli.ops.output import (
+    check_output,
+    check_output_folder,
+    other_names,
+    own_file,
+    refuse_own,
+    require_place,
+    writing,
+)
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.files_beside import Beside
@@ -46,6 +55,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
     write = options.output is None and not options.dry_run
     with (
         about(path),
+        _hinting_at_outputs(options),
         closing(open_checkpoint(path, write=write)) as opened,
         unchanged(opened.container.files),
         closing(Overlay(opened.container.files)) as overlay,
@@ -67,6 +77,8 @@ def _check_target(checkpoint: Checkpoint, path: str, own: str, options: EditOpti
     """Raise before any work is done where the result cannot be written."""
     if options.output is None:
         refuse_cached(own)
+        if options.dry_run and is_file(own):
+            _require_writable_at(own)
     elif checkpoint.is_set:
         check_output_folder(options.output)
         _refuse_same_names(checkpoint)
@@ -172,9 +184,7 @@ class _Transaction:
             refuse_cached(file.path)
         if self.checkpoint.is_set and self.work is not None:
             _refuse_links(touched)
-            _require_writable(touched, dry_run=done.dry_run)
-        elif not done.dry_run:
-            _require_writable(touched)
+        _require_writable(touched, dry_run=done.dry_run)
         done = replace(done, bytes_written=self.overlay.nbytes, patched=True)
         if done.dry_run or not touched:
             return done
@@ -332,6 +342,28 @@ def _refuse_links(files: Iterable[SourceFile]) -> None:
                 path=file.path,
                 hint="write the result elsewhere with -o OUT",
             )
+
+
+def _require_writable_at(path: str) -> None:
+    """Raise PermissionError where a dry run is of an edit in place that could not open its file, or write beside it."""
+    require_place(path)
+    if not can_write(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""The errors of a place that may not be written."""
+
+
+@contextmanager
+def _hinting_at_outputs(options: EditOptions) -> Iterator[None]:
+    """Note with an error of a place that may not be written that the result can go elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if options.output is None and error.errno in _READ_ONLY:
+            state_hint(error, "-o OUT writes the result to another place, and leaves the file as it is")
+        raise
 
 
 def _require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.system import interrupt_numbers
 
 
@@ -30,6 +30,16 @@ def state(error: BaseException, outcome: Outcome, path: str) -> None:
     error.__dict__["ckpt_outcome"] = outcome
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = path
+
+
+def state_hint(error: BaseException, hint: str) -> None:
+    """Note with an error of the system what helps."""
+    error.__dict__["ckpt_hint"] = hint
+
+
+def hint_of(error: BaseException) -> str | None:
+    """The hint that was noted with an error, or None."""
+    return error.__dict__.get("ckpt_hint")
 
 
 def outcome_of(error: BaseException) -> Outcome | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import IO
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import Extent, SourceFile
 
 IN_MEMORY = 32 << 20

@@ -6,9 +6,9 @@ import os
 import stat
 from collections.abc import Collection
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 
 from ckpt_cli.errors import BusyError, RefusedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import is_at, take_after, warn_of_lost
 from ckpt_cli.files.backup import parse_backup, same_content
 from ckpt_cli.files.hidden_files import open_to_lock

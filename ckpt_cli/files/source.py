@@ -7,12 +7,12 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import BinaryIO, Protocol
 
 from ckpt_cli.errors import ChangedError, FormatError, TruncatedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files import system
 
 

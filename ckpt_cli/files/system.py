@@ -13,8 +13,8 @@ import errno
 import os
 import stat
 from _thread import allocate_lock
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -399,6 +399,32 @@ def interrupt_after(seconds: float) -> Callable[[], object]:
     timer.daemon = True
     timer.start()
     return timer.cancel
+
+
+@contextmanager
+def limited_work(seconds: float, error: Callable[[], Exception]) -> Iterator[None]:
+    """Raise an error within the block once it has taken some seconds of the processor.
+
+    A regular expression that backtracks can be stopped in no other way. On another thread than the main one, and where
+    the system has no such timer, there is no limit.
+    """
+    import signal
+    import threading
+
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise error()
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def is_broken_pipe(error: OSError) -> bool:

@@ -15,10 +15,10 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli.errors import CkptError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import temporary_of
 from ckpt_cli.files.hidden_files import UNDO_RECORD, undo_record_path
 from ckpt_cli.files.places import is_plain_name

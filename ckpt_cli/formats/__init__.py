@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.formats import registry
-from ckpt_cli.formats.open import open_checkpoint
+from ckpt_cli.formats.open import open_checkpoint, open_salvaged
 
 if TYPE_CHECKING:
     from ckpt_cli.model.changes import Changes
     from ckpt_cli.model.checkpoint import Checkpoint
 
-__all__ = ["open_checkpoint", "rewriting", "verify_copy"]
+__all__ = ["open_checkpoint", "open_salvaged", "rewriting", "verify_copy"]
 
 
 def rewriting(checkpoint: Checkpoint, changes: Changes) -> Any:

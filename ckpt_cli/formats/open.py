@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from ckpt_cli.errors import FormatError
+from ckpt_cli.budget import within_request
+from ckpt_cli.errors import FormatError, LimitError, TruncatedError, about, quoted
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
 from ckpt_cli.files.places import exists, folder_of, is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import FORMATS, folder_kind
 from ckpt_cli.formats.signatures import beginning
 from ckpt_cli.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ckpt_cli.formats.salvage.found import Salvaged
 
 
 def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
@@ -25,7 +30,58 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
     def read(opener: Opener) -> Checkpoint:
         return _open_folder(path, opener) if is_folder(path) else _open_file(path, opener)
 
-    return open_beside_writers(path, read, write=write)
+    with within_request():
+        return open_beside_writers(path, read, write=write)
+
+
+def open_salvaged(path: str) -> Salvaged:
+    """Open what is left of a file that may be cut; one that is whole opens as `open_checkpoint` opens it.
+
+    Raises OSError, or the FormatError of a file of which nothing can be had.
+    """
+    from ckpt_cli.formats.salvage.found import Salvaged
+
+    try:
+        return Salvaged(open_checkpoint(path))
+    except LimitError:
+        raise
+    except FormatError as error:
+        if is_folder(path):
+            raise
+        error.hint = None if error.hint and "--salvage" in error.hint else error.hint
+        whole = error
+
+    def read(opener: Opener) -> Salvaged:
+        file = opener.open(path)
+        try:
+            kind = _cut_kind(file)
+            if kind is None:
+                raise whole
+            module = importlib.import_module(_SALVAGED[kind])
+            with about(path):
+                found: Salvaged = module.salvage(file, whole.problem, kind)
+            return found
+        except BaseException:
+            file.close()
+            raise
+
+    return open_beside_writers(path, read)
+
+
+_SALVAGED = {
+    "zip": "ckpt_cli.formats.salvage.zip",
+    "safetensors": "ckpt_cli.formats.salvage.safetensors",
+    "legacy": "ckpt_cli.formats.salvage.stream",
+    "pickle": "ckpt_cli.formats.salvage.stream",
+}
+"""The modules with a function `salvage` for the files of each format that can be cut and still have tensors."""
+
+
+def _cut_kind(file: SourceFile) -> str | None:
+    """Return the name of the format that a file would have, if something can be had of one that is cut."""
+    head = beginning(file)
+    known = next((known.name for known in FORMATS if known.sniff(head)), None)
+    return known if known in _SALVAGED else None
 
 
 def _open_file(path: str, opener: Opener) -> Checkpoint:
@@ -73,7 +129,12 @@ def read_one(file: SourceFile) -> Checkpoint:
     head = beginning(file)
     for known in FORMATS:
         if not known.is_set and known.sniff(head):
-            checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
+            try:
+                checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
+            except TruncatedError as error:
+                if known.name in _SALVAGED and error.hint is None:
+                    error.hint = f"ckpt ls --salvage {quoted(file.path)} lists the tensors that are all there"
+                raise
             return checkpoint
     from ckpt_cli.formats.signatures import unknown
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.errors import UnsupportedError, quoted
+from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.signatures import (
     is_dcp_metadata,
     is_json_object,
@@ -79,12 +79,12 @@ def _has_rank_shards(names: Sequence[str]) -> bool:
 
 def _is_of_ranks(names: Sequence[str]) -> bool:
     """True if it is DeepSpeed's or Megatron's, and not a model that transformers' Trainer saved with one beside it."""
-    if "latest_checkpointed_iteration.txt" in names or any(_RANK_FILE.search(name) for name in names):
+    if "latest_checkpointed_iteration.txt" in names or any(re.search(_RANK_FILE, name) for name in names):
         return True
     return "latest" in names and not any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in names)
 
 
-_RANK_FILE = re.compile(r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$")
+_RANK_FILE = r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$"
 
 
 FORMATS = (
@@ -127,7 +127,7 @@ def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> 
         raise UnsupportedError(
             f"of a checkpoint of format {checkpoint.format} only the elements of tensors can be changed",
             path=checkpoint.path,
-            hint=f"ckpt convert {checkpoint.path} OUT.pt makes one that can be changed freely",
+            hint=f"ckpt convert {quoted(checkpoint.path)} OUT.pt makes one that can be changed freely",
         )
     make = importlib.import_module(known.rewriter).Rewriting
     if known.is_set:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource
 
 HEAD = 600
@@ -93,14 +93,14 @@ def is_pickle(head: bytes) -> bool:
     """True for a pickle that begins with a protocol, or as protocols 0 and 1 begin a dict, list, tuple or object."""
     if is_safetensors(head) and not any(head[4:8]):  # the length of a header, whatever its bytes look like
         return False
-    return has_proto(head) or _OLD_PICKLE.match(head) is not None
+    if has_proto(head) or head[:1] not in _OLD_FIRST:
+        return has_proto(head)
+    return re.match(_OLD_PICKLE, head, re.VERBOSE) is not None
 
 
-_OLD_PICKLE = re.compile(
-    rb"""\([XT]..\0\0 | \(?(?: [dl]p\d+\n | [}\]][qru(.] | [dl)][.q] | [ci][A-Za-z_][\w.]*\n\w[\w.]*\n[(pq)]
-    | [IL]-?\d+L?\n[.ILFSVNp(tcg] | F[-+.\dinfae]+\n[.ILFSVNp(tcg] | [SV][^\n]{0,400}\np\d+\n )""",
-    re.VERBOSE,
-)
+_OLD_FIRST = frozenset(bytes([byte]) for byte in b"(}]dlciILFSV")
+_OLD_PICKLE = rb"""\([XT]..\0\0 | \(?(?: [dl]p\d+\n | [}\]][qru(.] | [dl)][.q] | [ci][A-Za-z_][\w.]*\n\w[\w.]*\n[(pq)]
+    | [IL]-?\d+L?\n[.ILFSVNp(tcg] | F[-+.\dinfae]+\n[.ILFSVNp(tcg] | [SV][^\n]{0,400}\np\d+\n )"""
 
 
 def is_dcp_metadata(head: bytes) -> bool:
@@ -172,13 +172,40 @@ def _is_tensorflow_index(head: bytes) -> bool:
 
 
 def _is_onnx(head: bytes) -> bool:
-    """A protobuf whose field 1 is a small version, followed by the producer's name or what takes its place."""
-    return (
-        head[:1] == b"\x08"
-        and b"\2" <= head[1:2] <= b"\x20"
-        and head[2:3] in (b"\x12", b"\x3a", b"\x42")
-        and len(head) > 8
-    )
+    """A protobuf whose field 1 is a small version, followed by the producer's name or what takes its place.
+
+    Field 2 is text (onnx/onnx.proto, `ModelProto`), where Core ML has a description.
+    """
+    if head[:1] != b"\x08" or not b"\2" <= head[1:2] <= b"\x20" or len(head) <= 8:
+        return False
+    if head[2:3] != b"\x12":
+        return head[2:3] in (b"\x3a", b"\x42")
+    return _field(head, 3).decode("utf-8", "replace").isprintable()
+
+
+def _is_core_ml(head: bytes) -> bool:
+    """A protobuf whose field 1 is a small version and field 2 a description, of an input or output with its name.
+
+    mlmodel/format/Model.proto of coremltools: `Model`, `ModelDescription` and, in FeatureTypes.proto,
+    `FeatureDescription`.
+    """
+    if head[:1] != b"\x08" or not b"\1" <= head[1:2] <= b"\x20" or head[2:3] != b"\x12":
+        return False
+    description = _field(head, 3)
+    feature = _field(description, 1) if description[:1] in (b"\x0a", b"\x52") else b""
+    name = _field(feature, 1) if feature[:1] == b"\x0a" else b""
+    return bool(name) and name.decode("utf-8", "replace").isprintable()
+
+
+def _field(data: bytes, at: int) -> bytes:
+    """The content of a protobuf's field whose length, a varint, begins there; as far as it is there."""
+    size = shift = 0
+    for place in range(at, min(at + 10, len(data))):
+        size |= (data[place] & 0x7F) << shift
+        shift += 7
+        if data[place] < 0x80:
+            return data[place + 1 : place + 1 + size]
+    return b""
 
 
 def _is_saved_model(head: bytes) -> bool:
@@ -202,6 +229,7 @@ _LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (_is_tensorflow_index, "the index of a TensorFlow checkpoint, which is not read"),
     (_is_onnx, "an ONNX model, which is not read"),
     (_is_saved_model, "a TensorFlow SavedModel, which is not read"),
+    (_is_core_ml, "a Core ML model, which is not read"),
     (lambda head: head[4:8] == b"TFL3", "a TensorFlow Lite model, which is not read"),
     (lambda head: head[:4] in (b"lmgg", b"ggml", b"tjgg"), "a model of ggml from before GGUF, which is not read"),
     (lambda head: head[:8] == b"\x89PNG\r\n\x1a\n", "a PNG picture"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import UsageError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import is_folder, names_folder
 
 if TYPE_CHECKING:
@@ -115,6 +115,40 @@ _SHARDED = {"safetensors": "hf", "pt": "hf-bin"}
 _BY_NAME = {target.name: target for target in TARGETS}
 
 
+_NOT_WRITTEN: dict[str, tuple[str, str | None]] = {
+    ".gguf": ("GGUF", "llama.cpp's convert_hf_to_gguf.py makes one of a model's folder: ckpt convert FILE FOLDER"),
+    ".ggml": ("GGML", None),
+    ".onnx": ("ONNX", "torch.onnx.export makes one of a model, with its code"),
+    ".h5": ("HDF5", None),
+    ".mlmodel": ("Core ML", None),
+    ".mlpackage": ("Core ML", None),
+    ".msgpack": ("msgpack (Flax)", None),
+    ".tflite": ("TensorFlow Lite", None),
+    ".pb": ("TensorFlow", None),
+    ".keras": ("Keras", None),
+    ".pkl": ("pickle", "a name that ends in .pt is a file of torch.save"),
+    ".joblib": ("joblib", "a name that ends in .npz is a file of arrays"),
+    ".pt2": ("torch.export", "a name that ends in .pt is a file of torch.save with the state_dict"),
+    ".npy": ("npy", "one array: ckpt show FILE NAME -o OUT.npy; several: a name that ends in .npz"),
+    ".tar": ("tar", "a name that ends in .pt is a file of torch.save"),
+    ".distcp": ("single .distcp files", "--to dcp writes a folder of them"),
+    ".zip": ("plain zip", "a name that ends in .pt is a file of torch.save, which is a zip file"),
+}
+"""What suffixes say that is not written, with a hint for those who want it."""
+
+_SUFFIXES_TOO = {".hdf5": ".h5", ".pickle": ".pkl"}
+"""Other suffixes for some of these."""
+
+
+def _not_written(suffix: str, path: str | None = None) -> UsageError | None:
+    """Return the error for a known format that is not written; None for any other suffix."""
+    known = _NOT_WRITTEN.get(_SUFFIXES_TOO.get(suffix, suffix))
+    if known is None:
+        return None
+    what, hint = known
+    return UsageError(f"ckpt does not write {what}", path=path, hint=hint or f"--to is one of {', '.join(_BY_NAME)}")
+
+
 def target_of(path: str, name: str | None, *, sharded: bool) -> Target:
     """The format to write: the one that is named, else what the path's suffix says; a folder is a set of shards.
 
@@ -129,7 +163,7 @@ def target_of(path: str, name: str | None, *, sharded: bool) -> Target:
         found = by_suffix if by_suffix is not None and not to_folder else _BY_NAME["hf"]
         if found.is_folder and not (to_folder or sharded) and suffix:
             known = " ".join(suffix for target in TARGETS for suffix in target.suffixes)
-            raise UsageError(
+            raise _not_written(suffix, path) or UsageError(
                 f"{suffix!r} does not say which format to write", path=path,
                 hint=f"--to {'|'.join(_BY_NAME)}, or a name that ends in one of {known}",
             )  # fmt: skip
@@ -145,5 +179,7 @@ def target_of(path: str, name: str | None, *, sharded: bool) -> Target:
 def _named(name: str) -> Target:
     found = _BY_NAME.get(name.lower())
     if found is None:
-        raise UsageError(f"there is no format {name!r} to write", hint=f"one of {', '.join(_BY_NAME)}")
+        raise _not_written(f".{name.lower().removeprefix('.')}") or UsageError(
+            f"there is no format {name!r} to write", hint=f"one of {', '.join(_BY_NAME)}"
+        )
     return found

@@ -9,12 +9,13 @@ all the same, and a frozen dataclass of twenty fields takes eight times as long 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource, Extent, SourceFile
 
 if TYPE_CHECKING:
@@ -280,6 +281,11 @@ class Deferred:
     def load(self) -> object:
         """Read the value."""
         raise NotImplementedError
+
+    @property
+    def is_loaded(self) -> bool:
+        """True if it was read, so that it needs no file any more."""
+        return bool(self._loaded)
 
     @property
     def value(self) -> object:

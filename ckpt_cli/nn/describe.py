@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.nn.extra_repr import is_torchs, settings_of, shown_name
 from ckpt_cli.nn.infer import guess, settings_from

@@ -7,8 +7,8 @@ versions of torch did not have; their `__setstate__` methods say which.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.nn_module import Module, is_scalar, setting_text
 from ckpt_cli.pickles.tensors.arguments import text_of
 

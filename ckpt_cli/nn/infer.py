@@ -6,8 +6,8 @@ Settings that shapes do not show, such as the stride of a convolution, are shown
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]

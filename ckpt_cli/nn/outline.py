@@ -101,7 +101,7 @@ class _Grower:
         self._budget.name(path)
         draft = Draft(kind, key, path, parent)
         if draft.depth > limits.NESTING:
-            raise LimitError(f"its modules nest deeper than {limits.NESTING}")
+            raise LimitError(f"its modules nest deeper than {limits.NESTING}", fixed=True)
         return draft
 
     # --- from names --------------------------------------------------------------------------------------------------
@@ -255,5 +255,5 @@ def _redeepen(root: Draft) -> None:
         for child in draft.children.values():
             child.depth = draft.depth + 1
             if child.depth > limits.NESTING:
-                raise LimitError(f"its modules nest deeper than {limits.NESTING}")
+                raise LimitError(f"its modules nest deeper than {limits.NESTING}", fixed=True)
             stack.append(child)

@@ -88,7 +88,7 @@ def _names(module: Module, prefix: str, opener: Containers, packed: _Packed) -> 
     while stack:
         inside, current, depth = stack.pop()
         if depth > limits.NESTING:
-            raise LimitError(f"its modules nest deeper than {limits.NESTING}")
+            raise LimitError(f"its modules nest deeper than {limits.NESTING}", fixed=True)
         if current is None:
             yield from packed.below(inside[:-1])
             continue

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, NameNotFoundError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.nn.describe import Description, description_of, is_number
 from ckpt_cli.nn.outline import MODULE, STATE, Draft, grow
@@ -55,7 +55,7 @@ def tree_of(checkpoint: Checkpoint, name: str | None = None) -> Tree:
 
     Reads nothing beyond what opening it has read. Raises NameNotFoundError, and LimitError where modules multiply.
     """
-    root = _frozen(grow(checkpoint))
+    root = _frozen(grow(checkpoint), in_order=checkpoint.document is not None)
     found = root if name is None else _find(checkpoint, root, name.removesuffix("."))
     return Tree(checkpoint.path, checkpoint.format, any(branch.description.inferred for branch in walk(found)), found)
 
@@ -88,15 +88,20 @@ def _find(checkpoint: Checkpoint, root: Branch, name: str) -> Branch:
 # --- from drafts to branches -----------------------------------------------------------------------------------------
 
 
-def _frozen(root: Draft) -> Branch:
-    """The branch of a draft and of all below it."""
+def _frozen(root: Draft, *, in_order: bool) -> Branch:
+    """The branch of a draft and of all below it.
+
+    Without `in_order` the order of the modules says nothing: the names of safetensors files are sorted, and where a
+    shard ends within a block, another order is left of it.
+    """
     _sort(root)
     order = _parents_first(root)
     sizes = _sizes(order)
     facts = _facts(order)
     order = [draft for draft in order if id(draft) in facts]
-    texts, printed = _texts(order, facts, printed=False), _texts(order, facts, printed=True)
-    ties = _ties(order)
+    texts = _texts(order, facts, printed=False, in_order=in_order)
+    printed = _texts(order, facts, printed=True, in_order=in_order)
+    ties = _ties(order, in_order=in_order)
     branches: dict[int, Branch] = {}
     for draft in reversed(order):
         children = [branches.pop(id(child)) for child in _shown(draft, facts)]
@@ -164,13 +169,14 @@ def _shown(draft: Draft, facts: Mapping[int, Description]) -> list[Draft]:
     return [] if draft.plain else [child for key, child in draft.children.items() if key != hidden]
 
 
-def _texts(order: list[Draft], facts: Mapping[int, Description], *, printed: bool) -> dict[int, int]:
-    """For each draft a number that is that of all drafts with the same text."""
+def _texts(order: list[Draft], facts: Mapping[int, Description], *, printed: bool, in_order: bool) -> dict[int, int]:
+    """For each draft a number that is that of all drafts with the same text, be it in another order or not."""
     numbers: dict[object, int] = {}
     texts: dict[int, int] = {}
     for draft in reversed(order):
         fact = facts[id(draft)]
-        below = tuple((child.key, texts[id(child)]) for child in _shown(draft, facts))
+        shown = [(child.key, texts[id(child)]) for child in _shown(draft, facts)]
+        below = tuple(shown if in_order else sorted(shown))
         text = (fact.kind, fact.printed if printed else fact.settings, below)
         texts[id(draft)] = numbers.setdefault(text, len(numbers))
     return texts
@@ -218,9 +224,9 @@ def _meeting(a: Draft, b: Draft) -> tuple[Draft, int]:
     return a, climbed
 
 
-def _ties(order: list[Draft]) -> dict[int, Draft]:
+def _ties(order: list[Draft], *, in_order: bool) -> dict[int, Draft]:
     """For each draft that is another one's module, the first of them."""
-    arranged = _arrangements(order)
+    arranged = _arrangements(order, in_order=in_order)
     first: dict[object, Draft] = {}
     ties: dict[int, Draft] = {}
     for draft in order:
@@ -234,7 +240,7 @@ def _ties(order: list[Draft]) -> dict[int, Draft]:
     return ties
 
 
-def _arrangements(order: list[Draft]) -> dict[int, int | None]:
+def _arrangements(order: list[Draft], *, in_order: bool) -> dict[int, int | None]:
     """Return a number for each draft; drafts with the very same tensors in the same places have the same number.
 
     0 stands for no tensor at all, None for tensors that share bytes with none.
@@ -242,11 +248,18 @@ def _arrangements(order: list[Draft]) -> dict[int, int | None]:
     numbers: dict[object, int] = {((), ()): 0}
     arranged: dict[int, int | None] = {}
     for draft in reversed(order):
-        views = tuple((role, tensor.view) for role, tensor in draft.tensors.items())
-        below = [(key, arranged.get(id(child))) for key, child in draft.children.items()]
+        tensors, children = draft.tensors.items(), draft.children.items()
+        views = tuple((role, tensor.view) for role, tensor in (tensors if in_order else sorted(tensors, key=_name)))
+        below = [
+            (key, arranged.get(id(child))) for key, child in (children if in_order else sorted(children, key=_name))
+        ]
         if draft.plain or any(view is None for _, view in views) or any(number is None for _, number in below):
             arranged[id(draft)] = None
             continue
         key = (views, tuple((key, number) for key, number in below if number))
         arranged[id(draft)] = numbers.setdefault(key, len(numbers))
     return arranged
+
+
+def _name(item: tuple[str, object]) -> str:
+    return item[0]

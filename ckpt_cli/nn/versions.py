@@ -7,11 +7,11 @@ A pickled module does not have that, so it follows from the name of its class.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import LimitError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.nn.state_dict import node_at
 from ckpt_cli.pickles.containers import Containers
@@ -100,7 +100,7 @@ def _modules(root: Module, opener: Containers) -> Iterator[tuple[str, Module]]:
     while stack:
         name, module, depth = stack.pop()
         if depth > limits.NESTING:
-            raise LimitError(f"its modules nest deeper than {limits.NESTING}")
+            raise LimitError(f"its modules nest deeper than {limits.NESTING}", fixed=True)
         yield name, module
         below = []
         for key, node in module.children.items():

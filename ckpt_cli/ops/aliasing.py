@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import lcm
 
 from ckpt_cli.budget import Budget
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
 

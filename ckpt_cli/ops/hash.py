@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor

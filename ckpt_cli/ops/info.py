@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import name_of
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.aliasing import all_named, stored_nbytes, tie_groups, unique_numel

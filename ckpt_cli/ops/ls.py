@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided, by_storage, needed_nbytes, stored_nbytes, tied_names, unique_numel

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Entry, Tensor
 
 _PARTS = 64

@@ -9,10 +9,13 @@ from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import UsageError
 from ckpt_cli.files.atomic import refuse_cached, replacing
-from ckpt_cli.files.hidden_files import journal_path, temporary_path
+from ckpt_cli.files.hidden_files import journal_path, require_fitting, temporary_path
 from ckpt_cli.files.journal.apply import recover
 from ckpt_cli.files.places import (
+    can_write,
+    canonical,
     exists,
+    folder_of,
     identity_at,
     is_file,
     is_folder,
@@ -20,6 +23,7 @@ from ckpt_cli.files.places import (
     is_taken,
     links_of,
     names_in,
+    without_end,
 )
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -37,14 +41,36 @@ def check_output(output: str, source: str, hint: str) -> None:
     if is_same(source, output):
         raise UsageError("the output is the file itself", path=output, hint=hint)
     refuse_cached(output)
+    require_place(output)
     if is_taken(journal_path(output)):  # what an edit of it left is finished before it is replaced
         recover(output)
 
 
+def require_place(path: str) -> None:
+    """Raise, as creating it would, where there can be no new file or folder beside what a path leads to."""
+    real = canonical(path)
+    folder = folder_of(real) or "."
+    number = None
+    if not exists(folder):
+        number = errno.ENOENT
+    elif not is_folder(folder):
+        number = errno.ENOTDIR
+    elif not can_write(folder):
+        number = errno.EACCES
+    if number is not None:
+        raise OSError(number, os.strerror(number), path)
+    require_fitting(real)
+
+
 def require_name(output: str) -> None:
-    """Raise for the empty name that a variable of a script had which was never set."""
+    """Raise for the empty name that a variable of a script had which was never set, and for what means no file."""
     if not output:
         raise UsageError("the output has an empty name", hint="name a file, or leave -o out to edit in place")
+    if output == "-":
+        raise UsageError(
+            "'-' is not the name of a file, and checkpoints are not written to standard output",
+            hint="name a file; ./- is one that is called -",
+        )
 
 
 def own_file(checkpoint: Checkpoint, path: str) -> str:
@@ -69,6 +95,7 @@ def check_output_folder(output: str) -> None:
             path=output,
             hint="name another folder",
         )
+    require_place(without_end(output))
 
 
 def other_names(*paths: str) -> int:

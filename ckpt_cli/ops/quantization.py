@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli.dtypes import BY_NAME
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.ops.hf_config import config_beside
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.errors import UsageError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import head_of
+from ckpt_cli.files.system import limited_work
 
 Renaming = Callable[[str], str]
 """The new name of an entry, or the old one."""
@@ -63,7 +65,28 @@ def by_expression(expression: str, replacement: str) -> Renaming:
         pattern.sub(replacement, "")
     except (re.error, IndexError) as error:
         raise UsageError(f"{expression!r} with {replacement!r} is not a substitution: {error}") from None
-    return lambda name: pattern.sub(replacement, name)
+    left = limits.MATCH_SECONDS
+
+    def rename(name: str) -> str:
+        nonlocal left
+        begin = time.process_time()
+        with limited_work(max(left, _LEAST), lambda: _too_slow(expression)):
+            new = pattern.sub(replacement, name)
+        left -= time.process_time() - begin
+        return new
+
+    return rename
+
+
+_LEAST = 0.001
+"""Seconds for one name after all others took their time: 0 would mean that there is no limit."""
+
+
+def _too_slow(expression: str) -> UsageError:
+    return UsageError(
+        f"{expression!r} takes too long to match the names ({limits.MATCH_SECONDS:g} s)",
+        hint="a part that can match the same text in many ways, as (a+)+ does, takes twice as long for each character",
+    )
 
 
 def by_map(names: Mapping[str, str]) -> Renaming:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, MalformedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.places import files_below, folder_of, is_folder, is_plain_name, join, name_of, open_file
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
@@ -21,6 +22,7 @@ from ckpt_cli.scanner.packed import decodings, packing_of
 from ckpt_cli.scanner.streams import Found, Oddity, Walk, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
 from ckpt_cli.scanner.walk import guess, search, walk, walker_of
+from ckpt_cli.scanner.weights_only import WeightsOnly
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
              "unknown": ("note", "unknown-global")}  # fmt: skip
@@ -54,6 +56,12 @@ class Scan:
     globals: list[Named] = field(default_factory=list)
     pickles: int = 0
     """Pickles read."""
+    weights_only: WeightsOnly = field(default_factory=WeightsOnly)
+    """The answers of torch's weights_only loader."""
+    allowed: int = 0
+    """The number of findings that were taken out because the user allowed them."""
+    known: int = 0
+    """The number of findings that were taken out because they are in the baseline."""
 
     @property
     def ok(self) -> bool:
@@ -92,14 +100,17 @@ class _Worker:
         self.answer = answer
         self.budget = ScanBudget()
         self._full = False
+        self._path = answer.path
+        """The file that is being scanned."""
 
-    def say(self, severity: str, code: str, where: str, message: str) -> None:
+    def say(self, severity: str, code: str, where: str, message: str, name: str = "") -> None:
         """Add a finding."""
         if len(self.answer.findings) < limits.SCAN_FINDINGS:
-            self.answer.findings.append(Finding(severity, code, where, message))
+            self.answer.findings.append(Finding(severity, code, where, message, name=name, file=self._path))
         elif not self._full:
             self._full = True
-            self.answer.findings.append(Finding("error", "too-many", where, "findings beyond the limit are not listed"))
+            message = "findings beyond the limit are not listed"
+            self.answer.findings.append(Finding("error", "too-many", where, message, file=self._path))
 
     def folder(self, path: str) -> None:
         """Every file of a directory, those of its folders included."""
@@ -132,6 +143,7 @@ class _Worker:
 
     def file(self, path: str, where: str, *, must: bool) -> None:
         """One file; one that `must` hold something and is of no known kind is trouble."""
+        self._path = path
         try:
             with closing(open_to_scan(path)) as source, unchanged([source]):
                 self.budget.opened(source.size)
@@ -142,6 +154,7 @@ class _Worker:
                         "warning", "not-searched", where, "a git LFS pointer: fetch the real file with git lfs pull"
                     )
                     return
+                self.answer.weights_only.look(source, where)
                 known = walker_of(source, where) is not None
                 if known or not must:
                     self._take(walk(source, where, 0, self.budget), 0)
@@ -175,9 +188,9 @@ class _Worker:
             self.answer.globals.append(Named(where, use.name, use.verdict, use.call))
             if use.verdict in _SEVERITY:
                 severity, code = _SEVERITY[use.verdict]
-                self.say(severity, code, where, _use_text(use))
+                self.say(severity, code, where, _use_text(use), use.name)
         for behaviour in behaviours_of(trace):
-            self.say(behaviour.severity, behaviour.code, where, behaviour.message)
+            self.say(behaviour.severity, behaviour.code, where, behaviour.message, behaviour.name)
         self._nested(found, depth)
 
     def _nested(self, found: Found, depth: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import UnsupportedError, UsageError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.output import check_output, writing
 from ckpt_cli.ops.select import Selection, part_of, select

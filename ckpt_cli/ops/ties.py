@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import NameNotFoundError, UnsupportedError, UsageError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import (
     Group,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from heapq import heapify, heappop, heapreplace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.arrays.tally import Tally, merged, tally
 from ckpt_cli.dtypes import DType
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.crc32 import combine
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.parallel import map as jobs

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region, part_at, range_cuts, row_cuts
 from ckpt_cli.errors import CkptError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.parallel.map import JOB, buffer, kept

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from ckpt_cli.budget import WalkBudget
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import Call, Dict, Global, Set, children_of
 from ckpt_cli.pickles.packed import is_packed
 from ckpt_cli.pickles.tensors.arguments import text_of

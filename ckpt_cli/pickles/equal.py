@@ -20,6 +20,7 @@ from ckpt_cli.pickles.graph import (
     RawString,
     Set,
     children_of,
+    is_filled,
 )
 
 _PIECE = 1 << 20
@@ -33,24 +34,16 @@ def same_graphs(a: object, a_data: Data, b: object, b_data: Data) -> bool:
 
     Two containers or calls that are one object in one graph must be one in the other, so ties and cycles count.
     """
-    pairs = _Pairs()
+    pairs, rows = _Pairs(), _Rows()
     agenda: list[tuple[Any, Any]] = [(a, b)]
     while agenda:
         one, other = agenda.pop()
         if pairs.is_new(one, other):
-            kind = type(one)
-            if kind is not type(other) and _kind(one) is not _kind(other):
+            same = rows.are_same(one, other) if type(one) is Call and type(other) is Call else None
+            if same is None:
+                same = _same_node(one, a_data, other, b_data, agenda)
+            if not same:
                 return False
-            if kind not in _FACTLESS and not _same_facts(one, a_data, other, b_data):
-                return False
-            below, opposite = children_of(one), children_of(other)
-            if len(below) != len(opposite):
-                return False
-            for pair in zip(below, opposite, strict=True):
-                if (kind := type(pair[0])) not in _PLAIN or kind is not type(pair[1]):
-                    agenda.append(pair)
-                elif pair[0] != pair[1]:
-                    return False
     return not pairs.are_mixed
 
 
@@ -67,6 +60,47 @@ _SHORT = 8
 """Items of a tuple of plain data and names that is compared wherever it is met, which takes no memory."""
 
 _HOLDING_NONE = _PLAIN | {Global}
+
+
+def _same_node(one: Any, a_data: Data, other: Any, b_data: Data, agenda: list[tuple[Any, Any]]) -> bool:
+    """True if two nodes are the same as far as is seen here; what they hold is put on the agenda."""
+    kind = type(one)
+    if kind is not type(other) and _kind(one) is not _kind(other):
+        return False
+    if kind not in _FACTLESS and not _same_facts(one, a_data, other, b_data):
+        return False
+    below, opposite = children_of(one), children_of(other)
+    if len(below) != len(opposite):
+        return False
+    for pair in zip(below, opposite, strict=True):
+        if (kind := type(pair[0])) not in _PLAIN or kind is not type(pair[1]):
+            agenda.append(pair)
+        elif pair[0] != pair[1]:
+            return False
+    return True
+
+
+class _Rows:
+    """The templates of rows that were compared."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, object], bool] = {}
+
+    def are_same(self, one: Call, other: Call) -> bool | None:
+        """True if two calls were read as rows with the same arguments; None where there is more to compare."""
+        a, b = one.row, other.row
+        if a is None or b is None or is_filled(one) or is_filled(other):
+            return None
+        known = self._known.get((a, b))
+        if known is None:
+            known = self._known[a, b] = _facts_of_row(a) == _facts_of_row(b)
+        return known and one.key == other.key
+
+
+def _facts_of_row(row: Any) -> tuple[object, ...]:
+    names = (row.func, row.kind, row.hooks)
+    facts = (row.word, row.location, row.numel, row.offset, row.size, row.stride, row.requires_grad)
+    return (*((name.module, name.name) for name in names), *facts)
 
 
 class _Pairs:

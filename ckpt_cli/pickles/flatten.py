@@ -79,7 +79,7 @@ def _is_plain(node: Global) -> bool:
 def top_level_of(graph: Graph) -> list[str]:
     """The outermost keys, where the pickle holds a mapping."""
     if isinstance(graph.root, Dict | Call):
-        return [key_text(key) for key in graph.root.pairs[::2]]
+        return [key if type(key) is str else key_text(key) for key in graph.root.pairs[::2]]
     return []
 
 

@@ -8,8 +8,9 @@ every walk over them is iterative: a hostile graph is deep, shared and cyclic.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from ckpt_cli.facts import dataclass
 
 
 class Global:
@@ -30,19 +31,38 @@ class Global:
 class Call:
     """The result of a call: REDUCE, NEWOBJ, NEWOBJ_EX, INST and OBJ, with what was done to the result."""
 
-    __slots__ = ("args", "func", "items", "kwargs", "opcode", "pairs", "states")
+    __slots__ = ("args", "func", "items", "key", "kwargs", "opcode", "pairs", "row", "states")
 
     def __init__(self, opcode: str, func: object, args: object, kwargs: object = None) -> None:
         self.opcode = opcode
         self.func = func
         self.args = args
         self.kwargs = kwargs
+        self.row: Row | None = None
+        """The facts that `args` are made of when they are asked for; None where they are there."""
+        self.key = ""
+        """The key of the storage, where there is a row."""
         self.states: Sequence[object] = ()
         """Each BUILD's argument: `__setstate__` or the instance's dict."""
         self.items: Sequence[object] = ()
         """The items that APPENDS or ADDITEMS gave it."""
         self.pairs: Sequence[object] = ()
         """The pairs that SETITEMS gave it: key, value, key, value…"""
+
+    def __getattr__(self, name: str) -> Any:
+        """Make the arguments of a call that was read as a row: Python asks this only for a slot that is not set."""
+        if name != "args" or self.row is None:
+            raise AttributeError(name)
+        args = self.args = self.row.arguments(self.key)
+        self.row = None
+        return args
+
+
+class Row(Protocol):
+    """The facts of a call that rebuilds a plain tensor, but for the key of its storage (`pickles/rows.py`)."""
+
+    def arguments(self, key: str) -> tuple[object, ...]:
+        """Return new nodes for the arguments of the call."""
 
 
 class Dict:
@@ -161,6 +181,22 @@ class Inline:
         return raw.decode("raw-unicode-escape").encode("utf-8", "surrogatepass")
 
 
+class References(Sequence[PersistentId]):
+    """The references of a pickle, each made of the call that has it as its first argument where that is a row."""
+
+    __slots__ = ("_nodes",)
+
+    def __init__(self, nodes: Sequence[PersistentId | Call]) -> None:
+        self._nodes = nodes
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __getitem__(self, index: Any) -> Any:
+        node = self._nodes[index]
+        return node.args[0] if type(node) is Call else node  # type: ignore[index]  # a row's arguments are a tuple
+
+
 @dataclass(frozen=True, slots=True)
 class Graph:
     """One pickle, read."""
@@ -172,7 +208,7 @@ class Graph:
     """Bytes up to and including STOP."""
     globals: tuple[Global, ...]
     """Every distinct name that it would import, in order of first use."""
-    persistent: tuple[PersistentId, ...] = ()
+    persistent: Sequence[PersistentId] = ()
     """Every reference to something outside, in order."""
     data: bytes | memoryview = b""
     """The bytes that it was read from; the offsets of nodes count from its first byte."""
@@ -202,10 +238,11 @@ def children_of(node: Any) -> Sequence[object]:
     return [node.data] if kind is ByteArray else ()
 
 
-def nodes_of(root: object) -> Iterator[object]:
+def nodes_of(root: object, *, within_rows: bool = True) -> Iterator[object]:
     """Every node of a graph once, in the order in which a pickler reaches them.
 
-    Scalars other than bytes are left out, and so are tuples of nothing but these.
+    Scalars other than bytes are left out, and so are tuples of nothing but these; unless `within_rows`, also the
+    arguments of calls that were read as rows, which are plain data, names and one reference.
     A node's children are looked up after it was given, so they may be changed before the next one is asked for.
     """
     if type(root) in SCALARS:
@@ -220,7 +257,14 @@ def nodes_of(root: object) -> Iterator[object]:
             continue
         seen.add(id(node))
         yield node
+        if not within_rows and type(node) is Call and node.row is not None and not is_filled(node):
+            continue
         agenda += [child for child in reversed(children_of(node)) if type(child) not in SCALARS]
+
+
+def is_filled(node: Call) -> bool:
+    """True if something was done to the result of a call."""
+    return bool(node.states or node.pairs or node.items)
 
 
 SCALARS = frozenset([str, Letter, int, float, bool, type(None)])

@@ -9,9 +9,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ckpt_cli.errors import MalformedError, TruncatedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
@@ -77,14 +77,14 @@ def read_save(source: ByteSource, begin: int, preface: bytes = b"") -> Save:
     Raises MalformedError for what torch does not write, TruncatedError where bytes of a storage are missing.
     """
     known = preface and len(preface) <= source.size - begin and source.read(begin, len(preface)) == preface
-    position = begin + len(preface) if known else _after_preface(source, begin)
+    position = begin + len(preface) if known else after_preface(source, begin)
     graph = pickle_at(source, position)
     keys = pickle_at(source, position + graph.nbytes)
     places, end = _places(source, position + graph.nbytes + keys.nbytes, keys.root, graph)
     return Save(graph, position, places, end)
 
 
-def _after_preface(source: ByteSource, position: int) -> int:
+def after_preface(source: ByteSource, position: int) -> int:
     """Return the first byte of the main pickle, after the magic number, the version and the facts of the machine."""
     for expected, what in ((MAGIC, "magic number"), (_VERSION, "protocol version"), (None, "")):
         graph = pickle_at(source, position)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError
-from ckpt_cli.pickles.graph import ByteArray, Global, Inline, Located, PersistentId, RawString
+from ckpt_cli.pickles.graph import ByteArray, Call, Global, Inline, Located, PersistentId, RawString
 
 SHORT = 64
 """Bytes up to which an ASCII string or an integer needs no accounting: its opcode and its memory block pay for it."""
@@ -17,6 +17,9 @@ _LINE = 255
 
 _UNSET = object()
 """A memo slot that was never put."""
+
+LATER = object()
+"""A memo slot of a node that is made when it is asked for: it belongs to the row whose call is the next in the memo."""
 
 
 class Machine:
@@ -30,6 +33,7 @@ class Machine:
         "memo",
         "persistent",
         "protocol",
+        "rows",
         "size",
         "sparse",
         "stack",
@@ -47,8 +51,10 @@ class Machine:
         self.sparse: dict[str, object] = {}
         """Memo slots that were not filled in order, by their digits: the hashes of integers can be made to collide."""
         self.globals: dict[tuple[str, str], Global] = {}
-        self.persistent: list[PersistentId] = []
-        """Every reference to something outside the pickle."""
+        self.persistent: list[PersistentId | Call] = []
+        """Every reference to something outside the pickle; for a row, the call that has it as its first argument."""
+        self.rows: Any = None
+        """The templates of rows, where tensors are read at once (`pickles/rows.py`)."""
         self.protocol = 0
         self.lines = 0
         """Lines read."""
@@ -70,6 +76,7 @@ class Machine:
         if slot == len(memo):
             memo.append(node)
         elif 0 <= slot < len(memo):
+            self._settle()
             memo[slot] = node
         elif slot < 0:
             raise MalformedError(f"puts into memo {slot}")
@@ -89,9 +96,29 @@ class Machine:
     def get(self, slot: int) -> None:
         """Push from the memo."""
         node = self.memo[slot] if 0 <= slot < len(self.memo) else self.sparse.get(str(slot), _UNSET)
+        if node is LATER:
+            self._settle_row(slot)
+            node = self.memo[slot]
         if node is _UNSET:
             raise MalformedError(f"asks for memo {slot}, which it never put")
         self.stack.append(node)
+
+    def _settle(self) -> None:
+        """Make all nodes that the memo has later, and no further ones: a slot is about to be filled once more."""
+        self.rows = None
+        for slot in range(len(self.memo)):
+            if self.memo[slot] is LATER:
+                self._settle_row(slot)
+
+    def _settle_row(self, slot: int) -> None:
+        """Make the nodes of the row that a slot of the memo belongs to."""
+        memo = self.memo
+        while memo[slot] is LATER:
+            slot += 1
+        args: Any = memo[slot].args  # type: ignore[attr-defined]  # the call of the row
+        pid = args[0].pid
+        nodes = [pid[2], pid, *(counts for counts in args[2:4] if counts), args[5], args]
+        memo[slot - len(nodes) : slot] = nodes
 
     def take(self, begin: int, nbytes: int) -> bytes | memoryview:
         """Bytes of an argument."""

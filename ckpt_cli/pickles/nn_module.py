@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, callee, nodes_of
@@ -153,7 +153,7 @@ def is_scalar(node: object) -> bool:
 
 def has_notes(root: object) -> bool:
     """True if any state_dict in a pickle has `_metadata`."""
-    return any(pairs for node in nodes_of(root) for pairs in notes_of(node))
+    return any(pairs for node in nodes_of(root, within_rows=False) for pairs in notes_of(node))
 
 
 def notes_of(holder: object) -> Iterable[list[object]]:

@@ -29,16 +29,14 @@ _HELD = "torch.ScriptObject"
 _EMBEDDING = "EmbeddingPackedParamsBase"
 """A class whose one tensor the `state_dict` has under the object's own name."""
 
-_MANGLED = re.compile(r"\.___torch_mangle_\d+")
+_MANGLED = r"\.___torch_mangle_\d+"
 
-_CONV = re.compile(
-    r"torch\.(?:ao\.)?nn\.(?:intrinsic\.)?quantized\.(?:dynamic\.)?modules\.conv\w*\.Conv\w+",
-)
+_CONV = r"torch\.(?:ao\.)?nn\.(?:intrinsic\.)?quantized\.(?:dynamic\.)?modules\.conv\w*\.Conv\w+"
 _CONV_PARTS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed",
                "output_padding", "groups", "padding_mode", "weight", "bias", "scale", "zero_point",
                "training")  # fmt: skip
 
-_SPARSE = re.compile(r"torch\.(?:ao\.)?nn\.sparse\.quantized\.linear\.LinearPackedParams")
+_SPARSE = r"torch\.(?:ao\.)?nn\.sparse\.quantized\.linear\.LinearPackedParams"
 _SPARSE_PARTS = ("_packed_params", "training", "dtype")
 
 _LONGEST = 1000
@@ -101,8 +99,8 @@ def _names_of(qualified: str, count: int) -> Iterable[str] | None:
     """Return the names that a module has for the items of a state of `count` items."""
     if not any(len(names) == count for _, names in _NAMED):
         return None
-    plain = _MANGLED.sub("", qualified.removeprefix(_SCRIPT))
-    return next((names for kind, names in _NAMED if len(names) == count and kind.fullmatch(plain)), None)
+    plain = re.sub(_MANGLED, "", qualified.removeprefix(_SCRIPT))
+    return next((names for kind, names in _NAMED if len(names) == count and re.fullmatch(kind, plain)), None)
 
 
 def _unwrapped(node: object) -> object:

@@ -12,10 +12,11 @@ from typing import NoReturn
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
-from ckpt_cli.pickles.graph import Graph
+from ckpt_cli.pickles.graph import Graph, References
 from ckpt_cli.pickles.machine import Handler, Machine
 from ckpt_cli.pickles.opcodes.build import BUILDERS
 from ckpt_cli.pickles.opcodes.push import VALUES, Stopped
+from ckpt_cli.pickles.rows import Rows, read_rows
 
 _CHECK_EVERY = 1 << 14
 """Opcodes between two looks at the limits."""
@@ -31,6 +32,25 @@ OPCODES: list[Handler] = [_TABLES.get(bytes((code,)), _unknown) for code in rang
 """Every opcode of protocols 0 to 5, by its byte; CPython's pickletools is the reference."""
 
 
+_u32 = struct.Struct("<I").unpack_from
+
+
+def _name(machine: Machine, pos: int) -> int:
+    """Read a string, or the tensors in rows whose names begin with it."""
+    data = machine.data
+    behind = pos + 11 + _u32(data, pos)[0]  # its slot in the memo and that of a function lie between
+    if data[behind : behind + 2] == b"((" and machine.rows is not None:
+        begin = pos - 1
+        end = read_rows(machine, begin)
+        if end != begin:
+            return end
+    return OPCODES[_NAME](machine, pos)
+
+
+_NAME = ord("X")
+_WITH_ROWS = [*OPCODES[:_NAME], _name, *OPCODES[_NAME + 1 :]]
+
+
 def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
     """Read the pickle that begins at byte `offset`, running nothing.
 
@@ -44,20 +64,22 @@ def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
     root = machine.stack.pop()
     if machine.stack:
         raise MalformedError(f"the pickle leaves {len(machine.stack)} values behind when it stops")
-    names, persistent = tuple(machine.globals.values()), tuple(machine.persistent)
-    return Graph(root, machine.protocol, end - offset, names, persistent, data)
+    return Graph(
+        root, machine.protocol, end - offset, tuple(machine.globals.values()), References(machine.persistent), data
+    )
 
 
 def _run(machine: Machine, pos: int) -> int:
     """Interpret opcodes up to STOP; the position after it."""
-    data, table = machine.data, OPCODES
-    blocks = sys.getallocatedblocks() + limits.PICKLE_BLOCKS
+    data, table = machine.data, _WITH_ROWS
+    rows = machine.rows = Rows(sys.getallocatedblocks() + limits.PICKLE_BLOCKS)
     try:
-        for _ in range(0, limits.PICKLE_OPCODES, _CHECK_EVERY):
+        for done in range(0, limits.PICKLE_OPCODES, _CHECK_EVERY):
+            if done + rows.opcodes > limits.PICKLE_OPCODES:
+                break
             for _ in repeat(None, _CHECK_EVERY):
                 pos = table[data[pos]](machine, pos + 1)
-            if sys.getallocatedblocks() > blocks:
-                raise LimitError("builds far more objects than a checkpoint needs")
+            rows.check_blocks()
         raise LimitError(f"has more than {limits.PICKLE_OPCODES} opcodes")
     except Stopped:
         return pos + 1

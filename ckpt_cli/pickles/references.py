@@ -6,13 +6,13 @@ storage's class, its key, its location and its elements; torch 0.3 added which p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Storage
-from ckpt_cli.pickles.graph import Global, PersistentId, nodes_of
+from ckpt_cli.pickles.graph import Call, Global, PersistentId, nodes_of
 from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dtype, text_of
 
 
@@ -57,7 +57,9 @@ def is_storage(node: object) -> bool:
 
 
 def storage_key(node: object) -> str | None:
-    """Return the key of the storage that a node refers to; None for a reference to anything else."""
+    """Return the key of the storage that a node, or the arguments of a row, refer to; None for anything else."""
+    if type(node) is Call and node.row is not None:
+        return node.key
     pid = _parts_of(node)
     return None if pid is None else text_of(pid[2])
 
@@ -81,6 +83,11 @@ def reference_of(node: object) -> Reference | None:
 def references_of(root: object) -> Iterator[PersistentId]:
     """Every reference to something outside the pickle, in the order in which a pickler reaches them."""
     return (node for node in nodes_of(root) if type(node) is PersistentId)
+
+
+def references_or_rows(nodes: Iterable[object]) -> Iterator[PersistentId | Call]:
+    """Give those of some nodes that are references, or calls that were read as rows and have one each."""
+    return (node for node in nodes if type(node) is PersistentId or (type(node) is Call and node.row is not None))
 
 
 def storage_references(root: object) -> list[PersistentId]:
@@ -115,8 +122,17 @@ def number_storages(root: object, storages: Mapping[int, Storage]) -> list[Stora
     return ordered
 
 
-def rekey(reference: PersistentId, key: str, *more: object) -> None:
+def referred(reference: PersistentId | Call) -> PersistentId:
+    """Return a reference itself, or the one that a row has as its first argument."""
+    return reference if type(reference) is PersistentId else reference.args[0]  # type: ignore[union-attr, index]
+
+
+def rekey(reference: PersistentId | Call, key: str, *more: object) -> None:
     """Point a reference to another key; `more` is what follows the five parts that every reference has."""
-    pid = reference.pid
+    if type(reference) is Call and reference.row is not None and len(key) > 1 and not more:
+        reference.key = key
+        return
+    node = referred(reference)
+    pid = node.pid
     if isinstance(pid, tuple):
-        reference.pid = (*pid[:2], key, *(pid[3:5] if more else pid[3:]), *more)
+        node.pid = (*pid[:2], key, *(pid[3:5] if more else pid[3:]), *more)

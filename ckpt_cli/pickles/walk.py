@@ -134,7 +134,7 @@ class Walk(Generic[T]):
 
     def _push(self, frame: Frame) -> None:
         if len(self._frames) > limits.NESTING:
-            raise LimitError(f"its containers nest deeper than {limits.NESTING}")
+            raise LimitError(f"its containers nest deeper than {limits.NESTING}", fixed=True)
         self._open.add(id(frame.node))
         if frame.seen is not None:
             frame.seen.add(id(frame.node))

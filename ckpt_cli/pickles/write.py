@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.pickles.graph import (
@@ -49,7 +50,7 @@ def write_pickle(root: object, data: bytes | memoryview, write: Write, protocol:
     Raises UnsupportedError for an integer that no opcode can hold.
     """
     emitter = _Emitter(data, write)
-    emitter.run(protocol or protocol_of(nodes_of(root)), root)
+    emitter.run(protocol or protocol_of(nodes_of(root, within_rows=False)), root)
 
 
 class _Then:
@@ -93,6 +94,10 @@ class _Emitter:
         self._held = bytearray()
         self._memo: dict[int, int] = {}
         """The slot of each node by its identity; all of them live as long as the graph."""
+        self._slots = 0
+        """Slots that are filled; `_memo` lacks those of what rows have in them, which nothing else can refer to."""
+        self._rows: dict[object, tuple[Callable[..., bytes], tuple[bytes, ...]]] = {}
+        """How to pack the rows of each template whose storage keys are of one length."""
         self._agenda: list[Iterator[object]] = []
         """The nodes still to be written, the next things last."""
 
@@ -118,8 +123,10 @@ class _Emitter:
                 elif kind in _SIMPLE:
                     held += _SIMPLE[kind](node)
                 else:
+                    waiting = len(agenda)
                     self._save(node)
-                    break  # what it holds comes first
+                    if len(agenda) > waiting or len(held) >= _HELD:
+                        break  # what it holds comes first
             else:
                 agenda.pop()
         held += b"."
@@ -133,8 +140,8 @@ class _Emitter:
         save(self, node)
 
     def _put(self, node: object) -> None:
-        memo = self._memo
-        slot = memo[id(node)] = len(memo)
+        slot = self._memo[id(node)] = self._slots
+        self._slots = slot + 1
         self._held += _PUTS[slot] if slot < 256 else _WIDE(b"r", slot)
 
     def _get(self, slot: int) -> None:
@@ -269,7 +276,38 @@ class _Emitter:
             self._held += b"c" + module + b"\n" + name + b"\n"
         self._put(node)
 
+    def _row(self, node: Call, row: Any) -> bool:
+        """Write a call that was read as a row; False for one whose nodes are to be written one by one."""
+        key = row, len(node.key)
+        if key not in self._rows:
+            nodes = (row.func, row.word, row.kind, row.location, row.hooks)
+            slots = [self._memo.get(id(each), -1) for each in nodes]
+            gets = [_GETS[slot] if slot < 256 else _WIDE(b"j", slot) for slot in slots]
+            if min(slots) < 0:  # the first of its kind, which puts them into the memo
+                return False
+            self._rows[key] = row.packing(gets, key[1])
+        slot = self._slots
+        if slot < 256:  # whose opcodes are shorter
+            return False
+        pack, parts = self._rows[key]
+        raw = node.key.encode()
+        if row.size:
+            func, word, location, view, stride, tail, args, call = parts
+            self._held += pack(func, raw, word, slot, location, slot + 1, view, slot + 2, stride, slot + 3, tail,
+                               slot + 4, args, slot + 5, call, slot + 6)  # fmt: skip
+        else:
+            func, word, location, view, args, call = parts
+            self._held += pack(
+                func, raw, word, slot, location, slot + 1, view, slot + 2, args, slot + 3, call, slot + 4
+            )
+        self._slots = slot + row.slots
+        self._memo[id(node)] = self._slots - 1
+        self._fill(node)
+        return True
+
     def _call(self, node: Call) -> None:
+        if node.row is not None and self._row(node, node.row):
+            return
         if node.opcode == "inst":
             arguments = node.args if isinstance(node.args, tuple) else ()
             self._held += _MARK

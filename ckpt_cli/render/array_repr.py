@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, compress
 from typing import Any, TypeAlias
+
+from ckpt_cli.facts import dataclass
 
 Scalar: TypeAlias = "float | int | bool | complex"
 Nested: TypeAlias = "Scalar | Sequence[Nested]"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render import weights_only
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import count_text, escaped, short
 
@@ -14,14 +14,25 @@ if TYPE_CHECKING:
 
 _COLUMNS = (Column("severity"), Column("code"), Column("where"), Column("message"), Column("what to do"))
 
+_FINDING = ("severity", "code", "where", "message", "hint")
+"""The facts of a finding in JSON."""
+
 _WIDTH = 120
 """Characters of a cell in a table."""
 
 
 def to_json(report: Report) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
-    findings = [asdict(finding) for finding in report.findings]
-    return {"path": report.path, "ok": report.ok, "deep": report.deep, "findings": findings}
+    findings = [{key: getattr(finding, key) for key in _FINDING} for finding in report.findings]
+    return {
+        "path": report.path,
+        "ok": report.ok,
+        "deep": report.deep,
+        "findings": findings,
+        "weights_only": weights_only.to_json(report.weights_only),
+        "allowed": report.allowed,
+        "known": report.known,
+    }
 
 
 def check_text(report: Report, style: str) -> Iterator[str]:
@@ -29,6 +40,7 @@ def check_text(report: Report, style: str) -> Iterator[str]:
     yield from table_text(_COLUMNS, _rows(report, human=style == "table"), style)
     if style == "table":
         yield _totals(report)
+        yield weights_only.weights_only_text(report.weights_only)
 
 
 def _rows(report: Report, *, human: bool) -> Iterator[list[str]]:
@@ -39,5 +51,6 @@ def _rows(report: Report, *, human: bool) -> Iterator[list[str]]:
 
 def _totals(report: Report) -> str:
     counts = ", ".join(count_text(report.count(severity), severity) for severity in ("error", "warning", "note"))
+    counts += weights_only.accepted_text(report)
     looked = f"{count_text(report.files, 'file')}, {count_text(report.tensors, 'tensor')}"
     return f"{looked}, {'every byte read' if report.deep else 'values not read'}: {counts}\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli.edits.convert_options import NOT_STATE
 from ckpt_cli.errors import listed
 from ckpt_cli.render.files_beside import beside_lines
+from ckpt_cli.render.salvage import lost_lines, lost_to_json
 from ckpt_cli.render.text import count_text, escaped, name_text
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ _NAMED = 3
 
 def to_json(done: Conversion) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
-    return asdict(done)
+    report = asdict(done)
+    if done.is_cut:
+        report["lost"] = lost_to_json(done.lost)
+    else:
+        del report["problem"], report["lost"]
+    return report
 
 
 def conversion_text(done: Conversion) -> str:
@@ -51,5 +57,7 @@ def conversion_text(done: Conversion) -> str:
         lines.append(f"  added: {', '.join(map(escaped, done.added))}")
     if done.separated:
         lines.append(f"  {listed(done.separated, _MOST, name_text)}: shared bytes, each has its own now")
+    if done.is_cut:
+        lines += [f"  the source was cut: {escaped(done.problem)}", *lost_lines(done.lost)]
     lines += beside_lines(done.beside, dry_run=done.dry_run)
     return "\n".join(lines) + "\n"

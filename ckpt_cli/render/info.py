@@ -60,21 +60,38 @@ def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
     ]
     if summary.values:
         facts.append(("other entries", counts(summary.values)))
+    names = _some_names if human else _all_names
     if summary.top_level:
-        facts.append(("top level", _some_names(summary.top_level)))
+        facts.append(("top level", names(summary.top_level)))
     if summary.ties:
         facts.append(("ties", f"{count_text(summary.ties, 'group')}, {sizes(summary.tie_nbytes)} saved"))
     if summary.waste_nbytes:
         facts.append(("waste", f"{sizes(summary.waste_nbytes)} that no tensor uses"))
-    facts += [
+    facts += _metadata_facts(summary) if human else _whole_metadata(summary)
+    if summary.objects:
+        facts.append(("objects", names(summary.objects)))
+    return facts
+
+
+def _metadata_facts(summary: Summary) -> list[tuple[str, str]]:
+    """Return the first strings of the metadata, each as far as it fits on a line."""
+    facts = [
         (f"metadata {name_text(key[:_LINE])}", short(escaped(text[: _LINE + 1]), _LINE))
         for key, text in islice(summary.metadata.items(), _METADATA)
     ]
     if len(summary.metadata) > _METADATA:
         facts.append(("metadata", f"{len(summary.metadata) - _METADATA} more"))
-    if summary.objects:
-        facts.append(("objects", _some_names(summary.objects)))
     return facts
+
+
+def _whole_metadata(summary: Summary) -> list[tuple[str, str]]:
+    """Return all strings of the metadata as they are: what is not for a terminal is not cut."""
+    return [(f"metadata {name_text(key)}", escaped(text)) for key, text in summary.metadata.items()]
+
+
+def _all_names(names: Sequence[str]) -> str:
+    """Return all names."""
+    return " ".join(map(name_text, names))
 
 
 def _some_names(names: Sequence[str]) -> str:

@@ -10,10 +10,12 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Entry, Opaque, Tensor, Value
 from ckpt_cli.render.json import entry_json, tensor_json
 from ckpt_cli.render.json import rows as rows_json
+from ckpt_cli.render.salvage import lost_to_json
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, value_beginning
 
 if TYPE_CHECKING:
+    from ckpt_cli.formats.salvage.found import Salvaged
     from ckpt_cli.ops.ls import Listing, Waste
     from ckpt_cli.ops.ls_fold import Fold
 
@@ -35,16 +37,17 @@ _TIES = 4_000_000
 """Names in all that `tied_with` of the JSON spells out."""
 
 
-def to_json(listing: Listing, rows: Sequence[Entry | Fold]) -> dict[str, object]:
+def to_json(listing: Listing, rows: Sequence[Entry | Fold], cut: Salvaged | None = None) -> dict[str, object]:
     """Return the listing as docs/json.md describes it, each entry made when its turn comes.
 
-    Raises UnsupportedError if the entries name too many tied ones.
+    Of a `cut` file it says what is lost. Raises UnsupportedError if the entries name too many tied ones.
     """
     if sum(len(listing.tied.get(row.name, ())) for row in rows) > _TIES:
         raise UnsupportedError(
             "too many names are tied to list each with all the others",
             hint="ckpt ties FILE lists each group once",
         )
+    lost = {} if cut is None else {"problem": cut.problem, "lost": lost_to_json(cut.lost)}
     return {
         "path": listing.path,
         "format": listing.format,
@@ -52,6 +55,7 @@ def to_json(listing: Listing, rows: Sequence[Entry | Fold]) -> dict[str, object]
         "tensors": listing.tensors,
         "parameters": listing.parameters,
         "nbytes": listing.nbytes,
+        **lost,
     }
 
 

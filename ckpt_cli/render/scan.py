@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render import weights_only
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import count_text, escaped, short
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (Column("severity"), Column("code"), Column("where"), Column("message"))
 
-_FINDING = ("severity", "code", "where", "message")
+_FINDING = ("severity", "code", "where", "message", "name")
 """The facts of a finding in JSON; a hint is only that of `check`."""
 
 _MESSAGE = 160
@@ -28,7 +29,16 @@ def to_json(scan: Scan) -> dict[str, object]:
     """Return the scan as docs/json.md describes it."""
     findings = [{key: getattr(finding, key) for key in _FINDING} for finding in scan.findings]
     names = [asdict(named) for named in scan.globals]
-    return {"path": scan.path, "ok": scan.ok, "pickles": scan.pickles, "findings": findings, "globals": names}
+    return {
+        "path": scan.path,
+        "ok": scan.ok,
+        "pickles": scan.pickles,
+        "findings": findings,
+        "globals": names,
+        "weights_only": weights_only.to_json(scan.weights_only),
+        "allowed": scan.allowed,
+        "known": scan.known,
+    }
 
 
 def scan_text(scan: Scan, style: str, *, every: bool) -> Iterator[str]:
@@ -36,6 +46,7 @@ def scan_text(scan: Scan, style: str, *, every: bool) -> Iterator[str]:
     yield from table_text(_COLUMNS, _rows(scan, every=every, human=style == "table"), style)
     if style == "table":
         yield _totals(scan)
+        yield weights_only.weights_only_text(scan.weights_only)
 
 
 def _rows(scan: Scan, *, every: bool, human: bool) -> Iterator[list[str]]:
@@ -62,4 +73,4 @@ def _totals(scan: Scan) -> str:
         count_text(scan.count("note"), "note"),
     )
     held = f"{count_text(scan.pickles, 'pickle')}, {count_text(len(scan.globals), 'global')}"
-    return f"{held}: {', '.join(counts)}\n"
+    return f"{held}: {', '.join(counts)}{weights_only.accepted_text(scan)}\n"

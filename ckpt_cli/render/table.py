@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 
 from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.facts import dataclass
 
 _TABULATE = {"table": "simple", "markdown": "pipe"}
 """The names that tabulate has for the styles."""

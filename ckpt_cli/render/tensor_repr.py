@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.ops.show import EDGE_ITEMS, FULL_OVER, SUMMARY_OVER, Composed, Shown, Unshown, require_bounded
 from ckpt_cli.render.array_repr import append_suffixes, contents_text, tensor_text

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.render.json import rows
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text

@@ -161,5 +161,14 @@ HARMLESS = frozenset(
 )
 """Other names in ordinary checkpoints that only build data."""
 
-CALLING = frozenset(("builtins.getattr", "functools.partial", "_functools.partial", "torch.storage._load_from_bytes"))
+CALLING = frozenset(
+    (
+        *_names("builtins", "getattr"),
+        *_names("functools", "partial"),
+        *_names("_functools", "partial"),
+        *_names("torch.storage", "_load_from_bytes"),
+        *_names("numpy.core", "_ufunc_reconstruct"),
+        *_names("numpy._core", "_ufunc_reconstruct"),
+    )
+)
 """Names that ordinary checkpoints call too, and that are as harmless as their arguments."""

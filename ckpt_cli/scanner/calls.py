@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Global, Inline, PersistentId, RawString
 from ckpt_cli.scanner.judge import Judgement, judge, modern
@@ -15,8 +15,11 @@ _LINKS = 16
 
 _GETATTR = ("builtins.getattr",)
 _PARTIAL = ("functools.partial", "_functools.partial")
+_BY_TEXT = ("numpy.core._ufunc_reconstruct", "numpy._core._ufunc_reconstruct")
 _NESTED_LOAD = "torch.storage._load_from_bytes"
 _NEW = ("new", "new_ex", "inst")
+
+_NO_HARM = Judgement("harmless", "what it is given does no harm")
 
 _SHOWN = 1_000
 """Behaviours of one pickle that are reported one by one."""
@@ -42,6 +45,8 @@ class Behaviour:
     code: str
     severity: str
     message: str
+    name: str = ""
+    """The name that is reached; empty where there is none."""
 
 
 def uses_of(trace: Trace) -> list[Use]:
@@ -71,21 +76,46 @@ def _depending(node: Global, calls: Sequence[Call], *, handed_on: bool) -> Judge
     if handed_on:
         return Judgement("dangerous", "it is handed on, to be called with anything")
     name = ".".join(modern(node.module, node.name))
-    check = _bad_getattr if name in _GETATTR else _bad_partial if name in _PARTIAL else _bad_load
-    for call in calls:
-        why = check(call)
-        if why:
-            return Judgement("dangerous", why)
-    return Judgement("harmless", "what it is given does no harm")
+    if name in _GETATTR:
+        return _worst(map(_of_getattr, calls))
+    if name in _BY_TEXT:
+        return _worst(map(_of_text, calls))
+    check = _bad_partial if name in _PARTIAL else _bad_load
+    return next((Judgement("dangerous", why) for why in map(check, calls) if why), _NO_HARM)
 
 
-def _bad_getattr(call: Call) -> str | None:
-    """Return the reason that an attribute is not harmless as an enum's members (Python 3.11) and nested classes are."""
+def _worst(judgements: Iterable[Judgement]) -> Judgement:
+    """The judgement of several uses of one name."""
+    worst = _NO_HARM
+    for judgement in judgements:
+        if judgement.verdict == "dangerous":
+            return judgement
+        if judgement.verdict == "unusual":
+            worst = judgement
+    return worst
+
+
+def _of_getattr(call: Call) -> Judgement:
+    """The judgement of an attribute; an enum's members (Python 3.11), nested classes and methods are harmless."""
     resolved = resolve(call)
     if resolved is None:
-        return "it takes an attribute of something that only running the pickle would show"
-    judgement = judge(*resolved)
-    return judgement.reason if judgement.verdict == "dangerous" else None
+        return Judgement("dangerous", "it takes an attribute of something that only running the pickle would show")
+    return judge(*resolved)
+
+
+def _of_text(call: Call) -> Judgement:
+    """The judgement of a name that is imported by the text of its module and its own."""
+    texts = [
+        node if isinstance(node, str) else node.text for node in _arguments(call) if isinstance(node, str | RawString)
+    ]
+    if len(texts) != 2 or len(_arguments(call)) != 2:
+        return Judgement("dangerous", "it imports a name that only running the pickle would show")
+    judgement = judge(texts[0], texts[1])
+    return judgement if judgement.verdict != "depends" else Judgement("dangerous", f"it imports {'.'.join(texts)}")
+
+
+def _arguments(call: Call) -> tuple[object, ...]:
+    return call.args if isinstance(call.args, tuple) else ()
 
 
 def _bad_partial(call: Call) -> str | None:
@@ -101,7 +131,7 @@ def _bad_partial(call: Call) -> str | None:
 
 def _targets(call: Call) -> Iterator[object]:
     """Yield the callees of a partial: its first argument, and what each state puts in its place."""
-    args = call.args if isinstance(call.args, tuple) else ()
+    args = _arguments(call)
     yield args[0] if args else None
     for state in call.states:
         yield state[0] if isinstance(state, tuple) and state else None
@@ -120,7 +150,7 @@ def loaded_by(trace: Trace) -> Iterator[object]:
 
 
 def _loaded(call: Call) -> Iterator[object]:
-    args = call.args if isinstance(call.args, tuple) else ()
+    args = _arguments(call)
     node = args[0] if len(args) == 1 else None
     if isinstance(node, Call) and _is_call_of(node, ("_codecs.encode",)) and isinstance(node.args, tuple) and node.args:
         node = node.args[0]  # how protocol 2 has bytes
@@ -192,7 +222,8 @@ def _computed_call(call: Call) -> Behaviour | None:
         judgement = judge(*resolved)
         if judgement.verdict not in ("dangerous", "depends"):
             return None
-        return Behaviour("dangerous-global", "error", f"{describe(call)}: {judgement.reason}")
+        message = f"{describe(call)}: {judgement.reason}"
+        return Behaviour("dangerous-global", "error", message, ".".join(resolved))
     if isinstance(func, Call) and _is_call_of(func, _PARTIAL):
         return Behaviour("computed-call", "warning", f"calls what functools.partial made: {describe(call)}")
     return Behaviour("computed-call", "warning", f"calls something that it computes: {describe(call)}")

@@ -1,7 +1,7 @@
 """Names that run code, reach other files or the network, or open the way to names that do.
 
 What picklescan, modelscan and fickling list is covered, and what their advisories added; the judgement of a name that
-stands in no table is in `globals`.
+stands in no table is in `judge`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ MODULES: dict[str, str] = {
             "socket _socket ssl _ssl http httplib urllib urllib2 urllib3 requests aiohttp httpx asyncio _asyncio "
             "webbrowser smtplib imaplib ftplib poplib telnetlib nntplib socketserver xmlrpc xmlrpclib "
             "SimpleXMLRPCServer select selectors wsgiref cgi cgitb boto boto3 botocore websocket websockets"
+        ),
+        "runs, fetches, moves or removes what it is given": (
+            "huggingface_hub.utils._subprocess huggingface_hub.file_download huggingface_hub._snapshot_download "
+            "huggingface_hub.hf_file_system huggingface_hub.repository huggingface_hub.keras_mixin "
+            "huggingface_hub.fastai_utils huggingface_hub.cli huggingface_hub.commands mpmath.libmp.backend "
+            "torch.distributed.flight_recorder torch.nn.attention._fa3 torch.nn.attention._fa4"
         ),
         "reads or writes files": (
             "shutil tempfile filecmp fileinput glob linecache tarfile zipfile sqlite3 _sqlite3 dbm gdbm bz2 gzip lzma "
@@ -72,12 +78,16 @@ NAMES: dict[str, str] = {
             "pandas.core.frame.DataFrame.eval pandas.core.frame.DataFrame.query scipy.weave.inline "
             "sklearn.utils._testing.assert_run_python_script tensorflow.py_function tensorflow.numpy_function "
             "dataclasses.make_dataclass dataclasses._create_fn collections.namedtuple typing.get_type_hints "
+            "torch._utils._import_dotted_name torch.fx.operator_schemas._torchscript_type_to_python_type "
+            "torch.cuda.memory.CUDAPluggableAllocator torch.cuda.CUDAPluggableAllocator "
+            "scipy.stats._distn_infrastructure.rv_generic "
             "typing.ForwardRef._evaluate annotationlib.ForwardRef.evaluate pyparsing.testing "
             "numpy.core._internal._ctypes numpy._core._internal._ctypes"
         ),
         "loads pickles or models": (
             "torch.load torch.save torch.serialization.load torch.serialization.save torch.serialization._load "
             "torch.serialization._legacy_load torch.serialization.add_safe_globals "
+            "torch.distributed.distributed_c10d._tensor_to_object torch.distributed.distributed_c10d._object_to_tensor "
             "torch.serialization.set_default_load_endianness torch.storage._load_from_bytes numpy.load numpy.save "
             "numpy.savez numpy.fromfile numpy.tofile numpy.memmap numpy.genfromtxt numpy.loadtxt numpy.savetxt "
             "numpy.DataSource pandas.read_pickle pandas.io.pickle.read_pickle pandas.to_pickle "
@@ -98,7 +108,10 @@ NAMES: dict[str, str] = {
             "pathlib.Path.write_bytes pathlib.Path.unlink pathlib.PosixPath.open pathlib.PosixPath.write_text "
             "pathlib.PosixPath.write_bytes pathlib.PosixPath.unlink torch.from_file "
             "torch.UntypedStorage.from_file torch._C.PyTorchFileReader torch._C.PyTorchFileWriter "
-            "torch.classes.load_library torch.ops.load_library"
+            "torch.classes.load_library torch.ops.load_library "
+            "torch._C._VariableFunctions.from_file torch._C._VariableFunctionsClass.from_file "
+            "torch.storage.UntypedStorage.from_file torch.storage.TypedStorage.from_file safetensors.torch.save_file "
+            "safetensors.numpy.save_file safetensors.serialize_file safetensors._safetensors_rust.serialize_file"
         ),
     }.items()
     for word in words.split()
@@ -112,6 +125,13 @@ ANYWHERE = frozenset(
         "execfile",
         "system",
         "popen",
+        "Popen",
+        "exec_",
+        "check_output",
+        "check_call",
+        "run_subprocess",
+        "sympify",
+        "load_library",
         "getoutput",
         "getstatusoutput",
         "import_module",
@@ -196,3 +216,16 @@ LEADS_TO = frozenset(
     ]
 )
 """Modules that other modules hand out as an attribute: `pathlib` `os.system` is `os.system`."""
+
+ALIASES = {
+    "np": "numpy",
+    "onp": "numpy",
+    "pd": "pandas",
+    "th": "torch",
+    "hub": "torch.hub",
+    "serialization": "torch.serialization",
+    "cpp_extension": "torch.utils.cpp_extension",
+    "tf": "tensorflow",
+    "mp": "multiprocessing",
+}
+"""Names by which modules are held that are not their own."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.scanner.judge import judge
 from ckpt_cli.scanner.packed import DECODING_COSTS, SHORTEST, decodings

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import Call, Dict, Global
 from ckpt_cli.pickles.machine import Handler, Machine
 from ckpt_cli.pickles.opcodes.push import Stopped

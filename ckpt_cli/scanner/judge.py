@@ -6,47 +6,27 @@ Only the name is judged here; `scanner/calls.py` judges its use.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import Global, Graph
 from ckpt_cli.scanner.allowlist import ALLOWED, CALLING, HARMLESS
-from ckpt_cli.scanner.denylist import ANYWHERE, INNER, LEADS_TO, MODULES, NAMES
+from ckpt_cli.scanner.denylist import ALIASES, ANYWHERE, INNER, LEADS_TO, MODULES, NAMES
+from ckpt_cli.scanner.packages import KNOWN, PACKAGES, is_data
 
 if TYPE_CHECKING:
     from ckpt_cli.model.checkpoint import Checkpoint
 
-_PACKAGES = frozenset(
-    [
-        "asyncio",
-        "concurrent",
-        "ctypes",
-        "dbm",
-        "distutils",
-        "ensurepip",
-        "html",
-        "http",
-        "idlelib",
-        "importlib",
-        "json",
-        "lib2to3",
-        "logging",
-        "multiprocessing",
-        "pydoc_data",
-        "sqlite3",
-        "tkinter",
-        "turtledemo",
-        "unittest",
-        "urllib",
-        "venv",
-        "wsgiref",
-        "xml",
-        "xmlrpc",
-        "_pyrepl",
-        "os",
-    ]
-)
+_WITHIN = {
+    word
+    for words in (
+        "asyncio collections compression concurrent ctypes curses dbm distutils email encodings ensurepip html http "
+        "idlelib importlib json lib2to3 logging msilib multiprocessing os pathlib pydoc_data re sqlite3 string "
+        "sysconfig tkinter tomllib turtledemo unittest urllib venv wsgiref xml xmlrpc zipfile zoneinfo _pyrepl",
+    )
+    for word in words.split()
+}
 """Modules of the standard library that have modules within; the others of its names with a dot are somebody else's."""
 
 _LONGEST = 512
@@ -80,13 +60,19 @@ def judge(module: str, name: str) -> Judgement:
         return _ALLOWED
     if full in CALLING:
         return _DEPENDS
-    if full in HARMLESS or f"{module}.".startswith("__torch__."):
+    if full in HARMLESS or full in KNOWN or f"{module}.".startswith("__torch__."):
         return _HARMLESS
-    reason = _danger(module, name)
+    parts = name.split(".")
+    reason = _danger(module, parts) or next(filter(None, map(_danger_through, _suffixes(parts))), None)
     if reason:
         return Judgement("dangerous", reason)
     top = module.partition(".")[0]
-    return _UNUSUAL if _is_standard(module, top) else _UNKNOWN
+    if top in PACKAGES:
+        return _HARMLESS if is_data(module, name) else _foreign(top)
+    if _is_standard(module, top):
+        return _UNUSUAL
+    through = next(filter(None, map(_unusual_through, _suffixes(parts))), None)
+    return through or _UNKNOWN
 
 
 def dangerous(names: Iterable[Global]) -> Iterator[Global]:
@@ -116,20 +102,14 @@ def modern(module: str, name: str) -> tuple[str, str]:
     return IMPORT_MAPPING.get(module, module), name
 
 
-def _danger(module: str, name: str) -> str | None:
+def _danger(module: str, parts: Sequence[str]) -> str | None:
     """Return the reason that a name is dangerous; None where it is not known to be."""
-    parts = name.split(".")
-    full = f"{module}.{name}"
-    for end in _prefixes(full):
-        why = NAMES.get(end)
-        if why:
-            return f"{end} {why}"
+    name = ".".join(parts)
+    why = _listed(f"{module}.{name}", len(module))
+    if why:
+        return why
     for end in _prefixes(module):
-        why = MODULES.get(end)
-        if why and _is_that(module, end):
-            return f"{end} {why}"
-    for end in _prefixes(full):  # a name with dots goes through the modules that its first part names
-        if len(end) > len(module) and end in MODULES and "." in end:
+        if end in MODULES and _is_that(module, end):
             return f"{end} {MODULES[end]}"
     if module in ("builtins", "__builtins__"):
         return f"{name} of builtins is not data"
@@ -137,6 +117,47 @@ def _danger(module: str, name: str) -> str | None:
         return f"{parts[-1]} runs code"
     leading = next((part for part in parts if part.lstrip("_") in LEADS_TO or part in INNER), None)
     return f"{leading} leads to anything else" if leading else None
+
+
+def _listed(full: str, beyond: int) -> str | None:
+    """Return the reason that a name, or a module within that is longer than `beyond`, is listed as dangerous."""
+    for end in _prefixes(full):
+        if end in NAMES:
+            return f"{end} {NAMES[end]}"
+        if len(end) > beyond and "." in end and end in MODULES:
+            return f"{end} {MODULES[end]}"
+    return None
+
+
+def _suffixes(parts: Sequence[str]) -> Iterator[str]:
+    """Yield what a name with dots may be where any of its parts but the last is a module that another one holds."""
+    for at in range(len(parts) - 1):
+        first = parts[at].lstrip("_") or parts[at]
+        yield ".".join((ALIASES.get(first, first), *parts[at + 1 :]))
+
+
+def _danger_through(full: str) -> str | None:
+    """Return the reason that the name is dangerous that a module leads to which another one holds."""
+    if full in HARMLESS or full in ALLOWED or full in KNOWN:
+        return None
+    top, _, rest = full.partition(".")
+    if top in MODULES:
+        return f"{top} {MODULES[top]}"
+    if top == "builtins":
+        return f"{rest} of builtins is not data"
+    return _listed(full, len(top))
+
+
+def _unusual_through(full: str) -> Judgement | None:
+    """Return the judgement of a name of Python's or a known package's that a module of an unknown package leads to."""
+    top = full.partition(".")[0]
+    if full in HARMLESS or full in ALLOWED or full in KNOWN:
+        return None
+    return _foreign(top) if top in PACKAGES else _UNUSUAL if top in sys.stdlib_module_names else None
+
+
+def _foreign(package: str) -> Judgement:
+    return Judgement("unusual", f"it is not one of the names of {package} that checkpoints have")
 
 
 def _prefixes(dotted: str) -> Iterator[str]:
@@ -151,10 +172,10 @@ def _prefixes(dotted: str) -> Iterator[str]:
 def _is_that(module: str, listed: str) -> bool:
     """True if a module below a listed one can be a part of it: `code.models` is not a part of Python's `code`."""
     top = listed.partition(".")[0]
-    return module == listed or top not in sys.stdlib_module_names or top in _PACKAGES or "." in listed
+    return module == listed or top not in sys.stdlib_module_names or top in _WITHIN or "." in listed
 
 
 def _is_standard(module: str, top: str) -> bool:
     if top == "__main__" or top not in sys.stdlib_module_names:
         return False
-    return module == top or top in _PACKAGES or top in ("collections", "encodings", "email", "pathlib", "test")
+    return module == top or top in _WITHIN

@@ -12,13 +12,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from typing import Any
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
+from ckpt_cli.facts import dataclass
 from ckpt_cli.formats import signatures
 
 _FEED = 1 << 16

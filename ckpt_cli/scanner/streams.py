@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.signatures import PROTO
 from ckpt_cli.pickles.graph import Global

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.zip.layout import (
     CENTRAL,

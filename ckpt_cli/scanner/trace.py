@@ -9,11 +9,11 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, PersistentId, RawString
 from ckpt_cli.pickles.machine import Handler, Machine, Table, entering
 from ckpt_cli.pickles.opcodes.push import Stopped

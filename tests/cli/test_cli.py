@@ -59,6 +59,10 @@ def model(tmp_path: Path) -> Path:
     assert run(["set", str(tmp_path / "model.pt"), "0.bias=2", "--backup"]) == 0
     (tmp_path / "old.pt").write_bytes((tmp_path / "model.pt").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "model-00001-of-00001.safetensors").write_bytes(
+        (tmp_path / "model.safetensors").read_bytes()
+    )
     return tmp_path
 
 

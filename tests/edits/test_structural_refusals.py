@@ -95,7 +95,7 @@ def test_a_root_within_the_keys_of_a_container_is_reached_by_the_two_commands_th
     assert problem.endswith(
         "'state_dict.model.0' is not a container of its own: 'state_dict' has keys that begin with 'model.0.'"
     )
-    assert hint == "hint: ckpt keep FILE --root state_dict -o OUT, then ckpt keep OUT --root model.0"
+    assert hint == f"hint: ckpt keep {lightning} --root state_dict -o OUT, then ckpt keep OUT --root model.0"
     assert ckpt("keep", lightning, "--root", "state_dict", "-o", "OUT").code == 0
     assert ckpt("keep", "OUT", "--root", "model.0").code == 0
     assert torch.load("OUT").keys() == {"weight", "bias"}

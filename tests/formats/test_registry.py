@@ -19,6 +19,7 @@ import torch
 from builders import old, pt
 from builders import st as files
 from builders.pickles import tensor
+from conftest import refused
 
 from ckpt_cli.errors import CkptError, FormatError, TruncatedError, UnknownFormatError
 from ckpt_cli.files.lock import try_lock
@@ -239,3 +240,28 @@ def test_a_journal_that_was_left_is_dealt_with_first(tmp_path: Path) -> None:
     journal.write_bytes(b"")
     assert open_checkpoint(str(path)).format == "zip"
     assert not journal.exists()
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a protobuf that has a length; lengths below 128."""
+    key = number << 3 | 2
+    return (bytes([key & 127 | 128, key >> 7]) if key > 127 else bytes([key])) + bytes([len(content)]) + content
+
+
+@pytest.mark.parametrize("version", [1, 4, 9])
+@pytest.mark.parametrize("number", [1, 10])
+def test_a_core_ml_model_is_called_that_by_its_description(tmp_path: Path, version: int, number: int) -> None:
+    feature = _field(number, _field(1, b"image") + _field(3, _field(5, b"\x08\x03")))
+    (tmp_path / "m").write_bytes(bytes([8, version]) + _field(2, feature) + _field(100, b"\x0a\x04conv"))
+    assert "a Core ML model" in str(refused(str(tmp_path / "m")))
+
+
+@pytest.mark.parametrize("producer", [b"pytorch", b"", "exporté".encode()])
+def test_an_onnx_model_is_called_that_whoever_wrote_it(tmp_path: Path, producer: bytes) -> None:
+    (tmp_path / "m").write_bytes(b"\x08\x08" + _field(2, producer) + _field(3, b"2.1") + _field(7, b"\x0a\x02ab"))
+    assert "an ONNX model" in str(refused(str(tmp_path / "m")))
+
+
+def test_a_protobuf_that_is_neither_is_not_called_onnx(tmp_path: Path) -> None:
+    (tmp_path / "m").write_bytes(b"\x08\x04" + _field(2, b"\x22\x03\x08\x01\x01" * 4))
+    assert "ONNX" not in str(refused(str(tmp_path / "m")))

@@ -95,9 +95,9 @@ def test_a_rename_walks_the_graph_once_and_writes_the_pickle_once(
 
         return counted
 
-    def walked(root: object) -> Iterator[object]:
+    def walked(root: object, *, within_rows: bool = True) -> Iterator[object]:
         done.append("walk")
-        return nodes_of(root)
+        return nodes_of(root, within_rows=within_rows)
 
     monkeypatch.setattr(rewrite, "write_pickle", counting("write", write_pickle))
     monkeypatch.setattr(rewrite, "nodes_of", walked)

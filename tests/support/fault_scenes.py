@@ -80,6 +80,8 @@ SCENES = {
     "untie to a new file": _scene("untie a.pt 2.weight -o out.pt"),
     "compact": _scene("compact wide.pt", then="a=1"),
     "compact, legacy, to a file that is there": _scene("compact wide.legacy -o there.pt", then="*=1"),
+    "index": _scene("index sharded"),
+    "index with a backup": _scene("index sharded --backup"),
     "undo": _scene("undo edited.pt"),
     "undo in shards": _scene("undo edited"),
     # conversions

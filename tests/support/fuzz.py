@@ -1,7 +1,9 @@
 """Run `ckpt` on damaged files, in processes of their own, and tell what must not happen.
 
     python tests/support/fuzz.py --mutations 20000 [--seed 1]
+    python tests/support/fuzz.py --serve
 
+With `--serve` it tries what it is asked for, each request in a fork of one process that has imported all commands.
 What must not happen: a traceback, a bug that says so, more than one line of trouble, an import of torch, a file that
 nobody asked for, over 300 MB of memory, over 5 seconds. What did goes to `tests/crashes/`.
 """
@@ -9,15 +11,18 @@ nobody asked for, over 300 MB of memory, over 5 seconds. What did goes to `tests
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mutations import mutate
 
@@ -64,11 +69,16 @@ class Batch:
 
 def run_batch(batch: Batch) -> list[str]:
     """The problems of a batch, found in a forked process."""
+    return in_fork(_problems, batch)
+
+
+def in_fork(work: Callable[..., list[str]], *arguments: Any) -> list[str]:
+    """The problems that some work finds in a forked process, and those of the process itself."""
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
         os.close(ours)
-        problems = _problems(batch)
+        problems = work(*arguments) + _problems_of_process(arguments)
         with open(theirs, "w", encoding="utf-8") as pipe:
             json.dump(problems, pipe)
         os._exit(0)
@@ -77,7 +87,7 @@ def run_batch(batch: Batch) -> list[str]:
         answer = pipe.read()
     _, status = os.waitpid(child, 0)
     if status:
-        return [f"{batch}: the process died: {status}"]
+        return [f"{arguments}: the process died: {status}"]
     found: list[str] = json.loads(answer)
     return found
 
@@ -93,12 +103,15 @@ def _problems(batch: Batch) -> list[str]:
                 problems.append(f"{batch.sample.name} seed {batch.seed} number {number}: {problem}")
                 CRASHES.mkdir(exist_ok=True)
                 (CRASHES / f"{batch.sample.stem}-{batch.seed}-{number}").write_bytes(damaged)
-    if "torch" in sys.modules:
-        problems.append("torch was imported")
+    return problems
+
+
+def _problems_of_process(arguments: tuple[Any, ...]) -> list[str]:
+    problems = ["torch was imported"] if "torch" in sys.modules else []
     with open("/proc/self/status", encoding="ascii") as status:
         peak = int(status.read().split("VmHWM:")[1].split()[0]) << 10
     if peak > PEAK:
-        problems.append(f"{batch}: {peak >> 20} MB")
+        problems.append(f"{arguments}: {peak >> 20} MB")
     return problems
 
 
@@ -144,15 +157,53 @@ def _run(arguments: list[str]) -> tuple[int, str]:
         sys.stdout, sys.stderr = kept
 
 
+def cut_short(path: str, folder: str) -> list[str]:
+    """What goes wrong with a file of any length up to its own; every other length meets the second command."""
+    data = Path(path).read_bytes()
+    return [
+        problem
+        for length in range(len(data))
+        for problem in try_file(data[:length], Path(folder), COMMANDS[length % 2 :][:1])
+    ]
+
+
+def _batch(sample: str, seed: int, begin: int, count: int) -> list[str]:
+    return _problems(Batch(Path(sample), seed, begin, count, every=False))
+
+
+def _file(path: str, folder: str) -> list[str]:
+    return try_file(Path(path).read_bytes(), Path(folder))
+
+
+REQUESTS: dict[str, Callable[..., list[str]]] = {"batch": _batch, "file": _file, "cut short": cut_short}
+
+
+def serve() -> None:
+    """Answer requests, each a line of JSON on stdin, `[name, arguments…]`, by a line with the problems."""
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        print(json.dumps(in_fork(REQUESTS[name], *arguments)), flush=True)
+
+
+def _import_all(commands: Sequence[str]) -> None:
+    """Import what commands need, once, before the forks."""
+    for module in ("numpy", "ml_dtypes", "ckpt_cli.arrays.codec", "ckpt_cli.cli.main", "ckpt_cli.cli.app"):
+        importlib.import_module(module)
+    for command in commands:
+        importlib.import_module(f"ckpt_cli.cli.{command}")
+
+
 def main() -> int:
     """Damage every sample so many times; 1 when something happened that must not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutations", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
-    import ckpt_cli.arrays.codec
-    import ckpt_cli.cli.main  # noqa: F401 - imported once, before the forks
-
+    _import_all([command[0] for command in COMMANDS])
+    if options.serve:
+        serve()
+        return 0
     batches = [
         Batch(sample, options.seed, begin, min(BATCH, options.mutations - begin), every=False)
         for sample in SAMPLES

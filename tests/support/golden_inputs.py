@@ -40,6 +40,7 @@ def build(folder: Path) -> None:
     write(folder / "evil.pt", {"w": call("os.system", "echo hi"), "net": call("lab.Net")})
     _write_old_formats(folder)
     _write_broken_set(folder / "broken-set")
+    _write_stale_set(folder / "stale-set")
     np.save(folder / "row.npy", np.arange(4, dtype=np.float32))
 
 
@@ -80,6 +81,16 @@ def _write_broken_set(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {"vocab_size": 5, "hidden_size": 2, "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def _write_stale_set(folder: Path) -> None:
+    """Two shards, and the index of an earlier save with three."""
+    folder.mkdir()
+    for number, name in enumerate("ab", 1):
+        save_file({name: torch.ones(2)}, folder / f"model-{number:05}-of-00002.safetensors", metadata={"format": "pt"})
+    places = {name: f"model-{number:05}-of-00003.safetensors" for number, name in enumerate("abc", 1)}
+    index = {"metadata": {"total_size": 24, "note": "kept"}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def _kinds() -> dict[str, object]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from builders import st as files
 from builders.st import floats, info
 from safetensors import SafetensorError, deserialize
@@ -12,6 +14,7 @@ from safetensors import SafetensorError, deserialize
 from ckpt_cli.dtypes import BY_SAFETENSORS
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats.safetensors import header
 from ckpt_cli.model.checkpoint import Checkpoint
 
 DATA = bytes(range(16))
@@ -35,15 +38,36 @@ def opened(folder: Path, content: bytes) -> Checkpoint:
 
 def ours(folder: Path, content: bytes) -> dict[str, dict[str, Any]] | None:
     """What we read, told as the reference tells it; None where we refuse the file."""
-    try:
-        checkpoint = opened(folder, content)
-    except CkptError as error:
-        refused = error
-    else:
-        return read(checkpoint)
+    by_parser, by_expression = (_outcome(folder, content, longest) for longest in (len(content), 0))
+    assert (by_parser.facts, str(by_parser.refused)) == (by_expression.facts, str(by_expression.refused))
+    refused = by_parser.refused
+    if refused is None:
+        return by_parser.tensors
     assert refused.path == str(folder / "some.safetensors")
     assert "\n" not in str(refused)
     return None
+
+
+@dataclass
+class _Outcome:
+    """What opening a file comes to."""
+
+    tensors: dict[str, dict[str, Any]]
+    facts: object = None
+    """All that is known of its tensors, and the metadata."""
+    refused: CkptError | None = None
+
+
+def _outcome(folder: Path, content: bytes, shortest: int) -> _Outcome:
+    """Open a file; a header longer than `shortest` characters is read by the expression where that takes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(header, "_LONG", shortest)
+        try:
+            checkpoint = opened(folder, content)
+        except CkptError as error:
+            return _Outcome({}, refused=error)
+    facts = [(*astuple(replace(t, storage=None)), t.storage and t.storage.extents(0, 1)) for t in checkpoint.tensors]
+    return _Outcome(read(checkpoint), (facts, dict(checkpoint.metadata), checkpoint.container.has_more))
 
 
 def read(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:

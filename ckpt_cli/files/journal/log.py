@@ -15,10 +15,10 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from ckpt_cli.errors import MalformedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.journal.identity import Identity, Sample, identity_of, parsed_identity
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.places import spelled

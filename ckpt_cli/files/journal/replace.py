@@ -19,10 +19,11 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckpt_cli.errors import RefusedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import locked_temporary, take_after, warn_of_lost
 from ckpt_cli.files.hidden_files import journal_path, open_journal, require_trusted, temporary_path
 from ckpt_cli.files.journal.identity import Identity, identity_of, parsed_identity

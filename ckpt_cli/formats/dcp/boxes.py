@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import contiguous_stride
 
 _FORMATS = {1: "B", 2: "H", 4: "I", 8: "Q"}

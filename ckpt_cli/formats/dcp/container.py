@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, UnsupportedError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.dcp.boxes import ChunkPart, Chunks, boxes_of_range, check_scattered, copy_part, part_of
 from ckpt_cli.model.checkpoint import Container, Storage

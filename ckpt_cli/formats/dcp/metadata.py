@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError, MalformedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.formats.dcp.boxes import Box
 from ckpt_cli.pickles.describe import describe

@@ -38,7 +38,7 @@ def path_of(name: str, node: object) -> Path:
     if not isinstance(node, tuple) or not node:
         raise MalformedError(f"entry {describe(name)}: its place in the state that was saved is {describe(node)}")
     if len(node) > limits.NESTING:
-        raise LimitError(f"entry {describe(name)} lies in more than {limits.NESTING} containers")
+        raise LimitError(f"entry {describe(name)} lies in more than {limits.NESTING} containers", fixed=True)
     found: list[str | int] = []
     for key in node:
         text = text_of(key)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import BY_NAME, BY_NUMPY, DType
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.plain import NoStorages
 from ckpt_cli.formats.signatures import NUMPY
-from ckpt_cli.model.checkpoint import Entry, Opaque, Storage, Tensor, Value, contiguous_stride
+from ckpt_cli.model.checkpoint import Deferred, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
 from ckpt_cli.pickles.tensors.arguments import COUNT_END, sizes
 
 if TYPE_CHECKING:
@@ -64,8 +65,53 @@ class Header:
     def entry(self, name: str, storage: Storage) -> Entry:
         """The array over a storage; one of objects, text or dates is a value that shows its shape and dtype."""
         if self.dtype is None:
+            if text_kind(self) is not None:
+                return Value(name, TextArray(self, storage))
             return Value(name, Opaque(f"numpy.ndarray(shape={self.shape}, dtype={self.code})"))
         return Tensor(name, self.dtype, self.shape, self.stride, storage, big_endian=self.big_endian)
+
+
+_TEXT = re.compile(r"[<>|=]?([USa])\d{1,12}")
+"""The dtypes of text in characters of 4 bytes, and of bytes."""
+
+_TEXTS = 1 << 16
+"""Texts of an array that are read to be shown."""
+
+
+def text_kind(header: Header) -> str | None:
+    """Return `U` or `S` for an array of text or bytes that is small enough to be shown; None for any other."""
+    match = _TEXT.fullmatch(header.code)
+    if match is None or header.nbytes_of_elements > limits.ITEM_BYTES:
+        return None
+    return None if prod(max(size, 1) for size in header.shape) > _TEXTS else "U" if match[1] == "U" else "S"
+
+
+class TextArray(Deferred):
+    """An array of text as nested lists of str; one of bytes as the text of such lists."""
+
+    __slots__ = ("_header", "_storage")
+
+    def __init__(self, header: Header, storage: Storage) -> None:
+        super().__init__()
+        self._header = header
+        self._storage = storage
+
+    def load(self) -> object:
+        """Read the elements, each without the NULs at its end, as numpy does."""
+        header = self._header
+        data = bytes(self._storage.view(0, header.nbytes_of_elements))
+        made = self._nested(data, header.shape, header.stride, 0)
+        return made if text_kind(header) == "U" else Opaque(repr(made))
+
+    def _nested(self, data: bytes, shape: tuple[int, ...], stride: tuple[int, ...], at: int) -> object:
+        if shape:
+            return [self._nested(data, shape[1:], stride[1:], at + number * stride[0]) for number in range(shape[0])]
+        size = self._header.itemsize or 0
+        raw = data[at * size : (at + 1) * size]
+        if text_kind(self._header) != "U":
+            return raw.rstrip(b"\0")
+        codec = "utf-32-be" if self._header.code[0] == ">" else "utf-32-le"
+        return raw.decode(codec, "replace").rstrip("\0")
 
 
 def header_size(head: bytes) -> int:

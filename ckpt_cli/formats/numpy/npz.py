@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
+from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_size, object_entries, parse_header
@@ -31,7 +32,7 @@ class _ArrayBytes(RecordBytes):
         return UnsupportedError(
             f"array {self.key.removesuffix(_SUFFIX)!r} is compressed, so its bytes cannot be changed in place",
             path=self.records.file.path,
-            hint="save it again with numpy.savez, which does not compress",
+            hint="ckpt convert FILE OUT.npz writes a copy that is not compressed",
         )
 
 
@@ -45,8 +46,6 @@ class Npz:
         """Bytes that records have after their arrays."""
         self._closed: list[str] = []
         """Arrays of objects whose pickles cannot be read."""
-        self._inflated = 0
-        """Bytes of arrays of objects that were inflated."""
 
     def entries(self, record: Record) -> list[Entry]:
         """The array in a record, what is in one of objects, or what stands there in the place of one."""
@@ -74,8 +73,7 @@ class Npz:
 
         size = record.nbytes - header.nbytes
         if record.method == DEFLATED:
-            self._inflated += record.nbytes
-            if self._inflated > limits.PICKLE_INFLATED:
+            if not current().affords((self, "objects"), record.nbytes, limits.PICKLE_INFLATED):
                 raise LimitError(f"its arrays of objects would inflate to over {limits.PICKLE_INFLATED} bytes")
             begin, content = None, memoryview(self.records.inflate(record, header.nbytes, size))
         else:

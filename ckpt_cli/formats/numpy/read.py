@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.numpy.npy import ENTRY, HEAD, NAME, PICKLED, Header, header_size, object_entries, parse_header
 from ckpt_cli.formats.plain import PlainFile

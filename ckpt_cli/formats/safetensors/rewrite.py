@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_cli import limits
-from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError, quoted
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile, SourceFile
-from ckpt_cli.formats.safetensors.read import FIELDS, ORDER, Safetensors, renamed_order
+from ckpt_cli.formats.safetensors.header import FIELDS
+from ckpt_cli.formats.safetensors.read import ORDER, Safetensors, renamed_order
 from ckpt_cli.formats.writing import Appender, OpenCopy, open_with_safetensors, reading_back
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, PlainBytes, Storage, Tensor
@@ -73,8 +74,8 @@ def header_bytes(items: Sequence[Item], metadata: Mapping[str, str]) -> bytearra
     header += b"}"
     header += b" " * (_ROOM + -(len(header) + _ROOM) % _ALIGNMENT)
     nbytes = len(header) - 8
-    if nbytes > limits.SAFETENSORS_HEADER:
-        raise RefusedError(f"the header would have {nbytes} bytes; {limits.SAFETENSORS_HEADER} is the most")
+    if nbytes > limits.SAFETENSORS_WRITTEN:
+        raise RefusedError(f"the header would have {nbytes} bytes; {limits.SAFETENSORS_WRITTEN} is the most")
     header[:8] = nbytes.to_bytes(8, "little")
     return header
 
@@ -149,7 +150,7 @@ class Rewriting:
             raise UnsupportedError(
                 f"a safetensors file holds tensors and strings only, so {name!r} cannot be set",
                 path=checkpoint.path,
-                hint=f"ckpt meta {checkpoint.path} {name}=… sets a string of its metadata; "
+                hint=f"ckpt meta {quoted(checkpoint.path)} {quoted(name)}=… sets a string of its metadata; "
                 "--dtype makes a tensor of numbers",
             )
         self._files = container.files
@@ -252,7 +253,7 @@ class Rewriting:
         if taken is not None:
             raise RefusedError(
                 f"the metadata has a string {taken!r}, so that name cannot stand there for a tie as well",
-                hint=f"ckpt meta FILE -d {taken} removes it",
+                hint=f"ckpt meta FILE -d {quoted(taken)} removes it",
             )
         found |= self.aliases
         if ORDER in found:

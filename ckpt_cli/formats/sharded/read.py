@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, listed
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import exists, folder_of, is_plain_name, join, name_of, present
 from ckpt_cli.files.source import Extent, SourceFile

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
+from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, quoted
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import name_of
 from ckpt_cli.formats.safetensors import rewrite as safetensors_write
 from ckpt_cli.formats.safetensors.rewrite import refuse_new_ties
@@ -128,7 +129,7 @@ class Rewriting:
                 raise RefusedError(
                     f"{name!r} would share bytes with a tensor of another shard",
                     path=self._checkpoint.path,
-                    hint=f"ckpt convert {self._checkpoint.path} OUT writes all into one file first",
+                    hint=f"ckpt convert {quoted(self._checkpoint.path)} OUT writes all into one file first",
                 )
             self._across[name] = next(t.name for t in self._checkpoint.tensors if t.storage is tensor.storage)
             del tensors[name]
@@ -211,7 +212,7 @@ class Rewriting:
             refuse_new_ties({name for names in stored.values() for name in names}, strings, aliases)
         if index == self._old_index:
             return name_of(file.path), file.read(0, file.size)
-        return name_of(file.path), (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
+        return name_of(file.path), as_text(index)
 
     def _stored_after(self) -> dict[str, list[str]]:
         """The names that each shard has bytes for afterwards, by the shard's file name."""
@@ -325,6 +326,11 @@ class Rewriting:
     def names(self) -> Sequence[str]:
         """The files that are written."""
         return [*(part.name for part in self.parts), *([self.index[0]] if self.index else [])]
+
+
+def as_text(index: Mapping[str, Any]) -> bytes:
+    """Return the content of the file of an index, as huggingface_hub writes it."""
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _is_nothing(changes: Changes) -> bool:

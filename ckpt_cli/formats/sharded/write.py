@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import Progress
 from ckpt_cli.files.places import exists, join
 from ckpt_cli.files.source import LocalFile

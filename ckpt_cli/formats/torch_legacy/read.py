@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, UnsupportedError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.formats.signatures import has_proto

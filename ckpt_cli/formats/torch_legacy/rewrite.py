@@ -6,7 +6,7 @@ byte for byte.
 
 from __future__ import annotations
 
-from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError, quoted
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
@@ -18,7 +18,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Storage
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.legacy_save import NUMEL, Save, pickle_at, read_save
-from ckpt_cli.pickles.references import rekey
+from ckpt_cli.pickles.references import referred, rekey
 from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.write import write_pickle
 
@@ -62,7 +62,7 @@ class Rewriting:
             raise UnsupportedError(
                 f"{untyped.name!r} would be of {untyped.dtype}, which torch cannot load from a file of before 1.6",
                 path=checkpoint.path,
-                hint=f"ckpt convert {checkpoint.path} OUT.pt writes one of today's format",
+                hint=f"ckpt convert {quoted(checkpoint.path)} OUT.pt writes one of today's format",
             )
         graph = self._save.graph
         place = PicklePlace(self._save.begin)
@@ -78,7 +78,7 @@ class Rewriting:
         """
         found: dict[str, Storage] = {}
         keys: dict[Storage, str] = {}
-        references = self._edited.references()
+        references = list(self._edited.references())
         kept = {key for reference, key, _ in references if id(reference) not in self._edited.new}
         number = 0
         for reference, key, storage in references:
@@ -148,7 +148,7 @@ class Rewriting:
         """Bytes of an element of each storage, of its class."""
         found: dict[str, int] = {}
         for reference, key, storage in self._edited.references():
-            pid = reference.pid
+            pid = referred(reference).pid
             if isinstance(pid, tuple) and isinstance(pid[4], int) and pid[4]:
                 found.setdefault(key, storage.nbytes // pid[4])
         return found

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnknownFormatError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource, SourceFile, Window
 from ckpt_cli.formats.plain import NoStorages, PlainFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
@@ -250,7 +251,7 @@ class _Tar:
                 raise MalformedError(f"tensor {key!r} is a view of storage {_key(storage_id)!r}, which is not there")
             (dimensions,) = struct.unpack("<i", cursor.window.read(cursor.skip(8), 4))
             if not 0 <= dimensions <= limits.DIMENSIONS:
-                raise LimitError(f"tensor {key!r} has {dimensions} dimensions")
+                raise LimitError(f"tensor {key!r} has {dimensions} dimensions", fixed=True)
             shape, stride = (sizes(key, cursor.numbers(dimensions)), cursor.numbers(dimensions))
             (offset,) = cursor.numbers(1)
             if not all(0 <= number < COUNT_END for number in (*stride, offset)):

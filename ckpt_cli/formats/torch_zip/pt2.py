@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from ckpt_cli import limits
+from ckpt_cli.budget import current
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, UnsupportedError
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
@@ -249,15 +250,12 @@ class _JsonRecords:
     def __init__(self, records: ZipRecords) -> None:
         self._records = records
         self._path = records.file.path
-        self._left = limits.ZIP_JSON_PARSED
-        """Bytes of memory that may still be taken."""
 
     def read(self, name: str) -> dict[str, Any]:
         """Return the object that a record is; raises MalformedError for anything else, LimitError for far too much."""
         raw = self.raw(name)
         cost = (2 if raw.isascii() else 8) * len(raw) + sum(raw.count(char) * nbytes for char, nbytes in _COSTS)
-        self._left -= cost
-        if self._left < 0:
+        if not current().affords((self, "JSON"), cost, limits.ZIP_JSON_PARSED):
             raise LimitError(
                 f"record {describe(name)} and others would take about {cost >> 20} MiB of memory", path=self._path
             )

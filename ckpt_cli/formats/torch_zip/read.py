@@ -6,9 +6,9 @@ Record names and their order are those of torch/csrc/serialization and torch/ser
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 
 from ckpt_cli.errors import MalformedError, UnknownFormatError, about
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip.read import ZipRecords

@@ -8,7 +8,7 @@ the pickle reaches them.
 from __future__ import annotations
 
 from ckpt_cli import limits
-from ckpt_cli.errors import MalformedError, UnsupportedError
+from ckpt_cli.errors import MalformedError, UnsupportedError, quoted
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
@@ -16,7 +16,7 @@ from ckpt_cli.formats.torch_zip.patch import LONGEST, ROOM, replace_pickle
 from ckpt_cli.formats.torch_zip.read import NAME
 from ckpt_cli.formats.writing import OpenCopy, reading_back
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
-from ckpt_cli.formats.zip.layout import ALIGNMENT, STORED
+from ckpt_cli.formats.zip.layout import ALIGNMENT, STORED, SmallRecords
 from ckpt_cli.formats.zip.read import Record
 from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.changes import Changes, Write
@@ -24,6 +24,9 @@ from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.references import rekey
+
+_AT_ONCE = 1 << 10
+"""Records of few bytes that are copied together."""
 
 _PIECE = 8 << 20
 """Bytes of a compressed storage that are inflated at a time."""
@@ -45,7 +48,7 @@ class Rewriting:
             raise UnsupportedError(
                 "the file is big-endian, and its new values would be little-endian",
                 path=checkpoint.path,
-                hint=f"ckpt convert {checkpoint.path} OUT.pt writes it in the usual order",
+                hint=f"ckpt convert {quoted(checkpoint.path)} OUT.pt writes it in the usual order",
             )
         self._edited = EditedPickle(graph, finder, finder.place(), checkpoint.entries, changes)
         self._changes = changes
@@ -122,14 +125,25 @@ class Rewriting:
 
     def _write_storages(self, writer: ZipWriter, prefix: str, progress: Progress) -> None:
         """The storages that are referred to, then the records that never were, unless the edit is to save room."""
+        small: list[tuple[str, Record]] = []
         for number, storage in enumerate(self._storages):
             content = self._contents.get(storage)
+            name = f"{prefix}{number}"
+            record = None
             if content is None or content.origin is not None:
                 record = self._record(content.origin if content and content.origin else storage)
-                self._copy(writer, f"{prefix}{number}", record, progress)
-            else:
-                with writer.record(f"{prefix}{number}", content.nbytes):
+                if record.method == STORED and record.limit - record.header <= SmallRecords.MOST:
+                    small.append((name, record))
+                    if len(small) < _AT_ONCE:
+                        continue
+                    record = None
+            self._copy_small(writer, small, progress)
+            if record is not None:
+                self._copy(writer, name, record, progress)
+            elif content is not None and content.origin is None:
+                with writer.record(name, content.nbytes):
                     writer.append_contents((content,), (self._source,), progress)
+        self._copy_small(writer, small, progress)
         if self._changes.rewrite:
             return
         number = len(self._storages)
@@ -137,6 +151,15 @@ class Rewriting:
             if name.startswith(prefix) and name.removeprefix(prefix) not in self._edited.old_keys:
                 self._copy(writer, f"{prefix}{number}", record, progress)
                 number += 1
+
+    def _copy_small(self, writer: ZipWriter, small: list[tuple[str, Record]], progress: Progress) -> None:
+        """Write old records of few bytes under new names, with the checksums that they have, and clear the list."""
+        records = [record for _, record in small]
+        contents = self._records.contents(records) if writer.target else (bytes(record.nbytes) for record in records)
+        for (name, record), content in zip(small, contents, strict=True):
+            writer.add_small(name, content, record.crc)
+        progress(sum(record.nbytes for record in records))
+        small.clear()
 
     def _record(self, storage: Storage) -> Record:
         record: Record = self._records.by_name[f"{self._prefix}data/{storage.key}"]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from ckpt_cli import limits
+from ckpt_cli.budget import current
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages
 from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
@@ -44,23 +45,12 @@ class _Scripted:
         self._prefix = prefix
         self._wanted = {node.name for node in graph.globals if node.module.startswith(_CODE)}
         """The classes that the pickle has objects of."""
-        self._left = limits.SCRIPT_CODE
-        """Bytes of code that may still be read."""
-        self._room = limits.SCRIPT_DECLARED
-        """Bytes of declarations that may still be kept."""
         self._modules: dict[str, dict[str, dict[str, str]]] = {}
         """The kinds of attributes, by module and class."""
 
     def unwrap(self, node: Call) -> object:
         """The list or dict that a call only says the type of."""
-        found: object = node
-        for _ in range(_WRAPPED):
-            if not isinstance(found, Call) or not _is_wrapper(found.func):
-                break
-            if not isinstance(found.args, tuple) or not found.args:
-                break
-            found = found.args[0]
-        return found
+        return unwrapped(node)
 
     def kinds(self, node: Call) -> Mapping[str, str]:
         """Return the kinds of attributes that an object's class declares."""
@@ -75,20 +65,31 @@ class _Scripted:
     def _declared(self, module: str) -> dict[str, dict[str, str]]:
         """Return what the classes of a module declare; nothing where its code is missing or far too long."""
         record = self._records.by_name.get(f"{self._prefix}code/{module.replace('.', '/')}.py")
-        if record is None or record.nbytes > self._left:
+        budget = current()
+        if record is None or not budget.affords((self, "code"), record.nbytes, limits.SCRIPT_CODE):
             return {}
-        self._left -= record.nbytes
         text = bytes(self._records.read(record.name, limits.SCRIPT_CODE)).decode("utf-8", "replace")
         classes: dict[str, dict[str, str]] = {}
-        current: dict[str, str] = {}
+        kinds: dict[str, str] = {}
         for match in _DECLARATION.finditer(text):
             name, group, listed = match.groups()
             if name:
-                current = classes.setdefault(name, {}) if name in self._wanted else {}
-            elif listed and len(listed) <= self._room:
-                self._room -= len(listed)
-                current.update(dict.fromkeys(_QUOTED.findall(listed), group.removesuffix("s")))
+                kinds = classes.setdefault(name, {}) if name in self._wanted else {}
+            elif listed and budget.affords((self, "declarations"), len(listed), limits.SCRIPT_DECLARED):
+                kinds.update(dict.fromkeys(_QUOTED.findall(listed), group.removesuffix("s")))
         return classes
+
+
+def unwrapped(node: object) -> object:
+    """Return the list or dict that a call only says the type of; any other node as it is."""
+    found = node
+    for _ in range(_WRAPPED):
+        if not isinstance(found, Call) or not _is_wrapper(found.func):
+            break
+        if not isinstance(found.args, tuple) or not found.args:
+            break
+        found = found.args[0]
+    return found
 
 
 def _is_wrapper(func: object) -> bool:

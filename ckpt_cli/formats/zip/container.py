@@ -55,7 +55,7 @@ class RecordBytes:
         return UnsupportedError(
             f"storage {self.key!r} is compressed, so its bytes cannot be changed in place",
             path=self.records.file.path,
-            hint="save it again with torch.save, which does not compress",
+            hint="ckpt convert FILE OUT.pt writes a copy that is not compressed",
         )
 
 
@@ -120,6 +120,7 @@ class SavedPickle:
         """The beginning of every record's name, slash included."""
         self._pickle = pickle
         """The name of the pickle without suffix, and of the folder."""
+        self._folder = f"{prefix}{pickle}/"
         self._label = label
         """The beginning of the keys of its storages, where there are several pickles."""
         order = self.note("byteorder", b"little")
@@ -156,7 +157,7 @@ class SavedPickle:
 
     def find(self, key: str, nbytes: int, location: str) -> Storage:
         """The storage of a record, checked to be there and long enough."""
-        name = f"{self.prefix}{self._pickle}/{key}"
+        name = self._folder + key
         record = self.records.by_name.get(name)
         if record is None:
             raise ShortStorageError(f"storage {key!r} has no record {name!r}", path=self._storages.path)

@@ -148,6 +148,32 @@ def local_header(name: str, nbytes: int, header: int, *, alignment: int = ALIGNM
     return LOCAL.pack(LOCAL_MAGIC, 0, _flags(nbytes), 0, 0, 0, 0, 0, 0, len(raw), len(extra)) + raw + extra
 
 
+class SmallRecords:
+    """Makes records of few bytes as `local_header` and `descriptor` do, the parts that many have in common once."""
+
+    MOST = 1 << 12
+    """Bytes of the longest one."""
+
+    def __init__(self, alignment: int) -> None:
+        self._alignment = alignment
+        self._heads: dict[tuple[int, int, bool], tuple[bytes, bytes]] = {}
+        """What stands before the name and after it, by the name's length, the padding and whether there is data."""
+
+    def whole(self, raw: bytes, content: bytes, crc: int, header: int) -> bytes | None:
+        """Return a record with the encoded name `raw`; None for one that needs wider fields."""
+        nbytes = len(content)
+        if nbytes > self.MOST or header >= FULL - nbytes:
+            return None
+        pad = -(header + LOCAL.size + len(raw) + 4) % self._alignment
+        key = len(raw), pad, nbytes > 0
+        parts = self._heads.get(key)
+        if parts is None:
+            full = local_header("_" * len(raw), nbytes, header, alignment=self._alignment)
+            parts = self._heads[key] = full[: LOCAL.size], full[LOCAL.size + len(raw) :]
+        end = _DESCRIPTOR.pack(_DESCRIPTOR_MAGIC, crc, nbytes, nbytes) if nbytes else b""
+        return parts[0] + raw + parts[1] + content + end
+
+
 def descriptor(nbytes: int, crc: int, header: int) -> bytes:
     """Return the descriptor after the data of a record that is not empty: its checksum and sizes."""
     if not nbytes:
@@ -159,7 +185,7 @@ def descriptor(nbytes: int, crc: int, header: int) -> bytes:
 def central_entry(name: str, header: int, crc: int, nbytes: int) -> bytes:
     """The entry in the central directory of a record whose local header is at byte `header`."""
     raw = name.encode("utf-8", "surrogateescape")
-    extra = _zip64(nbytes, header, stored=nbytes)
+    extra = _zip64(nbytes, header, stored=nbytes) if nbytes >= FULL or header >= FULL else b""
     size = min(nbytes, FULL)
     fixed = CENTRAL.pack(
         CENTRAL_MAGIC, 0, 0, _flags(nbytes), 0, 0, 0, crc, size, size, len(raw), len(extra),

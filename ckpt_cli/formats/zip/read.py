@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from threading import get_ident
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from ckpt_cli.formats.zip.layout import (
     END64,
     FULL,
     LOCAL,
+    LOCAL_MAGIC,
     LOCATOR,
     STORED,
     end64_at,
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 
+_WINDOW = 1 << 16
+"""Bytes that are read together where records follow each other."""
+
 _STREAMS = 16
 """Threads that each read a compressed record of one file on from where they were."""
 
@@ -49,7 +53,7 @@ _STREAMS = 16
 class Record:
     """One member: its name, and where its bytes and its two checksums are."""
 
-    __slots__ = ("central", "crc", "flags", "header", "least_end", "limit", "method", "name", "nbytes", "stored")
+    __slots__ = ("central", "crc", "flags", "header", "limit", "method", "name", "name_nbytes", "nbytes", "stored")
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class Record:
         stored: int,
         nbytes: int,
         central: int,
-        least_end: int,
+        name_nbytes: int,
     ) -> None:
         self.name = name
         self.header = header
@@ -76,10 +80,15 @@ class Record:
         """Bytes of its content."""
         self.central = central
         """The first byte of its entry in the central directory."""
-        self.least_end = least_end
-        """The earliest byte that it can end at: its local header's extra field is not known before that is read."""
-        self.limit = least_end
+        self.name_nbytes = name_nbytes
+        """Bytes of its name."""
+        self.limit = 0
         """The first byte of what follows it in the file: the next record, or the directory."""
+
+    @property
+    def least_end(self) -> int:
+        """The earliest byte that it can end at: its local header's extra field is not known before that is read."""
+        return self.header + LOCAL.size + self.name_nbytes + self.stored
 
 
 class _Stream:
@@ -151,6 +160,24 @@ class ZipRecords:
         if offset is None:
             offset = self._data[record.name] = self._read_local(record)
         return offset
+
+    def contents(self, records: Iterable[Record]) -> Iterator[bytes]:
+        """The content of each of some stored records of few bytes; those that follow each other are read together."""
+        begin, window = 0, b""
+        for record in records:
+            at = record.header - begin
+            if at < 0 or record.limit - begin > len(window):
+                begin, at = record.header, 0
+                window = self.file.read(begin, min(max(_WINDOW, record.limit - begin), self.file.size - begin))
+            head = LOCAL.unpack_from(window, at)
+            name = at + LOCAL.size
+            first = name + head[9] + head[10]
+            sound = (
+                head[0] == LOCAL_MAGIC and head[3] == record.method and begin + first + record.stored <= record.limit
+            )
+            if not sound or window[name : name + head[9]] != record.name.encode("utf-8", "surrogateescape"):
+                self._read_local(record)  # which says what is wrong
+            yield window[first : first + record.stored]
 
     def inflate(self, record: Record, offset: int, nbytes: int) -> bytearray:
         """A range of a compressed record's content; what lies before it is inflated and dropped.
@@ -290,8 +317,7 @@ class ZipRecords:
                     raise self._malformed(f"record {name!r} lacks the zip64 sizes that it points to")
             if method or disk or flags & ENCRYPTED or stored != nbytes:
                 self._check_unusual(name, method, disk, flags, stored, nbytes)
-            least_end = header + LOCAL.size + name_length + stored
-            yield Record(name, header, method, flags, crc, stored, nbytes, base + position, least_end)
+            yield Record(name, header, method, flags, crc, stored, nbytes, base + position, name_length)
             position = after_name + extra_length + comment_length
         if position != len(directory):
             fault = "ends within one" if position > len(directory) else "goes on after the last"
@@ -311,7 +337,7 @@ class ZipRecords:
         self._in_order = sorted(records, key=attrgetter("header"))
         limit = directory
         for record in reversed(self._in_order):
-            if record.least_end > limit:
+            if record.header + LOCAL.size + record.name_nbytes + record.stored > limit:
                 raise self._malformed(
                     f"record {record.name!r} reaches to byte {record.least_end}, beyond {limit} where the next thing "
                     "begins"

@@ -13,7 +13,15 @@ from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.copy import Progress, crc_of_range, no_progress
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.writing import Appender
-from ckpt_cli.formats.zip.layout import ALIGNMENT, FULL, central_entry, descriptor, end_records, local_header
+from ckpt_cli.formats.zip.layout import (
+    ALIGNMENT,
+    FULL,
+    SmallRecords,
+    central_entry,
+    descriptor,
+    end_records,
+    local_header,
+)
 
 _SMALL = 1 << 12
 """Bytes from which on a range is left to the kernel: a shorter one, as headers are, is gathered with its neighbours."""
@@ -35,6 +43,7 @@ class ZipWriter(Appender):
         """The CRC-32 of what the record that is being written has so far."""
         self._entries: list[tuple[str, int, int, int]] = []
         """Name, local header, CRC-32 and bytes of each record."""
+        self._small = SmallRecords(alignment)
         self._gathered = bytearray()
         """The last bytes before `position`, which are still to be written."""
 
@@ -65,6 +74,18 @@ class ZipWriter(Appender):
         header = self._start(name, nbytes)
         self._append_range(source, offset, nbytes, progress)
         self._finish(name, header, crc, nbytes)
+
+    def add_small(self, name: str, content: bytes, crc: int) -> None:
+        """Write a record of few bytes whose CRC-32 is known (or 0, as torch may leave it)."""
+        header = self.position
+        whole = self._small.whole(name.encode("utf-8", "surrogateescape"), content, crc, header)
+        if whole is None:
+            self._start(name, len(content))
+            self._gather(content)
+            self._finish(name, header, crc, len(content))
+        else:
+            self._gather(whole)
+            self._entries.append((name, header, crc, len(content)))
 
     @contextmanager
     def record(self, name: str, nbytes: int) -> Iterator[None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from ckpt_cli.facts import dataclass
 
 Subject = TypeVar("Subject")
 
@@ -26,6 +27,10 @@ class Finding:
     message: str
     hint: str = ""
     """A command or action; empty where there is nothing to do."""
+    name: str = ""
+    """For `scan` the imported name that it is about; empty where it is about none."""
+    file: str = ""
+    """The path of the file or folder that it is about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_cli.errors import listed
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.ties import claim_against, embedding_and_head

@@ -10,11 +10,12 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
 from ckpt_cli.errors import ChangedError, CkptError, FormatError, LimitError, UnknownFormatError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import (
@@ -29,6 +30,7 @@ from ckpt_cli.files.places import (
     size_of,
 )
 from ckpt_cli.files.source import Identity
+from ckpt_cli.files.unchanged import open_to_scan
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.open import read_one
 from ckpt_cli.formats.registry import folder_kind, format_of
@@ -44,6 +46,7 @@ from ckpt_cli.ops.check.unreadable import broken_of
 from ckpt_cli.ops.check.values import CHECKS as VALUES
 from ckpt_cli.ops.check.values import Reading
 from ckpt_cli.ops.hf_config import config_beside
+from ckpt_cli.scanner.weights_only import WeightsOnly
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -71,6 +74,12 @@ class Report:
     files: int = 0
     """Files of the checkpoint that were opened."""
     tensors: int = 0
+    weights_only: WeightsOnly = field(default_factory=WeightsOnly)
+    """The answers of torch's weights_only loader."""
+    allowed: int = 0
+    """The number of findings that were taken out because the user allowed them."""
+    known: int = 0
+    """The number of findings that were taken out because they are in the baseline."""
 
     @property
     def ok(self) -> bool:
@@ -95,6 +104,7 @@ def check(path: str, executor: Executor | None = None, on_progress: OnProgress =
         worker = _Worker(report, opened)
         try:
             worker.path(path, executor, on_progress)
+            worker.weights_only()
         except (CkptError, OSError):
             worker.require_unchanged()
             raise
@@ -130,6 +140,13 @@ class _Worker:
             if identity_at(path) != identity:
                 raise ChangedError(path)
 
+    def weights_only(self) -> None:
+        """Ask of every file that was opened whether torch's weights_only loader takes it."""
+        for path in self._identities:
+            if is_file(path):
+                with closing(open_to_scan(path)) as file:
+                    self.report.weights_only.look(file, name_of(path))
+
     # --- opening
 
     def _open(self, path: str) -> tuple[list[Checkpoint], bool]:
@@ -141,12 +158,12 @@ class _Worker:
         names = names_in(path)
         if folder_kind(names) is not None:
             return self._single(path)
-        from ckpt_cli.formats.sharded.names import file_in, index_in
+        from ckpt_cli.formats.sharded.names import file_in, index_in, whole_set
 
         index_name = index_in(path, names)
         if index_name is not None:
             return self._set(join(path, index_name))
-        wanted = shards.wanted_of(names)
+        wanted = shards.wanted_of(names) or whole_set(names)
         if wanted is not None:
             return self._shards(path, "", wanted, {}, {})
         return self._single(join(path, file_in(path, names)))
@@ -187,9 +204,29 @@ class _Worker:
                 checkpoint = self._shard(join(folder, name))
                 if checkpoint is not None:
                     opened[name] = checkpoint
-        files = shards.ShardFiles(index, names, beside, weight_map, metadata, opened)
+        strays = {name: self._beside(join(folder, name)) for name in shards.strays_of(names, beside)[: limits.SHARDS]}
+        whole = {name: self._beside(join(folder, name)) for name in shards.whole_of(index, names, beside)}
+        known = {name: checkpoint for name, checkpoint in strays.items() if checkpoint is not None}
+        files = shards.ShardFiles(index, names, beside, weight_map, metadata, opened, known, whole)
         self._run(shards.CHECKS, files)
-        return list(opened.values()), files.complete
+        return [*opened.values(), *(known[name] for name in files.instead)], files.complete
+
+    def _beside(self, path: str) -> Checkpoint | None:
+        """Open a file beside the shards that is no part of their set; None for one that is not a checkpoint."""
+        opener = Opener()
+        try:
+            file = opener.open(path)
+        except OSError:
+            return None
+        self._identities[path] = file.seen
+        try:
+            checkpoint = read_one(file)
+        except FormatError:
+            file.close()
+            return None
+        opener.release()
+        self._opened.callback(checkpoint.close)
+        return checkpoint
 
     def _shard(self, path: str) -> Checkpoint | None:
         """Open one shard; one that is not a checkpoint at all is a finding too, as the index says that it is one."""
@@ -262,7 +299,9 @@ class _Worker:
         if self._counts[severity, each.code] <= limits.CHECK_FINDINGS:
             words = {"FILE": path, "NAME": occurrence.name}
             hint = _WORDS.sub(lambda word: shlex.quote(words[word[0]]), occurrence.hint or each.hint)
-            self.report.findings.append(Finding(severity, each.code, occurrence.where, occurrence.message, hint))
+            self.report.findings.append(
+                Finding(severity, each.code, occurrence.where, occurrence.message, hint, file=path)
+            )
 
     def _close_counts(self) -> None:
         """Say of each code how many were left out."""
@@ -270,7 +309,7 @@ class _Worker:
             if count > limits.CHECK_FINDINGS:
                 where = name_of(self.report.path)
                 more = f"and {count - limits.CHECK_FINDINGS} more"
-                self.report.findings.append(Finding(severity, code, where, more, ""))
+                self.report.findings.append(Finding(severity, code, where, more, "", file=self.report.path))
 
 
 def codes() -> Iterator[tuple[str, str, str]]:

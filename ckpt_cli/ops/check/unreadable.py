@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, ShortStorageError, TruncatedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import is_file, name_of, open_file
 from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.zip import least_size
@@ -69,7 +69,8 @@ def _short(broken: Broken) -> Iterator[Occurrence]:
 
 def _malformed(broken: Broken) -> Iterator[Occurrence]:
     if type(broken.error) is MalformedError and broken.late_zip is None:
-        yield Occurrence(broken.where, broken.error.problem, hint=broken.error.hint or "")
+        index = "ckpt index FILE writes it again from its shards" if broken.where.endswith(".index.json") else ""
+        yield Occurrence(broken.where, broken.error.problem, hint=broken.error.hint or index)
 
 
 def _leading(broken: Broken) -> Iterator[Occurrence]:

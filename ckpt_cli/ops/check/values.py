@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import Extent, SourceFile
@@ -154,12 +155,11 @@ class Reading:
             self.answer.unchecked.append((f"{where}: {tensor.name}", error.problem))
 
     def _read_packed(self) -> None:
-        from ckpt_cli import limits
-
-        left = limits.INFLATED_IN_ALL
+        budget = Budget()
         for file, where, member in self._packed:
-            left -= member.nbytes
-            if left < 0:
+            try:
+                budget.inflate(member.nbytes)
+            except LimitError:
                 self.answer.unchecked.append((where, "it is compressed, and would inflate to far too much"))
                 return
             self.answer.records.append((where, member, inflated_crc(file, member)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ckpt_cli.dtypes import BY_STORAGE
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import format_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
@@ -83,8 +83,8 @@ class Editing:
         for place, key in renamed.values():
             place.rename(_key_like(place.key_node, key))
         self._drop(gone)
-        if changes.rename is not None or changes.dropped:
-            self._tend_metadata(changes)
+        holders = [("", self._top.node), *((name, place.node) for name, place in self._containers.items())]
+        tend_metadata(holders, self._entries, changes)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -164,20 +164,23 @@ class Editing:
             place = self._entries[prefix]
         return place or self._top
 
-    # --- `_metadata` -------------------------------------------------------------------------------------------------
 
-    def _tend_metadata(self, changes: Changes) -> None:
-        """Rename and drop what state_dicts note about modules (torch/nn/modules/module.py, `_metadata`)."""
-        holders = [("", self._top.node), *((name, place.node) for name, place in self._containers.items())]
-        gone, kept = set[str](), set[str]()
-        below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
-        for name in self._entries if changes.dropped or below else ():
-            is_gone = name in changes.dropped or name.startswith(below)
-            (gone if is_gone else kept).update(modules_of(name))
-        gone -= kept
-        for prefix, holder in holders:
-            for pairs in notes_of(holder):
-                tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
+def tend_metadata(holders: Iterable[tuple[str, object]], names: Iterable[str], changes: Changes) -> None:
+    """Rename and drop what state_dicts note about modules (torch/nn/modules/module.py, `_metadata`).
+
+    `holders` are the containers by their names, `names` those of all entries.
+    """
+    if changes.rename is None and not changes.dropped:
+        return
+    gone, kept = set[str](), set[str]()
+    below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
+    for name in names if changes.dropped or below else ():
+        is_gone = name in changes.dropped or name.startswith(below)
+        (gone if is_gone else kept).update(modules_of(name))
+    gone -= kept
+    for prefix, holder in holders:
+        for pairs in notes_of(holder):
+            tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
 
 
 def _single_level_of(place: NodePlace, old: str, new: str) -> list[tuple[NodePlace, str]]:

@@ -7,10 +7,11 @@ done to it there is done to all of them, which is more than was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import field
 from shlex import quote
 
 from ckpt_cli.errors import RefusedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.pickles.attributes import Field
 from ckpt_cli.pickles.containers import joined
@@ -115,7 +116,7 @@ def leaving(old: str, new: str, holder: str, root: str = "") -> RefusedError:
         )
     return RefusedError(
         f"{old!r} would leave what it is kept in ({holder!r}) to become {new!r}",
-        hint=f"ckpt keep FILE --root {holder.partition('.')[0]} makes that the whole checkpoint first",
+        hint=f"ckpt keep FILE --root {quote(holder.partition('.')[0])} makes that the whole checkpoint first",
     )
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import MalformedError, RefusedError
 from ckpt_cli.model.changes import Changes, Write, difference, emptied_by, entries_after
 from ckpt_cli.model.checkpoint import Entry, Storage, Tensor
 from ckpt_cli.pickles.edit.apply import Editing
+from ckpt_cli.pickles.edit.flat import edit_flat
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
-from ckpt_cli.pickles.graph import Graph, PersistentId, nodes_of, protocol_of
+from ckpt_cli.pickles.graph import Call, Graph, PersistentId, nodes_of, protocol_of
 from ckpt_cli.pickles.read import read_pickle
-from ckpt_cli.pickles.references import references_of, storage_key
+from ckpt_cli.pickles.references import references_or_rows, referred, storage_key
 from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
@@ -36,48 +38,56 @@ class EditedPickle:
         """The old pickle, which long strings of the new one are copied from."""
         tensors = [entry for entry in entries if isinstance(entry, Tensor)]
         self._old = _storages_of(tensors)
-        self._wanted = entries_after([entry for entry in entries if entry.name not in changes.values], changes)
+        self._names = {} if changes.added else changes.names
+        """The new names of the entries that are wanted; nothing where these have them."""
+        staying = [entry for entry in entries if entry.name not in changes.values] if changes.values else entries
+        self._wanted = entries_after(staying, replace(changes, names={}) if self._names else changes)
         new = changes.new_tensors
         self._wanted += new.values()
         self._added = [name for name in changes.added if name not in new]
         self._added += [changes.names.get(name, name) for name in changes.values]
-        self._emptied = emptied_by(changes.dropped) - {entry.name for entry in self._wanted}
+        self._emptied = emptied_by(changes.dropped)
+        if self._emptied:
+            self._emptied -= {self._names.get(entry.name, entry.name) for entry in self._wanted}
         self._rebuilder = Rebuilder(CALLS, graph, finder, WalkBudget(graph.nbytes))
         self._finder = finder
         only_names = not (changes.dropped or changes.dropped_prefixes or changes.root or changes.tensors
                           or changes.values or changes.added)  # fmt: skip
-        old_keys = set() if only_names else _keys_of(references_of(graph.root))
-        editing = Editing(graph, finder, place, entries)
-        retargeting = Retargeting(editing, self._rebuilder, tensors)
-        retargeting.carry_out(changes)
-        editing.carry_out(changes, {name: retargeting.made(tensor) for name, tensor in new.items()})
-        self._wanted = [entry for entry in self._wanted if entry.name not in editing.filled]
-        self.root = editing.root
+        old_keys = set() if only_names else _keys_of(references_or_rows(nodes_of(graph.root, within_rows=False)))
+        self.root = graph.root
         """The new pickle's root."""
-        self.new = retargeting.storages
+        self.new: dict[int, Storage] = {}
         """The storage of each reference that is new, by its identity."""
-        self._references: list[PersistentId] = []
+        if not edit_flat(graph, entries, changes, self._rebuilder.is_tensor):
+            editing = Editing(graph, finder, place, entries)
+            retargeting = Retargeting(editing, self._rebuilder, tensors)
+            retargeting.carry_out(changes)
+            editing.carry_out(changes, {name: retargeting.made(tensor) for name, tensor in new.items()})
+            self._wanted = [entry for entry in self._wanted if entry.name not in editing.filled]
+            self.root, self.new = editing.root, retargeting.storages
+        self._references: list[PersistentId | Call] = []
         self._protocol = protocol_of(self._nodes())
         self.old_keys = _keys_of(self._references) if only_names else old_keys
         """The keys of all storages that the old pickle refers to."""
 
-    def references(self) -> list[tuple[PersistentId, str, Storage]]:
-        """Every reference to a storage in the order in which a pickler reaches them, with its key and storage."""
-        found = []
+    def references(self) -> Iterator[tuple[PersistentId | Call, str, Storage]]:
+        """Every reference to a storage in the order in which a pickler reaches them, with its key and storage.
+
+        In place of the reference of a row its call, as `rekey` takes it.
+        """
         for reference in self._references:
             key = storage_key(reference)
             if key is None:
                 continue
             storage = self.new.get(id(reference)) or self._old.get(key)
             if storage is None:  # of a tensor in an object that does not open up to entries
-                storage = self._old[key] = self._rebuilder.storages.of(reference)[0]
-            found.append((reference, key, storage))
-        return found
+                storage = self._old[key] = self._rebuilder.storages.of(referred(reference))[0]
+            yield reference, key, storage
 
     def _nodes(self) -> Iterator[object]:
         """The nodes of the new pickle; its references are noted on the way."""
-        for node in nodes_of(self.root):
-            if type(node) is PersistentId:
+        for node in nodes_of(self.root, within_rows=False):
+            if type(node) is PersistentId or (type(node) is Call and node.row is not None):
                 self._references.append(node)
             yield node
 
@@ -125,12 +135,12 @@ class EditedPickle:
         """
         if not same_graphs(self.root, self.data, graph.root, graph.data):
             raise MalformedError("its pickle is another one")
-        fault = difference(self._wanted, entries, self._added, self._emptied)
+        fault = difference(self._wanted, entries, self._added, self._emptied, self._names)
         if fault:
             raise RefusedError(f"that cannot be done here, as several names are kept in one object: {fault} then")
 
 
-def _keys_of(references: Iterable[PersistentId]) -> set[str]:
+def _keys_of(references: Iterable[PersistentId | Call]) -> set[str]:
     """Return the keys of the storages that some references are to."""
     return {key for key in map(storage_key, references) if key is not None}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.pickles.graph import Call, Dict, RawString, Set
-from ckpt_cli.pickles.machine import Machine, Table, entering
+from ckpt_cli.pickles.machine import LATER, Machine, Table, entering
 
 BUILDERS: Table = {}
 
@@ -56,8 +56,8 @@ def _memoize(m: Machine, pos: int) -> int:
 def _binget(m: Machine, pos: int) -> int:
     slot = m.data[pos]
     memo = m.memo
-    if 0 < slot < len(memo):
-        m.stack.append(memo[slot])
+    if 0 < slot < len(memo) and (node := memo[slot]) is not LATER:
+        m.stack.append(node)
     else:
         m.get(slot)
     return pos + 1

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 from ckpt_cli import limits
 from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
+from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import Extent
 from ckpt_cli.pickles.graph import ByteArray, Call, Global, Inline, Located, RawString, callee
 

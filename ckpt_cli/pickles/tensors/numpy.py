@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 
 from ckpt_cli.dtypes import BY_NAME, BY_NUMPY, DType
+from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Global
 from ckpt_cli.pickles.tensors.arguments import is_count, text_of

@@ -12,7 +12,7 @@ from typing import Any
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import BY_NAME, DType
-from ckpt_cli.errors import LimitError
+from ckpt_cli.errors import FormatError, LimitError
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
@@ -28,6 +28,9 @@ Rebuild = Callable[["Rebuilder", str, "tuple[Any, ...]", Call], "Tensor | None"]
 
 Calls = Mapping[tuple[str, str], Rebuild]
 """The function for each call that makes a tensor, by the module and name of what is called."""
+
+PLAIN = ("torch._utils", "_rebuild_tensor_v2")
+"""The call that makes nearly all tensors."""
 
 _PART_STEPS = 100
 """The cost of making a part, in steps of the budget."""
@@ -53,6 +56,8 @@ class Rebuilder:
         self._graph = graph
         self._finder = finder
         self._budget = budget
+        self._rows: dict[object, tuple[DType, int, int] | tuple[()]] = {}
+        """The facts of the calls that were read as rows, by what these have in common."""
         self._calls: dict[Global, Rebuild | None] = {}
         """The function in the table for each global that was called; nodes are hashed by identity."""
         self._nested: dict[int, tuple[Tensor, ...]] = {}
@@ -71,6 +76,8 @@ class Rebuilder:
         """
         if type(node) is not Call:
             return self._bare(name, node) if is_storage(node) else None
+        if node.row is not None and (found := self._of_row(name, node)) is not None:
+            return found
         func = node.func
         if type(func) is not Global:
             return None
@@ -86,6 +93,37 @@ class Rebuilder:
             return self._with_parts(tensor, node, self._kept(beside))
         except (TypeError, ValueError, IndexError):  # too few or too many arguments, or not the kind that torch writes
             raise wrong(name, f"{describe(func)} has arguments that it does not take") from None
+
+    def _of_row(self, name: str, node: Call) -> Tensor | None:
+        """Return the tensor of a call that was read as a row; None where it takes looking at its arguments."""
+        row: Any = node.row
+        facts = self._rows.get(row)
+        if facts is None:
+            facts = self._rows[row] = self._facts_of(name, row)
+        if not facts or node.states or node.pairs or node.items:
+            return None
+        dtype, nbytes, end = facts
+        storage = self.storages.at(node.key, dtype, nbytes, row.location)
+        if storage is None or end > storage.nbytes:
+            return None
+        return Tensor(name, dtype, row.size, row.stride, storage, row.offset, "tensor", row.requires_grad)
+
+    def _facts_of(self, name: str, row: Any) -> tuple[DType, int, int] | tuple[()]:
+        """Return the dtype of rows, the bytes of their storages and of these those before the view's end.
+
+        Nothing where there is a fault in them, or something that is rarely said.
+        """
+        rebuild = self.rebuild_of(row.func)
+        if rebuild is None or rebuild is not self._table.get(PLAIN) or self._finder.big_endian:
+            return ()
+        try:
+            dtype, itemsize = self.storages.kind_of(row.kind)
+            shape, steps = geometry(name, row.size, row.stride)
+        except FormatError:
+            return ()
+        if row.numel < 0 or row.offset < 0:
+            return ()
+        return dtype, row.numel * itemsize, Tensor(name, dtype, shape, steps, None, row.offset).span[1]
 
     def _kept(self, beside: Sequence[tuple[str, object]]) -> list[tuple[str, object]]:
         """Return what hangs on a tensor's call, its pairs as a dict that lives as long as the rebuilder."""
@@ -103,6 +141,8 @@ class Rebuilder:
         for _ in range(limits.PARTS_WITHIN):
             if type(node) is not Call or self.rebuild_of(node.func) is None:
                 return False
+            if node.row is not None:
+                return True
             name = node.func.name  # type: ignore[attr-defined]  # a name of the table
             args = node.args if isinstance(node.args, tuple) and node.args else (None,)
             if name in ARRAYS:
@@ -147,7 +187,9 @@ class Rebuilder:
         """
         self._budget.steps(_PART_STEPS)
         if self._depth == limits.PARTS_WITHIN:
-            raise LimitError(f"a tensor is made of tensors, and so on, more than {limits.PARTS_WITHIN} times")
+            raise LimitError(
+                f"a tensor is made of tensors, and so on, more than {limits.PARTS_WITHIN} times", fixed=True
+            )
         self._depth += 1
         try:
             return self.tensor(name, node)

@@ -65,7 +65,7 @@ class Storages:
         if reference is None:
             return self._load(node)
         key = reference.key
-        dtype, itemsize = self._kinds.get(reference.kind) or self._kind(reference.kind)
+        dtype, itemsize = self.kind_of(reference.kind)
         nbytes = reference.numel * itemsize
         if reference.view is not None:
             self.views[id(node)] = _part_of(reference.view, reference.numel)
@@ -81,6 +81,15 @@ class Storages:
         if found[0].nbytes < nbytes:
             raise MalformedError(f"storage {key!r} has {found[0].nbytes} bytes in one place and {nbytes} in another")
         return found[0], dtype
+
+    def at(self, key: str, dtype: DType, nbytes: int, location: str) -> Storage | None:
+        """Return the storage of a key as `of` does; None where it is known otherwise."""
+        found = self._known.get(key)
+        if found is None:
+            storage = self._finder.find(key, nbytes, location)
+            self._known[key] = storage, dtype
+            return storage
+        return found[0] if found[1] is dtype and found[0].nbytes >= nbytes else None
 
     def embedded(self, node: object, buffer: Buffer, begin: int, nbytes: int, location: str = "cpu") -> Storage | None:
         """Return the storage that a range of a node's bytes is; None where it is not known where the pickle stands."""
@@ -124,9 +133,12 @@ class Storages:
         found = self.embedded(node, buffer, begin, nbytes, reference.location)
         return found or Storage(f"save {len(self._loaded)}", nbytes, reference.location), reference.dtype
 
-    def _kind(self, kind: Global) -> tuple[DType, int]:
-        dtype = storage_dtype(kind)
-        found = self._kinds[kind] = dtype, max(dtype.bits // 8, 1)
+    def kind_of(self, kind: Global) -> tuple[DType, int]:
+        """Return the dtype of a storage class, and the bytes of an element; raises MalformedError for another class."""
+        found = self._kinds.get(kind)
+        if found is None:
+            dtype = storage_dtype(kind)
+            found = self._kinds[kind] = dtype, max(dtype.bits // 8, 1)
         return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from check_cases.case import PT, case, hub, patched, two
 
@@ -102,6 +102,41 @@ def _(folder: Path, fault: bool) -> Path:
 @case("total-size")
 def _(folder: Path, fault: bool) -> Path:
     return reindexed(hub(folder), lambda index: index["metadata"].update({"total_size": 7} if fault else {}))
+
+
+@case("stale-index")
+def _(folder: Path, fault: bool) -> Path:
+    path = hub(folder) / "model.safetensors.index.json"
+    return patched(path, lambda raw: raw.replace(b"of-00002", b"of-00030" if fault else b"of-00002")).parent
+
+
+@case("stale-index")
+def _(folder: Path, fault: bool) -> Path:
+    """One of the shards was saved again under another name; the other is where the index says."""
+    hub(folder)
+    if fault:
+        (folder / SECOND).rename(folder / "model-00002-of-00003.safetensors")
+    return folder
+
+
+@case("second-checkpoint")
+def _(folder: Path, fault: bool) -> Path:
+    hub(folder)
+    save_file(two(), folder / ("model.safetensors" if fault else "other.safetensors"), PT)
+    return folder
+
+
+@case("shard-metadata")
+def _(folder: Path, fault: bool) -> Path:
+    save_file(load_file(hub(folder) / SECOND), folder / SECOND, {"format": "flax"} if fault else PT)
+    return folder
+
+
+@case("shard-metadata")
+def _(folder: Path, fault: bool) -> Path:
+    """A note: what is not the format."""
+    save_file(load_file(hub(folder) / SECOND), folder / SECOND, {**PT, "step": "3"} if fault else PT)
+    return folder
 
 
 # distributed checkpoints
