@@ -205,7 +205,7 @@ def _tar(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk
             yield Oddity("warning", "broken-tar", where, f"a member's header at byte {position} makes no sense")
             break
         position = member.end
-        if member.kind not in (b"0", b"\0", b"7") or not member.size:
+        if member.kind in _NOT_FILES or not member.size:
             continue
         budget.files += 1
         if budget.files > limits.SCAN_FILES:
@@ -216,6 +216,13 @@ def _tar(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk
     rest = source.view(min(position, source.size), max(source.size - position, 0))
     if any(rest[: 1 << 20]):
         yield from trailing(rest, 0, where, budget)
+
+
+_NOT_FILES = tuple(bytes((kind,)) for kind in b"123456LKxgX")
+"""Kinds of members that are not files: links, devices, folders, and what describes the next member.
+
+Python's tarfile takes every kind that it does not know for a file.
+"""
 
 
 def _members_of_tar(source: ByteSource) -> Iterator[Member | None]:
