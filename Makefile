@@ -50,9 +50,10 @@ hostile: $(READY)         ## the files made to harm at their full size, under th
 bench: $(READY)           ## ratios against torch, safetensors and a command that does nothing, in one run
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/bench.py
 
-fuzz: $(READY)            ## 20,000 mutations of each sample; every fault of every edit; edits side by side; every name for scan
+fuzz: $(READY)            ## 20,000 mutations of each sample; every fault of every edit; random numbers and every name for scan
 	$(BIN)/python tests/support/fuzz.py --mutations 20000
 	$(BIN)/python tests/support/fuzz_faults.py
+	$(BIN)/python tests/support/numbers_scanned.py --blocks 1000000
 	$(BIN)/python tests/support/side_by_side.py
 	$(BIN)/python tests/support/name_walk.py
 

@@ -182,17 +182,46 @@ class WalkBudget:
 
 @dataclass(slots=True)
 class ScanBudget:
-    """The limits and counts of one scan, over all files, zips and pickles that it reads."""
+    """The limits and counts of one scan, over all files, zips and pickles that it reads.
 
-    opcodes: int = limits.SCAN_OPCODES
+    `opened` makes room for the size of a file: a small one that unfolds to much more is cut short early.
+    """
+
+    opcodes: int = field(default_factory=lambda: min(limits.SCAN_OPCODES_FLOOR, limits.SCAN_OPCODES))
     """Pickle opcodes that may still be read; negative once they are spent."""
-    blocks: int = field(default_factory=lambda: sys.getallocatedblocks() + 2 * limits.PICKLE_BLOCKS)
+    blocks: int = field(default_factory=lambda: sys.getallocatedblocks() + limits.SCAN_BLOCKS_FLOOR)
     """Blocks of memory that the interpreter may have allocated while a pickle is traced."""
+    records: int = field(default_factory=lambda: limits.SCAN_RECORDS_FLOOR)
+    """Records of zip files that may still be looked at."""
+    checksums: int = field(default_factory=lambda: limits.SCAN_CHECKSUMS)
+    """Bytes of which a checksum may still be computed."""
+    stored: int = field(default_factory=lambda: limits.SCAN_STORED_FLOOR)
+    """Bytes of records of zip files, as they are stored, that may still be looked at."""
     tries: int = limits.SCAN_TRIES
     """Places that may still be tried for a hidden pickle."""
     searched: int = 0
     """Bytes searched for hidden pickles."""
     inflated: int = 0
     """Bytes inflated."""
+    held: int = 0
+    """Bytes of these that are in memory now."""
     files: int = 0
     """Files, zips and members opened."""
+    _held: int = field(default_factory=lambda: limits.SCAN_HELD)
+    _opcodes: int = field(default_factory=lambda: max(limits.SCAN_OPCODES - limits.SCAN_OPCODES_FLOOR, 0))
+    _blocks: int = field(default_factory=lambda: max(2 * limits.PICKLE_BLOCKS - limits.SCAN_BLOCKS_FLOOR, 0))
+
+    def opened(self, nbytes: int) -> None:
+        """Make room for the pickles and records of a file of `nbytes` bytes."""
+        opcodes, blocks = min(4 * nbytes, self._opcodes), min(nbytes // 4, self._blocks)
+        self._opcodes -= opcodes
+        self._blocks -= blocks
+        self.opcodes += opcodes
+        self.blocks += blocks
+        self.records += nbytes // 46
+        self.stored += 4 * nbytes
+        self._held = min(self._held + 4 * nbytes, limits.SCAN_INFLATED)
+
+    def room(self) -> int:
+        """Return the number of bytes that may be inflated now."""
+        return max(min(limits.SCAN_INFLATED - self.inflated, self._held - self.held), 0)

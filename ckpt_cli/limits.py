@@ -172,6 +172,15 @@ BESIDE_LOOKED_AT = int(20_000 * _SCALE)
 SCAN_OPCODES = int(24_000_000 * _SCALE)
 """Opcodes of all pickles that one scan reads."""
 
+SCAN_OPCODES_FLOOR = int(6_000_000 * _SCALE)
+"""Opcodes of these that a scan may read of any file; beyond them, four for each byte of the files that it opens."""
+
+SCAN_BLOCKS_FLOOR = int(1_600_000 * _SCALE)
+"""Memory blocks that its pickles may take together, before those that the size of its files allows."""
+
+SCAN_RECORDS_FLOOR = int(60_000 * _SCALE)
+"""Records of all zip files that it looks at; beyond them, one for every 46 bytes of the files that it opens."""
+
 SCAN_BYTES = int(64 * 2**20 * _SCALE)
 """Bytes of strings, of gaps between records and of trailing bytes that one scan searches for hidden pickles."""
 
@@ -186,6 +195,15 @@ SCAN_FILES = int(100_000 * _SCALE)
 
 SCAN_INFLATED = int(256 * 2**20 * _SCALE)
 """Bytes that one scan inflates of compressed files."""
+
+SCAN_HELD = int(64 * 2**20 * _SCALE)
+"""Bytes of these that are in memory at once."""
+
+SCAN_CHECKSUMS = int(512 * 2**20 * _SCALE)
+"""Bytes of pickles in zip files whose checksums one scan computes."""
+
+SCAN_STORED_FLOOR = int(16 * 2**20 * _SCALE)
+"""Bytes of records, as they are stored, that it looks at; beyond them, four for each byte of its files."""
 
 SCAN_FINDINGS = int(10_000 * _SCALE)
 """Findings that one scan lists, those of harmless names not counted."""

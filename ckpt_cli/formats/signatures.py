@@ -60,6 +60,21 @@ def is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
+def is_old_tar(head: bytes) -> bool:
+    """True for a tar file from before POSIX: no magic, but a header with its own checksum, signed or not."""
+    digits = head[148:156].strip(b" \0")
+    if len(head) < 512 or not head[0] or not digits.isdigit() or len(digits) > 7 or b"8" in digits or b"9" in digits:
+        return False
+    rest = head[:148] + head[156:512]
+    unsigned = sum(rest) + 256
+    return int(digits, 8) in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """True for the text that git LFS has in the place of a file."""
+    return head.startswith(b"version https://git-lfs")
+
+
 def is_legacy(head: bytes) -> bool:
     """True for a stream of torch.save from before 1.6: a pickle of its magic number, binary or, in protocol 0, text."""
     if head[:1] != b"L" and b"\x8a" not in head[:12]:  # so that other formats do not import what reads pickles
@@ -219,7 +234,7 @@ _LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (lambda head: head[:4] in (b"lmgg", b"ggml", b"tjgg"), "a model of ggml from before GGUF, which is not read"),
     (lambda head: head[:8] == b"\x89PNG\r\n\x1a\n", "a PNG picture"),
     (
-        lambda head: head.startswith(b"version https://git-lfs"),
+        is_lfs_pointer,
         "a git LFS pointer: fetch the real file with git lfs pull",
     ),
     (lambda head: head[:1] in b"<" and b"html" in head[:200].lower(), "a web page: the download got an error page"),

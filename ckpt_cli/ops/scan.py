@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import field
+from itertools import chain
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
@@ -12,13 +13,15 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.places import files_below, folder_of, is_folder, is_plain_name, join, name_of, open_file
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
-from ckpt_cli.formats.signatures import GZIP, ZIP_RECORD
+from ckpt_cli.formats import signatures
+from ckpt_cli.formats.signatures import ZIP_RECORD, is_lfs_pointer
 from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
+from ckpt_cli.scanner.packed import decodings, packing_of
 from ckpt_cli.scanner.streams import Found, Oddity, Walk, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
-from ckpt_cli.scanner.walk import guess, walk, walker_of
+from ckpt_cli.scanner.walk import guess, search, walk, walker_of
 from ckpt_cli.scanner.weights_only import WeightsOnly
 
 _SEVERITY = {"dangerous": ("error", "dangerous-global"), "unusual": ("warning", "unusual-global"),
@@ -143,6 +146,14 @@ class _Worker:
         self._path = path
         try:
             with closing(open_to_scan(path)) as source, unchanged([source]):
+                self.budget.opened(source.size)
+                if is_lfs_pointer(source.read(0, min(signatures.HEAD, source.size))):
+                    if must:
+                        _refuse_unknown(path)
+                    self.say(
+                        "warning", "not-searched", where, "a git LFS pointer: fetch the real file with git lfs pull"
+                    )
+                    return
                 self.answer.weights_only.look(source, where)
                 known = walker_of(source, where) is not None
                 if known or not must:
@@ -208,7 +219,7 @@ class _Worker:
             return
         budget.tries -= 1
         view = memoryview(data)
-        if data[:4] in (ZIP_RECORD, GZIP + b"\x08\0") and depth < limits.SCAN_NESTING:
+        if data[:4] == ZIP_RECORD and depth < limits.SCAN_NESTING:
             self._take(walk(MemorySource(data), f"{found.where} (within a string)", depth + 1, budget), depth + 1)
             return
         trace = trace_pickle(view, 0, budget)
@@ -216,6 +227,7 @@ class _Worker:
         if not (trace.globals or trace.computed) or not is_pickle(trace, view):
             if trace.problem is None and trace.texts and depth < limits.SCAN_NESTING:
                 self._nested(Found(inner, trace, view), depth + 1)
+            self._packed(data, found, depth)
             return
         if depth >= limits.SCAN_NESTING:
             self.say("warning", "not-searched", inner, "pickles within pickles within pickles…")
@@ -223,6 +235,24 @@ class _Worker:
         severity = "warning" if trace.problem is None else "note"
         self.say(severity, "nested-pickle", inner, "a string that is a pickle, for something to load")
         self._judge(Found(inner, trace, view), depth + 1)
+
+    def _packed(self, data: bytes, found: Found, depth: int) -> None:
+        """Look whether a string is compressed, or is a text that decodes to a pickle."""
+        budget = self.budget
+        packing = packing_of(data[: signatures.HEAD])
+        contents = [("compressed", data)] if packing is not None else []
+        for how, content in chain(contents, decodings(data)):
+            inner = f"{found.where} (within a string, {how})"
+            if depth >= limits.SCAN_NESTING or budget.tries <= 0:
+                self.say(
+                    "warning", "not-searched", inner, "it is not decoded: it is nested too deep, or one of too many"
+                )
+                return
+            budget.tries -= 1
+            before = len(self.answer.globals)
+            self._take(search(MemorySource(content), inner, depth + 1, budget), depth + 1)
+            if any(named.verdict not in ("allowed", "harmless") for named in self.answer.globals[before:]):
+                self.say("warning", "nested-pickle", inner, "a string that decodes to a pickle, for something to load")
 
     def _bytes(self, node: object, found: Found) -> bytes | None:
         """The bytes that a string stands for; a str that could be Latin-1 is the bytes it would encode to."""

@@ -145,6 +145,7 @@ HARMLESS = frozenset(
         *_names("numpy.random._sfc64", "SFC64"),
         *_names("numpy.random.bit_generator", "SeedSequence __pyx_unpickle_SeedSequence"),
         *_names("ml_dtypes", _ML_DTYPES),
+        *_names("joblib.numpy_pickle", "NumpyArrayWrapper"),
         *_names("torch", "Generator layout memory_format qscheme dtype strided sparse_coo contiguous_format"),
         *_names("torch._C", "DisableTorchFunctionSubclass"),
         *_names("torch._utils", "_rebuild_xla_tensor"),

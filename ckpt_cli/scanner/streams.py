@@ -78,11 +78,23 @@ def is_pickle(trace: Trace, data: memoryview) -> bool:
     """
     named = any(_is_name(node) for node in trace.globals)
     if trace.problem is None and trace.end - trace.offset > 1:
-        return named or trace.end == len(data) or data[trace.offset] == PROTO[0] or _is_magic(trace)
+        return named or trace.end == len(data) or data[trace.offset] == PROTO[0] or is_magic(trace)
     return bool(trace.computed) or (named and (bool(trace.calls) or any(dangerous(trace.globals))))
 
 
-def _is_magic(trace: Trace) -> bool:
+def acts(trace: Trace) -> bool:
+    """True if bytes that nothing says are a pickle are one that does something: numbers look like one by chance.
+
+    It has to import what has a name and call it, or import something dangerous; a name that it computes counts only
+    in a whole pickle that also calls something.
+    """
+    if any(_is_name(node) for node in trace.globals):
+        return bool(trace.calls) or any(dangerous(trace.globals))
+    computes = bool(trace.computed or trace.extensions) and bool(trace.calls)
+    return computes and trace.problem is None and trace.protocol > 1
+
+
+def is_magic(trace: Trace) -> bool:
     """True if it is the pickle that torch before 1.6 began a file with."""
     return type(trace.root) is int and trace.root == MAGIC
 
@@ -106,7 +118,7 @@ def streams(source: ByteSource, where: str, budget: ScanBudget, *, sure: bool) -
             yield from trailing(data, position, where, budget)
             return
         step += 1
-        if _is_magic(trace):
+        if is_magic(trace):
             step, legacy = 1, True
             odd = number > 0
         else:
@@ -199,7 +211,7 @@ def hidden_pickles(data: memoryview, position: int, where: str, budget: ScanBudg
             return
         budget.tries -= 1
         trace = trace_pickle(data, match.start(), budget)
-        if trace.globals and is_pickle(trace, data):
+        if acts(trace):
             last = trace.end
             place = f"{where} (byte {match.start()})"
             yield Found(place, trace, data)

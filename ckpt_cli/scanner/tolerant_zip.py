@@ -11,19 +11,18 @@ from collections.abc import Iterator
 from dataclasses import field
 
 from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.zip.layout import (
     CENTRAL,
     CENTRAL_MAGIC,
-    DEFLATED,
     DESCRIBED,
     END,
     END64,
     FULL,
     LOCAL,
     LONGEST_DESCRIPTOR,
-    STORED,
     end64_at,
     find_end,
     find_locator,
@@ -37,6 +36,10 @@ _COMMENT = 1 << 16
 
 _STRANGE_FLAGS = 0x1 | 0x20 | 0x40 | 0x2000
 """Encrypted, patched, strongly encrypted, masked: Python's zipfile refuses such records and torch reads them."""
+
+
+_NAME = 200
+"""Characters of a name that a fault quotes: records may share the bytes of a long one."""
 
 
 @dataclass(slots=True)
@@ -77,11 +80,14 @@ class LooseZip:
     """The faults of the zip as a whole, in words."""
 
 
-def zips_within(source: ByteSource) -> Iterator[LooseZip]:
-    """The zips of a file, the last one first: what stands before a zip may be a zip as well (DCP's `.distcp`)."""
+def zips_within(source: ByteSource, budget: ScanBudget | None = None) -> Iterator[LooseZip]:
+    """The zips of a file, the last one first: what stands before a zip may be a zip as well (DCP's `.distcp`).
+
+    A scan counts the records in its `budget`: zips within zips may list the same bytes over and over.
+    """
     end = source.size
     for _ in range(limits.SCAN_FILES):
-        found = _zip_before(source, end, anywhere=end == source.size)
+        found = _zip_before(source, end, budget, anywhere=end == source.size)
         if found is None:
             return
         yield found
@@ -90,7 +96,7 @@ def zips_within(source: ByteSource) -> Iterator[LooseZip]:
             return
 
 
-def _zip_before(source: ByteSource, end: int, *, anywhere: bool) -> LooseZip | None:
+def _zip_before(source: ByteSource, end: int, budget: ScanBudget | None, *, anywhere: bool) -> LooseZip | None:
     """The zip that ends at a byte, or some bytes before the end of the file."""
     if end < END.size:
         return None
@@ -113,7 +119,10 @@ def _zip_before(source: ByteSource, end: int, *, anywhere: bool) -> LooseZip | N
     if directory < 0 or begin < 0:
         faults.append("its end record points out of the file")
         directory, begin = (offset, 0) if offset < last.position else (0, 0)
-    members = list(_members(source, begin, directory, min(size, before - directory), count, faults))
+    most = limits.ZIP_RECORDS if budget is None else max(min(limits.ZIP_RECORDS, budget.records), 0)
+    members = list(_members(source, begin, directory, min(size, before - directory), count, faults, most))
+    if budget is not None:
+        budget.records -= len(members)
     return LooseZip(begin, directory, stop, members, faults)
 
 
@@ -127,14 +136,14 @@ def _end64(source: ByteSource, locator: int, at64: int) -> tuple[int, int, int, 
 
 
 def _members(
-    source: ByteSource, begin: int, directory: int, size: int, count: int, faults: list[str]
+    source: ByteSource, begin: int, directory: int, size: int, count: int, faults: list[str], most: int
 ) -> Iterator[Member]:
     if size > limits.ZIP_DIRECTORY:
         faults.append(f"its directory of {size} bytes is larger than any that is read")
         size = limits.ZIP_DIRECTORY
     raw = source.read(directory, max(min(size, source.size - directory), 0))
     position = seen = 0
-    while position + CENTRAL.size <= len(raw) and seen < limits.ZIP_RECORDS:
+    while position + CENTRAL.size <= len(raw) and seen < most:
         fields = CENTRAL.unpack_from(raw, position)
         signature, flags, method = fields[0], fields[3], fields[4]
         crc, stored, nbytes, name_length, extra_length, comment_length = fields[7:13]
@@ -165,7 +174,7 @@ def _compare(source: ByteSource, member: Member) -> None:
     name = name_in(source.read(member.header + LOCAL.size, min(local.name_length, room)))
     member.begin = member.header + local.size
     if name != member.name:
-        member.faults.append(f"is called {name!r} in its local header")
+        member.faults.append(f"is called {name[:_NAME]!r} in its local header")
     if local.method != member.method:
         member.faults.append(f"has method {local.method} in its local header and {member.method} in the directory")
     odd = (local.flags | member.flags) & _STRANGE_FLAGS
@@ -186,22 +195,6 @@ def _compare_sizes(member: Member, crc: int, stored: int, nbytes: int) -> None:
             member.faults.append(f"has {here} {word} by its local header and {there} by the directory")
     if crc not in (0, member.crc):
         member.faults.append("has another CRC in its local header than in the directory")
-
-
-def content(source: ByteSource, member: Member, most: int) -> memoryview | None:
-    """A record's bytes, inflated where they must be; None where that is not possible."""
-    stored = min(member.stored, source.size - member.begin)
-    if member.begin < 0 or stored < 0:
-        return None
-    if member.method == STORED:
-        return source.view(member.begin, stored)
-    if member.method != DEFLATED:
-        return None
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        return memoryview(inflater.decompress(source.view(member.begin, min(stored, most)), most))
-    except zlib.error:
-        return None
 
 
 def unlisted(found: LooseZip) -> Iterator[tuple[int, int]]:

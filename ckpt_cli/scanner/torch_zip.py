@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
+from ckpt_cli.formats import signatures
 from ckpt_cli.formats.zip.layout import LOCAL, LOCAL_MAGIC, STORED, local_header_in, name_in
+from ckpt_cli.scanner.documents import is_json
+from ckpt_cli.scanner.packed import held, packing_of, take, zip_decoder
+from ckpt_cli.scanner.scripts import bytecode_findings, script_findings
 from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
     Found,
     Inner,
     Oddity,
+    acts,
     hidden_pickles,
     streams,
     trailing,
 )
-from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, content, unlisted, zips_within
+from ckpt_cli.scanner.tolerant_zip import LooseZip, Member, unlisted, zips_within
+from ckpt_cli.scanner.trace import trace_pickle
 
 Walk = Iterator[Found | Oddity | Inner]
 
-_OURS = ("data.pkl", "constants.pkl", "attributes.pkl", "traced_inputs.pkl")
+_OURS = (
+    "data.pkl",
+    "constants.pkl",
+    "attributes.pkl",
+    "traced_inputs.pkl",
+    "bytecode.pkl",
+    "mobile_debug_handles.pkl",
+)
 """The pickles that torch puts right below the prefix."""
 
 _CODE = ("/code/", "/extra/")
 """Folders in which TorchScript and .pt2 keep other things than pickles of their own."""
 
-_TEXTS = (".py", ".txt", ".md")
-"""Suffixes of records that hold text; TorchScript's code is text."""
-
 _SAID = 100
 """Findings of one kind that are reported for one zip."""
+
+_BEGINNING = 1 << 16
+"""Bytes of a compressed record that are inflated to see what it is."""
+
+_HEAD = 4096
+"""Bytes of these that are traced as a pickle."""
+
+_UNLISTED_COSTS = 50
+"""Places to be tried for a hidden pickle, in whose time a record is opened that no directory lists."""
 
 _CRC_BYTES = 64 * 2**20
 """Bytes up to which a pickle's CRC is checked."""
@@ -43,7 +61,7 @@ _CRC_BYTES = 64 * 2**20
 
 def walk_zips(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Every zip of a file, and what stands before, between and after them."""
-    zips = list(zips_within(source))
+    zips = list(zips_within(source, budget))
     if not zips:
         yield Oddity("warning", "broken-zip", where, "a zip file without an end record: it is cut short")
         yield from trailing(source.view(0, source.size), 0, where, budget)
@@ -72,6 +90,11 @@ def walk_zip(source: ByteSource, found: LooseZip, where: str, depth: int, budget
         yield Oddity("warning", "broken-zip", where, fault)
     yield from _layout(found, where)
     for member in found.members:
+        budget.stored -= min(max(member.stored, 0), source.size)
+        if budget.stored < 0:
+            message = "its records are far more than the file has: many are said to be at one place"
+            yield Oddity("warning", "not-searched", f"{where}/{member.name}", message)
+            break
         yield from _walk_member(source, member, f"{where}/{member.name}", depth, budget)
     for begin, end in unlisted(found):
         piece = source.view(begin, end - begin)
@@ -120,41 +143,59 @@ def _is_extra(name: str, prefix: str) -> bool:
 
 
 def _walk_member(source: ByteSource, member: Member, where: str, depth: int, budget: ScanBudget) -> Walk:
-    if member.begin < 0 or member.begin > source.size or member.name.endswith(_TEXTS):
+    if member.begin < 0 or member.begin > source.size:
         return
-    named = member.name.lower().endswith(PICKLE_NAMES)
+    stored = Window(source, member.begin, min(max(member.stored, 0), source.size - member.begin))
     if member.method == STORED:
-        inner: ByteSource | None = Window(source, member.begin, min(member.stored, source.size - member.begin))
-    else:
-        inner = yield from _inflated(source, member, where, budget, named=named)
-    if inner is None:
+        yield from _content(stored, member, where, depth, budget)
         return
-    if member.name.endswith("config.json"):
-        yield from lambda_layers(inner.view(0, min(inner.size, limits.SCAN_BYTES)), where)
-    elif named:
-        if member.crc and inner.size <= _CRC_BYTES and zlib.crc32(inner.view(0, inner.size)) != member.crc:
+    decode = zip_decoder(member.method, member.nbytes)
+    if decode is None:
+        message = f"it is compressed by method {member.method}, which is not unpacked here"
+        yield Oddity("warning", "not-searched", where, message)
+        return
+    found = take(decode, stored.view(0, stored.size), budget, _BEGINNING)
+    if found.cut and _is_worth(found.data, member.name, budget):
+        found = take(decode, stored.view(0, stored.size), budget)
+        if found.cut:
+            message = f"it inflates to more than the {len(found.data)} bytes that were looked at"
+            yield Oddity("warning", "not-searched", where, message)
+    if not found.data and (found.broken or member.nbytes):
+        yield Oddity("warning", "not-searched", where, "it is compressed, and was not inflated")
+        return
+    with held(budget, len(found.data)):
+        yield from _content(MemorySource(found.data), member, where, depth, budget)
+
+
+def _is_worth(beginning: memoryview, name: str, budget: ScanBudget) -> bool:
+    """True if more than the beginning of a compressed record is looked at: it is not just numbers."""
+    head = bytes(beginning[:_HEAD])
+    if name.lower().endswith((*PICKLE_NAMES, ".py", ".json")) or signatures.is_zip(head) or signatures.is_tar(head):
+        return True
+    if signatures.is_npy(head):
+        return b"O" in head.partition(b"}")[0]
+    if packing_of(head) is not None or is_json(head) or head.isascii():
+        return True
+    trace = trace_pickle(beginning[:_HEAD], 0, budget)
+    return trace.cut or acts(trace)
+
+
+def _content(inner: ByteSource, member: Member, where: str, depth: int, budget: ScanBudget) -> Walk:
+    """The findings in the bytes of a record, which the caller of the walk searches as a file of its own."""
+    base = member.name.rpartition("/")[2]
+    if base.endswith(".py"):
+        yield from script_findings(inner.view(0, inner.size), where, budget)
+    elif base == "bytecode.pkl":
+        yield from bytecode_findings(inner.view(0, min(inner.size, limits.SCAN_BYTES)), where)
+    named = base.lower().endswith(PICKLE_NAMES)
+    if named and member.crc and inner.size <= min(_CRC_BYTES, budget.checksums):
+        budget.checksums -= inner.size
+        if zlib.crc32(inner.view(0, inner.size)) != member.crc:
             yield Oddity(
                 "warning", "wrong-crc", where, "its CRC is not that of its bytes; torch does not look, others do"
             )
-        yield Inner(inner, where, depth + 1)
-    elif inner.size:
-        yield Inner(inner, where, depth + 1, numbers=True)
-
-
-def _inflated(
-    source: ByteSource, member: Member, where: str, budget: ScanBudget, *, named: bool
-) -> Generator[Found | Oddity, None, ByteSource | None]:
-    """A compressed record's content, as far as the limits go; None where it cannot be inflated."""
-    room = min(limits.SCAN_INFLATED - budget.inflated, limits.PICKLE_INFLATED)
-    data = content(source, member, room) if room > 0 else None
-    if data is None:
-        if named or room <= 0:
-            yield Oddity("warning", "not-searched", where, "it is compressed, and was not inflated")
-        return None
-    budget.inflated += len(data)
-    if len(data) == room and named:
-        yield Oddity("warning", "not-searched", where, f"it inflates to more than {room} bytes")
-    return MemorySource(data)
+    if inner.size:
+        yield Inner(inner, where, depth + 1, numbers=not named)
 
 
 def _unlisted_records(source: ByteSource, begin: int, end: int, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -162,7 +203,7 @@ def _unlisted_records(source: ByteSource, begin: int, end: int, where: str, dept
     piece = bytes(source.view(begin, min(end - begin, limits.SCAN_BYTES)))
     at = piece.find(LOCAL_MAGIC)
     while 0 <= at <= len(piece) - LOCAL.size and budget.tries > 0 and (local := local_header_in(piece, at)):
-        budget.tries -= 1
+        budget.tries -= _UNLISTED_COSTS
         name = name_in(piece[at + LOCAL.size : at + LOCAL.size + local.name_length])
         data = begin + at + local.size
         room = max(end - data, 0)
@@ -171,9 +212,3 @@ def _unlisted_records(source: ByteSource, begin: int, end: int, where: str, dept
         yield Oddity("warning", "unlisted-record", f"{where}/{name}", "a record that the directory does not list")
         yield from _walk_member(source, hidden, f"{where}/{name}", depth, budget)
         at = piece.find(LOCAL_MAGIC, at + 4)
-
-
-def lambda_layers(config: memoryview, where: str) -> Iterator[Oddity]:
-    """Keras's Lambda layers in a model's configuration: they hold marshalled code that runs when it is loaded."""
-    if re.search(rb'"class_name"\s*:\s*"Lambda"', config):
-        yield Oddity("error", "keras-lambda", where, "a Lambda layer, whose code Keras runs when it loads the model")

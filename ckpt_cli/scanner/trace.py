@@ -14,11 +14,12 @@ from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.formats.signatures import GZIP, PROTO, ZIP_RECORD
 from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, PersistentId, RawString
 from ckpt_cli.pickles.machine import Handler, Machine, Table, entering
 from ckpt_cli.pickles.opcodes.push import Stopped
 from ckpt_cli.pickles.read import OPCODES
+from ckpt_cli.scanner.joblib import Enclosing, array_after, is_wrapper, without_changes
+from ckpt_cli.scanner.packed import decoding_costs, may_hide
 
 _CHECK_EVERY = 1 << 12
 """Opcodes between two looks at the limits."""
@@ -26,17 +27,13 @@ _CHECK_EVERY = 1 << 12
 _LINE = 256
 """Bytes that nearly every line is shorter than."""
 
-_BEGINNING_COSTS = 64
+_BEGINNING_COSTS = 128
 """Opcodes in whose time another pickle is begun."""
 
-_TOO_MANY = f"all pickles together have more than {limits.SCAN_OPCODES} opcodes"
+_TOO_MANY = "all pickles together have more opcodes than a scan of files of their size reads"
 
 _TEXTS = 20_000
 """Strings of one pickle that may hide another and are kept to be searched."""
-
-_BEGINNINGS = (PROTO, ZIP_RECORD, GZIP)
-_TEXT_BEGINNINGS = tuple(beginning.decode("latin-1") for beginning in _BEGINNINGS)
-"""The first bytes of a pickle with a PROTO opcode, a zip and a gzip file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,8 @@ class Trace:
 class Tracer(Machine):
     """A machine that remembers what passes through it, and goes on where CPython's would."""
 
-    __slots__ = ("calls", "changes", "computed", "extensions", "pushed", "storages", "texts", "unsearched", "used")
+    __slots__ = ("calls", "changes", "computed", "extensions", "outer", "pushed", "storages", "texts", "unsearched",
+                 "used", "weighed")  # fmt: skip
 
     def __init__(self, data: bytes | memoryview) -> None:
         super().__init__(data)
@@ -89,7 +87,8 @@ class Tracer(Machine):
         self.extensions: list[int] = []
         self.texts: list[object] = []
         self.storages: list[PersistentId] = []
-        self.unsearched = 0
+        self.unsearched = self.weighed = 0
+        self.outer = Enclosing()
         self.pushed: dict[Global, int] = {}
         """The number of times that each name was put on the stack; names are hashed by identity."""
         self.used: dict[Global, int] = {}
@@ -165,9 +164,12 @@ def _run(tracer: Tracer, pos: int, budget: ScanBudget) -> _Ending:
     while True:
         begin = pos
         pos, stopped, error = _stretch(tracer, begin, data)
-        budget.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY)
+        budget.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY) + tracer.weighed
+        tracer.weighed = 0
         if stopped:
-            return _Ending(pos + 1)
+            if not tracer.outer.leave(tracer):
+                return _Ending(pos + 1)
+            pos += 1
         if error is not None:
             after = _past(tracer, pos, error)
             if after is None:
@@ -249,21 +251,14 @@ def _note_text(m: Machine) -> None:
     assert isinstance(m, Tracer)
     top = m.stack[-1]
     text = top.data if isinstance(top, ByteArray) else top
-    if not _may_hide(text.raw if isinstance(text, RawString) else text):
+    plain = text.raw if isinstance(text, RawString) else text
+    m.weighed += decoding_costs(plain)
+    if not isinstance(text, Inline) and not may_hide(plain):
         return
     if len(m.texts) < _TEXTS:
         m.texts.append(text)
     else:
         m.unsearched += 1
-
-
-def _may_hide(text: object) -> bool:
-    """True if a string may be a pickle that imports something: it begins as one, or has the lines of a GLOBAL."""
-    if isinstance(text, str):
-        return text.startswith(_TEXT_BEGINNINGS) or text.count("\n") > 1 or "\x93" in text
-    if isinstance(text, bytes):
-        return text.startswith(_BEGINNINGS) or text.count(b"\n") > 1 or b"\x93" in text
-    return isinstance(text, Inline)
 
 
 def _note_inst(m: Machine) -> None:
@@ -374,5 +369,31 @@ for _code, _doing in (
 ):
     _changing(_code, _doing)
 
+_build = _OVER[b"b"]
+
+
+@_enter(b"b")
+def _build_of_joblib(m: Machine, pos: int) -> int:
+    """After the state of an array of joblib its bytes follow, in which another unpickler goes on with opcodes."""
+    assert isinstance(m, Tracer)
+    pos = _build(m, pos)
+    wrapper = m.stack[-1]
+    if not isinstance(wrapper, Call) or not is_wrapper(wrapper):
+        return pos
+    array = array_after(wrapper, m.data, pos)
+    if not array.aligned and not array.pickled:
+        other = Tracer(m.data)
+        m.outer.follow(m, other, _ON, pos)
+        if other.calls and other.globals:
+            raise MalformedError("calls names in what joblib reads as an array")
+    m.stack[-1] = None
+    if array.pickled:
+        m.stack.pop()
+        m.outer.enter(m)
+    return array.end
+
+
 TRACED: list[Handler] = [_OVER.get(bytes((code,)), OPCODES[code]) for code in range(256)]
 """Every opcode, as it is traced."""
+
+_ON = without_changes(TRACED)

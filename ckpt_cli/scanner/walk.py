@@ -6,12 +6,9 @@ within containers are opened a few levels deep and within limits; what is not op
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
-import zlib
+import re
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
@@ -22,20 +19,24 @@ from ckpt_cli.formats import signatures
 from ckpt_cli.formats.numpy.npy import HEAD as NPY_HEAD
 from ckpt_cli.formats.numpy.npy import PICKLED, Header, header_size, parse_header, text_in
 from ckpt_cli.formats.signatures import HEAD, preface_size
+from ckpt_cli.scanner.documents import is_json, is_wide, lambda_layers, walk_json
+from ckpt_cli.scanner.packed import Packing, decodings, held, packing_of, unpack
 from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
     Found,
     Inner,
     Oddity,
     Walk,
-    is_pickle,
+    acts,
+    hidden_pickles,
+    is_magic,
     storages_of_tar,
     streams,
     tensors_of_tar,
     trailing,
 )
 from ckpt_cli.scanner.tolerant_zip import zips_within
-from ckpt_cli.scanner.torch_zip import lambda_layers, walk_zip, walk_zips
+from ckpt_cli.scanner.torch_zip import walk_zip, walk_zips
 from ckpt_cli.scanner.trace import trace_pickle
 
 if TYPE_CHECKING:
@@ -53,12 +54,26 @@ _NPY_HEADER = 1 << 20
 def walker_of(source: ByteSource, where: str) -> Walker | None:
     """Return the walker for the pickles of a source, by its content or, for those without a PROTO opcode, its name."""
     head = source.read(0, min(HEAD, source.size))
-    walker = next((walker for matches, walker in (*_SURE, *_KINDS) if matches(head)), None)
+    walker = _kind(head, (*_SURE, *_KINDS))
+    if walker is _pickles and signatures.is_safetensors(head) and not any(head[4:8]):
+        return None  # the length of a header, whatever its bytes look like: only what acts as a pickle is one
     if walker is not None:
         return walker
     if head.lstrip()[:1] == b"{" and preface_size(source):
         return _npy
-    return _pickles if head and where.lower().endswith(PICKLE_NAMES) else None
+    packing = packing_of(head)
+    if packing is not None and (packing.sure or head[0] in _NO_OPCODES):
+        return _unpacked(packing)
+    named = head and where.lower().endswith(PICKLE_NAMES) and not signatures.is_lfs_pointer(head)
+    return _pickles if named else None
+
+
+_NO_OPCODES = b"x]"
+"""First bytes of weak signs of compression after which no pickle can follow, whatever the file is called."""
+
+
+def _kind(head: bytes, kinds: _Kinds) -> Walker | None:
+    return next((walker for matches, walker in kinds if matches(head)), None)
 
 
 def walk(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -79,17 +94,75 @@ def enter(walker: Walker, source: ByteSource, where: str, depth: int, budget: Sc
     yield from walker(source, where, depth, budget)
 
 
-def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
-    """The pickles of a source of no known kind, if one begins at its first byte."""
+def search(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
+    """The pickles of bytes that are not said to be any: a storage, another record, what a string decodes to.
+
+    The few bytes that identify most kinds of files occur in numbers by chance, so a weak sign is followed in silence.
+    """
+    head = source.read(0, min(HEAD, source.size))
+    walker = _kind(head, _SURE)
+    packing = packing_of(head) if walker is None else None
+    if packing is not None:
+        walker = _unpacked(packing, quiet=True)
+    if walker is not None:
+        yield from enter(walker, source, where, depth, budget)
+    if walker is None or packing is not None:
+        yield from guess(source, where, depth, budget, numbers=True)
+
+
+def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget, *, numbers: bool = False) -> Walk:
+    """The pickles of a source of no known kind, if one begins at its first byte, or if it is text that has some in it.
+
+    Of `numbers` only a pickle that does something counts.
+    """
     head = memoryview(source.read(0, min(_LOOK, source.size)))  # most sources are numbers, and end here
     trace = trace_pickle(head, 0, budget)
-    if source.size <= _LOOK or trace.cut or is_pickle(trace, head):
+    data = head
+    if source.size > _LOOK and (trace.cut or acts(trace) or trace.problem is None):
         data = source.view(0, source.size)
-        if source.size > _LOOK:
-            trace = trace_pickle(data, 0, budget)
-        if is_pickle(trace, data):
+        trace = trace_pickle(data, 0, budget)
+    if acts(trace):
+        if numbers:
+            yield Found(where, trace, data)
+            yield from hidden_pickles(data, trace.end, where, budget)
+        else:
             yield from streams(source, where, budget, sure=False)
-            yield from _zip_at_the_end(source, where, depth, budget)
+        yield from _zip_at_the_end(source, where, depth, budget)
+    elif not numbers and (packing := packing_of(bytes(head[:HEAD]))) is not None:
+        yield from enter(_unpacked(packing, quiet=True), source, where, depth, budget)
+    elif not numbers and trace.problem is None and (is_magic(trace) or trace.end == len(data) > 1):
+        yield from streams(source, where, budget, sure=False)
+    else:
+        yield from _of_text(source, bytes(head), where, depth, budget)
+
+
+def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: ScanBudget) -> Walk:
+    """The pickles that a text has in base64 or hex, and what a JSON document would make a loader run."""
+    if is_json(head):
+        if depth or _hints(source, budget):
+            yield from _opened(walk_json(source.view(0, source.size), where, depth, budget), budget)
+        return
+    if not depth or not _TEXT.fullmatch(head[: len(head) // 2 + 1]):
+        return
+    room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
+    budget.searched += room
+    for how, content in decodings(bytes(source.view(0, room))):
+        if depth >= limits.SCAN_NESTING or budget.tries <= 0:
+            yield Oddity("warning", "not-searched", where, f"{how} within files within files was not decoded")
+            return
+        budget.tries -= 1
+        yield from search(MemorySource(content), f"{where} ({how})", depth + 1, budget)
+
+
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{12,}")
+_HINT = re.compile(rb"class_name|expr_str|range_constraints|:serialized:|\\u00[2-7]")
+"""The texts that only JSON documents have that make something run."""
+
+
+def _hints(source: ByteSource, budget: ScanBudget) -> bool:
+    """True if a document that lies in a file of its own is worth a search: a tokenizer's has a million strings."""
+    room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
+    return is_wide(source.read(0, min(4, source.size))) or _HINT.search(source.view(0, room)) is not None
 
 
 def _zip(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -101,17 +174,10 @@ def _opened(found: Iterator[Found | Oddity | Inner], budget: ScanBudget) -> Walk
     for item in found:
         if not isinstance(item, Inner):
             yield item
-            continue
-        walker = None
-        if item.numbers:  # in which the few bytes that identify most kinds can occur by chance
-            head = item.source.read(0, min(HEAD, item.source.size))
-            walker = next((walker for matches, walker in _SURE if matches(head)), None)
+        elif item.numbers:
+            yield from search(item.source, item.where, item.depth, budget)
         else:
-            walker = walker_of(item.source, item.where)
-        if walker is None:
-            yield from guess(item.source, item.where, item.depth, budget)
-        else:
-            yield from enter(walker, item.source, item.where, item.depth, budget)
+            yield from walk(item.source, item.where, item.depth, budget)
 
 
 def _pickles(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -121,7 +187,7 @@ def _pickles(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> 
 
 def _zip_at_the_end(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The zip that a pickle ends in: torch looks at the beginning of a file, others at its end."""
-    found = next(zips_within(source), None)
+    found = next(zips_within(source, budget), None)
     if found is None or not found.members or found.end < source.size:
         return
     if depth > limits.SCAN_NESTING:
@@ -139,7 +205,7 @@ def _tar(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk
             yield Oddity("warning", "broken-tar", where, f"a member's header at byte {position} makes no sense")
             break
         position = member.end
-        if member.kind not in (b"0", b"\0", b"7") or not member.size:
+        if member.kind in _NOT_FILES or not member.size:
             continue
         budget.files += 1
         if budget.files > limits.SCAN_FILES:
@@ -150,6 +216,13 @@ def _tar(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk
     rest = source.view(min(position, source.size), max(source.size - position, 0))
     if any(rest[: 1 << 20]):
         yield from trailing(rest, 0, where, budget)
+
+
+_NOT_FILES = tuple(bytes((kind,)) for kind in b"123456LKxgX")
+"""Kinds of members that are not files: links, devices, folders, and what describes the next member.
+
+Python's tarfile takes every kind that it does not know for a file.
+"""
 
 
 def _members_of_tar(source: ByteSource) -> Iterator[Member | None]:
@@ -201,42 +274,38 @@ def _objects(source: ByteSource, where: str, budget: ScanBudget) -> Walk:
     """The pickle of an array of objects, or of one whose header is not what numpy writes."""
     first, length = text_in(source.read(0, min(NPY_HEAD, source.size)))
     begin = first + length
-    text = source.read(10, min(length + 2, _NPY_HEADER, source.size - 10)) if source.size > 10 else b""
+    text = source.read(first, min(length, _NPY_HEADER, source.size - first)) if source.size > first else b""
     if begin < source.size and (b"O" in text or b"object" in text or b"\\" in text or length > _NPY_HEADER):
         yield from streams(Window(source, begin, source.size - begin), where, budget, sure=False)
 
 
-def _compressed(opener: Callable[[IO[bytes]], IO[bytes]]) -> Walker:
-    """A walker for a file that is compressed as a whole."""
+def _unpacked(packing: Packing, *, quiet: bool = False) -> Walker:
+    """Return the walker for what is compressed as a whole.
+
+    Where `quiet`, or where chance may have made the first bytes, data that do not decode are not reported.
+    """
 
     def walker(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
-        import io
-
-        room = limits.SCAN_INFLATED - budget.inflated
-        try:
-            with opener(io.BytesIO(source.view(0, min(source.size, max(room, 0))))) as stream:
-                data = stream.read(max(room, 0) + 1)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError):
-            yield Oddity("warning", "not-searched", where, "it is compressed, and does not inflate")
+        found = unpack(packing, source.view(0, source.size), budget)
+        if found is None:
+            yield Oddity("warning", "not-searched", where, f"{packing.name}: unpack it and scan what is in it")
             return
-        budget.inflated += len(data)
-        if len(data) > room:
-            yield Oddity("warning", "not-searched", where, f"it inflates to more than {limits.SCAN_INFLATED} bytes")
-        yield from walk(MemorySource(data[: max(room, 0)]), where, depth + 1, budget)
+        if found.broken and not quiet and (packing.sure or len(found.data) > _CHANCE):
+            yield Oddity("warning", "not-searched", where, f"it is compressed ({packing.name}), and does not inflate")
+        if found.cut:
+            message = f"it inflates to more than the {len(found.data)} bytes that were looked at"
+            yield Oddity("warning", "not-searched", where, message)
+        if not found.data:
+            return
+        inner = search if quiet or not packing.sure else walk
+        with held(budget, len(found.data)):
+            yield from inner(MemorySource(found.data), where, depth + 1, budget)
 
     return walker
 
 
-def _zlib(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
-    """The pickles of what joblib writes with compress=True."""
-
-    def opened(stream: IO[bytes]) -> IO[bytes]:
-        import io
-
-        inflater = zlib.decompressobj()
-        return io.BytesIO(inflater.decompress(stream.read(), limits.SCAN_INFLATED + 1))
-
-    yield from _compressed(opened)(source, where, depth, budget)
+_CHANCE = 1 << 12
+"""Bytes that numbers may decode to before they turn out not to be compressed."""
 
 
 def _closed(kind: str) -> Walker:
@@ -250,13 +319,12 @@ def _closed(kind: str) -> Walker:
 
 def _keras(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
     """An HDF5 file holds no pickle, but Keras puts the code of Lambda layers into its configuration."""
-    room = min(source.size, limits.SCAN_BYTES)
+    room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
     budget.searched += room
+    if room < source.size:
+        message = f"{source.size - room} bytes were not searched for Lambda layers"
+        yield Oddity("note", "not-searched", where, message)
     yield from lambda_layers(source.view(0, room), where)
-
-
-def _gunzip(stream: IO[bytes]) -> IO[bytes]:
-    return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
 
 
 _Kinds = tuple[tuple[Callable[[bytes], bool], Walker], ...]
@@ -264,17 +332,12 @@ _Kinds = tuple[tuple[Callable[[bytes], bool], Walker], ...]
 _SURE: _Kinds = (
     (signatures.is_zip, _zip),
     (signatures.is_tar, _tar),
+    (signatures.is_old_tar, _tar),
     (signatures.is_npy, _npy),
 )
 """Kinds that enough bytes identify for chance to be excluded."""
 
 _KINDS: _Kinds = (
-    (lambda head: head.startswith(signatures.GZIP + b"\x08"), _compressed(_gunzip)),
-    (lambda head: head.startswith(signatures.BZIP2), _compressed(bz2.BZ2File)),
-    (lambda head: head.startswith((signatures.XZ, b"\x5d\0\0")), _compressed(lzma.LZMAFile)),
-    (lambda head: head.startswith((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")), _zlib),
-    (lambda head: head.startswith(signatures.ZSTANDARD), _closed("a zstandard file")),
-    (lambda head: head.startswith(signatures.LZ4), _closed("an LZ4 file")),
     (lambda head: head.startswith(signatures.SEVEN_ZIP), _closed("a 7z archive")),
     (lambda head: head.startswith(signatures.RAR), _closed("a RAR archive")),
     (lambda head: head.startswith(signatures.HDF5), _keras),

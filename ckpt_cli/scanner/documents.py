@@ -1,0 +1,274 @@
+"""JSON in checkpoints that makes something run: Keras's configurations, exported programs, and pickles in base64.
+
+A document is not parsed as a whole: its strings are gone through one by one, so that one with errors, or with far more
+brackets than memory, hides nothing. Sources: keras/src/saving/serialization_lib.py (`deserialize_keras_object`),
+torch/_export/serde/serialize.py (`_parse_sym_expr`, `deserialize_operator`), stable_baselines3/common/save_util.py
+(`json_to_data`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+
+from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
+from ckpt_cli.facts import dataclass
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.scanner.judge import judge
+from ckpt_cli.scanner.packed import DECODING_COSTS, SHORTEST, decodings
+from ckpt_cli.scanner.streams import Inner, Oddity
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+_STRINGS = 10_000
+"""Strings that any document may have; beyond them, one for every six bytes."""
+
+_SHOWN = 100
+"""Findings of one document."""
+
+_TEXT = 200
+"""Characters of a text that a finding quotes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A string of a document."""
+
+    value: bytes
+    """Its text in UTF-8, escapes undone."""
+    key: bytes
+    """The key that it is the value of; empty where it is a key itself, or an item of a list."""
+    is_key: bool
+    begin: int
+    end: int
+
+
+def is_json(head: bytes) -> bool:
+    """True for the first bytes of a JSON object or list, in any encoding that Python's `json` detects."""
+    return head[:64].removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"").lstrip(b"\xff\xfe \t\r\n")[:1] in (b"{", b"[")
+
+
+def is_wide(head: bytes) -> bool:
+    """True for the first bytes of a document in UTF-16 or UTF-32."""
+    return b"\0" in head[:4] or head[:2] in (b"\xff\xfe", b"\xfe\xff")
+
+
+def walk_json(data: memoryview, where: str, depth: int, budget: ScanBudget) -> Iterator[Oddity | Inner]:
+    """What a JSON document would make a loader run; nothing, for an ordinary one."""
+    room = max(limits.SCAN_BYTES - budget.searched, 0)
+    if len(data) > room:
+        yield Oddity("warning", "not-searched", where, f"{len(data) - room} bytes of JSON that were not searched")
+    text = _utf8(bytes(data[:room]))
+    budget.searched += len(text)
+    shown = 0
+    for item in _findings(text, where, depth, budget):
+        if isinstance(item, Oddity):
+            shown += 1
+            if shown > _SHOWN:
+                yield Oddity(item.severity, item.code, where, "more like that, which are not listed")
+                return
+        yield item
+
+
+def _utf8(data: bytes) -> bytes:
+    """The document in UTF-8: Python's `json` reads UTF-16 and UTF-32 too."""
+    encoding = json.detect_encoding(data[:4])
+    if encoding.startswith("utf-8"):
+        return data
+    return data.decode(encoding, "replace").encode("utf-8", "surrogatepass")
+
+
+def _findings(text: bytes, where: str, depth: int, budget: ScanBudget) -> Iterator[Oddity | Inner]:
+    ranges = 0
+    for number, item in enumerate(_strings(text)):
+        if number > _STRINGS + len(text) // 6 or budget.opcodes < 0:
+            yield Oddity("warning", "not-searched", where, "it has far more strings than are searched")
+            return
+        if item.is_key:
+            if item.value == b"range_constraints" and item.begin >= ranges:
+                found = _END_OF_RANGES.search(text, item.end)
+                ranges = found.end() if found else len(text)
+                yield from _symbols(text[item.end : ranges], where)
+        elif item.key in _VALUES:
+            yield from _VALUES[item.key](item.value, where)
+        elif len(item.value) >= SHORTEST:
+            budget.opcodes -= DECODING_COSTS
+            yield from _encoded(item, where, depth, budget)
+
+
+def _strings(text: bytes) -> Iterator[_Text]:
+    """The strings of a document, each with the key that it belongs to."""
+    at = text.find(b'"')
+    key, key_end = b"", -1
+    while at >= 0 and (match := _STRING.match(text, at)):
+        end = match.end()
+        value = _unescaped(match[0])
+        colon = _after_space(text, end)
+        is_key = text[colon : colon + 1] == b":"
+        owner = key if key_end >= 0 and _after_space(text, key_end) == at else b""
+        yield _Text(value, owner, is_key, at, end)
+        key, key_end = (value, colon + 1) if is_key else (b"", -1)
+        at = text.find(b'"', end)
+
+
+def _after_space(text: bytes, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+_SPACE = re.compile(rb"[ \t\r\n]*")
+
+
+def _unescaped(token: bytes) -> bytes:
+    if b"\\" not in token:
+        return token[1:-1]
+    try:
+        return str(json.loads(token, strict=False)).encode("utf-8", "surrogatepass")
+    except ValueError:
+        return token[1:-1]
+
+
+# --- Keras ------------------------------------------------------------------------------------------------------------
+
+
+def lambda_layer(where: str) -> Oddity:
+    """Return the finding for a Lambda layer of Keras."""
+    return Oddity("error", "keras-lambda", where, "a Lambda layer, whose code Keras runs when it loads the model")
+
+
+_ESCAPED = re.compile(rb"\\u00([0-7][0-9a-fA-F])")
+_LAMBDA = re.compile(rb'"class_name"\s{0,64}:\s{0,64}"(?:Lambda|__lambda__)"')
+
+
+def lambda_layers(data: memoryview, where: str) -> Iterator[Oddity]:
+    """Lambda layers in a file that has a model's configuration as one text among other things, such as HDF5."""
+    plain = _ESCAPED.sub(lambda match: bytes((int(match[1], 16),)), data)
+    if _LAMBDA.search(plain):
+        yield lambda_layer(where)
+
+
+def _class_name(value: bytes, where: str) -> Iterator[Oddity]:
+    if value in (b"Lambda", b"__lambda__"):
+        yield lambda_layer(where)
+
+
+def _module(value: bytes, where: str) -> Iterator[Oddity]:
+    """A module that Keras would import for a class; `builtins` stands there for what has no module."""
+    module = value.decode("utf-8", "replace")
+    if not re.fullmatch(r"\w[\w.]{0,200}", module) or module == "builtins":
+        return
+    judgement = judge(module, "_")
+    if judgement.verdict == "dangerous":
+        yield Oddity("error", "keras-import", where, f"a class or function of {module}: {judgement.reason}")
+
+
+# --- exported programs ------------------------------------------------------------------------------------------------
+
+_FUNCTIONS = frozenset(
+    b"FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural "
+    b"FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt "
+    b"RoundDecimal ToFloat Identity Max Min Abs Add Mul Pow Symbol Integer Float Rational Eq Ne Lt Le Gt Ge Not And Or "
+    b"Xor Piecewise ExprCondPair Tuple Dummy Interval Range StrictLessThan LessThan StrictGreaterThan GreaterThan "
+    b"Equality Unequality Relational floor ceiling sqrt exp log sin cos tan sign abs min max OpaqueUnaryFn_sqrt "
+    b"OpaqueUnaryFn_exp OpaqueUnaryFn_log OpaqueUnaryFn_log2 OpaqueUnaryFn_sin OpaqueUnaryFn_cos OpaqueUnaryFn_tan "
+    b"OpaqueUnaryFn_tanh OpaqueUnaryFn_sinh OpaqueUnaryFn_cosh OpaqueUnaryFn_asin OpaqueUnaryFn_acos "
+    b"OpaqueUnaryFn_atan BitwiseFn_bitwise_and BitwiseFn_bitwise_or BitwiseFn_bitwise_xor TruncDiv".split()
+)
+"""Functions that occur in the expressions of sizes: those of torch/utils/_sympy/functions.py, and sympy's own."""
+
+_EXPRESSION_BYTES = 1 << 16
+"""Bytes of an expression that is looked at; longer ones are reported."""
+
+_TOKEN = re.compile(
+    rb"""\s+ | \d+(?:\.\d*)?(?:[eE][+-]?\d+)? | \.\d+(?:[eE][+-]?\d+)? | [-+*/%(),<>=!&|~^]
+    | '[A-Za-z0-9_.+-]*' | "[A-Za-z0-9_.+-]*" | ([A-Za-z_]\w*) (\s*\()? """,
+    re.VERBOSE,
+)
+
+
+def is_arithmetic(text: bytes) -> bool:
+    """True for an expression of numbers, symbols and known functions; sympy evaluates any other as Python."""
+    at = 0
+    while at < len(text) <= _EXPRESSION_BYTES:
+        match = _TOKEN.match(text, at)
+        if match is None:
+            return False
+        name, called = match[1], match[2]
+        if name and (b"__" in name or name in (b"lambda", b"import", b"exec", b"eval")):
+            return False
+        if called and name not in _FUNCTIONS:
+            return False
+        if name and name in _FUNCTIONS and not called and name not in _PLAIN:
+            return False
+        at = match.end()
+    return at >= len(text)
+
+
+_PLAIN = frozenset(b"Symbol Integer Float min max abs".split())
+"""Of these functions, those whose names may also be values: `min=…`."""
+
+
+def _expressions(value: bytes, where: str) -> Iterator[Oddity]:
+    if not is_arithmetic(value):
+        yield _expression(value, where)
+
+
+def _expression(value: bytes, where: str) -> Oddity:
+    said = value[:_TEXT].decode("utf-8", "replace")
+    return Oddity("error", "expression", where, f"not arithmetic, and torch.export.load has sympy evaluate it: {said}")
+
+
+_END_OF_RANGES = re.compile(rb"\}\s{0,64}\}")
+
+
+def _symbols(ranges: bytes, where: str) -> Iterator[Oddity]:
+    """The names of symbols that ranges are for: the keys of an object whose values are flat objects."""
+    for item in _strings(ranges):
+        if item.is_key and not is_arithmetic(item.value):
+            yield _expression(item.value, where)
+
+
+_OPERATORS = ("torch.ops.", "torch.sym_", "torch._sym_", "torch._higher_order_ops.", "torch.autograd._profiler_")
+
+
+def _target(value: bytes, where: str) -> Iterator[Oddity]:
+    """What a node of an exported program calls: an operator, or anything that is an attribute of torch."""
+    target = value.decode("utf-8", "replace")
+    if not target.startswith("torch.") or len(target) > 512 or not re.fullmatch(r"[\w.]+", target):
+        return
+    if target.startswith(_OPERATORS):
+        from ckpt_cli.scanner.scripts import effect_of
+
+        namespace, _, name = target.removeprefix("torch.ops.").partition(".")
+        why = effect_of(namespace, name.partition(".")[0]) if target.startswith("torch.ops.") else None
+        if why:
+            yield Oddity("error", "script-effect", where, f"the program calls {target}, which {why}")
+        return
+    module, _, name = target.rpartition(".")
+    judgement = judge(module, name)
+    if judgement.verdict == "dangerous":
+        yield Oddity("error", "script-effect", where, f"the program calls {target}: {judgement.reason}")
+
+
+_VALUES: dict[bytes, Callable[[bytes, str], Iterator[Oddity]]] = {
+    b"class_name": _class_name,
+    b"module": _module,
+    b"expr_str": _expressions,
+    b"target": _target,
+}
+"""What is looked at in the values of some keys."""
+
+
+# --- pickles in base64 ------------------------------------------------------------------------------------------------
+
+
+def _encoded(item: _Text, where: str, depth: int, budget: ScanBudget) -> Iterator[Inner]:
+    """What a string decodes to, as stable-baselines3 keeps pickles below `:serialized:`."""
+    for _how, content in decodings(item.value):
+        if budget.tries <= 0:
+            return
+        budget.tries -= 1
+        name = item.key.decode("utf-8", "replace")[:_TEXT]
+        yield Inner(MemorySource(content), f"{where} ({name})" if name else where, depth + 1, numbers=True)

@@ -1,0 +1,83 @@
+"""Scan random blocks of numbers as storages, and print those that alarm: none may.
+
+    python tests/support/numbers_scanned.py --blocks 1000000 [--seed 1]
+
+Most blocks begin with a byte that no pickle begins with; they are sorted out at once by numpy, and the others scanned.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+
+from ckpt_cli import limits
+from ckpt_cli.budget import ScanBudget
+from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.scanner.packed import packing_of
+from ckpt_cli.scanner.streams import Found
+from ckpt_cli.scanner.trace import trace_pickle
+from ckpt_cli.scanner.walk import search
+
+SIZE = 64
+"""Bytes of a block."""
+
+BATCH = 100_000
+
+
+def _weights(random: np.random.Generator, count: int) -> np.ndarray:
+    return random.normal(0, 0.02, (count, SIZE // 2)).astype("<f4")
+
+
+BLOCKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "float32": lambda random, count: _weights(random, count)[:, : SIZE // 4],
+    "bfloat16": lambda random, count: (_weights(random, count).view("<u4") >> 16).astype("<u2"),
+    "float16": lambda random, count: _weights(random, count).astype("<f2"),
+    "int8": lambda random, count: random.integers(-128, 128, (count, SIZE), dtype=np.int8),
+}
+"""Kinds of numbers."""
+
+
+def _begins(byte: int) -> bool:
+    """True if a block that begins with this byte may be anything but numbers: an opcode, or a sign of compression."""
+    blocks = [bytes([byte, second]) + bytes(SIZE) for second in range(256)]
+    budget = ScanBudget(opcodes=limits.SCAN_OPCODES)
+    return any(trace_pickle(block, 0, budget).end > 0 or packing_of(block) is not None for block in blocks)
+
+
+def alarms(kind: str, seed: int, count: int) -> list[bytes]:
+    """Return the blocks of a kind of numbers in which a scan finds anything."""
+    random = np.random.default_rng(seed)
+    first = np.array([_begins(byte) for byte in range(256)])
+    found = []
+    for begin in range(0, count, BATCH):
+        blocks = BLOCKS[kind](random, min(BATCH, count - begin))
+        raw = np.ascontiguousarray(blocks).view(np.uint8).reshape(len(blocks), -1)
+        budget = ScanBudget(opcodes=limits.SCAN_OPCODES * 100)
+        for row in raw[first[raw[:, 0]]]:
+            block = row.tobytes()
+            items = list(search(MemorySource(block), "0", 1, budget))
+            if any(isinstance(item, Found) or item.severity != "note" for item in items):
+                found.append(block)
+    return found
+
+
+def main() -> None:
+    """Scan the blocks; exit 1 if any alarms."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    bad = 0
+    for kind in BLOCKS:
+        found = alarms(kind, options.seed, options.blocks)
+        bad += len(found)
+        print(
+            f"{kind}: {options.blocks} blocks of {SIZE} bytes, {len(found)} alarms", *(item.hex() for item in found[:5])
+        )
+    raise SystemExit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()
