@@ -50,7 +50,8 @@ hostile: $(READY)         ## the files made to harm at their full size, under th
 bench: $(READY)           ## ratios against torch, safetensors and a command that does nothing, in one run
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/bench.py
 
-fuzz: $(READY)            ## 20,000 mutations of each sample; every fault of every edit; random numbers and every name for scan
+fuzz: $(READY)            ## mutations of each sample; every fault of every edit; random numbers and every name for scan; other examples of properties
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n 2 --dist worksteal -q -m hypothesis
 	$(BIN)/python tests/support/fuzz.py --mutations 20000
 	$(BIN)/python tests/support/fuzz_faults.py
 	$(BIN)/python tests/support/numbers_scanned.py --blocks 1000000

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import CkptError
@@ -29,6 +30,10 @@ def _not_synced(fd: int) -> None:
 
 
 os.fsync = _not_synced  # thousands of edits would wait for the disk, and only a crash of the machine could tell
+
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("random")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))  # `make fuzz` draws other examples each time
 
 SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"
 

@@ -93,7 +93,11 @@ class QuantizedCodec(Codec):
         wanted = values.astype(np.float64).astype(np.float32)
         with np.errstate(all="ignore"):
             inverse = np.float32(1) / scales.astype(np.float32)
-            found = np.rint(wanted * inverse + zeros.astype(np.float32)).astype(np.float64)
+            if self.uniform and self._bits == 8:  # FBGEMM multiplies and adds with one rounding, the others with two
+                moved = (wanted.astype(np.float64) * inverse + zeros.astype(np.float64)).astype(np.float32)
+            else:
+                moved = wanted * inverse + zeros.astype(np.float32)
+            found = np.rint(moved).astype(np.float64)
         least, most = self._range()
         bad = ~((found >= least) & (found <= most))  # NaN is bad too
         if bool((np.isnan(found) if cast else bad).any()):

@@ -153,6 +153,7 @@ HARMLESS = frozenset(
             "torch.jit._pickle",
             "build_boollist build_doublelist build_intlist build_tensor_from_id build_tensorlist restore_type_tag",
         ),
+        *_names("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
         *_names("torch.distributed.device_mesh", "DeviceMesh"),
         *_names("torch.distributed.tensor", "DTensor"),
         *_names("torch.distributed.tensor._dtensor_spec", "DTensorSpec TensorMeta"),

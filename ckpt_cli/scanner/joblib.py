@@ -112,7 +112,7 @@ class Enclosing:
     def enter(self, m: Machine) -> None:
         """Begin a pickle within that of a machine, with a stack and a memo of its own."""
         if len(self._saved) >= limits.NESTING:
-            raise LimitError("has pickles within pickles far deeper than any other")
+            raise LimitError("has pickles within pickles far deeper than any other", fixed=True)
         self._saved.append((m.stack, m.below, m.memo, m.sparse))
         m.stack, m.below, m.memo, m.sparse = [], [], [], {}
 

@@ -131,6 +131,16 @@ def test_any_quantized_tensor_is_dequantized_and_set_as_torch_does(data: st.Data
     assert torch.load(path)["x"].int_repr().tolist() == [int(expected), *ints[1:]]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_halfway_between_two_integers_torch_is_followed(dtype: torch.dtype, tmp_path: Path, ckpt: Ckpt) -> None:
+    made = torch.quantize_per_tensor(torch.zeros(40), 73.5, 2, dtype)
+    path = saved(tmp_path, x=made)
+    wanted = [(number + 0.5) * 73.5 for number in range(40)]
+    assert ckpt("set", path, f"x={wanted}").code == 0
+    expected = torch.quantize_per_tensor(torch.tensor(wanted), 73.5, 2, dtype)
+    assert torch.equal(torch.load(path)["x"].int_repr(), expected.int_repr())
+
+
 def test_each_channel_is_set_by_its_own_scale(tmp_path: Path, ckpt: Ckpt) -> None:
     for axis in (0, 1):
         made = by_channel(torch.qint8, axis)

@@ -164,7 +164,7 @@ def test_the_way_to_replace_a_whole_module_is_named_and_works(tmp_path: Path, ck
     answer = ckpt("set", path, "ema=None")
     assert answer.code == 2
     assert "'ema' has tensors and other values below it" in answer.err
-    assert answer.err.endswith("run ckpt rm FILE ema, then ckpt set FILE ema=None --new\n")
+    assert answer.err.endswith(f"run ckpt rm {path} ema, then ckpt set {path} ema=None --new\n")
     assert ckpt("rm", path, "ema").code == 0
     assert ckpt("set", path, "ema=None", "--new").code == 0
     assert loaded(path) == {"epoch": 3, "ema": None}

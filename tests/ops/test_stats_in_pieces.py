@@ -158,7 +158,10 @@ def _cut_short(command: str, path: Path, *more: object) -> None:
         assert "cut short" in done.stdout
         return
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"ckpt: .*: .*(cut short|file has 3000|changed while it was read; try again)\n", done.stderr)
+    assert re.fullmatch(
+        r"ckpt: .*: .*(cut short|file has 3000|changed while it was read; try again)\n(hint: ckpt ls --salvage .*\n)?",
+        done.stderr,
+    )
 
 
 @pytest.mark.parametrize("command", ["stats", "diff", "hash", "check"])
