@@ -22,7 +22,7 @@ _SCALE = _scale()
 PICKLE_OPCODES = int(8_000_000 * _SCALE)
 """Opcodes in one pickle: a tensor takes about 35, so this is over 200,000 tensors."""
 
-PICKLE_BLOCKS = int(1_900_000 * _SCALE)
+PICKLE_BLOCKS = int(2_000_000 * _SCALE)
 """Memory blocks (60 to 100 bytes each) that one pickle's graph may take: a tensor takes nine."""
 
 PICKLE_LINES = int(500_000 * _SCALE)
@@ -43,7 +43,7 @@ INLINE_BYTES = int(64 * 2**10 * max(1.0, _SCALE))
 ENTRIES_FLOOR = int(20_000 * _SCALE)
 """Entries that any pickle may flatten to; beyond them, one for every three bytes, as shared containers multiply."""
 
-ENTRY_BLOCKS = int(500_000 * _SCALE)
+ENTRY_BLOCKS = int(700_000 * _SCALE)
 """Memory blocks that the flattened entries of one pickle may take: a tensor takes two."""
 
 NAME_BYTES = int(64 * 2**20 * _SCALE)
