@@ -11,6 +11,7 @@ from ckpt_cli.pickles.graph import SCALARS, Call, Dict, Global, Inline
 from ckpt_cli.pickles.tensors.inline_bytes import buffer_of
 from ckpt_cli.pickles.tensors.numpy import array_text, numpy_dtype, numpy_scalar, object_array, scalar_parts
 from ckpt_cli.scanner.allowlist import ALLOWED
+from ckpt_cli.scanner.calls import resolve
 from ckpt_cli.scanner.judge import judge
 
 Step = Generator["tuple[object, str]", Any, object]
@@ -154,6 +155,9 @@ def omegaconf(plain: Walker, node: Call, full: str) -> Step:
 def unknown(plain: Walker, node: Call, module: str, name: str) -> Step:
     """An object of a class that is not known, where the pickle shows that it is one of a few simple kinds."""
     full = f"{module}.{name}"
+    member = resolve(node)
+    if member is not None and member != (module, name):
+        return (yield from _member(plain, *member))
     verdict = judge(module, name).verdict
     if verdict not in ("unknown", "harmless"):
         raise Refusal(f"is {full}(…), which is not data")
@@ -172,6 +176,15 @@ def unknown(plain: Walker, node: Call, module: str, name: str) -> Step:
         alone = len(parts) == 1  # a number or text of another class; a named tuple has several
         return plain.changed(full, "value" if alone else "tuple", parts[0] if alone else tuple(parts))
     raise Refusal(f"is an object of class {full}")
+
+
+def _member(plain: Walker, module: str, name: str) -> Step:
+    """A member of an enum by its name, as Python 3.11.0 to 3.11.3 pickles it: without its value."""
+    yield from ()
+    kind, _, member = name.rpartition(".")
+    if not kind or judge(module, kind).verdict not in ("unknown", "harmless", "allowed"):
+        raise Refusal(f"is {module}.{name}, which is not data")
+    return plain.changed(f"{module}.{kind} (an enum, of which the file has no values)", "its name", member)
 
 
 def _has_attributes(node: Call) -> bool:

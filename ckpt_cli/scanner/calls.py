@@ -100,7 +100,16 @@ def _of_getattr(call: Call) -> Judgement:
     resolved = resolve(call)
     if resolved is None:
         return Judgement("dangerous", "it takes an attribute of something that only running the pickle would show")
-    return judge(*resolved)
+    judgement = judge(*resolved)
+    if judgement.verdict == "unusual" and _is_member(*resolved):
+        return _NO_HARM
+    return judgement
+
+
+def _is_member(module: str, name: str) -> bool:
+    """True for a constant of a class known to be harmless: so Python 3.11.0 to 3.11.3 pickles the members of enums."""
+    owner, _, member = name.rpartition(".")
+    return member.isupper() and bool(owner) and judge(module, owner).verdict in ("allowed", "harmless")
 
 
 def _of_text(call: Call) -> Judgement:

@@ -189,6 +189,11 @@ def test_a_name_that_is_reached_by_a_call_is_judged(tmp_path: Path, node: Any, s
     [
         call("numpy.core._ufunc_reconstruct", "scipy.special._ufuncs", "expit"),
         call("builtins.getattr", named("torch._C._VariableFunctionsClass"), "relu"),
+        call(
+            "builtins.getattr",
+            named("torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING"),
+            "TORCH_PRESERVE_FORMAT",
+        ),
         call("builtins.getattr", new("torch.nn.modules.linear.Linear"), "forward"),
         call("functools.partial", named("torch.nn.modules.normalization.LayerNorm"), 3),
     ],

@@ -233,4 +233,5 @@ def test_every_file_of_a_folder_counts(tmp_path: Path, ckpt: Ckpt) -> None:
     answer = json.loads(ckpt("scan", "--json", str(tmp_path)).out)["weights_only"]
     assert not answer["loads"]
     assert [problem["where"] for problem in answer["problems"]] == ["2.pt"]
-    assert answer["safe_globals"] == [f"{__name__}.Colour", "collections.deque"]
+    by_name = ["builtins.getattr"] if b"getattr" in pickle.dumps(Colour.RED) else []  # Python 3.11.0 to 3.11.3
+    assert answer["safe_globals"] == [*by_name, f"{__name__}.Colour", "collections.deque"]

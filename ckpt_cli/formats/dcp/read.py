@@ -46,6 +46,8 @@ _OWN = (
     "pathlib.PosixPath",
     "pathlib._local.PosixPath",
     "torch.strided",
+    "builtins.getattr",  # of an enum, by Python 3.11.0 to 3.11.3; `scan` judges what it takes
+    "__builtin__.getattr",
 )
 """The beginnings of the names of classes that every `.metadata` has."""
 
