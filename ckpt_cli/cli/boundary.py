@@ -16,8 +16,8 @@ from ckpt_cli.budget import Budget
 from ckpt_cli.cli.read_again import named, steadily
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError, quoted
+from ckpt_cli.files.interrupts import interrupt_after
 from ckpt_cli.files.outcome import Outcome, hint_of, outcome_of
-from ckpt_cli.files.system import interrupt_after
 from ckpt_cli.render.text import escaped, name_text
 
 TROUBLE = 2

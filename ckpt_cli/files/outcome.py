@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from enum import Enum
 
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.system import interrupt_numbers
+from ckpt_cli.files.interrupts import interrupt_numbers
 
 
 class Outcome(Enum):

@@ -1,10 +1,11 @@
 """The calls that only POSIX systems or Linux have, each with a fallback for systems without it.
 
-Nothing else imports `fcntl`, `resource` and the like, or makes these calls (`tests/files/test_system.py`). Without
-`pread` a file is read after a seek, one thread at a time; without `flock` bytes far beyond the end of a file are locked
-(Windows), or nothing is, as on a file system without locks. Copies share no blocks and go through memory, holes are
-filled, folders are not synced, owners and modes stay as the system sets them. Two refusals remain: the edit in place of
-a file with hard links where there are no extended attributes, and of what only a second name of a file could back up.
+Nothing else imports `fcntl`, `resource` and the like, or makes these calls (`tests/files/test_system.py`); signals and
+timers are in `files/interrupts.py`. Without `pread` a file is read after a seek, one thread at a time; without `flock`
+bytes far beyond the end of a file are locked (Windows), or nothing is, as on a file system without locks. Copies share
+no blocks and go through memory, holes are filled, folders are not synced, owners and modes stay as the system sets
+them. Two refusals remain: the edit in place of a file with hard links where there are no extended attributes, and of
+what only a second name of a file could back up.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ import errno
 import os
 import stat
 from _thread import allocate_lock
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -375,56 +375,6 @@ def change_time_ns() -> tuple[int, bool]:
 
     is_linux = hasattr(time, "CLOCK_BOOTTIME")
     return (time.clock_gettime_ns(_COARSE), True) if is_linux else (time.time_ns(), False)
-
-
-def interrupt_numbers() -> tuple[int, ...]:
-    """Return the signals that interrupt a command: the user's, and that of `interrupt_after`."""
-    import signal
-
-    return (signal.SIGINT, signal.SIGALRM) if hasattr(signal, "SIGALRM") else (signal.SIGINT,)
-
-
-def interrupt_after(seconds: float) -> Callable[[], object]:
-    """Raise KeyboardInterrupt on the main thread after some seconds; returns a function that calls it off."""
-    import signal
-
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        return lambda: signal.setitimer(signal.ITIMER_REAL, 0)
-    import _thread
-    import threading
-
-    timer = threading.Timer(seconds, _thread.interrupt_main)
-    timer.daemon = True
-    timer.start()
-    return timer.cancel
-
-
-@contextmanager
-def limited_work(seconds: float, error: Callable[[], Exception]) -> Iterator[None]:
-    """Raise an error within the block once it has taken some seconds of the processor.
-
-    A regular expression that backtracks can be stopped in no other way. On another thread than the main one, and where
-    the system has no such timer, there is no limit.
-    """
-    import signal
-    import threading
-
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise error()
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 def is_broken_pipe(error: OSError) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from ckpt_cli import limits
 from ckpt_cli.errors import UsageError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.interrupts import limited_work
 from ckpt_cli.files.places import head_of
-from ckpt_cli.files.system import limited_work
 
 Renaming = Callable[[str], str]
 """The new name of an entry, or the old one."""

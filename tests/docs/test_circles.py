@@ -1,4 +1,4 @@
-"""No module of the package needs another that needs it: by an import, by one that a function makes, or by name."""
+"""The shape of the package: no module needs one that needs it, by an import or by name, and no file is long."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def test_no_module_needs_one_that_needs_it() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' → '.join(reversed(error.args[1]))}")
+
+
+def test_no_file_has_more_than_400_lines() -> None:
+    tests = Path(__file__).parent.parent
+    lengths = {path: path.read_text().count("\n") for folder in (ROOT, tests) for path in folder.rglob("*.py")}
+    assert len(lengths) > 400
+    assert {str(path): length for path, length in lengths.items() if length > 400} == {}
 
 
 @pytest.mark.parametrize(

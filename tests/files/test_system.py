@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import other_system
 import pytest
 
 import ckpt_cli
-from ckpt_cli.files import system
+from ckpt_cli.files import interrupts, system
 
 PACKAGE = Path(ckpt_cli.__file__).parent
 
@@ -43,9 +44,10 @@ def uses(path: Path) -> Iterator[str]:
                 yield f"{node.value.id}.{name}"
 
 
-def test_what_only_posix_or_linux_has_stands_in_one_file() -> None:
-    found = {str(path.relative_to(PACKAGE)): sorted(uses(path)) for path in PACKAGE.rglob("*.py")}
-    assert [path for path, names in found.items() if names] == ["files/system.py"]
+def test_what_only_posix_or_linux_has_stands_in_one_file_and_signals_in_another() -> None:
+    found = {str(path.relative_to(PACKAGE)): sorted(uses(path)) for path in sorted(PACKAGE.rglob("*.py"))}
+    assert [path for path, names in found.items() if names] == ["files/interrupts.py", "files/system.py"]
+    assert not [name for name in found["files/interrupts.py"] if name.startswith("os.")]
     assert "os.pread" in found["files/system.py"]
 
 
@@ -197,16 +199,14 @@ def test_many_readers_or_one_writer_have_the_lock_on_windows(tmp_path: Path) -> 
         os.close(fd)
 
 
-def test_an_interrupt_comes_later_where_there_is_no_alarm(bare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
-
+def test_an_interrupt_comes_later_where_there_is_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(signal, "SIGALRM")
-    assert bare.interrupt_numbers() == (signal.SIGINT,)
+    assert interrupts.interrupt_numbers() == (signal.SIGINT,)
     came = threading.Event()
     monkeypatch.setattr("_thread.interrupt_main", came.set)
-    bare.interrupt_after(0.001)
+    interrupts.interrupt_after(0.001)
     assert came.wait(10)
     came.clear()
-    call_off = bare.interrupt_after(10)
+    call_off = interrupts.interrupt_after(10)
     call_off()
     assert not came.is_set()

@@ -3,7 +3,7 @@
     python tests/support/fuzz.py --mutations 20000 [--seed 1]
     python tests/support/fuzz.py --serve
 
-With `--serve` it tries what it is asked for, each request in a fork of one process that has imported all commands.
+With `--serve` it tries what it is asked for, each request in a fork of one process that has run all commands.
 What must not happen: a traceback, a bug that says so, more than one line of trouble, an import of torch, a file that
 nobody asked for, over 300 MB of memory, over 5 seconds. What did goes to `tests/crashes/`.
 """
@@ -11,6 +11,7 @@ nobody asked for, over 300 MB of memory, over 5 seconds. What did goes to `tests
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import io
 import json
@@ -18,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,12 +193,15 @@ def serve() -> None:
         print(json.dumps(in_fork(REQUESTS[name], *arguments)), flush=True)
 
 
-def _import_all(commands: Sequence[str]) -> None:
-    """Import what commands need, once, before the forks."""
-    for module in ("numpy", "ml_dtypes", "ckpt_cli.arrays.codec", "ckpt_cli.cli.main", "ckpt_cli.cli.app"):
+def _warm_up() -> None:
+    """Run every command on every sample once, so that the forks have all modules that these need."""
+    for module in ("numpy", "ml_dtypes"):
         importlib.import_module(module)
-    for command in commands:
-        importlib.import_module(f"ckpt_cli.cli.{command}")
+    with tempfile.TemporaryDirectory(prefix="ckpt-fuzz-") as folder:
+        for sample in SAMPLES:
+            try_file(sample.read_bytes(), Path(folder))
+    gc.collect()
+    gc.freeze()
 
 
 def main() -> int:
@@ -207,7 +211,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
-    _import_all([command[0] for command in COMMANDS])
+    _warm_up()
     if options.serve:
         serve()
         return 0

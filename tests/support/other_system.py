@@ -3,7 +3,8 @@
     PYTHONPATH=tests/support python -m pytest -p other_system tests/…    chosen tests on such a system
 
 As a plugin of pytest it replaces `ckpt_cli/files/system.py`, the only file that makes those calls, by a copy of it that
-was loaded where they are lacking. `make_bare` takes them from the process itself, for one that runs nothing but ckpt.
+was loaded where they are lacking; signals and timers, which `ckpt_cli/files/interrupts.py` looks for at each call, it
+takes away. `make_bare` takes all from the process itself, for one that runs nothing but ckpt.
 """
 
 from __future__ import annotations
