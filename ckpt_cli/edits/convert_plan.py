@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
-from ckpt_cli.edits.convert_contents import Casting, pack_plain, pack_whole
+from ckpt_cli.edits.convert_contents import Casting, check_items, pack_plain, pack_whole
 from ckpt_cli.edits.convert_options import (
     CLONE,
     NOT_STATE,
@@ -68,6 +68,7 @@ def flatten(
         metadata = {}
     _refuse_lost(checkpoint, lost, aside, fits, target, options)
     _refuse_names(fits)
+    check_items(checkpoint, target, len(fits))
     casting = Casting(options.dtype, Losses(), options.executor)
     tied = target.keeps_ties and options.shared != CLONE
     if target.keeps_views and tied:
