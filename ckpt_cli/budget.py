@@ -47,6 +47,7 @@ class Budget:
         self._repeated = limits.REPEATED_AS_TEXT if as_text else limits.REPEATED
         more = limits.READ_AGAIN_AS_TEXT if as_text else limits.READ_AGAIN
         self._bytes = limits.READ_TIMES * sum(file.size for file in files) + more
+        self._printed = limits.REPEATED_AS_TEXT + 2 * sum(file.size for file in files)
         self._constituents = limits.CONSTITUENTS
         self._pairs = limits.VIEW_PAIRS
         self._inflated = limits.INFLATED_IN_ALL
@@ -78,6 +79,12 @@ class Budget:
         for part in tensor.parts:
             if part.name in _READ_WHOLE.get(tensor.layout, ()) and part.storage is not None:
                 self.read(part, whole(part))
+
+    def print(self, numel: int) -> None:
+        """Count elements that are laid out as text."""
+        self._printed -= numel
+        if self._printed < 0:
+            raise LimitError("its tensors, which share bytes, come to far more text than the file has bytes")
 
     def constituents(self, count: int) -> None:
         """Count constituents of nested tensors, each of which is gone through on its own."""

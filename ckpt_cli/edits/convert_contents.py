@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli import limits
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
-from ckpt_cli.errors import RefusedError, UnsupportedError
+from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.source import Extent
+from ckpt_cli.formats.targets import Target
 from ckpt_cli.model.changes import Content, Write, content_of, pieces_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.model.new_checkpoint import tied_groups
@@ -208,3 +210,10 @@ def pack_whole(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
 def _moved(tensor: Tensor, moved: dict[Storage | None, tuple[Storage, DType | None]]) -> Tensor:
     storage, dtype = moved[tensor.storage]
     return replace(tensor, storage=storage, dtype=dtype or tensor.dtype, big_endian=False, alias_of=None)
+
+
+def check_items(checkpoint: Checkpoint, target: Target, count: int) -> None:
+    """Raise LimitError for far more entries than a file of that size has, where each takes a file of its own."""
+    most = limits.DCP_ITEMS_FLOOR + sum(file.size for file in checkpoint.container.files) // 64
+    if target.is_of_items and count > most:
+        raise LimitError(f"it has {count:,} entries to be written one by one, far more than a file of its size has")

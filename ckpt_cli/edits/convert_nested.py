@@ -11,7 +11,7 @@ from typing import Any
 
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
-from ckpt_cli.edits.convert_contents import Casting, pack_plain
+from ckpt_cli.edits.convert_contents import Casting, check_items, pack_plain
 from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, Job, LeftOut, NewFiles, stem_of
 from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError, some_of
 from ckpt_cli.facts import dataclass
@@ -84,6 +84,7 @@ def _planned(
             hint="--tensors-only leaves them out",
         )
     _check_bytes(checkpoint, leaves)
+    check_items(checkpoint, target, len(leaves.paths))
     casting = Casting(options.dtype, Losses(), options.executor)
     tensors, contents = pack_plain(checkpoint, leaves.tensors, casting, tied=False)
     new = NewCheckpoint(

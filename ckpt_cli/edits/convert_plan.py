@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
-from ckpt_cli.edits.convert_contents import Casting, pack_plain, pack_whole
+from ckpt_cli.edits.convert_contents import Casting, check_items, pack_plain, pack_whole
 from ckpt_cli.edits.convert_options import (
     CLONE,
     NOT_STATE,
@@ -68,6 +68,7 @@ def flatten(
         metadata = {}
     _refuse_lost(checkpoint, lost, aside, fits, target, options)
     _refuse_names(fits)
+    check_items(checkpoint, target, len(fits))
     casting = Casting(options.dtype, Losses(), options.executor)
     tied = target.keeps_ties and options.shared != CLONE
     if target.keeps_views and tied:
@@ -77,7 +78,7 @@ def flatten(
     versions = versions_of(checkpoint, options.select.removesuffix("."))
     kept = versions if versions is not None and target.keeps_notes else None
     added = list(_added(kept))
-    if target.keeps_metadata and "format" not in metadata and not _has_strings(checkpoint):
+    if target.keeps_metadata and "format" not in metadata and not _has_strings(checkpoint, metadata):
         metadata["format"] = "pt"  # without which transformers refuses a file
         added.append("format=pt in its metadata")
     new = NewCheckpoint(
@@ -226,12 +227,12 @@ def _metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     return {key: value for key, value in checkpoint.metadata.items() if key not in ours}
 
 
-def _has_strings(checkpoint: Checkpoint) -> bool:
-    """True if the container of a checkpoint has a place for strings, so that it says what it wants to."""
+def _has_strings(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> bool:
+    """True if a checkpoint has strings of its own, or of its shards, so that it says what it wants to."""
     container = checkpoint.container
     if isinstance(container, ShardSet):
-        return any(format_of(shard).keeps_strings for shard in container.shards)
-    return format_of(checkpoint).keeps_strings
+        return any(format_of(shard).keeps_strings and shard.metadata for shard in container.shards)
+    return format_of(checkpoint).keeps_strings and bool(metadata)
 
 
 def _index_of(checkpoint: Checkpoint, metadata: Mapping[str, str]) -> dict[str, object]:

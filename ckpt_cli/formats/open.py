@@ -134,7 +134,11 @@ def read_one(file: SourceFile) -> Checkpoint:
                 checkpoint: Checkpoint = importlib.import_module(known.module).read(file)
             except TruncatedError as error:
                 if known.name in _SALVAGED and error.hint is None:
-                    error.hint = f"ckpt ls --salvage {quoted(file.path)} lists the tensors that are all there"
+                    path = quoted(file.path)
+                    error.hint = (
+                        f"ckpt ls --salvage {path} lists the tensors that are all there, "
+                        f"ckpt convert --salvage {path} OUT writes them"
+                    )
                 raise
             return checkpoint
     from ckpt_cli.formats.signatures import unknown

@@ -63,6 +63,8 @@ class Target:
     """An expression that the names of its files in a folder match, so that an older checkpoint can give way."""
     is_set: bool = False
     """True if it is a set of shards, of a size that can be chosen."""
+    is_of_items: bool = False
+    """True if each entry becomes a torch.save file of its own within it, which takes time and bytes."""
     keeps_views: bool = False
     """True if tensors can be any views of shared storages."""
     keeps_ties: bool = True
@@ -119,8 +121,8 @@ TARGETS = (
         keeps_views=True, keeps_requires_grad=True, files=r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?",
     ),
     Target(
-        "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.dcp.write", is_folder=True, keeps_ties=False,
-        keeps_requires_grad=True, keeps_nesting=True, files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
+        "dcp", "a torch.distributed.checkpoint", "ckpt_cli.formats.dcp.write", is_folder=True, is_of_items=True,
+        keeps_ties=False, keeps_requires_grad=True, keeps_nesting=True, files=r"__\d+_\d+\.distcp|(__\d+)?\.metadata",
     ),
 )  # fmt: skip
 

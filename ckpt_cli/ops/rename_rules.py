@@ -68,9 +68,12 @@ def by_expression(expression: str, replacement: str) -> Renaming:
     if not _CHOICES.intersection(expression):  # nothing to go back to; a timer takes ten times as long as such a match
         return lambda name: pattern.sub(replacement, name)
     left = limits.MATCH_SECONDS
+    quick = _SHORT if _is_simple(expression) else 0
 
     def rename(name: str) -> str:
         nonlocal left
+        if len(name) <= quick:
+            return pattern.sub(replacement, name)
         begin = time.process_time()
         with limited_work(max(left, _LEAST), lambda: _too_slow(expression)):
             new = pattern.sub(replacement, name)
@@ -82,6 +85,15 @@ def by_expression(expression: str, replacement: str) -> Renaming:
 
 _CHOICES = frozenset("*+?{|")
 """The characters without which an expression can match a text in one way only."""
+
+_SHORT = 256
+"""Characters of a name for which a simple expression needs no timer: it takes at most that many steps squared."""
+
+
+def _is_simple(expression: str) -> bool:
+    """True if an expression repeats one thing only and refers back to nothing, so that its work is bounded."""
+    return sum(map(expression.count, _CHOICES)) == 1 and re.search(r"\\\d", expression) is None
+
 
 _LEAST = 0.001
 """Seconds for one name after all others took their time: 0 would mean that there is no limit."""
@@ -96,14 +108,15 @@ def _too_slow(expression: str) -> UsageError:
 
 def by_map(names: Mapping[str, str]) -> Renaming:
     """Names by a map of names or prefixes; the longest one that fits counts."""
+    longest = max(map(len, names), default=0)
 
     def rename(name: str) -> str:
         at = len(name)
         while at > 0:
-            new = names.get(name[:at])
+            new = names.get(name[:at]) if at <= longest else None
             if new is not None:
                 return new + name[at:]
-            at = name.rfind(".", 0, at)
+            at = name.rfind(".", 0, min(at, longest + 1))
         return name
 
     return rename

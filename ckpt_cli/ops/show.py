@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -249,6 +250,22 @@ def require_bounded(items: Sequence[Item]) -> None:
         budget = Budget.of(shown[0].checkpoint, as_text=True)
         for item in shown:
             budget.read(item.tensor, item.region)
+
+
+def printed_numel(shown: Shown, *, full: bool) -> tuple[int, bool]:
+    """Return the number of elements that are printed of a tensor, and whether that is a summary."""
+    numel = math.prod(shown.shape)
+    summarized = not full and numel > SUMMARY_OVER
+    return math.prod(min(size, 2 * EDGE_ITEMS) for size in shown.shape) if summarized else numel, summarized
+
+
+def require_printable(items: Iterable[Item], *, full: bool) -> None:
+    """Raise LimitError where the elements that are printed are far more than the file has bytes."""
+    budget: Budget | None = None
+    for shown in shown_in(items):
+        budget = budget or Budget.of(shown.checkpoint, as_text=True)
+        numel, _ = printed_numel(shown, full=full)
+        budget.print(numel if numel <= FULL_OVER else 0)  # of which more are refused one by one
 
 
 def blocks(shown: Shown, most: int = _PIECE) -> Iterator[NDArray[Any]]:

@@ -18,6 +18,7 @@ from ckpt_cli.ops.show import (
     Shown,
     Unshown,
     require_bounded,
+    require_printable,
     shown_in,
 )
 from ckpt_cli.render.json import LongList, entry_json, rows, tensor_json
@@ -117,6 +118,7 @@ def _array_json(values: NDArray[Any]) -> Any:
 
 def values_text(items: Sequence[Item], *, bare: bool, precision: int, full: bool, terminal: bool) -> Iterator[str]:
     """Yield each item as `NAME = VALUE`; with `bare` only the values, and strings as they are."""
+    require_printable(items, full=full)
     for item in items:
         if bare and isinstance(item, Value) and isinstance(item.value, str):
             yield (escaped(item.value, keep="\n\t") if terminal else item.value) + "\n"

@@ -5,14 +5,22 @@ The rules are those of torch/_tensor_str.py (`_str_intern`) and of the reprs of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.ops.show import EDGE_ITEMS, FULL_OVER, SUMMARY_OVER, Composed, Shown, Unshown, require_bounded
+from ckpt_cli.ops.show import (
+    EDGE_ITEMS,
+    FULL_OVER,
+    SUMMARY_OVER,
+    Composed,
+    Shown,
+    Unshown,
+    printed_numel,
+    require_bounded,
+)
 from ckpt_cli.render.array_repr import append_suffixes, contents_text, tensor_text
 from ckpt_cli.render.text import escaped, name_text, tensor_note
 
@@ -46,9 +54,7 @@ def item_text(item: Shown | Composed | Unshown, layout: Layout) -> str:
 
 def _values(shown: Shown, layout: Layout) -> tuple[Any, bool]:
     """Return the values to print as nested lists, and whether they are a summary."""
-    numel = math.prod(shown.shape)
-    summarized = not layout.full and numel > SUMMARY_OVER
-    numel = math.prod(min(size, 2 * EDGE_ITEMS) for size in shown.shape) if summarized else numel
+    numel, summarized = printed_numel(shown, full=layout.full)
     if numel > FULL_OVER:
         raise UnsupportedError(
             f"{name_text(shown.label)} has {numel:,} elements, too many to lay out as text",

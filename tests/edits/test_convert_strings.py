@@ -27,11 +27,9 @@ def strings_of(path: Path) -> dict[str, str] | None:
     return found
 
 
-@pytest.mark.parametrize(
-    "metadata", [None, {"format": "pt"}, {"format": "np", "a": "1"}, {"a": "1"}, {"total_size": "own"}]
-)
+@pytest.mark.parametrize("metadata", [{"format": "pt"}, {"format": "np", "a": "1"}, {"a": "1"}, {"total_size": "own"}])
 def test_a_safetensors_file_and_its_conversion_do_not_differ(
-    tmp_path: Path, ckpt: Ckpt, metadata: dict[str, str] | None
+    tmp_path: Path, ckpt: Ckpt, metadata: dict[str, str]
 ) -> None:
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_file({"w": torch.ones(2), "v": torch.zeros(3)}, source, metadata=metadata)
@@ -56,6 +54,26 @@ def test_a_total_of_the_old_index_that_is_not_written_is_named(tmp_path: Path, c
     folder = shards_of(tmp_path / "a", [None, None], {"total_size": 16, "total_parameters": 4})
     told = done(ckpt, folder, tmp_path / "b", "--max-shard", "8")
     assert told["not_kept"] == ["total_parameters of the old index"]
+
+
+def test_a_safetensors_file_without_metadata_gets_the_format_and_the_report_says_so(tmp_path: Path, ckpt: Ckpt) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file({"w": torch.ones(2), "v": torch.zeros(3)}, source)
+    assert "added: format=pt in its metadata" in ckpt("convert", source, target).err
+    assert strings_of(target) == {"format": "pt"}
+    assert done(ckpt, source, tmp_path / "set", "--max-shard", "8")["added"] == ["format=pt in its metadata"]
+    assert strings_in(tmp_path / "set") == [{"format": "pt"}, {"format": "pt"}]
+    assert done(ckpt, target, tmp_path / "c.safetensors")["added"] == []
+
+
+def test_shards_without_metadata_get_the_format_and_their_index_keeps_its_notes(tmp_path: Path, ckpt: Ckpt) -> None:
+    folder = shards_of(tmp_path / "a", [None, None], {"total_size": 16, "n": {"x": [1]}})
+    assert done(ckpt, folder, tmp_path / "b", "--max-shard", "8")["added"] == ["format=pt in its metadata"]
+    assert strings_in(tmp_path / "b") == [{"format": "pt"}, {"format": "pt"}]
+    assert notes_in(tmp_path / "b") == {"total_size": 16, "n": {"x": [1]}}
+    told = done(ckpt, folder, tmp_path / "one.safetensors")
+    assert told["added"] == ["format=pt in its metadata"]
+    assert (strings_of(tmp_path / "one.safetensors") or {})["format"] == "pt"
 
 
 def test_what_had_no_strings_gets_the_format_and_says_so(tmp_path: Path, ckpt: Ckpt) -> None:

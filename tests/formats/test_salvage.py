@@ -295,7 +295,21 @@ def test_the_error_of_a_cut_file_says_how_to_salvage_it(cut: Path, ckpt: Ckpt) -
     for command in (("ls", cut), ("show", cut), ("convert", cut, "out.pt"), ("set", cut, "last=1")):
         answer = ckpt(*command)
         assert answer.code == 2
-        assert answer.err.splitlines()[1] == f"hint: ckpt ls --salvage {cut} lists the tensors that are all there"
+        listing = f"ckpt ls --salvage {cut} lists the tensors that are all there"
+        assert answer.err.splitlines()[1] == f"hint: {listing}, ckpt convert --salvage {cut} OUT writes them"
+    (finding,) = json.loads(ckpt("check", cut, "--json").out)["findings"]
+    assert finding["code"] == "truncated"
+    assert f"ckpt ls --salvage {cut} lists what is whole, ckpt convert --salvage {cut} OUT" in finding["hint"]
+
+
+def test_a_file_cut_within_its_header_has_no_hint_to_salvage_it(here: Path, ckpt: Ckpt) -> None:
+    save_file({"a": torch.ones(2)}, here / "m.safetensors")
+    (here / "cut").write_bytes((here / "m.safetensors").read_bytes()[:20])
+    assert ckpt("ls", "cut").err.splitlines()[1:] == [
+        "hint: fetch or copy it again: without its header no tensor has a name"
+    ]
+    (finding,) = json.loads(ckpt("check", "cut", "--json").out)["findings"]
+    assert finding["hint"] == "fetch or copy it again; no tool can bring back what is missing"
 
 
 def test_a_file_of_which_nothing_is_left_is_refused_in_one_line(here: Path, ckpt: Ckpt) -> None:

@@ -6,7 +6,7 @@ zip files back to back, `.metadata` a pickled `Metadata` (torch/distributed/chec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -19,10 +19,10 @@ from ckpt_cli.files.source import Window
 from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.sharded.write import Create
 from ckpt_cli.formats.torch_zip.write import spelled as torch_spells
-from ckpt_cli.formats.torch_zip.write import write_saved
+from ckpt_cli.formats.torch_zip.write import write_pickled
 from ckpt_cli.formats.writing import OpenCopy
 from ckpt_cli.formats.zip.read import ZipRecords
-from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.graph import Call, Dict
@@ -48,25 +48,58 @@ def write_folder(new: NewCheckpoint, create: Create, progress: Progress) -> int:
     """Write both files; returns their bytes."""
     target = create(DATA)
     places: dict[str, tuple[int, int]] = {}
+    pickles = _Pickles()
     begin = 0
     for tensor in new.tensors:
-        maker = Maker()
-        root = maker.tensor(tensor)
-        nbytes = write_saved(root, maker.storages, new, target, progress, base=begin)
+        own = (tensor.storage,) if tensor.storage is not None else ()
+        nbytes = write_pickled(pickles.of(tensor), own, new, target, progress, base=begin)
         places[tensor.name] = (begin, nbytes)
         begin += nbytes
     for value in new.values:
-        storages = number_storages(value.root, value.storages)
-        with_bytes = replace(new, contents=value.contents)
-        nbytes = write_saved(value.root, storages, with_bytes, target, progress, data=value.data, base=begin)
+        pickle, storages = _pickled(value)
+        nbytes = write_pickled(pickle, storages, replace(new, contents=value.contents), target, progress, base=begin)
         places[value.name] = (begin, nbytes)
         begin += nbytes
     notes = create(METADATA)
-    pickle = bytearray()
-    write_pickle(_metadata(new, places), b"", pickle.extend)
+    facts = bytearray()
+    write_pickle(_metadata(new, places), b"", facts.extend)
     if notes is not None:
-        write_all(notes.fd, bytes(pickle), 0)
-    return begin + len(pickle)
+        write_all(notes.fd, bytes(facts), 0)
+    return begin + len(facts)
+
+
+class _Pickles:
+    """The pickles of single tensors: those that differ in nothing but name and bytes have one, which is made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[object, ...], bytes] = {}
+
+    def of(self, tensor: Tensor) -> bytes:
+        """Return what torch.save pickles of a tensor."""
+        storage = tensor.storage
+        place = (storage.nbytes, storage.location) if storage is not None else ()
+        view = (tensor.dtype.name, tensor.shape, tensor.stride, tensor.storage_offset)
+        key = (*view, tensor.requires_grad, tensor.conj, tensor.neg, *place)
+        found = self._made.get(key)
+        if found is None:
+            pickle = bytearray()
+            write_pickle(Maker().tensor(tensor), b"", pickle.extend)
+            if len(self._made) >= _KEPT:
+                self._made.clear()
+            found = self._made[key] = bytes(pickle)
+        return found
+
+
+_KEPT = 4096
+"""Pickles of tensors that are kept at once, of some 400 bytes each."""
+
+
+def _pickled(value: SavedValue) -> tuple[bytes, Sequence[Storage]]:
+    """Return what torch.save pickles of a value, and the storages that it refers to, by their numbers."""
+    storages = number_storages(value.root, value.storages)
+    pickle = bytearray()
+    write_pickle(value.root, value.data, pickle.extend)
+    return bytes(pickle), storages
 
 
 def _metadata(new: NewCheckpoint, places: dict[str, tuple[int, int]]) -> Call:
@@ -137,8 +170,9 @@ def verify_folder(new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
             root = read_pickle(raw).root
             places = dict(zip(names, _places(root), strict=True))
             same = same_graphs(_metadata(new, places), b"", root, raw)
+            pickles = _Pickles()
             for tensor in new.tensors if same else ():
-                same &= _is_saved(tensor, Window(data, *places[tensor.name]), new)
+                same &= _is_saved(tensor, pickles.of(tensor), Window(data, *places[tensor.name]), new)
             for value in new.values if same else ():
                 same &= _is_value(value, Window(data, *places[value.name]))
     except (FormatError, ValueError) as error:
@@ -150,11 +184,10 @@ def verify_folder(new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
 def _is_value(value: SavedValue, window: Window) -> bool:
     """True if a part of the file is a torch.save of the value."""
     records = ZipRecords(window)
-    pickle = records.read("archive/data.pkl", limits.PICKLE_INFLATED)
-    storages = number_storages(value.root, value.storages)
+    pickle, storages = _pickled(value)
     sizes = [records.by_name[f"archive/data/{number}"].nbytes for number in range(len(storages))]
     wanted = [value.contents[storage].nbytes for storage in storages]
-    return sizes == wanted and same_graphs(value.root, value.data, read_pickle(pickle).root, pickle)
+    return sizes == wanted and records.read("archive/data.pkl", limits.PICKLE_INFLATED) == pickle
 
 
 def _places(root: object) -> Iterator[tuple[int, int]]:
@@ -175,10 +208,9 @@ def _state(node: object) -> dict[str, object]:
     return {str(key): value for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True)}
 
 
-def _is_saved(tensor: Tensor, window: Window, new: NewCheckpoint) -> bool:
-    """True if a part of the file is a torch.save of the tensor."""
+def _is_saved(tensor: Tensor, pickle: bytes, window: Window, new: NewCheckpoint) -> bool:
+    """True if a part of the file is a torch.save of the tensor, which has this pickle."""
     records = ZipRecords(window)
-    pickle = records.read("archive/data.pkl", limits.PICKLE_INFLATED)
     data = records.by_name.get("archive/data/0")
-    same = same_graphs(Maker().tensor(tensor), b"", read_pickle(pickle).root, pickle)
+    same = records.read("archive/data.pkl", limits.PICKLE_INFLATED) == pickle
     return same and data is not None and data.nbytes == new.content(tensor).nbytes

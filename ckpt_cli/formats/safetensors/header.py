@@ -53,6 +53,9 @@ class Header:
     """True if tensors may have fields that mean nothing."""
 
 
+_NOTHING_LEFT = "fetch or copy it again: without its header no tensor has a name"
+
+
 def read_header(file: ByteSource) -> Header:
     """Read the header of a file, or of a part of one.
 
@@ -99,13 +102,15 @@ def _text(file: ByteSource) -> tuple[str, int]:
 def _length(file: ByteSource) -> int:
     """The bytes of the header, which the file begins with."""
     if file.size < 8:
-        raise TruncatedError(f"{file.size} bytes are too few for a safetensors file")
+        raise TruncatedError(f"{file.size} bytes are too few for a safetensors file", hint=_NOTHING_LEFT)
     length = int.from_bytes(file.read(0, 8), "little")
     if length > limits.SAFETENSORS_HEADER:
         problem = f"its header is said to have {length} bytes; {limits.SAFETENSORS_HEADER} is the most"
         raise LimitError(problem) if 8 + length <= file.size else MalformedError(problem)
     if 8 + length > file.size:
-        raise TruncatedError(f"its header should have {length} bytes, the file has {file.size - 8} after its length")
+        raise TruncatedError(
+            f"its header should have {length} bytes, the file has {file.size - 8} after its length", hint=_NOTHING_LEFT
+        )
     return length
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ckpt_cli import limits
 from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError, quoted
@@ -60,6 +60,9 @@ def header_bytes(items: Sequence[Item], metadata: Mapping[str, str]) -> bytearra
     `items` stand in the order of their data.
     """
     encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+    least = sum(len(item.name) for item in items) + sum(len(key) + len(text) for key, text in metadata.items())
+    if least > limits.SAFETENSORS_WRITTEN:  # before that takes several times the memory
+        _refuse_long(least)
     header = bytearray(8)
     header += b"{"
     if metadata:
@@ -75,9 +78,13 @@ def header_bytes(items: Sequence[Item], metadata: Mapping[str, str]) -> bytearra
     header += b" " * (_ROOM + -(len(header) + _ROOM) % _ALIGNMENT)
     nbytes = len(header) - 8
     if nbytes > limits.SAFETENSORS_WRITTEN:
-        raise RefusedError(f"the header would have {nbytes} bytes; {limits.SAFETENSORS_WRITTEN} is the most")
+        _refuse_long(nbytes)
     header[:8] = nbytes.to_bytes(8, "little")
     return header
+
+
+def _refuse_long(nbytes: int) -> NoReturn:
+    raise RefusedError(f"the header would have {nbytes} bytes or more; {limits.SAFETENSORS_WRITTEN} is the most")
 
 
 def _as_listed(items: Sequence[Item]) -> Iterable[tuple[int, Item]]:

@@ -72,10 +72,24 @@ def write_saved(
     Without a target it only measures. `data` is the pickle that the object's graph was read from; the file is added to
     from byte `base` on.
     """
-    writer = ZipWriter(target, base=base)
     pickle = bytearray()
     write_pickle(root, data, pickle.extend)
-    writer.add(f"{prefix}/data.pkl", bytes(pickle))
+    return write_pickled(bytes(pickle), storages, new, target, progress, prefix=prefix, base=base)
+
+
+def write_pickled(
+    pickle: bytes,
+    storages: Sequence[Storage],
+    new: NewCheckpoint,
+    target: LocalFile | None,
+    progress: Progress = no_progress,
+    *,
+    prefix: str = "archive",
+    base: int = 0,
+) -> int:
+    """Write what `write_saved` writes, of an object that is pickled already; returns its bytes."""
+    writer = ZipWriter(target, base=base)
+    writer.add(f"{prefix}/data.pkl", pickle)
     writer.add(f"{prefix}/.format_version", b"1")
     writer.add(f"{prefix}/.storage_alignment", str(ALIGNMENT).encode())
     writer.add(f"{prefix}/byteorder", b"little")
@@ -88,7 +102,7 @@ def write_saved(
     return writer.close()
 
 
-def _identity(pickle: bytes | bytearray, checksums: Sequence[int]) -> bytes:
+def _identity(pickle: bytes, checksums: Sequence[int]) -> bytes:
     """Return forty digits that identify the content, as torch's writer has them."""
     digest = hashlib.blake2b(pickle, digest_size=16)
     digest.update(b"".join(crc.to_bytes(4, "little") for crc in checksums))

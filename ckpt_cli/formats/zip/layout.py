@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.signatures import ZIP_END, ZIP_RECORD
 
@@ -139,6 +140,8 @@ def local_header(name: str, nbytes: int, header: int, *, alignment: int = ALIGNM
     With `begin`, it is padded so that the data begins there; raises ValueError where it cannot.
     """
     raw = name.encode("utf-8", "surrogateescape")
+    if len(raw) > 0xFFFF:
+        raise UnsupportedError(f"a zip file has no room for a name of {len(raw)} bytes: {0xFFFF} is the most")
     wide = _zip64(nbytes, header, stored=0)  # miniz does not know yet what it will have stored
     start = header + LOCAL.size + len(raw) + len(wide) + 4
     pad = -start % alignment if begin is None else begin - start

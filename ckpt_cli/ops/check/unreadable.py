@@ -13,6 +13,9 @@ from ckpt_cli.ops.check.zip import least_size
 from ckpt_cli.scanner.tolerant_zip import LooseZip, zips_within
 
 _FETCH = "fetch or copy it again; no tool can bring back what is missing"
+_SALVAGE = (
+    "fetch or copy it again; ckpt ls --salvage FILE lists what is whole, ckpt convert --salvage FILE OUT writes it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,8 @@ def _truncated(broken: Broken) -> Iterator[Occurrence]:
         with closing(open_file(broken.path)) as file:
             needed, size = least_size(file), file.size
     missing = f"; {needed - size} bytes at least are missing" if needed is not None and needed > size else ""
-    yield Occurrence(broken.where, broken.error.problem + missing)
+    hint = _SALVAGE if "--salvage" in (broken.error.hint or "") else ""
+    yield Occurrence(broken.where, broken.error.problem + missing, hint=hint)
 
 
 def _short(broken: Broken) -> Iterator[Occurrence]:
