@@ -89,7 +89,7 @@ _SHAPED: list[tuple[str, Ops, str | None]] = [
     ("a_deep_tuple_as_storage", value({"a": persistent(deep())}), None),
     ("a_deep_tuple_as_key_of_a_storage", value({"a": Ops(SOUND.replace(value("0"), deep()))}), "in a way that"),
     ("a_deep_tuple_as_name", Ops(value("os") + deep() + b"\x93"), "names a global by a tuple"),
-    ("a_deep_list", Ops(b"]" * (4 * MILLION // 5) + b"a" * (4 * MILLION // 5 - 1)), "nest deeper"),
+    ("a_deep_list", Ops(b"]" * MILLION + b"a" * (MILLION - 1)), "nest deeper"),
     ("a_deep_dict", nested(lambda inner: value({"a": inner}), value(1), MILLION // 10), "nest deeper"),
     ("a_deep_object", nested(lambda inner: built(new("a.B"), {"x": inner}), value(1), MILLION // 10), "nest deeper"),
     ("a_deep_call", nested(lambda inner: call("a.b", inner), value(1), MILLION // 10), None),

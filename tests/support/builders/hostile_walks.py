@@ -101,7 +101,7 @@ WALKS: list[Case] = [
     ("laughing_wrappers", lambda: _laughs(9, _as_wrapper), _OFTEN),
     ("laughing_empty_tuples", lambda: pickled(value({"a": doubled()})), _NAMES),
     ("a_dict_that_is_all_its_values", lambda: _itself(_LONG), None),
-    ("a_dict_that_is_all_of_150_000_values", lambda: _itself(3 * _AGAIN // 4), None),
+    ("a_dict_that_is_all_of_200_000_values", lambda: _itself(_AGAIN), None),
     ("a_long_flat_list_shared", lambda: _often([0] * _LONG), _OFTEN),
     ("a_long_tuple_shared", lambda: _often(tuple([0] * _LONG)), _OFTEN),
     ("long_python_2_strings_shared", lambda: _often(raw_string(b"\xff" * 60_000)), _OFTEN),
