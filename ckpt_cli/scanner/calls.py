@@ -152,10 +152,20 @@ def loaded_by(trace: Trace) -> Iterator[object]:
 def _loaded(call: Call) -> Iterator[object]:
     args = _arguments(call)
     node = args[0] if len(args) == 1 else None
-    if isinstance(node, Call) and _is_call_of(node, ("_codecs.encode",)) and isinstance(node.args, tuple) and node.args:
-        node = node.args[0]  # how protocol 2 has bytes
+    if isinstance(node, Call) and _is_call_of(node, ("_codecs.encode",)):
+        node = _as_latin(_arguments(node))
     if isinstance(node, bytes | str | RawString | Inline):
         yield node
+
+
+def _as_latin(args: tuple[object, ...]) -> object:
+    """The text that is encoded as Latin-1, as protocol 2 has bytes; None where any other bytes may come of it."""
+    if len(args) != 2 or args[1] not in ("latin1", "latin-1"):
+        return None
+    text = args[0]
+    if isinstance(text, RawString):
+        return text if text.raw.isascii() else None  # else the loader's encoding decides what it is
+    return text if isinstance(text, str) or (isinstance(text, Inline) and text.kind in ("str", "escaped")) else None
 
 
 def resolve(node: object) -> tuple[str, str] | None:
