@@ -15,6 +15,8 @@ _LINKS = 16
 
 _GETATTR = ("builtins.getattr",)
 _PARTIAL = ("functools.partial", "_functools.partial")
+_REDUCE = ("functools.reduce", "_functools.reduce")
+_OR = (("operator", "or_"), ("_operator", "or_"))
 _BY_TEXT = ("numpy.core._ufunc_reconstruct", "numpy._core._ufunc_reconstruct")
 _NESTED_LOAD = "torch.storage._load_from_bytes"
 _NEW = ("new", "new_ex", "inst")
@@ -80,7 +82,7 @@ def _depending(node: Global, calls: Sequence[Call], *, handed_on: bool) -> Judge
         return _worst(map(_of_getattr, calls))
     if name in _BY_TEXT:
         return _worst(map(_of_text, calls))
-    check = _bad_partial if name in _PARTIAL else _bad_load
+    check = _bad_partial if name in _PARTIAL else _bad_reduce if name in _REDUCE else _bad_load
     return next((Judgement("dangerous", why) for why in map(check, calls) if why), _NO_HARM)
 
 
@@ -127,6 +129,12 @@ def _bad_partial(call: Call) -> str | None:
         if resolved is not None and judge(*resolved).verdict in ("dangerous", "depends"):
             return f"it wraps {'.'.join(resolved)}"
     return None
+
+
+def _bad_reduce(call: Call) -> str | None:
+    """Return the reason that it does not make a union of types, as pickles have `int | None`."""
+    args = _arguments(call)
+    return None if len(args) == 2 and resolve(args[0]) in _OR else "it calls what it is given"
 
 
 def _targets(call: Call) -> Iterator[object]:

@@ -84,10 +84,10 @@ _EXCEPT = re.compile(
     r"|PerceptualPathLength|CLIPScore|CLIPImageQualityAssessment|BERTScore|InfoLM|DISTSNetwork"
     r"|_*[A-Z0-9]+(_[A-Z0-9]+)+|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style|Thread"
     r"|Image|ImageDraw|ImageFont|_Lazy\w+|\w*CandidateGenerator"
-    r"|\w*GraphModule|\w*CodeGen|Graph|Node|Proxy|\w*Tracer|ModTracker|OpOverload|RRef|ExportedProgram|ExportGraphSignature"
-    r"|PassBase|PassResult|Function|FakeTensor\w*|TorchDispatchMode|BackwardHook|ExceptionWrapper|LazyString|ExitStack"
-    r"|Lock|TracebackType|MethodType|FunctionType|ModuleType|CodeType|SkipTest|GrammarVisitor|\w*ParserRuleContext"
-    r"|MapWrapper|ConstantIntNode|DataFrameRenderer|ForwardRef"
+    r"|\w*GraphModule|\w*CodeGen|Graph|Node|Proxy|\w*Tracer|ModTracker|OpOverload|RRef|ExportedProgram"
+    r"|ExportGraphSignature|PassBase|PassResult|Function|FakeTensor\w*|TorchDispatchMode|BackwardHook"
+    r"|ExceptionWrapper|LazyString|ExitStack|Lock|TracebackType|MethodType|FunctionType|ModuleType|CodeType"
+    r"|SkipTest|GrammarVisitor|\w*ParserRuleContext|MapWrapper|ConstantIntNode|GuardOnDataDependentSymNode|DataFrameRenderer|ForwardRef"
 )
 """Classes that these modules have or hand out, and that read or fetch files, or run something; constants; modules."""
 

@@ -182,6 +182,9 @@ def _attribute(module: str, name: str, *attributes: str) -> Any:
             "warning",
         ),
         (call("functools.partial", named("torch.manual_seed"), 1), "warning"),
+        (call("functools.reduce", named("lab.join"), [1, 2]), "error"),
+        (call("functools.reduce", call("lab.f"), [1, 2]), "error"),
+        (named("functools.reduce"), "error"),
     ],
 )
 def test_a_name_that_is_reached_by_a_call_is_judged(tmp_path: Path, node: Any, severity: str) -> None:
@@ -195,6 +198,8 @@ def test_a_name_that_is_reached_by_a_call_is_judged(tmp_path: Path, node: Any, s
         call("builtins.getattr", named("torch._C._VariableFunctionsClass"), "relu"),
         call("builtins.getattr", new("torch.nn.modules.linear.Linear"), "forward"),
         call("functools.partial", named("torch.nn.modules.normalization.LayerNorm"), 3),
+        call("builtins.getattr", new("torch.optim.swa_utils.SWALR"), "_cosine_anneal"),
+        call("functools.reduce", named("operator.or_"), [named("builtins.int"), named("builtins.str")]),
     ],
 )
 def test_what_ordinary_models_reach_by_a_call_is_quiet(tmp_path: Path, node: Any) -> None:
