@@ -261,6 +261,8 @@ class _Worker:
             if node.nbytes > room:
                 return None
             self.budget.searched += node.nbytes
+            if node.kind == "escaped":
+                return _latin(node.unescaped(found.data).decode("utf-8", "surrogatepass"))
             raw = bytes(found.data[node.offset : node.offset + node.nbytes])
             return _latin(raw.decode("utf-8", "surrogateescape")) if node.kind == "str" else raw
         if isinstance(node, RawString):

@@ -165,8 +165,8 @@ HARMLESS = frozenset(
 CALLING = frozenset(
     (
         *_names("builtins", "getattr"),
-        *_names("functools", "partial"),
-        *_names("_functools", "partial"),
+        *_names("functools", "partial reduce"),
+        *_names("_functools", "partial reduce"),
         *_names("torch.storage", "_load_from_bytes"),
         *_names("numpy.core", "_ufunc_reconstruct"),
         *_names("numpy._core", "_ufunc_reconstruct"),

@@ -15,6 +15,8 @@ _LINKS = 16
 
 _GETATTR = ("builtins.getattr",)
 _PARTIAL = ("functools.partial", "_functools.partial")
+_REDUCE = ("functools.reduce", "_functools.reduce")
+_OR = (("operator", "or_"), ("_operator", "or_"))
 _BY_TEXT = ("numpy.core._ufunc_reconstruct", "numpy._core._ufunc_reconstruct")
 _NESTED_LOAD = "torch.storage._load_from_bytes"
 _NEW = ("new", "new_ex", "inst")
@@ -80,7 +82,7 @@ def _depending(node: Global, calls: Sequence[Call], *, handed_on: bool) -> Judge
         return _worst(map(_of_getattr, calls))
     if name in _BY_TEXT:
         return _worst(map(_of_text, calls))
-    check = _bad_partial if name in _PARTIAL else _bad_load
+    check = _bad_partial if name in _PARTIAL else _bad_reduce if name in _REDUCE else _bad_load
     return next((Judgement("dangerous", why) for why in map(check, calls) if why), _NO_HARM)
 
 
@@ -138,6 +140,12 @@ def _bad_partial(call: Call) -> str | None:
     return None
 
 
+def _bad_reduce(call: Call) -> str | None:
+    """Return the reason that it does not make a union of types, as pickles have `int | None`."""
+    args = _arguments(call)
+    return None if len(args) == 2 and resolve(args[0]) in _OR else "it calls what it is given"
+
+
 def _targets(call: Call) -> Iterator[object]:
     """Yield the callees of a partial: its first argument, and what each state puts in its place."""
     args = _arguments(call)
@@ -161,10 +169,20 @@ def loaded_by(trace: Trace) -> Iterator[object]:
 def _loaded(call: Call) -> Iterator[object]:
     args = _arguments(call)
     node = args[0] if len(args) == 1 else None
-    if isinstance(node, Call) and _is_call_of(node, ("_codecs.encode",)) and isinstance(node.args, tuple) and node.args:
-        node = node.args[0]  # how protocol 2 has bytes
+    if isinstance(node, Call) and _is_call_of(node, ("_codecs.encode",)):
+        node = _as_latin(_arguments(node))
     if isinstance(node, bytes | str | RawString | Inline):
         yield node
+
+
+def _as_latin(args: tuple[object, ...]) -> object:
+    """The text that is encoded as Latin-1, as protocol 2 has bytes; None where any other bytes may come of it."""
+    if len(args) != 2 or args[1] not in ("latin1", "latin-1"):
+        return None
+    text = args[0]
+    if isinstance(text, RawString):
+        return text if text.raw.isascii() else None  # else the loader's encoding decides what it is
+    return text if isinstance(text, str) or (isinstance(text, Inline) and text.kind in ("str", "escaped")) else None
 
 
 def resolve(node: object) -> tuple[str, str] | None:

@@ -19,7 +19,7 @@ MODULES: dict[str, str] = {
             "pydoc pydoc_data cmd sched concurrent _interpreters _xxsubinterpreters _testcapi _testinternalcapi "
             "threading _thread atexit IPython ipykernel test.support test.libregrtest test.regrtest "
             "test.__main__ cffi cython Cython numba.core jinja2 mako sympy numexpr antigravity this tkinter turtle "
-            "turtledemo"
+            "turtledemo pandas.core.computation"
         ),
         "imports or compiles": (
             "importlib _frozen_importlib _frozen_importlib_external _imp imp zipimport pkgutil modulefinder site "

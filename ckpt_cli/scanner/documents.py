@@ -93,7 +93,7 @@ def _findings(text: bytes, where: str, depth: int, budget: ScanBudget) -> Iterat
                 yield from _symbols(text[item.end : ranges], where)
         elif item.key in _VALUES:
             yield from _VALUES[item.key](item.value, where)
-        elif len(item.value) >= SHORTEST:
+        if not item.is_key and len(item.value) >= SHORTEST:
             budget.opcodes -= DECODING_COSTS
             yield from _encoded(item, where, depth, budget)
 

@@ -87,9 +87,16 @@ def _state(wrapper: Call) -> dict[str, object]:
 
 
 def _has_objects(known: NumpyDType, dtype: Call) -> bool:
-    state = dtype.states[-1] if dtype.states else ()
-    flags = state[7] if isinstance(state, tuple) and len(state) > 7 else 0
-    return known.code[:1] == "O" or (type(flags) is int and bool(flags & _HAS_OBJECTS))
+    """True if the elements refer to objects; raises MalformedError where only numpy could say."""
+    if known.code[:1] == "O":
+        return True
+    if not dtype.states:
+        return False
+    state = dtype.states[-1]
+    flags = state[7] if isinstance(state, tuple) and len(state) > 7 else None
+    if type(flags) is not int:
+        raise MalformedError("has an array of joblib whose dtype does not say whether it holds objects")
+    return bool(flags & _HAS_OBJECTS)
 
 
 def _itemsize(known: NumpyDType) -> int:
@@ -108,6 +115,12 @@ class Enclosing:
     def __init__(self) -> None:
         self._saved: list[tuple[list[object], list[list[object]], list[object], dict[str, object]]] = []
         self._followed = 0
+        self.frame_end = 0
+        """The byte after the last frame: no pickler ends a pickle, or writes an array, before it."""
+
+    def frame(self, begin: int, nbytes: int) -> None:
+        """Note a frame, which a file that cannot look ahead reads as a whole."""
+        self.frame_end = max(self.frame_end, begin + nbytes)
 
     def enter(self, m: Machine) -> None:
         """Begin a pickle within that of a machine, with a stack and a memo of its own."""

@@ -84,6 +84,10 @@ _EXCEPT = re.compile(
     r"|PerceptualPathLength|CLIPScore|CLIPImageQualityAssessment|BERTScore|InfoLM|DISTSNetwork"
     r"|_*[A-Z0-9]+(_[A-Z0-9]+)+|PIL|_Reduction|FPGM_pruner|Tqdm|DeepSpeedStrategy|Style|Thread"
     r"|Image|ImageDraw|ImageFont|_Lazy\w+|\w*CandidateGenerator"
+    r"|\w*GraphModule|\w*CodeGen|Graph|Node|Proxy|\w*Tracer|ModTracker|OpOverload|RRef|ExportedProgram"
+    r"|ExportGraphSignature|PassBase|PassResult|Function|FakeTensor\w*|TorchDispatchMode|BackwardHook"
+    r"|ExceptionWrapper|LazyString|ExitStack|Lock|TracebackType|MethodType|FunctionType|ModuleType|CodeType"
+    r"|SkipTest|GrammarVisitor|\w*ParserRuleContext|MapWrapper|ConstantIntNode|GuardOnDataDependentSymNode|DataFrameRenderer|ForwardRef"
 )
 """Classes that these modules have or hand out, and that read or fetch files, or run something; constants; modules."""
 
@@ -93,7 +97,10 @@ _READING = re.compile(r"transformers\..*\b(tokenization|processing|image_process
 _CLASS = re.compile(r"_*[A-Z][A-Za-z0-9_]{2,}|__pyx_unpickle_\w+")
 """A class, or the function by which Cython rebuilds an object of one; shorter names are modules: `F`, `NX`."""
 
-_METHODS = words("forward step _infer_parameters _lazy_load_hook _triangular_scale_fn _triangular2_scale_fn")
+_METHODS = words(
+    "forward step _infer_parameters _lazy_load_hook _triangular_scale_fn _triangular2_scale_fn _linear_anneal "
+    "_cosine_anneal"
+)
 """Methods of such classes that checkpoints refer to."""
 
 _TENSOR_METHOD = re.compile(r"torch\._C\.(_VariableFunctionsClass|TensorBase|_TensorBase)\._?[a-z]\w*")
@@ -268,6 +275,8 @@ KNOWN = frozenset(
         *_names("pytorch_lightning", "LightningModule"),
         *_names("omegaconf", "DictConfig ListConfig"),
         *_names("networkx", "Graph DiGraph MultiGraph MultiDiGraph"),
+        *_names("networkx.classes.graph", "Graph"),
+        *_names("omegaconf.base", "Node"),
         *_names("transformers.integrations.deepspeed", "HfDeepSpeedConfig HfTrainerDeepSpeedConfig"),
         *_names("transformers.deepspeed", "HfDeepSpeedConfig HfTrainerDeepSpeedConfig"),
         *_names("transformers.tokenization_utils_base", "BatchEncoding"),

@@ -34,7 +34,8 @@ _After = Callable[[memoryview, Trace], int | None]
 PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl")
 """Suffixes of pickles; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
 
-_PROTO = re.compile(PROTO + rb"[\x00-\x05]")
+_BEGINS = re.compile(PROTO + rb"[\x00-\x05]|\(?c[A-Za-z_][\w.]{0,99}\n[A-Za-z_][\w.]{0,99}\n")
+"""The first bytes of a pickle that may stand anywhere: a PROTO opcode, or a name as protocol 0 has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,7 @@ def hidden_pickles(data: memoryview, position: int, where: str, budget: ScanBudg
         yield Oddity("note", "not-searched", where, f"{len(data) - end} bytes were not searched for hidden pickles")
     budget.searched += end - position
     last = -1
-    for match in _PROTO.finditer(data, position, end):
+    for match in _BEGINS.finditer(data, position, end):
         if match.start() < last:
             continue
         if budget.tries <= 0 or budget.opcodes <= 0:
@@ -211,7 +212,7 @@ def hidden_pickles(data: memoryview, position: int, where: str, budget: ScanBudg
             return
         budget.tries -= 1
         trace = trace_pickle(data, match.start(), budget)
-        if acts(trace):
+        if acts(trace) and (trace.calls or match[0][:1] == PROTO):  # two words of a list look like a name
             last = trace.end
             place = f"{where} (byte {match.start()})"
             yield Found(place, trace, data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
@@ -167,6 +167,8 @@ def _run(tracer: Tracer, pos: int, budget: ScanBudget) -> _Ending:
         budget.opcodes -= min(pos - begin + _BEGINNING_COSTS, _CHECK_EVERY) + tracer.weighed
         tracer.weighed = 0
         if stopped:
+            if tracer.outer.frame_end > pos + 1:
+                return _Ending(pos + 1, f"it stops within a frame, the rest of which some readers skip (byte {pos})")
             if not tracer.outer.leave(tracer):
                 return _Ending(pos + 1)
             pos += 1
@@ -223,14 +225,14 @@ _OVER: Table = {}
 _enter = entering(_OVER)
 
 
-def _after(code: bytes, note: str) -> None:
+def _after(code: bytes, note: Callable[[Machine], None]) -> None:
     """Enter an opcode that does what it does for a reader, and is then noted."""
     handler = OPCODES[code[0]]
 
     @_enter(code)
     def run(m: Machine, pos: int) -> int:
         pos = handler(m, pos)
-        _NOTES[note](m)
+        note(m)
         return pos
 
 
@@ -284,26 +286,17 @@ def _note_storage(m: Machine) -> None:
         m.storages.append(node)
 
 
-_NOTES = {
-    "storage": _note_storage,
-    "push": _note_push,
-    "call": _note_call,
-    "inst": _note_inst,
-    "text": _note_text,
-    "extension": _note_extension,
-}
-
 for _code in (b"c", b"h", b"j", b"g", b"2"):
-    _after(_code, "push")
+    _after(_code, _note_push)
 for _code in (b"R", b"\x81", b"\x92", b"o"):
-    _after(_code, "call")
-_after(b"i", "inst")
+    _after(_code, _note_call)
+_after(b"i", _note_inst)
 for _code in (b"X", b"\x8c", b"\x8d", b"U", b"T", b"C", b"B", b"\x8e", b"\x96", b"V", b"S"):
-    _after(_code, "text")
+    _after(_code, _note_text)
 for _code in (b"P", b"Q"):
-    _after(_code, "storage")
+    _after(_code, _note_storage)
 for _code in (b"\x82", b"\x83", b"\x84"):
-    _after(_code, "extension")
+    _after(_code, _note_extension)
 
 
 @_enter(b"q")
@@ -324,12 +317,20 @@ def _proto(m: Machine, pos: int) -> int:
     return pos + 1
 
 
+@_enter(b"\x95")
+def _frame(m: Machine, pos: int) -> int:
+    assert isinstance(m, Tracer)
+    after = OPCODES[0x95](m, pos)
+    m.outer.frame(after, struct.unpack_from("<Q", m.data, pos)[0])
+    return after
+
+
 @_enter(b"\x93")
 def _stack_global(m: Machine, pos: int) -> int:
     assert isinstance(m, Tracer)
     name, module = m.stack.pop(), m.stack[-1]
     if isinstance(name, str | RawString) and isinstance(module, str | RawString):
-        m.stack[-1] = m.name(_text(module), _text(name))
+        m.stack[-1] = m.name(*(text if isinstance(text, str) else text.text for text in (module, name)))
     else:
         from ckpt_cli.pickles.describe import describe
 
@@ -338,10 +339,6 @@ def _stack_global(m: Machine, pos: int) -> int:
         m.stack[-1] = computed
     m.note_push()
     return pos
-
-
-def _text(node: str | RawString) -> str:
-    return node if isinstance(node, str) else node.text
 
 
 def _changing(code: bytes, doing: str) -> None:
@@ -380,11 +377,13 @@ def _build_of_joblib(m: Machine, pos: int) -> int:
     wrapper = m.stack[-1]
     if not isinstance(wrapper, Call) or not is_wrapper(wrapper):
         return pos
+    if m.outer.frame_end > pos:
+        raise MalformedError("has an array of joblib within a frame, behind which joblib reads it")
     array = array_after(wrapper, m.data, pos)
     if not array.aligned and not array.pickled:
         other = Tracer(m.data)
         m.outer.follow(m, other, _ON, pos)
-        if other.calls and other.globals:
+        if other.calls and (other.globals or other.computed):
             raise MalformedError("calls names in what joblib reads as an array")
     m.stack[-1] = None
     if array.pickled:

@@ -138,6 +138,9 @@ def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget, *, num
 
 def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The pickles that a text has in base64 or hex, and what a JSON document would make a loader run."""
+    if signatures.is_safetensors(head):
+        source = Window(source, 8, min(int.from_bytes(head[:8], "little"), source.size - 8))
+        head = head[8:]
     if is_json(head):
         if depth or _hints(source, budget):
             yield from _opened(walk_json(source.view(0, source.size), where, depth, budget), budget)
@@ -155,7 +158,10 @@ def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: Sc
 
 
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{12,}")
-_HINT = re.compile(rb"class_name|expr_str|range_constraints|:serialized:|\\u00[2-7]")
+_HINT = re.compile(
+    rb"class_name|expr_str|range_constraints|:serialized:|\\u00[2-7]"
+    rb'|"(?:gA[A-X]|UEsDB|H4sI|QlpoO|/Td6)[A-Za-z0-9+/_-]{20}'  # a pickle or a packed file in base64
+)
 """The texts that only JSON documents have that make something run."""
 
 
@@ -318,13 +324,13 @@ def _closed(kind: str) -> Walker:
 
 
 def _keras(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
-    """An HDF5 file holds no pickle, but Keras puts the code of Lambda layers into its configuration."""
+    """Lambda layers that Keras puts into its configuration, and the attributes that PyTables reads as pickles."""
     room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
-    budget.searched += room
     if room < source.size:
-        message = f"{source.size - room} bytes were not searched for Lambda layers"
+        message = f"{source.size - room} bytes were not searched for Lambda layers and pickles"
         yield Oddity("note", "not-searched", where, message)
     yield from lambda_layers(source.view(0, room), where)
+    yield from hidden_pickles(source.view(0, room), 0, where, budget)
 
 
 _Kinds = tuple[tuple[Callable[[bytes], bool], Walker], ...]

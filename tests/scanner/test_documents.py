@@ -13,7 +13,7 @@ import pytest
 import torch
 from builders.pickles import pickled
 from builders.pt import Record, archive
-from scanning import HARMFUL, codes, scanned
+from scanning import HARMFUL, HARMLESS, codes, scanned
 
 from ckpt_cli.ops.scan import Scan, scan
 from ckpt_cli.scanner.documents import is_arithmetic
@@ -67,6 +67,23 @@ def test_a_model_of_keras_without_code_is_clean(tmp_path: Path) -> None:
 def test_a_module_that_keras_would_import_is_judged(tmp_path: Path) -> None:
     config = json.dumps({"class_name": "function", "module": "os", "config": "system"}).encode()
     assert codes(_archived(tmp_path / "m.keras", {"config.json": config}), "error") == {"keras-import"}
+
+
+def test_a_module_of_torch_that_keras_has_in_base64_is_looked_into(tmp_path: Path) -> None:
+    held = base64.b64encode(archive([Record("archive/data.pkl", HARMFUL)])).decode()
+    layer = {"class_name": "TorchModuleWrapper", "config": {"module": held}}
+    assert "dangerous-global" in codes(_archived(tmp_path / "m.keras", {"config.json": json.dumps(layer).encode()}))
+
+
+@pytest.mark.parametrize("attribute", [HARMFUL, b"cos\nsystem\n(Vid\ntR.", b"(cos\nsystem\nVid\no."])
+def test_an_attribute_of_hdf5_that_is_a_pickle_is_found(tmp_path: Path, attribute: bytes) -> None:
+    content = b"\x89HDF\r\n\x1a\n" + bytes(50) + attribute + bytes(50)
+    assert codes(scanned(tmp_path / "m.h5", content)) == {"dangerous-global", "hidden-pickle"}
+
+
+def test_words_in_hdf5_are_no_names(tmp_path: Path) -> None:
+    words = b"\n".join([b"calendar", b"subprocess", b"copy", b"os", b"cos", b"system", b"(chair", b"eval", b"x"])
+    assert scanned(tmp_path / "m.h5", b"\x89HDF\r\n\x1a\n" + bytes(50) + words + bytes(50)).ok
 
 
 # --- exported programs ------------------------------------------------------------------------------------------------
@@ -233,3 +250,15 @@ def test_every_operator_of_torch_that_takes_a_file_name_is_known() -> None:
         namespace, _, name = schema.name.partition("::")
         if any(word in argument.name for argument in schema.arguments for word in words if "str" in str(argument.type)):
             assert effect_of(namespace, name), schema
+
+
+def test_a_pickle_in_the_metadata_of_safetensors_or_in_any_json_is_found(tmp_path: Path) -> None:
+    for content, expected in ((HARMFUL, {"dangerous-global"}), (b"quiet text " * 9, set())):
+        held = {"__metadata__": {"state": base64.b64encode(content).decode()}}
+        header = json.dumps(held).encode()
+        assert codes(scanned(tmp_path / "m.safetensors", len(header).to_bytes(8, "little") + header)) == expected
+        folder = tmp_path / "hub"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_bytes(header)
+        (folder / "m.pkl").write_bytes(HARMLESS)
+        assert codes(scan(str(folder))) == expected

@@ -71,3 +71,24 @@ def test_an_array_whose_size_is_not_known_is_not_called_harmless(tmp_path: Path)
         _wrapper((10**9,), _dtype("f8")),
     ):
         assert codes(scanned(tmp_path / "m.joblib", _file(NUMBERS, wrapper))) >= {"broken-pickle"}
+
+
+def _framed(content: bytes) -> bytes:
+    return b"\x95" + struct.pack("<Q", len(content)) + content
+
+
+def test_an_array_within_a_frame_is_broken_because_joblib_reads_it_behind_the_frame(tmp_path: Path) -> None:
+    """What follows has another memo for joblib: `os.system` is there what is `collections.OrderedDict` here."""
+    wrapper = _wrapper((1,), _dtype("O8", "|", 63))
+    behind = value("collections") + b"\x94" + value("OrderedDict") + b"\x9400h\0h\1\x93" + value(("id",)) + b"R."
+    content = value("os") + b"\x94" + value("system") + b"\x9400" + wrapper + behind
+    assert "broken-pickle" in codes(scanned(tmp_path / "m.joblib", b"\x80\x04" + _framed(content) + pickled([1])))
+    clean = b"\x80\x04" + _framed(b"]" + wrapper) + pickled([1]) + _framed(b"a.")
+    assert scanned(tmp_path / "clean.joblib", clean).ok
+
+
+def test_a_dtype_that_does_not_say_whether_it_holds_objects_is_broken(tmp_path: Path) -> None:
+    short = built(call("numpy.dtype", "V8", False, True), (3, "|", None, None, None, 8, 1))
+    for dtype in (short, _dtype("V8", "|", True)):
+        content = _file(b"\0" * 8, _wrapper((1,), dtype))
+        assert "broken-pickle" in codes(scanned(tmp_path / "m.joblib", content))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.ao.quantization.quantize_fx
 from builders.pickles import call, named, new, pickled
 from code_effects import effect
 from name_walk import QUIET, Walk, long_name, walk
@@ -53,6 +55,8 @@ def test_a_dangerous_name_is_an_error_behind_any_module(tmp_path: Path, pair: st
         "huggingface_hub.file_download _replace_no_matter_what",
         "mpmath.libmp.backend exec_",
         "safetensors.torch save_file",
+        "pandas.core.computation.expr Expr",
+        "pandas.core.computation.scope Scope",
     ],
 )
 def test_functions_of_packages_around_torch_that_run_or_write_are_errors(pair: str) -> None:
@@ -178,6 +182,9 @@ def _attribute(module: str, name: str, *attributes: str) -> Any:
             "warning",
         ),
         (call("functools.partial", named("torch.manual_seed"), 1), "warning"),
+        (call("functools.reduce", named("lab.join"), [1, 2]), "error"),
+        (call("functools.reduce", call("lab.f"), [1, 2]), "error"),
+        (named("functools.reduce"), "error"),
     ],
 )
 def test_a_name_that_is_reached_by_a_call_is_judged(tmp_path: Path, node: Any, severity: str) -> None:
@@ -196,6 +203,8 @@ def test_a_name_that_is_reached_by_a_call_is_judged(tmp_path: Path, node: Any, s
         ),
         call("builtins.getattr", new("torch.nn.modules.linear.Linear"), "forward"),
         call("functools.partial", named("torch.nn.modules.normalization.LayerNorm"), 3),
+        call("builtins.getattr", new("torch.optim.swa_utils.SWALR"), "_cosine_anneal"),
+        call("functools.reduce", named("operator.or_"), [named("builtins.int"), named("builtins.str")]),
     ],
 )
 def test_what_ordinary_models_reach_by_a_call_is_quiet(tmp_path: Path, node: Any) -> None:
@@ -247,6 +256,32 @@ def test_the_walk_sees_what_code_does(value: object) -> None:
 @pytest.mark.parametrize("value", [len, torch.nn.Linear, torch.nn.functional.relu, torch.optim.AdamW])
 def test_the_walk_lets_plain_code_pass(value: object) -> None:
     assert effect(value) is None
+
+
+_BUILDS_CODE = "GraphModule Graph Node Tracer CodeGen Proxy OpOverload FakeTensor TorchDispatchMode Function ExitStack"
+
+
+@pytest.mark.parametrize("module", ["torch.ao.quantization.fx.convert", "torch.ao.quantization.fx.graph_module"])
+def test_a_class_that_a_known_module_only_hands_out_is_judged_as_where_it_is_defined(module: str) -> None:
+    """A graph whose nodes hold text makes a GraphModule run that text."""
+    for name in (*_BUILDS_CODE.split(), "ObservedGraphModule"):
+        assert judge(module, name).verdict not in ("allowed", "harmless"), name
+
+
+def test_no_module_of_torch_hands_out_a_class_that_is_dangerous_at_home() -> None:
+    """Quiet names are known by the module that they are taken from."""
+    wrong = []
+    for module in [module for name, module in sys.modules.items() if name.startswith("torch.")]:
+        for name, value in list(vars(module).items()):
+            if issubclass(type(value), type) and judge(module.__name__, name).verdict in ("allowed", "harmless"):
+                home = f"{value.__module__}.{value.__qualname__}"
+                if judge(value.__module__, value.__qualname__).verdict == "dangerous" and home not in _FINE:
+                    wrong.append(f"{module.__name__}.{name}: {home}")
+    assert wrong == []
+
+
+_FINE = {"torch._vendor.packaging.version.Version", "torch._vendor.packaging.version.InvalidVersion"}
+"""Classes of data in packages of which nothing else belongs into a checkpoint."""
 
 
 PACKAGES = [

@@ -126,3 +126,40 @@ def test_shared_and_cyclic_values_are_told_without_end(tmp_path: Path) -> None:
     cyclic = Ops(put(0, []) + get(0) + b"a" + b"(" + b"j\0\0\0\0" * 50 + b"e")
     found = scanned(tmp_path / "m.pkl", pickled(call("os.system", cyclic)))
     assert len(found.findings[0].message) < 2000
+
+
+def test_a_pickle_that_stops_within_a_frame_is_broken_because_some_readers_skip_the_rest(tmp_path: Path) -> None:
+    whole = b"N." + b"\0" * 40
+    content = b"\x80\x04\x95" + struct.pack("<Q", len(whole)) + whole
+    assert "broken-pickle" in codes(scanned(tmp_path / "m.pkl", content))
+    assert scanned(tmp_path / "clean.pkl", pickle.dumps(list(range(100_000)), 4)).ok
+
+
+_SAYS_TWO_THINGS = "U\u00c4" + "a" * 128 + "0cos\nsystem\n(Vid\ntR."
+"""In Latin-1 a string of 196 bytes, in other encodings one of 128, after which a call follows."""
+
+
+@pytest.mark.parametrize("encoding", ["mac_roman", "cp437", "latin1\0", 5])
+def test_bytes_that_are_loaded_must_be_encoded_as_latin_1(tmp_path: Path, encoding: object) -> None:
+    text = _SAYS_TWO_THINGS.ljust(198, "b") + "."
+    loads = pickled(call("torch.storage._load_from_bytes", call("_codecs.encode", text, encoding)))
+    assert "dangerous-global" in codes(scanned(tmp_path / "m.pkl", loads))
+    as_usual = pickled(call("torch.storage._load_from_bytes", call("_codecs.encode", text, "latin1")))
+    assert scanned(tmp_path / "usual.pkl", as_usual).ok
+
+
+def test_bytes_that_are_loaded_are_no_string_of_python_2_that_each_loader_decodes_otherwise(tmp_path: Path) -> None:
+    raw = _SAYS_TWO_THINGS.encode().ljust(198, b"b") + b"."
+    text = Ops(b"T" + struct.pack("<i", len(raw)) + raw)
+    loads = pickled(call("torch.storage._load_from_bytes", call("_codecs.encode", text, "latin1")))
+    assert "dangerous-global" in codes(scanned(tmp_path / "m.pkl", loads))
+
+
+def test_a_long_line_of_text_is_looked_at_with_its_escapes_undone(tmp_path: Path) -> None:
+    """As it stands it is a string that covers the rest; what is loaded calls a name behind a shorter one."""
+    nbytes = limits.INLINE_BYTES + 100
+    short = "X\\u00" + f"{9:02x}" + "\0\0\0" + "a" * 9 + "0cos\\u000asystem\\u000a(Vid\\u000atR."
+    text = Ops(b"V" + short.encode() + b"b" * nbytes + b"\n")
+    loads = pickled(call("torch.storage._load_from_bytes", call("_codecs.encode", text, "latin1")))
+    found = scanned(tmp_path / "m.pkl", loads)
+    assert "os.system" in {named.name for named in found.globals}
