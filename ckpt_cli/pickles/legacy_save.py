@@ -94,15 +94,21 @@ def after_preface(source: ByteSource, position: int) -> int:
     return position
 
 
-def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
-    """Return the first byte and the size of each storage, in the order of their keys, and the byte after the last."""
-    if type(keys) is not list:
-        raise MalformedError("the save lists its storages in something that is not a list")
+def references_by_key(graph: Graph) -> dict[str, Reference]:
+    """Return what a stream's pickle says of each storage; as in torch, the first one says how wide an element is."""
     known: dict[str, Reference] = {}
     for node in graph.persistent:
         reference = reference_of(node)
         if reference is not None and reference.dtype is not None:
-            known.setdefault(reference.key, reference)  # as torch does: the first one says how wide an element is
+            known.setdefault(reference.key, reference)
+    return known
+
+
+def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
+    """Return the first byte and the size of each storage, in the order of their keys, and the byte after the last."""
+    if type(keys) is not list:
+        raise MalformedError("the save lists its storages in something that is not a list")
+    known = references_by_key(graph)
     places: dict[str, tuple[int, int]] = {}
     for key in map(text_of, keys):
         if key is None or key not in known or key in places:

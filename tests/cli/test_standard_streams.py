@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 BIN = Path(sys.executable).parent
 
@@ -29,10 +31,18 @@ def bash(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def with_metadata(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A safetensors file with metadata."""
+    file = tmp_path_factory.mktemp("streams") / "st.st"
+    save_file({"a": torch.zeros(2)}, file, {"a": "b"})
+    return file
+
+
 @pytest.fixture
-def files(work: Path) -> Path:
-    """The samples, with metadata in one of them."""
-    assert bash("ckpt convert mlp.pt st.st --to safetensors && ckpt meta st.st a=b", work).returncode == 0
+def files(work: Path, with_metadata: Path) -> Path:
+    """The samples, and a file with metadata."""
+    shutil.copy(with_metadata, work)
     return work
 
 

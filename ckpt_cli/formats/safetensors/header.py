@@ -334,7 +334,7 @@ def _layout(name: str, spelled: Any, shape: tuple[int, ...]) -> _Layout:
     count = _elements(name, dtype, shape)
     if count * dtype.bits % 8:
         raise MalformedError(f"tensor {name!r}: {count} elements of {dtype.bits} bits are not whole bytes")
-    in_torch, spelled_shape = _as_torch_spells(dtype, shape)
+    in_torch, spelled_shape = as_torch_spells(dtype, shape)
     return _Layout(in_torch, spelled_shape, contiguous_stride(spelled_shape), count * dtype.bits // 8)
 
 
@@ -394,7 +394,7 @@ def _are_integers(node: Any) -> bool:
     return isinstance(node, list) and _INTEGERS.issuperset(map(type, node))
 
 
-def _as_torch_spells(dtype: DType, shape: tuple[int, ...]) -> tuple[DType, tuple[int, ...]]:
+def as_torch_spells(dtype: DType, shape: tuple[int, ...]) -> tuple[DType, tuple[int, ...]]:
     """F4 counts values, torch's float4_e2m1fn_x2 counts pairs: halve the last dimension where that can be."""
     if dtype.name == "float4_e2m1fn" and shape and shape[-1] % 2 == 0:
         return BY_NAME["float4_e2m1fn_x2"], (*shape[:-1], shape[-1] // 2)

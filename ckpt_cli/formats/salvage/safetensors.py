@@ -7,10 +7,11 @@ from math import prod
 from typing import Any, TypeGuard
 
 from ckpt_cli import limits
-from ckpt_cli.dtypes import BY_NAME, BY_SAFETENSORS
+from ckpt_cli.dtypes import BY_SAFETENSORS
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.plain import PlainFile
+from ckpt_cli.formats.safetensors.header import as_torch_spells
 from ckpt_cli.formats.safetensors.read import with_aliases
 from ckpt_cli.formats.salvage.found import Lost, Salvaged, checkpoint_of
 from ckpt_cli.model.checkpoint import Tensor, contiguous_stride
@@ -83,10 +84,9 @@ def _tensor(container: PlainFile, name: str, info: Any, begin: int, has: int) ->
             if first >= has
             else (f"of its {end - first} bytes the last {end - has} are not there")
         )
-    if dtype.name == "float4_e2m1fn" and shape and shape[-1] % 2 == 0:  # as torch spells it
-        dtype, shape = BY_NAME["float4_e2m1fn_x2"], [*shape[:-1], shape[-1] // 2]
+    in_torch, spelled_shape = as_torch_spells(dtype, tuple(shape))
     storage = container.storage(name, end - first, begin + first)
-    return Tensor(name, dtype, tuple(shape), contiguous_stride(tuple(shape)), storage)
+    return Tensor(name, in_torch, spelled_shape, contiguous_stride(spelled_shape), storage)
 
 
 def _are_counts(value: Any) -> TypeGuard[list[int]]:

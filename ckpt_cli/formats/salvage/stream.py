@@ -12,8 +12,7 @@ from ckpt_cli.model.checkpoint import Entry
 from ckpt_cli.pickles.cut import read_cut_pickle
 from ckpt_cli.pickles.flatten import entries_of
 from ckpt_cli.pickles.graph import Graph
-from ckpt_cli.pickles.legacy_save import NUMEL, after_preface, is_save, pickle_at
-from ckpt_cli.pickles.references import Reference, reference_of
+from ckpt_cli.pickles.legacy_save import NUMEL, after_preface, is_save, pickle_at, references_by_key
 from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 
@@ -89,11 +88,7 @@ def _place(file: SourceFile, position: int, graph: Graph, storages: CutStorages)
     except TruncatedError:
         return None
     position += keys.nbytes
-    known: dict[str, Reference] = {}
-    for node in graph.persistent:
-        reference = reference_of(node)
-        if reference is not None and reference.dtype is not None:
-            known.setdefault(reference.key, reference)
+    known = references_by_key(graph)
     for key in map(text_of, keys.root if isinstance(keys.root, list) else ()):
         if key is None or key not in known or position + NUMEL.size > file.size:
             return None
