@@ -23,6 +23,7 @@ from ckpt_cli.files.places import (
     open_file,
     size_of,
 )
+from ckpt_cli.formats.sharded.names import is_index
 from ckpt_cli.formats.sharded.read import ShardSet
 from ckpt_cli.formats.signatures import GGUF, GZIP, HDF5, NUMPY, PROTO, ZIP_RECORD
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
@@ -112,7 +113,7 @@ def _why_not(path: str, there: Collection[str]) -> tuple[str, int]:
             return "not a regular file", 0
         if parse_backup(name.lower()) is not None:
             return "a backup", 0
-        if name.lower().endswith(_WEIGHTS) or _is_weights(path):
+        if name.lower().endswith(_WEIGHTS) or is_index(name) or _is_weights(path):
             return "weights", 0
     except (OSError, CkptError):
         return "cannot be read", 0

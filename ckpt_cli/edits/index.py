@@ -1,7 +1,8 @@
 """Write the index of a set of shards from the shards that are there: `ckpt index`.
 
 It is the file that transformers, diffusers and huggingface_hub look into, `model.safetensors.index.json` or
-`pytorch_model.bin.index.json`. What an old index notes is kept, but for the totals, which follow from the shards.
+`pytorch_model.bin.index.json`; of a variant `model.safetensors.index.fp16.json`. What an old index notes is kept, but
+for the totals, which follow from the shards.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ckpt_cli.files.source import SourceFile
 from ckpt_cli.files.system import write_all
 from ckpt_cli.files.unchanged import require_unchanged
 from ckpt_cli.formats.open import read_one
-from ckpt_cli.formats.sharded.names import INDEX, indexed_set, shards_to_index
+from ckpt_cli.formats.sharded.names import INDEX, indexed_set, is_index, shards_to_index
 from ckpt_cli.formats.sharded.read import read_index, unique_nbytes
 from ckpt_cli.formats.sharded.rewrite import as_text
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
@@ -70,7 +71,7 @@ def index(path: str, options: EditOptions) -> EditResult:
         raise UsageError("an index stands beside its shards, so it is not written elsewhere")
     with about(path):
         folder, name = (path, "") if is_folder(path) else (folder_of(path), name_of(path))
-        if name and not name.endswith(INDEX):
+        if name and not name.endswith(INDEX) and not is_index(name):
             open_file(path).close()  # raises what is to be said of a path that is not there
             raise UsageError(
                 "is neither a folder of shards nor the name of an index",

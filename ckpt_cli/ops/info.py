@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import name_of
+from ckpt_cli.formats.sharded.names import INDEX, is_index
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.aliasing import all_named, stored_nbytes, tie_groups, unique_numel
 from ckpt_cli.ops.ls import list_waste
@@ -85,4 +86,4 @@ def summarize(checkpoint: Checkpoint) -> Summary:
 def _shards(checkpoint: Checkpoint) -> int:
     """Count the files that have the tensors; an index of shards and the metadata of a DCP folder do not count."""
     names = [name_of(file.path) for file in checkpoint.container.files]
-    return max(sum(not name.endswith((".index.json", ".metadata")) for name in names), 1)
+    return max(sum(not name.endswith((INDEX, ".metadata")) and not is_index(name) for name in names), 1)

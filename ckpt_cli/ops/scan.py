@@ -14,6 +14,7 @@ from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.places import files_below, folder_of, is_folder, is_plain_name, join, name_of, open_file
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.formats import signatures
+from ckpt_cli.formats.sharded.names import is_index
 from ckpt_cli.formats.signatures import ZIP_RECORD, is_lfs_pointer
 from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
@@ -84,7 +85,7 @@ def scan(path: str) -> Scan:
         worker.folder(path)
         if not (worker.budget.files or answer.pickles or answer.findings):
             _refuse_unknown(path)
-    elif path.endswith(".index.json"):
+    elif path.endswith(".index.json") or is_index(name_of(path)):
         worker.index(path)
     else:
         worker.file(path, name_of(path), must=True)

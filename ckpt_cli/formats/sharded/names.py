@@ -15,12 +15,46 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 INDEX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
+_INDEX = re.compile(r"(?P<base>.+)(?P<suffix>\.[a-z]+)\.index(\.(?P<variant>\w+))?\.json")
+_WITH_VARIANTS = ("model", "pytorch_model", "diffusion_pytorch_model")
+"""The stems after which loaders know a variant: `model.fp16-00001-of-00002.safetensors`."""
+
+
+def is_index(name: str) -> bool:
+    """True for the name of an index: `model.safetensors.index.json`, `model.safetensors.index.fp16.json`."""
+    found = _INDEX.fullmatch(name)
+    return found is not None and found["suffix"] in _SUFFIXES
+
+
+def set_of(index: str) -> tuple[str, str]:
+    """Return the stem and the suffix of the shards that an index is about by its name."""
+    found = _INDEX.fullmatch(index)
+    if found is None:
+        return os.path.splitext(index.removesuffix(INDEX))[0], os.path.splitext(index.removesuffix(INDEX))[1]
+    return found["base"] + (f".{found['variant']}" if found["variant"] else ""), found["suffix"]
+
+
+def _index_names(stem: str, suffix: str) -> list[str]:
+    """Return the names that an index of shards may have; the first is the one that loaders look for.
+
+    That of a variant is made by `_add_variant` in transformers and diffusers; some files are published under the other.
+    """
+    base, _, variant = stem.partition(".")
+    plain = f"{stem}{suffix}{INDEX}"
+    return [f"{base}{suffix}.index.{variant}.json", plain] if variant and base in _WITH_VARIANTS else [plain]
+
+
+def _plain_name(index: str) -> str:
+    """Return the name of an index with the variant in its stem, as shards have it."""
+    return "".join((*set_of(index), INDEX))
 
 
 def index_in(path: str, names: Sequence[str]) -> str | None:
     """The index of shards that a folder holds; None where it has none, UsageError where several compete."""
-    indices = [name for name in names if name.endswith(tuple(suffix + INDEX for suffix in _SUFFIXES))]
-    return _preferred(path, indices, INDEX) if indices else None
+    indices = [name for name in names if is_index(name)]
+    plain = {_plain_name(name): name for name in indices}
+    wanted = [name for name in indices if name.endswith(INDEX)] or list(plain)  # a variant is not taken by itself
+    return plain[_preferred(path, wanted, INDEX)] if indices else None
 
 
 def file_in(path: str, names: Sequence[str]) -> str:
@@ -36,8 +70,8 @@ def file_in(path: str, names: Sequence[str]) -> str:
 def index_of(path: str) -> str | None:
     """Return the name of the index beside a file whose name is that of a shard; None where there is none."""
     found = _SHARD.fullmatch(name_of(path))
-    index = f"{found['stem']}{found['suffix']}{INDEX}" if found else ""
-    return index if index and exists(join(folder_of(path), index)) else None
+    names = _index_names(found["stem"], found["suffix"]) if found else []
+    return next((name for name in names if exists(join(folder_of(path), name))), None)
 
 
 def _preferred(path: str, names: Sequence[str], ending: str) -> str:
@@ -91,17 +125,18 @@ def indexed_set(path: str, names: Sequence[str], index: str) -> str:
     Raises UnknownFormatError for a folder without shards, UsageError where several sets compete.
     """
     if index:
-        if not index.removesuffix(INDEX).endswith(_SUFFIXES):
+        if not is_index(index):
             raise UsageError(f"the name of an index ends in {listed(_SUFFIXES, 9, lambda each: each + INDEX)}")
         return index
     shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
     sets = dict.fromkeys(f"{found['stem']}{found['suffix']}{INDEX}" for found in shards)
-    indices = [name for name in names if name.endswith(tuple(suffix + INDEX for suffix in _SUFFIXES))]
+    indices = [_plain_name(name) for name in names if is_index(name)]
     if not sets and not indices:
         raise UnknownFormatError(
             "a folder without shards: no file is named like model-00001-of-00002.safetensors", path=path
         )
-    return _preferred(path, list(sets or dict.fromkeys(indices)), INDEX)
+    wanted = _index_names(*set_of(_preferred(path, list(sets or dict.fromkeys(indices)), INDEX)))
+    return next((name for name in wanted if name in names), wanted[0])
 
 
 def shards_to_index(path: str, names: Sequence[str], index: str, named: Sequence[str]) -> ToIndex:
@@ -111,7 +146,7 @@ def shards_to_index(path: str, names: Sequence[str], index: str, named: Sequence
     is complete by its names. Raises RefusedError where a shard is missing, UsageError where two sets are complete.
     """
     there = set(names)
-    stem, suffix = os.path.splitext(index.removesuffix(INDEX))
+    stem, suffix = set_of(index)
     matches = [found for found in map(_SHARD.fullmatch, sorted(names)) if found]
     own = {found[0]: found["count"] for found in matches if (found["stem"], found["suffix"]) == (stem, suffix)}
     if named and there >= set(named):

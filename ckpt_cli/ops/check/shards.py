@@ -10,6 +10,7 @@ from typing import Any
 
 from ckpt_cli.errors import listed
 from ckpt_cli.facts import dataclass
+from ckpt_cli.formats.sharded.names import set_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import by_storage
 from ckpt_cli.ops.check.finding import Check, Occurrence
@@ -93,7 +94,7 @@ def whole_of(index: str, named: Sequence[str], beside: Sequence[str]) -> list[st
     transformers looks for model.safetensors, then for its index, then for pytorch_model.bin, then for its index
     (`_get_resolved_checkpoint_files`); accelerate looks for any single file first; diffusers and vLLM for an index.
     """
-    sets = {index.removesuffix(".index.json")} if index else {
+    sets = {"".join(set_of(index))} if index else {
         match["stem"] + match["suffix"] for match in map(_SHARD.fullmatch, named) if match
     }  # fmt: skip
     wanted = dict.fromkeys(name for each in sorted(sets) for name in _WHOLE.get(each, (each,)))

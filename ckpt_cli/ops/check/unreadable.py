@@ -8,6 +8,7 @@ from contextlib import closing
 from ckpt_cli.errors import CkptError, FormatError, MalformedError, ShortStorageError, TruncatedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import is_file, name_of, open_file
+from ckpt_cli.formats.sharded.names import is_index
 from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.zip import least_size
 from ckpt_cli.scanner.tolerant_zip import LooseZip, zips_within
@@ -73,7 +74,7 @@ def _short(broken: Broken) -> Iterator[Occurrence]:
 
 def _malformed(broken: Broken) -> Iterator[Occurrence]:
     if type(broken.error) is MalformedError and broken.late_zip is None:
-        index = "ckpt index FILE writes it again from its shards" if broken.where.endswith(".index.json") else ""
+        index = "ckpt index FILE writes it again from its shards" if is_index(broken.where) else ""
         yield Occurrence(broken.where, broken.error.problem, hint=broken.error.hint or index)
 
 
