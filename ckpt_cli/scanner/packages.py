@@ -87,7 +87,8 @@ _EXCEPT = re.compile(
     r"|\w*GraphModule|\w*CodeGen|Graph|Node|Proxy|\w*Tracer|ModTracker|OpOverload|RRef|ExportedProgram"
     r"|ExportGraphSignature|PassBase|PassResult|Function|FakeTensor\w*|TorchDispatchMode|BackwardHook"
     r"|ExceptionWrapper|LazyString|ExitStack|Lock|TracebackType|MethodType|FunctionType|ModuleType|CodeType"
-    r"|SkipTest|GrammarVisitor|\w*ParserRuleContext|MapWrapper|ConstantIntNode|GuardOnDataDependentSymNode|DataFrameRenderer|ForwardRef"
+    r"|SkipTest|GrammarVisitor|\w*ParserRuleContext|MapWrapper|ConstantIntNode"
+    r"|GuardOnDataDependentSymNode|DataFrameRenderer|ForwardRef"
 )
 """Classes that these modules have or hand out, and that read or fetch files, or run something; constants; modules."""
 
