@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -66,9 +67,29 @@ def _by_ranks(saved: bytes, world: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="ckpt-dcp-"))
     atexit.register(shutil.rmtree, folder)
     (folder / "state.pt").write_bytes(saved)
-    script = Path(__file__).with_name("dcp_ranks.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(world), str(folder / "state.pt"), str(folder / "out")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    server = _ranks()
+    assert server.stdin
+    assert server.stdout
+    print(json.dumps([world, str(folder / "state.pt"), str(folder / "out")]), file=server.stdin, flush=True)
+    assert server.stdout.readline() == "0\n", _errors_of_ranks().read_text()
     return folder / "out"
+
+
+@cache
+def _ranks() -> subprocess.Popen[str]:
+    """Start the process that saves by ranks; it serves until the tests end."""
+    command = [sys.executable, str(Path(__file__).with_name("dcp_ranks.py"))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with _errors_of_ranks().open("w") as errors:
+        server = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd="/"
+        )
+    atexit.register(server.communicate)
+    return server
+
+
+@cache
+def _errors_of_ranks() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="ckpt-dcp-"))
+    atexit.register(shutil.rmtree, folder)
+    return folder / "errors"

@@ -1,11 +1,13 @@
-"""Saves the contract's sample from several ranks, its tensors sharded: run as `dcp_ranks.py WORLD STATE OUT`.
+"""Saves tensors from several ranks, sharded; each request is a line of JSON on stdin, `[WORLD, STATE, OUT]`.
 
-`STATE` is a torch.save file; the ranks meet at `OUT.meet`. How a tensor is sharded is told by its name. The ranks are
-forks of one process, for most of the time would go into importing torch in each.
+`STATE` is a torch.save file; the ranks meet at `OUT.meet`. How a tensor is sharded is told by its name. The ranks of
+all requests are forks of one process, for most of the time would go into importing torch in each. The answer is 1 where
+a rank fails, which says why on stderr, else 0.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -37,7 +39,7 @@ def save(rank: int, world: int, state: str, out: str) -> None:
     dist.destroy_process_group()
 
 
-def main(world: int, state: str, out: str) -> int:
+def save_by_ranks(world: int, state: str, out: str) -> int:
     """Save by every rank; returns 1 where one fails."""
     ranks = [os.fork() or _run(rank, world, state, out) for rank in range(world)]
     return int(any(os.waitpid(rank, 0)[1] for rank in ranks))
@@ -55,4 +57,5 @@ def _run(rank: int, world: int, state: str, out: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3]))
+    for line in sys.stdin:
+        print(save_by_ranks(*json.loads(line)), flush=True)
