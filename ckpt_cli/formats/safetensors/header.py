@@ -40,6 +40,8 @@ _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 _LONG = 16_384
 """Characters from which on a header is worth the time that the regular expression takes to be compiled."""
 
+_NOTHING_LEFT = "fetch or copy it again: without its header no tensor has a name"
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -51,9 +53,6 @@ class Header:
     metadata: dict[str, str]
     has_more: bool = False
     """True if tensors may have fields that mean nothing."""
-
-
-_NOTHING_LEFT = "fetch or copy it again: without its header no tensor has a name"
 
 
 def read_header(file: ByteSource) -> Header:
