@@ -123,9 +123,7 @@ Item = Shown | Composed | Unshown | Value
 """The items that one NAME selects."""
 
 
-def show(
-    checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False, settings: bool = False
-) -> list[Item]:
+def show(checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False, settings: bool = False) -> list[Item]:
     """Return what each NAME selects, in order, nothing of plain tensors read yet; no NAME selects the whole checkpoint.
 
     The settings of a module, such as `training`, are left out as its state_dict leaves them out, unless `settings`
