@@ -242,12 +242,12 @@ def _advice(checkpoint: Checkpoint, parts: Sequence[Part], waste: int) -> list[A
     of_what = "the file" if whole * 2 >= size else "its tensors"
     found = []
     if any(part.role in ("model", "EMA") for part in parts):
-        for role, what in (("optimizer", "optimizer state"), ("gradients", "gradients")):
+        for role, what in (("optimizer", "optimizer state is"), ("gradients", "gradients are")):
             share = sum(part.nbytes for part in parts if part.role == role) / whole
             names = _removable([part.name for part in parts if part.role == role])
             if share >= _WORTH and names:
-                found.append(Advice(f"{what} is {100 * share:.0f} % of {of_what}".replace("gradients is", "gradients are"),
-                                    f"ckpt rm {path} {' '.join(map(quoted, names))}"))  # fmt: skip
+                command = f"ckpt rm {path} {' '.join(map(quoted, names))}"
+                found.append(Advice(f"{what} {100 * share:.0f} % of {of_what}", command))
     if waste / whole >= _WORTH:
         found.append(Advice(f"{100 * waste / whole:.0f} % of {of_what} is used by no tensor", f"ckpt compact {path}"))
     return found + _cast_advice(checkpoint, parts)

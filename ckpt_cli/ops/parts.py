@@ -180,7 +180,7 @@ class _Recognizer:
 
 
 def gradient_of(checkpoint: Checkpoint, tensor: Tensor, parts: Iterable[Part]) -> str | None:
-    """Return the name of the gradient that a file has of a tensor: torch stores none, so only what someone put there."""
+    """Return the name of the gradient of a tensor in the file; None where it has none, as torch stores none."""
     if tensor.part("grad") is not None or f"{tensor.name}.grad" in checkpoint.names:
         return f"{tensor.name}.grad"
     prefixes = [part.name for part in parts if part.role == "gradients" and part.name]
