@@ -194,14 +194,20 @@ def _training(checkpoint: Checkpoint) -> tuple[Training, list[Part]]:
         return training, []
     beside: list[Part] = []
     for name in (name for name in files if name in _STATES):
-        try:
-            with closing(open_checkpoint(join(folder, name))) as other:
-                beside += [replace(part, name=name) for part in parts_of(other) if part.role == "optimizer"]
-                rates = training.learning_rates or training_of(other).learning_rates
-                training = replace(training, learning_rates=rates)
-        except (CkptError, OSError):  # it is not this file that was asked about
-            continue
+        parts, rates = _optimizer_in(join(folder, name))
+        beside += [replace(part, name=name) for part in parts]
+        training = replace(training, learning_rates=training.learning_rates or rates)
     return training, beside
+
+
+def _optimizer_in(path: str) -> tuple[list[Part], Sequence[object]]:
+    """Return the state of the optimizer that a file has, and the learning rates; nothing of one that cannot be read."""
+    try:
+        with closing(open_checkpoint(path)) as other:
+            parts = [part for part in parts_of(other) if part.role == "optimizer"]
+            return parts, training_of(other).learning_rates
+    except (CkptError, OSError):  # it is not this file that was asked about
+        return [], ()
 
 
 def _by_trainer(training: Training, state: Mapping[str, object], config: Mapping[str, object]) -> Training:

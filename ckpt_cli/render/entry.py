@@ -122,9 +122,9 @@ def _statistics(row: Row, of: str, *, human: bool) -> list[tuple[str, str]]:
     if row.moments is None:
         return [(f"values{of}", escaped(row.note))]
     if not row.moments.count:
-        return [(f"values{of}", "none is finite" if row.numel else "none")] + _odd(row, of)
+        return [(f"values{of}", "none is finite" if row.numel else "none"), *_odd(row, of)]
     numbers = [(f"{label}{of}", getattr(row.moments, name)) for label, name in _NUMBERS]
-    return [(label, _number(number, human=human)) for label, number in numbers] + _odd(row, of)
+    return [*((label, _number(number, human=human)) for label, number in numbers), *_odd(row, of)]
 
 
 def _odd(row: Row, of: str) -> list[tuple[str, str]]:
