@@ -105,7 +105,7 @@ def _tensor(checkpoint: Checkpoint, tensor: Tensor, executor: Executor, on_progr
     return TensorFacts(
         tensor,
         _class_of(tensor),
-        gradient_of(checkpoint, tensor, parts_of(checkpoint)),
+        gradient_of(checkpoint, tensor, parts_of(checkpoint).parts),
         [name for name in tied if name != tensor.name],
         _places(tensor),
         stats(alone, (), executor, on_progress).rows,

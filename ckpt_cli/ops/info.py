@@ -107,7 +107,8 @@ def summarize(checkpoint: Checkpoint) -> Summary:
     for number, tensor in enumerate(tensors):
         by_dtype.setdefault(tensor.dtype.name, []).append(number)
     groups = tie_groups(all_named(tensors))
-    parts = parts_of(checkpoint)
+    found = parts_of(checkpoint)
+    parts = found.parts
     waste = sum(waste.nbytes - waste.used for waste in list_waste(checkpoint))
     training, beside = _training(checkpoint)
     return Summary(
@@ -117,7 +118,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         file_nbytes=sum(file.size for file in checkpoint.container.files),
         shards=_shards(checkpoint),
         tensors=len(tensors),
-        parameters=_parameters(parts),
+        parameters=found.parameters,
         nbytes=stored_nbytes(tensors),
         values=len(checkpoint.entries) - len(tensors),
         dtypes={
@@ -136,15 +137,6 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         largest=_largest(tensors),
         advice=_advice(checkpoint, parts, waste),
     )
-
-
-def _parameters(parts: Sequence[Part]) -> int:
-    """Return the elements of the model; of its EMA where there is no model, and of all where there is neither."""
-    for role in ("model", "EMA"):
-        count = sum(part.parameters for part in parts if part.role == role)
-        if count:
-            return count
-    return sum(part.parameters for part in parts)
 
 
 _LARGEST = 5
@@ -204,7 +196,7 @@ def _optimizer_in(path: str) -> tuple[list[Part], Sequence[object]]:
     """Return the state of the optimizer that a file has, and the learning rates; nothing of one that cannot be read."""
     try:
         with closing(open_checkpoint(path)) as other:
-            parts = [part for part in parts_of(other) if part.role == "optimizer"]
+            parts = [part for part in parts_of(other).parts if part.role == "optimizer"]
             return parts, training_of(other).learning_rates
     except (CkptError, OSError):  # it is not this file that was asked about
         return [], ()

@@ -69,19 +69,35 @@ class Part:
     """Bytes of their storages."""
 
 
-def parts_of(checkpoint: Checkpoint) -> list[Part]:
-    """Return the parts in the order of `ROLES`; an ordinary state_dict is one part, the model."""
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All parts of a checkpoint."""
+
+    parts: Sequence[Part]
+    """In the order of `ROLES`; an ordinary state_dict is one part, the model."""
+    parameters: int
+    """Elements of the model, those of tied tensors counted once, also where parts share them; where there is no model,
+    those of its EMA, or of all tensors."""
+
+
+def parts_of(checkpoint: Checkpoint) -> Parts:
+    """Return the parts of a checkpoint; reads no tensor."""
     tensors = checkpoint.tensors
     groups: dict[tuple[str, str], list[Tensor]] = {}
     for tensor, place in zip(tensors, _Recognizer(checkpoint).places(tensors), strict=True):
         groups.setdefault(place, []).append(tensor)
+    roles = {role for role, _ in groups}
     found: list[Part] = []
+    counted: list[Tensor] = tensors
+    for role in ("EMA", "model"):
+        counted = [tensor for (own, _), group in groups.items() if own == role for tensor in group] or counted
     for role in ROLES:
         of_role = {name: group for (own, name), group in groups.items() if own == role}
-        if len(of_role) > _MOST or (role == "model" and "" in of_role):
+        is_one = role == "model" and ("" in of_role or roles == {"model"})
+        if len(of_role) > (1 if is_one else _MOST):
             of_role = {"": [tensor for group in of_role.values() for tensor in group]}
         found += [_part(role, name, group) for name, group in of_role.items()]
-    return found
+    return Parts(found, unique_numel(counted))
 
 
 def optimizer_prefixes(checkpoint: Checkpoint) -> list[str]:
