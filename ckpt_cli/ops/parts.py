@@ -129,18 +129,20 @@ class _Recognizer:
         if format_of(checkpoint).keeps_strings:
             self._nested = set()
         self._optimizers = sorted(optimizer_prefixes(checkpoint), key=len, reverse=True)
+        self._has_model = any(key in _MODEL or self._has_ema(["", key]) for key in self._nested)
         self._known: dict[str, tuple[str, str] | None] = {}
 
     def places(self, tensors: Iterable[Tensor]) -> Iterable[tuple[str, str]]:
         """Yield the role and the prefix of each."""
         for tensor in tensors:
-            yield self._place(tensor.name)
+            yield self._place(tensor.name, tensor.numel)
 
-    def _place(self, name: str) -> tuple[str, str]:
+    def _place(self, name: str, numel: int) -> tuple[str, str]:
         parts = name.split(".", _DEPTH + 1)
         leaf = name.rpartition(".")[2]
         if leaf in _MOMENTS:
-            return "optimizer", self._optimizer_of(name) or parts[0]
+            prefix = self._optimizer_of(name)
+            return "optimizer", parts[0] if prefix is None else prefix
         if leaf == "grad":
             return "gradients", ""
         head = ".".join(parts[:_DEPTH] if len(parts) > _DEPTH else parts[:-1])
@@ -151,7 +153,7 @@ class _Recognizer:
             return found
         if parts[0] in self._nested and len(parts) > 1:
             return "model", parts[0]
-        if self._nested and self._optimizers and len(parts) == 1:
+        if len(parts) == 1 and (self._optimizers or numel == 1) and self._has_model:
             return "other", ""  # a loss or a counter beside the containers
         return "model", ""
 
