@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.moments import room
@@ -32,6 +33,55 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over the places where both are finite."""
+
+    count: int = 0
+    distance: float = 0.0
+    """Of |a - b|."""
+    squared: float = 0.0
+    """Of (a - b)²."""
+    squared_a: float = 0.0
+    squared_b: float = 0.0
+
+    def plus(self, other: Sums) -> Sums:
+        """Return the sums over both runs."""
+        return Sums(
+            self.count + other.count,
+            self.distance + other.distance,
+            self.squared + other.squared,
+            self.squared_a + other.squared_a,
+            self.squared_b + other.squared_b,
+        )
+
+    @property
+    def mean_abs(self) -> float | None:
+        """The mean of |a - b|; None where no place is finite in both."""
+        return self.distance / self.count if self.count else None
+
+    @property
+    def relative_l2(self) -> float | None:
+        """The norm of a - b divided by that of b; infinite where only b is 0 everywhere."""
+        if not self.count:
+            return None
+        if not self.squared_b:
+            return math.inf if self.squared else 0.0
+        return math.sqrt(self.squared / self.squared_b)
+
+    @property
+    def cosine(self) -> float | None:
+        """The cosine of the angle between both, as vectors; None where one is 0 everywhere.
+
+        By the law of cosines, which is exact where both are close.
+        """
+        lengths = math.sqrt(self.squared_a) * math.sqrt(self.squared_b)
+        if not lengths:
+            return None
+        apart = self.squared - (math.sqrt(self.squared_a) - math.sqrt(self.squared_b)) ** 2
+        return min(max(1 - apart / (2 * lengths), -1.0), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Apart:
     """The differences of two runs of values."""
 
@@ -41,6 +91,7 @@ class Apart:
     """The greatest |a - b|, whether it counts as a difference or not; NaN are left out."""
     max_rel: float = 0.0
     """The greatest |a - b| / |b|; infinite where only b is 0."""
+    sums: Sums = Sums()
     first: tuple[tuple[int, object, object], ...] = ()
     """The numbers of the first elements that differ in row-major order, and their values."""
 
@@ -51,6 +102,7 @@ def together(a: Apart, b: Apart, first: int) -> Apart:
         a.differing + b.differing,
         max(a.max_abs, b.max_abs),
         max(a.max_rel, b.max_rel),
+        a.sums.plus(b.sums),
         (a.first + b.first)[:first],
     )
 
@@ -79,6 +131,7 @@ def apart(a: Array, b: Array, same: Callable[[], Array] | None, begin: int, tole
         if not np.isfinite(greatest):
             return _with_odd_ones(a, b, same, begin, tolerance)
         size = np.abs(b, out=_like("size", distance))
+        sums = _sums(a, b, distance, float(greatest))
         differs = _beyond(a, b, distance, size, tolerance)
         count = int(np.count_nonzero(differs))
         relative = np.divide(distance, size, out=size)
@@ -86,7 +139,60 @@ def apart(a: Array, b: Array, same: Callable[[], Array] | None, begin: int, tole
         if np.isnan(rel):  # 0 / 0
             rel = np.fmax.reduce(relative)
         first = _first(differs, a, b, begin, tolerance.first) if count else ()
-        return Apart(count, float(greatest), 0.0 if np.isnan(rel) else float(rel), first)
+        return Apart(count, float(greatest), 0.0 if np.isnan(rel) else float(rel), sums, first)
+
+
+_RUN = 1024
+"""Elements whose products are summed in their own dtype, before float64 takes over."""
+
+_TINY, _HUGE = 1e-12, 1e12
+"""The greatest distance, and the root mean squares, between which float32 holds the squares with all their digits."""
+
+
+def _sums(a: Array, b: Array, distance: Array, greatest: float) -> Sums:
+    """Return the sums over runs that are finite everywhere."""
+    import numpy as np
+
+    if a.dtype.kind == "c":
+        a, b = a.view(f"f{a.dtype.itemsize // 2}"), b.view(f"f{b.dtype.itemsize // 2}")
+    squares = [_dot(values, values) for values in (distance, a, b)]
+    roots = [math.sqrt(square / a.size) if square >= 0 else math.nan for square in squares]
+    plain = all(not root or _TINY < root < _HUGE for root in roots) and (not greatest or _TINY < greatest < _HUGE)
+    if a.dtype.itemsize < 8 and not (plain and (squares[0] or not greatest)):
+        return wide_sums(a, b, distance.astype(np.float64))
+    return Sums(distance.size, _dot(distance, None), *squares)
+
+
+def wide_sums(a: Array, b: Array, distance: Array) -> Sums:
+    """Return the same by way of float64."""
+    import numpy as np
+
+    squares = (float(np.dot(values, values)) for values in (distance, a.astype(np.float64), b.astype(np.float64)))
+    return Sums(distance.size, float(distance.sum()), *squares)
+
+
+def squares_of(values: Array) -> Sums:
+    """Return the sums of a run that is compared with itself."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        values = values.view(np.uint8) if values.dtype.kind == "b" else values
+        values = values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
+        values = np.abs(values[np.isfinite(values)])
+        square = float(np.dot(values, values))
+    return Sums(values.size, 0.0, 0.0, square, square)
+
+
+def _dot(a: Array, b: Array | None) -> float:
+    """Return the sum of the products of two runs, or of one run, a short run after another in their own dtype."""
+    import numpy as np
+
+    whole = a.size // _RUN * _RUN
+    ones = np.ones(_RUN, a.dtype)
+    factors = ones.reshape(_RUN, 1) if b is None else b[:whole].reshape(-1, _RUN, 1)
+    rest = ones[: a.size - whole] if b is None else b[whole:]
+    products = np.matmul(a[:whole].reshape(-1, 1, _RUN), factors)
+    return float(products.sum(dtype=np.float64)) + float(np.dot(a[whole:], rest))
 
 
 def _alike(a: Array, b: Array) -> tuple[Array, Array]:
@@ -142,11 +248,19 @@ def _with_odd_ones(a: Array, b: Array, same: Callable[[], Array] | None, begin: 
         differs &= ~(nan_a & nan_b)
     count = int(np.count_nonzero(differs))
     first = _first(differs, a, b, begin, tolerance.first) if count else ()
+    sums = _sums_of_finite(far_a[finite], far_b[finite], distance[finite])
     if infinite.any():
-        return Apart(count, math.inf, math.inf, first)
+        return Apart(count, math.inf, math.inf, sums, first)
     greatest = distance[finite].max(initial=0.0)
     relative = np.fmax.reduce((distance[finite] / size[finite]), initial=0.0)
-    return Apart(count, float(greatest), float(relative), first)
+    return Apart(count, float(greatest), float(relative), sums, first)
+
+
+def _sums_of_finite(a: Array, b: Array, distance: Array) -> Sums:
+    """Return the sums over some places, in float64 or complex128."""
+    import numpy as np
+
+    return wide_sums(np.abs(a), np.abs(b), distance)
 
 
 def _integers_apart(a: Array, b: Array, begin: int, tolerance: Tolerance) -> Apart:
@@ -155,7 +269,7 @@ def _integers_apart(a: Array, b: Array, begin: int, tolerance: Tolerance) -> Apa
 
     differs = np.asarray(a != b)
     if not differs.any():
-        return Apart()
+        return Apart(sums=squares_of(a))
     places = np.flatnonzero(differs)
     some_a, some_b = a[places], b[places]
     distance = _distance_of_integers(some_a, some_b)
@@ -164,7 +278,9 @@ def _integers_apart(a: Array, b: Array, begin: int, tolerance: Tolerance) -> Apa
         differs[places] = distance.astype(np.float64) > tolerance.atol + tolerance.rtol * size
     count = int(np.count_nonzero(differs))
     first = _first(differs, a, b, begin, tolerance.first) if count else ()
-    return Apart(count, int(distance.max()), float((distance / size).max()), first)
+    sums = wide_sums(a, b, distance.astype(np.float64))
+    sums = replace(sums, count=a.size)
+    return Apart(count, int(distance.max()), float((distance / size).max()), sums, first)
 
 
 def _distance_of_integers(a: Array, b: Array) -> Array:

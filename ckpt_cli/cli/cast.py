@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Raw, WeightsOnly
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Raw, Verbose, WeightsOnly
 from ckpt_cli.cli.output import edit
 from ckpt_cli.cli.progress import workers
 from ckpt_cli.edits.cast import dtype_named, plan_cast
@@ -23,6 +23,7 @@ def cast_command(
     dry_run: DryRun = False,
     backup: Backup = False,
     weights_only: WeightsOnly = False,
+    verbose: Verbose = False,
     json: JsonReport = False,
 ) -> None:
     """Give floating tensors another dtype.
@@ -40,4 +41,5 @@ def cast_command(
             lambda checkpoint: plan_cast(checkpoint, target, names or (), lossy=lossy, raw=raw, executor=executor),
             EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=json,
+            verbose=verbose,
         )

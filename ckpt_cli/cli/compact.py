@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, Verbose, WeightsOnly
 from ckpt_cli.cli.output import edit
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.tie import plan_compact
@@ -14,6 +14,7 @@ def compact_command(
     dry_run: DryRun = False,
     backup: Backup = False,
     weights_only: WeightsOnly = False,
+    verbose: Verbose = False,
     json: JsonReport = False,
 ) -> None:
     """Write each storage no larger than its tensors need.
@@ -22,4 +23,6 @@ def compact_command(
 
     Example: ckpt compact slices.pt
     """
-    edit(file, plan_compact, EditOptions(output, dry_run, backup, weights_only=weights_only), json=json)
+    edit(
+        file, plan_compact, EditOptions(output, dry_run, backup, weights_only=weights_only), json=json, verbose=verbose
+    )

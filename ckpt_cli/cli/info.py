@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.options import File, Format, Json, Style, opened
+from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, style_of, warn_of_danger
+from ckpt_cli.cli.progress import progress, workers
+from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.info import summarize
 from ckpt_cli.render.info import summary_text, to_json
-from ckpt_cli.render.json import json_text
+from ckpt_cli.render.json import LongList, json_text
 
 
-def info_command(file: File, style: Format = Style.auto, json: Json = False) -> None:
-    """Summarize a checkpoint in a dozen lines.
+def info_command(file: File, names: Names = None, style: Format = Style.auto, json: Json = False) -> None:
+    """Summarize a checkpoint in a dozen lines, or describe one entry.
 
-    Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds.
+    Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds. Of a training
+    checkpoint the model, its EMA and the optimizer's state are counted apart, with the epoch, step and learning rate,
+    and what would make the file smaller.
 
-    Example: ckpt info model.safetensors
+    With a NAME: its class, dtype, shape, stride, gradient, place in the file, names tied to it, and its values. A
+    prefix is described as a whole.
+
+    Example: ckpt info model.pt 2.bias
     """
     layout = style_of(style, json=json)
     with opened(file) as checkpoint:
+        if names:
+            _describe(checkpoint, names, layout)
+            return
         summary = summarize(checkpoint)
     if layout == "json":
         answer(json_text(to_json(summary)))
     else:
         answer(summary_text(summary, layout))
     warn_of_danger(checkpoint)
+
+
+def _describe(checkpoint: Checkpoint, names: list[str], layout: str) -> None:
+    """Print the facts of entries; JSON of several is a list."""
+    from ckpt_cli.ops.entry import describe_entry
+    from ckpt_cli.render.entry import entries_text
+    from ckpt_cli.render.entry import to_json as entry_to_json
+
+    with workers(0) as executor, progress() as on_progress:
+        found = [facts for name in names for facts in describe_entry(checkpoint, name, executor, on_progress)]
+    if layout != "json":
+        answer(entries_text(found, layout), checkpoint)
+    elif len(found) == 1:
+        answer(json_text(entry_to_json(found[0])), checkpoint)
+    else:
+        answer(json_text(LongList(lambda: ([entry_to_json(facts)] for facts in found), lines=True)), checkpoint)

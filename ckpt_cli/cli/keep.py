@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, WeightsOnly
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Verbose, WeightsOnly
 from ckpt_cli.cli.output import edit
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.rm import plan_keep, plan_root
@@ -23,6 +23,7 @@ def keep_command(
     dry_run: DryRun = False,
     backup: Backup = False,
     weights_only: WeightsOnly = False,
+    verbose: Verbose = False,
     json: JsonReport = False,
 ) -> None:
     """Take all entries out but some.
@@ -39,6 +40,7 @@ def keep_command(
             lambda checkpoint: plan_root(checkpoint, root),
             EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=json,
+            verbose=verbose,
         )
     else:
         edit(
@@ -46,4 +48,5 @@ def keep_command(
             lambda checkpoint: plan_keep(checkpoint, names or ()),
             EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=json,
+            verbose=verbose,
         )

@@ -108,6 +108,7 @@ Baseline = Annotated[
 ]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="Write OUT and leave FILE as it is.")]
 JsonReport = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Report all names, however many there are.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would change; write nothing.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Cast the stored numbers of scaled and packed weights as they are.")]
 Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak, for ckpt undo.")]

@@ -99,7 +99,7 @@ def talk(text: str) -> None:
     sys.stderr.write(text)
 
 
-def edit(file: str, plan: Planner, options: EditOptions, *, json: bool) -> None:
+def edit(file: str, plan: Planner, options: EditOptions, *, json: bool, verbose: bool = False) -> None:
     """Carry out an edit and report it: on stderr, or as JSON on stdout."""
     from ckpt_cli.cli.progress import watched
     from ckpt_cli.edits.transaction import transaction
@@ -111,4 +111,4 @@ def edit(file: str, plan: Planner, options: EditOptions, *, json: bool) -> None:
     if json:
         report(json_text(to_json(done)))
     else:
-        talk(edit_text(done))
+        talk(edit_text(done, verbose=verbose))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_names
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, Verbose, WeightsOnly, complete_names
 from ckpt_cli.cli.output import edit
 from ckpt_cli.cli.repeated_options import rules_of
 from ckpt_cli.edits.plan import EditOptions
@@ -35,6 +35,7 @@ def rename_command(
     dry_run: DryRun = False,
     backup: Backup = False,
     weights_only: WeightsOnly = False,
+    verbose: Verbose = False,
     json: JsonReport = False,
 ) -> None:
     """Rename entries: one, a prefix, or many at once.
@@ -50,4 +51,5 @@ def rename_command(
         lambda checkpoint: plan_rename(checkpoint, steps),
         EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
+        verbose=verbose,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, WeightsOnly
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, Verbose, WeightsOnly
 from ckpt_cli.cli.output import edit
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.rm import plan_rm
@@ -15,6 +15,7 @@ def rm_command(
     dry_run: DryRun = False,
     backup: Backup = False,
     weights_only: WeightsOnly = False,
+    verbose: Verbose = False,
     json: JsonReport = False,
 ) -> None:
     """Take entries out.
@@ -28,4 +29,5 @@ def rm_command(
         lambda checkpoint: plan_rm(checkpoint, names),
         EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
+        verbose=verbose,
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, WeightsOnly, complete_tensors
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, Verbose, WeightsOnly, complete_tensors
 from ckpt_cli.cli.output import edit
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
@@ -39,6 +39,7 @@ def set_command(
         str | None,
         typer.Option("--dtype", metavar="DTYPE", help="Add tensors of this dtype: numbers, lists, arrays; with --new."),
     ] = None,
+    verbose: Verbose = False,
     json: JsonReport = False,
 ) -> None:
     """Set elements, slices or whole tensors, and other values.
@@ -57,4 +58,5 @@ def set_command(
         lambda checkpoint: plan_set(checkpoint, assignments, cast=cast, new=new, dtype=wanted),
         EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
+        verbose=verbose,
     )

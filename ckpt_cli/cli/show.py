@@ -28,18 +28,22 @@ def show_command(
     raw: Annotated[
         bool, typer.Option("--raw", help="Print the integers of quantized tensors, not what they stand for.")
     ] = False,
+    every: Annotated[
+        bool, typer.Option("-a", "--all", help="Also the settings of a pickled module, such as training.")
+    ] = False,
     style: Format = Style.auto,
     json: Json = False,
 ) -> None:
     """Print values, as torch prints them.
 
-    A prefix prints every tensor below it, no NAME prints the whole checkpoint. NAME[...] takes integers, slices and
+    A prefix prints every tensor below it, no NAME prints the whole checkpoint: of a pickled module what its state_dict
+    has; its settings, such as training, with -a or by their names. NAME[...] takes integers, slices and
     ... as numpy does, and only the bytes of that part are read.
 
     Example: ckpt show model.pt 2.bias '0.weight[0,:2]'
     """
     with opened(file) as checkpoint:
-        items = show(checkpoint, names or (), raw=raw)
+        items = show(checkpoint, names or (), raw=raw, settings=every)
         if output is not None:
             written = count_text(save_npy(_only_tensor(items), output), "byte")
             talk(f"{escaped(file)}: {name_text(_only_tensor(items).label)} written to {escaped(output)}, {written}\n")

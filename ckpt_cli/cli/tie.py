@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, WeightsOnly
+from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, Verbose, WeightsOnly
 from ckpt_cli.cli.output import edit
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.tie import plan_tie
@@ -20,6 +20,7 @@ def tie_command(
     dry_run: DryRun = False,
     backup: Backup = False,
     weights_only: WeightsOnly = False,
+    verbose: Verbose = False,
     json: JsonReport = False,
 ) -> None:
     """Make several names one tensor.
@@ -34,4 +35,5 @@ def tie_command(
         lambda checkpoint: plan_tie(checkpoint, names, force=force),
         EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
+        verbose=verbose,
     )

@@ -14,6 +14,11 @@ from ckpt_cli.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.files_beside import Beside
+    from ckpt_cli.edits.folded import Folded
+
+
+MANY = 8
+"""Names that a report spells out."""
 
 
 class Verb(NamedTuple):
@@ -111,6 +116,8 @@ class EditResult:
     """Further names (hard links) of files that were replaced by new ones: they keep the old files."""
     remaining: tuple[str, ...] = ()
     """Names that still have the bytes of what was taken out."""
+    folded: Sequence[Folded] = ()
+    """The changed names folded, where there are more than `MANY`; not in the JSON, which has them all."""
 
     @property
     def backup(self) -> str | None:

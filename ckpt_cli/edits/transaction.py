@@ -9,7 +9,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from ckpt_cli.edits.plan import EditOptions, EditPlan, EditResult, Planner
+from ckpt_cli.edits.folded import fold_names
+from ckpt_cli.edits.plan import MANY, EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder
@@ -70,7 +71,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
             planned.patch(opened, overlay)
             opened.container.seal(overlay)
         work = rewriting(opened, planned.changes) if planned.is_structural else None
-        done = _result(path, planned, options)
+        done = _result(path, planned, options, opened)
         return _Transaction(opened, own, planned, options, overlay, work).carry_out(done)
 
 
@@ -112,7 +113,7 @@ def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
         )
 
 
-def _result(path: str, plan: EditPlan, options: EditOptions) -> EditResult:
+def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpoint) -> EditResult:
     """Return the part of an edit's result that follows from its plan."""
     return EditResult(
         path=path,
@@ -127,6 +128,7 @@ def _result(path: str, plan: EditPlan, options: EditOptions) -> EditResult:
         renamed=plan.changes.names,
         left=tuple(plan.left),
         placed=plan.placed,
+        folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY else (),
     )
 
 

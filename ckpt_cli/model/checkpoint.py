@@ -261,6 +261,8 @@ class Value:
     """The value, or a `Deferred` that reads it."""
     holder: str | None = None
     """As of a tensor."""
+    of_module: bool = False
+    """True if it is an attribute of a pickled module, or lies in one: its state_dict does not have it."""
 
     @property
     def value(self) -> object:

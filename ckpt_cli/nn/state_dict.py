@@ -28,10 +28,15 @@ _UNSAVED = "_non_persistent_buffers_set"
 """The attribute of a module that names the buffers which its state_dict leaves out."""
 
 
+def is_one_module(checkpoint: Checkpoint) -> bool:
+    """True if the format holds one module, so that all its entries are those of modules."""
+    return checkpoint.format in _ARCHIVES
+
+
 def state_names(checkpoint: Checkpoint, prefix: str = "") -> list[str] | None:
     """Return the names of a module's state_dict, in its order; None where the prefix is not a module."""
     graph = checkpoint.document
-    if checkpoint.format in _ARCHIVES:
+    if is_one_module(checkpoint):
         inside = f"{prefix}." if prefix else ""
         listed = [
             tensor.name

@@ -44,6 +44,41 @@ class Change:
     """The greatest |a - b| / |b|."""
     first: Sequence[Sequence[int]] = ()
     """The indices of the first elements that differ."""
+    mean_abs: float | None = None
+    """The mean |a - b| of the places where both are finite."""
+    relative_l2: float | None = None
+    """The norm of a - b divided by that of b."""
+    cosine: float | None = None
+    """The cosine of the angle between both as vectors; None where one is 0 everywhere."""
+    tensor: str = ""
+    """The name of the tensor that it is a part of; empty for a tensor itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """A changed tensor, or several of numbered layers."""
+
+    name: str
+    """With `[N]` for numbers that differ."""
+    count: int
+    what: str
+    differing: int | None
+    numel: int
+    relative_l2: float | None
+    """The greatest one of them."""
+
+
+def _layer(pattern: str, what: str, group: Sequence[Change]) -> LayerChange:
+    counts = [change.differing for change in group if change.differing is not None]
+    norms = [change.relative_l2 for change in group if change.relative_l2 is not None]
+    return LayerChange(
+        pattern if len(group) > 1 else group[0].name,
+        len(group),
+        what,
+        sum(counts) if counts else None,
+        sum(change.numel for change in group),
+        max(norms, default=None),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +113,29 @@ class Diff:
     ties: Sequence[Tie] = ()
     metadata: Sequence[Fact] = ()
     """Differences of the metadata; compared only between checkpoints of one format."""
+    tensors_equal: int = 0
+    """Tensors of both that are the same."""
+
+    tensors_only_a: int = 0
+    tensors_only_b: int = 0
+
+    @property
+    def differing(self) -> set[str]:
+        """The names of the tensors of both that are not the same."""
+        return {change.tensor or change.name for change in self.changed}
+
+    def by_layer(self) -> list[LayerChange]:
+        """Return the changes with those of numbered tensors together, whose names differ only in numbers.
+
+        The relative L2 of several is the greatest one.
+        """
+        groups: dict[tuple[str, str], list[Change]] = {}
+        for change in self.changed:
+            pattern = ".".join("[N]" if part.isdecimal() else part for part in change.name.split("."))
+            groups.setdefault((pattern, change.what), []).append(change)
+        rows = [_layer(pattern, what, group) for (pattern, what), group in groups.items()]
+        sides = (("only in A", self.only_a), ("only in B", self.only_b))
+        return rows + [LayerChange(name, 1, what, None, 0, None) for what, names in sides for name in names]
 
     @property
     def equal(self) -> bool:
@@ -95,6 +153,8 @@ class Asked:
     """Functions from old names to new ones, applied to both in turn."""
     quick: bool = False
     """True if only it matters that there is a difference, not which."""
+    ignore_dtype: bool = False
+    """True if dtypes may differ: only values that differ are differences."""
 
 
 def diff(
@@ -126,6 +186,10 @@ class _Comparison:
         self._values: list[Fact] = []
         self._pairs: dict[object, Pair] = {}
         self._pairs_of_parts: set[object] = set()
+        self._both = 0
+        """Tensors that both have."""
+        self._names: set[str] = set()
+        """Their names."""
 
     def run(self, executor: Executor, on_progress: OnProgress) -> Diff:
         """All of it."""
@@ -144,7 +208,22 @@ class _Comparison:
         if self._asked.quick and not found.equal:
             return found
         compare_pairs(list(self._pairs.values()), executor, on_progress, quick=self._asked.quick)
-        return replace(found, changed=[change for made in self._changed if (change := made()) is not None])
+        found = replace(
+            found, changed=[self._placed(change) for made in self._changed if (change := made()) is not None]
+        )
+        return replace(
+            found,
+            tensors_equal=self._both - len(found.differing),
+            tensors_only_a=sum(isinstance(entry, Tensor) for key, entry in a.items() if key not in b),
+            tensors_only_b=sum(isinstance(entry, Tensor) for key, entry in b.items() if key not in a),
+        )
+
+    def _placed(self, change: Change) -> Change:
+        """Return a change with the name of the whole tensor, where it is that of a part."""
+        name = change.name
+        while name and name not in self._names:
+            name = name.rpartition(".")[0]
+        return change if name == change.name else replace(change, tensor=name)
 
     def _chosen(self) -> list[Sequence[Entry]]:
         """Return the entries of each that NAMEs select: one that neither has is an error."""
@@ -181,6 +260,8 @@ class _Comparison:
     def _entries(self, name: str, a: Entry, b: Entry) -> None:
         """Compare what has one name in both."""
         if isinstance(a, Tensor) and isinstance(b, Tensor):
+            self._both += 1
+            self._names.add(name)
             self._tensors(name, a, b)
         elif isinstance(a, Value) and isinstance(b, Value):
             if not _same_value(a.value, b.value):
@@ -200,7 +281,7 @@ class _Comparison:
             self._changed.append(lambda: Change(name, "dtype", a.dtype.name, b.dtype.name, numel))
         else:
             pair = self._pair(a, b)
-            self._changed.append(lambda: _change(name, a, b, pair.found))
+            self._changed.append(lambda: _change(name, a, b, pair.found, ignore_dtype=self._asked.ignore_dtype))
             if a.attributes or b.attributes:
                 self._parts(name, replace(a, parts=a.attributes), replace(b, parts=b.attributes))
 
@@ -209,7 +290,7 @@ class _Comparison:
         roles_a, roles_b = [part.name for part in a.parts], [part.name for part in b.parts]
         if roles_a != roles_b:
             self._changed.append(lambda: Change(name, "layout", roles_a, roles_b, a.numel))
-        elif not roles_a and a.dtype.name != b.dtype.name:
+        elif not roles_a and a.dtype.name != b.dtype.name and not self._asked.ignore_dtype:
             self._changed.append(lambda: Change(name, "dtype", a.dtype.name, b.dtype.name, a.numel, 0))
         key = (a.view or id(a), b.view or id(b))
         if a.parts and key not in self._pairs_of_parts:
@@ -254,24 +335,29 @@ def _comparable(a: Tensor, b: Tensor) -> bool:
     return all(side.dtype.numpy is not None and side.dtype.name != "float4_e2m1fn_x2" for side in (a, b))
 
 
-def _change(name: str, a: Tensor, b: Tensor, found: object) -> Change | None:
+def _change(name: str, a: Tensor, b: Tensor, found: object, *, ignore_dtype: bool) -> Change | None:
     """Return the difference of a compared tensor; None where there is no difference."""
     from ckpt_cli.arrays.codec import value_shape
-    from ckpt_cli.arrays.compare import Apart
+    from ckpt_cli.arrays.compare import Apart, Sums
 
     assert isinstance(found, Apart)
-    if a.dtype.name == b.dtype.name and not found.differing:
+    if (a.dtype.name == b.dtype.name or ignore_dtype) and not found.differing:
         return None
     shape = a.shape or ()
+    sums = found.sums
     if a.dtype.numpy is None and a.layout == "strided":  # compared byte by byte
         shape = (a.nbytes,)
+        sums = Sums()
     shape = value_shape(a.dtype, shape)
     first = [_index(shape, number) for number, _, _ in found.first]
     what, values_a, values_b = "value", [was for _, was, _ in found.first], [now for _, _, now in found.first]
     facts: tuple[object, object] = (values_a, values_b)
-    if a.dtype.name != b.dtype.name:
+    if a.dtype.name != b.dtype.name and not ignore_dtype:
         what, facts = "dtype", (a.dtype.name, b.dtype.name)
-    return Change(name, what, *facts, math.prod(shape), found.differing, found.max_abs, found.max_rel, first)
+    return Change(
+        name, what, *facts, math.prod(shape), found.differing, found.max_abs, found.max_rel, first,
+        sums.mean_abs, sums.relative_l2, sums.cosine,
+    )  # fmt: skip
 
 
 def _index(shape: Sequence[int], number: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.facts import dataclass
@@ -54,7 +54,11 @@ def list_entries(
 
 def _as_read(entry: Entry) -> Entry:
     """Return the entry with a deferred value read, so that it outlives the open file."""
-    return Value(entry.name, entry.value) if isinstance(entry, Value) and isinstance(entry.content, Deferred) else entry
+    return (
+        replace(entry, content=entry.value)
+        if isinstance(entry, Value) and isinstance(entry.content, Deferred)
+        else entry
+    )
 
 
 def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> list[Entry]:

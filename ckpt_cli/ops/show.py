@@ -13,7 +13,7 @@ from ckpt_cli.errors import UnsupportedError, UsageError, about
 from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.ops.output import check_output, writing
-from ckpt_cli.ops.select import Selection, part_of, select
+from ckpt_cli.ops.select import Selection, part_of, select, select_one
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,15 +124,47 @@ Item = Shown | Composed | Unshown | Value
 """The items that one NAME selects."""
 
 
-def show(checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False) -> list[Item]:
+def show(checkpoint: Checkpoint, arguments: Sequence[str], *, raw: bool = False, settings: bool = False) -> list[Item]:
     """Return what each NAME selects, in order, nothing of plain tensors read yet; no NAME selects the whole checkpoint.
 
-    With `raw`, quantized tensors are their integers. Raises UnsupportedError for a tensor whose values cannot be read
+    The settings of a module, such as `training`, are left out as its state_dict leaves them out, unless `settings`
+    asks for them, a NAME is exactly one, or selects nothing else. With `raw`, quantized tensors are their integers.
+    Raises UnsupportedError for a tensor whose values cannot be read
     and that was named exactly.
     """
     with about(checkpoint.path):
         reader = _Reader(checkpoint, Budget.of(checkpoint), raw)
-        return [_shown(reader, selection) for selection in select(checkpoint, arguments)]
+        chosen = [
+            selection
+            for found in _each(checkpoint, arguments)
+            for selection in _without_settings(checkpoint, found, settings=settings)
+        ]
+        return [_shown(reader, selection) for selection in chosen]
+
+
+def _each(checkpoint: Checkpoint, arguments: Sequence[str]) -> Iterator[list[Selection]]:
+    """Yield what each NAME selects, or all."""
+    if not arguments:
+        yield select(checkpoint, ())
+    for argument in arguments:
+        yield select_one(checkpoint, argument)
+
+
+def _without_settings(checkpoint: Checkpoint, found: list[Selection], *, settings: bool) -> list[Selection]:
+    """Leave out the settings of modules, unless they were asked for or nothing else is there."""
+    if settings:
+        return found
+    if all(selection.exact or isinstance(selection.entry, Tensor) for selection in found):
+        return found
+    from ckpt_cli.nn.state_dict import is_one_module
+
+    whole = is_one_module(checkpoint)
+    kept = [
+        selection
+        for selection in found
+        if selection.exact or isinstance(selection.entry, Tensor) or not (whole or selection.entry.of_module)
+    ]
+    return kept or found
 
 
 @dataclass(frozen=True, slots=True)

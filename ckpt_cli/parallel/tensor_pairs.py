@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region, row_cuts
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ckpt_cli.arrays.compare import Apart, Tolerance
+    from ckpt_cli.arrays.compare import Apart, Sums, Tolerance
 
 
 class Side:
@@ -77,6 +78,8 @@ class Pair:
     tensors: tuple[Tensor, Tensor]
     tolerance: Tolerance
     found: Apart
+    compared: set[int] = field(default_factory=set)
+    """The first elements of the chunks whose bytes are not the same in both."""
 
     @property
     def nbytes(self) -> int:
@@ -148,6 +151,12 @@ class Reader:
         whole_bytes = self.alike and self.a.per_element == 1
         return apart(values_a, values_b, same if whole_bytes else None, begin, self.tolerance)
 
+    def squares(self, chunk: Chunk) -> Sums:
+        """Return the sums of a chunk that is the same in both. Runs on a worker."""
+        from ckpt_cli.arrays.compare import squares_of
+
+        return squares_of(self.b.values(self.b.source.read(chunk, 1), chunk, 1))
+
 
 def compare_pairs(pairs: Sequence[Pair], executor: Executor, on_progress: OnProgress, *, quick: bool) -> None:
     """Compare all pairs, in the order of the first file; with `quick` no further than the first difference."""
@@ -158,13 +167,37 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, on_progress: OnProg
     files = pairs[0].checkpoints[0].container.files if pairs else ()
     in_order = in_file_order(pairs, lambda pair: pair.place, files)
     for size, answers in run(grouped(_items(in_order)), _compare_job, executor):
-        for number, found in answers:
+        for number, begin, found in answers:
             pair = in_order[number]
             pair.found = together(pair.found, found, pair.tolerance.first)
+            pair.compared.add(begin)
             if quick and found.differing:
                 return
         done += size
         on_progress(done, total)
+    if not quick:
+        _add_equal_chunks([pair for pair in in_order if pair.found.differing], executor)
+
+
+def _add_equal_chunks(pairs: Sequence[Pair], executor: Executor) -> None:
+    """Add the chunks that are the same in both to the sums of pairs that differ elsewhere: their norms are of all."""
+    for found in run(grouped(_equal_items(pairs)), _squares_job, executor):
+        for number, sums in found:
+            pair = pairs[number]
+            pair.found = replace(pair.found, sums=pair.found.sums.plus(sums))
+
+
+def _equal_items(pairs: Iterable[Pair]) -> Iterator[tuple[tuple[int, Reader, Chunk], int]]:
+    for number, pair in enumerate(pairs):
+        reader = pair.reader()
+        for chunk_a, chunk_b in reader.chunks() if reader.alike else ():
+            if chunk_a.begin not in pair.compared:
+                yield (number, reader, chunk_b), reader.b.source.cost(chunk_b)
+
+
+def _squares_job(job: list[tuple[int, Reader, Chunk]]) -> list[tuple[int, Sums]]:
+    """Return the sums of the chunks of a job, by the number of their pair."""
+    return [(number, reader.squares(chunk)) for number, reader, chunk in job]
 
 
 _Item = tuple[int, Reader, Chunk, Chunk]
@@ -178,13 +211,13 @@ def _items(pairs: Iterable[Pair]) -> Iterator[tuple[_Item, int]]:
             yield (number, reader, chunk_a, chunk_b), reader.cost(chunk_a, chunk_b)
 
 
-def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[int, Apart]]]:
-    """Return the distances of the chunks of a job, equal ones left out, and the bytes of both sides."""
-    answers: list[tuple[int, Apart]] = []
+def _compare_job(job: list[_Item]) -> tuple[int, list[tuple[int, int, Apart]]]:
+    """Return the distances of the chunks of a job and where these begin, equal ones left out, and the bytes of both."""
+    answers: list[tuple[int, int, Apart]] = []
     nbytes = 0
     for number, reader, chunk_a, chunk_b in job:
         nbytes += reader.nbytes_of(chunk_a)
         found = reader.compare(chunk_a, chunk_b)
         if found is not None:
-            answers.append((number, found))
+            answers.append((number, chunk_a.begin, found))
     return nbytes, answers

@@ -16,6 +16,9 @@ from ckpt_cli.pickles.tensors.numpy import item_names, object_array
 Children = Iterator[tuple[str, object, str]]
 """The children of a node: each one's key, the node, and the kind that a tensor there has."""
 
+SETTING = "setting"
+"""The kind of what lies in a module's own attributes: a tensor there is one like any other."""
+
 SCALARS = (type(None), bool, int, float, str, RawString)
 """Types of the items of a sequence that is one value rather than many entries."""
 
@@ -79,7 +82,7 @@ class Containers:
             return self._pairs(node.pairs or self._listed_pairs(node.args), kind)
         if node.states and (parts := packed_parts(node)) is not None:
             self.budget.steps(len(parts))
-            packed = "buffer" if kind == "tensor" and is_packed(node) else kind
+            packed = "buffer" if kind in ("tensor", SETTING) and is_packed(node) else kind
             return ((key, part, packed) for key, part in parts)
         attributes = next(filter(None, map(self.state, node.states[:_STATES])), None)
         if attributes is not None and not node.pairs and not node.items:
@@ -150,7 +153,7 @@ class Containers:
                     yield key, value, group_kind
         for name, value in named.items():
             if name is not None and is_open(name, value):
-                yield name, value, kind
+                yield name, value, SETTING if kind == "tensor" else kind
 
     def _key(self, key: object) -> str:
         return key if type(key) is str else self._told(key_text(key))

@@ -10,7 +10,7 @@ from typing import Protocol
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import BY_NAME
 from ckpt_cli.model.checkpoint import AGAIN, Entry, Opaque, Tensor, Value
-from ckpt_cli.pickles.containers import SCALARS, Children, Containers, is_ordered_dict, key_text
+from ckpt_cli.pickles.containers import SCALARS, SETTING, Children, Containers, is_ordered_dict, key_text
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
 from ckpt_cli.pickles.tensors.arguments import text_of
@@ -135,8 +135,8 @@ class _Leaves(Walk[Entry]):
         """Make the entry of a leaf."""
         holder = frame.holder if frame is not None else None
         if tensor is None:
-            return Value(name, Opaque(AGAIN) if is_again else self._plain(node), holder)
-        if kind != "tensor" and tensor.kind == "tensor":
+            return Value(name, Opaque(AGAIN) if is_again else self._plain(node), holder, kind == SETTING)
+        if kind not in ("tensor", SETTING) and tensor.kind == "tensor":
             tensor = replace(tensor, kind=kind)
         return tensor if holder is None else replace(tensor, holder=holder)
 

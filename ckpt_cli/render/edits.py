@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import listed
-from ckpt_cli.render.text import count_text, escaped, name_text
+from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.files_beside import Beside
+    from ckpt_cli.edits.folded import Folded
     from ckpt_cli.edits.plan import EditResult
 
 _MOST = 8
-"""Names that are spelled out."""
+"""Names, or folded ones, that are spelled out: as many as edits/plan.py leaves unfolded."""
 
 
 def to_json(edit: EditResult) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():
+        if name == "folded":
+            continue
         if name == "backups":
             facts["backup"] = edit.backup
         facts[name] = edit.verb.past if name == "verb" else value
     return facts
 
 
-def edit_text(edit: EditResult) -> str:
-    """Return the report: the changed names, the names that also changed, and the bytes written."""
+def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
+    """Return the report: the changed names, the names that also changed, and the bytes written.
+
+    Many names are folded, with how many tensors and bytes they are; with `verbose` each is spelled out.
+    """
     verb = f"would {edit.verb.infinitive}" if edit.dry_run else edit.verb.past
-    named = _pairs(edit.renamed, edit.verb.between) if edit.renamed else _names(edit.changed) or "it"
+    most = len(edit.renamed) if verbose else _MOST
+    renamed = listed(edit.renamed, most, lambda old: _pair(edit, old))
+    named = renamed if edit.renamed else _changed(edit, verbose=verbose) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
         also = "would also change" if edit.dry_run else "also changed"
@@ -80,9 +87,28 @@ def _written(edit: EditResult) -> str:
     return f"{f'written{where}' if where else 'rewritten'}, {written}{kept}"
 
 
-def _pairs(renamed: Mapping[str, str], between: str) -> str:
-    """Return pairs of an old and a new name, the first few spelled out."""
-    return listed(renamed, _MOST, lambda old: f"{name_text(old)} {between} {name_text(renamed[old])}")
+def _pair(edit: EditResult, old: str) -> str:
+    """Return an old name and its new one."""
+    return f"{name_text(old)} {edit.verb.between} {name_text(edit.renamed[old])}"
+
+
+def _changed(edit: EditResult, *, verbose: bool) -> str:
+    """Return the changed names; many of them folded, unless all are asked for."""
+    if verbose:
+        return listed(edit.changed, len(edit.changed), name_text)
+    if len(edit.folded) < len(edit.changed):
+        return listed(edit.folded, _MOST, _group) if edit.folded else _names(edit.changed)
+    return _names(edit.changed)
+
+
+def _group(folded: Folded) -> str:
+    """Return folded names with how many tensors and bytes they are: `optimizer_states (19 tensors, 75.0 kB)`."""
+    name = name_text(folded.name)
+    if folded.tensors + folded.others == 1:
+        return name
+    if not folded.tensors:
+        return f"{name} ({folded.others:,} entries)"
+    return f"{name} ({count_text(folded.tensors, 'tensor')}, {bytes_text(folded.nbytes)})"
 
 
 def _refer(names: tuple[str, ...]) -> str:

@@ -7,11 +7,22 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render.json import value_json
 from ckpt_cli.render.table import Column, table_text
-from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, short
+from ckpt_cli.render.text import (
+    bytes_text,
+    count_text,
+    escaped,
+    name_text,
+    shape_text,
+    short,
+    value_beginning,
+    value_text,
+)
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.info import Summary
+    from ckpt_cli.ops.info import Largest, Summary
+    from ckpt_cli.ops.parts import Part
 
 _LINE = 400
 """Characters of a fact."""
@@ -22,7 +33,18 @@ _METADATA = 1000
 
 def to_json(summary: Summary) -> dict[str, object]:
     """Return the facts as docs/json.md describes them."""
-    return asdict(summary)
+    training = summary.training
+    return {
+        **{name: value for name, value in asdict(summary).items() if name != "training"},
+        "gradients": summary.gradients,
+        "training": {
+            "writer": training.writer,
+            "epoch": value_json(training.epoch),
+            "global_step": value_json(training.global_step),
+            "learning_rates": [value_json(rate) for rate in training.learning_rates],
+            "hyper_parameters": {key: value_json(value) for key, value in (training.hyper_parameters or {}).items()},
+        },
+    }
 
 
 def summary_text(summary: Summary, style: str) -> Iterator[str]:
@@ -54,8 +76,9 @@ def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
         ("parameters", counts(summary.parameters)),
         ("tensor bytes", sizes(summary.nbytes)),
     ]
+    elements = "element" if summary.is_training else "parameter"
     facts += [
-        (f"dtype {name}", f"{count_text(share.tensors, 'tensor')}, {count_text(share.numel, 'parameter')}")
+        (f"dtype {name}", f"{count_text(share.tensors, 'tensor')}, {count_text(share.numel, elements)}")
         for name, share in summary.dtypes.items()
     ]
     if summary.values:
@@ -70,7 +93,57 @@ def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
     facts += _metadata_facts(summary) if human else _whole_metadata(summary)
     if summary.objects:
         facts.append(("objects", names(summary.objects)))
+    return [*facts, *_answers(summary, human=human)]
+
+
+def _answers(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
+    """Return the facts of what the checkpoint is for: its parts, the training, the largest tensors, and advice."""
+    facts = [] if len(summary.parts) == 1 and not summary.beside and summary.parts[0].role == "model" else [
+        *(_part(part, human=human) for part in summary.parts),
+        *(_part(part, human=human) for part in summary.beside),
+    ]  # fmt: skip
+    if summary.tensors:
+        facts.append(("gradients", "stored" if summary.gradients else "not stored"))
+    facts += _training(summary)
+    if human:
+        facts += [("largest", _largest(row)) for row in summary.largest if len(summary.largest) > 1 or row.count > 1]
+    facts += [("advice", f"{advice.message}: {escaped(advice.command)}") for advice in summary.advice]
     return facts
+
+
+def _part(part: Part, *, human: bool) -> tuple[str, str]:
+    """Return one part: its role, and how much it is."""
+    noun = "parameter" if part.role in ("model", "EMA") else "element"
+    count = count_text(part.parameters - part.buffers, noun)
+    buffers = f" and {count_text(part.buffers, 'element')} of buffers" if part.buffers else ""
+    nbytes = bytes_text(part.nbytes) if human else count_text(part.nbytes, "byte")
+    label = "optimizer state" if part.role == "optimizer" else part.role
+    where = f" in {name_text(part.name[:_LINE])}" if part.name else ""
+    return label, f"{count}{buffers}, {count_text(part.tensors, 'tensor')}, {nbytes}{where}"
+
+
+def _training(summary: Summary) -> list[tuple[str, str]]:
+    """Return what is known of the training; the writer alone is not worth a row where it is torch itself."""
+    training = summary.training
+    facts = []
+    if training.writer and not (training.writer == "torch" and training.is_empty and not summary.is_training):
+        facts.append(("writer", escaped(training.writer)))
+    for label, value in (("epoch", training.epoch), ("global_step", training.global_step)):
+        if value is not None:
+            facts.append((label, value_text(value)))
+    if training.learning_rates:
+        facts.append(("learning rate", short(" ".join(map(value_text, training.learning_rates[:_LINE])), _LINE)))
+    settings = [
+        f"{name_text(name[:_LINE])}={value_beginning(value)}"
+        for name, value in islice((training.hyper_parameters or {}).items(), _LINE)
+    ]
+    return [*facts, ("hyper-parameters", short(" ".join(settings), _LINE))] if settings else facts
+
+
+def _largest(row: Largest) -> str:
+    """Return one row of the largest tensors: `4 × layers.[N].weight, float32 [8,8], 1.0 kB`."""
+    times = f"{row.count} × " if row.count > 1 else ""
+    return f"{times}{name_text(row.name[:_LINE])}, {row.dtype} {shape_text(row.shape)}, {bytes_text(row.nbytes)}"
 
 
 def _metadata_facts(summary: Summary) -> list[tuple[str, str]]:

@@ -28,12 +28,12 @@ _BARS = "▁▂▃▄▅▆▇█"
 def to_json(stats: Stats) -> dict[str, object]:
     """Return the statistics as docs/json.md describes them."""
     return {
-        "tensors": rows(lambda: map(_row_json, stats.rows)),
-        "total": None if stats.total is None else _row_json(stats.total),
+        "tensors": rows(lambda: map(row_json, stats.rows)),
+        "total": None if stats.total is None else row_json(stats.total),
     }
 
 
-def _row_json(row: Row) -> dict[str, object]:
+def row_json(row: Row) -> dict[str, object]:
     """Return one row; numbers that need values are None where there are no values, or no finite ones."""
     found = row.moments
     return {
