@@ -236,7 +236,7 @@ def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[f
         near = values
         if pivot:
             near = np.subtract(values, values.dtype.type(pivot), out=_numbers(values.size, values.dtype))
-        total, squares = _sums(near)
+        total, squares = sums(near)
         lost = total * total / values.size
         if lost <= 0.9 * squares < math.inf:
             return total / values.size, squares - lost
@@ -253,7 +253,7 @@ def _spread_in_two_passes(values: Array) -> tuple[float, float]:
     if not math.isfinite(mean):  # the sum is beyond float64, the mean is not
         mean = float((wide / values.size).sum())
     wide -= mean
-    total, squares = _sums(wide)
+    total, squares = sums(wide)
     if math.isinf(squares):  # as torch has it of numbers whose squares are beyond float64
         return mean, math.inf
     return mean + total / values.size, max(squares - total * total / values.size, 0.0)
@@ -270,11 +270,11 @@ def _spread_of_integers(values: Array, pivot: int, least: int, most: int) -> tup
         moved -= float(pivot)
     mean = float(moved.mean())
     moved -= mean
-    total, squares = _sums(moved)
+    total, squares = sums(moved)
     return mean + total / values.size, max(squares - total * total / values.size, 0.0)
 
 
-def _sums(values: Array) -> tuple[float, float]:
+def sums(values: Array) -> tuple[float, float]:
     """Return the sum and the sum of squares: float32 within rows, float64 over them."""
     import numpy as np
 

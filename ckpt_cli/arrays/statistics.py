@@ -46,7 +46,7 @@ class Numbers:
             stored = stored.reshape([item.stop - item.start for item in part])
         found = self.codec.at(part).decode(stored).reshape(-1)
         if found.dtype.kind == "c" and self._magnitudes:
-            return _magnitudes(found)
+            return magnitudes(found)
         if found.dtype == np.float16:  # too narrow to sum in, and what a float32 is compared with becomes one
             return found.astype(np.float32)
         return found.view(np.uint8) if found.dtype.kind == "b" else found
@@ -82,6 +82,7 @@ class Codes:
         values = codec.decode(np.arange(256, dtype=np.uint8).view(codec.stored))
         self._values: Array = values.reshape(256, -1).astype(np.float64)
         self._whole = values.dtype.kind in "iub"
+        self._narrow: Array | None = None
         self._shared: tuple[float, ...] = ()
 
     def share(self, edges: Sequence[float]) -> None:
@@ -93,6 +94,16 @@ class Codes:
         import numpy as np
 
         return self._values[np.frombuffer(data, np.uint8)].reshape(-1)
+
+    def narrow(self, data: memoryview, which: int) -> Array:
+        """Return the values in float32, flat; valid until this thread asks for others of the same `which`."""
+        import numpy as np
+
+        if self._narrow is None:
+            self._narrow = self._values.astype(np.float32)
+        wide = self._narrow.shape[1]
+        found = room(f"codes {which}", len(data) * wide, self._narrow.dtype).reshape(-1, wide)
+        return np.take(self._narrow, np.frombuffer(data, np.uint8), axis=0, out=found, mode="clip").reshape(-1)
 
     def chunk(self, data: memoryview, _part: tuple[slice, ...]) -> Array:
         """Return how often each code is there; pairs of bytes are counted, as that is half the work."""
@@ -209,7 +220,8 @@ def _float16(data: memoryview, which: int) -> Array:
     return values
 
 
-def _magnitudes(values: Array) -> Array:
+def magnitudes(values: Array) -> Array:
+    """Return the magnitudes of complex numbers, in float64."""
     import numpy as np
 
     with np.errstate(all="ignore"):

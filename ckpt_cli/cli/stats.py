@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
-from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.cli.output import answer, ascii_only, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.ops.stats import stats
 from ckpt_cli.render.json import json_text
@@ -56,4 +56,4 @@ def stats_command(
     if layout == "json":
         answer(json_text(to_json(found)))
     else:
-        answer(stats_text(found, layout))
+        answer(stats_text(found, layout, ascii_only=ascii_only()))

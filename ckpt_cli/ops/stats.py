@@ -190,7 +190,7 @@ def _plans(
                 raise UsageError(f"{selection.entry.name!r} is not a tensor, so it takes no index")
         else:
             index = selection.index or ()
-            for tensor in _with_values(selection.entry, set()):
+            for tensor in with_values(selection.entry, set()):
                 region = part_of(tensor, index) if tensor.shape is not None else None
                 key = (tensor.view or id(tensor), region)
                 if key not in known:
@@ -216,7 +216,7 @@ def _subject(
         return error.problem.removeprefix(f"tensor {tensor.name!r} ")
 
 
-def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
+def with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
     """Yield the tensor and its attributes, or the tensors that it is made of, each set of parts once."""
     if not tensor.parts or tensor.storage is not None:
         yield tensor
@@ -225,7 +225,7 @@ def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
     if parts and (view is None or view not in seen):
         seen.add(view)
         for part in parts:
-            yield from _with_values(replace(part, name=f"{tensor.name}.{part.name}"), seen)
+            yield from with_values(replace(part, name=f"{tensor.name}.{part.name}"), seen)
 
 
 def _sum_all(checkpoint: Checkpoint, subjects: Sequence[_Subject], executor: Executor, on_progress: OnProgress) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.json import finite, rows, value_json
 from ckpt_cli.render.table import Column, table_text
-from ckpt_cli.render.text import escaped, name_text, shape_text
+from ckpt_cli.render.text import bars, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
     from ckpt_cli.ops.stats import Row, Stats
@@ -21,8 +21,6 @@ _COLUMNS = (
     *(Column(heading, right=True) for heading in (*_NUMBERS, *_COUNTS)),
     Column("histogram"),
 )
-
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 def to_json(stats: Stats) -> dict[str, object]:
@@ -54,14 +52,14 @@ def _row_json(row: Row) -> dict[str, object]:
     }
 
 
-def stats_text(stats: Stats, style: str) -> Iterator[str]:
+def stats_text(stats: Stats, style: str, *, ascii_only: bool = False) -> Iterator[str]:
     """Yield a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram."""
     shown = [*stats.rows, *([stats.total] if stats.total is not None else [])]
     human = style in ("table", "markdown")
-    return table_text(_COLUMNS, (_cells(row, human=human) for row in shown), style)
+    return table_text(_COLUMNS, (_cells(row, human=human, ascii_only=ascii_only) for row in shown), style)
 
 
-def _cells(row: Row, *, human: bool) -> list[str]:
+def _cells(row: Row, *, human: bool, ascii_only: bool) -> list[str]:
     name = name_text(row.name)
     shape = shape_text(row.shape) if row.dtype else f"[{row.numel}]"
     if row.moments is None:
@@ -70,7 +68,7 @@ def _cells(row: Row, *, human: bool) -> list[str]:
     counts = [str(row.key(key)) for key in _COUNTS]
     if human:
         counts[0] = _share(row.moments.zeros, row.moments.count + row.moments.nan + row.moments.inf)
-    drawn = _drawn(row.counts) if human else ",".join(map(str, row.counts))
+    drawn = bars(row.counts, ascii_only=ascii_only) if human else ",".join(map(str, row.counts))
     return [name, row.dtype, shape, *numbers, *counts, drawn]
 
 
@@ -85,11 +83,3 @@ def _share(count: int, whole: int) -> str:
     if not count or count == whole:
         return "0%" if not count else "100%"
     return f"{min(max(100 * count / whole, 0.01), 99.99):.4g}%"
-
-
-def _drawn(counts: Sequence[int]) -> str:
-    """Draw counts as bars; a count that is not 0 has at least the smallest bar."""
-    most = max(counts, default=0)
-    if not most:
-        return ""
-    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] if count else " " for count in counts).rstrip()
