@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli.arrays.sketch import Sketch, both
 from ckpt_cli.facts import dataclass
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ class Moments:
     """The sum of the squares of the distances from the mean."""
     below: tuple[int, ...] = ()
     """Counts of numbers less than each inner edge of the histogram, then than each edge in common with others."""
+    sketch: Sketch | None = None
+    """Of the finite numbers, where it was asked for."""
+
+    @property
+    def outlier(self) -> float:
+        """Return the greatest magnitude as a multiple of the standard deviation; NaN if either is missing or 0."""
+        if self.least is None or self.most is None or not self.std > 0:
+            return math.nan
+        return max(abs(self.least), abs(self.most)) / self.std
 
     @property
     def mean(self) -> float:
@@ -95,6 +105,7 @@ def merged(a: Moments, b: Moments) -> Moments:
         offset,
         a.squares + b.squares + apart * apart * a.count * share,
         tuple(map(sum, zip(a.below, b.below, strict=True))) if a.below and b.below else (),
+        both(a.sketch, b.sketch),
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.codec import Codec
 from ckpt_cli.arrays.moments import BINS, BinPlan, Moments, merged, moments, plan_of, room
+from ckpt_cli.arrays.sketch import counted, sketch_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +26,8 @@ class Numbers:
         self._magnitudes = magnitudes
         self._is_fast = codec.dtype.name in _FAST and not flagged and not (big_endian and codec.dtype.bits > 8)
         self.plan = BinPlan()
+        self.sketched = False
+        """True if chunks are sketched too (`arrays/sketch.py`)."""
         self._whole = False
 
     def sample(self, values: Array) -> None:
@@ -53,7 +57,9 @@ class Numbers:
 
     def chunk(self, data: memoryview, part: tuple[slice, ...]) -> Moments:
         """Return the moments of a chunk."""
-        return moments(self.values(data, part), self.plan)
+        values = self.values(data, part)
+        found = moments(values, self.plan)
+        return replace(found, sketch=sketch_of(values)) if self.sketched else found
 
     def total(self, found: Moments | None) -> Moments:
         """Return the moments of all chunks, merged."""
@@ -83,6 +89,8 @@ class Codes:
         self._values: Array = values.reshape(256, -1).astype(np.float64)
         self._whole = values.dtype.kind in "iub"
         self._narrow: Array | None = None
+        self.sketched = False
+        """True if the moments have a sketch too."""
         self._shared: tuple[float, ...] = ()
 
     def share(self, edges: Sequence[float]) -> None:
@@ -146,7 +154,8 @@ class Codes:
         ends = (int(least), int(most)) if self._whole else (least, most)
         edges = [*self._edges(*ends), *self._shared]
         below = tuple(sum(count for value, count in weights if value < edge) for edge in edges)
-        return Moments(count, nan, inf, zeros, ends[0], ends[1], 0, mean, squares, below)
+        sketch = counted(weights) if self.sketched else None
+        return Moments(count, nan, inf, zeros, ends[0], ends[1], 0, mean, squares, below, sketch)
 
     def _edges(self, least: float | int, most: float | int) -> list[float | int]:
         if least == most:

@@ -15,9 +15,8 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.ls import Fold, fold
-from ckpt_cli.ops.select import part_of, select
+from ckpt_cli.ops.select import part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
-from ckpt_cli.ops.stats import with_values
 from ckpt_cli.ops.steps import steps_of
 from ckpt_cli.parallel.tensor_series import Found, Place, Track, follow
 
