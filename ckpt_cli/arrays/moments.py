@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli.arrays.sketch import Sketch, both
 from ckpt_cli.facts import dataclass
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ class Moments:
     """The sum of the squares of the distances from the mean."""
     below: tuple[int, ...] = ()
     """Counts of numbers less than each inner edge of the histogram, then than each edge in common with others."""
+    sketch: Sketch | None = None
+    """Of the finite numbers, where it was asked for."""
+
+    @property
+    def outlier(self) -> float:
+        """Return the greatest magnitude as a multiple of the standard deviation; NaN if either is missing or 0."""
+        if self.least is None or self.most is None or not self.std > 0:
+            return math.nan
+        return max(abs(self.least), abs(self.most)) / self.std
 
     @property
     def mean(self) -> float:
@@ -95,6 +105,7 @@ def merged(a: Moments, b: Moments) -> Moments:
         offset,
         a.squares + b.squares + apart * apart * a.count * share,
         tuple(map(sum, zip(a.below, b.below, strict=True))) if a.below and b.below else (),
+        both(a.sketch, b.sketch),
     )
 
 
@@ -236,7 +247,7 @@ def _spread(values: Array, pivot: float | int, least: Any, most: Any) -> tuple[f
         near = values
         if pivot:
             near = np.subtract(values, values.dtype.type(pivot), out=_numbers(values.size, values.dtype))
-        total, squares = _sums(near)
+        total, squares = sums(near)
         lost = total * total / values.size
         if lost <= 0.9 * squares < math.inf:
             return total / values.size, squares - lost
@@ -253,7 +264,7 @@ def _spread_in_two_passes(values: Array) -> tuple[float, float]:
     if not math.isfinite(mean):  # the sum is beyond float64, the mean is not
         mean = float((wide / values.size).sum())
     wide -= mean
-    total, squares = _sums(wide)
+    total, squares = sums(wide)
     if math.isinf(squares):  # as torch has it of numbers whose squares are beyond float64
         return mean, math.inf
     return mean + total / values.size, max(squares - total * total / values.size, 0.0)
@@ -270,11 +281,11 @@ def _spread_of_integers(values: Array, pivot: int, least: int, most: int) -> tup
         moved -= float(pivot)
     mean = float(moved.mean())
     moved -= mean
-    total, squares = _sums(moved)
+    total, squares = sums(moved)
     return mean + total / values.size, max(squares - total * total / values.size, 0.0)
 
 
-def _sums(values: Array) -> tuple[float, float]:
+def sums(values: Array) -> tuple[float, float]:
     """Return the sum and the sum of squares: float32 within rows, float64 over them."""
     import numpy as np
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.codec import Codec
 from ckpt_cli.arrays.moments import BINS, BinPlan, Moments, merged, moments, plan_of, room
+from ckpt_cli.arrays.sketch import counted, sketch_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +26,8 @@ class Numbers:
         self._magnitudes = magnitudes
         self._is_fast = codec.dtype.name in _FAST and not flagged and not (big_endian and codec.dtype.bits > 8)
         self.plan = BinPlan()
+        self.sketched = False
+        """True if chunks are sketched too (`arrays/sketch.py`)."""
         self._whole = False
 
     def sample(self, values: Array) -> None:
@@ -46,14 +50,16 @@ class Numbers:
             stored = stored.reshape([item.stop - item.start for item in part])
         found = self.codec.at(part).decode(stored).reshape(-1)
         if found.dtype.kind == "c" and self._magnitudes:
-            return _magnitudes(found)
+            return magnitudes(found)
         if found.dtype == np.float16:  # too narrow to sum in, and what a float32 is compared with becomes one
             return found.astype(np.float32)
         return found.view(np.uint8) if found.dtype.kind == "b" else found
 
     def chunk(self, data: memoryview, part: tuple[slice, ...]) -> Moments:
         """Return the moments of a chunk."""
-        return moments(self.values(data, part), self.plan)
+        values = self.values(data, part)
+        found = moments(values, self.plan)
+        return replace(found, sketch=sketch_of(values)) if self.sketched else found
 
     def total(self, found: Moments | None) -> Moments:
         """Return the moments of all chunks, merged."""
@@ -82,6 +88,9 @@ class Codes:
         values = codec.decode(np.arange(256, dtype=np.uint8).view(codec.stored))
         self._values: Array = values.reshape(256, -1).astype(np.float64)
         self._whole = values.dtype.kind in "iub"
+        self._narrow: Array | None = None
+        self.sketched = False
+        """True if the moments have a sketch too."""
         self._shared: tuple[float, ...] = ()
 
     def share(self, edges: Sequence[float]) -> None:
@@ -93,6 +102,16 @@ class Codes:
         import numpy as np
 
         return self._values[np.frombuffer(data, np.uint8)].reshape(-1)
+
+    def narrow(self, data: memoryview, which: int) -> Array:
+        """Return the values in float32, flat; valid until this thread asks for others of the same `which`."""
+        import numpy as np
+
+        if self._narrow is None:
+            self._narrow = self._values.astype(np.float32)
+        wide = self._narrow.shape[1]
+        found = room(f"codes {which}", len(data) * wide, self._narrow.dtype).reshape(-1, wide)
+        return np.take(self._narrow, np.frombuffer(data, np.uint8), axis=0, out=found, mode="clip").reshape(-1)
 
     def chunk(self, data: memoryview, _part: tuple[slice, ...]) -> Array:
         """Return how often each code is there; pairs of bytes are counted, as that is half the work."""
@@ -135,7 +154,8 @@ class Codes:
         ends = (int(least), int(most)) if self._whole else (least, most)
         edges = [*self._edges(*ends), *self._shared]
         below = tuple(sum(count for value, count in weights if value < edge) for edge in edges)
-        return Moments(count, nan, inf, zeros, ends[0], ends[1], 0, mean, squares, below)
+        sketch = counted(weights) if self.sketched else None
+        return Moments(count, nan, inf, zeros, ends[0], ends[1], 0, mean, squares, below, sketch)
 
     def _edges(self, least: float | int, most: float | int) -> list[float | int]:
         if least == most:
@@ -209,7 +229,8 @@ def _float16(data: memoryview, which: int) -> Array:
     return values
 
 
-def _magnitudes(values: Array) -> Array:
+def magnitudes(values: Array) -> Array:
+    """Return the magnitudes of complex numbers, in float64."""
     import numpy as np
 
     with np.errstate(all="ignore"):

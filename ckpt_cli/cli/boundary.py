@@ -48,7 +48,7 @@ def guarded(command: Callable[[], Any]) -> int:
             import traceback
 
             traceback.print_exc()
-        return _report(error)
+        return report_error(error)
     return code if isinstance(code, int) else 0
 
 
@@ -95,7 +95,7 @@ def _is_broken_pipe(error: BaseException) -> bool:
     return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
 
 
-def _report(error: Exception) -> int:
+def report_error(error: Exception) -> int:
     """Print the error in one line and return the exit code."""
     problem, hint = _problem_and_hint(error)
     hint = hint and _with_file(hint, error)

@@ -26,6 +26,11 @@ def style_of(style: Style | FindingStyle, *, json: bool) -> str:
     return str(style.value)
 
 
+def ascii_only() -> bool:
+    """Return True if stdout takes ASCII alone, so that nothing is drawn with other characters."""
+    return "utf" not in (sys.stdout.encoding or "").lower()
+
+
 _BEFORE = 1 << 20
 """Characters of an answer that are made before any is printed, if files are read for it."""
 

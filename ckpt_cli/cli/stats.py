@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
-from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.cli.output import answer, ascii_only, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.ops.stats import stats
 from ckpt_cli.render.json import json_text
@@ -28,6 +28,7 @@ class Key(str, Enum):
     zeros = "zeros"
     nan = "nan"
     inf = "inf"
+    outlier = "outlier"
 
 
 def stats_command(
@@ -36,6 +37,11 @@ def stats_command(
     total: Annotated[bool, typer.Option("--total", help="Add a row of all together, tied ones once.")] = False,
     sort: Annotated[Key | None, typer.Option("--sort", help="By a column, greatest first; names from a to z.")] = None,
     bad: Annotated[bool, typer.Option("--nan", help="List only tensors with NaN or infinities.")] = False,
+    fold: Annotated[bool, typer.Option("--fold", help="One row for the tensors of numbered layers.")] = False,
+    percentiles: Annotated[
+        bool,
+        typer.Option("--percentiles", help="Add p1, p50, p99, largest |x| / std, counts by powers of two."),
+    ] = False,
     jobs: Jobs = 0,
     style: Format = Style.auto,
     json: Json = False,
@@ -51,9 +57,10 @@ def stats_command(
     layout = style_of(style, json=json)
     with opened(file) as checkpoint, workers(jobs) as executor, progress() as on_progress:
         found = stats(
-            checkpoint, names or (), executor, on_progress, sort=sort and str(sort.value), bad_only=bad, total=total
-        )
+            checkpoint, names or (), executor, on_progress,
+            sort=sort and str(sort.value), bad_only=bad, total=total, folded=fold, percentiles=percentiles,
+        )  # fmt: skip
     if layout == "json":
         answer(json_text(to_json(found)))
     else:
-        answer(stats_text(found, layout))
+        answer(stats_text(found, layout, ascii_only=ascii_only(), percentiles=percentiles))

@@ -164,6 +164,8 @@ class Fold:
     count: int
     nbytes: int
     """Bytes of all of them."""
+    members: Sequence[Tensor] = ()
+    """All of them, in their order."""
 
 
 def fold(entries: Iterable[Entry]) -> list[Entry | Fold]:
@@ -177,7 +179,7 @@ def fold(entries: Iterable[Entry]) -> list[Entry | Fold]:
     for position, entry in enumerate(entries):
         parts = tuple(entry.name.split("."))
         if isinstance(entry, Tensor) and len(parts) <= _PARTS and any(map(_is_number, parts)):
-            rows.append(_Row(position, parts, entry, 1, entry.nbytes))
+            rows.append(_Row(position, parts, [entry], entry.nbytes))
         else:
             others.append((position, entry))
     for place in range(max((len(row.parts) for row in rows), default=0) - 1, -1, -1):
@@ -192,15 +194,19 @@ class _Row:
 
     position: int
     parts: tuple[str, ...]
-    first: Tensor
-    count: int
+    members: list[Tensor]
     nbytes: int
+
+    @property
+    def first(self) -> Tensor:
+        """The first of them."""
+        return self.members[0]
 
     def result(self) -> Entry | Fold:
         """The tensor itself where the row stands for one, else the row."""
-        if self.count == 1:
+        if len(self.members) == 1:
             return self.first
-        return Fold(".".join(self.parts), self.first, self.count, self.nbytes)
+        return Fold(".".join(self.parts), self.first, len(self.members), self.nbytes, self.members)
 
 
 def _fold_place(rows: list[_Row], place: int) -> list[_Row]:
@@ -233,8 +239,7 @@ def _merged(group: list[_Row], place: int) -> _Row:
     return _Row(
         first.position,
         (*first.parts[:place], spelled, *first.parts[place + 1 :]),
-        first.first,
-        sum(row.count for row in group),
+        [member for row in group for member in row.members],
         sum(row.nbytes for row in group),
     )
 

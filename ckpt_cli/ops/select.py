@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,18 @@ def _step(tensor: Tensor, reached: str, name: str) -> tuple[Tensor | None, str]:
         if name == full or name.startswith(f"{full}."):
             return part, full
     return None, name
+
+
+def with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
+    """Yield the tensor and its attributes, or the tensors that it is made of, each set of parts once."""
+    if not tensor.parts or tensor.storage is not None:
+        yield tensor
+    parts = tensor.parts if tensor.storage is None else tensor.attributes
+    view = (tensor.view, tuple(part.storage for part in parts)) if tensor.view is not None else None
+    if parts and (view is None or view not in seen):
+        seen.add(view)
+        for part in parts:
+            yield from with_values(replace(part, name=f"{tensor.name}.{part.name}"), seen)
 
 
 def part_of(tensor: Tensor, index: Index | None) -> Region:

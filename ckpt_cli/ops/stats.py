@@ -13,7 +13,8 @@ from ckpt_cli.errors import CkptError, UnsupportedError, UsageError, about
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.ops.select import part_of, select
+from ckpt_cli.ops.ls import Fold, fold
+from ckpt_cli.ops.select import part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from ckpt_cli.arrays.indexing import Index
     from ckpt_cli.arrays.moments import Moments
+    from ckpt_cli.arrays.sketch import Sketch, Spread
     from ckpt_cli.arrays.statistics import Codes, Numbers
 
 _SPOTS = 8
@@ -36,6 +38,10 @@ _SAMPLES = 1 << 19
 
 _IN_ORDER = 32 << 20
 """Bytes of a tensor that are read ahead before its sample is taken, so that a disk does not seek within them."""
+
+
+_PERCENTILES = ("p1", "p50", "p99")
+"""The columns of percentiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,10 @@ class Row:
     """Of the histogram's bars, the first being the least and the last the greatest value."""
     counts: Sequence[int] = ()
     note: str = ""
+    count: int = 1
+    """Tensors of a folded row."""
+    spread: Spread | None = None
+    """Percentiles and magnitudes, where they were asked for."""
 
     @property
     def is_bad(self) -> bool:
@@ -64,6 +74,9 @@ class Row:
         """Return the sort key: the value of a column, NaN where it has no value."""
         if key in ("name", "numel"):
             return getattr(self, key)
+        if key.startswith("p"):
+            known = self.spread.percentiles if self.spread else ()
+            return known[_PERCENTILES.index(key)] if known else math.nan
         found = getattr(self.moments, {"min": "least", "max": "most"}.get(key, key)) if self.moments else None
         return math.nan if found is None else found
 
@@ -92,10 +105,13 @@ class _Subject:
         self._by_rows = not codec.uniform
         self._is_planned = False
         self.found: Any = None
+        self.groups: list[_Group] = []
+        """Those that it is counted for too, in the order of their edges."""
+        self.spread: Spread | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a worker in another process, without the results so far."""
-        return {**self.__dict__, "found": None}
+        return {**self.__dict__, "found": None, "groups": []}
 
     def plan(self) -> Any:
         """Let a sample decide how it is summed; returns the sample."""
@@ -150,6 +166,47 @@ class _Subject:
         """Bytes of a chunk."""
         return self.source.dtype.nbytes(chunk.end - chunk.begin)
 
+    def finish(self) -> None:
+        """Make the moments of all chunks of what was found, and keep of the sketch what it says."""
+        from ckpt_cli.arrays.sketch import both, spread_of
+
+        found: Moments = self.summer.total(self.found)
+        self.found = replace(found, sketch=None)
+        if self.summer.sketched:
+            self.spread = spread_of(found.sketch)
+            for group in self.groups:
+                group.sketch = both(group.sketch, found.sketch)
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Tensors that are summarized together, tied ones once."""
+
+    subjects: Sequence[_Subject]
+    edges: Sequence[float] = ()
+    sketch: Sketch | None = None
+
+    def moments(self) -> Moments:
+        """Return the moments of all of them, with counts by the edges in common."""
+        from ckpt_cli.arrays.moments import Moments, merged
+
+        found = Moments()
+        for subject in self.subjects:
+            below = subject.found.below
+            after = subject.groups[subject.groups.index(self) :]
+            first = len(below) - sum(len(group.edges) for group in after)
+            found = merged(found, replace(subject.found, below=below[first : first + len(self.edges)]))
+        return found
+
+    def row(self, name: str, dtype: str, shape: tuple[int, ...] | None, numel: int, count: int) -> Row:
+        """Return the row of all of them."""
+        from ckpt_cli.arrays.sketch import spread_of
+        from ckpt_cli.arrays.statistics import bars
+
+        found = self.moments()
+        spread = spread_of(self.sketch) if any(subject.summer.sketched for subject in self.subjects) else None
+        return Row(name, dtype, shape, numel, found, *bars(self.edges, found), count=count, spread=spread)
+
 
 def stats(
     checkpoint: Checkpoint,
@@ -160,22 +217,31 @@ def stats(
     sort: str | None = None,
     bad_only: bool = False,
     total: bool = False,
+    folded: bool = False,
+    percentiles: bool = False,
 ) -> Stats:
     """Summarize the tensors that NAMEs select, on an executor; `on_progress` gets the bytes done.
 
     A tensor that is made of others has a row for each part; one without values, or packed in a way that no format
-    defines, has a note instead of numbers. `sort` is a column, greatest first but for names.
+    defines, has a note instead of numbers. `sort` is a column, greatest first but for names. With `folded` the tensors
+    of numbered layers are one row. `percentiles` also finds the spread of each row.
     """
     with about(checkpoint.path):
         plans = list(_plans(checkpoint, arguments))
         subjects = list({id(plan): plan for _, plan, _ in plans if isinstance(plan, _Subject)}.values())
-        edges = _share_edges(subjects) if total else ()
+        for subject in subjects if percentiles else ():
+            subject.summer.sketched = True
+        lines = _folded(plans) if folded else [_Line(tensor, shape, [plan]) for tensor, plan, shape in plans]
+        groups = [line.group for line in lines if line.group is not None]
+        whole = _Group(subjects) if total else None
+        _share_edges(subjects, groups if whole is None else [*groups, whole])
         _sum_all(checkpoint, subjects, executor, on_progress)
-        rows = [_row(tensor, plan, shape) for tensor, plan, shape in plans]
-        whole = _total(subjects, edges) if total else None
+        rows = [line.row() for line in lines]
+        numel = sum(subject.source.numel for subject in subjects)
+        together = None if whole is None else whole.row("total", "", None, numel, len(subjects))
     if bad_only:
         rows = [row for row in rows if row.is_bad]
-    return Stats(checkpoint.path, _sorted(rows, sort), whole)
+    return Stats(checkpoint.path, _sorted(rows, sort), together)
 
 
 def _plans(
@@ -190,7 +256,7 @@ def _plans(
                 raise UsageError(f"{selection.entry.name!r} is not a tensor, so it takes no index")
         else:
             index = selection.index or ()
-            for tensor in _with_values(selection.entry, set()):
+            for tensor in with_values(selection.entry, set()):
                 region = part_of(tensor, index) if tensor.shape is not None else None
                 key = (tensor.view or id(tensor), region)
                 if key not in known:
@@ -216,18 +282,6 @@ def _subject(
         return error.problem.removeprefix(f"tensor {tensor.name!r} ")
 
 
-def _with_values(tensor: Tensor, seen: set[object]) -> Iterator[Tensor]:
-    """Yield the tensor and its attributes, or the tensors that it is made of, each set of parts once."""
-    if not tensor.parts or tensor.storage is not None:
-        yield tensor
-    parts = tensor.parts if tensor.storage is None else tensor.attributes
-    view = (tensor.view, tuple(part.storage for part in parts)) if tensor.view is not None else None
-    if parts and (view is None or view not in seen):
-        seen.add(view)
-        for part in parts:
-            yield from _with_values(replace(part, name=f"{tensor.name}.{part.name}"), seen)
-
-
 def _sum_all(checkpoint: Checkpoint, subjects: Sequence[_Subject], executor: Executor, on_progress: OnProgress) -> None:
     """Go through every chunk of every subject, in the order of the files."""
     from ckpt_cli.arrays.statistics import add
@@ -235,11 +289,17 @@ def _sum_all(checkpoint: Checkpoint, subjects: Sequence[_Subject], executor: Exe
     nbytes = sum(subject.source.nbytes for subject in subjects)
     done = 0
     in_order = in_file_order(subjects, lambda subject: subject.source.place, checkpoint.container.files)
+    last = 0
     for size, answers in run(grouped(_items(in_order)), _sum_job, executor):
         for number, found in answers:
+            for finished in range(last, number):
+                in_order[finished].finish()
+            last = number
             in_order[number].found = add(in_order[number].found, found)
         done += size
         on_progress(done, nbytes)
+    for subject in in_order[last:]:
+        subject.finish()
 
 
 _Item = tuple[int, _Subject, Chunk]
@@ -269,43 +329,61 @@ def _sum_job(job: list[_Item]) -> tuple[int, list[tuple[int, Any]]]:
     return nbytes, answers
 
 
-def _row(tensor: Tensor, plan: _Subject | str, shape: tuple[int, ...] | None) -> Row:
-    numel = math.prod(shape) if shape is not None else 0
-    if isinstance(plan, str):
-        return Row(tensor.name, tensor.dtype.name, shape, numel, note=plan)
-    found = plan.summer.total(plan.found)
-    edges, counts = plan.summer.histogram(found)
-    return Row(tensor.name, tensor.dtype.name, shape, numel, found, edges, counts)
+@dataclass(slots=True)
+class _Line:
+    """What becomes a row: one tensor, or those of numbered layers."""
+
+    tensor: Tensor
+    """The first of them, by the name of the row."""
+    shape: tuple[int, ...] | None
+    plans: Sequence[_Subject | str]
+    """Of each, what summarizes it or the reason for there being nothing."""
+    group: _Group | None = None
+
+    def row(self) -> Row:
+        """Return the row, once everything is summarized."""
+        tensor, shape, plan = self.tensor, self.shape, self.plans[0]
+        numel = math.prod(shape) * len(self.plans) if shape is not None else 0
+        if isinstance(plan, str):
+            return Row(tensor.name, tensor.dtype.name, shape, numel, note=plan, count=len(self.plans))
+        if self.group is not None:
+            return self.group.row(tensor.name, tensor.dtype.name, shape, numel, len(self.plans))
+        edges, counts = plan.summer.histogram(plan.found)
+        return Row(tensor.name, tensor.dtype.name, shape, numel, plan.found, edges, counts, spread=plan.spread)
 
 
-def _share_edges(subjects: Iterable[_Subject]) -> tuple[float, ...]:
-    """Have all of them count by the same edges as well, which samples of all decide."""
+def _folded(plans: Sequence[tuple[Tensor, _Subject | str, tuple[int, ...] | None]]) -> list[_Line]:
+    """Return the rows of which those of numbered layers are one."""
+    known = {id(tensor): (plan, shape) for tensor, plan, shape in plans}
+    lines = []
+    for row in fold(tensor for tensor, _, _ in plans):
+        members = row.members if isinstance(row, Fold) else [row] if isinstance(row, Tensor) else []
+        of_members = [known[id(member)][0] for member in members]
+        line = _Line(replace(members[0], name=row.name), known[id(members[0])][1], of_members)
+        if isinstance(row, Fold) and not any(isinstance(plan, str) for plan in of_members):
+            line.group = _Group([plan for plan in dict.fromkeys(of_members) if isinstance(plan, _Subject)])
+        lines.append(line)
+    return lines
+
+
+def _share_edges(subjects: Iterable[_Subject], groups: Sequence[_Group]) -> None:
+    """Have the tensors of each group count by edges in common as well, which samples of all of them decide."""
     from ckpt_cli.arrays.moments import shared_edges
 
+    if not groups:
+        return
     filled = [subject for subject in subjects if subject.source.numel]
     most = max(_SAMPLES // max(len(filled), 1), 1)
-    samples = []
+    samples = {}
     for subject in filled:
         sample = subject.plan()
-        samples.append((sample[:: -(-len(sample) // most)].copy(), subject.source.numel))
-    edges = shared_edges(samples)
+        samples[subject] = (sample[:: -(-len(sample) // most)].copy(), subject.source.numel)
+    for group in groups:
+        group.edges = shared_edges([samples[subject] for subject in group.subjects if subject in samples])
+        for subject in group.subjects:
+            subject.groups.append(group)
     for subject in filled:
-        subject.summer.share(edges)
-    return edges
-
-
-def _total(subjects: Iterable[_Subject], edges: Sequence[float]) -> Row:
-    """All of them together."""
-    from ckpt_cli.arrays.moments import Moments, merged
-    from ckpt_cli.arrays.statistics import bars
-
-    found = Moments()
-    numel = 0
-    for subject in subjects:
-        one = subject.summer.total(subject.found)
-        found = merged(found, replace(one, below=one.below[len(one.below) - len(edges) :]))
-        numel += subject.source.numel
-    return Row("total", "", None, numel, found, *bars(edges, found))
+        subject.summer.share([edge for group in subject.groups for edge in group.edges])
 
 
 def _sorted(rows: list[Row], key: str | None) -> list[Row]:

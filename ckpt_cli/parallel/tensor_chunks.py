@@ -137,6 +137,11 @@ class TensorReader:
         """Bytes that its elements take."""
         return self.dtype.nbytes(self.numel)
 
+    @property
+    def sends_bytes(self) -> bool:
+        """True if chunks may carry their bytes, because no worker can read them for itself."""
+        return not self.plain and self._origin is None
+
     def _find_places(self) -> bool:
         """Find where the bytes stand; False where they cannot simply be read."""
         storage = self.tensor.storage

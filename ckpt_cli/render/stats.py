@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.json import finite, rows, value_json
 from ckpt_cli.render.table import Column, table_text
-from ckpt_cli.render.text import escaped, name_text, shape_text
+from ckpt_cli.render.text import bars, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
     from ckpt_cli.ops.stats import Row, Stats
@@ -22,7 +23,7 @@ _COLUMNS = (
     Column("histogram"),
 )
 
-_BARS = "▁▂▃▄▅▆▇█"
+_MORE = (*(Column(heading, right=True) for heading in ("p1", "p50", "p99", "outlier")), Column("magnitudes"))
 
 
 def to_json(stats: Stats) -> dict[str, object]:
@@ -51,17 +52,51 @@ def row_json(row: Row) -> dict[str, object]:
         "inf": found and found.inf,
         "histogram": {"edges": [value_json(edge) for edge in row.edges], "counts": list(row.counts)} if found else None,
         "note": row.note or None,
+        "count": row.count,
+        "outlier": found and finite(found.outlier),
+        **_spread_json(row),
     }
 
 
-def stats_text(stats: Stats, style: str) -> Iterator[str]:
-    """Yield a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram."""
+def _spread_json(row: Row) -> dict[str, object]:
+    """Return percentiles and magnitudes; None where they were not asked for, or there is nothing to count."""
+    spread = row.spread
+    keys = ("p1", "p50", "p99")
+    if spread is None:
+        return {**dict.fromkeys(keys), "magnitudes": None}
+    known = map(finite, spread.percentiles) if spread.percentiles else [None] * len(keys)
+    magnitudes = {"edges": [finite(edge) for edge in spread.edges], "counts": list(spread.counts)}
+    return {**dict(zip(keys, known, strict=True)), "magnitudes": magnitudes}
+
+
+def stats_text(stats: Stats, style: str, *, ascii_only: bool = False, percentiles: bool = False) -> Iterator[str]:
+    """Yield a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram.
+
+    With `percentiles` these, the outlier and the magnitudes come last.
+    """
     shown = [*stats.rows, *([stats.total] if stats.total is not None else [])]
     human = style in ("table", "markdown")
-    return table_text(_COLUMNS, (_cells(row, human=human) for row in shown), style)
+    cells = (_cells(row, human=human, ascii_only=ascii_only) for row in shown)
+    if not percentiles:
+        return table_text(_COLUMNS, cells, style)
+    more = (_more(row, human=human, ascii_only=ascii_only) for row in shown)
+    return table_text([*_COLUMNS, *_MORE], ([*a, *b] for a, b in zip(cells, more, strict=True)), style)
 
 
-def _cells(row: Row, *, human: bool) -> list[str]:
+def _more(row: Row, *, human: bool, ascii_only: bool) -> list[str]:
+    """Return the percentiles, the outlier and the magnitudes."""
+    if row.moments is None or row.spread is None:
+        return [""] * len(_MORE)
+    numbers = [_number_text(row.key(column.heading), human=human) for column in _MORE[:-1]]
+    counts = row.spread.counts
+    if human:
+        drawn = bars(counts, ascii_only=ascii_only)
+        ends = [math.log2(edge) if edge < math.inf else 1024 for edge in row.spread.edges]
+        return [*numbers, f"{drawn} 2^{ends[0]:.0f}..2^{ends[-1]:.0f}" if ends else ""]
+    return [*numbers, ",".join(f"{edge:g}:{count}" for edge, count in zip(row.spread.edges, counts, strict=False))]
+
+
+def _cells(row: Row, *, human: bool, ascii_only: bool) -> list[str]:
     name = name_text(row.name)
     shape = shape_text(row.shape) if row.dtype else f"[{row.numel}]"
     if row.moments is None:
@@ -70,7 +105,7 @@ def _cells(row: Row, *, human: bool) -> list[str]:
     counts = [str(row.key(key)) for key in _COUNTS]
     if human:
         counts[0] = _share(row.moments.zeros, row.moments.count + row.moments.nan + row.moments.inf)
-    drawn = _drawn(row.counts) if human else ",".join(map(str, row.counts))
+    drawn = bars(row.counts, ascii_only=ascii_only) if human else ",".join(map(str, row.counts))
     return [name, row.dtype, shape, *numbers, *counts, drawn]
 
 
@@ -85,11 +120,3 @@ def _share(count: int, whole: int) -> str:
     if not count or count == whole:
         return "0%" if not count else "100%"
     return f"{min(max(100 * count / whole, 0.01), 99.99):.4g}%"
-
-
-def _drawn(counts: Sequence[int]) -> str:
-    """Draw counts as bars; a count that is not 0 has at least the smallest bar."""
-    most = max(counts, default=0)
-    if not most:
-        return ""
-    return "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] if count else " " for count in counts).rstrip()

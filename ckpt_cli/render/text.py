@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from math import isfinite
 
 from ckpt_cli.model.checkpoint import Opaque, Tensor
 
@@ -104,3 +105,47 @@ def tensor_note(tensor: Tensor) -> str:
     parts = f" made of {', '.join(escaped(part.name) for part in tensor.parts)}" if tensor.parts else ""
     layout = "" if tensor.layout == "strided" else f"{tensor.layout} "
     return f"<{layout}tensor, {tensor.dtype}, {shape_text(tensor.shape)}{parts}>"
+
+
+_BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_-=+*#%@"
+"""Bars of a drawing, the lowest first; the second ones for a terminal that is not UTF-8."""
+
+_SPARKS = 60
+"""Bars of a course of values; of more values, the greatest of each few is drawn."""
+
+
+def bars(counts: Sequence[int], *, ascii_only: bool = False) -> str:
+    """Draw counts as bars; a count that is not 0 has at least the smallest bar."""
+    drawn = _ASCII_BARS if ascii_only else _BARS
+    most = max(counts, default=0)
+    if not most:
+        return ""
+    return "".join(drawn[-(-count * (len(drawn) - 1) // most)] if count else " " for count in counts).rstrip()
+
+
+def sparkline(values: Sequence[float | None], *, ascii_only: bool = False) -> str:
+    """Draw the course of values between the least and the greatest: a dot for None, `!` for one that is not finite.
+
+    Values that are all equal have the lowest bar.
+    """
+    drawn = _ASCII_BARS if ascii_only else _BARS
+    known = [value for value in values if value is not None and isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    line = []
+    for few in _evenly(values, _SPARKS):
+        here = [value for value in few if value is not None]
+        if not here:
+            line.append("." if ascii_only else "·")
+        elif not all(map(isfinite, here)):
+            line.append("!")
+        else:
+            share = max(here) / 2 - low / 2
+            line.append(drawn[int(share / (high / 2 - low / 2) * (len(drawn) - 1) + 0.5)] if high > low else drawn[0])
+    return "".join(line)
+
+
+def _evenly(values: Sequence[float | None], most: int) -> Iterator[Sequence[float | None]]:
+    """Yield runs of values, about equally long and `most` of them at most."""
+    count = min(len(values), most)
+    for number in range(count):
+        yield values[number * len(values) // count : (number + 1) * len(values) // count]

@@ -197,6 +197,8 @@ def values_rows(folder: Path) -> list[Row]:
         str(folder / f"{name}.pt") for name in ("4GB.values", "1GB.values", "1GB.same", "1GB.other")
     )
     small = str(folder / "200.pt")
+    run = [str(folder / "run.1GB.values" / f"{step}.safetensors") for step in range(50)]
+    each = "for file in {}; do {} stats $file; done"
     halves = []
     for kind in ("bfloat16", "float16"):
         path = str(folder / f"1GB.{kind}.pt")
@@ -214,6 +216,10 @@ def values_rows(folder: Path) -> list[Row]:
         Row("ckpt diff, 1GB, equal", [CKPT, "diff", one, same], "cmp, 1GB", "1.43"),
         Row("ckpt diff, 1GB float32, all different", [CKPT, "diff", one, other], READ.format("1GB"), "4"),
         Row("ckpt check --deep, 1GB", [CKPT, "check", "--deep", one], READ.format("1GB"), "4"),
+        Row("ckpt stats of each, 2 x 1GB", ["sh", "-c", each.format(f"{one} {other}", CKPT)]),
+        Row("ckpt series, 2 x 1GB", [CKPT, "series", one, other], "ckpt stats of each, 2 x 1GB", "1.2"),
+        Row("ckpt stats of each, 50 x 1GB", ["sh", "-c", each.format(" ".join(run), CKPT)]),
+        Row("ckpt series, 50 x 1GB", [CKPT, "series", *run], "ckpt stats of each, 50 x 1GB", "1.2"),
         Row("ckpt stats, 200 small tensors", [CKPT, "stats", small]),
         Row("ckpt hash, 200 small tensors", [CKPT, "hash", small]),
         Row("ckpt diff, 200 small tensors", [CKPT, "diff", small, small]),

@@ -44,6 +44,18 @@ def write_sparse_safetensors(path: Path, nbytes: int) -> None:
         file.truncate(8 + len(text) + TENSORS * size)
 
 
+def write_run(folder: Path, steps: int) -> None:
+    """A run of checkpoints of 1 GB that are sparse; in each some elements of every tensor are other ones."""
+    folder.mkdir()
+    for step in range(steps):
+        path = folder / f"{step}.safetensors"
+        write_sparse_safetensors(path, SIZES["1GB"])
+        with path.open("r+b") as file:
+            for at in range(100_000, 10**9, 5_000_000):
+                file.seek(at // 4 * 4)
+                file.write(struct.pack("<8f", *(1e-3 * (step + place) for place in range(8))))
+
+
 def write_sparse_legacy(path: Path, nbytes: int) -> None:
     """The same names and shapes as torch.save wrote them before 1.6, the storages holes."""
     columns = nbytes // TENSORS // 4 // 1000
@@ -153,6 +165,7 @@ def main(folder: Path) -> None:
         write_sparse_pt(folder / f"{name}.pt", nbytes)
         write_sparse_safetensors(folder / f"{name}.safetensors", nbytes)
     write_sparse_safetensors(folder / "20GB.names.safetensors", SIZES["20GB"])
+    write_run(folder / "run.1GB.values", 50)
     write_sparse_legacy(folder / "20GB.legacy.pt", SIZES["20GB"])
     write_set(folder / "set", 200, 5 * 10**9)
     write_many(folder / "10k.pt", 10_000)

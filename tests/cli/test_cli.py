@@ -365,7 +365,7 @@ def completed(shell: Ckpt, line: str, kind: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
 def test_tab_completes_commands_and_the_names_in_the_file(work: Path, shell: Ckpt, kind: str) -> None:
-    assert completed(shell, "ckpt s", kind) == ["show", "stats", "scan", "set"]
+    assert completed(shell, "ckpt s", kind) == ["show", "stats", "series", "scan", "set"]
     assert completed(shell, "ckpt show mlp.pt 2.", kind) == ["2.weight", "2.bias"]
     assert completed(shell, "ckpt ties mlp.pt 0.bias 2.b", kind) == ["2.bias"]
     assert "epoch" in completed(shell, "ckpt ls train.pt e", kind)

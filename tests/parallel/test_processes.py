@@ -26,6 +26,7 @@ from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.ops.check.run import check
 from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.ops.hash import hash_tensors
+from ckpt_cli.ops.series import series
 from ckpt_cli.ops.stats import stats
 
 
@@ -134,6 +135,9 @@ QUESTIONS: dict[str, Question] = {
     "diff": lambda path, executor: diff(
         open_checkpoint(path), open_checkpoint(path.replace("/a/", "/b/")), Asked(), Tolerance(), executor
     ),
+    "series": lambda path, executor: series(
+        [open_checkpoint(path), open_checkpoint(path.replace("/a/", "/b/"))], [], executor
+    ),
     "check": check,
 }
 
@@ -158,7 +162,7 @@ def test_processes_answer_what_threads_do(
     counting = Counting(pool)
     assert repr(ask(path, counting)) == repr(ask(path, threads))
     if build not in GATHERED:
-        asked = paths if question == "diff" else paths[:1]
+        asked = paths if question in ("diff", "series") else paths[:1]
         nbytes = sum(file.stat().st_size for path in asked for file in (path.rglob("*") if path.is_dir() else [path]))
         assert counting.sent + counting.returned < nbytes / 100
 

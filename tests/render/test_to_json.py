@@ -31,6 +31,7 @@ from ckpt_cli.ops.hash import compare, hash_tensors
 from ckpt_cli.ops.info import summarize
 from ckpt_cli.ops.ls import list_entries, list_waste
 from ckpt_cli.ops.scan import scan
+from ckpt_cli.ops.series import series
 from ckpt_cli.ops.show import show
 from ckpt_cli.ops.stats import stats
 from ckpt_cli.ops.ties import find_ties, judge
@@ -43,6 +44,7 @@ from ckpt_cli.render import info as info_render
 from ckpt_cli.render import ls as ls_render
 from ckpt_cli.render import meta as meta_render
 from ckpt_cli.render import scan as scan_render
+from ckpt_cli.render import series as series_render
 from ckpt_cli.render import show as show_render
 from ckpt_cli.render import stats as stats_render
 from ckpt_cli.render import ties as ties_render
@@ -95,6 +97,7 @@ CASES: dict[str, Result] = {
     "ties m.pt": lambda m, _n, _executor: ties_render.to_json(find_ties(m, equal=False)),
     "ties m.pt a.weight b.weight": lambda m, _n, _e: ties_render.verdict_to_json(judge(m, "a.weight", "b.weight")),
     "stats m.pt": lambda m, _n, executor: stats_render.to_json(stats(m, (), executor)),
+    "series m.pt n.pt": lambda m, n, executor: series_render.to_json(series([m, n], (), executor), "norm"),
     "diff m.pt n.pt": differing,
     "check m.pt": lambda _m, _n, _executor: check_render.to_json(check("m.pt")),
     "scan m.pt": lambda _m, _n, _executor: scan_render.to_json(scan("m.pt")),
