@@ -148,4 +148,50 @@ def renamed(state: State, names: Mapping[str, str]) -> State:
         leaves[new] = Leaf(new, leaf.shape, leaf.dtype, leaf.kind)
     module = module_renaming(names)
     versions = {module(name): version for name, version in state.versions.items()}
-    return State(state.path, state.prefix, leaves, versions, state.nested)
+    return State(state.path, state.prefix, leaves, versions, state.nested, state.outside)
+
+
+# --- the command that carries a renaming out ------------------------------------------------------------------------
+
+
+def command_of(found: Match, cure: Cure) -> list[str]:
+    """Return the words of the `ckpt rename` command that carries out a cure.
+
+    Where no options of `rename` say it, or they would also change other names of the file, it is `--like`.
+    """
+    a, path = found.a, found.a.path
+    subs = [_whole(sub, a.prefix) for sub in cure.rules]
+    if not subs or any(not name.isprintable() for sub in subs for name in sub) or _touches_others(subs, a):
+        parts = [word for option, prefix in (("--of", a.prefix), ("--other-of", found.b.prefix)) if prefix
+                 for word in (option, prefix)]  # fmt: skip
+        return ["ckpt", "rename", path, "--like", found.b.path, *parts, *(["--guess"] if cure.guess else [])]
+    simple = _simple(subs[0], a.prefix) if len(subs) == 1 else None
+    return ["ckpt", "rename", path, *(simple or [word for sub in subs for word in ("--sub", *sub)])]
+
+
+def _whole(sub: tuple[str, str], prefix: str) -> tuple[str, str]:
+    """Return a substitution on the full names of the checkpoint."""
+    pattern, replacement = sub
+    if not prefix or not pattern.startswith("^"):
+        return sub
+    escaped = prefix.replace("\\", r"\\")
+    return f"^{re.escape(prefix)}\\.{pattern[1:]}", f"{escaped}.{replacement}"
+
+
+def _touches_others(subs: Sequence[tuple[str, str]], a: State) -> bool:
+    """True if substitutions change entries that are not in the state_dict."""
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in subs]
+    return any(pattern.sub(replacement, name) != name for pattern, replacement in compiled for name in a.outside)
+
+
+def _simple(sub: tuple[str, str], prefix: str) -> list[str] | None:
+    """Return a substitution of a prefix by the simpler arguments that `rename` has for it."""
+    pattern, new = sub
+    if not prefix and pattern == "^":
+        return ["--add", new.removesuffix(".")]
+    body = pattern.removeprefix("^").removesuffix(r"\.")
+    old = re.sub(r"\\(.)", r"\1", body)
+    plain = pattern == f"^{re.escape(old)}\\." and "\\" not in new and not old.startswith("-")
+    if not plain or (new and not new.endswith(".")):
+        return None
+    return [old, new.removesuffix(".")] if new else ["--strip", old]

@@ -137,7 +137,7 @@ class Search:
 
     def _following(self, step: _Step) -> list[_Step]:
         """Return the best next step, or several that are equally good and contradict each other."""
-        options = [option for option in map(lambda p: self._tried(step, p), self._proposed(step)) if option]
+        options = [option for option in (self._tried(step, p) for p in self._proposed(step)) if option]
         if not options:
             return []
         best = max(option.score for option in options)
@@ -150,9 +150,9 @@ class Search:
             return [self._next(step, group[0], guess=self._is_guess(step, group[0]))]
         paired = _paired(group, step.names, self.wanted)
         if paired:
-            option = self._tried(step, Proposal(tuple(sub for one in paired for sub in one.proposal.subs), "", ""))
-            chosen = [option] if option and option.score > best else paired[:1]
-            return [self._next(step, chosen[0], guess=True)]
+            subs = tuple(sub for option in paired for sub in option.proposal.subs)
+            joint = self._tried(step, Proposal(subs, "", ""))
+            return [self._next(step, joint if joint is not None and joint.score > best else paired[0], guess=True)]
         return [self._next(step, option, guess=self._is_guess(step, option)) for option in group[:_ANSWERS]]
 
     def _proposed(self, step: _Step) -> list[Proposal]:
@@ -260,7 +260,9 @@ class Search:
             return None
         subs = self._subs_of(step.names, tuple(names))
         sound = step.sound if step.guess else step
-        return _Step(tuple(names), (*step.subs, *subs), True, step.by_rules and bool(subs), sound, step.depth + 1, score)
+        return _Step(
+            tuple(names), (*step.subs, *subs), True, step.by_rules and bool(subs), sound, step.depth + 1, score
+        )
 
     def _subs_of(self, before: tuple[str, ...], after: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """Return substitutions of modules, or of whole names, that make one list of names another."""

@@ -64,6 +64,12 @@ class State:
     """The versions of modules that its `_metadata` notes, by their names."""
     nested: Sequence[str] = ()
     """Its keys that are dicts of tensors, where a state_dict has tensors."""
+    outside: Sequence[str] = ()
+    """The full names of all other entries of its checkpoint."""
+
+    def full(self, name: str) -> str:
+        """Return a name of the state_dict as the checkpoint has it."""
+        return f"{self.prefix}.{name}" if self.prefix else name
 
 
 def shapes_fit(given: Leaf, wanted: Leaf) -> bool:
@@ -84,11 +90,16 @@ def state_of(checkpoint: Checkpoint, prefix: str | None = None, *, aliases: bool
     inside = f"{prefix}." if prefix else ""
     registered = state_names(checkpoint, prefix)
     leaves: dict[str, Leaf] = {}
+    outside: list[str] = []
     wanted = None if registered is None else set(registered)
     for entry in checkpoint.entries:
         if entry.name.startswith(inside) and (wanted is None or entry.name in wanted) and _counts(entry, aliases):
             leaf = _leaf(entry, entry.name[len(inside) :])
             leaves.setdefault(leaf.name, leaf)
+            if not leaf.is_value or leaf.is_extra:
+                continue
+        if entry.holder is None and not (isinstance(entry, Tensor) and entry.alias_of is not None):
+            outside.append(entry.name)
     nested: list[str] = []
     if graph is not None and registered is None:
         nested = _compare_keys(leaves, graph, prefix)
@@ -97,7 +108,7 @@ def state_of(checkpoint: Checkpoint, prefix: str | None = None, *, aliases: bool
         raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
     versions = versions_of(checkpoint, prefix) if graph is not None else None
     notes = {} if versions is None else {name: note.get("version") for name, note in versions.notes.items()}
-    return State(checkpoint.path, prefix, leaves, notes, nested)
+    return State(checkpoint.path, prefix, leaves, notes, nested, outside)
 
 
 def _counts(entry: Entry, aliases: bool) -> bool:

@@ -155,7 +155,9 @@ RENAMES: dict[str, Rename] = {
     ),
     "counted from one": _shifted,
     "gamma": lambda name: by(r"(norm\d?)\.bias$", r"\1.beta")(by(r"(norm\d?)\.weight$", r"\1.gamma")(name)),
-    "many words": lambda name: by(r"\bnorm(\d)\.", r"ln_\1.")(by(r"\bmlp\.", "ffn.")(by(r"^layers\.", "blocks.")(name))),
+    "many words": lambda name: by(r"\bnorm(\d)\.", r"ln_\1.")(
+        by(r"\bmlp\.", "ffn.")(by(r"^layers\.", "blocks.")(name))
+    ),
 }
 """From the names of the model to those of the checkpoint."""
 
@@ -200,39 +202,57 @@ def pair(seed: int) -> Pair:
 
 def _change(made: Pair, rng: random.Random) -> None:
     """Change the tensors themselves, by chance."""
-    names = list(made.state)
-    kind = rng.randrange(9)
-    if kind == 0:
-        last = next(name for name in reversed(names) if isinstance(made.state[name], Tensor))
-        if not nn.parameter.is_lazy(made.state[last]):
-            made.state[last] = torch.zeros(7, *made.state[last].shape)
-            made.did.append("changed head")
-    elif kind == 1:
-        for name in rng.sample(names, min(2, len(names))):
-            del made.state[name]
-        made.did.append("dropped")
-    elif kind == 2:
-        made.state["ema_decay"] = torch.zeros(())
-        made.did.append("added")
-    elif kind == 3:
-        for name in [name for name in names if name.endswith("num_batches_tracked")]:
-            del made.state[name]
-            made.did.append("no counters")
-    elif kind == 4:
-        for name in [name for name in names if name.endswith("_extra_state")][:1]:
-            del made.state[name]
-        made.did.append("an extra state less")
-    elif kind == 5:
-        for name, value in made.state.items():
-            if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) and value.is_floating_point():
-                made.state[name] = value.half()
-        made.did.append("halves")
-    elif kind == 6:
-        made.state["head._extra_state"] = {"a": torch.zeros(1)}
-        made.did.append("an extra state more")
+    change = rng.choice([*CHANGES, None, None])
+    if change is not None:
+        change(made.state, rng)
+        made.did.append(change.__name__)
 
 
-_LIST = re.compile(r'(Missing|Unexpected) key\(s\) in state_dict: (.*?)\. (?=\n|$)')
+def changed_head(state: State, rng: random.Random) -> None:
+    last = next(name for name in reversed(state) if is_full(state[name]))
+    state[last] = torch.zeros(7, *state[last].shape)
+
+
+def dropped(state: State, rng: random.Random) -> None:
+    for name in rng.sample(list(state), min(2, len(state))):
+        del state[name]
+
+
+def added(state: State, rng: random.Random) -> None:
+    state["ema_decay"] = torch.zeros(())
+
+
+def without_counters(state: State, rng: random.Random) -> None:
+    for name in [name for name in state if name.endswith("num_batches_tracked")]:
+        del state[name]
+
+
+def an_extra_state_less(state: State, rng: random.Random) -> None:
+    for name in [name for name in state if name.endswith("_extra_state")][:1]:
+        del state[name]
+
+
+def an_extra_state_more(state: State, rng: random.Random) -> None:
+    state["head._extra_state"] = {"a": torch.zeros(1)}
+
+
+def halves(state: State, rng: random.Random) -> None:
+    for name, value in state.items():
+        if is_full(value) and value.is_floating_point():
+            state[name] = value.half()
+
+
+def is_full(value: object) -> bool:
+    """True for a tensor that has a shape."""
+    return isinstance(value, Tensor) and not nn.parameter.is_lazy(value)
+
+
+CHANGES: tuple[Callable[[State, random.Random], None], ...] = (
+    changed_head, dropped, added, without_counters, an_extra_state_less, an_extra_state_more, halves,
+)  # fmt: skip
+
+
+_LIST = re.compile(r"(Missing|Unexpected) key\(s\) in state_dict: (.*?)\. (?=\n|$)")
 _SIZE = re.compile(r"size mismatch for (\S+): copying a param")
 
 
@@ -252,7 +272,5 @@ def load(model: nn.Module, state: State) -> Loaded:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         said = {kind: set(re.findall(r'"([^"]+)"', names)) for kind, names in _LIST.findall(str(error))}
-        return Loaded(
-            False, said.get("Missing", set()), said.get("Unexpected", set()), set(_SIZE.findall(str(error)))
-        )
+        return Loaded(False, said.get("Missing", set()), said.get("Unexpected", set()), set(_SIZE.findall(str(error))))
     return Loaded(True)
