@@ -22,6 +22,9 @@ _TRIED = 24
 _STEPS = 24
 """Steps of one answer."""
 
+_TIMES = 40
+"""Substitutions that are tried on each name of a large state_dict before a step is the last one."""
+
 _ANSWERS = 3
 """Answers that are equally good, of which each is followed."""
 
@@ -90,6 +93,7 @@ class Search:
         self.old = [name for name, leaf in a.leaves.items() if not leaf.is_value or leaf.is_extra]
         self.leaves = [a.leaves[name] for name in self.old]
         self.wanted: dict[str, Leaf] = {n: leaf for n, leaf in b.leaves.items() if not leaf.is_value or leaf.is_extra}
+        self.most = max(limits.MATCH_STEPS, _TIMES * len(self.old))
         self.steps = 0
         """Names that substitutions were tried on: the cost of the search."""
 
@@ -127,7 +131,7 @@ class Search:
         waiting = [first]
         while waiting and len(ends) < _ANSWERS:
             step = waiting.pop()
-            following = self._following(step) if step.depth < _STEPS and self.steps < limits.MATCH_STEPS else []
+            following = self._following(step) if step.depth < _STEPS and self.steps < self.most else []
             waiting += reversed(following)
             if not following:
                 ends.append(self._by_order(step) or step)
@@ -175,16 +179,21 @@ class Search:
         rename = proposal.function()
         self.steps += len(step.names) * len(proposal.subs)
         names = tuple(map(rename, step.names))
-        score = self._score(names)
-        if score is None or score <= step.score:
+        changed = [at for at, (old, new) in enumerate(zip(step.names, names, strict=True)) if old != new]
+        fits, named = step.score
+        fitting: dict[str, str] = {}
+        for at in changed:
+            old, new, leaf = step.names[at], names[at], self.leaves[at]
+            if (wanted := self.wanted.get(old)) is not None:
+                fits, named = (fits - 1, named) if _fit(leaf, wanted) else (fits, named - 1)
+            if (wanted := self.wanted.get(new)) is not None:
+                fits, named = (fits + 1, named) if _fit(leaf, wanted) else (fits, named + 1)
+                if _fit(leaf, wanted):
+                    fitting[old] = new
+        score = (fits, named)
+        if score <= step.score or not _are_names(names):
             return None
-        fitting = {
-            old: new
-            for old, new, leaf in zip(step.names, names, self.leaves, strict=True)
-            if old != new and (wanted := self.wanted.get(new)) is not None and _fit(leaf, wanted)
-        }
-        changes = sum(old != new for old, new in zip(step.names, names, strict=True))
-        return _Option(proposal, names, score, fitting, changes)
+        return _Option(proposal, names, score, fitting, len(changed))
 
     def _next(self, step: _Step, option: _Option, *, guess: bool) -> _Step:
         sound = step.sound if step.guess else (step if guess else None)
@@ -224,7 +233,7 @@ class Search:
 
     def _score(self, names: tuple[str, ...]) -> tuple[int, int] | None:
         """Return how many names fit, and how many are there with another shape; None where two are the same."""
-        if len(set(names)) < len(names) or any(not n or n[0] == "." or n[-1] == "." or ".." in n for n in names):
+        if not _are_names(names):
             return None
         fits = sum(self._fits(names))
         return fits, sum(name in self.wanted for name in names) - fits
@@ -282,6 +291,11 @@ class Search:
                 if tuple(map(Proposal(subs, "", "").function(), before)) == after:
                     return subs
         return ()
+
+
+def _are_names(names: Sequence[str]) -> bool:
+    """True if names are valid, and no two are the same."""
+    return len(set(names)) == len(names) and not any(not n or n[0] == "." or n[-1] == "." or ".." in n for n in names)
 
 
 def _last(name: str) -> str:
