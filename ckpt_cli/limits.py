@@ -70,7 +70,7 @@ MATCH_SECONDS = 2.0 * _SCALE
 MATCH_STEPS = int(400_000 * _SCALE)
 """Names that `match` tries substitutions on, some 3 µs each: with 10,000 names, 40 substitutions."""
 
-MATCH_SUBS = 40
+MATCH_SUBS = int(40 * _SCALE)
 """Substitutions of a renaming that is written as one command."""
 
 TREE_NODES = int(200_000 * _SCALE)
