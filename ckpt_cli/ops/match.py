@@ -100,7 +100,7 @@ def compare(a: State, b: State) -> Verdict:
             sizes.append(Difference(name, list(given.shape or ()), list(wanted.shape or ())))
         elif given.dtype != wanted.dtype and wanted.kind == given.kind == "tensor":
             dtypes.append(Difference(name, given.dtype, wanted.dtype))
-    errors += [f'"{key}" is a dict of tensors, where load_state_dict expects tensors' for key in a.nested]
+    errors += [f'"{key}" is a dict, where load_state_dict expects a tensor' for key in a.nested]
     expected = {name for name, leaf in b.leaves.items() if not leaf.is_value or leaf.is_extra}
     missing = [name for name in b.leaves if name in expected and name not in a.leaves and not _made_up(name, a)]
     unexpected = [name for name in a.leaves if name not in expected]

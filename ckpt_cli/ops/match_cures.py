@@ -210,7 +210,8 @@ class Search:
             return False
         if proposal.is_numbers:  # layers of one shape fit under the number of any other
             known = set(step.names)
-            return any(new in known for new in option.fitting.values()) or not self._has_ends(option)
+            moved = any(old in self.wanted or new in known for old, new in option.fitting.items())
+            return moved or not self._has_ends(option)
         if not proposal.old or not proposal.new:
             return len(proposal.subs) > 1
         return not self._has_ends(option)

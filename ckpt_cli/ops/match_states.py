@@ -63,7 +63,7 @@ class State:
     versions: Mapping[str, object] = field(default_factory=dict)
     """The versions of modules that its `_metadata` notes, by their names."""
     nested: Sequence[str] = ()
-    """Its keys that are dicts of tensors, where a state_dict has tensors."""
+    """Its keys that are dicts, where a state_dict has tensors."""
     outside: Sequence[str] = ()
     """The full names of all other entries of its checkpoint."""
 

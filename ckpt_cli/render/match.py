@@ -67,9 +67,14 @@ def match_text(found: Match, style: str) -> Iterator[str]:
 def _rows(found: Match) -> Iterator[list[str]]:
     verdict, a, b = found.verdict, found.a.leaves, found.b.leaves
     for name in verdict.missing:
-        yield ["missing", name_text(name), "", shape_text(b[name].shape)]
+        yield ["missing", name_text(name), "", "" if b[name].is_value else shape_text(b[name].shape)]
     for name in verdict.unexpected:
-        yield ["unexpected", name_text(name), shape_text(a[name].shape) if name in a else "", ""]
+        yield [
+            "unexpected",
+            name_text(name),
+            shape_text(a[name].shape) if name in a and not a[name].is_value else "",
+            "",
+        ]
     for size in verdict.sizes:
         yield ["size", name_text(size.name), *(shape_text(side) for side in (size.a, size.b))]  # type: ignore[arg-type]  # lists of a shape
     for error in verdict.errors:
