@@ -67,6 +67,12 @@ NESTING = 1_000
 MATCH_SECONDS = 2.0 * _SCALE
 """Seconds of the processor that one regular expression may take for all names: 100,000 take a tenth of one."""
 
+MATCH_STEPS = int(400_000 * _SCALE)
+"""Names that `match` tries substitutions on, some 3 µs each: with 10,000 names, 40 substitutions."""
+
+MATCH_SUBS = int(40 * _SCALE)
+"""Substitutions of a renaming that is written as one command."""
+
 TREE_NODES = int(200_000 * _SCALE)
 """Modules and containers in the tree of one checkpoint: 256 experts in each of 60 layers take about 60,000."""
 

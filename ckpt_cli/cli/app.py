@@ -13,7 +13,7 @@ from ckpt_cli.cli.typer_parts import TyperGroup
 from ckpt_cli.errors import UsageError
 
 COMMANDS = (
-    "ls", "info", "tree", "show", "ties", "stats", "series", "diff", "check", "hash", "scan",
+    "ls", "info", "tree", "show", "ties", "stats", "series", "diff", "match", "check", "hash", "scan",
     "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "index", "compact", "convert",
     "undo",
 )  # fmt: skip

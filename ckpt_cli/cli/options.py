@@ -116,6 +116,11 @@ Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FIL
 Salvage = Annotated[
     bool, typer.Option("--salvage", help="Of a file that was cut short, take the tensors that are all there.")
 ]
+Of = Annotated[
+    str | None,
+    typer.Option("--of", metavar="PREFIX", help="The state_dict in FILE, '' for the whole; else the model's is found."),
+]
+OtherOf = Annotated[str | None, typer.Option("--other-of", metavar="PREFIX", help="The same in OTHER.")]
 WeightsOnly = Annotated[
     bool, typer.Option("--weights-only", help="Do not copy config, tokenizer and such into a new folder.")
 ]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, Verbose, WeightsOnly, complete_names
+from ckpt_cli.cli.options import (
+    Backup,
+    DryRun,
+    File,
+    JsonReport,
+    Of,
+    OtherOf,
+    Output,
+    Verbose,
+    WeightsOnly,
+    complete_names,
+)
 from ckpt_cli.cli.output import edit
 from ckpt_cli.cli.repeated_options import rules_of
-from ckpt_cli.edits.plan import EditOptions
+from ckpt_cli.edits.plan import EditOptions, Planner
 from ckpt_cli.edits.rename import plan_rename, renaming
+from ckpt_cli.errors import UsageError
 
 
 def rename_command(
@@ -31,6 +44,13 @@ def rename_command(
         list[str] | None,
         typer.Option("--map", metavar="FILE.json", help="Rename by a JSON map of names or prefixes, all at once."),
     ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option("--like", metavar="OTHER", help="As load_state_dict of OTHER needs it; see ckpt match."),
+    ] = None,
+    guess: Annotated[bool, typer.Option("--guess", help="Let --like guess by order, place and shape.")] = False,
+    of: Of = None,
+    other_of: OtherOf = None,
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
@@ -41,15 +61,33 @@ def rename_command(
     """Rename entries: one, a prefix, or many at once.
 
     Module prefixes in a state_dict's _metadata follow. --strip, --add, --sub and --map may be repeated: after OLD NEW
-    they are carried out in the order given, and each must change a name.
+    they are carried out in the order given, and each must change a name. --like takes the names that ckpt match finds,
+    and refuses where several are equally good.
 
     Example: ckpt rename model.pt --strip module
     """
-    steps = renaming(old, new, rules_of(ctx))
+    if like is not None:
+        if old is not None or rules_of(ctx):
+            raise UsageError("--like finds the new names by itself: give no others")
+        planner = _planner_like(like, of, other_of, guess=guess)
+    elif guess or of is not None or other_of is not None:
+        raise UsageError("--guess, --of and --other-of go with --like")
+    else:
+        steps = renaming(old, new, rules_of(ctx))
+        planner = partial(plan_rename, steps=steps)
     edit(
         file,
-        lambda checkpoint: plan_rename(checkpoint, steps),
+        planner,
         EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
         verbose=verbose,
     )
+
+
+def _planner_like(like: str, of: str | None, other_of: str | None, *, guess: bool) -> Planner:
+    """Return the plan of `--like`, once the names of the model are read."""
+    from ckpt_cli.cli.match import model_at
+    from ckpt_cli.edits.rename_like import plan_rename_like
+
+    model = model_at(like, other_of)
+    return lambda checkpoint: plan_rename_like(checkpoint, model, of, guess=guess)

@@ -128,7 +128,7 @@ def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str,
     Path("text").write_text("hello\n")
     Path("zip").write_bytes(b"PK\3\4" + bytes(100))
     os.mkfifo("fifo")
-    needed = [file] if command == "diff" else NEEDED.get(command, ())
+    needed = [file] if command in ("diff", "match") else NEEDED.get(command, ())
     answer = ckpt(command, file, *needed)
     assert (answer.code, answer.out) == (2, "")
     assert ONE_LINE.fullmatch(answer.err)

@@ -115,6 +115,8 @@ def test_pages_are_written_in_plain_words(page: Path) -> None:
 JSON_ANSWERS = (
     "ls -a train.pt", "ls --waste slices.pt", "ls --fold tied.pt", "info tied.pt", "tree train.pt", "show train.pt",
     "ties tied.pt --equal", "ties tied.pt 2.weight 4.weight", "stats mlp.pt --total", "diff mlp.pt tied.pt",
+    "match train.pt tied.pt --of optimizer",
+    "match train.pt mlp.pt --of ''",
     "check --deep mlp.pt", "hash mlp.pt", "hash mlp.pt --verify mlp.json", "scan train.pt",
     "set mlp.pt 2.bias=0 --backup", "undo mlp.pt", "rename mlp.pt 2 last", "rm mlp.pt 0.bias",
     "keep mlp.pt 0", "cast mlp.pt float16 --lossy", "tie tied.pt 2.weight 6.weight --force", "untie tied.pt 4.bias",

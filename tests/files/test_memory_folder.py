@@ -38,6 +38,7 @@ COMMANDS = [
     "hash FILE",
     "hash FILE --json --algorithm sha256",
     "diff FILE FILE",
+    "match FILE FILE --json",
     "ties FILE --equal",
     "tree FILE",
     "check FILE",

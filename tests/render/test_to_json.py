@@ -30,6 +30,8 @@ from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.ops.hash import compare, hash_tensors
 from ckpt_cli.ops.info import summarize
 from ckpt_cli.ops.ls import list_entries, list_waste
+from ckpt_cli.ops.match import match
+from ckpt_cli.ops.match_states import state_of
 from ckpt_cli.ops.scan import scan
 from ckpt_cli.ops.series import series
 from ckpt_cli.ops.show import show
@@ -42,6 +44,7 @@ from ckpt_cli.render import edits as edits_render
 from ckpt_cli.render import hash as hash_render
 from ckpt_cli.render import info as info_render
 from ckpt_cli.render import ls as ls_render
+from ckpt_cli.render import match as match_render
 from ckpt_cli.render import meta as meta_render
 from ckpt_cli.render import scan as scan_render
 from ckpt_cli.render import series as series_render
@@ -99,6 +102,7 @@ CASES: dict[str, Result] = {
     "stats m.pt": lambda m, _n, executor: stats_render.to_json(stats(m, (), executor)),
     "series m.pt n.pt": lambda m, n, executor: series_render.to_json(series([m, n], (), executor), "norm"),
     "diff m.pt n.pt": differing,
+    "match m.pt n.pt": lambda m, n, _e: match_render.to_json(match(state_of(m), state_of(n, aliases=True))),
     "check m.pt": lambda _m, _n, _executor: check_render.to_json(check("m.pt")),
     "scan m.pt": lambda _m, _n, _executor: scan_render.to_json(scan("m.pt")),
     "hash m.pt": lambda m, _n, executor: hash_render.to_json(hash_tensors(m, "blake3", executor)),

@@ -53,6 +53,7 @@ COMMANDS = (
     ("stats", "--total", "{file}"),
     ("hash", "{file}"),
     ("diff", "{file}", "{file}"),
+    ("match", "{file}", "{file}"),
 )
 
 
