@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.options import File, Format, Json, Style, opened
-from ckpt_cli.cli.output import answer, style_of, warn_of_danger
-from ckpt_cli.ops.info import summarize
-from ckpt_cli.render.info import summary_text, to_json
-from ckpt_cli.render.json import json_text
+from ckpt_cli.cli.options import File, Format, Json, MoreFiles, Style, all_files, opened
+from ckpt_cli.cli.output import Reply, reply_about, style_of, warn_of_danger
+from ckpt_cli.ops.info import place_in_run, summarize
+from ckpt_cli.render.info import summary_block, summary_text, to_json
 
 
-def info_command(file: File, style: Format = Style.auto, json: Json = False) -> None:
+def info_command(file: File, more: MoreFiles = None, style: Format = Style.auto, json: Json = False) -> int:
     """Summarize a checkpoint in a dozen lines.
 
-    Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds.
+    Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds. Of several
+    checkpoints, one row each.
 
     Example: ckpt info model.safetensors
     """
     layout = style_of(style, json=json)
-    with opened(file) as checkpoint:
-        summary = summarize(checkpoint)
-    if layout == "json":
-        answer(json_text(to_json(summary)))
-    else:
-        answer(summary_text(summary, layout))
-    warn_of_danger(checkpoint)
+
+    def ask(path: str) -> Reply:
+        with opened(path) as checkpoint:
+            summary = summarize(checkpoint)
+            place = place_in_run(checkpoint)
+        return Reply(
+            summary_block(summary, place, layout),
+            lambda: to_json(summary),
+            aside=lambda: warn_of_danger(checkpoint),
+            text=summary_text(summary, layout),
+        )
+
+    return reply_about(all_files(file, more), layout, ask)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.cli.options import FindingStyle, Style
 from ckpt_cli.errors import OutputError
+from ckpt_cli.facts import dataclass
+from ckpt_cli.render.json import json_text
+from ckpt_cli.render.several import Block, block_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.plan import EditOptions, Planner
@@ -24,6 +27,41 @@ def style_of(style: Style | FindingStyle, *, json: bool) -> str:
     if style.value == "auto":
         return "table" if sys.stdout.isatty() else "tsv"
     return str(style.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer about one file, made but not printed."""
+
+    block: Block
+    """Its rows."""
+    to_json: Callable[[], dict[str, object]]
+    code: int = 0
+    """The exit code."""
+    aside: Callable[[], None] = lambda: None
+    """Prints what is said on stderr after the answer."""
+    text: Iterable[str] | None = None
+    """What is printed instead of the rows where one file was asked for."""
+
+
+def reply_about(
+    files: Sequence[str],
+    layout: str,
+    ask: Callable[[str], Reply],
+    merged: Callable[[Sequence[tuple[str, dict[str, object]]]], object] | None = None,
+) -> int:
+    """Print the answer about one file or several, and return the exit code; `merged` is that of `answer_each`."""
+    if len(files) > 1:
+        from ckpt_cli.cli.several import answer_each
+
+        return answer_each(files, layout, ask, merged)
+    reply = ask(files[0])
+    if layout in ("json", "sarif"):
+        answer(json_text(reply.to_json()))
+    else:
+        answer(reply.text if reply.text is not None else block_text(reply.block, layout))
+    reply.aside()
+    return reply.code
 
 
 _BEFORE = 1 << 20
@@ -104,7 +142,6 @@ def edit(file: str, plan: Planner, options: EditOptions, *, json: bool) -> None:
     from ckpt_cli.cli.progress import watched
     from ckpt_cli.edits.transaction import transaction
     from ckpt_cli.render.edits import edit_text, to_json
-    from ckpt_cli.render.json import json_text
 
     with watched() as on_progress:
         done = transaction(file, plan, replace(options, on_progress=on_progress))

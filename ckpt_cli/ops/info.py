@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import name_of
-from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.model.checkpoint import Checkpoint, Value
 from ckpt_cli.ops.aliasing import all_named, stored_nbytes, tie_groups, unique_numel
 from ckpt_cli.ops.ls import list_waste
 
@@ -80,6 +80,29 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         metadata=checkpoint.metadata,
         objects=checkpoint.objects,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceInRun:
+    """How far a training run had come, by what the checkpoint says."""
+
+    step: int | float | None
+    epoch: int | float | None
+
+
+_STEPS = ("global_step", "step", "iteration", "iter", "num_updates", "global_steps")
+"""Names of the entry that counts steps, the likeliest first."""
+
+
+def place_in_run(checkpoint: Checkpoint) -> PlaceInRun:
+    """Return the step and the epoch, where the checkpoint has top-level entries with such names."""
+    found = {
+        entry.name: entry.value
+        for entry in checkpoint.entries
+        if isinstance(entry, Value) and entry.name in (*_STEPS, "epoch")
+    }
+    numbers = {name: value for name, value in found.items() if type(value) in (int, float)}
+    return PlaceInRun(next((numbers[name] for name in _STEPS if name in numbers), None), numbers.get("epoch"))
 
 
 def _shards(checkpoint: Checkpoint) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.json import finite, rows, value_json
-from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.several import Block
+from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import escaped, name_text, shape_text
 
 if TYPE_CHECKING:
@@ -54,11 +55,11 @@ def _row_json(row: Row) -> dict[str, object]:
     }
 
 
-def stats_text(stats: Stats, style: str) -> Iterator[str]:
-    """Yield a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram."""
+def stats_block(stats: Stats, style: str) -> Block:
+    """Return a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram."""
     shown = [*stats.rows, *([stats.total] if stats.total is not None else [])]
     human = style in ("table", "markdown")
-    return table_text(_COLUMNS, (_cells(row, human=human) for row in shown), style)
+    return Block(_COLUMNS, (_cells(row, human=human) for row in shown))
 
 
 def _cells(row: Row, *, human: bool) -> list[str]:
