@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Baseline, File, FindingFormat, FindingStyle, Json, MoreFiles, all_files
-from ckpt_cli.cli.output import Reply, reply_about, style_of, talk
+from ckpt_cli.cli.options import Baseline, File, FindingFormat, FindingStyle, Json, MoreFiles
+from ckpt_cli.cli.output import Reply, style_of, talk
 from ckpt_cli.cli.progress import Jobs, progress, workers
+from ckpt_cli.cli.several import all_files, reply_about
 from ckpt_cli.errors import about
 from ckpt_cli.ops.accepted import accept
 from ckpt_cli.ops.check.run import check, codes

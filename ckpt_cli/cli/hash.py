@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Style, opened, parted
-from ckpt_cli.cli.output import Reply, reply_about, style_of
+from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Style, opened
+from ckpt_cli.cli.output import Reply, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
+from ckpt_cli.cli.several import parted, reply_about
 from ckpt_cli.ops.hash import Hashes, compare, hash_tensors, read_manifest
 from ckpt_cli.render.hash import hashes_block, to_json, verdict_block, verdict_to_json
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.options import File, Format, Json, MoreFiles, Style, all_files, opened
-from ckpt_cli.cli.output import Reply, reply_about, style_of, warn_of_danger
+from ckpt_cli.cli.options import File, Format, Json, MoreFiles, Style, opened
+from ckpt_cli.cli.output import Reply, style_of, warn_of_danger
+from ckpt_cli.cli.several import all_files, reply_about
 from ckpt_cli.ops.info import place_in_run, summarize
 from ckpt_cli.render.info import summary_block, summary_text, to_json
 

@@ -17,9 +17,9 @@ from ckpt_cli.cli.options import (
     Salvage,
     Style,
     opened_or_salvaged,
-    parted,
 )
-from ckpt_cli.cli.output import Reply, reply_about, report_lost, style_of, warn_of_danger
+from ckpt_cli.cli.output import Reply, report_lost, style_of, warn_of_danger
+from ckpt_cli.cli.several import parted, reply_about
 from ckpt_cli.ops.ls import list_entries
 from ckpt_cli.render.ls import listing_block, to_json, waste_block, waste_to_json
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,6 +59,13 @@ def complete_tensors(ctx: Any, incomplete: str) -> list[str]:
     return [f"{name}=" for name in names if name.startswith(incomplete)]
 
 
+def complete_floats(incomplete: str) -> list[str]:
+    """Return the floating dtypes that begin with the typed text."""
+    from ckpt_cli.edits.cast import floats
+
+    return [name for name in floats() if name.startswith(incomplete)]
+
+
 def _completing(ctx: Any) -> list[Entry]:
     """Return the entries that may be offered: those whose names have no special characters of a shell.
 
@@ -106,23 +113,9 @@ _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz", ".npy", ".p
 
 def may_be_file(argument: str) -> bool:
     """True if an argument beside the first file may be another file: a path that exists, or looks like one."""
+    if argument in (".", ".."):
+        return False
     return argument.endswith(_SUFFIXES) or argument == STANDARD_INPUT or SEPARATOR in argument or exists(argument)
-
-
-def parted(file: str, arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Return the files and the NAMEs of a command line that begins with a file."""
-    if not arguments or not any(map(may_be_file, arguments)):
-        return [file], list(arguments or ())
-    from ckpt_cli.cli.several import parted as parted_in
-
-    return parted_in(file, arguments)
-
-
-def all_files(file: str, more: Sequence[str] | None) -> list[str]:
-    """Return the files of a command line that has no NAMEs."""
-    if STANDARD_INPUT in (more or ()):
-        read_standard_input()
-    return [file, *(more or ())]
 
 
 def checkpoint_argument(metavar: str, text: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,12 @@ from ckpt_cli.cli.options import FindingStyle, Style
 from ckpt_cli.errors import OutputError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.render.json import json_text
-from ckpt_cli.render.several import Block, block_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.plan import EditOptions, Planner
     from ckpt_cli.formats.salvage.found import Salvaged
     from ckpt_cli.model.checkpoint import Checkpoint
+    from ckpt_cli.render.several import Block
 
 
 def style_of(style: Style | FindingStyle, *, json: bool) -> str:
@@ -42,26 +42,6 @@ class Reply:
     """Prints what is said on stderr after the answer."""
     text: Iterable[str] | None = None
     """What is printed instead of the rows where one file was asked for."""
-
-
-def reply_about(
-    files: Sequence[str],
-    layout: str,
-    ask: Callable[[str], Reply],
-    merged: Callable[[Sequence[tuple[str, dict[str, object]]]], object] | None = None,
-) -> int:
-    """Print the answer about one file or several, and return the exit code; `merged` is that of `answer_each`."""
-    if len(files) > 1:
-        from ckpt_cli.cli.several import answer_each
-
-        return answer_each(files, layout, ask, merged)
-    reply = ask(files[0])
-    if layout in ("json", "sarif"):
-        answer(json_text(reply.to_json()))
-    else:
-        answer(reply.text if reply.text is not None else block_text(reply.block, layout))
-    reply.aside()
-    return reply.code
 
 
 _BEFORE = 1 << 20

@@ -14,14 +14,23 @@ from ckpt_cli.files.places import STANDARD_INPUT
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.ops.select import select_one
 from ckpt_cli.render.json import json_text
-from ckpt_cli.render.several import Block, blocks_text, to_json
+from ckpt_cli.render.several import Block, block_text, blocks_text, to_json
 
 Shapes = Sequence[tuple[str, dict[str, object]]]
 """The JSON of each file, with its path."""
 
 
-def parted(file: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def all_files(file: str, more: Sequence[str] | None) -> list[str]:
+    """Return the files of a command line that has no NAMEs."""
+    if STANDARD_INPUT in (more or ()):
+        read_standard_input()
+    return [file, *(more or ())]
+
+
+def parted(file: str, arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """Return the files and the NAMEs of a command line: what selects something in the first file is a NAME."""
+    if not arguments or not any(map(may_be_file, arguments)):
+        return [file], list(arguments or ())
     names = [argument for argument in arguments if not may_be_file(argument)]
     names += _selecting(file, [argument for argument in arguments if may_be_file(argument)])
     files = [argument for argument in arguments if argument not in names]
@@ -32,7 +41,7 @@ def parted(file: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _selecting(file: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments that select an entry; none where the file cannot be opened."""
-    found = []
+    found: list[str] = []
     try:
         checkpoint = open_checkpoint(file)
     except (CkptError, OSError):
@@ -47,11 +56,29 @@ def _selecting(file: str, arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def answer_each(
+def reply_about(
     files: Sequence[str],
     layout: str,
     ask: Callable[[str], Reply],
     merged: Callable[[Shapes], object] | None = None,
+) -> int:
+    """Print the answer about one file or several, and return the exit code; `merged` is that of `_answer_each`."""
+    if len(files) > 1:
+        return _answer_each(files, layout, ask, merged)
+    reply = ask(files[0])
+    if layout in ("json", "sarif"):
+        answer(json_text(reply.to_json()))
+    else:
+        answer(reply.text if reply.text is not None else block_text(reply.block, layout))
+    reply.aside()
+    return reply.code
+
+
+def _answer_each(
+    files: Sequence[str],
+    layout: str,
+    ask: Callable[[str], Reply],
+    merged: Callable[[Shapes], object] | None,
 ) -> int:
     """Print one answer about several files and return the highest exit code.
 

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Style, opened, parted
-from ckpt_cli.cli.output import Reply, reply_about, style_of
+from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Style, opened
+from ckpt_cli.cli.output import Reply, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
+from ckpt_cli.cli.several import parted, reply_about
 from ckpt_cli.ops.stats import stats
 from ckpt_cli.render.stats import stats_block, to_json
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckpt_cli.cli.options import File, Format, Json, NamesAndFiles, Style, opened, parted
-from ckpt_cli.cli.output import Reply, reply_about, style_of, talk
+from ckpt_cli.cli.options import File, Format, Json, NamesAndFiles, Style, opened
+from ckpt_cli.cli.output import Reply, style_of, talk
+from ckpt_cli.cli.several import parted, reply_about
 from ckpt_cli.errors import UsageError
 from ckpt_cli.ops.ties import find_ties, judge
 from ckpt_cli.render.text import escaped

@@ -106,7 +106,7 @@ def _known(baseline: str, key: str, path: str) -> Counter[_Key]:
         data = file.read(0, file.size)
     try:
         said = json.loads(data)
-        if isinstance(said, list):
+        if isinstance(said, list) and said:
             said = next((each for each in said if each["path"] == path and "error" not in each), {key: 0, **_NOTHING})
         if not isinstance(said, Mapping) or key not in said:
             raise ValueError

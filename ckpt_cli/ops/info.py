@@ -101,7 +101,9 @@ def place_in_run(checkpoint: Checkpoint) -> PlaceInRun:
         for entry in checkpoint.entries
         if isinstance(entry, Value) and entry.name in (*_STEPS, "epoch")
     }
-    numbers = {name: value for name, value in found.items() if type(value) in (int, float)}
+    numbers = {
+        name: value for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
     return PlaceInRun(next((numbers[name] for name in _STEPS if name in numbers), None), numbers.get("epoch"))
 
 
