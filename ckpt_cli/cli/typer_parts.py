@@ -16,6 +16,31 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["TyperCommand", "TyperGroup", "UsageError", "completions", "parsed_in_order", "unknown_option"]
 
 
+_COMPDEF = "compdef %(complete_func)s %(prog_name)s"
+_FIRST_TAB = f"""if [ "$funcstack[1]" = "_%(prog_name)s" ]; then
+  %(complete_func)s "$@"
+else
+  {_COMPDEF}
+fi"""
+"""zsh runs an installed script when Tab is first pressed: it must then complete, and not only be ready to."""
+
+
+def _mend_zsh() -> None:
+    """Make the first Tab in zsh work, where typer's script is the one that this was tried with."""
+    try:
+        from typer import _completion_classes as classes
+        from typer import _completion_shared as shared
+
+        scripts, shell = shared._completion_scripts, classes.ZshComplete
+        if shell.source_template.rstrip().endswith(_COMPDEF):
+            shell.source_template = scripts["zsh"] = shell.source_template.replace(_COMPDEF, _FIRST_TAB)
+    except (ImportError, AttributeError, KeyError):
+        return
+
+
+_mend_zsh()
+
+
 def _usage_error() -> Any:
     """Return the base class of all errors in a command line, which typer raises but does not export.
 
