@@ -22,7 +22,10 @@ _FIRST_TAB = f"""if [ "$funcstack[1]" = "_%(prog_name)s" ]; then
 else
   {_COMPDEF}
 fi"""
-"""zsh runs an installed script when Tab is first pressed: it must then complete, and not only be ready to."""
+"""zsh runs an installed script when Tab is first pressed: it must then complete, and not only be ready to.
+
+Its first line must be `#compdef`.
+"""
 
 
 def _mend_zsh() -> None:
@@ -33,7 +36,7 @@ def _mend_zsh() -> None:
 
         scripts, shell = shared._completion_scripts, classes.ZshComplete
         if shell.source_template.rstrip().endswith(_COMPDEF):
-            shell.source_template = scripts["zsh"] = shell.source_template.replace(_COMPDEF, _FIRST_TAB)
+            shell.source_template = scripts["zsh"] = shell.source_template.replace(_COMPDEF, _FIRST_TAB).lstrip()
     except (ImportError, AttributeError, KeyError):
         return
 

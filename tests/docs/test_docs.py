@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import Ckpt
 
-from ckpt_cli.cli.app import COMMANDS
-
 import ckpt_cli
+from ckpt_cli.cli.app import COMMANDS
 
 ROOT = Path(ckpt_cli.__file__).parent.parent
 DOCS = ROOT / "docs"
