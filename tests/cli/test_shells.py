@@ -75,8 +75,8 @@ class Terminal:
     def close(self) -> None:
         """End the shell."""
         self._shell.kill()
+        os.close(self._ours)  # before the wait, as a shell may be waiting for its output to be read
         self._shell.wait()
-        os.close(self._ours)
 
 
 @pytest.fixture(params=SHELLS)
