@@ -55,6 +55,9 @@ WALK_STEPS = int(1_000_000 * _SCALE)
 WALK_STEPS_PER_BYTE = int(4 * max(1.0, _SCALE))
 """The same for each byte of the pickle: only shared containers make one byte more than one item."""
 
+STANDARD_INPUT = int(64 * 2**30 * _SCALE)
+"""Bytes of standard input that are kept in a temporary file."""
+
 PARTS_WITHIN = 16
 """Tensors that are made of tensors that are made of tensors…"""
 

@@ -9,14 +9,47 @@ from typing import Annotated, Any
 import typer
 
 from ckpt_cli.cli.repeated_options import OrderedCommand
-from ckpt_cli.cli.typer_parts import TyperGroup
-from ckpt_cli.errors import UsageError
+from ckpt_cli.cli.typer_parts import TyperGroup, completions
 
-COMMANDS = (
-    "ls", "info", "tree", "show", "ties", "stats", "series", "diff", "match", "check", "hash", "scan",
-    "set", "rename", "rm", "keep", "cast", "tie", "untie", "meta", "index", "compact", "convert",
-    "undo",
-)  # fmt: skip
+GROUPS = {
+    "Look": {
+        "ls": "List names, dtypes, shapes and bytes.",
+        "info": "Summarize a checkpoint in a dozen lines, or describe one entry.",
+        "tree": "Show the module tree as print(net) does.",
+        "show": "Print values, as torch prints them.",
+        "ties": "Show which names are one tensor.",
+        "stats": "Summarize the values of each tensor.",
+        "series": "Follow tensors through the checkpoints of a run.",
+        "check": "Check that a checkpoint is complete and valid.",
+        "hash": "Hash the content of each tensor, and of all.",
+        "scan": "Show the code that would run if something else loaded it.",
+    },
+    "Compare": {
+        "diff": "Compare two checkpoints by value.",
+        "match": "Say whether load_state_dict would take FILE in place of OTHER, and which renaming would make it.",
+    },
+    "Change": {
+        "set": "Set elements, slices or whole tensors, and other values.",
+        "rename": "Rename entries: one, a prefix, or many at once.",
+        "rm": "Take entries out.",
+        "keep": "Take all entries out but some.",
+        "cast": "Give floating tensors another dtype.",
+        "tie": "Make several names one tensor.",
+        "untie": "Give tensors storages of their own.",
+        "meta": "Show, set and remove strings of a safetensors file's __metadata__.",
+        "compact": "Write each storage no larger than its tensors need.",
+        "undo": "Restore the newest backup that an edit kept.",
+    },
+    "Write": {
+        "convert": "Write a checkpoint in another format.",
+        "index": "Write the index of a folder of shards, from the shards.",
+    },
+}
+"""The commands by what they are for, each with the first sentence of its help, so that the list imports none."""
+
+SUMMARIES = {name: summary for group in GROUPS.values() for name, summary in group.items()}
+
+COMMANDS = tuple(SUMMARIES)
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 
 _HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.
@@ -31,6 +64,8 @@ ckpt diff model.pt old.pt               what changed, by value
 ckpt hash model.pt                      digests of contents, whatever the format
 ckpt scan model.pt                      what would run if something else loaded it
 ckpt set model.pt '2.weight[0,0]=100'   edit in place, tied names follow
+
+ckpt FILE is ckpt info FILE, ckpt help COMMAND is ckpt COMMAND --help.
 """
 """Not a docstring, because click takes the control character for "leave these lines as they are"."""
 
@@ -57,16 +92,28 @@ class LazyCommands(TyperGroup):
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that the first argument names; a file in its place is an error with a hint."""
+        """Return the command that the first argument names: `info` for a file; `help` stands for `--help`."""
+        if args[:1] == ["help"]:
+            args = [*args[1:2], "--help"]
+            if len(args) == 1:
+                typer.echo(ctx.get_help())
+                raise typer.Exit
         if args and args[0] not in self.commands:
-            import shlex
+            from ckpt_cli.cli.misspelt import require_file
 
-            from ckpt_cli.files.places import exists
-
-            if not exists(args[0]):
-                return super().resolve_command(ctx, args)
-            raise UsageError("a file, not a command", path=args[0], hint=f"ckpt ls {shlex.quote(args[0])}")
+            require_file(args[0], self.commands)
+            args = ["info", *args]
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, _ctx: Any, formatter: Any) -> None:
+        """Write the commands by groups."""
+        for group, commands in GROUPS.items():
+            with formatter.section(group):
+                formatter.write_dl([(name.ljust(len("compact")), summary) for name, summary in commands.items()])
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the commands and options that begin with the typed text."""
+        return completions(self, ctx, incomplete, SUMMARIES)
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
         """Import and build one command; None for a name that is not a command."""
@@ -95,7 +142,7 @@ def _print_version(value: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Read the options before the command's name."""

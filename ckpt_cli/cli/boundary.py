@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from ckpt_cli.budget import Budget
-from ckpt_cli.cli.read_again import named, steadily
+from ckpt_cli.cli.read_again import kept, named, steadily
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError, quoted
 from ckpt_cli.files.interrupts import interrupt_after
@@ -44,11 +44,9 @@ def guarded(command: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
-        if os.environ.get("CKPT_DEBUG"):
-            import traceback
-
-            traceback.print_exc()
         return report_error(error)
+    finally:
+        kept.close()
     return code if isinstance(code, int) else 0
 
 
@@ -96,7 +94,11 @@ def _is_broken_pipe(error: BaseException) -> bool:
 
 
 def report_error(error: Exception) -> int:
-    """Print the error in one line and return the exit code."""
+    """Print an error in one line, and where it came from if CKPT_DEBUG is set; return the exit code."""
+    if os.environ.get("CKPT_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
     problem, hint = _problem_and_hint(error)
     hint = hint and _with_file(hint, error)
     details = error.details if isinstance(error, CkptError) else ()
@@ -136,6 +138,11 @@ def _write_lines(lines: Sequence[tuple[str, str | None]]) -> None:
         if text is not None:
             text = text if len(text) <= _LINE else f"{text[: _LINE // 2]}…{text[-_LINE // 2 :]}"
             sys.stderr.write(f"{word}{escaped(text)}\n")
+
+
+def problem_of(error: Exception) -> str:
+    """Return the line that an error prints, without the hint."""
+    return _with_outcome(_problem_and_hint(error)[0], error)
 
 
 def _problem_and_hint(error: Exception) -> tuple[str, str | None]:

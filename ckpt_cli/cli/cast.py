@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Raw, Verbose, WeightsOnly
+from ckpt_cli.cli.options import (
+    Backup,
+    DryRun,
+    Exclude,
+    File,
+    JsonReport,
+    Names,
+    Output,
+    Raw,
+    Verbose,
+    WeightsOnly,
+    complete_floats,
+)
 from ckpt_cli.cli.output import edit
 from ckpt_cli.cli.progress import workers
 from ckpt_cli.edits.cast import dtype_named, plan_cast
@@ -15,8 +27,14 @@ from ckpt_cli.edits.plan import EditOptions
 
 def cast_command(
     file: File,
-    dtype: Annotated[str, typer.Argument(metavar="DTYPE", help="float32, bfloat16, float16, float8_e4m3fn, ...")],
+    dtype: Annotated[
+        str,
+        typer.Argument(
+            metavar="DTYPE", help="float32, bfloat16, float16, float8_e4m3fn, ...", autocompletion=complete_floats
+        ),
+    ],
     names: Names = None,
+    exclude: Exclude = None,
     lossy: Annotated[bool, typer.Option("--lossy", help="Let values become infinite or zero.")] = False,
     raw: Raw = False,
     output: Output = None,
@@ -38,7 +56,9 @@ def cast_command(
     with workers(0) as executor:
         edit(
             file,
-            lambda checkpoint: plan_cast(checkpoint, target, names or (), lossy=lossy, raw=raw, executor=executor),
+            lambda checkpoint: plan_cast(
+                checkpoint, target, names or (), exclude=exclude or (), lossy=lossy, raw=raw, executor=executor
+            ),
             EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=json,
             verbose=verbose,

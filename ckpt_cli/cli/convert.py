@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, File, JsonReport, Raw, Salvage, WeightsOnly, size_of
+from ckpt_cli.cli.options import (
+    DryRun,
+    Exclude,
+    File,
+    JsonReport,
+    Names,
+    Raw,
+    Salvage,
+    WeightsOnly,
+    complete_floats,
+    size_of,
+)
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import watched, workers
 from ckpt_cli.edits.cast import dtype_named
@@ -27,16 +38,34 @@ class Shared(str, Enum):
     error = ERROR
 
 
+def _complete_formats(incomplete: str) -> list[str]:
+    """Return the formats that begin with the typed text."""
+    from ckpt_cli.formats.targets import TARGETS
+
+    return [target.name for target in TARGETS if target.name.startswith(incomplete)]
+
+
 def convert_command(
     file: File,
     output: Annotated[str, typer.Argument(metavar="DST", help="The new file, or the folder of several.")],
+    names: Names = None,
+    exclude: Exclude = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="FORMAT", help="pt, safetensors, npz, hf, hf-bin (shards), dcp.")
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="pt, safetensors, npz, hf, hf-bin (shards), dcp.",
+            autocompletion=_complete_formats,
+        ),
     ] = None,
     select: Annotated[
         str, typer.Option("--select", metavar="PREFIX", help="Make what is below PREFIX the whole.")
     ] = "",
-    dtype: Annotated[str | None, typer.Option("--dtype", metavar="DTYPE", help="Give floats this dtype.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="DTYPE", help="Give floats this dtype.", autocompletion=complete_floats),
+    ] = None,
     max_shard: Annotated[
         str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
     ] = None,
@@ -70,6 +99,8 @@ def convert_command(
     options = ConvertOptions(
         to=to,
         select=select,
+        names=names or (),
+        exclude=exclude or (),
         dtype=dtype_named(dtype) if dtype else None,
         max_shard=size_of(max_shard) if max_shard else None,
         shared=shared.value,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.arrays.compare import Tolerance
-from ckpt_cli.cli.options import File, Format, Json, Names, Style, checkpoint_argument, opened
+from ckpt_cli.cli.options import Exclude, File, Format, Json, Names, Style, checkpoint_argument, opened
 from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.cli.repeated_options import rules_of
@@ -23,6 +23,7 @@ def diff_command(
     file: File,
     other: Other,
     names: Names = None,
+    exclude: Exclude = None,
     atol: Annotated[float, typer.Option("--atol", min=0, help="Equal if |a - b| <= atol + rtol * |b|.")] = 0,
     rtol: Annotated[float, typer.Option("--rtol", min=0, help="The same, relative to b.")] = 0,
     equal_nan: Annotated[
@@ -34,7 +35,7 @@ def diff_command(
     _sub: Annotated[
         list[str] | None, typer.Option("--sub", metavar="REGEX REPL", help="Replace in names, in both.")
     ] = None,
-    first: Annotated[int, typer.Option("-n", "--first", min=0, max=1000, help="Show N places of a tensor.")] = 3,
+    first: Annotated[int, typer.Option("--first", min=0, max=1000, metavar="N", help="Show N places of a tensor.")] = 3,
     stat: Annotated[bool, typer.Option("--stat", help="One line a tensor or numbered layer, with a bar.")] = False,
     ignore_dtype: Annotated[
         bool, typer.Option("--ignore-dtype", help="Different dtypes alone are not a difference, only values are.")
@@ -54,7 +55,7 @@ def diff_command(
     Example: ckpt diff model.pt old.pt --rtol 1e-3
     """
     layout = style_of(style, json=json)
-    asked = Asked(names or (), rules_of(ctx), quiet, ignore_dtype)
+    asked = Asked(names or (), rules_of(ctx), quiet, exclude or (), ignore_dtype)
     tolerance = Tolerance(atol, rtol, equal_nan, first)
     with opened(file) as a, opened(other) as b, workers(jobs) as executor, progress() as on_progress:
         found = diff(a, b, asked, tolerance, executor, on_progress)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import File, Format, Json, Style, opened
-from ckpt_cli.cli.output import answer, style_of
+from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Style, opened
+from ckpt_cli.cli.output import Reply, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
+from ckpt_cli.cli.several import parted, reply_about
 from ckpt_cli.ops.hash import Hashes, compare, hash_tensors, read_manifest
-from ckpt_cli.render.hash import hashes_text, to_json, verdict_text, verdict_to_json
-from ckpt_cli.render.json import json_text
+from ckpt_cli.render.hash import hashes_block, to_json, verdict_block, verdict_to_json
 
 
 class Algorithm(str, Enum):
@@ -24,6 +24,8 @@ class Algorithm(str, Enum):
 
 def hash_command(
     file: File,
+    names: NamesAndFiles = None,
+    exclude: Exclude = None,
     verify: Annotated[
         str | None,
         typer.Option(
@@ -36,32 +38,31 @@ def hash_command(
     jobs: Jobs = 0,
     style: Format = Style.auto,
     json: Json = False,
-) -> None:
+) -> int:
     """Hash the content of each tensor, and of all.
 
     The same dtype, shape and values have the same hash, whatever the format, the shards, the order of entries, strides
-    and ties. docs/hash.md defines it, so that anyone can compute it.
+    and ties. docs/hash.md defines it, so that anyone can compute it. With NAMEs or --exclude, the hash of all is that
+    of the tensors that are selected.
 
     Example: ckpt hash --json model.pt > model.json
     """
     layout = style_of(style, json=json)
     manifest = read_manifest(verify) if verify is not None else None
     chosen = manifest.algorithm if manifest is not None else str(algorithm.value)
-    with opened(file) as checkpoint, workers(jobs) as executor, progress() as on_progress:
-        found = hash_tensors(checkpoint, chosen, executor, on_progress)
-    if manifest is not None:
-        raise typer.Exit(_verified(file, manifest, found, layout))
-    if layout == "json":
-        answer(json_text(to_json(found)))
-    else:
-        answer(hashes_text(found, layout))
+    files, selected = parted(file, names)
+
+    def ask(path: str) -> Reply:
+        with opened(path) as checkpoint, workers(jobs) as executor, progress() as on_progress:
+            found = hash_tensors(checkpoint, chosen, executor, on_progress, names=selected, exclude=exclude or ())
+        if manifest is not None:
+            return _verified(path, manifest, found)
+        return Reply(hashes_block(found), lambda: to_json(found))
+
+    return reply_about(files, layout, ask)
 
 
-def _verified(file: str, manifest: Hashes, found: Hashes, layout: str) -> int:
-    """Print the differences from the manifest; return the exit code."""
+def _verified(path: str, manifest: Hashes, found: Hashes) -> Reply:
+    """Return the differences from the manifest; there should be none."""
     verdict = compare(manifest, found)
-    if layout == "json":
-        answer(json_text(verdict_to_json(file, verdict)))
-    else:
-        answer(verdict_text(verdict, layout))
-    return 0 if verdict.ok else 1
+    return Reply(verdict_block(verdict), lambda: verdict_to_json(path, verdict), 0 if verdict.ok else 1)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
-from ckpt_cli.cli.output import answer, style_of, warn_of_danger
+from ckpt_cli.cli.output import Reply, answer, style_of, warn_of_danger
 from ckpt_cli.cli.progress import progress, workers
+from ckpt_cli.cli.several import parted, reply_about
+from ckpt_cli.errors import UsageError
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.info import summarize
-from ckpt_cli.render.info import summary_text, to_json
+from ckpt_cli.render.info import summary_block, summary_text, to_json
 from ckpt_cli.render.json import LongList, json_text
 
 
-def info_command(file: File, names: Names = None, style: Format = Style.auto, json: Json = False) -> None:
+def info_command(file: File, names: Names = None, style: Format = Style.auto, json: Json = False) -> int:
     """Summarize a checkpoint in a dozen lines, or describe one entry.
 
     Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds. Of a training
     checkpoint the model, its EMA and the optimizer's state are counted apart, with the epoch, step and learning rate,
-    and what would make the file smaller.
+    and what would make the file smaller. Of several checkpoints, one row each.
 
     With a NAME: its class, dtype, shape, stride, gradient, place in the file, names tied to it, and its values. A
     prefix is described as a whole.
@@ -24,16 +26,25 @@ def info_command(file: File, names: Names = None, style: Format = Style.auto, js
     Example: ckpt info model.pt 2.bias
     """
     layout = style_of(style, json=json)
-    with opened(file) as checkpoint:
-        if names:
-            _describe(checkpoint, names, layout)
-            return
-        summary = summarize(checkpoint)
-    if layout == "json":
-        answer(json_text(to_json(summary)))
-    else:
-        answer(summary_text(summary, layout))
-    warn_of_danger(checkpoint)
+    files, chosen = parted(file, names)
+    if chosen:
+        if len(files) > 1:
+            raise UsageError("NAMEs are described of one file at a time")
+        with opened(file) as checkpoint:
+            _describe(checkpoint, chosen, layout)
+        return 0
+
+    def ask(path: str) -> Reply:
+        with opened(path) as checkpoint:
+            summary = summarize(checkpoint)
+        return Reply(
+            summary_block(summary, layout),
+            lambda: to_json(summary),
+            aside=lambda: warn_of_danger(checkpoint),
+            text=summary_text(summary, layout),
+        )
+
+    return reply_about(files, layout, ask)
 
 
 def _describe(checkpoint: Checkpoint, names: list[str], layout: str) -> None:

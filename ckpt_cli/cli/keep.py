@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Names, Output, Verbose, WeightsOnly
+from ckpt_cli.cli.options import Backup, DryRun, Exclude, File, JsonReport, Names, Output, Verbose, WeightsOnly
 from ckpt_cli.cli.output import edit
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.rm import plan_keep, plan_root
@@ -16,6 +16,7 @@ from ckpt_cli.errors import UsageError
 def keep_command(
     file: File,
     names: Names = None,
+    exclude: Exclude = None,
     root: Annotated[
         str | None, typer.Option("--root", metavar="PREFIX", help="Make what is below PREFIX the whole checkpoint.")
     ] = None,
@@ -28,12 +29,13 @@ def keep_command(
 ) -> None:
     """Take all entries out but some.
 
-    With --root, what is below PREFIX becomes the whole checkpoint: the state_dict of a training checkpoint, say.
+    With --exclude alone, all entries stay but those that it selects. With --root, what is below PREFIX becomes the
+    whole checkpoint: the state_dict of a training checkpoint, say.
 
     Example: ckpt keep train.ckpt --root model -o model.pt
     """
-    if (root is None) == (not names):
-        raise UsageError("keep takes names, or --root PREFIX")
+    if (root is None) == (not names and not exclude):
+        raise UsageError("keep takes names or --exclude, or --root PREFIX")
     if root is not None:
         edit(
             file,
@@ -45,7 +47,7 @@ def keep_command(
     else:
         edit(
             file,
-            lambda checkpoint: plan_keep(checkpoint, names or ()),
+            lambda checkpoint: plan_keep(checkpoint, names or (), exclude or ()),
             EditOptions(output, dry_run, backup, weights_only=weights_only),
             json=json,
             verbose=verbose,

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckpt_cli.cli.options import File, Format, Json, Names, Salvage, Style, opened_or_salvaged
-from ckpt_cli.cli.output import answer, report_lost, style_of, warn_of_danger
+from ckpt_cli.cli.options import (
+    Exclude,
+    File,
+    Format,
+    Json,
+    NamesAndFiles,
+    Salvage,
+    Style,
+    opened_or_salvaged,
+)
+from ckpt_cli.cli.output import Reply, report_lost, style_of, warn_of_danger
+from ckpt_cli.cli.several import parted, reply_about
 from ckpt_cli.ops.ls import list_entries
-from ckpt_cli.render.json import json_text
-from ckpt_cli.render.ls import listing_text, to_json, waste_text, waste_to_json
+from ckpt_cli.render.ls import listing_block, to_json, waste_block, waste_to_json
 
 if TYPE_CHECKING:
+    from ckpt_cli.formats.salvage.found import Salvaged
     from ckpt_cli.model.checkpoint import Checkpoint, Entry
     from ckpt_cli.ops.ls import Fold
 
@@ -29,7 +39,8 @@ class Sort(str, Enum):
 
 def ls_command(
     file: File,
-    names: Names = None,
+    names: NamesAndFiles = None,
+    exclude: Exclude = None,
     long: Annotated[
         bool,
         typer.Option("-l", "--long", help="Add kind, requires_grad, device, stride, storage, offset, tie, layout."),
@@ -52,30 +63,41 @@ def ls_command(
     Example: ckpt ls -l model.pt encoder
     """
     layout = style_of(style, json=json)
-    with opened_or_salvaged(file, salvage=salvage) as (checkpoint, cut):
-        if waste:
-            _answer_waste(checkpoint, names or (), layout)
-            warn_of_danger(checkpoint)
-            return report_lost(cut)
-        listing = list_entries(checkpoint, names or (), values=every, sort=sort and sort.value)
-    rows: Sequence[Entry | Fold] = listing.entries
-    if folded:
-        from ckpt_cli.ops.ls import fold
+    files, chosen = parted(file, names)
 
-        rows = fold(listing.entries)
-    if layout == "json":
-        answer(json_text(to_json(listing, rows, cut)))
-    else:
-        answer(listing_text(listing, rows, layout, long=long, values=every, folded=folded))
-    warn_of_danger(checkpoint)
-    return report_lost(cut)
+    def ask(path: str) -> Reply:
+        with opened_or_salvaged(path, salvage=salvage) as (checkpoint, cut):
+            if waste:
+                return _waste(checkpoint, cut, chosen, exclude or (), layout)
+            listing = list_entries(checkpoint, chosen, values=every, sort=sort and sort.value, exclude=exclude or ())
+        rows: Sequence[Entry | Fold] = listing.entries
+        if folded:
+            from ckpt_cli.ops.ls import fold
+
+            rows = fold(listing.entries)
+        return Reply(
+            listing_block(listing, rows, layout, long=long, values=every, folded=folded),
+            lambda: to_json(listing, rows, cut),
+            *_after(checkpoint, cut),
+        )
+
+    return reply_about(files, layout, ask)
 
 
-def _answer_waste(checkpoint: Checkpoint, names: Sequence[str], layout: str) -> None:
+def _waste(
+    checkpoint: Checkpoint, cut: Salvaged | None, names: Sequence[str], exclude: Sequence[str], layout: str
+) -> Reply:
     from ckpt_cli.ops.ls import list_waste
 
-    found = list_waste(checkpoint, names)
-    if layout == "json":
-        answer(json_text(waste_to_json(checkpoint.path, found)))
-    else:
-        answer(waste_text(found, layout))
+    found = list_waste(checkpoint, names, exclude)
+    return Reply(waste_block(found, layout), lambda: waste_to_json(checkpoint.path, found), *_after(checkpoint, cut))
+
+
+def _after(checkpoint: Checkpoint, cut: Salvaged | None) -> tuple[int, Callable[[], None]]:
+    """Return the exit code, and what prints the warnings."""
+
+    def aside() -> None:
+        warn_of_danger(checkpoint)
+        report_lost(cut)
+
+    return (0 if cut is None else 1), aside

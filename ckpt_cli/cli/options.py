@@ -15,6 +15,7 @@ import typer
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.errors import CkptError, UsageError, about
 from ckpt_cli.files.hidden_files import journal_path
+from ckpt_cli.files.places import SEPARATOR, STANDARD_INPUT, exists, place_of
 from ckpt_cli.files.unchanged import unchanged
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
@@ -58,6 +59,13 @@ def complete_tensors(ctx: Any, incomplete: str) -> list[str]:
     return [f"{name}=" for name in names if name.startswith(incomplete)]
 
 
+def complete_floats(incomplete: str) -> list[str]:
+    """Return the floating dtypes that begin with the typed text."""
+    from ckpt_cli.edits.cast import floats
+
+    return [name for name in floats() if name.startswith(incomplete)]
+
+
 def _completing(ctx: Any) -> list[Entry]:
     """Return the entries that may be offered: those whose names have no special characters of a shell.
 
@@ -75,25 +83,65 @@ def _completing(ctx: Any) -> list[Entry]:
     return [entry for entry in checkpoint.entries if all(char.isalnum() or char in "._-/" for char in entry.name)]
 
 
-def _note_name(path: str) -> str:
+def _note_name(ctx: typer.Context, path: str) -> str:
     again.named[:] = [path]
+    return _reading_input(ctx, path)
+
+
+def _reading_input(ctx: typer.Context, path: str) -> str:
+    """Return a path; `-` is standard input in all commands but those that edit in place."""
+    if path == STANDARD_INPUT and not ctx.resilient_parsing and not _edits_in_place(ctx):
+        read_standard_input()
     return path
+
+
+def _edits_in_place(ctx: typer.Context) -> bool:
+    return ctx.info_name in ("undo", "index") or any(param.name == "backup" for param in ctx.command.params)
+
+
+def read_standard_input() -> None:
+    """Make `-` the path of standard input until the command has ended."""
+    from ckpt_cli.files.standard_input import standard_input
+
+    if not exists(STANDARD_INPUT) or place_of(STANDARD_INPUT).is_local:
+        again.kept.enter_context(standard_input())
+
+
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz", ".npy", ".pkl", ".pt2", ".index.json")
+"""The ends of a word that is taken for a file, though there is none, where no entry is called so."""
+
+
+def may_be_file(argument: str) -> bool:
+    """True if an argument beside the first file may be another file: a path that exists, or looks like one."""
+    if argument in (".", ".."):
+        return False
+    return argument.endswith(_SUFFIXES) or argument == STANDARD_INPUT or SEPARATOR in argument or exists(argument)
 
 
 def checkpoint_argument(metavar: str, text: str) -> Any:
     """Return the argument for a checkpoint's path, by the name that its help shows."""
-    return typer.Argument(metavar=metavar, help=text, callback=_note_name if metavar == "FILE" else None)
+    return typer.Argument(metavar=metavar, help=text, callback=_note_name if metavar == "FILE" else _reading_input)
 
 
 def _names_argument(metavar: str) -> Any:
     """Return the argument for names, optional where the metavar is in brackets."""
     text = "A name, a prefix (a submodule's name), or a glob with * and ?."
+    if "FILE" in metavar:
+        text = text.replace(", or", ",").replace("?.", "?; or another checkpoint.")
     return typer.Argument(metavar=metavar, help=text, autocompletion=complete_names)
 
 
 File = Annotated[str, checkpoint_argument("FILE", "The checkpoint; its content decides the format, not its suffix.")]
 Names = Annotated[list[str] | None, _names_argument("[NAME]...")]
+NamesAndFiles = Annotated[list[str] | None, _names_argument("[NAME|FILE]...")]
 SomeNames = Annotated[list[str], _names_argument("NAME...")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="GLOB", help="Leave out a name, prefix or glob; repeatable.", autocompletion=complete_names
+    ),
+]
+MoreFiles = Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="More checkpoints.")]
 Format = Annotated[
     Style, typer.Option("-f", "--format", help="Layout; auto is a table on a terminal, else bare tab-separated rows.")
 ]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.cli.options import FindingStyle, Style
 from ckpt_cli.errors import OutputError
+from ckpt_cli.facts import dataclass
+from ckpt_cli.render.json import json_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.plan import EditOptions, Planner
     from ckpt_cli.formats.salvage.found import Salvaged
     from ckpt_cli.model.checkpoint import Checkpoint
+    from ckpt_cli.render.several import Block
 
 
 def style_of(style: Style | FindingStyle, *, json: bool) -> str:
@@ -29,6 +32,21 @@ def style_of(style: Style | FindingStyle, *, json: bool) -> str:
 def ascii_only() -> bool:
     """Return True if stdout takes ASCII alone, so that nothing is drawn with other characters."""
     return "utf" not in (sys.stdout.encoding or "").lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer about one file, made but not printed."""
+
+    block: Block
+    """Its rows."""
+    to_json: Callable[[], dict[str, object]]
+    code: int = 0
+    """The exit code."""
+    aside: Callable[[], None] = lambda: None
+    """Prints what is said on stderr after the answer."""
+    text: Iterable[str] | None = None
+    """What is printed instead of the rows where one file was asked for."""
 
 
 _BEFORE = 1 << 20
@@ -109,7 +127,6 @@ def edit(file: str, plan: Planner, options: EditOptions, *, json: bool, verbose:
     from ckpt_cli.cli.progress import watched
     from ckpt_cli.edits.transaction import transaction
     from ckpt_cli.render.edits import edit_text, to_json
-    from ckpt_cli.render.json import json_text
 
     with watched() as on_progress:
         done = transaction(file, plan, replace(options, on_progress=on_progress))

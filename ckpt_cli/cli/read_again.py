@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 from ckpt_cli.errors import ChangedError
+
+T = TypeVar("T")
 
 _SHORT = 2.0
 """Seconds of work up to which an attempt is tried again, with the files locked: a writer waits about that long."""
@@ -20,6 +23,9 @@ named: list[str] = []
 printed = False
 """True once a part of the answer was printed."""
 
+kept = ExitStack()
+"""What is open until the command has ended, however often it runs."""
+
 
 def steadily(command: Callable[[], Any]) -> Any:
     """Run a command, once more where a file changed while it was read; raises ChangedError where that cannot help."""
@@ -27,11 +33,16 @@ def steadily(command: Callable[[], Any]) -> Any:
     printed = False
     said.clear()
     named.clear()
+    return retried(command, lambda: not printed)
+
+
+def retried(command: Callable[[], T], may: Callable[[], bool] = lambda: True) -> T:
+    """Return the result of what prints no answer, tried once more where a file changed soon and `may` allows it."""
     begin = time.process_time()
     try:
         return command()
     except ChangedError:
-        if printed or time.process_time() - begin > _SHORT:
+        if not may() or time.process_time() - begin > _SHORT:
             raise
     from ckpt_cli.files.unchanged import holding
 

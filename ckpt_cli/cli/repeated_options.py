@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.cli.typer_parts import TyperCommand, parsed_in_order
-from ckpt_cli.errors import UsageError
+from ckpt_cli.cli.typer_parts import TyperCommand, parsed_in_order, unknown_option
+from ckpt_cli.cli.typer_parts import UsageError as TyperUsageError
+from ckpt_cli.errors import UsageError, quoted
 
 if TYPE_CHECKING:
     from ckpt_cli.ops.rename_rules import Rule
@@ -29,7 +30,11 @@ class OrderedCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse a command line; raises UsageError where an option has two values and takes one."""
         if not ctx.resilient_parsing:
-            ctx.meta[_KEY] = self._in_order(ctx, args)
+            try:
+                ctx.meta[_KEY] = self._in_order(ctx, args)
+            except TyperUsageError as error:
+                _explain(error, ctx, args)
+                raise
         return super().parse_args(ctx, args)
 
     def _in_order(self, ctx: Any, args: list[str]) -> list[tuple[str, Any]]:
@@ -40,6 +45,20 @@ class OrderedCommand(TyperCommand):
                 raise UsageError(f"{max(param.opts, key=len)} is given {count} times, and takes one value")
         given = {id(param): iter(values[param.name or ""]) for param in order if param.opts[0] in _RENAMING}
         return [(param.opts[0].removeprefix("--"), next(given[id(param)])) for param in order if id(param) in given]
+
+
+def _explain(error: Any, ctx: Any, args: list[str]) -> None:
+    """Raise UsageError with a hint where an unknown option is one that changed, or may be a name."""
+    option = unknown_option(error)
+    if option is None:
+        return
+    if option == "-n" and ctx.info_name == "diff":
+        raise UsageError(error.format_message(), hint="--first N says how many places of a tensor are shown")
+    word = next((arg for arg in args if arg.startswith(option) and not arg.startswith("--")), None)
+    words = args[: args.index(word)] if word is not None else []
+    if any(not before.startswith("-") for before in words):
+        line = " ".join(map(quoted, ["ckpt", ctx.info_name, *words, "--", *args[len(words) :]]))
+        raise UsageError(error.format_message(), hint=f"{line}, if it is a name; else ckpt {ctx.info_name} --help")
 
 
 def rules_of(ctx: Any) -> list[Rule]:

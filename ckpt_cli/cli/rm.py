@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.options import Backup, DryRun, File, JsonReport, Output, SomeNames, Verbose, WeightsOnly
+from ckpt_cli.cli.options import Backup, DryRun, Exclude, File, JsonReport, Output, SomeNames, Verbose, WeightsOnly
 from ckpt_cli.cli.output import edit
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.rm import plan_rm
@@ -11,6 +11,7 @@ from ckpt_cli.edits.rm import plan_rm
 def rm_command(
     file: File,
     names: SomeNames,
+    exclude: Exclude = None,
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
@@ -26,7 +27,7 @@ def rm_command(
     """
     edit(
         file,
-        lambda checkpoint: plan_rm(checkpoint, names),
+        lambda checkpoint: plan_rm(checkpoint, names, exclude or ()),
         EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
         verbose=verbose,

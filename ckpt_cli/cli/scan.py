@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Baseline, File, FindingFormat, FindingStyle, Json
-from ckpt_cli.cli.output import answer, style_of, talk
+from ckpt_cli.cli.options import Baseline, File, FindingFormat, FindingStyle, Json, MoreFiles
+from ckpt_cli.cli.output import Reply, style_of, talk
+from ckpt_cli.cli.several import all_files, reply_about
 from ckpt_cli.errors import about
 from ckpt_cli.ops.accepted import accept
 from ckpt_cli.ops.scan import scan
-from ckpt_cli.render.json import json_text
-from ckpt_cli.render.scan import scan_text, to_json
+from ckpt_cli.render.scan import scan_block, to_json
 from ckpt_cli.render.weights_only import aside
+
+if TYPE_CHECKING:
+    from ckpt_cli.ops.scan import Scan
 
 
 def scan_command(
     file: File,
+    more: MoreFiles = None,
     every: Annotated[bool, typer.Option("-a", "--all", help="Add the names that do no harm.")] = False,
     allow: Annotated[
         list[str] | None, typer.Option("--allow", metavar="GLOB", help="Accept names or codes that match; repeatable.")
@@ -25,7 +30,7 @@ def scan_command(
     baseline: Baseline = None,
     style: FindingFormat = FindingStyle.auto,
     json: Json = False,
-) -> None:
+) -> int:
     """Show the code that would run if something else loaded it.
 
     Every name that a pickle in the file would import, with the call it feeds, and whatever else no ordinary
@@ -35,16 +40,28 @@ def scan_command(
     Example: ckpt scan model.pt && echo harmless
     """
     layout = style_of(style, json=json)
-    with about(file):
-        found = scan(file)
-        accept(found, allow or (), baseline)
-    if layout == "json":
-        answer(json_text(to_json(found)))
-    elif layout == "sarif":
-        from ckpt_cli.render.sarif import SCAN_CODES, to_sarif
 
-        answer(json_text(to_sarif(found, "scan", SCAN_CODES)))
-    else:
-        answer(scan_text(found, layout, every=every))
-        talk(aside(found, layout))
-    raise typer.Exit(0 if found.ok else 1)
+    def ask(path: str) -> Reply:
+        with about(path):
+            found = scan(path)
+            accept(found, allow or (), baseline)
+        return Reply(
+            scan_block(found, layout, every=every),
+            lambda: _sarif(found) if layout == "sarif" else to_json(found),
+            0 if found.ok else 1,
+            lambda: talk(aside(found, layout)),
+        )
+
+    return reply_about(all_files(file, more), layout, ask, _merged if layout == "sarif" else None)
+
+
+def _sarif(found: Scan) -> dict[str, object]:
+    from ckpt_cli.render.sarif import SCAN_CODES, to_sarif
+
+    return to_sarif(found, "scan", SCAN_CODES)
+
+
+def _merged(logs: Sequence[tuple[str, dict[str, object]]]) -> object:
+    from ckpt_cli.render.sarif import merged
+
+    return merged("scan", [log for _, log in logs])

@@ -48,6 +48,9 @@ def set_command(
     the file wholly old or wholly new. Other values (epoch=0, optimizer.param_groups.0.lr=1e-4) keep their type.
     With --new, NAME=@FILE.npy adds a tensor; so does a number or a list with --dtype.
 
+    Put quotes around each argument: a shell takes brackets and asterisks for patterns of files. zsh refuses
+    2.weight[0,0]=1 without quotes ("no matches found"), bash passes it on only where no file matches.
+
     Example: ckpt set model.pt '2.weight[0,0]=100' '0.bias*=0.5'
     """
     if dtype is not None and not new:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
-from ckpt_cli.cli.output import answer, ascii_only, style_of
+from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Style, opened
+from ckpt_cli.cli.output import Reply, ascii_only, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
+from ckpt_cli.cli.several import parted, reply_about
 from ckpt_cli.ops.stats import stats
-from ckpt_cli.render.json import json_text
-from ckpt_cli.render.stats import stats_text, to_json
+from ckpt_cli.render.stats import stats_block, to_json
 
 
 class Key(str, Enum):
@@ -33,7 +33,8 @@ class Key(str, Enum):
 
 def stats_command(
     file: File,
-    names: Names = None,
+    names: NamesAndFiles = None,
+    exclude: Exclude = None,
     total: Annotated[bool, typer.Option("--total", help="Add a row of all together, tied ones once.")] = False,
     sort: Annotated[Key | None, typer.Option("--sort", help="By a column, greatest first; names from a to z.")] = None,
     bad: Annotated[bool, typer.Option("--nan", help="List only tensors with NaN or infinities.")] = False,
@@ -45,7 +46,7 @@ def stats_command(
     jobs: Jobs = 0,
     style: Format = Style.auto,
     json: Json = False,
-) -> None:
+) -> int:
     """Summarize the values of each tensor.
 
     Least, greatest, mean, standard deviation (n - 1, as torch.std), norm and a histogram of the finite ones; how many
@@ -55,12 +56,16 @@ def stats_command(
     Example: ckpt stats model.pt --sort std
     """
     layout = style_of(style, json=json)
-    with opened(file) as checkpoint, workers(jobs) as executor, progress() as on_progress:
-        found = stats(
-            checkpoint, names or (), executor, on_progress,
-            sort=sort and str(sort.value), bad_only=bad, total=total, folded=fold, percentiles=percentiles,
-        )  # fmt: skip
-    if layout == "json":
-        answer(json_text(to_json(found)))
-    else:
-        answer(stats_text(found, layout, ascii_only=ascii_only(), percentiles=percentiles))
+    files, chosen = parted(file, names)
+    key = sort and str(sort.value)
+
+    def ask(path: str) -> Reply:
+        with opened(path) as checkpoint, workers(jobs) as executor, progress() as on_progress:
+            found = stats(
+                checkpoint, chosen, executor, on_progress,
+                exclude=exclude or (), sort=key, bad_only=bad, total=total, folded=fold, percentiles=percentiles,
+            )  # fmt: skip
+        block = stats_block(found, layout, ascii_only=ascii_only(), percentiles=percentiles)
+        return Reply(block, lambda: to_json(found))
+
+    return reply_about(files, layout, ask)

@@ -15,7 +15,7 @@ from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided, by_storage, is_array
 from ckpt_cli.ops.quantization import groups_text, quantized_groups
-from ckpt_cli.ops.select import close_names, select_to_edit
+from ckpt_cli.ops.select import close_names, excluded_names, select_to_edit
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -28,12 +28,17 @@ def dtype_named(name: str) -> DType:
     dtype = BY_NAME.get(_SHORT.get(name.lower(), name.lower().removeprefix("torch.")))
     if dtype is not None and _is_target(dtype):
         return dtype
-    floats = [known for known, its in BY_NAME.items() if _is_target(its)]
-    close = close_names(name, [*floats, *_SHORT])
+    known = floats()
+    close = close_names(name, [*known, *_SHORT])
     raise UsageError(
         f"{name!r} is not a floating dtype to cast to",
-        hint=f"did you mean {close[0]}?" if close else f"one of {', '.join(floats)}",
+        hint=f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}",
     )
+
+
+def floats() -> list[str]:
+    """Return the names of the dtypes that floating values can be cast to."""
+    return [name for name, dtype in BY_NAME.items() if _is_target(dtype)]
 
 
 def _is_target(dtype: DType) -> bool:
@@ -52,12 +57,15 @@ def plan_cast(
     dtype: DType,
     arguments: Sequence[str],
     *,
+    exclude: Sequence[str] = (),
     lossy: bool = False,
     raw: bool = False,
     losses: Losses | None = None,
     executor: Executor | None = None,
 ) -> EditPlan:
     """Cast floating tensors, all or those that the arguments select, with every view of their storages.
+
+    What `exclude` selects stays as it is.
 
     What is lost is counted in `losses`, where that is given, and the executor casts pieces side by side. With `raw`
     the numbers of scaled and packed weights are cast as they are stored.
@@ -67,7 +75,7 @@ def plan_cast(
     """
     from ckpt_cli.arrays.cast import Cast, Losses
 
-    (names, storages), fixed = _wanted(checkpoint, arguments), _not_to_be_cast(checkpoint)
+    (names, storages), fixed = _wanted(checkpoint, arguments, exclude), _not_to_be_cast(checkpoint)
     if not raw:
         refuse_quantized(checkpoint, names, storages)
     losses = Losses() if losses is None else losses
@@ -155,8 +163,10 @@ def _not_to_be_cast(checkpoint: Checkpoint) -> set[str]:
     return every - {view.name for view in castable_views(checkpoint.tensors)}
 
 
-def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str], set[Storage | None]]:
-    """Return the names that are to be cast, and their storages."""
+def _wanted(
+    checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[str]
+) -> tuple[set[str], set[Storage | None]]:
+    """Return the names that are to be cast, and their storages; raises RefusedError where others are to stay in one."""
     chosen: list[Tensor] = [] if arguments else checkpoint.tensors
     for argument in arguments:
         for selection in select_to_edit(checkpoint, argument):
@@ -167,7 +177,21 @@ def _wanted(checkpoint: Checkpoint, arguments: Sequence[str]) -> tuple[set[str],
                 raise UnsupportedError(f"{entry.name!r} is {_why_not(entry)}, so it is not cast")
             if isinstance(entry, Tensor):
                 chosen.append(entry)
-    return {tensor.name for tensor in chosen}, {view.storage for view in castable_views(chosen)}
+    if not exclude:
+        return {tensor.name for tensor in chosen}, {view.storage for view in castable_views(chosen)}
+    excluded = excluded_names(checkpoint, exclude)
+    staying = [tensor for tensor in chosen if tensor.name in excluded]
+    chosen = [tensor for tensor in chosen if tensor.name not in excluded]
+    storages = {view.storage for view in castable_views(chosen)}
+    shared = [view.name for view in castable_views(staying) if view.storage in storages]
+    if shared:
+        raise RefusedError(
+            "--exclude names tensors that share their bytes with others to be cast",
+            details=some_of(shared),
+            hint="ckpt untie FILE NAME gives one bytes of its own",
+            path=checkpoint.path,
+        )
+    return {tensor.name for tensor in chosen}, storages
 
 
 def _why_not(entry: Entry) -> str:

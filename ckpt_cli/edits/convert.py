@@ -27,7 +27,7 @@ from ckpt_cli.edits.convert_options import (
 from ckpt_cli.edits.convert_plain import plan_plain
 from ckpt_cli.edits.convert_plan import flatten
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
-from ckpt_cli.edits.rm import plan_root
+from ckpt_cli.edits.rm import chosen_names, plan_root, whole_containers
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about, some_of
 from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder, staging_folder
 from ckpt_cli.files.copy import Progress, counting
@@ -181,19 +181,33 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     """Return the plan: what is written, and what is left out."""
     prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
+    whole, dropped = checkpoint, _dropped(checkpoint, options)
+    if dropped:
+        checkpoint = replace(whole, entries=[entry for entry in whole.entries if entry.name not in dropped])
     selected = _selected(checkpoint, prefix)
     _refuse_shared(selected, options)
     if options.dtype is not None and not options.raw:
         refuse_quantized(checkpoint, {entry.name for entry in selected})
     if options.plain and names is None and isinstance(checkpoint.document, Graph):
+        if dropped:
+            raise UsageError("--plain takes all entries", hint="ckpt keep FILE NAME... -o OUT takes some of them first")
         return plan_plain(checkpoint, checkpoint.document, output, prefix)
     keeps_all = target.keeps_objects and names is None and not options.tensors_only and options.shared != CLONE
-    if keeps_all and _has_a_document(checkpoint):
-        return _document(checkpoint, output, options)
-    nested = plan_nested(checkpoint, target, output, options) if names is None else None
+    is_part = bool(prefix) and any(name.startswith(f"{prefix}.") for name in dropped)  # a document would keep the rest
+    if keeps_all and not is_part and _has_a_document(checkpoint):
+        return _document(whole, output, options, dropped)
+    nested = plan_nested(checkpoint, target, output, options, dropped) if names is None else None
     if nested is not None:
         return nested
     return flatten(checkpoint, target, output, options, names, selected)
+
+
+def _dropped(checkpoint: Checkpoint, options: ConvertOptions) -> frozenset[str]:
+    """Return the names of the entries that NAMEs and --exclude leave out."""
+    if not options.names and not options.exclude:
+        return frozenset()
+    chosen = chosen_names(checkpoint, options.names, options.exclude)
+    return frozenset(entry.name for entry in checkpoint.entries if entry.name not in chosen)
 
 
 def _has_a_document(checkpoint: Checkpoint) -> bool:
@@ -231,13 +245,18 @@ def _refuse_shared(entries: Sequence[Entry], options: ConvertOptions) -> None:
             )
 
 
-def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> ConvertPlan:
-    """The whole pickle, with every object in it, as a torch zip file."""
+def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions, dropped: frozenset[str]) -> ConvertPlan:
+    """The whole pickle, with every object in it but those that are left out, as a torch zip file."""
     from ckpt_cli.arrays.cast import Losses
     from ckpt_cli.formats.torch_zip.write import document
 
     losses = Losses()
     changes = plan_root(checkpoint, options.select).changes if options.select else Changes()
+    if dropped:
+        remaining = {entry.name for entry in checkpoint.entries if entry.name not in changes.dropped | dropped}
+        within = [name for name in dropped if name not in changes.dropped]
+        prefixes = frozenset(whole_containers(within, remaining))
+        changes = replace(changes, dropped=changes.dropped | dropped, dropped_prefixes=prefixes)
     kept = [entry for entry in checkpoint.entries if entry.name not in changes.dropped]
     cast_ones = [tensor for tensor in kept if isinstance(tensor, Tensor) and not _is_in_the_pickle(tensor)]
     if options.dtype is not None and any(other_floats(castable_views(cast_ones), options.dtype)):

@@ -45,9 +45,12 @@ class Leaves:
     """The facts about the state that a distributed checkpoint cannot hold, in words."""
 
 
-def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan | None:
+def plan_nested(
+    checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, dropped: frozenset[str]
+) -> ConvertPlan | None:
     """Plan a conversion that keeps containers and values; None where the one of flat names does as well.
 
+    The entries of the names in `dropped` are left out.
     Raises RefusedError for tensors that would be lost, MalformedError or LimitError for paths that cannot be.
     """
     if options.tensors_only or not target.keeps_nesting:
@@ -59,10 +62,20 @@ def plan_nested(checkpoint: Checkpoint, target: Target, output: str, options: Co
         found = leaves_of_pickle(checkpoint, checkpoint.document, prefix)
         if found is None:
             return None
-        leaves = found
+        leaves = _without(found, {name.removeprefix(f"{prefix}.") if prefix else name for name in dropped})
     else:
         return None
     return _planned(checkpoint, leaves, target, output, options)
+
+
+def _without(leaves: Leaves, names: set[str]) -> Leaves:
+    """Return the leaves whose names are not among some."""
+    return replace(
+        leaves,
+        paths={name: path for name, path in leaves.paths.items() if name not in names},
+        tensors=[tensor for tensor in leaves.tensors if tensor.name not in names],
+        values=[value for value in leaves.values if value.name not in names],
+    )
 
 
 def _is_one_save(checkpoint: Checkpoint) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,6 +42,10 @@ class ConvertOptions:
     """The name of the format; None to choose it by the output's name."""
     select: str = ""
     """The prefix below which entries are taken; empty for all."""
+    names: Sequence[str] = ()
+    """NAMEs of what is written; none for all."""
+    exclude: Sequence[str] = ()
+    """NAMEs of what is left out."""
     dtype: DType | None = None
     """The new dtype of floats."""
     max_shard: int | None = None

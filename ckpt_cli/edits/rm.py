@@ -8,17 +8,20 @@ from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.ops.select import close_names, select_to_edit, split_index
+from ckpt_cli.ops.select import close_names, excluded_names, select_to_edit, split_index
 
 _KEEP = Verb("kept", "keep", between="as")
 
 
-def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> EditPlan:
-    """Take out what the arguments select; for a prefix, with the container of that name."""
-    chosen = _chosen(checkpoint, arguments)
+def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[str] = ()) -> EditPlan:
+    """Take out what the arguments select and `exclude` does not; for a prefix, with the container of that name."""
+    chosen = chosen_names(checkpoint, arguments, exclude)
     if all(entry.name in chosen for entry in checkpoint.entries):
         raise RefusedError("nothing would be left", path=checkpoint.path)
-    changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(_prefixes(arguments, chosen)))
+    prefixes = _prefixes(arguments, chosen)
+    if exclude:
+        prefixes = {prefix for prefix in prefixes if not _has_below(checkpoint, prefix, chosen)}
+    changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(prefixes))
     return EditPlan(
         Verb("removed", "remove"),
         _in_order(checkpoint, chosen),
@@ -27,13 +30,13 @@ def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str]) -> EditPlan:
     )
 
 
-def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str]) -> EditPlan:
-    """Take out everything that no argument selects."""
-    chosen = _chosen(checkpoint, arguments)
+def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[str] = ()) -> EditPlan:
+    """Take out everything that no argument selects, and what `exclude` selects; no argument selects all."""
+    chosen = chosen_names(checkpoint, arguments, exclude)
     dropped = frozenset(entry.name for entry in checkpoint.entries if entry.name not in chosen)
     if not dropped:
         raise RefusedError("that keeps all of it", path=checkpoint.path)
-    changes = Changes(dropped=dropped, dropped_prefixes=frozenset(_whole_containers(dropped, chosen)))
+    changes = Changes(dropped=dropped, dropped_prefixes=frozenset(whole_containers(dropped, chosen)))
     return EditPlan(_KEEP, _in_order(checkpoint, chosen), changes=changes, remaining=_remaining(checkpoint, changes))
 
 
@@ -81,7 +84,21 @@ def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(entry.name for entry in checkpoint.entries if entry.name in names))
 
 
-def _chosen(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
+def _has_below(checkpoint: Checkpoint, prefix: str, chosen: set[str]) -> bool:
+    """True if an entry below a prefix is not among the chosen ones."""
+    return any(entry.name.startswith(f"{prefix}.") and entry.name not in chosen for entry in checkpoint.entries)
+
+
+def chosen_names(checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[str]) -> set[str]:
+    """Return the names that the arguments select and `exclude` does not; raises RefusedError where none is left."""
+    selected = _selected(checkpoint, arguments) if arguments else {entry.name for entry in checkpoint.entries}
+    chosen = selected - excluded_names(checkpoint, exclude)
+    if not chosen:
+        raise RefusedError("--exclude leaves none of the entries that are named", path=checkpoint.path)
+    return chosen
+
+
+def _selected(checkpoint: Checkpoint, arguments: Sequence[str]) -> set[str]:
     """Return the names that the arguments select."""
     chosen: set[str] = set()
     known = {entry.name for entry in checkpoint.entries}
@@ -99,7 +116,7 @@ def _prefixes(arguments: Iterable[str], chosen: set[str]) -> set[str]:
     return {name for name in names if name not in chosen and "*" not in name and "?" not in name}
 
 
-def _whole_containers(dropped: Iterable[str], kept: Iterable[str]) -> set[str]:
+def whole_containers(dropped: Iterable[str], kept: Iterable[str]) -> set[str]:
     """Return the outermost prefixes below which nothing is kept."""
     needed = {name[:at] for name in kept for at in _dots(name)}
     found: set[str] = set()

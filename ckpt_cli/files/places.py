@@ -19,6 +19,9 @@ from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 SEPARATOR = "://"
 """It stands between the scheme and the rest of a path that does not lie on the disk."""
 
+STANDARD_INPUT = "-"
+"""The path of standard input where that is mounted (`files/standard_input.py`), and the scheme of its neighbours."""
+
 
 class Folder(Protocol):
     """A tree of files, and what can be asked of a path in it; paths are whole, their scheme included."""
@@ -196,8 +199,8 @@ def mounted(scheme: str, folder: Folder) -> Iterator[None]:
 
 def place_of(path: str) -> Folder:
     """Return the folder that a path lies in: the one mounted at its scheme, else this machine's disk."""
-    if _mounted and (found := _mounted.get(path.partition(SEPARATOR)[0])) is not None and SEPARATOR in path:
-        return found
+    if _mounted and (found := _mounted.get(path.partition(SEPARATOR)[0])) is not None:
+        return found if SEPARATOR in path or path == STANDARD_INPUT else LOCAL
     return LOCAL
 
 
@@ -325,6 +328,8 @@ def join(folder: str, name: str) -> str:
 
 def folder_of(path: str) -> str:
     """Return the folder that a path is in; empty for a bare name."""
+    if path == STANDARD_INPUT and STANDARD_INPUT in _mounted:
+        return f"{STANDARD_INPUT}{SEPARATOR}"
     if SEPARATOR not in path:
         return os.path.dirname(path)
     folder = posixpath.dirname(path)

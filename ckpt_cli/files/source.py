@@ -121,20 +121,24 @@ class LocalFile:
     """An open regular file of which only the ranges asked for are read.
 
     Raises OSError when it cannot be opened and FormatError when it is not a regular file; without `follow`, a
-    symbolic link is an error. With `create` it is a new file, and whatever has its name already is an error.
+    symbolic link is an error. With `create` it is a new file, and whatever has its name already is an error. With `fd`
+    it is the file that is open there, which is closed with it, and the path is its name in messages.
     """
 
     begin = 0
     in_memory = False
 
-    def __init__(self, path: str, *, write: bool = False, follow: bool = True, create: bool = False) -> None:
+    def __init__(
+        self, path: str, *, write: bool = False, follow: bool = True, create: bool = False, fd: int = -1
+    ) -> None:
         self.path = path
         self.writable = write
         """True if it was opened to be written."""
-        self.fd = -1
-        if not system.OPENS_ANYTHING and not create:
-            self._require_regular(os.stat(path) if follow else os.lstat(path))
-        self.fd = system.open_file(path, write=write, follow=follow, create=create)
+        self.fd = fd
+        if fd < 0:
+            if not system.OPENS_ANYTHING and not create:
+                self._require_regular(os.stat(path) if follow else os.lstat(path))
+            self.fd = system.open_file(path, write=write, follow=follow, create=create)
         info = os.fstat(self.fd)
         self._require_regular(info)
         self.size = info.st_size

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.check.run import Report
     from ckpt_cli.ops.scan import Scan
 
+_NOTHING = {"path": "", "findings": []}
+"""What a list of several files says of one that is not in it."""
+
 _BASELINE = 64 * 2**20
 """Bytes of a baseline that is read."""
 
@@ -32,7 +35,11 @@ def accept(found: Scan | Report, allowed: Sequence[str], baseline: str | None) -
     Raises UsageError for a baseline that is not what `--json` of the same command printed, OSError for one that cannot
     be read.
     """
-    known = _known(baseline, "deep" if hasattr(found, "deep") else "pickles") if baseline is not None else Counter()
+    known = (
+        _known(baseline, "deep" if hasattr(found, "deep") else "pickles", found.path)
+        if baseline is not None
+        else Counter()
+    )
     patterns = [_Pattern(text) for text in allowed]
     kept = []
     for finding in found.findings:
@@ -86,8 +93,11 @@ def place_in_file(where: str, path: str) -> str:
     return "/" + rest.removeprefix(f"/{stem}/") if rest.startswith(f"/{stem}/") else rest
 
 
-def _known(baseline: str, key: str) -> Counter[_Key]:
-    """The findings of a baseline, which must have the key that the output of the command has."""
+def _known(baseline: str, key: str, path: str) -> Counter[_Key]:
+    """The findings of a baseline, which must have the key that the output of the command has.
+
+    Of the output about several files it is what was found in the one at `path`.
+    """
     if is_folder(baseline):
         raise UsageError("a baseline is a file that --json printed, and this is a folder", path=baseline)
     with closing(open_file(baseline)) as file:
@@ -96,6 +106,8 @@ def _known(baseline: str, key: str) -> Counter[_Key]:
         data = file.read(0, file.size)
     try:
         said = json.loads(data)
+        if isinstance(said, list) and said:
+            said = next((each for each in said if each["path"] == path and "error" not in each), {key: 0, **_NOTHING})
         if not isinstance(said, Mapping) or key not in said:
             raise ValueError
         path = said["path"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 from ckpt_cli.ops.aliasing import tie_groups
 from ckpt_cli.ops.rename_rules import Rule, in_turn
-from ckpt_cli.ops.select import select
+from ckpt_cli.ops.select import excluded_names, select
 from ckpt_cli.parallel.tensor_pairs import Pair, compare_pairs
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ class Asked:
     """Functions from old names to new ones, applied to both in turn."""
     quick: bool = False
     """True if only it matters that there is a difference, not which."""
+    exclude: Sequence[str] = ()
+    """What is left out, named as NAMEs are."""
     ignore_dtype: bool = False
     """True if dtypes may differ: only values that differ are differences."""
 
@@ -227,6 +230,27 @@ class _Comparison:
 
     def _chosen(self) -> list[Sequence[Entry]]:
         """Return the entries of each that NAMEs select: one that neither has is an error."""
+        chosen = self._named()
+        excluded = self._excluded()
+        if not excluded:
+            return chosen
+        return [[entry for entry in entries if entry.name not in excluded] for entries in chosen]
+
+    def _excluded(self) -> set[str]:
+        """Return the names that are left out: an argument that selects nothing in either is an error."""
+        found: set[str] = set()
+        a, b = self._sides
+        for name in self._asked.exclude:
+            with suppress(NameNotFoundError):
+                found |= excluded_names(a, [name])
+                with suppress(NameNotFoundError):
+                    found |= excluded_names(b, [name])
+                continue
+            found |= excluded_names(b, [name])
+        return found
+
+    def _named(self) -> list[Sequence[Entry]]:
+        """Return the entries of each that NAMEs select."""
         names = self._asked.names
         if not names:
             return [checkpoint.entries for checkpoint in self._sides]

@@ -28,6 +28,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.ops.select import left, whole_tensors
 from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
@@ -93,20 +94,29 @@ _Piece = tuple[int, TensorReader, Chunk]
 
 
 def hash_tensors(
-    checkpoint: Checkpoint, algorithm: str, executor: Executor, on_progress: OnProgress = lambda _, __: None
+    checkpoint: Checkpoint,
+    algorithm: str,
+    executor: Executor,
+    on_progress: OnProgress = lambda _, __: None,
+    *,
+    names: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> Hashes:
-    """Hash every tensor, on an executor; `on_progress` gets the bytes done and in all.
+    """Hash the tensors that `names` select and `exclude` does not, on an executor; no name selects all.
+
+    `on_progress` gets the bytes done and in all.
 
     Raises UnsupportedError where two tensors have one name, and for a strided view of packed elements.
     """
     new = _new(algorithm)
     with about(checkpoint.path):
         hasher = _Hasher(checkpoint, algorithm)
-        for tensor in checkpoint.tensors:
+        tensors = left(checkpoint, whole_tensors(checkpoint, names, "hash"), exclude)
+        for tensor in tensors:
             hasher.add(tensor)
         hasher.read(executor, on_progress)
         found: dict[str, str] = {}
-        for tensor in checkpoint.tensors:
+        for tensor in tensors:
             if tensor.name in found:
                 raise UnsupportedError(f"it has two tensors called {tensor.name!r}, so a name does not say which")
             found[tensor.name] = hasher.digest(tensor)

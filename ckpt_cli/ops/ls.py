@@ -11,7 +11,7 @@ from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided, by_storage, needed_nbytes, stored_nbytes, tied_names, unique_numel
-from ckpt_cli.ops.select import refuse_index, select_one
+from ckpt_cli.ops.select import left, refuse_index, select_one, whole_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,20 @@ class Listing:
 
 
 def list_entries(
-    checkpoint: Checkpoint, names: Sequence[str] = (), *, values: bool = False, sort: str | None = None
+    checkpoint: Checkpoint,
+    names: Sequence[str] = (),
+    *,
+    values: bool = False,
+    sort: str | None = None,
+    exclude: Sequence[str] = (),
 ) -> Listing:
-    """The tensors, and with `values` the other entries too, that `names` select; no name selects all.
+    """The tensors, and with `values` the other entries too, that `names` select, all without one, less `exclude`.
 
     A name that selects no tensor lists what it does select: an entry, or all that lies below a prefix. `sort` is
     `name`, `size` (largest first) or `file` (in the order of the bytes); without it they come in the document's order.
     """
-    entries = [_as_read(entry) for entry in _sorted(checkpoint, _chosen(checkpoint, names, values=values), sort)]
+    chosen = left(checkpoint, _chosen(checkpoint, names, values=values), exclude)
+    entries = [_as_read(entry) for entry in _sorted(checkpoint, chosen, sort)]
     tensors = [entry for entry in entries if isinstance(entry, Tensor)]
     return Listing(
         path=checkpoint.path,
@@ -48,7 +54,7 @@ def list_entries(
         tensors=len(tensors),
         parameters=unique_numel(tensors),
         nbytes=stored_nbytes(tensors),
-        tied=tied_names(checkpoint.tensors if names else tensors),
+        tied=tied_names(checkpoint.tensors if names or exclude else tensors),
     )
 
 
@@ -113,15 +119,15 @@ class Waste:
     """The tensors that are views of it; none, where nothing in the file refers to it."""
 
 
-def list_waste(checkpoint: Checkpoint, names: Sequence[str] = ()) -> list[Waste]:
+def list_waste(checkpoint: Checkpoint, names: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[Waste]:
     """The storages with bytes that no view uses, most wasteful first; with `names`, those behind what they select."""
-    chosen = {view.storage for view in all_strided(_selected(checkpoint, names))}
+    chosen = {view.storage for view in all_strided(left(checkpoint, whole_tensors(checkpoint, names, "ls"), exclude))}
     found = []
     for storage, views in by_storage(all_strided(checkpoint.tensors)):
         used = needed_nbytes(storage, views)
         if used < storage.nbytes and storage in chosen:
             found.append(Waste(storage.key, storage.nbytes, used, tuple(view.name for view in views)))
-    if not names:
+    if not names and not exclude:
         found += [Waste(key, nbytes, 0, ()) for key, nbytes in unreferenced(checkpoint).items()]
     return sorted(found, key=lambda waste: waste.used - waste.nbytes)
 
@@ -133,18 +139,6 @@ def unreferenced(checkpoint: Checkpoint) -> Mapping[str, int]:
     from ckpt_cli.formats.zip.container import unreferenced_records
 
     return unreferenced_records(checkpoint.container, checkpoint.document)
-
-
-def _selected(checkpoint: Checkpoint, names: Sequence[str]) -> list[Tensor]:
-    """The tensors that `names` select."""
-    if not names:
-        return checkpoint.tensors
-    found: list[Tensor] = []
-    for name in names:
-        selections = select_one(checkpoint, name)
-        refuse_index(checkpoint, name, selections, "ls")
-        found.extend(selection.entry for selection in selections if isinstance(selection.entry, Tensor))
-    return found
 
 
 _PARTS = 64

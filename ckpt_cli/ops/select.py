@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.facts import dataclass
@@ -13,6 +13,8 @@ from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.indexing import Index, Region
+
+SomeEntry = TypeVar("SomeEntry", bound=Entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,41 @@ def _parsed(text: str) -> Index:
     from ckpt_cli.arrays.indexing import parse_index
 
     return parse_index(text)
+
+
+def whole_tensors(checkpoint: Checkpoint, names: Sequence[str], command: str) -> list[Tensor]:
+    """Return the tensors that NAMEs select, each once; no NAME selects all.
+
+    Raises UsageError for a NAME with an index: the command is about whole tensors.
+    """
+    if not names:
+        return checkpoint.tensors
+    found: dict[int, Tensor] = {}
+    for name in names:
+        selections = select_one(checkpoint, name)
+        refuse_index(checkpoint, name, selections, command)
+        found.update((id(each.entry), each.entry) for each in selections if isinstance(each.entry, Tensor))
+    return list(found.values())
+
+
+def left(checkpoint: Checkpoint, entries: Sequence[SomeEntry], exclude: Iterable[str]) -> list[SomeEntry]:
+    """Return the entries without those that arguments of `--exclude` select.
+
+    Raises NameNotFoundError for an argument that selects nothing in the checkpoint, UsageError for a part of a tensor.
+    """
+    excluded = excluded_names(checkpoint, exclude)
+    return [entry for entry in entries if entry.name not in excluded] if excluded else list(entries)
+
+
+def excluded_names(checkpoint: Checkpoint, exclude: Iterable[str]) -> frozenset[str]:
+    """Return the names of the entries that arguments of `--exclude` select, which are names, prefixes and globs."""
+    found: set[str] = set()
+    for argument in exclude:
+        selections = select_one(checkpoint, argument)
+        if any(selection.index is not None for selection in selections):
+            raise UsageError(f"--exclude {argument}: a part of a tensor cannot be left out", path=checkpoint.path)
+        found.update(selection.entry.name for selection in selections)
+    return frozenset(found)
 
 
 def is_glob(pattern: str) -> bool:

@@ -14,7 +14,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.ls import Fold, fold
-from ckpt_cli.ops.select import part_of, select, with_values
+from ckpt_cli.ops.select import excluded_names, part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
@@ -214,20 +214,23 @@ def stats(
     executor: Executor,
     on_progress: OnProgress = lambda _, __: None,
     *,
+    exclude: Sequence[str] = (),
     sort: str | None = None,
     bad_only: bool = False,
     total: bool = False,
     folded: bool = False,
     percentiles: bool = False,
 ) -> Stats:
-    """Summarize the tensors that NAMEs select, on an executor; `on_progress` gets the bytes done.
+    """Summarize the tensors that NAMEs select, without those that `exclude` selects, on an executor.
+
+    `on_progress` gets the bytes done.
 
     A tensor that is made of others has a row for each part; one without values, or packed in a way that no format
     defines, has a note instead of numbers. `sort` is a column, greatest first but for names. With `folded` the tensors
     of numbered layers are one row. `percentiles` also finds the spread of each row.
     """
     with about(checkpoint.path):
-        plans = list(_plans(checkpoint, arguments))
+        plans = list(_plans(checkpoint, arguments, exclude))
         subjects = list({id(plan): plan for _, plan, _ in plans if isinstance(plan, _Subject)}.values())
         for subject in subjects if percentiles else ():
             subject.summer.sketched = True
@@ -245,12 +248,15 @@ def stats(
 
 
 def _plans(
-    checkpoint: Checkpoint, arguments: Sequence[str]
+    checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[str]
 ) -> Iterator[tuple[Tensor, _Subject | str, tuple[int, ...] | None]]:
     """Yield each tensor with its summary, which tied ones share, or the reason for none; and the shape to report."""
     budget = Budget.of(checkpoint)
     known: dict[object, _Subject | str] = {}
+    excluded = excluded_names(checkpoint, exclude)
     for selection in select(checkpoint, arguments):
+        if selection.entry.name in excluded:
+            continue
         if not isinstance(selection.entry, Tensor):
             if selection.index is not None:
                 raise UsageError(f"{selection.entry.name!r} is not a tensor, so it takes no index")

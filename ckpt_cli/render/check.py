@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render import weights_only
-from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.several import Block
+from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import count_text, escaped, short
 
 if TYPE_CHECKING:
@@ -35,12 +36,10 @@ def to_json(report: Report) -> dict[str, object]:
     }
 
 
-def check_text(report: Report, style: str) -> Iterator[str]:
-    """Yield a row for each finding; a table ends with the counts."""
-    yield from table_text(_COLUMNS, _rows(report, human=style == "table"), style)
-    if style == "table":
-        yield _totals(report)
-        yield weights_only.weights_only_text(report.weights_only)
+def check_block(report: Report, style: str) -> Block:
+    """Return a row for each finding; a table ends with the counts."""
+    after = f"{_totals(report)}{weights_only.weights_only_text(report.weights_only)}"
+    return Block(_COLUMNS, _rows(report, human=style == "table"), after)
 
 
 def _rows(report: Report, *, human: bool) -> Iterator[list[str]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.several import Block
+from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import count_text, name_text
 
 if TYPE_CHECKING:
@@ -26,19 +26,18 @@ def verdict_to_json(path: str, verdict: Verdict) -> dict[str, object]:
     return {"path": path, "ok": verdict.ok, **asdict(verdict)}
 
 
-def hashes_text(hashes: Hashes, style: str) -> Iterator[str]:
-    """Yield a row for each tensor, and one for the whole checkpoint last."""
+def hashes_block(hashes: Hashes) -> Block:
+    """Return a row for each tensor, and one for the whole checkpoint last."""
     rows = [[digest, name_text(name)] for name, digest in hashes.tensors.items()]
-    yield from table_text(_COLUMNS, [*rows, [hashes.checkpoint, "(checkpoint)"]], style)
-    if style == "table":
-        yield f"{count_text(len(rows), 'tensor')}, {hashes.algorithm}\n"
+    after = f"{count_text(len(rows), 'tensor')}, {hashes.algorithm}\n"
+    return Block(_COLUMNS, [*rows, [hashes.checkpoint, "(checkpoint)"]], after)
 
 
-def verdict_text(verdict: Verdict, style: str) -> Iterator[str]:
-    """Yield a row for each tensor that differs from the manifest; nothing if none does."""
+def verdict_block(verdict: Verdict) -> Block:
+    """Return a row for each tensor that differs from the manifest; nothing if none does."""
     rows = [
         [what, name_text(name)]
         for what, names in (("differs", verdict.differ), ("missing", verdict.missing), ("new", verdict.new))
         for name in names
     ]
-    return table_text(_DIFFERENCES, rows, style) if rows else iter(())
+    return Block(_DIFFERENCES, rows, headed=False)

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.json import value_json
+from ckpt_cli.render.several import Block
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import (
     bytes_text,
@@ -55,6 +56,29 @@ def summary_text(summary: Summary, style: str) -> Iterator[str]:
             yield f"{label:{width}}  {text}\n"
     else:
         yield from table_text((Column("fact"), Column("value")), _facts(summary, human=False), style)
+
+
+_ROW = (
+    Column("format"),
+    *(Column(word, right=True) for word in ("tensors", "parameters", "bytes")),
+    Column("dtypes"),
+    Column("step", right=True),
+    Column("epoch", right=True),
+)
+
+
+def summary_block(summary: Summary, style: str) -> Block:
+    """Return the facts that several checkpoints are compared by as one row; `bytes` are those of all tensors."""
+    human = style == "table"
+    row = [
+        summary.format,
+        str(summary.tensors),
+        f"{summary.parameters:,}" if human else str(summary.parameters),
+        bytes_text(summary.nbytes) if human else str(summary.nbytes),
+        ",".join(summary.dtypes),
+        *("" if number is None else str(number) for number in (summary.training.global_step, summary.training.epoch)),
+    ]
+    return Block(_ROW, [row])
 
 
 def _format(summary: Summary) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ from ckpt_cli.model.checkpoint import Entry, Opaque, Tensor, Value
 from ckpt_cli.render.json import entry_json, tensor_json
 from ckpt_cli.render.json import rows as rows_json
 from ckpt_cli.render.salvage import lost_to_json
-from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.several import Block
+from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, value_beginning
 
 if TYPE_CHECKING:
@@ -79,17 +80,15 @@ def waste_to_json(path: str, found: Sequence[Waste]) -> dict[str, object]:
     return {"path": path, "waste": [{**asdict(row), "waste": row.nbytes - row.used} for row in found]}
 
 
-def listing_text(
+def listing_block(
     listing: Listing, rows: Sequence[Entry | Fold], style: str, *, long: bool, values: bool, folded: bool
-) -> Iterator[str]:
-    """Yield a row for each entry; a table ends with a line of totals."""
+) -> Block:
+    """Return a row for each entry; a table ends with a line of totals."""
     columns = (*_BASIC, *(_LONG if long else ()), *(_VALUE if values else ()), *(_COUNT if folded else ()))
     ties = _tie_numbers(listing) if long else {}
     human = style == "table"
     cells = (_cells(row, ties, human=human, long=long, values=values, folded=folded) for row in rows)
-    yield from table_text(columns, cells, style)
-    if human:
-        yield _totals(listing)
+    return Block(columns, cells, _totals(listing) if human else "")
 
 
 def _tie_numbers(listing: Listing) -> dict[str, str]:
@@ -140,10 +139,8 @@ def _totals(listing: Listing) -> str:
     )
 
 
-def waste_text(rows: Sequence[Waste], style: str) -> Iterator[str]:
-    """Yield one row per storage that is larger than its views; on a terminal, a sentence if there are none."""
-    if not rows and style == "table":
-        return iter(["no storage is larger than its tensors\n"])
+def waste_block(rows: Sequence[Waste], style: str) -> Block:
+    """Return one row per storage that is larger than its views; on a terminal, a sentence if there are none."""
     sizes = bytes_text if style == "table" else str
     columns = (Column("storage"), *(Column(word, right=True) for word in ("bytes", "used", "waste")), Column("names"))
     cells = (
@@ -156,4 +153,4 @@ def waste_text(rows: Sequence[Waste], style: str) -> Iterator[str]:
         ]
         for row in rows
     )
-    return table_text(columns, cells, style)
+    return Block(columns, cells, "" if rows else "no storage is larger than its tensors\n")

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ckpt_cli import __version__
@@ -63,14 +63,8 @@ SCAN_CODES = {
 def to_sarif(found: Scan | Report, command: str, meanings: Mapping[str, str]) -> dict[str, object]:
     """Return the findings as one run of a SARIF log; `meanings` are those of the command's codes."""
     codes = list(dict.fromkeys(finding.code for finding in found.findings))
-    driver = {
-        "name": f"ckpt {command}",
-        "version": __version__,
-        "semanticVersion": __version__,
-        "rules": [_rule(code, meanings) for code in codes],
-    }
     run = {
-        "tool": {"driver": driver},
+        "tool": {"driver": _driver(command, [_rule(code, meanings) for code in codes])},
         "invocations": [{"executionSuccessful": True}],
         "results": [_result(finding, codes, found.path) for finding in found.findings],
         "columnKind": "unicodeCodePoints",
@@ -81,6 +75,46 @@ def to_sarif(found: Scan | Report, command: str, meanings: Mapping[str, str]) ->
         },
     }
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def merged(command: str, logs: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    """Return one log with one run of the logs of several files; a failure is a `path` and an `error` instead.
+
+    Code hosts take one run of a tool for each upload.
+    """
+    runs = [log["runs"][0] for log in logs if "runs" in log]
+    failures = [log for log in logs if "runs" not in log]
+    rules: dict[str, object] = {}
+    for run in runs:
+        rules.update((rule["id"], rule) for rule in run["tool"]["driver"]["rules"])
+    places = {code: place for place, code in enumerate(rules)}
+    results = [{**result, "ruleIndex": places[result["ruleId"]]} for run in runs for result in run["results"]]
+    failed = [
+        {
+            "level": "error",
+            "message": {"text": _text(log["error"])},
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri_of(log["path"])}}}],
+        }
+        for log in failures
+    ]
+    invocation = {"executionSuccessful": not failures, **({"toolExecutionNotifications": failed} if failed else {})}
+    files = [run["properties"] for run in runs]
+    run = {
+        "tool": {"driver": _driver(command, list(rules.values()))},
+        "invocations": [invocation],
+        "results": results,
+        "columnKind": "unicodeCodePoints",
+        "properties": {
+            "allowed": sum(each["allowed"] for each in files),
+            "known": sum(each["known"] for each in files),
+            "weights_only": [each["weights_only"] for each in files],
+        },
+    }
+    return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _driver(command: str, rules: Sequence[object]) -> dict[str, object]:
+    return {"name": f"ckpt {command}", "version": __version__, "semanticVersion": __version__, "rules": rules}
 
 
 def _rule(code: str, meanings: Mapping[str, str]) -> dict[str, object]:

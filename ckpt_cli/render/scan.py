@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render import weights_only
-from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.several import Block
+from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import count_text, escaped, short
 
 if TYPE_CHECKING:
@@ -41,12 +42,10 @@ def to_json(scan: Scan) -> dict[str, object]:
     }
 
 
-def scan_text(scan: Scan, style: str, *, every: bool) -> Iterator[str]:
-    """Yield a row for each finding, with `every` for each harmless name too; a table ends with the counts."""
-    yield from table_text(_COLUMNS, _rows(scan, every=every, human=style == "table"), style)
-    if style == "table":
-        yield _totals(scan)
-        yield weights_only.weights_only_text(scan.weights_only)
+def scan_block(scan: Scan, style: str, *, every: bool) -> Block:
+    """Return a row for each finding, with `every` for each harmless name too; a table ends with the counts."""
+    after = f"{_totals(scan)}{weights_only.weights_only_text(scan.weights_only)}"
+    return Block(_COLUMNS, _rows(scan, every=every, human=style == "table"), after)
 
 
 def _rows(scan: Scan, *, every: bool, human: bool) -> Iterator[list[str]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.json import finite, rows, value_json
-from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.several import Block
+from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import bars, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def _spread_json(row: Row) -> dict[str, object]:
     return {**dict(zip(keys, known, strict=True)), "magnitudes": magnitudes}
 
 
-def stats_text(stats: Stats, style: str, *, ascii_only: bool = False, percentiles: bool = False) -> Iterator[str]:
-    """Yield a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram.
+def stats_block(stats: Stats, style: str, *, ascii_only: bool = False, percentiles: bool = False) -> Block:
+    """Return a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram.
 
     With `percentiles` these, the outlier and the magnitudes come last.
     """
@@ -78,9 +78,9 @@ def stats_text(stats: Stats, style: str, *, ascii_only: bool = False, percentile
     human = style in ("table", "markdown")
     cells = (_cells(row, human=human, ascii_only=ascii_only) for row in shown)
     if not percentiles:
-        return table_text(_COLUMNS, cells, style)
+        return Block(_COLUMNS, cells)
     more = (_more(row, human=human, ascii_only=ascii_only) for row in shown)
-    return table_text([*_COLUMNS, *_MORE], ([*a, *b] for a, b in zip(cells, more, strict=True)), style)
+    return Block([*_COLUMNS, *_MORE], ([*a, *b] for a, b in zip(cells, more, strict=True)))
 
 
 def _more(row: Row, *, human: bool, ascii_only: bool) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.several import Block
+from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import bytes_text, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
@@ -54,12 +55,15 @@ def verdict_text(verdict: Verdict) -> str:
     return f"{escaped(verdict.reason)}\n"
 
 
-def ties_text(ties: Ties, style: str) -> Iterator[str]:
-    """Yield one row per group of names that share or repeat bytes; on a terminal, a sentence if there are none."""
+def ties_block(ties: Ties, style: str) -> Block:
+    """Return one row per group of names that share or repeat bytes; on a terminal, a sentence if there are none."""
     rows = list(_rows(ties, human=style == "table"))
-    if not rows and style == "table":
-        return iter(["every tensor has bytes of its own\n"])
-    return table_text(_COLUMNS, rows, style)
+    return Block(_COLUMNS, rows, "" if rows else "every tensor has bytes of its own\n")
+
+
+def verdict_block(verdict: Verdict) -> Block:
+    """Return the result of `ties FILE A B` as a row."""
+    return Block((Column("verdict"),), [[escaped(verdict.reason)]])
 
 
 def _rows(ties: Ties, *, human: bool) -> Iterator[list[str]]:

@@ -46,7 +46,7 @@ def accepted_text(found: Scan | Report) -> str:
 
 def aside(found: Scan | Report, style: str) -> str:
     """Return notes for stderr where stdout has bare rows: findings taken out, and a file that torch refuses."""
-    if style == "table":
+    if style in ("table", "json", "sarif"):
         return ""
     path = escaped(found.path)
     accepted = accepted_text(found).removeprefix(", ")

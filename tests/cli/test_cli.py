@@ -18,7 +18,7 @@ import torch
 from conftest import Ckpt
 
 import ckpt_cli
-from ckpt_cli.cli.app import COMMANDS
+from ckpt_cli.cli.app import COMMANDS, SUMMARIES
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import BusyError
 
@@ -103,9 +103,16 @@ def test_the_version_is_the_packages(ckpt: Ckpt) -> None:
 
 
 def test_every_command_is_in_the_first_help_with_one_sentence(ckpt: Ckpt) -> None:
-    rows = ckpt("--help").out.split("Commands:\n")[1].splitlines()
+    groups = ckpt("--help").out.split("\nLook:\n")[1]
+    rows = [row for row in groups.splitlines() if row.startswith("  ")]
     assert [row.split()[0] for row in rows] == list(COMMANDS)
     assert all(row.endswith(".") for row in rows)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_has_the_first_sentence_of_the_help_of_each(command: str) -> None:
+    function = getattr(importlib.import_module(f"ckpt_cli.cli.{command}"), f"{command}_command")
+    assert function.__doc__.splitlines()[0] == SUMMARIES[command]
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

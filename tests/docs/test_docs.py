@@ -12,6 +12,7 @@ import pytest
 from conftest import Ckpt
 
 import ckpt_cli
+from ckpt_cli.cli.app import COMMANDS
 
 ROOT = Path(ckpt_cli.__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -60,10 +61,8 @@ def test_the_index_links_every_page() -> None:
     assert {page.name for page in DOCS.glob("*.md")} - links == {"index.md"}
 
 
-def test_every_command_has_a_section(ckpt: Ckpt) -> None:
-    rows = ckpt("--help").out.split("Commands:\n")[1].splitlines()
-    commands = [row.split()[0] for row in rows if re.match(r"  \S", row)]
-    assert re.findall(r"^### ckpt (\w+)$", (DOCS / "cli.md").read_text(), re.MULTILINE) == commands
+def test_every_command_has_a_section() -> None:
+    assert re.findall(r"^### ckpt (\w+)$", (DOCS / "cli.md").read_text(), re.MULTILINE) == list(COMMANDS)
 
 
 def test_every_format_that_can_be_written_is_documented(work: Path, ckpt: Ckpt) -> None:

@@ -16,6 +16,9 @@ xargs findutils
 git git
 grep grep
 sed sed
+zsh zsh
+fish fish
+man man-db
 '
 
 missing=()

@@ -150,7 +150,7 @@ def test_differences_far_into_large_tensors_are_found(tmp_path: Path, ckpt: Ckpt
         other[index] += 1
     a, b, c = saved(tmp_path, a={"w": values}, b={"w": other}, c={"w": other.t().contiguous().t()})
     for path in (b, c):
-        (change,) = told(ckpt, a, path, "-n", "2")["changed"]
+        (change,) = told(ckpt, a, path, "--first", "2")["changed"]
         assert (change["differing"], change["numel"], change["max_abs"]) == (3, 2_000_000, 1)
         assert change["first"] == [[0, 7], [500, 3]]
     assert told(ckpt, a, b, "--atol", "1")["equal"]

@@ -17,7 +17,8 @@ from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.safetensors import rewrite
 from ckpt_cli.ops.ls import list_entries
 from ckpt_cli.pickles.edit import rewrite as pickle_rewrite
-from ckpt_cli.render.ls import listing_text
+from ckpt_cli.render.ls import listing_block
+from ckpt_cli.render.several import block_text
 
 FEW = 1000
 
@@ -45,7 +46,9 @@ def _list(path: Path) -> None:
     checkpoint = open_checkpoint(str(path))
     listing = list_entries(checkpoint)
     checkpoint.close()
-    lines = "".join(listing_text(listing, listing.entries, "tsv", long=False, values=False, folded=False))
+    lines = "".join(
+        block_text(listing_block(listing, listing.entries, "tsv", long=False, values=False, folded=False), "tsv")
+    )
     assert lines.count("\n") == listing.tensors
 
 

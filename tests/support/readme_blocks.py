@@ -61,8 +61,9 @@ def help_of_every_command() -> None:
 
 def commands() -> list[str]:
     """Return the names of all commands, in the order of the help."""
-    rows = _help().split("Commands:\n")[1].splitlines()
-    return [row.split()[0] for row in rows if re.match(r"  \S", row)]
+    from ckpt_cli.cli.app import COMMANDS
+
+    return list(COMMANDS)
 
 
 def table_of_check_codes() -> None:

@@ -1,0 +1,134 @@
+"""Commands on several files: which arguments are files, one answer of all, and the worst exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ckpt_cli.budget import Budget
+from ckpt_cli.cli import read_again as again
+from ckpt_cli.cli.boundary import problem_of, report_error
+from ckpt_cli.cli.options import may_be_file, read_standard_input
+from ckpt_cli.cli.output import Reply, answer
+from ckpt_cli.errors import CkptError
+from ckpt_cli.files.places import STANDARD_INPUT
+from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.ops.select import select_one
+from ckpt_cli.render.json import json_text
+from ckpt_cli.render.several import Block, block_text, blocks_text, to_json
+
+Shapes = Sequence[tuple[str, dict[str, object]]]
+"""The JSON of each file, with its path."""
+
+
+def all_files(file: str, more: Sequence[str] | None) -> list[str]:
+    """Return the files of a command line that has no NAMEs."""
+    if STANDARD_INPUT in (more or ()):
+        read_standard_input()
+    return [file, *(more or ())]
+
+
+def parted(file: str, arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Return the files and the NAMEs of a command line: what selects something in the first file is a NAME."""
+    if not arguments or not any(map(may_be_file, arguments)):
+        return [file], list(arguments or ())
+    names = [argument for argument in arguments if not may_be_file(argument)]
+    names += _selecting(file, [argument for argument in arguments if may_be_file(argument)])
+    files = [argument for argument in arguments if argument not in names]
+    if STANDARD_INPUT in files:
+        read_standard_input()
+    return [file, *files], [argument for argument in arguments if argument in names]
+
+
+def _selecting(file: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that select an entry; none where the file cannot be opened."""
+    found: list[str] = []
+    try:
+        checkpoint = open_checkpoint(file)
+    except (CkptError, OSError):
+        return found
+    checkpoint.close()
+    for argument in arguments:
+        try:
+            select_one(checkpoint, argument)
+        except CkptError:
+            continue
+        found.append(argument)
+    return found
+
+
+def reply_about(
+    files: Sequence[str],
+    layout: str,
+    ask: Callable[[str], Reply],
+    merged: Callable[[Shapes], object] | None = None,
+) -> int:
+    """Print the answer about one file or several, and return the exit code; `merged` is that of `_answer_each`."""
+    if len(files) > 1:
+        return _answer_each(files, layout, ask, merged)
+    reply = ask(files[0])
+    if layout in ("json", "sarif"):
+        answer(json_text(reply.to_json()))
+    else:
+        answer(reply.text if reply.text is not None else block_text(reply.block, layout))
+    reply.aside()
+    return reply.code
+
+
+def _answer_each(
+    files: Sequence[str],
+    layout: str,
+    ask: Callable[[str], Reply],
+    merged: Callable[[Shapes], object] | None,
+) -> int:
+    """Print one answer about several files and return the highest exit code.
+
+    A file that fails has a line on stderr, and the others are answered. `merged` makes one JSON value of those of all
+    files, where a list of them is not wanted.
+    """
+    each = _Each(files, ask)
+    if layout not in ("json", "sarif"):
+        answer(blocks_text(each.blocks(), layout))
+    elif merged is not None:
+        answer(json_text(merged(list(each.shapes()))))
+    else:
+        answer(json_text(to_json(each.shapes)))
+    for aside in each.asides:
+        aside()
+    return each.code
+
+
+class _Each:
+    """The answers about several files, each made when its turn comes."""
+
+    def __init__(self, files: Sequence[str], ask: Callable[[str], Reply]) -> None:
+        self._files = files
+        self._ask = ask
+        self.code = 0
+        """The highest exit code so far."""
+        self.asides: list[Callable[[], None]] = []
+        """Print what is said on stderr about each file."""
+
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        """Yield the rows of each file that has an answer."""
+        for path in self._files:
+            if isinstance(reply := self._asked(path), Reply):
+                yield path, reply.block
+
+    def shapes(self) -> Iterator[tuple[str, dict[str, object]]]:
+        """Yield the JSON of each file, or its error."""
+        for path in self._files:
+            reply = self._asked(path)
+            yield path, reply.to_json() if isinstance(reply, Reply) else {"path": path, "error": reply}
+
+    def _asked(self, path: str) -> Reply | str:
+        """Return the answer about one file, or the error that was printed."""
+        again.named[:] = [path]
+        Budget().begun()
+        try:
+            reply = again.retried(lambda: self._ask(path))
+        except Exception as error:  # whatever it is, the other files are answered
+            self.code = max(self.code, report_error(error))
+            return problem_of(error).removeprefix(f"{path}: ")
+        self.code = max(self.code, reply.code)
+        self.asides.append(reply.aside)
+        return reply
