@@ -7,7 +7,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.table import Column, facts_text, table_text
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, short
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ def to_json(summary: Summary) -> dict[str, object]:
 def summary_text(summary: Summary, style: str) -> Iterator[str]:
     """Yield a row for each fact."""
     if style == "table":
-        width = max(len(label) for label, _ in _facts(summary, human=True))
-        for label, text in _facts(summary, human=True):
-            yield f"{label:{width}}  {text}\n"
+        yield from facts_text(_facts(summary, human=True))
     else:
         yield from table_text((Column("fact"), Column("value")), _facts(summary, human=False), style)
 
