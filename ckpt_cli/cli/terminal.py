@@ -134,7 +134,7 @@ class Terminal:
     # --- stderr
 
     def say(self, text: str, whole: Sequence[str] = ()) -> None:
-        """Print lines on stderr, after an answer that waits; a terminal breaks them to fit, but not paths in `whole`."""
+        """Print lines on stderr, after an answer that waits; a terminal breaks them to fit, not paths in `whole`."""
         if sys.stderr.isatty():
             colours = Screen(_size(sys.stderr)[0], self._has_colour(sys.stderr))
             text = "".join(_line(line, colours, whole) for line in text.splitlines())

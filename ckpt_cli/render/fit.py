@@ -47,6 +47,9 @@ _COLOURED = {
 
 _GAP = "  "
 
+_ROOMY = 2
+"""Columns that a heading has beside it where there is room, as in tables that are not on a terminal."""
+
 _OUTLIER = 40
 """Columns up to which a name that is longer than most others widens its column."""
 
@@ -101,6 +104,11 @@ def _part(column: Column, cells: list[str]) -> _Part:
 
 def _chosen(parts: Sequence[_Part], columns: int) -> tuple[list[_Part], list[_Part]]:
     """Return the columns that are shown, each with its width, and those that are left out; none for no table."""
+    roomy = [max(part.natural, width_of(part.column.heading) + _ROOMY) for part in parts]
+    if sum(roomy) + len(_GAP) * (len(parts) - 1) <= columns and all(_wanted(part) == part.natural for part in parts):
+        for part, width in zip(parts, roomy, strict=True):
+            part.width = width
+        return list(parts), []
     shown, gone = list(parts), []
     while not _fit(shown, columns):
         leaving = [part for part in shown if not part.stays]

@@ -192,7 +192,7 @@ def folded(pieces: Iterable[str], columns: int) -> Iterator[str]:
     for piece in pieces:
         *lines, rest = (rest + piece).split("\n")
         for line in lines:
-            yield "".join(f"{part}\n" for part in wrapped(line.expandtabs(), columns, indent))
+            yield "".join(f"{part}\n" for part in _wrapped(line, columns, indent))
             indent = None
         if len(rest) > _PIECE + columns:
             indent = len(rest) - len(rest.lstrip(" ")) + 4 if indent is None else indent
@@ -200,7 +200,15 @@ def folded(pieces: Iterable[str], columns: int) -> Iterator[str]:
             rest = " " * min(indent, columns // 2) + rest.lstrip(" ")
             yield "".join(f"{line}\n" for line in lines)
     if rest:
-        yield "\n".join(wrapped(rest.expandtabs(), columns, indent))
+        yield "\n".join(_wrapped(rest, columns, indent))
+
+
+def _wrapped(line: str, columns: int, indent: int | None) -> list[str]:
+    """Return a line as lines that fit; tabs become blanks where it has to be broken."""
+    if "\t" not in line:
+        return wrapped(line, columns, indent)
+    blank = line.expandtabs()
+    return [line] if width_of(blank) <= columns else wrapped(blank, columns, indent)
 
 
 def sensible(columns: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -40,22 +41,42 @@ def columns_of(text: str) -> int:
     return len(text) + wide - sum(unicodedata.category(char) in ("Mn", "Me") for char in text)
 
 
+_ALL = """
+import json, sys
+from ckpt_cli.cli.main import run
+for arguments in json.loads(sys.argv[1]):
+    code = run(arguments)
+    sys.stdout.flush()
+    print(f"{chr(30)}{code}{chr(30)}", flush=True)
+"""
+"""Several commands in a process, each followed by its exit code between record separators."""
+
+
 def on_terminal(
-    folder: Path,
-    *arguments: str,
-    columns: int = 80,
-    lines: int = 24,
-    env: dict[str, str] | None = None,
+    folder: Path, *arguments: str, columns: int = 80, lines: int = 24, env: dict[str, str] | None = None
 ) -> Seen:
     """Run ckpt with a terminal for all three streams; the environment has no word of colours, pagers or sizes."""
+    code, text = _run(["-m", "ckpt_cli", *arguments], folder, (lines, columns), env or {})
+    return Seen(code, text)
+
+
+def all_on_terminal(folder: Path, commands: list[list[str]], columns: int, env: dict[str, str]) -> list[Seen]:
+    """Run several commands in one process with a terminal."""
+    code, text = _run(["-c", _ALL, json.dumps(commands)], folder, (24, columns), env)
+    assert code == 0, text
+    parts = text.split("\x1e")[:-1]
+    return [Seen(int(code), said.lstrip("\r\n")) for said, code in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _run(call: list[str], folder: Path, size: tuple[int, int], env: dict[str, str]) -> tuple[int, str]:
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     spoken = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PAGER", "CKPT_PAGER", "LESS")
     clean = {name: value for name, value in os.environ.items() if name not in spoken}
     process = subprocess.Popen(
-        [sys.executable, "-m", "ckpt_cli", *arguments],
+        [sys.executable, *call],
         cwd=folder,
-        env={**clean, "TERM": "xterm", "LANG": "C.UTF-8", **(env or {})},
+        env={**clean, "TERM": "xterm", "LANG": "C.UTF-8", **env},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -71,4 +92,4 @@ def on_terminal(
             break
         seen += piece
     os.close(ours)
-    return Seen(process.wait(60), seen.decode())
+    return process.wait(60), seen.decode()
