@@ -76,7 +76,7 @@ def _run(call: list[str], folder: Path, size: tuple[int, int], env: dict[str, st
     process = subprocess.Popen(
         [sys.executable, *call],
         cwd=folder,
-        env={**clean, "TERM": "xterm", "LANG": "C.UTF-8", **env},
+        env={**clean, "TERM": "xterm", "LANG": "C.UTF-8", "PAGER": "cat", **env},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
