@@ -99,7 +99,7 @@ def fitted(columns: Sequence[Column], rows: Iterable[Sequence[str]], screen: Scr
 def _part(column: Column, cells: list[str]) -> _Part:
     role = column.role or _ROLES.get(column.heading, "")
     natural = max(width_of(column.heading), *map(width_of, cells))
-    return _Part(column, role, cells, natural, natural)
+    return _Part(column, role, cells, natural, 0)
 
 
 def _chosen(parts: Sequence[_Part], columns: int) -> tuple[list[_Part], list[_Part]]:
