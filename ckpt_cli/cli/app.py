@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ckpt_cli.cli.repeated_options import OrderedCommand
+from ckpt_cli.cli.terminal import Colour, terminal
 from ckpt_cli.cli.typer_parts import TyperGroup, completions
 
 GROUPS = {
@@ -141,11 +142,19 @@ def _print_version(value: bool) -> None:
 
 
 def _root(
-    version: Annotated[
+    _version: Annotated[
         bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    color: Annotated[
+        Colour, typer.Option("--color", help="Colours; auto is on a terminal, unless NO_COLOR is set.")
+    ] = Colour.auto,
+    no_pager: Annotated[
+        bool, typer.Option("--no-pager", help="Print what is more than a screen without a pager.")
     ] = False,
 ) -> None:
     """Read the options before the command's name."""
+    terminal.colour = color
+    terminal.paged = not no_pager
 
 
 @cache

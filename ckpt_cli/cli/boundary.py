@@ -14,6 +14,7 @@ import typer
 
 from ckpt_cli.budget import Budget
 from ckpt_cli.cli.read_again import kept, named, steadily
+from ckpt_cli.cli.terminal import terminal
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError, quoted
 from ckpt_cli.files.interrupts import interrupt_after
@@ -36,7 +37,11 @@ def guarded(command: Callable[[], Any]) -> int:
     _prepare_streams()
     try:
         with _interrupts_kept():
-            code = steadily(lambda: _request(command))
+            terminal.begin()
+            try:
+                code = steadily(lambda: _request(command))
+            finally:
+                terminal.finish()
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
         if not _is_broken_pipe(error):
@@ -102,7 +107,9 @@ def report_error(error: Exception) -> int:
     problem, hint = _problem_and_hint(error)
     hint = hint and _with_file(hint, error)
     details = error.details if isinstance(error, CkptError) else ()
-    _write_lines([("ckpt: ", _with_outcome(problem, error)), *(("  ", detail) for detail in details), ("hint: ", hint)])
+    lines = [("ckpt: ", _with_outcome(problem, error)), *(("  ", detail) for detail in details), ("hint: ", hint)]
+    path = getattr(error, "path", None) or getattr(error, "filename", None)
+    _write_lines(lines, [path] if isinstance(path, str) else [])
     return error.exit_code if isinstance(error, CkptError) else TROUBLE
 
 
@@ -132,12 +139,13 @@ def _with_outcome(problem: str, error: BaseException) -> str:
     return f"{problem}; {outcome.value}"
 
 
-def _write_lines(lines: Sequence[tuple[str, str | None]]) -> None:
-    """Write lines on stderr, the middle of a very long one left out."""
+def _write_lines(lines: Sequence[tuple[str, str | None]], paths: Sequence[str] = ()) -> None:
+    """Write lines on stderr, the middle of a very long one left out; a terminal breaks none of the paths."""
+    whole = [escaped(path) for path in (*paths, *named) if path]
     for word, text in lines:
         if text is not None:
             text = text if len(text) <= _LINE else f"{text[: _LINE // 2]}…{text[-_LINE // 2 :]}"
-            sys.stderr.write(f"{word}{escaped(text)}\n")
+            terminal.say(f"{word}{escaped(text)}\n", whole)
 
 
 def problem_of(error: Exception) -> str:

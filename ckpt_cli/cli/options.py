@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import Enum
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckpt_cli.cli import read_again as again
+from ckpt_cli.cli.terminal import terminal
 from ckpt_cli.errors import CkptError, UsageError, about
 from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.places import SEPARATOR, STANDARD_INPUT, exists, place_of
@@ -185,7 +185,7 @@ def opened(path: str) -> Iterator[Checkpoint]:
         said += [f"warning: {escaped(path)}: {escaped(part)}\n" for part in checkpoint.unread]
         for line in said:
             if line not in again.said:
-                sys.stderr.write(line)
+                terminal.say(line, again.named)
                 again.said.add(line)
         yield checkpoint
 

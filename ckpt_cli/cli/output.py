@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.cli.options import FindingStyle, Style
+from ckpt_cli.cli.terminal import terminal
 from ckpt_cli.errors import OutputError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.render.json import json_text
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
 
 
 def style_of(style: Style | FindingStyle, *, json: bool) -> str:
-    """Return the layout of an answer: the one asked for, or the one that suits a terminal or a pipe."""
-    if json:
-        return "json"
-    if style.value == "auto":
-        return "table" if sys.stdout.isatty() else "tsv"
-    return str(style.value)
+    """Return the layout of an answer: the one asked for, or the one that suits a terminal or a pipe.
+
+    From then on a table is made for the terminal, if there is one.
+    """
+    layout = "json" if json else str(style.value)
+    if layout == "auto":
+        layout = "table" if sys.stdout.isatty() else "tsv"
+    terminal.make_for(layout)
+    return layout
 
 
 def ascii_only() -> bool:
@@ -57,9 +61,8 @@ def answer(pieces: Iterable[str], checkpoint: Checkpoint | None = None) -> None:
     """Print an answer. Of a small one nothing is printed if the files of `checkpoint` changed while it was made."""
     if checkpoint is not None:
         pieces = _made_before(iter(pieces), checkpoint)
-    for piece in pieces:
+    for _ in terminal.print(pieces):
         again.printed = True
-        sys.stdout.write(piece)
 
 
 def _made_before(pieces: Iterator[str], checkpoint: Checkpoint) -> Iterator[str]:
@@ -119,7 +122,7 @@ def report_lost(cut: Salvaged | None) -> int:
 def talk(text: str) -> None:
     """Print on stderr what is not the answer: notes, warnings and reports."""
     sys.stdout.flush()
-    sys.stderr.write(text)
+    terminal.say(text, again.named)
 
 
 def edit(file: str, plan: Planner, options: EditOptions, *, json: bool, verbose: bool = False) -> None:

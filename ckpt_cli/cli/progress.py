@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckpt_cli.cli.terminal import terminal
 from ckpt_cli.render.text import bytes_text
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def progress() -> Iterator[Callable[[int, int], None]]:
     def on_progress(done: int, total: int) -> None:
         nonlocal shown
         now = time.monotonic()
-        if now - begin < _FIRST or now - shown < _EVERY or not sys.stderr.isatty():
+        if now - begin < _FIRST or now - shown < _EVERY or terminal.is_paging:
+            return
+        if not sys.stderr.isatty():
             return
         shown = now
         left = (now - begin) * (total - done) / max(done, 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
-from ckpt_cli.cli.output import answer, talk
+from ckpt_cli.cli.output import answer, style_of, talk
 from ckpt_cli.errors import UsageError
 from ckpt_cli.model.checkpoint import Value
 from ckpt_cli.ops.show import Item, Shown, save_npy, show
@@ -42,17 +41,18 @@ def show_command(
 
     Example: ckpt show model.pt 2.bias '0.weight[0,:2]'
     """
+    layout = style_of(style, json=json)
     with opened(file) as checkpoint:
         items = show(checkpoint, names or (), raw=raw, settings=every)
         if output is not None:
             written = count_text(save_npy(_only_tensor(items), output), "byte")
             talk(f"{escaped(file)}: {name_text(_only_tensor(items).label)} written to {escaped(output)}, {written}\n")
-        elif json or style is Style.json:
+        elif layout == "json":
             answer(json_text(to_json(items)), checkpoint)
         elif style is Style.auto:
             bare = names is not None and len(names) == 1 and len(items) == 1 and _is_named(items[0], names[0])
-            terminal = sys.stdout.isatty()
-            answer(values_text(items, bare=bare, precision=precision, full=full, terminal=terminal), checkpoint)
+            on_terminal = layout == "table"
+            answer(values_text(items, bare=bare, precision=precision, full=full, terminal=on_terminal), checkpoint)
         else:
             answer(values_rows(items, style.value), checkpoint)
 

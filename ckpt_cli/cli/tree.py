@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from ckpt_cli.cli.options import File, Json, Style, complete_names, opened
-from ckpt_cli.cli.output import answer
+from ckpt_cli.cli.output import answer, style_of
 from ckpt_cli.nn.tree import tree_of
 from ckpt_cli.render.json import json_text
 from ckpt_cli.render.tree import View, to_json, tree_text
@@ -60,8 +59,9 @@ def tree_command(
     with opened(file) as checkpoint:
         tree = tree_of(checkpoint, name)
     view = View(depth=depth, full=full, bare=bare)
-    if json or style is Style.json:
+    layout = style_of(style, json=json)
+    if layout == "json":
         answer(json_text(to_json(tree, view)))
     else:
-        on_terminal = style is Style.auto and sys.stdout.isatty()
-        answer(tree_text(tree, view, "table" if on_terminal else str(style.value)))
+        bare_tree = style is Style.auto and layout == "tsv"
+        answer(tree_text(tree, view, "auto" if bare_tree else layout))

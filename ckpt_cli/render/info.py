@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.render.json import value_json
 from ckpt_cli.render.several import Block
-from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.table import Column, facts_text, table_text
 from ckpt_cli.render.text import (
     bytes_text,
     count_text,
@@ -51,9 +51,7 @@ def to_json(summary: Summary) -> dict[str, object]:
 def summary_text(summary: Summary, style: str) -> Iterator[str]:
     """Yield a row for each fact."""
     if style == "table":
-        width = max(len(label) for label, _ in _facts(summary, human=True))
-        for label, text in _facts(summary, human=True):
-            yield f"{label:{width}}  {text}\n"
+        yield from facts_text(_facts(summary, human=True))
     else:
         yield from table_text((Column("fact"), Column("value")), _facts(summary, human=False), style)
 

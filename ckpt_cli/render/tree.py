@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.facts import dataclass
 from ckpt_cli.render.json import rows
+from ckpt_cli.render.screen import current, padded, paint, width_of
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text
 
@@ -52,14 +53,25 @@ def tree_text(tree: Tree, view: View, style: str) -> Iterator[str]:
     if style in ("csv", "markdown", "tsv"):
         yield from table_text(_COLUMNS, _rows(tree.root, view), style)
     elif style == "table" and not view.bare:
-        width = min(max(len(text) for text, _ in _lines(tree.root, view)), _WIDTH)
+        width = min(max(width_of(text) for text, _ in _lines(tree.root, view)), _WIDTH)
         for text, note in _lines(tree.root, view):
-            words = _note(note) if note is not None else ""
-            yield f"{text:{width}}  # {words}\n" if words else f"{text}\n"
+            yield _with_note(text, _note(note) if note is not None else "", width)
     else:
         for text, note in _lines(tree.root, view):
             marks = not view.bare and note is not None and note.begins
             yield f"{text}  # {_INFERRED}\n" if marks else f"{text}\n"
+
+
+def _with_note(text: str, words: str, width: int) -> str:
+    """Return a line with its notes beside it, or below it where a terminal is too narrow for both."""
+    if not words:
+        return f"{text}\n"
+    screen, note = current(), f"  {paint(f'# {words}', 'dim')}"
+    if screen is None or width_of(padded(text, width) + note) <= screen.columns:
+        return f"{padded(text, width)}{note}\n"
+    if width_of(text + note) <= screen.columns:
+        return f"{text}{note}\n"
+    return f"{text}\n{' ' * (len(text) - len(text.lstrip(' ')) + 2)}{note}\n"
 
 
 @dataclass(frozen=True, slots=True)

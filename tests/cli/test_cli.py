@@ -225,10 +225,11 @@ def test_closed_streams_do_not_stop_an_edit_and_nothing_is_written_into_the_chec
 
 
 def on_terminal(folder: Path, *args: str) -> str:
-    """What a command prints when stdout is a terminal."""
+    """What a command prints when stdout is a terminal without colours."""
     ours, theirs = pty.openpty()
     try:
-        subprocess.run([sys.executable, "-m", "ckpt_cli", *args], cwd=folder, stdout=theirs, check=True)
+        env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "120"}
+        subprocess.run([sys.executable, "-m", "ckpt_cli", *args], cwd=folder, stdout=theirs, check=True, env=env)
         os.close(theirs)
         return b"".join(iter(lambda: _read(ours), b"")).decode().replace("\r\n", "\n")
     finally:
