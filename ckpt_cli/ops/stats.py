@@ -27,18 +27,14 @@ if TYPE_CHECKING:
     from ckpt_cli.arrays.sketch import Sketch, Spread
     from ckpt_cli.arrays.statistics import Codes, Numbers
 
-_SPOTS = 8
-"""Places of a tensor from which a sample is taken."""
-
-_SAMPLE = 4096
-"""Elements of a sample."""
+_SPOTS, _SAMPLE = 8, 4096
+"""Places of a tensor from which a sample is taken, and elements of the sample."""
 
 _SAMPLES = 1 << 19
 """Elements of the samples of all tensors that are held at once."""
 
 _IN_ORDER = 32 << 20
 """Bytes of a tensor that are read ahead before its sample is taken, so that a disk does not seek within them."""
-
 
 _PERCENTILES = ("p1", "p50", "p99")
 """The columns of percentiles."""

@@ -1,7 +1,6 @@
 """Values cut into chunks, of which jobs are made (`parallel/map.py`).
 
-A `TensorReader` reads the elements of one view in row-major order, any range of its chunks, which are cut alike
-whatever the executor is.
+A `TensorReader` reads one view in row-major order, any range of its chunks, which are cut alike by all executors.
 """
 
 from __future__ import annotations

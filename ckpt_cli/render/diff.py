@@ -11,7 +11,7 @@ from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import escaped, name_text, shape_text, short, value_beginning, value_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.diff import Change, Diff
+    from ckpt_cli.ops.differences import Change, Diff
 
 _COLUMNS = (
     Column("what"),
