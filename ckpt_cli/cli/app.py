@@ -27,7 +27,7 @@ GROUPS = {
     },
     "Compare": {
         "diff": "Compare two checkpoints by value.",
-        "match": "Say whether load_state_dict would take FILE in place of OTHER, and which renaming would make it.",
+        "match": "Say whether load_state_dict would take FILE in place of OTHER.",
     },
     "Change": {
         "set": "Set elements, slices or whole tensors, and other values.",

@@ -37,13 +37,13 @@ def match_command(
     style: Format = Style.auto,
     json: Json = False,
 ) -> None:
-    """Say whether load_state_dict would take FILE in place of OTHER, and which renaming would make it.
+    """Say whether load_state_dict would take FILE in place of OTHER.
 
     Names that are missing or unexpected, sizes that differ, in torch's words; dtypes that a load would cast. Then the
     rename command that makes the most names fit; a guess is marked as one, and equally good ones are all shown.
     Exit 0 means that a strict load works, 1 that it does not, 2 trouble.
 
-    Example: ckpt match model.pt whole.pt
+    Example: ckpt match model.pt old.pt
     """
     layout = style_of(style, json=json)
     with opened(file) as checkpoint:

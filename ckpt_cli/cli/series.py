@@ -52,7 +52,7 @@ def series_command(
     each tensor the norm, the relative change against the checkpoint before, |W - V| / |V|, and the count of NaN. On a
     terminal it is drawn by --by; elsewhere there is a row for each tensor and checkpoint. Each byte is read once.
 
-    Example: ckpt series run/checkpoint-* 'model.*.weight' --fold
+    Example: ckpt series old.pt model.pt '*.weight' --fold
     """
     layout = style_of(style, json=json)
     files, names = _told_apart(arguments)

@@ -180,6 +180,7 @@ def test_only_the_module_of_the_command_is_imported(folder: Path) -> None:
         "ckpt_cli.cli.repeated_options",
         "ckpt_cli.cli.output",
         "ckpt_cli.cli.several",
+        "ckpt_cli.cli.terminal",
         "ckpt_cli.cli.typer_parts",
     }
 

@@ -11,7 +11,8 @@ from conftest import Ckpt
 
 COMMANDS = (
     "ls -a train.pt", "info train.pt", "tree train.pt", "show mlp.pt", "ties tied.pt --equal", "stats tied.pt --total",
-    "diff mlp.pt mlp.safetensors", "check --deep tied.pt", "hash mlp.pt", "scan train.pt",
+    "diff mlp.pt mlp.safetensors", "match mlp.pt mlp.safetensors", "series mlp.pt mlp.safetensors",
+    "check --deep tied.pt", "hash mlp.pt", "scan train.pt",
     "set mlp.pt 2.bias=0 --backup", "undo mlp.pt", "rename mlp.pt 2 last", "rm mlp.pt 0.bias", "keep mlp.pt 0",
     "cast mlp.pt bfloat16", "tie tied.pt 2.weight 6.weight --force", "untie tied.pt 4.bias", "compact tied.pt -n",
     "meta tied.safetensors a=b", "convert tied.pt dcp --to dcp", "convert tied.pt new.safetensors",
@@ -41,5 +42,7 @@ def test_every_command_works_where_torch_is_not_installed(work: Path) -> None:
 
 
 def test_all_commands_are_among_them(ckpt: Ckpt) -> None:
-    rows = ckpt("--help").out.split("Commands:\n")[1].splitlines()
-    assert {row.split()[0] for row in rows if row[2:3].strip()} == {command.split()[0] for command in COMMANDS}
+    rows = ckpt("--help").out.split("\nLook:\n")[1].splitlines()
+    assert {row.split()[0] for row in rows if row.startswith("  ") and row[2:3].strip()} == {
+        command.split()[0] for command in COMMANDS
+    }
