@@ -54,9 +54,10 @@ def progress() -> Iterator[Callable[[int, int], None]]:
     """Context manager: a callback for bytes done and total bytes, which a terminal shows on one line after a second."""
     begin = time.monotonic()
     shown = 0.0
+    wide = 0
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal shown
+        nonlocal shown, wide
         now = time.monotonic()
         if now - begin < _FIRST or now - shown < _EVERY or terminal.is_paging:
             return
@@ -64,12 +65,14 @@ def progress() -> Iterator[Callable[[int, int], None]]:
             return
         shown = now
         left = (now - begin) * (total - done) / max(done, 1)
-        sys.stderr.write(f"\r\x1b[K{bytes_text(done)} of {bytes_text(total)}, {left:.0f} s left")
+        line = f"{bytes_text(done)} of {bytes_text(total)}, {left:.0f} s left"
+        wide = max(wide, len(line))
+        sys.stderr.write(f"\r{line:{wide}}")
         sys.stderr.flush()
 
     try:
         yield on_progress
     finally:
         if shown:
-            sys.stderr.write("\r\x1b[K")
+            sys.stderr.write(f"\r{'':{wide}}\r")
             sys.stderr.flush()

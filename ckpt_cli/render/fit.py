@@ -89,11 +89,12 @@ def fitted(columns: Sequence[Column], rows: Iterable[Sequence[str]], screen: Scr
         yield from _blocks(parts, screen)
         return
     yield from _lines(shown, screen)
-    if gone:
-        names = ", ".join(part.column.heading for part in parts if part in gone and any(part.cells))
-        if names:
-            note = f"not shown: {names}; a wider terminal, -f csv or --json shows them"
-            yield "".join(f"{screen.paint(line, 'dim')}\n" for line in wrapped(note, screen.columns, 2))
+    names = ", ".join(part.column.heading for part in parts if part in gone and any(part.cells))
+    cut = any(part.role == "digest" and part.width < part.natural for part in shown)
+    said = [f"not shown: {names}"] * bool(names) + ["hashes are cut short"] * cut
+    if said:
+        note = f"{'; '.join(said)}; a wider terminal, -f csv or --json shows them"
+        yield "".join(f"{screen.paint(line, 'dim')}\n" for line in wrapped(note, screen.columns, 2))
 
 
 def _part(column: Column, cells: list[str]) -> _Part:

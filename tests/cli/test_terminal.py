@@ -192,6 +192,13 @@ def test_what_is_piped_has_no_colours_unless_they_are_forced(folder: Path) -> No
     assert "\x1b" not in piped(folder, "--color", "always", "ls", "long.pt")
 
 
+def test_hashes_that_are_cut_short_are_said_to_be(folder: Path) -> None:
+    narrow = on_terminal(folder, "hash", "long.pt", columns=80).text
+    assert "…" in narrow
+    assert "hashes are cut short; a wider terminal, -f csv or --json shows them" in narrow
+    assert "cut short" not in on_terminal(folder, "hash", "long.pt", columns=400).text
+
+
 # --- pagers ----------------------------------------------------------------------------------------------------------
 
 
