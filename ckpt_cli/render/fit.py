@@ -30,7 +30,7 @@ _ROLES = {
 
 _LEFT_OUT = (
     "layout", "device", "kind", "requires_grad", "stride", "offset", "histogram", "storage", "first", "zeros",
-    "norm", "view", "saved", "shape", "dtype", "max rel", "p50",
+    "norm", "view", "saved", "shape", "dtype", "max rel", "p50", "mean abs", "cosine", "a", "b",
 )  # fmt: skip
 """Headings of columns in the order in which they are left out, after empty ones and before those not listed."""
 
@@ -44,6 +44,9 @@ _COLOURED = {
     "tie": "changed", "metadata": "changed",
 }  # fmt: skip
 """What the words in columns of severities and signs are coloured as."""
+
+_SIDES = ("a", "b")
+"""Headings of the two sides of a comparison, which are left out together: one alone says nothing."""
 
 _GAP = "  "
 
@@ -116,8 +119,9 @@ def _chosen(parts: Sequence[_Part], columns: int) -> tuple[list[_Part], list[_Pa
         if not leaving or len(shown) == 1:
             return [], []
         victim = min(reversed(leaving), key=_worth)
-        shown.remove(victim)
-        gone.append(victim)
+        pair = _SIDES if victim.column.heading in _SIDES else (victim.column.heading,)
+        gone += [part for part in shown if part.column.heading in pair]
+        shown = [part for part in shown if part.column.heading not in pair]
     return shown, gone
 
 
