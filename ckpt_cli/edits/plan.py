@@ -117,7 +117,7 @@ class EditResult:
     remaining: tuple[str, ...] = ()
     """Names that still have the bytes of what was taken out."""
     folded: Sequence[Folded] = ()
-    """The changed names folded, where there are more than `MANY`; not in the JSON, which has them all."""
+    """The changed names folded, where more than `MANY` have no new ones; not in the JSON, which has them all."""
 
     @property
     def backup(self) -> str | None:

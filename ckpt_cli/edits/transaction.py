@@ -128,7 +128,7 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         renamed=plan.changes.names,
         left=tuple(plan.left),
         placed=plan.placed,
-        folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY else (),
+        folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
     )
 
 
