@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
+from ckpt_cli.cli.options import File, Format, Json, NamesAndFiles, Style, opened
 from ckpt_cli.cli.output import Reply, answer, style_of, warn_of_danger
 from ckpt_cli.cli.progress import progress, workers
 from ckpt_cli.cli.several import parted, reply_about
@@ -13,7 +13,7 @@ from ckpt_cli.render.info import summary_block, summary_text, to_json
 from ckpt_cli.render.json import LongList, json_text
 
 
-def info_command(file: File, names: Names = None, style: Format = Style.auto, json: Json = False) -> int:
+def info_command(file: File, names: NamesAndFiles = None, style: Format = Style.auto, json: Json = False) -> int:
     """Summarize a checkpoint in a dozen lines, or describe one entry.
 
     Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds. Of a training

@@ -55,7 +55,7 @@ def series_command(
     Example: ckpt series old.pt model.pt '*.weight' --fold
     """
     layout = style_of(style, json=json)
-    files, names = _told_apart(arguments)
+    files, names = _files_and_names(arguments)
     failed: list[File] = []
     with ExitStack() as stack:
         checkpoints = _opened(files, failed, stack)
@@ -72,7 +72,7 @@ def series_command(
     raise typer.Exit(TROUBLE if any(file.error is not None for file in found.files) else 0)
 
 
-def _told_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def _files_and_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the files and the names: an argument is a file if there is one of that name."""
     files = [argument for argument in arguments if exists(argument)]
     names = [argument for argument in arguments if argument not in files]

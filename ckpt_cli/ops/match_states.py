@@ -24,7 +24,7 @@ EXTRA = "_extra_state"
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights",
                "params_ema", "params", "ema")  # fmt: skip
-"""Keys of training checkpoints below which the model is, the most telling first."""
+"""Keys of training checkpoints below which the model is, the likeliest first."""
 
 _DEEPEST = 3
 """Containers within containers that are looked into for the model."""

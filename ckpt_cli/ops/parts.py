@@ -18,7 +18,7 @@ ROLES = ("model", "EMA", "optimizer", "gradients", "other")
 """The roles that a part can play, in the order in which they are reported."""
 
 _MOST = 8
-"""Parts of one role that are told apart; more are counted together."""
+"""Parts of one role that are listed one by one; more are counted together."""
 
 _DEPTH = 3
 """Parts of a name, from its beginning, in which the words of a role are looked for."""

@@ -1,4 +1,4 @@
-"""Answers on a terminal: no line is wider, names are told apart, pagers and colours as the environment asks."""
+"""Answers on a terminal: no line is wider, names stay distinct, pagers and colours as the environment asks."""
 
 from __future__ import annotations
 

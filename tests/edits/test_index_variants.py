@@ -65,7 +65,7 @@ def test_a_variant_beside_the_plain_set_has_an_index_of_its_own(tmp_path: Path, 
             name.startswith(index.split(".")[0] + (".fp16-" if "fp16" in index else "-"))
             for name in json.loads((folder / index).read_text())["weight_map"].values()
         )
-    assert ckpt("ls", folder).code == 0  # the plain one, as loaders take it that are told of no variant
+    assert ckpt("ls", folder).code == 0  # the plain one, as loaders take it that are given no variant
 
 
 def test_a_component_of_a_pipeline_is_indexed_in_its_own_folder(tmp_path: Path, ckpt: Ckpt) -> None:

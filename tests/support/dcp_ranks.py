@@ -1,6 +1,6 @@
 """Saves tensors from several ranks, sharded; each request is a line of JSON on stdin, `[WORLD, STATE, OUT]`.
 
-`STATE` is a torch.save file; the ranks meet at `OUT.meet`. How a tensor is sharded is told by its name. The ranks of
+`STATE` is a torch.save file; the ranks meet at `OUT.meet`. The name of a tensor says how it is sharded. The ranks of
 all requests are forks of one process, for most of the time would go into importing torch in each. The answer is 1 where
 a rank fails, which says why on stderr, else 0.
 """
