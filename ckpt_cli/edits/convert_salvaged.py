@@ -53,6 +53,8 @@ def _planned(found: Salvaged, document: Document, output: str) -> ConvertPlan:
     place = PicklePlace(document.begin)
     editing = Editing(document.graph, document.storages, place, document.entries)
     kept = [entry for entry in document.tensors if missing_of(entry, document.storages.present) is None]
+    if not kept and len(document.tensors) == len(document.entries):
+        raise UnsupportedError("nothing of it is left")
     whole = {tensor.name for tensor in kept}
     lost = {tensor.name for tensor in document.tensors if tensor.name not in whole}
     places = {name: editing.entry(name) for name in lost}

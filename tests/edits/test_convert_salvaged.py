@@ -18,6 +18,7 @@ from torch import nn
 
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import Conversion, ConvertOptions
+from ckpt_cli.errors import RefusedError
 
 GONE = object()
 """Stands for a lost tensor while a tree is pruned."""
@@ -145,6 +146,13 @@ def test_a_file_without_any_whole_tensor_still_gives_its_values(tmp_path: Path) 
     done = salvaged(data[: data.find(torch.full((50,), 5.0).numpy().tobytes())], tmp_path)
     assert (done.tensors, [item.name for item in done.lost]) == (0, ["model.w"])
     assert torch.load(tmp_path / "out.pt") == {"epoch": 3, "model": {}}
+
+
+@pytest.mark.parametrize("state", [torch.full((50,), 5.0), {"w": torch.full((50,), 5.0)}, [torch.full((50,), 5.0)]])
+def test_a_file_of_which_nothing_is_left_is_refused(tmp_path: Path, state: object) -> None:
+    data = saved(state)
+    with pytest.raises(RefusedError, match="there is no tensor"):
+        salvaged(data[: data.find(torch.full((50,), 5.0).numpy().tobytes())], tmp_path)
 
 
 class Holder:
