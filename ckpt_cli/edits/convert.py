@@ -65,11 +65,9 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
     _check(path, output, target, options)
     with _source(path, options) as found, unchanged(found.checkpoint.container.files):
         opened = found.checkpoint
-        if not found.is_whole:
-            options = replace(options, tensors_only=True)
         if not target.is_folder:
             refuse_own(opened, output, _ELSEWHERE)
-        plan = _planned(opened, target, output, options)
+        plan = _planned(opened, target, output, options) if found.is_whole else _of_cut(found, target, output, options)
         done = Conversion(
             path=path,
             output=output,
@@ -200,6 +198,14 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     if nested is not None:
         return nested
     return flatten(checkpoint, target, output, options, names, selected)
+
+
+def _of_cut(found: Salvaged, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
+    """Return the plan for what is left of a cut file: its nested values where these are there, else its tensors."""
+    from ckpt_cli.edits.convert_salvaged import plan_salvaged
+
+    nested = plan_salvaged(found, target, output, options)
+    return nested or _planned(found.checkpoint, target, output, replace(options, tensors_only=True))
 
 
 def _dropped(checkpoint: Checkpoint, options: ConvertOptions) -> frozenset[str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.budget import within_request
-from ckpt_cli.errors import FormatError, LimitError, TruncatedError, about, quoted
+from ckpt_cli.errors import FormatError, LimitError, TruncatedError, UnknownFormatError, UsageError, about, quoted
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
 from ckpt_cli.files.places import exists, folder_of, is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
@@ -35,37 +35,92 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
 
 
 def open_salvaged(path: str) -> Salvaged:
-    """Open what is left of a file that may be cut; one that is whole opens as `open_checkpoint` opens it.
+    """Open what is left of a file that may be cut, or of a set whose shards may be cut or missing.
 
-    Raises OSError, or the FormatError of a file of which nothing can be had.
+    What is whole opens as `open_checkpoint` opens it. Raises OSError, or the error of a path of which nothing can be
+    had.
     """
     from ckpt_cli.formats.salvage.found import Salvaged
 
+    whole: FormatError | UsageError
     try:
-        return Salvaged(open_checkpoint(path))
+        found = open_checkpoint(path)
+        if found.is_set or not is_folder(path) or _counted(path, names_in(path)) is None:
+            return Salvaged(found)
+        found.close()  # the only file of a set that should have more
+        whole = UnknownFormatError("of the set only one shard is there", path=path)
     except LimitError:
         raise
-    except FormatError as error:
-        if is_folder(path):
-            raise
+    except (FormatError, UsageError) as error:
         error.hint = None if error.hint and "--salvage" in error.hint else error.hint
         whole = error
 
     def read(opener: Opener) -> Salvaged:
-        file = opener.open(path)
-        try:
-            kind = _cut_kind(file)
-            if kind is None:
-                raise whole
-            module = importlib.import_module(_SALVAGED[kind])
-            with about(path):
-                found: Salvaged = module.salvage(file, whole.problem, kind)
-            return found
-        except BaseException:
-            file.close()
-            raise
+        return _salvaged_folder(path, opener, whole) if is_folder(path) else _salvaged_at(path, opener, whole)
 
-    return open_beside_writers(path, read)
+    with within_request():
+        return open_beside_writers(path, read)
+
+
+def _counted(path: str, names: Sequence[str]) -> list[str] | None:
+    """Return the shards, there or not, of a folder that is a set without an index; None for other folders."""
+    from ckpt_cli.formats.sharded.names import counted_set, index_in
+
+    return counted_set(names) if folder_kind(names) is None and index_in(path, names) is None else None
+
+
+def _salvaged_folder(path: str, opener: Opener, whole: FormatError | UsageError) -> Salvaged:
+    """Return what is left of the checkpoint that a folder stands for."""
+    from ckpt_cli.formats.salvage.shards import salvage_counted
+    from ckpt_cli.formats.sharded.names import file_in, index_in
+
+    finish_edits(path)
+    opener.note_folder(path)
+    names = names_in(path)
+    if folder_kind(names) is not None:
+        raise whole
+    shards = _counted(path, names)
+    if shards is not None:
+        return salvage_counted(path, shards, opener, _read_cut, whole)
+    return _salvaged_at(join(path, index_in(path, names) or file_in(path, names)), opener, whole)
+
+
+def _salvaged_at(path: str, opener: Opener, whole: FormatError | UsageError) -> Salvaged:
+    """Return what is left of a file, or of the set whose index it is."""
+    from ckpt_cli.formats.sharded.names import is_index
+
+    file = opener.open(path)
+    try:
+        if _kind(file) == "shards" or is_index(name_of(path)):
+            from ckpt_cli.formats.salvage.shards import salvage_indexed
+
+            return salvage_indexed(file, opener, _read_cut, whole)
+        return _salvaged(file, whole)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _read_cut(file: SourceFile) -> Salvaged:
+    """Return what is left of one open file of a set, or all of one that is whole."""
+    from ckpt_cli.formats.salvage.found import Salvaged
+
+    try:
+        return Salvaged(read_one(file))
+    except LimitError:
+        raise
+    except FormatError as error:
+        return _salvaged(file, error)
+
+
+def _salvaged(file: SourceFile, whole: FormatError | UsageError) -> Salvaged:
+    """Return what is left of one open file that is not whole; raises `whole` where no format can be salvaged."""
+    module = _SALVAGED.get(_kind(file))
+    if module is None:
+        raise whole
+    with about(file.path):
+        found: Salvaged = importlib.import_module(module).salvage(file, whole.problem, _kind(file))
+    return found
 
 
 _SALVAGED = {
@@ -78,11 +133,10 @@ _SALVAGED = {
 """The modules with a function `salvage` for the files of each format that can be cut and still have tensors."""
 
 
-def _cut_kind(file: SourceFile) -> str | None:
-    """Return the name of the format that a file would have, if something can be had of one that is cut."""
+def _kind(file: SourceFile) -> str:
+    """Return the name of the format that a file would have if it were whole; empty for none."""
     head = beginning(file)
-    known = next((known.name for known in FORMATS if known.sniff(head)), None)
-    return known if known in _SALVAGED else None
+    return next((known.name for known in FORMATS if known.sniff(head)), "")
 
 
 def _open_file(path: str, opener: Opener) -> Checkpoint:

@@ -9,6 +9,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, PlainBytes, Storage, StorageSource, Tensor
+from ckpt_cli.pickles.graph import Graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,23 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """The pickle of a cut file, where it is all there, and what it refers to."""
+
+    graph: Graph
+    entries: Sequence[Entry]
+    """Its entries, also those whose bytes are not there."""
+    storages: CutStorages
+    begin: int | None
+    """The byte at which it stands; None where it is compressed."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The entries that are tensors."""
+        return [entry for entry in self.entries if isinstance(entry, Tensor)]
+
+
+@dataclass(frozen=True, slots=True)
 class Salvaged:
     """What can be had of a file, and what cannot."""
 
@@ -29,6 +47,8 @@ class Salvaged:
     problem: str = ""
     """The error that opening the file has; empty for a file that is whole."""
     lost: tuple[Lost, ...] = ()
+    document: Document | None = None
+    """The file's one pickle, where it is whole."""
 
     @property
     def is_whole(self) -> bool:
@@ -70,7 +90,7 @@ def told_apart(entries: Iterable[Entry], storages: CutStorages) -> tuple[list[En
     lost: list[Lost] = []
     cut: dict[Storage, Storage] = {}
     for entry in entries:
-        why = _missing(entry, storages.present) if isinstance(entry, Tensor) else None
+        why = missing_of(entry, storages.present) if isinstance(entry, Tensor) else None
         if why is not None:
             lost.append(Lost(entry.name, why))
         elif isinstance(entry, Tensor):
@@ -80,7 +100,7 @@ def told_apart(entries: Iterable[Entry], storages: CutStorages) -> tuple[list[En
     return kept, lost
 
 
-def _missing(tensor: Tensor, present: dict[Storage, int]) -> str | None:
+def missing_of(tensor: Tensor, present: dict[Storage, int]) -> str | None:
     """Say which bytes of a tensor, or of its parts, are not there; None where all are."""
     storage = tensor.storage
     if storage is not None and storage in present:
@@ -90,7 +110,7 @@ def _missing(tensor: Tensor, present: dict[Storage, int]) -> str | None:
             if has <= begin:
                 return f"its {end - begin} bytes are not there"
             return f"of its {end - begin} bytes the last {end - has} are not there"
-    return next((why for part in tensor.parts if (why := _missing(part, present))), None)
+    return next((why for part in tensor.parts if (why := missing_of(part, present))), None)
 
 
 def _over(tensor: Tensor, present: dict[Storage, int], cut: dict[Storage, Storage]) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, TruncatedError
 from ckpt_cli.files.source import SourceFile
-from ckpt_cli.formats.salvage.found import CutStorages, Lost, Salvaged, checkpoint_of, told_apart
+from ckpt_cli.formats.salvage.found import CutStorages, Document, Lost, Salvaged, checkpoint_of, told_apart
 from ckpt_cli.model.checkpoint import Entry
 from ckpt_cli.pickles.cut import read_cut_pickle
 from ckpt_cli.pickles.flatten import entries_of
@@ -24,11 +24,13 @@ def salvage(file: SourceFile, problem: str, kind: str) -> Salvaged:
     """
     entries: list[Entry] = []
     lost: list[Lost] = []
+    document: Document | None = None
+    end: int | None = None
     begin = number = 0
     while begin < file.size and number < limits.SAVES:
         label = f"[{number}]." if number else ""
         try:
-            end, found, missing = _part(file, begin, label)
+            end, found, missing, document = _part(file, begin, label)
         except (TruncatedError, FormatError) as error:
             if isinstance(error, LimitError) or not number:
                 raise
@@ -38,7 +40,8 @@ def salvage(file: SourceFile, problem: str, kind: str) -> Salvaged:
         if end is None:
             break
         begin, number = end, number + 1
-    return Salvaged(checkpoint_of(file, kind, entries), problem, tuple(lost))
+    only = None if number or end is not None else document
+    return Salvaged(checkpoint_of(file, kind, entries), problem, tuple(lost), only)
 
 
 def _labelled(entry: Entry, number: int) -> Entry:
@@ -48,10 +51,10 @@ def _labelled(entry: Entry, number: int) -> Entry:
     return replace(entry, name=f"[{number}].{entry.name}" if entry.name else f"[{number}]")
 
 
-def _part(file: SourceFile, begin: int, label: str) -> tuple[int | None, list[Entry], list[Lost]]:
-    """Return the byte after one pickle and its storages, its entries, and what is lost.
+def _part(file: SourceFile, begin: int, label: str) -> tuple[int | None, list[Entry], list[Lost], Document | None]:
+    """Return the byte after one pickle and its storages, its entries, what is lost, and the pickle of a torch.save.
 
-    The byte is None where the file ends within them.
+    The byte is None where the file ends within them, the pickle where it is not whole.
     """
     storages = CutStorages(file)
     storages.prefix = label
@@ -61,10 +64,10 @@ def _part(file: SourceFile, begin: int, label: str) -> tuple[int | None, list[En
         try:
             begin = after_preface(file, begin)
         except TruncatedError:
-            return None, [], [Lost("", _REST)]
+            return None, [], [Lost("", _REST)], None
     graph, is_whole = read_cut_pickle(file.view(begin, file.size - begin)) if begin < file.size else (None, False)
     if graph is None:
-        return None, [], [Lost("", _REST)]
+        return None, [], [Lost("", _REST)], None
     end = _place(file, begin + graph.nbytes, graph, storages) if is_torch and is_whole else None
     entries = entries_of(graph, storages, place=PicklePlace(begin))
     kept, lost = told_apart(entries, storages)
@@ -72,7 +75,8 @@ def _part(file: SourceFile, begin: int, label: str) -> tuple[int | None, list[En
         lost.append(Lost("", _REST))
     elif not is_torch:
         end = begin + graph.nbytes
-    return end, kept, lost
+    document = Document(graph, entries, storages, begin) if is_torch and is_whole else None
+    return end, kept, lost, document
 
 
 _REST = "the entries after these, whose names the file does not have any more"

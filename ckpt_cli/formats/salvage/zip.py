@@ -17,7 +17,7 @@ from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import Extent, SourceFile
-from ckpt_cli.formats.salvage.found import CutStorages, Lost, Salvaged, checkpoint_of, told_apart
+from ckpt_cli.formats.salvage.found import CutStorages, Document, Lost, Salvaged, checkpoint_of, told_apart
 from ckpt_cli.formats.zip.layout import (
     DEFLATED,
     DESCRIBED,
@@ -228,10 +228,12 @@ def salvage(file: SourceFile, problem: str, kind: str) -> Salvaged:
         return Salvaged(checkpoint_of(file, kind, []), problem, tuple(lost))
     storages = _storages(file, records, prefix, graph)
     scripted = _Scripted() if any(node.module.startswith("__torch__") for node in graph.globals) else None
-    kept, lost = told_apart(entries_of(graph, storages, scripted, place=PicklePlace(place)), storages)
+    entries = entries_of(graph, storages, scripted, place=PicklePlace(place))
+    kept, lost = told_apart(entries, storages)
     if not is_whole:
         lost.append(Lost("", "the entries after these, whose names the file does not have any more"))
-    return Salvaged(checkpoint_of(file, kind, kept), problem, tuple(lost))
+    document = Document(graph, entries, storages, place) if is_whole and scripted is None else None
+    return Salvaged(checkpoint_of(file, kind, kept), problem, tuple(lost), document)
 
 
 def _is_torch(records: Mapping[str, Record], prefix: str) -> bool:

@@ -103,6 +103,18 @@ def whole_set(names: Sequence[str]) -> list[str] | None:
     return whole[0] if len(whole) == 1 else None
 
 
+def counted_set(names: Sequence[str], index: str = "") -> list[str] | None:
+    """Return the shards of the only set in a folder, there or not, as their names count them; None without exactly one.
+
+    With the name of an index, the set that it is about.
+    """
+    shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
+    if index:
+        shards = [found for found in shards if (found["stem"], found["suffix"]) == set_of(index)]
+    sets = {(found["stem"], found["count"], found["suffix"]) for found in shards}
+    return _shard_names(*sets.pop()) if len(sets) == 1 else None
+
+
 def _shard_names(stem: str, count: str, suffix: str) -> list[str]:
     return [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
 

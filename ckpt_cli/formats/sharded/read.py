@@ -72,7 +72,7 @@ class ShardSet:
             return tensor
         place = self._places.get(storage)
         if place is None:
-            key = storage.key if shard.format == "safetensors" else f"{name_of(shard.path)}:{storage.key}"
+            key = storage.key if shard.format.startswith("safetensors") else f"{name_of(shard.path)}:{storage.key}"
             known = storage if key == storage.key else replace(storage, key=key)
             place = self._places[storage] = self._places[known] = _Place(shard.container, storage, known)
         return tensor if place.known is storage else replace(tensor, storage=place.known)
@@ -106,9 +106,10 @@ def read_set(file: SourceFile, opener: Opener, read_one: ReadOne) -> Checkpoint:
         raise MalformedError(
             f"{len(missing)} of its {len(names)} shards are not there: {listed(missing, _NAMED, repr)}",
             path=file.path,
-            hint="fetch the rest, or name one shard to look into that alone",
+            hint="fetch the rest, or ckpt ls --salvage FILE lists what the others have, "
+            "ckpt convert --salvage FILE OUT writes it",
         )
-    return _joined(file.path, file, names, opener, read_one, weight_map, metadata)
+    return joined(file.path, file, names, opener, read_one, weight_map, metadata)
 
 
 def read_index(file: SourceFile) -> tuple[dict[str, str], dict[str, Any]]:
@@ -120,7 +121,7 @@ def read_index(file: SourceFile) -> tuple[dict[str, str], dict[str, Any]]:
 
 def read_without_index(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the shards `names` of the folder `path` as a set that has no index."""
-    return _joined(path, None, names, opener, read_one, {}, {})
+    return joined(path, None, names, opener, read_one, {}, {})
 
 
 def _index(file: SourceFile) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def _weight_map(index: Mapping[str, Any], path: str) -> dict[str, str]:
     return weight_map
 
 
-def _joined(
+def joined(
     path: str,
     index: SourceFile | None,
     names: Sequence[str],
@@ -168,7 +169,7 @@ def _joined(
     weight_map: Mapping[str, str],
     metadata: Mapping[str, Any],
 ) -> Checkpoint:
-    """The shards as one checkpoint."""
+    """Return the shards `names` as one checkpoint, each read by `read_one`; their files are closed where that fails."""
     folder = folder_of(path) if index else path
     files = opener.open_all([join(folder, name) for name in names])
     try:
