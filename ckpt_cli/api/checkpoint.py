@@ -15,6 +15,7 @@ from ckpt_cli.errors import NameNotFoundError, UsageError, about
 from ckpt_cli.files.unchanged import unchanged
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import checkpoint as model
+from ckpt_cli.render.text import bytes_text, count_text
 
 if TYPE_CHECKING:
     import torch
@@ -157,6 +158,11 @@ class Tensor:
     def __repr__(self) -> str:
         return f"<ckpt_cli.Tensor {self.name!r} {self.dtype} {list(self.shape) if self.shape is not None else '?'}>"
 
+    def _repr_html_(self) -> str:
+        from ckpt_cli.api.notebook import tensor_html
+
+        return tensor_html(repr(self), self.facts)
+
 
 _DLPACK_CPU = 1
 """`kDLCPU` of dlpack.h."""
@@ -262,6 +268,17 @@ class Checkpoint(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __repr__(self) -> str:
+        tensors = self._opened.tensors
+        size = bytes_text(sum(tensor.nbytes for tensor in tensors))
+        what = f"{self.format}, {count_text(len(tensors), 'tensor')} of {size}, {len(self):,} names"
+        return f"<ckpt_cli.Checkpoint {self.path!r}: {what}{', closed' if self._is_closed else ''}>"
+
+    def _repr_html_(self) -> str:
+        from ckpt_cli.api.notebook import entries_html
+
+        return entries_html(repr(self), list(self._entries.values()))
+
     def close(self) -> None:
         """Close the file; arrays and tensors that were handed out stay valid. Closing it again does nothing."""
         self._is_closed = True
@@ -332,6 +349,13 @@ class View(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<ckpt_cli.View {self.prefix!r} of {self._checkpoint.path!r}: {len(self):,} entries>"
+
+    def _repr_html_(self) -> str:
+        from ckpt_cli.api.notebook import entries_html
+
+        dotted = f"{self.prefix}."
+        entries = [self._checkpoint._entries[f"{dotted}{name}"] for name in self._names]
+        return entries_html(repr(self), entries, dotted)
 
 
 def texts(given: str | Sequence[str]) -> Sequence[str]:
