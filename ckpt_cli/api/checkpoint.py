@@ -81,19 +81,19 @@ class Tensor:
     def numpy(self) -> NDArray[Any]:
         """The values as an array of shape `shape`.
 
-        An array of a large tensor is a view of the file and is read as it is used. bfloat16, float8 and float4 come
-        as float32, complex32 as complex64; a packed float4 adds a last dimension of 2. Quantized values come as what
-        they stand for, in float32. Raises UnsupportedError for tensors that are made of others: `parts` are these.
-        Raises UsageError once the checkpoint is closed.
+        An array of a large tensor is a view of the file and is read as it is used. bfloat16 comes as that of ml_dtypes,
+        float8 and float4 as float32, complex32 as complex64; a packed float4 adds a last dimension of 2. Quantized
+        values come as what they stand for, in float32. Raises UnsupportedError for tensors that are made of others:
+        `parts` are these. Raises UsageError once the checkpoint is closed.
         """
         return self._values(())
 
     def _values(self, index: Index) -> NDArray[Any]:
-        from ckpt_cli.arrays.quantized import values_of
+        from ckpt_cli.arrays.quantized import array_of
 
         opened = self._checkpoint._begin()
         with about(opened.path):
-            return values_of(opened, self.facts, index)
+            return array_of(opened, self.facts, index)
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """Return the values at an index, as `numpy()` gives them, and read no others.
