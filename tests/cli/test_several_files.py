@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,14 @@ def test_standard_input_meets_a_limit(pair: Path, ckpt: Ckpt, monkeypatch: pytes
     assert (answer.code, answer.err.splitlines()[0]) == (2, "ckpt: -: standard input is longer than 100 bytes")
 
 
+def _folders_of_open_files(process: int) -> list[str]:
+    found = []
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            found.append(str(link.readlink().parent))
+    return found
+
+
 def test_an_interrupt_leaves_no_copy_of_standard_input(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pair / "temporary"
     folder.mkdir()
@@ -212,7 +221,7 @@ def test_an_interrupt_leaves_no_copy_of_standard_input(pair: Path, monkeypatch: 
         assert process.stdin is not None
         process.stdin.write(Path("b.pt").read_bytes())
         process.stdin.flush()
-        while not any("temporary" in str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()):
+        while str(folder) not in _folders_of_open_files(process.pid):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         process.wait()

@@ -18,7 +18,6 @@ grep grep
 sed sed
 zsh zsh
 fish fish
-man man-db
 '
 
 missing=()
