@@ -14,20 +14,60 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckpt_cli.api import Checkpoint, Tensor, load, open  # noqa: A004
+    from ckpt_cli.api.checkpoint import Checkpoint, Tensor, View, load, open  # noqa: A004
+    from ckpt_cli.api.edits import (
+        cast,
+        compact,
+        convert,
+        index,
+        keep,
+        meta,
+        rename,
+        rm,
+        set,  # noqa: A004
+        tie,
+        undo,
+        untie,
+    )
+    from ckpt_cli.api.questions import check, diff, hash, scan  # noqa: A004
     from ckpt_cli.errors import CkptError
 
 __version__ = "0.1.0"
-__all__ = ["Checkpoint", "CkptError", "Tensor", "load", "open"]
+__all__ = [
+    "Checkpoint", "CkptError", "Tensor", "View", "cast", "check", "compact", "convert", "diff", "hash", "index", "keep",
+    "load", "meta", "open", "rename", "rm", "scan", "set", "tie", "undo", "untie",
+]  # fmt: skip
+
+_MODULES = {
+    "ckpt_cli.errors": ("CkptError",),
+    "ckpt_cli.api.checkpoint": ("Checkpoint", "Tensor", "View", "load", "open"),
+    "ckpt_cli.api.edits": (
+        "cast",
+        "compact",
+        "convert",
+        "index",
+        "keep",
+        "meta",
+        "rename",
+        "rm",
+        "set",
+        "tie",
+        "undo",
+        "untie",
+    ),
+    "ckpt_cli.api.questions": ("check", "diff", "hash", "scan"),
+}
+"""The module that each public name is imported from."""
 
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: the command line starts without them."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+    for module, names in _MODULES.items():
+        if name in names:
+            import importlib
 
-    return getattr(importlib.import_module("ckpt_cli.errors" if name == "CkptError" else "ckpt_cli.api"), name)
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_numpy_gives_the_values(tmp_path: Path, dtype: str) -> None:
         for name, expected in (("a", filled(dtype)), ("b", filled(dtype).t())):
             values = checkpoint[name].numpy()
             if dtype in FLOAT8 or dtype == "bfloat16":
-                assert values.dtype == np.float32
+                assert values.dtype == (ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
                 expected = expected.to(torch.float32)
             assert values.shape == tuple(expected.shape)
             assert np.array_equal(values, expected.numpy())
@@ -210,10 +211,24 @@ def test_a_bad_file_raises_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    code = "import sys, ckpt_cli; print({'torch', 'numpy', 'typer', 'ckpt_cli.api'} & set(sys.modules))"
+    heavy = {"torch", "numpy", "typer", "ckpt_cli.api", "ckpt_cli.model"}
+    code = f"import sys, ckpt_cli; print({heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
     assert set(ckpt_cli.__all__) <= set(dir(ckpt_cli))
     for name in ckpt_cli.__all__:
         assert getattr(ckpt_cli, name).__doc__
     with pytest.raises(AttributeError):
         ckpt_cli.nothing  # noqa: B018
+
+
+def test_bfloat16_keeps_its_bits_as_an_array_over_the_file(tmp_path: Path) -> None:
+    values = torch.tensor([[1.5, -0.0, float("nan")], [float("inf"), 3e38, 1e-40]], dtype=torch.bfloat16)
+    values.view(torch.int16)[0, 2] = 0x7FC1  # NaN with a payload
+    torch.save({"a": values, "t": values.t(), "s": values[1, 1]}, tmp_path / "a.pt")
+    with ckpt_cli.open(tmp_path / "a.pt") as checkpoint:
+        for name, expected in (("a", values), ("t", values.t()), ("s", values[1, 1])):
+            array = checkpoint[name].numpy()
+            assert array.dtype == ml_dtypes.bfloat16
+            assert np.array_equal(array.view(np.int16), expected.view(torch.int16).numpy())
+        assert checkpoint["a"][1, :2].tolist() == values[1, :2].tolist()
+        assert np.asarray(checkpoint["a"], np.float32).dtype == np.float32

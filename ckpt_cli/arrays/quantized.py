@@ -178,3 +178,14 @@ def values_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Arra
     if codec.copies:
         require_bounded(tensor, region)
     return codec.decode(stored_of(tensor, codec, region))
+
+
+def array_of(checkpoint: Checkpoint, tensor: Tensor, index: Index = ()) -> Array:
+    """Return what `values_of` does, but bfloat16 as that of ml_dtypes, over the bytes of the file."""
+    if tensor.dtype.name != "bfloat16" or tensor.layout == "quantized":
+        return values_of(checkpoint, tensor, index)
+    import ml_dtypes
+    import numpy as np
+
+    stored = values_of(checkpoint, replace(tensor, dtype=BY_NAME["uint16"]), index)
+    return stored.astype(np.uint16, copy=False).view(ml_dtypes.bfloat16)

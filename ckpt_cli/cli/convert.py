@@ -19,13 +19,12 @@ from ckpt_cli.cli.options import (
     Salvage,
     WeightsOnly,
     complete_floats,
-    size_of,
 )
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import watched, workers
 from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.edits.convert import convert
-from ckpt_cli.edits.convert_options import CLONE, ERROR, KEEP_ONE, ConvertOptions
+from ckpt_cli.edits.convert_options import CLONE, ERROR, KEEP_ONE, ConvertOptions, size_of
 from ckpt_cli.render.convert import conversion_text, to_json
 from ckpt_cli.render.json import json_text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import Enum
@@ -13,7 +12,7 @@ import typer
 
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.cli.terminal import terminal
-from ckpt_cli.errors import CkptError, UsageError, about
+from ckpt_cli.errors import CkptError, about
 from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.places import SEPARATOR, STANDARD_INPUT, exists, place_of
 from ckpt_cli.files.unchanged import unchanged
@@ -205,18 +204,3 @@ def opened_or_salvaged(path: str, *, salvage: bool) -> Iterator[tuple[Checkpoint
                 return
     with opened(path) as checkpoint:
         yield checkpoint, None
-
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-
-_SIZE = r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)"
-
-
-def size_of(text: str) -> int:
-    """Return the bytes of a size such as `5GB` or `512MiB`: powers of ten, or of two with an i, as huggingface_hub."""
-    match = re.fullmatch(_SIZE, text.strip())
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or not float(match[1]):
-        raise UsageError(f"{text!r} is not a size", hint="5GB, 500MB or 2GiB, say")
-    return int(float(match[1]) * unit)

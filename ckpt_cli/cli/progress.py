@@ -6,15 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ckpt_cli.cli.terminal import terminal
+from ckpt_cli.parallel.map import workers
 from ckpt_cli.render.text import bytes_text
 
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
+__all__ = ["Jobs", "progress", "watched", "workers"]
 
 Jobs = Annotated[int, typer.Option("-j", "--jobs", min=0, max=256, metavar="N", help="Threads; 0 is one a processor.")]
 
@@ -23,20 +23,6 @@ _FIRST = 1.0
 
 _EVERY = 0.1
 """Seconds between two of its lines."""
-
-
-@contextmanager
-def workers(jobs: int) -> Iterator[Executor]:
-    """Context manager: an executor of threads; jobs that have not begun when an error ends it are dropped."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from ckpt_cli.files.system import processors
-
-    pool = ThreadPoolExecutor(jobs or processors())
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Protocol
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.files_beside import Beside
 from ckpt_cli.edits.plain import PlainValue
+from ckpt_cli.errors import UsageError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress, Progress, no_progress
 from ckpt_cli.files.source import LocalFile
@@ -193,3 +195,18 @@ class ConvertPlan:
 def stem_of(output: str) -> str:
     """Return the name of the folder within a torch zip file: the file's name without its last suffix."""
     return os.path.splitext(os.path.basename(output))[0] or "archive"
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+_SIZE = r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)"
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of a size such as `5GB` or `512MiB`: powers of ten, or of two with an i, as huggingface_hub."""
+    match = re.fullmatch(_SIZE, text.strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or not float(match[1]):
+        raise UsageError(f"{text!r} is not a size", hint="5GB, 500MB or 2GiB, say")
+    return int(float(match[1]) * unit)

@@ -34,12 +34,20 @@ def parse_pairs(arguments: Sequence[str]) -> dict[str, str]:
         key, equals, value = argument.partition("=")
         if not key or not equals:
             raise UsageError(f"{argument!r} is not KEY=VALUE")
+        pairs[key] = value
+    require_texts(pairs)
+    return pairs
+
+
+def require_texts(pairs: Mapping[str, str]) -> None:
+    """Raise UsageError for a key or value that is no text, or none that UTF-8 has, and for an empty key."""
+    for key, value in pairs.items():
+        if not key or not isinstance(key, str) or not isinstance(value, str):
+            raise UsageError(f"{key!r}: metadata is text under a name, not {value!r}")
         try:
-            argument.encode()
+            f"{key}={value}".encode()
         except UnicodeEncodeError:
             raise UsageError(f"{key!r}: metadata is text, and that is not UTF-8") from None
-        pairs[key] = value
-    return pairs
 
 
 def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequence[str]) -> EditPlan:

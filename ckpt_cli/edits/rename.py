@@ -13,7 +13,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.formats import rewriting
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Entry
-from ckpt_cli.ops.rename_rules import Renaming, Rule, by_map, in_turn, read_map
+from ckpt_cli.ops.rename_rules import Renaming, Rule, by_map, in_turn, plain_map, read_map
 from ckpt_cli.ops.select import close_names
 
 
@@ -52,6 +52,9 @@ def renaming(old: str | None, new: str | None, rules: Sequence[Rule]) -> list[St
 def _step(rule: Rule) -> Step:
     if isinstance(rule.value, tuple):
         return Step(rule.renaming(), f"--sub {rule.value[0]}")
+    if not isinstance(rule.value, str):
+        known = plain_map(rule.value)
+        return Step(by_map(known), "the map", list(known))
     known = read_map(rule.value) if rule.kind == "map" else {}
     prefix = rule.value.removesuffix(".") if rule.kind == "strip" else None
     return Step(rule.renaming(known), f"--{rule.kind} {rule.value}", list(known), prefix=prefix)

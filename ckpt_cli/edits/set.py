@@ -25,7 +25,7 @@ from ckpt_cli.ops.select import Selection, is_glob, select_to_edit, split_index
 
 def plan_set(
     checkpoint: Checkpoint,
-    assignments: Sequence[str],
+    assignments: Sequence[str | Assignment],
     *,
     cast: bool = False,
     new: bool = False,
@@ -90,10 +90,13 @@ class _Split:
     """The bytes of new tensors."""
 
 
-def _split(checkpoint: Checkpoint, assignments: Sequence[str], *, new: bool, cast: bool, dtype: DType | None) -> _Split:
+def _split(
+    checkpoint: Checkpoint, assignments: Sequence[str | Assignment], *, new: bool, cast: bool, dtype: DType | None
+) -> _Split:
     """Parse assignments, select their entries, and split them by what these are."""
     split = _Split()
-    for assignment in map(parse_assignment, assignments):
+    for given in assignments:
+        assignment = parse_assignment(given) if isinstance(given, str) else given
         name, index, _ = split_index(assignment.target, checkpoint.names)
         try:
             selected = select_to_edit(checkpoint, assignment.target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ckpt_cli.facts import dataclass
 
@@ -123,3 +124,21 @@ class Diff:
     def equal(self) -> bool:
         """True if there is no difference."""
         return not (self.only_a or self.only_b or self.changed or self.values or self.ties or self.metadata)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each difference, for a DataFrame: the facts that the table of `ckpt diff` has."""
+        rows = [_row("only in a", name) for name in self.only_a] + [_row("only in b", name) for name in self.only_b]
+        for change in self.changed:
+            numbers = {key: getattr(change, key) for key in _NUMBERS}
+            rows.append({**_row(change.what, change.name, change.a, change.b), **numbers})
+        rows += [_row("entry", fact.name, fact.a, fact.b) for fact in self.values]
+        rows += [_row("tie", ",".join(tie.names), tie.a, tie.b) for tie in self.ties]
+        return rows + [_row("metadata", fact.name, fact.a, fact.b) for fact in self.metadata]
+
+
+_NUMBERS = ("differing", "numel", "max_abs", "max_rel", "first", "mean_abs", "relative_l2", "cosine")
+"""The facts of a changed tensor alone; of other differences they are None."""
+
+
+def _row(what: str, name: str, a: object = None, b: object = None) -> dict[str, Any]:
+    return {"what": what, "name": name, "a": a, "b": b, **dict.fromkeys(_NUMBERS)}

@@ -13,7 +13,8 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor, Value
 from ckpt_cli.ops.aliasing import stored_nbytes, tied_names, unique_numel
 from ckpt_cli.ops.parts import gradient_of, parts_of
 from ckpt_cli.ops.select import refuse_index, select_one
-from ckpt_cli.ops.stats import Row, stats
+from ckpt_cli.ops.stats import stats
+from ckpt_cli.ops.summaries import Row
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -108,7 +109,7 @@ def _tensor(checkpoint: Checkpoint, tensor: Tensor, executor: Executor, on_progr
         gradient_of(checkpoint, tensor, parts_of(checkpoint).parts),
         [name for name in tied if name != tensor.name],
         _places(tensor),
-        stats(alone, (), executor, on_progress).rows,
+        stats(alone, (), executor, on_progress).tensors,
     )
 
 

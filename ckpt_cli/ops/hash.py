@@ -60,6 +60,10 @@ class Hashes:
     tensors: dict[str, str]
     """That of each, by name."""
 
+    def rows(self) -> list[dict[str, str]]:
+        """Return a row for each tensor, for a DataFrame."""
+        return [{"name": name, "hash": digest} for name, digest in self.tensors.items()]
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -76,6 +80,11 @@ class Verdict:
     def ok(self) -> bool:
         """True if there is no difference."""
         return not (self.differ or self.missing or self.new)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return a row for each name that differs, for a DataFrame."""
+        kinds = (("differs", self.differ), ("missing", self.missing), ("new", self.new))
+        return [{"what": what, "name": name} for what, names in kinds for name in names]
 
 
 @dataclass(slots=True)

@@ -23,13 +23,15 @@ class Rule:
 
     kind: str
     """`strip` or `add` a prefix, `sub` for a substitution, or `map`."""
-    value: str | tuple[str, str]
-    """The option's values: for `sub` a regular expression and its replacement."""
+    value: str | tuple[str, str] | Mapping[str, str]
+    """The option's values: for `sub` a regular expression and its replacement, for `map` a file or the map itself."""
 
     def renaming(self, known: Mapping[str, str] | None = None) -> Renaming:
         """Return the function on names; for a map that was read already, `known`."""
         if isinstance(self.value, tuple):
             return by_expression(*self.value)
+        if not isinstance(self.value, str):
+            return by_map(plain_map(self.value))
         if self.kind == "map":
             return by_map(read_map(self.value) if known is None else known)
         return (without_prefix if self.kind == "strip" else with_prefix)(self.value)
@@ -135,4 +137,9 @@ def read_map(path: str) -> dict[str, str]:
         or not all(isinstance(v, str) for v in names.values())
     ):
         raise UsageError("a map of names is a JSON object of strings: {old: new}", path=path)
+    return plain_map(names)
+
+
+def plain_map(names: Mapping[str, str]) -> dict[str, str]:
+    """Return a map of names or prefixes without the dots that these may end in."""
     return {old.removesuffix("."): new.removesuffix(".") for old, new in names.items()}

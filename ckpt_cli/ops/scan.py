@@ -73,6 +73,10 @@ class Scan:
         """Findings of one severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
+    def rows(self) -> list[dict[str, str]]:
+        """Return the findings as rows, for a DataFrame."""
+        return [finding.facts() for finding in self.findings]
+
 
 def scan(path: str) -> Scan:
     """Scan a file, an index of shards or a directory; nothing is run, and no reader of ours need accept it.

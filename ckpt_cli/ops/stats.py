@@ -16,6 +16,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.ls import Fold, fold
 from ckpt_cli.ops.select import excluded_names, part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
+from ckpt_cli.ops.summaries import Row, Stats
 from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
@@ -35,56 +36,6 @@ _SAMPLES = 1 << 19
 
 _IN_ORDER = 32 << 20
 """Bytes of a tensor that are read ahead before its sample is taken, so that a disk does not seek within them."""
-
-_PERCENTILES = ("p1", "p50", "p99")
-"""The columns of percentiles."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One tensor's line."""
-
-    name: str
-    """Its name, with the index that was asked for."""
-    dtype: str
-    shape: tuple[int, ...] | None
-    numel: int
-    """Elements as they are stored: a packed float4 has two values in each."""
-    moments: Moments | None = None
-    """None where there are no values to summarize; `note` says why."""
-    edges: Sequence[float | int] = ()
-    """Of the histogram's bars, the first being the least and the last the greatest value."""
-    counts: Sequence[int] = ()
-    note: str = ""
-    count: int = 1
-    """Tensors of a folded row."""
-    spread: Spread | None = None
-    """Percentiles and magnitudes, where they were asked for."""
-
-    @property
-    def is_bad(self) -> bool:
-        """True if it has NaN or infinities."""
-        return self.moments is not None and bool(self.moments.nan or self.moments.inf)
-
-    def key(self, key: str) -> Any:
-        """Return the sort key: the value of a column, NaN where it has no value."""
-        if key in ("name", "numel"):
-            return getattr(self, key)
-        if key.startswith("p"):
-            known = self.spread.percentiles if self.spread else ()
-            return known[_PERCENTILES.index(key)] if known else math.nan
-        found = getattr(self.moments, {"min": "least", "max": "most"}.get(key, key)) if self.moments else None
-        return math.nan if found is None else found
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """The answer."""
-
-    path: str
-    rows: Sequence[Row]
-    total: Row | None = None
-    """All of them together, tied ones counted once."""
 
 
 class _Subject:

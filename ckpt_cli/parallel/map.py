@@ -2,8 +2,8 @@
 
 A job is a few megabytes of a checkpoint: chunks of its values (`parallel/tensor_chunks.py`), or ranges of its files
 (`parallel/byte_ranges.py`). What it answers is small, and answers come back in the order of the jobs, so that any
-number of workers gives the same. Nothing here makes an executor. Jobs and answers can be pickled, so that the workers
-may be processes, on other machines where these see the same files.
+number of workers gives the same. The executor is given; `workers` makes one of threads for those who begin a request.
+Jobs and answers can be pickled, so that the workers may be processes, on other machines where these see the same files.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -28,6 +29,23 @@ _LOCAL = threading.local()
 
 _Job = TypeVar("_Job")
 _Answer = TypeVar("_Answer")
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Executor]:
+    """Context manager: an executor of `jobs` threads, or of one a processor for 0.
+
+    Jobs that have not begun when an error ends it are dropped.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ckpt_cli.files.system import processors
+
+    pool = ThreadPoolExecutor(jobs or processors())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def run(

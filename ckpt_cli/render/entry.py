@@ -14,7 +14,7 @@ from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, short, value_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.stats import Row
+    from ckpt_cli.ops.summaries import Row
 
 _LINE = 400
 """Characters of a fact on a terminal."""

@@ -11,7 +11,7 @@ from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import bars, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.stats import Row, Stats
+    from ckpt_cli.ops.summaries import Row, Stats
 
 _NUMBERS = ("min", "max", "mean", "std", "norm")
 _COUNTS = ("zeros", "nan", "inf")
@@ -29,7 +29,7 @@ _MORE = (*(Column(heading, right=True) for heading in ("p1", "p50", "p99", "outl
 def to_json(stats: Stats) -> dict[str, object]:
     """Return the statistics as docs/json.md describes them."""
     return {
-        "tensors": rows(lambda: map(row_json, stats.rows)),
+        "tensors": rows(lambda: map(row_json, stats.tensors)),
         "total": None if stats.total is None else row_json(stats.total),
     }
 
@@ -74,7 +74,7 @@ def stats_block(stats: Stats, style: str, *, ascii_only: bool = False, percentil
 
     With `percentiles` these, the outlier and the magnitudes come last.
     """
-    shown = [*stats.rows, *([stats.total] if stats.total is not None else [])]
+    shown = [*stats.tensors, *([stats.total] if stats.total is not None else [])]
     human = style in ("table", "markdown")
     cells = (_cells(row, human=human, ascii_only=ascii_only) for row in shown)
     if not percentiles:

@@ -17,7 +17,7 @@ from conftest import Ckpt
 from contract import contents
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict, split_torch_state_dict_into_shards
 
-from ckpt_cli.cli.options import size_of
+from ckpt_cli.edits.convert_options import size_of
 from ckpt_cli.errors import RefusedError, UsageError
 from ckpt_cli.files.crc32 import of_zeros
 from ckpt_cli.formats.targets import TARGETS, target_of

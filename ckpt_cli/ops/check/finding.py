@@ -32,6 +32,13 @@ class Finding:
     file: str = ""
     """The path of the file or folder that it is about."""
 
+    def facts(self) -> dict[str, str]:
+        """Return the facts by their names."""
+        return {key: getattr(self, key) for key in _FACTS}
+
+
+_FACTS = ("severity", "code", "where", "message", "hint", "name", "file")
+
 
 @dataclass(frozen=True, slots=True)
 class Occurrence:

@@ -90,6 +90,10 @@ class Report:
         """Findings of one severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
+    def rows(self) -> list[dict[str, str]]:
+        """Return the findings as rows, for a DataFrame."""
+        return [finding.facts() for finding in self.findings]
+
 
 def check(path: str, executor: Executor | None = None, on_progress: OnProgress = lambda _, __: None) -> Report:
     """Check a file, an index or a folder; with an executor every byte is read on it.

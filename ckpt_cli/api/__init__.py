@@ -1,0 +1,1 @@
+"""The public Python API: checkpoints as mappings, and the commands as functions."""

@@ -1,0 +1,364 @@
+"""Edits as functions with the names and options of the commands; each returns what the command's JSON report says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from ckpt_cli.api.checkpoint import texts
+from ckpt_cli.api.values import Assignments, assignments_of
+from ckpt_cli.budget import Budget
+from ckpt_cli.edits.plan import EditOptions
+from ckpt_cli.errors import UsageError, about
+from ckpt_cli.render.edits import to_json
+from ckpt_cli.render.json import json_text
+
+if TYPE_CHECKING:
+    from ckpt_cli.edits.plan import Planner
+    from ckpt_cli.ops.match_states import State
+    from ckpt_cli.ops.rename_rules import Rule
+
+Path = str | os.PathLike[str]
+"""Where a checkpoint is."""
+
+Report = dict[str, Any]
+"""What a command prints with `--json`, as docs/json.md describes it."""
+
+
+def _report(facts: object) -> Report:
+    """Return facts as JSON has them: lists for tuples, no NaN."""
+    report: Report = json.loads("".join(json_text(facts)))
+    return report
+
+
+def _options(output: Path | None, dry_run: bool, backup: bool, weights_only: bool) -> EditOptions:
+    where = None if output is None else os.fspath(output)
+    return EditOptions(where, dry_run, backup, weights_only=weights_only)
+
+
+def _edit(path: Path, plan: Planner, options: EditOptions) -> Report:
+    """Carry out an edit, all or nothing."""
+    from ckpt_cli.edits.transaction import transaction
+
+    Budget().begun()
+    return _report(to_json(transaction(os.fspath(path), plan, options)))
+
+
+def set(  # noqa: A001
+    path: Path,
+    assignments: Assignments,
+    *,
+    cast: bool = False,
+    new: bool = False,
+    dtype: str | None = None,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Set elements, slices or whole tensors, and other values, as `ckpt set` with these options.
+
+    `assignments` maps `NAME` or `NAME[INDEX]` to numbers, lists, arrays, tensors, texts or None; a key that ends in
+    `+=`, `-=`, `*=` or `/=` changes what is there. A list has them as on the command line: `["2.weight[0,0]=100"]`.
+    Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.set import plan_set
+    from ckpt_cli.edits.set_new import dtype_of_new
+
+    if dtype is not None and not new:
+        raise UsageError("dtype is that of new tensors: it goes with new=True")
+    wanted = None if dtype is None else dtype_of_new(dtype)
+    with assignments_of(assignments) as made:
+        return _edit(
+            path,
+            lambda checkpoint: plan_set(checkpoint, made, cast=cast, new=new, dtype=wanted),
+            _options(output, dry_run, backup, weights_only),
+        )
+
+
+def rename(
+    path: Path,
+    old: str | None = None,
+    new: str | None = None,
+    *,
+    strip: str | Sequence[str] = (),
+    add: str | Sequence[str] = (),
+    sub: Sequence[tuple[str, str]] = (),
+    map: Path | Mapping[str, str] | None = None,  # noqa: A002
+    like: Path | None = None,
+    guess: bool = False,
+    of: str | None = None,
+    other_of: str | None = None,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Rename entries, as `ckpt rename` with these options: `old` to `new`, then `strip`, `add`, `sub` and `map`.
+
+    `sub` has pairs of a regular expression and its replacement; `map` is a dict of names or prefixes, or a JSON file.
+    `like` takes the names that load_state_dict of another checkpoint needs. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.rename import plan_rename, renaming
+    from ckpt_cli.edits.rename_like import plan_rename_like
+
+    rules = _rules(texts(strip), texts(add), sub, map)
+    options = _options(output, dry_run, backup, weights_only)
+    if like is not None:
+        if old is not None or rules:
+            raise UsageError("like finds the new names by itself: give no others")
+        model = _model_at(os.fspath(like), other_of)
+        return _edit(path, lambda checkpoint: plan_rename_like(checkpoint, model, of, guess=guess), options)
+    if guess or of is not None or other_of is not None:
+        raise UsageError("guess, of and other_of go with like")
+    steps = renaming(old, new, rules)
+    return _edit(path, lambda checkpoint: plan_rename(checkpoint, steps), options)
+
+
+def _rules(
+    strip: Sequence[str], add: Sequence[str], sub: Sequence[tuple[str, str]], names: Path | Mapping[str, str] | None
+) -> list[Rule]:
+    from ckpt_cli.ops.rename_rules import Rule
+
+    rules = [Rule("strip", prefix) for prefix in strip] + [Rule("add", prefix) for prefix in add]
+    rules += [Rule("sub", (pattern, replacement)) for pattern, replacement in sub]
+    if names is not None:
+        rules.append(Rule("map", names if isinstance(names, Mapping) else os.fspath(names)))
+    return rules
+
+
+def _model_at(path: str, prefix: str | None) -> State:
+    """Return the names that the model in a file has, or those of what `ckpt ls --json` printed."""
+    from ckpt_cli.formats import open_checkpoint
+    from ckpt_cli.ops.match_states import listing_of, state_of
+
+    Budget().begun()
+    with about(path):
+        listing = listing_of(path, prefix)
+        if listing is not None:
+            return listing
+        with closing(open_checkpoint(path)) as checkpoint:
+            return state_of(checkpoint, prefix, aliases=True)
+
+
+def rm(
+    path: Path,
+    *names: str,
+    exclude: str | Sequence[str] = (),
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Take entries out, as `ckpt rm` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.rm import plan_rm
+
+    _require(names, "rm")
+    options = _options(output, dry_run, backup, weights_only)
+    return _edit(path, lambda checkpoint: plan_rm(checkpoint, names, texts(exclude)), options)
+
+
+def keep(
+    path: Path,
+    *names: str,
+    exclude: str | Sequence[str] = (),
+    root: str | None = None,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Take all entries out but some, as `ckpt keep` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.rm import plan_keep, plan_root
+
+    options = _options(output, dry_run, backup, weights_only)
+    if (root is None) == (not names and not exclude):
+        raise UsageError("keep takes names or exclude, or root")
+    if root is not None:
+        prefix = root
+        return _edit(path, lambda checkpoint: plan_root(checkpoint, prefix), options)
+    return _edit(path, lambda checkpoint: plan_keep(checkpoint, names, texts(exclude)), options)
+
+
+def cast(
+    path: Path,
+    dtype: str,
+    *names: str,
+    exclude: str | Sequence[str] = (),
+    lossy: bool = False,
+    raw: bool = False,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Give floating tensors another dtype, as `ckpt cast` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.cast import dtype_named, plan_cast
+    from ckpt_cli.parallel.map import workers
+
+    target = dtype_named(dtype)
+    with workers(0) as executor:
+        return _edit(
+            path,
+            lambda checkpoint: plan_cast(
+                checkpoint, target, names, exclude=texts(exclude), lossy=lossy, raw=raw, executor=executor
+            ),
+            _options(output, dry_run, backup, weights_only),
+        )
+
+
+def tie(
+    path: Path,
+    *names: str,
+    force: bool = False,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Make several names one tensor, as `ckpt tie` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.tie import plan_tie
+
+    _require(names, "tie")
+    options = _options(output, dry_run, backup, weights_only)
+    return _edit(path, lambda checkpoint: plan_tie(checkpoint, names, force=force), options)
+
+
+def untie(
+    path: Path,
+    *names: str,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Give tensors storages of their own, as `ckpt untie` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.tie import plan_untie
+
+    _require(names, "untie")
+    return _edit(
+        path,
+        lambda checkpoint: plan_untie(checkpoint, names),
+        _options(output, dry_run, backup, weights_only),
+    )
+
+
+def _require(names: Sequence[str], command: str) -> None:
+    if not names:
+        raise UsageError(f"{command} takes names")
+
+
+def compact(
+    path: Path,
+    *,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Write each storage no larger than its tensors need, as `ckpt compact`. Raises CkptError, OSError."""
+    from ckpt_cli.edits.tie import plan_compact
+
+    return _edit(path, plan_compact, _options(output, dry_run, backup, weights_only))
+
+
+def meta(
+    path: Path,
+    changes: Mapping[str, str] | None = None,
+    *,
+    delete: str | Sequence[str] = (),
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Set and remove strings of a safetensors file's metadata, as `ckpt meta`; without changes, return the strings.
+
+    Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.meta import metadata_of, plan_meta, require_texts, strings_of_set
+    from ckpt_cli.formats import open_checkpoint
+    from ckpt_cli.render.meta import to_json as strings_json
+
+    pairs, gone = dict(changes or {}), texts(delete)
+    if pairs or gone:
+        require_texts(pairs)
+        options = _options(output, dry_run, backup, weights_only)
+        return _edit(path, lambda checkpoint: plan_meta(checkpoint, pairs, gone), options)
+    Budget().begun()
+    with about(os.fspath(path)), closing(open_checkpoint(os.fspath(path))) as checkpoint:
+        return _report(strings_json(metadata_of(checkpoint, ()), strings_of_set(checkpoint)))
+
+
+def convert(
+    path: Path,
+    output: Path,
+    *names: str,
+    exclude: str | Sequence[str] = (),
+    to: str | None = None,
+    select: str = "",
+    dtype: str | None = None,
+    max_shard: int | str | None = None,
+    shared: str = "keep-one",
+    tensors_only: bool = False,
+    plain: bool = False,
+    lossy: bool = False,
+    raw: bool = False,
+    salvage: bool = False,
+    weights_only: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write a checkpoint in another format, as `ckpt convert` with these options.
+
+    `max_shard` is a size such as `5GB`, or a number of bytes; `shared` is `keep-one`, `clone` or `error`. With
+    `salvage` the report of a file that was cut has `problem` and `lost`. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.cast import dtype_named
+    from ckpt_cli.edits.convert import convert as write
+    from ckpt_cli.edits.convert_options import CLONE, ERROR, KEEP_ONE, ConvertOptions, size_of
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.convert import to_json as conversion_json
+
+    if shared not in (KEEP_ONE, CLONE, ERROR):
+        raise UsageError(f"shared is {KEEP_ONE}, {CLONE} or {ERROR}, not {shared!r}")
+    Budget().begun()
+    with workers(0) if dtype else nullcontext() as executor:
+        options = ConvertOptions(
+            to=to,
+            select=select,
+            names=names,
+            exclude=texts(exclude),
+            dtype=dtype_named(dtype) if dtype else None,
+            max_shard=None if max_shard is None else size_of(str(max_shard)),
+            shared=shared,
+            tensors_only=tensors_only,
+            plain=plain,
+            lossy=lossy,
+            raw=raw,
+            salvage=salvage,
+            weights_only=weights_only,
+            force=force,
+            dry_run=dry_run,
+            executor=executor,
+        )
+        return _report(conversion_json(write(os.fspath(path), os.fspath(output), options)))
+
+
+def undo(path: Path, *, force: bool = False, dry_run: bool = False) -> Report:
+    """Restore the newest backup that an edit kept, as `ckpt undo` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.undo import undo as restore
+
+    Budget().begun()
+    return _report(to_json(restore(os.fspath(path), force=force, dry_run=dry_run)))
+
+
+def index(folder: Path, *, dry_run: bool = False, backup: bool = False) -> Report:
+    """Write the index of a folder of shards, as `ckpt index` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.index import index as write
+
+    Budget().begun()
+    return _report(to_json(write(os.fspath(folder), EditOptions(dry_run=dry_run, backup=backup))))
