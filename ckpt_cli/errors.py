@@ -14,6 +14,7 @@ CkptError                      exit 2; the base class
 ├── ValueRefusedError          a value that the tensor cannot hold
 ├── OutputError                standard output cannot be written
 ├── ChangedError               a file changed while it was read
+├── NetworkError               a server cannot be reached, refuses, or does not do what it should
 └── BusyError                  another process is writing the file
 """
 
@@ -144,3 +145,7 @@ class ChangedError(CkptError):
 
     def __init__(self, path: str) -> None:
         super().__init__("changed while it was read; try again", path=path)
+
+
+class NetworkError(CkptError):
+    """A server cannot be reached, refuses, or gives something else than what was asked for."""

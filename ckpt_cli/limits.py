@@ -58,6 +58,12 @@ WALK_STEPS_PER_BYTE = int(4 * max(1.0, _SCALE))
 STANDARD_INPUT = int(64 * 2**30 * _SCALE)
 """Bytes of standard input that are kept in a temporary file."""
 
+LISTED = int(100_000 * _SCALE)
+"""Names that a server's list of a folder may have."""
+
+REDIRECTS = 5
+"""Redirects from one server to the next that one request follows."""
+
 PARTS_WITHIN = 16
 """Tensors that are made of tensors that are made of tensors…"""
 
@@ -274,6 +280,6 @@ DCP_METADATA = int(512 * 2**20 * _SCALE)
 CHECK_FINDINGS = 20
 """Findings of one code that a check lists one by one."""
 
-FIXED = frozenset({"PARTS_WITHIN", "NESTING", "SAFETENSORS_WRITTEN", "DIMENSIONS", "READ_TIMES", "VIEW_STEPS",
-                   "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
+FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "NESTING", "SAFETENSORS_WRITTEN", "DIMENSIONS", "READ_TIMES",
+                   "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
 # The limits that `CKPT_LIMITS` does not change: those of other software, of nesting, and of what is listed.

@@ -1,7 +1,7 @@
 """What each kind of server gives: files of one version read by ranges, lists of folders, and uploads.
 
-`http.py`, `hub.py` and `cloud.py` implement `Store`; `source.py` makes a source of bytes of an `Object`, and `folder.py`
-answers the questions of `files/places.py` from a `Store`. A path is a whole URL, without user, password and query.
+`http.py`, `hub.py` and `cloud.py` implement `Store`; `source.py` makes a source of bytes of an `Object`, and
+`folder.py` answers the questions of `files/places.py` from a `Store`. A path is a whole URL, without user, password and query.
 """
 
 from __future__ import annotations
