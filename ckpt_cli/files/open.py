@@ -63,7 +63,9 @@ class Opener:
         if not place.is_local:
             if self.write:
                 raise UnsupportedError(
-                    "it does not lie on this machine's disk, so it cannot be edited in place", path=path
+                    "it does not lie on this machine's disk, so it cannot be edited in place",
+                    path=path,
+                    hint="-o OUT writes an edited copy",
                 )
             return place.open(path)
         if not self.write:

@@ -32,20 +32,16 @@ class Servers:
 
     def __init__(self, known: Servers | None = None) -> None:
         """Begin with the secrets that another has for addresses, and with nothing else of it."""
-        self._addresses: url.Addresses = url.Addresses(known._addresses if known else None)
+        self.addresses: url.Addresses = url.Addresses(known.addresses if known else None)
+        """The addresses that the user gave, by their paths."""
         self._fetched = Fetched()
         self._folders: dict[str, RemoteFolder] = {}
-
-    def admitted(self, address: str) -> str:
-        """Return the path of an address, and remember what is secret in it; raises what `place_of` does."""
-        self.place_of(address)
-        return self._addresses.admitted(address)
 
     def place_of(self, path: str) -> RemoteFolder:
         """Return the folder of all files of a path's scheme; raises FileNotFoundError for an unknown one."""
         scheme = url.scheme_of(path) or ""
         if scheme not in self._folders:
-            self._folders[scheme] = RemoteFolder(url.store_for(scheme), self._addresses, self._fetched)
+            self._folders[scheme] = RemoteFolder(url.store_for(scheme), self.addresses, self._fetched)
         return self._folders[scheme]
 
 
