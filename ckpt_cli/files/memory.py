@@ -57,6 +57,9 @@ class MemorySource:
     def expect(self, offset: int, nbytes: int) -> None:
         """Do nothing: the bytes are there."""
 
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Do nothing: the bytes are there."""
+
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
@@ -129,6 +132,10 @@ class MemoryFolder:
         start = join(self.canonical(path), "")
         names = {found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)}
         return sorted(names)[:most]
+
+    def is_listed(self, path: str) -> bool:  # noqa: ARG002
+        """Return True."""
+        return True
 
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return the names that are files in a folder."""
