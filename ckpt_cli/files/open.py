@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError, UnsupportedError
+from ckpt_cli.files.at_once import at_once
 from ckpt_cli.files.hidden_files import (
     is_journal,
     is_temporary,
@@ -82,6 +83,8 @@ class Opener:
             self._finish(path)
         if len(paths) > _MANY:
             allow_open_files()
+        if not self.write and not any(place_of(path).is_local for path in paths):
+            return at_once(self.open, paths)
         opened: list[SourceFile] = []
         try:
             for path in paths:
@@ -100,7 +103,8 @@ class Opener:
 
     def note_folder(self, path: str) -> None:
         """Note the state of a folder before its files are listed."""
-        self._folder = path, identity_at(path)
+        if place_of(path).is_local:
+            self._folder = path, identity_at(path)
 
     def is_consistent(self) -> bool:
         """True if the files that are open show one state of the checkpoint: none changed or was replaced meanwhile."""
