@@ -105,6 +105,10 @@ class RemoteFolder:
             raise self._no_list(path)
         return sorted(found)[:most]
 
+    def is_listed(self, path: str) -> bool:
+        """True if a list of the folder was fetched; where there are none, it is not known what else is there."""
+        return not self._has_gaps and self._folder_key(path) in self._lists
+
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return the names that are files in a folder, by one list of each folder, or by requests side by side."""
         path = self._path(path)
@@ -176,6 +180,9 @@ class RemoteFolder:
     def _path(self, path: str) -> str:
         return self._addresses.admitted(path)
 
+    def _folder_key(self, path: str) -> str:
+        return url.join(self._path(path), "").rstrip("/")
+
     def _listed_at(self, path: str) -> Listed | None:
         """Return what a list that is there says of a path; None where it says nothing."""
         names = self._lists.get(url.folder_of(path))
@@ -226,7 +233,7 @@ class RemoteFolder:
 
     def _store_list(self, path: str, most: int | None) -> dict[str, Listed] | None:
         """Return the list of a folder, kept unless it is of some names only; None where there are no lists."""
-        folder = url.join(path, "").rstrip("/")
+        folder = self._folder_key(path)
         if folder in self._lists:
             return self._lists[folder]
         found = self._store.entries_in(self._addresses.address(folder), most)
@@ -236,7 +243,7 @@ class RemoteFolder:
 
     def _probed(self, path: str) -> dict[str, Listed]:
         """Return the well-known names that are files in a folder; raises NetworkError where all are refused."""
-        folder = url.join(path, "").rstrip("/")
+        folder = self._folder_key(path)
         if folder not in self._lists:
             self._has_gaps = True
             errors = [
