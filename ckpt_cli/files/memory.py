@@ -57,6 +57,9 @@ class MemorySource:
     def expect(self, offset: int, nbytes: int) -> None:
         """Do nothing: the bytes are there."""
 
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Do nothing: the bytes are there."""
+
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
@@ -145,6 +148,9 @@ class MemoryFolder:
     def open(self, path: str) -> MemorySource:
         """Open a file."""
         return MemorySource(self._bytes(path), path)
+
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Do nothing: the files are there."""
 
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file."""

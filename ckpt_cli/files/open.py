@@ -18,7 +18,7 @@ from ckpt_cli.files.hidden_files import (
     temporary_path,
 )
 from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.places import identity_at, is_plain_name, place_of, spelled
+from ckpt_cli.files.places import begin_all, identity_at, is_plain_name, place_of, spelled
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import has_journal, release, share
@@ -82,6 +82,7 @@ class Opener:
             self._finish(path)
         if len(paths) > _MANY:
             allow_open_files()
+        begin_all(paths)
         opened: list[SourceFile] = []
         try:
             for path in paths:
