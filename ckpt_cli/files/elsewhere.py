@@ -76,6 +76,6 @@ def admitted(address: str) -> str:
 
     They are remembered until the end of the block of `elsewhere` around.
     """
-    if "://" not in address or not names_server(address):
+    if not address[:8].lower().startswith(("http://", "https://")):
         return address
-    return current().servers.admitted(address)
+    return current().servers.addresses.admitted(address)

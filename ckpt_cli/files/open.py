@@ -63,7 +63,9 @@ class Opener:
         if not place.is_local:
             if self.write:
                 raise UnsupportedError(
-                    "it does not lie on this machine's disk, so it cannot be edited in place", path=path
+                    "it does not lie on this machine's disk, so it cannot be edited in place",
+                    path=path,
+                    hint="-o OUT writes an edited copy",
                 )
             return place.open(path)
         if not self.write:
@@ -101,7 +103,8 @@ class Opener:
 
     def note_folder(self, path: str) -> None:
         """Note the state of a folder before its files are listed."""
-        self._folder = path, identity_at(path)
+        if place_of(path).is_local:
+            self._folder = path, identity_at(path)
 
     def is_consistent(self) -> bool:
         """True if the files that are open show one state of the checkpoint: none changed or was replaced meanwhile."""

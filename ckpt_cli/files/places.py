@@ -53,6 +53,9 @@ class Folder(Protocol):
     def names_in(self, path: str, most: int | None = None) -> list[str]:
         """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
 
+    def is_listed(self, path: str) -> bool:
+        """True if it costs nothing to ask what is in a folder: it is near, or its list was fetched."""
+
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return those of some names, which may lead into subfolders, that are regular files in a folder, in order."""
 
@@ -120,6 +123,10 @@ class LocalFolder:
         """Return the sorted names in a folder; in the current one for an empty path."""
         with os.scandir(path or os.curdir) as entries:
             return sorted(entry.name for entry in islice(entries, most))
+
+    def is_listed(self, path: str) -> bool:  # noqa: ARG002
+        """Return True."""
+        return True
 
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return the names that are regular files in a folder."""
@@ -250,6 +257,14 @@ def size_of(path: str) -> int:
 def names_in(path: str, most: int | None = None) -> list[str]:
     """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
     return place_of(path).names_in(path, most)
+
+
+def is_listed(path: str) -> bool:
+    """True if it costs nothing to ask what is in a folder: on the disk it never does, elsewhere once it was listed.
+
+    What only adds to an answer is not looked for in any other folder.
+    """
+    return place_of(path).is_listed(path)
 
 
 def present(path: str, names: Sequence[str]) -> list[str]:

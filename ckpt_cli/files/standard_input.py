@@ -72,6 +72,10 @@ class _Folder:
         """Raise NotADirectoryError."""
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
+    def is_listed(self, path: str) -> bool:  # noqa: ARG002
+        """Return True."""
+        return True
+
     def present(self, path: str, names: Sequence[str]) -> list[str]:  # noqa: ARG002
         """Return an empty list."""
         return []

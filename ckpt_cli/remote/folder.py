@@ -32,20 +32,16 @@ class Servers:
 
     def __init__(self, known: Servers | None = None) -> None:
         """Begin with the secrets that another has for addresses, and with nothing else of it."""
-        self._addresses: url.Addresses = url.Addresses(known._addresses if known else None)
+        self.addresses: url.Addresses = url.Addresses(known.addresses if known else None)
+        """The addresses that the user gave, by their paths."""
         self._fetched = Fetched()
         self._folders: dict[str, RemoteFolder] = {}
-
-    def admitted(self, address: str) -> str:
-        """Return the path of an address, and remember what is secret in it; raises what `place_of` does."""
-        self.place_of(address)
-        return self._addresses.admitted(address)
 
     def place_of(self, path: str) -> RemoteFolder:
         """Return the folder of all files of a path's scheme; raises FileNotFoundError for an unknown one."""
         scheme = url.scheme_of(path) or ""
         if scheme not in self._folders:
-            self._folders[scheme] = RemoteFolder(url.store_for(scheme), self._addresses, self._fetched)
+            self._folders[scheme] = RemoteFolder(url.store_for(scheme), self.addresses, self._fetched)
         return self._folders[scheme]
 
 
@@ -108,6 +104,10 @@ class RemoteFolder:
         if not found:
             raise self._no_list(path)
         return sorted(found)[:most]
+
+    def is_listed(self, path: str) -> bool:
+        """True if a list of the folder was fetched; where there are none, it is not known what else is there."""
+        return not self._has_gaps and self._folder_key(path) in self._lists
 
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return the names that are files in a folder, by one list of each folder, or by requests side by side."""
@@ -180,6 +180,9 @@ class RemoteFolder:
     def _path(self, path: str) -> str:
         return self._addresses.admitted(path)
 
+    def _folder_key(self, path: str) -> str:
+        return url.join(self._path(path), "").rstrip("/")
+
     def _listed_at(self, path: str) -> Listed | None:
         """Return what a list that is there says of a path; None where it says nothing."""
         names = self._lists.get(url.folder_of(path))
@@ -230,7 +233,7 @@ class RemoteFolder:
 
     def _store_list(self, path: str, most: int | None) -> dict[str, Listed] | None:
         """Return the list of a folder, kept unless it is of some names only; None where there are no lists."""
-        folder = url.join(path, "").rstrip("/")
+        folder = self._folder_key(path)
         if folder in self._lists:
             return self._lists[folder]
         found = self._store.entries_in(self._addresses.address(folder), most)
@@ -240,7 +243,7 @@ class RemoteFolder:
 
     def _probed(self, path: str) -> dict[str, Listed]:
         """Return the well-known names that are files in a folder; raises NetworkError where all are refused."""
-        folder = url.join(path, "").rstrip("/")
+        folder = self._folder_key(path)
         if folder not in self._lists:
             self._has_gaps = True
             errors = [
