@@ -206,7 +206,7 @@ class HubStore:
             pages += 1
             if count > limits.LISTED:
                 raise LimitError(f"its server lists more than {limits.LISTED:,} names", path=path)
-            if pages > _PAGES:
+            if pages > _PAGES or (query is not None and not page):
                 raise NetworkError("the list of its server does not end", path=path)
             for entry in page:
                 name, listed = _listed(entry, start)

@@ -310,3 +310,27 @@ def test_the_hub_is_not_written_to_and_the_hint_says_what_does(hub: FakeHub) -> 
     with pytest.raises(UnsupportedError) as error, HubStore().upload(f"hf://{REPO}/x.pt", replace=True):
         pass
     assert str(error.value.hint).endswith(f"hf upload {REPO} OUT")
+
+
+def test_all_of_a_command_is_of_one_commit_when_the_branch_moves_on(hub: FakeHub, tmp_path: Path, ckpt: Ckpt) -> None:
+    parts = {f"model-{n:05}-of-00003.safetensors": n for n in (1, 2, 3)}
+    for value in (10, 20):
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        for name, n in parts.items():
+            save_file({f"w{n}": torch.full((3,), float(value + n))}, folder / name)
+    hub.commit(REPO, tmp_path / "10")
+    wanted = ckpt("show", f"hf://{REPO}").out
+    for count in range(1, len(hub.log)):
+        hub.repositories.clear()
+        hub.commit(REPO, tmp_path / "10")
+        hub.forget()
+
+        def move(asked: Asked, at: int = count) -> None:
+            if len(hub.log) == at:
+                hub.interrupt = lambda _: None
+                hub.commit(REPO, tmp_path / "20")
+
+        hub.interrupt = move
+        assert ckpt("show", f"hf://{REPO}").out == wanted
+        assert len(hub.repositories[REPO].commits) == 2
