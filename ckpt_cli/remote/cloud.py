@@ -25,6 +25,7 @@ from ckpt_cli.remote.cloud_requests import (
     PassingError,
     asked,
     tried,
+    version_of,
 )
 from ckpt_cli.remote.store import Listed, Upload, Version
 
@@ -195,7 +196,13 @@ class CloudStore:
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def request(
-        self, path: str, call: Callable[[Access], T], *, progress: Callable[[], int] = lambda: 0, tries: int = TRIES
+        self,
+        path: str,
+        call: Callable[[Access], T],
+        *,
+        progress: Callable[[], int] = lambda: 0,
+        tries: int = TRIES,
+        to_its_end: bool = False,
     ) -> T:
         """Return what a call of obstore gives for a path, tried again as often as helps.
 
@@ -205,7 +212,7 @@ class CloudStore:
 
         def once() -> T:
             access = self._access(bucket, path)
-            return asked(path, lambda: call(access))
+            return asked(path, lambda: call(access), to_its_end=to_its_end)
 
         for _ in range(3):
             try:
@@ -329,15 +336,6 @@ def _filling(result: Any, buffer: memoryview) -> Iterator[int]:
         yield done
         if done == len(buffer):
             return
-
-
-def version_of(meta: ObjectMeta) -> Version:
-    """Return the version that a reply or a list shows: lists have tags without quotes, and parts of seconds."""
-    tag = (meta["e_tag"] or "").strip()
-    if not tag.startswith("W/"):
-        tag = tag.strip('"')
-    changed = meta["last_modified"].replace(microsecond=0).isoformat()
-    return Version(meta["size"], tag, changed)
 
 
 def is_same(one: Version, other: Version) -> bool:

@@ -192,7 +192,7 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 def _s3(bucket: Bucket, url: str) -> _Settings:  # noqa: ARG001 - as all have it
-    settings = _Settings({})
+    settings = _Settings({"disable_bulk_delete": "true"})  # which not every server has
     profile = _profile(url)
     named = (os.environ[name] for name in _ENDPOINTS if os.environ.get(name))
     endpoint = next(named, profile.get("endpoint_url", ""))

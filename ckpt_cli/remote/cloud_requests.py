@@ -12,10 +12,14 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_cli.errors import ChangedError, CkptError, NetworkError, quoted
 from ckpt_cli.remote.cloud_access import READ_SECONDS, WHO
+from ckpt_cli.remote.store import Version
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 T = TypeVar("T")
 
@@ -72,14 +76,17 @@ def tried(path: str, once: Callable[[], T], progress: Callable[[], int] = lambda
             time.sleep(_PAUSES[count - 1])
 
 
-def asked(path: str, call: Callable[[], T]) -> T:
-    """Return the result of one call of obstore, with its errors as ours; an interrupt does not wait for its end.
+def asked(path: str, call: Callable[[], T], *, to_its_end: bool = False) -> T:
+    """Return the result of one call of obstore, with its errors as ours.
+
+    An interrupt does not wait for its end, unless it is to be known `to_its_end` what it did.
 
     Raises FileNotFoundError, ChangedError for an object of another version, PassingError, NetworkError, and the other
     errors of this module.
     """
     try:
-        return call() if threading.current_thread() is not threading.main_thread() else _beside(call)
+        is_main = threading.current_thread() is threading.main_thread()
+        return _beside(call) if is_main and not to_its_end else call()
     except (CkptError, PassingError):
         raise
     except Exception as error:
@@ -109,6 +116,15 @@ def _beside(call: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def version_of(meta: ObjectMeta) -> Version:
+    """Return the version that a reply or a list shows: lists have tags without quotes, and parts of seconds."""
+    tag = (meta["e_tag"] or "").strip()
+    if not tag.startswith("W/"):
+        tag = tag.strip('"')
+    changed = meta["last_modified"].replace(microsecond=0).isoformat()
+    return Version(meta["size"], tag, changed)
 
 
 _KINDS: tuple[tuple[str, str], ...] = (

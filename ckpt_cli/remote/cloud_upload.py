@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_cli.errors import CkptError, NetworkError
 from ckpt_cli.remote.cloud_access import UPLOAD_TRIES, Access, split_url
-from ckpt_cli.remote.cloud_requests import ExistsError, PassingError, asked
+from ckpt_cli.remote.cloud_requests import ExistsError, PassingError, asked, version_of
 from ckpt_cli.remote.store import Version
 
 if TYPE_CHECKING:
@@ -70,8 +70,6 @@ class CloudUpload:
 
     def done(self) -> Version:
         """Make the object visible, and return its version; raises NetworkError and leaves nothing where it fails."""
-        from ckpt_cli.remote.cloud import version_of
-
         data = bytes(self._held)
         try:
             if self._writer is None:
@@ -82,7 +80,7 @@ class CloudUpload:
                     self._was_there = self._exists()
                     self._refuse_existing()
                 self._may_be_there = True
-                self._tried(lambda _: self._writer.close())
+                self._sent(lambda _: self._writer.close(), to_its_end=True)
                 self._writer = None
         except ExistsError:
             self._may_be_there = False
@@ -125,12 +123,12 @@ class CloudUpload:
         import obstore
 
         if self._writer is None:
-            self._writer = self._tried(
+            self._writer = self._sent(
                 lambda access: obstore.open_writer(
                     access.uploader, self._key, buffer_size=self._part, max_concurrency=_AT_ONCE
                 )
             )
-        self._tried(lambda _: self._writer.write(data))
+        self._sent(lambda _: self._writer.write(data))
 
     def _put(self, data: bytes) -> None:
         """Send all of it at once: where nothing is to be replaced, the server itself refuses to."""
@@ -138,12 +136,23 @@ class CloudUpload:
 
         self._may_be_there = True
         mode: Any = "overwrite" if self._replace else "create"
-        self._tried(lambda access: obstore.put(access.uploader, self._key, data, mode=mode, use_multipart=False))
+        times = 0
 
-    def _tried(self, call: Callable[[Access], T]) -> T:
+        def put(access: Access) -> None:
+            nonlocal times
+            times += 1
+            obstore.put(access.client, self._key, data, mode=mode, use_multipart=False)
+
+        try:
+            self._store.request(self._path, put, to_its_end=True)
+        except ExistsError:  # what was sent before may have arrived, though no reply came
+            if times == 1 or not self._has_arrived(data, version_of(self._store.meta_of(self._path))):
+                raise
+
+    def _sent(self, call: Callable[[Access], T], *, to_its_end: bool = False) -> T:
         """Return the result of a call, which obstore itself tries several times."""
         try:
-            return self._store.request(self._path, call, tries=1)
+            return self._store.request(self._path, call, tries=1, to_its_end=to_its_end)
         except NetworkError as error:
             if error.status is not None and error.status < 500:
                 raise
@@ -156,5 +165,6 @@ class CloudUpload:
         if version.tag == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return True
         buffer = memoryview(bytearray(len(data)))
-        self._store.object_at(self._path, version).read_into(buffer, 0)
+        if version.size == len(data):
+            self._store.object_at(self._path, version).read_into(buffer, 0)
         return buffer == data
