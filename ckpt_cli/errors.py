@@ -155,4 +155,4 @@ class NetworkError(CkptError):
     ) -> None:
         super().__init__(problem, path=path, hint=hint)
         self.status = status
-        """The status of the server's reply, such as 403; None where there was no reply, or the status was not at fault."""
+        """The status of the reply, such as 403; None where there was none, or its status was not at fault."""
