@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from ckpt_cli.files.source import SourceFile
+from ckpt_cli.files.source import ByteSource, SourceFile
 
 _MOST = 16
 """Requests that are under way at a time."""
@@ -55,3 +55,46 @@ def fetch(wanted: Mapping[SourceFile, Ranges]) -> None:
         item[0].expect_all(item[1])
 
     at_once(fetch_of, [(file, ranges) for file, ranges in wanted.items() if ranges and is_elsewhere(file)])
+
+
+def beginnings(source: ByteSource) -> Iterator[memoryview]:
+    """Yield longer and longer beginnings of a source elsewhere, then all of it; of any other only that."""
+    if is_elsewhere(source.whole):
+        yield from (memoryview(source.read(0, nbytes)) for nbytes in _BEGINNINGS if nbytes < source.size)
+    yield source.view(0, source.size)
+
+
+_BEGINNINGS = (DOCUMENT, 4 << 20, 32 << 20)
+
+
+class Ahead:
+    """Fetches short ranges of items that are asked for one after another: with one of them those that come next.
+
+    Each time it takes twice as many, so that who asks for one item waits for one, and who asks for all waits rarely.
+    """
+
+    def __init__(self, count: int, ranges_of: Callable[[int], Iterable[tuple[SourceFile, int, int]]]) -> None:
+        self._ranges_of = ranges_of
+        """Gives the ranges of the item of a number: its file, the first byte and the bytes."""
+        self._fetched = bytearray(count)
+        """By number, 1 for the items that were fetched."""
+        self._many = 1
+
+    def ask(self, number: int) -> None:
+        """Fetch what will be read of an item, unless that was done."""
+        if self._fetched[number]:
+            return
+        wanted: dict[SourceFile, list[tuple[int, int]]] = {}
+        left = self._many
+        while left and 0 <= number < len(self._fetched):
+            for file, begin, nbytes in self._ranges_of(number):
+                wanted.setdefault(file, []).append((begin, nbytes))
+            self._fetched[number] = 1
+            left -= 1
+            number = self._fetched.find(0, number)
+        self._many = min(2 * self._many, _ITEMS)
+        fetch(wanted)
+
+
+_ITEMS = 256
+"""Items that are fetched together at most."""

@@ -190,7 +190,13 @@ class FarFile:
         """Fetch many short ranges at once."""
         with self._lock:
             self._begun = True
-            pages = {page for at, nbytes in ranges for page in range(at // PAGE, -(-(at + nbytes) // PAGE)) if nbytes}
+            pages = {
+                page
+                for at, nbytes in ranges
+                if 0 <= at <= at + nbytes <= self.size
+                for page in range(at // PAGE, -(-(at + nbytes) // PAGE))
+                if nbytes
+            }
             runs: list[list[int]] = []
             for page in sorted(pages - self._pages.keys()):
                 if runs and runs[-1][1] == page:
