@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -323,15 +323,21 @@ def _handler(hub: FakeHub, server: str, answer: Callable[[Asked, bytes], Answer]
 
 
 @contextmanager
+def counted_server(hub: FakeHub, server: str, answer: Callable[[Asked, bytes], Answer]) -> Iterator[str]:
+    """Context manager: a server whose requests are counted with those of a hub; gives its address."""
+    with _Server(("127.0.0.1", 0), _handler(hub, server, answer)) as http:
+        thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}"
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+@contextmanager
 def serving() -> Iterator[FakeHub]:
     """Context manager: a hub without repositories, and its CDN, on loopback."""
     hub = FakeHub()
-    with ExitStack() as stack:
-        for server, answer in (("hub", hub.answer), ("cdn", hub.answer_cdn)):
-            http = stack.enter_context(_Server(("127.0.0.1", 0), _handler(hub, server, answer)))
-            setattr(hub, {"hub": "url"}.get(server, server), f"http://127.0.0.1:{http.server_port}")
-            thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(http.shutdown)
+    with counted_server(hub, "hub", hub.answer) as hub.url, counted_server(hub, "cdn", hub.answer_cdn) as hub.cdn:
         yield hub
