@@ -143,7 +143,7 @@ def failures(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (exceptions.LocationParseError, exceptions.URLSchemeUnknown, exceptions.InvalidHeader, UnicodeError):
+    except (exceptions.LocationParseError, exceptions.URLSchemeUnknown, exceptions.InvalidHeader, ValueError):
         raise NetworkError("this is not a URL that can be asked for", path=path) from None
     except (exceptions.HTTPError, OSError) as error:
         raise _failed(error, path) from None
