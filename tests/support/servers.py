@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from hashlib import md5
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
 
+import localbucket
 import pytest
 from buckets import buckets_in
 from fake_hub import Answer, Asked, FakeHub, counted_server, ranged, serving
@@ -73,6 +75,7 @@ def _s3() -> Iterator[Server]:
     with TemporaryDirectory() as root, buckets_in(Path(root)) as buckets, pytest.MonkeyPatch.context() as patched:
         for name, value in buckets.environment().items():
             patched.setenv(name, value)
+        patched.setattr(localbucket, "object_etag", _tag)  # the digest of a gigabyte takes a while
 
         def put(folder: Path, name: str) -> str:
             within = buckets.bucket() / name
@@ -81,6 +84,12 @@ def _s3() -> Iterator[Server]:
             return f"s3://bucket/{name}/"
 
         yield Server("s3", put, lambda: len(buckets.asked), lambda: buckets.nbytes, buckets.begin)
+
+
+def _tag(path: Path) -> str:
+    """The tag of an object, by its state."""
+    info = path.stat()
+    return md5(f"{path} {info.st_mtime_ns} {info.st_size}".encode()).hexdigest()
 
 
 def _linked(source: str, target: str) -> None:
