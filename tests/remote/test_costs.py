@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Ckpt
 from fake_hub import serving
 from remote_costs import COSTS, SHARDS, Cost, build
@@ -41,6 +42,19 @@ def test_a_command_takes_no_more_requests_and_bytes_than_the_documentation_says(
         assert (answer.code, "Traceback" in answer.err) == (0, False), answer.err
         assert (command, server.requests()) == (command, cost.requests(server.kind))
         assert server.nbytes() <= cost.most_bytes
+
+
+@pytest.mark.parametrize("command", ["stats", "hash", "check --deep"])
+def test_a_command_that_reads_all_fetches_each_byte_once(
+    command: str, server: Server, tmp_path: Path, ckpt: Ckpt
+) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({f"w{number}": torch.full((1_500_000,), float(number)) for number in range(6)}, path)
+    address = server.put(tmp_path, "heavy")
+    server.forget()
+    assert ckpt(*command.split(), f"{address}model.pt").code == 0
+    size = path.stat().st_size
+    assert 0.95 * size <= server.nbytes() <= 1.05 * size + 600_000
 
 
 def test_the_heads_of_shards_are_fetched_side_by_side(
