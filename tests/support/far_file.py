@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_cli.errors import TruncatedError
@@ -177,14 +177,21 @@ class FarFile:
         """Begin to fetch a range, as far as there is room for it."""
         self.check(offset, nbytes)
         with self._lock:
-            held = sum(last - first for first, last, _ in self._ahead)
-            covered = any(first <= offset and offset + nbytes <= last for first, last, _ in self._ahead)
-            if not nbytes or covered or held + nbytes > CACHE or not self._missing(offset, offset + nbytes):
+            if not nbytes or not self._missing(offset, offset + nbytes):
                 return
-            for at in range(offset, offset + nbytes, PART):
-                size = min(PART, offset + nbytes - at)
-                self._ledger.note("get", self.path, size)
-                self._ahead.append([at, at + size, size])
+            for begin, end in self._not_asked(offset, offset + nbytes):
+                held = sum(last - first for first, last, _ in self._ahead)
+                if held + end - begin <= CACHE:
+                    self._ledger.note("get", self.path, end - begin)
+                    self._ahead.append([begin, end, end - begin])
+
+    def _not_asked(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield what was not asked for ahead of a range, in parts of one request."""
+        for first, last, _ in [*sorted(self._ahead), [end, end, 0]]:
+            if last > begin and first < end or first == end:
+                for at in range(begin, min(first, end), PART):
+                    yield at, min(at + PART, first, end)
+                begin = max(begin, last)
 
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch many short ranges at once."""
