@@ -153,6 +153,9 @@ class MemoryFolder:
         """Open a file."""
         return MemorySource(self._bytes(path), path)
 
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Do nothing: the files are there."""
+
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file."""
         return self._bytes(path)[:nbytes]

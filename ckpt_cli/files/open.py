@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError, UnsupportedError
-from ckpt_cli.files.at_once import at_once
 from ckpt_cli.files.hidden_files import (
     is_journal,
     is_temporary,
@@ -19,7 +18,7 @@ from ckpt_cli.files.hidden_files import (
     temporary_path,
 )
 from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.places import identity_at, is_plain_name, place_of, spelled
+from ckpt_cli.files.places import begin_all, identity_at, is_plain_name, place_of, spelled
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import has_journal, release, share
@@ -64,7 +63,9 @@ class Opener:
         if not place.is_local:
             if self.write:
                 raise UnsupportedError(
-                    "it does not lie on this machine's disk, so it cannot be edited in place", path=path
+                    "it does not lie on this machine's disk, so it cannot be edited in place",
+                    path=path,
+                    hint="-o OUT writes an edited copy",
                 )
             return place.open(path)
         if not self.write:
@@ -83,8 +84,7 @@ class Opener:
             self._finish(path)
         if len(paths) > _MANY:
             allow_open_files()
-        if not self.write and not any(place_of(path).is_local for path in paths):
-            return at_once(self.open, paths)
+        begin_all(paths)
         opened: list[SourceFile] = []
         try:
             for path in paths:

@@ -1,7 +1,8 @@
 """Places: every question of what a path is, asked of the folder that the path lies in, on disk or elsewhere.
 
-A path lies on this machine's disk, unless it begins with the scheme of a folder that was mounted, as `memory://` is
-while a `MemoryFolder` is mounted there. Code outside this room asks the functions of this module and never `os`.
+A path lies on this machine's disk, unless it begins with the scheme of a kind of server (`remote/url.py`), or of a
+folder that was mounted, as `memory://` is while a `MemoryFolder` is mounted there. Code outside this room asks the
+functions of this module and never `os`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Protocol
 
+from ckpt_cli.files.elsewhere import current, names_server
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 
 SEPARATOR = "://"
@@ -65,6 +67,9 @@ class Folder(Protocol):
 
     def open(self, path: str) -> SourceFile:
         """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
+
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Fetch the beginnings of files that will be opened: all at once where each costs a request."""
 
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
@@ -141,6 +146,9 @@ class LocalFolder:
         """Open a file to be read, without a lock."""
         return LocalFile(path)
 
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Do nothing: files are opened fast one by one."""
+
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file or a pipe."""
         with open(path, "rb") as file:
@@ -205,10 +213,15 @@ def mounted(scheme: str, folder: Folder) -> Iterator[None]:
 
 
 def place_of(path: str) -> Folder:
-    """Return the folder that a path lies in: the one mounted at its scheme, else this machine's disk."""
+    """Return the folder that a path lies in: the one mounted at its scheme, a server's, else this machine's disk.
+
+    Raises FileNotFoundError for a scheme that nothing is read from.
+    """
     if _mounted and (found := _mounted.get(path.partition(SEPARATOR)[0])) is not None:
         return found if SEPARATOR in path or path == STANDARD_INPUT else LOCAL
-    return LOCAL
+    if SEPARATOR not in path or not names_server(path):
+        return LOCAL
+    return current().servers.place_of(path)
 
 
 def is_folder(path: str) -> bool:
@@ -269,6 +282,12 @@ def open_file(path: str) -> SourceFile:
     return place_of(path).open(path)
 
 
+def begin_all(paths: Sequence[str]) -> None:
+    """Fetch the beginnings of files of one folder that will be opened: all at once where each costs a request."""
+    if paths:
+        place_of(paths[0]).begin_all(paths)
+
+
 def head_of(path: str, nbytes: int) -> bytes:
     """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
     return place_of(path).head_of(path, nbytes)
@@ -292,7 +311,7 @@ def identity_at(path: str) -> Identity | None:
 def is_same(path: str, other: str) -> bool:
     """True if there is something at two paths and it is the same."""
     place = place_of(path)
-    return place is place_of(other) and place.is_same(path, other)
+    return type(place) is type(place_of(other)) and place.is_same(path, other)
 
 
 def canonical(path: str) -> str:
@@ -304,6 +323,9 @@ def canonical(path: str) -> str:
 
 _system = os.path
 """The rules of this system: those of POSIX or of Windows (`ntpath`)."""
+
+_HTTP = ("http://", "https://")
+"""Where paths have the rules of URLs."""
 
 _DEVICE = r"(?i:con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *([.:]|$)"
 """Names that Windows takes for a device, with any suffix."""
@@ -338,7 +360,13 @@ def slashed(path: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """Return the path of a name in a folder."""
-    return posixpath.join(folder, name) if SEPARATOR in folder else os.path.join(folder, name)
+    if SEPARATOR not in folder:
+        return os.path.join(folder, name)
+    if name and folder.startswith(_HTTP):
+        from ckpt_cli.remote import url
+
+        return url.join(folder, name)
+    return posixpath.join(folder, name)
 
 
 def folder_of(path: str) -> str:
@@ -353,6 +381,10 @@ def folder_of(path: str) -> str:
 
 def name_of(path: str) -> str:
     """Return the last part of a path; slashes at its end do not count."""
+    if path.startswith(_HTTP):
+        from ckpt_cli.remote import url
+
+        return url.name_of(path)
     if SEPARATOR in path:
         return posixpath.basename(path.rstrip("/"))
     name = os.path.basename(path)

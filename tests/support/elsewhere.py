@@ -164,6 +164,11 @@ class FarFolder:
             self._known[path] = "file"
             return self._opened[path]
 
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Ask for files at once where no list says what they are."""
+        if not self._lists:
+            self.present(HERE, [path.removeprefix(HERE) for path in paths])
+
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return the first bytes of a file."""
         file = self.open(path)
