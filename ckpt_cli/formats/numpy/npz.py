@@ -116,7 +116,7 @@ class Npz:
     def _head(self, record: Record, nbytes: int) -> bytes:
         if record.method == DEFLATED:
             return self.records.head(record, nbytes)
-        return self.files[0].read(self.records.data_offset(record), nbytes)
+        return self.files[0].read(self.records.data_offset(record, in_turn=True), nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """Patch the CRCs of changed records."""

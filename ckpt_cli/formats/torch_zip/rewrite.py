@@ -183,7 +183,7 @@ class Rewriting:
     def _copy(self, writer: ZipWriter, name: str, record: Record, progress: Progress) -> None:
         """An old record under a name that may be new, with the checksum that it has."""
         if record.method == STORED:
-            offset = self._records.data_offset(record)
+            offset = self._records.data_offset(record, in_turn=True)
             writer.copy(name, self._source, offset, record.nbytes, record.crc, progress)
             return
 
