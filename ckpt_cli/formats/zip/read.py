@@ -167,11 +167,11 @@ class ZipRecords:
             raise LimitError(f"record {name!r} would inflate to {record.nbytes} bytes", path=self.file.path)
         return bytes(self.inflate(record, 0, record.nbytes))
 
-    def data_offset(self, record: Record) -> int:
-        """The first byte of a record's data, from its local header."""
+    def data_offset(self, record: Record, *, in_turn: bool = False) -> int:
+        """The first byte of a record's data, from its local header; `in_turn` where other records may be next."""
         offset = self._data.get(record.name)
         if offset is None:
-            if self._ahead is not None:
+            if in_turn and self._ahead is not None:
                 self._ahead.ask(bisect_left(self._in_order, record.header, key=_HEADER))
             offset = self._data[record.name] = self._read_local(record)
         return offset

@@ -161,8 +161,10 @@ class Reading:
         found: dict[SourceFile, list[tuple[int, int]]] = {}
         for number, (_, tensor) in enumerate(self._tensors):
             lines, storage = answers.tallies[number].lines, tensor.storage
-            nbytes = _width(tensor) * tensor.dtype.itemsize if lines is not None else 0
-            for row in lines.cut if lines is not None and storage is not None else ():
+            if lines is None or storage is None:
+                continue
+            nbytes = _width(tensor) * tensor.dtype.itemsize
+            for row in lines.cut:
                 for extent in storage.extents(tensor.span[0] + row * nbytes, nbytes):
                     found.setdefault(extent.file, []).append((extent.offset, extent.nbytes))
         return found
