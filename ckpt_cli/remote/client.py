@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
+from time import sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin
 
@@ -175,7 +176,7 @@ class _Request:
                 if count + failed.cost > TRIES:
                     problem = f"{failed.problem}, {count} times" if count > 1 else failed.problem
                     raise NetworkError(problem, path=self._path, status=failed.status) from None
-                time.sleep(_PAUSES[count - 1] if failed.pause is None else failed.pause)
+                sleep(_PAUSES[count - 1] if failed.pause is None else failed.pause)
 
     def once(self, most: int, into: memoryview | None, accept: Callable[[Reply], None] | None) -> Reply:
         """Make the request once, redirects included."""
@@ -209,7 +210,10 @@ class _Request:
         """Return the address of a redirect; raises NetworkError for one that is not followed."""
         if count > limits.REDIRECTS:
             raise NetworkError(f"its server redirects more than {limits.REDIRECTS} times", path=self._path)
-        target = urljoin(without_user(address), location)
+        try:
+            target = urljoin(without_user(address), location)
+        except ValueError:
+            raise NetworkError("its server redirects to what is not a URL", path=self._path) from None
         scheme = target.partition(":")[0].lower()
         if scheme not in ("http", "https"):
             raise NetworkError(f"its server redirects to {scheme[:20]}:, which is not followed", path=self._path)

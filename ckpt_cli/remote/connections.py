@@ -126,8 +126,8 @@ def end(response: BaseHTTPResponse) -> None:
     """Let the connection be used again where little of the body is left, and close it otherwise."""
     with suppress(Exception):  # whatever it is: nobody waits for the rest
         left = response.length_remaining
-        if left is not None and 0 < left <= _REST:
-            response.read(left, decode_content=False)
+        if left is not None and left <= _REST:
+            response.read(decode_content=False)  # also where nothing is left: the connection waits for its end
         if response.length_remaining == 0:
             response.release_conn()
             return
@@ -141,7 +141,7 @@ def failures(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (exceptions.LocationParseError, exceptions.URLSchemeUnknown, exceptions.InvalidHeader, UnicodeError):
+    except (exceptions.LocationParseError, exceptions.URLSchemeUnknown, exceptions.InvalidHeader, ValueError):
         raise NetworkError("this is not a URL that can be asked for", path=path) from None
     except (exceptions.HTTPError, OSError) as error:
         raise _failed(error, path) from None

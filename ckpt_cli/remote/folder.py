@@ -283,6 +283,7 @@ class RemoteFolder:
                 if (at := url.join(path, name)) in self._files
             }
             if errors and not found:
+                errors[0].path = path
                 raise errors[0]
             self._lists[folder] = found
         return self._lists[folder]
