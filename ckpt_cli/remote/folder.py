@@ -80,11 +80,23 @@ class RemoteFolder:
         listed = self._listed_at(path)
         if listed is not None:
             return not listed.is_folder
-        return self._found(path) is not None
+        try:
+            return self._found(path) is not None
+        except NetworkError as error:
+            if error.status not in (401, 403) or not self._knows_in(url.folder_of(path)):
+                raise
+            self._absent.add(path)  # servers that do not say what is there refuse it, though they gave the file beside
+            return False
 
     def exists(self, path: str) -> bool:
-        """True if there is something at a path."""
-        return self.is_file(path) or self.is_folder(path)
+        """True if there is something at a path; well-known names are looked for in it only if it ends with a slash."""
+        if self.is_file(path):
+            return True
+        path = self._path(path)
+        found = self._store_list(path, 1)
+        if found is None and path.endswith("/"):
+            found = self._probed(path)
+        return bool(found)
 
     def is_link(self, path: str) -> bool:  # noqa: ARG002
         """Return False: there are no links."""
@@ -216,6 +228,10 @@ class RemoteFolder:
         names = self._lists.get(url.folder_of(path))
         return None if names is None or path.endswith("/") else names.get(url.name_of(path))
 
+    def _knows_in(self, folder: str) -> bool:
+        """True if a file was seen in a folder."""
+        return any(url.folder_of(path) == folder for path in self._files)
+
     def _found(self, path: str) -> Object | None:
         """Return the file at a path, asked for unless it was seen; None where there is none."""
         known = self._known(path)
@@ -274,9 +290,12 @@ class RemoteFolder:
         folder = self._folder_key(path)
         if folder not in self._lists:
             self._has_gaps = True
-            errors = [
-                error for error in workers().map(self._probe, (url.join(path, name) for name in WELL_KNOWN)) if error
-            ]
+            try:
+                answers = list(workers().map(self._probe, [url.join(path, name) for name in WELL_KNOWN]))
+            except NetworkError as error:
+                error.path = path
+                raise
+            errors = [error for error in answers if error is not None]
             found = {
                 name: Listed(False, self._files[at].version)
                 for name in WELL_KNOWN
