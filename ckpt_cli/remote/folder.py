@@ -38,6 +38,11 @@ class Servers:
         self._fetched = Fetched()
         self._folders: dict[str, RemoteFolder] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of files that came over the network."""
+        return self._fetched.nbytes
+
     def place_of(self, path: str) -> RemoteFolder:
         """Return the folder of all files of a path's scheme; raises FileNotFoundError for an unknown one."""
         scheme = url.scheme_of(path) or ""
@@ -152,8 +157,9 @@ class RemoteFolder:
         path = self._path(path)
         found = self._found(path)
         if found is None:
-            number = errno.EISDIR if self._is_known_folder(path) else errno.ENOENT
-            raise OSError(number, os.strerror(number), path)
+            if self._lists.get(self._folder_key(path)):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            raise self._no_list(path) if path.endswith("/") else _missing(path)
         return RemoteFile(path, found, self._fetched)
 
     def begin_all(self, paths: Sequence[str]) -> None:
@@ -318,9 +324,6 @@ class RemoteFolder:
             return error
         return None
 
-    def _is_known_folder(self, path: str) -> bool:
-        return path.endswith("/") or bool(self._lists.get(path))
-
     def _no_list(self, path: str) -> Exception:
         """Return the error of a folder that has no names."""
         if self._has_gaps and self._found(path) is None:
@@ -330,5 +333,10 @@ class RemoteFolder:
                 path=path,
                 hint="give the URL of a file, or of an index",
             )
-        number = errno.ENOENT if self._found(path) is None else errno.ENOTDIR
-        return OSError(number, os.strerror(number), path)
+        if self._found(path) is None:
+            return _missing(path)
+        return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+
+
+def _missing(path: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
