@@ -123,9 +123,13 @@ class _Writer:
         """Bytes of the body before it breaks off; None for all."""
         self.pause = 0.0
         """Seconds before each piece of a body."""
+        self.is_deaf = False
+        """True if the connection ends before the reply."""
         self._in_body = False
 
     def write(self, data: bytes) -> int:
+        if self.is_deaf:
+            raise ConnectionError
         head, end, body = (b"", b"", data) if self._in_body else bytes(data).partition(b"\r\n\r\n")
         self._stream.write(head + end)
         self._in_body = self._in_body or bool(end)
@@ -216,6 +220,11 @@ def _short(handler: Any, stream: _Writer) -> None:
     stream.left = (int(end) - int(begin)) // 2
 
 
+def _deaf(_: Any, stream: _Writer) -> None:
+    """Do all, and let nobody know."""
+    stream.is_deaf = True
+
+
 def _slow(_: Any, stream: _Writer) -> None:
     stream.pause = 0.5
 
@@ -227,6 +236,7 @@ def _whole(handler: Any, _: _Writer) -> None:
 _FAULTS: Mapping[str, Callable[[Any, _Writer], None]] = {
     "reset": _reset,
     "short": _short,
+    "deaf": _deaf,
     "slow": _slow,
     "whole": _whole,
 }
