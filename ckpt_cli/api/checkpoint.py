@@ -10,8 +10,10 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ckpt_cli.api.request import path_of, request
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import NameNotFoundError, UsageError, about
+from ckpt_cli.files.elsewhere import elsewhere
 from ckpt_cli.files.unchanged import unchanged
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model import checkpoint as model
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from ckpt_cli.arrays.indexing import Index
+    from ckpt_cli.files.elsewhere import Elsewhere
     from ckpt_cli.ops.summaries import Stats
 
 
@@ -185,8 +188,9 @@ class Checkpoint(Mapping[str, Any]):
     whatever would read the file then raises UsageError.
     """
 
-    def __init__(self, opened: model.Checkpoint) -> None:
+    def __init__(self, opened: model.Checkpoint, known: Elsewhere | None = None) -> None:
         self._opened = opened
+        self._elsewhere = known
         self._torch_values: dict[object, Any] = {}
         self._entries = {entry.name: entry for entry in opened.entries}
         self._is_closed = False
@@ -294,7 +298,7 @@ class Checkpoint(Mapping[str, Any]):
     def _reading(self) -> Iterator[model.Checkpoint]:
         """Context manager: a request that reads many values; raises ChangedError if these change while it does."""
         opened = self._begin()
-        with about(opened.path), unchanged(opened.container.files):
+        with elsewhere(self._elsewhere), about(opened.path), unchanged(opened.container.files):
             yield opened
 
     def _require_open(self) -> None:
@@ -374,8 +378,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:  # noqa: A001
 
     Raises OSError, or a CkptError that says what is wrong with the file.
     """
-    Budget().begun()
-    return Checkpoint(open_checkpoint(os.fspath(path)))
+    with request() as known:
+        return Checkpoint(open_checkpoint(path_of(path)), known)
 
 
 def _to_torch(tensor: Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from ckpt_cli.cli.read_again import kept, named, steadily
 from ckpt_cli.cli.terminal import terminal
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError, quoted
+from ckpt_cli.files.elsewhere import elsewhere
 from ckpt_cli.files.interrupts import interrupt_after
 from ckpt_cli.files.outcome import Outcome, hint_of, outcome_of
 from ckpt_cli.render.text import escaped, name_text
@@ -58,7 +59,8 @@ def guarded(command: Callable[[], Any]) -> int:
 def _request(command: Callable[[], Any]) -> Any:
     """Run a command as a request with limits of its own, also where it runs again."""
     Budget().begun()
-    return command()
+    with elsewhere():
+        return command()
 
 
 def _prepare_streams() -> None:

@@ -18,7 +18,7 @@ from ckpt_cli.files.hidden_files import (
     temporary_path,
 )
 from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.places import identity_at, is_plain_name, place_of, spelled
+from ckpt_cli.files.places import begin_all, identity_at, is_plain_name, place_of, spelled
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import has_journal, release, share
@@ -63,7 +63,9 @@ class Opener:
         if not place.is_local:
             if self.write:
                 raise UnsupportedError(
-                    "it does not lie on this machine's disk, so it cannot be edited in place", path=path
+                    "it does not lie on this machine's disk, so it cannot be edited in place",
+                    path=path,
+                    hint="-o OUT writes an edited copy",
                 )
             return place.open(path)
         if not self.write:
@@ -82,6 +84,7 @@ class Opener:
             self._finish(path)
         if len(paths) > _MANY:
             allow_open_files()
+        begin_all(paths)
         opened: list[SourceFile] = []
         try:
             for path in paths:
@@ -100,7 +103,8 @@ class Opener:
 
     def note_folder(self, path: str) -> None:
         """Note the state of a folder before its files are listed."""
-        self._folder = path, identity_at(path)
+        if place_of(path).is_local:
+            self._folder = path, identity_at(path)
 
     def is_consistent(self) -> bool:
         """True if the files that are open show one state of the checkpoint: none changed or was replaced meanwhile."""

@@ -1,7 +1,8 @@
 """Places: every question of what a path is, asked of the folder that the path lies in, on disk or elsewhere.
 
-A path lies on this machine's disk, unless it begins with the scheme of a folder that was mounted, as `memory://` is
-while a `MemoryFolder` is mounted there. Code outside this room asks the functions of this module and never `os`.
+A path lies on this machine's disk, unless it begins with the scheme of a kind of server (`remote/url.py`), or of a
+folder that was mounted, as `memory://` is while a `MemoryFolder` is mounted there. Code outside this room asks the
+functions of this module and never `os`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Protocol
 
+from ckpt_cli.files.elsewhere import current, names_server
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 
 SEPARATOR = "://"
@@ -51,6 +53,9 @@ class Folder(Protocol):
     def names_in(self, path: str, most: int | None = None) -> list[str]:
         """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
 
+    def is_listed(self, path: str) -> bool:
+        """True if it costs nothing to ask what is in a folder: it is near, or its list was fetched."""
+
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return those of some names, which may lead into subfolders, that are regular files in a folder, in order."""
 
@@ -62,6 +67,9 @@ class Folder(Protocol):
 
     def open(self, path: str) -> SourceFile:
         """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
+
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Fetch the beginnings of files that will be opened: all at once where each costs a request."""
 
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
@@ -116,6 +124,10 @@ class LocalFolder:
         with os.scandir(path or os.curdir) as entries:
             return sorted(entry.name for entry in islice(entries, most))
 
+    def is_listed(self, path: str) -> bool:  # noqa: ARG002
+        """Return True."""
+        return True
+
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return the names that are regular files in a folder."""
         return [name for name in names if os.path.isfile(os.path.join(path, name))]
@@ -133,6 +145,9 @@ class LocalFolder:
     def open(self, path: str) -> LocalFile:
         """Open a file to be read, without a lock."""
         return LocalFile(path)
+
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Do nothing: files are opened fast one by one."""
 
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file or a pipe."""
@@ -198,10 +213,15 @@ def mounted(scheme: str, folder: Folder) -> Iterator[None]:
 
 
 def place_of(path: str) -> Folder:
-    """Return the folder that a path lies in: the one mounted at its scheme, else this machine's disk."""
+    """Return the folder that a path lies in: the one mounted at its scheme, a server's, else this machine's disk.
+
+    Raises FileNotFoundError for a scheme that nothing is read from.
+    """
     if _mounted and (found := _mounted.get(path.partition(SEPARATOR)[0])) is not None:
         return found if SEPARATOR in path or path == STANDARD_INPUT else LOCAL
-    return LOCAL
+    if SEPARATOR not in path or not names_server(path):
+        return LOCAL
+    return current().servers.place_of(path)
 
 
 def is_folder(path: str) -> bool:
@@ -239,6 +259,14 @@ def names_in(path: str, most: int | None = None) -> list[str]:
     return place_of(path).names_in(path, most)
 
 
+def is_listed(path: str) -> bool:
+    """True if it costs nothing to ask what is in a folder: on the disk it never does, elsewhere once it was listed.
+
+    What only adds to an answer is not looked for in any other folder.
+    """
+    return place_of(path).is_listed(path)
+
+
 def present(path: str, names: Sequence[str]) -> list[str]:
     """Return those of some names that are regular files in a folder, in the same order."""
     return place_of(path).present(path, names)
@@ -252,6 +280,12 @@ def files_below(path: str) -> Iterator[tuple[str, str]]:
 def open_file(path: str) -> SourceFile:
     """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
     return place_of(path).open(path)
+
+
+def begin_all(paths: Sequence[str]) -> None:
+    """Fetch the beginnings of files of one folder that will be opened: all at once where each costs a request."""
+    if paths:
+        place_of(paths[0]).begin_all(paths)
 
 
 def head_of(path: str, nbytes: int) -> bytes:
@@ -277,7 +311,7 @@ def identity_at(path: str) -> Identity | None:
 def is_same(path: str, other: str) -> bool:
     """True if there is something at two paths and it is the same."""
     place = place_of(path)
-    return place is place_of(other) and place.is_same(path, other)
+    return type(place) is type(place_of(other)) and place.is_same(path, other)
 
 
 def canonical(path: str) -> str:
@@ -289,6 +323,9 @@ def canonical(path: str) -> str:
 
 _system = os.path
 """The rules of this system: those of POSIX or of Windows (`ntpath`)."""
+
+_HTTP = ("http://", "https://")
+"""Where paths have the rules of URLs."""
 
 _DEVICE = r"(?i:con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *([.:]|$)"
 """Names that Windows takes for a device, with any suffix."""
@@ -323,7 +360,13 @@ def slashed(path: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """Return the path of a name in a folder."""
-    return posixpath.join(folder, name) if SEPARATOR in folder else os.path.join(folder, name)
+    if SEPARATOR not in folder:
+        return os.path.join(folder, name)
+    if name and folder.startswith(_HTTP):
+        from ckpt_cli.remote import url
+
+        return url.join(folder, name)
+    return posixpath.join(folder, name)
 
 
 def folder_of(path: str) -> str:
@@ -338,6 +381,10 @@ def folder_of(path: str) -> str:
 
 def name_of(path: str) -> str:
     """Return the last part of a path; slashes at its end do not count."""
+    if path.startswith(_HTTP):
+        from ckpt_cli.remote import url
+
+        return url.name_of(path)
     if SEPARATOR in path:
         return posixpath.basename(path.rstrip("/"))
     name = os.path.basename(path)

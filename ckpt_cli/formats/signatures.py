@@ -13,7 +13,8 @@ from typing import Protocol
 from ckpt_cli import limits
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.source import ByteSource
+from ckpt_cli.files.at_once import DOCUMENT, fetch, is_elsewhere
+from ckpt_cli.files.source import ByteSource, SourceFile
 
 HEAD = 600
 """Bytes from the beginning that identify a format; tar has its magic at byte 257."""
@@ -124,6 +125,29 @@ def beginning(file: ByteSource) -> bytes:
     head = file.read(0, min(HEAD, file.size))
     begin = preface_size(file) if head.lstrip()[:1] == b"{" else 0
     return file.read(begin, min(HEAD, file.size - begin)) if begin else head
+
+
+def fetch_documents(files: Sequence[SourceFile]) -> None:
+    """Fetch what the readers of some files elsewhere read first, of all at once: beginnings, directories, headers."""
+    if len(files) < 2 or not any(map(is_elsewhere, files)):
+        return
+    fetch({file: [(0, min(DOCUMENT, file.size))] for file in files})
+    fetch({file: _after_beginning(file) for file in files if is_elsewhere(file)})
+
+
+def _after_beginning(file: SourceFile) -> list[tuple[int, int]]:
+    """Return where the document of a file goes on that is not all in its beginning."""
+    head = file.read(0, min(HEAD, file.size))
+    reached = min(DOCUMENT, file.size)
+    if is_zip(head):
+        begin = max(file.size - DOCUMENT, reached)
+        return [(begin, file.size - begin)]
+    end = 8 + int.from_bytes(head[:8], "little") if is_safetensors(head) else 0
+    return [(reached, end - reached)] if reached < end <= min(_LONG, file.size) else []
+
+
+_LONG = 32 << 20
+"""Bytes of a header up to which it is fetched with others."""
 
 
 # --- what is only named -----------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """What each kind of server gives: files of one version read by ranges, lists of folders, and uploads.
 
 `http.py`, `hub.py` and `cloud.py` implement `Store`; `source.py` makes a source of bytes of an `Object`, and
-`folder.py` answers the questions of `files/places.py` from a `Store`. A path is a whole URL, without user, password and query.
+`folder.py` answers the questions of `files/places.py` from a `Store`. What a store is given is an address: a whole URL,
+over http and https with user, password and query where the user gave them. What it shows in messages, and as the `path`
+of an object, is `url.shown(address)`, in which nothing is secret.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Object(Protocol):
 
     @property
     def path(self) -> str:
-        """Its URL, without user, password and query, for messages."""
+        """Its URL as `url.shown` gives it, for messages."""
 
     @property
     def version(self) -> Version:
