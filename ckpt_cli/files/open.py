@@ -18,7 +18,7 @@ from ckpt_cli.files.hidden_files import (
     temporary_path,
 )
 from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.places import begin_all, identity_at, is_plain_name, place_of, spelled
+from ckpt_cli.files.places import begin_all, folder_of, identity_at, is_listed, is_plain_name, place_of, spelled
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import has_journal, release, share
@@ -84,7 +84,7 @@ class Opener:
             self._finish(path)
         if len(paths) > _MANY:
             allow_open_files()
-        begin_all(paths)
+        begin_all([path for path in paths if not is_listed(folder_of(path))])
         opened: list[SourceFile] = []
         try:
             for path in paths:
