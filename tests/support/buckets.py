@@ -1,4 +1,4 @@
-"""Buckets of S3 on loopback, kept in folders by the package localbucket; it counts requests, and answers wrongly on demand.
+"""Buckets of S3 on loopback, kept in folders by the package localbucket; requests are counted, and faults made.
 
 `localbucket` knows neither signatures nor If-Match. With `exact` the server here knows If-Match.
 """
