@@ -43,9 +43,11 @@ _OTHER = frozenset(
 )  # fmt: skip
 """Words in the outermost keys of what is not a part of a model."""
 
-_MODEL = frozenset(
-    ["model", "models", "module", "net", "network", "state_dict", "model_state_dict", "weights", "params"]
-)
+MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights",
+              "params_ema", "params", "ema")  # fmt: skip
+"""Keys of training checkpoints below which a model is, the likeliest first."""
+
+_MODEL = frozenset(MODEL_KEYS) - {"params_ema", "ema"} | {"models"}
 """Outermost keys of models: below these no other role than EMA is looked for."""
 
 _BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
