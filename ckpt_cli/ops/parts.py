@@ -102,6 +102,17 @@ def parts_of(checkpoint: Checkpoint) -> Parts:
     return Parts(found, unique_numel(counted))
 
 
+def parameters_of(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> int | None:
+    """Return the elements of those tensors that are a model's, else an EMA's; None where all of them are a model's."""
+    places = zip(tensors, _Recognizer(checkpoint).places(tensors), strict=True)
+    roles: dict[str, list[Tensor]] = {}
+    for tensor, (role, _) in places:
+        roles.setdefault(role, []).append(tensor)
+    if roles.keys() <= {"model"}:
+        return None
+    return unique_numel(roles.get("model") or roles.get("EMA") or [])
+
+
 def optimizer_prefixes(checkpoint: Checkpoint) -> list[str]:
     """Return the prefixes under which the state_dicts of optimizers stand: those that have `param_groups`.
 
