@@ -23,9 +23,6 @@ from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import has_journal, release, share
 
-_MANY = 200
-"""Files of a set above which the usual limit of open ones may be met."""
-
 
 class _Closeable(Protocol):
     def close(self) -> None:
@@ -82,8 +79,7 @@ class Opener:
         """The other files of a set, all or none."""
         for path in paths:  # before any is locked: what is left of an edit of several needs the locks of several
             self._finish(path)
-        if len(paths) > _MANY:
-            allow_open_files()
+        allow_open_files(len(paths))
         begin_all([path for path in paths if not is_listed(folder_of(path))])
         opened: list[SourceFile] = []
         try:

@@ -272,6 +272,28 @@ def is_listed(path: str) -> bool:
     return place_of(path).is_listed(path)
 
 
+def matching(pattern: str) -> list[str]:
+    """Return the sorted paths that a glob matches, each of whose parts may have `*`, `?` and sets in brackets."""
+    folder, name = folder_of(pattern), (posixpath if SEPARATOR in pattern else os.path).basename(pattern)
+    if not name or not _GLOB.search(pattern):
+        return [pattern] if exists(pattern) else []
+    folders = matching(folder) if _GLOB.search(folder) else [folder]
+    if not _GLOB.search(name):
+        return [path for each in folders if exists(path := join(each, name))]
+    from fnmatch import translate  # to an expression that never backtracks
+
+    fits = re.compile(translate(name)).fullmatch
+    found: list[str] = []
+    for each in folders:
+        with suppress(OSError):
+            found += [join(each, known) for known in names_in(each) if fits(known) and known[0] != "."]
+    return found
+
+
+_GLOB = re.compile(r"[*?\[]")
+"""What makes a pattern of a path."""
+
+
 def present(path: str, names: Sequence[str]) -> list[str]:
     """Return those of some names that are regular files in a folder, in the same order."""
     return place_of(path).present(path, names)

@@ -133,10 +133,13 @@ def _places(tensor: Tensor, ties: dict[str, str]) -> list[str]:
 
 
 def _totals(listing: Listing) -> str:
-    return (
-        f"{count_text(listing.tensors, 'tensor')}, {count_text(listing.parameters, 'parameter')}, "
-        f"{bytes_text(listing.nbytes)}, {listing.format}\n"
-    )
+    own = listing.parameters if listing.of_model is None else listing.of_model
+    others = listing.parameters - own
+    counts = [count_text(own, "parameter")] if own or not others else []
+    if others:
+        counts.append(count_text(others, "other element" if own else "element"))
+    facts = [count_text(listing.tensors, "tensor"), *counts, bytes_text(listing.nbytes), listing.format]
+    return f"{', '.join(facts)}\n"
 
 
 def waste_block(rows: Sequence[Waste], style: str) -> Block:
