@@ -1,4 +1,4 @@
-"""Text that stands for bytes: base64, hex, base32, base85, uuencode and Python's escapes, whole texts or runs within them.
+"""Text that stands for bytes: base64, hex, base32, base85, uuencode and the escapes of Python, whole or within texts.
 
 Decoders are as lenient as Python's: what they pass over is passed over. Texts in base85 look like any other, so only
 their beginning is decoded to see what they are. Sources: CPython's Lib/base64.py, RFC 4648, RFC 1924.
