@@ -66,11 +66,17 @@ class HttpStore:
         """Yield nothing: there are no lists."""
         return iter(())
 
-    def upload(self, path: str, *, replace: bool) -> AbstractContextManager[Upload]:  # noqa: ARG002
+    def upload(self, path: str, *, replace: bool, nbytes: int = 0) -> AbstractContextManager[Upload]:  # noqa: ARG002
         """Raise UnsupportedError: such servers are not written to."""
-        raise UnsupportedError(
-            "nothing is written to https and http", path=shown(path), hint="write a file and upload it"
-        )
+        raise _unwritten(path)
+
+    def remove(self, path: str) -> None:
+        """Raise UnsupportedError: such servers are not written to."""
+        raise _unwritten(path)
+
+
+def _unwritten(path: str) -> UnsupportedError:
+    return UnsupportedError("nothing is written to https and http", path=shown(path), hint="write a file and upload it")
 
 
 def begin(client: Client, target: Target, nbytes: int) -> tuple[HttpObject, bytes, Reply]:
