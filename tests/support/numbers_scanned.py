@@ -2,7 +2,8 @@
 
     python tests/support/numbers_scanned.py --blocks 1000000 [--seed 1]
 
-Most blocks of numbers begin with a byte that no pickle begins with; they are sorted out at once by numpy, and the others scanned.
+Most blocks of numbers begin with a byte that no pickle begins with; they are sorted out at once by numpy, and the
+others scanned.
 """
 
 from __future__ import annotations
