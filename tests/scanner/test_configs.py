@@ -92,7 +92,7 @@ def test_a_template_that_reaches_for_python_is_found(tmp_path: Path, template: s
 
 
 CHAT = (
-    "{% set ns = namespace(first=true) %}{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system'"
+    "{% set ns = namespace(first=true) %}{% for message in messages %}{% if loop.first and message.role != 'system'"
     " %}{{ '<|im_start|>system\\nYou are __helpful__.<|im_end|>\\n' }}{% endif %}{{ message.content | trim }}"
     "{{ raise_exception('roles') }}{{ tool | tojson(indent=4) }}{{ strftime_now('%d') }}{% endfor %}"
 )
