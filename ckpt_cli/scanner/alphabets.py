@@ -1,4 +1,4 @@
-"""Text that stands for bytes: base64, hex, base32, base85, uuencode and the escapes of Python, whole or within texts.
+"""Text that stands for bytes: base64, hex, base32, base85, uuencode and Python's escapes.
 
 Decoders are as lenient as Python's: what they pass over is passed over. Texts in base85 look like any other, so only
 their beginning is decoded to see what they are. Sources: CPython's Lib/base64.py, RFC 4648, RFC 1924.
@@ -43,6 +43,9 @@ _HEX_32 = bytes.maketrans(b"0123456789ABCDEFGHIJKLMNOPQRSTUV", bytes(range(32)))
 _DIGITS_85 = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
 _PLAIN_85 = bytes.maketrans(_DIGITS_85, bytes(range(85)))
 _ASCII_85 = bytes.maketrans(bytes(range(33, 118)), bytes(range(85)))
+_AROUND = (b"``", b"()", b"<>", b"{}")
+"""Characters around a run, which base85 has too."""
+
 _WHITE = b" \t\r\n\v\f"
 
 
@@ -97,6 +100,8 @@ def _runs_of_word(word: bytes, text: bytes, promising: Callable[[bytes], bool]) 
         if run != text:
             yield from _base32(run)
     for run in _BASE85_RUN.findall(word):
+        if run[:1] + run[-1:] in _AROUND:
+            yield from _base85(run[1:-1], _PLAIN_85, promising)
         if run != text:
             yield from _base85(run, _PLAIN_85, promising)
 
@@ -161,11 +166,11 @@ def _from_base85(text: bytes, alphabet: bytes) -> bytes:
 def _uuencoded(text: bytes) -> bytes:
     """Return what the lines after the first stand for, up to one that is not uuencoded."""
     content = bytearray()
-    for line in text.splitlines()[1:]:
-        try:
+    try:
+        for line in text.splitlines()[1:]:
             content += binascii.a2b_uu(line)
-        except binascii.Error:
-            break
+    except binascii.Error:
+        pass
     return bytes(content)
 
 
