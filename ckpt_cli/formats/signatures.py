@@ -7,7 +7,7 @@ into what no reader takes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from ckpt_cli import limits
@@ -127,12 +127,14 @@ def beginning(file: ByteSource) -> bytes:
     return file.read(begin, min(HEAD, file.size - begin)) if begin else head
 
 
-def fetch_documents(files: Sequence[SourceFile]) -> None:
-    """Fetch what the readers of some files elsewhere read first, of all at once: beginnings, directories, headers."""
-    if len(files) < 2 or not any(map(is_elsewhere, files)):
-        return
-    fetch({file: [(0, min(DOCUMENT, file.size))] for file in files})
-    fetch({file: _after_beginning(file) for file in files if is_elsewhere(file)})
+def documented(files: Sequence[SourceFile]) -> Iterator[SourceFile]:
+    """Yield files; what readers read first of some that lie elsewhere is fetched together before the first of them."""
+    for number, file in enumerate(files):
+        if not number % _TOGETHER and is_elsewhere(file):
+            some = files[number : number + _TOGETHER]
+            fetch({each: [(0, min(DOCUMENT, each.size))] for each in some})
+            fetch({each: _after_beginning(each) for each in some if is_elsewhere(each)})
+        yield file
 
 
 def _after_beginning(file: SourceFile) -> list[tuple[int, int]]:
@@ -146,7 +148,10 @@ def _after_beginning(file: SourceFile) -> list[tuple[int, int]]:
     return [(reached, end - reached)] if reached < end <= min(_LONG, file.size) else []
 
 
-_LONG = 32 << 20
+_TOGETHER = 64
+"""Files of a set that are fetched together."""
+
+_LONG = 16 << 20
 """Bytes of a header up to which it is fetched with others."""
 
 

@@ -64,11 +64,13 @@ def proxy_for(address: str) -> str | None:
     return found if "://" in found else f"http://{found}"
 
 
-def pool(proxy: str | None, path: str) -> PoolManager:
+def pool(proxy: str | None, path: str, *, tls: bool) -> PoolManager:
     """Return a pool of connections, straight or by a proxy; raises NetworkError for one that is not spoken to."""
     import urllib3
 
-    settings: dict[str, Any] = {"num_pools": 32, "maxsize": CONNECTIONS, "block": False, "ssl_context": _tls()}
+    settings: dict[str, Any] = {"num_pools": 32, "maxsize": CONNECTIONS, "block": False}
+    if tls:  # reading the certificates of the system takes longer than all else at the start
+        settings["ssl_context"] = _tls()
     if proxy is None:
         return urllib3.PoolManager(**settings)
     if not proxy.lower().startswith(("http://", "https://")):

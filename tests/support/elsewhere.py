@@ -1,208 +1,141 @@
-"""A folder elsewhere that counts: files of the disk, asked for as if each question went to a server.
+"""A server that counts: files of the disk, read as those of a server are, by the classes of `remote/`.
 
-It caches, fetches ahead and lists as `remote/` does, so that a test can hold the number of requests and of bytes of a
-command, and how many requests it made one after another, without a server and without a clock.
+A test can hold the number of requests and of bytes of a command, and the requests that something waited for one by
+one, without a network and without a clock.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from far_file import FarFile, Ledger
-
+from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.files.places import mounted
-from ckpt_cli.files.source import Identity
+from ckpt_cli.remote.fetched import Fetched
+from ckpt_cli.remote.folder import RemoteFolder
+from ckpt_cli.remote.store import Listed, Object, Upload, Version
+from ckpt_cli.remote.url import Addresses
 
 SCHEME = "far"
 HERE = f"{SCHEME}://server/"
 
 
-class FarFolder:
-    """A server of the files below a folder of the disk; one with `lists` says what is in a folder by one request."""
+@dataclass(slots=True)
+class Ledger:
+    """What a command asked of the server."""
 
-    is_local = False
+    requests: list[tuple[str, str, int]] = field(default_factory=list)
+    """Each request: what it was (`get`, `list`), of which path, and the bytes of its answer."""
+    alone: int = 0
+    """Requests that something waited for while nothing else was asked: each takes its time."""
+    latency: float = 0.0
+    """Seconds that each takes."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __init__(self, root: Path, *, lists: bool = True) -> None:
+    def note(self, kind: str, path: str, nbytes: int = 0) -> None:
+        """Count one request."""
+        with self._lock:
+            self.requests.append((kind, path, nbytes))
+            self.alone += not threading.current_thread().name.startswith("ckpt-fetch")
+        if self.latency:
+            time.sleep(self.latency)
+
+    @property
+    def count(self) -> int:
+        """Requests."""
+        return len(self.requests)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all answers."""
+        return sum(nbytes for _, _, nbytes in self.requests)
+
+    def __reduce__(self) -> tuple[type[Ledger], tuple[()]]:
+        return Ledger, ()
+
+
+class FarObject:
+    """One file of the server."""
+
+    def __init__(self, path: str, real: str, version: Version, ledger: Ledger) -> None:
+        self.path, self.version = path, version
+        self._real, self._ledger = real, ledger
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer, by one request."""
+        self._ledger.note("get", self.path, len(buffer))
+        fd = os.open(self._real, os.O_RDONLY)
+        try:
+            assert os.preadv(fd, [buffer], offset) == len(buffer)
+        finally:
+            os.close(fd)
+
+
+class FarStore:
+    """The server of the files below a folder; one with `lists` says what is in a folder by one request."""
+
+    def __init__(self, root: Path, *, lists: bool) -> None:
         self.ledger = Ledger()
         self._root, self._lists = root, lists
-        self._known: dict[str, str] = {}
-        """What is known of a path without a request: `file`, `folder` or nothing (``)."""
-        self._listed: set[str] = set()
-        self._opened: dict[str, FarFile] = {}
-        """Files of which the head was fetched to know what they are."""
-        self._lock = threading.RLock()
 
     def _real(self, path: str) -> str:
         assert path.startswith(HERE[:-1]), path
         return os.path.join(self._root, path.removeprefix(HERE[:-1]).strip("/"))
 
-    def _kind(self, path: str) -> str:
-        """What a path is: known of a list or an earlier question, else its head is asked for, and then a list."""
-        path = path.rstrip("/")
-        with self._lock:
-            if path in self._known:
-                return self._known[path]
-            if self._lists and path.rpartition("/")[0] in self._listed:
-                return ""
-            real = self._real(path)
-            if os.path.isfile(real):
-                self._opened[path] = FarFile(path, real, self.ledger)
-                self._known[path] = "file"
-                return "file"
+    def begin(self, path: str, nbytes: int) -> tuple[Object, bytes]:
+        """Return a file and its beginning."""
+        real = self._real(path)
+        if not os.path.isfile(real):
             self.ledger.note("get", path)
-            self.ledger.wait()
-            self._known[path] = "folder" if self._names(path) else ""
-            return self._known[path]
+            raise FileNotFoundError(2, "No such file or directory", path)
+        with open(real, "rb") as file:
+            data = file.read(nbytes)
+        self.ledger.note("get", path, len(data))
+        return self.object_at(path, self._version(real)), data
 
-    def _names(self, path: str) -> list[str]:
-        """The names in a folder, of one request; where there are no lists, those that a probe for known names finds."""
-        path = path.rstrip("/")
+    def object_at(self, path: str, version: Version) -> Object:
+        """Return a file of a known version."""
+        return FarObject(path, self._real(path), version, self.ledger)
+
+    def _version(self, real: str) -> Version:
+        info = os.stat(real)
+        return Version(info.st_size, f"{info.st_ino}-{info.st_mtime_ns}")
+
+    def entries_in(self, path: str, most: int | None = None) -> dict[str, Listed] | None:
+        """Return the names in a folder, at some 200 bytes each."""
+        if not self._lists:
+            return None
         real = self._real(path)
         names = sorted(os.listdir(real)) if os.path.isdir(real) else []
-        if path in self._listed:
-            return [name for name in names if self._known.get(f"{path}/{name}")]
-        self._listed.add(path)
+        self.ledger.note("list", path, 200 * len(names))
+        paths = {name: os.path.join(real, name) for name in names}
+        return {
+            name: Listed(True) if os.path.isdir(at) else Listed(False, self._version(at)) for name, at in paths.items()
+        }
+
+    def entries_below(self, path: str) -> Iterator[tuple[str, Version]]:
+        """Yield the files below a folder."""
         if not self._lists:
-            self._listed.discard(path)
-            names = self.present(path, PROBED)
-            self._listed.add(path)
-        else:
-            self.ledger.note("list", path, 200 * len(names))
-            self.ledger.wait()
-        for name in names if self._lists else ():
-            self._known[f"{path}/{name}"] = "folder" if os.path.isdir(os.path.join(real, name)) else "file"
-        return names
-
-    def is_folder(self, path: str) -> bool:
-        """True if a path is a folder."""
-        return self._kind(path) == "folder"
-
-    def is_file(self, path: str) -> bool:
-        """True if a path is a file."""
-        return self._kind(path) == "file"
-
-    def exists(self, path: str) -> bool:
-        """True if there is something at a path."""
-        return bool(self._kind(path))
-
-    def is_link(self, path: str) -> bool:
-        """Return False."""
-        return False
-
-    def is_taken(self, path: str) -> bool:
-        """True if there is something at a path."""
-        return self.exists(path)
-
-    def size_of(self, path: str) -> int:
-        """Return the number of bytes."""
-        return os.path.getsize(self._real(path)) if self._known.get(path) == "folder" else self.open(path).size
-
-    def is_listed(self, path: str) -> bool:
-        """True if the names in a folder are known, which they never are without lists."""
-        return self._lists and path.rstrip("/") in self._listed
-
-    def names_in(self, path: str, most: int | None = None) -> list[str]:
-        """Return the names in a folder."""
-        names = self._names(path)
-        if not names:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        return names[:most]
-
-    def present(self, path: str, names: Sequence[str]) -> list[str]:
-        """Return those of some names that are files, of one list or of as many questions at once."""
-        path = path.rstrip("/")
-        if self._lists:
-            for folder in dict.fromkeys(f"{path}/{name}".rpartition("/")[0] for name in names):
-                self._names(folder)
-            return [name for name in names if self._known.get(f"{path}/{name}") == "file"]
-        asked = [name for name in names if f"{path}/{name}" not in self._known]
-        for name in asked:
-            real = self._real(f"{path}/{name}")
-            if os.path.isfile(real):
-                self._opened[f"{path}/{name}"] = FarFile(f"{path}/{name}", real, self.ledger, begun=True)
-            else:
-                self.ledger.note("get", f"{path}/{name}")
-            self._known[f"{path}/{name}"] = "file" if os.path.isfile(real) else ""
-        if asked:
-            self.ledger.wait(len(asked))
-        return [name for name in names if self._known[f"{path}/{name}"] == "file"]
-
-    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
-        """Yield each file below a folder."""
-        path = path.rstrip("/")
+            return
+        root = Path(self._real(path))
         self.ledger.note("list", path)
-        self.ledger.wait()
-        root = self._real(path)
-        for folder, folders, names in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            within = os.path.relpath(folder, root).replace(os.curdir, "")
-            for name in sorted(names):
-                below = f"{within}/{name}".lstrip("/")
-                self._known[f"{path}/{below}"] = "file"
-                yield below, f"{path}/{below}"
+        for found in sorted(root.rglob("*"), key=lambda found: (len(found.relative_to(root).parts), found)):
+            if found.is_file():
+                yield found.relative_to(root).as_posix(), self._version(str(found))
 
-    def open(self, path: str) -> FarFile:
-        """Open a file: at once where a list named it, else by fetching its head."""
-        path = path.rstrip("/")
-        with self._lock:
-            if path in self._opened:
-                return self._opened[path]
-            listed = self._lists and self._known.get(path) == "file"
-            real = self._real(path)
-            if not os.path.isfile(real):
-                if path not in self._known and not (self._lists and path.rpartition("/")[0] in self._listed):
-                    self.ledger.note("get", path)
-                    self.ledger.wait()
-                number = errno.EISDIR if os.path.isdir(real) else errno.ENOENT
-                raise OSError(number, os.strerror(number), path)
-            self._opened[path] = FarFile(path, real, self.ledger, listed=listed)
-            self._known[path] = "file"
-            return self._opened[path]
-
-    def begin_all(self, paths: Sequence[str]) -> None:
-        """Ask for files at once where no list says what they are."""
-        if not self._lists:
-            self.present(HERE, [path.removeprefix(HERE) for path in paths])
-
-    def head_of(self, path: str, nbytes: int) -> bytes:
-        """Return the first bytes of a file."""
-        file = self.open(path)
-        return file.read(0, min(nbytes, file.size))
-
-    def can_write(self, path: str) -> bool:
-        """Return False."""
-        return False
-
-    def links_of(self, path: str) -> int:
-        """Return 1."""
-        return 1
-
-    def identity_of(self, path: str) -> Identity | None:
-        """Return the state of a file; None where there is none."""
-        return self.open(path).seen if self.is_file(path) else None
-
-    def is_same(self, path: str, other: str) -> bool:
-        """True if two paths are one."""
-        return self.canonical(path) == self.canonical(other)
-
-    def canonical(self, path: str) -> str:
-        """Return the path without slashes at its end."""
-        return path.rstrip("/")
-
-
-PROBED = (".metadata", "model.safetensors.index.json", "pytorch_model.bin.index.json", "model.safetensors",
-          "pytorch_model.bin")  # fmt: skip
-"""The names that are looked for in a folder of a server without lists."""
+    def upload(self, path: str, *, replace: bool) -> AbstractContextManager[Upload]:
+        """Raise UnsupportedError."""
+        raise UnsupportedError("this server is not written to", path=path)
 
 
 @contextmanager
 def elsewhere(root: Path, *, lists: bool = True) -> Iterator[Ledger]:
     """Context manager: the files below a folder are at `far://server/…`; gives what is asked of them."""
-    folder = FarFolder(root, lists=lists)
-    with mounted(SCHEME, folder):
-        yield folder.ledger
+    store = FarStore(root, lists=lists)
+    with mounted(SCHEME, RemoteFolder(store, Addresses(), Fetched())):
+        yield store.ledger

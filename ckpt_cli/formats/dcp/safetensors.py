@@ -20,7 +20,7 @@ from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.safetensors.read import read_part
-from ckpt_cli.formats.signatures import fetch_documents
+from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
@@ -47,9 +47,8 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, _read_one: Read
         raise LimitError(f"it has {len(shards)} shards", path=path)
     files = opener.open_all([join(path, name) for name in shards])
     try:
-        fetch_documents(files)
         found: dict[str, list[_Chunk]] = {}
-        for file in files:
+        for file in documented(files):
             for name, chunk in _chunks(file):
                 found.setdefault(name, []).append(chunk)
         container = Composed(files, lambda _: None)

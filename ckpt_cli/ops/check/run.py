@@ -35,7 +35,7 @@ from ckpt_cli.files.unchanged import open_to_scan
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.open import read_one
 from ckpt_cli.formats.registry import folder_kind, format_of
-from ckpt_cli.formats.signatures import beginning, fetch_documents, is_json_object
+from ckpt_cli.formats.signatures import beginning, documented, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check import entries, shards
 from ckpt_cli.ops.check import hf_config as configs
@@ -237,8 +237,7 @@ class _Worker:
         for file in files:
             self._opened.callback(file.close)
             self._identities[file.path] = file.seen
-        fetch_documents(files)
-        read = dict(zip(names, map(self._shard, files), strict=True))
+        read = dict(zip(names, map(self._shard, documented(files)), strict=True))
         opener.release()
         return {name: checkpoint for name, checkpoint in read.items() if checkpoint is not None}
 
