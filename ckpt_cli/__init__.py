@@ -29,13 +29,13 @@ if TYPE_CHECKING:
         undo,
         untie,
     )
-    from ckpt_cli.api.questions import check, diff, hash, scan  # noqa: A004
+    from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
     from ckpt_cli.errors import CkptError
 
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint", "CkptError", "Tensor", "View", "cast", "check", "compact", "convert", "diff", "hash", "index", "keep",
-    "load", "meta", "open", "rename", "rm", "scan", "set", "tie", "undo", "untie",
+    "load", "match", "meta", "open", "rename", "rm", "scan", "series", "set", "tie", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -55,7 +55,7 @@ _MODULES = {
         "undo",
         "untie",
     ),
-    "ckpt_cli.api.questions": ("check", "diff", "hash", "scan"),
+    "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),
 }
 """The module that each public name is imported from."""
 

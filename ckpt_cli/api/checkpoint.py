@@ -229,19 +229,20 @@ class Checkpoint(Mapping[str, Any]):
         nan: bool = False,
         fold: bool = False,
         percentiles: bool = False,
+        by: str | None = None,
         jobs: int = 0,
     ) -> Stats:
         """Summarize the values of each tensor, or of those that `names` select, as `ckpt stats` with these options.
 
-        `sort` is a column. `nan` keeps only tensors with NaN or infinities. `jobs` is the number of threads, 0 for one
-        a processor. Raises CkptError.
+        `sort` is a column. `nan` keeps only tensors with NaN or infinities. With `by`, which is `row` or `column`, each
+        of these has a row. `jobs` is the number of threads, 0 for one a processor. Raises CkptError.
         """
-        from ckpt_cli.ops.stats import stats
+        from ckpt_cli.ops.stats_lines import stats_of
         from ckpt_cli.parallel.map import workers
 
         with self._reading() as opened, workers(jobs) as executor:
-            return stats(
-                opened, names, executor,
+            return stats_of(
+                opened, names, executor, by=by,
                 exclude=texts(exclude), sort=sort, bad_only=nan, total=total, folded=fold, percentiles=percentiles,
             )  # fmt: skip
 
