@@ -151,8 +151,16 @@ class NetworkError(CkptError):
     """A server cannot be reached, refuses, or gives something else than what was asked for."""
 
     def __init__(
-        self, problem: str, *, path: str | None = None, hint: str | None = None, status: int | None = None
+        self,
+        problem: str,
+        *,
+        path: str | None = None,
+        hint: str | None = None,
+        status: int | None = None,
+        code: str = "",
     ) -> None:
         super().__init__(problem, path=path, hint=hint)
         self.status = status
         """The status of the reply, such as 403; None where there was none, or its status was not at fault."""
+        self.code = code
+        """The name that the server itself gives a refusal, as the hub does; empty where it gives none."""

@@ -129,7 +129,7 @@ def _with_file(hint: str, error: Exception) -> str:
 
 def report_interrupt(error: KeyboardInterrupt) -> None:
     """Print a line if an interrupt came too late to leave everything as it was."""
-    if outcome_of(error) in (Outcome.DONE, Outcome.UNFINISHED):
+    if outcome_of(error) in (Outcome.DONE, Outcome.REPLACING, Outcome.UNFINISHED):
         _write_lines([("ckpt: ", _with_outcome("interrupted", error))])
 
 

@@ -47,7 +47,8 @@ _BEGINNINGS = (DOCUMENT, 4 << 20, 32 << 20)
 class Ahead:
     """Fetches short ranges of items that are asked for one after another: with one of them those that come next.
 
-    Each time it takes twice as many, so that who asks for one item waits for one, and who asks for all waits rarely.
+    After the first few it takes twice as many each time, so that who asks for some items fetches no others, and who
+    asks for all waits rarely.
     """
 
     def __init__(self, count: int, ranges_of: Callable[[int], Iterable[tuple[SourceFile, int, int]]]) -> None:
@@ -56,6 +57,7 @@ class Ahead:
         self._fetched = bytearray(count)
         """By number, 1 for the items that were fetched."""
         self._many = 1
+        self._asked = 0
 
     def ask(self, number: int) -> None:
         """Fetch what will be read of an item, unless that was done."""
@@ -69,9 +71,14 @@ class Ahead:
             self._fetched[number] = 1
             left -= 1
             number = self._fetched.find(0, number)
-        self._many = min(2 * self._many, _ITEMS)
+        self._asked += 1
+        if self._asked > _ALONE:
+            self._many = min(2 * self._many, _ITEMS)
         fetch(wanted)
 
 
 _ITEMS = 256
 """Items that are fetched together at most."""
+
+_ALONE = 4
+"""Items that are fetched alone at first: a version, a byte order, a pickle, and what somebody asks for by name."""

@@ -224,6 +224,11 @@ def place_of(path: str) -> Folder:
     return current().servers.place_of(path)
 
 
+def is_at_server(path: str) -> bool:
+    """True if a path is one of a server's files, which nothing is asked for that."""
+    return SEPARATOR in path and names_server(path) and path.partition(SEPARATOR)[0] not in _mounted
+
+
 def is_folder(path: str) -> bool:
     """True if a path is a folder."""
     return place_of(path).is_folder(path)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
+from time import sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin
 
@@ -68,8 +69,8 @@ class Client:
     """Connections to servers, kept between requests; any number of threads may use it. Pickled, it is a new one."""
 
     def __init__(self) -> None:
-        self._pools: dict[str | None, PoolManager] = {}
-        """By the proxy that leads there; None for none."""
+        self._pools: dict[tuple[str | None, bool], PoolManager] = {}
+        """By the proxy that leads there, None for none, and whether there is TLS."""
         self._proxies: dict[str, str | None] = {}
         """By origin."""
         self._lock = threading.Lock()
@@ -145,10 +146,11 @@ class Client:
         if origin not in self._proxies:
             self._proxies[origin] = proxy_for(address)
         proxy = self._proxies[origin]
+        tls = "https:" in (origin[:6], (proxy or "")[:6].lower())
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = pool(proxy, path)
-            return self._pools[proxy]
+            if (proxy, tls) not in self._pools:
+                self._pools[proxy, tls] = pool(proxy, path, tls=tls)
+            return self._pools[proxy, tls]
 
 
 class _Request:
@@ -175,7 +177,7 @@ class _Request:
                 if count + failed.cost > TRIES:
                     problem = f"{failed.problem}, {count} times" if count > 1 else failed.problem
                     raise NetworkError(problem, path=self._path, status=failed.status) from None
-                time.sleep(_PAUSES[count - 1] if failed.pause is None else failed.pause)
+                sleep(_PAUSES[count - 1] if failed.pause is None else failed.pause)
 
     def once(self, most: int, into: memoryview | None, accept: Callable[[Reply], None] | None) -> Reply:
         """Make the request once, redirects included."""
@@ -209,7 +211,10 @@ class _Request:
         """Return the address of a redirect; raises NetworkError for one that is not followed."""
         if count > limits.REDIRECTS:
             raise NetworkError(f"its server redirects more than {limits.REDIRECTS} times", path=self._path)
-        target = urljoin(without_user(address), location)
+        try:
+            target = urljoin(without_user(address), location)
+        except ValueError:
+            raise NetworkError("its server redirects to what is not a URL", path=self._path) from None
         scheme = target.partition(":")[0].lower()
         if scheme not in ("http", "https"):
             raise NetworkError(f"its server redirects to {scheme[:20]}:, which is not followed", path=self._path)
@@ -223,7 +228,8 @@ class _Request:
         if status in _PASSING:
             raise PassingError(f"its server answers {status}", status=status, pause=_asked_pause(response.headers))
         if status in (401, 403, 407):
-            raise NetworkError(f"access is denied ({status})", path=self._path, hint=self._hint, status=status)
+            problem, code = f"access is denied ({status})", response.headers.get("X-Error-Code", "")
+            raise NetworkError(problem, path=self._path, hint=self._hint, status=status, code=code)
         if status >= 400 and status not in (404, 410, 412, 416):
             raise NetworkError(f"its server answers {status}", path=self._path, status=status)
 

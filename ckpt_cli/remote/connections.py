@@ -64,11 +64,13 @@ def proxy_for(address: str) -> str | None:
     return found if "://" in found else f"http://{found}"
 
 
-def pool(proxy: str | None, path: str) -> PoolManager:
+def pool(proxy: str | None, path: str, *, tls: bool) -> PoolManager:
     """Return a pool of connections, straight or by a proxy; raises NetworkError for one that is not spoken to."""
     import urllib3
 
-    settings: dict[str, Any] = {"num_pools": 32, "maxsize": CONNECTIONS, "block": False, "ssl_context": _tls()}
+    settings: dict[str, Any] = {"num_pools": 32, "maxsize": CONNECTIONS, "block": False}
+    if tls:  # reading the certificates of the system takes longer than all else at the start
+        settings["ssl_context"] = _tls()
     if proxy is None:
         return urllib3.PoolManager(**settings)
     if not proxy.lower().startswith(("http://", "https://")):
@@ -79,22 +81,24 @@ def pool(proxy: str | None, path: str) -> PoolManager:
 
 
 def _tls() -> Any:
-    """Return the settings of TLS: certificates of the system, or those that the environment names.
+    """Return the settings of TLS: certificates of the system, and those that the environment names.
 
-    SSL_CERT_FILE and SSL_CERT_DIR are read by OpenSSL; REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE, a file or a folder, go
-    before.
+    OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR in place of the system's; REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE, each
+    a file or a folder, add to them.
     """
     import ssl
 
+    context = ssl.create_default_context()
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     if not bundle:
-        return ssl.create_default_context()
+        return context
     try:
         is_folder = os.path.isdir(bundle)
-        return ssl.create_default_context(cafile=None if is_folder else bundle, capath=bundle if is_folder else None)
+        context.load_verify_locations(cafile=None if is_folder else bundle, capath=bundle if is_folder else None)
     except OSError as error:
         problem = f"no certificates can be read from {bundle}, which REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names"
         raise NetworkError(f"{problem}: {error.strerror or error}") from None
+    return context
 
 
 def read_body(response: BaseHTTPResponse, most: int, into: memoryview | None) -> bytes:
@@ -126,8 +130,8 @@ def end(response: BaseHTTPResponse) -> None:
     """Let the connection be used again where little of the body is left, and close it otherwise."""
     with suppress(Exception):  # whatever it is: nobody waits for the rest
         left = response.length_remaining
-        if left is not None and 0 < left <= _REST:
-            response.read(left, decode_content=False)
+        if left is not None and left <= _REST:
+            response.read(decode_content=False)  # also where nothing is left: the connection waits for its end
         if response.length_remaining == 0:
             response.release_conn()
             return
@@ -141,7 +145,7 @@ def failures(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (exceptions.LocationParseError, exceptions.URLSchemeUnknown, exceptions.InvalidHeader, UnicodeError):
+    except (exceptions.LocationParseError, exceptions.URLSchemeUnknown, exceptions.InvalidHeader, ValueError):
         raise NetworkError("this is not a URL that can be asked for", path=path) from None
     except (exceptions.HTTPError, OSError) as error:
         raise _failed(error, path) from None
@@ -181,12 +185,12 @@ _TIMED_OUT = 5
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error, and those that led to it."""
     seen: list[BaseException] = []
-    waiting = [error]
+    waiting: list[object] = [error]
     while waiting:
         each = waiting.pop(0)
-        if each is None or any(each is known for known in seen):
+        if not isinstance(each, BaseException) or any(each is known for known in seen):
             continue
         seen.append(each)
         yield each
         waiting += [each.__cause__, each.__context__, getattr(each, "reason", None)]
-        waiting += [argument for argument in each.args if isinstance(argument, BaseException)]
+        waiting += each.args

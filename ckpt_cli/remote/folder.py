@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from ckpt_cli.errors import NetworkError, UnsupportedError
 from ckpt_cli.remote import url
 from ckpt_cli.remote.fetched import PAGE, Fetched, workers
 from ckpt_cli.remote.source import BEGINNING, RemoteFile, identity_of
-from ckpt_cli.remote.store import Listed, Object, Store
+from ckpt_cli.remote.store import Listed, Object, Store, Upload
 
 WELL_KNOWN = (
     ".metadata",
@@ -175,6 +176,33 @@ class RemoteFolder:
         """Return the path without slashes at its end."""
         return self._path(path).rstrip("/")
 
+    # --- uploads ---------------------------------------------------------------------------------------------------
+
+    def upload(self, path: str, *, replace: bool, nbytes: int) -> AbstractContextManager[Upload]:
+        """Return a context manager of an upload; raises as that of the store does."""
+        self._forget(path)
+        return self._store.upload(self._addresses.address(path), replace=replace, nbytes=nbytes)
+
+    def remove(self, path: str) -> None:
+        """Remove a file; where there is none, nothing happens."""
+        self._forget(path)
+        self._store.remove(self._addresses.address(path))
+
+    def names_at(self, path: str) -> list[str]:
+        """Return the names in a folder as they are now; none where there is no such folder."""
+        self._lists.pop(self._folder_key(path), None)
+        return sorted(self._list(self._path(path)))
+
+    def _forget(self, path: str) -> None:
+        """Forget what was seen of a file that is about to change, and of the folders that it is in."""
+        self._files.pop(path, None)
+        self._absent.discard(path)
+        folder = path
+        while "/" in folder.partition("://")[2]:
+            folder = url.folder_of(folder)
+            self._lists.pop(folder, None)
+            self._absent.discard(folder)
+
     # --- what was seen ---------------------------------------------------------------------------------------------
 
     def _path(self, path: str) -> str:
@@ -255,6 +283,7 @@ class RemoteFolder:
                 if (at := url.join(path, name)) in self._files
             }
             if errors and not found:
+                errors[0].path = path
                 raise errors[0]
             self._lists[folder] = found
         return self._lists[folder]

@@ -66,11 +66,17 @@ class HttpStore:
         """Yield nothing: there are no lists."""
         return iter(())
 
-    def upload(self, path: str, *, replace: bool) -> AbstractContextManager[Upload]:  # noqa: ARG002
+    def upload(self, path: str, *, replace: bool, nbytes: int = 0) -> AbstractContextManager[Upload]:  # noqa: ARG002
         """Raise UnsupportedError: such servers are not written to."""
-        raise UnsupportedError(
-            "nothing is written to https and http", path=shown(path), hint="write a file and upload it"
-        )
+        raise _unwritten(path)
+
+    def remove(self, path: str) -> None:
+        """Raise UnsupportedError: such servers are not written to."""
+        raise _unwritten(path)
+
+
+def _unwritten(path: str) -> UnsupportedError:
+    return UnsupportedError("nothing is written to https and http", path=shown(path), hint="write a file and upload it")
 
 
 def begin(client: Client, target: Target, nbytes: int) -> tuple[HttpObject, bytes, Reply]:
@@ -101,8 +107,8 @@ def begin(client: Client, target: Target, nbytes: int) -> tuple[HttpObject, byte
     total = len(data) if total is None else total
     if len(data) != min(total, nbytes):
         raise NetworkError("its server sends another number of bytes than it promises", path=target.path)
-    found = HttpObject(client, target, _version(reply.headers, total), reply.address if reply.hops else None)
-    return found, data, reply
+    version = version_of(reply, total)
+    return HttpObject(client, target, version, (reply.address, version) if reply.hops else None), data, reply
 
 
 def _identified(client: Client, target: Target) -> dict[str, str]:
@@ -114,13 +120,18 @@ def _identified(client: Client, target: Target) -> dict[str, str]:
 class HttpObject:
     """One version of one file at an address, read by ranges."""
 
-    def __init__(self, client: Client, target: Target, version: Version, where: str | None = None) -> None:
+    def __init__(
+        self, client: Client, target: Target, version: Version, where: tuple[str, Version] | None = None
+    ) -> None:
         self._client = client
         self._target = target
         self.version = version
         """The version that is read."""
-        self._where = where
-        """The address that the first one redirects to; None where that is not known."""
+        self.where = where
+        """The address that the first one redirects to, and the version of the replies that come straight from there.
+
+        None where that is not known.
+        """
 
     @property
     def path(self) -> str:
@@ -129,40 +140,49 @@ class HttpObject:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer with the bytes from `offset`; raises ChangedError where the file is of another version."""
-        where = self._where
+        where = self.where
         if where is not None:
             try:
-                self._read(where, buffer, offset)
+                self._read(*where, buffer, offset)
                 return
             except (NetworkError, _GoneError) as error:
                 if isinstance(error, NetworkError) and error.status not in (401, 403):
                     raise
-            self._where = None  # what it redirects to was only for a time
+            self.where = None  # what it redirects to was only for a time
         try:
-            reply = self._read(self._target.address, buffer, offset)
+            reply = self._read(self._target.address, self._first_version(), buffer, offset)
         except _GoneError:
             raise ChangedError(self.path, BECAME_ANOTHER) from None
         if reply.hops:
-            self._where = reply.address
+            self.where = reply.address, self._version_of(reply)
 
-    def _read(self, address: str, buffer: memoryview, offset: int) -> Reply:
+    def _first_version(self) -> Version:
+        """Return the version of replies that come by way of the first address, as far as they show it."""
+        return self.version
+
+    def _version_of(self, reply: Reply) -> Version:  # noqa: ARG002
+        """Return the version of replies that come straight from where this one did."""
+        return self.version
+
+    def _read(self, address: str, version: Version, buffer: memoryview, offset: int) -> Reply:
+        """Fill a buffer by a request to an address, and return the reply, which must be of a version."""
         end = offset + len(buffer)
         headers = {"Range": f"bytes={offset}-{end - 1}"}
         if origin_of(address) == origin_of(self._target.address):
             headers |= _identified(self._client, self._target)
-        if self.version.tag and not self.version.tag.startswith("W/"):
-            headers["If-Match"] = self.version.tag
+        if version.tag and not version.tag.startswith("W/"):
+            headers["If-Match"] = version.tag
         return self._client.get(
             address,
             path=self.path,
             headers=headers,
             into=buffer,
             hint=self._target.hint,
-            accept=lambda reply: self._require_range(reply, offset, end),
+            accept=lambda reply: self._require_range(reply, version, offset, end),
             authorize=False,
         )
 
-    def _require_range(self, reply: Reply, offset: int, end: int) -> None:
+    def _require_range(self, reply: Reply, version: Version, offset: int, end: int) -> None:
         """Raise the error of a reply that is not the range that was asked for, of the version that is read."""
         if reply.status in (404, 410):
             raise _GoneError
@@ -170,7 +190,7 @@ class HttpObject:
             raise ChangedError(self.path, BECAME_ANOTHER)
         if reply.status == 200:
             size = _length(reply.headers)
-            if size is not None and not self._is_same(_version(reply.headers, size)):
+            if size is not None and not _is_same(version, version_of(reply, size)):
                 raise ChangedError(self.path, BECAME_ANOTHER)
             if (size, offset, end) == (self.version.size, 0, self.version.size):
                 return
@@ -182,21 +202,13 @@ class HttpObject:
         if found is None or reply.status != _PARTIAL:
             raise _unranged(self._target)
         begin, last, size = found
-        if size is not None and not self._is_same(_version(reply.headers, size)):
+        if size is not None and not _is_same(version, version_of(reply, size)):
             raise ChangedError(self.path, BECAME_ANOTHER)
         if (begin, last + 1) != (offset, end) or size is None:
             raise NetworkError("its server gives another part of the file than it is asked for", path=self.path)
 
-    def _is_same(self, other: Version) -> bool:
-        """True if a reply is of the version that is read, as far as it shows."""
-        if other.size != self.version.size:
-            return False
-        if other.tag and self.version.tag:
-            return other.tag == self.version.tag
-        return not (other.changed and self.version.changed) or other.changed == self.version.changed
-
     def __reduce__(self) -> tuple[Callable[..., HttpObject], tuple[object, ...]]:
-        return HttpObject, (self._client, self._target, self.version, self._where)
+        return HttpObject, (self._client, self._target, self.version, self.where)
 
 
 class _GoneError(Exception):
@@ -273,7 +285,16 @@ def _content_range(headers: Mapping[str, str]) -> tuple[int, int, int | None] | 
     return begin, last, None if found[3] == "*" else int(found[3])
 
 
-def _version(headers: Mapping[str, str], size: int) -> Version:
+def _is_same(version: Version, other: Version) -> bool:
+    """True if a reply is of a version, as far as it shows."""
+    if other.size != version.size:
+        return False
+    if other.tag and version.tag:
+        return other.tag == version.tag
+    return not (other.changed and version.changed) or other.changed == version.changed
+
+
+def version_of(reply: Reply, size: int) -> Version:
     """Return the version that a reply shows."""
-    tag = headers.get("ETag", "").strip()
-    return Version(size, "" if tag in ('""', 'W/""') else tag, headers.get("Last-Modified", "").strip())
+    tag = reply.headers.get("ETag", "").strip()
+    return Version(size, "" if tag in ('""', 'W/""') else tag, reply.headers.get("Last-Modified", "").strip())

@@ -89,12 +89,15 @@ class Store(Protocol):
     def entries_below(self, path: str) -> Iterator[tuple[str, Version]]:
         """Yield the name below a folder (`/` between its parts) and the version of every file in it and below it."""
 
-    def upload(self, path: str, *, replace: bool) -> AbstractContextManager[Upload]:
-        """Return a context manager of an upload, which is aborted where the block raises.
+    def upload(self, path: str, *, replace: bool, nbytes: int = 0) -> AbstractContextManager[Upload]:
+        """Return a context manager of an upload, of `nbytes` bytes where that is known; an error in it aborts it.
 
         Raises UnsupportedError where this kind of server is not written to, and FileExistsError where there is a
         file at the path and it is not to be replaced.
         """
+
+    def remove(self, path: str) -> None:
+        """Remove a file; where there is none, nothing happens. Raises UnsupportedError as `upload` does."""
 
 
 StoreMaker = Callable[[str], Store]

@@ -152,8 +152,9 @@ def folder_of(path: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """Return the path of a name in a folder; over http, characters that mean something else in a URL are quoted."""
-    folder = folder.partition(_CUT)[0].rstrip("/")
-    if folder.partition("://")[0] in _QUERIED:
+    scheme, separator, rest = folder.partition(_CUT)[0].partition("://")
+    folder = f"{scheme}{separator}{rest.rstrip('/')}"
+    if scheme in _QUERIED:
         name = re.sub("[%?#]", lambda found: f"%{ord(found[0]):02X}", name)
     return f"{folder}/{name}"
 
