@@ -30,14 +30,14 @@ from ckpt_cli.remote.cloud_requests import (
 from ckpt_cli.remote.store import Listed, Upload, Version
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from obstore import GetOptions, ObjectMeta
 
 T = TypeVar("T")
 
 PART = 8 << 20
 """Bytes of one request at most."""
 
-_PIECE = 1 << 20
+_PIECE = 64 << 10
 """Bytes that are taken from a reply at a time."""
 
 _PAGE = 1000
@@ -286,12 +286,12 @@ class CloudObject:
 
         done = 0
         tag = self.version.tag
-        match = f'"{tag}"' if tag and not tag.startswith("W/") else None
+        match: GetOptions = {"if_match": f'"{tag}"'} if tag and not tag.startswith("W/") else {}
 
         def get(access: Access) -> None:
             nonlocal done
             wanted = (offset + done, offset + len(buffer))
-            result = obstore.get(access.client, self._key, options={"range": wanted, "if_match": match})
+            result = obstore.get(access.client, self._key, options={"range": wanted, **match})
             if not is_same(version_of(result.meta), self.version):
                 raise ChangedError(self.path, BECAME_ANOTHER)
             came = 0

@@ -81,22 +81,24 @@ def pool(proxy: str | None, path: str, *, tls: bool) -> PoolManager:
 
 
 def _tls() -> Any:
-    """Return the settings of TLS: certificates of the system, or those that the environment names.
+    """Return the settings of TLS: certificates of the system, and those that the environment names.
 
-    SSL_CERT_FILE and SSL_CERT_DIR are read by OpenSSL; REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE, a file or a folder, go
-    before.
+    OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR in place of the system's; REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE, each
+    a file or a folder, add to them.
     """
     import ssl
 
+    context = ssl.create_default_context()
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     if not bundle:
-        return ssl.create_default_context()
+        return context
     try:
         is_folder = os.path.isdir(bundle)
-        return ssl.create_default_context(cafile=None if is_folder else bundle, capath=bundle if is_folder else None)
+        context.load_verify_locations(cafile=None if is_folder else bundle, capath=bundle if is_folder else None)
     except OSError as error:
         problem = f"no certificates can be read from {bundle}, which REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names"
         raise NetworkError(f"{problem}: {error.strerror or error}") from None
+    return context
 
 
 def read_body(response: BaseHTTPResponse, most: int, into: memoryview | None) -> bytes:
@@ -183,12 +185,12 @@ _TIMED_OUT = 5
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error, and those that led to it."""
     seen: list[BaseException] = []
-    waiting = [error]
+    waiting: list[object] = [error]
     while waiting:
         each = waiting.pop(0)
-        if each is None or any(each is known for known in seen):
+        if not isinstance(each, BaseException) or any(each is known for known in seen):
             continue
         seen.append(each)
         yield each
         waiting += [each.__cause__, each.__context__, getattr(each, "reason", None)]
-        waiting += [argument for argument in each.args if isinstance(argument, BaseException)]
+        waiting += each.args

@@ -56,6 +56,8 @@ class Fetched:
     """What was fetched of all files of one command or one open checkpoint, and what is being fetched."""
 
     def __init__(self) -> None:
+        self.nbytes = 0
+        """Bytes that came over the network, of all files together."""
         self._lock = threading.Lock()
         self._pages: OrderedDict[tuple[object, int], bytes] = OrderedDict()
         self._expected = 0
@@ -63,6 +65,11 @@ class Fetched:
         self._asked = 0
         """Bytes that were ever expected."""
         self._parts: dict[object, list[Part]] = {}
+
+    def count(self, nbytes: int) -> None:
+        """Count bytes that came over the network."""
+        with self._lock:
+            self.nbytes += nbytes
 
     def page(self, file: object, number: int) -> bytes | None:
         """Return a page of a file, which is now the one used last; None if it is not there."""

@@ -118,16 +118,18 @@ class RemoteFile:
         if at < end:
             self._fetch(buffer[at - offset :], at)
 
+    def _ask(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer by one request, and count its bytes."""
+        self._object.read_into(buffer, offset)
+        self._fetched.count(len(buffer))
+
     def _fetch(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from the server, in parts side by side."""
         parts = list(pieces(offset, offset + len(buffer)))
-        fetching = [
-            workers().submit(self._object.read_into, buffer[low - offset : high - offset], low)
-            for low, high in parts[1:]
-        ]
+        fetching = [workers().submit(self._ask, buffer[low - offset : high - offset], low) for low, high in parts[1:]]
         try:
             low, high = parts[0]
-            self._object.read_into(buffer[: high - low], low)
+            self._ask(buffer[: high - low], low)
         finally:
             for future in fetching:
                 future.cancel()
@@ -160,11 +162,12 @@ class RemoteFile:
         """Fetch pages by one request, and keep them."""
         low, high = first * PAGE, min(last * PAGE, self.size)
         data = bytearray(high - low)
-        self._object.read_into(memoryview(data), low)
+        self._ask(memoryview(data), low)
         self._fetched.keep(self._key, first, data)
 
     def keep(self, data: bytes) -> None:
-        """Keep bytes that the file begins with, whole pages or all of it."""
+        """Keep bytes that came, and that the file begins with: whole pages or all of it."""
+        self._fetched.count(len(data))
         self._fetched.keep(self._key, 0, data)
 
     def begin_to_read(self) -> None:
@@ -193,7 +196,7 @@ class RemoteFile:
         self._fetched.expect(self._key, offset, end, self._fetch_part)
 
     def _fetch_part(self, part: Part) -> None:
-        self._object.read_into(memoryview(part.data), part.begin)
+        self._ask(memoryview(part.data), part.begin)
 
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch many small ranges side by side, and keep them as pages; waits until they are there.
