@@ -21,6 +21,9 @@ PART = 8 << 20
 _EXPECTED = 64 << 20
 """Bytes that are fetched ahead and not yet read, of all files together."""
 
+_REST = 8
+"""The share of a part that may be left unread when it is dropped to make room, as a divisor."""
+
 _WORKERS = 16
 """Requests at a time."""
 
@@ -39,7 +42,7 @@ def workers() -> ThreadPoolExecutor:
 class Part:
     """A range that is being fetched ahead, or is there."""
 
-    __slots__ = ("begin", "born", "data", "end", "future", "left")
+    __slots__ = ("_read", "begin", "born", "data", "end", "future", "left")
 
     def __init__(self, begin: int, end: int, born: int) -> None:
         self.begin = begin
@@ -50,6 +53,20 @@ class Part:
         """Bytes that have not been read yet."""
         self.data = bytearray(end - begin)
         self.future: Future[None] | None = None
+        self._read: list[tuple[int, int]] = []
+        """The ranges that were read, apart from each other and in order."""
+
+    def was_read(self, begin: int, end: int) -> None:
+        """Take a range from what is left to read; bytes may be read more than once, as those of samples are."""
+        kept = []
+        for low, high in self._read:
+            if high < begin or low > end:
+                kept.append((low, high))
+            else:
+                self.left += high - low
+                begin, end = min(low, begin), max(high, end)
+        self.left -= end - begin
+        self._read = sorted([*kept, (begin, end)])
 
 
 class Fetched:
@@ -106,19 +123,22 @@ class Fetched:
             while len(self._pages) > _PAGES:
                 self._pages.popitem(last=False)
 
-    def expect(self, file: int, begin: int, end: int, fetch: Callable[[Part], None]) -> None:
-        """Begin to fetch a range of a file, what is under way already left out, unless too much is."""
+    def expect(self, file: int, begin: int, end: int, fetch: Callable[[Part], None]) -> bool:
+        """Begin to fetch a range of a file, what is under way already left out; False where too much is under way."""
         with self._lock:
             parts = self._parts.setdefault(file, [])
             for low, high in _without(begin, end, parts):
                 self._asked += high - low
                 self._drop_unread()
                 if self._expected + high - low > _EXPECTED:
-                    continue
+                    self._drop_read()
+                if self._expected + high - low > _EXPECTED:
+                    return False
                 part = Part(low, high, self._asked)
                 self._expected += high - low
                 parts.append(part)
                 part.future = workers().submit(fetch, part)
+        return True
 
     def _drop_unread(self) -> None:
         """Drop what was fetched long ago and has not been read since, so that it does not stop all that follows."""
@@ -127,6 +147,13 @@ class Fetched:
                 if part.future is not None and part.future.done():
                     parts.remove(part)
                     self._expected -= part.end - part.begin
+
+    def _drop_read(self) -> None:
+        """Drop parts of which nearly all was read: the little that lies between what readers want is never read."""
+        for parts in self._parts.values():
+            for part in [part for part in parts if _REST * part.left <= part.end - part.begin]:
+                parts.remove(part)
+                self._expected -= part.end - part.begin
 
     def part_at(self, file: int, begin: int, end: int) -> tuple[Part | None, int]:
         """Return the part that has the byte `begin`; else None, and where the next one begins, at most `end`."""
@@ -139,10 +166,10 @@ class Fetched:
                     following = part.begin
             return None, following
 
-    def was_read(self, file: int, part: Part, nbytes: int) -> None:
-        """Count bytes that were read of a part, which goes when all of it was; readers need not come in order."""
+    def was_read(self, file: int, part: Part, begin: int, end: int) -> None:
+        """Note that a range of a part was read, which goes when all of it was; readers need not come in order."""
         with self._lock:
-            part.left -= nbytes
+            part.was_read(begin, end)
             if part.left <= 0:
                 self._remove(file, part)
 

@@ -61,6 +61,10 @@ class RemoteFile:
         self._key = fetched.number_of((key or path, found.version))
         self._next = -1
         """The page after those that were fetched last; -1 before the first."""
+        self._reach = -1
+        """The byte before which everything near it is expected."""
+        self._step = _SHORTEST
+        """Bytes that are expected at least, while short ranges are expected in order."""
         self._run = PAGE
         """Bytes that the last miss fetched, while the file is read in order."""
 
@@ -103,7 +107,7 @@ class RemoteFile:
             self._fetched.failed(self._key, part)
             raise
         buffer[:] = memoryview(part.data)[offset - part.begin : offset - part.begin + len(buffer)]
-        self._fetched.was_read(self._key, part, len(buffer))
+        self._fetched.was_read(self._key, part, offset, offset + len(buffer))
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from pages, and from the server where it is long."""
@@ -183,7 +187,8 @@ class RemoteFile:
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read, unless much is under way already; never waits.
 
-        A short range becomes a longer one, as those who read a file in order expect the ranges behind it next.
+        A short range becomes a longer one, as those who read a file in order expect the ranges behind it next; twice
+        as long each time that they do.
         """
         end = min(offset + nbytes, self.size)
         if not 0 <= offset < end:
@@ -192,8 +197,16 @@ class RemoteFile:
         if not runs:
             return
         offset = max(offset, runs[0][0] * PAGE)
-        end = min(max(end, offset + _SHORTEST), self.size) if runs[-1][1] * PAGE >= end else runs[-1][1] * PAGE
-        self._fetched.expect(self._key, offset, end, self._fetch_part)
+        if runs[-1][1] * PAGE < end:
+            end = runs[-1][1] * PAGE
+        elif offset > self._reach or end < self._reach - _LONG:
+            self._step = _SHORTEST
+            end = min(max(end, offset + self._step), self.size)
+        elif end > self._reach:
+            self._step = min(2 * self._step, _LONG)
+            end = min(max(end, self._reach + self._step), self.size)
+        if self._fetched.expect(self._key, offset, end, self._fetch_part):
+            self._reach = max(end, self._reach) if offset <= self._reach else end
 
     def _fetch_part(self, part: Part) -> None:
         self._ask(memoryview(part.data), part.begin)
