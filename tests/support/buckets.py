@@ -295,6 +295,6 @@ def one_bucket(server: Buckets, monkeypatch: pytest.MonkeyPatch, staging: Path) 
     server.bucket()
     yield server
     assert not server.unfinished()
-    assert not list(staging.iterdir())
+    assert not list(staging.glob(".ckpt-upload-*"))
     for path in server.root.iterdir():
         shutil.rmtree(path)
