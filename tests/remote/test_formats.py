@@ -90,3 +90,19 @@ def test_an_edit_of_a_checkpoint_elsewhere_writes_what_it_writes_of_one_here(
     assert Path("0.safetensors").read_bytes() == Path("1.safetensors").read_bytes()
     refused = ckpt("set", f"{base}m.pt", "m.w[0]=5")
     assert (refused.code, refused.out, "-o OUT" in refused.err) == (2, "", True)
+
+
+def test_files_beside_a_set_elsewhere_go_to_the_new_folder(server: Server, ckpt: Ckpt, here: Path) -> None:
+    kind = next(kind for kind in FORMATS if kind.label == "shards-safetensors")
+    kind.write(kind.sample(), here / "set")
+    for name in ("config.json", "tokenizer.json", "odd.txt"):
+        (here / "set" / name).write_text("{}")
+    address = server.put(here / "set", "beside").rstrip("/")
+    answer = ckpt("convert", address, "new", "--to", "hf")
+    assert answer.code == 0, answer.err
+    copied = {path.name for path in Path("new").iterdir()} & {"config.json", "tokenizer.json", "odd.txt"}
+    if server.kind == "https":
+        assert copied == {"config.json", "tokenizer.json"}
+        assert "its server has no lists" in answer.out + answer.err
+    else:
+        assert copied == {"config.json", "tokenizer.json", "odd.txt"}
