@@ -145,10 +145,17 @@ class HubStore:
             if listed.version is not None:
                 yield name, listed.version
 
-    def upload(self, path: str, *, replace: bool) -> AbstractContextManager[Upload]:  # noqa: ARG002
+    def upload(self, path: str, *, replace: bool, nbytes: int = 0) -> AbstractContextManager[Upload]:  # noqa: ARG002
         """Raise UnsupportedError: the hub is written to by its own program."""
+        raise self._unwritten(path)
+
+    def remove(self, path: str) -> None:
+        """Raise UnsupportedError: the hub is written to by its own program."""
+        raise self._unwritten(path)
+
+    def _unwritten(self, path: str) -> UnsupportedError:
         repository = Place.of(path).repository
-        raise UnsupportedError(
+        return UnsupportedError(
             "nothing is written to the hub", path=path, hint=f"write it here, then: hf upload {repository} OUT"
         )
 

@@ -58,7 +58,7 @@ class RemoteFile:
         self.on_read: Callable[[], None] | None = None
         self._object = found
         self._fetched = fetched
-        self._key = key or path, found.version
+        self._key = fetched.number_of((key or path, found.version))
         self._next = -1
         """The page after those that were fetched last; -1 before the first."""
         self._reach = -1

@@ -46,6 +46,8 @@ class Asked:
     path: str
     """With its query."""
     range: str | None
+    signature: str = ""
+    """The beginning of its Authorization: who asks, and for which region; empty where it is not signed."""
 
 
 @dataclass
@@ -162,7 +164,7 @@ class _Handler(localbucket.S3Handler):  # type: ignore[misc]
         self._stream = self.wfile
 
     def _dispatch(self, action: Any) -> None:
-        asked = Asked(self.command, self.path, self.headers.get("Range"))
+        asked = Asked(self.command, self.path, self.headers.get("Range"), self._signature())
         self.fault = self.buckets.note(asked)
         self.buckets.before(asked)
         time.sleep(self.buckets.latency)
@@ -178,6 +180,10 @@ class _Handler(localbucket.S3Handler):  # type: ignore[misc]
             self._send_endless()
         else:
             super()._dispatch(action)
+
+    def _signature(self) -> str:
+        words = (self.headers.get("Authorization") or "").partition("Credential=")[2].split("/")
+        return f"{words[0]}/{words[2]}" if len(words) > 2 else ""
 
     def _get(self, bucket: str, key: str, include_body: bool) -> None:
         wanted = self.headers.get("If-Match")
@@ -295,6 +301,6 @@ def one_bucket(server: Buckets, monkeypatch: pytest.MonkeyPatch, staging: Path) 
     server.bucket()
     yield server
     assert not server.unfinished()
-    assert not list(staging.iterdir())
+    assert not list(staging.glob(".ckpt-upload-*"))
     for path in server.root.iterdir():
         shutil.rmtree(path)
