@@ -85,6 +85,9 @@ MATCH_STEPS = int(400_000 * _SCALE)
 MATCH_SUBS = int(40 * _SCALE)
 """Substitutions of a renaming that is written as one command."""
 
+STATS_LINES = int(1_000_000 * _SCALE)
+"""Rows or columns that `stats --by` summarizes, about 100 bytes each: vocabularies have up to 300,000."""
+
 TREE_NODES = int(200_000 * _SCALE)
 """Modules and containers in the tree of one checkpoint: 256 experts in each of 60 layers take about 60,000."""
 

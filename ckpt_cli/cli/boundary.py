@@ -115,7 +115,7 @@ def report_error(error: Exception) -> int:
     return error.exit_code if isinstance(error, CkptError) else TROUBLE
 
 
-_COMMAND = re.compile(r"(\bckpt [a-z]+(?: --?[a-z-]+)* )FILE\b(?!\.)")
+_COMMAND = r"(\bckpt [a-z]+(?: --?[a-z-]+)* )FILE\b(?!\.)"
 """The beginning of a command in a hint, with the word that stands for the checkpoint."""
 
 
@@ -124,7 +124,7 @@ def _with_file(hint: str, error: Exception) -> str:
     if "FILE" not in hint:
         return hint
     path = next(iter(named), None) or getattr(error, "path", None)
-    return hint if path is None else _COMMAND.sub(lambda found: found[1] + quoted(path), hint)
+    return hint if path is None else re.sub(_COMMAND, lambda found: found[1] + quoted(path), hint)
 
 
 def report_interrupt(error: KeyboardInterrupt) -> None:

@@ -165,7 +165,10 @@ Raw = Annotated[bool, typer.Option("--raw", help="Cast the stored numbers of sca
 Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak, for ckpt undo.")]
 
 Salvage = Annotated[
-    bool, typer.Option("--salvage", help="Of a file that was cut short, take the tensors that are all there.")
+    bool,
+    typer.Option(
+        "--salvage", help="Of a cut file, or shards that are cut or missing, take the tensors that are there."
+    ),
 ]
 Of = Annotated[
     str | None,

@@ -126,6 +126,7 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         dry_run=options.dry_run,
         verb=plan.verb,
         remaining=tuple(plan.remaining),
+        fit=plan.fit,
         renamed=plan.changes.names,
         left=tuple(plan.left),
         placed=plan.placed,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
@@ -215,6 +215,22 @@ def _plans(
     """Yield each tensor with its summary, which tied ones share, or the reason for none; and the shape to report."""
     budget = Budget.of(checkpoint)
     known: dict[object, _Subject | str] = {}
+
+    def plan(tensor: Tensor, region: Region | None, index: Index) -> _Subject | str:
+        return "it has no shape" if region is None else _Subject(checkpoint, tensor, region, index)
+
+    for tensor, region, index in selected(checkpoint, arguments, exclude):
+        key = (tensor.view or id(tensor), region)
+        if key not in known:
+            known[key] = planned(plan, budget, tensor, region, index or ())
+        label = tensor.name if index is None else f"{tensor.name}[{spell_index(index)}]"
+        yield replace(tensor, name=label), known[key], tensor.shape if region is None else region.shape
+
+
+def selected(
+    checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[str]
+) -> Iterator[tuple[Tensor, Region | None, Index | None]]:
+    """Yield the tensors that have values, with the part that is asked for and its index; without a shape, with None."""
     excluded = excluded_names(checkpoint, exclude)
     for selection in select(checkpoint, arguments):
         if selection.entry.name in excluded:
@@ -223,29 +239,30 @@ def _plans(
             if selection.index is not None:
                 raise UsageError(f"{selection.entry.name!r} is not a tensor, so it takes no index")
         else:
-            index = selection.index or ()
             for tensor in with_values(selection.entry, set()):
-                region = part_of(tensor, index) if tensor.shape is not None else None
-                key = (tensor.view or id(tensor), region)
-                if key not in known:
-                    known[key] = _subject(checkpoint, budget, tensor, region, index)
-                label = tensor.name if selection.index is None else f"{tensor.name}[{spell_index(index)}]"
-                yield replace(tensor, name=label), known[key], tensor.shape if region is None else region.shape
+                yield tensor, None if tensor.shape is None else part_of(tensor, selection.index), selection.index
 
 
-def _subject(
-    checkpoint: Checkpoint, budget: Budget, tensor: Tensor, region: Region | None, index: Index
-) -> _Subject | str:
+Plan = TypeVar("Plan")
+
+
+def planned(
+    plan: Callable[[Tensor, Region | None, Index], Plan | str],
+    budget: Budget,
+    tensor: Tensor,
+    region: Region | None,
+    index: Index,
+) -> Plan | str:
+    """Return what summarizes a tensor, or the reason why nothing can, once its bytes are counted."""
     from ckpt_cli.arrays.codec import require_plain
 
     try:
         if tensor.layout != "quantized":
             require_plain(tensor)
-        if region is None:
-            return "it has no shape"
-        budget.read_parts(tensor, Region.of)
-        budget.read(tensor, region)
-        return _Subject(checkpoint, tensor, region, index)
+        if region is not None:
+            budget.read_parts(tensor, Region.of)
+            budget.read(tensor, region)
+        return plan(tensor, region, index)
     except UnsupportedError as error:
         return error.problem.removeprefix(f"tensor {tensor.name!r} ")
 

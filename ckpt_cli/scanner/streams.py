@@ -15,7 +15,7 @@ from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.at_once import beginnings, is_elsewhere
-from ckpt_cli.files.source import ByteSource
+from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats.signatures import PROTO
 from ckpt_cli.pickles.graph import Global
 from ckpt_cli.pickles.legacy_save import MAGIC, NUMEL
@@ -31,6 +31,9 @@ _STREAMS_TOLD = 100
 
 _After = Callable[[memoryview, Trace], int | None]
 """The byte after what follows a pickle; None where that does not fit."""
+
+_SMALLEST = 16
+"""Bytes of a storage in which a pickle that does anything has room."""
 
 PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl")
 """Suffixes of pickles; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
@@ -106,8 +109,10 @@ def _is_name(node: Global) -> bool:
     return all(part.isidentifier() or (part[:1] == "<" and part[-1:] == ">") for part in parts)
 
 
-def streams(source: ByteSource, where: str, budget: ScanBudget, *, sure: bool) -> Iterator[Found | Oddity]:
-    """The pickles of a file that is nothing but pickles, and what stands after them.
+def streams(
+    source: ByteSource, where: str, budget: ScanBudget, *, sure: bool, depth: int = 0
+) -> Iterator[Found | Oddity | Inner]:
+    """The pickles of a file that is nothing but pickles, its storages, and what stands after them.
 
     `sure`: it must be a pickle, by its name or its first bytes, so one that is broken from the start is reported.
     """
@@ -139,12 +144,14 @@ def streams(source: ByteSource, where: str, budget: ScanBudget, *, sure: bool) -
             objects = trace
         elif legacy and step == _LEGACY_PICKLES:
             legacy = False
-            after = _after_storages(source, position, trace.root, _itemsizes(objects))
-            if after is None:
+            ends = _after_storages(source, position, trace.root, _itemsizes(objects))
+            if ends is None:
                 yield Oddity("warning", "odd-storages", where, "its storages are not where its pickles say")
                 yield from hidden_pickles(reader.all(), position, where, budget)
                 return
-            position = after
+            for end in ends:
+                yield from _storage(source, position, end, where, depth)
+                position = end
 
 
 class _Reader:
@@ -192,10 +199,13 @@ def itemsize(kind: Global) -> int:
         return 0
 
 
-def _after_storages(source: ByteSource, position: int, keys: object, sizes: dict[str, tuple[int, int]]) -> int | None:
-    """The byte after the storages of one save; None where they do not fit."""
+def _after_storages(
+    source: ByteSource, position: int, keys: object, sizes: dict[str, tuple[int, int]]
+) -> list[int] | None:
+    """The byte after each storage of one save; None where they do not fit."""
     if not isinstance(keys, list | tuple):
         return None
+    ends = []
     for number, key in enumerate(keys):
         if not number % _HEADERS and is_elsewhere(source.whole):
             source.expect_all(_headers(position, keys[number : number + _HEADERS], sizes))
@@ -204,7 +214,16 @@ def _after_storages(source: ByteSource, position: int, keys: object, sizes: dict
         if after is None:
             return None
         position += after
-    return position
+        ends.append(position)
+    return ends
+
+
+def _storage(source: ByteSource, begin: int, end: int, where: str, depth: int) -> Iterator[Inner]:
+    """The elements of a storage, which follow their count, to be searched as numbers."""
+    nbytes = end - begin - NUMEL.size
+    if nbytes >= _SMALLEST:
+        elements = Window(source, begin + NUMEL.size, nbytes)
+        yield Inner(elements, f"{where} (storage at byte {begin})", depth + 1, numbers=True)
 
 
 def _headers(position: int, keys: Sequence[object], sizes: dict[str, tuple[int, int]]) -> list[tuple[int, int]]:
@@ -267,14 +286,14 @@ def hidden_pickles(
             yield Oddity("warning", "hidden-pickle", place, "a pickle where there should be none")
 
 
-def storages_of_tar(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+def storages_of_tar(source: ByteSource, where: str, budget: ScanBudget, depth: int) -> Iterator[Found | Oddity | Inner]:
     """The member `storages`: a count, then for each a pickle and its elements, then the views."""
-    yield from _interleaved(source, where, budget, _after_tar_storage)
+    yield from _interleaved(source, where, budget, _after_tar_storage, depth)
 
 
-def tensors_of_tar(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+def tensors_of_tar(source: ByteSource, where: str, budget: ScanBudget, depth: int) -> Iterator[Found | Oddity | Inner]:
     """The member `tensors`: a count, then for each a pickle, its sizes, its strides and its offset."""
-    yield from _interleaved(source, where, budget, _after_tar_tensor)
+    yield from _interleaved(source, where, budget, _after_tar_tensor, depth)
 
 
 def _after_tar_storage(data: memoryview, trace: Trace) -> int | None:
@@ -291,7 +310,9 @@ def _after_tar_tensor(data: memoryview, trace: Trace) -> int | None:
     return end if 0 <= dimensions <= limits.DIMENSIONS and end <= len(data) else None
 
 
-def _interleaved(source: ByteSource, where: str, budget: ScanBudget, after: _After) -> Iterator[Found | Oddity]:
+def _interleaved(
+    source: ByteSource, where: str, budget: ScanBudget, after: _After, depth: int
+) -> Iterator[Found | Oddity | Inner]:
     """Pickles with bytes of another kind after all but the first and those that follow the last."""
     data = source.view(0, source.size)
     position = number = 0
@@ -313,6 +334,7 @@ def _interleaved(source: ByteSource, where: str, budget: ScanBudget, after: _Aft
                 yield Oddity("warning", "odd-storages", where, "its elements are not where its pickles say")
                 yield from hidden_pickles(data, position, where, budget)
                 return
+            yield from _storage(source, position, behind, place, depth)
             position = behind
         if trace.problem is not None:
             yield from hidden_pickles(data, position, where, budget)
