@@ -230,7 +230,7 @@ def _distance(a: Array, b: Array) -> Array:
 def _beyond(a: Array, b: Array, distance: Array, size: Array, tolerance: Tolerance) -> Array:
     """Return which finite elements are not equal.
 
-    Of real numbers these have a distance, as differences are exact near 0; the magnitude of a complex one may round to 0.
+    Of real numbers these have a distance, as differences near 0 are exact; that of complex ones may round to 0.
     """
     import numpy as np
 
