@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import listed
-from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text
+from ckpt_cli.render.text import brief_name, bytes_text, count_text, escaped, name_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.files_beside import Beside
@@ -103,7 +103,7 @@ def _changed(edit: EditResult, *, verbose: bool) -> str:
 
 def _group(folded: Folded) -> str:
     """Return folded names with how many tensors and bytes they are: `optimizer_states (19 tensors, 75.0 kB)`."""
-    name = name_text(folded.name)
+    name = brief_name(folded.name)
     if folded.tensors + folded.others == 1:
         return name
     if not folded.tensors:
@@ -116,7 +116,7 @@ def _refer(names: tuple[str, ...]) -> str:
 
 
 def _names(names: tuple[str, ...]) -> str:
-    return listed(names, _MOST, name_text)
+    return listed(names, _MOST, brief_name)
 
 
 _FILES = 5
