@@ -36,7 +36,8 @@ def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
     """
     verb = f"would {edit.verb.infinitive}" if edit.dry_run else edit.verb.past
     most = len(edit.renamed) if verbose else _MOST
-    renamed = listed(edit.renamed, most, lambda old: _pair(edit, old))
+    spell = name_text if verbose else brief_name
+    renamed = listed(edit.renamed, most, lambda old: f"{spell(old)} {edit.verb.between} {spell(edit.renamed[old])}")
     named = renamed if edit.renamed else _changed(edit, verbose=verbose) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
@@ -85,11 +86,6 @@ def _written(edit: EditResult) -> str:
     if edit.dry_run:
         return f"{written} would be {f'written{where}' if where else 'rewritten'}"
     return f"{f'written{where}' if where else 'rewritten'}, {written}{kept}"
-
-
-def _pair(edit: EditResult, old: str) -> str:
-    """Return an old name and its new one."""
-    return f"{name_text(old)} {edit.verb.between} {name_text(edit.renamed[old])}"
 
 
 def _changed(edit: EditResult, *, verbose: bool) -> str:
