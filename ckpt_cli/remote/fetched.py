@@ -204,6 +204,11 @@ class Fetched:
             parts.remove(part)
             self._expected -= part.end - part.begin
 
+    def clear(self) -> None:
+        """Drop the pages, which are fetched again when they are read."""
+        with self._lock:
+            self._pages.clear()
+
     def forget(self, file: int) -> None:
         """Drop all that is expected of a file."""
         with self._lock:
