@@ -15,6 +15,7 @@ from fake_hub import TOKEN, Answer, Asked, FakeHub, serving
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
+import ckpt_cli
 from ckpt_cli.errors import ChangedError, LimitError, NetworkError, UnsupportedError, UsageError
 from ckpt_cli.remote import client
 from ckpt_cli.remote.hub import HubStore, Place
@@ -135,6 +136,15 @@ def test_every_revision_shows_its_own_values(hub: FakeHub, tmp_path: Path, ckpt:
         assert values_of(ckpt, f"hf://{REPO}{revision}/model.pt") == f"tensor([{value}., {value}., {value}., {value}.])"
     assert values_of(ckpt, f"hf://datasets/{REPO}/model.pt") == "tensor([5., 5., 5., 5.])"
     assert ckpt("diff", f"hf://{REPO}@v1/model.pt", f"hf://{REPO}/model.pt").code == 1
+
+
+def test_an_open_checkpoint_stays_at_its_commit_until_it_is_closed(hub: FakeHub, tmp_path: Path) -> None:
+    hub.commit(REPO, {"model.pt": a_file(tmp_path, 1)})
+    with ckpt_cli.open(f"hf://{REPO}/model.pt") as old:
+        hub.commit(REPO, {"model.pt": a_file(tmp_path, 2)})
+        hub.expire()
+        with ckpt_cli.open(f"hf://{REPO}/model.pt") as new:
+            assert (old["w"].numpy().tolist(), new["w"].numpy().tolist()) == ([1.0] * 4, [2.0] * 4)
 
 
 def test_a_commit_is_asked_for_where_lists_do_not_say_it(hub: FakeHub, tmp_path: Path) -> None:
