@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -26,7 +26,6 @@ from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
 from ckpt_cli.formats.sharded.names import index_of
-from ckpt_cli.formats.sharded.read import ShardSet
 from ckpt_cli.model.changes import Changes, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.output import (
@@ -290,7 +289,7 @@ class _Transaction:
 
         modes = {os.path.basename(file.path): file.path for file in self.checkpoint.container.files}
         progress, work = self._progress(), self._of_set
-        is_early = isinstance(self.checkpoint.container, ShardSet)
+        is_early = self._shards is not None
         sizes = [file.size for file in self.overlay.files]
         sizes += [part.work.nbytes for part in work.parts] if work is not None else []
         require_room(done.output, max(sizes) if is_early else sum(sizes))
@@ -311,13 +310,20 @@ class _Transaction:
 
     def _sends_early(self, folder: NewFolder) -> bool:
         """True if each file of a set is verified and sent by itself, as it can be opened by itself."""
-        return folder.sends_early and isinstance(self.checkpoint.container, ShardSet)
+        return folder.sends_early and self._shards is not None
+
+    @property
+    def _shards(self) -> Sequence[Checkpoint] | None:
+        """The files of a set that can be opened by themselves; None for what is no such set."""
+        from ckpt_cli.formats.sharded.read import ShardSet
+
+        container = self.checkpoint.container
+        return container.shards if isinstance(container, ShardSet) else None
 
     def _copy_staying(self, folder: NewFolder, progress: Progress) -> int:
         """Copy the files of a set that no rewriter writes, with their patches; returns their bytes."""
         nbytes, work = 0, self._of_set
-        container = self.checkpoint.container
-        shards = {shard.path: shard for shard in container.shards} if isinstance(container, ShardSet) else {}
+        shards = {shard.path: shard for shard in self._shards or ()}
         for file in self.overlay.files:
             name = name_of(file.path)
             if work is None or name in work.unchanged:
