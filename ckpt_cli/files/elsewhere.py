@@ -36,6 +36,11 @@ class Elsewhere:
             self._known = None
         return self._servers
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of files that came over the network."""
+        return self._servers.nbytes if self._servers is not None else 0
+
 
 class _Current(threading.local):
     """What the request that a thread works for knows of files elsewhere."""

@@ -16,6 +16,7 @@ from ckpt_cli.files.places import (
     files_below,
     folder_of,
     is_folder,
+    is_listed,
     is_plain_name,
     join,
     name_of,
@@ -129,12 +130,20 @@ class _Worker:
             self.answer.findings.append(Finding("error", "too-many", where, message, file=self._path))
 
     def folder(self, path: str) -> None:
-        """Every file of a directory, those of its folders included."""
+        """Every file of a directory, those of its folders included; of a server without lists, those known."""
+        indices = []
         for number, (name, full) in enumerate(_announced(files_below(path))):
             if number >= limits.SCAN_FILES:
                 self.say("warning", "not-searched", name, "files beyond the limit were not opened")
                 return
+            if is_index(name):
+                indices.append(full)
             self.file(full, name, must=False)
+        if not is_listed(path):
+            for index in indices:
+                self.index(index)
+            self._path = path
+            self.say("warning", "not-searched", ".", "its server has no lists: other files in it were not searched")
 
     def index(self, path: str) -> None:
         """Every shard that an index names."""
