@@ -182,7 +182,12 @@ class RemoteFile:
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return the bytes as a read-only view of a copy in memory."""
-        return memoryview(self.read(offset, nbytes))
+        if nbytes <= PAGE:
+            return memoryview(self.read(offset, nbytes))
+        self.check(offset, nbytes)
+        data = bytearray(nbytes)
+        self.read_into(memoryview(data), offset)
+        return memoryview(data).toreadonly()
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read, unless much is under way already; never waits.
