@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckpt_cli.api.checkpoint import Checkpoint, Tensor, View, load, open  # noqa: A004
+    from ckpt_cli.api.checkpoint import Checkpoint, View, load, open  # noqa: A004
     from ckpt_cli.api.edits import (
         cast,
         compact,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         untie,
     )
     from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
+    from ckpt_cli.api.tensor import Tensor
     from ckpt_cli.errors import CkptError
 
 __version__ = "0.1.0"
@@ -40,7 +41,8 @@ __all__ = [
 
 _MODULES = {
     "ckpt_cli.errors": ("CkptError",),
-    "ckpt_cli.api.checkpoint": ("Checkpoint", "Tensor", "View", "load", "open"),
+    "ckpt_cli.api.checkpoint": ("Checkpoint", "View", "load", "open"),
+    "ckpt_cli.api.tensor": ("Tensor",),
     "ckpt_cli.api.edits": (
         "cast",
         "compact",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from ckpt_cli.api.checkpoint import Checkpoint, texts
 from ckpt_cli.api.checkpoint import open as open_
-from ckpt_cli.budget import Budget
+from ckpt_cli.api.request import path_of, request
 from ckpt_cli.errors import UsageError, about
 from ckpt_cli.files.system import allow_open_files
 
@@ -34,8 +34,13 @@ def _reading(*given: Path | Checkpoint) -> Iterator[list[model.Checkpoint]]:
         yield [stack.enter_context(each._reading()) for each in opened]
 
 
-def _path_of(given: Path | Checkpoint) -> str:
-    return given.path if isinstance(given, Checkpoint) else os.fspath(given)
+@contextmanager
+def _asked(given: Path | Checkpoint) -> Iterator[str]:
+    """Context manager: a request about a path, or about that of an open checkpoint; errors say which it is."""
+    with request(given._elsewhere if isinstance(given, Checkpoint) else None):
+        path = given.path if isinstance(given, Checkpoint) else path_of(given)
+        with about(path):
+            yield path
 
 
 def diff(
@@ -132,9 +137,7 @@ def check(
     from ckpt_cli.ops.check.run import check as examine
     from ckpt_cli.parallel.map import workers
 
-    path = _path_of(checkpoint)
-    Budget().begun()
-    with about(path), workers(jobs) if deep else nullcontext() as executor:
+    with _asked(checkpoint) as path, workers(jobs) if deep else nullcontext() as executor:
         report = examine(path, executor)
         accept(report, texts(allow), None if baseline is None else os.fspath(baseline))
     return report
@@ -149,9 +152,7 @@ def scan(checkpoint: Path | Checkpoint, *, allow: str | Sequence[str] = (), base
     from ckpt_cli.ops.accepted import accept
     from ckpt_cli.ops.scan import scan as search
 
-    path = _path_of(checkpoint)
-    Budget().begun()
-    with about(path):
+    with _asked(checkpoint) as path:
         found = search(path)
         accept(found, texts(allow), None if baseline is None else os.fspath(baseline))
     return found

@@ -21,6 +21,7 @@ from ckpt_cli.files.places import (
     name_of,
     names_in,
     open_file,
+    present,
     size_of,
 )
 from ckpt_cli.formats.sharded.names import is_index
@@ -73,7 +74,7 @@ def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
     """
     first = checkpoint.container.files[0].path
     folder = folder_of(first) or "."
-    is_model = isinstance(checkpoint.container, ShardSet) or any(is_file(join(folder, name)) for name in _CONFIGS)
+    is_model = isinstance(checkpoint.container, ShardSet) or bool(present(folder, _CONFIGS))
     if not is_model or is_same(folder, output):
         return None
     own = {name_of(file.path) for file in checkpoint.container.files}

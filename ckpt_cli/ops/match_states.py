@@ -169,6 +169,10 @@ def model_part(checkpoint: Checkpoint) -> str:
 # --- what `ckpt ls --json` printed ----------------------------------------------------------------------------------
 
 
+_LISTING = 100_000
+"""Bytes at the begin of a listing in which its entries begin."""
+
+
 def listing_of(path: str, prefix: str | None = None) -> State | None:
     """Return the state_dict in what `ckpt ls --json` printed; None for any other file.
 
@@ -176,10 +180,13 @@ def listing_of(path: str, prefix: str | None = None) -> State | None:
     """
     import json
 
-    if not is_file(path) or head_of(path, 1) != b"{":
+    if not is_file(path):
         return None
-    raw = head_of(path, limits.INDEX_JSON + 1)
-    if len(raw) > limits.INDEX_JSON or b'"entries"' not in raw[:100_000]:
+    head = head_of(path, _LISTING)
+    if head[:1] != b"{" or b'"entries"' not in head:
+        return None
+    raw = head_of(path, limits.INDEX_JSON + 1) if len(head) == _LISTING else head
+    if len(raw) > limits.INDEX_JSON:
         return None
     try:
         listing = json.loads(raw)

@@ -23,7 +23,7 @@ _MOST = 8
 _DEPTH = 3
 """Parts of a name, from its beginning, in which the words of a role are looked for."""
 
-_WORD = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+")
+_WORD = r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+"
 
 _OPTIMIZER = frozenset(["optimizer", "optimizers", "optim", "optims", "optimiser"])
 _EMA = frozenset(["ema", "polyak"])
@@ -177,7 +177,7 @@ class _Recognizer:
             return "optimizer", optimizer
         keys = head.split(".") if head else []
         for at, key in enumerate(keys):
-            words = {word.lower() for word in _WORD.findall(key[:200])}
+            words = {word.lower() for word in re.findall(_WORD, key[:200])}
             prefix = ".".join(keys[: at + 1])
             if words & _EMA or key in _EMA_KEYS:
                 return "EMA", prefix
@@ -197,7 +197,7 @@ class _Recognizer:
 
     def _has_ema(self, keys: Sequence[str]) -> bool:
         """True if a key further in names an EMA, as of one that a callback keeps."""
-        return any({word.lower() for word in _WORD.findall(key[:200])} & _EMA for key in keys[1:])
+        return any({word.lower() for word in re.findall(_WORD, key[:200])} & _EMA for key in keys[1:])
 
     def _optimizer_of(self, name: str) -> str | None:
         """Return the prefix of the optimizer whose state_dict a name lies in."""

@@ -17,8 +17,9 @@ from ckpt_cli.ops.ls import Fold, fold
 from ckpt_cli.ops.select import excluded_names, part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.ops.summaries import Row, Stats
-from ckpt_cli.parallel.map import grouped, in_file_order, run
-from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
+from ckpt_cli.parallel.announced import AHEAD_ELSEWHERE, announced, are_elsewhere
+from ckpt_cli.parallel.map import AHEAD, grouped, in_file_order, run
+from ckpt_cli.parallel.tensor_chunks import Chunk, Place, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -90,10 +91,24 @@ class _Subject:
             chunk = source.chunk(begin, end)
             values = self._numbers(chunk)
             return values[:: max(len(values) // _SAMPLE, 1)].copy()
+        return np.concatenate([self._numbers(chunk).copy() for chunk in self._spots()])
+
+    def _spots(self) -> list[Chunk]:
+        """Return the places that the sample of values that stand in a row is taken from."""
+        source = self.source
         count = min(source.numel, _SAMPLE // _SPOTS if source.numel > _SAMPLE else _SAMPLE)
         last = source.numel - count
         begins = [last * spot // (_SPOTS - 1) for spot in range(_SPOTS)] if last else [0]
-        return np.concatenate([self._numbers(source.chunk(at, at + count)).copy() for at in begins])
+        return [source.chunk(at, at + count) for at in begins]
+
+    def places(self) -> list[Place]:
+        """Return the places of what is read to plan it; none where it is gathered."""
+        from ckpt_cli.arrays.statistics import Numbers
+
+        has_sample = isinstance(self.summer, Numbers) and self.source.numel and not self._is_planned
+        if not has_sample or not self.source.plain or self._by_rows:
+            return []
+        return [place for chunk in self._spots() for place in chunk.places]
 
     def _numbers(self, chunk: Chunk) -> Any:
         from ckpt_cli.arrays.statistics import Codes
@@ -260,7 +275,8 @@ def _sum_all(checkpoint: Checkpoint, subjects: Sequence[_Subject], executor: Exe
     done = 0
     in_order = in_file_order(subjects, lambda subject: subject.source.place, checkpoint.container.files)
     last = 0
-    for size, answers in run(grouped(_items(in_order)), _sum_job, executor):
+    ahead = AHEAD_ELSEWHERE if are_elsewhere(subjects) else AHEAD
+    for size, answers in run(grouped(_items(in_order)), _sum_job, executor, ahead):
         for number, found in answers:
             for finished in range(last, number):
                 in_order[finished].finish()
@@ -276,8 +292,8 @@ _Item = tuple[int, _Subject, Chunk]
 """The number of a subject, the subject, and a chunk of it."""
 
 
-def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[_Item, int]]:
-    for number, subject in enumerate(subjects):
+def _items(subjects: Sequence[_Subject]) -> Iterator[tuple[_Item, int]]:
+    for number, subject in enumerate(announced(subjects, stream=True)):
         for chunk in subject.chunks():
             yield (number, subject, chunk), subject.source.cost(chunk)
 
@@ -345,7 +361,7 @@ def _share_edges(subjects: Iterable[_Subject], groups: Sequence[_Group]) -> None
     filled = [subject for subject in subjects if subject.source.numel]
     most = max(_SAMPLES // max(len(filled), 1), 1)
     samples = {}
-    for subject in filled:
+    for subject in announced(filled, stream=False):
         sample = subject.plan()
         samples[subject] = (sample[:: -(-len(sample) // most)].copy(), subject.source.numel)
     for group in groups:

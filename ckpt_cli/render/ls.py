@@ -10,7 +10,6 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Entry, Opaque, Tensor, Value
 from ckpt_cli.render.json import entry_json, tensor_json
 from ckpt_cli.render.json import rows as rows_json
-from ckpt_cli.render.salvage import lost_to_json
 from ckpt_cli.render.screen import paint
 from ckpt_cli.render.several import Block
 from ckpt_cli.render.table import Column
@@ -48,7 +47,11 @@ def to_json(listing: Listing, rows: Sequence[Entry | Fold], cut: Salvaged | None
             "too many names are tied to list each with all the others",
             hint="ckpt ties FILE lists each group once",
         )
-    lost = {} if cut is None else {"problem": cut.problem, "lost": lost_to_json(cut.lost)}
+    lost: dict[str, object] = {}
+    if cut is not None:
+        from ckpt_cli.render.salvage import lost_to_json
+
+        lost = {"problem": cut.problem, "lost": lost_to_json(cut.lost)}
     return {
         "path": listing.path,
         "format": listing.format,

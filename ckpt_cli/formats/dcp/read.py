@@ -111,7 +111,8 @@ def _read(path: str, folder: str, file: SourceFile, opener: Opener) -> Checkpoin
     files = opener.open_all([join(folder, name) for name in found])
     try:
         _check_ends(metadata, dict(zip(found, files, strict=True)))
-        items = Items(folder, dict(zip(found, files, strict=True)))
+        places = [place for saved in metadata.entries for place in saved.places if place is not None]
+        items = Items(folder, dict(zip(found, files, strict=True)), places)
         container = Composed([file, *files], items.seal, metadata.paths)
         return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(found))
     except BaseException:

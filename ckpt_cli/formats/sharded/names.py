@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ckpt_cli.errors import RefusedError, UnknownFormatError, UsageError, listed
 from ckpt_cli.facts import dataclass
@@ -14,21 +14,31 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """In the order of preference where a checkpoint was saved twice."""
 
 INDEX = ".index.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
-_INDEX = re.compile(r"(?P<base>.+)(?P<suffix>\.[a-z]+)\.index(\.(?P<variant>\w+))?\.json")
+_SHARD = r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)"
+_INDEX = r"(?P<base>.+)(?P<suffix>\.[a-z]+)\.index(\.(?P<variant>\w+))?\.json"
 _WITH_VARIANTS = ("model", "pytorch_model", "diffusion_pytorch_model")
 """The stems after which loaders know a variant: `model.fp16-00001-of-00002.safetensors`."""
 
 
+def shard_name(name: str) -> re.Match[str] | None:
+    """Match the name of a shard, with its `stem`, `number`, `count` and `suffix`; None for another name."""
+    return re.fullmatch(_SHARD, name)
+
+
+def shard_names(names: Iterable[str]) -> list[re.Match[str]]:
+    """Match those of some names that are names of shards."""
+    return [found for found in map(shard_name, names) if found]
+
+
 def is_index(name: str) -> bool:
     """True for the name of an index: `model.safetensors.index.json`, `model.safetensors.index.fp16.json`."""
-    found = _INDEX.fullmatch(name)
+    found = re.fullmatch(_INDEX, name)
     return found is not None and found["suffix"] in _SUFFIXES
 
 
 def set_of(index: str) -> tuple[str, str]:
     """Return the stem and the suffix of the shards that an index is about by its name."""
-    found = _INDEX.fullmatch(index)
+    found = re.fullmatch(_INDEX, index)
     if found is None:
         return os.path.splitext(index.removesuffix(INDEX))[0], os.path.splitext(index.removesuffix(INDEX))[1]
     return found["base"] + (f".{found['variant']}" if found["variant"] else ""), found["suffix"]
@@ -81,7 +91,7 @@ def several_in(names: Sequence[str]) -> list[str]:
 
 def index_of(path: str) -> str | None:
     """Return the name of the index beside a file whose name is that of a shard; None where there is none."""
-    found = _SHARD.fullmatch(name_of(path))
+    found = shard_name(name_of(path))
     names = _index_names(found["stem"], found["suffix"]) if found else []
     return next((name for name in names if exists(join(folder_of(path), name))), None)
 
@@ -114,7 +124,7 @@ _STEMS = {"pytorch_model": "model", "diffusion_pytorch_model": "model"}
 
 def whole_set(names: Sequence[str]) -> list[str] | None:
     """Return the shards of the only set in a folder that is complete without an index; None without exactly one."""
-    shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
+    shards = [found for found in shard_names(names) if found["suffix"] in _SUFFIXES]
     sets = sorted({(found["stem"], found["count"], found["suffix"]) for found in shards})
     whole = [found for found in (_shard_names(*each) for each in sets) if set(found) <= set(names)]
     return whole[0] if len(whole) == 1 else None
@@ -125,7 +135,7 @@ def counted_set(names: Sequence[str], index: str = "") -> list[str] | None:
 
     With the name of an index, the set that it is about.
     """
-    shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
+    shards = [found for found in shard_names(names) if found["suffix"] in _SUFFIXES]
     if index:
         shards = [found for found in shards if (found["stem"], found["suffix"]) == set_of(index)]
     sets = {(found["stem"], found["count"], found["suffix"]) for found in shards}
@@ -157,7 +167,7 @@ def indexed_set(path: str, names: Sequence[str], index: str) -> str:
         if not is_index(index):
             raise UsageError(f"the name of an index ends in {listed(_SUFFIXES, 9, lambda each: each + INDEX)}")
         return index
-    shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
+    shards = [found for found in shard_names(names) if found["suffix"] in _SUFFIXES]
     sets = dict.fromkeys(f"{found['stem']}{found['suffix']}{INDEX}" for found in shards)
     indices = [_plain_name(name) for name in names if is_index(name)]
     if not sets and not indices:
@@ -176,7 +186,7 @@ def shards_to_index(path: str, names: Sequence[str], index: str, named: Sequence
     """
     there = set(names)
     stem, suffix = set_of(index)
-    matches = [found for found in map(_SHARD.fullmatch, sorted(names)) if found]
+    matches = shard_names(sorted(names))
     own = {found[0]: found["count"] for found in matches if (found["stem"], found["suffix"]) == (stem, suffix)}
     if named and there >= set(named):
         counts = {own.get(name) for name in named}
