@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.budget import within_request
 from ckpt_cli.errors import FormatError, LimitError, TruncatedError, UnknownFormatError, UsageError, about, quoted
+from ckpt_cli.files.elsewhere import elsewhere
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
 from ckpt_cli.files.places import exists, folder_of, is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
@@ -30,7 +31,7 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
     def read(opener: Opener) -> Checkpoint:
         return _open_folder(path, opener) if is_folder(path) else _open_file(path, opener)
 
-    with within_request():
+    with within_request(), elsewhere():
         return open_beside_writers(path, read, write=write)
 
 
@@ -58,7 +59,7 @@ def open_salvaged(path: str) -> Salvaged:
     def read(opener: Opener) -> Salvaged:
         return _salvaged_folder(path, opener, whole) if is_folder(path) else _salvaged_at(path, opener, whole)
 
-    with within_request():
+    with within_request(), elsewhere():
         return open_beside_writers(path, read)
 
 

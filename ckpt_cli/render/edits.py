@@ -11,7 +11,7 @@ from ckpt_cli.render.text import brief_name, bytes_text, count_text, escaped, na
 if TYPE_CHECKING:
     from ckpt_cli.edits.files_beside import Beside
     from ckpt_cli.edits.folded import Folded
-    from ckpt_cli.edits.plan import EditResult
+    from ckpt_cli.edits.plan import EditResult, Fit
 
 _MOST = 8
 """Names, or folded ones, that are spelled out: as many as edits/plan.py leaves unfolded."""
@@ -21,7 +21,7 @@ def to_json(edit: EditResult) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():
-        if name == "folded":
+        if name == "folded" or (name == "fit" and value is None):
             continue
         if name == "backups":
             facts["backup"] = edit.backup
@@ -54,6 +54,8 @@ def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
     for place in dict.fromkeys(edit.placed.values()):
         keys = tuple(key for key, where in edit.placed.items() if where == place)
         lines.append(f"  {_names(keys)}: in {place}")
+    if edit.fit is not None:
+        lines += _fit_lines(edit.fit)
     lines.append(f"  {_written(edit)}")
     if edit.other_names:
         keep = "would keep" if edit.dry_run else "keep" if edit.other_names > 1 else "keeps"
@@ -95,6 +97,16 @@ def _changed(edit: EditResult, *, verbose: bool) -> str:
     if len(edit.folded) < len(edit.changed):
         return listed(edit.folded, _MOST, _group) if edit.folded else _names(edit.changed)
     return _names(edit.changed)
+
+
+def _fit_lines(fit: Fit) -> list[str]:
+    """Return whether the model would load the result, and the names that still keep it from that."""
+    model = escaped(fit.model)
+    if fit.loads:
+        return [f"  a strict load in place of {model} then works"]
+    kinds = (("missing", fit.missing), ("unexpected", fit.unexpected), ("of another size", fit.sizes))
+    lines = [f"  {len(names)} {what}: {_names(names)}" for what, names in kinds if names]
+    return [f"  a strict load in place of {model} does not work yet:", *lines]
 
 
 def _group(folded: Folded) -> str:

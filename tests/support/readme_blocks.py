@@ -83,6 +83,17 @@ def table_of_limits() -> None:
     _table(("limit", "value", "of what"), rows)
 
 
+def table_of_remote_costs() -> None:
+    """Print a table of the requests and bytes of commands on checkpoints elsewhere, which a test counts."""
+    from remote_costs import COSTS
+
+    rows = []
+    for cost in COSTS:
+        commands = ", ".join(f"`{command}`" for command in cost.commands)
+        rows.append((cost.of, commands, str(cost.https), str(cost.s3), str(cost.hf), cost.size))
+    _table(("checkpoint", "command", "https", "s3, gs, az", "hf", "bytes"), rows)
+
+
 def table_of_make_targets() -> None:
     """Print a table of the targets of the Makefile that have a comment."""
     found = re.findall(r"^(\w[\w-]*):.*?##\s*(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)

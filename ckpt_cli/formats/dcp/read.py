@@ -124,7 +124,8 @@ def _read(path: str, folder: str, file: SourceFile, opener: Opener, lost: dict[s
         else:
             lost.update((entry.name, why) for entry in metadata.entries if (why := _missing_of(entry, there)))
             metadata = replace(metadata, entries=[entry for entry in metadata.entries if entry.name not in lost])
-        items = Items(folder, there)
+        places = [place for saved in metadata.entries for place in saved.places if place is not None]
+        items = Items(folder, there, places)
         container = Composed([file, *files], items.seal, metadata.paths)
         return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(found))
     except BaseException:
