@@ -150,8 +150,11 @@ class _NearCopy(LocalFile):
     def __init__(self, path: str) -> None:
         from tempfile import TemporaryFile
 
-        self._file = TemporaryFile()  # noqa: SIM115 - open for as long as this is
-        super().__init__(path, fd=self._file.fileno())
+        with TemporaryFile() as file:
+            super().__init__(path, fd=os.dup(file.fileno()))
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def near_copy(source: SourceFile, begin: int, nbytes: int) -> SourceFile:
