@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from weakref import WeakSet
 
 PAGE = 16 << 10
 """Bytes that are kept together."""
@@ -69,19 +70,51 @@ class Part:
         self._read = sorted([*kept, (begin, end)])
 
 
+_all: WeakSet[Fetched] = WeakSet()
+
+
+def _forked() -> None:
+    for fetched in list(_all):
+        fetched.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Fetched:
     """What was fetched of all files of one command or one open checkpoint, and what is being fetched."""
 
     def __init__(self) -> None:
+        _all.add(self)
+        self.nbytes = 0
+        """Bytes that came over the network, of all files together."""
         self._lock = threading.Lock()
-        self._pages: OrderedDict[tuple[object, int], bytes] = OrderedDict()
+        self._pages: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._expected = 0
         """Bytes under way, or there and not yet read."""
         self._asked = 0
         """Bytes that were ever expected."""
-        self._parts: dict[object, list[Part]] = {}
+        self._parts: dict[int, list[Part]] = {}
+        self._numbers: dict[object, int] = {}
 
-    def page(self, file: object, number: int) -> bytes | None:
+    def forked(self) -> None:
+        """Begin with the pages only in a process that was forked: the threads that fetch are in the other one."""
+        self._lock = threading.Lock()
+        self._parts = {}
+        self._expected = 0
+
+    def number_of(self, file: object) -> int:
+        """Return the number by which a version of a file is called here."""
+        with self._lock:
+            return self._numbers.setdefault(file, len(self._numbers))
+
+    def count(self, nbytes: int) -> None:
+        """Count bytes that came over the network."""
+        with self._lock:
+            self.nbytes += nbytes
+
+    def page(self, file: int, number: int) -> bytes | None:
         """Return a page of a file, which is now the one used last; None if it is not there."""
         with self._lock:
             found = self._pages.get((file, number))
@@ -89,7 +122,7 @@ class Fetched:
                 self._pages.move_to_end((file, number))
             return found
 
-    def missing(self, file: object, first: int, end: int) -> list[tuple[int, int]]:
+    def missing(self, file: int, first: int, end: int) -> list[tuple[int, int]]:
         """Return the runs of pages, from one to before another, that are not there."""
         runs: list[tuple[int, int]] = []
         with self._lock:
@@ -102,7 +135,7 @@ class Fetched:
                     runs.append((number, number + 1))
         return runs
 
-    def keep(self, file: object, first: int, data: bytes | bytearray) -> None:
+    def keep(self, file: int, first: int, data: bytes | bytearray) -> None:
         """Keep pages of a file from the first one on, which the data begin with; the last may be short."""
         with self._lock:
             for at in range(0, len(data), PAGE):
@@ -110,7 +143,7 @@ class Fetched:
             while len(self._pages) > _PAGES:
                 self._pages.popitem(last=False)
 
-    def expect(self, file: object, begin: int, end: int, fetch: Callable[[Part], None]) -> bool:
+    def expect(self, file: int, begin: int, end: int, fetch: Callable[[Part], None]) -> bool:
         """Begin to fetch a range of a file, what is under way already left out; False where too much is under way."""
         with self._lock:
             parts = self._parts.setdefault(file, [])
@@ -142,7 +175,7 @@ class Fetched:
                 parts.remove(part)
                 self._expected -= part.end - part.begin
 
-    def part_at(self, file: object, begin: int, end: int) -> tuple[Part | None, int]:
+    def part_at(self, file: int, begin: int, end: int) -> tuple[Part | None, int]:
         """Return the part that has the byte `begin`; else None, and where the next one begins, at most `end`."""
         with self._lock:
             following = end
@@ -153,25 +186,30 @@ class Fetched:
                     following = part.begin
             return None, following
 
-    def was_read(self, file: object, part: Part, begin: int, end: int) -> None:
+    def was_read(self, file: int, part: Part, begin: int, end: int) -> None:
         """Note that a range of a part was read, which goes when all of it was; readers need not come in order."""
         with self._lock:
             part.was_read(begin, end)
             if part.left <= 0:
                 self._remove(file, part)
 
-    def failed(self, file: object, part: Part) -> None:
+    def failed(self, file: int, part: Part) -> None:
         """Drop a part that could not be fetched."""
         with self._lock:
             self._remove(file, part)
 
-    def _remove(self, file: object, part: Part) -> None:
+    def _remove(self, file: int, part: Part) -> None:
         parts = self._parts.get(file, [])
         if part in parts:
             parts.remove(part)
             self._expected -= part.end - part.begin
 
-    def forget(self, file: object) -> None:
+    def clear(self) -> None:
+        """Drop the pages, which are fetched again when they are read."""
+        with self._lock:
+            self._pages.clear()
+
+    def forget(self, file: int) -> None:
         """Drop all that is expected of a file."""
         with self._lock:
             for part in self._parts.pop(file, []):

@@ -10,6 +10,7 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Entry, Opaque, Tensor, Value
 from ckpt_cli.render.json import entry_json, tensor_json
 from ckpt_cli.render.json import rows as rows_json
+from ckpt_cli.render.screen import paint
 from ckpt_cli.render.several import Block
 from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, value_beginning
@@ -142,7 +143,7 @@ def _totals(listing: Listing) -> str:
     if others:
         counts.append(count_text(others, "other element" if own else "element"))
     facts = [count_text(listing.tensors, "tensor"), *counts, bytes_text(listing.nbytes), listing.format]
-    return f"{', '.join(facts)}\n"
+    return f"{paint(', '.join(facts), 'heading')}\n"
 
 
 def waste_block(rows: Sequence[Waste], style: str) -> Block:

@@ -19,6 +19,8 @@ from benchmarks.files import SIZES, write_many, write_sparse_legacy, write_spars
 from builders.pickles import Ops, built, call, named, pickled
 from safetensors.torch import save_file
 
+from ckpt_cli.cli.app import COMMANDS
+
 NAME = "layers.7.part1.weight"
 HEAVY = {"torch", "numpy", "rich", "pydantic", "ml_dtypes", "safetensors", "tabulate", "importlib.metadata"}
 MEGABYTE = 1 << 20
@@ -185,6 +187,16 @@ def test_only_the_module_of_the_command_is_imported(folder: Path) -> None:
         "ckpt_cli.cli.terminal",
         "ckpt_cli.cli.typer_parts",
     }
+
+
+@pytest.mark.parametrize("words", [("--help",), ("help",), ("-h",)], ids=" ".join)
+def test_the_first_help_imports_no_command_and_nothing_of_rich(tmp_path: Path, words: tuple[str, ...]) -> None:
+    facts = spied(tmp_path, *words)
+    assert facts["code"] == 0
+    modules = set(facts["modules"])
+    assert not {f"ckpt_cli.cli.{name}" for name in COMMANDS} & modules
+    assert not {name for name in modules if name.startswith(("typer.rich", "typer._rich", "rich"))}
+    assert not HEAVY & modules
 
 
 ROOMS: dict[str, dict[str, int]] = {
