@@ -134,14 +134,15 @@ class RemoteFile:
         try:
             low, high = parts[0]
             self._ask(buffer[: high - low], low)
-        finally:
+            for future in fetching:
+                future.result()
+        except BaseException:
             for future in fetching:
                 future.cancel()
             for future in fetching:
                 if not future.cancelled():
                     future.exception()
-        for future in fetching:
-            future.result()
+            raise
 
     def _fetch_pages(self, begin: int, end: int) -> None:
         """Fetch the pages of a range that are not there, and more where the file is read in order."""

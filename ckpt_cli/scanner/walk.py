@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
+from ckpt_cli.files.copy import long_view
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats import signatures
@@ -116,7 +117,7 @@ def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget, *, num
     trace = trace_pickle(head, 0, budget)
     data = head
     if source.size > _LOOK and (trace.cut or acts(trace) or trace.problem is None):
-        data = source.view(0, source.size)
+        data = long_view(source, 0, source.size)
         trace = trace_pickle(data, 0, budget)
     if acts(trace):
         if numbers:
