@@ -274,8 +274,8 @@ DCP_ITEMS = int(100_000 * _SCALE)
 DCP_VALUES = int(64 * 2**20 * _SCALE)
 """Bytes of pickles of all values of a distributed checkpoint that are written to one file."""
 
-DCP_ITEMS_FLOOR = int(6_000 * _SCALE)
-"""Entries that are written to a distributed checkpoint, some 0.3 ms each; beyond them, one for every 64 bytes read."""
+DCP_ITEMS_FLOOR = int(3_000 * _SCALE)
+"""Entries that are written to a distributed checkpoint, some 0.3 ms each; beyond them, one for every 128 bytes read."""
 
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""

@@ -99,7 +99,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             _rehearse(plan, options)
             files, nbytes = plan.measured()
             return replace(done, files=files, bytes_written=nbytes)
-        require_room(output, plan.largest)
+        require_room(output, lambda: plan.largest)
         passes = passes_over(output)
         progress = counting(options.on_progress, lambda: plan.job.nbytes * passes, options.progress)
         if target.is_folder and isinstance(plan.job, NewFiles):

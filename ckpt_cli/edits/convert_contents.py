@@ -222,6 +222,6 @@ def _moved(tensor: Tensor, moved: dict[Storage | None, tuple[Storage, DType | No
 
 def check_items(checkpoint: Checkpoint, target: Target, count: int) -> None:
     """Raise LimitError for far more entries than a file of that size has, where each takes a file of its own."""
-    most = limits.DCP_ITEMS_FLOOR + sum(file.size for file in checkpoint.container.files) // 64
+    most = limits.DCP_ITEMS_FLOOR + sum(file.size for file in checkpoint.container.files) // 128
     if target.is_of_items and count > most:
         raise LimitError(f"it has {count:,} entries to be written one by one, far more than a file of its size has")

@@ -217,7 +217,7 @@ class _Transaction:
         """Write a new file, in the place of the old one where no other is named."""
         work, progress = self._of_file, self._progress()
         output = self.own if done.in_place else done.output
-        require_room(output, self._nbytes())
+        require_room(output, self._nbytes)
         with keeping() as kept, writing(output, mode_of=self.own, progress=progress) as target:
             if work is None:
                 self._copy(self.overlay.files[0], target, progress)
@@ -290,10 +290,7 @@ class _Transaction:
 
         modes = {os.path.basename(file.path): file.path for file in self.checkpoint.container.files}
         progress, work = self._progress(), self._of_set
-        is_early = isinstance(self.checkpoint.container, ShardSet)
-        sizes = [file.size for file in self.overlay.files]
-        sizes += [part.work.nbytes for part in work.parts] if work is not None else []
-        require_room(done.output, max(sizes) if is_early else sum(sizes))
+        require_room(done.output, self._staged)
         with new_folder(done.output, progress) as folder:
             with folder:
 
@@ -308,6 +305,12 @@ class _Transaction:
                 own = folder.path if is_folder(path) else os.path.join(folder.path, name_of(path))
                 verify_copy(self.checkpoint, own, done.output)
         return replace(done, bytes_written=nbytes)
+
+    def _staged(self) -> int:
+        """Bytes on the disk at a time while a new folder elsewhere is written: shards go one by one."""
+        sizes = [file.size for file in self.overlay.files]
+        sizes += [part.work.nbytes for part in self._of_set.parts] if self._of_set is not None else []
+        return max(sizes) if isinstance(self.checkpoint.container, ShardSet) else sum(sizes)
 
     def _sends_early(self, folder: NewFolder) -> bool:
         """True if each file of a set is verified and sent by itself, as it can be opened by itself."""

@@ -78,7 +78,13 @@ def _salvaged_folder(path: str, opener: Opener, whole: FormatError | UsageError)
     finish_edits(path)
     opener.note_folder(path)
     names = names_in(path)
-    if folder_kind(names) is not None:
+    kind = folder_kind(names)
+    if kind is not None and kind.name == "dcp" and ".metadata" in names:
+        from ckpt_cli.formats.salvage.dcp import salvage_distributed
+
+        return salvage_distributed(path, opener, whole)
+    if kind is not None:
+        whole.hint = "this kind of folder cannot be salvaged as a whole: name one of its files"
         raise whole
     shards = _counted(path, names)
     if shards is not None:
@@ -90,6 +96,8 @@ def _salvaged_at(path: str, opener: Opener, whole: FormatError | UsageError) -> 
     """Return what is left of a file, or of the set whose index it is."""
     from ckpt_cli.formats.sharded.names import is_index
 
+    if name_of(path) == ".metadata":
+        return _salvaged_folder(folder_of(path) or ".", opener, whole)
     file = opener.open(path)
     try:
         if _kind(file) == "shards" or is_index(name_of(path)):

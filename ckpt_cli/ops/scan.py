@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import field
 from itertools import chain, islice
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
-from ckpt_cli.errors import FormatError, MalformedError
+from ckpt_cli.errors import FormatError, MalformedError, UsageError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.places import (
     files_below,
     folder_of,
     is_folder,
+    is_listed,
     is_plain_name,
     join,
     name_of,
@@ -99,7 +100,8 @@ def scan(path: str) -> Scan:
     if is_folder(path):
         worker.folder(path)
         if not (worker.budget.files or answer.pickles or answer.findings):
-            _refuse_unknown(path)
+            with suppress(UsageError):  # of several checkpoints in one folder: there are some, and all are clean
+                _refuse_unknown(path)
     elif path.endswith(".index.json") or is_index(name_of(path)):
         worker.index(path)
     else:
@@ -129,12 +131,20 @@ class _Worker:
             self.answer.findings.append(Finding("error", "too-many", where, message, file=self._path))
 
     def folder(self, path: str) -> None:
-        """Every file of a directory, those of its folders included."""
+        """Every file of a directory, those of its folders included; of a server without lists, those known."""
+        indices = []
         for number, (name, full) in enumerate(_announced(files_below(path))):
             if number >= limits.SCAN_FILES:
                 self.say("warning", "not-searched", name, "files beyond the limit were not opened")
                 return
+            if is_index(name):
+                indices.append(full)
             self.file(full, name, must=False)
+        if not is_listed(path):
+            for index in indices:
+                self.index(index)
+            self._path = path
+            self.say("warning", "not-searched", ".", "its server has no lists: other files in it were not searched")
 
     def index(self, path: str) -> None:
         """Every shard that an index names."""

@@ -6,6 +6,7 @@ both ends, as Azure has none that count from the end.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_cli import limits
 from ckpt_cli.errors import ChangedError, LimitError, NetworkError, UnsupportedError
-from ckpt_cli.remote.cloud_access import WHO, Access, Bucket, access_to, region_of, split_url
+from ckpt_cli.remote.cloud_access import WHO, Access, Bucket, access_to, region_of, require_obstore, split_url
 from ckpt_cli.remote.cloud_requests import (
     BECAME_ANOTHER,
     TRIES,
@@ -30,14 +31,14 @@ from ckpt_cli.remote.cloud_requests import (
 from ckpt_cli.remote.store import Listed, Upload, Version
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from obstore import GetOptions, ObjectMeta
 
 T = TypeVar("T")
 
 PART = 8 << 20
 """Bytes of one request at most."""
 
-_PIECE = 1 << 20
+_PIECE = 64 << 10
 """Bytes that are taken from a reply at a time."""
 
 _PAGE = 1000
@@ -68,7 +69,7 @@ class CloudStore:
         """
         _, key = split_url(path)
         if not key:
-            raise FileNotFoundError(2, os.strerror(2), path)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         try:
             meta, data = self._first(path, key, max(nbytes, 1))
         except NetworkError as error:
@@ -83,6 +84,7 @@ class CloudStore:
 
     def _first(self, path: str, key: str, nbytes: int) -> tuple[ObjectMeta, bytes]:
         """Return the facts of an object and its first bytes."""
+        require_obstore(path)
         import obstore
 
         def get(access: Access) -> tuple[ObjectMeta, bytes]:
@@ -101,6 +103,7 @@ class CloudStore:
 
     def meta_of(self, path: str) -> ObjectMeta:
         """Return the facts of an object by a request for its head; raises FileNotFoundError."""
+        require_obstore(path)
         import obstore
 
         _, key = split_url(path)
@@ -144,6 +147,7 @@ class CloudStore:
 
     def _pages(self, path: str, after: str | None) -> Iterator[list[tuple[str, Version]]]:
         """Yield lists of names below a folder, those after a name, with their versions."""
+        require_obstore(path)
         import obstore
 
         _, key = split_url(path)
@@ -185,6 +189,7 @@ class CloudStore:
 
     def remove(self, path: str) -> None:
         """Remove an object; nothing happens where there is none."""
+        require_obstore(path)
         import obstore
 
         _, key = split_url(path)
@@ -282,16 +287,17 @@ class CloudObject:
 
     def _read_part(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer by one request, or by several where faults make it more; each goes on where one broke off."""
+        require_obstore(self.path)
         import obstore
 
         done = 0
         tag = self.version.tag
-        match = f'"{tag}"' if tag and not tag.startswith("W/") else None
+        match: GetOptions = {"if_match": f'"{tag}"'} if tag and not tag.startswith("W/") else {}
 
         def get(access: Access) -> None:
             nonlocal done
             wanted = (offset + done, offset + len(buffer))
-            result = obstore.get(access.client, self._key, options={"range": wanted, "if_match": match})
+            result = obstore.get(access.client, self._key, options={"range": wanted, **match})
             if not is_same(version_of(result.meta), self.version):
                 raise ChangedError(self.path, BECAME_ANOTHER)
             came = 0

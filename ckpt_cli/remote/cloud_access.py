@@ -19,7 +19,7 @@ from ckpt_cli.errors import NetworkError, UnsupportedError, UsageError
 from ckpt_cli.facts import dataclass
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, GCSStore, S3Credential, S3Store
+    from obstore.store import AzureStore, GCSCredential, GCSStore, S3Credential, S3Store
 
     Client = S3Store | GCSStore | AzureStore
 
@@ -80,24 +80,35 @@ class Access:
     """The region that its server said it is in; empty where the settings say it."""
 
 
+def require_obstore(url: str) -> None:
+    """Raise UnsupportedError where obstore is not installed."""
+    try:
+        import obstore  # noqa: F401
+    except ImportError:
+        raise UnsupportedError(
+            "object stores need the package obstore", path=url, hint="pip install 'ckpt-edit[remote]'"
+        ) from None
+
+
 def access_to(bucket: Bucket, url: str, *, anonymous: bool = False, region: str = "") -> Access:
     """Return the access to a bucket, without a request; raises UnsupportedError where obstore is not installed.
 
     Raises NetworkError where the settings of the environment or of a profile are of no use.
     """
-    try:
-        from obstore import store as stores
-    except ImportError:
-        raise UnsupportedError(
-            "object stores need the package obstore", path=url, hint="pip install 'ckpt-edit[remote]'"
-        ) from None
+    require_obstore(url)
+    from obstore import store as stores
+
+    provider: Callable[[], S3Credential | GCSCredential] | None
     settings, makes = _settings(bucket, url), {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}
     if region:
         settings.config["region"] = region
     is_anonymous = anonymous or not settings.has_credentials
     if is_anonymous:
         settings.config["skip_signature"] = "true"
-    more = {} if is_anonymous or settings.provider is None else {"credential_provider": settings.provider}
+    provider = settings.provider
+    if is_anonymous:  # obstore asks for credentials before it writes to Google, even where it signs nothing
+        provider = _nobody if bucket.scheme == "gs" else None
+    more = {} if provider is None else {"credential_provider": provider}
 
     def client(options: Mapping[str, Any], tries: int) -> Client:
         make: Any = makes[bucket.scheme]
@@ -118,6 +129,11 @@ def access_to(bucket: Bucket, url: str, *, anonymous: bool = False, region: str 
         return Access(reads, lists, client(waits, UPLOAD_TRIES), is_anonymous, region)
     except Exception as error:
         raise NetworkError(_useless(bucket, error), path=url, hint=WHO[bucket.scheme]) from None
+
+
+def _nobody() -> GCSCredential:
+    """Return the credentials of nobody."""
+    return {"token": "", "expires_at": None}
 
 
 def _useless(bucket: Bucket, error: Exception) -> str:

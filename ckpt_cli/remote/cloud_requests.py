@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from ckpt_cli.errors import ChangedError, CkptError, NetworkError, quoted
+from ckpt_cli.errors import ChangedError, CkptError, NetworkError, UsageError, quoted
 from ckpt_cli.remote.cloud_access import READ_SECONDS, WHO
 from ckpt_cli.remote.store import Version
 
@@ -87,7 +87,7 @@ def asked(path: str, call: Callable[[], T], *, to_its_end: bool = False) -> T:
     try:
         is_main = threading.current_thread() is threading.main_thread()
         return _beside(call) if is_main and not to_its_end else call()
-    except (CkptError, PassingError):
+    except (CkptError, PassingError, TypeError):
         raise
     except Exception as error:
         raise _ours(error, path) from None
@@ -160,6 +160,8 @@ def _ours(error: Exception, path: str) -> Exception:
     hint = WHO.get(path.partition("://")[0], WHO["az"])
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    if isinstance(error, ValueError):
+        return UsageError("has a part that is empty, `.` or `..`, which obstore does not ask for", path=path)
     if name == "PreconditionError":
         return ChangedError(path, BECAME_ANOTHER)
     if name == "AlreadyExistsError":

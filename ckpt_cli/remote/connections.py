@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ckpt_cli.errors import NetworkError
-from ckpt_cli.remote.url import shown, user_of, without_user
+from ckpt_cli.remote.url import user_of, without_user
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -25,8 +25,8 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 20.0
 CONNECTIONS = 16
 """Connections to one server at a time."""
 
-_SLOWEST = 8 << 10
-"""Bytes a second: a body that comes more slowly, after a minute, is given up."""
+_SLOWEST, _PATIENCE = 8 << 10, 60.0
+"""Bytes a second: a body that comes more slowly is given up, after these seconds."""
 
 _REST = 64 << 10
 """Bytes of a body that nobody wants and that are read all the same, so that the connection can be used again."""
@@ -74,29 +74,33 @@ def pool(proxy: str | None, path: str, *, tls: bool) -> PoolManager:
     if proxy is None:
         return urllib3.PoolManager(**settings)
     if not proxy.lower().startswith(("http://", "https://")):
-        raise NetworkError(f"the proxy {shown(proxy)} is not one for http", path=path, hint="unset ALL_PROXY")
+        scheme, _, rest = proxy.partition("://")
+        place = f"{scheme}://{rest.rpartition('@')[2]}"
+        raise NetworkError(f"the proxy {place} is not one for http", path=path, hint="unset ALL_PROXY")
     user = user_of(proxy)
     headers = urllib3.make_headers(proxy_basic_auth=":".join(user)) if user else None
     return urllib3.ProxyManager(without_user(proxy), proxy_headers=headers, **settings)
 
 
 def _tls() -> Any:
-    """Return the settings of TLS: certificates of the system, or those that the environment names.
+    """Return the settings of TLS: certificates of the system, and those that the environment names.
 
-    SSL_CERT_FILE and SSL_CERT_DIR are read by OpenSSL; REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE, a file or a folder, go
-    before.
+    OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR in place of the system's; REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE, each
+    a file or a folder, add to them.
     """
     import ssl
 
+    context = ssl.create_default_context()
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     if not bundle:
-        return ssl.create_default_context()
+        return context
     try:
         is_folder = os.path.isdir(bundle)
-        return ssl.create_default_context(cafile=None if is_folder else bundle, capath=bundle if is_folder else None)
+        context.load_verify_locations(cafile=None if is_folder else bundle, capath=bundle if is_folder else None)
     except OSError as error:
         problem = f"no certificates can be read from {bundle}, which REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names"
         raise NetworkError(f"{problem}: {error.strerror or error}") from None
+    return context
 
 
 def read_body(response: BaseHTTPResponse, most: int, into: memoryview | None) -> bytes:
@@ -113,7 +117,7 @@ def read_body(response: BaseHTTPResponse, most: int, into: memoryview | None) ->
         else:
             into[done : done + len(piece)] = piece
         done += len(piece)
-        if time.monotonic() - begin > 60 + done / _SLOWEST:
+        if time.monotonic() - begin > _PATIENCE + done / _SLOWEST:
             raise PassingError(f"its server sends less than {_SLOWEST >> 10} KiB a second", cost=TRIES)
     if into is not None and done < wanted:
         raise PassingError("its server sends less than it promises")
@@ -183,12 +187,12 @@ _TIMED_OUT = 5
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error, and those that led to it."""
     seen: list[BaseException] = []
-    waiting = [error]
+    waiting: list[object] = [error]
     while waiting:
         each = waiting.pop(0)
-        if each is None or any(each is known for known in seen):
+        if not isinstance(each, BaseException) or any(each is known for known in seen):
             continue
         seen.append(each)
         yield each
         waiting += [each.__cause__, each.__context__, getattr(each, "reason", None)]
-        waiting += [argument for argument in each.args if isinstance(argument, BaseException)]
+        waiting += each.args

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from weakref import WeakSet
 
 PAGE = 16 << 10
 """Bytes that are kept together."""
@@ -20,6 +21,9 @@ PART = 8 << 20
 
 _EXPECTED = 64 << 20
 """Bytes that are fetched ahead and not yet read, of all files together."""
+
+_REST = 8
+"""The share of a part that may be left unread when it is dropped to make room, as a divisor."""
 
 _WORKERS = 16
 """Requests at a time."""
@@ -39,7 +43,7 @@ def workers() -> ThreadPoolExecutor:
 class Part:
     """A range that is being fetched ahead, or is there."""
 
-    __slots__ = ("begin", "born", "data", "end", "future", "left")
+    __slots__ = ("_read", "begin", "born", "data", "end", "future", "left")
 
     def __init__(self, begin: int, end: int, born: int) -> None:
         self.begin = begin
@@ -50,21 +54,67 @@ class Part:
         """Bytes that have not been read yet."""
         self.data = bytearray(end - begin)
         self.future: Future[None] | None = None
+        self._read: list[tuple[int, int]] = []
+        """The ranges that were read, apart from each other and in order."""
+
+    def was_read(self, begin: int, end: int) -> None:
+        """Take a range from what is left to read; bytes may be read more than once, as those of samples are."""
+        kept = []
+        for low, high in self._read:
+            if high < begin or low > end:
+                kept.append((low, high))
+            else:
+                self.left += high - low
+                begin, end = min(low, begin), max(high, end)
+        self.left -= end - begin
+        self._read = sorted([*kept, (begin, end)])
+
+
+_all: WeakSet[Fetched] = WeakSet()
+
+
+def _forked() -> None:
+    for fetched in list(_all):
+        fetched.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Fetched:
     """What was fetched of all files of one command or one open checkpoint, and what is being fetched."""
 
     def __init__(self) -> None:
+        _all.add(self)
+        self.nbytes = 0
+        """Bytes that came over the network, of all files together."""
         self._lock = threading.Lock()
-        self._pages: OrderedDict[tuple[object, int], bytes] = OrderedDict()
+        self._pages: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._expected = 0
         """Bytes under way, or there and not yet read."""
         self._asked = 0
         """Bytes that were ever expected."""
-        self._parts: dict[object, list[Part]] = {}
+        self._parts: dict[int, list[Part]] = {}
+        self._numbers: dict[object, int] = {}
 
-    def page(self, file: object, number: int) -> bytes | None:
+    def forked(self) -> None:
+        """Begin with the pages only in a process that was forked: the threads that fetch are in the other one."""
+        self._lock = threading.Lock()
+        self._parts = {}
+        self._expected = 0
+
+    def number_of(self, file: object) -> int:
+        """Return the number by which a version of a file is called here."""
+        with self._lock:
+            return self._numbers.setdefault(file, len(self._numbers))
+
+    def count(self, nbytes: int) -> None:
+        """Count bytes that came over the network."""
+        with self._lock:
+            self.nbytes += nbytes
+
+    def page(self, file: int, number: int) -> bytes | None:
         """Return a page of a file, which is now the one used last; None if it is not there."""
         with self._lock:
             found = self._pages.get((file, number))
@@ -72,7 +122,7 @@ class Fetched:
                 self._pages.move_to_end((file, number))
             return found
 
-    def missing(self, file: object, first: int, end: int) -> list[tuple[int, int]]:
+    def missing(self, file: int, first: int, end: int) -> list[tuple[int, int]]:
         """Return the runs of pages, from one to before another, that are not there."""
         runs: list[tuple[int, int]] = []
         with self._lock:
@@ -85,7 +135,7 @@ class Fetched:
                     runs.append((number, number + 1))
         return runs
 
-    def keep(self, file: object, first: int, data: bytes | bytearray) -> None:
+    def keep(self, file: int, first: int, data: bytes | bytearray) -> None:
         """Keep pages of a file from the first one on, which the data begin with; the last may be short."""
         with self._lock:
             for at in range(0, len(data), PAGE):
@@ -93,19 +143,22 @@ class Fetched:
             while len(self._pages) > _PAGES:
                 self._pages.popitem(last=False)
 
-    def expect(self, file: object, begin: int, end: int, fetch: Callable[[Part], None]) -> None:
-        """Begin to fetch a range of a file, what is under way already left out, unless too much is."""
+    def expect(self, file: int, begin: int, end: int, fetch: Callable[[Part], None]) -> bool:
+        """Begin to fetch a range of a file, what is under way already left out; False where too much is under way."""
         with self._lock:
             parts = self._parts.setdefault(file, [])
             for low, high in _without(begin, end, parts):
                 self._asked += high - low
                 self._drop_unread()
                 if self._expected + high - low > _EXPECTED:
-                    continue
+                    self._drop_read()
+                if self._expected + high - low > _EXPECTED:
+                    return False
                 part = Part(low, high, self._asked)
                 self._expected += high - low
                 parts.append(part)
                 part.future = workers().submit(fetch, part)
+        return True
 
     def _drop_unread(self) -> None:
         """Drop what was fetched long ago and has not been read since, so that it does not stop all that follows."""
@@ -115,7 +168,14 @@ class Fetched:
                     parts.remove(part)
                     self._expected -= part.end - part.begin
 
-    def part_at(self, file: object, begin: int, end: int) -> tuple[Part | None, int]:
+    def _drop_read(self) -> None:
+        """Drop parts of which nearly all was read: the little that lies between what readers want is never read."""
+        for parts in self._parts.values():
+            for part in [part for part in parts if _REST * part.left <= part.end - part.begin]:
+                parts.remove(part)
+                self._expected -= part.end - part.begin
+
+    def part_at(self, file: int, begin: int, end: int) -> tuple[Part | None, int]:
         """Return the part that has the byte `begin`; else None, and where the next one begins, at most `end`."""
         with self._lock:
             following = end
@@ -126,25 +186,30 @@ class Fetched:
                     following = part.begin
             return None, following
 
-    def was_read(self, file: object, part: Part, nbytes: int) -> None:
-        """Count bytes that were read of a part, which goes when all of it was; readers need not come in order."""
+    def was_read(self, file: int, part: Part, begin: int, end: int) -> None:
+        """Note that a range of a part was read, which goes when all of it was; readers need not come in order."""
         with self._lock:
-            part.left -= nbytes
+            part.was_read(begin, end)
             if part.left <= 0:
                 self._remove(file, part)
 
-    def failed(self, file: object, part: Part) -> None:
+    def failed(self, file: int, part: Part) -> None:
         """Drop a part that could not be fetched."""
         with self._lock:
             self._remove(file, part)
 
-    def _remove(self, file: object, part: Part) -> None:
+    def _remove(self, file: int, part: Part) -> None:
         parts = self._parts.get(file, [])
         if part in parts:
             parts.remove(part)
             self._expected -= part.end - part.begin
 
-    def forget(self, file: object) -> None:
+    def clear(self) -> None:
+        """Drop the pages, which are fetched again when they are read."""
+        with self._lock:
+            self._pages.clear()
+
+    def forget(self, file: int) -> None:
         """Drop all that is expected of a file."""
         with self._lock:
             for part in self._parts.pop(file, []):

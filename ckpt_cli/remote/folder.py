@@ -38,6 +38,15 @@ class Servers:
         self._fetched = Fetched()
         self._folders: dict[str, RemoteFolder] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of files that came over the network."""
+        return self._fetched.nbytes
+
+    def clear(self) -> None:
+        """Give back the memory of what was fetched."""
+        self._fetched.clear()
+
     def place_of(self, path: str) -> RemoteFolder:
         """Return the folder of all files of a path's scheme; raises FileNotFoundError for an unknown one."""
         scheme = url.scheme_of(path) or ""
@@ -80,11 +89,23 @@ class RemoteFolder:
         listed = self._listed_at(path)
         if listed is not None:
             return not listed.is_folder
-        return self._found(path) is not None
+        try:
+            return self._found(path) is not None
+        except NetworkError as error:
+            if error.status not in (401, 403) or not self._knows_in(url.folder_of(path)):
+                raise
+            self._absent.add(path)  # servers that do not say what is there refuse it, though they gave the file beside
+            return False
 
     def exists(self, path: str) -> bool:
-        """True if there is something at a path."""
-        return self.is_file(path) or self.is_folder(path)
+        """True if there is something at a path; well-known names are looked for in it only if it ends with a slash."""
+        if self.is_file(path):
+            return True
+        path = self._path(path)
+        found = self._store_list(path, 1)
+        if found is None and path.endswith("/"):
+            found = self._probed(path)
+        return bool(found)
 
     def is_link(self, path: str) -> bool:  # noqa: ARG002
         """Return False: there are no links."""
@@ -140,8 +161,9 @@ class RemoteFolder:
         path = self._path(path)
         found = self._found(path)
         if found is None:
-            number = errno.EISDIR if self._is_known_folder(path) else errno.ENOENT
-            raise OSError(number, os.strerror(number), path)
+            if self._lists.get(self._folder_key(path)):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            raise self._no_list(path) if path.endswith("/") else _missing(path)
         return RemoteFile(path, found, self._fetched)
 
     def begin_all(self, paths: Sequence[str]) -> None:
@@ -216,6 +238,10 @@ class RemoteFolder:
         names = self._lists.get(url.folder_of(path))
         return None if names is None or path.endswith("/") else names.get(url.name_of(path))
 
+    def _knows_in(self, folder: str) -> bool:
+        """True if a file was seen in a folder."""
+        return any(url.folder_of(path) == folder for path in self._files)
+
     def _found(self, path: str) -> Object | None:
         """Return the file at a path, asked for unless it was seen; None where there is none."""
         known = self._known(path)
@@ -274,9 +300,12 @@ class RemoteFolder:
         folder = self._folder_key(path)
         if folder not in self._lists:
             self._has_gaps = True
-            errors = [
-                error for error in workers().map(self._probe, (url.join(path, name) for name in WELL_KNOWN)) if error
-            ]
+            try:
+                answers = list(workers().map(self._probe, [url.join(path, name) for name in WELL_KNOWN]))
+            except NetworkError as error:
+                error.path = path
+                raise
+            errors = [error for error in answers if error is not None]
             found = {
                 name: Listed(False, self._files[at].version)
                 for name in WELL_KNOWN
@@ -299,9 +328,6 @@ class RemoteFolder:
             return error
         return None
 
-    def _is_known_folder(self, path: str) -> bool:
-        return path.endswith("/") or bool(self._lists.get(path))
-
     def _no_list(self, path: str) -> Exception:
         """Return the error of a folder that has no names."""
         if self._has_gaps and self._found(path) is None:
@@ -311,5 +337,10 @@ class RemoteFolder:
                 path=path,
                 hint="give the URL of a file, or of an index",
             )
-        number = errno.ENOENT if self._found(path) is None else errno.ENOTDIR
-        return OSError(number, os.strerror(number), path)
+        if self._found(path) is None:
+            return _missing(path)
+        return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+
+
+def _missing(path: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)

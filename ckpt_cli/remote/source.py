@@ -58,9 +58,13 @@ class RemoteFile:
         self.on_read: Callable[[], None] | None = None
         self._object = found
         self._fetched = fetched
-        self._key = key or path, found.version
+        self._key = fetched.number_of((key or path, found.version))
         self._next = -1
         """The page after those that were fetched last; -1 before the first."""
+        self._reach = -1
+        """The byte before which everything near it is expected."""
+        self._step = _SHORTEST
+        """Bytes that are expected at least, while short ranges are expected in order."""
         self._run = PAGE
         """Bytes that the last miss fetched, while the file is read in order."""
 
@@ -103,7 +107,7 @@ class RemoteFile:
             self._fetched.failed(self._key, part)
             raise
         buffer[:] = memoryview(part.data)[offset - part.begin : offset - part.begin + len(buffer)]
-        self._fetched.was_read(self._key, part, len(buffer))
+        self._fetched.was_read(self._key, part, offset, offset + len(buffer))
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from pages, and from the server where it is long."""
@@ -118,16 +122,18 @@ class RemoteFile:
         if at < end:
             self._fetch(buffer[at - offset :], at)
 
+    def _ask(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer by one request, and count its bytes."""
+        self._object.read_into(buffer, offset)
+        self._fetched.count(len(buffer))
+
     def _fetch(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from the server, in parts side by side."""
         parts = list(pieces(offset, offset + len(buffer)))
-        fetching = [
-            workers().submit(self._object.read_into, buffer[low - offset : high - offset], low)
-            for low, high in parts[1:]
-        ]
+        fetching = [workers().submit(self._ask, buffer[low - offset : high - offset], low) for low, high in parts[1:]]
         try:
             low, high = parts[0]
-            self._object.read_into(buffer[: high - low], low)
+            self._ask(buffer[: high - low], low)
         finally:
             for future in fetching:
                 future.cancel()
@@ -160,11 +166,12 @@ class RemoteFile:
         """Fetch pages by one request, and keep them."""
         low, high = first * PAGE, min(last * PAGE, self.size)
         data = bytearray(high - low)
-        self._object.read_into(memoryview(data), low)
+        self._ask(memoryview(data), low)
         self._fetched.keep(self._key, first, data)
 
     def keep(self, data: bytes) -> None:
-        """Keep bytes that the file begins with, whole pages or all of it."""
+        """Keep bytes that came, and that the file begins with: whole pages or all of it."""
+        self._fetched.count(len(data))
         self._fetched.keep(self._key, 0, data)
 
     def begin_to_read(self) -> None:
@@ -175,12 +182,18 @@ class RemoteFile:
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return the bytes as a read-only view of a copy in memory."""
-        return memoryview(self.read(offset, nbytes))
+        if nbytes <= PAGE:
+            return memoryview(self.read(offset, nbytes))
+        self.check(offset, nbytes)
+        data = bytearray(nbytes)
+        self.read_into(memoryview(data), offset)
+        return memoryview(data).toreadonly()
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read, unless much is under way already; never waits.
 
-        A short range becomes a longer one, as those who read a file in order expect the ranges behind it next.
+        A short range becomes a longer one, as those who read a file in order expect the ranges behind it next; twice
+        as long each time that they do.
         """
         end = min(offset + nbytes, self.size)
         if not 0 <= offset < end:
@@ -189,11 +202,19 @@ class RemoteFile:
         if not runs:
             return
         offset = max(offset, runs[0][0] * PAGE)
-        end = min(max(end, offset + _SHORTEST), self.size) if runs[-1][1] * PAGE >= end else runs[-1][1] * PAGE
-        self._fetched.expect(self._key, offset, end, self._fetch_part)
+        if runs[-1][1] * PAGE < end:
+            end = runs[-1][1] * PAGE
+        elif offset > self._reach or end < self._reach - _LONG:
+            self._step = _SHORTEST
+            end = min(max(end, offset + self._step), self.size)
+        elif end > self._reach:
+            self._step = min(2 * self._step, _LONG)
+            end = min(max(end, self._reach + self._step), self.size)
+        if self._fetched.expect(self._key, offset, end, self._fetch_part):
+            self._reach = max(end, self._reach) if offset <= self._reach else end
 
     def _fetch_part(self, part: Part) -> None:
-        self._object.read_into(memoryview(part.data), part.begin)
+        self._ask(memoryview(part.data), part.begin)
 
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch many small ranges side by side, and keep them as pages; waits until they are there.

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import listed
-from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text
+from ckpt_cli.render.text import brief_name, bytes_text, count_text, escaped, name_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.files_beside import Beside
@@ -36,7 +36,8 @@ def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
     """
     verb = f"would {edit.verb.infinitive}" if edit.dry_run else edit.verb.past
     most = len(edit.renamed) if verbose else _MOST
-    renamed = listed(edit.renamed, most, lambda old: _pair(edit, old))
+    spell = name_text if verbose else brief_name
+    renamed = listed(edit.renamed, most, lambda old: f"{spell(old)} {edit.verb.between} {spell(edit.renamed[old])}")
     named = renamed if edit.renamed else _changed(edit, verbose=verbose) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
@@ -89,11 +90,6 @@ def _written(edit: EditResult) -> str:
     return f"{f'written{where}' if where else 'rewritten'}, {written}{kept}"
 
 
-def _pair(edit: EditResult, old: str) -> str:
-    """Return an old name and its new one."""
-    return f"{name_text(old)} {edit.verb.between} {name_text(edit.renamed[old])}"
-
-
 def _changed(edit: EditResult, *, verbose: bool) -> str:
     """Return the changed names; many of them folded, unless all are asked for."""
     if verbose:
@@ -115,7 +111,7 @@ def _fit_lines(fit: Fit) -> list[str]:
 
 def _group(folded: Folded) -> str:
     """Return folded names with how many tensors and bytes they are: `optimizer_states (19 tensors, 75.0 kB)`."""
-    name = name_text(folded.name)
+    name = brief_name(folded.name)
     if folded.tensors + folded.others == 1:
         return name
     if not folded.tensors:
@@ -128,7 +124,7 @@ def _refer(names: tuple[str, ...]) -> str:
 
 
 def _names(names: tuple[str, ...]) -> str:
-    return listed(names, _MOST, name_text)
+    return listed(names, _MOST, brief_name)
 
 
 _FILES = 5

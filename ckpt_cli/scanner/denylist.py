@@ -106,8 +106,8 @@ NAMES: dict[str, str] = {
             "mlflow.pyfunc.load_model mlflow.pytorch.load_model mlflow.sklearn.load_model skops.io.load skops.io.loads "
             "nltk.download nltk.data.load nltk.downloader.download monai.bundle.ConfigParser monai.bundle.run "
             "monai.bundle.load hydra.utils.instantiate hydra.utils.call "
-            "hydra._internal.instantiate._instantiate2.instantiate hydra.utils.get_method "
-            "hydra.utils.get_class gensim.utils.unpickle "
+            "hydra._internal.instantiate._instantiate2.instantiate "
+            "hydra.utils.get_method hydra.utils.get_class gensim.utils.unpickle "
             "onnxruntime.InferenceSession spacy.load "
             "onnxruntime.capi.onnxruntime_inference_collection.InferenceSession datasets.load_dataset"
         ),

@@ -1,12 +1,15 @@
-"""Buckets of S3 on loopback, kept in folders by the package localbucket; requests are counted, and faults made.
+"""Buckets of S3 on loopback, kept in folders by the package localbucket: requests are counted, and fail on demand.
 
 `localbucket` knows neither signatures nor If-Match. With `exact` the server here knows If-Match.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +18,12 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import localbucket
+import localbucket  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    import pytest
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AKIDNOTASECRET",
@@ -40,6 +46,8 @@ class Asked:
     path: str
     """With its query."""
     range: str | None
+    signature: str = ""
+    """The beginning of its Authorization: who asks, and for which region; empty where it is not signed."""
 
 
 @dataclass
@@ -92,7 +100,7 @@ class Buckets:
 
     def unfinished(self) -> list[str]:
         """Return the parts of uploads that were neither completed nor aborted."""
-        return [str(path) for path in self.root.glob(".localbucket-uploads/**/*")]
+        return [str(path) for path in self.root.glob(".localbucket-uploads/**/*") if path.is_file()]
 
     def note(self, asked: Asked) -> str:
         """Note a request; returns what goes wrong with it."""
@@ -117,9 +125,13 @@ class _Writer:
         """Bytes of the body before it breaks off; None for all."""
         self.pause = 0.0
         """Seconds before each piece of a body."""
+        self.is_deaf = False
+        """True if the connection ends before the reply."""
         self._in_body = False
 
     def write(self, data: bytes) -> int:
+        if self.is_deaf:
+            raise ConnectionError
         head, end, body = (b"", b"", data) if self._in_body else bytes(data).partition(b"\r\n\r\n")
         self._stream.write(head + end)
         self._in_body = self._in_body or bool(end)
@@ -143,6 +155,7 @@ class _Handler(localbucket.S3Handler):  # type: ignore[misc]
     """The requests of one connection."""
 
     buckets: Buckets
+    wfile: Any
     fault = ""
 
     def setup(self) -> None:
@@ -151,7 +164,7 @@ class _Handler(localbucket.S3Handler):  # type: ignore[misc]
         self._stream = self.wfile
 
     def _dispatch(self, action: Any) -> None:
-        asked = Asked(self.command, self.path, self.headers.get("Range"))
+        asked = Asked(self.command, self.path, self.headers.get("Range"), self._signature())
         self.fault = self.buckets.note(asked)
         self.buckets.before(asked)
         time.sleep(self.buckets.latency)
@@ -167,6 +180,10 @@ class _Handler(localbucket.S3Handler):  # type: ignore[misc]
             self._send_endless()
         else:
             super()._dispatch(action)
+
+    def _signature(self) -> str:
+        words = (self.headers.get("Authorization") or "").partition("Credential=")[2].split("/")
+        return f"{words[0]}/{words[2]}" if len(words) > 2 else ""
 
     def _get(self, bucket: str, key: str, include_body: bool) -> None:
         wanted = self.headers.get("If-Match")
@@ -209,6 +226,11 @@ def _short(handler: Any, stream: _Writer) -> None:
     stream.left = (int(end) - int(begin)) // 2
 
 
+def _deaf(_: Any, stream: _Writer) -> None:
+    """Do all, and let nobody know."""
+    stream.is_deaf = True
+
+
 def _slow(_: Any, stream: _Writer) -> None:
     stream.pause = 0.5
 
@@ -220,6 +242,7 @@ def _whole(handler: Any, _: _Writer) -> None:
 _FAULTS: Mapping[str, Callable[[Any, _Writer], None]] = {
     "reset": _reset,
     "short": _short,
+    "deaf": _deaf,
     "slow": _slow,
     "whole": _whole,
 }
@@ -258,3 +281,26 @@ def buckets_in(root: Path) -> Iterator[Buckets]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def one_bucket(server: Buckets, monkeypatch: pytest.MonkeyPatch, staging: Path) -> Iterator[Buckets]:
+    """Context manager: a server without any bucket but `bucket`, which is empty, and the environment that leads to it.
+
+    At the end nothing may be left of uploads, neither there nor in the folder in which files are staged.
+    """
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "GOOGLE_", "AZURE_")):
+            monkeypatch.delenv(name)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    staging.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(staging))
+    server.begin()
+    server.exact = False
+    server.bucket()
+    yield server
+    assert not server.unfinished()
+    assert not list(staging.glob(".ckpt-upload-*"))
+    for path in server.root.iterdir():
+        shutil.rmtree(path)

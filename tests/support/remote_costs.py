@@ -46,8 +46,8 @@ COSTS = (
          SHARDS + 5, SHARDS + 2, 2 * SHARDS + 3, SHARDS * 300_000, "0.26 MB a shard"),
     Cost("the same, by its index", ("ls FILE/model.safetensors.index.json",), "set",
          SHARDS + 1, SHARDS + 2, 2 * SHARDS + 3, SHARDS * 300_000, "0.26 MB a shard"),
-    Cost("a `torch.distributed.checkpoint` folder", ("ls FILE",), "dcp", 6, 3, 5, 300_000,
-         "`.metadata`, and 0.26 MB a file"),
+    Cost("a `torch.distributed.checkpoint` folder", ("ls FILE",), "dcp", 6, 2, 3, 300_000,
+         "`.metadata`; over https 0.26 MB a file"),
 )  # fmt: skip
 """One row for each, as measured."""
 
