@@ -84,7 +84,7 @@ def _salvaged_folder(path: str, opener: Opener, whole: FormatError | UsageError)
 
         return salvage_distributed(path, opener, whole)
     if kind is not None:
-        whole.hint = "this kind of folder cannot be salvaged as a whole: name one of its files"
+        whole.hint = whole.hint or "this kind of folder cannot be salvaged as a whole: name one of its files"
         raise whole
     shards = _counted(path, names)
     if shards is not None:
