@@ -50,6 +50,7 @@ from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
+from ckpt_cli.model.names import prefixes_of
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage, tie_groups
 from ckpt_cli.ops.output import check_output, refuse_own, require_name, require_place, writing
@@ -246,8 +247,7 @@ def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
         return list(checkpoint.entries)
     found = [entry for entry in checkpoint.entries if entry.name.startswith(f"{prefix}.")]
     if not found:
-        names = [entry.name.split(".") for entry in checkpoint.entries]
-        known = list(dict.fromkeys(".".join(parts[:end]) for parts in names for end in range(1, len(parts))))
+        known = dict.fromkeys(prefixes_of(entry.name for entry in checkpoint.entries))
         raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
     return found
 
