@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Style, opened
+from ckpt_cli.cli.options import AsFiles, Exclude, File, Format, Json, NamesAndFiles, Style, opened
 from ckpt_cli.cli.output import Reply, ascii_only, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.cli.several import parted, reply_about
@@ -43,6 +43,7 @@ def stats_command(
         bool,
         typer.Option("--percentiles", help="Add p1, p50, p99, largest |x| / std, counts by powers of two."),
     ] = False,
+    as_files: AsFiles = False,
     jobs: Jobs = 0,
     style: Format = Style.auto,
     json: Json = False,
@@ -60,7 +61,7 @@ def stats_command(
     key = sort and str(sort.value)
 
     def ask(path: str) -> Reply:
-        with opened(path) as checkpoint, workers(jobs) as executor, progress() as on_progress:
+        with opened(path, as_files=as_files) as checkpoint, workers(jobs) as executor, progress() as on_progress:
             found = stats(
                 checkpoint, chosen, executor, on_progress,
                 exclude=exclude or (), sort=key, bad_only=bad, total=total, folded=fold, percentiles=percentiles,
