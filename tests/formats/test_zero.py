@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from zero_folders import change, model_name, numbered, optim_name, zero_folder
 
 import ckpt_cli
-from ckpt_cli.errors import CkptError, MalformedError, UnsupportedError
+from ckpt_cli.errors import CkptError, RanksError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Tensor, Value
+from ckpt_cli.ops.check.run import check
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -174,7 +175,7 @@ def test_missing_ranks_are_named(tmp_path: Path, stage: int, gone: list[int], sa
     for rank in gone:
         (path / "global_step7" / optim_name(rank)).unlink()
     with pytest.raises(
-        MalformedError, match=f"{4 - len(gone)} of 4 files of ranks are there: {said} missing"
+        RanksError, match=f"{4 - len(gone)} of 4 files of ranks are there: {said} missing"
     ) as refused:
         open_checkpoint(str(path))
     assert "--files" in (refused.value.hint or "")
@@ -191,19 +192,19 @@ def test_files_of_two_saves_are_refused(tmp_path: Path) -> None:
     path = run(tmp_path)
     first = path / "global_step7" / optim_name(0)
     shutil.copy(first, first.with_name(first.name.removeprefix("bf16_")))
-    refused(path, MalformedError, "two files are of rank 0")
+    refused(path, RanksError, "two files are of rank 0")
     first.with_name(first.name.removeprefix("bf16_")).unlink()
     shutil.copy(first, first.with_name(optim_name(4)))
-    refused(path, MalformedError, "files of 5 ranks, and .* says that there were 4")
+    refused(path, RanksError, "files of 5 ranks, and .* says that there were 4")
     (first.with_name(optim_name(4))).unlink()
     change(path / "global_step7" / optim_name(3), __zero_stage=1)
-    refused(path, MalformedError, "it is of another save than")
+    refused(path, RanksError, "it is of another save than")
 
 
 def test_files_of_another_step_are_refused(tmp_path: Path) -> None:
     path = run(tmp_path, 3)
     change(path / "global_step7" / model_name(3, 2), global_steps=6)
-    refused(path, MalformedError, "it is of step 6, and .* of step 7")
+    refused(path, RanksError, "it is of step 6, and .* of step 7")
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -212,7 +213,7 @@ def test_sums_that_do_not_fit_are_refused(tmp_path: Path, stage: int, numel: int
     path = run(tmp_path, stage)
     key = "__fp32_flat_groups" if stage == 3 else "__single_partition_of_fp32_groups"
     change(path / "global_step7" / optim_name(1), **{key: [torch.ones(numel)] * (2 if stage == 3 else 1)})
-    refused(path, MalformedError, "elements, and its parameters need")
+    refused(path, RanksError, "elements, and its parameters need")
 
 
 def test_tensor_and_pipeline_parallel_and_experts_are_refused_by_name(tmp_path: Path) -> None:
@@ -237,4 +238,24 @@ def test_tensor_and_pipeline_parallel_and_experts_are_refused_by_name(tmp_path: 
 def test_frozen_parameters_need_the_files_of_all_ranks(tmp_path: Path) -> None:
     path = run(tmp_path, 3, frozen=numbered([(5,)], "f"))
     (path / "global_step7" / model_name(3, 2)).unlink()
-    refused(path, MalformedError, "3 of 4 files of model states")
+    refused(path, RanksError, "3 of 4 files of model states")
+
+
+def test_check_finds_missing_ranks_other_saves_and_sums_that_do_not_fit(tmp_path: Path) -> None:
+    path = run(tmp_path)
+    assert not [finding for finding in check(str(path)).findings if finding.severity == "error"]
+    folder = path / "global_step7"
+    (folder / optim_name(3)).rename(folder / "kept")
+    (finding,) = [each for each in check(str(path)).findings if each.severity == "error"]
+    assert (finding.code, finding.message) == ("ranks", "3 of 4 files of ranks are there: rank 3 is missing")
+    assert "--files" in finding.hint
+    shutil.copy(folder / "kept", folder / optim_name(5))
+    (folder / "kept").rename(folder / optim_name(3))
+    (finding,) = [each for each in check(str(path)).findings if each.severity == "error"]
+    assert finding.code == "ranks"
+    assert "another save" in finding.message
+    (folder / optim_name(5)).unlink()
+    change(folder / optim_name(0), __single_partition_of_fp32_groups=[torch.ones(99)])
+    (finding,) = [each for each in check(str(path)).findings if each.severity == "error"]
+    assert finding.code == "ranks"
+    assert "its parameters need" in finding.message

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
-from ckpt_cli.errors import FormatError, LimitError, MalformedError, UnsupportedError, about, quoted
+from ckpt_cli.errors import FormatError, LimitError, MalformedError, RanksError, UnsupportedError, about, quoted
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
@@ -107,7 +107,7 @@ def _joined(
     ranks = [_rank_of(path, file) for file in files[models:]]
     if len(set(ranks)) < len(ranks):
         twice = next(rank for rank in ranks if ranks.count(rank) > 1)
-        raise MalformedError(f"two files are of rank {twice}: some are of another save", path=path, hint=as_files(path))
+        raise RanksError(f"two files are of rank {twice}: some are of another save", path=path, hint=as_files(path))
     order = sorted(range(len(ranks)), key=ranks.__getitem__)
     saved = [RankFile(file, read_one) for file in files]
     with about(path):

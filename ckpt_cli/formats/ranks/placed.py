@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
-from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about, listed
+from ckpt_cli.errors import CkptError, LimitError, RanksError, UnsupportedError, about, listed
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import join
@@ -59,7 +59,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
             if optim:
                 try:
                     entries += joining.entries(saved[len(model) :], OPTIMIZER)
-                except (MalformedError, UnsupportedError) as error:
+                except (RanksError, UnsupportedError) as error:
                     notes.append(f"the optimizer's states are left out: {error.problem}")
     except BaseException:
         for file in files:
@@ -113,7 +113,7 @@ def _found(path: str, names: Sequence[str]) -> dict[str, list[str]]:
             hint=f"load it under FSDP with the model's code, and save its full or sharded state; {as_files(path)}",
         )
     if len(worlds) > 1:
-        raise MalformedError(
+        raise RanksError(
             f"it has files of saves by {' and by '.join(map(str, sorted(worlds)))} ranks", path=path,
             hint=f"move those of one save elsewhere; {as_files(path)}",
         )  # fmt: skip
@@ -124,7 +124,7 @@ def _found(path: str, names: Sequence[str]) -> dict[str, list[str]]:
     missing = [rank for rank in range(world) if ("model", rank) not in there]
     if missing:
         what = f"rank {missing[0]} is" if len(missing) == 1 else f"ranks {listed(missing, 5)} are"
-        raise MalformedError(
+        raise RanksError(
             f"{world - len(missing)} of {world} files of ranks are there: {what} missing", path=path,
             hint=f"fetch the rest; {as_files(path)}",
         )  # fmt: skip
@@ -161,7 +161,7 @@ class _Joining:
         for file, found in zip(files, by_rank, strict=True):
             if found.keys() != by_rank[0].keys():
                 odd = sorted(found.keys() ^ by_rank[0].keys())
-                raise MalformedError(
+                raise RanksError(
                     f"it has other entries than {files[0].name}, such as {odd[0]!r}: one is of another save",
                     path=file.path,
                 )
@@ -181,7 +181,7 @@ class _Joining:
         if len(tensors) < len(files) or any(
             (each.dtype, each.shape, each.layout) != (first.dtype, first.shape, first.layout) for each in tensors
         ):
-            raise MalformedError("the ranks do not have it with one dtype and shape, so it is no whole")
+            raise RanksError("the ranks do not have it with one dtype and shape, so it is no whole")
         if first.sharding is None:
             return self._agreed(first, tensors, files)
         parts = list(_parts(tensors, files))
@@ -195,7 +195,7 @@ class _Joining:
             return first
         for each in tensors:
             if (each.stride, each.storage_offset) != (first.stride, first.storage_offset):
-                raise MalformedError("it is whole on each rank, but not stored alike")
+                raise RanksError("it is whole on each rank, but not stored alike")
         key = tuple(map(id, storages))
         if key not in self._storages:
             agreed = AgreedBytes(first.name, [each for each in storages if each], [file.name for file in files])
@@ -210,13 +210,13 @@ class _Joining:
         boxes = list(once)
         have, chunks = sum(box.numel for box in boxes), Chunks(shape, boxes)
         if have != chunks.numel:
-            raise MalformedError(f"its parts have {have:,} elements, it has {chunks.numel:,}")
+            raise RanksError(f"its parts have {have:,} elements, it has {chunks.numel:,}")
         held = list(once.values())
 
         def stored(number: int) -> Stored:
             part = held[number].tensor
             if part.storage is None:
-                raise MalformedError(f"tensor {name!r}: its part in {held[number].file.name} has no bytes")
+                raise RanksError(f"tensor {name!r}: its part in {held[number].file.name} has no bytes")
             return Stored(part.storage, part.storage_offset, part.stride)
 
         key = tuple(x for part in held for x in (id(part.tensor.storage), part.tensor.storage_offset))
@@ -258,9 +258,9 @@ def _parts(tensors: Sequence[Tensor], files: Sequence[RankFile]) -> Iterator[_Pa
                 raise UnsupportedError(f"it is {part.dtype}, whose elements share bytes")
             whole = tensor.shape or ()
             if len(offset) != len(whole) or len(shape) != len(whole):
-                raise MalformedError(f"its part in {file.name} has another number of dimensions")
+                raise RanksError(f"its part in {file.name} has another number of dimensions")
             if any(at + size > most for at, size, most in zip(offset, shape, whole, strict=True)):
-                raise MalformedError(f"its part in {file.name} lies beyond its end")
+                raise RanksError(f"its part in {file.name} lies beyond its end")
             yield _Part(Box(tuple(offset), tuple(shape)), part, file)
 
 
@@ -276,12 +276,12 @@ class AgreedBytes:
         self._files = files
 
     def view(self, begin: int, nbytes: int) -> memoryview:
-        """Bytes of the tensor; raises MalformedError where they differ between ranks."""
+        """Bytes of the tensor; raises RanksError where they differ between ranks."""
         self._compare(begin, nbytes)
         return self._storages[0].view(begin, nbytes)
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
-        """Return the extents of a range in the first rank's file; raises MalformedError where another rank differs."""
+        """Return the extents of a range in the first rank's file; raises RanksError where another rank differs."""
         self._compare(begin, nbytes)
         return self._storages[0].extents(begin, nbytes)
 
@@ -291,7 +291,7 @@ class AgreedBytes:
             first = self._storages[0].view(at, size)
             for storage, file in zip(self._storages[1:], self._files[1:], strict=True):
                 if storage.view(at, size) != first:
-                    raise MalformedError(
+                    raise RanksError(
                         f"{self._name!r} is whole on each rank, but {file} has other values than {self._files[0]}",
                         hint="it was trained or updated apart on each rank: which one is right, no file says",
                     )

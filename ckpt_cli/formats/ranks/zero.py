@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
-from ckpt_cli.errors import MalformedError, UnsupportedError, listed, quoted
+from ckpt_cli.errors import RanksError, UnsupportedError, listed, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.ranks.pieces import JoinedBytes, Stream
 from ckpt_cli.formats.ranks.rank_file import RankFile, items_of, number_of, pairs_of
@@ -70,10 +70,10 @@ class Joined:
 def join_zero(path: str, models: Sequence[RankFile], optims: Sequence[RankFile], ranks: Sequence[int]) -> Joined:
     """Return the model whose parts some files have; `ranks` are those of the optimizer's files, which come in order.
 
-    Raises MalformedError where files are missing or do not fit together, UnsupportedError for what is cut another way.
+    Raises RanksError where files are missing or do not fit together, UnsupportedError for what is cut another way.
     """
     if not models:
-        raise MalformedError("there is no file of model states beside those of the optimizer", path=path)
+        raise RanksError("there is no file of model states beside those of the optimizer", path=path)
     return _Run(path, models, optims, ranks).joined() if optims else _whole(models[0])
 
 
@@ -81,7 +81,7 @@ def _whole(model: RankFile) -> Joined:
     """What one file has that needs no joining."""
     module = [(f"{MODEL}.{key}", node) for key, node in pairs_of(model.root.get("module")).items()]
     if not module:
-        raise MalformedError("it has no parameters, and there is no file of an optimizer beside it", path=model.path)
+        raise RanksError("it has no parameters, and there is no file of an optimizer beside it", path=model.path)
     rest = [(key, node) for key, node in model.root.items() if key not in _OWN]
     return Joined(model.entries([*module, *rest]), 0, "weights as they are")
 
@@ -138,7 +138,7 @@ class _Run:
             raise tensor_parallel(self._models[0].path, self._path)
         for file, state in zip(self._optims, self._states, strict=True):
             if self._flat not in state or self._stage_of(state) != self._stage:
-                raise MalformedError(
+                raise RanksError(
                     f"it is of another save than {self._optims[0].name}: that is of ZeRO stage {self._stage}",
                     path=file.path,
                 )
@@ -150,11 +150,11 @@ class _Run:
         missing = sorted(set(range(world)) - set(self._ranks)) if world <= 1 << 20 else []
         if missing:
             what = f"rank {missing[0]} is" if len(missing) == 1 else f"ranks {listed(missing, 5)} are"
-            raise MalformedError(
+            raise RanksError(
                 f"{world - len(missing)} of {world} files of ranks are there: {what} missing", path=self._path,
                 hint=f"fetch the rest; {as_files(self._path)}",
             )  # fmt: skip
-        raise MalformedError(
+        raise RanksError(
             f"it has files of {len(self._ranks)} ranks, and {self._optims[0].name} says that there were {world}: "
             f"some are of another save",
             path=self._path,
@@ -174,7 +174,7 @@ class _Run:
     def _refuse_other_step(self, file: RankFile) -> None:
         mine, other = (number_of(each.root.get("global_steps")) for each in (file, self._models[0]))
         if mine != other:
-            raise MalformedError(f"it is of step {mine}, and {self._models[0].name} of step {other}", path=file.path)
+            raise RanksError(f"it is of step {mine}, and {self._models[0].name} of step {other}", path=file.path)
 
     # --- the flat vectors
 
@@ -189,7 +189,7 @@ class _Run:
     def _streams(self, by_rank: Sequence[Sequence[Tensor]], what: str) -> list[list[Stream]]:
         counts = {len(vectors) for vectors in by_rank}
         if len(counts) != 1 or counts == {0}:
-            raise MalformedError(f"its ranks have {what} of {listed(sorted(counts), 5)} groups", path=self._path)
+            raise RanksError(f"its ranks have {what} of {listed(sorted(counts), 5)} groups", path=self._path)
         if self._stage >= 3:
             return [[Stream(vectors) for vectors in by_rank]]
         return [[Stream(vectors)] for vectors in zip(*by_rank, strict=True)]
@@ -216,7 +216,7 @@ class _Run:
                 first += each
             return
         if len(groups) != len(self._copies):
-            raise MalformedError(
+            raise RanksError(
                 f"its parameters are of {len(groups)} groups, their copies of {len(self._copies)}", path=self._path
             )
         gaps = [
@@ -241,7 +241,7 @@ class _Run:
             for rank, stream in enumerate(streams):
                 if not end <= stream.numel <= most + padding:
                     where = f"rank {rank}" if self._stage >= 3 else f"group {number}"
-                    raise MalformedError(
+                    raise RanksError(
                         f"{where} has {stream.numel:,} elements, and its parameters need {end:,}: files or shapes of "
                         f"another save are among them",
                         path=self._path,
@@ -309,7 +309,7 @@ class _Run:
             return {}
         parts = [pairs_of(file.root.get("frozen_param_fragments")) for file in self._models]
         if self._stage >= 3 and len(self._models) != self._world:
-            raise MalformedError(
+            raise RanksError(
                 f"{len(self._models)} of {self._world} files of model states are there, and frozen parameters are "
                 f"spread over all",
                 path=self._path,
@@ -323,7 +323,7 @@ class _Run:
             streams.append(Stream([_flattened(file.vector(f"frozen_param_fragments.{name}", fragments.get(name)))]))
         each = -(-prod(shape) // len(streams))
         if any(stream.numel < each for stream in streams):
-            raise MalformedError(
+            raise RanksError(
                 f"frozen parameter {name!r} should have {each:,} elements in each file, {streams[0].numel:,} are there",
                 path=self._path,
             )
