@@ -174,9 +174,7 @@ def test_missing_ranks_are_named(tmp_path: Path, stage: int, gone: list[int], sa
     path = run(tmp_path, stage)
     for rank in gone:
         (path / "global_step7" / optim_name(rank)).unlink()
-    with pytest.raises(
-        RanksError, match=f"{4 - len(gone)} of 4 files of ranks are there: {said} missing"
-    ) as refused:
+    with pytest.raises(RanksError, match=f"{4 - len(gone)} of 4 files of ranks are there: {said} missing") as refused:
         open_checkpoint(str(path))
     assert "--files" in (refused.value.hint or "")
     assert open_checkpoint(str(path), files=True).format == "deepspeed"

@@ -97,7 +97,8 @@ def _found(path: str, folder: str, within: Sequence[str]) -> tuple[list[str], li
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
     """The key by which names are sorted as people number them: rank 10 after rank 9."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in _DIGITS.split(name)]
+    parts = _DIGITS.split(name)  # every second one is a number
+    return [(bool(at % 2), int(part) if at % 2 else 0, part) for at, part in enumerate(parts)]
 
 
 def _joined(
@@ -126,7 +127,7 @@ def _joined(
         objects=list(dict.fromkeys(name for file in saved for name in file.objects)),
         top_level=list(dict.fromkeys(entry.name.partition(".")[0] for entry in joined.entries)),
         is_set=True,
-        notes=notes,
+        notes=[*notes, *joined.notes],
         weights=MODEL,
         fixed=FIXED,
     )

@@ -38,7 +38,7 @@ class RankFile:
             self._rebuilder = Rebuilder(CALLS, self.graph, self._finder, self._budget, self._place)
         self._storages: dict[Storage, Storage] = {}
         """The storages under keys that say which file they are in."""
-        self.root = pairs_of(self.graph.root)
+        self.root = self.pairs(self.graph.root)
         """What the file holds, by key."""
 
     def _zip(self, file: SourceFile) -> tuple[Graph, StorageFinder]:
@@ -52,6 +52,23 @@ class RankFile:
     def objects(self) -> list[str]:
         """The names that its pickle would import, without those of plain tensors."""
         return objects_of(self.graph)
+
+    def pay(self, steps: int) -> None:
+        """Count items that are looked at; raises LimitError for more than any honest file would need."""
+        with about(self.path):
+            self._budget.steps(steps)
+
+    def pairs(self, node: object) -> dict[str, object]:
+        """The values of a mapping by their keys as text; nothing for what is not a mapping."""
+        pairs = node.pairs if isinstance(node, Dict | Call) else ()
+        self.pay(len(pairs))
+        return {key_text(key): value for key, value in zip(pairs[::2], pairs[1::2], strict=False)}
+
+    def items(self, node: object) -> Sequence[object]:
+        """The items of a list, tuple or set; nothing for anything else."""
+        found = node if isinstance(node, list | tuple) else node.items if isinstance(node, Call | Set) else ()
+        self.pay(len(found))
+        return found
 
     def tensor(self, name: str, node: object) -> Tensor | None:
         """Return the tensor that a node stands for; None where it stands for something else."""
@@ -91,19 +108,6 @@ def _other(checkpoint: Checkpoint) -> tuple[Graph, StorageFinder]:
     if not isinstance(checkpoint.document, Graph):
         raise MalformedError("it is not a file of torch.save")
     return checkpoint.document, KnownStorages(checkpoint.tensors)
-
-
-def pairs_of(node: object) -> dict[str, object]:
-    """The values of a mapping by their keys as text; nothing for what is not a mapping."""
-    pairs = node.pairs if isinstance(node, Dict | Call) else ()
-    return {key_text(key): value for key, value in zip(pairs[::2], pairs[1::2], strict=False)}
-
-
-def items_of(node: object) -> Sequence[object]:
-    """The items of a list, tuple or set; nothing for anything else."""
-    if isinstance(node, list | tuple):
-        return node
-    return node.items if isinstance(node, Call | Set) else ()
 
 
 def number_of(node: object) -> int | None:

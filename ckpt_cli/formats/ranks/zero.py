@@ -15,7 +15,7 @@ from math import prod
 from ckpt_cli.errors import RanksError, UnsupportedError, listed, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.ranks.pieces import JoinedBytes, Stream
-from ckpt_cli.formats.ranks.rank_file import RankFile, items_of, number_of, pairs_of
+from ckpt_cli.formats.ranks.rank_file import RankFile, number_of
 from ckpt_cli.model.checkpoint import Entry, Storage, Tensor, contiguous_stride
 from ckpt_cli.pickles.tensors.arguments import sizes, text_of
 
@@ -36,6 +36,9 @@ _STATES = ("base_optimizer_state", "optimizer_state_dict")
 
 _LAYOUT = (*_FLAT, *_STATES, "param_slice_mappings", "group_paddings", "param_alignment_paddings", "partition_count")
 """Keys of an optimizer's file that say where what is."""
+
+_STATE_STEPS = 20
+"""The cost of making the entry of one parameter's state, in steps of the budget."""
 
 _EXPERTS = ("autoep_layers", "ds_autoep_layers")
 
@@ -65,6 +68,8 @@ class Joined:
     """0 where the files of model states have whole parameters."""
     dtypes: str
     """The dtypes of the weights, in words."""
+    notes: tuple[str, ...] = ()
+    """What of the files is no entry, a line each."""
 
 
 def join_zero(path: str, models: Sequence[RankFile], optims: Sequence[RankFile], ranks: Sequence[int]) -> Joined:
@@ -79,7 +84,7 @@ def join_zero(path: str, models: Sequence[RankFile], optims: Sequence[RankFile],
 
 def _whole(model: RankFile) -> Joined:
     """What one file has that needs no joining."""
-    module = [(f"{MODEL}.{key}", node) for key, node in pairs_of(model.root.get("module")).items()]
+    module = [(f"{MODEL}.{key}", node) for key, node in model.pairs(model.root.get("module")).items()]
     if not module:
         raise RanksError("it has no parameters, and there is no file of an optimizer beside it", path=model.path)
     rest = [(key, node) for key, node in model.root.items() if key not in _OWN]
@@ -93,13 +98,20 @@ class _Run:
         self._path = path
         self._models = models
         self._optims = optims
-        self._states = [pairs_of(file.root.get("optimizer_state_dict")) for file in optims]
+        self._states = [file.pairs(file.root.get("optimizer_state_dict")) for file in optims]
         self._ranks = ranks
+        self._notes: list[str] = []
         self._flat = self._key_of_copies()
         self._stage = self._stage_of(self._states[0])
         self._refuse_partial()
         self._world = len(optims)
-        self._copies = self._streams_of(lambda state: items_of(state[self._flat]), self._flat)
+        self._copies = self._streams(
+            [
+                [file.vector(f"{self._flat}.{at}", node) for at, node in enumerate(file.items(state[self._flat]))]
+                for file, state in zip(optims, self._states, strict=True)
+            ],
+            self._flat,
+        )
         self._parameters = list(self._placed())
         self._check_sums()
 
@@ -123,7 +135,7 @@ class _Run:
     def _refuse_partial(self) -> None:
         """Raise where files are missing, of several saves, or of what is spread in another way."""
         counts = self._states[0].get("partition_count")
-        several = [number_of(count) for count in items_of(counts)]
+        several = [number_of(count) for count in self._optims[0].items(counts)]
         if len(set(several)) > 1:
             raise UnsupportedError(
                 f"its groups are cut into different numbers of parts ({listed(several, 5)}), as those of experts are",
@@ -132,7 +144,7 @@ class _Run:
             )
         world = several[0] if several else number_of(counts)
         world = len(self._optims) if world is None else world
-        if list(self._ranks) != list(range(world)):
+        if len(self._ranks) != world or self._ranks[-1] != world - 1:
             self._refuse_ranks(world)
         if any(number_of(file.root.get("mp_world_size")) not in (None, 1) for file in self._models[:1]):
             raise tensor_parallel(self._models[0].path, self._path)
@@ -163,8 +175,8 @@ class _Run:
 
     def _refuse_experts(self, file: RankFile) -> None:
         for key in _EXPERTS:
-            for layer in items_of(file.root.get(key)):
-                said = text_of(pairs_of(layer).get("expert_state_format")) or ""
+            for layer in file.items(file.root.get(key)):
+                said = text_of(file.pairs(layer).get("expert_state_format")) or ""
                 if "partition" in said:
                     raise UnsupportedError(
                         "its experts are partitioned over groups of their own (AutoEP)", path=file.path,
@@ -178,14 +190,6 @@ class _Run:
 
     # --- the flat vectors
 
-    def _streams_of(self, vectors_of: object, what: str) -> list[list[Stream]]:
-        """The streams of each group, made of the vectors that each rank has."""
-        by_rank = []
-        for file, state in zip(self._optims, self._states, strict=True):
-            nodes = vectors_of(state)  # type: ignore[operator]  # a function of this class
-            by_rank.append([file.vector(f"{what}.{number}", node) for number, node in enumerate(nodes)])
-        return self._streams(by_rank, what)
-
     def _streams(self, by_rank: Sequence[Sequence[Tensor]], what: str) -> list[list[Stream]]:
         counts = {len(vectors) for vectors in by_rank}
         if len(counts) != 1 or counts == {0}:
@@ -198,12 +202,12 @@ class _Run:
         """The shapes of the trained parameters by name, a mapping for each group."""
         model = self._models[0]
         said = model.root.get("param_shapes")
-        groups = [said] if pairs_of(said) else items_of(said)
+        groups = [said] if model.pairs(said) else model.items(said)
         if not groups:
             raise UnsupportedError(
                 "it does not say the shapes of the parameters", path=model.path, hint=as_files(self._path)
             )
-        return [{name: sizes(name, node) for name, node in pairs_of(group).items()} for group in groups]
+        return [{name: sizes(name, node) for name, node in model.pairs(group).items()} for group in groups]
 
     def _placed(self) -> Iterator[Parameter]:
         """The trained parameters with their places."""
@@ -219,9 +223,10 @@ class _Run:
             raise RanksError(
                 f"its parameters are of {len(groups)} groups, their copies of {len(self._copies)}", path=self._path
             )
+        optim = self._optims[0]
         gaps = [
-            [max(number_of(gap) or 0, 0) for gap in items_of(group)]
-            for group in items_of(self._states[0].get("param_alignment_paddings"))
+            [max(number_of(gap) or 0, 0) for gap in optim.items(group)]
+            for group in optim.items(self._states[0].get("param_alignment_paddings"))
         ]
         for number, group in enumerate(groups):
             first = 0
@@ -266,7 +271,8 @@ class _Run:
         said = f"weights: {dtype} master copies" + (
             f", frozen ones as they are ({listed(others, 3)})" if others else ""
         )
-        return Joined([*model, *self._optimizer(), *self._models[0].entries(rest)], self._stage, said)
+        entries = [*model, *self._optimizer(), *self._models[0].entries(rest)]
+        return Joined(entries, self._stage, said, tuple(self._notes))
 
     def _model(self) -> tuple[list[Entry], list[Entry]]:
         """The model's entries, in the order of the module's state_dict, and those of them that are not trained."""
@@ -276,9 +282,9 @@ class _Run:
         }
         found: dict[str, Entry] = {**trained, **self._frozen()}
         model = self._models[0]
-        buffers = {text_of(name) for name in items_of(model.root.get("buffer_names"))}
+        buffers = {text_of(name) for name in model.items(model.root.get("buffer_names"))}
         shared = self._shared()
-        module = pairs_of(model.root.get("module"))
+        module = model.pairs(model.root.get("module"))
         for name, node in module.items():
             if name in found or name in shared:
                 continue
@@ -299,15 +305,15 @@ class _Run:
 
     def _shared(self) -> dict[str, str]:
         """The names of tied parameters, each with the name under which it was trained; in stage 3 only rank 0 knows."""
-        shared = pairs_of(self._models[0].root.get("shared_params"))
+        shared = self._models[0].pairs(self._models[0].root.get("shared_params"))
         return {name: text_of(kept) or "" for name, kept in shared.items()}
 
     def _frozen(self) -> dict[str, Tensor]:
         """The parameters that are not trained, by name, as they were saved."""
-        shapes = pairs_of(self._models[0].root.get("frozen_param_shapes"))
+        shapes = self._models[0].pairs(self._models[0].root.get("frozen_param_shapes"))
         if not shapes:
             return {}
-        parts = [pairs_of(file.root.get("frozen_param_fragments")) for file in self._models]
+        parts = [file.pairs(file.root.get("frozen_param_fragments")) for file in self._models]
         if self._stage >= 3 and len(self._models) != self._world:
             raise RanksError(
                 f"{len(self._models)} of {self._world} files of model states are there, and frozen parameters are "
@@ -334,25 +340,32 @@ class _Run:
     def _optimizer(self) -> Iterator[Entry]:
         """The optimizer's states beside the names of their parameters, and its other values."""
         inner = [state.get(_STATES[self._stage >= 3]) for state in self._states]
-        by_group = [_states_of(node) for node in inner]
+        by_group = [_states_of(file, node) for file, node in zip(self._optims, inner, strict=True)]
         keys = dict.fromkeys(key for group in by_group[0] for key in group)
         states = [found for key in keys for found in self._state(key, by_group)]
         yield from (entry for _, entry in sorted(states, key=lambda found: found[0]))
         first = self._optims[0]
-        groups = pairs_of(inner[0]).get("param_groups")
+        groups = first.pairs(inner[0]).get("param_groups")
         rest = [(f"{OPTIMIZER}.param_groups", groups)] if groups is not None else []
         rest += [(f"{OPTIMIZER}.{key}", node) for key, node in self._states[0].items() if key not in _LAYOUT]
         yield from first.entries(rest)
 
     def _state(self, key: str, by_group: Sequence[Sequence[dict[str, object]]]) -> Iterator[tuple[int, Entry]]:
         """One state of all parameters, each with the number of its own: cut as it is, or one value for a group."""
+        self._models[0].pay(_STATE_STEPS * len(self._parameters))
         streams = self._streams_of_state(key, by_group)
         if streams is not None:
             for place, each in enumerate(self._parameters):
                 yield place, self._tensor(f"{OPTIMIZER}.state.{each.name}.{key}", each, streams[each.group])
             return
+        if any(self._is_vector(file, groups, key) for file, groups in zip(self._optims, by_group, strict=True)):
+            self._notes.append(f"the optimizer's {key} is left out, as its parts do not lie as those of the parameters")
+            return
+        members: dict[int, list[int]] = {}
+        for at, each in enumerate(self._parameters if self._stage < 3 else ()):
+            members.setdefault(each.group, []).append(at)
         for number, group in enumerate(by_group[0]):
-            named = [at for at, each in enumerate(self._parameters) if self._stage < 3 and each.group == number]
+            named = members.get(number, [])
             places = named or [len(self._parameters) + number]
             names = [f"state.{self._parameters[at].name}.{key}" for at in named] or [f"groups.{number}.{key}"]
             entries = self._optims[0].entries([(f"{OPTIMIZER}.{names[0]}", group[key])]) if key in group else []
@@ -360,6 +373,11 @@ class _Run:
             if len(entries) == 1:
                 for place, name in zip(places[1:], names[1:], strict=True):
                     yield place, replace(entries[0], name=f"{OPTIMIZER}.{name}")
+
+    def _is_vector(self, file: RankFile, groups: Sequence[dict[str, object]], key: str) -> bool:
+        """True if a rank has something with dimensions for a state, and so perhaps a part of it."""
+        tensors = [file.tensor(key, group.get(key)) for group in groups]
+        return any(tensor is not None and bool(tensor.shape) for tensor in tensors)
 
     def _streams_of_state(self, key: str, by_group: Sequence[Sequence[dict[str, object]]]) -> list[list[Stream]] | None:
         """The streams of a state that is cut as the parameters are; None for any other."""
@@ -390,10 +408,10 @@ def _flattened(tensor: Tensor) -> Tensor:
     return replace(tensor, shape=(tensor.numel,), stride=(1,)) if tensor.is_contiguous else tensor
 
 
-def _states_of(node: object) -> list[dict[str, object]]:
+def _states_of(file: RankFile, node: object) -> list[dict[str, object]]:
     """The states of each group: by the numbers of the groups' only parameters, or in a list."""
-    found = items_of(node) or list(pairs_of(pairs_of(node).get("state")).values())
-    return [pairs_of(group) for group in found]
+    found = file.items(node) or list(file.pairs(file.pairs(node).get("state")).values())
+    return [file.pairs(group) for group in found]
 
 
 def joined_tensor(
