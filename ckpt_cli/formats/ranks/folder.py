@@ -14,7 +14,8 @@ from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.container import Composed
 from ckpt_cli.formats.ranks.listed import LATEST, LOOSE, NAME, beside_note, count, latest, list_files
 from ckpt_cli.formats.ranks.rank_file import RankFile
-from ckpt_cli.formats.ranks.zero import FIXED, MODEL, as_files, join_zero, tensor_parallel
+from ckpt_cli.formats.ranks.zero import join_zero
+from ckpt_cli.formats.ranks.zero_layout import FIXED, MODEL, as_files, tensor_parallel
 from ckpt_cli.formats.sharded.read import ReadOne
 from ckpt_cli.model.checkpoint import Checkpoint
 

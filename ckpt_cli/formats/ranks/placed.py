@@ -22,7 +22,7 @@ from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.ranks.listed import beside_note, count, side_by_side
 from ckpt_cli.formats.ranks.rank_file import RankFile
-from ckpt_cli.formats.ranks.zero import FIXED, MODEL, OPTIMIZER, as_files
+from ckpt_cli.formats.ranks.zero_layout import FIXED, MODEL, OPTIMIZER, as_files
 from ckpt_cli.formats.sharded.read import ReadOne
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value, contiguous_stride
 
