@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Index = tuple["int | slice | EllipsisType", ...]
 
-_INTEGER = re.compile(r"[+-]?\d{1,19}$")
+_INTEGER = r"[+-]?\d{1,19}$"
 
 PAGE = 4096
 """Bytes between two rows from which on it pays to touch each row alone."""
@@ -192,7 +192,7 @@ def _parse_item(text: str) -> int | slice | EllipsisType:
 
 
 def _integer(text: str) -> int:
-    if not _INTEGER.match(text):
+    if not re.match(_INTEGER, text):
         raise UsageError(f"{text!r} is not an index: integers, slices (a:b:c) and ... are")
     return int(text)
 

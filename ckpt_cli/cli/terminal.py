@@ -26,7 +26,7 @@ class Colour(str, Enum):
 
 
 _PAGER = "less -FRX"
-_OF_A_SHELL = re.compile(r"[|&;<>()$`\\\"'*?#~=%\[{]")
+_OF_A_SHELL = r"[|&;<>()$`\\\"'*?#~=%\[{]"
 """Characters for which a command needs a shell."""
 
 _WORDS = (("ckpt: ", "error"), ("hint: ", "note"), ("warning: ", "warning"), ("note: ", "note"))
@@ -184,7 +184,7 @@ def _started_pager() -> Popen[str] | None:
     import subprocess
     from shutil import which
 
-    words = ["/bin/sh", "-c", command] if _OF_A_SHELL.search(command) else command.split()
+    words = ["/bin/sh", "-c", command] if re.search(_OF_A_SHELL, command) else command.split()
     program = which(words[0])
     if program is None:
         return None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _OPERATORS = "+-*/"
-_INTEGER = re.compile(r"[+-]?\d{1,4000}$")
+_INTEGER = r"[+-]?\d{1,4000}$"
 _NESTING = 64
 
 
@@ -114,7 +114,7 @@ def _scalar(text: str) -> object:
     word = text.strip().lower()
     if word in ("true", "false"):
         return word == "true"
-    if _INTEGER.match(word):
+    if re.match(_INTEGER, word):
         return int(word)
     try:
         return complex(word) if word.endswith("j") else _real(word)

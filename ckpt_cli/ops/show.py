@@ -12,7 +12,6 @@ from ckpt_cli.budget import Budget
 from ckpt_cli.errors import UnsupportedError, UsageError, about
 from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
-from ckpt_cli.ops.output import check_output, writing
 from ckpt_cli.ops.select import Selection, part_of, select, select_one
 
 if TYPE_CHECKING:
@@ -319,6 +318,8 @@ def save_npy(shown: Shown, path: str) -> int:
     import io
 
     import numpy as np
+
+    from ckpt_cli.ops.output import check_output, writing
 
     Budget.of(shown.checkpoint).read(shown.tensor, shown.region)
     check_output(path, shown.checkpoint.path, "a numpy file holds one tensor: name another file")

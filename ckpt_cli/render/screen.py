@@ -23,9 +23,9 @@ _COLOURS = {
 """What a text is, and the parameter of the control sequence that colours it (ECMA-48 SGR)."""
 
 _RESET = "\x1b[0m"
-_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
+_SEQUENCE = r"\x1b\[[0-9;]*m"
 
-_WORD = re.compile(r" *[^ ]+| +")
+_WORD = r" *[^ ]+| +"
 
 _PIECE = 1 << 13
 """Characters of a line without end that are broken at a time."""
@@ -71,8 +71,8 @@ def paint(text: str, what: str) -> str:
 def width_of(text: str) -> int:
     """Return the columns that a text takes on a terminal: wide characters take two, combining ones none."""
     if text.isascii():
-        return len(text) if "\x1b" not in text else len(_SEQUENCE.sub("", text))
-    return sum(map(char_width, _SEQUENCE.sub("", text) if "\x1b" in text else text))
+        return len(text) if "\x1b" not in text else len(re.sub(_SEQUENCE, "", text))
+    return sum(map(char_width, re.sub(_SEQUENCE, "", text) if "\x1b" in text else text))
 
 
 def char_width(char: str) -> int:
@@ -135,7 +135,7 @@ def wrapped(line: str, columns: int, indent: int | None = None, whole: Iterable[
     hang = " " * min(indent, max(columns // 2, 0))
     keep = tuple(whole)
     lines, begin = [], ""
-    for word in _WORD.findall(line):
+    for word in re.findall(_WORD, line):
         if width_of(begin + word) <= columns:
             begin += word
             continue
@@ -163,8 +163,9 @@ def _part(word: str, columns: int) -> str:
 def _painted_part(word: str, columns: int) -> str:
     """Return the beginning of a word with control sequences in it, none of which is cut."""
     taken, at = 0, 0
+    pattern = re.compile(_SEQUENCE)
     while at < len(word):
-        sequence = _SEQUENCE.match(word, at)
+        sequence = pattern.match(word, at)
         if sequence is not None:
             at = sequence.end()
             continue
@@ -180,7 +181,7 @@ def _closed(lines: list[str]) -> list[str]:
     closed, opened = [], ""
     for line in lines:
         text = opened + line
-        for sequence in _SEQUENCE.findall(line):
+        for sequence in re.findall(_SEQUENCE, line):
             opened = "" if sequence == _RESET else opened + sequence
         closed.append(text + _RESET if opened else text)
     return closed

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 import torch
 from benchmarks.files import SIZES, write_many, write_sparse_legacy, write_sparse_pt, write_sparse_safetensors
 from builders.pickles import Ops, built, call, named, pickled
+from safetensors.torch import save_file
+
+from ckpt_cli.cli.app import COMMANDS
 
 NAME = "layers.7.part1.weight"
 HEAVY = {"torch", "numpy", "rich", "pydantic", "ml_dtypes", "safetensors", "tabulate", "importlib.metadata"}
@@ -183,6 +187,67 @@ def test_only_the_module_of_the_command_is_imported(folder: Path) -> None:
         "ckpt_cli.cli.terminal",
         "ckpt_cli.cli.typer_parts",
     }
+
+
+@pytest.mark.parametrize("words", [("--help",), ("help",), ("-h",)], ids=" ".join)
+def test_the_first_help_imports_no_command_and_nothing_of_rich(tmp_path: Path, words: tuple[str, ...]) -> None:
+    facts = spied(tmp_path, *words)
+    assert facts["code"] == 0
+    modules = set(facts["modules"])
+    assert not {f"ckpt_cli.cli.{name}" for name in COMMANDS} & modules
+    assert not {name for name in modules if name.startswith(("typer.rich", "typer._rich", "rich"))}
+    assert not HEAVY & modules
+
+
+ROOMS: dict[str, dict[str, int]] = {
+    "ls small.pt": {"": 13, "cli": 11, "render": 6, "files": 9, "model": 1, "formats": 9, "ops": 3, "pickles": 25},
+    "ls small.safetensors": {"": 12, "cli": 11, "render": 6, "files": 9, "model": 1, "formats": 6, "ops": 3},
+    "show small.pt": {"": 14, "cli": 10, "render": 7, "files": 9, "model": 1, "formats": 9, "ops": 2, "pickles": 25,
+                      "arrays": 3},
+    "set -n small.pt 0.bias[0]=1": {"": 16, "cli": 11, "render": 4, "files": 19, "model": 2, "formats": 11, "ops": 4,
+                                    "pickles": 25, "arrays": 4, "edits": 8, "parallel": 1},
+    "info small.pt": {"": 14, "cli": 12, "render": 6, "files": 9, "model": 1, "formats": 11, "ops": 6, "pickles": 25,
+                      "parallel": 1},
+    "--help": {"": 10, "cli": 7, "render": 2, "files": 4, "model": 1},
+}  # fmt: skip
+"""Commands, and the number of modules that they import of each room at the most: a module takes 0.3 ms."""
+
+BESIDES = {
+    "ls small.pt": "array bisect contextvars dataclasses mmap struct",
+    "ls small.safetensors": "contextvars dataclasses json json.decoder json.encoder json.scanner mmap",
+    "--help": "contextvars dataclasses mmap typer._click._textwrap",
+}
+"""Commands, and the modules that they import besides ckpt's own, typer's, and those that a Typer command has anyway."""
+
+IMPORTS = """
+import __future__, gc, sys, typer, typer.main, typer.core, typer._click.decorators
+before = set(sys.modules)
+from ckpt_cli.cli.main import run
+assert run(sys.argv[2:]) == 0
+open(sys.argv[1], "w").write(" ".join(set(sys.modules) - before))
+"""
+
+
+def imported(folder: Path, line: str) -> set[str]:
+    """Return the modules that a command line imports besides those of a Typer command that does nothing."""
+    torch.save({"0.weight": torch.ones(8, 4), "0.bias": torch.ones(8)}, folder / "small.pt")
+    save_file({"0.weight": torch.ones(8, 4)}, folder / "small.safetensors")
+    call = [sys.executable, "-c", IMPORTS, folder / "modules", *line.split()]
+    subprocess.run(call, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return set((folder / "modules").read_text().split())
+
+
+@pytest.mark.parametrize("line", ROOMS)
+def test_the_start_of_a_command_imports_no_more_modules_of_any_room(tmp_path: Path, line: str) -> None:
+    own = [name.split(".") for name in imported(tmp_path, line) if name.split(".")[0] == "ckpt_cli"]
+    counts = Counter(parts[1] if len(parts) > 2 else "" for parts in own)
+    assert {room: count for room, count in counts.items() if count > ROOMS[line].get(room, 0)} == {}
+
+
+@pytest.mark.parametrize("line", BESIDES)
+def test_the_start_of_a_command_imports_no_more_of_other_packages(tmp_path: Path, line: str) -> None:
+    others = {name for name in imported(tmp_path, line) if name.split(".")[0] != "ckpt_cli" and name[0] != "_"}
+    assert others <= set(BESIDES[line].split())
 
 
 @pytest.mark.parametrize("module", ["typer", "ckpt_cli.cli.boundary", "ckpt_cli.cli.ls", "ckpt_cli.formats.registry"])

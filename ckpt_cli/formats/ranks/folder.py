@@ -17,6 +17,7 @@ from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.zero import join_zero
 from ckpt_cli.formats.ranks.zero_layout import FIXED, MODEL, as_files, tensor_parallel
 from ckpt_cli.formats.sharded.read import ReadOne
+from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _joined(
         twice = next(rank for rank in ranks if ranks.count(rank) > 1)
         raise RanksError(f"two files are of rank {twice}: some are of another save", path=path, hint=as_files(path))
     order = sorted(range(len(ranks)), key=ranks.__getitem__)
-    saved = [RankFile(file, read_one) for file in files]
+    saved = [RankFile(file, read_one) for file in documented(files)]
     with about(path):
         try:
             joined = join_zero(path, saved[:models], [saved[models + at] for at in order], sorted(ranks))

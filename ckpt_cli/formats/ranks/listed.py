@@ -17,6 +17,7 @@ from ckpt_cli.errors import LimitError, MalformedError, listed
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import head_of, is_folder, is_plain_name, join, names_in
 from ckpt_cli.formats.sharded.read import ReadOne, ShardSet
+from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Value
 
 NAME = "deepspeed"
@@ -61,7 +62,7 @@ def side_by_side(folder: str, names: Sequence[str], opener: Opener, read_one: Re
     """Open some files of a folder, each entry's name after that of its file."""
     files = opener.open_all([join(folder, name) for name in names])
     try:
-        shards = [read_one(file) for file in files]
+        shards = [read_one(file) for file in documented(files)]
         container = ShardSet(None, shards)
         entries: list[Entry] = []
         for name, shard in zip(names, shards, strict=True):

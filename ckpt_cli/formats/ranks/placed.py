@@ -24,6 +24,7 @@ from ckpt_cli.formats.ranks.listed import beside_note, count, side_by_side
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.zero_layout import FIXED, MODEL, OPTIMIZER, as_files
 from ckpt_cli.formats.sharded.read import ReadOne
+from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value, contiguous_stride
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
     model, optim = found["model"], found["optim"]
     files = opener.open_all([join(path, name) for name in (*model, *optim)])
     try:
-        saved = [RankFile(file, read_one) for file in files]
+        saved = [RankFile(file, read_one) for file in documented(files)]
         container = Composed(files, _no_seal)
         joining = _Joining(path, container)
         with about(path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ckpt_cli.errors import RefusedError, UnknownFormatError, UsageError, listed
 from ckpt_cli.facts import dataclass
@@ -14,21 +14,31 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """In the order of preference where a checkpoint was saved twice."""
 
 INDEX = ".index.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
-_INDEX = re.compile(r"(?P<base>.+)(?P<suffix>\.[a-z]+)\.index(\.(?P<variant>\w+))?\.json")
+_SHARD = r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)"
+_INDEX = r"(?P<base>.+)(?P<suffix>\.[a-z]+)\.index(\.(?P<variant>\w+))?\.json"
 _WITH_VARIANTS = ("model", "pytorch_model", "diffusion_pytorch_model")
 """The stems after which loaders know a variant: `model.fp16-00001-of-00002.safetensors`."""
 
 
+def shard_name(name: str) -> re.Match[str] | None:
+    """Match the name of a shard, with its `stem`, `number`, `count` and `suffix`; None for another name."""
+    return re.fullmatch(_SHARD, name)
+
+
+def shard_names(names: Iterable[str]) -> list[re.Match[str]]:
+    """Match those of some names that are names of shards."""
+    return [found for found in map(shard_name, names) if found]
+
+
 def is_index(name: str) -> bool:
     """True for the name of an index: `model.safetensors.index.json`, `model.safetensors.index.fp16.json`."""
-    found = _INDEX.fullmatch(name)
+    found = re.fullmatch(_INDEX, name)
     return found is not None and found["suffix"] in _SUFFIXES
 
 
 def set_of(index: str) -> tuple[str, str]:
     """Return the stem and the suffix of the shards that an index is about by its name."""
-    found = _INDEX.fullmatch(index)
+    found = re.fullmatch(_INDEX, index)
     if found is None:
         return os.path.splitext(index.removesuffix(INDEX))[0], os.path.splitext(index.removesuffix(INDEX))[1]
     return found["base"] + (f".{found['variant']}" if found["variant"] else ""), found["suffix"]
@@ -67,9 +77,21 @@ def file_in(path: str, names: Sequence[str]) -> str:
     return _preferred(path, files, "")
 
 
+def several_in(names: Sequence[str]) -> list[str]:
+    """Return the checkpoint files of a folder that is none itself, of what was saved in two formats the first.
+
+    Empty for a folder that stands for one checkpoint, or for none.
+    """
+    files = [name for name in names if name.endswith(_SUFFIXES)]
+    if ".metadata" in names or any(map(is_index, names)) or whole_set(names) is not None:
+        return []
+    stems = dict.fromkeys(map(_stem, files))
+    return [_preferred("", [name for name in files if _stem(name) == stem], "") for stem in stems if len(stems) > 1]
+
+
 def index_of(path: str) -> str | None:
     """Return the name of the index beside a file whose name is that of a shard; None where there is none."""
-    found = _SHARD.fullmatch(name_of(path))
+    found = shard_name(name_of(path))
     names = _index_names(found["stem"], found["suffix"]) if found else []
     return next((name for name in names if exists(join(folder_of(path), name))), None)
 
@@ -78,8 +100,7 @@ def _preferred(path: str, names: Sequence[str], ending: str) -> str:
     """The one of these files that is meant: the only one, or of the same thing saved in two formats the first."""
     by_stem: dict[str, list[str]] = {}
     for name in names:
-        stem = name.removesuffix(ending)
-        by_stem.setdefault(_STEMS.get(os.path.splitext(stem)[0], os.path.splitext(stem)[0]), []).append(name)
+        by_stem.setdefault(_stem(name.removesuffix(ending)), []).append(name)
     if len(by_stem) > 1:
         raise UsageError(
             f"a folder of {len(names)} checkpoints: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}",
@@ -91,13 +112,19 @@ def _preferred(path: str, names: Sequence[str], ending: str) -> str:
     return min(same, key=lambda name: next(place for place, suffix in enumerate(order) if name.endswith(suffix)))
 
 
+def _stem(name: str) -> str:
+    """Return the name of a checkpoint without its suffix, the same for one model in two formats."""
+    stem = os.path.splitext(name)[0]
+    return _STEMS.get(stem, stem)
+
+
 _STEMS = {"pytorch_model": "model", "diffusion_pytorch_model": "model"}
 """The names of the same model in transformers' and diffusers' two formats."""
 
 
 def whole_set(names: Sequence[str]) -> list[str] | None:
     """Return the shards of the only set in a folder that is complete without an index; None without exactly one."""
-    shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
+    shards = [found for found in shard_names(names) if found["suffix"] in _SUFFIXES]
     sets = sorted({(found["stem"], found["count"], found["suffix"]) for found in shards})
     whole = [found for found in (_shard_names(*each) for each in sets) if set(found) <= set(names)]
     return whole[0] if len(whole) == 1 else None
@@ -108,7 +135,7 @@ def counted_set(names: Sequence[str], index: str = "") -> list[str] | None:
 
     With the name of an index, the set that it is about.
     """
-    shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
+    shards = [found for found in shard_names(names) if found["suffix"] in _SUFFIXES]
     if index:
         shards = [found for found in shards if (found["stem"], found["suffix"]) == set_of(index)]
     sets = {(found["stem"], found["count"], found["suffix"]) for found in shards}
@@ -140,7 +167,7 @@ def indexed_set(path: str, names: Sequence[str], index: str) -> str:
         if not is_index(index):
             raise UsageError(f"the name of an index ends in {listed(_SUFFIXES, 9, lambda each: each + INDEX)}")
         return index
-    shards = [found for found in map(_SHARD.fullmatch, names) if found and found["suffix"] in _SUFFIXES]
+    shards = [found for found in shard_names(names) if found["suffix"] in _SUFFIXES]
     sets = dict.fromkeys(f"{found['stem']}{found['suffix']}{INDEX}" for found in shards)
     indices = [_plain_name(name) for name in names if is_index(name)]
     if not sets and not indices:
@@ -159,7 +186,7 @@ def shards_to_index(path: str, names: Sequence[str], index: str, named: Sequence
     """
     there = set(names)
     stem, suffix = set_of(index)
-    matches = [found for found in map(_SHARD.fullmatch, sorted(names)) if found]
+    matches = shard_names(sorted(names))
     own = {found[0]: found["count"] for found in matches if (found["stem"], found["suffix"]) == (stem, suffix)}
     if named and there >= set(named):
         counts = {own.get(name) for name in named}

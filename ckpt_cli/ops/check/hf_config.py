@@ -83,8 +83,8 @@ class Dimension:
 
     keys: str
     """Its keys in the config."""
-    name: re.Pattern[str]
-    """The whole name of such a tensor."""
+    name: str
+    """The pattern of the whole name of such a tensor."""
     dim: int
     expected: Callable[[Config], int | None]
     plain: bool = False
@@ -94,7 +94,7 @@ class Dimension:
 def _dimension(
     keys: str, name: str, dim: int, expected: Callable[[Config], int | None] | None = None, *, plain: bool = False
 ) -> Dimension:
-    return Dimension(keys, re.compile(name), dim, expected or (lambda config: _integer_at(config, keys)), plain)
+    return Dimension(keys, name, dim, expected or (lambda config: _integer_at(config, keys)), plain)
 
 
 DIMENSIONS = (
@@ -116,14 +116,14 @@ DIMENSIONS = (
 def _dimensions(subject: Configured) -> Iterator[Occurrence]:
     packed = "quantization_config" in subject.config
     wanted = [
-        (rule, expected)
+        (rule, re.compile(rule.name).fullmatch, expected)
         for rule in DIMENSIONS
         if (rule.plain or not packed) and (expected := rule.expected(subject.config)) is not None
     ]
     for tensor in subject.tensors if wanted else ():
-        for rule, expected in wanted:
+        for rule, matches, expected in wanted:
             shape = tensor.shape
-            if shape is None or len(shape) <= rule.dim or not rule.name.fullmatch(tensor.name):
+            if shape is None or len(shape) <= rule.dim or not matches(tensor.name):
                 continue
             if shape[rule.dim] != expected:
                 yield Occurrence(
@@ -133,12 +133,12 @@ def _dimensions(subject: Configured) -> Iterator[Occurrence]:
                 )
 
 
-_NUMBERED = re.compile(_TOP + r"(?:encoder\.layer|layers|h)\.(\d{1,6})\..*")
+_NUMBERED = _TOP + r"(?:encoder\.layer|layers|h)\.(\d{1,6})\..*"
 
 
 def _layers(subject: Configured) -> Iterator[Occurrence]:
     said = _integer_at(subject.config, "num_hidden_layers", "n_layer")
-    found = {int(match[1]) for tensor in subject.tensors if (match := _NUMBERED.fullmatch(tensor.name))}
+    found = {int(match[1]) for tensor in subject.tensors if (match := re.fullmatch(_NUMBERED, tensor.name))}
     if said is None or not found or not subject.complete or subject.adapter:
         return
     extra = _integer_at(subject.config, "num_nextn_predict_layers") or 0
@@ -190,8 +190,8 @@ def _dtype(subject: Configured) -> Iterator[Occurrence]:
 
 
 _LORA = (
-    (re.compile(r".*\.lora_A(?:\.[^.]+)?\.weight"), 0),
-    (re.compile(r".*\.lora_B(?:\.[^.]+)?\.weight"), 1),
+    (r".*\.lora_A(?:\.[^.]+)?\.weight", 0),
+    (r".*\.lora_B(?:\.[^.]+)?\.weight", 1),
 )
 
 
@@ -201,10 +201,11 @@ def _rank(subject: Configured) -> Iterator[Occurrence]:
         return
     for tensor in subject.tensors:
         for name, dim in _LORA:
-            if tensor.shape and dim < len(tensor.shape) and tensor.shape[dim] != rank and name.fullmatch(tensor.name):
+            shape = tensor.shape or ()
+            if dim < len(shape) and shape[dim] != rank and re.fullmatch(name, tensor.name):
                 yield Occurrence(
                     f"{subject.where}: {tensor.name}",
-                    f"adapter_config.json says r = {rank}, its shape is {list(tensor.shape)}",
+                    f"adapter_config.json says r = {rank}, its shape is {list(shape)}",
                 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
@@ -10,12 +9,10 @@ from typing import Any
 
 from ckpt_cli.errors import listed
 from ckpt_cli.facts import dataclass
-from ckpt_cli.formats.sharded.names import set_of
+from ckpt_cli.formats.sharded.names import set_of, shard_name, shard_names
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import by_storage
 from ckpt_cli.ops.check.finding import Check, Occurrence
-
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class ShardFiles:
 
 def wanted_of(names: Sequence[str]) -> list[str] | None:
     """The shards that a folder without an index should have, by the names of those that are there; None for no set."""
-    found = [match for match in map(_SHARD.fullmatch, names) if match]
+    found = shard_names(names)
     sets = {(match["stem"], match["count"], match["suffix"]) for match in found}
     if len(sets) != 1:
         return None
@@ -78,9 +75,9 @@ def wanted_of(names: Sequence[str]) -> list[str] | None:
 
 def strays_of(named: Sequence[str], beside: Sequence[str]) -> list[str]:
     """The files that are named as shards of a set, but are none of it."""
-    stems = {(match["stem"], match["suffix"]) for match in map(_SHARD.fullmatch, named) if match}
+    stems = {(match["stem"], match["suffix"]) for match in shard_names(named)}
     known = set(named)
-    found = (match for match in map(_SHARD.fullmatch, beside) if match)
+    found = shard_names(beside)
     return [match[0] for match in found if (match["stem"], match["suffix"]) in stems and match[0] not in known]
 
 
@@ -95,7 +92,7 @@ def whole_of(index: str, named: Sequence[str], beside: Sequence[str]) -> list[st
     (`_get_resolved_checkpoint_files`); accelerate looks for any single file first; diffusers and vLLM for an index.
     """
     sets = {"".join(set_of(index))} if index else {
-        match["stem"] + match["suffix"] for match in map(_SHARD.fullmatch, named) if match
+        match["stem"] + match["suffix"] for match in shard_names(named)
     }  # fmt: skip
     wanted = dict.fromkeys(name for each in sorted(sets) for name in _WHOLE.get(each, (each,)))
     return [name for name in wanted if name in beside and name not in named]
@@ -187,7 +184,7 @@ def _no_index(files: ShardFiles) -> Iterator[Occurrence]:
 def _stray(files: ShardFiles) -> Iterator[Occurrence]:
     """Files that are named as shards of this set, but are none of it; never those that alone have a tensor."""
     known = {name for shard in files.opened for name in files.names_of(shard)}
-    counts = {match["count"] for match in map(_SHARD.fullmatch, files.named) if match}
+    counts = {match["count"] for match in shard_names(files.named)}
     stale = files.instead
     for name in strays_of(files.named, files.beside):
         if name in stale:
@@ -195,7 +192,7 @@ def _stray(files: ShardFiles) -> Iterator[Occurrence]:
         said = "the index does not name it" if files.index else "it is not one of them"
         problem = f"the file is named as a shard of this set, but {said}"
         alone = sorted(files.names_of(name) - known) if name in files.strays else []
-        match = _SHARD.fullmatch(name)
+        match = shard_name(name)
         if alone or (name not in files.strays and not files.complete):
             only = f", and it alone has {listed(alone, 2)}" if alone else ""
             keep = "ckpt index FILE adds it to the index; " if match and match["count"] in counts else ""
@@ -207,7 +204,7 @@ def _stray(files: ShardFiles) -> Iterator[Occurrence]:
 def _count(files: ShardFiles) -> Iterator[Occurrence]:
     """Shards whose names say another number of shards than there are."""
     for name in files.named if not files.instead else ():
-        match = _SHARD.fullmatch(name)
+        match = shard_name(name)
         if match and int(match["count"]) != len(files.named):
             yield Occurrence(name, f"its name says {int(match['count'])} shards, the index names {len(files.named)}")
             return

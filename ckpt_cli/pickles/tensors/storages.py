@@ -12,7 +12,6 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.pickles.graph import Call, Global, Graph
-from ckpt_cli.pickles.legacy_save import HEAD, read_save
 from ckpt_cli.pickles.references import reference_of
 from ckpt_cli.pickles.tensors.arguments import is_count, odd_storage, storage_dtype
 from ckpt_cli.pickles.tensors.inline_bytes import Buffer, InlineBytes, PicklePlace, buffer_of
@@ -119,6 +118,7 @@ class Storages:
         if buffer is None:
             raise odd_storage()
         from ckpt_cli.files.memory import MemorySource
+        from ckpt_cli.pickles.legacy_save import HEAD, read_save
 
         self._budget.steps(_SAVE_STEPS)
         head = buffer.data
