@@ -16,6 +16,8 @@ from ckpt_cli.edits.convert_options import (
     CLONE,
     ERROR,
     KEEP_ONE,
+    NOT_STATE,
+    NOT_WEIGHTS,
     Conversion,
     ConvertOptions,
     ConvertPlan,
@@ -190,6 +192,8 @@ def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
 
 def _planned(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
     """Return the plan: what is written, and what is left out."""
+    if checkpoint.weights and not (options.select or options.names or options.everything):
+        return _weights(checkpoint, target, output, options)
     prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
     whole, dropped = checkpoint, _dropped(checkpoint, options)
@@ -211,6 +215,20 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     if nested is not None:
         return nested
     return flatten(checkpoint, target, output, options, names, selected)
+
+
+def _weights(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
+    """Return the plan for the model's weights alone, of the checkpoint of a run that has more than these."""
+    dropped = _dropped(checkpoint, options)
+    own = [entry for entry in checkpoint.own if entry.name not in dropped]
+    _refuse_shared(own, options)
+    if options.dtype is not None and not options.raw:
+        refuse_quantized(checkpoint, {entry.name for entry in own})
+    options = replace(options, select=checkpoint.weights)
+    entries = [entry for entry in checkpoint.entries if entry.name not in dropped]
+    plan = flatten(checkpoint, target, output, options, [entry.name for entry in own], entries)
+    left_out = (replace(item, why=NOT_WEIGHTS) if item.why == NOT_STATE else item for item in plan.left_out)
+    return replace(plan, left_out=tuple(left_out))
 
 
 def _of_cut(found: Salvaged, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from ckpt_cli.edits.folded import fold_names
 from ckpt_cli.edits.in_place import hinting_at_outputs, refuse_links, require_writable, require_writable_at
 from ckpt_cli.edits.plan import MANY, EditOptions, EditPlan, EditResult, Planner
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
+from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.files.backup import keeping
@@ -77,6 +77,12 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
 
 def _check_target(checkpoint: Checkpoint, path: str, own: str, options: EditOptions) -> None:
     """Raise before any work is done where the result cannot be written."""
+    if checkpoint.fixed:
+        raise UnsupportedError(
+            checkpoint.fixed,
+            path=checkpoint.path,
+            hint=f"ckpt convert {quoted(checkpoint.path)} OUT.safetensors writes the model, to be edited there",
+        )
     if options.output is None:
         refuse_cached(own)
         if options.dry_run and is_file(own):
