@@ -100,7 +100,7 @@ def right(hub: FakeHub) -> Mapping[str, tuple[str, int]]:
     return found
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(command=st.sampled_from(COMMANDS), name=st.sampled_from(sorted(FAULTS)), at=st.integers(0, 12), data=st.data())
 def test_a_fault_at_any_request_ends_in_the_right_answer_or_in_one_line(
     command: str, name: str, at: int, data: st.DataObject, hub: FakeHub, right: Mapping[str, tuple[str, int]]
