@@ -55,13 +55,14 @@ bench: $(READY)           ## ratios against torch, safetensors and a command tha
 peers: $(READY)           ## other scanners, each in an environment of its own, on the same files as ckpt scan
 	$(BIN)/python tests/peers/scanners.py
 
-fuzz: $(READY)            ## mutations of each sample; every fault of every edit; random numbers and every name for scan; other examples of properties
+fuzz: $(READY)            ## mutations of each sample; every fault of every edit; random numbers and every name for scan; every command on each hostile file
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n 2 --dist worksteal -q -m hypothesis
 	$(BIN)/python tests/support/fuzz.py --mutations 20000
 	$(BIN)/python tests/support/fuzz_faults.py
 	$(BIN)/python tests/support/numbers_scanned.py --blocks 1000000
 	$(BIN)/python tests/support/side_by_side.py
 	$(BIN)/python tests/support/name_walk.py
+	$(BIN)/python tests/support/every_command.py
 
 samples: $(READY)         ## write the sample checkpoints again
 	$(BIN)/python sample_checkpoints/generate.py

@@ -96,6 +96,10 @@ class ShortStorageError(MalformedError):
     """A storage has fewer bytes than its tensors were saved with, or none at all."""
 
 
+class RanksError(MalformedError):
+    """The files of ranks in a folder are not all there, are of several saves, or do not add up to a model."""
+
+
 class TruncatedError(FormatError):
     """The file ends before bytes that it promises."""
 

@@ -135,6 +135,8 @@ class Checkpoint(Mapping[str, Any]):
         """Close the file; arrays and tensors that were handed out stay valid. Closing it again does nothing."""
         self._is_closed = True
         self._opened.close()
+        if self._elsewhere is not None:
+            self._elsewhere.clear()
 
     def _begin(self) -> model.Checkpoint:
         """Begin a request that may read the file; raises UsageError once that is closed."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli import limits
 from ckpt_cli.errors import UsageError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.model.checkpoint import Tensor, contiguous_stride
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,6 +93,22 @@ class Region:
         fill = [slice(None)] * (len(self.shape) - len(given))
         before: list[int | slice] = [item for item in index[:cut] if item is not Ellipsis]
         return [*before, *fill, *(item for item in index[cut:] if item is not Ellipsis)]
+
+    @property
+    def is_row_major(self) -> bool:
+        """True if the elements stand one after the other, whatever strides of dimensions of one element say."""
+        strides = zip(self.shape, self.stride, contiguous_stride(self.shape), strict=True)
+        return all(size == 1 or step == expected for size, step, expected in strides)
+
+    def in_file_order(self) -> Region:
+        """Return the elements in the order in which they stand; as one row where there are no gaps or repetition."""
+        dims = [(step, size) for size, step in zip(self.shape, self.stride, strict=True) if size != 1]
+        dims.sort(reverse=True)
+        shape = tuple(size for _, size in dims)
+        stride = tuple(step for step, _ in dims)
+        if self.numel and stride == contiguous_stride(shape):
+            return Region((self.numel,), (1,), self.offset)
+        return Region(shape, stride, self.offset)
 
     def pieces(self, itemsize: int, most: int, *, across_gaps: bool = False) -> Iterator[tuple[slice, ...]]:
         """Cut into parts whose bytes lie within `most` bytes of each other, without gaps unless `across_gaps`.

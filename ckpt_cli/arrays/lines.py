@@ -63,8 +63,11 @@ def merged_lines(a: Lines | None, b: Lines | None) -> Lines | None:
     return a
 
 
-def lines_of(data: memoryview, begin: int, width: int, itemsize: int) -> Lines:
-    """Return what a run of elements of 1, 2, 4 or 8 bytes shows that begins with element `begin` of a matrix."""
+def lines_of(data: memoryview, begin: int, width: int, itemsize: int, *, rows_alone: bool = False) -> Lines:
+    """Return what a run of elements of 1, 2, 4 or 8 bytes shows that begins with element `begin` of a matrix.
+
+    With `rows_alone` columns are not looked for: a single row leaves every one of them.
+    """
     import numpy as np
 
     end = begin + len(data) // itemsize
@@ -79,7 +82,8 @@ def lines_of(data: memoryview, begin: int, width: int, itemsize: int) -> Lines:
     numbers = _same_rows(rows)
     found.rows, found.zeros = len(numbers), int(np.count_nonzero(rows[numbers, 0] == 0))
     found.first = [first + int(number) for number in numbers[:EXAMPLES]]
-    found.columns = {int(number): rows[0, number].tobytes() for number in _same_columns(rows)}
+    if not rows_alone:
+        found.columns = {int(number): rows[0, number].tobytes() for number in _same_columns(rows)}
     return found
 
 

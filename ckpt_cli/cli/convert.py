@@ -68,6 +68,9 @@ def convert_command(
     max_shard: Annotated[
         str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("-a", "--all", help="Of a run, take all entries, not only the model's weights.")
+    ] = False,
     shared: Annotated[
         Shared, typer.Option("--shared", help="Keep tied tensors tied, write each by itself, or refuse them.")
     ] = Shared.keep_one,
@@ -89,7 +92,8 @@ def convert_command(
 
     The suffix of DST or --to says which: .pt .pth .ckpt .bin, .safetensors, .npz; a folder gets safetensors shards as
     Hugging Face names them, and copies of the config, the tokenizer and other small files beside the old weights. From
-    a pickle to .pt every object is kept; a whole module, TorchScript or .pt2 gives its state_dict. What the new
+    a pickle to .pt every object is kept; a whole module, TorchScript or .pt2 gives its state_dict, and the folder of a
+    training run the model's weights (--all takes the optimizer's states too). What the new
     format cannot hold is listed and refused, unless --tensors-only leaves it out. With --salvage, the tensors of a cut
     file that are all there are written, what is lost is listed, and the exit code is 1.
 
@@ -102,6 +106,7 @@ def convert_command(
         exclude=exclude or (),
         dtype=dtype_named(dtype) if dtype else None,
         max_shard=size_of(max_shard) if max_shard else None,
+        everything=everything,
         shared=shared.value,
         tensors_only=tensors_only,
         plain=plain,

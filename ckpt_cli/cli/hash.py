@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Style, opened
+from ckpt_cli.cli.options import AsFiles, Exclude, File, Format, Json, NamesAndFiles, Style, opened
 from ckpt_cli.cli.output import Reply, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.cli.several import parted, reply_about
@@ -35,6 +35,7 @@ def hash_command(
     algorithm: Annotated[
         Algorithm, typer.Option("--algorithm", help="The hash function; that of MANIFEST if there is one.")
     ] = Algorithm.blake3,
+    as_files: AsFiles = False,
     jobs: Jobs = 0,
     style: Format = Style.auto,
     json: Json = False,
@@ -53,7 +54,7 @@ def hash_command(
     files, selected = parted(file, names)
 
     def ask(path: str) -> Reply:
-        with opened(path) as checkpoint, workers(jobs) as executor, progress() as on_progress:
+        with opened(path, as_files=as_files) as checkpoint, workers(jobs) as executor, progress() as on_progress:
             found = hash_tensors(checkpoint, chosen, executor, on_progress, names=selected, exclude=exclude or ())
         if manifest is not None:
             return _verified(path, manifest, found)

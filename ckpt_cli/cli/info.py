@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.options import File, Format, Json, NamesAndFiles, Style, opened
+from ckpt_cli.cli.options import AsFiles, File, Format, Json, NamesAndFiles, Style, opened
 from ckpt_cli.cli.output import Reply, answer, style_of, warn_of_danger
 from ckpt_cli.cli.progress import progress, workers
 from ckpt_cli.cli.several import parted, reply_about
@@ -13,7 +13,13 @@ from ckpt_cli.render.info import summary_block, summary_text, to_json
 from ckpt_cli.render.json import LongList, json_text
 
 
-def info_command(file: File, names: NamesAndFiles = None, style: Format = Style.auto, json: Json = False) -> int:
+def info_command(
+    file: File,
+    names: NamesAndFiles = None,
+    as_files: AsFiles = False,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> int:
     """Summarize a checkpoint in a dozen lines, or describe one entry.
 
     Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds. Of a training
@@ -30,12 +36,12 @@ def info_command(file: File, names: NamesAndFiles = None, style: Format = Style.
     if chosen:
         if len(files) > 1:
             raise UsageError("NAMEs are described of one file at a time")
-        with opened(file) as checkpoint:
+        with opened(file, as_files=as_files) as checkpoint:
             _describe(checkpoint, chosen, layout)
         return 0
 
     def ask(path: str) -> Reply:
-        with opened(path) as checkpoint:
+        with opened(path, as_files=as_files) as checkpoint:
             summary = summarize(checkpoint)
         return Reply(
             summary_block(summary, layout),

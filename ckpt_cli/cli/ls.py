@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckpt_cli.cli.options import (
+    AsFiles,
     Exclude,
     File,
     Format,
@@ -52,6 +53,7 @@ def ls_command(
     ] = None,
     waste: Annotated[bool, typer.Option("--waste", help="List storages larger than their tensors instead.")] = False,
     salvage: Salvage = False,
+    as_files: AsFiles = False,
     style: Format = Style.auto,
     json: Json = False,
 ) -> int:
@@ -66,7 +68,7 @@ def ls_command(
     files, chosen = parted(file, names)
 
     def ask(path: str) -> Reply:
-        with opened_or_salvaged(path, salvage=salvage) as (checkpoint, cut):
+        with opened_or_salvaged(path, salvage=salvage, as_files=as_files) as (checkpoint, cut):
             if waste:
                 return _waste(checkpoint, cut, chosen, exclude or (), layout)
             listing = list_entries(

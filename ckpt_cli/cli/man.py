@@ -61,7 +61,7 @@ def _listed(records: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    r"""Yield the paragraphs of a help; the lines after the sign `\b` stay as they are."""
+    """Yield the paragraphs of a help; the lines of one that begins with a backspace stay as they are."""
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         lines = [line.strip() for line in paragraph.splitlines()]
         yield ".PP"

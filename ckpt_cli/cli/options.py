@@ -170,6 +170,10 @@ Salvage = Annotated[
         "--salvage", help="Of a cut file, or shards that are cut or missing, take the tensors that are there."
     ),
 ]
+AsFiles = Annotated[
+    bool,
+    typer.Option("--files", help="Of rank files, take each as it is, not the model that they are joined to."),
+]
 Of = Annotated[
     str | None,
     typer.Option("--of", metavar="PREFIX", help="The state_dict in FILE, '' for the whole; else the model's is found."),
@@ -181,12 +185,17 @@ WeightsOnly = Annotated[
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Checkpoint]:
+def opened(path: str, *, as_files: bool = False) -> Iterator[Checkpoint]:
     """Context manager: open the checkpoint at a path; errors that do not name their file get its name.
 
-    Its notes and warnings are printed on stderr. Raises ChangedError if another process changed values that were read.
+    With `as_files`, the files of ranks are opened as they are, and not as the model that they are joined to. Its notes
+    and warnings are printed on stderr. Raises ChangedError if another process changed values that were read.
     """
-    with about(path), closing(open_checkpoint(path)) as checkpoint, unchanged(checkpoint.container.files):
+    with (
+        about(path),
+        closing(open_checkpoint(path, files=as_files)) as checkpoint,
+        unchanged(checkpoint.container.files),
+    ):
         said = [f"note: {escaped(path)}: {escaped(note)}\n" for note in checkpoint.notes]
         said += [f"warning: {escaped(path)}: {escaped(part)}\n" for part in checkpoint.unread]
         for line in said:
@@ -197,7 +206,9 @@ def opened(path: str) -> Iterator[Checkpoint]:
 
 
 @contextmanager
-def opened_or_salvaged(path: str, *, salvage: bool) -> Iterator[tuple[Checkpoint, Salvaged | None]]:
+def opened_or_salvaged(
+    path: str, *, salvage: bool, as_files: bool = False
+) -> Iterator[tuple[Checkpoint, Salvaged | None]]:
     """Context manager: open a checkpoint, or with `salvage` what is left of a cut one, with what is lost of it.
 
     The second value is None for a checkpoint that is whole, which opens as without `salvage`.
@@ -209,5 +220,5 @@ def opened_or_salvaged(path: str, *, salvage: bool) -> Iterator[tuple[Checkpoint
             if not found.is_whole:
                 yield found.checkpoint, found
                 return
-    with opened(path) as checkpoint:
+    with opened(path, as_files=as_files) as checkpoint:
         yield checkpoint, None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import File, Format, Json, Names, Style, opened
+from ckpt_cli.cli.options import AsFiles, File, Format, Json, Names, Style, opened
 from ckpt_cli.cli.output import answer, style_of, talk
 from ckpt_cli.errors import UsageError
 from ckpt_cli.model.checkpoint import Value
@@ -30,6 +30,7 @@ def show_command(
     every: Annotated[
         bool, typer.Option("-a", "--all", help="Also the settings of a pickled module, such as training.")
     ] = False,
+    as_files: AsFiles = False,
     style: Format = Style.auto,
     json: Json = False,
 ) -> None:
@@ -42,7 +43,7 @@ def show_command(
     Example: ckpt show model.pt 2.bias '0.weight[0,:2]'
     """
     layout = style_of(style, json=json)
-    with opened(file) as checkpoint:
+    with opened(file, as_files=as_files) as checkpoint:
         items = show(checkpoint, names or (), raw=raw, settings=every)
         if output is not None:
             written = count_text(save_npy(_only_tensor(items), output), "byte")

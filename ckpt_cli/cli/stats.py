@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Style, opened
+from ckpt_cli.cli.options import AsFiles, Exclude, File, Format, Json, NamesAndFiles, Style, opened
 from ckpt_cli.cli.output import Reply, ascii_only, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.cli.several import parted, reply_about
@@ -50,6 +50,7 @@ def stats_command(
         bool,
         typer.Option("--percentiles", help="Add p1, p50, p99, largest |x| / std, counts by powers of two."),
     ] = False,
+    as_files: AsFiles = False,
     by: Annotated[
         Line | None,
         typer.Option("--by", help="A line for each row (first index) or column (second index) of matrices."),
@@ -71,7 +72,7 @@ def stats_command(
     key = sort and str(sort.value)
 
     def ask(path: str) -> Reply:
-        with opened(path) as checkpoint, workers(jobs) as executor, progress() as on_progress:
+        with opened(path, as_files=as_files) as checkpoint, workers(jobs) as executor, progress() as on_progress:
             found = stats_of(
                 checkpoint, chosen, executor, on_progress, by=by and str(by.value),
                 exclude=exclude or (), sort=key, bad_only=bad, total=total, folded=fold, percentiles=percentiles,

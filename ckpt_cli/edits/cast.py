@@ -97,7 +97,7 @@ def plan_cast(
         contents[new] = cast_storage(checkpoint, storage, numel, cast, casting)
     tensors = moved(checkpoint, lambda view: _cast_view(view, made, dtype))
     named = tuple(name for name in tensors if name in names)
-    also = tuple(name for name in tensors if name not in named)
+    also = tuple(name for name in tensors if name not in names)
     not_cast = names - {*tensors}
     left = [tensor.name for tensor in other_floats(checkpoint.tensors, dtype) if tensor.name in not_cast]
     if not tensors and left:

@@ -14,7 +14,6 @@ from ckpt_cli.edits.cast import castable_views, other_floats, plan_cast, refuse_
 from ckpt_cli.edits.convert_nested import plan_nested
 from ckpt_cli.edits.convert_options import (
     CLONE,
-    ERROR,
     KEEP_ONE,
     Conversion,
     ConvertOptions,
@@ -25,7 +24,7 @@ from ckpt_cli.edits.convert_options import (
     stem_of,
 )
 from ckpt_cli.edits.convert_plain import plan_plain
-from ckpt_cli.edits.convert_plan import flatten
+from ckpt_cli.edits.convert_plan import flatten, flatten_weights, refuse_shared
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import chosen_names, plan_root, whole_containers
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about, some_of
@@ -50,8 +49,9 @@ from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
+from ckpt_cli.model.names import prefixes_of
 from ckpt_cli.nn.state_dict import state_names
-from ckpt_cli.ops.aliasing import all_strided, by_storage, tie_groups
+from ckpt_cli.ops.aliasing import all_strided, by_storage
 from ckpt_cli.ops.output import check_output, refuse_own, require_name, require_place, writing
 from ckpt_cli.ops.select import close_names
 from ckpt_cli.pickles.graph import Graph
@@ -99,7 +99,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             _rehearse(plan, options)
             files, nbytes = plan.measured()
             return replace(done, files=files, bytes_written=nbytes)
-        require_room(output, plan.largest)
+        require_room(output, lambda: plan.largest)
         passes = passes_over(output)
         progress = counting(options.on_progress, lambda: plan.job.nbytes * passes, options.progress)
         if target.is_folder and isinstance(plan.job, NewFiles):
@@ -189,13 +189,20 @@ def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
 
 def _planned(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
     """Return the plan: what is written, and what is left out."""
+    if checkpoint.weights and not (options.select or options.names or options.everything):
+        dropped = _dropped(checkpoint, options)
+        own = [entry for entry in checkpoint.own if entry.name not in dropped]
+        refuse_shared(own, options)
+        if options.dtype is not None and not options.raw:
+            refuse_quantized(checkpoint, {entry.name for entry in own})
+        return flatten_weights(checkpoint, target, output, options, [entry.name for entry in own], dropped)
     prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
     whole, dropped = checkpoint, _dropped(checkpoint, options)
     if dropped:
         checkpoint = replace(whole, entries=[entry for entry in whole.entries if entry.name not in dropped])
     selected = _selected(checkpoint, prefix)
-    _refuse_shared(selected, options)
+    refuse_shared(selected, options)
     if options.dtype is not None and not options.raw:
         refuse_quantized(checkpoint, {entry.name for entry in selected})
     if options.plain and names is None and isinstance(checkpoint.document, Graph):
@@ -246,21 +253,9 @@ def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
         return list(checkpoint.entries)
     found = [entry for entry in checkpoint.entries if entry.name.startswith(f"{prefix}.")]
     if not found:
-        names = [entry.name.split(".") for entry in checkpoint.entries]
-        known = list(dict.fromkeys(".".join(parts[:end]) for parts in names for end in range(1, len(parts))))
+        known = dict.fromkeys(prefixes_of(entry.name for entry in checkpoint.entries))
         raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
     return found
-
-
-def _refuse_shared(entries: Sequence[Entry], options: ConvertOptions) -> None:
-    if options.shared == ERROR:
-        groups = tie_groups(entry for entry in entries if isinstance(entry, Tensor))
-        if groups:
-            raise RefusedError(
-                f"tensors share their bytes ({len(groups)} groups)",
-                details=some_of([", ".join(tensor.name for tensor in group) for group in groups]),
-                hint="--shared keep-one keeps them tied, --shared clone writes each",
-            )
 
 
 def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions, dropped: frozenset[str]) -> ConvertPlan:

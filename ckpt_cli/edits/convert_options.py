@@ -35,6 +35,9 @@ KEEP_ONE, CLONE, ERROR = "keep-one", "clone", "error"
 NOT_STATE = "not in the state_dict of the module"
 """The reason to leave out what a module has besides its state_dict."""
 
+NOT_WEIGHTS = "not the model's own"
+"""The reason to leave out what the checkpoint of a run has besides the model's weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
@@ -54,6 +57,8 @@ class ConvertOptions:
     """Bytes of one shard, where shards are wanted."""
     shared: str = KEEP_ONE
     """The way to write tensors that share bytes: `keep-one`, `clone` or `error`."""
+    everything: bool = False
+    """True if of the checkpoint of a run all entries are taken, and not only the model's weights."""
     tensors_only: bool = False
     """True if what the format cannot hold may be left out."""
     plain: bool = False

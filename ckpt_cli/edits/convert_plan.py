@@ -11,7 +11,9 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.convert_contents import Casting, check_items, pack_plain, pack_whole
 from ckpt_cli.edits.convert_options import (
     CLONE,
+    ERROR,
     NOT_STATE,
+    NOT_WEIGHTS,
     ConvertOptions,
     ConvertPlan,
     LeftOut,
@@ -104,6 +106,33 @@ def flatten(
         not_kept=tuple(not_kept_of(checkpoint, fits, target, options.select, kept=kept is not None, detached=detached)),
         added=tuple(added),
     )
+
+
+def refuse_shared(entries: Sequence[Entry], options: ConvertOptions) -> None:
+    """Raise where tensors share bytes and that was to be an error."""
+    if options.shared == ERROR:
+        groups = tie_groups(entry for entry in entries if isinstance(entry, Tensor))
+        if groups:
+            raise RefusedError(
+                f"tensors share their bytes ({len(groups)} groups)",
+                details=some_of([", ".join(tensor.name for tensor in group) for group in groups]),
+                hint="--shared keep-one keeps them tied, --shared clone writes each",
+            )
+
+
+def flatten_weights(
+    checkpoint: Checkpoint,
+    target: Target,
+    output: str,
+    options: ConvertOptions,
+    names: Sequence[str],
+    dropped: frozenset[str],
+) -> ConvertPlan:
+    """The model's weights alone, without the beginning of their names, of the checkpoint of a run that has more."""
+    entries = [entry for entry in checkpoint.entries if entry.name not in dropped]
+    plan = flatten(checkpoint, target, output, replace(options, select=checkpoint.weights), names, entries)
+    left_out = (replace(item, why=NOT_WEIGHTS) if item.why == NOT_STATE else item for item in plan.left_out)
+    return replace(plan, left_out=tuple(left_out))
 
 
 def _aliases(entries: Sequence[Entry]) -> dict[str, str]:

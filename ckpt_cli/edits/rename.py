@@ -13,6 +13,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.formats import rewriting
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Entry
+from ckpt_cli.model.names import Holders, prefixes_of
 from ckpt_cli.ops.rename_rules import Renaming, Rule, by_map, in_turn, plain_map, read_map
 from ckpt_cli.ops.select import close_names
 
@@ -126,15 +127,16 @@ class _Asking:
         """Raise NameNotFoundError for the first wanted name or prefix that no entry has."""
         if not self.step.wanted:
             return
-        prefixes = dict.fromkeys(name[:at] for name in names for at, char in enumerate(name) if char == ".")
-        there = {*names, *prefixes}
+        known, holders = set(names), Holders(names)
         for name in self.step.wanted:
-            if name not in there:
-                raise self._not_found(name, names, prefixes)
+            if name not in known and name not in holders:
+                raise self._not_found(name, names)
 
-    def _not_found(self, name: str, names: Sequence[str], prefixes: Iterable[str]) -> NameNotFoundError:
+    def _not_found(self, name: str, names: Sequence[str]) -> NameNotFoundError:
         holders = list(containers_of(name, names))
-        close = [f"{holder}.{name}" for holder in holders] or close_names(name, [*names, *prefixes])
+        close = [f"{holder}.{name}" for holder in holders] or close_names(
+            name, [*names, *dict.fromkeys(prefixes_of(names))]
+        )
         error = NameNotFoundError(name, close, path=self.checkpoint.path)
         if holders and self.step.new is not None:
             command = rename_inside(self.checkpoint.path, name, self.step.new, holders[0], self._attempt)

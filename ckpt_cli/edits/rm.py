@@ -8,6 +8,7 @@ from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.model.names import Below, Holders, prefixes_of
 from ckpt_cli.ops.select import close_names, excluded_names, select_to_edit, split_index
 
 _KEEP = Verb("kept", "keep", between="as")
@@ -20,7 +21,8 @@ def plan_rm(checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[
         raise RefusedError("nothing would be left", path=checkpoint.path)
     prefixes = _prefixes(arguments, chosen)
     if exclude:
-        prefixes = {prefix for prefix in prefixes if not _has_below(checkpoint, prefix, chosen)}
+        staying = Holders(entry.name for entry in checkpoint.entries if entry.name not in chosen)
+        prefixes = {prefix for prefix in prefixes if prefix not in staying}
     changes = Changes(dropped=frozenset(chosen), dropped_prefixes=frozenset(prefixes))
     return EditPlan(
         Verb("removed", "remove"),
@@ -42,11 +44,11 @@ def plan_keep(checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequenc
 
 def _remaining(checkpoint: Checkpoint, changes: Changes) -> tuple[str, ...]:
     """Return the names by which objects still have tensors that go: an LSTM has its weights in a list too."""
-    below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
+    below = Below(changes.dropped_prefixes)
     kept: list[Tensor] = []
     gone: set[object] = set()
     for tensor in checkpoint.tensors:
-        if tensor.name in changes.dropped or tensor.name.startswith(below):
+        if tensor.name in changes.dropped or tensor.name in below:
             gone.add(tensor.view)
         elif tensor.holder is not None:
             kept.append(tensor)
@@ -65,7 +67,7 @@ def plan_root(checkpoint: Checkpoint, prefix: str) -> EditPlan:
             hint="--root takes the prefix of several entries; a name alone, without --root, keeps that entry",
         )
     if not kept:
-        prefixes = dict.fromkeys(name[:at] for name in known for at in _dots(name))
+        prefixes = dict.fromkeys(prefixes_of(known))
         raise NameNotFoundError(prefix, close_names(prefix, prefixes), path=checkpoint.path)
 
     def rename(name: str) -> str:
@@ -82,11 +84,6 @@ def plan_root(checkpoint: Checkpoint, prefix: str) -> EditPlan:
 
 def _in_order(checkpoint: Checkpoint, names: set[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(entry.name for entry in checkpoint.entries if entry.name in names))
-
-
-def _has_below(checkpoint: Checkpoint, prefix: str, chosen: set[str]) -> bool:
-    """True if an entry below a prefix is not among the chosen ones."""
-    return any(entry.name.startswith(f"{prefix}.") and entry.name not in chosen for entry in checkpoint.entries)
 
 
 def chosen_names(checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[str]) -> set[str]:
@@ -118,14 +115,5 @@ def _prefixes(arguments: Iterable[str], chosen: set[str]) -> set[str]:
 
 def whole_containers(dropped: Iterable[str], kept: Iterable[str]) -> set[str]:
     """Return the outermost prefixes below which nothing is kept."""
-    needed = {name[:at] for name in kept for at in _dots(name)}
-    found: set[str] = set()
-    for name in dropped:
-        outermost = next((name[:at] for at in _dots(name) if name[:at] not in needed), None)
-        if outermost is not None:
-            found.add(outermost)
-    return found
-
-
-def _dots(name: str) -> list[int]:
-    return [at for at, char in enumerate(name) if char == "."]
+    needed = Holders(kept)
+    return {outermost for name in dropped if (outermost := needed.outermost_without(name)) is not None}

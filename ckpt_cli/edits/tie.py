@@ -88,7 +88,7 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
         tensors.update((each.name, _tied_to(first, each)) for each in (other, *companions.of(other)))
     if not tensors:
         raise RefusedError("they are tied already")
-    named = [other.name for other in others if other.name in tensors]
+    named = dict.fromkeys(other.name for other in others if other.name in tensors)
     also = [name for name in tensors if name not in named]
     return EditPlan(Verb("tied", "tie"), (first.name, *named), also, Changes(tensors=tensors))
 

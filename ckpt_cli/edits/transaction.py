@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from ckpt_cli.edits.folded import fold_names
 from ckpt_cli.edits.in_place import hinting_at_outputs, refuse_links, require_writable, require_writable_at
 from ckpt_cli.edits.plan import MANY, EditOptions, EditPlan, EditResult, Planner
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
+from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.files.backup import keeping
@@ -26,7 +26,6 @@ from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
 from ckpt_cli.formats.sharded.names import index_of
-from ckpt_cli.formats.sharded.read import ShardSet
 from ckpt_cli.model.changes import Changes, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.output import (
@@ -78,6 +77,12 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
 
 def _check_target(checkpoint: Checkpoint, path: str, own: str, options: EditOptions) -> None:
     """Raise before any work is done where the result cannot be written."""
+    if checkpoint.fixed:
+        raise UnsupportedError(
+            checkpoint.fixed,
+            path=checkpoint.path,
+            hint=f"ckpt convert {quoted(checkpoint.path)} OUT.safetensors writes the model, to be edited there",
+        )
     if options.output is None:
         refuse_cached(own)
         if options.dry_run and is_file(own):
@@ -217,7 +222,7 @@ class _Transaction:
         """Write a new file, in the place of the old one where no other is named."""
         work, progress = self._of_file, self._progress()
         output = self.own if done.in_place else done.output
-        require_room(output, self._nbytes())
+        require_room(output, self._nbytes)
         with keeping() as kept, writing(output, mode_of=self.own, progress=progress) as target:
             if work is None:
                 self._copy(self.overlay.files[0], target, progress)
@@ -290,10 +295,7 @@ class _Transaction:
 
         modes = {os.path.basename(file.path): file.path for file in self.checkpoint.container.files}
         progress, work = self._progress(), self._of_set
-        is_early = isinstance(self.checkpoint.container, ShardSet)
-        sizes = [file.size for file in self.overlay.files]
-        sizes += [part.work.nbytes for part in work.parts] if work is not None else []
-        require_room(done.output, max(sizes) if is_early else sum(sizes))
+        require_room(done.output, self._staged)
         with new_folder(done.output, progress) as folder:
             with folder:
 
@@ -309,15 +311,28 @@ class _Transaction:
                 verify_copy(self.checkpoint, own, done.output)
         return replace(done, bytes_written=nbytes)
 
+    def _staged(self) -> int:
+        """Bytes on the disk at a time while a new folder elsewhere is written: shards go one by one."""
+        sizes = [file.size for file in self.overlay.files]
+        sizes += [part.work.nbytes for part in self._of_set.parts] if self._of_set is not None else []
+        return sum(sizes) if self._shards is None else max(sizes)
+
     def _sends_early(self, folder: NewFolder) -> bool:
         """True if each file of a set is verified and sent by itself, as it can be opened by itself."""
-        return folder.sends_early and isinstance(self.checkpoint.container, ShardSet)
+        return folder.sends_early and self._shards is not None
+
+    @property
+    def _shards(self) -> Sequence[Checkpoint] | None:
+        """The files of a set that can be opened by themselves; None for what is no such set."""
+        from ckpt_cli.formats.sharded.read import ShardSet
+
+        container = self.checkpoint.container
+        return container.shards if isinstance(container, ShardSet) else None
 
     def _copy_staying(self, folder: NewFolder, progress: Progress) -> int:
         """Copy the files of a set that no rewriter writes, with their patches; returns their bytes."""
         nbytes, work = 0, self._of_set
-        container = self.checkpoint.container
-        shards = {shard.path: shard for shard in container.shards} if isinstance(container, ShardSet) else {}
+        shards = {shard.path: shard for shard in self._shards or ()}
         for file in self.overlay.files:
             name = name_of(file.path)
             if work is None or name in work.unchanged:

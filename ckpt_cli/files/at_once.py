@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ckpt_cli.files.source import ByteSource, SourceFile
+from ckpt_cli.files.source import SourceFile
 
 _MOST = 16
 """Files that are asked for at a time."""
@@ -32,16 +32,6 @@ def fetch(wanted: Mapping[SourceFile, Ranges]) -> None:
 
     with ThreadPoolExecutor(min(len(there), _MOST)) as pool:
         list(pool.map(lambda item: item[0].expect_all(item[1]), there))
-
-
-def beginnings(source: ByteSource) -> Iterator[memoryview]:
-    """Yield longer and longer beginnings of a source elsewhere, then all of it; of any other only that."""
-    if is_elsewhere(source.whole):
-        yield from (memoryview(source.read(0, nbytes)) for nbytes in _BEGINNINGS if nbytes < source.size)
-    yield source.view(0, source.size)
-
-
-_BEGINNINGS = (DOCUMENT, 4 << 20, 32 << 20)
 
 
 class Ahead:

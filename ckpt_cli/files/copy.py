@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from ckpt_cli.files import system
 from ckpt_cli.files.at_once import is_elsewhere
-from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.source import ByteSource, LocalFile, SourceFile
 
 CHUNK = 16 << 20
 """Bytes copied at a time."""
@@ -142,6 +142,48 @@ def _copy_fetched(source: SourceFile, begin: int, end: int, target: int, at: int
         begin += len(piece)
         at += len(piece)
         progress(len(piece))
+
+
+class _NearCopy(LocalFile):
+    """A file without a name that goes when nothing refers to it."""
+
+    def __init__(self, path: str) -> None:
+        from tempfile import TemporaryFile
+
+        with TemporaryFile() as file:
+            super().__init__(path, fd=os.dup(file.fileno()))
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def near_copy(source: SourceFile, begin: int, nbytes: int) -> SourceFile:
+    """Return a copy of a range of a file elsewhere in a temporary file, for what has to go through it many times."""
+    copy = _NearCopy(source.path)
+    copy_range(source, begin, nbytes, copy, 0)
+    return copy
+
+
+def long_view(source: ByteSource, begin: int, nbytes: int) -> memoryview:
+    """Return a view of a range; a long one of a file elsewhere is of a temporary copy, which memory need not hold."""
+    if nbytes <= _HELD or not is_elsewhere(source.whole):
+        return source.view(begin, nbytes)
+    source.check(begin, nbytes)
+    return near_copy(source.whole, source.begin + begin, nbytes).view(0, nbytes)
+
+
+_HELD = 64 << 20
+"""Bytes of a file elsewhere that are held in memory at once."""
+
+
+def beginnings(source: ByteSource) -> Iterator[memoryview]:
+    """Yield longer and longer beginnings of a source elsewhere, then all of it; of any other only that."""
+    if is_elsewhere(source.whole):
+        yield from (memoryview(source.read(0, nbytes)) for nbytes in _BEGINNINGS if nbytes < source.size)
+    yield long_view(source, 0, source.size)
+
+
+_BEGINNINGS = (256 << 10, 4 << 20, 32 << 20)
 
 
 def write_back(fd: int, at: int, nbytes: int) -> None:

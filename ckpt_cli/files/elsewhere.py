@@ -41,6 +41,11 @@ class Elsewhere:
         """Bytes of files that came over the network."""
         return self._servers.nbytes if self._servers is not None else 0
 
+    def clear(self) -> None:
+        """Give back the memory of what was fetched; what was seen is remembered."""
+        if self._servers is not None:
+            self._servers.clear()
+
 
 class _Current(threading.local):
     """What the request that a thread works for knows of files elsewhere."""

@@ -47,10 +47,11 @@ def refuse_read_only(path: str) -> None:
         raise UnsupportedError(f"ckpt does not write to {scheme}://", path=path, hint=_READ_ONLY[scheme])
 
 
-def require_room(output: str, nbytes: int) -> None:
-    """Raise RefusedError where a file of some bytes cannot be staged before it goes elsewhere."""
+def require_room(output: str, size: Callable[[], int]) -> None:
+    """Raise RefusedError where a file of some bytes, asked for only then, cannot be staged before it goes elsewhere."""
     if not is_at_server(output):
         return
+    nbytes = size()
     from shutil import disk_usage
     from tempfile import gettempdir
 

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from ckpt_cli.formats.salvage.found import Salvaged
 
 
-def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
+def open_checkpoint(path: str, *, write: bool = False, files: bool = False) -> Checkpoint:
     """Open a path as a checkpoint: its names are read, its tensors are not.
 
     An edit that was interrupted is finished first. To `write`, every file of it is locked until the checkpoint is
-    closed. Raises OSError, BusyError, or a FormatError that says what the file looks like.
+    closed. Of a folder whose tensors are joined from the files of ranks, `files` opens these as they are.
+    Raises OSError, BusyError, or a FormatError that says what the file looks like.
     """
 
     def read(opener: Opener) -> Checkpoint:
-        return _open_folder(path, opener) if is_folder(path) else _open_file(path, opener)
+        return _open_folder(path, opener, files=files) if is_folder(path) else _open_file(path, opener)
 
     with within_request(), elsewhere():
         return open_beside_writers(path, read, write=write)
@@ -67,7 +68,7 @@ def _counted(path: str, names: Sequence[str]) -> list[str] | None:
     """Return the shards, there or not, of a folder that is a set without an index; None for other folders."""
     from ckpt_cli.formats.sharded.names import counted_set, index_in
 
-    return counted_set(names) if folder_kind(names) is None and index_in(path, names) is None else None
+    return counted_set(names) if folder_kind(path, names) is None and index_in(path, names) is None else None
 
 
 def _salvaged_folder(path: str, opener: Opener, whole: FormatError | UsageError) -> Salvaged:
@@ -78,13 +79,13 @@ def _salvaged_folder(path: str, opener: Opener, whole: FormatError | UsageError)
     finish_edits(path)
     opener.note_folder(path)
     names = names_in(path)
-    kind = folder_kind(names)
+    kind = folder_kind(path, names)
     if kind is not None and kind.name == "dcp" and ".metadata" in names:
         from ckpt_cli.formats.salvage.dcp import salvage_distributed
 
         return salvage_distributed(path, opener, whole)
     if kind is not None:
-        whole.hint = "this kind of folder cannot be salvaged as a whole: name one of its files"
+        whole.hint = whole.hint or "this kind of folder cannot be salvaged as a whole: name one of its files"
         raise whole
     shards = _counted(path, names)
     if shards is not None:
@@ -209,15 +210,17 @@ def read_one(file: SourceFile) -> Checkpoint:
     raise unknown(head, file.path, FORMATS)
 
 
-def _open_folder(path: str, opener: Opener) -> Checkpoint:
+def _open_folder(path: str, opener: Opener, *, files: bool) -> Checkpoint:
     """The checkpoint that a folder holds, by the names of the files in it."""
     finish_edits(path)
     opener.note_folder(path)
     names = names_in(path)
-    known = folder_kind(names)
+    known = folder_kind(path, names)
     if known is None:
         return _read_files(path, names, opener)
-    checkpoint: Checkpoint = importlib.import_module(known.module).read_folder(path, names, opener, read_one)
+    module = importlib.import_module(known.module)
+    read = module.read_files if files and known.is_joined else module.read_folder
+    checkpoint: Checkpoint = read(path, names, opener, read_one)
     return checkpoint
 
 

@@ -6,7 +6,6 @@ Content decides the format of a file, never its suffix. Modules are imported on 
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -65,26 +64,36 @@ class Folder:
     """One kind of folder that is a checkpoint as a whole; in any other, a checkpoint is looked for among its files."""
 
     name: str
-    sniff: Callable[[Sequence[str]], bool]
-    """True for the file names of such a folder."""
+    sniff: Callable[[str, Sequence[str]], bool]
+    """True for the path of such a folder, and the names in it."""
     module: str
-    """Has `read_folder(path, names, opener, read_one) -> Checkpoint`."""
+    """Has `read_folder(path, names, opener, read_one) -> Checkpoint`, and `read_files` where `is_joined`."""
+    is_joined: bool = False
+    """True if its tensors are joined from several files, which `read_files` opens side by side, as they are."""
 
 
-def _has_rank_shards(names: Sequence[str]) -> bool:
+def _has_rank_shards(_: str, names: Sequence[str]) -> bool:
     """True if torch.distributed.checkpoint wrote it as safetensors, a file a rank: no index says what is where."""
     shards = any(name.startswith("shard-") and name.endswith(".safetensors") for name in names)
     return shards and not any(name.endswith(".index.json") for name in names)
 
 
-def _is_of_ranks(names: Sequence[str]) -> bool:
-    """True if it is DeepSpeed's or Megatron's, and not a model that transformers' Trainer saved with one beside it."""
-    if "latest_checkpointed_iteration.txt" in names or any(re.search(_RANK_FILE, name) for name in names):
-        return True
-    return "latest" in names and not any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in names)
+def _is_of_ranks(path: str, names: Sequence[str]) -> bool:
+    """True if it is DeepSpeed's or Megatron's: files of ranks, or a file that names the folder of them."""
+    if not any(name.startswith(("latest", "mp_rank_")) or name.endswith("_states.pt") for name in names):
+        return False
+    from ckpt_cli.formats.ranks.folder import is_of_ranks
+
+    return is_of_ranks(path, names)
 
 
-_RANK_FILE = r"_(model|optim)_states\.pt$|^mp_rank_\d+(_\d+)*$"
+def _has_ranks_of_fsdp(path: str, names: Sequence[str]) -> bool:
+    """True if it has a file of each rank of a model under FSDP."""
+    if not any("_rank" in name for name in names):
+        return False
+    from ckpt_cli.formats.ranks.placed import is_of_ranks
+
+    return is_of_ranks(path, names)
 
 
 FORMATS = (
@@ -105,9 +114,10 @@ FORMATS = (
 """In the order in which a file is compared with them; names and modules of what `ckpt` reads."""
 
 FOLDERS: tuple[Folder, ...] = (
-    Folder("dcp", lambda names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp.read"),
+    Folder("dcp", lambda _, names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp.read"),
     Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp.safetensors"),
-    Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.deepspeed"),
+    Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.ranks.folder", is_joined=True),
+    Folder("fsdp", _has_ranks_of_fsdp, "ckpt_cli.formats.ranks.placed", is_joined=True),
 )
 
 
@@ -135,6 +145,6 @@ def rewriting(checkpoint: Checkpoint, changes: Changes, open_copy: OpenCopy) -> 
     return work
 
 
-def folder_kind(names: Sequence[str]) -> Folder | None:
-    """Return the kind of checkpoint that a folder with these file names is as a whole; None for a folder of files."""
-    return next((known for known in FOLDERS if known.sniff(names)), None)
+def folder_kind(path: str, names: Sequence[str]) -> Folder | None:
+    """Return the kind of checkpoint that a folder with these names in it is as a whole; None for a folder of files."""
+    return next((known for known in FOLDERS if known.sniff(path, names)), None)

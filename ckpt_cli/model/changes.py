@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field, fields, replace
 from operator import attrgetter
@@ -12,6 +12,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import AGAIN, Entry, Opaque, Storage, Tensor, Value
+from ckpt_cli.model.names import Below, Holders
 
 Write = Callable[["bytes | memoryview"], object]
 """Takes the next bytes."""
@@ -122,9 +123,9 @@ _OF_TENSOR = attrgetter(*(one.name for one in fields(Tensor)[1:]))
 def entries_after(entries: Sequence[Entry], changes: Changes) -> list[Entry]:
     """The entries that stay, as they are afterwards: new names, new facts. Added ones are not among them."""
     found: list[Entry] = []
-    below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
+    below = Below(changes.dropped_prefixes)
     for entry in entries:
-        if entry.name in changes.dropped or entry.name.startswith(below):
+        if entry.name in changes.dropped or entry.name in below:
             continue
         after = changes.tensors.get(entry.name, entry) if isinstance(entry, Tensor) else entry
         name = changes.names.get(entry.name, entry.name)
@@ -135,17 +136,6 @@ def entries_after(entries: Sequence[Entry], changes: Changes) -> list[Entry]:
 def _called(entry: Entry, name: str) -> Entry:
     """Return an entry under another name; `replace` takes ten times as long, and a rename asks for every entry."""
     return Tensor(name, *_OF_TENSOR(entry)) if isinstance(entry, Tensor) else replace(entry, name=name)
-
-
-def emptied_by(dropped: Collection[str]) -> set[str]:
-    """The containers that may be empty, and so entries of their own, once some entries are gone."""
-    found = {""} if dropped else set[str]()
-    for name in dropped:
-        end = name.rfind(".")
-        while end > 0 and name[:end] not in found:
-            found.add(name[:end])
-            end = name.rfind(".", 0, end)
-    return found
 
 
 def _opened(meant: Mapping[str, Entry], named: Mapping[str, Entry]) -> list[str]:
@@ -162,7 +152,7 @@ def difference(
     wanted: Sequence[Entry],
     found: Sequence[Entry],
     added: Sequence[str] = (),
-    emptied: Collection[str] = (),
+    emptied: Holders | None = None,
     names: Mapping[str, str] | None = None,
 ) -> str | None:
     """In what the entries that were read back differ from those that were meant, in words; None where they do not.
@@ -171,22 +161,23 @@ def difference(
     nothing may be left, which then are values; `names` has the new names of entries that still have their old ones.
     Names, dtypes, shapes, and which tensors share a storage with which.
     """
-    if emptied:
-        found = [entry for entry in found if isinstance(entry, Tensor) or entry.name not in emptied]
-    named = {entry.name: entry for entry in found}
     new_name = (names or {}).get
     meant = {new_name(entry.name, entry.name): entry for entry in wanted}
+    if emptied:
+        found = [entry for entry in found if isinstance(entry, Tensor) or entry.name in meant
+                 or (entry.name and entry.name not in emptied)]  # fmt: skip
+    named = {entry.name: entry for entry in found}
     opened = _opened(meant, named)
     for name in opened:
         del meant[name]
-    added = [*added, *opened]
-    below = tuple(f"{name}." for name in added)
+    new = {*added, *opened}
+    below, holders = Below(new), Holders(named if new else ())
     missing = [name for name in meant if name not in named]
-    missing += [name for name in added if not any(other == name or other.startswith(f"{name}.") for other in named)]
+    missing += [name for name in (*added, *opened) if name not in named and name not in holders]
     if missing:
         return f"it has no {missing[0]!r}"
-    extra = [name for name in named if name not in meant and name not in added and not name.startswith(below)]
-    if extra or (not added and len(wanted) != len(found)):
+    extra = [name for name in named if name not in meant and name not in new and name not in below]
+    if extra or (not new and len(wanted) != len(found)):
         return f"it has {extra[0]!r} as well" if extra else "it has another number of entries"
     return _other_facts(meant, named)
 

@@ -350,6 +350,11 @@ class Checkpoint:
     """Notes about it that are not errors, a line each."""
     unread: Sequence[str] = ()
     """Bytes of its files that no entry and no document stands for, such as those after the last array: a line each."""
+    weights: str = ""
+    """The name that those of the model's own entries begin with, in the checkpoint of a run that has more than these:
+    `model`. They are what `ls` lists and `convert` takes, without that beginning, where nothing else is asked for."""
+    fixed: str = ""
+    """The reason why none of its entries can be edited, for such as are joined from the files of several ranks."""
     document: object = None
     """The document that says which name is which range: a pickle's `Graph`, or None if there is no pickle."""
     _names: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
@@ -366,6 +371,12 @@ class Checkpoint:
     def tensors(self) -> list[Tensor]:
         """The entries that are tensors."""
         return [entry for entry in self.entries if isinstance(entry, Tensor)]
+
+    @property
+    def own(self) -> Sequence[Entry]:
+        """The entries of the model itself; all, where nothing says which these are."""
+        inside = f"{self.weights}."
+        return [entry for entry in self.entries if entry.name.startswith(inside)] if self.weights else self.entries
 
     def close(self) -> None:
         """Close the container's files."""

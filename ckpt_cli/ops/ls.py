@@ -82,7 +82,7 @@ def _as_read(entry: Entry) -> Entry:
 def _chosen(checkpoint: Checkpoint, names: Sequence[str], *, values: bool) -> list[Entry]:
     """The entries that NAMEs select, each once: tensors, and values too where they are asked for or nothing else is."""
     if not names:
-        return list(checkpoint.entries if values else checkpoint.tensors)
+        return list(checkpoint.entries if values else [each for each in checkpoint.own if isinstance(each, Tensor)])
     chosen: dict[int, Entry] = {}
     for name in names:
         selections = select_one(checkpoint, name)

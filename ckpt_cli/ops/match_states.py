@@ -12,6 +12,7 @@ from ckpt_cli.errors import MalformedError, NameNotFoundError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import head_of, is_file
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
+from ckpt_cli.model.names import Holders
 from ckpt_cli.nn.state_dict import node_at, state_names, versions_of
 from ckpt_cli.ops.parts import MODEL_KEYS
 from ckpt_cli.ops.select import close_names
@@ -130,7 +131,7 @@ def _compare_keys(leaves: dict[str, Leaf], graph: Graph, prefix: str) -> list[st
         return []
     known = set(keys)
     below = [leaf.name for leaf in leaves.values() if leaf.name not in known]
-    holders = {name[:at] for name in below for at, char in enumerate(name) if char == "."}
+    holders = Holders(below)
     for key in keys:
         if key not in leaves and key not in holders:
             leaves[key] = Leaf(key, kind="value")

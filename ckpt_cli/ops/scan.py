@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import field
 from itertools import chain, islice
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
-from ckpt_cli.errors import FormatError, MalformedError
+from ckpt_cli.errors import FormatError, MalformedError, UsageError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.places import (
@@ -100,7 +100,8 @@ def scan(path: str) -> Scan:
     if is_folder(path):
         worker.folder(path)
         if not (worker.budget.files or answer.pickles or answer.findings):
-            _refuse_unknown(path)
+            with suppress(UsageError):  # of several checkpoints in one folder: there are some, and all are clean
+                _refuse_unknown(path)
     elif path.endswith(".index.json") or is_index(name_of(path)):
         worker.index(path)
     else:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli.arrays.indexing import Region, part_at, range_cuts, row_cuts
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import is_elsewhere
+from ckpt_cli.files.copy import near_copy
 from ckpt_cli.files.source import SourceFile
-from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
+from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.parallel.map import JOB, buffer, kept
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class TensorReader:
     """
 
     __slots__ = (
-        "_by_rows", "_expected", "_flags", "_is_scattered", "_origin", "_places", "_size",
+        "_by_rows", "_expected", "_flags", "_is_scattered", "_near", "_origin", "_places", "_size",
         "checkpoint", "codec", "dtype", "path", "place", "plain", "region", "tensor",
     )  # fmt: skip
 
@@ -102,7 +104,7 @@ class TensorReader:
         self.dtype = tensor.dtype
         self.codec = codec
         self._by_rows = codec is not None and not codec.uniform
-        self.region = _in_file_order(region) if any_order and not self._by_rows else region
+        self.region = region.in_file_order() if any_order and not self._by_rows else region
         self._flags = _flags_of(tensor)
         """The tensor without its bytes, where its elements are not stored little-endian and as they are."""
         self._size = 1 if tensor.dtype.elements > 1 else tensor.dtype.itemsize
@@ -115,6 +117,8 @@ class TensorReader:
         """The file and the byte where it begins; None for what must be gathered in order."""
         self._places: Sequence[Place] = ()
         """The ranges of all of it."""
+        self._near: tuple[SourceFile, int] | None = None
+        """The same in a copy of the bytes of a file elsewhere, which are gone through again and again."""
         self._origin: tuple[SourceFile, int] | None = None
         """The file and the byte where the storage's first element stands, where each job gathers by itself."""
         self.plain = self._find_places()
@@ -124,7 +128,7 @@ class TensorReader:
 
     def __getstate__(self) -> tuple[None, dict[str, object]]:
         """Return the state for another process: chunks say where their bytes are."""
-        return None, {name: getattr(self, name) for name in _OF_WORKERS}
+        return None, {"_near": None, **{name: getattr(self, name) for name in _OF_WORKERS}}
 
     @property
     def numel(self) -> int:
@@ -144,7 +148,7 @@ class TensorReader:
     def _find_places(self) -> bool:
         """Find where the bytes stand; False where they cannot simply be read."""
         storage = self.tensor.storage
-        if storage is None or storage.composed or self.dtype.elements > 1 or not _is_row_major(self.region):
+        if storage is None or storage.composed or self.dtype.elements > 1 or not self.region.is_row_major:
             return False
         with suppress(CkptError):  # compressed
             extents = storage.extents(self.region.offset * self._size, self.nbytes)
@@ -159,7 +163,7 @@ class TensorReader:
     def _find_origin(self) -> bool:
         """Find where the storage stands in one piece, as far as the view reaches; False where it does not."""
         storage, size = self.tensor.storage, self._size
-        if storage is None or storage.composed or self.dtype.elements > 1 or _is_row_major(self.region):
+        if storage is None or storage.composed or self.dtype.elements > 1 or self.region.is_row_major:
             return False
         low, high = self.region.span()
         with suppress(CkptError):  # compressed
@@ -187,7 +191,8 @@ class TensorReader:
                 self.expect(end * self._size)
                 yield self.chunk(begin, end)
             return
-        in_order = self._origin is None and _is_row_major(self.region)
+        self._fetch_to_gather()
+        in_order = self._origin is None and self.region.is_row_major
         for group in _groups(cuts, max((JOB if in_order else _GROUP) // self._size, 1)):
             first, last = group[0][0], group[-1][1]
             if self._origin is not None:
@@ -202,6 +207,14 @@ class TensorReader:
             size = self._size
             for begin, end in group:
                 yield Chunk(begin, end, data=bytes(data[(begin - first) * size : (end - first) * size]))
+
+    def _fetch_to_gather(self) -> None:
+        """Copy what lies elsewhere to this machine where more than one group is gathered of it."""
+        if self._origin is not None and self._near is None and self.nbytes > _GROUP:
+            file, offset = self._origin
+            if is_elsewhere(file):
+                low, high = (place * self._size for place in self.region.span())
+                self._near = near_copy(file, offset + low, high - low), -low
 
     def _few_places(self, begin: int, end: int) -> tuple[Place, ...]:
         """Return the places of a range of elements that is stored in several chunks; none if they are too many."""
@@ -238,7 +251,7 @@ class TensorReader:
         if self.plain:
             return list(self._places_of(begin, end))
         storage = self.tensor.storage
-        if storage is not None and _is_row_major(self.region):
+        if storage is not None and self.region.is_row_major:
             first = self.dtype.byte_range(0, self.region.offset)[1]
             with suppress(CkptError):
                 extents = storage.extents(first + begin, end - begin)
@@ -343,7 +356,7 @@ class TensorReader:
             for file in self.checkpoint.container.files:
                 file.forget()
             return found.view(raw)
-        file, offset = self._origin
+        file, offset = self._near or self._origin
         size = self._size
         rows = region.rows(size)
         nbytes = rows.length * size
@@ -381,20 +394,3 @@ def _groups(cuts: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[i
         group.append((begin, end))
     if group:
         yield group
-
-
-def _is_row_major(region: Region) -> bool:
-    """True if the elements stand one after the other, whatever the strides of dimensions of one element say."""
-    strides = zip(region.shape, region.stride, contiguous_stride(region.shape), strict=True)
-    return all(size == 1 or step == expected for size, step, expected in strides)
-
-
-def _in_file_order(region: Region) -> Region:
-    """The same elements, in the order in which they stand; as one row where there are neither gaps nor repetition."""
-    dims = [(step, size) for size, step in zip(region.shape, region.stride, strict=True) if size != 1]
-    dims.sort(reverse=True)
-    shape = tuple(size for _, size in dims)
-    stride = tuple(step for step, _ in dims)
-    if region.numel and stride == contiguous_stride(shape):
-        return Region((region.numel,), (1,), region.offset)
-    return Region(shape, stride, region.offset)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from ckpt_cli.errors import MalformedError, TruncatedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.at_once import Ranges, is_elsewhere
+from ckpt_cli.files.copy import long_view
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
@@ -62,13 +63,13 @@ def pickle_at(source: ByteSource, begin: int) -> Graph:
     """
     left = source.size - begin
     if source.in_memory:
-        return read_pickle(source.view(begin, left))
+        return read_pickle(long_view(source, begin, left))
     for window in _WINDOWS:
         if window >= left:
             return read_pickle(source.read(begin, left))
         with suppress(TruncatedError):
             return read_pickle(source.read(begin, window))
-    return read_pickle(source.view(begin, left))
+    return read_pickle(long_view(source, begin, left))
 
 
 def read_save(source: ByteSource, begin: int, preface: bytes = b"") -> Save:

@@ -166,12 +166,14 @@ def notes_of(holder: object) -> Iterable[list[object]]:
                     yield pairs
 
 
-def tend_notes(pairs: list[object], prefix: str, rename: Callable[[str], str] | None, gone: set[str]) -> None:
+def tend_notes(
+    pairs: list[object], prefix: str, rename: Callable[[str], str] | None, is_gone: Callable[[str], bool]
+) -> None:
     """Rename the modules in some pairs, and drop those that are gone."""
     found: dict[str, tuple[object, object]] = {}
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         module = text_of(key)
-        if module is None or f"{prefix}{module}" in gone:
+        if module is None or is_gone(f"{prefix}{module}"):
             continue
         new = _module_name(module, prefix, rename)
         if new in found and new == module:
@@ -188,11 +190,3 @@ def _module_name(module: str, prefix: str, rename: Callable[[str], str] | None) 
     if not dotted.startswith(prefix) or not (dotted.endswith(".") or dotted == prefix):
         return module
     return dotted[len(prefix) :].removesuffix(".")
-
-
-def modules_of(name: str) -> Iterable[str]:
-    """Every prefix of a name: the modules that it lies in."""
-    end = name.rfind(".")
-    while end > 0:
-        yield name[:end]
-        end = name.rfind(".", 0, end)

@@ -7,6 +7,7 @@ NetworkError of one line in which nothing is secret. Bodies are read only as far
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import threading
 import time
@@ -69,6 +70,8 @@ class Client:
     """Connections to servers, kept between requests; any number of threads may use it. Pickled, it is a new one."""
 
     def __init__(self) -> None:
+        self._process = os.getpid()
+        """The process that has the connections; one that was forked makes its own."""
         self._pools: dict[tuple[str | None, bool], PoolManager] = {}
         """By the proxy that leads there, None for none, and whether there is TLS."""
         self._proxies: dict[str, str | None] = {}
@@ -134,7 +137,7 @@ class Client:
 
             try:
                 self._netrc = netrc.netrc(os.environ.get("NETRC") or None)
-            except (OSError, netrc.NetrcParseError):
+            except (OSError, ValueError, netrc.NetrcParseError):
                 self._netrc = False
         if not self._netrc:
             return None
@@ -146,6 +149,8 @@ class Client:
         if origin not in self._proxies:
             self._proxies[origin] = proxy_for(address)
         proxy = self._proxies[origin]
+        if self._process != os.getpid():
+            self._pools, self._lock, self._process = {}, threading.Lock(), os.getpid()
         tls = "https:" in (origin[:6], (proxy or "")[:6].lower())
         with self._lock:
             if (proxy, tls) not in self._pools:
@@ -208,7 +213,10 @@ class _Request:
         return {name: value for name, value in self._headers.items() if name.lower() in _FOR_ALL}
 
     def _redirected(self, address: str, location: str, count: int) -> str:
-        """Return the address of a redirect; raises NetworkError for one that is not followed."""
+        """Return the address of a redirect; raises NetworkError for one that is not followed.
+
+        One to the same address with a slash at its end says that it is a folder: IsADirectoryError.
+        """
         if count > limits.REDIRECTS:
             raise NetworkError(f"its server redirects more than {limits.REDIRECTS} times", path=self._path)
         try:
@@ -216,6 +224,8 @@ class _Request:
         except ValueError:
             raise NetworkError("its server redirects to what is not a URL", path=self._path) from None
         scheme = target.partition(":")[0].lower()
+        if target.partition("?")[0] == f"{without_user(address).partition('?')[0]}/":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._path)
         if scheme not in ("http", "https"):
             raise NetworkError(f"its server redirects to {scheme[:20]}:, which is not followed", path=self._path)
         if scheme == "http" and address.lower().startswith("https:"):

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from weakref import WeakSet
 
 PAGE = 16 << 10
 """Bytes that are kept together."""
@@ -69,10 +70,23 @@ class Part:
         self._read = sorted([*kept, (begin, end)])
 
 
+_all: WeakSet[Fetched] = WeakSet()
+
+
+def _forked() -> None:
+    for fetched in list(_all):
+        fetched.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Fetched:
     """What was fetched of all files of one command or one open checkpoint, and what is being fetched."""
 
     def __init__(self) -> None:
+        _all.add(self)
         self.nbytes = 0
         """Bytes that came over the network, of all files together."""
         self._lock = threading.Lock()
@@ -83,6 +97,12 @@ class Fetched:
         """Bytes that were ever expected."""
         self._parts: dict[int, list[Part]] = {}
         self._numbers: dict[object, int] = {}
+
+    def forked(self) -> None:
+        """Begin with the pages only in a process that was forked: the threads that fetch are in the other one."""
+        self._lock = threading.Lock()
+        self._parts = {}
+        self._expected = 0
 
     def number_of(self, file: object) -> int:
         """Return the number by which a version of a file is called here."""
@@ -183,6 +203,11 @@ class Fetched:
         if part in parts:
             parts.remove(part)
             self._expected -= part.end - part.begin
+
+    def clear(self) -> None:
+        """Drop the pages, which are fetched again when they are read."""
+        with self._lock:
+            self._pages.clear()
 
     def forget(self, file: int) -> None:
         """Drop all that is expected of a file."""

@@ -43,6 +43,10 @@ class Servers:
         """Bytes of files that came over the network."""
         return self._fetched.nbytes
 
+    def clear(self) -> None:
+        """Give back the memory of what was fetched."""
+        self._fetched.clear()
+
     def place_of(self, path: str) -> RemoteFolder:
         """Return the folder of all files of a path's scheme; raises FileNotFoundError for an unknown one."""
         scheme = url.scheme_of(path) or ""

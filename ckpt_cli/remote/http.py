@@ -146,7 +146,7 @@ class HttpObject:
                 self._read(*where, buffer, offset)
                 return
             except (NetworkError, _GoneError) as error:
-                if isinstance(error, NetworkError) and error.status not in (401, 403):
+                if isinstance(error, NetworkError) and error.status not in _EXPIRED:
                     raise
             self.where = None  # what it redirects to was only for a time
         try:
@@ -209,6 +209,10 @@ class HttpObject:
 
     def __reduce__(self) -> tuple[Callable[..., HttpObject], tuple[object, ...]]:
         return HttpObject, (self._client, self._target, self.version, self.where)
+
+
+_EXPIRED = (400, 401, 403)
+"""Statuses of a server whose signed addresses are only for a time, once that is over."""
 
 
 class _GoneError(Exception):

@@ -37,6 +37,9 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 _KINDS = ("models", "datasets", "spaces")
 
+_OTHER_KINDS = ("buckets", "kernels", "model", "dataset", "space")
+"""Words that the hub has in the place of an owner, and that no repository is read by."""
+
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 _REVISION_OF_PARTS = re.compile(r"refs/(?:pr/[0-9]+|convert/[\w.-]+)(?=/|$)")
@@ -76,7 +79,7 @@ class Place:
             found = _REVISION_OF_PARTS.match(whole)
             revision = found[0] if found else revision
             name = whole[len(revision) :].removeprefix("/")
-        if not _REPOSITORY.fullmatch(f"{owner}/{repository}") or (mark and not revision):
+        if owner in _OTHER_KINDS or not _REPOSITORY.fullmatch(f"{owner}/{repository}") or (mark and not revision):
             raise UsageError(
                 "this is not the address of a repository of the hub",
                 path=address,
@@ -156,7 +159,7 @@ class HubStore:
     def _unwritten(self, path: str) -> UnsupportedError:
         repository = Place.of(path).repository
         return UnsupportedError(
-            "nothing is written to the hub", path=path, hint=f"write it here, then: hf upload {repository} OUT"
+            "ckpt does not write to hf://", path=path, hint=f"write it here, then: hf upload {repository} OUT"
         )
 
     # --- commits -------------------------------------------------------------------------------------------------
@@ -304,6 +307,8 @@ def _explained(path: str) -> Iterator[None]:
             error.hint = f"ask for access at {shown(endpoint())}/{kind}{place.repository}; {_HINT}"
         elif error.status == 401:
             error.problem = _NOT_THERE
+        elif error.status == 429:
+            error.hint = f"the hub lets those do more that it knows: {_HINT}"
         raise
 
 

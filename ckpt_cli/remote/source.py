@@ -134,14 +134,15 @@ class RemoteFile:
         try:
             low, high = parts[0]
             self._ask(buffer[: high - low], low)
-        finally:
+            for future in fetching:
+                future.result()
+        except BaseException:
             for future in fetching:
                 future.cancel()
             for future in fetching:
                 if not future.cancelled():
                     future.exception()
-        for future in fetching:
-            future.result()
+            raise
 
     def _fetch_pages(self, begin: int, end: int) -> None:
         """Fetch the pages of a range that are not there, and more where the file is read in order."""
@@ -182,7 +183,12 @@ class RemoteFile:
 
     def view(self, offset: int, nbytes: int) -> memoryview:
         """Return the bytes as a read-only view of a copy in memory."""
-        return memoryview(self.read(offset, nbytes))
+        if nbytes <= PAGE:
+            return memoryview(self.read(offset, nbytes))
+        self.check(offset, nbytes)
+        data = bytearray(nbytes)
+        self.read_into(memoryview(data), offset)
+        return memoryview(data).toreadonly()
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read, unless much is under way already; never waits.

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ckpt_cli.edits.convert_options import NOT_STATE
+from ckpt_cli.edits.convert_options import NOT_STATE, NOT_WEIGHTS
 from ckpt_cli.errors import listed, some_of
 from ckpt_cli.render.edits import beside_lines
 from ckpt_cli.render.salvage import lost_lines, lost_to_json
 from ckpt_cli.render.text import brief_name, count_text, escaped
 
 if TYPE_CHECKING:
-    from ckpt_cli.edits.convert_options import Conversion
+    from collections.abc import Sequence
+
+    from ckpt_cli.edits.convert_options import Conversion, LeftOut
 
 _MOST = 20
 """Names that are spelled out."""
@@ -37,16 +39,18 @@ def conversion_text(done: Conversion) -> str:
     files = f", {count_text(len(done.files), 'file')}" if done.files else ""
     tensors, nbytes = count_text(done.tensors, "tensor"), count_text(done.bytes_written, "byte")
     lines = [f"{escaped(done.path)}: {tensors} {would} to {escaped(done.output)} as {done.what}, {nbytes}{files}"]
-    lost = [item for item in done.left_out if item.why != NOT_STATE]
+    attributes = [item for item in done.left_out if item.why == NOT_STATE]
+    behind = [item for item in done.left_out if item.why == NOT_WEIGHTS]
+    lost = [item for item in done.left_out if item.why not in (NOT_STATE, NOT_WEIGHTS)]
     if lost:
         lines.append(f"  left out ({len(lost)}):")
         lines += [f"    {line}" for line in some_of([f"{brief_name(item.name)}: {item.why}" for item in lost], _MOST)]
-    if len(done.left_out) > len(lost):
-        attributes = count_text(len(done.left_out) - len(lost), "attribute")
-        kept = [item.name for item in done.left_out if item.why == NOT_STATE and item.is_tensor]
-        named = ", ".join(map(brief_name, kept[:_NAMED])) + (", …" if len(kept) > _NAMED else "")
-        some = f" ({count_text(len(kept), 'tensor')}: {named})" if kept else ""
-        lines.append(f"  {attributes} of modules left out, which a state_dict does not have{some}")
+    if attributes:
+        what = count_text(len(attributes), "attribute")
+        lines.append(f"  {what} of modules left out, which a state_dict does not have{_tensors_of(attributes)}")
+    if behind:
+        what = "1 entry" if len(behind) == 1 else f"{len(behind):,} entries"
+        lines.append(f"  {what} of the run left out, which --all takes{_tensors_of(behind)}")
     lines += _plain_lines(done)
     if done.left:
         lines.append(f"  left as they are: {listed(done.left, _MOST, brief_name)}")
@@ -60,6 +64,13 @@ def conversion_text(done: Conversion) -> str:
         lines += [f"  the source was cut: {escaped(done.problem)}", *lost_lines(done.lost)]
     lines += beside_lines(done.beside, dry_run=done.dry_run)
     return "\n".join(lines) + "\n"
+
+
+def _tensors_of(items: Sequence[LeftOut]) -> str:
+    """Return the number and the first names of the tensors among what was left out, in parentheses."""
+    kept = [item.name for item in items if item.is_tensor]
+    named = ", ".join(map(brief_name, kept[:_NAMED])) + (", …" if len(kept) > _NAMED else "")
+    return f" ({count_text(len(kept), 'tensor')}: {named})" if kept else ""
 
 
 def _plain_lines(done: Conversion) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.json import finite, value_json
-from ckpt_cli.render.screen import paint
+from ckpt_cli.render.screen import current, paint
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import escaped, name_text, shape_text, short, value_beginning, value_text
 
@@ -98,7 +98,7 @@ def totals_text(diff: Diff) -> str:
 
 
 _BAR = 40
-"""Characters of the longest bar of `diff --stat`."""
+"""Characters of the longest bar of `diff --stat`; on a terminal at most a fifth of its columns."""
 
 
 def stat_text(diff: Diff, style: str) -> Iterator[str]:
@@ -117,7 +117,7 @@ def stat_text(diff: Diff, style: str) -> Iterator[str]:
             if row.differing is not None and human
             else _value_text(row.differing, human=human),
             _value_text(row.relative_l2, human=human),
-            _bar(row.relative_l2, most),
+            "" if human and row.what.startswith("only") else _bar(row.relative_l2, most),
         ]
         for row in rows
     )
@@ -133,7 +133,7 @@ _STAT = (
     Column("what"),
     Column("differing", right=True),
     Column("rel L2", right=True),
-    Column("bar"),
+    Column("bar", stays=True),
 )
 
 
@@ -141,7 +141,9 @@ def _bar(value: float | None, most: float) -> str:
     """Return a bar as long as a value is to the greatest one; what cannot be compared has a question mark."""
     if value is None:
         return "?"
-    return "+" * (_BAR if value == math.inf or not most else max(round(_BAR * value / most), 1))
+    screen = current()
+    longest = _BAR if screen is None else min(_BAR, max(screen.columns // 5, 1))
+    return "+" * (longest if value == math.inf or not most else max(round(longest * value / most), 1))
 
 
 def _rows(diff: Diff, *, human: bool) -> Iterator[list[str]]:

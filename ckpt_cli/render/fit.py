@@ -30,7 +30,7 @@ _ROLES = {
 
 _LEFT_OUT = (
     "layout", "device", "kind", "requires_grad", "stride", "offset", "histogram", "storage", "first", "zeros",
-    "norm", "view", "saved", "shape", "dtype", "max rel", "p50", "mean abs", "cosine", "a", "b",
+    "norm", "view", "saved", "shape", "dtype", "max rel", "p50", "mean abs", "cosine", "tensors", "a", "b",
 )  # fmt: skip
 """Headings of columns in the order in which they are left out, after empty ones and before those not listed."""
 

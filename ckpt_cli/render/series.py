@@ -78,8 +78,8 @@ def series_text(series: Series, by: str, style: str, *, ascii_only: bool = False
         Column("name"),
         Column("shape"),
         *(Column(heading, right=True) for heading in (f"first {by}", f"last {by}", "most change", "at", "nan")),
-        Column(by),
-        Column("events"),
+        Column(by, stays=True),
+        Column("events", role="names"),
     ]
     if not any(row.events for row in series.tensors):
         columns.pop()

@@ -38,10 +38,7 @@ class _Name:
     width: int = 0
     """Columns of the shown tokens, with one for each gap."""
 
-    def __post_init__(self) -> None:
-        self.width = self._local(0, len(self.shown))
-
-    def _local(self, begin: int, end: int) -> int:
+    def local(self, begin: int, end: int) -> int:
         """Return what a range of tokens, and the beginning of a gap behind it, add to the width."""
         total = sum(width for width, shown in zip(self.widths[begin:end], self.shown[begin:end], strict=True) if shown)
         before = begin == 0 or self.shown[begin - 1]
@@ -54,9 +51,9 @@ class _Name:
         """Show the tokens of a range too if there is room for them; False if not."""
         before = self.shown[begin:end]
         if not all(before):
-            width = self.width - self._local(begin, end)
+            width = self.width - self.local(begin, end)
             self.shown[begin:end] = [True] * (end - begin)
-            width += self._local(begin, end)
+            width += self.local(begin, end)
             if width > columns:
                 self.shown[begin:end] = before
                 return False
@@ -179,7 +176,9 @@ class Shortener:
             parts.append((len(widths), len(widths) + len(of_part)))
             widths += of_part
             shown += told
-        return _Name(widths, shown, parts)
+        name = _Name(widths, shown, parts)
+        name.width = name.local(0, len(shown))
+        return name
 
     def _key(self, name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the parts of a name and their kinds."""

@@ -81,7 +81,7 @@ def stats_block(
     human = style in ("table", "markdown")
     cells = (_cells(row, human=human, ascii_only=ascii_only) for row in shown)
     if not drawn:
-        return Block([*_COLUMNS[:-1], Column("note")], cells)
+        return Block([*_COLUMNS[:-1], Column("note", role="names")], cells)
     if not percentiles:
         return Block(_COLUMNS, cells)
     more = (_more(row, human=human, ascii_only=ascii_only) for row in shown)

@@ -85,11 +85,16 @@ class _Note:
     """True if it is inferred while what it lies in is not."""
 
 
+_CONTAINERS = frozenset(["dict", "list", "tuple", "OrderedDict", "defaultdict"])
+"""Kinds of branches that are no modules: what is in them, as in an optimizer's state, need not be parameters."""
+
+
 def _note(note: _Note) -> str:
     branch, words = note.branch, []
     if branch.parameters or branch.nbytes:
         each = " each" if note.count > 1 else ""
-        words.append(f"{count_text(branch.parameters, 'parameter')}, {bytes_text(branch.nbytes)}{each}")
+        noun = "element" if branch.description.kind in _CONTAINERS else "parameter"
+        words.append(f"{count_text(branch.parameters, noun)}, {bytes_text(branch.nbytes)}{each}")
     if branch.tied_to is not None and not branch.repeats:
         words.append(f"tied to {name_text(branch.tied_to)}")
     if branch.description.inferred:

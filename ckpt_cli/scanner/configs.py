@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from ckpt_cli.scanner.judge import Judgement, judge
 from ckpt_cli.scanner.streams import Oddity
@@ -112,6 +113,15 @@ def target(value: bytes, where: str) -> Iterator[Oddity]:
         yield Oddity("error", "config-call", where, f"Hydra would call {name}: {judgement.reason}")
 
 
+def parts_of_pipeline(text: bytes, where: str) -> Iterator[Oddity]:
+    """The modules and classes that a pipeline of diffusers is made of."""
+    for match in islice(_PAIR.finditer(text), _PAIRED):
+        name = f"{match[1].decode()}.{match[2].decode()}"
+        judgement = _judged(name)
+        if judgement is not None and judgement.verdict == "dangerous":
+            yield Oddity("error", "config-call", where, f"diffusers would take {name}: {judgement.reason}")
+
+
 class Pairs:
     """The classes and modules that skops has in pairs, in either order, and with other pairs between them."""
 
@@ -137,7 +147,10 @@ _OF_SKOPS = frozenset(["builtins.function", "builtins.builtin_function_or_method
 """What skops calls the types of functions."""
 
 _TAG = re.compile(rb"(?:!!|!<tag:yaml\.org,2002:)python/(object/apply|object/new|object|name|module):([\w.]{1,400})")
-_TARGET = re.compile(rb"""["']?_target_["']?[ \t]*:[ \t]*["']?([\w.]{1,400})""")
+_TAG_DIRECTIVE = re.compile(rb"^%TAG[ \t]+\S{1,64}[ \t]+\S{0,64}yaml\.org", re.MULTILINE)
+_TARGET = re.compile(rb"""["']?_target_["']?\s{0,64}[:=]\s{0,64}["']?([\w.]{1,400})""")
+_PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
+_PAIR = re.compile(rb'\[\s{0,64}"([\w.]{1,200})"\s{0,64},\s{0,64}"(\w{1,200})"\s{0,64}\]')
 _SEVERITY = {"dangerous": "error", "unusual": "warning", "unknown": "note"}
 _SHOWN = 100
 
@@ -145,6 +158,12 @@ _SHOWN = 100
 def text_findings(text: bytes, where: str) -> Iterator[Oddity]:
     """What a text makes a loader of YAML call, and a template of jinja."""
     shown = 0
+    if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = text.decode("utf-16", "replace").encode()
+    if _TAG_DIRECTIVE.search(text):
+        yield Oddity("warning", "yaml-python", where, "a directive that gives tags of YAML another name")
+    if b"python/" in text and b"%" in text:
+        text = _PERCENT.sub(lambda match: bytes((int(match[1], 16),)), text)
     for match in _TAG.finditer(text):
         name = match[2].decode()
         judgement = judge(name, "_") if match[1] == b"module" else _judged(name) or judge("builtins", name)

@@ -16,7 +16,15 @@ from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.memory import MemorySource
-from ckpt_cli.scanner.configs import Functions, Pairs, code_of_repository, target, template, vocabulary
+from ckpt_cli.scanner.configs import (
+    Functions,
+    Pairs,
+    code_of_repository,
+    parts_of_pipeline,
+    target,
+    template,
+    vocabulary,
+)
 from ckpt_cli.scanner.judge import judge
 from ckpt_cli.scanner.packed import DECODING_COSTS, SHORTEST, decodings
 from ckpt_cli.scanner.streams import Inner, Oddity
@@ -91,6 +99,8 @@ def _findings(text: bytes, where: str, depth: int, budget: ScanBudget) -> Iterat
         if not item.is_key and len(item.value) >= SHORTEST:
             budget.opcodes -= DECODING_COSTS
             yield from _encoded(item, where, depth, budget)
+    if b'"_class_name"' in text:
+        yield from parts_of_pipeline(text, where)
     if _TRUST.search(text):
         message = "trust_remote_code: a loader that heeds it runs the code beside it"
         yield Oddity("note", "remote-code", where, message)

@@ -14,7 +14,8 @@ from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.at_once import beginnings, is_elsewhere
+from ckpt_cli.files.at_once import is_elsewhere
+from ckpt_cli.files.copy import beginnings, long_view
 from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats.signatures import PROTO
 from ckpt_cli.pickles.graph import Global
@@ -314,7 +315,7 @@ def _interleaved(
     source: ByteSource, where: str, budget: ScanBudget, after: _After, depth: int
 ) -> Iterator[Found | Oddity | Inner]:
     """Pickles with bytes of another kind after all but the first and those that follow the last."""
-    data = source.view(0, source.size)
+    data = long_view(source, 0, source.size)
     position = number = 0
     count: object = 0
     while position < len(data):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
+from ckpt_cli.files.copy import long_view
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats import signatures
@@ -116,7 +117,7 @@ def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget, *, num
     trace = trace_pickle(head, 0, budget)
     data = head
     if source.size > _LOOK and (trace.cut or acts(trace) or trace.problem is None):
-        data = source.view(0, source.size)
+        data = long_view(source, 0, source.size)
         trace = trace_pickle(data, 0, budget)
     if acts(trace):
         if numbers:
@@ -131,6 +132,8 @@ def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget, *, num
         yield from _opened(streams(source, where, budget, sure=False, depth=depth), budget)
     else:
         yield from _of_text(source, bytes(head), where, depth, budget)
+        if not numbers and not signatures.is_safetensors(bytes(head[:HEAD])):
+            yield from _zip_at_the_end(source, where, depth, budget)
 
 
 def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -146,7 +149,7 @@ def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: Sc
         return
     if head.startswith(b"GGUF"):
         yield from template_in(source.view(0, min(source.size, limits.SCAN_BYTES)), where)
-    if not _TEXT.fullmatch(head[: len(head) // 2 + 1]):
+    if not _TEXT.fullmatch(head[: len(head) // 2 + 1]) and not (is_wide(head) and head[:1] >= b"\xfe"):
         return
     room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
     budget.searched += room
@@ -196,14 +199,14 @@ def _pickles(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> 
 
 
 def _zip_at_the_end(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
-    """The zip that a pickle ends in: torch looks at the beginning of a file, others at its end."""
+    """The zip that a pickle or anything else ends in: torch looks at the beginning of a file, others at its end."""
     found = next(zips_within(source, budget), None)
     if found is None or not found.members or found.end < source.size:
         return
     if depth > limits.SCAN_NESTING:
         yield Oddity("warning", "not-searched", where, "a zip file within files within files was not opened")
     else:
-        yield Oddity("warning", "two-formats", where, "a pickle that is a zip file too, for readers of its end")
+        yield Oddity("warning", "two-formats", where, "something else that is a zip file too, for readers of its end")
         yield from _opened(walk_zip(source, found, where, depth, budget), budget)
 
 
@@ -306,6 +309,7 @@ def _keras(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Wa
         yield Oddity("note", "not-searched", where, message)
     yield from configurations_within(source.view(0, room), where, depth, budget)
     yield from hidden_pickles(source.view(0, room), 0, where, budget)
+    yield from _zip_at_the_end(source, where, depth, budget)
 
 
 _Kinds = tuple[tuple[Callable[[bytes], bool], Walker], ...]

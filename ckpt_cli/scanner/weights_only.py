@@ -7,7 +7,7 @@ from dataclasses import field
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, UnsupportedError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.at_once import beginnings
+from ckpt_cli.files.copy import beginnings
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.signatures import HEAD, ZIP_RECORD, is_legacy, is_pickle, is_tar
 from ckpt_cli.pickles.legacy_save import MAGIC

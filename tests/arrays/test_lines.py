@@ -38,6 +38,13 @@ def test_pieces_show_what_the_whole_does(rows: int, width: int, data: st.DataObj
     assert found.columns is None or columns <= found.columns.keys()
 
 
+def test_rows_alone_are_what_is_shown_without_the_columns() -> None:
+    raw = memoryview(np.array([[1, 1, 1], [1, 2, 3]], "<u2").tobytes())
+    both, rows = lines_of(raw, 0, 3, 2), lines_of(raw, 0, 3, 2, rows_alone=True)
+    assert (both.columns, rows.columns) == ({0: b"\x01\x00"}, None)
+    assert (both.rows, both.first, both.cut) == (rows.rows, rows.first, rows.cut) == (1, [0], [])
+
+
 def notes(path: Path) -> list[str]:
     with ThreadPoolExecutor(2) as pool:
         return [found.message for found in check(str(path), pool).findings if found.code == "dead-lines"]

@@ -119,6 +119,20 @@ def test_columns_that_do_not_fit_are_named_in_a_last_line(folder: Path) -> None:
     assert "not shown" not in on_terminal(folder, "ls", "-l", "long.pt", columns=400).text
 
 
+def test_what_says_most_stays_where_columns_are_left_out(tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.ones(2, 3), "layer.bias": torch.ones(2)}, tmp_path / "1.pt")
+    torch.save({"layer.weight": torch.ones(2, 4) * 2, "layer.bias": torch.ones(2) * 3}, tmp_path / "2.pt")
+    run = on_terminal(tmp_path, "series", "1.pt", "2.pt", "--by", "change", columns=72)
+    assert "layer.weight" in run.text
+    assert "shape [2,3]" in run.text
+    assert "▁" in run.text
+    assert "not shown: " in run.text
+    assert "it has no rows" in on_terminal(tmp_path, "stats", "1.pt", "--by", "row", columns=60).text
+    stat = on_terminal(tmp_path, "diff", "1.pt", "2.pt", "--stat", columns=60)
+    assert "  ++++++++++++\n" in stat.text.replace("\r", "")
+    assert stat.widest <= 60
+
+
 def test_a_terminal_too_narrow_for_a_table_shows_a_block_of_lines_for_each_row(folder: Path) -> None:
     seen = on_terminal(folder, "check", "--deep", "long.pt", columns=80)
     assert [line.split("  ")[0] for line in seen.lines[:3]] == ["severity", "code", "where"]

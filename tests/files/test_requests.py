@@ -207,3 +207,36 @@ def test_an_edited_copy_of_a_file_elsewhere_reads_each_byte_once_and_ahead(
     assert ledger.nbytes <= 1.05 * nbytes_of(here / "model")
     assert ledger.alone <= 12
     assert ckpt("diff", "near", "far").code == 0
+
+
+def test_a_long_transposed_tensor_elsewhere_is_fetched_once(ckpt: Ckpt, here: Path) -> None:
+    torch.save({"t": torch.arange(6_000_000.0).reshape(3000, 2000).t()}, here / "model")
+    for command in ("hash FILE", "stats FILE"):
+        ledger = asked(ckpt, here, command)
+        assert ledger.nbytes <= 1.05 * nbytes_of(here / "model")
+        assert ledger.alone <= 6
+
+
+def test_a_scan_of_a_stream_elsewhere_finds_what_stands_after_its_storages(
+    ckpt: Ckpt, here: Path, state: State
+) -> None:
+    legacy(state, here / "model")
+    with (here / "model").open("ab") as file:
+        file.write(b"junk" * 99 + b"cos\nsystem\n(S'true'\ntR.")
+    ledger = asked(ckpt, here, "scan FILE")
+    assert ledger.nbytes <= 3 * nbytes_of(here / "model")
+    zipped(state, here / "model")
+    with (here / "model").open("ab") as file:
+        file.write(b"junk" * 99 + b"cos\nsystem\n(S'true'\ntR.")
+    ledger = asked(ckpt, here, "scan FILE")
+    assert ledger.nbytes < 3_000_000
+
+
+def test_nothing_is_looked_for_beside_a_file_whose_folder_was_not_listed(ckpt: Ckpt, here: Path, state: State) -> None:
+    (here / "folder").mkdir()
+    safetensors(state, here / "folder/model.safetensors")
+    (here / "folder/config.json").write_text('{"num_hidden_layers": 3}')
+    with elsewhere(here) as ledger:
+        assert "config-layers" not in ckpt("check", f"{HERE}folder/model.safetensors").out
+        assert ledger.of("list") == 0
+        assert "config-layers" in ckpt("check", f"{HERE}folder").out

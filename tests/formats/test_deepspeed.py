@@ -1,4 +1,4 @@
-"""DeepSpeed's and Megatron's folders are listed as what they are."""
+"""DeepSpeed's and Megatron's folders: which files they are, and those listed as what they are."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def deepspeed(path: Path, stage: Any, groups: str, ranks: int = 2, tag: str = "g
         (2, "single_partition_of_fp32_groups", "stage 2"),
         (ZeroStageEnum.weights, "fp32_flat_groups", "stage 3"),
         (None, "fp32_flat_groups", "stage 3"),
-        (None, "single_partition_of_fp32_groups", "stage 1 or 2"),
+        (None, "single_partition_of_fp32_groups", "stage 1"),
     ],
 )
 def test_a_folder_says_which_stage_how_many_ranks_and_which_tag(
@@ -55,15 +55,17 @@ def test_a_folder_says_which_stage_how_many_ranks_and_which_tag(
 ) -> None:
     checkpoint = open_checkpoint(str(deepspeed(tmp_path / "d", stage, groups)))
     assert checkpoint.format == "deepspeed"
-    assert checkpoint.version == f"DeepSpeed ZeRO {said}, 2 ranks, tag global_step10"
-    (note,) = checkpoint.notes
-    assert "zero_to_fp32.py" in note
-    assert "flattened and split over 2 ranks" in note
+    assert checkpoint.version.startswith(f"DeepSpeed ZeRO {said}, 2 ranks, tag global_step10; weights: float32")
+    assert not checkpoint.notes
+    files = open_checkpoint(str(tmp_path / "d"), files=True)
+    assert files.version.startswith(f"DeepSpeed ZeRO {said}")
+    assert files.version.endswith(", 2 ranks, tag global_step10")
+    assert list(files.notes) == ["its files are listed as they are"]
 
 
 def test_entries_are_those_of_the_files_below_the_files_names(tmp_path: Path) -> None:
     path = deepspeed(tmp_path / "d", 2, "single_partition_of_fp32_groups")
-    checkpoint = open_checkpoint(str(path))
+    checkpoint = open_checkpoint(str(path), files=True)
     tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
     assert list(tensors) == [
         "bf16_zero_pp_rank_0_mp_rank_00_optim_states.optimizer_state_dict.single_partition_of_fp32_groups.0",
@@ -75,15 +77,19 @@ def test_entries_are_those_of_the_files_below_the_files_names(tmp_path: Path) ->
     (_, second, _) = tensors.values()
     assert second.storage is not None
     assert bytes(second.storage.view(0, 4)) == b"\0\0\x80?"
-    inner = open_checkpoint(str(path / "global_step10"))
+    inner = open_checkpoint(str(path / "global_step10"), files=True)
     assert [entry.name for entry in inner.entries] == [entry.name for entry in checkpoint.entries]
     assert inner.version == checkpoint.version
 
 
-def test_a_model_beside_deepspeeds_folder_is_the_checkpoint(tmp_path: Path) -> None:
+def test_a_model_beside_a_latest_that_names_no_files_of_ranks_is_the_checkpoint(tmp_path: Path) -> None:
     path = deepspeed(tmp_path / "d", 2, "single_partition_of_fp32_groups")
     torch.save({"w": torch.ones(2)}, path / "pytorch_model.bin")
-    assert [entry.name for entry in open_checkpoint(str(path)).entries] == ["w"]
+    assert "model.fc.weight" in open_checkpoint(str(path)).names
+    for said in ("gone", "", "empty"):
+        (path / "empty").mkdir(exist_ok=True)
+        (path / "latest").write_text(said)
+        assert [entry.name for entry in open_checkpoint(str(path)).entries] == ["w"]
 
 
 @pytest.mark.parametrize("said", ["", "../x", "..", "gone", "a\0b", "/etc"])
@@ -127,12 +133,17 @@ def test_megatrons_ranks_are_not_written_to_one_folder(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "d" / "mp_rank_01" / "model_optim_rng.pt")["w"].tolist() == [4, 4]
 
 
-def test_a_ranks_partition_is_set_in_place_and_in_a_copy(tmp_path: Path) -> None:
+def test_a_joined_model_is_not_edited_but_a_ranks_file_is(tmp_path: Path) -> None:
     path = deepspeed(tmp_path / "d", 2, "single_partition_of_fp32_groups")
-    name = "bf16_zero_pp_rank_1_mp_rank_00_optim_states"
-    change = f"{name}.optimizer_state_dict.single_partition_of_fp32_groups.0[3]=7"
-    edit(path, change, output=tmp_path / "out")
-    edit(path, change)
-    for folder in (path / "global_step10", tmp_path / "out"):
-        state = torch.load(folder / f"{name}.pt", weights_only=False)["optimizer_state_dict"]
+    file = path / "global_step10" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    for output in (None, tmp_path / "out"):
+        with pytest.raises(UnsupportedError, match="joined from the files of several ranks") as refused:
+            edit(path, "model.fc.bias[0]=7", output=output)
+        assert "ckpt convert" in (refused.value.hint or "")
+    assert not (tmp_path / "out").exists()
+    change = "optimizer_state_dict.single_partition_of_fp32_groups.0[3]=7"
+    edit(file, change, output=tmp_path / "out.pt")
+    edit(file, change)
+    for edited in (file, tmp_path / "out.pt"):
+        state = torch.load(edited, weights_only=False)["optimizer_state_dict"]
         assert state["single_partition_of_fp32_groups"][0].tolist() == [1, 1, 1, 7, 1, 1, 1, 1]

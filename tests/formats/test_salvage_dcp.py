@@ -62,3 +62,16 @@ def test_a_folder_without_a_whole_metadata_is_refused(folder: Path, ckpt: Ckpt) 
     (folder / ".metadata").write_bytes((folder / ".metadata").read_bytes()[:100])
     answer = ckpt("ls", "--salvage", "run")
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+
+
+def test_a_folder_of_deepspeed_that_is_cut_says_that_its_files_are_salvaged_one_by_one(here: Path, ckpt: Ckpt) -> None:
+    run = here / "ds"
+    run.mkdir()
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        torch.save({"module": {"w": torch.ones(100)}}, run / name)
+    file = run / "mp_rank_00_model_states.pt"
+    file.write_bytes(file.read_bytes()[:-200])
+    answer = ckpt("ls", "--salvage", "ds")
+    assert (answer.code, answer.out) == (2, "")
+    assert "cannot be salvaged as a whole: name one of its files" in answer.err
+    assert ckpt("ls", "--salvage", "ds/mp_rank_00_model_states.pt").out.count("\n") == 1

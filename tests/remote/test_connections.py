@@ -125,6 +125,31 @@ def test_netrc_is_for_its_host_only_and_a_broken_one_is_none(
         assert {"Authorization" in each.headers for each in web.seen} == {sent}
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_a_signed_address_that_has_expired_is_asked_for_again(
+    web: WebServer, ckpt: Ckpt, here: Path, status: int
+) -> None:
+    signed = {"now": 0, "used": 0}
+
+    def gate(handler: Handler) -> bool:
+        path, _, number = handler.path.partition("?n=")
+        if path == "/signed/x.pt":
+            signed["now"] += 1
+            signed["used"] = 0
+            handler.empty(302, Location=f"/x.pt?n={signed['now']}")
+            return True
+        signed["used"] += 1
+        if number != str(signed["now"]) or signed["used"] > 2:
+            handler.empty(status)
+            return True
+        return False
+
+    web.gate = gate
+    answer = ckpt("show", web.url("signed/x.pt"), "w[100000:100010]")
+    assert (answer.code, answer.out) == (0, ckpt("show", here / "x.pt", "w[100000:100010]").out)
+    assert (signed["now"], len(web.seen)) == (2, 6)  # of three ranges two by one address, and one refused in between
+
+
 def test_connections_are_used_again(web: WebServer, ckpt: Ckpt) -> None:
     ports: set[int] = set()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,12 +36,26 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Format], Path]:
+    """A function that returns a folder with the sample in a format: some take seconds to be written."""
+
+    @cache
+    def folder_of(label: str) -> Path:
+        kind = next(kind for kind in FORMATS if kind.label == label)
+        folder = tmp_path_factory.mktemp(label)
+        kind.write(kind.sample(), folder / f"model{kind.suffix}")
+        return folder
+
+    return lambda kind: folder_of(kind.label)
+
+
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.label)
 def test_every_reading_command_says_the_same_of_a_checkpoint_elsewhere(
-    kind: Format, server: Server, ckpt: Ckpt, here: Path
+    kind: Format, server: Server, ckpt: Ckpt, here: Path, written: Callable[[Format], Path]
 ) -> None:
     name = f"model{kind.suffix}"
-    kind.write(kind.sample(), here / name)
+    shutil.copytree(written(kind), here, dirs_exist_ok=True)
     base = server.put(here, "formats")
     for command in COMMANDS:
         if command.startswith("scan") and server.kind == "https" and not kind.suffix:

@@ -15,7 +15,9 @@ from fake_hub import TOKEN, Answer, Asked, FakeHub, serving
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
+import ckpt_cli
 from ckpt_cli.errors import ChangedError, LimitError, NetworkError, UnsupportedError, UsageError
+from ckpt_cli.remote import client
 from ckpt_cli.remote.hub import HubStore, Place
 
 REPO = "lab/model"
@@ -70,7 +72,8 @@ def test_an_address_names_a_repository_a_revision_and_a_file(address: str, place
 
 
 @pytest.mark.parametrize(
-    "address", ["hf://", "hf://gpt2", "hf://datasets/r", "hf://o/r@", "hf://o/r@/x", "hf://o/r x/y"]
+    "address",
+    ["hf://", "hf://gpt2", "hf://datasets/r", "hf://o/r@", "hf://o/r@/x", "hf://o/r x/y", "hf://buckets/o/b/x"],
 )
 def test_what_names_no_repository_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="not the address of a repository"):
@@ -133,6 +136,15 @@ def test_every_revision_shows_its_own_values(hub: FakeHub, tmp_path: Path, ckpt:
         assert values_of(ckpt, f"hf://{REPO}{revision}/model.pt") == f"tensor([{value}., {value}., {value}., {value}.])"
     assert values_of(ckpt, f"hf://datasets/{REPO}/model.pt") == "tensor([5., 5., 5., 5.])"
     assert ckpt("diff", f"hf://{REPO}@v1/model.pt", f"hf://{REPO}/model.pt").code == 1
+
+
+def test_an_open_checkpoint_stays_at_its_commit_until_it_is_closed(hub: FakeHub, tmp_path: Path) -> None:
+    hub.commit(REPO, {"model.pt": a_file(tmp_path, 1)})
+    with ckpt_cli.open(f"hf://{REPO}/model.pt") as old:
+        hub.commit(REPO, {"model.pt": a_file(tmp_path, 2)})
+        hub.expire()
+        with ckpt_cli.open(f"hf://{REPO}/model.pt") as new:
+            assert (old["w"].numpy().tolist(), new["w"].numpy().tolist()) == ([1.0] * 4, [2.0] * 4)
 
 
 def test_a_commit_is_asked_for_where_lists_do_not_say_it(hub: FakeHub, tmp_path: Path) -> None:
@@ -199,6 +211,20 @@ def test_a_missing_repository_or_revision_is_told_from_a_missing_file(hub: FakeH
     assert answer.err.startswith(f"ckpt: {name}: there is no such repository, revision or folder")
     missing = ckpt("ls", f"hf://{REPO}/model.pt")
     assert (missing.code, missing.err) == (2, f"ckpt: hf://{REPO}/model.pt: No such file or directory\n")
+
+
+def test_a_hub_that_asks_to_wait_is_waited_for_and_a_token_is_the_hint(
+    hub: FakeHub, tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(client, "sleep", waited.append)
+    hub.commit(REPO, {"model.pt": a_file(tmp_path)})
+    hub.interrupt = lambda _: (429, {"Retry-After": "7"}, b"") if len(hub.log) < 3 else None
+    assert ckpt("ls", f"hf://{REPO}/model.pt").code == 0
+    assert waited == [7.0] * 3
+    hub.interrupt = lambda _: (429, {}, b"")
+    answer = ckpt("ls", f"hf://{REPO}/model.pt")
+    assert (answer.code, "its server answers 429, 6 times" in answer.err, "HF_TOKEN" in answer.err) == (2, True, True)
 
 
 def test_a_gated_repository_is_refused_with_what_lets_one_in(

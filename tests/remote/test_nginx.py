@@ -122,3 +122,10 @@ def test_a_file_that_is_replaced_while_it_is_open_is_noticed(server: Nginx, tmp_
 def test_a_missing_file_is_one_line(ckpt: Ckpt, server: Nginx) -> None:
     answer = ckpt("ls", server.url("none.pt"))
     assert (answer.code, answer.err) == (2, f"ckpt: {server.url('none.pt')}: No such file or directory\n")
+
+
+def test_a_folder_is_found_without_a_slash_at_its_end(ckpt: Ckpt, server: Nginx) -> None:
+    (server.root / "run").mkdir()
+    torch.save({"w": torch.ones(2)}, server.root / "run" / "pytorch_model.bin")
+    for address in (server.url("run"), server.url("run/")):
+        assert ckpt("ls", address).lines == ["w\tfloat32\t[2]\t8"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -226,3 +229,42 @@ def test_python_sees_a_new_file_when_it_opens_it_anew_and_the_old_one_until_then
         with ckpt_cli.open(web.url("x.pt")) as new:
             assert (list(old), list(new)) == (["w"], ["v"])
         assert old["w"].numpy().tolist() == [0, 0]  # a small file was fetched when it was opened
+
+
+def test_torch_and_numpy_read_a_file_elsewhere(tmp_path: Path) -> None:
+    saved = {"w": torch.arange(200_000.0), "half": torch.ones(3, 5, dtype=torch.bfloat16), "one": torch.tensor(7)}
+    torch.save(saved, tmp_path / "x.pt")
+    with serving(tmp_path) as web:
+        loaded = ckpt_cli.load(web.url("x.pt"))
+        assert {name: torch.equal(value, saved[name]) for name, value in loaded.items()} == dict.fromkeys(saved, True)
+        with ckpt_cli.open(web.url("x.pt")) as checkpoint:
+            assert checkpoint["w"].numpy().tolist() == saved["w"].tolist()
+            assert checkpoint["w"][5:8].tolist() == [5, 6, 7]
+
+
+FORKED = """
+import os, sys
+import ckpt_cli
+checkpoint = ckpt_cli.open(sys.argv[1])
+file = checkpoint._opened.container.files[0]
+file.expect(300_000, 2_000_000)
+children = []
+for number in range(3):
+    child = os.fork()
+    if not child:
+        right = checkpoint["w"].numpy().tolist() == list(range(700_000))
+        os._exit(0 if right else 1)
+    children.append(child)
+right = checkpoint["w"].numpy().tolist() == list(range(700_000))
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+print(right, codes)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_process_that_was_forked_reads_by_connections_of_its_own(tmp_path: Path) -> None:
+    torch.save({"w": torch.arange(700_000)}, tmp_path / "x.pt")
+    with serving(tmp_path) as web:
+        call = [sys.executable, "-W", "ignore", "-c", FORKED, web.url("x.pt")]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.stdout, done.stderr) == ("True [0, 0, 0]\n", "")

@@ -131,11 +131,18 @@ def test_ordinary_files_beside_weights_are_quiet(tmp_path: Path) -> None:
         ("c.yaml", "a: !!python/module:os\n", "yaml-python"),
         ("c.yaml", "model:\n  _target_: os.system\n  command: id\n", "config-call"),
         ("c.yaml", "model: {\"_target_\": 'builtins.exec', x: 1}\n", "config-call"),
+        ("c.yaml", "? _target_\n: os.system\n", "config-call"),
+        ("c.yaml", "_target_:\n  os.system\n", "config-call"),
+        ("c.yaml", "a: !!python/object/apply%3Aos.system [id]\n", "yaml-python"),
+        ("c.yaml", "a: !!python/object/apply:os.system [id]\n".encode("utf-16"), "yaml-python"),
+        ("c.toml", '_target_ = "os.system"\n', "config-call"),
         ("c.json", '{"model":{"_target_":"os.system"}}', "config-call"),
+        ("c.json", '{"model":{"\\u005ftarget_":"os.system"}}', "config-call"),
+        ("model_index.json", '{"_class_name": "Pipeline", "unet": ["os", "system"]}', "config-call"),
     ],
 )
 def test_what_a_loader_of_yaml_or_hydra_would_call_is_judged(
-    tmp_path: Path, name: str, content: str, code: str
+    tmp_path: Path, name: str, content: str | bytes, code: str
 ) -> None:
     assert codes(beside(tmp_path, name, content), "error") == {code}
 
@@ -198,3 +205,14 @@ def test_text_of_a_folder_that_decodes_to_a_pickle_is_found(tmp_path: Path, how:
 def test_metadata_of_safetensors_that_decode_to_a_pickle_are_found(tmp_path: Path, how: str) -> None:
     header = {"__metadata__": {"x": ENCODED[how].decode()}, "w": st.info("U8", [1], 0, 1)}
     assert "dangerous-global" in codes(scanned(tmp_path / "m.safetensors", st.file(header, b"\0")))
+
+
+def test_a_directive_that_renames_tags_is_reported(tmp_path: Path) -> None:
+    text = "%TAG !p! tag:yaml.org,2002:python/\n---\na: !p!object/apply:os.system [id]\n"
+    assert codes(beside(tmp_path, "c.yaml", text)) == {"yaml-python"}
+
+
+def test_a_folder_of_two_clean_checkpoints_is_clean(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        st.write(tmp_path / name, {"w": st.info("U8", [1], 0, 1)}, b"\0")
+    assert (scan(str(tmp_path)).ok, scan(str(tmp_path)).findings) == (True, [])

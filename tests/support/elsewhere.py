@@ -50,6 +50,10 @@ class Ledger:
         """Requests."""
         return len(self.requests)
 
+    def of(self, kind: str) -> int:
+        """Requests of one kind."""
+        return sum(each == kind for each, _, _ in self.requests)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all answers."""

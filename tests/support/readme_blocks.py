@@ -186,7 +186,7 @@ def _on_terminal(command: str) -> str:
     text = b"".join(pieces).decode().replace("\r\n", "\n")
     if process.returncode not in (0, 1, 2):
         raise RuntimeError(f"{command} ended with {process.returncode} after printing {text!r}")
-    return re.sub(r"[^\n]*\x1b\[K", "", text)  # a terminal erases the progress of a command that takes long
+    return re.sub(r"[^\n]*\r", "", text)  # what a command that takes long writes of its progress is wiped out again
 
 
 def _read(descriptor: int) -> bytes:

@@ -225,14 +225,16 @@ CHECKS: tuple[Check[Checkpoint], ...] = (
         "warning",
         "weights have no elements, as the placeholders of partitioned training; a note where only biases have none",
         _no_elements,
-        "gather them: DeepSpeed's zero_to_fp32.py, or stage3_gather_16bit_weights_on_model_save",
+        "ckpt convert of the folder with all files of ranks writes them whole; or "
+        "stage3_gather_16bit_weights_on_model_save",
     ),
     Check(
         "local-shard",
         "warning",
         "a file has only one process's part of distributed tensors (DTensor, ShardedTensor)",
         _local_shards,
-        "the files of the other ranks have the rest: load all of them with torch.distributed, and save it whole",
+        "the files of the other ranks have the rest: ckpt convert of their folder writes them whole, where the names "
+        "are model_world_size_W_rank_R.pt; else load them with torch.distributed, and save it whole",
     ),
     Check("no-tensors", "note", "there is no tensor", _no_tensors, "ckpt ls -a FILE"),
     Check("oddity", "note", "what opening the file says of it", _notes),

@@ -161,7 +161,7 @@ class _Worker:
                 index = is_json_object(beginning(file))
             return self._set(path) if index else self._single(path)
         names = names_in(path)
-        if folder_kind(names) is not None:
+        if folder_kind(path, names) is not None:
             return self._single(path)
         from ckpt_cli.formats.sharded.names import file_in, index_in, whole_set
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 
-from ckpt_cli.errors import CkptError, FormatError, MalformedError, ShortStorageError, TruncatedError
+from ckpt_cli.errors import CkptError, FormatError, MalformedError, RanksError, ShortStorageError, TruncatedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import is_file, name_of, open_file
 from ckpt_cli.formats.sharded.names import is_index
@@ -78,6 +78,11 @@ def _malformed(broken: Broken) -> Iterator[Occurrence]:
         yield Occurrence(broken.where, broken.error.problem, hint=broken.error.hint or index)
 
 
+def _ranks(broken: Broken) -> Iterator[Occurrence]:
+    if isinstance(broken.error, RanksError):
+        yield Occurrence(broken.where, broken.error.problem, hint=broken.error.hint or "")
+
+
 def _leading(broken: Broken) -> Iterator[Occurrence]:
     found = broken.late_zip
     if found is not None and found.begin > 0:
@@ -103,7 +108,8 @@ def _far_end(broken: Broken) -> Iterator[Occurrence]:
 
 def _not_one(broken: Broken) -> Iterator[Occurrence]:
     """Find a part of a set that is not a checkpoint, such as an error page that was saved in its place."""
-    if type(broken.error) not in (TruncatedError, ShortStorageError, MalformedError) and broken.late_zip is None:
+    known = (TruncatedError, ShortStorageError, MalformedError, RanksError)
+    if type(broken.error) not in known and broken.late_zip is None:
         yield Occurrence(broken.where, broken.error.problem)
 
 
@@ -114,6 +120,9 @@ CHECKS: tuple[Check[Broken], ...] = (
           _short, _FETCH),
     Check("malformed", "error", "a file breaks the rules of its format: header, ranges, views, pickle", _malformed,
           "ckpt scan FILE shows whether it was made to deceive"),
+    Check("ranks", "error",
+          "files of ranks are missing, are of several saves, or do not add up to the model that they are parts of",
+          _ranks, "ckpt ls --files FILE lists the files as they are"),
     Check("leading-bytes", "error", "something stands before a zip file", _leading),
     Check("far-end", "error", "too many bytes follow a zip file for its end to be found", _far_end),
     Check("no-checkpoint", "error", "a shard is not a checkpoint, such as a saved error page or a git LFS pointer",

@@ -238,9 +238,8 @@ def _completed(tensor: Tensor, found: Lines) -> Lines:
     if storage is None:  # not reached: it has bytes
         return found
     for number in sorted(set(found.cut)):
-        row = lines_of(storage.view(base + number * nbytes, nbytes), number * width, width, size)
-        row.columns = None
-        merged_lines(found, row)
+        row = storage.view(base + number * nbytes, nbytes)
+        merged_lines(found, lines_of(row, number * width, width, size, rows_alone=True))
     columns = found.columns if count >= LEAST and len(tensor.shape or ()) == 2 else None
     step = max(1, BLOCK // nbytes)
     for first in range(0, count if columns else 0, step):

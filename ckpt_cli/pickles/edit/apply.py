@@ -8,12 +8,13 @@ from contextlib import suppress
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Entry
+from ckpt_cli.model.names import Below, Holders
 from ckpt_cli.pickles.containers import key_text
 from ckpt_cli.pickles.edit.locate import NodePlace, places_of
 from ckpt_cli.pickles.edit.preflight import Outcome, leaving
 from ckpt_cli.pickles.edit.retype import retyped
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph
-from ckpt_cli.pickles.nn_module import modules_of, notes_of, tend_notes
+from ckpt_cli.pickles.nn_module import notes_of, tend_notes
 from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.storages import StorageFinder
@@ -172,15 +173,18 @@ def tend_metadata(holders: Iterable[tuple[str, object]], names: Iterable[str], c
     """
     if changes.rename is None and not changes.dropped:
         return
-    gone, kept = set[str](), set[str]()
-    below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
+    gone, kept = list[str](), list[str]()
+    below = Below(changes.dropped_prefixes)
     for name in names if changes.dropped or below else ():
-        is_gone = name in changes.dropped or name.startswith(below)
-        (gone if is_gone else kept).update(modules_of(name))
-    gone -= kept
+        (gone if name in changes.dropped or name in below else kept).append(name)
+    left, stayed = Holders(gone), Holders(kept)
+
+    def is_gone(module: str) -> bool:
+        return module != "" and module in left and module not in stayed
+
     for prefix, holder in holders:
         for pairs in notes_of(holder):
-            tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, gone)
+            tend_notes(pairs, f"{prefix}." if prefix else "", changes.rename, is_gone)
 
 
 def _single_level_of(place: NodePlace, old: str, new: str) -> list[tuple[NodePlace, str]]:

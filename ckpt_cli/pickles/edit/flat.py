@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Entry, Tensor, Value
+from ckpt_cli.model.names import Below
 from ckpt_cli.pickles.containers import is_ordered_dict
 from ckpt_cli.pickles.edit.apply import tend_metadata
 from ckpt_cli.pickles.graph import Call, Dict, Graph
@@ -75,8 +76,8 @@ def _after(pairs: list[object], changes: Changes) -> Iterator[object]:
 
 def _drops_all_below(entries: Sequence[Entry], changes: Changes) -> bool:
     """True if what is dropped is there, and is all that lies below the prefixes that are dropped."""
-    below = tuple(f"{prefix}." for prefix in changes.dropped_prefixes)
+    below = Below(changes.dropped_prefixes)
     dropped = changes.dropped
     if sum(entry.name in dropped for entry in entries) != len(dropped):
         return False
-    return not below or all(entry.name in dropped for entry in entries if entry.name.startswith(below))
+    return not below or all(entry.name in dropped for entry in entries if entry.name in below)

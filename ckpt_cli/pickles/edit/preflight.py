@@ -13,6 +13,7 @@ from shlex import quote
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.model.changes import Changes
+from ckpt_cli.model.names import Below
 from ckpt_cli.pickles.attributes import Field
 from ckpt_cli.pickles.containers import joined
 from ckpt_cli.pickles.edit.locate import NodePlace
@@ -39,7 +40,7 @@ class Outcome:
         changed = {entry(name).slot: name for name in (*self.changes.values, *self.changes.tensors)}
         if not (changed or self.renamed or self.gone):
             return
-        dropped_below = tuple(f"{prefix}." for prefix in self.changes.dropped_prefixes)
+        dropped_below = Below(self.changes.dropped_prefixes)
         keys: dict[tuple[int, str], NodePlace] = {}
         for place, is_entry in self.places:
             name, is_gone = after = self._after(place)
@@ -62,10 +63,10 @@ class Outcome:
         return joined(within, key), is_gone or slot in self.gone
 
     def _require_entry(
-        self, place: NodePlace, after: str, below: tuple[str, ...], changed: Mapping[Slot, str], *, is_gone: bool
+        self, place: NodePlace, after: str, below: Below, changed: Mapping[Slot, str], *, is_gone: bool
     ) -> None:
         changes, name = self.changes, place.name
-        if is_gone != (name in changes.dropped or name.startswith(below)):
+        if is_gone != (name in changes.dropped or name in below):
             raise _shared(f"{name!r} would go as well")
         if not is_gone and after != changes.names.get(name, name):
             self._refuse_container(place)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.errors import MalformedError, RefusedError
-from ckpt_cli.model.changes import Changes, Write, difference, emptied_by, entries_after
+from ckpt_cli.model.changes import Changes, Write, difference, entries_after
 from ckpt_cli.model.checkpoint import Entry, Storage, Tensor
+from ckpt_cli.model.names import Holders
 from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.flat import edit_flat
 from ckpt_cli.pickles.edit.retarget import Retargeting
@@ -46,9 +47,7 @@ class EditedPickle:
         self._wanted += new.values()
         self._added = [name for name in changes.added if name not in new]
         self._added += [changes.names.get(name, name) for name in changes.values]
-        self._emptied = emptied_by(changes.dropped)
-        if self._emptied:
-            self._emptied -= {self._names.get(entry.name, entry.name) for entry in self._wanted}
+        self._emptied = Holders(changes.dropped)
         self._rebuilder = Rebuilder(CALLS, graph, finder, WalkBudget(graph.nbytes))
         self._finder = finder
         only_names = not (changes.dropped or changes.dropped_prefixes or changes.root or changes.tensors

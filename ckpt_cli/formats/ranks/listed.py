@@ -1,9 +1,8 @@
-"""The folders of DeepSpeed and Megatron-LM: files of ranks, each a torch.save file, listed as what they are.
+"""The files of ranks in a folder, each a torch.save file, listed side by side as what they are.
 
 DeepSpeed writes `latest`, which names a folder of `mp_rank_NN_model_states.pt` and `zero_pp_rank_N_…_optim_states.pt`
-(deepspeed/runtime/engine.py and zero/stage_1_and_2.py, stage3.py there). ZeRO flattens parameters and splits them over
-the ranks, so a tensor of the model is no entry here; DeepSpeed's own zero_to_fp32.py puts them together. Megatron-LM
-writes `latest_checkpointed_iteration.txt` and `iter_NNNNNNN/mp_rank_NN/model_optim_rng.pt`.
+(deepspeed/runtime/engine.py). Megatron-LM writes `latest_checkpointed_iteration.txt` and
+`iter_NNNNNNN/mp_rank_NN/model_optim_rng.pt`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, MalformedError
+from ckpt_cli.errors import LimitError, MalformedError, listed
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import head_of, is_folder, is_plain_name, join, names_in
 from ckpt_cli.formats.sharded.read import ReadOne, ShardSet
@@ -24,7 +23,10 @@ from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Value
 NAME = "deepspeed"
 
 _STATES = ("_model_states.pt", "_optim_states.pt")
-_LATEST, _ITERATION = "latest", "latest_checkpointed_iteration.txt"
+LATEST, _ITERATION = "latest", "latest_checkpointed_iteration.txt"
+LOOSE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""The ends of the names of files that may be checkpoints of their own."""
+
 _TAG = 256
 """Bytes of the file that names the latest folder."""
 
@@ -33,26 +35,15 @@ _MODEL_RANK = re.compile(r"mp_rank_\d+(?:_\d+)*")
 _STAGE = re.compile(r"\d")
 
 
-def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
-    """Open the files of all ranks side by side; an entry's name begins with its file's."""
-    folder, tag = _latest(path, names)
-    found = _files(folder)
+def list_files(path: str, folder: str, tag: str, opener: Opener, read_one: ReadOne) -> Checkpoint:
+    """Open the files of all ranks in a folder side by side; an entry's name begins with its file's."""
+    found = files_of_ranks(folder)
     if not found:
         raise MalformedError("a folder of DeepSpeed or Megatron without a file of a rank", path=folder)
     if len(found) > limits.SHARDS:
         raise LimitError(f"it has {len(found)} files", path=folder)
-    files = opener.open_all([join(folder, name) for name in found])
-    try:
-        shards = [read_one(file) for file in documented(files)]
-        container = ShardSet(None, shards)
-        entries: list[Entry] = []
-        for name, shard in zip(found, shards, strict=True):
-            prefix = os.path.splitext(name)[0]
-            entries += (_prefixed(prefix, container.adopt(shard, entry)) for entry in shard.entries)
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
+    container, entries = side_by_side(folder, found, opener, read_one)
+    shards = container.shards
     version, notes = _version_and_notes(found, shards, tag)
     return Checkpoint(
         path=path,
@@ -67,9 +58,32 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
     )
 
 
-def _latest(path: str, names: Sequence[str]) -> tuple[str, str]:
+def side_by_side(folder: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> tuple[ShardSet, list[Entry]]:
+    """Open some files of a folder, each entry's name after that of its file."""
+    files = opener.open_all([join(folder, name) for name in names])
+    try:
+        shards = [read_one(file) for file in documented(files)]
+        container = ShardSet(None, shards)
+        entries: list[Entry] = []
+        for name, shard in zip(names, shards, strict=True):
+            prefix = os.path.splitext(name)[0]
+            entries += (_prefixed(prefix, container.adopt(shard, entry)) for entry in shard.entries)
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    return container, entries
+
+
+def beside_note(names: Sequence[str]) -> list[str]:
+    """Return the note on those of some names that are of checkpoints, which are not opened; none without any."""
+    loose = [name for name in names if name.endswith(LOOSE)]
+    return [f"not opened with it: {listed(loose, 3)}"] if loose else []
+
+
+def latest(path: str, names: Sequence[str]) -> tuple[str, str]:
     """The folder that has the files, and its name as a tag; the folder itself where it has them."""
-    for name, layout in ((_LATEST, "{}"), (_ITERATION, "iter_{:0>7}")):
+    for name, layout in ((LATEST, "{}"), (_ITERATION, "iter_{:0>7}")):
         if name not in names:
             continue
         said = head_of(join(path, name), _TAG).decode("utf-8", "replace").strip()
@@ -83,7 +97,7 @@ def _latest(path: str, names: Sequence[str]) -> tuple[str, str]:
     return path, os.path.basename(os.path.abspath(path))
 
 
-def _files(folder: str) -> list[str]:
+def files_of_ranks(folder: str) -> list[str]:
     """The files of ranks, relative to the folder."""
     found: list[str] = []
     for name in names_in(folder):
@@ -103,17 +117,11 @@ def _version_and_notes(names: Sequence[str], shards: Sequence[Checkpoint], tag: 
     """Return a description of it, and notes on it."""
     if any("/" in name for name in names):
         ranks = len({name.partition("/")[0] for name in names})
-        return f"Megatron-LM, {_count(ranks, 'model-parallel rank')}, {tag}", []
+        return f"Megatron-LM, {count(ranks, 'model-parallel rank')}, {tag}", []
     ranks = len({found[1] for found in map(_RANK.search, names) if found})
     stage = next((stage for stage in map(_stage, shards) if stage), "")
     said = f"DeepSpeed ZeRO stage {stage}" if stage and stage != "0" else "DeepSpeed"
-    notes = []
-    if ranks:
-        notes.append(
-            f"its optimizer's parameters are flattened and split over {_count(ranks, 'rank')}; each file is listed "
-            f"as it is, the model's shapes under param_shapes: DeepSpeed's zero_to_fp32.py merges them"
-        )
-    return f"{said}, {_count(max(ranks, 1), 'rank')}, tag {tag}", notes
+    return f"{said}, {count(max(ranks, 1), 'rank')}, tag {tag}", ["its files are listed as they are"]
 
 
 def _stage(shard: Checkpoint) -> str:
@@ -132,5 +140,6 @@ def _stage(shard: Checkpoint) -> str:
     return shown
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """Return a number with its noun."""
     return f"{number} {what}{'' if number == 1 else 's'}"

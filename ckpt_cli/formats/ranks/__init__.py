@@ -1,0 +1,1 @@
+"""Folders of rank files: what each process of a training saved of the model, put together as the model."""
