@@ -194,7 +194,7 @@ class _Handler(localbucket.S3Handler):  # type: ignore[misc]
         super()._get(bucket, key, include_body)
 
     def _send_endless(self) -> None:
-        """Send a body that does not end."""
+        """Send a body that goes on for 256 MiB."""
         self.send_response(HTTPStatus.PARTIAL_CONTENT)
         begin, _, end = (self.headers.get("Range") or "bytes=0-99").removeprefix("bytes=").partition("-")
         self.send_header("Content-Range", f"bytes {begin}-{end}/{1 << 40}")
@@ -202,7 +202,7 @@ class _Handler(localbucket.S3Handler):  # type: ignore[misc]
         self.send_header("ETag", '"endless"')
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for _ in range(1 << 12):
+        for _ in range(1 << 8):
             self.wfile.write(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
         raise ConnectionError
 

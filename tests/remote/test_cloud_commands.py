@@ -1,0 +1,68 @@
+"""Commands and the Python API on object stores, with a fault at each of their requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import contract
+import pytest
+from buckets import SECRETS, Asked, Buckets
+from conftest import Ckpt
+
+import ckpt_cli
+from ckpt_cli.remote import cloud_requests
+
+PASSING = ("503", "429", "reset", "short")
+OTHERS = ("403", "404", "etag", "wrongrange", "whole", "endless", "400")
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints(buckets: Buckets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file, a set and a distributed checkpoint in the bucket, and no pauses between tries."""
+    monkeypatch.setattr(cloud_requests, "_PAUSES", (0.0,) * len(cloud_requests._PAUSES))
+    for label, name in (("zip", "m.pt"), ("shards-safetensors", "set"), ("dcp", "dcp")):
+        form = next(form for form in contract.FORMATS if form.label == label)
+        form.write(form.sample(), buckets.bucket() / name)
+
+
+@pytest.mark.parametrize("fault", [*PASSING, *OTHERS])
+@pytest.mark.parametrize("command", ["stats m.pt", "hash set", "ls dcp"])
+def test_a_fault_at_any_request_gives_the_right_answer_or_one_line(
+    buckets: Buckets, command: str, fault: str, ckpt: Ckpt
+) -> None:
+    def can_happen(asked: Asked) -> bool:
+        return fault != "endless" or asked.range is not None  # obstore keeps what it gets of a list, for 30 s
+
+    word, *names = command.split()
+    urls = [f"s3://bucket/{name}" for name in names]
+    right = ckpt(word, *urls)
+    requests = len(buckets.asked)
+    for after in range(requests):
+        buckets.begin(fault=fault, after=after, times=2, match=can_happen)
+        answer = ckpt(word, *urls)
+        assert not any(secret in answer.err for secret in (*SECRETS, "127.0.0.1", "Traceback", "this is a bug"))
+        if (answer.code, answer.out) != (right.code, right.out):
+            assert fault not in PASSING
+            assert (answer.code, answer.err.startswith("ckpt: ")) == (2, True)
+            assert len(answer.err.splitlines()) <= 2
+
+
+def test_what_is_replaced_between_two_requests_is_noticed(buckets: Buckets, ckpt: Ckpt) -> None:
+    path = buckets.bucket() / "big.pt"
+    contract.torch.save({"w": contract.torch.zeros(2_000_000)}, path)
+    other = path.with_name("other.pt")
+    contract.torch.save({"w": contract.torch.ones(2_000_000)}, other)
+    data = other.read_bytes()
+    buckets.begin(before=lambda _: path.write_bytes(data) if len(buckets.asked) > 2 else None)
+    answer = ckpt("stats", "s3://bucket/big.pt")
+    assert "\t0.0\t" not in answer.out or "\t1.0\t" not in answer.out
+    assert answer.code == 0 or "became another file while it was read" in answer.err
+
+
+def test_the_python_api_reads_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ckpt_cli.convert("s3://bucket/m.pt", "s3://bucket/new/", max_shard=100)
+    ckpt_cli.rm("s3://bucket/new", "4.columns", output="s3://bucket/less")
+    with ckpt_cli.open("s3://bucket/less") as found:
+        assert "4.columns" not in found
+        assert found["3.steps"].numpy() == 7
