@@ -169,7 +169,12 @@ def is_listed(path: str) -> bool:
 
 
 def matching(pattern: str) -> list[str]:
-    """Return the sorted paths that a glob matches, each of whose parts may have `*`, `?` and sets in brackets."""
+    """Return the sorted paths that a glob matches, each of whose parts may have `*`, `?` and sets in brackets.
+
+    The `?` of a web address begins its query, so that none is a glob.
+    """
+    if pattern.startswith(("http://", "https://")):
+        return [pattern] if exists(pattern) else []
     folder, name = folder_of(pattern), (posixpath if SEPARATOR in pattern else os.path).basename(pattern)
     if not name or not _GLOB.search(pattern):
         return [pattern] if exists(pattern) else []
