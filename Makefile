@@ -13,6 +13,7 @@ TORCH := torch==2.13.0
 # from $(VENV). Not with the newest typer: what is imported at the start, and the layout of help.
 OLDEST := .venv-oldest
 NEWEST := .venv-newest-typer
+MOTO := .venv-moto
 WITHOUT_TORCH := tests/cli/test_without_torch.py tests/cli/test_typer_parts.py tests/arrays/test_indexing.py \
 	tests/files/test_journal.py tests/formats/test_npy.py tests/pickles/test_machine.py
 COMMAND_LINE := tests/cli --ignore tests/cli/test_startup.py
@@ -37,12 +38,13 @@ check: lint test          ## style and every test, before each commit
 system:                   ## install the system programs that tests use, where root on Debian; else name those that are missing
 	PYTHON=$(PYTHON) tests/environments/system.sh
 
-environments: $(OLDEST)/.ready $(NEWEST)/.ready    ## chosen tests with the oldest dependencies without torch, and with the newest typer
+environments: $(OLDEST)/.ready $(NEWEST)/.ready $(MOTO)/.ready    ## chosen tests with the oldest dependencies without torch, with the newest typer, and against moto's S3
 	$(BIN)/python tests/environments/answers.py > $(OLDEST)/answers-of-development
 	$(OLDEST)/bin/python tests/environments/answers.py > $(OLDEST)/answers
 	diff -u $(OLDEST)/answers-of-development $(OLDEST)/answers
 	$(OLDEST)/bin/python -m pytest -q -p no:cacheprovider $(WITHOUT_TORCH)
 	$(NEWEST)/bin/python -m pytest -q -p no:cacheprovider $(COMMAND_LINE)
+	$(BIN)/python tests/environments/exact_store.py $(MOTO)/bin/moto_server
 
 hostile: $(READY)         ## the files made to harm at their full size, under the limits that users have
 	HOSTILE_SCALE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q tests/formats/test_hostile_files.py
@@ -53,13 +55,14 @@ bench: $(READY)           ## ratios against torch, safetensors and a command tha
 peers: $(READY)           ## other scanners, each in an environment of its own, on the same files as ckpt scan
 	$(BIN)/python tests/peers/scanners.py
 
-fuzz: $(READY)            ## mutations of each sample; every fault of every edit; random numbers and every name for scan; other examples of properties
+fuzz: $(READY)            ## mutations of each sample; every fault of every edit; random numbers and every name for scan; every command on each hostile file
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n 2 --dist worksteal -q -m hypothesis
 	$(BIN)/python tests/support/fuzz.py --mutations 20000
 	$(BIN)/python tests/support/fuzz_faults.py
 	$(BIN)/python tests/support/numbers_scanned.py --blocks 1000000
 	$(BIN)/python tests/support/side_by_side.py
 	$(BIN)/python tests/support/name_walk.py
+	$(BIN)/python tests/support/every_command.py
 
 samples: $(READY)         ## write the sample checkpoints again
 	$(BIN)/python sample_checkpoints/generate.py
@@ -72,7 +75,7 @@ readme: $(READY)          ## run the examples of README.md and docs/ and write t
 	$(COG) -r
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(MOTO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Compiled ahead, as an installed package is: some environments forbid Python to do so when it runs.
@@ -101,4 +104,11 @@ $(NEWEST)/.ready: $(READY)
 	folder() { "$$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
 		echo "import site; site.addsitedir('$$(folder $(CURDIR)/$(VENV))')" > "$$(folder $(NEWEST))/development.pth"
 	$(NEWEST)/bin/python -c 'import typer; print("typer", typer.__version__)'
+	touch $@
+
+# A server of S3 that knows If-Match and unfinished uploads, which the one of `make test` does not; 290 MB.
+$(MOTO)/.ready: $(READY)
+	rm -rf $(MOTO)
+	$(PYTHON) -m venv $(MOTO)
+	$(MOTO)/bin/python -m pip install --quiet --disable-pip-version-check 'moto[server]>=5'
 	touch $@

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckpt_cli.api.checkpoint import Checkpoint, Tensor, View, load, open  # noqa: A004
+    from ckpt_cli.api.checkpoint import Checkpoint, View, load, open  # noqa: A004
     from ckpt_cli.api.edits import (
         cast,
         compact,
@@ -29,18 +29,20 @@ if TYPE_CHECKING:
         undo,
         untie,
     )
-    from ckpt_cli.api.questions import check, diff, hash, scan  # noqa: A004
+    from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
+    from ckpt_cli.api.tensor import Tensor
     from ckpt_cli.errors import CkptError
 
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint", "CkptError", "Tensor", "View", "cast", "check", "compact", "convert", "diff", "hash", "index", "keep",
-    "load", "meta", "open", "rename", "rm", "scan", "set", "tie", "undo", "untie",
+    "load", "match", "meta", "open", "rename", "rm", "scan", "series", "set", "tie", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
     "ckpt_cli.errors": ("CkptError",),
-    "ckpt_cli.api.checkpoint": ("Checkpoint", "Tensor", "View", "load", "open"),
+    "ckpt_cli.api.checkpoint": ("Checkpoint", "View", "load", "open"),
+    "ckpt_cli.api.tensor": ("Tensor",),
     "ckpt_cli.api.edits": (
         "cast",
         "compact",
@@ -55,7 +57,7 @@ _MODULES = {
         "undo",
         "untie",
     ),
-    "ckpt_cli.api.questions": ("check", "diff", "hash", "scan"),
+    "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),
 }
 """The module that each public name is imported from."""
 

@@ -143,9 +143,24 @@ class OutputError(CkptError):
 class ChangedError(CkptError):
     """Another process changed a file while it was read, so that an answer would mix two states of it."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("changed while it was read; try again", path=path)
+    def __init__(self, path: str, problem: str = "changed while it was read; try again") -> None:
+        super().__init__(problem, path=path)
 
 
 class NetworkError(CkptError):
     """A server cannot be reached, refuses, or gives something else than what was asked for."""
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str | None = None,
+        hint: str | None = None,
+        status: int | None = None,
+        code: str = "",
+    ) -> None:
+        super().__init__(problem, path=path, hint=hint)
+        self.status = status
+        """The status of the reply, such as 403; None where there was none, or its status was not at fault."""
+        self.code = code
+        """The name that the server itself gives a refusal, as the hub does; empty where it gives none."""

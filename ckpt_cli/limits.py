@@ -61,6 +61,9 @@ STANDARD_INPUT = int(64 * 2**30 * _SCALE)
 LISTED = int(100_000 * _SCALE)
 """Names that a server's list of a folder may have."""
 
+REMOTE_BYTES = 2**50
+"""Bytes of one file elsewhere; a server that says more is not believed."""
+
 REDIRECTS = 5
 """Redirects from one server to the next that one request follows."""
 
@@ -81,6 +84,9 @@ MATCH_STEPS = int(400_000 * _SCALE)
 
 MATCH_SUBS = int(40 * _SCALE)
 """Substitutions of a renaming that is written as one command."""
+
+STATS_LINES = int(1_000_000 * _SCALE)
+"""Rows or columns that `stats --by` summarizes, about 100 bytes each: vocabularies have up to 300,000."""
 
 TREE_NODES = int(200_000 * _SCALE)
 """Modules and containers in the tree of one checkpoint: 256 experts in each of 60 layers take about 60,000."""
@@ -268,8 +274,8 @@ DCP_ITEMS = int(100_000 * _SCALE)
 DCP_VALUES = int(64 * 2**20 * _SCALE)
 """Bytes of pickles of all values of a distributed checkpoint that are written to one file."""
 
-DCP_ITEMS_FLOOR = int(6_000 * _SCALE)
-"""Entries that are written to a distributed checkpoint, some 0.3 ms each; beyond them, one for every 64 bytes read."""
+DCP_ITEMS_FLOOR = int(3_000 * _SCALE)
+"""Entries that are written to a distributed checkpoint, some 0.3 ms each; beyond them, one for every 128 bytes read."""
 
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""
@@ -280,6 +286,6 @@ DCP_METADATA = int(512 * 2**20 * _SCALE)
 CHECK_FINDINGS = 20
 """Findings of one code that a check lists one by one."""
 
-FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "NESTING", "SAFETENSORS_WRITTEN", "DIMENSIONS", "READ_TIMES",
-                   "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
+FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "REMOTE_BYTES", "NESTING", "SAFETENSORS_WRITTEN", "DIMENSIONS",
+                   "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
 # The limits that `CKPT_LIMITS` does not change: those of other software, of nesting, and of what is listed.

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
 
 if TYPE_CHECKING:
+    from buckets import Buckets
     from set_editor import Editor
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in a shell's background it is ignored
@@ -125,3 +126,21 @@ def editor(here: Path, ckpt: Ckpt) -> Editor:
     from set_editor import Editor
 
     return Editor(ckpt)
+
+
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buckets]:
+    """One server of S3 for all tests of a process."""
+    from buckets import buckets_in
+
+    with buckets_in(tmp_path_factory.mktemp("buckets")) as made:
+        yield made
+
+
+@pytest.fixture
+def buckets(bucket_server: Buckets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Buckets]:
+    """A server of S3 with the empty bucket `bucket`, and the environment that leads to it."""
+    from buckets import one_bucket
+
+    with one_bucket(bucket_server, monkeypatch, tmp_path / "staging") as alone:
+        yield alone

@@ -1,4 +1,4 @@
-"""Questions from Python: `stats`, `diff`, `check`, `scan`, `hash`, indices, views; against torch and the commands."""
+"""`stats`, `diff`, `match`, `check`, `scan`, `hash`, indices, views; by torch and the commands."""
 
 from __future__ import annotations
 
@@ -131,6 +131,46 @@ def test_diff_aligns_names_by_strip_and_sub(tmp_path: Path) -> None:
     torch.save({"b": torch.ones(2)}, tmp_path / "b.pt")
     assert not ckpt_cli.diff(tmp_path / "a.pt", tmp_path / "b.pt").equal
     assert ckpt_cli.diff(tmp_path / "a.pt", tmp_path / "b.pt", strip="module", sub=[("^a$", "b")]).equal
+
+
+def test_match_is_that_of_the_command_with_rows_and_commands(trained: Path, tmp_path: Path, ckpt: Ckpt) -> None:
+    state = torch.load(trained)["state_dict"]
+    model = {f"module.{name}": value for name, value in state.items() if name != "half"}
+    torch.save(model | {"module.layers.0.weight": torch.ones(4, 6)}, tmp_path / "b.pt")
+    b = tmp_path / "b.pt"
+    found = ckpt_cli.match(trained, b)
+    told = json.loads(ckpt("match", "--json", trained, b).out)
+    assert (found.loads, found.commands) == (told["loads"], [cure["command"] for cure in told["cures"]])
+    assert [row["name"] for row in found.rows() if row["what"] == "missing"] == told["missing"]
+    (tmp_path / "b.json").write_text(ckpt("ls", "--json", b).out)
+    with ckpt_cli.open(trained) as opened, ckpt_cli.open(b) as other:
+        assert ckpt_cli.match(opened, other).rows() == found.rows()
+        assert ckpt_cli.match(opened, tmp_path / "b.json").rows() == found.rows()
+        assert ckpt_cli.match(opened, trained, of="state_dict", other_of="state_dict").loads
+    ckpt_cli.rename(trained, add="module.", output=tmp_path / "c.pt")
+    sizes = ckpt_cli.match(tmp_path / "c.pt", b, of="module.state_dict", other_of="module").rows()
+    assert sizes == [
+        {"what": "unexpected", "name": "half", "a": None, "b": None},
+        {"what": "size", "name": "layers.0.weight", "a": [4, 5], "b": [4, 6]},
+    ]
+
+
+def test_series_is_that_of_the_command_with_a_row_for_each_tensor_and_file(tmp_path: Path, ckpt: Ckpt) -> None:
+    for step in (100, 20):
+        torch.save({"w": torch.full((3,), float(step)), "step": step}, tmp_path / f"{step}.pt")
+    found = ckpt_cli.series(tmp_path)
+    told = json.loads(ckpt("series", "--json", tmp_path).out)["points"]
+    keys = ["name", "path", "step", "norm", "change", "max", "nan", "dtype", "numel"]
+    assert [[row[key] for key in keys] for row in found.rows()] == [[row[key] for key in keys] for row in told]
+    assert [(row["step"], row["change"]) for row in found.rows()] == [(20, None), (100, 4.0)]
+    with ckpt_cli.open(tmp_path / "20.pt") as early:
+        given = [early, tmp_path / "100.pt"]
+        assert ckpt_cli.series(given, "w", fold=True, jobs=1).rows() == found.rows()
+        assert ckpt_cli.series(tmp_path / "*.pt", "w").rows() == found.rows()
+        with pytest.raises(ckpt_cli.CkptError, match="nothing is called 'v'"):
+            ckpt_cli.series(given, "v")
+    with pytest.raises(ckpt_cli.CkptError, match="at least one"):
+        ckpt_cli.series([])
 
 
 def test_check_gives_the_findings(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.api.checkpoint import texts
+from ckpt_cli.api.request import Path, path_of, request
 from ckpt_cli.api.values import Assignments, assignments_of
-from ckpt_cli.budget import Budget
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.errors import UsageError, about
 from ckpt_cli.render.edits import to_json
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from ckpt_cli.edits.plan import Planner
     from ckpt_cli.ops.match_states import State
     from ckpt_cli.ops.rename_rules import Rule
-
-Path = str | os.PathLike[str]
-"""Where a checkpoint is."""
 
 Report = dict[str, Any]
 """What a command prints with `--json`, as docs/json.md describes it."""
@@ -43,8 +40,8 @@ def _edit(path: Path, plan: Planner, options: EditOptions) -> Report:
     """Carry out an edit, all or nothing."""
     from ckpt_cli.edits.transaction import transaction
 
-    Budget().begun()
-    return _report(to_json(transaction(os.fspath(path), plan, options)))
+    with request():
+        return _report(to_json(transaction(path_of(path), plan, options)))
 
 
 def set(  # noqa: A001
@@ -135,8 +132,7 @@ def _model_at(path: str, prefix: str | None) -> State:
     from ckpt_cli.formats import open_checkpoint
     from ckpt_cli.ops.match_states import listing_of, state_of
 
-    Budget().begun()
-    with about(path):
+    with request(), about(path := path_of(path)):
         listing = listing_of(path, prefix)
         if listing is not None:
             return listing
@@ -288,8 +284,7 @@ def meta(
         require_texts(pairs)
         options = _options(output, dry_run, backup, weights_only)
         return _edit(path, lambda checkpoint: plan_meta(checkpoint, pairs, gone), options)
-    Budget().begun()
-    with about(os.fspath(path)), closing(open_checkpoint(os.fspath(path))) as checkpoint:
+    with request(), about(place := path_of(path)), closing(open_checkpoint(place)) as checkpoint:
         return _report(strings_json(metadata_of(checkpoint, ()), strings_of_set(checkpoint)))
 
 
@@ -325,8 +320,7 @@ def convert(
 
     if shared not in (KEEP_ONE, CLONE, ERROR):
         raise UsageError(f"shared is {KEEP_ONE}, {CLONE} or {ERROR}, not {shared!r}")
-    Budget().begun()
-    with workers(0) if dtype else nullcontext() as executor:
+    with request(), workers(0) if dtype else nullcontext() as executor:
         options = ConvertOptions(
             to=to,
             select=select,
@@ -345,20 +339,20 @@ def convert(
             dry_run=dry_run,
             executor=executor,
         )
-        return _report(conversion_json(write(os.fspath(path), os.fspath(output), options)))
+        return _report(conversion_json(write(path_of(path), os.fspath(output), options)))
 
 
 def undo(path: Path, *, force: bool = False, dry_run: bool = False) -> Report:
     """Restore the newest backup that an edit kept, as `ckpt undo` with these options. Raises CkptError, OSError."""
     from ckpt_cli.edits.undo import undo as restore
 
-    Budget().begun()
-    return _report(to_json(restore(os.fspath(path), force=force, dry_run=dry_run)))
+    with request():
+        return _report(to_json(restore(os.fspath(path), force=force, dry_run=dry_run)))
 
 
 def index(folder: Path, *, dry_run: bool = False, backup: bool = False) -> Report:
     """Write the index of a folder of shards, as `ckpt index` with these options. Raises CkptError, OSError."""
     from ckpt_cli.edits.index import index as write
 
-    Budget().begun()
-    return _report(to_json(write(os.fspath(folder), EditOptions(dry_run=dry_run, backup=backup))))
+    with request():
+        return _report(to_json(write(os.fspath(folder), EditOptions(dry_run=dry_run, backup=backup))))

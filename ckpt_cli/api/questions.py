@@ -1,4 +1,4 @@
-"""Questions about checkpoints as functions: `diff`, `check`, `scan` and `hash`, with the options of the commands."""
+"""Questions about checkpoints as functions, with the options of the commands: `diff`, `match`, `series`, `check`…"""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, overload
 
 from ckpt_cli.api.checkpoint import Checkpoint, texts
 from ckpt_cli.api.checkpoint import open as open_
-from ckpt_cli.budget import Budget
+from ckpt_cli.api.request import path_of, request
 from ckpt_cli.errors import UsageError, about
+from ckpt_cli.files.system import allow_open_files
 
 if TYPE_CHECKING:
     from ckpt_cli.model import checkpoint as model
     from ckpt_cli.ops.check.run import Report
     from ckpt_cli.ops.differences import Diff
     from ckpt_cli.ops.hash import Hashes, Verdict
+    from ckpt_cli.ops.match import Match
     from ckpt_cli.ops.scan import Scan
+    from ckpt_cli.ops.series import Series
 
 Path = str | os.PathLike[str]
 """Where a checkpoint is."""
@@ -31,8 +34,13 @@ def _reading(*given: Path | Checkpoint) -> Iterator[list[model.Checkpoint]]:
         yield [stack.enter_context(each._reading()) for each in opened]
 
 
-def _path_of(given: Path | Checkpoint) -> str:
-    return given.path if isinstance(given, Checkpoint) else os.fspath(given)
+@contextmanager
+def _asked(given: Path | Checkpoint) -> Iterator[str]:
+    """Context manager: a request about a path, or about that of an open checkpoint; errors say which it is."""
+    with request(given._elsewhere if isinstance(given, Checkpoint) else None):
+        path = given.path if isinstance(given, Checkpoint) else path_of(given)
+        with about(path):
+            yield path
 
 
 def diff(
@@ -74,6 +82,44 @@ _PLACES = 1000
 """Places of a tensor that are listed at most."""
 
 
+def match(a: Path | Checkpoint, b: Path | Checkpoint, *, of: str | None = None, other_of: str | None = None) -> Match:
+    """Say whether `load_state_dict` would take one checkpoint in place of another, as `ckpt match` with these options.
+
+    `b` may be what `ckpt ls --json` printed. `of` is the prefix of the state_dict in `a`, `other_of` that in `b`, empty
+    for the whole file; without them the model's is found. Raises CkptError, OSError.
+    """
+    from ckpt_cli.ops.match import match as compare
+    from ckpt_cli.ops.match_states import listing_of, state_of
+
+    listing = None
+    if not isinstance(b, Checkpoint):
+        with about(os.fspath(b)):
+            listing = listing_of(os.fspath(b), other_of)
+    with _reading(a, *(() if listing is not None else (b,))) as (one, *other):
+        return compare(state_of(one, of), listing or state_of(other[0], other_of, aliases=True))
+
+
+def series(checkpoints: Path | Sequence[Path | Checkpoint], *names: str, fold: bool = False, jobs: int = 0) -> Series:
+    """Follow tensors through the checkpoints of a run, as `ckpt series`; they are put in the order of their steps.
+
+    A path may be the folder of a run, or a glob. Raises CkptError and OSError for a checkpoint that cannot be opened;
+    one whose values cannot be read is in `files` with its error.
+    """
+    from ckpt_cli.ops.series import series as follow
+    from ckpt_cli.ops.steps import checkpoints_at
+    from ckpt_cli.parallel.map import workers
+
+    listed = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
+    given: list[Path | Checkpoint] = []
+    for each in listed:
+        given += [each] if isinstance(each, Checkpoint) else checkpoints_at(os.fspath(each))
+    if not given:
+        raise UsageError("series takes at least one checkpoint")
+    allow_open_files(len(given))
+    with _reading(*given) as opened, workers(jobs) as executor:
+        return follow(opened, names, executor, folded=fold)
+
+
 def check(
     checkpoint: Path | Checkpoint,
     *,
@@ -91,9 +137,7 @@ def check(
     from ckpt_cli.ops.check.run import check as examine
     from ckpt_cli.parallel.map import workers
 
-    path = _path_of(checkpoint)
-    Budget().begun()
-    with about(path), workers(jobs) if deep else nullcontext() as executor:
+    with _asked(checkpoint) as path, workers(jobs) if deep else nullcontext() as executor:
         report = examine(path, executor)
         accept(report, texts(allow), None if baseline is None else os.fspath(baseline))
     return report
@@ -108,9 +152,7 @@ def scan(checkpoint: Path | Checkpoint, *, allow: str | Sequence[str] = (), base
     from ckpt_cli.ops.accepted import accept
     from ckpt_cli.ops.scan import scan as search
 
-    path = _path_of(checkpoint)
-    Budget().begun()
-    with about(path):
+    with _asked(checkpoint) as path:
         found = search(path)
         accept(found, texts(allow), None if baseline is None else os.fspath(baseline))
     return found

@@ -114,8 +114,14 @@ def same_bytes(a: memoryview, b: memoryview) -> bool:
     if len(a) != len(b):
         return False
     whole = len(a) // 8 * 8
-    words = np.frombuffer(a[:whole], np.uint64) == np.frombuffer(b[:whole], np.uint64)
-    return bool(words.all()) and a[whole:] == b[whole:]
+    words_a, words_b = np.frombuffer(a[:whole], np.uint64), np.frombuffer(b[:whole], np.uint64)
+    if not (words_a[:_BEGINNING] == words_b[:_BEGINNING]).all():  # as of nearly all that differ
+        return False
+    return bool((words_a == words_b).all()) and a[whole:] == b[whole:]
+
+
+_BEGINNING = 512
+"""Words that are compared before all of them are."""
 
 
 def apart(a: Array, b: Array, same: Callable[[], Array] | None, begin: int, tolerance: Tolerance) -> Apart:
@@ -188,11 +194,12 @@ def _dot(a: Array, b: Array | None) -> float:
     import numpy as np
 
     whole = a.size // _RUN * _RUN
-    ones = np.ones(_RUN, a.dtype)
-    factors = ones.reshape(_RUN, 1) if b is None else b[:whole].reshape(-1, _RUN, 1)
-    rest = ones[: a.size - whole] if b is None else b[whole:]
-    products = np.matmul(a[:whole].reshape(-1, 1, _RUN), factors)
-    return float(products.sum(dtype=np.float64)) + float(np.dot(a[whole:], rest))
+    if b is None:
+        ones = np.ones(_RUN, a.dtype)
+        sums = a[:whole].reshape(-1, _RUN) @ ones
+        return float(sums.sum(dtype=np.float64)) + float(np.dot(a[whole:], ones[: a.size - whole]))
+    products = np.matmul(a[:whole].reshape(-1, 1, _RUN), b[:whole].reshape(-1, _RUN, 1))
+    return float(products.sum(dtype=np.float64)) + float(np.dot(a[whole:], b[whole:]))
 
 
 def _alike(a: Array, b: Array) -> tuple[Array, Array]:
@@ -221,10 +228,17 @@ def _distance(a: Array, b: Array) -> Array:
 
 
 def _beyond(a: Array, b: Array, distance: Array, size: Array, tolerance: Tolerance) -> Array:
-    """Return which finite elements are not equal; `a != b` finds those whose distance rounds to 0."""
+    """Return which finite elements are not equal.
+
+    Of real numbers these have a distance, as differences near 0 are exact; that of complex ones may round to 0.
+    """
     import numpy as np
 
-    differs = np.not_equal(a, b, out=room("differs", a.size, np.dtype(bool)))
+    differs = room("differs", a.size, np.dtype(bool))
+    if a.dtype.kind == "c":
+        np.not_equal(a, b, out=differs)
+    else:
+        np.not_equal(distance, 0, out=differs)
     if tolerance.atol or tolerance.rtol:
         differs &= ~(distance <= tolerance.atol + tolerance.rtol * size)
     return differs

@@ -22,6 +22,12 @@ LEAST = 8
 WIDEST = 1 << 18
 """Bytes of a row beyond which a matrix is not looked into: each piece shall have several rows."""
 
+_AT_ONCE = 64
+"""Rows that are compared at once."""
+
+_FEW = 16
+"""Columns of which one is looked at alone; of more, whole rows are compared."""
+
 EXAMPLES = 3
 """Numbers of rows and columns that are kept to be named."""
 
@@ -73,25 +79,48 @@ def lines_of(data: memoryview, begin: int, width: int, itemsize: int, *, rows_al
     found.cut = ([begin // width] if begin % width else []) + ([after] if end % width else [])
     whole = data[(first * width - begin) * itemsize : (after * width - begin) * itemsize]
     rows = np.frombuffer(whole, f"u{itemsize}").reshape(-1, width)
-    numbers = np.flatnonzero(_same_along(rows))
+    numbers = _same_rows(rows)
     found.rows, found.zeros = len(numbers), int(np.count_nonzero(rows[numbers, 0] == 0))
     found.first = [first + int(number) for number in numbers[:EXAMPLES]]
     if not rows_alone:
-        columns = np.flatnonzero(_same_along(rows.T))
-        found.columns = {int(number): rows[0, number].tobytes() for number in columns}
+        found.columns = {int(number): rows[0, number].tobytes() for number in _same_columns(rows)}
     return found
 
 
-def _same_along(lines: Bits) -> Bits:
-    """Return which lines have equal elements only; the ends and the middle of nearly all others show it."""
+def _probes(count: int) -> set[int]:
+    """Return elements of a line that differ from its first one in nearly every line."""
+    return {count - 1, (count - 1) // 2, (count - 1) // 3, (count - 1) // 5}
+
+
+def _same_rows(rows: Bits) -> Bits:
+    """Return the numbers of the rows of equal elements."""
     import numpy as np
 
-    last = lines.shape[1] - 1
-    same = np.ones(len(lines), bool)
-    for probe in {last, last // 2, last // 3, last // 5}:
-        same &= lines[:, 0] == lines[:, probe]
+    same = np.ones(len(rows), bool)
+    for probe in _probes(rows.shape[1]):
+        same &= rows[:, 0] == rows[:, probe]
     likely = np.flatnonzero(same)
-    for at in range(0, len(likely), 64):
-        some = likely[at : at + 64]
-        same[some] = (lines[some] == lines[some][:, :1]).all(axis=1)
-    return same
+    for at in range(0, len(likely), _AT_ONCE):
+        some = likely[at : at + _AT_ONCE]
+        part = rows[some]
+        same[some] = (part == part[:, :1]).all(axis=1)
+    return np.flatnonzero(same)
+
+
+def _same_columns(rows: Bits) -> Bits:
+    """Return the numbers of the columns of equal elements, read row by row until none is left."""
+    import numpy as np
+
+    same = np.ones(rows.shape[1], bool)
+    for probe in _probes(len(rows)):
+        same &= rows[0] == rows[probe]
+    likely = np.flatnonzero(same)
+    for at in range(0, len(rows) if len(likely) else 0, _AT_ONCE):
+        part = rows[at : at + _AT_ONCE]
+        if len(likely) * _FEW < len(same):
+            likely = likely[(part[:, likely] == rows[0, likely]).all(axis=0)]
+        else:  # comparing all is faster than gathering some
+            likely = likely[(part == rows[0]).all(axis=0)[likely]]
+        if not len(likely):
+            break
+    return likely

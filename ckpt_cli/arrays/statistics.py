@@ -87,7 +87,8 @@ class Codes:
 
         values = codec.decode(np.arange(256, dtype=np.uint8).view(codec.stored))
         self._values: Array = values.reshape(256, -1).astype(np.float64)
-        self._whole = values.dtype.kind in "iub"
+        self.whole = values.dtype.kind in "iub"
+        """True if the values are whole numbers."""
         self._narrow: Array | None = None
         self.sketched = False
         """True if the moments have a sketch too."""
@@ -151,7 +152,7 @@ class Codes:
         squares = math.fsum((value - mean) ** 2 * count for value, count in weights)
         zeros = sum(count for value, count in weights if value == 0)
         least, most = weights[0][0], weights[-1][0]
-        ends = (int(least), int(most)) if self._whole else (least, most)
+        ends = (int(least), int(most)) if self.whole else (least, most)
         edges = [*self._edges(*ends), *self._shared]
         below = tuple(sum(count for value, count in weights if value < edge) for edge in edges)
         sketch = counted(weights) if self.sketched else None
@@ -160,7 +161,7 @@ class Codes:
     def _edges(self, least: float | int, most: float | int) -> list[float | int]:
         if least == most:
             return []
-        if self._whole and most - least < BINS:
+        if self.whole and most - least < BINS:
             return list(range(int(least) + 1, int(most) + 1))
         return [least + (most - least) * bar / BINS for bar in range(1, BINS)]
 

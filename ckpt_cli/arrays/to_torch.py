@@ -10,7 +10,7 @@ from ckpt_cli import limits
 from ckpt_cli.arrays.quantized import parameters
 from ckpt_cli.arrays.sparse_and_nested import check_sparse, constituents, count_constituents
 from ckpt_cli.errors import LimitError, MalformedError, UnsupportedError
-from ckpt_cli.files.source import SourceFile
+from ckpt_cli.files.source import Extent, SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _as_kind(value: torch.Tensor, tensor: Tensor) -> torch.Tensor:
 
 
 def _storage(storage: Storage, made: dict[object, Any]) -> torch.UntypedStorage:
-    """Return the storage over a private mapping of the file, or a copy where its bytes are compressed or misaligned."""
+    """Return the storage over a private mapping of the file, or a copy where that cannot be: misaligned, elsewhere."""
     import torch
 
     found: torch.UntypedStorage | None = made.get(storage)
@@ -201,14 +201,25 @@ def _storage(storage: Storage, made: dict[object, Any]) -> torch.UntypedStorage:
             (extent, *more) = storage.extents(0, storage.nbytes)
         except UnsupportedError:
             extent, more = None, []
-        if extent is None or more or extent.offset % _ALIGNMENT:
-            copied = bytearray(storage.view(0, storage.nbytes))
+        if extent is None or more or extent.offset % _ALIGNMENT or extent.file.fd < 0:
+            copied = _copied(storage) if extent is None or more else _read(extent)
             found = torch.frombuffer(copied, dtype=torch.uint8).untyped_storage()
         else:
             whole = _mapped(extent.file, made)
             found = whole[extent.offset : extent.offset + storage.nbytes]
     made[storage] = found
     return found
+
+
+def _copied(storage: Storage) -> bytearray:
+    return bytearray(storage.view(0, storage.nbytes))
+
+
+def _read(extent: Extent) -> bytearray:
+    """Return a copy of the bytes that are stored unencoded, also from a file that cannot be mapped."""
+    copied = bytearray(extent.nbytes)
+    extent.file.read_into(memoryview(copied), extent.offset)
+    return copied
 
 
 _ALIGNMENT = 8

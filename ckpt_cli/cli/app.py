@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from copy import copy
 from functools import cache
 from typing import Annotated, Any
 
@@ -124,8 +125,30 @@ class LazyCommands(TyperGroup):
             module = importlib.import_module(f"ckpt_cli.cli.{cmd_name}")
             single = _typer(add_completion=False)
             single.command(cmd_name, cls=OrderedCommand)(getattr(module, f"{cmd_name}_command"))
-            self.commands[cmd_name] = typer.main.get_command(single)
+            command = typer.main.get_command(single)
+            command.params += [_after_the_command(param) for param in self.params if param.name in _ANYWHERE]
+            self.commands[cmd_name] = command
         return self.commands[cmd_name]
+
+
+_ANYWHERE = ("color", "no_pager")
+"""Options that may also stand after the command's name."""
+
+
+def _after_the_command(option: Any) -> Any:
+    """Return an option of the group for a command: not in its help, and of effect only where it is given."""
+    own = copy(option)
+    own.hidden, own.expose_value, own.default = True, False, None
+    own.callback = _set_terminal
+    return own
+
+
+def _set_terminal(_ctx: Any, option: Any, value: Any) -> None:
+    """Take the value of an option that was given after the command's name."""
+    if value and option.name == "no_pager":
+        terminal.paged = False
+    elif value:
+        terminal.colour = Colour(value)
 
 
 def _typer(**settings: Any) -> typer.Typer:

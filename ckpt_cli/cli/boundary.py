@@ -17,6 +17,7 @@ from ckpt_cli.cli.read_again import kept, named, steadily
 from ckpt_cli.cli.terminal import terminal
 from ckpt_cli.cli.typer_parts import UsageError
 from ckpt_cli.errors import CkptError, quoted
+from ckpt_cli.files.elsewhere import elsewhere
 from ckpt_cli.files.interrupts import interrupt_after
 from ckpt_cli.files.outcome import Outcome, hint_of, outcome_of
 from ckpt_cli.render.text import escaped, name_text
@@ -58,7 +59,8 @@ def guarded(command: Callable[[], Any]) -> int:
 def _request(command: Callable[[], Any]) -> Any:
     """Run a command as a request with limits of its own, also where it runs again."""
     Budget().begun()
-    return command()
+    with elsewhere():
+        return command()
 
 
 def _prepare_streams() -> None:
@@ -127,7 +129,7 @@ def _with_file(hint: str, error: Exception) -> str:
 
 def report_interrupt(error: KeyboardInterrupt) -> None:
     """Print a line if an interrupt came too late to leave everything as it was."""
-    if outcome_of(error) in (Outcome.DONE, Outcome.UNFINISHED):
+    if outcome_of(error) in (Outcome.DONE, Outcome.REPLACING, Outcome.UNFINISHED):
         _write_lines([("ckpt: ", _with_outcome("interrupted", error))])
 
 

@@ -69,7 +69,10 @@ def ls_command(
         with opened_or_salvaged(path, salvage=salvage) as (checkpoint, cut):
             if waste:
                 return _waste(checkpoint, cut, chosen, exclude or (), layout)
-            listing = list_entries(checkpoint, chosen, values=every, sort=sort and sort.value, exclude=exclude or ())
+            listing = list_entries(
+                checkpoint, chosen,
+                values=every, sort=sort and sort.value, exclude=exclude or (), parted=layout == "table",
+            )  # fmt: skip
         rows: Sequence[Entry | Fold] = listing.entries
         if folded:
             from ckpt_cli.ops.ls import fold

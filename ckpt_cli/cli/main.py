@@ -20,8 +20,10 @@ def run(args: Sequence[str]) -> int:
     try:
         from ckpt_cli.cli.app import build
         from ckpt_cli.cli.boundary import guarded
+        from ckpt_cli.files.elsewhere import admitted
 
-        return guarded(lambda: build().main(list(args) or ["--help"], prog_name="ckpt", standalone_mode=False))
+        words = list(args) or ["--help"]
+        return guarded(lambda: build().main(list(map(admitted, words)), prog_name="ckpt", standalone_mode=False))
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -13,6 +13,7 @@ import typer
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.cli.terminal import terminal
 from ckpt_cli.errors import CkptError, about
+from ckpt_cli.files.elsewhere import names_server
 from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.places import SEPARATOR, STANDARD_INPUT, exists, place_of
 from ckpt_cli.files.unchanged import unchanged
@@ -69,9 +70,12 @@ def _completing(ctx: Any) -> list[Entry]:
     """Return the entries that may be offered: those whose names have no special characters of a shell.
 
     Typer's zsh script evaluates what it is given, so that a name like `$(reboot)` would be run by pressing Tab. A
-    file with an edit under way offers nothing, because pressing Tab must neither wait for it nor finish it.
+    file with an edit under way offers nothing, because pressing Tab must neither wait for it nor finish it. Nor does
+    a file elsewhere, because pressing Tab must not go to the network.
     """
     path = os.path.expanduser(ctx.params.get("file") or "")
+    if names_server(path):
+        return []
     try:
         if os.path.lexists(journal_path(path)):
             return []
@@ -161,7 +165,10 @@ Raw = Annotated[bool, typer.Option("--raw", help="Cast the stored numbers of sca
 Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak, for ckpt undo.")]
 
 Salvage = Annotated[
-    bool, typer.Option("--salvage", help="Of a cut file, or shards that are cut or missing, take the tensors that are there.")
+    bool,
+    typer.Option(
+        "--salvage", help="Of a cut file, or shards that are cut or missing, take the tensors that are there."
+    ),
 ]
 Of = Annotated[
     str | None,

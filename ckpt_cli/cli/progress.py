@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.terminal import terminal
+from ckpt_cli.files.elsewhere import current
 from ckpt_cli.parallel.map import workers
 from ckpt_cli.render.text import bytes_text
 
@@ -52,6 +53,8 @@ def progress() -> Iterator[Callable[[int, int], None]]:
         shown = now
         left = (now - begin) * (total - done) / max(done, 1)
         line = f"{bytes_text(done)} of {bytes_text(total)}, {left:.0f} s left"
+        if fetched := current().nbytes:
+            line += f", {bytes_text(fetched)} over the network"
         wide = max(wide, len(line))
         sys.stderr.write(f"\r{line:{wide}}")
         sys.stderr.flush()

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from ckpt_cli.errors import ChangedError
+from ckpt_cli.files.elsewhere import elsewhere
 
 T = TypeVar("T")
 
@@ -46,5 +47,5 @@ def retried(command: Callable[[], T], may: Callable[[], bool] = lambda: True) ->
             raise
     from ckpt_cli.files.unchanged import holding
 
-    with holding():
+    with holding(), elsewhere(again=True):
         return command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import Enum
@@ -11,13 +12,16 @@ import typer
 
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.cli.boundary import TROUBLE, report_error
-from ckpt_cli.cli.options import Format, Json, Style, opened
+from ckpt_cli.cli.options import Format, Json, Style, may_be_file, opened
 from ckpt_cli.cli.output import answer, ascii_only, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
-from ckpt_cli.errors import CkptError
-from ckpt_cli.files.places import exists
+from ckpt_cli.cli.several import parted
+from ckpt_cli.errors import CkptError, RefusedError
+from ckpt_cli.files.places import exists, matching
+from ckpt_cli.files.system import allow_open_files
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.series import File, series
+from ckpt_cli.ops.steps import checkpoints_at
 from ckpt_cli.render.json import json_text
 from ckpt_cli.render.series import series_text, to_json
 
@@ -33,7 +37,10 @@ class By(str, Enum):
 
 Arguments = Annotated[
     list[str],
-    typer.Argument(metavar="FILE... [NAME]...", help="Checkpoints; what is not a file is a name, a prefix or a glob."),
+    typer.Argument(
+        metavar="FILE... [NAME]...",
+        help="Checkpoints, folders of them or globs; else a name, a prefix or a glob of names.",
+    ),
 ]
 
 
@@ -73,13 +80,18 @@ def series_command(
 
 
 def _files_and_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the files and the names: an argument is a file if there is one of that name."""
-    files = [argument for argument in arguments if exists(argument)]
-    names = [argument for argument in arguments if argument not in files]
-    if not files:
-        files, names = names[:1], names[1:]  # opening it says what is wrong
-    again.named[:] = files[:1]
+    """Return the files and the names; a folder of a run and a glob stand for the checkpoints that they lead to."""
+    first = next((argument for argument in arguments if _leads_somewhere(argument)), arguments[0])
+    again.named[:] = [first]
+    at_first = checkpoints_at(first)
+    rest = [argument for argument in arguments if argument != first]
+    paths, names = parted(at_first[0], rest, lambda argument: may_be_file(argument) or _leads_somewhere(argument))
+    files = [*at_first, *(path for argument in paths[1:] for path in checkpoints_at(argument))]
     return list(dict.fromkeys(files)), names
+
+
+def _leads_somewhere(argument: str) -> bool:
+    return exists(argument) or bool(matching(argument))
 
 
 def _opened(files: Sequence[str], failed: list[File], stack: ExitStack) -> list[Checkpoint]:
@@ -87,6 +99,7 @@ def _opened(files: Sequence[str], failed: list[File], stack: ExitStack) -> list[
     if len(files) == 1:
         return [stack.enter_context(opened(files[0]))]
     checkpoints = []
+    allow_open_files(len(files))
     for path in files:
         one = _open_one(path, stack)
         if isinstance(one, Checkpoint):
@@ -104,4 +117,10 @@ def _open_one(path: str, stack: ExitStack) -> Checkpoint | CkptError | OSError:
     try:
         return stack.enter_context(opened(path))
     except (CkptError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            raise RefusedError(
+                "all checkpoints of a run are open at once, and the system allows no more open files",
+                path=path,
+                hint="ulimit -n raises that limit; or name fewer checkpoints",
+            ) from None
         return error

@@ -12,7 +12,7 @@ from ckpt_cli.cli.output import Reply, answer
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.places import STANDARD_INPUT
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.ops.select import select_one
+from ckpt_cli.ops.select import selects
 from ckpt_cli.render.json import json_text
 from ckpt_cli.render.several import Block, block_text, blocks_text, to_json
 
@@ -27,12 +27,17 @@ def all_files(file: str, more: Sequence[str] | None) -> list[str]:
     return [file, *(more or ())]
 
 
-def parted(file: str, arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Return the files and the NAMEs of a command line: what selects something in the first file is a NAME."""
-    if not arguments or not any(map(may_be_file, arguments)):
+def parted(
+    file: str, arguments: Sequence[str] | None, is_path: Callable[[str], bool] = may_be_file
+) -> tuple[list[str], list[str]]:
+    """Return the files and the NAMEs of a command line: what selects something in the first file is a NAME.
+
+    Of the other arguments, those are files that may be paths by `is_path`.
+    """
+    if not arguments or not any(map(is_path, arguments)):
         return [file], list(arguments or ())
-    names = [argument for argument in arguments if not may_be_file(argument)]
-    names += _selecting(file, [argument for argument in arguments if may_be_file(argument)])
+    paths = [argument for argument in arguments if is_path(argument)]
+    names = [*(argument for argument in arguments if argument not in paths), *_selecting(file, paths)]
     files = [argument for argument in arguments if argument not in names]
     if STANDARD_INPUT in files:
         read_standard_input()
@@ -41,19 +46,12 @@ def parted(file: str, arguments: Sequence[str] | None) -> tuple[list[str], list[
 
 def _selecting(file: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments that select an entry; none where the file cannot be opened."""
-    found: list[str] = []
     try:
         checkpoint = open_checkpoint(file)
     except (CkptError, OSError):
-        return found
+        return []
     checkpoint.close()
-    for argument in arguments:
-        try:
-            select_one(checkpoint, argument)
-        except CkptError:
-            continue
-        found.append(argument)
-    return found
+    return [argument for argument in arguments if selects(checkpoint, argument)]
 
 
 def reply_about(

@@ -11,8 +11,15 @@ from ckpt_cli.cli.options import Exclude, File, Format, Json, NamesAndFiles, Sty
 from ckpt_cli.cli.output import Reply, ascii_only, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.cli.several import parted, reply_about
-from ckpt_cli.ops.stats import stats
+from ckpt_cli.ops.stats_lines import stats_of
 from ckpt_cli.render.stats import stats_block, to_json
+
+
+class Line(str, Enum):
+    """The values of `--by`."""
+
+    row = "row"
+    column = "column"
 
 
 class Key(str, Enum):
@@ -43,6 +50,10 @@ def stats_command(
         bool,
         typer.Option("--percentiles", help="Add p1, p50, p99, largest |x| / std, counts by powers of two."),
     ] = False,
+    by: Annotated[
+        Line | None,
+        typer.Option("--by", help="A line for each row (first index) or column (second index) of matrices."),
+    ] = None,
     jobs: Jobs = 0,
     style: Format = Style.auto,
     json: Json = False,
@@ -61,11 +72,11 @@ def stats_command(
 
     def ask(path: str) -> Reply:
         with opened(path) as checkpoint, workers(jobs) as executor, progress() as on_progress:
-            found = stats(
-                checkpoint, chosen, executor, on_progress,
+            found = stats_of(
+                checkpoint, chosen, executor, on_progress, by=by and str(by.value),
                 exclude=exclude or (), sort=key, bad_only=bad, total=total, folded=fold, percentiles=percentiles,
             )  # fmt: skip
-        block = stats_block(found, layout, ascii_only=ascii_only(), percentiles=percentiles)
+        block = stats_block(found, layout, ascii_only=ascii_only(), percentiles=percentiles, drawn=by is None)
         return Reply(block, lambda: to_json(found))
 
     return reply_about(files, layout, ask)

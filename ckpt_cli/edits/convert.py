@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -29,10 +29,18 @@ from ckpt_cli.edits.convert_plan import flatten
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import chosen_names, plan_root, whole_containers
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about, some_of
-from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder, staging_folder
+from ckpt_cli.files.atomic import refuse_cached, staging_folder
 from ckpt_cli.files.copy import Progress, counting
+from ckpt_cli.files.new_folder import (
+    NewFolder,
+    new_folder,
+    passes_over,
+    refuse_read_only,
+    replacing_elsewhere,
+    require_room,
+)
 from ckpt_cli.files.open import finish_edits
-from ckpt_cli.files.places import is_folder, is_taken, join, names_in, without_end
+from ckpt_cli.files.places import is_at_server, is_folder, is_taken, join, names_in, without_end
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import sync_folder
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
@@ -61,6 +69,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
     Raises RefusedError where something would be lost, or for an output that is there already; UnsupportedError
     for what no format could take.
     """
+    refuse_read_only(output)
     target = target_of(output, options.to, sharded=options.max_shard is not None)
     _check_plain(target, options)
     _check(path, output, target, options)
@@ -91,7 +100,9 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             _rehearse(plan, options)
             files, nbytes = plan.measured()
             return replace(done, files=files, bytes_written=nbytes)
-        progress = counting(options.on_progress, lambda: plan.job.nbytes, options.progress)
+        require_room(output, lambda: plan.largest)
+        passes = passes_over(output)
+        progress = counting(options.on_progress, lambda: plan.job.nbytes * passes, options.progress)
         if target.is_folder and isinstance(plan.job, NewFiles):
 
             def check() -> None:
@@ -103,7 +114,8 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
 
             files, nbytes = write_folder(output, plan.job, check, progress, copy)
             return replace(done, files=files, bytes_written=nbytes)
-        with writing(output, mode_of=opened.container.files[0].path) as file:
+        mode_of = opened.container.files[0].path
+        with writing(output, mode_of=mode_of, replace=options.force, progress=progress) as file:
             plan.job.write(file, progress)
             _refuse_losses(plan.losses, options)
             plan.job.verify(file.path)
@@ -317,29 +329,49 @@ def write_folder(output: str, job: NewFiles, check: Callable[[], None], progress
     """
     output = without_end(output)
     if is_folder(output) and names_in(output):
+        if is_at_server(output):
+            with replacing_elsewhere(output, re.compile(job.target.files), progress) as new:
+                written = _fill(new, job, check, progress)
+                copy(new.path)
+                return written
         return _into(output, job, check, progress, copy)
-    with replacing_folder(output) as folder:
+    with new_folder(output, progress) as folder:
         written = _fill(folder, job, check, progress)
-        copy(folder)
+        copy(folder.path)
         return written
 
 
-def _fill(folder: str, job: NewFiles, check: Callable[[], None], progress: Progress) -> Written:
-    """Write the files into an empty folder, make them durable and read them back."""
+def _fill(folder: NewFolder, job: NewFiles, check: Callable[[], None], progress: Progress) -> Written:
+    """Write the files into an empty folder, make them durable and read them back.
+
+    Where the folder sends them early, each is read back and sent before the next one is begun.
+    """
     writer, new = job.target.folder_writer(), job.new
+    verify = writer.verifier(new, folder.path, open_checkpoint) if folder.sends_early else None
+    sizes: dict[str, int] = {}
     files: dict[str, LocalFile] = {}
-    with ExitStack() as opened:
 
-        def create(name: str) -> LocalFile:
-            file = opened.enter_context(creating(join(folder, name), mode_of=new.mode_of))
-            files[name] = file
-            return file
-
-        writer.write_folder(new, create, progress)
+    def finish() -> None:
         check()
-        nbytes = sum(os.fstat(file.fd).st_size for file in files.values())
-        writer.verify_folder(new, folder, open_checkpoint)
-    return tuple(files), nbytes
+        for name, file in files.items():
+            sizes[name] = os.fstat(file.fd).st_size
+            if verify is not None:
+                verify(name)
+                folder.release(name)
+
+    def create(name: str) -> LocalFile:
+        if verify is not None:
+            finish()
+            files.clear()
+        files[name] = file = folder.create(name, mode_of=new.mode_of)
+        return file
+
+    with folder:
+        writer.write_folder(new, create, progress)
+        finish()
+        if verify is None:
+            writer.verify_folder(new, folder.path, open_checkpoint)
+    return tuple(sizes), sum(sizes.values())
 
 
 def _into(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
@@ -349,7 +381,7 @@ def _into(output: str, job: NewFiles, check: Callable[[], None], progress: Progr
     finish_edits(output)
     stale = re.compile(job.target.files)
     with staging_folder(output) as folder:
-        names, nbytes = _fill(folder, job, check, progress)
+        names, nbytes = _fill(NewFolder(folder), job, check, progress)
         removed = [name for name in names_in(output) if stale.fullmatch(name) and name not in names]
         for name in (*names, *removed):
             if is_taken(join(output, name)):

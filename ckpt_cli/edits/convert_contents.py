@@ -12,6 +12,7 @@ from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import is_elsewhere
 from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.source import Extent
 from ckpt_cli.formats.targets import Target
@@ -93,7 +94,7 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
         from ckpt_cli.arrays.cast import Cast
 
         cast = Cast(tensor.dtype, dtype, tensor.name)
-        return Content(nbytes, make=_cast_pieces(checkpoint, tensor, casting, cast))
+        return Content(nbytes, make=_cast_pieces(checkpoint, tensor, casting, cast), reads=_reads(checkpoint, tensor))
     if not tensor.numel:
         return Content(0, extents=())
     if _is_as_stored(tensor):
@@ -111,7 +112,8 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
 def cast_storage(checkpoint: Checkpoint, storage: Storage, numel: int, cast: Cast, casting: Casting) -> Content:
     """The first `numel` elements of a storage in another dtype."""
     whole = Tensor(storage.key, cast.source, (numel,), (1,), storage)
-    return Content(numel * cast.target.itemsize, make=_cast_pieces(checkpoint, whole, casting, cast))
+    make = _cast_pieces(checkpoint, whole, casting, cast)
+    return Content(numel * cast.target.itemsize, make=make, reads=_reads(checkpoint, whole))
 
 
 def _cast_pieces(checkpoint: Checkpoint, tensor: Tensor, casting: Casting, cast: Cast) -> Callable[[Write], None]:
@@ -160,6 +162,12 @@ def _extents(tensor: Tensor) -> Sequence[Extent] | None:
     except UnsupportedError:
         return None
     return found if len(found) <= _EXTENTS else None
+
+
+def _reads(checkpoint: Checkpoint, tensor: Tensor) -> Sequence[Extent]:
+    """Return the places of a tensor's bytes where they lie elsewhere; none of one with gaps."""
+    is_far = any(map(is_elsewhere, checkpoint.container.files)) and tensor.is_contiguous
+    return (_extents(tensor) or ()) if is_far else ()
 
 
 def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[bytes | memoryview]:
@@ -214,6 +222,6 @@ def _moved(tensor: Tensor, moved: dict[Storage | None, tuple[Storage, DType | No
 
 def check_items(checkpoint: Checkpoint, target: Target, count: int) -> None:
     """Raise LimitError for far more entries than a file of that size has, where each takes a file of its own."""
-    most = limits.DCP_ITEMS_FLOOR + sum(file.size for file in checkpoint.container.files) // 64
+    most = limits.DCP_ITEMS_FLOOR + sum(file.size for file in checkpoint.container.files) // 128
     if target.is_of_items and count > most:
         raise LimitError(f"it has {count:,} entries to be written one by one, far more than a file of its size has")

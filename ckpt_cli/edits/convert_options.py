@@ -191,6 +191,15 @@ class ConvertPlan:
         """Return the names of the files of a folder and the bytes that would be written."""
         return self.job.measured() if isinstance(self.job, NewFiles) else ((), self.job.nbytes)
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest file that is written at once, or about that."""
+        job = self.job
+        if not isinstance(job, NewFiles) or not job.target.is_set:
+            return job.nbytes
+        largest = max((tensor.storage.nbytes for tensor in job.new.tensors if tensor.storage is not None), default=0)
+        return min(job.nbytes, max(job.new.max_shard, largest))
+
 
 def stem_of(output: str) -> str:
     """Return the name of the folder within a torch zip file: the file's name without its last suffix."""

@@ -15,12 +15,14 @@ from ckpt_cli.files.places import (
     folder_of,
     is_file,
     is_folder,
+    is_listed,
     is_same,
     is_taken,
     join,
     name_of,
     names_in,
     open_file,
+    present,
     size_of,
 )
 from ckpt_cli.formats.sharded.names import is_index
@@ -42,6 +44,14 @@ _HEADS = (ZIP_RECORD, HDF5, GGUF, NUMPY, GZIP, *(PROTO + bytes((protocol,)) for 
 
 _CONFIGS = ("config.json", "adapter_config.json")
 """Files that only the folder of a model has."""
+
+
+_USUAL = (
+    *_CONFIGS, "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
+    "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "preprocessor_config.json", "processor_config.json", "README.md",
+)  # fmt: skip
+"""Names that Hugging Face's libraries give the files beside weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,7 @@ def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
     """
     first = checkpoint.container.files[0].path
     folder = folder_of(first) or "."
-    is_model = isinstance(checkpoint.container, ShardSet) or any(is_file(join(folder, name)) for name in _CONFIGS)
+    is_model = isinstance(checkpoint.container, ShardSet) or bool(present(folder, _CONFIGS))
     if not is_model or is_same(folder, output):
         return None
     own = {name_of(file.path) for file in checkpoint.container.files}
@@ -94,7 +104,13 @@ def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
 
 
 def _names(folder: str, own: Collection[str], left: list[Left]) -> list[str]:
-    """The names in a folder, without the checkpoint's own and hidden ones; no more than a limit."""
+    """The names in a folder, without the checkpoint's own and hidden ones; no more than a limit.
+
+    On a server without lists, those of the usual names that are there.
+    """
+    if not is_listed(folder):
+        left.append(Left("…", "its server has no lists: files of unusual names were not found"))
+        return [name for name in present(folder, _USUAL) if name not in own]
     names = names_in(folder, most=limits.BESIDE_LOOKED_AT + 1)
     if len(names) > limits.BESIDE_LOOKED_AT:
         left.append(Left("…", f"the folder has more than {limits.BESIDE_LOOKED_AT:,} files"))

@@ -33,6 +33,20 @@ class Verb(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """The answer of `load_state_dict(strict=True)` once names are those of a model, as far as a renaming mends them."""
+
+    model: str
+    loads: bool
+    missing: tuple[str, ...]
+    """Names of the model that are still not there."""
+    unexpected: tuple[str, ...]
+    """Names, without the prefix of the state_dict, that the model still does not have."""
+    sizes: tuple[str, ...]
+    """Names of both with different shapes."""
+
+
+@dataclass(frozen=True, slots=True)
 class EditPlan:
     """The changes that an edit makes: new bytes of elements, changes of the structure, or both."""
 
@@ -55,6 +69,8 @@ class EditPlan:
     """In which files of a set each key of metadata changes, in words."""
     remaining: Sequence[str] = ()
     """Names that still have the bytes of what was taken out."""
+    fit: Fit | None = None
+    """For `rename --like`, whether the model would load the result."""
 
     @property
     def is_structural(self) -> bool:
@@ -116,6 +132,8 @@ class EditResult:
     """Further names (hard links) of files that were replaced by new ones: they keep the old files."""
     remaining: tuple[str, ...] = ()
     """Names that still have the bytes of what was taken out."""
+    fit: Fit | None = None
+    """For `rename --like`, whether the model would load the result."""
     folded: Sequence[Folded] = ()
     """The changed names folded, where more than `MANY` have no new ones; not in the JSON, which has them all."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 
-from ckpt_cli.edits.plan import EditPlan
+from ckpt_cli.edits.plan import EditPlan, Fit
 from ckpt_cli.edits.rename import Step, plan_rename
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.model.checkpoint import Checkpoint
-from ckpt_cli.ops.match import Match, command_of, match
+from ckpt_cli.ops.match import Match, command_of, compare, match, renamed
 from ckpt_cli.ops.match_cures import Cure, module_renaming
 from ckpt_cli.ops.match_states import EXTRA, State, state_of
 from ckpt_cli.ops.rename_rules import Renaming
@@ -24,7 +25,10 @@ def plan_rename_like(checkpoint: Checkpoint, model: State, of: str | None, *, gu
     found = match(state_of(checkpoint, of), model)
     cure = _settled(found, guess=guess)
     names = {found.a.full(old): found.a.full(new) for old, new in cure.names.items()}
-    return plan_rename(checkpoint, [Step(_by_names(names), f"--like {model.path}")])
+    after = compare(renamed(found.a, cure.names), model)
+    sizes = tuple(size.name for size in after.sizes)
+    fit = Fit(model.path, after.loads, tuple(after.missing), tuple(after.unexpected), sizes)
+    return replace(plan_rename(checkpoint, [Step(_by_names(names), f"--like {model.path}")]), fit=fit)
 
 
 def _settled(found: Match, *, guess: bool) -> Cure:

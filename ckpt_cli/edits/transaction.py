@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from ckpt_cli.edits.folded import fold_names
+from ckpt_cli.edits.in_place import hinting_at_outputs, refuse_links, require_writable, require_writable_at
 from ckpt_cli.edits.plan import MANY, EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.atomic import creating, refuse_cached, replacing_folder
+from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.files.backup import keeping
 from ckpt_cli.files.copy import Progress, copy_into, counting
 from ckpt_cli.files.journal import apply as journal
-from ckpt_cli.files.outcome import state_hint, stating
+from ckpt_cli.files.new_folder import NewFolder, new_folder, passes_over, require_room
+from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import can_write, is_file, is_folder, is_link
+from ckpt_cli.files.places import is_file, is_folder, name_of
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
@@ -33,7 +34,6 @@ from ckpt_cli.ops.output import (
     other_names,
     own_file,
     refuse_own,
-    require_place,
     writing,
 )
 
@@ -57,7 +57,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
     write = options.output is None and not options.dry_run
     with (
         about(path),
-        _hinting_at_outputs(options),
+        hinting_at_outputs(options),
         closing(open_checkpoint(path, write=write)) as opened,
         unchanged(opened.container.files),
         closing(Overlay(opened.container.files)) as overlay,
@@ -80,7 +80,7 @@ def _check_target(checkpoint: Checkpoint, path: str, own: str, options: EditOpti
     if options.output is None:
         refuse_cached(own)
         if options.dry_run and is_file(own):
-            _require_writable_at(own)
+            require_writable_at(own)
     elif checkpoint.is_set:
         check_output_folder(options.output)
         _refuse_same_names(checkpoint)
@@ -125,6 +125,7 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         dry_run=options.dry_run,
         verb=plan.verb,
         remaining=tuple(plan.remaining),
+        fit=plan.fit,
         renamed=plan.changes.names,
         left=tuple(plan.left),
         placed=plan.placed,
@@ -173,7 +174,8 @@ class _Transaction:
         return self.work.nbytes if self.work is not None else sum(file.size for file in files)
 
     def _progress(self) -> Progress:
-        return counting(self.options.on_progress, self._nbytes)
+        passes = passes_over(self.options.output or "")
+        return counting(self.options.on_progress, lambda: self._nbytes() * passes)
 
     def _rehearse(self, check: Callable[[], None]) -> None:
         """Make the new bytes and drop them, to find out whether the result might stand."""
@@ -195,8 +197,8 @@ class _Transaction:
         for file in touched:
             refuse_cached(file.path)
         if self.checkpoint.is_set and self.work is not None:
-            _refuse_links(touched)
-        _require_writable(touched, dry_run=done.dry_run)
+            refuse_links(touched)
+        require_writable(touched, dry_run=done.dry_run)
         done = replace(done, bytes_written=self.overlay.nbytes, patched=True)
         if done.dry_run or not touched:
             return done
@@ -212,13 +214,15 @@ class _Transaction:
 
     def _rewrite_file(self, done: EditResult) -> EditResult:
         """Write a new file, in the place of the old one where no other is named."""
-        work = self._of_file
-        with keeping() as kept, writing(self.own if done.in_place else done.output, mode_of=self.own) as target:
+        work, progress = self._of_file, self._progress()
+        output = self.own if done.in_place else done.output
+        require_room(output, self._nbytes)
+        with keeping() as kept, writing(output, mode_of=self.own, progress=progress) as target:
             if work is None:
-                self._copy(self.overlay.files[0], target, self._progress())
+                self._copy(self.overlay.files[0], target, progress)
                 verify_copy(self.checkpoint, target.path, done.output)
             else:
-                work.write(target, self._progress())
+                work.write(target, progress)
                 self._check()
                 work.verify(target.path)
                 self._patch_copy(target)
@@ -259,8 +263,8 @@ class _Transaction:
         files = self._files(*work.names, *work.removed)
         for file in files:
             refuse_cached(file.path)
-        _refuse_links(files)
-        _require_writable(files, dry_run=done.dry_run)
+        refuse_links(files)
+        require_writable(files, dry_run=done.dry_run)
         done = replace(done, other_names=other_names(*(file.path for file in files)))
         return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._replace_files(done, work)
 
@@ -285,30 +289,54 @@ class _Transaction:
 
         modes = {os.path.basename(file.path): file.path for file in self.checkpoint.container.files}
         progress, work = self._progress(), self._of_set
-        with replacing_folder(done.output) as folder:
-            with ExitStack() as stack:
+        require_room(done.output, self._staged)
+        with new_folder(done.output, progress) as folder:
+            with folder:
 
                 def create(name: str) -> LocalFile:
-                    return stack.enter_context(creating(os.path.join(folder, name), mode_of=modes[name]))
+                    return folder.create(name, mode_of=modes[name])
 
-                nbytes = 0 if work is None else self._write_set(work, create, progress)
+                nbytes = 0 if work is None else self._write_set(work, create, progress, folder.release)
                 nbytes += self._copy_staying(folder, progress)
-                copy_beside(self.checkpoint, done.beside, folder)
-            if work is None:
+                copy_beside(self.checkpoint, done.beside, folder.path)
+            if work is None and not self._sends_early(folder):
                 path = self.checkpoint.path
-                own = folder if is_folder(path) else os.path.join(folder, os.path.basename(path))
+                own = folder.path if is_folder(path) else os.path.join(folder.path, name_of(path))
                 verify_copy(self.checkpoint, own, done.output)
         return replace(done, bytes_written=nbytes)
 
-    def _copy_staying(self, folder: str, progress: Progress) -> int:
+    def _staged(self) -> int:
+        """Bytes on the disk at a time while a new folder elsewhere is written: shards go one by one."""
+        from ckpt_cli.formats.sharded.read import ShardSet
+
+        sizes = [file.size for file in self.overlay.files]
+        sizes += [part.work.nbytes for part in self._of_set.parts] if self._of_set is not None else []
+        return max(sizes) if isinstance(self.checkpoint.container, ShardSet) else sum(sizes)
+
+    def _sends_early(self, folder: NewFolder) -> bool:
+        """True if each file of a set is verified and sent by itself, as it can be opened by itself."""
+        from ckpt_cli.formats.sharded.read import ShardSet
+
+        return folder.sends_early and isinstance(self.checkpoint.container, ShardSet)
+
+    def _copy_staying(self, folder: NewFolder, progress: Progress) -> int:
         """Copy the files of a set that no rewriter writes, with their patches; returns their bytes."""
+        from ckpt_cli.formats.sharded.read import ShardSet
+
         nbytes, work = 0, self._of_set
+        container = self.checkpoint.container
+        shards = {shard.path: shard for shard in container.shards} if isinstance(container, ShardSet) else {}
         for file in self.overlay.files:
-            name = os.path.basename(file.path)
+            name = name_of(file.path)
             if work is None or name in work.unchanged:
-                with creating(os.path.join(folder, name), mode_of=file.path) as target:
-                    self._copy(file, target, progress)
-                    nbytes += target.size
+                target = folder.create(name, mode_of=file.path)
+                self._copy(file, target, progress)
+                nbytes += target.size
+                folder.close(name)
+                if self._sends_early(folder):
+                    if file.path in shards:
+                        verify_copy(shards[file.path], target.path, self.options.output or "")
+                    folder.release(name)
         require_unchanged(self.checkpoint.container.files)
         return nbytes
 
@@ -327,8 +355,14 @@ class _Transaction:
                 kept.keep_replaced(new, (file.path for file in files.values()))
         return replace(done, bytes_written=nbytes, backups=kept.paths)
 
-    def _write_set(self, work: SetRewriter, create: Callable[[str], LocalFile], progress: Progress) -> int:
-        """Write the shards that change and the index; returns their bytes."""
+    def _write_set(
+        self,
+        work: SetRewriter,
+        create: Callable[[str], LocalFile],
+        progress: Progress,
+        release: Callable[[str], None] = lambda _: None,
+    ) -> int:
+        """Write the shards that change, each of which is released then, and the index; returns their bytes."""
         nbytes = 0
         for part in work.parts:
             target = create(part.name)
@@ -336,6 +370,7 @@ class _Transaction:
             sync(target.fd)
             part.work.verify(target.path)
             nbytes += target.size
+            release(part.name)
         self._check()
         require_unchanged(self.checkpoint.container.files)
         if work.index is not None:
@@ -345,43 +380,3 @@ class _Transaction:
             sync(target.fd)
             nbytes += len(content)
         return nbytes
-
-
-def _refuse_links(files: Iterable[SourceFile]) -> None:
-    """Raise where a file of a set is a link: what it leads to may be part of another set too."""
-    for file in files:
-        if is_link(file.path):
-            raise RefusedError(
-                "is a symbolic link, and the files of a set are changed where they lie",
-                path=file.path,
-                hint="write the result elsewhere with -o OUT",
-            )
-
-
-def _require_writable_at(path: str) -> None:
-    """Raise PermissionError where a dry run is of an edit in place that could not open its file, or write beside it."""
-    require_place(path)
-    if not can_write(path):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-
-
-_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""The errors of a place that may not be written."""
-
-
-@contextmanager
-def _hinting_at_outputs(options: EditOptions) -> Iterator[None]:
-    """Note with an error of a place that may not be written that the result can go elsewhere."""
-    try:
-        yield
-    except OSError as error:
-        if options.output is None and error.errno in _READ_ONLY:
-            state_hint(error, "-o OUT writes the result to another place, and leaves the file as it is")
-        raise
-
-
-def _require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> None:
-    """Raise PermissionError where a file that is to change may not be written."""
-    for file in files:
-        if not (can_write(file.path) if dry_run else file.writable):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)

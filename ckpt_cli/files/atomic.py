@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import BusyError, CkptError, RefusedError
+from ckpt_cli.files.disk import spelled
 from ckpt_cli.files.hidden_files import (
     remove_left_over,
     require_fitting,
@@ -18,7 +19,7 @@ from ckpt_cli.files.hidden_files import (
 )
 from ckpt_cli.files.lock import try_lock
 from ckpt_cli.files.outcome import Outcome, outcome_of, state, stating
-from ckpt_cli.files.places import slashed, spelled
+from ckpt_cli.files.places import slashed
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import open_folder, set_mode, set_owner, stat_of, sync, sync_folder, user
 

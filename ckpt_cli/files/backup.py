@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.atomic import take_after, temporary_of
 from ckpt_cli.files.copy import copy_into
+from ckpt_cli.files.disk import spelled
 from ckpt_cli.files.hidden_files import one_folder, require_fitting
 from ckpt_cli.files.outcome import Outcome, outcome_of, stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import create_private, link, sync, sync_folder
 from ckpt_cli.files.undo_record import (

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from ckpt_cli.files import system
+from ckpt_cli.files.at_once import is_elsewhere
 from ckpt_cli.files.source import LocalFile, SourceFile
 
 CHUNK = 16 << 20
@@ -16,6 +17,9 @@ CHUNK = 16 << 20
 
 PIECE = 8 << 20
 """Bytes read at a time of what the system cannot copy, as it is compressed or changed on its way."""
+
+AHEAD = 32 << 20
+"""Bytes that are fetched from elsewhere while those before them are written."""
 
 Progress = Callable[[int], object]
 """Called with the number of bytes done since the last call."""
@@ -103,6 +107,9 @@ def _data_ranges(source: SourceFile, begin: int, end: int) -> Iterator[tuple[int
 
 
 def _copy(source: SourceFile, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
+    if is_elsewhere(source):
+        _copy_fetched(source, begin, end, target, at, progress)
+        return
     in_kernel = source.fd >= 0
     while begin < end:
         count = min(CHUNK, end - begin)
@@ -118,6 +125,23 @@ def _copy(source: SourceFile, begin: int, end: int, target: int, at: int, progre
         begin += copied
         at += copied
         progress(copied)
+
+
+def _copy_fetched(source: SourceFile, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
+    """Copy a range of a file elsewhere; while a piece is written the next ones are fetched."""
+    room = memoryview(bytearray(min(PIECE, end - begin)))
+    asked = begin if end - begin > PIECE else end  # a short range was announced with others (`formats/writing.py`)
+    while begin < end:
+        while asked < min(end, begin + AHEAD):
+            source.expect(asked, min(PIECE, end - asked))
+            asked += PIECE
+        piece = room[: min(PIECE, end - begin)]
+        source.read_into(piece, begin)
+        system.write_all(target, piece, at)
+        write_back(target, at, len(piece))
+        begin += len(piece)
+        at += len(piece)
+        progress(len(piece))
 
 
 def write_back(fd: int, at: int, nbytes: int) -> None:

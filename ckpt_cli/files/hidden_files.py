@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from ckpt_cli.errors import BusyError, FormatError, RefusedError
+from ckpt_cli.files.disk import spelled
 from ckpt_cli.files.lock import try_lock
-from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import name_limit, open_file, user
 

@@ -57,6 +57,9 @@ class MemorySource:
     def expect(self, offset: int, nbytes: int) -> None:
         """Do nothing: the bytes are there."""
 
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Do nothing: the bytes are there."""
+
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
@@ -130,6 +133,10 @@ class MemoryFolder:
         names = {found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)}
         return sorted(names)[:most]
 
+    def is_listed(self, path: str) -> bool:  # noqa: ARG002
+        """Return True."""
+        return True
+
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return the names that are files in a folder."""
         return [name for name in names if self.is_file(join(path, name))]
@@ -145,6 +152,9 @@ class MemoryFolder:
     def open(self, path: str) -> MemorySource:
         """Open a file."""
         return MemorySource(self._bytes(path), path)
+
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Do nothing: the files are there."""
 
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError, UnsupportedError
+from ckpt_cli.files.disk import spelled
 from ckpt_cli.files.hidden_files import (
     is_journal,
     is_temporary,
@@ -18,13 +19,10 @@ from ckpt_cli.files.hidden_files import (
     temporary_path,
 )
 from ckpt_cli.files.lock import PATIENCE, is_own, lock, pauses
-from ckpt_cli.files.places import identity_at, is_plain_name, place_of, spelled
+from ckpt_cli.files.places import begin_all, folder_of, identity_at, is_listed, is_plain_name, place_of
 from ckpt_cli.files.source import Identity, LocalFile, SourceFile
 from ckpt_cli.files.system import allow_open_files, open_folder
 from ckpt_cli.files.unchanged import has_journal, release, share
-
-_MANY = 200
-"""Files of a set above which the usual limit of open ones may be met."""
 
 
 class _Closeable(Protocol):
@@ -63,7 +61,9 @@ class Opener:
         if not place.is_local:
             if self.write:
                 raise UnsupportedError(
-                    "it does not lie on this machine's disk, so it cannot be edited in place", path=path
+                    "it does not lie on this machine's disk, so it cannot be edited in place",
+                    path=path,
+                    hint="-o OUT writes an edited copy",
                 )
             return place.open(path)
         if not self.write:
@@ -80,8 +80,8 @@ class Opener:
         """The other files of a set, all or none."""
         for path in paths:  # before any is locked: what is left of an edit of several needs the locks of several
             self._finish(path)
-        if len(paths) > _MANY:
-            allow_open_files()
+        allow_open_files(len(paths))
+        begin_all([path for path in paths if not is_listed(folder_of(path))])
         opened: list[SourceFile] = []
         try:
             for path in paths:
@@ -100,7 +100,8 @@ class Opener:
 
     def note_folder(self, path: str) -> None:
         """Note the state of a folder before its files are listed."""
-        self._folder = path, identity_at(path)
+        if place_of(path).is_local:
+            self._folder = path, identity_at(path)
 
     def is_consistent(self) -> bool:
         """True if the files that are open show one state of the checkpoint: none changed or was replaced meanwhile."""

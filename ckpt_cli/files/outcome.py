@@ -15,6 +15,7 @@ class Outcome(Enum):
 
     UNCHANGED = "no checkpoint was changed"
     DONE = "the change itself is complete"
+    REPLACING = "the checkpoint that was there is not complete any more"
     UNFINISHED = "the change is incomplete until the next ckpt command on it completes or undoes it"
 
 

@@ -1,7 +1,8 @@
 """Places: every question of what a path is, asked of the folder that the path lies in, on disk or elsewhere.
 
-A path lies on this machine's disk, unless it begins with the scheme of a folder that was mounted, as `memory://` is
-while a `MemoryFolder` is mounted there. Code outside this room asks the functions of this module and never `os`.
+A path lies on this machine's disk, unless it begins with the scheme of a kind of server (`remote/url.py`), or of a
+folder that was mounted, as `memory://` is while a `MemoryFolder` is mounted there. Code outside this room asks the
+functions of this module and never `os`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from typing import Protocol
 
-from ckpt_cli.files.source import Identity, LocalFile, SourceFile
+from ckpt_cli.files.disk import LocalFolder
+from ckpt_cli.files.elsewhere import current, names_server
+from ckpt_cli.files.source import Identity, SourceFile
 
 SEPARATOR = "://"
 """It stands between the scheme and the rest of a path that does not lie on the disk."""
@@ -51,6 +53,9 @@ class Folder(Protocol):
     def names_in(self, path: str, most: int | None = None) -> list[str]:
         """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
 
+    def is_listed(self, path: str) -> bool:
+        """True if it costs nothing to ask what is in a folder: it is near, or its list was fetched."""
+
     def present(self, path: str, names: Sequence[str]) -> list[str]:
         """Return those of some names, which may lead into subfolders, that are regular files in a folder, in order."""
 
@@ -62,6 +67,9 @@ class Folder(Protocol):
 
     def open(self, path: str) -> SourceFile:
         """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
+
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Fetch the beginnings of files that will be opened: all at once where each costs a request."""
 
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes of a file, or of a pipe; raises OSError where it cannot be read."""
@@ -82,104 +90,7 @@ class Folder(Protocol):
         """Return the one spelling of a path, without links."""
 
 
-class LocalFolder:
-    """The files on this machine's disk."""
-
-    is_local = True
-
-    def is_folder(self, path: str) -> bool:
-        """True if a path is a folder."""
-        return os.path.isdir(path)
-
-    def is_file(self, path: str) -> bool:
-        """True if a path is a regular file."""
-        return os.path.isfile(path)
-
-    def exists(self, path: str) -> bool:
-        """True if there is something at a path."""
-        return os.path.exists(path)
-
-    def is_link(self, path: str) -> bool:
-        """True if a path is a symbolic link."""
-        return os.path.islink(path)
-
-    def is_taken(self, path: str) -> bool:
-        """True if there is something at a path, be it a link that leads nowhere."""
-        return os.path.lexists(path)
-
-    def size_of(self, path: str) -> int:
-        """Return the number of bytes of a file."""
-        return os.path.getsize(path)
-
-    def names_in(self, path: str, most: int | None = None) -> list[str]:
-        """Return the sorted names in a folder; in the current one for an empty path."""
-        with os.scandir(path or os.curdir) as entries:
-            return sorted(entry.name for entry in islice(entries, most))
-
-    def present(self, path: str, names: Sequence[str]) -> list[str]:
-        """Return the names that are regular files in a folder."""
-        return [name for name in names if os.path.isfile(os.path.join(path, name))]
-
-    def files_below(self, path: str) -> Iterator[tuple[str, str]]:
-        """Yield each regular file of a folder, those of its subfolders after its own."""
-        for folder, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            within = [part for part in os.path.relpath(folder, path).split(os.sep) if part != os.curdir]
-            for name in sorted(names):
-                found = os.path.join(folder, name)
-                if os.path.isfile(found):
-                    yield "/".join([*within, name]), found
-
-    def open(self, path: str) -> LocalFile:
-        """Open a file to be read, without a lock."""
-        return LocalFile(path)
-
-    def head_of(self, path: str, nbytes: int) -> bytes:
-        """Return at most the first `nbytes` bytes of a file or a pipe."""
-        with open(path, "rb") as file:
-            return file.read(nbytes)
-
-    def can_write(self, path: str) -> bool:
-        """True if this process may write to the file at a path."""
-        return os.access(path, os.W_OK)
-
-    def links_of(self, path: str) -> int:
-        """Return the number of names that a file has."""
-        return os.stat(path).st_nlink
-
-    def identity_of(self, path: str) -> Identity | None:
-        """Return the identity and state of the file at a path; None where there is none."""
-        try:
-            return LocalFile.identity(os.stat(path))
-        except OSError:
-            return None
-
-    def is_same(self, path: str, other: str) -> bool:
-        """True if two paths lead to the same file or folder."""
-        return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
-
-    def canonical(self, path: str) -> str:
-        """Return the absolute path, without links, and spelled as `spelled` does."""
-        return spelled(path)
-
-
 LOCAL = LocalFolder()
-
-
-def spelled(path: str) -> str:
-    """Return the real path of a file on the disk with its name as the folder spells it.
-
-    Where upper and lower case name one file, hidden names and backups follow the one spelling, not that of the user.
-    """
-    real = os.path.realpath(path)
-    folder, name = os.path.split(real)
-    other = os.path.join(folder, name.swapcase())
-    with suppress(OSError):
-        if other != real and os.path.lexists(other) and os.path.samestat(os.lstat(other), os.lstat(real)):
-            names = [found for found in os.listdir(folder) if found.casefold() == name.casefold()]
-            return real if name in names or len(names) != 1 else os.path.join(folder, names[0])
-    return real
-
 
 _mounted: dict[str, Folder] = {}
 """The folder of each scheme."""
@@ -198,10 +109,20 @@ def mounted(scheme: str, folder: Folder) -> Iterator[None]:
 
 
 def place_of(path: str) -> Folder:
-    """Return the folder that a path lies in: the one mounted at its scheme, else this machine's disk."""
+    """Return the folder that a path lies in: the one mounted at its scheme, a server's, else this machine's disk.
+
+    Raises FileNotFoundError for a scheme that nothing is read from.
+    """
     if _mounted and (found := _mounted.get(path.partition(SEPARATOR)[0])) is not None:
         return found if SEPARATOR in path or path == STANDARD_INPUT else LOCAL
-    return LOCAL
+    if SEPARATOR not in path or not names_server(path):
+        return LOCAL
+    return current().servers.place_of(path)
+
+
+def is_at_server(path: str) -> bool:
+    """True if a path is one of a server's files, which nothing is asked for that."""
+    return SEPARATOR in path and names_server(path) and path.partition(SEPARATOR)[0] not in _mounted
 
 
 def is_folder(path: str) -> bool:
@@ -239,6 +160,36 @@ def names_in(path: str, most: int | None = None) -> list[str]:
     return place_of(path).names_in(path, most)
 
 
+def is_listed(path: str) -> bool:
+    """True if it costs nothing to ask what is in a folder: on the disk it never does, elsewhere once it was listed.
+
+    What only adds to an answer is not looked for in any other folder.
+    """
+    return place_of(path).is_listed(path)
+
+
+def matching(pattern: str) -> list[str]:
+    """Return the sorted paths that a glob matches, each of whose parts may have `*`, `?` and sets in brackets."""
+    folder, name = folder_of(pattern), (posixpath if SEPARATOR in pattern else os.path).basename(pattern)
+    if not name or not re.search(_GLOB, pattern):
+        return [pattern] if exists(pattern) else []
+    folders = matching(folder) if re.search(_GLOB, folder) else [folder]
+    if not re.search(_GLOB, name):
+        return [path for each in folders if exists(path := join(each, name))]
+    from fnmatch import translate  # to an expression that never backtracks
+
+    fits = re.compile(translate(name)).fullmatch
+    found: list[str] = []
+    for each in folders:
+        with suppress(OSError):
+            found += [join(each, known) for known in names_in(each) if fits(known) and known[0] != "."]
+    return found
+
+
+_GLOB = r"[*?\[]"
+"""What makes a pattern of a path."""
+
+
 def present(path: str, names: Sequence[str]) -> list[str]:
     """Return those of some names that are regular files in a folder, in the same order."""
     return place_of(path).present(path, names)
@@ -252,6 +203,12 @@ def files_below(path: str) -> Iterator[tuple[str, str]]:
 def open_file(path: str) -> SourceFile:
     """Open a file to be read, without a lock; raises OSError, or FormatError for what is not a regular file."""
     return place_of(path).open(path)
+
+
+def begin_all(paths: Sequence[str]) -> None:
+    """Fetch the beginnings of files of one folder that will be opened: all at once where each costs a request."""
+    if paths:
+        place_of(paths[0]).begin_all(paths)
 
 
 def head_of(path: str, nbytes: int) -> bytes:
@@ -277,7 +234,7 @@ def identity_at(path: str) -> Identity | None:
 def is_same(path: str, other: str) -> bool:
     """True if there is something at two paths and it is the same."""
     place = place_of(path)
-    return place is place_of(other) and place.is_same(path, other)
+    return type(place) is type(place_of(other)) and place.is_same(path, other)
 
 
 def canonical(path: str) -> str:
@@ -289,6 +246,9 @@ def canonical(path: str) -> str:
 
 _system = os.path
 """The rules of this system: those of POSIX or of Windows (`ntpath`)."""
+
+_HTTP = ("http://", "https://")
+"""Where paths have the rules of URLs."""
 
 _DEVICE = r"(?i:con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³]) *([.:]|$)"
 """Names that Windows takes for a device, with any suffix."""
@@ -323,7 +283,13 @@ def slashed(path: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """Return the path of a name in a folder."""
-    return posixpath.join(folder, name) if SEPARATOR in folder else os.path.join(folder, name)
+    if SEPARATOR not in folder:
+        return os.path.join(folder, name)
+    if name and folder.startswith(_HTTP):
+        from ckpt_cli.remote import url
+
+        return url.join(folder, name)
+    return posixpath.join(folder, name)
 
 
 def folder_of(path: str) -> str:
@@ -338,6 +304,10 @@ def folder_of(path: str) -> str:
 
 def name_of(path: str) -> str:
     """Return the last part of a path; slashes at its end do not count."""
+    if path.startswith(_HTTP):
+        from ckpt_cli.remote import url
+
+        return url.name_of(path)
     if SEPARATOR in path:
         return posixpath.basename(path.rstrip("/"))
     name = os.path.basename(path)

@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import TracebackType
 from typing import BinaryIO, Protocol
@@ -72,6 +72,12 @@ class ByteSource(Protocol):
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read; never waits."""
+
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch many small ranges, pairs of offset and bytes, that will be read: at once where each costs a request.
+
+        It waits until they are there, and does nothing for what is read fast one by one. Ranges outside are left out.
+        """
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
@@ -201,6 +207,9 @@ class LocalFile:
         """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
         system.begin_to_read(self.fd, offset, nbytes)
 
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Do nothing: small ranges are read fast one by one."""
+
     def view(self, offset: int, nbytes: int) -> memoryview:
         """The bytes as a read-only view: a small range is read, a large one is mapped and costs what is touched."""
         if nbytes <= PREAD_LIMIT:
@@ -317,6 +326,10 @@ class Window:
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read."""
         self.whole.expect(self.begin + offset, nbytes)
+
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch many small ranges that will be read, as the whole file does."""
+        self.whole.expect_all([(self.begin + offset, nbytes) for offset, nbytes in ranges])
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""

@@ -72,6 +72,10 @@ class _Folder:
         """Raise NotADirectoryError."""
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
+    def is_listed(self, path: str) -> bool:  # noqa: ARG002
+        """Return True."""
+        return True
+
     def present(self, path: str, names: Sequence[str]) -> list[str]:  # noqa: ARG002
         """Return an empty list."""
         return []
@@ -83,6 +87,9 @@ class _Folder:
     def open(self, path: str) -> LocalFile:
         """Open it to be read."""
         return LocalFile(path, fd=os.dup(self._spooled(path)))
+
+    def begin_all(self, paths: Sequence[str]) -> None:
+        """Do nothing: it is there."""
 
     def head_of(self, path: str, nbytes: int) -> bytes:
         """Return at most the first `nbytes` bytes."""

@@ -351,9 +351,13 @@ def name_limit(folder: str) -> int | None:
 # --- the process -----------------------------------------------------------------------------------------------------
 
 
-def allow_open_files() -> None:
-    """Let the process have as many files open as the system allows it."""
-    resource = _module("resource")
+_MANY = 100
+"""Files that a process may have open on every system, besides those that it has anyway."""
+
+
+def allow_open_files(count: int) -> None:
+    """Let the process have as many files open as the system allows it, where it needs many."""
+    resource = _module("resource") if count > _MANY else None
     if resource is not None:
         with suppress(ValueError, OSError):
             most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

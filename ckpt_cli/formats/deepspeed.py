@@ -18,6 +18,7 @@ from ckpt_cli.errors import LimitError, MalformedError
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import head_of, is_folder, is_plain_name, join, names_in
 from ckpt_cli.formats.sharded.read import ReadOne, ShardSet
+from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Value
 
 NAME = "deepspeed"
@@ -42,7 +43,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
         raise LimitError(f"it has {len(found)} files", path=folder)
     files = opener.open_all([join(folder, name) for name in found])
     try:
-        shards = [read_one(file) for file in files]
+        shards = [read_one(file) for file in documented(files)]
         container = ShardSet(None, shards)
         entries: list[Entry] = []
         for name, shard in zip(found, shards, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.budget import within_request
 from ckpt_cli.errors import FormatError, LimitError, TruncatedError, UnknownFormatError, UsageError, about, quoted
+from ckpt_cli.files.elsewhere import elsewhere
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
 from ckpt_cli.files.places import exists, folder_of, is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
@@ -30,7 +31,7 @@ def open_checkpoint(path: str, *, write: bool = False) -> Checkpoint:
     def read(opener: Opener) -> Checkpoint:
         return _open_folder(path, opener) if is_folder(path) else _open_file(path, opener)
 
-    with within_request():
+    with within_request(), elsewhere():
         return open_beside_writers(path, read, write=write)
 
 
@@ -58,7 +59,7 @@ def open_salvaged(path: str) -> Salvaged:
     def read(opener: Opener) -> Salvaged:
         return _salvaged_folder(path, opener, whole) if is_folder(path) else _salvaged_at(path, opener, whole)
 
-    with within_request():
+    with within_request(), elsewhere():
         return open_beside_writers(path, read)
 
 
@@ -77,7 +78,13 @@ def _salvaged_folder(path: str, opener: Opener, whole: FormatError | UsageError)
     finish_edits(path)
     opener.note_folder(path)
     names = names_in(path)
-    if folder_kind(names) is not None:
+    kind = folder_kind(names)
+    if kind is not None and kind.name == "dcp" and ".metadata" in names:
+        from ckpt_cli.formats.salvage.dcp import salvage_distributed
+
+        return salvage_distributed(path, opener, whole)
+    if kind is not None:
+        whole.hint = "this kind of folder cannot be salvaged as a whole: name one of its files"
         raise whole
     shards = _counted(path, names)
     if shards is not None:
@@ -89,6 +96,8 @@ def _salvaged_at(path: str, opener: Opener, whole: FormatError | UsageError) -> 
     """Return what is left of a file, or of the set whose index it is."""
     from ckpt_cli.formats.sharded.names import is_index
 
+    if name_of(path) == ".metadata":
+        return _salvaged_folder(folder_of(path) or ".", opener, whole)
     file = opener.open(path)
     try:
         if _kind(file) == "shards" or is_index(name_of(path)):

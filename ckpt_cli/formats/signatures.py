@@ -7,13 +7,14 @@ into what no reader takes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from ckpt_cli import limits
 from ckpt_cli.errors import TruncatedError, UnknownFormatError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.source import ByteSource
+from ckpt_cli.files.at_once import DOCUMENT, fetch, is_elsewhere
+from ckpt_cli.files.source import ByteSource, SourceFile
 
 HEAD = 600
 """Bytes from the beginning that identify a format; tar has its magic at byte 257."""
@@ -124,6 +125,34 @@ def beginning(file: ByteSource) -> bytes:
     head = file.read(0, min(HEAD, file.size))
     begin = preface_size(file) if head.lstrip()[:1] == b"{" else 0
     return file.read(begin, min(HEAD, file.size - begin)) if begin else head
+
+
+def documented(files: Sequence[SourceFile]) -> Iterator[SourceFile]:
+    """Yield files; what readers read first of some that lie elsewhere is fetched together before the first of them."""
+    for number, file in enumerate(files):
+        if not number % _TOGETHER and is_elsewhere(file):
+            some = files[number : number + _TOGETHER]
+            fetch({each: [(0, min(DOCUMENT, each.size))] for each in some})
+            fetch({each: _after_beginning(each) for each in some if is_elsewhere(each)})
+        yield file
+
+
+def _after_beginning(file: SourceFile) -> list[tuple[int, int]]:
+    """Return where the document of a file goes on that is not all in its beginning."""
+    head = file.read(0, min(HEAD, file.size))
+    reached = min(DOCUMENT, file.size)
+    if is_zip(head):
+        begin = max(file.size - DOCUMENT, reached)
+        return [(begin, file.size - begin)]
+    end = 8 + int.from_bytes(head[:8], "little") if is_safetensors(head) else 0
+    return [(reached, end - reached)] if reached < end <= min(_LONG, file.size) else []
+
+
+_TOGETHER = 64
+"""Files of a set that are fetched together."""
+
+_LONG = 16 << 20
+"""Bytes of a header up to which it is fetched with others."""
 
 
 # --- what is only named -----------------------------------------------------------------------------------------------

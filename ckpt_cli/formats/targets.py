@@ -14,6 +14,7 @@ from ckpt_cli.files.places import is_folder, names_folder
 if TYPE_CHECKING:
     from ckpt_cli.dtypes import DType
     from ckpt_cli.files.copy import Progress
+    from ckpt_cli.files.new_folder import Verifier
     from ckpt_cli.files.source import LocalFile
     from ckpt_cli.formats.writing import OpenCopy
     from ckpt_cli.model.new_checkpoint import NewCheckpoint
@@ -44,6 +45,9 @@ class FolderWriter(Writer, Protocol):
 
     def verify_folder(self, new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
         """Raise CkptError where the folder that was written does not read back as what it should be."""
+
+    def verifier(self, new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> Verifier | None:
+        """Return what verifies single files of the folder; None where they can only be verified together."""
 
 
 @dataclass(frozen=True, slots=True)

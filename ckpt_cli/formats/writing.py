@@ -5,14 +5,16 @@ Ranges of old files are copied by the kernel, other bytes are written in pieces.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.copy import CHUNK, Progress, copy_range, no_progress, write_back
-from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.at_once import is_elsewhere
+from ckpt_cli.files.copy import AHEAD, CHUNK, PIECE, Progress, copy_range, no_progress, write_back
+from ckpt_cli.files.source import Extent, LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.signatures import is_safetensors
 from ckpt_cli.model.changes import Content, difference
@@ -20,6 +22,8 @@ from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 
 if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
+
+_Bytes = TypeVar("_Bytes", bound="Content | Storage | None")
 
 OpenCopy = Callable[[str], Checkpoint]
 """Opens a new file or folder as a checkpoint; writers are given one, as they stand below what opens any format."""
@@ -65,7 +69,7 @@ class Appender:
 
         file: SourceFile | None = None
         first = end = 0  # the range that is about to be copied
-        for content in contents:
+        for content in contents if self.target is None else announced(contents):
             if self.target is None:
                 self.position += content.nbytes
                 continue
@@ -96,6 +100,44 @@ class Appender:
     def _note_size(self) -> None:
         if self.target is not None:
             self.target.size = max(self.target.size, self._begin + self.position)
+
+
+def announced(contents: Iterable[_Bytes]) -> Iterator[_Bytes]:
+    """Yield contents; the bytes that they are made of are asked for a while before, where these lie elsewhere."""
+    ahead: deque[tuple[_Bytes, int]] = deque()
+    held = 0
+    rest = iter(contents)
+    for content in rest:
+        extents = _read_for(content)
+        if not ahead and extents and not is_elsewhere(extents[0].file):
+            yield content
+            yield from rest
+            return
+        nbytes = sum(extent.nbytes for extent in extents)
+        if nbytes <= PIECE:  # a longer range is fetched in pieces while it is copied
+            for extent in extents:
+                extent.file.expect(extent.offset, extent.nbytes)
+        ahead.append((content, nbytes))
+        held += min(nbytes, PIECE)
+        while held > AHEAD or len(ahead) > _CONTENTS:
+            content, nbytes = ahead.popleft()
+            held -= min(nbytes, PIECE)
+            yield content
+    yield from (content for content, _ in ahead)
+
+
+def _read_for(content: Content | Storage | None) -> Sequence[Extent]:
+    """Return the ranges of files that are read to write a content, as far as they are known."""
+    if isinstance(content, Content):
+        return content.extents or content.reads
+    try:
+        return content.extents(0, content.nbytes) if content is not None else ()
+    except CkptError:  # whoever writes it says so
+        return ()
+
+
+_CONTENTS = 200
+"""Contents that are announced before they are written, at most."""
 
 
 class Rewriter(Protocol):

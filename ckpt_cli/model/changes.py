@@ -27,6 +27,8 @@ class Content:
     """The ranges to copy, in order; None where the bytes are made."""
     make: Callable[[Write], object] | None = None
     """Writes the bytes, a bounded piece at a time."""
+    reads: Sequence[Extent] = ()
+    """Ranges of files elsewhere that it reads for that, which are asked for before."""
     origin: Storage | None = None
     """The old storage of which this is a whole copy, whose checksum therefore holds."""
 

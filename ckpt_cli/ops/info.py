@@ -8,7 +8,7 @@ from dataclasses import field, replace
 
 from ckpt_cli.errors import CkptError, quoted
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.places import folder_of, is_folder, join, name_of, present
+from ckpt_cli.files.places import folder_of, is_folder, is_listed, join, name_of, present
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.sharded.names import INDEX, is_index
@@ -174,6 +174,8 @@ def _training(checkpoint: Checkpoint) -> tuple[Training, list[Part]]:
     training = training_of(checkpoint)
     path = checkpoint.path
     folder = path if is_folder(path) else folder_of(path)
+    if not is_listed(folder):
+        return training, []
     own = {name_of(file.path) for file in checkpoint.container.files}
     files = [
         name for name in present(folder, (*_STATES, "trainer_state.json", "random_states_0.pkl")) if name not in own

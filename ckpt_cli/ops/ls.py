@@ -27,6 +27,9 @@ class Listing:
     """Elements of these tensors, those of tied ones counted once."""
     nbytes: int
     """Bytes of the storages behind these tensors, each counted once."""
+    of_model: int | None = None
+    """Elements of those tensors that are parameters of a model, where others, such as Adam's moments, are not; found
+    only if it is asked for."""
     tied: dict[str, list[str]] = field(default_factory=dict)
     """For each tied name of the whole checkpoint, all the names of its group, its own too; they share one list."""
 
@@ -38,11 +41,13 @@ def list_entries(
     values: bool = False,
     sort: str | None = None,
     exclude: Sequence[str] = (),
+    parted: bool = False,
 ) -> Listing:
     """The tensors, and with `values` the other entries too, that `names` select, all without one, less `exclude`.
 
     A name that selects no tensor lists what it does select: an entry, or all that lies below a prefix. `sort` is
     `name`, `size` (largest first) or `file` (in the order of the bytes); without it they come in the document's order.
+    `parted` also tells the parameters of a model from other elements.
     """
     chosen = left(checkpoint, _chosen(checkpoint, names, values=values), exclude)
     entries = [_as_read(entry) for entry in _sorted(checkpoint, chosen, sort)]
@@ -54,8 +59,15 @@ def list_entries(
         tensors=len(tensors),
         parameters=unique_numel(tensors),
         nbytes=stored_nbytes(tensors),
+        of_model=_of_model(checkpoint, tensors) if parted else None,
         tied=tied_names(checkpoint.tensors if names or exclude else tensors),
     )
+
+
+def _of_model(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> int | None:
+    from ckpt_cli.ops.parts import parameters_of
+
+    return parameters_of(checkpoint, tensors)
 
 
 def _as_read(entry: Entry) -> Entry:

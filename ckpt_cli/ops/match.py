@@ -6,7 +6,9 @@ The rules are those of torch/nn/modules/module.py (`_load_from_state_dict`), wit
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ckpt_cli.facts import dataclass
 from ckpt_cli.ops.match_cures import Cure, cures_of, module_renaming
@@ -45,6 +47,15 @@ class Verdict:
     dtypes: Sequence[Difference]
     """Names of both with different dtypes, which loading casts: not an error."""
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each name at which the two differ: what differs, and the shape or dtype on each side."""
+        found: list[tuple[str, str, object, object]] = [("missing", name, None, None) for name in self.missing]
+        found += [("unexpected", name, None, None) for name in self.unexpected]
+        for what, differences in (("size", self.sizes), ("dtype", self.dtypes)):
+            found += [(what, each.name, each.a, each.b) for each in differences]
+        found += [("error", problem, None, None) for problem in self.errors]
+        return [dict(zip(("what", "name", "a", "b"), row, strict=True)) for row in found]
+
     @property
     def loads(self) -> bool:
         """True if a strict load works."""
@@ -67,6 +78,15 @@ class Match:
     def loads(self) -> bool:
         """True if a strict load works as it is."""
         return self.verdict.loads
+
+    @property
+    def commands(self) -> list[str]:
+        """The `ckpt rename` command that carries out each of `cures`, as one types it."""
+        return [shlex.join(command_of(self, cure)) for cure in self.cures]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each name at which the two differ, for a DataFrame."""
+        return self.verdict.rows()
 
 
 def match(a: State, b: State) -> Match:

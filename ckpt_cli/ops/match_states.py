@@ -14,6 +14,7 @@ from ckpt_cli.files.places import head_of, is_file
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
 from ckpt_cli.model.names import Holders
 from ckpt_cli.nn.state_dict import node_at, state_names, versions_of
+from ckpt_cli.ops.parts import MODEL_KEYS
 from ckpt_cli.ops.select import close_names
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Graph
@@ -22,10 +23,6 @@ Shape = tuple[int, ...]
 
 EXTRA = "_extra_state"
 """The last part of the name under which a module keeps what is not a tensor (torch/nn/modules/module.py)."""
-
-_CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights",
-               "params_ema", "params", "ema")  # fmt: skip
-"""Keys of training checkpoints below which the model is, the likeliest first."""
 
 _DEEPEST = 3
 """Containers within containers that are looked into for the model."""
@@ -151,7 +148,7 @@ def model_part(checkpoint: Checkpoint) -> str:
     if not isinstance(graph, Graph):
         tops = dict.fromkeys(tensor.name.partition(".")[0] for tensor in tensors)
         has_optimizer = any(top.startswith(("optim", "lr_sched")) for top in tops)
-        return next((name for name in _CONTAINERS if has_optimizer and name in tops), "")
+        return next((name for name in MODEL_KEYS if has_optimizer and name in tops), "")
     opener = Containers(WalkBudget(graph.nbytes))
     names = [tensor.name for tensor in tensors]
     prefix = ""
@@ -162,7 +159,7 @@ def model_part(checkpoint: Checkpoint) -> str:
         inside = f"{prefix}." if prefix else ""
         keys = {key for key, _, _ in children}
         found = next(
-            (n for n in _CONTAINERS if n in keys and any(name.startswith(f"{inside}{n}.") for name in names)), None
+            (n for n in MODEL_KEYS if n in keys and any(name.startswith(f"{inside}{n}.") for name in names)), None
         )
         if found is None:
             break
@@ -173,6 +170,10 @@ def model_part(checkpoint: Checkpoint) -> str:
 # --- what `ckpt ls --json` printed ----------------------------------------------------------------------------------
 
 
+_LISTING = 100_000
+"""Bytes at the begin of a listing in which its entries begin."""
+
+
 def listing_of(path: str, prefix: str | None = None) -> State | None:
     """Return the state_dict in what `ckpt ls --json` printed; None for any other file.
 
@@ -180,10 +181,13 @@ def listing_of(path: str, prefix: str | None = None) -> State | None:
     """
     import json
 
-    if not is_file(path) or head_of(path, 1) != b"{":
+    if not is_file(path):
         return None
-    raw = head_of(path, limits.INDEX_JSON + 1)
-    if len(raw) > limits.INDEX_JSON or b'"entries"' not in raw[:100_000]:
+    head = head_of(path, _LISTING)
+    if head[:1] != b"{" or b'"entries"' not in head:
+        return None
+    raw = head_of(path, limits.INDEX_JSON + 1) if len(head) == _LISTING else head
+    if len(raw) > limits.INDEX_JSON:
         return None
     try:
         listing = json.loads(raw)
@@ -210,7 +214,7 @@ def _model_of(leaves: Iterable[Leaf]) -> str:
     """Return the prefix of the model by names alone, where something of an optimizer lies beside it."""
     tops = dict.fromkeys(leaf.name.partition(".")[0] for leaf in leaves)
     beside = any(top.startswith(("optim", "lr_sched")) for top in tops)
-    return next((name for name in _CONTAINERS if beside and name in tops), "")
+    return next((name for name in MODEL_KEYS if beside and name in tops), "")
 
 
 def _listed(item: Any, path: str) -> Leaf:

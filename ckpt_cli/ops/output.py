@@ -9,19 +9,23 @@ from contextlib import contextmanager, suppress
 
 from ckpt_cli.errors import UsageError
 from ckpt_cli.files.atomic import refuse_cached, replacing
+from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.hidden_files import journal_path, require_fitting, temporary_path
 from ckpt_cli.files.journal.apply import recover
+from ckpt_cli.files.new_folder import refuse_read_only, staged_file
 from ckpt_cli.files.places import (
     can_write,
     canonical,
     exists,
     folder_of,
     identity_at,
+    is_at_server,
     is_file,
     is_folder,
     is_same,
     is_taken,
     links_of,
+    names_folder,
     names_in,
     without_end,
 )
@@ -32,7 +36,7 @@ from ckpt_cli.model.checkpoint import Checkpoint
 def check_output(output: str, source: str, hint: str) -> None:
     """Raise before any work is done where `output` cannot become a new file made from `source`."""
     require_name(output)
-    if is_folder(output):
+    if is_folder(output) or names_folder(output):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), output)
     if exists(output) and not is_file(output):  # a device, a pipe: a rename would take its place
         raise UsageError(
@@ -40,6 +44,8 @@ def check_output(output: str, source: str, hint: str) -> None:
         )
     if is_same(source, output):
         raise UsageError("the output is the file itself", path=output, hint=hint)
+    if is_at_server(output):
+        return
     refuse_cached(output)
     require_place(output)
     if is_taken(journal_path(output)):  # what an edit of it left is finished before it is replaced
@@ -48,6 +54,8 @@ def check_output(output: str, source: str, hint: str) -> None:
 
 def require_place(path: str) -> None:
     """Raise, as creating it would, where there can be no new file or folder beside what a path leads to."""
+    if is_at_server(path):  # where folders are but parts of names
+        return
     real = canonical(path)
     folder = folder_of(real) or "."
     number = None
@@ -71,6 +79,7 @@ def require_name(output: str) -> None:
             "'-' is not the name of a file, and checkpoints are not written to standard output",
             hint="name a file; ./- is one that is called -",
         )
+    refuse_read_only(output)
 
 
 def own_file(checkpoint: Checkpoint, path: str) -> str:
@@ -108,8 +117,17 @@ def other_names(*paths: str) -> int:
 
 
 @contextmanager
-def writing(output: str, *, mode_of: str | None = None) -> Iterator[LocalFile]:
-    """Context manager: a file that becomes `output` when the block ends well; its errors name `output`."""
+def writing(
+    output: str, *, mode_of: str | None = None, replace: bool = True, progress: Progress = no_progress
+) -> Iterator[LocalFile]:
+    """Context manager: a file that becomes `output` when the block ends well; its errors name `output`.
+
+    Elsewhere, `progress` is called with the bytes that are uploaded; without `replace` there must be no such file.
+    """
+    if is_at_server(output):
+        with staged_file(output, replace=replace, progress=progress) as target:
+            yield target
+        return
     try:
         with replacing(output, mode_of=mode_of) as target:
             yield target

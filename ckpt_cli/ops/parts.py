@@ -43,9 +43,11 @@ _OTHER = frozenset(
 )  # fmt: skip
 """Words in the outermost keys of what is not a part of a model."""
 
-_MODEL = frozenset(
-    ["model", "models", "module", "net", "network", "state_dict", "model_state_dict", "weights", "params"]
-)
+MODEL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights",
+              "params_ema", "params", "ema")  # fmt: skip
+"""Keys of training checkpoints below which a model is, the likeliest first."""
+
+_MODEL = frozenset(MODEL_KEYS) - {"params_ema", "ema"} | {"models"}
 """Outermost keys of models: below these no other role than EMA is looked for."""
 
 _BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -98,6 +100,17 @@ def parts_of(checkpoint: Checkpoint) -> Parts:
             of_role = {"": [tensor for group in of_role.values() for tensor in group]}
         found += [_part(role, name, group) for name, group in of_role.items()]
     return Parts(found, unique_numel(counted))
+
+
+def parameters_of(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> int | None:
+    """Return the elements of those tensors that are a model's, else an EMA's; None where all of them are a model's."""
+    places = zip(tensors, _Recognizer(checkpoint).places(tensors), strict=True)
+    roles: dict[str, list[Tensor]] = {}
+    for tensor, (role, _) in places:
+        roles.setdefault(role, []).append(tensor)
+    if roles.keys() <= {"model"}:
+        return None
+    return unique_numel(roles.get("model") or roles.get("EMA") or [])
 
 
 def optimizer_prefixes(checkpoint: Checkpoint) -> list[str]:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import field
-from itertools import chain
+from itertools import chain, islice
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
-from ckpt_cli.errors import FormatError, MalformedError
+from ckpt_cli.errors import FormatError, MalformedError, UsageError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.memory import MemorySource
-from ckpt_cli.files.places import files_below, folder_of, is_folder, is_plain_name, join, name_of, open_file
+from ckpt_cli.files.places import (
+    files_below,
+    folder_of,
+    is_folder,
+    is_listed,
+    is_plain_name,
+    join,
+    name_of,
+    open_file,
+    place_of,
+    present,
+)
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.formats import signatures
 from ckpt_cli.formats.sharded.names import is_index
-from ckpt_cli.formats.signatures import ZIP_RECORD, is_lfs_pointer
+from ckpt_cli.formats.signatures import ZIP_RECORD, documented, is_lfs_pointer
 from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
@@ -88,7 +100,8 @@ def scan(path: str) -> Scan:
     if is_folder(path):
         worker.folder(path)
         if not (worker.budget.files or answer.pickles or answer.findings):
-            _refuse_unknown(path)
+            with suppress(UsageError):  # of several checkpoints in one folder: there are some, and all are clean
+                _refuse_unknown(path)
     elif path.endswith(".index.json") or is_index(name_of(path)):
         worker.index(path)
     else:
@@ -118,12 +131,20 @@ class _Worker:
             self.answer.findings.append(Finding("error", "too-many", where, message, file=self._path))
 
     def folder(self, path: str) -> None:
-        """Every file of a directory, those of its folders included."""
-        for number, (name, full) in enumerate(files_below(path)):
+        """Every file of a directory, those of its folders included; of a server without lists, those known."""
+        indices = []
+        for number, (name, full) in enumerate(_announced(files_below(path))):
             if number >= limits.SCAN_FILES:
                 self.say("warning", "not-searched", name, "files beyond the limit were not opened")
                 return
+            if is_index(name):
+                indices.append(full)
             self.file(full, name, must=False)
+        if not is_listed(path):
+            for index in indices:
+                self.index(index)
+            self._path = path
+            self.say("warning", "not-searched", ".", "its server has no lists: other files in it were not searched")
 
     def index(self, path: str) -> None:
         """Every shard that an index names."""
@@ -137,6 +158,11 @@ class _Worker:
                 shards = sorted({str(shard) for shard in weight_map.values()})
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise MalformedError("not an index: it has no weight_map", path=path) from None
+        folder = folder_of(path)
+        plain = [shard for shard in shards if is_plain_name(shard)]
+        there = {shard: join(folder, shard) for shard in present(folder, plain)}
+        for _ in _announced(there.items()):
+            pass
         for shard in shards:
             if not is_plain_name(shard):
                 self.say("error", "outside-folder", shard, "a shard that is not beside its index")
@@ -273,6 +299,20 @@ class _Worker:
         if isinstance(node, RawString):
             return node.raw
         return _latin(node) if isinstance(node, str) else node if isinstance(node, bytes) else b""
+
+
+def _announced(files: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield names and paths of files; what is looked at first of some that lie elsewhere is fetched together."""
+    rest = iter(files)
+    while some := list(islice(rest, _TOGETHER)):
+        if not place_of(some[0][1]).is_local:
+            for _ in documented([open_file(path) for _, path in some]):
+                pass
+        yield from some
+
+
+_TOGETHER = 32
+"""Files that are announced together."""
 
 
 def _latin(text: str) -> bytes:

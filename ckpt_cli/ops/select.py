@@ -40,6 +40,22 @@ def select(checkpoint: Checkpoint, arguments: Iterable[str]) -> list[Selection]:
 
 def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     """The entries that one NAME argument selects."""
+    pattern, found = _selected(checkpoint, argument)
+    if not found:
+        raise NameNotFoundError(pattern, close_names(pattern, checkpoint.names), path=checkpoint.path)
+    return found
+
+
+def selects(checkpoint: Checkpoint, argument: str) -> bool:
+    """True if a NAME argument is valid and selects an entry."""
+    try:
+        return bool(_selected(checkpoint, argument)[1])
+    except UsageError:
+        return False
+
+
+def _selected(checkpoint: Checkpoint, argument: str) -> tuple[str, list[Selection]]:
+    """Return a NAME argument without its index, and the entries that it selects, if any."""
     names = checkpoint.names
     pattern, index_text, literal = split_index(argument, names)
     index = None if index_text is None else _parsed(index_text)
@@ -48,10 +64,8 @@ def select_one(checkpoint: Checkpoint, argument: str) -> list[Selection]:
     else:
         found = _matching(checkpoint.entries, pattern)
     if not found and (part := _part_named(checkpoint.entries, pattern)) is not None:
-        return [Selection(part, index, exact=True)]
-    if not found:
-        raise NameNotFoundError(pattern, close_names(pattern, names), path=checkpoint.path)
-    return [Selection(entry, index, exact=pattern in names) for entry in found]
+        return pattern, [Selection(part, index, exact=True)]
+    return pattern, [Selection(entry, index, exact=pattern in names) for entry in found]
 
 
 def select_to_edit(checkpoint: Checkpoint, argument: str) -> list[Selection]:

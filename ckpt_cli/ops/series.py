@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
@@ -92,11 +92,25 @@ class Series:
     """In the order of the run; those that cannot be read come last."""
     by: str
     """What they are ordered by: `step`, `epoch` or `name`."""
-    rows: Sequence[Row]
+    tensors: Sequence[Row]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each tensor in each file that has it, for a DataFrame."""
+        return [
+            {"name": row.name, **_facts(self.files[point.file], point), "count": row.count}
+            for row in self.tensors
+            for point in row.points
+        ]
 
     def with_files(self, files: Sequence[File]) -> Series:
         """Return the same with files that could not be opened after the others."""
         return replace(self, files=[*self.files, *files])
+
+
+def _facts(file: File, point: Point) -> dict[str, Any]:
+    """Return what is known of a file and of a tensor in it."""
+    keys = ("dtype", "shape", "numel", "norm", "change", "mean", "std", "max", "nan", "inf")
+    return {"path": file.path, "step": file.step, "epoch": file.epoch} | {key: getattr(point, key) for key in keys}
 
 
 @dataclass(slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
@@ -17,8 +17,9 @@ from ckpt_cli.ops.ls import Fold, fold
 from ckpt_cli.ops.select import excluded_names, part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.ops.summaries import Row, Stats
-from ckpt_cli.parallel.map import grouped, in_file_order, run
-from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
+from ckpt_cli.parallel.announced import AHEAD_ELSEWHERE, announced, are_elsewhere
+from ckpt_cli.parallel.map import AHEAD, grouped, in_file_order, run
+from ckpt_cli.parallel.tensor_chunks import Chunk, Place, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -90,10 +91,24 @@ class _Subject:
             chunk = source.chunk(begin, end)
             values = self._numbers(chunk)
             return values[:: max(len(values) // _SAMPLE, 1)].copy()
+        return np.concatenate([self._numbers(chunk).copy() for chunk in self._spots()])
+
+    def _spots(self) -> list[Chunk]:
+        """Return the places that the sample of values that stand in a row is taken from."""
+        source = self.source
         count = min(source.numel, _SAMPLE // _SPOTS if source.numel > _SAMPLE else _SAMPLE)
         last = source.numel - count
         begins = [last * spot // (_SPOTS - 1) for spot in range(_SPOTS)] if last else [0]
-        return np.concatenate([self._numbers(source.chunk(at, at + count)).copy() for at in begins])
+        return [source.chunk(at, at + count) for at in begins]
+
+    def places(self) -> list[Place]:
+        """Return the places of what is read to plan it; none where it is gathered."""
+        from ckpt_cli.arrays.statistics import Numbers
+
+        has_sample = isinstance(self.summer, Numbers) and self.source.numel and not self._is_planned
+        if not has_sample or not self.source.plain or self._by_rows:
+            return []
+        return [place for chunk in self._spots() for place in chunk.places]
 
     def _numbers(self, chunk: Chunk) -> Any:
         from ckpt_cli.arrays.statistics import Codes
@@ -200,6 +215,22 @@ def _plans(
     """Yield each tensor with its summary, which tied ones share, or the reason for none; and the shape to report."""
     budget = Budget.of(checkpoint)
     known: dict[object, _Subject | str] = {}
+
+    def plan(tensor: Tensor, region: Region | None, index: Index) -> _Subject | str:
+        return "it has no shape" if region is None else _Subject(checkpoint, tensor, region, index)
+
+    for tensor, region, index in selected(checkpoint, arguments, exclude):
+        key = (tensor.view or id(tensor), region)
+        if key not in known:
+            known[key] = planned(plan, budget, tensor, region, index or ())
+        label = tensor.name if index is None else f"{tensor.name}[{spell_index(index)}]"
+        yield replace(tensor, name=label), known[key], tensor.shape if region is None else region.shape
+
+
+def selected(
+    checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[str]
+) -> Iterator[tuple[Tensor, Region | None, Index | None]]:
+    """Yield the tensors that have values, with the part that is asked for and its index; without a shape, with None."""
     excluded = excluded_names(checkpoint, exclude)
     for selection in select(checkpoint, arguments):
         if selection.entry.name in excluded:
@@ -208,29 +239,30 @@ def _plans(
             if selection.index is not None:
                 raise UsageError(f"{selection.entry.name!r} is not a tensor, so it takes no index")
         else:
-            index = selection.index or ()
             for tensor in with_values(selection.entry, set()):
-                region = part_of(tensor, index) if tensor.shape is not None else None
-                key = (tensor.view or id(tensor), region)
-                if key not in known:
-                    known[key] = _subject(checkpoint, budget, tensor, region, index)
-                label = tensor.name if selection.index is None else f"{tensor.name}[{spell_index(index)}]"
-                yield replace(tensor, name=label), known[key], tensor.shape if region is None else region.shape
+                yield tensor, None if tensor.shape is None else part_of(tensor, selection.index), selection.index
 
 
-def _subject(
-    checkpoint: Checkpoint, budget: Budget, tensor: Tensor, region: Region | None, index: Index
-) -> _Subject | str:
+Plan = TypeVar("Plan")
+
+
+def planned(
+    plan: Callable[[Tensor, Region | None, Index], Plan | str],
+    budget: Budget,
+    tensor: Tensor,
+    region: Region | None,
+    index: Index,
+) -> Plan | str:
+    """Return what summarizes a tensor, or the reason why nothing can, once its bytes are counted."""
     from ckpt_cli.arrays.codec import require_plain
 
     try:
         if tensor.layout != "quantized":
             require_plain(tensor)
-        if region is None:
-            return "it has no shape"
-        budget.read_parts(tensor, Region.of)
-        budget.read(tensor, region)
-        return _Subject(checkpoint, tensor, region, index)
+        if region is not None:
+            budget.read_parts(tensor, Region.of)
+            budget.read(tensor, region)
+        return plan(tensor, region, index)
     except UnsupportedError as error:
         return error.problem.removeprefix(f"tensor {tensor.name!r} ")
 
@@ -243,7 +275,8 @@ def _sum_all(checkpoint: Checkpoint, subjects: Sequence[_Subject], executor: Exe
     done = 0
     in_order = in_file_order(subjects, lambda subject: subject.source.place, checkpoint.container.files)
     last = 0
-    for size, answers in run(grouped(_items(in_order)), _sum_job, executor):
+    ahead = AHEAD_ELSEWHERE if are_elsewhere(subjects) else AHEAD
+    for size, answers in run(grouped(_items(in_order)), _sum_job, executor, ahead):
         for number, found in answers:
             for finished in range(last, number):
                 in_order[finished].finish()
@@ -259,8 +292,8 @@ _Item = tuple[int, _Subject, Chunk]
 """The number of a subject, the subject, and a chunk of it."""
 
 
-def _items(subjects: Iterable[_Subject]) -> Iterator[tuple[_Item, int]]:
-    for number, subject in enumerate(subjects):
+def _items(subjects: Sequence[_Subject]) -> Iterator[tuple[_Item, int]]:
+    for number, subject in enumerate(announced(subjects, stream=True)):
         for chunk in subject.chunks():
             yield (number, subject, chunk), subject.source.cost(chunk)
 
@@ -328,7 +361,7 @@ def _share_edges(subjects: Iterable[_Subject], groups: Sequence[_Group]) -> None
     filled = [subject for subject in subjects if subject.source.numel]
     most = max(_SAMPLES // max(len(filled), 1), 1)
     samples = {}
-    for subject in filled:
+    for subject in announced(filled, stream=False):
         sample = subject.plan()
         samples[subject] = (sample[:: -(-len(sample) // most)].copy(), subject.source.numel)
     for group in groups:

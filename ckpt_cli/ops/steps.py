@@ -1,4 +1,4 @@
-"""The steps of a run at which its checkpoints were written, and their order."""
+"""The checkpoints of a run, the steps at which they were written, and their order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.places import canonical
+from ckpt_cli.files.places import canonical, exists, is_folder, join, matching, names_in
+from ckpt_cli.formats.sharded.names import several_in
 from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.hf_config import config_beside
 
@@ -26,6 +27,9 @@ scripts. The first that is there counts."""
 _FOLDER = re.compile(r"(?:^|[/\\])(?:checkpoint-|global_step)(\d{1,18})(?=$|[/\\])")
 """The folders of Hugging Face's Trainer and of DeepSpeed."""
 
+_STEP = re.compile(r"(?:checkpoint|ckpt|global_?step|step|iter|epoch)[-_=]?\d+(?:[-_=.].*)?", re.DOTALL)
+"""The names of folders within the folder of a run, each of which is a checkpoint."""
+
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -39,6 +43,21 @@ class Steps:
     """`step` or `epoch`, if all of them say it and that decides; else `name`."""
     numbers: Sequence[Mapping[str, Number]]
     """What each says, in the order in which they were given: `step`, `epoch`, where it does."""
+
+
+def checkpoints_at(path: str) -> list[str]:
+    """Return the checkpoints that a path stands for: those in the folder of a run or that a glob matches, else itself.
+
+    The folder of a run has folders such as `checkpoint-500` or, if it is not one checkpoint, several files of them.
+    Raises OSError for a folder that cannot be listed.
+    """
+    if not exists(path):
+        return [found for each in matching(path) for found in checkpoints_at(each)] or [path]
+    if not is_folder(path):
+        return [path]
+    names = names_in(path)
+    steps = [name for name in names if _STEP.fullmatch(name) and is_folder(join(path, name))]
+    return [join(path, name) for name in steps or several_in(names)] or [path]
 
 
 def steps_of(checkpoints: Sequence[Checkpoint]) -> Steps:

@@ -90,7 +90,7 @@ def jobs_of(file: SourceFile, parts: Iterable[FileRange]) -> Iterator[Job]:
     job: Job | None = None
     while pending:
         begin, place, part = pending[0]
-        if job is None or not _joins(job, part, begin):
+        if job is None or not _joins(job, part, begin) or _parts_next(job, pending):
             if job is not None:
                 yield job
             job = Job(file, begin, begin)
@@ -110,6 +110,13 @@ def _joins(job: Job, part: FileRange, begin: int) -> bool:
     return (
         job.begin <= begin < job.begin + JOB and begin <= job.end + _NEAR and (begin - job.begin) % part.itemsize == 0
     )
+
+
+def _parts_next(job: Job, pending: list[tuple[int, int, FileRange]]) -> bool:
+    """True if a job had to end within the next part, where one with other elements begins: it ends before it."""
+    begin, _, part = pending[0]
+    after = min(pending[1:3], default=None)
+    return after is not None and job.end <= begin and after[0] < part.end and not _joins(job, after[2], after[0])
 
 
 def read_all(work: Iterable[Job], executor: Executor, on_progress: Callable[[int], None] = lambda _: None) -> Answers:

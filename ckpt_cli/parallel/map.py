@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 JOB = 4 << 20
 """Bytes of a job, from which on the next one begins."""
 
-_AHEAD = 16
+AHEAD = 16
 """Jobs that are under way at a time."""
 
 _LOCAL = threading.local()
@@ -49,7 +49,7 @@ def workers(jobs: int) -> Iterator[Executor]:
 
 
 def run(
-    jobs: Iterable[_Job], work: Callable[[_Job], _Answer], executor: Executor, ahead: int = _AHEAD
+    jobs: Iterable[_Job], work: Callable[[_Job], _Answer], executor: Executor, ahead: int = AHEAD
 ) -> Iterator[_Answer]:
     """Yield the answer of `work` to each job, in order; a few jobs are under way at a time, the rest is not yet made.
 

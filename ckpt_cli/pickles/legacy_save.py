@@ -7,11 +7,12 @@ wrote them, as torch/csrc/serialization.cpp writes them, so what `sys_info` says
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from ckpt_cli.errors import MalformedError, TruncatedError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import Ranges, is_elsewhere
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.pickles.graph import Graph
 from ckpt_cli.pickles.read import read_pickle
@@ -104,13 +105,30 @@ def references_by_key(graph: Graph) -> dict[str, Reference]:
     return known
 
 
+def _headers(position: int, keys: Sequence[object], known: Mapping[str, Reference]) -> Ranges:
+    """Return where the headers of storages stand if these are as long as the pickle says."""
+    found: list[tuple[int, int]] = []
+    for key in map(text_of, keys):
+        if key is None or key not in known:
+            break
+        found.append((position, NUMEL.size))
+        position += NUMEL.size + known[key].numel * known[key].itemsize
+    return found
+
+
+_HEADERS = 2_000
+"""Headers of storages that are fetched together."""
+
+
 def _places(source: ByteSource, position: int, keys: object, graph: Graph) -> tuple[dict[str, tuple[int, int]], int]:
     """Return the first byte and the size of each storage, in the order of their keys, and the byte after the last."""
     if type(keys) is not list:
         raise MalformedError("the save lists its storages in something that is not a list")
     known = references_by_key(graph)
     places: dict[str, tuple[int, int]] = {}
-    for key in map(text_of, keys):
+    for number, key in enumerate(map(text_of, keys)):
+        if not number % _HEADERS and is_elsewhere(source.whole):
+            source.expect_all(_headers(position, keys[number : number + _HEADERS], known))
         if key is None or key not in known or key in places:
             raise MalformedError(f"the save lists a storage {key!r} that nothing refers to, or twice")
         reference = known[key]

@@ -1,7 +1,9 @@
 """What each kind of server gives: files of one version read by ranges, lists of folders, and uploads.
 
 `http.py`, `hub.py` and `cloud.py` implement `Store`; `source.py` makes a source of bytes of an `Object`, and
-`folder.py` answers the questions of `files/places.py` from a `Store`. A path is a whole URL, without user, password and query.
+`folder.py` answers the questions of `files/places.py` from a `Store`. What a store is given is an address: a whole URL,
+over http and https with user, password and query where the user gave them. What it shows in messages, and as the `path`
+of an object, is `url.shown(address)`, in which nothing is secret.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Object(Protocol):
 
     @property
     def path(self) -> str:
-        """Its URL, without user, password and query, for messages."""
+        """Its URL as `url.shown` gives it, for messages."""
 
     @property
     def version(self) -> Version:
@@ -87,12 +89,15 @@ class Store(Protocol):
     def entries_below(self, path: str) -> Iterator[tuple[str, Version]]:
         """Yield the name below a folder (`/` between its parts) and the version of every file in it and below it."""
 
-    def upload(self, path: str, *, replace: bool) -> AbstractContextManager[Upload]:
-        """Return a context manager of an upload, which is aborted where the block raises.
+    def upload(self, path: str, *, replace: bool, nbytes: int = 0) -> AbstractContextManager[Upload]:
+        """Return a context manager of an upload, of `nbytes` bytes where that is known; an error in it aborts it.
 
         Raises UnsupportedError where this kind of server is not written to, and FileExistsError where there is a
         file at the path and it is not to be replaced.
         """
+
+    def remove(self, path: str) -> None:
+        """Remove a file; where there is none, nothing happens. Raises UnsupportedError as `upload` does."""
 
 
 StoreMaker = Callable[[str], Store]

@@ -49,7 +49,6 @@ def _rows(report: Report, *, human: bool) -> Iterator[list[str]]:
 
 
 def _totals(report: Report) -> str:
-    counts = ", ".join(count_text(report.count(severity), severity) for severity in ("error", "warning", "note"))
-    counts += weights_only.accepted_text(report)
+    counts = weights_only.counts_text(report)
     looked = f"{count_text(report.files, 'file')}, {count_text(report.tensors, 'tensor')}"
     return f"{looked}, {'every byte read' if report.deep else 'values not read'}: {counts}\n"

@@ -9,7 +9,7 @@ from ckpt_cli.edits.convert_options import NOT_STATE
 from ckpt_cli.errors import listed, some_of
 from ckpt_cli.render.edits import beside_lines
 from ckpt_cli.render.salvage import lost_lines, lost_to_json
-from ckpt_cli.render.text import count_text, escaped, name_text
+from ckpt_cli.render.text import brief_name, count_text, escaped
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.convert_options import Conversion
@@ -40,22 +40,22 @@ def conversion_text(done: Conversion) -> str:
     lost = [item for item in done.left_out if item.why != NOT_STATE]
     if lost:
         lines.append(f"  left out ({len(lost)}):")
-        lines += [f"    {line}" for line in some_of([f"{name_text(item.name)}: {item.why}" for item in lost], _MOST)]
+        lines += [f"    {line}" for line in some_of([f"{brief_name(item.name)}: {item.why}" for item in lost], _MOST)]
     if len(done.left_out) > len(lost):
         attributes = count_text(len(done.left_out) - len(lost), "attribute")
         kept = [item.name for item in done.left_out if item.why == NOT_STATE and item.is_tensor]
-        named = ", ".join(map(name_text, kept[:_NAMED])) + (", …" if len(kept) > _NAMED else "")
+        named = ", ".join(map(brief_name, kept[:_NAMED])) + (", …" if len(kept) > _NAMED else "")
         some = f" ({count_text(len(kept), 'tensor')}: {named})" if kept else ""
         lines.append(f"  {attributes} of modules left out, which a state_dict does not have{some}")
     lines += _plain_lines(done)
     if done.left:
-        lines.append(f"  left as they are: {listed(done.left, _MOST, name_text)}")
+        lines.append(f"  left as they are: {listed(done.left, _MOST, brief_name)}")
     if done.not_kept:
         lines.append(f"  not kept: {', '.join(map(escaped, done.not_kept))}")
     if done.added:
         lines.append(f"  added: {', '.join(map(escaped, done.added))}")
     if done.separated:
-        lines.append(f"  {listed(done.separated, _MOST, name_text)}: shared bytes, each has its own now")
+        lines.append(f"  {listed(done.separated, _MOST, brief_name)}: shared bytes, each has its own now")
     if done.is_cut:
         lines += [f"  the source was cut: {escaped(done.problem)}", *lost_lines(done.lost)]
     lines += beside_lines(done.beside, dry_run=done.dry_run)
@@ -66,6 +66,6 @@ def _plain_lines(done: Conversion) -> list[str]:
     """Return a line for each of the first values that became plain."""
     if not done.plain:
         return []
-    shown = [f"    {name_text(each.name) or '(all)'}: {escaped(each.was)} → {each.now}" for each in done.plain[:_MOST]]
+    shown = [f"    {brief_name(each.name) or '(all)'}: {escaped(each.was)} → {each.now}" for each in done.plain[:_MOST]]
     more = [f"    and {len(done.plain) - _MOST} more"] if len(done.plain) > _MOST else []
     return [f"  made plain ({len(done.plain)}):", *shown, *more]

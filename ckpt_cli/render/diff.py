@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_cli.render.json import finite, value_json
+from ckpt_cli.render.screen import paint
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import escaped, name_text, shape_text, short, value_beginning, value_text
 
@@ -87,10 +88,13 @@ def diff_text(diff: Diff, style: str) -> Iterator[str]:
 
 def totals_text(diff: Diff) -> str:
     """Return the line of totals: how many tensors are equal, differ, or are in one only."""
-    return (
-        f"{diff.tensors_equal:,} equal, {len(diff.differing):,} differ, "
-        f"{diff.tensors_only_a:,} only in A, {diff.tensors_only_b:,} only in B\n"
+    counts = (
+        (diff.tensors_equal, "equal", "ok"),
+        (len(diff.differing), "differ", "changed"),
+        (diff.tensors_only_a, "only in A", "less"),
+        (diff.tensors_only_b, "only in B", "more"),
     )
+    return ", ".join(paint(f"{count:,} {what}", colour if count else "") for count, what, colour in counts) + "\n"
 
 
 _BAR = 40

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import listed
-from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text
+from ckpt_cli.render.text import brief_name, bytes_text, count_text, escaped, name_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.files_beside import Beside
     from ckpt_cli.edits.folded import Folded
-    from ckpt_cli.edits.plan import EditResult
+    from ckpt_cli.edits.plan import EditResult, Fit
 
 _MOST = 8
 """Names, or folded ones, that are spelled out: as many as edits/plan.py leaves unfolded."""
@@ -21,7 +21,7 @@ def to_json(edit: EditResult) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():
-        if name == "folded":
+        if name == "folded" or (name == "fit" and value is None):
             continue
         if name == "backups":
             facts["backup"] = edit.backup
@@ -36,7 +36,8 @@ def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
     """
     verb = f"would {edit.verb.infinitive}" if edit.dry_run else edit.verb.past
     most = len(edit.renamed) if verbose else _MOST
-    renamed = listed(edit.renamed, most, lambda old: _pair(edit, old))
+    spell = name_text if verbose else brief_name
+    renamed = listed(edit.renamed, most, lambda old: f"{spell(old)} {edit.verb.between} {spell(edit.renamed[old])}")
     named = renamed if edit.renamed else _changed(edit, verbose=verbose) or "it"
     lines = [f"{escaped(edit.path)}: {verb} {named}"]
     if edit.also_changed:
@@ -53,6 +54,8 @@ def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
     for place in dict.fromkeys(edit.placed.values()):
         keys = tuple(key for key, where in edit.placed.items() if where == place)
         lines.append(f"  {_names(keys)}: in {place}")
+    if edit.fit is not None:
+        lines += _fit_lines(edit.fit)
     lines.append(f"  {_written(edit)}")
     if edit.other_names:
         keep = "would keep" if edit.dry_run else "keep" if edit.other_names > 1 else "keeps"
@@ -87,11 +90,6 @@ def _written(edit: EditResult) -> str:
     return f"{f'written{where}' if where else 'rewritten'}, {written}{kept}"
 
 
-def _pair(edit: EditResult, old: str) -> str:
-    """Return an old name and its new one."""
-    return f"{name_text(old)} {edit.verb.between} {name_text(edit.renamed[old])}"
-
-
 def _changed(edit: EditResult, *, verbose: bool) -> str:
     """Return the changed names; many of them folded, unless all are asked for."""
     if verbose:
@@ -101,9 +99,19 @@ def _changed(edit: EditResult, *, verbose: bool) -> str:
     return _names(edit.changed)
 
 
+def _fit_lines(fit: Fit) -> list[str]:
+    """Return whether the model would load the result, and the names that still keep it from that."""
+    model = escaped(fit.model)
+    if fit.loads:
+        return [f"  a strict load in place of {model} then works"]
+    kinds = (("missing", fit.missing), ("unexpected", fit.unexpected), ("of another size", fit.sizes))
+    lines = [f"  {len(names)} {what}: {_names(names)}" for what, names in kinds if names]
+    return [f"  a strict load in place of {model} does not work yet:", *lines]
+
+
 def _group(folded: Folded) -> str:
     """Return folded names with how many tensors and bytes they are: `optimizer_states (19 tensors, 75.0 kB)`."""
-    name = name_text(folded.name)
+    name = brief_name(folded.name)
     if folded.tensors + folded.others == 1:
         return name
     if not folded.tensors:
@@ -116,7 +124,7 @@ def _refer(names: tuple[str, ...]) -> str:
 
 
 def _names(names: tuple[str, ...]) -> str:
-    return listed(names, _MOST, name_text)
+    return listed(names, _MOST, brief_name)
 
 
 _FILES = 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render.screen import paint
 from ckpt_cli.render.several import Block
 from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import count_text, name_text
@@ -29,8 +30,8 @@ def verdict_to_json(path: str, verdict: Verdict) -> dict[str, object]:
 def hashes_block(hashes: Hashes) -> Block:
     """Return a row for each tensor, and one for the whole checkpoint last."""
     rows = [[digest, name_text(name)] for name, digest in hashes.tensors.items()]
-    after = f"{count_text(len(rows), 'tensor')}, {hashes.algorithm}\n"
-    return Block(_COLUMNS, [*rows, [hashes.checkpoint, "(checkpoint)"]], after)
+    totals = f"{count_text(len(rows), 'tensor')}, {hashes.algorithm}"
+    return Block(_COLUMNS, [*rows, [hashes.checkpoint, "(checkpoint)"]], f"{paint(totals, 'heading')}\n")
 
 
 def verdict_block(verdict: Verdict) -> Block:

@@ -10,6 +10,7 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Entry, Opaque, Tensor, Value
 from ckpt_cli.render.json import entry_json, tensor_json
 from ckpt_cli.render.json import rows as rows_json
+from ckpt_cli.render.screen import paint
 from ckpt_cli.render.several import Block
 from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import bytes_text, count_text, escaped, name_text, shape_text, value_beginning
@@ -136,10 +137,13 @@ def _places(tensor: Tensor, ties: dict[str, str]) -> list[str]:
 
 
 def _totals(listing: Listing) -> str:
-    return (
-        f"{count_text(listing.tensors, 'tensor')}, {count_text(listing.parameters, 'parameter')}, "
-        f"{bytes_text(listing.nbytes)}, {listing.format}\n"
-    )
+    own = listing.parameters if listing.of_model is None else listing.of_model
+    others = listing.parameters - own
+    counts = [count_text(own, "parameter")] if own or not others else []
+    if others:
+        counts.append(count_text(others, "other element" if own else "element"))
+    facts = [count_text(listing.tensors, "tensor"), *counts, bytes_text(listing.nbytes), listing.format]
+    return f"{paint(', '.join(facts), 'heading')}\n"
 
 
 def waste_block(rows: Sequence[Waste], style: str) -> Block:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import some_of
 from ckpt_cli.ops.match import command_of
+from ckpt_cli.render.screen import paint
 from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import count_text, escaped, name_text, shape_text
 
@@ -97,14 +98,18 @@ def _lines(found: Match) -> Iterator[str]:
         f"{escaped(side.path)}{f' ({name_text(side.prefix)})' if side.prefix else ''}" for side in (found.a, found.b)
     ]
     if found.loads:
-        yield f"load_state_dict would take {sides[0]} in place of {sides[1]}: {count_text(len(found.a.leaves), 'name')}"
+        count = count_text(len(found.a.leaves), "name")
+        yield f"{paint('load_state_dict would take', 'ok')} {sides[0]} in place of {sides[1]}: {count}"
     else:
-        yield f"Error(s) in loading state_dict of {sides[0]} in place of {sides[1]}:"
-    for what, names in (("Missing", verdict.missing), ("Unexpected", verdict.unexpected)):
+        yield f"{paint('Error(s) in loading state_dict', 'error')} of {sides[0]} in place of {sides[1]}:"
+    for what, names, colour in (
+        ("Missing", verdict.missing, "less"),
+        ("Unexpected", verdict.unexpected, "more"),
+    ):
         if names:
             quoted = [f'"{name_text(name)}"' for name in names[:_MOST]]
             more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-            yield f"  {what} key(s) in state_dict: {', '.join(quoted)}{more}."
+            yield f"  {paint(f'{what} key(s)', colour)} in state_dict: {', '.join(quoted)}{more}."
     yield from some_of([_size(size) for size in verdict.sizes], _MOST)
     yield from some_of([f"  {escaped(error)}" for error in verdict.errors], _MOST)
     yield from some_of(
@@ -116,8 +121,8 @@ def _lines(found: Match) -> Iterator[str]:
 def _size(size: Difference) -> str:
     shapes = [f"torch.Size({side})" for side in (size.a, size.b)]
     return (
-        f"  size mismatch for {name_text(size.name)}: copying a param with shape {shapes[0]} from checkpoint, "
-        f"the shape in current model is {shapes[1]}."
+        f"  {paint('size mismatch', 'changed')} for {name_text(size.name)}: copying a param with shape {shapes[0]} "
+        f"from checkpoint, the shape in current model is {shapes[1]}."
     )
 
 
@@ -131,7 +136,7 @@ def _cure_lines(found: Match) -> Iterator[str]:
         counts = ((missing, "missing"), (unexpected, "unexpected"), (sizes, "of another size"))
         left = ", ".join(f"{count} {what}" for count, what in counts if count)
         after = (
-            "then a strict load works"
+            f"then a strict load {paint('works', 'ok')}"
             if cure.loads
             else f"then {left or 'other errors'} {'are' if left else 'is'} left"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import some_of
 from ckpt_cli.render.json import LongList
-from ckpt_cli.render.text import count_text, escaped, name_text
+from ckpt_cli.render.text import brief_name, count_text, escaped
 
 if TYPE_CHECKING:
     from ckpt_cli.formats.salvage.found import Lost, Salvaged
@@ -36,5 +36,5 @@ def lost_lines(lost: Sequence[Lost]) -> list[str]:
     """Return a line for each entry that is lost, after one with their number."""
     if not lost:
         return []
-    lines = [f"{name_text(item.name) if item.name else '…'}: {escaped(item.why)}" for item in lost]
+    lines = [f"{brief_name(item.name) if item.name else '…'}: {escaped(item.why)}" for item in lost]
     return [f"  lost ({len(lost)}):", *(f"    {line}" for line in some_of(lines, _MOST))]

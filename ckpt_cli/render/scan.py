@@ -66,10 +66,5 @@ def _rows(scan: Scan, *, every: bool, human: bool) -> Iterator[list[str]]:
 
 
 def _totals(scan: Scan) -> str:
-    counts = (
-        count_text(scan.count("error"), "error"),
-        count_text(scan.count("warning"), "warning"),
-        count_text(scan.count("note"), "note"),
-    )
     held = f"{count_text(scan.pickles, 'pickle')}, {count_text(len(scan.globals), 'global')}"
-    return f"{held}: {', '.join(counts)}{weights_only.accepted_text(scan)}\n"
+    return f"{held}: {weights_only.counts_text(scan)}\n"

@@ -30,8 +30,8 @@ def to_json(series: Series, by: str) -> dict[str, object]:
         "files": [_file_json(file) for file in series.files],
         "ordered_by": series.by,
         "by": by,
-        "tensors": rows(lambda: (_row_json(series, row) for row in series.rows)),
-        "points": rows(lambda: (_point_json(series, row, point) for row in series.rows for point in row.points)),
+        "tensors": rows(lambda: (_row_json(series, row) for row in series.tensors)),
+        "points": rows(lambda: (_point_json(series, row, point) for row in series.tensors for point in row.points)),
     }
 
 
@@ -73,7 +73,7 @@ def series_text(series: Series, by: str, style: str, *, ascii_only: bool = False
     """Yield a row for each tensor with its course drawn; for other programs, one for each tensor and file."""
     if style in ("tsv", "csv"):
         columns = [Column(heading) for heading in _LONG]
-        return table_text(columns, (_long(series, row, point) for row in series.rows for point in row.points), style)
+        return table_text(columns, (_long(series, row, point) for row in series.tensors for point in row.points), style)
     columns = [
         Column("name"),
         Column("shape"),
@@ -81,9 +81,9 @@ def series_text(series: Series, by: str, style: str, *, ascii_only: bool = False
         Column(by),
         Column("events"),
     ]
-    if not any(row.events for row in series.rows):
+    if not any(row.events for row in series.tensors):
         columns.pop()
-    shown = (_cells(series, row, by, ascii_only=ascii_only)[: len(columns)] for row in series.rows)
+    shown = (_cells(series, row, by, ascii_only=ascii_only)[: len(columns)] for row in series.tensors)
     return table_text(columns, shown, style)
 
 

@@ -69,14 +69,19 @@ def _spread_json(row: Row) -> dict[str, object]:
     return {**dict(zip(keys, known, strict=True)), "magnitudes": magnitudes}
 
 
-def stats_block(stats: Stats, style: str, *, ascii_only: bool = False, percentiles: bool = False) -> Block:
+def stats_block(
+    stats: Stats, style: str, *, ascii_only: bool = False, percentiles: bool = False, drawn: bool = True
+) -> Block:
     """Return a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram.
 
-    With `percentiles` these, the outlier and the magnitudes come last.
+    With `percentiles` these, the outlier and the magnitudes come last. Without `drawn` there is no histogram, and the
+    last column has the reason where there are no numbers.
     """
     shown = [*stats.tensors, *([stats.total] if stats.total is not None else [])]
     human = style in ("table", "markdown")
     cells = (_cells(row, human=human, ascii_only=ascii_only) for row in shown)
+    if not drawn:
+        return Block([*_COLUMNS[:-1], Column("note")], cells)
     if not percentiles:
         return Block(_COLUMNS, cells)
     more = (_more(row, human=human, ascii_only=ascii_only) for row in shown)

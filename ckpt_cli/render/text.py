@@ -39,6 +39,16 @@ def name_text(name: str) -> str:
     return escaped(name) if name else "''"
 
 
+_LONG = 200
+"""Characters of a name that are spelled out in a report; `--json` and tables have all of them."""
+
+
+def brief_name(name: str) -> str:
+    """Return a name for a report, in which a long one would bury the rest: its beginning and its end."""
+    text = name_text(name)
+    return text if len(text) <= _LONG else f"{text[: _LONG // 2]}…{text[-_LONG // 4 :]} ({len(text):,} characters)"
+
+
 def shape_text(shape: Sequence[int] | None) -> str:
     """Return a shape as `[8,4]`, without blanks so that it stays one word; `?` where it is not known yet."""
     return "?" if shape is None else _counts_text(tuple(shape))

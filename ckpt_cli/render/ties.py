@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ckpt_cli.render.screen import paint
 from ckpt_cli.render.several import Block
 from ckpt_cli.render.table import Column
 from ckpt_cli.render.text import bytes_text, escaped, name_text, shape_text
@@ -52,7 +53,7 @@ def verdict_to_json(verdict: Verdict) -> dict[str, object]:
 
 def verdict_text(verdict: Verdict) -> str:
     """Return the verdict as a sentence on a line."""
-    return f"{escaped(verdict.reason)}\n"
+    return f"{paint(escaped(verdict.reason), 'ok' if verdict.tied else 'error')}\n"
 
 
 def ties_block(ties: Ties, style: str) -> Block:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import listed
+from ckpt_cli.render.screen import paint
 from ckpt_cli.render.text import count_text, escaped, short
 
 if TYPE_CHECKING:
@@ -35,7 +36,16 @@ def weights_only_text(found: WeightsOnly) -> str:
     """Return one line, or an empty string where no file is one of torch.save."""
     if not found.files:
         return ""
-    return f"{_CALL} {_answer(found)}\n"
+    colour = "ok" if found.loads else "error" if found.problems or found.dangerous else "warning"
+    return f"{_CALL} {paint(_answer(found), colour)}\n"
+
+
+def counts_text(found: Scan | Report) -> str:
+    """Return how many findings of each severity there are, and how many were taken out."""
+    counts = [(severity, found.count(severity)) for severity in ("error", "warning", "note")]
+    texts = [paint(count_text(count, severity), severity if count else "") for severity, count in counts]
+    text = ", ".join(texts)
+    return (text if any(count for _, count in counts) else paint(text, "ok")) + accepted_text(found)
 
 
 def accepted_text(found: Scan | Report) -> str:

@@ -52,6 +52,9 @@ ALLOWED = frozenset(
 )
 """The names that torch's weights_only unpickler accepts by default."""
 
+MEMORY_FORMATS = frozenset(_names("torch", "channels_last channels_last_3d contiguous_format preserve_format"))
+"""The constants of torch that a pickle names as an attribute of any module that imported torch."""
+
 _NUMPY_SCALARS = (
     "bool bool_ int8 int16 int32 int64 intc intp uint8 uint16 uint32 uint64 uintc uintp byte ubyte short ushort long "
     "ulong longlong ulonglong half single double longdouble float16 float32 float64 float128 complex64 complex128 "
@@ -74,6 +77,7 @@ _TYPING = (
 
 HARMLESS = frozenset(
     (
+        *MEMORY_FORMATS,
         *_names(
             "builtins",
             "bool bytes dict ellipsis float frozenset int list memoryview object range slice str tuple type NoneType "

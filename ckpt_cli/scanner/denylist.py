@@ -100,7 +100,16 @@ NAMES: dict[str, str] = {
             "torch.distributed.checkpoint.state_dict_loader.load "
             "huggingface_hub.hf_hub_download huggingface_hub.snapshot_download "
             "transformers.dynamic_module_utils.get_class_from_dynamic_module "
-            "transformers.utils.hub.cached_file"
+            "transformers.utils.hub.cached_file keras.src.saving.saving_lib.load_model "
+            "keras.src.saving.keras_saveable.KerasSaveable._unpickle_model keras.config.enable_unsafe_deserialization "
+            "keras.src.utils.file_utils.get_file keras.src.saving.serialization_lib.enable_unsafe_deserialization "
+            "mlflow.pyfunc.load_model mlflow.pytorch.load_model mlflow.sklearn.load_model skops.io.load skops.io.loads "
+            "nltk.download nltk.data.load nltk.downloader.download monai.bundle.ConfigParser monai.bundle.run "
+            "monai.bundle.load hydra.utils.instantiate hydra.utils.call "
+            "hydra._internal.instantiate._instantiate2.instantiate "
+            "hydra.utils.get_method hydra.utils.get_class gensim.utils.unpickle "
+            "onnxruntime.InferenceSession spacy.load "
+            "onnxruntime.capi.onnxruntime_inference_collection.InferenceSession datasets.load_dataset"
         ),
         "reads or writes files": (
             "io.open io.FileIO io.open_code io.OpenWrapper _io.open _io.FileIO _io.open_code _pyio.open _pyio.FileIO "

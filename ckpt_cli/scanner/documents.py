@@ -16,6 +16,15 @@ from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.scanner.configs import (
+    Functions,
+    Pairs,
+    code_of_repository,
+    parts_of_pipeline,
+    target,
+    template,
+    vocabulary,
+)
 from ckpt_cli.scanner.judge import judge
 from ckpt_cli.scanner.packed import DECODING_COSTS, SHORTEST, decodings
 from ckpt_cli.scanner.streams import Inner, Oddity
@@ -81,21 +90,56 @@ def _utf8(data: bytes) -> bytes:
 
 
 def _findings(text: bytes, where: str, depth: int, budget: ScanBudget) -> Iterator[Oddity | Inner]:
-    ranges = 0
+    document = _Document(text, where)
     for number, item in enumerate(_strings(text)):
         if number > _STRINGS + len(text) // 6 or budget.opcodes < 0:
             yield Oddity("warning", "not-searched", where, "it has far more strings than are searched")
             return
-        if item.is_key:
-            if item.value == b"range_constraints" and item.begin >= ranges:
-                found = _END_OF_RANGES.search(text, item.end)
-                ranges = found.end() if found else len(text)
-                yield from _symbols(text[item.end : ranges], where)
-        elif item.key in _VALUES:
-            yield from _VALUES[item.key](item.value, where)
+        yield from document.key(item) if item.is_key else document.value(item)
         if not item.is_key and len(item.value) >= SHORTEST:
             budget.opcodes -= DECODING_COSTS
             yield from _encoded(item, where, depth, budget)
+    if b'"_class_name"' in text:
+        yield from parts_of_pipeline(text, where)
+    if _TRUST.search(text):
+        message = "trust_remote_code: a loader that heeds it runs the code beside it"
+        yield Oddity("note", "remote-code", where, message)
+
+
+_TRUST = re.compile(rb'"trust_remote_code"\s{0,64}:\s{0,64}true')
+
+
+class _Document:
+    """One document whose strings are gone through."""
+
+    def __init__(self, text: bytes, where: str) -> None:
+        self._text = text
+        self._where = where
+        self._ranges = self._mapped = 0
+        self._pairs, self._functions = Pairs(), Functions()
+        self._of_keras = b'class_name"' in text or b"\\u00" in text
+
+    def key(self, item: _Text) -> Iterator[Oddity]:
+        """A key: some begin an object that is looked at."""
+        if item.value == b"range_constraints" and item.begin >= self._ranges:
+            found = _END_OF_RANGES.search(self._text, item.end)
+            self._ranges = found.end() if found else len(self._text)
+            yield from _symbols(self._text[item.end : self._ranges], self._where)
+        elif item.value == b"auto_map":
+            self._mapped = self._text.find(b"}", item.end)
+
+    def value(self, item: _Text) -> Iterator[Oddity]:
+        """A string that is not a key."""
+        if item.begin < self._mapped:
+            yield from code_of_repository(item.value, self._where)
+        if item.key in _VALUES:
+            yield from _VALUES[item.key](item.value, self._where)
+        if item.key in (b"__class__", b"__module__"):
+            yield from self._pairs.add(item.key, item.value, self._where)
+        elif item.key in _NAMES and self._of_keras:
+            yield from self._functions.name(item.value, self._where)
+        elif item.key == b"module":
+            yield from self._functions.module(item.value, self._where)
 
 
 def _strings(text: bytes) -> Iterator[_Text]:
@@ -139,29 +183,29 @@ def lambda_layer(where: str) -> Oddity:
 
 
 _ESCAPED = re.compile(rb"\\u00([0-7][0-9a-fA-F])")
+_WIDE = re.compile(rb"c\0{1,3}l\0{1,3}a\0{1,3}s\0{1,3}s\0{1,3}_")
 _LAMBDA = re.compile(rb'"class_name"\s{0,64}:\s{0,64}"(?:Lambda|__lambda__)"')
 
 
-def lambda_layers(data: memoryview, where: str) -> Iterator[Oddity]:
-    """Lambda layers in a file that has a model's configuration as one text among other things, such as HDF5."""
-    plain = _ESCAPED.sub(lambda match: bytes((int(match[1], 16),)), data)
+def configurations_within(data: memoryview, where: str, depth: int, budget: ScanBudget) -> Iterator[Oddity]:
+    """Lambda layers and such in a file that has configurations of models as texts among other things, such as HDF5."""
+    wide = _WIDE.search(data) is not None
+    plain = _ESCAPED.sub(lambda match: bytes((int(match[1], 16),)), bytes(data).replace(b"\0", b"") if wide else data)
     if _LAMBDA.search(plain):
         yield lambda_layer(where)
+    at = plain.find(b'"class_name"')
+    for _ in range(_SHOWN):
+        if at < 0:
+            break
+        begin, end = plain.rfind(b"\0", 0, at) + 1, plain.find(b"\0", at)
+        end = end if end > 0 else len(plain)
+        yield from (item for item in _findings(plain[begin:end], where, depth, budget) if isinstance(item, Oddity))
+        at = plain.find(b'"class_name"', end)
 
 
 def _class_name(value: bytes, where: str) -> Iterator[Oddity]:
     if value in (b"Lambda", b"__lambda__"):
         yield lambda_layer(where)
-
-
-def _module(value: bytes, where: str) -> Iterator[Oddity]:
-    """A module that Keras would import for a class; `builtins` stands there for what has no module."""
-    module = value.decode("utf-8", "replace")
-    if not re.fullmatch(r"\w[\w.]{0,200}", module) or module == "builtins":
-        return
-    judgement = judge(module, "_")
-    if judgement.verdict == "dangerous":
-        yield Oddity("error", "keras-import", where, f"a class or function of {module}: {judgement.reason}")
 
 
 # --- exported programs ------------------------------------------------------------------------------------------------
@@ -254,11 +298,17 @@ def _target(value: bytes, where: str) -> Iterator[Oddity]:
 
 _VALUES: dict[bytes, Callable[[bytes, str], Iterator[Oddity]]] = {
     b"class_name": _class_name,
-    b"module": _module,
     b"expr_str": _expressions,
     b"target": _target,
+    b"_target_": target,
+    b"chat_template": template,
+    b"template": template,
+    b"vocabulary": vocabulary,
 }
 """What is looked at in the values of some keys."""
+
+_NAMES = (b"class_name", b"config", b"registered_name", b"function")
+"""Keys whose values Keras takes for names of functions, in a document that has classes."""
 
 
 # --- pickles in base64 ------------------------------------------------------------------------------------------------

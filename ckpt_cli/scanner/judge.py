@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import Global, Graph
-from ckpt_cli.scanner.allowlist import ALLOWED, CALLING, HARMLESS
+from ckpt_cli.scanner.allowlist import ALLOWED, CALLING, HARMLESS, MEMORY_FORMATS
 from ckpt_cli.scanner.denylist import ALIASES, ANYWHERE, INNER, LEADS_TO, MODULES, NAMES
 from ckpt_cli.scanner.packages import KNOWN, PACKAGES, is_data, words
 
@@ -72,7 +72,7 @@ def judge(module: str, name: str) -> Judgement:
         return Judgement("dangerous", reason)
     top = module.partition(".")[0]
     if top in PACKAGES:
-        return _HARMLESS if is_data(module, name) else _foreign(top)
+        return _HARMLESS if name in MEMORY_FORMATS or is_data(module, name) else _foreign(top)
     if _is_standard(module, top):
         return _UNUSUAL
     return _unusual_within(name) or _UNKNOWN

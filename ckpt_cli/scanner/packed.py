@@ -5,7 +5,6 @@ A stream that breaks yields what stands before the break, as the readers of thes
 
 from __future__ import annotations
 
-import binascii
 import bz2
 import lzma
 import re
@@ -13,13 +12,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from itertools import islice
 from typing import Any
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats import signatures
+from ckpt_cli.scanner.alphabets import runs, whole
 
 _FEED = 1 << 16
 """Compressed bytes that are handed to a decoder at once."""
@@ -252,17 +251,6 @@ SHORTEST = 24
 DECODING_COSTS = 48
 """Opcodes in whose time a text is decoded to see whether it may hide a pickle."""
 
-_RUNS = 1_000
-"""Runs of one text that are decoded."""
-
-_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_NOT_BASE64 = bytes(byte for byte in range(256) if byte not in _BASE64)
-_NOT_URL_SAFE = bytes(byte for byte in range(256) if byte not in _BASE64 + b"-_")
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
-_NOT_HEX = bytes(byte for byte in range(256) if byte not in b"0123456789abcdefABCDEF")
-
-_RUN = re.compile(rb"[A-Za-z0-9+/_-]{24,}(?:\r?\n[A-Za-z0-9+/_-]+)*")
-_HEX_RUN = re.compile(rb"(?:[0-9a-fA-F]{2}){20,}")
 _ENCODED_AGAIN = re.compile(rb"[A-Za-z0-9+/_=\s-]{24,}")
 
 _OPENERS = frozenset(b"(])}NILSVTUXcFGJKMBC\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x95\x96PdltE")
@@ -273,43 +261,13 @@ def decodings(text: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield each encoding with the bytes that a text would decode to, if these may hide a pickle."""
     if len(text) < SHORTEST:
         return
-    for how, content in _whole(text):
+    for how, content in whole(text, may_be_packed):
         if may_be_packed(content):
             yield how, content
     if len(text) >= 40:
-        for how, content in _runs(text):
+        for how, content in runs(text, may_be_packed):
             if may_be_packed(content):
                 yield how, content
-
-
-def _whole(text: bytes) -> Iterator[tuple[str, bytes]]:
-    """The text as a whole, decoded as leniently as Python does: what is not of the alphabet is passed over."""
-    yield "base64", _base64(text.translate(None, _NOT_BASE64))
-    if b"-" in text or b"_" in text:
-        yield "base64", _base64(text.translate(_URL_SAFE, _NOT_URL_SAFE))
-    digits = text.translate(None, _NOT_HEX)
-    if len(digits) * 2 >= len(text):  # white space, colons or a prefix between them, but not any text
-        yield "hex", _hex(digits)
-
-
-def _runs(text: bytes) -> Iterator[tuple[str, bytes]]:
-    """The parts of a longer text that are encoded."""
-    for match in islice(_RUN.finditer(text), _RUNS):
-        if match.end() - match.start() < len(text):
-            yield "base64", _base64(match[0].translate(_URL_SAFE, _NOT_URL_SAFE))
-    for match in islice(_HEX_RUN.finditer(text), _RUNS):
-        if match.end() - match.start() < len(text):
-            yield "hex", _hex(match[0])
-
-
-def _base64(digits: bytes) -> bytes:
-    if len(digits) % 4 == 1:
-        digits = digits[:-1]
-    return binascii.a2b_base64(digits + b"=" * (-len(digits) % 4))
-
-
-def _hex(digits: bytes) -> bytes:
-    return binascii.unhexlify(digits[: len(digits) // 2 * 2])
 
 
 def may_be_packed(data: bytes) -> bool:

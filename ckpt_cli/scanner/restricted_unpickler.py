@@ -74,6 +74,10 @@ _DTYPES = {
 """The class of each dtype of numpy in `numpy.dtypes`, by its code or the first character of that."""
 
 
+BROKEN = "its pickle is broken"
+"""How the reason begins that no name would change: it cannot be read, or ends too early."""
+
+
 class _RefusedError(FormatError):
     """Torch's loader would stop here, whatever names it were allowed."""
 
@@ -112,9 +116,9 @@ class RestrictedUnpickler(Machine):
         except LimitError:
             raise
         except (FormatError, ValueError, OverflowError, IndexError, struct.error):
-            return f"its pickle is broken (byte {pos})"
+            return f"{BROKEN} (byte {pos})"
         if not self.stack:
-            return f"its pickle is broken (byte {pos})"
+            return f"{BROKEN} (byte {pos})"
         self.root = self.stack.pop()
         return ""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.source import ByteSource
+from ckpt_cli.files.at_once import beginnings, is_elsewhere
+from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats.signatures import PROTO
 from ckpt_cli.pickles.graph import Global
 from ckpt_cli.pickles.legacy_save import MAGIC, NUMEL
@@ -30,6 +31,9 @@ _STREAMS_TOLD = 100
 
 _After = Callable[[memoryview, Trace], int | None]
 """The byte after what follows a pickle; None where that does not fit."""
+
+_SMALLEST = 16
+"""Bytes of a storage in which a pickle that does anything has room."""
 
 PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl")
 """Suffixes of pickles; `.bin`, `.pt`, `.ckpt`, `.dat` and `.data` can be anything."""
@@ -105,18 +109,21 @@ def _is_name(node: Global) -> bool:
     return all(part.isidentifier() or (part[:1] == "<" and part[-1:] == ">") for part in parts)
 
 
-def streams(source: ByteSource, where: str, budget: ScanBudget, *, sure: bool) -> Iterator[Found | Oddity]:
-    """The pickles of a file that is nothing but pickles, and what stands after them.
+def streams(
+    source: ByteSource, where: str, budget: ScanBudget, *, sure: bool, depth: int = 0
+) -> Iterator[Found | Oddity | Inner]:
+    """The pickles of a file that is nothing but pickles, its storages, and what stands after them.
 
     `sure`: it must be a pickle, by its name or its first bytes, so one that is broken from the start is reported.
     """
-    data = source.view(0, source.size)
+    reader = _Reader(source)
     position = number = 0
     step, legacy = 0, False
-    while position < len(data):
-        trace = trace_pickle(data, position, budget)
+    while position < source.size:
+        trace = reader.trace(position, budget)
+        data = reader.data
         if not (is_pickle(trace, data) or (number == 0 and sure) or (legacy and trace.problem is None)):
-            yield from trailing(data, position, where, budget)
+            yield from trailing(reader.all(), position, where, budget)
             return
         step += 1
         if is_magic(trace):
@@ -131,29 +138,56 @@ def streams(source: ByteSource, where: str, budget: ScanBudget, *, sure: bool) -
             yield Oddity("warning", "extra-stream", place, "another pickle after the first, which few scanners read")
         position = trace.end
         if trace.problem is not None:
-            yield from hidden_pickles(data, position, where, budget)
+            yield from hidden_pickles(reader.all(), position, where, budget)
             return
         if legacy and step == _LEGACY_PICKLES - 1:
             objects = trace
         elif legacy and step == _LEGACY_PICKLES:
             legacy = False
-            after = _after_storages(data, position, trace.root, _itemsizes(objects))
-            if after is None:
+            ends = _after_storages(source, position, trace.root, _itemsizes(objects))
+            if ends is None:
                 yield Oddity("warning", "odd-storages", where, "its storages are not where its pickles say")
-                yield from hidden_pickles(data, position, where, budget)
+                yield from hidden_pickles(reader.all(), position, where, budget)
                 return
-            position = after
+            for end in ends:
+                yield from _storage(source, position, end, where, depth)
+                position = end
 
 
-def _itemsizes(trace: Trace) -> dict[str, int]:
-    """Bytes of an element of each storage that a pickle refers to."""
+class _Reader:
+    """The bytes of a source; of one elsewhere no more of its beginning than its pickles take."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._size = source.size
+        self._longer = beginnings(source)
+        self.data = next(self._longer)
+
+    def all(self) -> memoryview:
+        """Return all of them."""
+        self.data = next(reversed([*self._longer]), self.data)
+        return self.data
+
+    def trace(self, position: int, budget: ScanBudget) -> Trace:
+        """Trace the pickle at a byte, with as many bytes as it has."""
+        opcodes = budget.opcodes
+        while True:
+            trace = trace_pickle(self.data, position, budget)
+            if len(self.data) == self._size or (trace.problem is None and trace.end < len(self.data)):
+                return trace
+            budget.opcodes = opcodes
+            self.data = next(self._longer)
+
+
+def _itemsizes(trace: Trace) -> dict[str, tuple[int, int]]:
+    """Bytes of an element of each storage that a pickle refers to, and its elements as that says."""
     sizes = {}
     for node in trace.storages:
         pid = node.pid
         if isinstance(pid, tuple) and len(pid) >= 3 and isinstance(pid[1], Global):
             key, size = text_of(pid[2]), itemsize(pid[1])
             if key is not None and size:
-                sizes[key] = size
+                numel = pid[4] if len(pid) > 4 and type(pid[4]) is int else 0
+                sizes[key] = size, max(numel, 0)
     return sizes
 
 
@@ -165,37 +199,70 @@ def itemsize(kind: Global) -> int:
         return 0
 
 
-def _after_storages(data: memoryview, position: int, keys: object, sizes: dict[str, int]) -> int | None:
-    """The byte after the storages of one save; None where they do not fit."""
+def _after_storages(
+    source: ByteSource, position: int, keys: object, sizes: dict[str, tuple[int, int]]
+) -> list[int] | None:
+    """The byte after each storage of one save; None where they do not fit."""
     if not isinstance(keys, list | tuple):
         return None
-    for key in keys:
-        after = after_storage(data, position, sizes.get(text_of(key) or "", 0))
+    ends = []
+    for number, key in enumerate(keys):
+        if not number % _HEADERS and is_elsewhere(source.whole):
+            source.expect_all(_headers(position, keys[number : number + _HEADERS], sizes))
+        head = memoryview(source.read(position, min(NUMEL.size, source.size - position)))
+        after = after_storage(head, 0, sizes.get(text_of(key) or "", (0, 0))[0], source.size - position)
         if after is None:
             return None
-        position = after
-    return position
+        position += after
+        ends.append(position)
+    return ends
 
 
-def after_storage(data: memoryview, position: int, size: int) -> int | None:
-    """Return the byte after an element count and its elements."""
+def _storage(source: ByteSource, begin: int, end: int, where: str, depth: int) -> Iterator[Inner]:
+    """The elements of a storage, which follow their count, to be searched as numbers."""
+    nbytes = end - begin - NUMEL.size
+    if nbytes >= _SMALLEST:
+        elements = Window(source, begin + NUMEL.size, nbytes)
+        yield Inner(elements, f"{where} (storage at byte {begin})", depth + 1, numbers=True)
+
+
+def _headers(position: int, keys: Sequence[object], sizes: dict[str, tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return where the counts of storages stand if these are as long as the pickle says."""
+    found = []
+    for key in keys:
+        size, numel = sizes.get(text_of(key) or "", (0, 0))
+        found.append((position, NUMEL.size))
+        position += NUMEL.size + numel * size
+    return found
+
+
+_HEADERS = 2_000
+"""Counts of storages that are fetched together."""
+
+
+def after_storage(data: memoryview, position: int, size: int, reach: int) -> int | None:
+    """Return the byte after an element count and its elements, which end by `reach`."""
     if not size or position + NUMEL.size > len(data):
         return None
     numel: int = NUMEL.unpack_from(data, position)[0]
     end = position + NUMEL.size + numel * size
-    return end if numel >= 0 and end <= len(data) else None
+    return end if numel >= 0 and end <= reach else None
 
 
-def trailing(data: memoryview, position: int, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
-    """Yield the findings in bytes after the end of all that a file should have."""
+def trailing(
+    data: memoryview, position: int, where: str, budget: ScanBudget, base: int = 0
+) -> Iterator[Found | Oddity]:
+    """Yield the findings in bytes after the end of all that a file should have; the data begin at its byte `base`."""
     rest = len(data) - position
     first = bytes(data[position : position + (1 << 16)])
     if rest > len(first) or first.strip(b"\0\t\n\r "):
-        yield Oddity("warning", "trailing-data", where, f"{rest} bytes after its end, at byte {position}")
-        yield from hidden_pickles(data, position, where, budget)
+        yield Oddity("warning", "trailing-data", where, f"{rest} bytes after its end, at byte {base + position}")
+        yield from hidden_pickles(data, position, where, budget, base)
 
 
-def hidden_pickles(data: memoryview, position: int, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+def hidden_pickles(
+    data: memoryview, position: int, where: str, budget: ScanBudget, base: int = 0
+) -> Iterator[Found | Oddity]:
     """Pickles that begin anywhere in a range where there should be none; only those that import something count."""
     end = len(data)
     room = limits.SCAN_BYTES - budget.searched
@@ -208,31 +275,31 @@ def hidden_pickles(data: memoryview, position: int, where: str, budget: ScanBudg
         if match.start() < last:
             continue
         if budget.tries <= 0 or budget.opcodes <= 0:
-            yield Oddity("note", "not-searched", where, f"bytes from {match.start()} on were not searched")
+            yield Oddity("note", "not-searched", where, f"bytes from {base + match.start()} on were not searched")
             return
         budget.tries -= 1
         trace = trace_pickle(data, match.start(), budget)
         if acts(trace) and (trace.calls or match[0][:1] == PROTO):  # two words of a list look like a name
             last = trace.end
-            place = f"{where} (byte {match.start()})"
+            place = f"{where} (byte {base + match.start()})"
             yield Found(place, trace, data)
             yield Oddity("warning", "hidden-pickle", place, "a pickle where there should be none")
 
 
-def storages_of_tar(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+def storages_of_tar(source: ByteSource, where: str, budget: ScanBudget, depth: int) -> Iterator[Found | Oddity | Inner]:
     """The member `storages`: a count, then for each a pickle and its elements, then the views."""
-    yield from _interleaved(source, where, budget, _after_tar_storage)
+    yield from _interleaved(source, where, budget, _after_tar_storage, depth)
 
 
-def tensors_of_tar(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+def tensors_of_tar(source: ByteSource, where: str, budget: ScanBudget, depth: int) -> Iterator[Found | Oddity | Inner]:
     """The member `tensors`: a count, then for each a pickle, its sizes, its strides and its offset."""
-    yield from _interleaved(source, where, budget, _after_tar_tensor)
+    yield from _interleaved(source, where, budget, _after_tar_tensor, depth)
 
 
 def _after_tar_storage(data: memoryview, trace: Trace) -> int | None:
     root = trace.root
     kind = root[2] if isinstance(root, tuple) and len(root) == 3 else None
-    return after_storage(data, trace.end, itemsize(kind)) if isinstance(kind, Global) else None
+    return after_storage(data, trace.end, itemsize(kind), len(data)) if isinstance(kind, Global) else None
 
 
 def _after_tar_tensor(data: memoryview, trace: Trace) -> int | None:
@@ -243,7 +310,9 @@ def _after_tar_tensor(data: memoryview, trace: Trace) -> int | None:
     return end if 0 <= dimensions <= limits.DIMENSIONS and end <= len(data) else None
 
 
-def _interleaved(source: ByteSource, where: str, budget: ScanBudget, after: _After) -> Iterator[Found | Oddity]:
+def _interleaved(
+    source: ByteSource, where: str, budget: ScanBudget, after: _After, depth: int
+) -> Iterator[Found | Oddity | Inner]:
     """Pickles with bytes of another kind after all but the first and those that follow the last."""
     data = source.view(0, source.size)
     position = number = 0
@@ -265,6 +334,7 @@ def _interleaved(source: ByteSource, where: str, budget: ScanBudget, after: _Aft
                 yield Oddity("warning", "odd-storages", where, "its elements are not where its pickles say")
                 yield from hidden_pickles(data, position, where, budget)
                 return
+            yield from _storage(source, position, behind, place, depth)
             position = behind
         if trace.problem is not None:
             yield from hidden_pickles(data, position, where, budget)

@@ -7,12 +7,13 @@ records of a name, torch the first; one believes flags and CRCs, the other does 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import is_elsewhere
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.zip.layout import (
     CENTRAL,
@@ -120,7 +121,7 @@ def _zip_before(source: ByteSource, end: int, budget: ScanBudget | None, *, anyw
         faults.append("its end record points out of the file")
         directory, begin = (offset, 0) if offset < last.position else (0, 0)
     most = limits.ZIP_RECORDS if budget is None else max(min(limits.ZIP_RECORDS, budget.records), 0)
-    members = list(_members(source, begin, directory, min(size, before - directory), count, faults, most))
+    members = _members(source, begin, directory, min(size, before - directory), count, faults, most)
     if budget is not None:
         budget.records -= len(members)
     return LooseZip(begin, directory, stop, members, faults)
@@ -137,12 +138,13 @@ def _end64(source: ByteSource, locator: int, at64: int) -> tuple[int, int, int, 
 
 def _members(
     source: ByteSource, begin: int, directory: int, size: int, count: int, faults: list[str], most: int
-) -> Iterator[Member]:
+) -> list[Member]:
     if size > limits.ZIP_DIRECTORY:
         faults.append(f"its directory of {size} bytes is larger than any that is read")
         size = limits.ZIP_DIRECTORY
     raw = source.read(directory, max(min(size, source.size - directory), 0))
     position = seen = 0
+    members: list[Member] = []
     while position + CENTRAL.size <= len(raw) and seen < most:
         fields = CENTRAL.unpack_from(raw, position)
         signature, flags, method = fields[0], fields[3], fields[4]
@@ -152,13 +154,30 @@ def _members(
         after = position + CENTRAL.size + name_length
         name = name_in(raw[position + CENTRAL.size : after])
         nbytes, stored, header, _ = widened(raw[after : after + extra_length], nbytes, stored, fields[16])
-        member = Member(name, begin + header, method, flags, crc, stored, nbytes)
-        _compare(source, member)
-        yield member
+        members.append(Member(name, begin + header, method, flags, crc, stored, nbytes))
         seen += 1
         position = after + extra_length + comment_length
+    _compare_all(source, members)
     if seen != count or position != len(raw):
         faults.append(f"its directory has {seen} records that can be read, its end record says {count}")
+    return members
+
+
+def _compare_all(source: ByteSource, members: Sequence[Member]) -> None:
+    """Find the data of each, and what its local header says otherwise; those elsewhere are fetched many at a time."""
+    elsewhere = is_elsewhere(source.whole)
+    for number, member in enumerate(members):
+        if elsewhere and not number % _TOGETHER:
+            some = members[number : number + _TOGETHER]
+            source.expect_all([(each.header, _HEAD + min(max(each.stored, 0), _LOOK)) for each in some])
+        _compare(source, member)
+
+
+_TOGETHER = 1_000
+"""Local headers that are fetched together."""
+
+_HEAD, _LOOK = LOCAL.size + 200, 4096
+"""Bytes of most local headers, and of a record that are looked at to see what it is."""
 
 
 def _compare(source: ByteSource, member: Member) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
+from ckpt_cli.files.at_once import is_elsewhere
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats import signatures
@@ -68,7 +69,9 @@ def walk_zips(source: ByteSource, where: str, depth: int, budget: ScanBudget) ->
         return
     end = zips[0].end
     if end < source.size:
-        yield from trailing(source.view(0, source.size), end, where, budget)
+        far = is_elsewhere(source.whole)  # where a view of all would fetch all
+        base = end if far else 0
+        yield from trailing(source.view(base, source.size - base), end - base, where, budget, base)
     first = zips[-1].begin
     if first > 0:
         yield Oddity("warning", "leading-data", where, f"{first} bytes before the zip that it ends in")

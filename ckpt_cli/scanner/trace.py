@@ -27,8 +27,8 @@ _CHECK_EVERY = 1 << 12
 _LINE = 256
 """Bytes that nearly every line is shorter than."""
 
-_BEGINNING_COSTS = 128
-"""Opcodes in whose time another pickle is begun."""
+_BEGINNING_COSTS, _NAME_COSTS = 128, 12
+"""Opcodes in whose time another pickle is begun, and a name is read and noted."""
 
 _TOO_MANY = "all pickles together have more opcodes than a scan of files of their size reads"
 
@@ -238,6 +238,7 @@ def _after(code: bytes, note: Callable[[Machine], None]) -> None:
 
 def _note_push(m: Machine) -> None:
     assert isinstance(m, Tracer)
+    m.weighed += _NAME_COSTS
     m.note_push()
 
 

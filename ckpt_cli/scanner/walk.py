@@ -16,10 +16,10 @@ from ckpt_cli.errors import FormatError
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats import signatures
-from ckpt_cli.formats.numpy.npy import HEAD as NPY_HEAD
-from ckpt_cli.formats.numpy.npy import PICKLED, Header, header_size, parse_header, text_in
 from ckpt_cli.formats.signatures import HEAD, preface_size
-from ckpt_cli.scanner.documents import is_json, is_wide, lambda_layers, walk_json
+from ckpt_cli.scanner.arrays import walk_npy, walk_safetensors
+from ckpt_cli.scanner.configs import TEMPLATES, template_in, text_findings
+from ckpt_cli.scanner.documents import configurations_within, is_json, is_wide, walk_json
 from ckpt_cli.scanner.packed import Packing, decodings, held, packing_of, unpack
 from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
@@ -46,9 +46,6 @@ Walker = Callable[[ByteSource, str, int, ScanBudget], Walk]
 
 _LOOK = 4096
 """Bytes of a source of no known kind that are traced to see if it may be a pickle."""
-
-_NPY_HEADER = 1 << 20
-"""Bytes of an array's header that are looked at."""
 
 
 def walker_of(source: ByteSource, where: str) -> Walker | None:
@@ -126,30 +123,38 @@ def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget, *, num
             yield Found(where, trace, data)
             yield from hidden_pickles(data, trace.end, where, budget)
         else:
-            yield from streams(source, where, budget, sure=False)
+            yield from _opened(streams(source, where, budget, sure=False, depth=depth), budget)
         yield from _zip_at_the_end(source, where, depth, budget)
     elif not numbers and (packing := packing_of(bytes(head[:HEAD]))) is not None:
         yield from enter(_unpacked(packing, quiet=True), source, where, depth, budget)
     elif not numbers and trace.problem is None and (is_magic(trace) or trace.end == len(data) > 1):
-        yield from streams(source, where, budget, sure=False)
+        yield from _opened(streams(source, where, budget, sure=False, depth=depth), budget)
     else:
         yield from _of_text(source, bytes(head), where, depth, budget)
+        if not numbers and not signatures.is_safetensors(bytes(head[:HEAD])):
+            yield from _zip_at_the_end(source, where, depth, budget)
 
 
 def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: ScanBudget) -> Walk:
     """The pickles that a text has in base64 or hex, and what a JSON document would make a loader run."""
     if signatures.is_safetensors(head):
-        source = Window(source, 8, min(int.from_bytes(head[:8], "little"), source.size - 8))
-        head = head[8:]
-    if is_json(head):
+        header = Window(source, 8, min(int.from_bytes(head[:8], "little"), source.size - 8))
+        room = max(min(header.size, limits.SCAN_BYTES - budget.searched), 0)
+        yield from _opened(walk_safetensors(source, where, depth, header.view(0, room)), budget)
+        source, head = header, head[8:]
+    if is_json(head) and not where.endswith(TEMPLATES):
         if depth or _hints(source, budget):
             yield from _opened(walk_json(source.view(0, source.size), where, depth, budget), budget)
         return
-    if not depth or not _TEXT.fullmatch(head[: len(head) // 2 + 1]):
+    if head.startswith(b"GGUF"):
+        yield from template_in(source.view(0, min(source.size, limits.SCAN_BYTES)), where)
+    if not _TEXT.fullmatch(head[: len(head) // 2 + 1]) and not (is_wide(head) and head[:1] >= b"\xfe"):
         return
     room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
     budget.searched += room
-    for how, content in decodings(bytes(source.view(0, room))):
+    text = bytes(source.view(0, room))
+    yield from text_findings(text, where)
+    for how, content in decodings(text):
         if depth >= limits.SCAN_NESTING or budget.tries <= 0:
             yield Oddity("warning", "not-searched", where, f"{how} within files within files was not decoded")
             return
@@ -157,12 +162,13 @@ def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: Sc
         yield from search(MemorySource(content), f"{where} ({how})", depth + 1, budget)
 
 
-_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{12,}")
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]{8,}")
 _HINT = re.compile(
-    rb"class_name|expr_str|range_constraints|:serialized:|\\u00[2-7]"
-    rb'|"(?:gA[A-X]|UEsDB|H4sI|QlpoO|/Td6)[A-Za-z0-9+/_-]{20}'  # a pickle or a packed file in base64
+    rb"class_name|expr_str|range_constraints|:serialized:|\\u00[2-7]|auto_map|trust_remote|_template|_target_|__class__"
+    rb"|[A-Za-z0-9+/]{32}"  # what may be encoded
+    rb'|"[A-Za-z0-9_-]{0,64}[!#$%&()*+;<=>?@^`{|}~][0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]{20}'
 )
-"""The texts that only JSON documents have that make something run."""
+"""The texts that only JSON documents have that make something run, or that hold something encoded."""
 
 
 def _hints(source: ByteSource, budget: ScanBudget) -> bool:
@@ -187,19 +193,19 @@ def _opened(found: Iterator[Found | Oddity | Inner], budget: ScanBudget) -> Walk
 
 
 def _pickles(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
-    yield from streams(source, where, budget, sure=True)
+    yield from _opened(streams(source, where, budget, sure=True, depth=depth), budget)
     yield from _zip_at_the_end(source, where, depth, budget)
 
 
 def _zip_at_the_end(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
-    """The zip that a pickle ends in: torch looks at the beginning of a file, others at its end."""
+    """The zip that a pickle or anything else ends in: torch looks at the beginning of a file, others at its end."""
     found = next(zips_within(source, budget), None)
     if found is None or not found.members or found.end < source.size:
         return
     if depth > limits.SCAN_NESTING:
         yield Oddity("warning", "not-searched", where, "a zip file within files within files was not opened")
     else:
-        yield Oddity("warning", "two-formats", where, "a pickle that is a zip file too, for readers of its end")
+        yield Oddity("warning", "two-formats", where, "something else that is a zip file too, for readers of its end")
         yield from _opened(walk_zip(source, found, where, depth, budget), budget)
 
 
@@ -245,44 +251,15 @@ def _tar_member(member: ByteSource, where: str, depth: int, budget: ScanBudget) 
     base = where.rpartition("/")[2]
     special = {"storages": storages_of_tar, "tensors": tensors_of_tar}.get(base)
     if special is not None:
-        yield from special(member, where, budget)
+        yield from _opened(special(member, where, budget, depth), budget)
     elif base == "pickle":
-        yield from streams(member, where, budget, sure=True)
+        yield from _opened(streams(member, where, budget, sure=True, depth=depth), budget)
     else:
         yield from walk(member, where, depth + 1, budget)
 
 
-def _npy(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
-    """Arrays one after another; one of objects is a pickle after a header (numpy/lib/format.py `read_array`)."""
-    position = preface_size(source)
-    header = _array_header(source, position)
-    for _number in range(limits.NPY_ARRAYS):
-        if header is None or header.itemsize is None or header.itemsize == PICKLED:
-            break
-        position += header.nbytes + header.nbytes_of_elements
-        header = _array_header(source, position)
-    if position and header is None and position < source.size:
-        yield from trailing(source.view(position, source.size - position), 0, where, budget)
-    elif position < source.size:
-        yield from _objects(Window(source, position, source.size - position), where, budget)
-
-
-def _array_header(source: ByteSource, position: int) -> Header | None:
-    """The header of the array that begins at a byte; None where none does."""
-    try:
-        size = header_size(source.read(position, min(NPY_HEAD, max(source.size - position, 0))))
-        return parse_header(source.read(position, size), "array") if position + size <= source.size else None
-    except FormatError:
-        return None
-
-
-def _objects(source: ByteSource, where: str, budget: ScanBudget) -> Walk:
-    """The pickle of an array of objects, or of one whose header is not what numpy writes."""
-    first, length = text_in(source.read(0, min(NPY_HEAD, source.size)))
-    begin = first + length
-    text = source.read(first, min(length, _NPY_HEADER, source.size - first)) if source.size > first else b""
-    if begin < source.size and (b"O" in text or b"object" in text or b"\\" in text or length > _NPY_HEADER):
-        yield from streams(Window(source, begin, source.size - begin), where, budget, sure=False)
+def _npy(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
+    yield from _opened(walk_npy(source, where, depth, budget), budget)
 
 
 def _unpacked(packing: Packing, *, quiet: bool = False) -> Walker:
@@ -323,14 +300,15 @@ def _closed(kind: str) -> Walker:
     return walker
 
 
-def _keras(source: ByteSource, where: str, _: int, budget: ScanBudget) -> Walk:
+def _keras(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
     """Lambda layers that Keras puts into its configuration, and the attributes that PyTables reads as pickles."""
     room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
     if room < source.size:
         message = f"{source.size - room} bytes were not searched for Lambda layers and pickles"
         yield Oddity("note", "not-searched", where, message)
-    yield from lambda_layers(source.view(0, room), where)
+    yield from configurations_within(source.view(0, room), where, depth, budget)
     yield from hidden_pickles(source.view(0, room), 0, where, budget)
+    yield from _zip_at_the_end(source, where, depth, budget)
 
 
 _Kinds = tuple[tuple[Callable[[bytes], bool], Walker], ...]

@@ -7,11 +7,12 @@ from dataclasses import field
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, UnsupportedError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import beginnings
 from ckpt_cli.files.source import ByteSource
 from ckpt_cli.formats.signatures import HEAD, ZIP_RECORD, is_legacy, is_pickle, is_tar
 from ckpt_cli.pickles.legacy_save import MAGIC
 from ckpt_cli.scanner.judge import judge
-from ckpt_cli.scanner.restricted_unpickler import RestrictedUnpickler
+from ckpt_cli.scanner.restricted_unpickler import BROKEN, RestrictedUnpickler
 
 _PARTS = (".distcp", ".metadata")
 """The files of a distributed checkpoint, which torch.load is not given."""
@@ -117,7 +118,15 @@ def _of_tar(source: ByteSource, where: str) -> Verdict | None:
 
 def _of_legacy(source: ByteSource, where: str) -> Verdict:
     """The answer about a stream: magic, version, facts of the system, the object, the keys of its storages."""
-    data = source.view(0, source.size)
+    for data in beginnings(source):
+        verdict = _of_stream(data, where)
+        if not verdict.problem.startswith(BROKEN):
+            break
+    return verdict
+
+
+def _of_stream(data: memoryview, where: str) -> Verdict:
+    """The answer about the beginning of a stream."""
     needed: dict[str, None] = {}
     position = 0
     for number in range(5):

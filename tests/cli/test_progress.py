@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from on_terminal import seen_on_terminal
 
 from ckpt_cli.files import copy as copying
 
@@ -46,21 +46,8 @@ def folder(tmp_path: Path) -> Path:
 
 def on_a_terminal(folder: Path, slowly: float, *arguments: str) -> tuple[int, str]:
     """Run a command whose stderr is a terminal; its exit code and what stood there."""
-    ours, theirs = pty.openpty()
-    call = [sys.executable, "-c", SLOW.format(slowly=slowly), *arguments]
-    process = subprocess.Popen(call, cwd=folder, stderr=theirs, stdout=subprocess.DEVNULL)
-    os.close(theirs)
-    said = b""
-    while True:
-        try:
-            piece = os.read(ours, 4096)
-        except OSError:  # what Linux says when nobody has the other end any more
-            break
-        if not piece:
-            break
-        said += piece
-    os.close(ours)
-    return process.wait(60), said.decode()
+    seen = seen_on_terminal(["-c", SLOW.format(slowly=slowly), *arguments], folder)
+    return seen.code, seen.text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -19,6 +19,8 @@ from benchmarks.files import SIZES, write_many, write_sparse_legacy, write_spars
 from builders.pickles import Ops, built, call, named, pickled
 from safetensors.torch import save_file
 
+from ckpt_cli.cli.app import COMMANDS
+
 NAME = "layers.7.part1.weight"
 HEAVY = {"torch", "numpy", "rich", "pydantic", "ml_dtypes", "safetensors", "tabulate", "importlib.metadata"}
 MEGABYTE = 1 << 20
@@ -187,16 +189,26 @@ def test_only_the_module_of_the_command_is_imported(folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("words", [("--help",), ("help",), ("-h",)], ids=" ".join)
+def test_the_first_help_imports_no_command_and_nothing_of_rich(tmp_path: Path, words: tuple[str, ...]) -> None:
+    facts = spied(tmp_path, *words)
+    assert facts["code"] == 0
+    modules = set(facts["modules"])
+    assert not {f"ckpt_cli.cli.{name}" for name in COMMANDS} & modules
+    assert not {name for name in modules if name.startswith(("typer.rich", "typer._rich", "rich"))}
+    assert not HEAVY & modules
+
+
 ROOMS: dict[str, dict[str, int]] = {
-    "ls small.pt": {"": 13, "cli": 11, "render": 6, "files": 9, "model": 1, "formats": 9, "ops": 3, "pickles": 25},
-    "ls small.safetensors": {"": 12, "cli": 11, "render": 6, "files": 9, "model": 1, "formats": 6, "ops": 3},
-    "show small.pt": {"": 14, "cli": 10, "render": 7, "files": 9, "model": 1, "formats": 9, "ops": 2, "pickles": 25,
+    "ls small.pt": {"": 13, "cli": 11, "render": 6, "files": 12, "model": 1, "formats": 9, "ops": 3, "pickles": 25},
+    "ls small.safetensors": {"": 12, "cli": 11, "render": 6, "files": 12, "model": 1, "formats": 6, "ops": 3},
+    "show small.pt": {"": 14, "cli": 10, "render": 7, "files": 12, "model": 1, "formats": 9, "ops": 2, "pickles": 25,
                       "arrays": 3},
-    "set -n small.pt 0.bias[0]=1": {"": 16, "cli": 11, "render": 4, "files": 19, "model": 2, "formats": 11, "ops": 4,
-                                    "pickles": 25, "arrays": 4, "edits": 8, "parallel": 1},
-    "info small.pt": {"": 14, "cli": 12, "render": 6, "files": 9, "model": 1, "formats": 11, "ops": 6, "pickles": 25,
+    "set -n small.pt 0.bias[0]=1": {"": 16, "cli": 11, "render": 4, "files": 23, "model": 3, "formats": 12, "ops": 4,
+                                    "pickles": 25, "arrays": 4, "edits": 9, "parallel": 1},
+    "info small.pt": {"": 14, "cli": 12, "render": 6, "files": 12, "model": 1, "formats": 11, "ops": 6, "pickles": 25,
                       "parallel": 1},
-    "--help": {"": 10, "cli": 7, "render": 2, "files": 4, "model": 1},
+    "--help": {"": 10, "cli": 7, "render": 2, "files": 5, "model": 1},
 }  # fmt: skip
 """Commands, and the number of modules that they import of each room at the most: a module takes 0.3 ms."""
 

@@ -18,7 +18,8 @@ PLAIN = {"PAGER": "cat"}
 
 LOOKS = (
     "info", "ls", "ls -l", "ls -a", "ls -al --fold", "ls --waste", "tree", "tree --full", "show", "ties",
-    "ties --equal", "stats", "stats --total", "check --deep", "scan -a", "hash", "ls -f table", "show -f table",
+    "ties --equal", "stats", "stats --total", "stats --by row",
+    "stats --percentiles", "check --deep", "scan -a", "hash", "ls -f table", "show -f table",
 )  # fmt: skip
 
 
@@ -168,11 +169,45 @@ def test_colours_change_no_text(folder: Path) -> None:
         ("check", "--deep", "wide.pt"),
         ("tree", "long.pt"),
         ("scan", "bad.pkl"),
+        ("diff", "long.pt", "wide.pt"),
+        ("match", "long.pt", "wide.pt"),
+        ("hash", "long.pt"),
     ):
         coloured = on_terminal(folder, *arguments)
         plain = on_terminal(folder, *arguments, env={"NO_COLOR": "1"})
         assert "\x1b" not in plain.text
         assert SEQUENCE.sub("", coloured.text) == plain.text
+
+
+def test_totals_and_verdicts_have_the_colours_of_what_they_say(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2), "v": torch.ones(2)}, tmp_path / "a.pt")
+    torch.save({"w": torch.tensor([1, float("nan")]), "u": torch.ones(2)}, tmp_path / "b.pt")
+    red, green, yellow, bold = ("\x1b[31m{}\x1b[0m", "\x1b[32m{}\x1b[0m", "\x1b[33m{}\x1b[0m", "\x1b[1m{}\x1b[0m")
+    for arguments, texts in (
+        (("check", "a.pt"), [green.format("0 errors, 0 warnings, 0 notes"), green.format("takes it")]),
+        (("check", "b.pt", "--deep"), [red.format("1 error"), ", 0 warnings, 0 notes"]),
+        (("diff", "a.pt", "b.pt"), [
+            "0 equal, ", yellow.format("1 differ"), red.format("1 only in A"), green.format("1 only in B")]),
+        (("match", "a.pt", "a.pt"), [green.format("load_state_dict would take")]),
+        (("match", "a.pt", "b.pt"), [
+            red.format("Error(s) in loading state_dict"), red.format("Missing key(s)"),
+            green.format("Unexpected key(s)")]),
+        (("ties", "a.pt", "w", "v"), [red.format("not tied: equal values, but stored apart")]),
+        (("ls", "a.pt"), [bold.format("2 tensors, 4 parameters, 16 B, zip")]),
+    ):  # fmt: skip
+        shown = on_terminal(tmp_path, *arguments, columns=200).text
+        assert [text for text in texts if text not in shown] == [], (arguments, shown)
+
+
+def test_colours_and_the_pager_may_also_be_said_after_the_command(folder: Path) -> None:
+    check = ("check", "--deep", "long.pt")
+    assert "\x1b" not in on_terminal(folder, *check, "--color", "never").text
+    assert "\x1b[31merror" in piped(folder, *check, "-f", "table", "--color=always")
+    assert "\x1b[31merror" in piped(folder, "--color", "never", *check, "-f", "table", "--color=always")
+    assert "\x1b[31merror" in piped(folder, "--color", "always", *check, "-f", "table")
+    assert "'mauve' is not one of" in piped(folder, "ls", "long.pt", "--color", "mauve")
+    assert "given 2 times" in piped(folder, "ls", "long.pt", "--color", "never", "--color", "auto")
+    assert "--color" not in piped(folder, "ls", "--help")
 
 
 def piped(folder: Path, *arguments: str, **env: str) -> str:
@@ -221,6 +256,8 @@ def test_more_than_a_screen_goes_through_the_pager(folder: Path) -> None:
 
 
 def test_without_the_pager_the_answer_is_printed_as_it_is(folder: Path) -> None:
+    after = on_terminal(folder, "ls", "many.pt", "--no-pager", env={"PAGER": pager(folder, "print('PAGED')")})
+    assert len(after.lines) == 10_003
     seen = on_terminal(folder, "ls", "many.pt", env={"PAGER": "no-such-pager"})
     assert (seen.code, len(seen.lines)) == (0, 10_003)
 

@@ -13,6 +13,7 @@ from builders.st import info
 from builders.st import write as write_safetensors
 from conftest import Ckpt
 from contract import quietly
+from safetensors.torch import save_file
 
 from ckpt_cli import limits
 from ckpt_cli.pickles.write import write_pickle
@@ -91,3 +92,20 @@ def test_views_of_few_bytes_are_not_printed_over_and_over(here: Path, ckpt: Ckpt
     assert ckpt("show", "m.pt", "7").code == 0
     write_safetensors(here / "u.safetensors", {"u": info("U8", [300_000], 0, 300_000)}, bytes(300_000))
     assert ckpt("show", "--full", "u.safetensors").code == 0
+
+
+@pytest.mark.parametrize(
+    "command", [("convert", "m.safetensors", "out.pt"), ("rename", "m.safetensors", "--add", "p.")]
+)
+def test_a_report_does_not_spell_out_names_of_60_000_characters(
+    here: Path, ckpt: Ckpt, command: tuple[str, ...]
+) -> None:
+    names = [f"w{number}" + "x" * 60_000 + "end" for number in range(8)]
+    save_file({name: torch.ones(2) for name in names}, here / "m.safetensors")
+    answer = ckpt(*command)
+    assert answer.code == 0
+    assert len(answer.out + answer.err) < 5000
+    if command[0] == "rename":
+        assert "xend (60,0" in answer.out + answer.err
+        whole = ckpt("rename", "m.safetensors", "-n", "-v", "--add", "q.")
+        assert len(whole.out + whole.err) > 400_000

@@ -12,7 +12,7 @@ import torch
 from conftest import Ckpt
 from safetensors.torch import save_file
 
-from ckpt_cli.edits import transaction
+from ckpt_cli.edits import in_place, transaction
 
 EDITS: dict[str, tuple[str, ...]] = {
     "set": ("set", "{file}", "w[0]=5"),
@@ -104,7 +104,7 @@ def test_a_place_that_may_not_be_written_has_the_hint_to_write_elsewhere(
 def test_a_dry_run_refuses_a_file_that_may_not_be_written(
     files: Path, ckpt: Ckpt, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "can_write", lambda path: not path.endswith("m.pt"))
+    monkeypatch.setattr(in_place, "can_write", lambda path: not path.endswith("m.pt"))
     answer = ckpt(*command, "-n")
     assert answer.code == 2
     assert answer.err.startswith("ckpt: m.pt: Permission denied\nhint: -o OUT")

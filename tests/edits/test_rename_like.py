@@ -69,6 +69,27 @@ def test_like_takes_the_names_of_the_model_and_the_versions_follow(here: Path, c
     assert state._metadata["1"] == {"version": 2}
 
 
+def test_like_says_what_is_still_missing_unexpected_or_of_another_size(here: Path, ckpt: Ckpt) -> None:
+    state = network().state_dict()
+    save(prefixed("module.", state), "a.pt")
+    save(state, "b.pt")
+    done = ckpt("rename", "a.pt", "--like", "b.pt", "-n")
+    assert "  a strict load in place of b.pt then works\n" in done.err
+    save({**prefixed("module.", state), "module.extra": torch.ones(1)}, "c.pt")
+    save({**state, "head": torch.ones(7), "0.bias": torch.ones(9)}, "d.pt")
+    done = ckpt("rename", "c.pt", "--like", "d.pt", "-n")
+    assert done.code == 0
+    fit = json.loads(ckpt("rename", "c.pt", "--like", "d.pt", "-o", "e.pt", "--json").out)["fit"]
+    told = json.loads(ckpt("match", "e.pt", "d.pt", "--json").out)
+    assert [fit[key] for key in ("model", "loads", "missing", "unexpected")] == [
+        "d.pt", False, told["missing"], told["unexpected"]]  # fmt: skip
+    assert fit["sizes"] == [size["name"] for size in told["sizes"]]
+    assert "  a strict load in place of d.pt does not work yet:\n" in done.err
+    for what in ("missing", "unexpected"):
+        assert f"  {len(fit[what])} {what}: " in done.err
+    assert "fit" not in json.loads(ckpt("rename", "b.pt", "--add", "x", "--json").out)
+
+
 def test_of_two_equally_good_renamings_neither_is_carried_out(here: Path, ckpt: Ckpt) -> None:
     state = network().state_dict()
     save({**prefixed("student.", state), **prefixed("teacher.", state)}, "a.pt")

@@ -16,6 +16,8 @@ xargs findutils
 git git
 grep grep
 sed sed
+nginx nginx-light
+openssl openssl
 zsh zsh
 fish fish
 '

@@ -142,7 +142,7 @@ def test_a_checkpoint_in_memory_is_not_edited_in_place_but_into_a_new_file(ckpt:
             answer = ckpt(*command.replace("FILE", HERE + "m.pt").split(" "))
             assert (answer.code, answer.out) == (2, "")
             assert "does not lie on this machine's disk" in answer.err
-            assert answer.err.count("\n") == 1
+            assert answer.err.splitlines()[1:] in ([], ["hint: -o OUT writes an edited copy"])
         assert ckpt("set", HERE + "m.pt", "w[0]=2", "-o", "set.pt").code == 0
         assert ckpt("rename", HERE + "m.pt", "--sub", "w", "x", "-o", "renamed.pt").code == 0
         assert ckpt("convert", HERE + "m.pt", "converted.safetensors").code == 0

@@ -17,7 +17,7 @@ from contract import write_shards
 from killing import killed_at
 
 from ckpt_cli.errors import RefusedError
-from ckpt_cli.files import places
+from ckpt_cli.files import disk, places
 from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.formats.targets import target_of
 
@@ -160,6 +160,6 @@ def test_a_backup_under_another_spelling_is_that_of_the_file(one_case: Path, ckp
 def test_two_files_whose_names_differ_in_case_are_two(here: Path) -> None:
     for name in ("a", "A", "b"):
         (here / name).touch()
-    assert [os.path.basename(places.spelled(name)) for name in ("a", "A", "b", "B", "c")] == ["a", "A", "b", "B", "c"]
+    assert [os.path.basename(disk.spelled(name)) for name in ("a", "A", "b", "B", "c")] == ["a", "A", "b", "B", "c"]
     os.link(here / "b", here / "B")
-    assert [os.path.basename(places.spelled(name)) for name in ("b", "B")] == ["b", "B"]
+    assert [os.path.basename(disk.spelled(name)) for name in ("b", "B")] == ["b", "B"]

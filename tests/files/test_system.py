@@ -154,7 +154,7 @@ def test_a_system_without_users_and_attributes_says_so(bare: Any, tmp_path: Path
     with pytest.raises(OSError, match="supported"):
         bare.lock(fd)
     bare.unlock(fd)
-    bare.allow_open_files()
+    bare.allow_open_files(1000)
     assert bare.processors() >= 1
     os.close(fd)
 

@@ -208,3 +208,21 @@ def test_tied_weights_of_two_parts_are_counted_once(tmp_path: Path, ckpt: Any) -
     weight = torch.ones(8, 8)
     torch.save({"encoder": {"w": weight}, "decoder": {"w": weight}}, tmp_path / "m.pt")
     assert json.loads(ckpt("info", tmp_path / "m.pt", "--json").out)["parameters"] == 64
+
+
+def test_the_totals_of_ls_count_what_an_optimizer_keeps_apart_from_parameters(tmp_path: Path, ckpt: Any) -> None:
+    net, optimizer = trained()
+    numel = sum(parameter.numel() for parameter in net.parameters())
+    moments = state_numel(optimizer)
+    torch.save(of_torch(net, optimizer), tmp_path / "a.pt")
+
+    def totals(*names: str) -> str:
+        last: str = ckpt("ls", "-f", "table", tmp_path / "a.pt", *names).lines[-1]
+        return last
+
+    assert f" tensors, {numel:,} parameters, {moments:,} other elements, " in totals()
+    assert f" tensors, {numel:,} parameters, " in totals("model")
+    assert f" tensors, {moments:,} elements, " in totals("optimizer")
+    assert "other" not in totals("model")
+    told = json.loads(ckpt("ls", "--json", tmp_path / "a.pt").out)
+    assert told["parameters"] == numel + moments  # all elements: what the shape has always had

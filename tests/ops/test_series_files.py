@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +87,69 @@ def test_steps_that_are_no_numbers_do_not_count(here: Path, ckpt: Ckpt) -> None:
     assert files == [(f"{name}.pt", None) for name in "abcde"]
 
 
-def test_an_argument_is_a_file_if_there_is_one_else_a_name(here: Path, ckpt: Ckpt) -> None:
+def test_an_argument_is_a_name_of_the_first_file_else_a_file_as_in_other_commands(here: Path, ckpt: Ckpt) -> None:
     for number in range(2):
-        torch.save({"w": W, "b.x": W, "b.y": W, "1.pt": W}, f"{number}.pt")
-    done = ckpt("series", "0.pt", "b.*", "1.pt", "w", "0.pt")
+        torch.save({"w": W, "b.x": W, "b.y": W, "1.pt": W * 2}, f"{number}.pt")
+    done = ckpt("series", "0.pt", "b.*", "./1.pt", "w", "0.pt")
     assert [line.split("\t")[0] for line in done.lines] == ["b.x"] * 2 + ["b.y"] * 2 + ["w"] * 2
-    refused = ckpt("series", "0.pt", "2.pt")
-    assert (refused.code, refused.out) == (2, "")
-    assert "nothing is called '2.pt'" in refused.err
+    assert [line.split("\t")[0] for line in ckpt("series", "0.pt", "1.pt").lines] == ["1.pt"]
+    Path("2.pt").symlink_to("1.pt")
+    assert len(ckpt("series", "0.pt", "2.pt", "w").lines) == 2
     missing = ckpt("series", "w", "b")
     assert (missing.code, missing.err) == (2, "ckpt: w: No such file or directory\n")
+
+
+def test_a_path_that_leads_nowhere_does_not_stop_the_others(here: Path, ckpt: Ckpt) -> None:
+    torch.save({"w": W}, "0.pt")
+    done = ckpt("series", "0.pt", "2.pt")
+    assert (done.code, done.err, len(done.lines)) == (2, "ckpt: 2.pt: No such file or directory\n", 1)
+
+
+def test_the_folder_of_a_run_stands_for_its_checkpoints(here: Path, ckpt: Ckpt) -> None:
+    for step in (90, 500, 1000):
+        Path(f"out/checkpoint-{step}").mkdir(parents=True)
+        save_file({"w": W * step}, f"out/checkpoint-{step}/model.safetensors")
+        Path("pl").mkdir(exist_ok=True)
+        torch.save({"state_dict": {"w": W}, "global_step": step}, f"pl/epoch=0-step={step}.ckpt")
+    torch.save({"optimizer": {}}, "out/optimizer.pt")
+    folders = [(f"out/checkpoint-{step}/model.safetensors", step) for step in (90, 500, 1000)]
+    assert order_of(ckpt, "out") == ("step", folders)
+    assert order_of(ckpt, "out/", "w") == ("step", folders)
+    assert order_of(ckpt, "pl")[1] == [(f"pl/epoch=0-step={step}.ckpt", step) for step in (90, 500, 1000)]
+    assert order_of(ckpt, "out/checkpoint-90", "pl")[1][0] == folders[0]
+    save_file({"w": W}, "pl/a-00001-of-00001.safetensors")
+    assert [path for path, _ in order_of(ckpt, "pl")[1]] == ["pl"]  # a set of shards is one checkpoint
+
+
+def test_a_glob_that_no_shell_expanded_stands_for_what_it_matches(here: Path, ckpt: Ckpt) -> None:
+    for step in (90, 500, 1000):
+        Path(f"run/checkpoint-{step}").mkdir(parents=True)
+        torch.save({"w": W, "v": W}, f"run/checkpoint-{step}/model.pt")
+    whole = [(f"run/checkpoint-{step}/model.pt", step) for step in (90, 500, 1000)]
+    for glob in ("run/checkpoint-*", "run/checkpoint-*/model.pt", "r?n/*/*.pt", "./run/checkpoint-[!x]*", "ru*"):
+        assert order_of(ckpt, glob) == ("step", whole)
+    assert order_of(ckpt, "run/checkpoint-*00", "w") == ("step", whole[1:])
+    assert order_of(ckpt, "run/checkpoint-90", "run/checkpoint-?00", "w") == ("step", whole[:2])
+    assert {line.split("\t")[0] for line in ckpt("series", "run/*", "w*").lines} == {"w"}
+    done = ckpt("series", "run/none-*")
+    assert (done.code, done.err) == (2, "ckpt: run/none-*: No such file or directory\n")
+
+
+def test_too_many_checkpoints_for_the_system_are_one_line(here: Path) -> None:
+    for number in range(130):
+        torch.save({"w": W}, f"{number}.pt")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, {}))"
+    run = f"{limit}; from ckpt_cli.cli.main import main; main()"
+    files = [f"{number}.pt" for number in range(130)]
+    ok = subprocess.run([sys.executable, "-c", run.format(400), "series", *files], capture_output=True, text=True)
+    assert (ok.returncode, ok.stderr, len(ok.stdout.splitlines())) == (0, "", 130)
+    done = subprocess.run([sys.executable, "-c", run.format(100), "series", *files], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"ckpt: \d+\.pt: all checkpoints of a run are open at once, and the system allows no more open files\n"
+        r"hint: ulimit -n raises that limit; or name fewer checkpoints\n",
+        done.stderr,
+    )
 
 
 def test_a_name_need_not_be_in_every_file(here: Path, ckpt: Ckpt) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from dcp_formats import save_ranks
+from elsewhere import HERE, elsewhere
 from torch_files import load
 
 from ckpt_cli.arrays.cast import Losses
@@ -204,3 +205,17 @@ def test_cast_runs_on_processes(tmp_path: Path, pool: Executor) -> None:
     made = torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.bfloat16)
     assert torch.equal(made, before["a"].bfloat16().reshape(-1))
     assert 0 < counting.sent < before["a"].nbytes / 100
+
+
+def test_processes_read_a_checkpoint_elsewhere_for_themselves(
+    tmp_path: Path, pool: Executor, threads: Executor
+) -> None:
+    for path in (contiguous(tmp_path), sharded(tmp_path)):
+        with elsewhere(tmp_path):
+            near, far = open_checkpoint(str(path)), open_checkpoint(f"{HERE}{path.name}")
+            counting = Counting(pool)
+            found = hash_tensors(far, "sha256", counting)
+        assert found.tensors == hash_tensors(near, "sha256", threads).tensors
+        assert counting.sent < sum(file.size for file in near.container.files) / 4
+        for checkpoint in (near, far):
+            checkpoint.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import pickle
@@ -75,6 +76,10 @@ EVASIONS: dict[str, bytes] = {
     "build-in-rebuild": pickled(
         call("torch._tensor._rebuild_from_type_v2", named("os.system"), named("lab.T"), ("id",), None)
     ),
+    "base32": pickled({"x": base64.b32encode(HARMFUL).decode()}),
+    "base85": pickled({"x": base64.b85encode(HARMFUL).decode()}),
+    "ascii85": pickled({"x": base64.a85encode(HARMFUL).decode()}),
+    "escapes": pickled({"x": repr(HARMFUL)}),
     "gzip": gzip.compress(HARMFUL),
     "bzip2": bz2.compress(HARMFUL),
     "zlib": zlib.compress(HARMFUL),

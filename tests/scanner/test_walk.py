@@ -93,6 +93,20 @@ CONTAINERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "after an array": (lambda: _NUMBERS + HARMFUL, "hidden-pickle"),
     "objects in npz": (lambda: pt([Record("a.npy", _npy(HARMFUL))]), "dangerous-global"),
     "keras": (lambda: pt([Record("config.json", b'{"class_name": "Lambda"}')]), "keras-lambda"),
+    "a zip behind another kind of file": (lambda: b"\x7fELF" + bytes(99) + pt(torch_records(HARMFUL)), "two-formats"),
+    "a zip behind HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(99) + pt(torch_records(HARMFUL)), "two-formats"),
+    "strings of numpy": (lambda: _npy(HARMFUL, b"|S%d" % len(HARMFUL)), "dangerous-global"),
+    "a function of keras": (
+        lambda: pt([Record("config.json", b'{"class_name": "function", "module": "builtins", "config": "exec"}')]),
+        "keras-import",
+    ),
+    "a schema of skops": (
+        lambda: pt(
+            [Record("schema.json", b'{"__class__": "system", "__module__": "os", "__loader__": "FunctionNode"}')]
+        ),
+        "skops-import",
+    ),
+    "a configuration of hydra": (lambda: _tar({"c.yaml": b"model:\n  _target_: os.system\n"}), "config-call"),
     "broken and deflated": (lambda: pt([Record("a/data.pkl", HARMFUL, DEFLATED, data=b"\xff\xff")]), "not-searched"),
 }
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.check.run import Report
     from ckpt_cli.ops.differences import Diff
     from ckpt_cli.ops.hash import Hashes, Verdict
+    from ckpt_cli.ops.match import Match
     from ckpt_cli.ops.scan import Scan
+    from ckpt_cli.ops.series import Series
     from ckpt_cli.ops.summaries import Stats
 
 
@@ -59,7 +61,14 @@ def ask(path: Path, other: str, manifest: Path) -> list[dict[str, Any]]:
     verdict: Verdict = ckpt_cli.hash(path, verify=manifest)
     findings: list[dict[str, str]] = [*report.rows(), *scan.rows(), *hashes.rows(), *verdict.rows()]
     assert all("name" in each for each in findings)
+    match: Match = ckpt_cli.match(path, other, of="model")
+    loads: bool = match.loads
+    commands: list[str] = match.commands
+    assert (loads, len(commands)) == (not match.rows(), len(match.cures))
     with ckpt_cli.open(path) as checkpoint:
+        run: Series = ckpt_cli.series([checkpoint, other], fold=True, jobs=1)
+        points: list[dict[str, Any]] = run.rows()
+        assert all("change" in point for point in points)
         difference: Diff = ckpt_cli.diff(checkpoint, other, strip="model", rtol=1e-3, ignore_dtype=True)
     return difference.rows()
 

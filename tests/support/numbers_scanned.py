@@ -1,8 +1,9 @@
-"""Scan random blocks of numbers as storages, and print those that alarm: none may.
+"""Scan random blocks of numbers and of text as storages, and print those that alarm: none may.
 
     python tests/support/numbers_scanned.py --blocks 1000000 [--seed 1]
 
-Most blocks begin with a byte that no pickle begins with; they are sorted out at once by numpy, and the others scanned.
+Most blocks of numbers begin with a byte that no pickle begins with; they are sorted out at once by numpy, and the
+others scanned.
 """
 
 from __future__ import annotations
@@ -30,13 +31,23 @@ def _weights(random: np.random.Generator, count: int) -> np.ndarray:
     return random.normal(0, 0.02, (count, SIZE // 2)).astype("<f4")
 
 
+_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def _text(random: np.random.Generator, count: int, alphabet: bytes) -> np.ndarray:
+    return np.frombuffer(alphabet, np.uint8)[random.integers(0, len(alphabet), (count, SIZE))]
+
+
 BLOCKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "float32": lambda random, count: _weights(random, count)[:, : SIZE // 4],
     "bfloat16": lambda random, count: (_weights(random, count).view("<u4") >> 16).astype("<u2"),
     "float16": lambda random, count: _weights(random, count).astype("<f2"),
     "int8": lambda random, count: random.integers(-128, 128, (count, SIZE), dtype=np.int8),
+    "base64": lambda random, count: _text(random, count, _LETTERS + b"+/"),
+    "base32": lambda random, count: _text(random, count, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"),
+    "base85": lambda random, count: _text(random, count, bytes(range(33, 118))),
 }
-"""Kinds of numbers."""
+"""Kinds of numbers, and of text in which bytes are encoded."""
 
 
 def _begins(byte: int) -> bool:
@@ -54,8 +65,8 @@ def alarms(kind: str, seed: int, count: int) -> list[bytes]:
     for begin in range(0, count, BATCH):
         blocks = BLOCKS[kind](random, min(BATCH, count - begin))
         raw = np.ascontiguousarray(blocks).view(np.uint8).reshape(len(blocks), -1)
-        budget = ScanBudget(opcodes=limits.SCAN_OPCODES * 100)
-        for row in raw[first[raw[:, 0]]]:
+        budget = ScanBudget(opcodes=limits.SCAN_OPCODES * 100, tries=limits.SCAN_TRIES * 100)
+        for row in raw if blocks.dtype == np.uint8 else raw[first[raw[:, 0]]]:
             block = row.tobytes()
             items = list(search(MemorySource(block), "0", 1, budget))
             if any(isinstance(item, Found) or item.severity != "note" for item in items):

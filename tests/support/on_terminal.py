@@ -68,7 +68,14 @@ def all_on_terminal(folder: Path, commands: list[list[str]], columns: int, env: 
     return [Seen(int(code), said.lstrip("\r\n")) for said, code in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def _run(call: list[str], folder: Path, size: tuple[int, int], env: dict[str, str]) -> tuple[int, str]:
+def seen_on_terminal(call: list[str], folder: Path) -> Seen:
+    """Run Python with a terminal for stdin and stderr, and no stdout."""
+    return Seen(*_run(call, folder, (24, 80), {}, stdout=subprocess.DEVNULL))
+
+
+def _run(
+    call: list[str], folder: Path, size: tuple[int, int], env: dict[str, str], stdout: int | None = None
+) -> tuple[int, str]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     spoken = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PAGER", "CKPT_PAGER", "LESS")
@@ -78,7 +85,7 @@ def _run(call: list[str], folder: Path, size: tuple[int, int], env: dict[str, st
         cwd=folder,
         env={**clean, "TERM": "xterm", "LANG": "C.UTF-8", "PAGER": "cat", **env},
         stdin=theirs,
-        stdout=theirs,
+        stdout=theirs if stdout is None else stdout,
         stderr=theirs,
     )
     os.close(theirs)

@@ -83,6 +83,17 @@ def table_of_limits() -> None:
     _table(("limit", "value", "of what"), rows)
 
 
+def table_of_remote_costs() -> None:
+    """Print a table of the requests and bytes of commands on checkpoints elsewhere, which a test counts."""
+    from remote_costs import COSTS
+
+    rows = []
+    for cost in COSTS:
+        commands = ", ".join(f"`{command}`" for command in cost.commands)
+        rows.append((cost.of, commands, str(cost.https), str(cost.s3), str(cost.hf), cost.size))
+    _table(("checkpoint", "command", "https", "s3, gs, az", "hf", "bytes"), rows)
+
+
 def table_of_make_targets() -> None:
     """Print a table of the targets of the Makefile that have a comment."""
     found = re.findall(r"^(\w[\w-]*):.*?##\s*(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -175,7 +186,7 @@ def _on_terminal(command: str) -> str:
     text = b"".join(pieces).decode().replace("\r\n", "\n")
     if process.returncode not in (0, 1, 2):
         raise RuntimeError(f"{command} ended with {process.returncode} after printing {text!r}")
-    return re.sub(r"[^\n]*\x1b\[K", "", text)  # a terminal erases the progress of a command that takes long
+    return re.sub(r"[^\n]*\r", "", text)  # what a command that takes long writes of its progress is wiped out again
 
 
 def _read(descriptor: int) -> bytes:

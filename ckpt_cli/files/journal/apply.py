@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from enum import Enum, auto
 
 from ckpt_cli.errors import CkptError, FormatError, RefusedError
+from ckpt_cli.files.disk import spelled
 from ckpt_cli.files.hidden_files import journal_path, one_folder, open_journal, require_trusted
 from ckpt_cli.files.journal.log import (
     MAGIC,
@@ -44,7 +45,6 @@ from ckpt_cli.files.journal.pointer import (
 from ckpt_cli.files.lock import lock
 from ckpt_cli.files.outcome import Outcome, interrupts_deferred, state, stating
 from ckpt_cli.files.patches import Overlay, read_padded
-from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import read_at, sync, sync_folder, write_all
 

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, TypedDict
 
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.disk import spelled
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import create_private, sync, write_all
 

@@ -16,8 +16,8 @@ import os
 from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError
+from ckpt_cli.files.disk import spelled
 from ckpt_cli.files.hidden_files import journal_path, open_journal
-from ckpt_cli.files.places import spelled
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.files.system import (
     create_private,

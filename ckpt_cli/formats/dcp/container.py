@@ -13,6 +13,7 @@ from ckpt_cli.budget import current
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import Ahead, is_elsewhere
 from ckpt_cli.files.source import Extent, SourceFile, Window
 from ckpt_cli.formats.dcp.boxes import Box, ChunkPart, Chunks, boxes_of_range, check_scattered, copy_part, part_of
 from ckpt_cli.formats.dcp.metadata import ItemPlace
@@ -176,19 +177,43 @@ _RECORD_COST = 100
 """The cost of reading the directory of an item, for each record, in bytes of pickle that take as long."""
 
 
+_END = 4 << 10
+"""Bytes at each end of an item in which its directory and the header of its pickle are."""
+
+
 class Items:
     """Opens the items in the files of one checkpoint, and brings checksums along where they were changed."""
 
-    def __init__(self, folder: str, files: Mapping[str, SourceFile]) -> None:
-        """`files` has each file that is there, by its name."""
+    def __init__(self, folder: str, files: Mapping[str, SourceFile], places: Sequence[ItemPlace]) -> None:
+        """`files` has each file that is there, by its name; `places` are those of all items, in their order."""
         self._folder = folder
         self._files = files
+        self._places = (
+            [place for place in places if place.file in files] if any(map(is_elsewhere, files.values())) else []
+        )
+        self._numbers = {(place.file, place.offset): number for number, place in enumerate(self._places)}
+        self._ahead = Ahead(len(self._places), self._ends_of)
+        """Fetches the ends of items elsewhere, where each would cost requests."""
         self._most = limits.READ_TIMES * sum(file.size for file in files.values()) + limits.ITEMS_READ
         """The cost that one request may spend on opening items, as any number may be said to be at one place."""
         self._zips: list[ZipStorages] = []
         """The items of tensors that were opened."""
         self._safetensors: dict[tuple[str, int], dict[str, Tensor]] = {}
         """By file and offset, as one has all tensors of its file."""
+
+    def _ends_of(self, number: int) -> list[tuple[SourceFile, int, int]]:
+        """Return the ranges of an item in which all is but its elements."""
+        place = self._places[number]
+        file = self._files[place.file]
+        if place.nbytes <= 2 * _END:
+            return [(file, place.offset, place.nbytes)]
+        return [(file, place.offset, _END), (file, place.offset + place.nbytes - _END, _END)]
+
+    def _ask(self, place: ItemPlace) -> None:
+        """Fetch what is needed to open an item, and those that will be opened after it."""
+        number = self._numbers.get((place.file, place.offset))
+        if number is not None:
+            self._ahead.ask(number)
 
     def has(self, place: ItemPlace) -> bool:
         """True if the file of an item is there."""
@@ -197,6 +222,7 @@ class Items:
     def value(self, place: ItemPlace) -> object:
         """A pickled value: plain data, or its text."""
         file = self._files[place.file]
+        self._ask(place)
         with about(file.path):
             _, graph, saved = self._opened(file, place)
             entries = entries_of(graph, saved)
@@ -211,6 +237,7 @@ class Items:
         if place.file not in self._files:
             raise MalformedError(f"it is in {place.file}, which is missing", path=self._folder)
         file = self._files[place.file]
+        self._ask(place)
         with about(file.path):
             if file.read(place.offset, min(2, file.size - place.offset)) != _ZIP:
                 raise MalformedError(f"byte {place.offset} does not begin a torch.save file")
@@ -231,6 +258,7 @@ class Items:
         if place.file not in self._files:
             raise MalformedError(f"tensor {name!r} has a chunk in {place.file}, which is missing", path=self._folder)
         file = self._files[place.file]
+        self._ask(place)
         with about(file.path):
             tensor = self._open(name, place, file)
             _check(name, tensor, dtype, box)

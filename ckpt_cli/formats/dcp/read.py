@@ -8,11 +8,12 @@ item is opened when its bytes are asked for, so a checkpoint is listed by its `.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
-from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError, UnsupportedError, about
+from ckpt_cli.errors import CkptError, LimitError, MalformedError, TruncatedError, UnsupportedError, about, quoted
 from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import folder_of, join, present
 from ckpt_cli.files.source import SourceFile
@@ -103,15 +104,28 @@ def read_set(file: SourceFile, opener: Opener, _read_one: ReadOne) -> Checkpoint
     return _read(file.path, folder_of(file.path), file, opener)
 
 
-def _read(path: str, folder: str, file: SourceFile, opener: Opener) -> Checkpoint:
+def read_what_is_there(path: str, file: SourceFile, opener: Opener) -> tuple[Checkpoint, dict[str, str]]:
+    """Open a checkpoint whose files may be cut or missing; the entries that are lost, and why, are left out of it."""
+    lost: dict[str, str] = {}
+    return _read(path, folder_of(file.path), file, opener, lost), lost
+
+
+def _read(path: str, folder: str, file: SourceFile, opener: Opener, lost: dict[str, str] | None = None) -> Checkpoint:
+    """Open a checkpoint; entries that are not all there are left out and noted in `lost`, where that is given."""
     with about(file.path):
         graph = _graph(file)
         metadata = metadata_of(graph)
     found = present(folder, metadata.files)
     files = opener.open_all([join(folder, name) for name in found])
     try:
-        _check_ends(metadata, dict(zip(found, files, strict=True)))
-        items = Items(folder, dict(zip(found, files, strict=True)))
+        there = dict(zip(found, files, strict=True))
+        if lost is None:
+            _check_ends(metadata, there)
+        else:
+            lost.update((entry.name, why) for entry in metadata.entries if (why := _missing_of(entry, there)))
+            metadata = replace(metadata, entries=[entry for entry in metadata.entries if entry.name not in lost])
+        places = [place for saved in metadata.entries for place in saved.places if place is not None]
+        items = Items(folder, there, places)
         container = Composed([file, *files], items.seal, metadata.paths)
         return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(found))
     except BaseException:
@@ -136,7 +150,19 @@ def _check_ends(metadata: DcpMetadata, files: dict[str, SourceFile]) -> None:
                     f"entry {entry.name!r} should be at bytes {place.offset}–{place.offset + place.nbytes}, the file "
                     f"has {file.size}",
                     path=file.path,
+                    hint=f"ckpt ls --salvage {quoted(folder_of(file.path))} lists the tensors that are all there, "
+                    f"ckpt convert --salvage {quoted(folder_of(file.path))} OUT writes them",
                 )
+
+
+def _missing_of(entry: Saved, files: dict[str, SourceFile]) -> str | None:
+    """Say which item of an entry is not there; None where all are."""
+    for place in entry.places:
+        if place and place.file not in files:
+            return f"{place.file}, which has an item of it, is not there"
+        if place and place.offset + place.nbytes > files[place.file].size:
+            return f"an item of it, at bytes {place.offset}–{place.offset + place.nbytes} of {place.file}, is cut"
+    return None
 
 
 def _checkpoint(

@@ -8,7 +8,6 @@ A tensor is as large as its chunks reach, as HuggingFaceStorageReader takes it.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, about
 from ckpt_cli.files.open import Opener
+from ckpt_cli.files.places import join
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.safetensors.read import read_part
+from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor, contiguous_stride
 
 if TYPE_CHECKING:
@@ -44,10 +45,10 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, _read_one: Read
         )
     if len(shards) > limits.SHARDS:
         raise LimitError(f"it has {len(shards)} shards", path=path)
-    files = opener.open_all([os.path.join(path, name) for name in shards])
+    files = opener.open_all([join(path, name) for name in shards])
     try:
         found: dict[str, list[_Chunk]] = {}
-        for file in files:
+        for file in documented(files):
             for name, chunk in _chunks(file):
                 found.setdefault(name, []).append(chunk)
         container = Composed(files, lambda _: None)

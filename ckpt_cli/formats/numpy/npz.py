@@ -116,7 +116,7 @@ class Npz:
     def _head(self, record: Record, nbytes: int) -> bytes:
         if record.method == DEFLATED:
             return self.records.head(record, nbytes)
-        return self.files[0].read(self.records.data_offset(record), nbytes)
+        return self.files[0].read(self.records.data_offset(record, in_turn=True), nbytes)
 
     def seal(self, overlay: Overlay) -> None:
         """Patch the CRCs of changed records."""
@@ -164,14 +164,16 @@ def _header(tensor: Tensor) -> bytes:
 
 def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_progress) -> int:
     """Write one array a tensor; returns the bytes of the file. Without a target it only measures."""
+    from ckpt_cli.formats.writing import announced
     from ckpt_cli.formats.zip.write import ZipWriter
 
     writer = ZipWriter(target)
-    for tensor in new.tensors:
+    contents = [new.content(tensor) for tensor in new.tensors]
+    for tensor, content in zip(new.tensors, contents if target is None else announced(contents), strict=True):
         head = _header(tensor)
         with writer.record(f"{tensor.name}.npy", len(head) + tensor.nbytes):
             writer.append(head)
-            writer.append_contents((new.content(tensor),), progress)
+            writer.append_contents((content,), progress)
     return writer.close()
 
 

@@ -77,6 +77,18 @@ def file_in(path: str, names: Sequence[str]) -> str:
     return _preferred(path, files, "")
 
 
+def several_in(names: Sequence[str]) -> list[str]:
+    """Return the checkpoint files of a folder that is none itself, of what was saved in two formats the first.
+
+    Empty for a folder that stands for one checkpoint, or for none.
+    """
+    files = [name for name in names if name.endswith(_SUFFIXES)]
+    if ".metadata" in names or any(map(is_index, names)) or whole_set(names) is not None:
+        return []
+    stems = dict.fromkeys(map(_stem, files))
+    return [_preferred("", [name for name in files if _stem(name) == stem], "") for stem in stems if len(stems) > 1]
+
+
 def index_of(path: str) -> str | None:
     """Return the name of the index beside a file whose name is that of a shard; None where there is none."""
     found = shard_name(name_of(path))
@@ -88,8 +100,7 @@ def _preferred(path: str, names: Sequence[str], ending: str) -> str:
     """The one of these files that is meant: the only one, or of the same thing saved in two formats the first."""
     by_stem: dict[str, list[str]] = {}
     for name in names:
-        stem = name.removesuffix(ending)
-        by_stem.setdefault(_STEMS.get(os.path.splitext(stem)[0], os.path.splitext(stem)[0]), []).append(name)
+        by_stem.setdefault(_stem(name.removesuffix(ending)), []).append(name)
     if len(by_stem) > 1:
         raise UsageError(
             f"a folder of {len(names)} checkpoints: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}",
@@ -99,6 +110,12 @@ def _preferred(path: str, names: Sequence[str], ending: str) -> str:
     (same,) = by_stem.values()
     order = [suffix + ending for suffix in _SUFFIXES]
     return min(same, key=lambda name: next(place for place, suffix in enumerate(order) if name.endswith(suffix)))
+
+
+def _stem(name: str) -> str:
+    """Return the name of a checkpoint without its suffix, the same for one model in two formats."""
+    stem = os.path.splitext(name)[0]
+    return _STEMS.get(stem, stem)
 
 
 _STEMS = {"pytorch_model": "model", "diffusion_pytorch_model": "model"}

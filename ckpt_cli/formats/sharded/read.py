@@ -20,6 +20,7 @@ from ckpt_cli.files.open import Opener
 from ckpt_cli.files.places import exists, folder_of, is_plain_name, join, name_of, present
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.safetensors.read import with_aliases
+from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Container, Entry, Storage, Tensor
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def joined(
     folder = folder_of(path) if index else path
     files = opener.open_all([join(folder, name) for name in names])
     try:
-        shards = [read_one(file) for file in files]
+        shards = [read_one(file) for file in documented(files)]
         container = ShardSet(index, shards)
         joining = _Joining(container, weight_map)
         for name, shard in zip(names, shards, strict=True):

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import field, replace
+from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import Progress
-from ckpt_cli.files.places import exists, join
+from ckpt_cli.files.places import exists, join, open_file
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.safetensors import write as safetensors
 from ckpt_cli.formats.torch_zip import write as torch_zip
-from ckpt_cli.formats.writing import OpenCopy, open_with_safetensors, verify_new
+from ckpt_cli.formats.writing import OpenCopy, not_read_back, open_with_safetensors, verify_new
 from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint
+
+if TYPE_CHECKING:
+    from ckpt_cli.files.new_folder import Verifier
 
 Create = Callable[[str], LocalFile | None]
 """Makes an empty file of a name in the new folder; None where it is only to be measured."""
@@ -143,6 +148,19 @@ class SafetensorsShards:
             open_with_safetensors(join(folder, shard.name))
         verify_set(new, folder, self.pattern, open_copy)
 
+    def verifier(self, new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> Verifier:
+        """Return what opens a shard with the reference reader and our own."""
+        shards = split(new.tensors, new.max_shard, self.pattern)
+        dropped = safetensors.aliases_among(new.tensors, new.metadata) if len(shards) > 1 else {}
+        verify = _verifier(shards, dropped, folder, open_copy)
+
+        def verify_too(name: str) -> None:
+            if name != index_name(self.pattern):
+                open_with_safetensors(join(folder, name))
+            verify(name)
+
+        return verify_too
+
 
 class TorchShards:
     """`pytorch_model-00001-of-00002.bin` and so on, and `pytorch_model.bin.index.json`."""
@@ -168,6 +186,10 @@ class TorchShards:
         """Open the set with our own reader."""
         verify_set(new, folder, self.pattern, open_copy)
 
+    def verifier(self, new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> Verifier:
+        """Return what opens a shard with our own reader."""
+        return _verifier(split(new.tensors, new.max_shard, self.pattern), {}, folder, open_copy)
+
 
 SAFETENSORS, TORCH = SafetensorsShards(), TorchShards()
 """The writers of the two kinds of sets."""
@@ -181,6 +203,23 @@ def _refuse_too_many(strings: Mapping[str, str], shards: int) -> None:
             f"its metadata of {characters:,} characters would stand in each of {shards:,} shards",
             hint="--max-shard with a larger size makes fewer shards",
         )
+
+
+def _verifier(shards: Sequence[Shard], dropped: Mapping[str, str], folder: str, open_copy: OpenCopy) -> Verifier:
+    """Return what compares a shard with what was meant, and the index with the shards."""
+    by_name = {shard.name: [tensor for tensor in shard.tensors if tensor.name not in dropped] for shard in shards}
+    places = {tensor.name: name for name, tensors in by_name.items() for tensor in tensors}
+
+    def verify(name: str) -> None:
+        path = join(folder, name)
+        if name in by_name:
+            verify_new(by_name[name], path, open_copy, in_order=False)
+            return
+        with closing(open_file(path)) as index:
+            if json.loads(index.read(0, index.size))["weight_map"] != places:
+                raise not_read_back("its index has other names")
+
+    return verify
 
 
 def verify_set(new: NewCheckpoint, folder: str, pattern: str, open_copy: OpenCopy) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from ckpt_cli.errors import MalformedError, RefusedError, UnsupportedError, quoted
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.source import Extent, LocalFile
 from ckpt_cli.formats.plain import PlainFile
 from ckpt_cli.formats.torch_legacy.read import LEGACY
-from ckpt_cli.formats.writing import Appender, OpenCopy, reading_back
-from ckpt_cli.model.changes import Changes
+from ckpt_cli.formats.writing import Appender, OpenCopy, announced, reading_back
+from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
@@ -124,16 +124,22 @@ class Rewriting:
         self._edited.write(out.append)
         out.append(self._keys())
         itemsizes = self._itemsizes()
-        for key, storage in self._storages.items():
-            content = self._changes.contents.get(storage)
-            if content is None:
-                begin, nbytes = self._save.places[storage.key]
-                out.append_range(self._source, begin - NUMEL.size, nbytes + NUMEL.size, progress)
-            else:
+        contents = [self._content(storage) for storage in self._storages.values()]
+        for key, content in zip(self._storages, contents if out.target is None else announced(contents), strict=True):
+            if self._storages[key] in self._changes.contents:
                 out.append(NUMEL.pack(content.nbytes // itemsizes.get(key, 1)))
-                out.append_contents((content,), progress)
+            out.append_contents((content,), progress)
         out.append_range(self._source, self._save.end, self._source.size - self._save.end, progress)
         return out.position
+
+    def _content(self, storage: Storage) -> Content:
+        """Return the new bytes of a storage, or the old ones together with the number of elements before them."""
+        content = self._changes.contents.get(storage)
+        if content is not None:
+            return content
+        begin, nbytes = self._save.places[storage.key]
+        nbytes += NUMEL.size
+        return Content(nbytes, extents=[Extent(self._source, begin - NUMEL.size, nbytes)])
 
     def _keys(self) -> bytes:
         """The pickle of the sorted keys, as it was where they are as they were."""

@@ -22,7 +22,7 @@ from ckpt_cli.files.copy import PIECE, Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.torch_zip.read import NAME
-from ckpt_cli.formats.writing import OpenCopy, reading_back
+from ckpt_cli.formats.writing import OpenCopy, announced, reading_back
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip.layout import (
     ALIGNMENT,
@@ -36,7 +36,7 @@ from ckpt_cli.formats.zip.layout import (
 )
 from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.formats.zip.write import ZipWriter
-from ckpt_cli.model.changes import Changes, Write
+from ckpt_cli.model.changes import Changes, Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Container, Storage, Tensor
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.graph import Graph
@@ -140,8 +140,9 @@ class Rewriting:
     def _write_storages(self, writer: ZipWriter, prefix: str, progress: Progress) -> None:
         """The storages that are referred to, then the records that never were, unless the edit is to save room."""
         small: list[tuple[str, Record]] = []
-        for number, storage in enumerate(self._storages):
-            content = self._contents.get(storage)
+        contents = [self._contents.get(storage, storage) for storage in self._storages]
+        for number, found in enumerate(contents if writer.target is None else announced(contents)):
+            storage, content = self._storages[number], found if isinstance(found, Content) else None
             name = f"{prefix}{number}"
             record = None
             if content is None or content.origin is not None:
@@ -182,7 +183,7 @@ class Rewriting:
     def _copy(self, writer: ZipWriter, name: str, record: Record, progress: Progress) -> None:
         """An old record under a name that may be new, with the checksum that it has."""
         if record.method == STORED:
-            offset = self._records.data_offset(record)
+            offset = self._records.data_offset(record, in_turn=True)
             writer.copy(name, self._source, offset, record.nbytes, record.crc, progress)
             return
 

@@ -14,7 +14,7 @@ from ckpt_cli.errors import MalformedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.plain import KnownStorages
-from ckpt_cli.formats.writing import OpenCopy, reading_back, verify_new
+from ckpt_cli.formats.writing import OpenCopy, announced, reading_back, verify_new
 from ckpt_cli.formats.zip.container import ZipStorages, prefix_of
 from ckpt_cli.formats.zip.layout import ALIGNMENT
 from ckpt_cli.formats.zip.write import ZipWriter
@@ -93,8 +93,8 @@ def write_pickled(
     writer.add(f"{prefix}/.format_version", b"1")
     writer.add(f"{prefix}/.storage_alignment", str(ALIGNMENT).encode())
     writer.add(f"{prefix}/byteorder", b"little")
-    for number, storage in enumerate(storages):
-        content = new.contents[storage]
+    contents = [new.contents[storage] for storage in storages]
+    for number, content in enumerate(contents if target is None else announced(contents)):
         with writer.record(f"{prefix}/data/{number}", content.nbytes):
             writer.append_contents((content,), progress)
     writer.add(f"{prefix}/version", b"3\n")

@@ -40,14 +40,14 @@ class RecordBytes:
         records, first = self.records, self.begin + begin
         if self.record.method == DEFLATED:
             return memoryview(records.inflate(self.record, first, nbytes))
-        return records.file.view(records.data_offset(self.record) + first, nbytes)
+        return records.file.view(records.data_offset(self.record, in_turn=True) + first, nbytes)
 
     def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
         """Return the ranges of the file; raises UnsupportedError where the record is compressed."""
         records, record = self.records, self.record
         if record.method == DEFLATED:
             raise self._refusal()
-        at = records.file.begin + records.data_offset(record) + self.begin + begin
+        at = records.file.begin + records.data_offset(record, in_turn=True) + self.begin + begin
         return [Extent(records.file.whole, at, nbytes)]
 
     def _refusal(self) -> UnsupportedError:

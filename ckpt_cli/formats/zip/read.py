@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
-from ckpt_cli.files.source import ByteSource
+from ckpt_cli.files.at_once import Ahead, is_elsewhere
+from ckpt_cli.files.source import ByteSource, SourceFile
 from ckpt_cli.formats.zip.layout import (
     CENTRAL,
     CENTRAL_MAGIC,
@@ -45,6 +46,11 @@ _PIECE = 1 << 20
 
 _WINDOW = 1 << 16
 """Bytes that are read together where records follow each other."""
+
+_BEHIND = 256
+"""Bytes behind the least local header in which its padding ends, and a header of numpy begins."""
+
+_HEADER = attrgetter("header")
 
 _STREAMS = 16
 """Threads that each read a compressed record of one file on from where they were."""
@@ -141,6 +147,15 @@ class ZipRecords:
         self._streams: dict[int, _Stream] = {}
         """By thread, the compressed record that it read last, as far as it was read."""
         self._read_directory()
+        elsewhere = is_elsewhere(file.whole)
+        self._ahead = Ahead(len(self._in_order), self._header_of) if elsewhere else None
+        """Fetches local headers of a file elsewhere, where each would cost a request."""
+
+    def _header_of(self, number: int) -> list[tuple[SourceFile, int, int]]:
+        """Return the place of the local header of a record, and of the little that may follow it."""
+        record = self._in_order[number]
+        nbytes = min(record.least_end - record.stored + _BEHIND, record.limit) - record.header
+        return [(self.file.whole, self.file.begin + record.header, nbytes)]
 
     def read(self, name: str, most: int) -> bytes | memoryview:
         """A record's content: mapped where it is plain and over `most` bytes, refused if it would inflate to more."""
@@ -152,10 +167,12 @@ class ZipRecords:
             raise LimitError(f"record {name!r} would inflate to {record.nbytes} bytes", path=self.file.path)
         return bytes(self.inflate(record, 0, record.nbytes))
 
-    def data_offset(self, record: Record) -> int:
-        """The first byte of a record's data, from its local header."""
+    def data_offset(self, record: Record, *, in_turn: bool = False) -> int:
+        """The first byte of a record's data, from its local header; `in_turn` where other records may be next."""
         offset = self._data.get(record.name)
         if offset is None:
+            if in_turn and self._ahead is not None:
+                self._ahead.ask(bisect_left(self._in_order, record.header, key=_HEADER))
             offset = self._data[record.name] = self._read_local(record)
         return offset
 
@@ -332,7 +349,7 @@ class ZipRecords:
 
     def _check_ranges(self, records: list[Record], directory: int) -> None:
         """Every record must end before the next one begins, and the last before the directory."""
-        self._in_order = sorted(records, key=attrgetter("header"))
+        self._in_order = sorted(records, key=_HEADER)
         limit = directory
         for record in reversed(self._in_order):
             if record.header + LOCAL.size + record.name_nbytes + record.stored > limit:

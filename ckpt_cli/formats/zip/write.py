@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ckpt_cli.errors import CkptError, UnsupportedError
+from ckpt_cli.files.at_once import is_elsewhere
 from ckpt_cli.files.copy import Progress, crc_of_range, no_progress
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.formats.writing import Appender
@@ -109,6 +110,8 @@ class ZipWriter(Appender):
         """Append a range of a file to it; holes stay holes."""
         self._append_range(source, offset, nbytes, progress)
         if self.target is not None:
+            if is_elsewhere(source) and nbytes >= _SMALL:  # what was written is near
+                source, offset = self.target, self._begin + self.position - nbytes
             self._crc = crc_of_range(source, offset, nbytes, self._crc)
 
     @property

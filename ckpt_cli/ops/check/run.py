@@ -27,14 +27,15 @@ from ckpt_cli.files.places import (
     name_of,
     names_in,
     open_file,
+    present,
     size_of,
 )
-from ckpt_cli.files.source import Identity
+from ckpt_cli.files.source import Identity, SourceFile
 from ckpt_cli.files.unchanged import open_to_scan
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.open import read_one
 from ckpt_cli.formats.registry import folder_kind, format_of
-from ckpt_cli.formats.signatures import beginning, is_json_object
+from ckpt_cli.formats.signatures import beginning, documented, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check import entries, shards
 from ckpt_cli.ops.check import hf_config as configs
@@ -202,12 +203,9 @@ class _Worker:
     ) -> tuple[list[Checkpoint], bool]:
         beside = names_in(folder)
         there = set(beside) & set(names)
-        opened: dict[str, Checkpoint] = {}
-        for name in names:
-            if name in there:
-                checkpoint = self._shard(join(folder, name))
-                if checkpoint is not None:
-                    opened[name] = checkpoint
+        lacking = [name for name in names if name not in there]
+        beside += present(folder, lacking) if lacking else []  # a server without lists names few of them
+        opened = self._open_shards(folder, [name for name in names if name in beside])
         strays = {name: self._beside(join(folder, name)) for name in shards.strays_of(names, beside)[: limits.SHARDS]}
         whole = {name: self._beside(join(folder, name)) for name in shards.whole_of(index, names, beside)}
         known = {name: checkpoint for name, checkpoint in strays.items() if checkpoint is not None}
@@ -232,20 +230,23 @@ class _Worker:
         self._opened.callback(checkpoint.close)
         return checkpoint
 
-    def _shard(self, path: str) -> Checkpoint | None:
-        """Open one shard; one that is not a checkpoint at all is a finding too, as the index says that it is one."""
+    def _open_shards(self, folder: str, names: Sequence[str]) -> dict[str, Checkpoint]:
+        """Open shards; one that is not a checkpoint at all is a finding, as the index says that it is one."""
         opener = Opener()
-        file = opener.open(path)
-        self._identities[path] = file.seen
-        try:
-            checkpoint = read_one(file)
-        except FormatError as error:
-            file.close()
-            self._broken(path, error, part=True)
-            return None
+        files = opener.open_all([join(folder, name) for name in names])
+        for file in files:
+            self._opened.callback(file.close)
+            self._identities[file.path] = file.seen
+        read = dict(zip(names, map(self._shard, documented(files)), strict=True))
         opener.release()
-        self._opened.callback(checkpoint.close)
-        return checkpoint
+        return {name: checkpoint for name, checkpoint in read.items() if checkpoint is not None}
+
+    def _shard(self, file: SourceFile) -> Checkpoint | None:
+        try:
+            return read_one(file)
+        except FormatError as error:
+            self._broken(file.path, error, part=True)
+            return None
 
     def _broken(self, path: str, error: FormatError, *, part: bool = False) -> None:
         """Add the finding for an error of a reader; raise an error that is not the checkpoint's fault."""

@@ -14,6 +14,7 @@ from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import fetch
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import Extent, SourceFile
@@ -143,6 +144,7 @@ class Reading:
         answer = self.answer
         for number, (where, member) in enumerate(self._records):
             answer.records.append((where, member, answers.crcs.get(number, 0)))
+        fetch(self._cut_rows(answers))
         for number, (where, tensor) in enumerate(self._tensors):
             found = answers.tallies[number]
             answer.tensors.append((where, tensor, found))
@@ -153,6 +155,19 @@ class Reading:
             self._read_apart(checkpoint, where, tensor, executor)
         answer.tails = list(self._tails(answers))
         return answer
+
+    def _cut_rows(self, answers: Answers) -> dict[SourceFile, list[tuple[int, int]]]:
+        """Return where the rows lie that jobs cut, and that are read again."""
+        found: dict[SourceFile, list[tuple[int, int]]] = {}
+        for number, (_, tensor) in enumerate(self._tensors):
+            lines, storage = answers.tallies[number].lines, tensor.storage
+            if lines is None or storage is None:
+                continue
+            nbytes = _width(tensor) * tensor.dtype.itemsize
+            for row in lines.cut:
+                for extent in storage.extents(tensor.span[0] + row * nbytes, nbytes):
+                    found.setdefault(extent.file, []).append((extent.offset, extent.nbytes))
+        return found
 
     def _read_apart(self, checkpoint: Checkpoint, where: str, tensor: Tensor, executor: Executor) -> None:
         try:

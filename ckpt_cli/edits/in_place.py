@@ -1,0 +1,55 @@
+"""Refusals of edits in place: where files may not be written, or are not the checkpoint's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from ckpt_cli.edits.plan import EditOptions
+from ckpt_cli.errors import RefusedError
+from ckpt_cli.files.outcome import state_hint
+from ckpt_cli.files.places import can_write, is_link
+from ckpt_cli.files.source import SourceFile
+from ckpt_cli.ops.output import require_place
+
+
+def refuse_links(files: Iterable[SourceFile]) -> None:
+    """Raise where a file of a set is a link: what it leads to may be part of another set too."""
+    for file in files:
+        if is_link(file.path):
+            raise RefusedError(
+                "is a symbolic link, and the files of a set are changed where they lie",
+                path=file.path,
+                hint="write the result elsewhere with -o OUT",
+            )
+
+
+def require_writable_at(path: str) -> None:
+    """Raise PermissionError where a dry run is of an edit in place that could not open its file, or write beside it."""
+    require_place(path)
+    if not can_write(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""The errors of a place that may not be written."""
+
+
+@contextmanager
+def hinting_at_outputs(options: EditOptions) -> Iterator[None]:
+    """Note with an error of a place that may not be written that the result can go elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if options.output is None and error.errno in _READ_ONLY:
+            state_hint(error, "-o OUT writes the result to another place, and leaves the file as it is")
+        raise
+
+
+def require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> None:
+    """Raise PermissionError where a file that is to change may not be written."""
+    for file in files:
+        if not (can_write(file.path) if dry_run else file.writable):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)

@@ -1,0 +1,84 @@
+"""Work that waits for servers, done at once for several files instead of for one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from ckpt_cli.files.source import ByteSource, SourceFile
+
+_MOST = 16
+"""Files that are asked for at a time."""
+
+DOCUMENT = 256 << 10
+"""Bytes at the begin, and at the end, of a file that are fetched together: most documents are no longer."""
+
+Ranges = Sequence[tuple[int, int]]
+"""Pairs of the first byte of a range and its bytes."""
+
+
+def is_elsewhere(file: SourceFile) -> bool:
+    """True if reading a file may mean to wait for a server."""
+    return file.fd < 0 and not file.in_memory
+
+
+def fetch(wanted: Mapping[SourceFile, Ranges]) -> None:
+    """Fetch short ranges of several files that will be read, all at once; nothing of what lies on the disk."""
+    there = [(file, ranges) for file, ranges in wanted.items() if ranges and is_elsewhere(file)]
+    if len(there) < 2:
+        for file, ranges in there:
+            file.expect_all(ranges)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(len(there), _MOST)) as pool:
+        list(pool.map(lambda item: item[0].expect_all(item[1]), there))
+
+
+def beginnings(source: ByteSource) -> Iterator[memoryview]:
+    """Yield longer and longer beginnings of a source elsewhere, then all of it; of any other only that."""
+    if is_elsewhere(source.whole):
+        yield from (memoryview(source.read(0, nbytes)) for nbytes in _BEGINNINGS if nbytes < source.size)
+    yield source.view(0, source.size)
+
+
+_BEGINNINGS = (DOCUMENT, 4 << 20, 32 << 20)
+
+
+class Ahead:
+    """Fetches short ranges of items that are asked for one after another: with one of them those that come next.
+
+    After the first few it takes twice as many each time, so that who asks for some items fetches no others, and who
+    asks for all waits rarely.
+    """
+
+    def __init__(self, count: int, ranges_of: Callable[[int], Iterable[tuple[SourceFile, int, int]]]) -> None:
+        self._ranges_of = ranges_of
+        """Gives the ranges of the item of a number: its file, the first byte and the bytes."""
+        self._fetched = bytearray(count)
+        """By number, 1 for the items that were fetched."""
+        self._many = 1
+        self._asked = 0
+
+    def ask(self, number: int) -> None:
+        """Fetch what will be read of an item, unless that was done."""
+        if self._fetched[number]:
+            return
+        wanted: dict[SourceFile, list[tuple[int, int]]] = {}
+        left = self._many
+        while left and 0 <= number < len(self._fetched):
+            for file, begin, nbytes in self._ranges_of(number):
+                wanted.setdefault(file, []).append((begin, nbytes))
+            self._fetched[number] = 1
+            left -= 1
+            number = self._fetched.find(0, number)
+        self._asked += 1
+        if self._asked > _ALONE:
+            self._many = min(2 * self._many, _ITEMS)
+        fetch(wanted)
+
+
+_ITEMS = 256
+"""Items that are fetched together at most."""
+
+_ALONE = 4
+"""Items that are fetched alone at first: a version, a byte order, a pickle, and what somebody asks for by name."""

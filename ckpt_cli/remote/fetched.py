@@ -1,0 +1,234 @@
+"""What was fetched of files elsewhere: pages that are kept, parts that are fetched ahead, and the threads for it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from weakref import WeakSet
+
+PAGE = 16 << 10
+"""Bytes that are kept together."""
+
+_PAGES = (64 << 20) // PAGE
+"""Pages that are kept, of all files together."""
+
+PART = 8 << 20
+"""Bytes of one request of a long read, at most."""
+
+_EXPECTED = 64 << 20
+"""Bytes that are fetched ahead and not yet read, of all files together."""
+
+_REST = 8
+"""The share of a part that may be left unread when it is dropped to make room, as a divisor."""
+
+_WORKERS = 16
+"""Requests at a time."""
+
+
+@cache
+def _workers(process: int) -> ThreadPoolExecutor:  # noqa: ARG001 - threads do not come along when a process forks
+    """Return the threads of a process that fetch; one pool serves all files, and it is made when it is needed."""
+    return ThreadPoolExecutor(_WORKERS, "ckpt-fetch")
+
+
+def workers() -> ThreadPoolExecutor:
+    """Return the threads that fetch."""
+    return _workers(os.getpid())
+
+
+class Part:
+    """A range that is being fetched ahead, or is there."""
+
+    __slots__ = ("_read", "begin", "born", "data", "end", "future", "left")
+
+    def __init__(self, begin: int, end: int, born: int) -> None:
+        self.begin = begin
+        self.end = end
+        self.born = born
+        """Bytes that had been expected before it."""
+        self.left = end - begin
+        """Bytes that have not been read yet."""
+        self.data = bytearray(end - begin)
+        self.future: Future[None] | None = None
+        self._read: list[tuple[int, int]] = []
+        """The ranges that were read, apart from each other and in order."""
+
+    def was_read(self, begin: int, end: int) -> None:
+        """Take a range from what is left to read; bytes may be read more than once, as those of samples are."""
+        kept = []
+        for low, high in self._read:
+            if high < begin or low > end:
+                kept.append((low, high))
+            else:
+                self.left += high - low
+                begin, end = min(low, begin), max(high, end)
+        self.left -= end - begin
+        self._read = sorted([*kept, (begin, end)])
+
+
+_all: WeakSet[Fetched] = WeakSet()
+
+
+def _forked() -> None:
+    for fetched in list(_all):
+        fetched.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class Fetched:
+    """What was fetched of all files of one command or one open checkpoint, and what is being fetched."""
+
+    def __init__(self) -> None:
+        _all.add(self)
+        self.nbytes = 0
+        """Bytes that came over the network, of all files together."""
+        self._lock = threading.Lock()
+        self._pages: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._expected = 0
+        """Bytes under way, or there and not yet read."""
+        self._asked = 0
+        """Bytes that were ever expected."""
+        self._parts: dict[int, list[Part]] = {}
+        self._numbers: dict[object, int] = {}
+
+    def forked(self) -> None:
+        """Begin with the pages only in a process that was forked: the threads that fetch are in the other one."""
+        self._lock = threading.Lock()
+        self._parts = {}
+        self._expected = 0
+
+    def number_of(self, file: object) -> int:
+        """Return the number by which a version of a file is called here."""
+        with self._lock:
+            return self._numbers.setdefault(file, len(self._numbers))
+
+    def count(self, nbytes: int) -> None:
+        """Count bytes that came over the network."""
+        with self._lock:
+            self.nbytes += nbytes
+
+    def page(self, file: int, number: int) -> bytes | None:
+        """Return a page of a file, which is now the one used last; None if it is not there."""
+        with self._lock:
+            found = self._pages.get((file, number))
+            if found is not None:
+                self._pages.move_to_end((file, number))
+            return found
+
+    def missing(self, file: int, first: int, end: int) -> list[tuple[int, int]]:
+        """Return the runs of pages, from one to before another, that are not there."""
+        runs: list[tuple[int, int]] = []
+        with self._lock:
+            for number in range(first, end):
+                if (file, number) in self._pages:
+                    continue
+                if runs and runs[-1][1] == number:
+                    runs[-1] = runs[-1][0], number + 1
+                else:
+                    runs.append((number, number + 1))
+        return runs
+
+    def keep(self, file: int, first: int, data: bytes | bytearray) -> None:
+        """Keep pages of a file from the first one on, which the data begin with; the last may be short."""
+        with self._lock:
+            for at in range(0, len(data), PAGE):
+                self._pages[file, first + at // PAGE] = bytes(data[at : at + PAGE])
+            while len(self._pages) > _PAGES:
+                self._pages.popitem(last=False)
+
+    def expect(self, file: int, begin: int, end: int, fetch: Callable[[Part], None]) -> bool:
+        """Begin to fetch a range of a file, what is under way already left out; False where too much is under way."""
+        with self._lock:
+            parts = self._parts.setdefault(file, [])
+            for low, high in _without(begin, end, parts):
+                self._asked += high - low
+                self._drop_unread()
+                if self._expected + high - low > _EXPECTED:
+                    self._drop_read()
+                if self._expected + high - low > _EXPECTED:
+                    return False
+                part = Part(low, high, self._asked)
+                self._expected += high - low
+                parts.append(part)
+                part.future = workers().submit(fetch, part)
+        return True
+
+    def _drop_unread(self) -> None:
+        """Drop what was fetched long ago and has not been read since, so that it does not stop all that follows."""
+        for parts in self._parts.values():
+            for part in [part for part in parts if self._asked - part.born > 4 * _EXPECTED]:
+                if part.future is not None and part.future.done():
+                    parts.remove(part)
+                    self._expected -= part.end - part.begin
+
+    def _drop_read(self) -> None:
+        """Drop parts of which nearly all was read: the little that lies between what readers want is never read."""
+        for parts in self._parts.values():
+            for part in [part for part in parts if _REST * part.left <= part.end - part.begin]:
+                parts.remove(part)
+                self._expected -= part.end - part.begin
+
+    def part_at(self, file: int, begin: int, end: int) -> tuple[Part | None, int]:
+        """Return the part that has the byte `begin`; else None, and where the next one begins, at most `end`."""
+        with self._lock:
+            following = end
+            for part in self._parts.get(file, ()):
+                if part.begin <= begin < part.end:
+                    return part, part.end
+                if begin < part.begin < following:
+                    following = part.begin
+            return None, following
+
+    def was_read(self, file: int, part: Part, begin: int, end: int) -> None:
+        """Note that a range of a part was read, which goes when all of it was; readers need not come in order."""
+        with self._lock:
+            part.was_read(begin, end)
+            if part.left <= 0:
+                self._remove(file, part)
+
+    def failed(self, file: int, part: Part) -> None:
+        """Drop a part that could not be fetched."""
+        with self._lock:
+            self._remove(file, part)
+
+    def _remove(self, file: int, part: Part) -> None:
+        parts = self._parts.get(file, [])
+        if part in parts:
+            parts.remove(part)
+            self._expected -= part.end - part.begin
+
+    def clear(self) -> None:
+        """Drop the pages, which are fetched again when they are read."""
+        with self._lock:
+            self._pages.clear()
+
+    def forget(self, file: int) -> None:
+        """Drop all that is expected of a file."""
+        with self._lock:
+            for part in self._parts.pop(file, []):
+                self._expected -= part.end - part.begin
+                if part.future is not None:
+                    part.future.cancel()
+
+
+def _without(begin: int, end: int, parts: Sequence[Part]) -> Iterator[tuple[int, int]]:
+    """Yield what is left of a range without some parts, in pieces of at most `PART`."""
+    for part in sorted(parts, key=lambda part: part.begin):
+        if part.end <= begin or part.begin >= end:
+            continue
+        yield from pieces(begin, part.begin)
+        begin = part.end
+    yield from pieces(begin, end)
+
+
+def pieces(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield a range in pieces of at most `PART`."""
+    for low in range(begin, end, PART):
+        yield low, min(low + PART, end)

@@ -1,0 +1,287 @@
+"""A file elsewhere as a source of bytes: pages that are kept, and ranges that are fetched ahead and side by side.
+
+Small reads go through pages of 16 KiB, of which the last used 64 MiB are kept. The first request for a file is for its
+first 256 KiB, and a read within the last 256 KiB fetches all of these: together they have the directory and the pickle
+of most files. Other reads fetch what they need, and twice as much each time while a file is read in order. Long reads
+pass the pages by, in parts that are fetched side by side. `expect` begins to fetch a part; at most 64 MiB are under
+way, or there and not yet read.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+
+from ckpt_cli.errors import TruncatedError
+from ckpt_cli.remote.fetched import PAGE, PART, Fetched, Part, pieces, workers
+from ckpt_cli.remote.store import Object
+
+BEGINNING = 256 << 10
+"""Bytes of the first request for a file, and of the one for its end."""
+
+_AHEAD = 4 << 20
+"""Bytes that one request fetches at most while a file is read in order by small reads."""
+
+_LONG = 1 << 20
+"""Bytes from which on a read passes the pages by."""
+
+_SHORTEST = 64 << 10
+"""Bytes that one request of `expect` fetches at least."""
+
+_SMALL = 32 << 20
+"""Bytes that one call of `expect_all` fetches at most: half of what is kept."""
+
+_GAP = 32 << 10
+"""Bytes between two small ranges up to which one request fetches both."""
+
+
+class RemoteFile:
+    """A file elsewhere, of one version; raises ChangedError where its server has another one.
+
+    It can be pickled, and is opened in another process without a request.
+    """
+
+    begin = 0
+    in_memory = False
+    fd = -1
+    writable = False
+
+    def __init__(self, path: str, found: Object, fetched: Fetched, key: object = None) -> None:
+        """Of a `path` that is one file's only among all that share what was fetched, unless a `key` is."""
+        self.path = path
+        self.size = found.version.size
+        """Bytes in it."""
+        self.seen = identity_of(found)
+        """What stands for the identity of a file on the disk."""
+        self.was_read = False
+        self.on_read: Callable[[], None] | None = None
+        self._object = found
+        self._fetched = fetched
+        self._key = fetched.number_of((key or path, found.version))
+        self._next = -1
+        """The page after those that were fetched last; -1 before the first."""
+        self._reach = -1
+        """The byte before which everything near it is expected."""
+        self._step = _SHORTEST
+        """Bytes that are expected at least, while short ranges are expected in order."""
+        self._run = PAGE
+        """Bytes that the last miss fetched, while the file is read in order."""
+
+    @property
+    def whole(self) -> RemoteFile:
+        """The file itself."""
+        return self
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Return exactly `nbytes` bytes from `offset`; raises TruncatedError where the file is too short."""
+        self.check(offset, nbytes)
+        if nbytes <= PAGE - offset % PAGE and nbytes:
+            page = self._fetched.page(self._key, offset // PAGE)
+            if page is not None:
+                return page[offset % PAGE : offset % PAGE + nbytes]
+        data = bytearray(nbytes)
+        self.read_into(memoryview(data), offset)
+        return bytes(data)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes from `offset`; raises TruncatedError where the file is too short."""
+        end = offset + len(buffer)
+        self.check(offset, len(buffer))
+        at = offset
+        while at < end:
+            part, until = self._fetched.part_at(self._key, at, end)
+            if part is None:
+                self._fill(buffer[at - offset : until - offset], at)
+            else:
+                until = min(until, end)
+                self._take(part, buffer[at - offset : until - offset], at)
+            at = until
+
+    def _take(self, part: Part, buffer: memoryview, offset: int) -> None:
+        """Copy from a part that was expected, once it is there."""
+        assert part.future is not None
+        try:
+            part.future.result()
+        except BaseException:
+            self._fetched.failed(self._key, part)
+            raise
+        buffer[:] = memoryview(part.data)[offset - part.begin : offset - part.begin + len(buffer)]
+        self._fetched.was_read(self._key, part, offset, offset + len(buffer))
+
+    def _fill(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from pages, and from the server where it is long."""
+        end = offset + len(buffer)
+        if len(buffer) < _LONG:
+            self._fetch_pages(offset, end)
+        at = offset
+        while at < end and (page := self._fetched.page(self._key, at // PAGE)) is not None:
+            piece = page[at % PAGE : at % PAGE + end - at]
+            buffer[at - offset : at - offset + len(piece)] = piece
+            at += len(piece)
+        if at < end:
+            self._fetch(buffer[at - offset :], at)
+
+    def _ask(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer by one request, and count its bytes."""
+        self._object.read_into(buffer, offset)
+        self._fetched.count(len(buffer))
+
+    def _fetch(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from the server, in parts side by side."""
+        parts = list(pieces(offset, offset + len(buffer)))
+        fetching = [workers().submit(self._ask, buffer[low - offset : high - offset], low) for low, high in parts[1:]]
+        try:
+            low, high = parts[0]
+            self._ask(buffer[: high - low], low)
+        finally:
+            for future in fetching:
+                future.cancel()
+            for future in fetching:
+                if not future.cancelled():
+                    future.exception()
+        for future in fetching:
+            future.result()
+
+    def _fetch_pages(self, begin: int, end: int) -> None:
+        """Fetch the pages of a range that are not there, and more where the file is read in order."""
+        runs = self._fetched.missing(self._key, begin // PAGE, -(-end // PAGE))
+        if not runs:
+            return
+        first, last = runs[0][0], runs[-1][1]
+        tail = max(self.size - BEGINNING, 0) // PAGE
+        if first >= tail:
+            first, last = tail, -(-self.size // PAGE)
+        elif self._next < 0 and not first:
+            last = max(last, BEGINNING // PAGE)
+        elif first == self._next:
+            self._run = min(2 * self._run, _AHEAD)
+            last = max(last, first + self._run // PAGE)
+        else:
+            self._run = PAGE
+        self._fetch_run(first, last)
+        self._next = last
+
+    def _fetch_run(self, first: int, last: int) -> None:
+        """Fetch pages by one request, and keep them."""
+        low, high = first * PAGE, min(last * PAGE, self.size)
+        data = bytearray(high - low)
+        self._ask(memoryview(data), low)
+        self._fetched.keep(self._key, first, data)
+
+    def keep(self, data: bytes) -> None:
+        """Keep bytes that came, and that the file begins with: whole pages or all of it."""
+        self._fetched.count(len(data))
+        self._fetched.keep(self._key, 0, data)
+
+    def begin_to_read(self) -> None:
+        """Fetch its beginning, unless that is there."""
+        last = -(-min(self.size, BEGINNING) // PAGE)
+        for run in self._fetched.missing(self._key, 0, last):
+            self._fetch_run(*run)
+
+    def view(self, offset: int, nbytes: int) -> memoryview:
+        """Return the bytes as a read-only view of a copy in memory."""
+        if nbytes <= PAGE:
+            return memoryview(self.read(offset, nbytes))
+        self.check(offset, nbytes)
+        data = bytearray(nbytes)
+        self.read_into(memoryview(data), offset)
+        return memoryview(data).toreadonly()
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Begin to fetch a range that will be read, unless much is under way already; never waits.
+
+        A short range becomes a longer one, as those who read a file in order expect the ranges behind it next; twice
+        as long each time that they do.
+        """
+        end = min(offset + nbytes, self.size)
+        if not 0 <= offset < end:
+            return
+        runs = self._fetched.missing(self._key, offset // PAGE, -(-end // PAGE))
+        if not runs:
+            return
+        offset = max(offset, runs[0][0] * PAGE)
+        if runs[-1][1] * PAGE < end:
+            end = runs[-1][1] * PAGE
+        elif offset > self._reach or end < self._reach - _LONG:
+            self._step = _SHORTEST
+            end = min(max(end, offset + self._step), self.size)
+        elif end > self._reach:
+            self._step = min(2 * self._step, _LONG)
+            end = min(max(end, self._reach + self._step), self.size)
+        if self._fetched.expect(self._key, offset, end, self._fetch_part):
+            self._reach = max(end, self._reach) if offset <= self._reach else end
+
+    def _fetch_part(self, part: Part) -> None:
+        self._ask(memoryview(part.data), part.begin)
+
+    def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch many small ranges side by side, and keep them as pages; waits until they are there.
+
+        Of more than 32 MiB only the first ones are fetched.
+        """
+        wanted = [(offset, min(offset + nbytes, self.size)) for offset, nbytes in ranges]
+        found: list[tuple[int, int]] = []
+        for offset, end in sorted(wanted):
+            if 0 <= offset < end:
+                found += self._fetched.missing(self._key, offset // PAGE, -(-end // PAGE))
+        runs: list[tuple[int, int]] = []
+        room = _SMALL // PAGE
+        for first, last in found:
+            if runs and first <= runs[-1][1] + _GAP // PAGE and last - runs[-1][0] <= PART // PAGE:
+                room -= max(last - runs[-1][1], 0)
+                runs[-1] = runs[-1][0], max(last, runs[-1][1])
+            else:
+                room -= last - first
+                runs.append((first, last))
+            if room < 0:
+                break
+        for future in [workers().submit(self._fetch_run, first, last) for first, last in runs]:
+            future.result()
+
+    def check(self, offset: int, nbytes: int) -> None:
+        """Raise TruncatedError for a range that is not all there."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise TruncatedError(
+                f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path
+            )
+
+    def note_read(self) -> None:
+        """Note that a value is read."""
+        self.on_read, self.was_read = None, True
+
+    def has_changed(self) -> bool:
+        """Return False: every reply is compared with the version, and one of another version is an error."""
+        return False
+
+    def is_whole(self) -> bool:
+        """Return True, as for `has_changed`."""
+        return True
+
+    def forget(self) -> None:
+        """Do nothing: views are copies."""
+
+    def close(self) -> None:
+        """Drop what is fetched ahead."""
+        self._fetched.forget(self._key)
+
+    def __reduce__(self) -> tuple[Callable[[str, bytes], RemoteFile], tuple[str, bytes]]:
+        return _reopened, (self.path, pickle.dumps(self._object))
+
+
+def identity_of(found: Object) -> tuple[int, int, int, int]:
+    """Return a number for the version of a file, in the form of the identity of a file on the disk."""
+    version = found.version
+    return 0, int.from_bytes((version.tag or version.changed).encode()[:256], "big"), version.size, 0
+
+
+@lru_cache(maxsize=1024)
+def _reopened(path: str, found: bytes) -> RemoteFile:
+    """Return a file that was sent to this process: the same each time, so that what it fetched is kept."""
+    return RemoteFile(path, pickle.loads(found), _fetched_of_process(), key=found)  # noqa: S301 - of our own process
+
+
+@cache
+def _fetched_of_process() -> Fetched:
+    return Fetched()
