@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _PIECE = 8 << 20
 """Bytes that are handed to an upload at a time."""
 
-_LAST = re.compile(r".*\.index\.json|.*\.metadata")
+_LAST = r".*\.index\.json|.*\.metadata"
 """Names of files that say what is in others."""
 
 _READ_ONLY = {
@@ -164,12 +164,12 @@ class _StagedFolder(NewFolder):
 
     def release(self, name: str) -> None:
         """Send a file and remove it here, unless it is one of those that go last."""
-        if not _LAST.fullmatch(name):
+        if not re.fullmatch(_LAST, name):
             self._send(name)
 
     def send_rest(self) -> None:
         """Send all files that are there, those that say what is in the others last, and remove what is stale."""
-        names = sorted(os.listdir(self.path), key=lambda name: (bool(_LAST.fullmatch(name)), name))
+        names = sorted(os.listdir(self.path), key=lambda name: (bool(re.fullmatch(_LAST, name)), name))
         for name in names:
             self._send(name)
         self.outcome = Outcome.DONE
@@ -186,7 +186,7 @@ class _StagedFolder(NewFolder):
 
     def _send(self, name: str) -> None:
         self.close(name)
-        if name in self._there or (self._there and _LAST.fullmatch(name)):
+        if name in self._there or (self._there and re.fullmatch(_LAST, name)):
             self._begin_to_replace()
         path = os.path.join(self.path, name)
         self._sent.append(name)  # before it is: an interrupt may come between
@@ -199,7 +199,7 @@ class _StagedFolder(NewFolder):
         if self.outcome is Outcome.UNCHANGED:
             self.outcome = Outcome.REPLACING
             for name in sorted(self._there):
-                if _LAST.fullmatch(name) and self._stale is not None and self._stale.fullmatch(name):
+                if re.fullmatch(_LAST, name) and self._stale is not None and self._stale.fullmatch(name):
                     _place(self._target).remove(join(self._target, name))
 
 

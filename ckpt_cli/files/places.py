@@ -176,10 +176,10 @@ def matching(pattern: str) -> list[str]:
     if pattern.startswith(("http://", "https://")):
         return [pattern] if exists(pattern) else []
     folder, name = folder_of(pattern), (posixpath if SEPARATOR in pattern else os.path).basename(pattern)
-    if not name or not _GLOB.search(pattern):
+    if not name or not re.search(_GLOB, pattern):
         return [pattern] if exists(pattern) else []
-    folders = matching(folder) if _GLOB.search(folder) else [folder]
-    if not _GLOB.search(name):
+    folders = matching(folder) if re.search(_GLOB, folder) else [folder]
+    if not re.search(_GLOB, name):
         return [path for each in folders if exists(path := join(each, name))]
     from fnmatch import translate  # to an expression that never backtracks
 
@@ -191,7 +191,7 @@ def matching(pattern: str) -> list[str]:
     return found
 
 
-_GLOB = re.compile(r"[*?\[]")
+_GLOB = r"[*?\[]"
 """What makes a pattern of a path."""
 
 

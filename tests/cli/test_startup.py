@@ -204,7 +204,7 @@ ROOMS: dict[str, dict[str, int]] = {
     "ls small.safetensors": {"": 12, "cli": 11, "render": 6, "files": 12, "model": 1, "formats": 6, "ops": 3},
     "show small.pt": {"": 14, "cli": 10, "render": 7, "files": 12, "model": 1, "formats": 9, "ops": 2, "pickles": 25,
                       "arrays": 3},
-    "set -n small.pt 0.bias[0]=1": {"": 16, "cli": 11, "render": 4, "files": 23, "model": 2, "formats": 11, "ops": 4,
+    "set -n small.pt 0.bias[0]=1": {"": 16, "cli": 11, "render": 4, "files": 23, "model": 3, "formats": 12, "ops": 4,
                                     "pickles": 25, "arrays": 4, "edits": 9, "parallel": 1},
     "info small.pt": {"": 14, "cli": 12, "render": 6, "files": 12, "model": 1, "formats": 11, "ops": 6, "pickles": 25,
                       "parallel": 1},
