@@ -257,3 +257,21 @@ def test_check_finds_missing_ranks_other_saves_and_sums_that_do_not_fit(tmp_path
     (finding,) = [each for each in check(str(path)).findings if each.severity == "error"]
     assert finding.code == "ranks"
     assert "its parameters need" in finding.message
+
+
+def test_model_states_of_stage_3_alone_are_no_model(tmp_path: Path) -> None:
+    path = run(tmp_path, 3)
+    for rank in range(4):
+        (path / "global_step7" / optim_name(rank)).unlink()
+    refused(path, RanksError, "files of optimizer states are missing")
+    other = zero_folder(tmp_path / "two", 2, 1, [numbered([(2,)])])
+    (other / "global_step7" / optim_name(0)).unlink()
+    assert values_of(other)["p0"].dtype == torch.bfloat16  # stage 2 has them whole, in half precision
+
+
+def test_a_universal_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "global_step7_universal"
+    (folder / "zero" / "p0").mkdir(parents=True)
+    torch.save({"module": {"p0": torch.empty(0)}}, folder / "mp_rank_00_model_states.pt")
+    torch.save({"param": torch.ones(2)}, folder / "zero" / "p0" / "fp32.pt")
+    refused(folder, UnsupportedError, "universal checkpoint")

@@ -79,6 +79,11 @@ def _found(path: str, folder: str, within: Sequence[str]) -> tuple[list[str], li
         raise MalformedError("a folder of DeepSpeed or Megatron without a file of a rank", path=folder)
     if len(models) + len(optims) > limits.SHARDS:
         raise LimitError(f"it has {len(models) + len(optims)} files", path=folder)
+    if not optims and "zero" in within and is_folder(join(folder, "zero")):
+        raise UnsupportedError(
+            "a universal checkpoint of DeepSpeed: each parameter is in a folder of its own below zero/", path=folder,
+            hint=f"name one of its files, such as {quoted(join(folder, 'zero/NAME/fp32.pt'))}; {as_files(path)}",
+        )  # fmt: skip
     experts = [name for name in (*models, *optims) if _EXPERT.search(name)]
     if experts:
         raise UnsupportedError(

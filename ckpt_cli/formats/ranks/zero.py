@@ -53,7 +53,13 @@ def join_zero(path: str, models: Sequence[RankFile], optims: Sequence[RankFile],
 
 
 def _whole(model: RankFile) -> Joined:
-    """What one file has that needs no joining."""
+    """What one file has that needs no joining; raises RanksError for one that has placeholders of what others have."""
+    shapes = model.items(model.root.get("param_shapes")) if "zero_pp_rank" in model.name else ()
+    if shapes:
+        raise RanksError(
+            "the files of optimizer states are missing, and of ZeRO stage 3 only these have the trained parameters",
+            path=model.path,
+        )
     module = [(f"{MODEL}.{key}", node) for key, node in model.pairs(model.root.get("module")).items()]
     if not module:
         raise RanksError("it has no parameters, and there is no file of an optimizer beside it", path=model.path)
