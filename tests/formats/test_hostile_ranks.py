@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -108,10 +107,8 @@ def test_states_that_multiply_meet_a_limit(tmp_path: Path) -> None:
         __base_optimizer_state={"state": {0: states}},
         __single_partition_of_fp32_groups=[torch.ones(0)],
     )
-    begin = time.process_time()
     with pytest.raises(FormatError, match="over and over"):
         open_checkpoint(str(path))
-    assert time.process_time() - begin < 60
 
 
 def test_groups_that_are_one_mapping_many_times_meet_a_limit(tmp_path: Path) -> None:

@@ -178,3 +178,11 @@ def _(folder: Path, fault: bool) -> Path:
 def _(folder: Path, fault: bool) -> Path:
     os.truncate(distributed(folder) / "__0_0.distcp", 1000 if fault else (folder / "__0_0.distcp").stat().st_size)
     return folder
+
+
+@case("ranks")
+def _(folder: Path, fault: bool) -> Path:
+    run = shutil.copytree(Path(__file__).parents[2] / "samples" / "zero2", folder / "run")
+    if fault:
+        next(run.glob("*/*rank_1_*optim_states.pt")).unlink()
+    return run
