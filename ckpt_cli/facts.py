@@ -2,9 +2,9 @@
 
 The standard one compiles up to six methods for each class, which took a third of the start of `ckpt ls`. Here only
 `__init__` is compiled, when the first object of the class is made, as most commands make objects of few classes; the
-other methods are shared, and look at the fields when they are called. For the type checker
-this is the standard decorator, so that it refuses assignments to frozen fields. At run time nothing does: so an object
-is made several times as fast, and a large file has 100,000 of them.
+other methods are shared, and look at the fields when they are called. For the type checker this is the standard
+decorator, so that it refuses assignments to frozen fields. At run time nothing does: so an object is made several times
+as fast, and a large file has 100,000 of them. A class with `__post_init__`, which nothing would call, is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ else:
         """Return a decorator with the parameters of `dataclasses.dataclass`, those that facts need."""
 
         def make(plain):
+            if hasattr(plain, "__post_init__"):
+                raise TypeError(f"{plain.__qualname__}: facts have no __post_init__")
             hash_given = plain.__dict__.get("__hash__") is not None
             settings = {"slots": slots, "kw_only": kw_only, "order": order, "eq": order}
             made = dataclasses.dataclass(init=False, repr=False, **settings)(plain)

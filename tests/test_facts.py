@@ -113,3 +113,14 @@ def test_a_fact_is_the_same_in_another_process() -> None:
     for fact in (Extent(1, 2, 3), Tensor("a", BY_NAME["float32"], (2,), (1,)), storage):
         again = pickle.loads(pickle.dumps(fact))
         assert dataclasses.astuple(again) == dataclasses.astuple(fact)
+
+
+def test_a_class_whose_post_init_nothing_would_call_is_refused() -> None:
+    class Late:
+        value: int
+
+        def __post_init__(self) -> None:
+            self.value = 1
+
+    with pytest.raises(TypeError, match="Late: facts have no __post_init__"):
+        ckpt_cli.facts.dataclass()(Late)
