@@ -36,13 +36,16 @@ _COUNT = (Column("count", right=True),)
 _TIES = 4_000_000
 """Names in all that `tied_with` of the JSON spells out."""
 
+_TIED_TEXT = 200_000_000
+"""Characters of these names in all."""
+
 
 def to_json(listing: Listing, rows: Sequence[Entry | Fold], cut: Salvaged | None = None) -> dict[str, object]:
     """Return the listing as docs/json.md describes it, each entry made when its turn comes.
 
     Of a `cut` file it says what is lost. Raises UnsupportedError if the entries name too many tied ones.
     """
-    if sum(len(listing.tied.get(row.name, ())) for row in rows) > _TIES:
+    if _is_beyond(listing.tied, rows):
         raise UnsupportedError(
             "too many names are tied to list each with all the others",
             hint="ckpt ties FILE lists each group once",
@@ -61,6 +64,19 @@ def to_json(listing: Listing, rows: Sequence[Entry | Fold], cut: Salvaged | None
         "nbytes": listing.nbytes,
         **lost,
     }
+
+
+def _is_beyond(tied: Mapping[str, list[str]], rows: Sequence[Entry | Fold]) -> bool:
+    """True if the names with which the rows are tied are more than are written."""
+    lengths: dict[int, int] = {}
+    count = text = 0
+    for row in rows:
+        if (names := tied.get(row.name)) is not None:
+            if id(names) not in lengths:
+                lengths[id(names)] = sum(map(len, names))
+            count += len(names)
+            text += lengths[id(names)]
+    return count > _TIES or text > _TIED_TEXT
 
 
 def _row_json(row: Entry | Fold, tied: Mapping[str, list[str]]) -> dict[str, object]:

@@ -186,3 +186,14 @@ def test_waste_tells_bytes_used_and_not(tmp_path: Path, ckpt: Ckpt) -> None:
     assert answered(ckpt, "ls", "--waste", tmp_path / "a.pt")["waste"] == [
         {"storage": "0", "nbytes": 400, "used": 40, "names": ["part"], "waste": 360}
     ]
+
+
+def test_long_names_that_are_all_tied_are_not_each_listed_with_all_others(tmp_path: Path, ckpt: Ckpt) -> None:
+    names = [f"{'block.' * 500}{number}" for number in range(300)]
+    one = torch.ones(2)
+    torch.save(dict.fromkeys(names, one), tmp_path / "m.pt")
+    answer = ckpt("ls", "--json", tmp_path / "m.pt")
+    assert (answer.code, answer.out) == (2, "")
+    assert "too many names are tied to list each with all the others" in answer.err
+    few = json.loads(ckpt("ls", "--json", tmp_path / "m.pt", names[0], names[7]).out)
+    assert [len(entry["tied_with"]) for entry in few["entries"]] == [299, 299]
