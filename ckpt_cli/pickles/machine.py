@@ -145,6 +145,17 @@ class Machine:
             raise LimitError(f"has a line of over {limits.INLINE_BYTES} bytes")
         raise TruncatedError("ends within a line")
 
+    def two_lines(self, begin: int) -> tuple[bytes, bytes]:
+        """The line that begins there and the one after it, without their newlines."""
+        found = bytes(self.data[begin : begin + _LINE]).split(b"\n", 2)
+        if len(found) < 3 or len(found[0]) > SHORT or len(found[1]) > SHORT:
+            first = self.line(begin)
+            return first, self.line(begin + len(first) + 1)
+        self.lines += 2
+        if self.lines > limits.PICKLE_LINES:
+            raise LimitError(f"has more than {limits.PICKLE_LINES} lines")
+        return found[0], found[1]
+
     def text_line(self, begin: int) -> tuple[object, int]:
         """The node of a str that is a line, and the position after it; a long one is left where it is."""
         end = self._line_end(begin)

@@ -114,6 +114,10 @@ def _layout(parts: Sequence[bytes], digits: int) -> str:
     return f"{len(parts[0])}s{digits}s" + "".join(f"{len(part)}sI" for part in parts[1:])
 
 
+_CHECK_EVERY = 20_000
+"""Opcodes of rows between two looks at the memory, each of which takes as long as some hundred of them."""
+
+
 class Rows:
     """The templates of a pickle's rows, and how many rows there are."""
 
@@ -124,6 +128,7 @@ class Rows:
         self.opcodes = 0
         """Opcodes of all rows."""
         self._blocks = blocks
+        self._next_check = 0
         self._templates: dict[tuple[int | bytes, ...], Template | None] = {}
 
     def count(self, rows: int, opcodes: int) -> None:
@@ -132,7 +137,9 @@ class Rows:
         self._blocks -= rows * _BLOCKS
         if self.opcodes > limits.PICKLE_OPCODES:
             raise LimitError(f"has more than {limits.PICKLE_OPCODES} opcodes")
-        self.check_blocks()
+        if self.opcodes >= self._next_check:
+            self._next_check = self.opcodes + _CHECK_EVERY
+            self.check_blocks()
 
     def check_blocks(self) -> None:
         """Raise LimitError for more objects than a checkpoint needs."""

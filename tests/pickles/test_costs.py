@@ -3,6 +3,7 @@
 import cProfile
 import io
 import pstats
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,3 +107,16 @@ def test_a_rename_walks_the_graph_once_and_writes_the_pickle_once(
     assert ckpt("rename", path, "--strip", "model").code == 0
     assert sorted(done) == ["walk", "write"]
     assert set(torch.load(path)) == {name.removeprefix("model.") for name in saved(20)}
+
+
+def test_the_memory_is_looked_at_rarely_while_states_of_an_optimizer_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {number: {"exp_avg": torch.ones(1), "step": number} for number in range(2_000)}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        data = archive.read("archive/data.pkl")
+    looks = []
+    look = sys.getallocatedblocks
+    monkeypatch.setattr(sys, "getallocatedblocks", lambda: looks.append(1) or look())
+    read_pickle(data)
+    assert 1 <= len(looks) <= 20

@@ -325,10 +325,9 @@ def _binpersid(m: Machine, pos: int) -> int:
 
 
 def _two_lines(m: Machine, pos: int) -> tuple[str, str, int]:
-    module = m.line(pos)
-    pos += len(module) + 1
-    name = m.line(pos)
-    return module.decode("utf-8", "surrogateescape"), name.decode("utf-8", "surrogateescape"), pos + len(name) + 1
+    module, name = m.two_lines(pos)
+    after = pos + len(module) + len(name) + 2
+    return module.decode("utf-8", "surrogateescape"), name.decode("utf-8", "surrogateescape"), after
 
 
 def _text(node: object) -> str:
