@@ -146,7 +146,7 @@ def _deep_names(levels: int, each: int) -> bytes:
     return _packed({f"{prefix}.w{n}": tensor("0", (1,)) for n in range(each)}, {"0": bytes(4)})
 
 
-def _groups(count: int) -> bytes:
+def groups(count: int) -> bytes:
     """State of an optimizer, with as many entries."""
     one, none = tensor("0", (1,)), tensor("0", (), numel=1)
     state = {n: {"step": none, "exp_avg": one, "exp_avg_sq": one} for n in range(count)}
@@ -197,7 +197,7 @@ BUILDS: dict[str, Build] = {
     "storage_of_zeros": _file("a.pt", lambda: _zeros(200_000_000)),
     "storage_matrix_of_zeros": _file("a.pt", lambda: _zeros(100_000_000, 2)),
     "deep_names": _file("a.pt", lambda: _deep_names(900, 2_000)),
-    "optimizer": _file("a.pt", lambda: _groups(20_000)),
+    "optimizer": _file("a.pt", lambda: groups(20_000)),
     "nested_lists": _file("a.pt", lambda: _nested_lists(400, 100)),
     "objects": _file("a.pt", lambda: _objects(150_000)),
     "numbers": _file("a.pt", lambda: _packed({f"k{n}": n for n in range(300_000)}, {})),
