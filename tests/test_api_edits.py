@@ -73,9 +73,9 @@ def test_an_edit_reports_and_writes_what_its_command_does(
         (tmp_path / folder).mkdir()
         shutil.copy(trained, tmp_path / folder / "a.pt")
     monkeypatch.chdir(tmp_path / "command")
-    told = json.loads(ckpt(case.split()[0], "a.pt", *arguments, "--json").out)
+    reported = json.loads(ckpt(case.split()[0], "a.pt", *arguments, "--json").out)
     monkeypatch.chdir(tmp_path / "python")
-    assert call(Path("a.pt")) == told
+    assert call(Path("a.pt")) == reported
     files = [
         {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.name[0] != "."}
         for folder in ("command", "python")
@@ -89,9 +89,9 @@ def test_meta_undo_and_index_report_what_their_commands_do(plain: Path, tmp_path
     done = ckpt_cli.meta(plain, {"a=b": "c=d"}, delete="note", backup=True)
     assert done["backup"] == f"{plain}.bak"
     assert ckpt_cli.meta(plain) == {"format": "pt", "a=b": "c=d"}
-    told = json.loads(ckpt("undo", str(plain), "-n", "--json").out)
-    assert ckpt_cli.undo(plain, dry_run=True) == told
-    assert ckpt_cli.undo(plain)["verb"] == told["verb"]
+    reported = json.loads(ckpt("undo", str(plain), "-n", "--json").out)
+    assert ckpt_cli.undo(plain, dry_run=True) == reported
+    assert ckpt_cli.undo(plain)["verb"] == reported["verb"]
     assert plain.read_bytes() == old
     with pytest.raises(ckpt_cli.CkptError, match="metadata is text"):
         ckpt_cli.meta(plain, {"n": 1})  # type: ignore[dict-item]

@@ -80,9 +80,9 @@ def test_stats_are_those_of_torch_and_of_the_command(trained: Path, ckpt: Ckpt) 
     with ckpt_cli.open(trained) as checkpoint:
         found = checkpoint.stats(total=True, percentiles=True)
         some = checkpoint.stats("state_dict.layers", exclude="*.0.*", sort="std", jobs=1)
-    told = json.loads(ckpt("stats", "--json", "--percentiles", str(trained)).out)["tensors"]
+    reported = json.loads(ckpt("stats", "--json", "--percentiles", str(trained)).out)["tensors"]
     keys = ["name", "dtype", "numel", "min", "max", "mean", "std", "norm", "zeros", "nan", "inf", "outlier", "p50"]
-    assert [[row[key] for key in keys] for row in found.rows()] == [[row[key] for key in keys] for row in told]
+    assert [[row[key] for key in keys] for row in found.rows()] == [[row[key] for key in keys] for row in reported]
     weight = torch.load(trained)["state_dict"]["layers.0.weight"]
     assert found.rows()[0]["std"] == pytest.approx(weight.double().std().item())
     assert found.rows()[0]["shape"] == (4, 5)
@@ -114,8 +114,8 @@ def test_diff_takes_paths_and_open_checkpoints(trained: Path, tmp_path: Path, ck
         assert ckpt_cli.diff(a, a).equal
         assert ckpt_cli.diff(a, b, "state_dict", exclude=["*.1.*"]).equal
         assert ckpt_cli.diff(a, b, "state_dict", atol=2).equal
-    told = json.loads(ckpt("diff", "--json", str(trained), str(tmp_path / "b.pt")).out)
-    assert [change.name for change in found.changed] == [change["name"] for change in told["changed"]]
+    reported = json.loads(ckpt("diff", "--json", str(trained), str(tmp_path / "b.pt")).out)
+    assert [change.name for change in found.changed] == [change["name"] for change in reported["changed"]]
     rows = {row["name"]: row for row in found.rows()}
     assert {name: row["what"] for name, row in rows.items()} == {
         "state_dict.layers.1.weight": "value", "epoch": "entry", "extra": "only in b"}  # fmt: skip
@@ -139,9 +139,9 @@ def test_match_is_that_of_the_command_with_rows_and_commands(trained: Path, tmp_
     torch.save(model | {"module.layers.0.weight": torch.ones(4, 6)}, tmp_path / "b.pt")
     b = tmp_path / "b.pt"
     found = ckpt_cli.match(trained, b)
-    told = json.loads(ckpt("match", "--json", trained, b).out)
-    assert (found.loads, found.commands) == (told["loads"], [cure["command"] for cure in told["cures"]])
-    assert [row["name"] for row in found.rows() if row["what"] == "missing"] == told["missing"]
+    reported = json.loads(ckpt("match", "--json", trained, b).out)
+    assert (found.loads, found.commands) == (reported["loads"], [cure["command"] for cure in reported["cures"]])
+    assert [row["name"] for row in found.rows() if row["what"] == "missing"] == reported["missing"]
     (tmp_path / "b.json").write_text(ckpt("ls", "--json", b).out)
     with ckpt_cli.open(trained) as opened, ckpt_cli.open(b) as other:
         assert ckpt_cli.match(opened, other).rows() == found.rows()
@@ -159,9 +159,9 @@ def test_series_is_that_of_the_command_with_a_row_for_each_tensor_and_file(tmp_p
     for step in (100, 20):
         torch.save({"w": torch.full((3,), float(step)), "step": step}, tmp_path / f"{step}.pt")
     found = ckpt_cli.series(tmp_path)
-    told = json.loads(ckpt("series", "--json", tmp_path).out)["points"]
+    reported = json.loads(ckpt("series", "--json", tmp_path).out)["points"]
     keys = ["name", "path", "step", "norm", "change", "max", "nan", "dtype", "numel"]
-    assert [[row[key] for key in keys] for row in found.rows()] == [[row[key] for key in keys] for row in told]
+    assert [[row[key] for key in keys] for row in found.rows()] == [[row[key] for key in keys] for row in reported]
     assert [(row["step"], row["change"]) for row in found.rows()] == [(20, None), (100, 4.0)]
     with ckpt_cli.open(tmp_path / "20.pt") as early:
         given = [early, tmp_path / "100.pt"]
@@ -197,9 +197,9 @@ def test_scan_gives_the_findings_and_runs_nothing(tmp_path: Path) -> None:
 def test_hash_is_that_of_the_command_and_verifies_its_output(trained: Path, tmp_path: Path, ckpt: Ckpt) -> None:
     printed = ckpt("hash", "--json", str(trained)).out
     (tmp_path / "m.json").write_text(printed)
-    told = json.loads(printed)
+    reported = json.loads(printed)
     found = ckpt_cli.hash(trained)
-    assert (found.algorithm, found.checkpoint, found.tensors) == ("blake3", told["checkpoint"], told["tensors"])
+    assert (found.algorithm, found.checkpoint, found.tensors) == ("blake3", reported["checkpoint"], reported["tensors"])
     assert found.rows()[0] == {
         "name": "state_dict.layers.0.weight",
         "hash": found.tensors["state_dict.layers.0.weight"],

@@ -8,7 +8,7 @@ of an object, is `url.shown(address)`, in which nothing is secret.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -98,7 +98,3 @@ class Store(Protocol):
 
     def remove(self, path: str) -> None:
         """Remove a file; where there is none, nothing happens. Raises UnsupportedError as `upload` does."""
-
-
-StoreMaker = Callable[[str], Store]
-"""Makes the store of a scheme; each of `http`, `https`, `hf`, `s3`, `gs`, `az`, `abfs` and `abfss` has one."""

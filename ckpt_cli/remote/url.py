@@ -37,9 +37,6 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _QUERIED = ("http", "https")
 """The schemes whose addresses have users, passwords, queries and quoted characters."""
 
-_SECRETS = re.compile(r"(?i)\b(https?://)(?:[^\s/?#@]+@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
-"""A URL in a text: its scheme, what comes after user and password, and the query."""
-
 
 def scheme_of(path: str) -> str | None:
     """Return the scheme of a path in lower case; None for a path of the disk."""
@@ -59,11 +56,6 @@ def store_for(scheme: str) -> Store:
 def shown(address: str) -> str:
     """Return the path of an address for messages: without user and password, `?…` for a query."""
     return _parts(address)[0]
-
-
-def without_secrets(text: str) -> str:
-    """Return a text in which every URL is as `shown` gives it."""
-    return _SECRETS.sub(lambda found: found[1] + found[2] + (_CUT if found[3] else ""), text)
 
 
 def user_of(address: str) -> tuple[str, str] | None:

@@ -172,10 +172,10 @@ class Shortener:
         shown: list[bool] = []
         parts: list[tuple[int, int]] = []
         for kind in kinds:
-            of_part, told = self._by_number[kind]
+            of_part, apart = self._by_number[kind]
             parts.append((len(widths), len(widths) + len(of_part)))
             widths += of_part
-            shown += told
+            shown += apart
         name = _Name(widths, shown, parts)
         name.width = name.local(0, len(shown))
         return name

@@ -207,7 +207,7 @@ def template_in(data: memoryview, where: str) -> Iterator[Oddity]:
 
 
 def code_of_repository(value: bytes, where: str) -> Iterator[Oddity]:
-    """A class that transformers takes from Python files of a repository, where it is told to trust them."""
+    """A class that transformers takes from Python files of a repository, where it may trust them."""
     name = value[:200].decode("utf-8", "replace")
     repository, dashes, _ = name.partition("--")
     if dashes:

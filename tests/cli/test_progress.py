@@ -1,4 +1,4 @@
-"""How far long edits are: told on a terminal, and nowhere else."""
+"""How far long edits are: reported on a terminal, and nowhere else."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def test_bytes_and_time_are_told_after_a_second_and_wiped_out_in_the_end(folder:
     slowly = 1.5 if command == "set" else 0.25
     code, said = on_a_terminal(folder, slowly, *COMMANDS[command])
     assert code == 0, said
-    told = re.findall(r"\r([\d.,]+ \w+) of ([\d.,]+ \w+), (\d+) s left", said)
-    assert told, said
-    assert len({total for _, total, _ in told}) == 1
+    reported = re.findall(r"\r([\d.,]+ \w+) of ([\d.,]+ \w+), (\d+) s left", said)
+    assert reported, said
+    assert len({total for _, total, _ in reported}) == 1
     assert re.search(r"\r +\r", said[said.rindex("s left") :])
     assert "\x1b" not in said
     assert "Traceback" not in said
@@ -120,11 +120,11 @@ def test_an_interrupt_within_a_finalizer_is_one_all_the_same(folder: Path, comma
 
 
 def test_all_bytes_are_counted_whoever_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     monkeypatch.setattr(copying, "_SOON", -1.0)
-    progress = copying.counting(lambda done, total: told.append((done, total)), lambda: 10)
+    progress = copying.counting(lambda done, total: reported.append((done, total)), lambda: 10)
     for nbytes in (3, 0, 4, 5):
         progress(nbytes)
-    assert told == [(3, 10), (7, 10), (10, 10)]  # no more than there is, though an estimate may be too low
+    assert reported == [(3, 10), (7, 10), (10, 10)]  # no more than there is, though an estimate may be too low
     silent = copying.counting(None, lambda: pytest.fail("nobody asked"))
     silent(5)

@@ -251,11 +251,11 @@ def test_progress_is_told_of_all_bytes(tmp_path: Path, source: Path) -> None:
     from ckpt_cli.edits.convert_options import ConvertOptions
 
     for name, dtype in (("b.safetensors", None), ("b.pt", None), ("b.npz", None), ("c.safetensors", "bfloat16")):
-        told: list[int] = []
+        reported: list[int] = []
         from ckpt_cli.edits.cast import dtype_named
 
-        options = ConvertOptions(dtype=dtype_named(dtype) if dtype else None, progress=told.append)
+        options = ConvertOptions(dtype=dtype_named(dtype) if dtype else None, progress=reported.append)
         done = convert(str(source), str(tmp_path / name), options)
-        assert 0 < sum(told) <= done.bytes_written
+        assert 0 < sum(reported) <= done.bytes_written
     with pytest.raises(RefusedError):
         convert(str(source), str(tmp_path / "b.pt"), ConvertOptions())

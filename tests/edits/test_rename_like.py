@@ -80,10 +80,10 @@ def test_like_says_what_is_still_missing_unexpected_or_of_another_size(here: Pat
     done = ckpt("rename", "c.pt", "--like", "d.pt", "-n")
     assert done.code == 0
     fit = json.loads(ckpt("rename", "c.pt", "--like", "d.pt", "-o", "e.pt", "--json").out)["fit"]
-    told = json.loads(ckpt("match", "e.pt", "d.pt", "--json").out)
+    reported = json.loads(ckpt("match", "e.pt", "d.pt", "--json").out)
     assert [fit[key] for key in ("model", "loads", "missing", "unexpected")] == [
-        "d.pt", False, told["missing"], told["unexpected"]]  # fmt: skip
-    assert fit["sizes"] == [size["name"] for size in told["sizes"]]
+        "d.pt", False, reported["missing"], reported["unexpected"]]  # fmt: skip
+    assert fit["sizes"] == [size["name"] for size in reported["sizes"]]
     assert "  a strict load in place of d.pt does not work yet:\n" in done.err
     for what in ("missing", "unexpected"):
         assert f"  {len(fit[what])} {what}: " in done.err

@@ -91,9 +91,9 @@ def test_what_values_sum_up_to_and_hash_to_is_what_their_own_library_reads(kind:
 
 
 def test_its_shards_are_the_files_that_have_tensors(kind: Format, path: Path, ckpt: Ckpt) -> None:
-    told = json.loads(ckpt("info", path, "--json").out)["shards"]
+    reported = json.loads(ckpt("info", path, "--json").out)["shards"]
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
-    assert told == sum(not each.name.endswith((".json", ".metadata")) for each in files)
+    assert reported == sum(not each.name.endswith((".json", ".metadata")) for each in files)
 
 
 def test_ties_are_told_from_equal_tensors_stored_apart(kind: Format, path: Path) -> None:

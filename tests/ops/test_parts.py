@@ -224,5 +224,5 @@ def test_the_totals_of_ls_count_what_an_optimizer_keeps_apart_from_parameters(tm
     assert f" tensors, {numel:,} parameters, " in totals("model")
     assert f" tensors, {moments:,} elements, " in totals("optimizer")
     assert "other" not in totals("model")
-    told = json.loads(ckpt("ls", "--json", tmp_path / "a.pt").out)
-    assert told["parameters"] == numel + moments  # all elements: what the shape has always had
+    reported = json.loads(ckpt("ls", "--json", tmp_path / "a.pt").out)
+    assert reported["parameters"] == numel + moments  # all elements: what the shape has always had

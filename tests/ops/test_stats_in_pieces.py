@@ -60,10 +60,10 @@ def test_workers_may_be_processes_that_share_nothing(tmp_path: Path) -> None:
     def answers(executor: Executor) -> tuple[object, ...]:
         paths = (tmp_path / name for name in ("m.pt", "other.pt"))
         with closing(open_checkpoint(str(next(paths)))) as a, closing(open_checkpoint(str(next(paths)))) as b:
-            told = list(stats(a, (), executor).tensors)
+            reported = list(stats(a, (), executor).tensors)
             hashes = hash_tensors(a, "blake3", executor)
             checked = check(str(tmp_path / "m.pt"), executor)
-            return told, hashes, diff(a, b, Asked(), Tolerance(), executor), checked
+            return reported, hashes, diff(a, b, Asked(), Tolerance(), executor), checked
 
     with ThreadPoolExecutor(2) as threads, ProcessPoolExecutor(2, get_context("spawn")) as processes:
         assert repr(answers(threads)) == repr(answers(processes))
