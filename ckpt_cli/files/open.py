@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from ckpt_cli.errors import BusyError, ChangedError, CkptError, UnsupportedError
@@ -83,13 +83,9 @@ class Opener:
         allow_open_files(len(paths))
         begin_all([path for path in paths if not is_listed(folder_of(path))])
         opened: list[SourceFile] = []
-        try:
+        with closed_on_error(opened):
             for path in paths:
                 opened.append(self.open(path, part=True))  # noqa: PERF401 - those before one that fails are closed
-        except BaseException:
-            for file in opened:
-                file.close()
-            raise
         return opened
 
     def release(self) -> None:
@@ -174,6 +170,17 @@ class Opener:
             raise UnfinishedEditError(path)
         _recover(path)
         return True
+
+
+@contextmanager
+def closed_on_error(files: Sequence[SourceFile]) -> Iterator[None]:
+    """Context manager: the files are closed where the block raises."""
+    try:
+        yield
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
 
 
 def open_beside_writers(path: str, read: Callable[[Opener], T], *, write: bool = False) -> T:

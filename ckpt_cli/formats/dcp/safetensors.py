@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, about
-from ckpt_cli.files.open import Opener
+from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import join
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
@@ -46,7 +46,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, _read_one: Read
     if len(shards) > limits.SHARDS:
         raise LimitError(f"it has {len(shards)} shards", path=path)
     files = opener.open_all([join(path, name) for name in shards])
-    try:
+    with closed_on_error(files):
         found: dict[str, list[_Chunk]] = {}
         for file in documented(files):
             for name, chunk in _chunks(file):
@@ -54,10 +54,6 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, _read_one: Read
         container = Composed(files, lambda _: None)
         with about(path):
             tensors = [_tensor(name, chunks, container) for name, chunks in found.items()]
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
     return Checkpoint(
         path=path,
         format=NAME,

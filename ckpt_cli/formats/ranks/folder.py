@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, RanksError, UnsupportedError, about, quoted
-from ckpt_cli.files.open import Opener
+from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.container import Composed
@@ -54,12 +54,8 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
         return list_files(path, folder, tag, opener, read_one)
     models, optims = _found(path, folder, within)
     files = opener.open_all([join(folder, name) for name in (*models, *optims)])
-    try:
+    with closed_on_error(files):
         return _joined(path, tag, files, len(models), read_one, beside_note(names if folder != path else ()))
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
 
 
 def read_files(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, listed
-from ckpt_cli.files.open import Opener
+from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import head_of, is_folder, is_plain_name, join, names_in
 from ckpt_cli.formats.sharded.read import ReadOne, ShardSet
 from ckpt_cli.formats.signatures import documented
@@ -61,17 +61,13 @@ def list_files(path: str, folder: str, tag: str, opener: Opener, read_one: ReadO
 def side_by_side(folder: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> tuple[ShardSet, list[Entry]]:
     """Open some files of a folder, each entry's name after that of its file."""
     files = opener.open_all([join(folder, name) for name in names])
-    try:
+    with closed_on_error(files):
         shards = [read_one(file) for file in documented(files)]
         container = ShardSet(None, shards)
         entries: list[Entry] = []
         for name, shard in zip(names, shards, strict=True):
             prefix = os.path.splitext(name)[0]
             entries += (_prefixed(prefix, container.adopt(shard, entry)) for entry in shard.entries)
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
     return container, entries
 
 

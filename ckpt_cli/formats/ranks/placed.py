@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, LimitError, RanksError, UnsupportedError, about, listed
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.open import Opener
+from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import join
 from ckpt_cli.files.source import Extent
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
@@ -50,7 +50,7 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
     found = _found(path, names)
     model, optim = found["model"], found["optim"]
     files = opener.open_all([join(path, name) for name in (*model, *optim)])
-    try:
+    with closed_on_error(files):
         saved = [RankFile(file, read_one) for file in documented(files)]
         container = Composed(files, _no_seal)
         joining = _Joining(path, container)
@@ -62,10 +62,6 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
                     entries += joining.entries(saved[len(model) :], OPTIMIZER)
                 except (RanksError, UnsupportedError) as error:
                     notes.append(f"the optimizer's states are left out: {error.problem}")
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
     return Checkpoint(
         path=path,
         format=NAME,

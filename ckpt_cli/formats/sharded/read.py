@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, listed
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.open import Opener
+from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import exists, folder_of, is_plain_name, join, name_of, present
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.safetensors.read import with_aliases
@@ -173,7 +173,7 @@ def joined(
     """Return the shards `names` as one checkpoint, each read by `read_one`; their files are closed where that fails."""
     folder = folder_of(path) if index else path
     files = opener.open_all([join(folder, name) for name in names])
-    try:
+    with closed_on_error(files):
         shards = [read_one(file) for file in documented(files)]
         container = ShardSet(index, shards)
         joining = _Joining(container, weight_map)
@@ -195,10 +195,6 @@ def joined(
             is_set=True,
             notes=joining.notes(no_index=index is None),
         )
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
 
 
 class _Joining:
