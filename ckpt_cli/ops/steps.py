@@ -12,6 +12,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import canonical, exists, is_folder, join, matching, names_in
 from ckpt_cli.files.system import allow_open_files
+from ckpt_cli.formats.registry import folder_kind
 from ckpt_cli.formats.sharded.names import several_in
 from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.hf_config import config_beside
@@ -177,6 +178,8 @@ def checkpoints_at(path: str, is_there: Callable[[str], bool] = exists) -> list[
     if not is_folder(path):
         return [path]
     names = names_in(path)
+    if folder_kind(path, names) is not None:
+        return [path]
     steps = [name for name in names if _STEP.fullmatch(name) and is_folder(join(path, name))]
     return [join(path, name) for name in steps or several_in(names)] or [path]
 

@@ -134,7 +134,7 @@ class Shortener:
         """The parts of each name and their kinds."""
         self._told: dict[tuple[int, ...], int] = {}
         """Columns that names of some kinds need."""
-        self._found: tuple[int, dict[str, str] | None] = (0, None)
+        self._found: tuple[int, dict[str, str] | None] = (-1, None)
         """What was found last, and for how many columns: a table asks whether names fit, and then for them."""
 
     def shortened(self, columns: int) -> dict[str, str] | None:
