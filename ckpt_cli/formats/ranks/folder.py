@@ -13,9 +13,10 @@ from ckpt_cli.files.places import is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.container import Composed
 from ckpt_cli.formats.ranks.listed import LATEST, LOOSE, NAME, beside_note, count, latest, list_files
+from ckpt_cli.formats.ranks.model_states import MODEL
 from ckpt_cli.formats.ranks.rank_file import RankFile
+from ckpt_cli.formats.ranks.refused import FIXED, as_files, tensor_parallel
 from ckpt_cli.formats.ranks.zero import join_zero
-from ckpt_cli.formats.ranks.zero_layout import FIXED, MODEL, as_files, tensor_parallel
 from ckpt_cli.formats.sharded.read import ReadOne
 from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint

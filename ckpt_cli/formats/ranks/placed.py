@@ -21,8 +21,9 @@ from ckpt_cli.files.source import Extent
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.ranks.listed import beside_note, count, side_by_side
+from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER
 from ckpt_cli.formats.ranks.rank_file import RankFile
-from ckpt_cli.formats.ranks.zero_layout import FIXED, MODEL, OPTIMIZER, as_files
+from ckpt_cli.formats.ranks.refused import FIXED, as_files
 from ckpt_cli.formats.sharded.read import ReadOne
 from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value, contiguous_stride
