@@ -227,8 +227,11 @@ def test_tensor_and_pipeline_parallel_and_experts_are_refused_by_name(tmp_path: 
         (folder / name).unlink()
     change(folder / model_name(2, 0), mp_world_size=2)
     refused(path, UnsupportedError, "tensor parallel")
-    change(folder / model_name(2, 0), mp_world_size=1, autoep_layers=[{"expert_state_format": "zero3_partitioned"}])
-    refused(path, UnsupportedError, "AutoEP")
+    change(folder / model_name(2, 0), mp_world_size=1)
+    for key, name in (("ds_autoep_layers", "checkpoint_format"), ("autoep_layers", "expert_state_format")):
+        change(folder / model_name(2, 0), **{key: [{name: "zero3_partitioned"}]})
+        refused(path, UnsupportedError, "AutoEP")
+        change(folder / model_name(2, 0), **{key: None})
     change(folder / optim_name(0), __partition_count=[4, 2])
     refused(path, UnsupportedError, "experts")
 
@@ -267,11 +270,3 @@ def test_model_states_of_stage_3_alone_are_no_model(tmp_path: Path) -> None:
     other = zero_folder(tmp_path / "two", 2, 1, [numbered([(2,)])])
     (other / "global_step7" / optim_name(0)).unlink()
     assert values_of(other)["p0"].dtype == torch.bfloat16  # stage 2 has them whole, in half precision
-
-
-def test_a_universal_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
-    folder = tmp_path / "global_step7_universal"
-    (folder / "zero" / "p0").mkdir(parents=True)
-    torch.save({"module": {"p0": torch.empty(0)}}, folder / "mp_rank_00_model_states.pt")
-    torch.save({"param": torch.ones(2)}, folder / "zero" / "p0" / "fp32.pt")
-    refused(folder, UnsupportedError, "universal checkpoint")

@@ -2,13 +2,15 @@
 
 Written with torch 2.13.0 and deepspeed 0.19.8, on the CPU, with gloo; deepspeed runs unbuilt (`DS_ACCELERATOR=cpu`, its
 source on PYTHONPATH). Beside each folder, `FOLDER.safetensors` is what the framework itself puts together:
-zero_to_fp32, or FSDP's full state dict.
+zero_to_fp32, or FSDP's full state dict. `universal1` and `universal3` are what ds_to_universal.py makes of `zero1` and
+`zero3`.
 """
 
 import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -113,6 +115,21 @@ def join(name: str) -> None:
         (HERE / name / script).unlink(missing_ok=True)
 
 
+def universal(number: int) -> None:
+    """Write the universal checkpoint of one of the others."""
+    from deepspeed.checkpoint.ds_to_universal import main as convert
+
+    arguments = {"keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+    workers = {"num_extract_workers": 1, "num_merge_workers": 1}
+    tag = f"universal{number}/global_step2_universal"
+    shutil.rmtree(HERE / f"universal{number}", ignore_errors=True)
+    convert(
+        SimpleNamespace(
+            input_folder=f"{HERE}/zero{number}/global_step2", output_folder=f"{HERE}/{tag}", **arguments, **workers
+        )
+    )
+
+
 def main() -> None:
     for place, (name, world, *options) in enumerate(
         [("zero1", 2, 1, True, False), ("zero2", 3, 2, False, True), ("zero3", 3, 3, True, True)]
@@ -129,6 +146,9 @@ def main() -> None:
             continue
         shutil.rmtree(HERE / name, ignore_errors=True)
         multiprocessing.start_processes(fsdp, (world, 29800 + place, name, *options), world, start_method="spawn")
+    for number in (1, 3):
+        if f"universal{number}" in (sys.argv[1:] or [f"universal{number}"]):
+            universal(number)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ FLAT = ("single_partition_of_fp32_groups", "fp32_flat_groups")
 """Keys of the master copies: of stages 1 and 2, and of stage 3."""
 
 _EXPERTS = ("autoep_layers", "ds_autoep_layers")
+_EXPERT_FORMATS = ("checkpoint_format", "expert_state_format")
+"""Keys of the notes on a layer of experts that say how these are stored (deepspeed/checkpoint/constants.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +129,8 @@ class ZeroLayout:
     def _refuse_experts(self, file: RankFile) -> None:
         for key in _EXPERTS:
             for layer in file.items(file.root.get(key)):
-                said = text_of(file.pairs(layer).get("expert_state_format")) or ""
-                if "partition" in said:
+                said = file.pairs(layer)
+                if any("partition" in (text_of(said.get(name)) or "") for name in _EXPERT_FORMATS):
                     raise UnsupportedError(
                         "its experts are partitioned over groups of their own (AutoEP)", path=file.path,
                         hint=f"DeepSpeed's ds_to_universal.py puts experts together; {as_files(self.path)}",
