@@ -7,6 +7,7 @@ zero_to_fp32, or FSDP's full state dict. `universal1` and `universal3` are what 
 """
 
 import os
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -106,6 +107,39 @@ def fsdp(rank: int, world: int, port: int, name: str, mesh: tuple[int, ...], old
     dist.destroy_process_group()
 
 
+def fsdp1_run(rank: int, world: int, port: int) -> None:
+    """Write `verl`, as verl's FSDPCheckpointManager does, and `local`, as Accelerate's save_fsdp_model does."""
+    begin(rank, world, port)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+
+    net = FullyShardedDataParallel(
+        Net(nn.LayerNorm).requires_grad_(True), device_id=torch.device("cpu"), use_orig_params=False
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (step + 1))
+    net(torch.arange(2) + rank % 2).backward()
+    optimizer.step()
+    scheduler.step()
+    verl, local = HERE / "verl", HERE / "local"
+    with FullyShardedDataParallel.state_dict_type(net, StateDictType.SHARDED_STATE_DICT):
+        rng = {"cpu": torch.get_rng_state()[:8].clone(), "random": random.Random(0).getstate()[:1]}
+        saved = {
+            "model": net.state_dict(),
+            "optim": optimizer.state_dict(),
+            "extra_state": {"lr_scheduler": scheduler.state_dict(), "rng": rng},
+        }
+        for kind, state in saved.items():
+            torch.save(state, verl / f"{kind}_world_size_{world}_rank_{rank}.pt")
+    with FullyShardedDataParallel.state_dict_type(net, StateDictType.FULL_STATE_DICT):
+        full = net.state_dict()
+        if rank == 0:
+            save_file({key: value.clone() for key, value in full.items()}, HERE / "verl.safetensors")
+    with FullyShardedDataParallel.state_dict_type(net, StateDictType.LOCAL_STATE_DICT):
+        torch.save(net.state_dict(), local / f"pytorch_model_fsdp_rank{rank}.bin")
+    dist.destroy_process_group()
+
+
 def join(name: str) -> None:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -146,6 +180,11 @@ def main() -> None:
             continue
         shutil.rmtree(HERE / name, ignore_errors=True)
         multiprocessing.start_processes(fsdp, (world, 29800 + place, name, *options), world, start_method="spawn")
+    if not {"verl", "local"}.isdisjoint(sys.argv[1:] or ["verl"]):
+        for name in ("verl", "local"):
+            shutil.rmtree(HERE / name, ignore_errors=True)
+            (HERE / name).mkdir()
+        multiprocessing.start_processes(fsdp1_run, (2, 29900), 2, start_method="spawn")
     for number in (1, 3):
         if f"universal{number}" in (sys.argv[1:] or [f"universal{number}"]):
             universal(number)
