@@ -1,9 +1,9 @@
 """Write the folders of rank files beside this file: `python generate_ranks.py [NAME…]`.
 
-Written with torch 2.13.0 and deepspeed 0.19.8, on the CPU, with gloo; deepspeed runs unbuilt (`DS_ACCELERATOR=cpu`, its
-source on PYTHONPATH). Beside each folder, `FOLDER.safetensors` is what the framework itself puts together:
-zero_to_fp32, or FSDP's full state dict. `universal1` and `universal3` are what ds_to_universal.py makes of `zero1` and
-`zero3`.
+Written with torch 2.13.0, deepspeed 0.19.8 and megatron-core 0.16.1, on the CPU, with gloo; the latter two run unbuilt
+(`DS_ACCELERATOR=cpu`, their sources on PYTHONPATH). Beside most folders, `FOLDER.safetensors` is what the framework
+itself puts together: zero_to_fp32, or FSDP's full state dict. `universal1` and `universal3` are what ds_to_universal.py
+makes of `zero1` and `zero3`.
 """
 
 import os
@@ -149,6 +149,41 @@ def join(name: str) -> None:
         (HERE / name / script).unlink(missing_ok=True)
 
 
+def megatron() -> None:
+    """Write a checkpoint of Megatron-core in its format torch_dist: two layers stacked, and objects in shards."""
+    begin(0, 1, 29950)
+    dist.init_process_group("gloo")
+    torch.cuda.current_device = lambda: torch.device("cpu")
+    torch.cuda.synchronize = lambda *_: None
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing import ShardedTensor
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+    folder = HERE / "megatron"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    key, state = "decoder.layers.mlp.linear_fc1.weight", "decoder.layers.mlp.linear_fc1._extra_state"
+    layers = [
+        ShardedTensor.from_rank_offsets(key, torch.arange(12.0).view(3, 4) + 100 * layer, (0, layer, 2),
+                                        prepend_axis_num=1)
+        for layer in range(2)
+    ]  # fmt: skip
+    norm = ShardedTensor.from_rank_offsets("decoder.final_layernorm.weight", torch.ones(4))
+    objects = [ShardedObject(state, {"layer": layer}, (12,), (layer,)) for layer in range(12)]
+    dist_checkpointing.save(
+        {
+            "model": {"layers": layers, "norm": norm, "states": objects},
+            "optimizer": {"param_groups": [{"lr": 0.01, "weight_decay": 0.1}]},
+            "args": SimpleNamespace(hidden_size=4, num_layers=2),
+            "iteration": 7,
+            "checkpoint_version": 3.0,
+            "rng": torch.arange(4, dtype=torch.uint8),
+        },
+        str(folder),
+    )
+    dist.destroy_process_group()
+
+
 def universal(number: int) -> None:
     """Write the universal checkpoint of one of the others."""
     from deepspeed.checkpoint.ds_to_universal import main as convert
@@ -185,6 +220,8 @@ def main() -> None:
             shutil.rmtree(HERE / name, ignore_errors=True)
             (HERE / name).mkdir()
         multiprocessing.start_processes(fsdp1_run, (2, 29900), 2, start_method="spawn")
+    if "megatron" in (sys.argv[1:] or ["megatron"]):
+        megatron()
     for number in (1, 3):
         if f"universal{number}" in (sys.argv[1:] or [f"universal{number}"]):
             universal(number)
