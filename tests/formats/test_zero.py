@@ -206,6 +206,20 @@ def test_files_of_another_step_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("steps", [(torch.tensor(4.0), torch.tensor(5.0)), (4, 5), (torch.tensor([4]), 4)])
+def test_files_of_optimizers_that_took_other_steps_are_refused(
+    tmp_path: Path, stage: int, steps: tuple[Any, Any]
+) -> None:
+    path = run(tmp_path, stage, 2)
+    inner = "optimizer_state_dict" if stage == 3 else "base_optimizer_state"
+    for rank, step in enumerate(steps):
+        change(path / "global_step7" / optim_name(rank), **{f"__{inner}": {"state": {0: {"step": step}}}})
+    refused(path, RanksError, "another number of steps than that of bf16_zero_pp_rank_0_")
+    change(path / "global_step7" / optim_name(1), **{f"__{inner}": {"state": {0: {"step": steps[0]}}}})
+    assert "model.p0" in open_checkpoint(str(path)).names
+
+
+@pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("numel", [0, 1, 40])
 def test_sums_that_do_not_fit_are_refused(tmp_path: Path, stage: int, numel: int) -> None:
     path = run(tmp_path, stage)

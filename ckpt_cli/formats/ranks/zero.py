@@ -8,7 +8,7 @@ from dataclasses import replace
 from ckpt_cli.errors import RanksError
 from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER, OWN, Joined
 from ckpt_cli.formats.ranks.pieces import Stream
-from ckpt_cli.formats.ranks.rank_file import RankFile
+from ckpt_cli.formats.ranks.rank_file import RankFile, number_of
 from ckpt_cli.formats.ranks.zero_layout import FLAT, ZeroLayout
 from ckpt_cli.model.checkpoint import Entry, Tensor
 
@@ -17,6 +17,9 @@ INNER = ("base_optimizer_state", "optimizer_state_dict")
 
 PLACES = (*FLAT, *INNER, "param_slice_mappings", "group_paddings", "param_alignment_paddings", "partition_count")
 """Keys of an optimizer's file that say where what is."""
+
+_STEP, _STEP_BYTES = "step", 8
+"""The key of a state that says how many steps its optimizer took, and the bytes that a number takes at most."""
 
 _STATE_STEPS = 20
 """The cost of making the entry of one parameter's state, in steps of the budget."""
@@ -74,6 +77,7 @@ class _Run:
         """The optimizer's states beside the names of their parameters, and its other values."""
         inner = [state.get(INNER[self._layout.stage >= 3]) for state in self._layout.states]
         by_group = [states_of(file, node) for file, node in zip(self._layout.optims, inner, strict=True)]
+        self._refuse_other_steps(by_group)
         keys = dict.fromkeys(key for group in by_group[0] for key in group)
         states = [found for key in keys for found in self._state(key, by_group)]
         yield from (entry for _, entry in sorted(states, key=lambda found: found[0]))
@@ -82,6 +86,20 @@ class _Run:
         rest = [(f"{OPTIMIZER}.param_groups", groups)] if groups is not None else []
         rest += [(f"{OPTIMIZER}.{key}", node) for key, node in self._layout.states[0].items() if key not in PLACES]
         yield from first.entries(rest)
+
+    def _refuse_other_steps(self, by_group: Sequence[Sequence[dict[str, object]]]) -> None:
+        """Raise where the optimizers of two ranks took different numbers of steps: their files are of two saves."""
+        first: tuple[bytes, str] | None = None
+        for file, groups in zip(self._layout.optims, by_group, strict=True):
+            said = _step_of(file, groups[0].get(_STEP) if groups else None)
+            if said is None:
+                continue
+            if first is not None and said != first[0]:
+                raise RanksError(
+                    f"its optimizer has taken another number of steps than that of {first[1]}: it is of another save",
+                    path=file.path,
+                )
+            first = first or (said, file.name)
 
     def _state(self, key: str, by_group: Sequence[Sequence[dict[str, object]]]) -> Iterator[tuple[int, Entry]]:
         """One state of all parameters, each with the number of its own: cut as it is, or one value for a group."""
@@ -140,3 +158,14 @@ def states_of(file: RankFile, node: object) -> list[dict[str, object]]:
     """The states of each group: by the numbers of the groups' only parameters, or in a list."""
     found = file.items(node) or list(file.pairs(file.pairs(node).get("state")).values())
     return [file.pairs(group) for group in found]
+
+
+def _step_of(file: RankFile, node: object) -> bytes | None:
+    """Return a number of steps, a number or a tensor of one, as bytes to be compared; None for anything else."""
+    number = number_of(node)
+    if number is not None:
+        return str(number).encode()
+    tensor = file.tensor(_STEP, node)
+    if tensor is None or tensor.storage is None or tensor.shape not in ((), (1,)) or tensor.nbytes > _STEP_BYTES:
+        return None
+    return tensor.dtype.name.encode() + tensor.storage.view(tensor.span[0], tensor.nbytes)
