@@ -176,10 +176,7 @@ def _training(checkpoint: Checkpoint) -> tuple[Training, list[Part]]:
     folder = path if is_folder(path) else folder_of(path)
     if not is_listed(folder):
         return training, []
-    own = {name_of(file.path) for file in checkpoint.container.files}
-    files = [
-        name for name in present(folder, (*_STATES, "trainer_state.json", "random_states_0.pkl")) if name not in own
-    ]
+    files = present(folder, (*_STATES, "trainer_state.json", "random_states_0.pkl"))
     state = config_beside(path, "trainer_state.json") if "trainer_state.json" in files else None
     if state is not None:
         training = _by_trainer(training, state, config_beside(path) or {})
@@ -188,7 +185,8 @@ def _training(checkpoint: Checkpoint) -> tuple[Training, list[Part]]:
     if optimizer_prefixes(checkpoint) or not {"trainer_state.json", "random_states_0.pkl"} & {*files}:
         return training, []
     beside: list[Part] = []
-    for name in (name for name in files if name in _STATES):
+    own = {name_of(file.path) for file in checkpoint.container.files}
+    for name in (name for name in files if name in _STATES and name not in own):
         parts, rates = _optimizer_in(join(folder, name))
         beside += [replace(part, name=name) for part in parts]
         training = replace(training, learning_rates=training.learning_rates or rates)
