@@ -30,7 +30,7 @@ _DEPTH = 100
 class JsonFile(PlainFile):
     """The container: a file without storages, and the data in it."""
 
-    def __init__(self, file: SourceFile, data: object) -> None:
+    def __init__(self, file: SourceFile, data: dict[str, object]) -> None:
         super().__init__(file)
         self.data = data
 
@@ -69,6 +69,20 @@ def _parsed(file: SourceFile) -> dict[str, object]:
     if not isinstance(found, dict):
         raise MalformedError("it is not a JSON object", path=file.path)
     return found
+
+
+def repeats_keys(file: SourceFile) -> bool:
+    """True if an object in a JSON file that was read has one key twice: readers take the last."""
+    found: list[str] = []
+
+    def noting(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            found.append("")
+        return made
+
+    json.loads(file.read(0, file.size).decode().removeprefix("\ufeff"), object_pairs_hook=noting)
+    return bool(found)
 
 
 def values_of(data: dict[str, object]) -> Iterator[Value]:

@@ -38,7 +38,7 @@ _WITH_OWN_KEYS = ("safetensors", "shards")
 _OF_TENSOR = attrgetter(*(one.name for one in fields(Tensor)[1:]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RunPart:
     """One part of a run."""
 
