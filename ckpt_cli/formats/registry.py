@@ -70,6 +70,8 @@ class Folder:
     """Has `read_folder(path, names, opener, read_one) -> Checkpoint`, and `read_files` where `is_joined`."""
     is_joined: bool = False
     """True if its tensors are joined from several files, which `read_files` opens side by side, as they are."""
+    is_run: bool = False
+    """True if its files are checkpoints of their own, which it has side by side."""
 
 
 def _has_rank_shards(_: str, names: Sequence[str]) -> bool:
@@ -135,7 +137,7 @@ FORMATS = (
 """In the order in which a file is compared with them; names and modules of what `ckpt` reads."""
 
 FOLDERS: tuple[Folder, ...] = (
-    Folder("run", _is_of_run, "ckpt_cli.formats.runs.read", is_joined=True),
+    Folder("run", _is_of_run, "ckpt_cli.formats.runs.read", is_joined=True, is_run=True),
     Folder("dcp", lambda _, names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp.read"),
     Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp.safetensors"),
     Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.ranks.folder", is_joined=True),

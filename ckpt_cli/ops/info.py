@@ -11,7 +11,6 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import folder_of, is_folder, is_listed, join, name_of, present
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.registry import format_of
-from ckpt_cli.formats.sharded.names import INDEX, is_index
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_named, stored_nbytes, tie_groups, unique_numel
 from ckpt_cli.ops.hf_config import config_beside
@@ -289,6 +288,6 @@ def _cast_advice(checkpoint: Checkpoint, parts: Sequence[Part]) -> list[Advice]:
 
 
 def _shards(checkpoint: Checkpoint) -> int:
-    """Count the files that have the tensors; an index of shards and the metadata of a DCP folder do not count."""
+    """Count the files that have the tensors; an index, the metadata of a DCP folder and other JSON do not count."""
     names = [name_of(file.path) for file in checkpoint.container.files]
-    return max(sum(not name.endswith((INDEX, ".metadata")) and not is_index(name) for name in names), 1)
+    return max(sum(not name.endswith((".json", ".metadata")) for name in names), 1)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ckpt_cli.errors import UnknownFormatError, UsageError, listed, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import is_folder, join, name_of, names_in
-from ckpt_cli.formats.sharded.names import SUFFIXES, is_index, set_of, shard_names, whole_set
+from ckpt_cli.formats.sharded.names import SUFFIXES, file_in, is_index, set_of, shard_names, whole_set
 
 TRAINER_STATE = "trainer_state.json"
 
@@ -33,6 +34,9 @@ _PICKLE = re.compile(r"(?:random_states|custom_checkpoint)_\d{1,9}\.pkl")
 _KNOWN = re.compile(r"(?:optimizer|scheduler|sampler|scaler|rng_state|dl_state_dict)(?:_\d{1,9})?|training_args|meta")
 _DISTRIBUTED = re.compile(r"(pytorch_model_fsdp|optimizer)_\d{1,9}")
 """Folders in which Accelerate has distributed checkpoints."""
+
+_STEP = re.compile(r"(?:checkpoint|ckpt|global_?step|step|iter|epoch)[-_=]?\d+(?:[-_=.].*)?", re.DOTALL)
+"""The names of folders within the folder of a run, each of which is a checkpoint."""
 
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -93,6 +97,29 @@ def has_ranks(path: str, names: Sequence[str]) -> bool:
     from ckpt_cli.formats.ranks.folder import is_of_ranks
 
     return is_of_ranks(path, names)
+
+
+def is_step(name: str) -> bool:
+    """True for the name of a folder in that of a run which is a checkpoint, such as `checkpoint-500`."""
+    return _STEP.fullmatch(name) is not None
+
+
+def one_file_in(path: str, names: Sequence[str]) -> str:
+    """Return the one checkpoint file that a folder holds.
+
+    Raises UnknownFormatError where it has none, UsageError for several, or for folders that are checkpoints.
+    """
+    try:
+        return file_in(path, names)
+    except UnknownFormatError:
+        steps = [name for name in sorted(names, key=natural) if is_step(name) and is_folder(join(path, name))]
+        if not steps:
+            raise
+        raise UsageError(
+            f"a folder of {len(steps)} checkpoint{'s' if len(steps) > 1 else ''} of a run: {listed(steps, 3)}",
+            path=path,
+            hint=f"name one of them; ckpt info {quoted(path)} lists them",
+        ) from None
 
 
 def writer_of(names: Sequence[str]) -> str:
