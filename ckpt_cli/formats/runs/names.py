@@ -38,6 +38,9 @@ _DISTRIBUTED = re.compile(r"(pytorch_model_fsdp|optimizer)_\d{1,9}")
 _STEP = re.compile(r"(?:checkpoint|ckpt|global_?step|step|iter|epoch)[-_=]?\d+(?:[-_=.].*)?", re.DOTALL)
 """The names of folders within the folder of a run, each of which is a checkpoint."""
 
+_FIRST = {"pytorch_model_fsdp_0": "model", "optimizer_0": "optimizer"}
+"""Parts that Accelerate numbers although there is but one as a rule."""
+
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
 _ORDER = ("model", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
@@ -184,8 +187,8 @@ def _stem(name: str, kind: str) -> str:
 def _prefix(stem: str) -> str:
     """Return the beginning of the names of a part's entries, if no other part has it."""
     model, random = _MODEL.fullmatch(stem), _RANDOM.fullmatch(stem)
-    if stem == "pytorch_model_fsdp_0":
-        return "model"
+    if stem in _FIRST:
+        return _FIRST[stem]
     if model:
         return f"model{model[1] or ''}"
     return f"rng_state{random[1]}" if random else _plain(stem)

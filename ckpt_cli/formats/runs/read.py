@@ -138,9 +138,9 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
             raise LimitError(f"it has {len(found)} files", path=path)
         notes: list[str] = []
         by_prefix: dict[str, RunPart] = {}
-        for part in _parts(path, found, opener, read_one, notes):
+        for file, part in _parts(path, found, opener, read_one, notes):
             opened.callback(part.checkpoint.close)
-            by_prefix[part.prefix] = part
+            by_prefix[file.prefix] = part
         parts += [by_prefix[file.prefix] for file in found if file.prefix in by_prefix]
         run = _run(path, names, parts, notes)
         opened.pop_all()
@@ -185,7 +185,7 @@ def _joined_parts(path: str, names: Sequence[str], opener: Opener, read_one: Rea
 
 def _parts(
     path: str, found: Sequence[RunFile], opener: Opener, read_one: ReadOne, notes: list[str]
-) -> Iterator[RunPart]:
+) -> Iterator[tuple[RunFile, RunPart]]:
     """Yield the parts that have files or folders of their own; what cannot be one is noted."""
     single: list[RunFile] = []
     own: set[str] = set()
@@ -195,14 +195,14 @@ def _parts(
             continue
         part = _part_of_several(path, file, opener, read_one)
         own.update(name_of(each.path) for each in part.checkpoint.container.files if file.kind != "dcp")
-        yield part
+        yield file, part
     single = [file for file in single if file.name not in own]
     files = opener.open_all([join(path, file.name) for file in single])
     with closed_on_error(files):
         for file, source in zip(single, documented(files), strict=True):
             with about(source.path):
                 try:
-                    yield RunPart(file.prefix, read_json(source) if file.kind == "json" else read_one(source))
+                    yield file, RunPart(file.prefix, read_json(source) if file.kind == "json" else read_one(source))
                 except UnknownFormatError as error:
                     if file.is_known:
                         raise
