@@ -37,9 +37,10 @@ def plan_set(
     Raises NameNotFoundError for it otherwise, ValueRefusedError for a value that its place cannot hold.
     """
     split = _split(checkpoint, assignments, new=new, cast=cast, dtype=dtype)
-    if checkpoint.is_set and split.elements and split.added:
+    if checkpoint.is_set and split.elements and (split.added or split.values):
         raise UsageError(
-            "elements of tensors and new entries of a set of shards are set one after the other",
+            f"elements of tensors and {'new entries' if split.added else 'other values'} of a set of "
+            f"{'files' if checkpoint.weights else 'shards'} are set one after the other",
             hint="run ckpt set twice",
         )
     verb, names = Verb("set", "set"), (*split.values, *split.added)

@@ -20,7 +20,7 @@ from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.new_folder import NewFolder, new_folder, passes_over, require_room
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import is_file, is_folder, name_of
+from ckpt_cli.files.places import folder_of, is_file, is_folder, name_of
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
@@ -101,6 +101,12 @@ def _refuse_same_names(checkpoint: Checkpoint) -> None:
     if len(set(names)) < len(names):
         raise UnsupportedError(
             "its files have the same names in several folders, so they cannot be written to one",
+            path=checkpoint.path,
+            hint="copy the folder, and change the copy",
+        )
+    if len({folder_of(file.path) for file in checkpoint.container.files}) > 1:
+        raise UnsupportedError(
+            "its files lie in several folders, so they cannot be written to one",
             path=checkpoint.path,
             hint="copy the folder, and change the copy",
         )

@@ -80,8 +80,10 @@ def _written(edit: EditResult) -> str:
     written = count_text(edit.bytes_written, "byte")
     old = "the old files are" if len(edit.backups) > 1 else "the old file is"
     kept = f", {old} {listed(edit.backups, 1, escaped)}" if edit.backups else ""
-    if not edit.bytes_written:
+    if not edit.bytes_written and not edit.removed:
         return "it is so already" if edit.dry_run else "it was so already"
+    if not edit.bytes_written:
+        return f"no other file {'would be' if edit.dry_run else 'was'} written{kept}"
     if edit.in_place and edit.patched:
         return f"{written} would be written in place" if edit.dry_run else f"{written} changed in place{kept}"
     where = "" if edit.in_place else f" to {escaped(edit.output)}"
