@@ -72,6 +72,10 @@ class Pairing:
         paired = {tensor.view or id(tensor) for _, tensor in self.pairs if tensor is not None}
         return [tensor for tensor in self.scope.candidates if (tensor.view or id(tensor)) not in paired]
 
+    def is_in_scope(self, tensor: Tensor) -> bool:
+        """True for a tensor of the same model."""
+        return not self.scope.prefix or tensor.name.startswith(f"{self.scope.prefix}.")
+
     def name_of(self, tensor: Tensor) -> str:
         """Return the name of a parameter without the prefix of the model."""
         return tensor.name[len(self.scope.prefix) + 1 :] if self.scope.prefix else tensor.name
