@@ -33,7 +33,7 @@ def carry(checkpoint: Checkpoint, plan: EditPlan, choice: str | None = None) -> 
     else:
         for pairing in pairings:
             carrier.carry(pairing)
-    return replace(plan, changes=carrier.changes(), carried=carrier.done) if carrier.done else plan
+    return carrier.planned(plan) if carrier.done else plan
 
 
 class _Carrier:
@@ -50,15 +50,17 @@ class _Carrier:
         self._prefixes: set[str] = set()
         self.done: list[Carried] = []
 
-    def changes(self) -> Changes:
-        """Return all changes together."""
-        return replace(
+    def planned(self, plan: EditPlan) -> EditPlan:
+        """Return the plan of the edit with all changes."""
+        changes = replace(
             self._asked,
             names={**self._asked.names, **self._names},
             values={**self._asked.values, **self._values},
             dropped=self._asked.dropped | self._dropped,
             dropped_prefixes=self._asked.dropped_prefixes | self._prefixes,
         )
+        kept = [name for name in plan.changed if name not in self._dropped]  # of what `keep` names, some goes now
+        return replace(plan, changes=changes, changed=kept, carried=self.done, following=self._names.keys())
 
     def _is_gone(self, name: str) -> bool:
         """True for an entry that the edit takes out."""
@@ -98,7 +100,8 @@ class _Carrier:
             return
         hit = [(slot, tensor) for slot, tensor in pairing.pairs if tensor is not None and self._is_gone(tensor.name)]
         staying = self._staying(pairing) if hit else {}
-        gone = []
+        gone: list[str] = []
+        moved: list[str] = []
         for slot, tensor in hit:
             if (other := staying.get(tensor.view)) is None:
                 gone.append(pairing.name_of(tensor))
@@ -107,9 +110,11 @@ class _Carrier:
                 self._require_trust(pairing, tensor, other)
                 if slot.name is not None:
                     after[slot.key] = _as_named(slot.name, pairing.name_of(tensor), pairing.name_of(other))
-        if gone:
-            done = Carried(pairing.optimizer.prefix, "removed", tuple(gone), pairing.how, pairing.hypothesis)
-            self.done.append(done)
+                    moved.append(pairing.name_of(tensor))
+        for action, names in (("removed", gone), ("renamed", moved)):
+            if names:
+                carried = Carried(pairing.optimizer.prefix, action, tuple(names), pairing.how, pairing.hypothesis)
+                self.done.append(carried)
 
     def _staying(self, pairing: Pairing) -> dict[object, Tensor]:
         """Return the first of the names that stay of each tensor of the model, by its view."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,6 +89,8 @@ class EditPlan:
     """For `rename --like`, whether the model would load the result."""
     carried: Sequence[Carried] = ()
     """What becomes of the optimizers in the file."""
+    following: Collection[str] = ()
+    """Names that change because of that, not because they were asked for."""
 
     @property
     def is_structural(self) -> bool:

@@ -143,10 +143,7 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
 def _renamed(plan: EditPlan) -> Mapping[str, str]:
     """Return the new names that an edit was asked for, without those of states that follow their parameters."""
     names = plan.changes.names
-    if not plan.carried:
-        return names
-    asked = set(plan.changed)
-    return {old: new for old, new in names.items() if old in asked}
+    return {old: new for old, new in names.items() if old not in plan.following} if plan.following else names
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,6 +246,10 @@ def _forced(slots: Sequence[Slot], candidates: Sequence[Tensor]) -> list[Tensor]
 
 def _by_order(optimizer: Optimizer, scope: Scope, none: Pairing) -> Pairing:
     """Pair by the one order under which every shape fits."""
+    showing = {id(slot.group) for slot in optimizer.slots if slot.shape is not None}
+    listing = {id(slot.group) for slot in optimizer.slots}
+    if len(listing) > 1 and listing != showing:
+        return replace(none, reason="it has several groups, and nothing shows the shapes of all of them")
     found: dict[tuple[int, ...], Pairing] = {}
     for hypothesis, order in (("module order", _module_order), ("decay first", _decay_first)):
         fitting = order(optimizer, scope.candidates)
