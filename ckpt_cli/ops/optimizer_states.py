@@ -17,7 +17,7 @@ from ckpt_cli.ops.parts import optimizer_prefixes
 
 Shape = tuple[int, ...]
 
-_LIKE = (
+LIKE_PARAMETER = (
     "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg", "grad_avg", "acc_delta",
     "exp_inf", "variance", "prev", "step_size", "ax", "state1", "state2", "exp_avg_diff", "exp_avg_slow",
 )  # fmt: skip
@@ -32,6 +32,8 @@ _OF_ANOTHER_SHAPE = ("projector",)
 
 _OF_ALL = ("prev_flat_grad", "old_dirs")
 """Keys of a state that belongs to all parameters together: that of LBFGS, which stands at the first one."""
+
+_NEGATIVE = "has a negative number"
 
 _DIGITS = 20
 """Digits of a number of a parameter, and one."""
@@ -70,7 +72,7 @@ class Slot:
         """The shape that its state shows; None where nothing shows it."""
         if not self.states or any(key in self.states for key in _OF_ANOTHER_SHAPE):
             return None
-        for key in _LIKE:
+        for key in LIKE_PARAMETER:
             state = self.states.get(key)
             if isinstance(state, Tensor):
                 return state.shape
@@ -96,6 +98,8 @@ class Optimizer:
     """States of parameters that no group lists."""
     fault: str = ""
     """The reason why its groups cannot be read; then it has no slots."""
+    is_broken: bool = False
+    """True if no optimizer of torch writes such groups."""
 
     @property
     def is_of_all(self) -> bool:
@@ -165,11 +169,12 @@ def _optimizer(prefix: str, found: _Found, *, is_joined: bool) -> Optimizer:
     for at, settings in sorted(groups.items()):
         keys, fault = _keys_of(settings.get("params"))
         if fault:
-            return Optimizer(prefix, "numbers", fault=f"param_groups.{at}.params {fault}")
+            reason = f"param_groups.{at}.params {fault}"
+            return Optimizer(prefix, "numbers", fault=reason, is_broken=fault == _NEGATIVE)
         made.append(Group(at, keys, settings))
-    fault = _fault_of(made)
+    fault, is_broken = _fault_of(made)
     if fault:
-        return Optimizer(prefix, "numbers", made, fault=fault)
+        return Optimizer(prefix, "numbers", made, fault=fault, is_broken=is_broken)
     if all(isinstance(key, str) for group in made for key in group.keys):
         return _named(prefix, "names", made, found)
     if is_joined and _are_names(found, made):
@@ -187,25 +192,30 @@ def _keys_of(entry: Entry | None) -> tuple[Sequence[int | str], str]:
     for item in items:
         if type(item) is int:
             if item < 0:
-                return (), "has a negative number"
+                return (), _NEGATIVE
         elif type(item) is not str:
             return (), f"has {type(item).__name__} items where numbers or names are expected"
     return items, ""
 
 
-def _fault_of(groups: Sequence[Group]) -> str:
-    """Return what is wrong with the parameters of all groups together; empty for nothing."""
+def _fault_of(groups: Sequence[Group]) -> tuple[str, bool]:
+    """Return what is wrong with the parameters of all groups together, and whether torch would not write it.
+
+    A parameter that one group lists twice is a mistake of which torch only warns.
+    """
     if sum(len(group.keys) for group in groups) > limits.OPTIMIZER_PARAMETERS:
-        return f"its groups list more than {limits.OPTIMIZER_PARAMETERS:,} parameters"
-    seen: set[int | str] = set()
+        return f"its groups list more than {limits.OPTIMIZER_PARAMETERS:,} parameters", False
+    seen: dict[int | str, Group] = {}
     for group in groups:
         for key in group.keys:
-            if key in seen:
-                return f"param_groups.{group.number}.params has {_short(key)} again, which is listed before"
-            seen.add(key)
+            before = seen.setdefault(key, group)
+            if before is not group:
+                return f"groups {before.number} and {group.number} both list parameter {_short(key)}", True
     if len({type(key) for key in seen}) > 1:
-        return "its groups list both numbers and names"
-    return ""
+        return "its groups list both numbers and names", True
+    if len(seen) < sum(len(group.keys) for group in groups):
+        return "a group lists a parameter twice", False
+    return "", False
 
 
 def _short(key: object) -> str:
