@@ -289,6 +289,9 @@ DCP_VALUES = int(64 * 2**20 * _SCALE)
 DCP_ITEMS_FLOOR = int(3_000 * _SCALE)
 """Entries that are written to a distributed checkpoint, some 0.3 ms each; beyond them, one for every 128 bytes read."""
 
+OPTIMIZER_PARAMETERS = int(1_000_000 * _SCALE)
+"""Parameters that the groups of one optimizer list, when its states are paired with them."""
+
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""
 
