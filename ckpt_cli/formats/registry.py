@@ -107,7 +107,8 @@ FORMATS = (
            is_pickle=True, is_torch_save=True, has_records=True, is_mapped=True),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors.read",
            rewriter="ckpt_cli.formats.safetensors.rewrite", keeps_strings=True, has_header=True, is_mapped=True),
-    Format("dcp", is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True, is_distributed=True),
+    Format("dcp", is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True, is_distributed=True,
+           rewriter="ckpt_cli.formats.dcp.rewrite"),
     Format("shards", is_json_object, "ckpt_cli.formats.sharded.read", is_set=True,
            rewriter="ckpt_cli.formats.sharded.rewrite", keeps_strings=True),
 )  # fmt: skip

@@ -84,6 +84,13 @@ SCENES = {
     "index with a backup": _scene("index sharded --backup"),
     "undo": _scene("undo edited.pt"),
     "undo in shards": _scene("undo edited"),
+    # distributed checkpoints, whose other edits replace what says where items are
+    "rename, distributed": _scene("rename dcp --add net"),
+    "rm, distributed, with a backup": _scene("rm dcp 3 --backup"),
+    "cast, distributed": _scene("cast dcp bfloat16 0.weight 3.bias"),
+    "cast, distributed, with a backup": _scene("cast dcp bfloat16 --backup"),
+    "compact, distributed": _scene("compact holes"),
+    "keep, distributed, to a new folder": _scene("keep dcp 3 -o out"),
     # conversions
     "convert to a new file": _scene("convert a.pt out.safetensors --force", "out.safetensors"),
     "convert to a file that is there": _scene("convert a.safetensors there.pt --force", "there.pt"),
@@ -134,6 +141,8 @@ def fill(folder: Path) -> None:
     (folder / "old.tar").write_bytes((Path(__file__).parent.parent / "samples").joinpath("old.tar").read_bytes())
     write_shards(net(), folder / "shards")
     save_distributed(apart, folder / "dcp")
+    save_distributed(apart, folder / "holes")
+    assert run(["rm", str(folder / "holes"), "0.bias"]) == 0
     (folder / "sharded").mkdir()
     weight_map = {name: f"model-{int(name[0]) // 2 + 1:05}-of-00002.safetensors" for name in apart}
     weight_map |= {name: "model-00003-of-00003.safetensors" for name in apart if name[0] == "0"}

@@ -55,6 +55,7 @@ class Rewriting:
         """Shards of which nothing is left."""
         self.unchanged: list[str] = []
         """Shards that stay as they are."""
+        self.unreferenced = 0
         for number, shard in enumerate(container.shards):
             self._plan(number, shard)
         self._refuse_new_ties()
@@ -65,6 +66,9 @@ class Rewriting:
     def nbytes(self) -> int:
         """The bytes that will be written."""
         return sum(part.work.nbytes for part in self.parts) + (len(self.index[1]) if self.index else 0)
+
+    def for_new_folder(self) -> None:
+        """Do nothing: shards are written in the same way wherever they go."""
 
     def patch(self, overlay: Overlay) -> bool:
         """Put the edit into the overlay if it is one of headers or pickles alone, and they fit where they are."""
