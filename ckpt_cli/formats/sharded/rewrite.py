@@ -168,6 +168,7 @@ class Rewriting:
             },
             added={name: value for name, value in changes.added.items() if self._takers[name] == number},
             metadata=_with_strings(shard.metadata, changes.in_shards),
+            device=changes.device if shard.document is not None else None,
             in_shards={},
         )
 
@@ -325,7 +326,7 @@ def as_text(index: Mapping[str, Any]) -> bytes:
 
 
 def _is_nothing(changes: Changes) -> bool:
-    is_same = not (changes.names or changes.dropped or changes.tensors or changes.added)
+    is_same = not (changes.names or changes.dropped or changes.tensors or changes.added or changes.device)
     return is_same and changes.metadata is None
 
 
