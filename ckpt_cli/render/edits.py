@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ckpt_cli.errors import listed
+from ckpt_cli.errors import listed, quoted
 from ckpt_cli.render.text import brief_name, bytes_text, count_text, escaped, name_text
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def to_json(edit: EditResult) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():
-        if name == "folded" or (name in ("fit", "carried") and not value):
+        if name == "folded" or (name in ("fit", "carried", "unreferenced") and not value):
             continue
         if name == "backups":
             facts["backup"] = edit.backup
@@ -50,6 +50,12 @@ def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
     if edit.removed:
         gone = "would be removed" if edit.dry_run else "removed"
         lines.append(f"  {_names(edit.removed)} {gone}, as nothing is left in it")
+    if edit.unreferenced:
+        stays = "would stay" if edit.dry_run else "stay"
+        lines.append(
+            f"  {bytes_text(edit.unreferenced)} that nothing refers to {stays} in its files: "
+            f"ckpt compact {quoted(edit.path)} frees them"
+        )
     if edit.left:
         lines.append(f"  left as they are: {_names(edit.left)}")
     for place in dict.fromkeys(edit.placed.values()):
