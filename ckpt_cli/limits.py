@@ -253,6 +253,9 @@ NPY_HEADERS = int(16 * 2**20 * _SCALE)
 NPY_PREFACE = int(2**20 * _SCALE)
 """Bytes of the JSON that may stand before the first of them."""
 
+MSGPACK_ITEMS = int(500_000 * _SCALE)
+"""Items of a msgpack file: maps, lists, numbers and arrays; a state of Flax has about two for each tensor."""
+
 CHUNKS = int(1_000_000 * _SCALE)
 """Chunks that all tensors of a distributed checkpoint have together."""
 

@@ -347,6 +347,9 @@ FORMATS = [
     Format("pt2", ".pt2", _write_pt2, _read_pt2, kinds=KINDS),
     Format("pt2", ".pt2", _write_old_pt2, _read_pt2, kinds=KINDS, variant="old"),
     Format("stable-baselines3", ".zip", containers.write_policy, containers.read_sb3, prefix="policy."),
+    Format(
+        "msgpack", ".msgpack", containers.write_msgpack, containers.read_msgpack, keeps_views=False, keeps_ties=False
+    ),
     Format("legacy", ".pt", _write_legacy, _read_zip),
     Format("tar", ".pt", _write_tar, _read_tar),
     Format("pickle", ".pkl", _write_pickle, _read_pickle, variant="torch"),
