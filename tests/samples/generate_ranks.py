@@ -18,7 +18,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import multiprocessing, nn
 
-HERE = Path(__file__).parent
+HERE = Path(os.environ.get("RANKS_OUT", Path(__file__).parent))
+"""The folder that is written to; another one than this file's is written with what else can be compared."""
+
+IS_ELSEWHERE = "RANKS_OUT" in os.environ
 
 
 class Net(nn.Module):
@@ -36,10 +39,15 @@ class Net(nn.Module):
         self.head.weight = self.emb.weight
         self.register_buffer("mask", torch.arange(3))
         self.register_buffer("tmp", torch.ones(2), persistent=False)
+        self.factor = 1.0
+        if IS_ELSEWHERE:
+            self.register_buffer("calls", torch.tensor(3))
+        if IS_ELSEWHERE and norm is nn.BatchNorm1d:  # others than ZeRO in float32 train no parameter of 0 dimensions
+            self.factor = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.l2(self.norm(self.l1(self.emb(x)))) * self.scale
-        return self.head(hidden).square().sum() + 0 * self.frozen(self.emb(x)).sum()
+        return self.head(hidden).square().sum() * self.factor + 0 * self.frozen(self.emb(x)).sum()
 
 
 def begin(rank: int, world: int, port: int) -> None:
@@ -75,6 +83,16 @@ def zero(rank: int, world: int, port: int, name: str, stage: int, bf16: bool, gr
         engine.backward(engine(torch.arange(2) + rank % 2 + step))
         engine.step()
     engine.save_checkpoint(str(HERE / name), tag="global_step2", client_state={"epoch": 1})
+    if IS_ELSEWHERE:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        live = {
+            key: safe_get_full_fp32_param(parameter)
+            for key, parameter in net.named_parameters()
+            if parameter.requires_grad
+        }
+        if rank == 0:
+            torch.save({key: each.clone() for key, each in live.items()}, HERE / f"{name}.live.pt")
 
 
 def fsdp(rank: int, world: int, port: int, name: str, mesh: tuple[int, ...], old: bool) -> None:
@@ -101,6 +119,8 @@ def fsdp(rank: int, world: int, port: int, name: str, mesh: tuple[int, ...], old
         optimizer.step()
         torch.save(net.state_dict(), folder / f"model_world_size_{world}_rank_{rank}.pt")
         torch.save(optimizer.state_dict(), folder / f"optim_world_size_{world}_rank_{rank}.pt")
+        if IS_ELSEWHERE:
+            torch.distributed.checkpoint.save({"model": net.state_dict()}, checkpoint_id=HERE / f"{name}.dcp")
         full = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
     if rank == 0:
         save_file({key: value.clone() for key, value in full.items()}, HERE / f"{name}.safetensors")
@@ -184,17 +204,19 @@ def megatron() -> None:
     dist.destroy_process_group()
 
 
-def universal(number: int) -> None:
+def universal(name: str, output: str) -> None:
     """Write the universal checkpoint of one of the others."""
     from deepspeed.checkpoint.ds_to_universal import main as convert
 
     arguments = {"keep_temp_folder": False, "strict": True, "inject_missing_state": True}
     workers = {"num_extract_workers": 1, "num_merge_workers": 1}
-    tag = f"universal{number}/global_step2_universal"
-    shutil.rmtree(HERE / f"universal{number}", ignore_errors=True)
+    shutil.rmtree(HERE / output, ignore_errors=True)
     convert(
         SimpleNamespace(
-            input_folder=f"{HERE}/zero{number}/global_step2", output_folder=f"{HERE}/{tag}", **arguments, **workers
+            input_folder=f"{HERE}/{name}/global_step2",
+            output_folder=f"{HERE}/{output}/global_step2_universal",
+            **arguments,
+            **workers,
         )
     )
 
@@ -224,7 +246,7 @@ def main() -> None:
         megatron()
     for number in (1, 3):
         if f"universal{number}" in (sys.argv[1:] or [f"universal{number}"]):
-            universal(number)
+            universal(f"zero{number}", f"universal{number}")
 
 
 if __name__ == "__main__":
