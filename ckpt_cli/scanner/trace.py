@@ -76,8 +76,8 @@ class Trace:
 class Tracer(Machine):
     """A machine that remembers what passes through it, and goes on where CPython's would."""
 
-    __slots__ = ("calls", "changes", "computed", "extensions", "innocent", "outer", "pushed", "storages", "texts", "unsearched",
-                 "used", "weighed")  # fmt: skip
+    __slots__ = ("calls", "changes", "computed", "extensions", "innocent", "outer", "pushed", "storages", "texts",
+                 "unsearched", "used", "weighed")  # fmt: skip
 
     def __init__(self, data: bytes | memoryview) -> None:
         super().__init__(data)
