@@ -120,6 +120,7 @@ def _read(path: str, folder: str, file: SourceFile, opener: Opener, lost: dict[s
     found = present(folder, metadata.files)
     files = opener.open_all([join(folder, name) for name in found])
     try:
+        opener.remove_left_overs(folder)
         there = dict(zip(found, files, strict=True))
         if lost is None:
             _check_ends(metadata, there)
@@ -128,7 +129,7 @@ def _read(path: str, folder: str, file: SourceFile, opener: Opener, lost: dict[s
             metadata = replace(metadata, entries=[entry for entry in metadata.entries if entry.name not in lost])
         places = [place for saved in metadata.entries for place in saved.places if place is not None]
         items = Items(folder, there, places)
-        container = Composed([file, *files], items.seal, metadata.paths)
+        container = Composed([file, *files], items.seal, metadata.paths, file, metadata.places)
         return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(found))
     except BaseException:
         for opened in files:
