@@ -195,16 +195,20 @@ def _bare(name: str, is_exact: bool) -> str:
 
 def _by_shapes(optimizer: Optimizer, scopes: Sequence[Scope], none: Pairing) -> Pairing:
     """Pair by shapes: with the whole model, else with the one part of it that fits exactly."""
-    first = _within(optimizer, scopes[0], none)
-    if first.how is not None:
+    main = scopes[0]
+    first = _within(optimizer, main, none)
+    if first.how is not None and (main.prefix or len(main.candidates) == len(optimizer.slots)):
         return first
     others = [_within(optimizer, scope, none) for scope in scopes[1:] if len(scope.candidates) == len(optimizer.slots)]
     fitting = [pairing for pairing in others if pairing.how is not None]
     if len(fitting) != 1:
         return first
-    (pairing,) = fitting
-    hypothesis = pairing.hypothesis and f"{pairing.hypothesis} of {pairing.scope.prefix}"
-    return replace(pairing, hypothesis=hypothesis)
+    (part,) = fitting
+    if first.how is not None and any(a is not b for (_, a), (_, b) in zip(first.pairs, part.pairs, strict=True)):
+        return first
+    hypothesis = f"{part.hypothesis} of {part.scope.prefix}" if part.hypothesis else None
+    is_within = main.prefix != "" and part.scope.prefix.startswith(f"{main.prefix}.")
+    return replace(part, hypothesis=hypothesis, scope=main if is_within else part.scope)
 
 
 def _within(optimizer: Optimizer, scope: Scope, none: Pairing) -> Pairing:

@@ -15,6 +15,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.ls import Fold, fold
+from ckpt_cli.ops.optimizer_names import by_parameter
 from ckpt_cli.ops.select import part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.ops.steps import steps_of
@@ -149,7 +150,7 @@ def series(
     Raises NameNotFoundError for a NAME that none of them has.
     """
     steps = steps_of(checkpoints)
-    ordered = [checkpoints[number] for number in steps.order]
+    ordered = by_parameter([checkpoints[number] for number in steps.order], arguments)
     known = [steps.numbers[number] for number in steps.order]
     entries = _aligned(ordered, arguments)
     tracks, owners = _tracks(entries.values())
