@@ -29,6 +29,9 @@ _OUTER = "module"
 _SCOPES = 64
 """Containers in which the names that an optimizer has are looked for."""
 
+_SAMPLE = 1000
+"""Names of which one must be in a container, or no more of them are looked for there."""
+
 _TRAINABLE = ", trainable only"
 
 
@@ -171,6 +174,8 @@ def _by_names(optimizer: Optimizer, scopes: Sequence[Scope], none: Pairing) -> P
     best = none
     most = 0
     for scope in scopes[:_SCOPES]:
+        if scope is not scopes[0] and not any(slot.name in scope.named for slot in optimizer.slots[:_SAMPLE]):
+            continue
         for known in (scope.named, _unwrapped(scope.named)):
             pairs = [(slot, known.get(_bare(slot.name or "", known is scope.named))) for slot in optimizer.slots]
             count = sum(tensor is not None for _, tensor in pairs)
