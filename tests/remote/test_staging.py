@@ -35,8 +35,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buckets: Buckets) -> P
     work.mkdir()
     monkeypatch.chdir(work)
     for folder in (work, buckets.bucket()):
-        FORMATS["zip"].write(FORMATS["zip"].sample(), folder / "m.pt")
-        FORMATS["shards-safetensors"].write(FORMATS["shards-safetensors"].sample(), folder / "set")
+        FORMATS["zip"].put(folder / "m.pt")
+        FORMATS["shards-safetensors"].put(folder / "set")
         (folder / "set" / "config.json").write_text('{"dtype": "float32"}')
     return work
 
@@ -65,7 +65,7 @@ INDEX = "model.safetensors.index.json"
 def test_every_format_is_read_from_a_store_and_converted_to_it(buckets: Buckets, label: str, ckpt: Ckpt) -> None:
     form = FORMATS[label]
     name = f"source{form.suffix}"
-    form.write(form.sample(), buckets.bucket() / name)
+    form.put(buckets.bucket() / name)
     url = f"s3://bucket/{name}"
     assert ckpt("ls", url).out == ckpt("ls", str(buckets.bucket() / name)).out
     made = ckpt("convert", url, "s3://bucket/out.safetensors", "--tensors-only")
