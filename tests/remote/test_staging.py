@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 
 import contract
 import pytest
 import torch
-from buckets import Asked, Buckets
+from buckets import Asked, Buckets, at_request, interrupt
 from conftest import Ckpt
 from safetensors.torch import load_file
 
@@ -205,15 +202,7 @@ def test_an_edit_whose_upload_fails_leaves_nothing(buckets: Buckets, source: str
 @pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("number", [2, 4, 8, 14, 18])
 def test_an_interrupt_leaves_nothing(buckets: Buckets, number: int, ckpt: Ckpt) -> None:
-    left = [number]
-
-    def interrupt(asked: Asked) -> None:
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
-
-    buckets.begin(before=interrupt)
+    buckets.begin(before=at_request(number - 1, interrupt))
     assert ckpt("convert", "m.pt", "s3://bucket/out/", "--max-shard", "100B").code == 130
     assert written(buckets) == []
 
