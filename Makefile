@@ -27,7 +27,7 @@ demo: $(READY)            ## the lesson's steps, on copies of the sample checkpo
 	PATH="$(CURDIR)/$(BIN):$$PATH" sample_checkpoints/demo.sh
 
 test: $(READY)            ## every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(READY)            ## style, types, layers, and the generated blocks of the documentation
 	$(BIN)/ruff check .

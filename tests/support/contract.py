@@ -5,15 +5,19 @@ A new format is one entry in FORMATS with its two functions.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import pickle
+import shutil
+import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import containers
@@ -25,6 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 State = dict[str, torch.Tensor]
+
+_TEMPORARY = tempfile.gettempdir()
+"""The folder for temporary ones, also while a test names another one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,23 @@ class Format:
         """The sample state, as far as the format can hold it."""
         return {name: tensor for name, tensor in sample().items() if name not in self.without}
 
+    def put(self, path: Path) -> None:
+        """Put a copy of the sample in the format at a path: to write it takes up to a second, so it is written once."""
+        written = _written(self.label)
+        if written.is_dir():
+            shutil.copytree(written, path)
+        else:
+            shutil.copyfile(written, path)
+
+
+@cache
+def _written(label: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="ckpt-sample-", dir=_TEMPORARY))
+    atexit.register(shutil.rmtree, folder)
+    (form,) = (form for form in FORMATS if form.label == label)
+    form.write(form.sample(), folder / f"sample{form.suffix}")
+    return folder / f"sample{form.suffix}"
+
 
 def bits(tensor: torch.Tensor) -> bytes:
     """The elements' bytes in row-major order."""
@@ -78,7 +102,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def sample() -> State:
     """A state of several dtypes and layouts, with a tie, and with an equal tensor stored apart."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` also notes the stack for each kind of absent device
     shared = torch.randn(6, 4)
     return {
         "0.weight": shared,
