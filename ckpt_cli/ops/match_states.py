@@ -42,7 +42,7 @@ class Leaf:
     @property
     def is_extra(self) -> bool:
         """True for the extra state of a module."""
-        return self.name == EXTRA or self.name.endswith(f".{EXTRA}")
+        return self.name.endswith(EXTRA) and (self.name == EXTRA or self.name.endswith(f".{EXTRA}"))
 
     @property
     def is_value(self) -> bool:
@@ -115,7 +115,7 @@ def _counts(entry: Entry, aliases: bool) -> bool:
 
 
 def _leaf(entry: Entry, name: str) -> Leaf:
-    at = f".{name}".find(f".{EXTRA}.")
+    at = f".{name}".find(f".{EXTRA}.") if EXTRA in name else -1
     if at >= 0:  # an extra state that is a dict: one key of the state_dict
         return Leaf(name[: at + len(EXTRA)], kind="value")
     if not isinstance(entry, Tensor):
