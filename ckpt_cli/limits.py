@@ -256,6 +256,12 @@ NPY_PREFACE = int(2**20 * _SCALE)
 MSGPACK_ITEMS = int(500_000 * _SCALE)
 """Items of a msgpack file: maps, lists, numbers and arrays; a state of Flax has about two for each tensor."""
 
+ONNX_INITIALIZERS = int(200_000 * _SCALE)
+"""Initializers of an ONNX model."""
+
+ONNX_FIELDS = int(1_000_000 * _SCALE)
+"""Fields of an ONNX model that are looked at: those of its initializers, and one for each node of the graph."""
+
 CHUNKS = int(1_000_000 * _SCALE)
 """Chunks that all tensors of a distributed checkpoint have together."""
 

@@ -350,6 +350,7 @@ FORMATS = [
     Format(
         "msgpack", ".msgpack", containers.write_msgpack, containers.read_msgpack, keeps_views=False, keeps_ties=False
     ),
+    Format("onnx", ".onnx", containers.write_onnx, containers.read_onnx, keeps_views=False, keeps_ties=False),
     Format("legacy", ".pt", _write_legacy, _read_zip),
     Format("tar", ".pt", _write_tar, _read_tar),
     Format("pickle", ".pkl", _write_pickle, _read_pickle, variant="torch"),
