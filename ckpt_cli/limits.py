@@ -256,6 +256,9 @@ NPY_PREFACE = int(2**20 * _SCALE)
 MSGPACK_ITEMS = int(500_000 * _SCALE)
 """Items of a msgpack file: maps, lists, numbers and arrays; a state of Flax has about two for each tensor."""
 
+H5_ITEMS = int(100_000 * _SCALE)
+"""Groups and datasets of an HDF5 file; h5py takes some 50 µs for each."""
+
 ONNX_INITIALIZERS = int(200_000 * _SCALE)
 """Initializers of an ONNX model."""
 

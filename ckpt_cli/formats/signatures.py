@@ -155,6 +155,11 @@ _LONG = 16 << 20
 """Bytes of a header up to which it is fetched with others."""
 
 
+def is_hdf5(head: bytes) -> bool:
+    """True for an HDF5 file."""
+    return head.startswith(HDF5)
+
+
 def is_msgpack(head: bytes) -> bool:
     """True for a map of msgpack, the first of whose keys is a short text."""
     after = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0) if head else 0
@@ -251,7 +256,6 @@ _LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (is_tar, "a tar file"),
     (lambda head: head[:4] == ZIP_RECORD, "a zip file"),
     (lambda head: head.startswith(GGUF), "a GGUF file, which is not read yet"),
-    (lambda head: head.startswith(HDF5), "an HDF5 file (Keras, PyTables), which is not read"),
     (lambda head: head.startswith(SEVEN_ZIP), "a 7z archive: unpack it first"),
     (lambda head: head.startswith(RAR), "a rar archive: unpack it first"),
     (_is_tensorflow_index, "the index of a TensorFlow checkpoint, which is not read"),

@@ -6,10 +6,14 @@ tensor; a library that is not installed is named, and the exit code is 1.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import pathlib
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,7 +97,74 @@ def onnx() -> None:
     compare("e.onnx", expected)
 
 
-LIBRARIES: dict[str, Callable[[], None]] = {"stable_baselines3": stable_baselines3, "flax": flax, "onnx": onnx}
+def h5py() -> None:
+    """Write datasets in one piece, in chunks, compressed, of another byte order, and links to other files."""
+    import h5py
+
+    random = np.random.default_rng(0)
+    expected = {
+        "layers.dense.vars.0": random.normal(size=(30, 40)).astype("f4"),
+        "layers.big.vars.0": random.normal(size=(300, 4)),
+        "layers.chunks.vars.0": random.normal(size=(9, 5, 3)),
+        "optimizer.vars.0": np.int64(7),
+        "big_endian": np.arange(5, dtype=">f8"),
+        "empty": np.zeros((0, 3), "f4"),
+        "half": np.ones((2, 2), "f2"),
+    }
+    options: dict[str, dict[str, Any]] = {
+        "layers.big.vars.0": {"chunks": (7, 3), "compression": "gzip", "shuffle": True, "fletcher32": True},
+        "layers.chunks.vars.0": {"chunks": (2, 2, 2)},
+    }
+    with h5py.File("m.weights.h5", "w") as file:
+        file.attrs["keras_version"] = "3.3"
+        for name, array in expected.items():
+            file.create_dataset(name.replace(".", "/"), data=array, **options.get(name, {}))
+        file["external"] = h5py.ExternalLink("/etc/x.h5", "/a")
+        file["soft"] = h5py.SoftLink("/half")
+        file["round"] = file["/"]
+        file.create_dataset("outside", (4,), "u1", external=[("/etc/passwd", 0, 4)])
+    compare("m.weights.h5", expected)
+    with ckpt_cli.open("m.weights.h5") as checkpoint:
+        others = {name for name in checkpoint if name not in expected}
+    assert others == {"external", "soft", "outside"}, others
+    ckpt_cli.set("m.weights.h5", ["layers.dense.vars.0[2,1]=5"])
+    with h5py.File("m.weights.h5") as file:
+        assert file["layers/dense/vars/0"][2, 1] == 5
+    with zipfile.ZipFile("m.keras", "w") as archive:  # as keras/src/saving/saving_lib.py writes it
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("config.json", "{}")
+        archive.write("m.weights.h5", "model.weights.h5")
+    with ckpt_cli.open("m.keras") as checkpoint:
+        assert np.asarray(checkpoint["layers.dense.vars.0"])[2, 1] == 5
+    ckpt_cli.set("m.keras", ["layers.dense.vars.0[2,1]=6"])
+    with zipfile.ZipFile("m.keras") as archive:
+        assert archive.testzip() is None
+        archive.extract("model.weights.h5")
+    with h5py.File("model.weights.h5") as file:
+        assert file["layers/dense/vars/0"][2, 1] == 6
+    refused(lambda: ckpt_cli.set("m.weights.h5", ["layers.big.vars.0[0]=1"]), "stored in chunks")
+    with h5py.File("bomb.h5", "w") as file:
+        made = file.create_dataset("a", (1000,), "u1", chunks=(1000,), compression="gzip")
+        made.id.write_direct_chunk((0,), zlib.compress(bytes(50_000_000)))
+    refused(lambda: ckpt_cli.open("bomb.h5")["a"].numpy(), "inflates to more than its size")
+    whole = bytearray(pathlib.Path("m.weights.h5").read_bytes())
+    for cut in range(8, len(whole), 997):
+        pathlib.Path("cut.h5").write_bytes(whole[:cut])
+        with contextlib.suppress(ckpt_cli.CkptError):
+            ckpt_cli.open("cut.h5").close()
+
+
+def refused(call: Callable[[], object], words: str) -> None:
+    """Call something that must be refused with an error that has some words in it."""
+    said = ""
+    try:
+        call()
+    except ckpt_cli.CkptError as error:
+        said = str(error)
+    assert words in said, said or f"not refused: {words}"
+
+
+LIBRARIES: dict[str, Callable[[], None]] = {each.__name__: each for each in (stable_baselines3, flax, onnx, h5py)}
 
 
 def main(wanted: list[str]) -> int:

@@ -72,7 +72,7 @@ LOOKS: dict[str, tuple[bytes, str]] = {
     "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(20), "this looks like a TensorFlow Lite model"),
     "ggml": (b"lmgg" + bytes(20), "this looks like a model of ggml from before GGUF"),
     "GGUF": (b"GGUF\3\0\0\0" + bytes(16), "this looks like a GGUF file, which is not read yet"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "this looks like an HDF5 file (Keras, PyTables), which is not read"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file (Keras, PyTables), which is read by the package h5py"),
     "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(20), "this looks like a PNG picture"),
     "git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
                 "this looks like a git LFS pointer: fetch the real file with git lfs pull"),
@@ -107,7 +107,10 @@ def test_content_and_not_the_suffix_decides(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LOOKS)
-def test_a_file_that_is_no_checkpoint_is_called_what_it_looks_like(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_called_what_it_looks_like(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
     content, words = LOOKS[name]
     path = write(tmp_path, content)
     with pytest.raises(UnknownFormatError) as refused:
@@ -118,7 +121,8 @@ def test_a_file_that_is_no_checkpoint_is_called_what_it_looks_like(name: str, tm
     assert refused.value.hint == expected
 
 
-HINTS = {"JSON": "name the checkpoint itself, or the folder that it lies in", "a tar file": "tar -xf unpacks it"}
+HINTS = {"JSON": "name the checkpoint itself, or the folder that it lies in", "a tar file": "tar -xf unpacks it",
+         "HDF5": "pip install 'ckpt-edit[h5]'"}  # fmt: skip
 PACKERS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
 
 
