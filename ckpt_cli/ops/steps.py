@@ -13,7 +13,8 @@ from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import canonical, exists, is_folder, join, matching, names_in
 from ckpt_cli.files.system import allow_open_files
 from ckpt_cli.formats.registry import folder_kind
-from ckpt_cli.formats.sharded.names import several_in
+from ckpt_cli.formats.runs.names import is_step
+from ckpt_cli.formats.sharded.names import SUFFIXES, several_in
 from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.hf_config import config_beside
 
@@ -31,9 +32,6 @@ scripts. The first that is there counts."""
 
 _FOLDER = re.compile(r"(?:^|[/\\])(?:checkpoint-|global_step)(\d{1,18})(?=$|[/\\])")
 """The folders of Hugging Face's Trainer and of DeepSpeed."""
-
-_STEP = re.compile(r"(?:checkpoint|ckpt|global_?step|step|iter|epoch)[-_=]?\d+(?:[-_=.].*)?", re.DOTALL)
-"""The names of folders within the folder of a run, each of which is a checkpoint."""
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -180,8 +178,21 @@ def checkpoints_at(path: str, is_there: Callable[[str], bool] = exists) -> list[
     names = names_in(path)
     if folder_kind(path, names) is not None:
         return [path]
-    steps = [name for name in names if _STEP.fullmatch(name) and is_folder(join(path, name))]
+    steps = [name for name in names if is_step(name) and is_folder(join(path, name))]
     return [join(path, name) for name in steps or several_in(names)] or [path]
+
+
+def checkpoints_within(path: str) -> list[str]:
+    """Return the checkpoints in the folder of a run, in natural order; none of a folder that is a checkpoint itself.
+
+    Raises OSError for a folder that cannot be listed.
+    """
+    if not is_folder(path):
+        return []
+    names = names_in(path)
+    if any(name.endswith((*SUFFIXES, ".index.json")) for name in names) or folder_kind(path, names) is not None:
+        return []
+    return [join(path, name) for name in sorted(names, key=natural) if is_step(name) and is_folder(join(path, name))]
 
 
 def _ordered(members: Sequence[Member]) -> tuple[list[int], str]:

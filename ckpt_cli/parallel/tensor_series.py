@@ -17,6 +17,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.parallel.announced import announce_tensors, places_in
 from ckpt_cli.parallel.map import JOB, grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, TensorReader
 
@@ -302,7 +303,9 @@ def follow(tracks: Sequence[Track], executor: Executor, on_progress: OnProgress)
     in_order = in_file_order(tracks, lambda track: track.place, list(files))
     readers: dict[int, _Reader] = {}
     last = 0
-    for answers in run(grouped(_items(in_order, readers)), _follow_job, executor):
+    places = (place for track in in_order for place in track.places if place.region.numel == place.tensor.numel)
+    announce_tensors((place.checkpoint, place.tensor) for place in places)
+    for answers in run(grouped(_items(in_order, readers)), _follow_job, executor, places=_places_in):
         for number, nbytes, found in answers:
             for finished in range(last, number):
                 readers.pop(finished).finish()
@@ -323,6 +326,11 @@ def _items(tracks: Iterable[Track], readers: dict[int, _Reader]) -> Iterator[tup
         reader = readers[number] = _Reader(track)
         for chunks in reader.chunks():
             yield (number, reader, chunks), reader.cost(chunks)
+
+
+def _places_in(job: list[_Item]) -> list[tuple[SourceFile, int, int]]:
+    """Return what a job reads."""
+    return places_in(row for _, _, row in job)
 
 
 def _follow_job(job: list[_Item]) -> list[tuple[int, int, list[_Answer]]]:
