@@ -76,6 +76,9 @@ NAME_LENGTH = int(64 * 2**10 * _SCALE)
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""
 
+GROUP_NESTING = 100
+"""Maps, lists and groups within each other in msgpack and HDF5."""
+
 MATCH_SECONDS = 2.0 * _SCALE
 """Seconds of the processor that one regular expression may take for all names: 100,000 take a tenth of one."""
 
@@ -310,6 +313,6 @@ DCP_METADATA = int(512 * 2**20 * _SCALE)
 CHECK_FINDINGS = 20
 """Findings of one code that a check lists one by one."""
 
-FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "REMOTE_BYTES", "NESTING", "SAFETENSORS_WRITTEN", "DIMENSIONS",
-                   "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
+FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "REMOTE_BYTES", "NESTING", "GROUP_NESTING", "SAFETENSORS_WRITTEN",
+                   "DIMENSIONS", "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
 # The limits that `CKPT_LIMITS` does not change: those of other software, of nesting, and of what is listed.

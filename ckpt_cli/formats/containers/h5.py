@@ -44,9 +44,6 @@ NAME = "h5"
 _WEIGHTS = "model.weights.h5"
 """The record of a `.keras` archive."""
 
-_NESTING = 100
-"""Groups within each other."""
-
 _METADATA = ("keras_version", "backend")
 """Attributes of the file that are metadata."""
 
@@ -240,8 +237,8 @@ class _Walk:
     def entries(self, group: Any, name: str, depth: int) -> Iterator[Entry]:
         """Yield what is in a group; what is there already by another name is not walked again."""
         address = _address(group)
-        if depth > _NESTING:
-            raise LimitError(f"{describe(name[:200])} nests more than {_NESTING} deep", fixed=True)
+        if depth > limits.GROUP_NESTING:
+            raise LimitError(f"{describe(name[:200])} nests more than {limits.GROUP_NESTING} deep", fixed=True)
         if address in self._groups:
             return
         self._groups.add(address)
