@@ -271,7 +271,7 @@ MSGPACK_ITEMS = int(500_000 * _SCALE)
 H5_ITEMS = int(100_000 * _SCALE)
 """Groups and datasets of an HDF5 file; h5py takes some 50 µs for each."""
 
-ONNX_INITIALIZERS = int(200_000 * _SCALE)
+ONNX_INITIALIZERS = int(100_000 * _SCALE)
 """Initializers of an ONNX model."""
 
 ONNX_FIELDS = int(1_000_000 * _SCALE)

@@ -214,7 +214,7 @@ class _Model:
     def _add(self, made: _Initializer) -> None:
         if len(self.initializers) + len(self.others) >= limits.ONNX_INITIALIZERS:
             raise LimitError(f"it has more than {limits.ONNX_INITIALIZERS:,} initializers")
-        made.name = made.name or str(len(self.initializers))
+        made.name = made.name or str(len(self.initializers) + len(self.others))
         if made.type in _DTYPES:
             self.initializers.append(made)
         else:
