@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from builders import old
 
 State = dict[str, torch.Tensor]
 
@@ -256,4 +257,27 @@ def read_onnx(path: Path) -> State:
             dtype = next(dtype for dtype, code in ONNX_TYPES.items() if code == said[2])
             made = torch.frombuffer(bytearray(said[9]), dtype=dtype) if said.get(9) else torch.empty(0, dtype=dtype)
             found[said[8].decode()] = made.reshape(list(said.get(1, b"")))  # sizes below 128
+    return found
+
+
+_TAR_KINDS = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16", torch.int64: "Long",
+              torch.bool: "Bool"}  # fmt: skip
+
+
+def write_tar(state: State, path: Path) -> None:
+    """As torch up to 0.1.10 did: storages and tensors in lists, one of each for all names of a tensor."""
+    storages: list[old.TarStorage] = []
+    tensors: dict[int, old.TarTensor] = {}
+    for number, tensor in enumerate(state.values(), 1):
+        if id(tensor) not in tensors:
+            storage, kind, size = tensor.untyped_storage(), _TAR_KINDS[tensor.dtype], tensor.element_size()
+            storages.append(old.TarStorage(1000 + number, kind, bytes(storage.tolist()), size))
+            view = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+            tensors[id(tensor)] = old.TarTensor(2000 + number, 1000 + number, kind, *view)
+    root = {name: old.numbered(tensors[id(tensor)].key) for name, tensor in state.items()}
+    path.write_bytes(old.tar(root, storages, tensors.values()))
+
+
+def read_tar(path: Path) -> State:
+    found: State = torch.load(path, weights_only=False)  # which is how torch reads them
     return found
