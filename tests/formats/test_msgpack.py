@@ -125,3 +125,13 @@ def test_a_changed_byte_is_read_or_refused(
         if isinstance(entry, Tensor) and entry.storage is not None:
             assert len(entry.storage.view(0, entry.nbytes)) == entry.nbytes
     checkpoint.close()
+
+
+def test_a_folder_stands_for_the_only_checkpoint_in_it_whatever_wrote_that(tmp_path: Path, ckpt: Ckpt) -> None:
+    (tmp_path / "flax_model.msgpack").write_bytes(packed({"a": torch.ones(2)}))
+    (tmp_path / "config.json").write_text("{}")
+    assert ckpt("ls", tmp_path).lines == ["a\tfloat32\t[2]\t8"]
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert "a folder without a checkpoint" in ckpt("ls", tmp_path).err
+    torch.save({"b": torch.ones(3)}, tmp_path / "model.pt")
+    assert ckpt("ls", tmp_path).lines == ["b\tfloat32\t[3]\t12"]
