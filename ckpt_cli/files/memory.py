@@ -136,6 +136,10 @@ class MemoryFolder:
         names = {found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)}
         return sorted(names)[:most]
 
+    def leading_names(self, path: str) -> list[str]:
+        """Return the names in a folder."""
+        return self.names_in(path)
+
     def is_listed(self, path: str) -> bool:  # noqa: ARG002
         """Return True."""
         return True
