@@ -102,26 +102,34 @@ class RemoteFile:
         self.check(offset, len(buffer))
         at = offset
         while at < end:
-            part, until = self._fetched.part_at(self._key, at, end)
-            if part is None and self._begin_planned(at, until):
-                part, until = self._fetched.part_at(self._key, at, end)
+            part, until = self._part_at(at, end)
             if part is None:
                 self._fill(buffer[at - offset : until - offset], at)
             else:
                 until = min(until, end)
-                self._take(part, buffer[at - offset : until - offset], at)
+                buffer[at - offset : until - offset] = self._taken(part, at, until - at)
             at = until
 
-    def _take(self, part: Part, buffer: memoryview, offset: int) -> None:
-        """Copy from a part that was expected, once it is there."""
+    def _part_at(self, begin: int, end: int) -> tuple[Part | None, int]:
+        """Return the part that has a byte, if need be a planned one that is now begun, and where it ends.
+
+        Where there is none, None and where the next one begins, at most `end`.
+        """
+        part, until = self._fetched.part_at(self._key, begin, end)
+        if part is None and self._begin_planned(begin, until):
+            return self._fetched.part_at(self._key, begin, end)
+        return part, until
+
+    def _taken(self, part: Part, offset: int, nbytes: int) -> memoryview:
+        """Return bytes of a part that was expected, once they are there, and count them as read."""
         assert part.future is not None
         try:
             part.future.result()
         except BaseException:
             self._fetched.failed(self._key, part)
             raise
-        buffer[:] = memoryview(part.data)[offset - part.begin : offset - part.begin + len(buffer)]
-        self._fetched.was_read(self._key, part, offset, offset + len(buffer))
+        self._fetched.was_read(self._key, part, offset, offset + nbytes)
+        return memoryview(part.data)[offset - part.begin : offset - part.begin + nbytes]
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from pages, and from the server where it is long."""
@@ -197,10 +205,13 @@ class RemoteFile:
             self._fetch_run(*run)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
-        """Return the bytes as a read-only view of a copy in memory."""
+        """Return the bytes as a read-only view of what was fetched."""
         if nbytes <= PAGE:
             return memoryview(self.read(offset, nbytes))
         self.check(offset, nbytes)
+        part, until = self._part_at(offset, offset + nbytes)
+        if part is not None and until >= offset + nbytes:
+            return self._taken(part, offset, nbytes).toreadonly()
         data = bytearray(nbytes)
         self.read_into(memoryview(data), offset)
         return memoryview(data).toreadonly()
