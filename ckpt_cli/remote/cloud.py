@@ -273,6 +273,8 @@ def _store_of_process(scheme: str) -> CloudStore:
 class CloudObject:
     """One version of one object."""
 
+    revision = ""
+
     def __init__(self, store: CloudStore, path: str, version: Version) -> None:
         self._store = store
         self.path = path

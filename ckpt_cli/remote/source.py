@@ -81,6 +81,11 @@ class RemoteFile:
         self._plan = Plan()
 
     @property
+    def revision(self) -> str:
+        """The commit of a hub that it is read at; empty where its server has none."""
+        return self._object.revision
+
+    @property
     def whole(self) -> RemoteFile:
         """The file itself."""
         return self
