@@ -178,9 +178,15 @@ class SetRewriter(Protocol):
     index: tuple[str, bytes] | None
     """The new index: its file name and content; None where there is none."""
 
+    unreferenced: int
+    """Bytes that stay in old files, though nothing refers to them any more."""
+
     @property
     def nbytes(self) -> int:
         """Bytes of the new files, or about that."""
+
+    def for_new_folder(self) -> None:
+        """Plan for a folder of its own, before anything else is asked."""
 
     @property
     def first(self) -> str:

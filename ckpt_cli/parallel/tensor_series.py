@@ -6,9 +6,9 @@ are stored alike, chunks of the same bytes are not summed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_cli.arrays.indexing import Index, Region, row_cuts
 from ckpt_cli.budget import Budget
@@ -84,6 +84,35 @@ class Track:
             if extents:
                 return extents[0].file, extents[0].offset
         return None
+
+
+Key = TypeVar("Key")
+
+
+def tracks_of(places: Mapping[Key, Sequence[Place]]) -> tuple[list[Track], list[tuple[Key, Track]]]:
+    """Return what is to be read, which tied names share, and the pairs of a tensor's key and one of its tracks.
+
+    The places of a key are in the order of their checkpoints.
+    """
+    known: dict[object, Track] = {}
+    owners: list[tuple[Key, Track]] = []
+    for name, of_name in places.items():
+        for run_of_places in _runs(of_name):
+            views = tuple((place.step, place.tensor.view or id(place.tensor), place.region) for place in run_of_places)
+            owners.append((name, known.setdefault(views, Track(run_of_places))))
+    return list(known.values()), owners
+
+
+def _runs(places: Sequence[Place]) -> Iterator[list[Place]]:
+    """Yield the places of a tensor in files that follow each other, as long as it keeps its shape."""
+    found: list[Place] = []
+    for place in places:
+        if found and (place.step != found[-1].step + 1 or place.region.shape != found[-1].region.shape):
+            yield found
+            found = []
+        found.append(place)
+    if found:
+        yield found
 
 
 class _Side:
