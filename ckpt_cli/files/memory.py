@@ -70,6 +70,9 @@ class MemorySource:
                 f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path or None
             )
 
+    def note_whole(self) -> None:
+        """Do nothing: the bytes are there."""
+
     def note_read(self) -> None:
         """Note that a value is read."""
         self.on_read, self.was_read = None, True

@@ -37,6 +37,9 @@ _SHORTEST = 64 << 10
 _RUN = PART // PAGE
 """Pages of one request of `expect_all`, at most."""
 
+_NEAR_OF_ALL = 512 << 10
+"""Bytes between two small ranges up to which one request fetches both, of a file of which nearly all will be read."""
+
 _SIDE_BY_SIDE = 6
 """Requests of `expect_all` at a time: whole runs are three quarters of the pages that memory has room for."""
 
@@ -296,7 +299,8 @@ class RemoteFile:
                 found += self._fetched.missing(self._key, offset // PAGE, -(-end // PAGE))
         left = KEPT // PAGE
         runs: list[tuple[int, int]] = []
-        for first, end, _ in together(found, NEAR // PAGE):
+        near = _NEAR_OF_ALL if self._fetched.is_whole(self._key) else NEAR
+        for first, end, _ in together(found, near // PAGE):
             runs += [(low, min(low + _RUN, end)) for low in range(first, min(end, first + left), _RUN)]
             left -= end - first
             if left <= 0:
@@ -312,6 +316,11 @@ class RemoteFile:
             raise TruncatedError(
                 f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path
             )
+
+    def note_whole(self) -> None:
+        """Note that nearly all of it will be read: longer ranges between small ones are fetched, where all is kept."""
+        if self.size <= KEPT:
+            self._fetched.note_whole(self._key)
 
     def note_read(self) -> None:
         """Note that a value is read."""
