@@ -15,7 +15,7 @@ from weakref import WeakSet
 PAGE = 4 << 10
 """Bytes that are kept together."""
 
-_PAGES = (64 << 20) // PAGE
+_PAGES = (32 << 20) // PAGE
 """Pages that are kept in memory, of all files together."""
 
 KEPT = 1 << 30

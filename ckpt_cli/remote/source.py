@@ -1,6 +1,6 @@
 """A file elsewhere as a source of bytes: pages that are kept, and ranges that are fetched ahead and side by side.
 
-Small reads go through pages, of which the last used 64 MiB are kept in memory, and others in a temporary file. The
+Small reads go through pages, of which the last used 32 MiB are kept in memory, and others in a temporary file. The
 first request for a file is for its first 256 KiB, and a read within the last 256 KiB fetches all of these: together
 they have the directory and the pickle of most files. Other reads fetch what they need, and twice as much each time
 while a file is read in order. Long reads pass the pages by, in parts that are fetched side by side. `expect` begins to
@@ -40,8 +40,8 @@ _RUN = PART // PAGE
 _NEAR_OF_ALL = 512 << 10
 """Bytes between two small ranges up to which one request fetches both, of a file of which nearly all will be read."""
 
-_SIDE_BY_SIDE = 6
-"""Requests of `expect_all` at a time: whole runs are three quarters of the pages that memory has room for."""
+_SIDE_BY_SIDE = 4
+"""Requests of `expect_all` at a time: their runs are no more than the pages that memory has room for."""
 
 _MISS = 16 << 10
 """Bytes that a small read fetches at least."""
