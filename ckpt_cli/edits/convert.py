@@ -73,6 +73,8 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
     _check(path, output, target, options)
     with _source(path, options) as found, unchanged(found.checkpoint.container.files):
         opened = found.checkpoint
+        for file in opened.container.files:
+            file.note_whole()
         if not target.is_folder:
             refuse_own(opened, output, _ELSEWHERE)
         plan = _planned(opened, target, output, options) if found.is_whole else _of_cut(found, target, output, options)

@@ -137,6 +137,8 @@ class _Worker:
         """All of it."""
         found, complete = self._open(path)
         for checkpoint in found:
+            for file in checkpoint.container.files if self._reading is not None else ():
+                file.note_whole()
             self._inspect(checkpoint)
         self._configs(path, found if self._model is None else self._model, complete=complete)
         self.report.tensors = sum(len(checkpoint.tensors) for checkpoint in found)
