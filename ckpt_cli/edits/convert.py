@@ -15,17 +15,15 @@ from ckpt_cli.edits.convert_nested import plan_nested
 from ckpt_cli.edits.convert_options import (
     CLONE,
     KEEP_ONE,
-    NOT_WEIGHTS,
     Conversion,
     ConvertOptions,
     ConvertPlan,
     Job,
-    LeftOut,
     NewFiles,
     Written,
     stem_of,
 )
-from ckpt_cli.edits.convert_plan import flatten, flatten_weights, refuse_shared
+from ckpt_cli.edits.convert_plan import beside_state, distributed_state, flatten, flatten_weights, refuse_shared
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import chosen_names, plan_root, whole_containers
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about, some_of
@@ -197,13 +195,9 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
         if options.dtype is not None and not options.raw:
             refuse_quantized(checkpoint, {entry.name for entry in own})
         return flatten_weights(checkpoint, target, output, options, [entry.name for entry in own], dropped)
-    state = _distributed_state(checkpoint)
+    state = distributed_state(checkpoint)
     if state is not None and not (options.select or options.names or options.exclude or options.everything):
-        known = {entry.name for entry in state.entries}
-        aside = [entry for entry in checkpoint.entries if entry.name not in known]
-        plan = _planned(state, target, output, options)
-        left_out = (LeftOut(entry.name, NOT_WEIGHTS, isinstance(entry, Tensor)) for entry in aside)
-        return replace(plan, left_out=(*plan.left_out, *left_out))
+        return beside_state(_planned(state, target, output, options), checkpoint, state)
     prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
     whole, dropped = checkpoint, _dropped(checkpoint, options)
@@ -227,17 +221,6 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     if nested is not None:
         return nested
     return flatten(checkpoint, target, output, options, names, selected)
-
-
-def _distributed_state(checkpoint: Checkpoint) -> Checkpoint | None:
-    """Return the distributed checkpoint that a run is, without the files beside it; None for any other checkpoint."""
-    if checkpoint.weights or not checkpoint.is_set:
-        return None
-    from ckpt_cli.formats.runs.read import RunFiles
-
-    parts = checkpoint.container.parts if isinstance(checkpoint.container, RunFiles) else ()
-    found = (part.checkpoint for part in parts if not part.prefix)
-    return next((part for part in found if format_of(part).is_distributed), None)
 
 
 def _of_cut(found: Salvaged, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
