@@ -29,6 +29,9 @@ _OUTER = "module"
 _SCOPES = 64
 """Containers in which the names that an optimizer has are looked for."""
 
+_SAMPLE = 1000
+"""Names of which one must be in a container, or no more of them are looked for there."""
+
 _TRAINABLE = ", trainable only"
 
 
@@ -171,6 +174,8 @@ def _by_names(optimizer: Optimizer, scopes: Sequence[Scope], none: Pairing) -> P
     best = none
     most = 0
     for scope in scopes[:_SCOPES]:
+        if scope is not scopes[0] and not any(slot.name in scope.named for slot in optimizer.slots[:_SAMPLE]):
+            continue
         for known in (scope.named, _unwrapped(scope.named)):
             pairs = [(slot, known.get(_bare(slot.name or "", known is scope.named))) for slot in optimizer.slots]
             count = sum(tensor is not None for _, tensor in pairs)
@@ -195,16 +200,20 @@ def _bare(name: str, is_exact: bool) -> str:
 
 def _by_shapes(optimizer: Optimizer, scopes: Sequence[Scope], none: Pairing) -> Pairing:
     """Pair by shapes: with the whole model, else with the one part of it that fits exactly."""
-    first = _within(optimizer, scopes[0], none)
-    if first.how is not None:
+    main = scopes[0]
+    first = _within(optimizer, main, none)
+    if first.how is not None and (main.prefix or len(main.candidates) == len(optimizer.slots)):
         return first
     others = [_within(optimizer, scope, none) for scope in scopes[1:] if len(scope.candidates) == len(optimizer.slots)]
     fitting = [pairing for pairing in others if pairing.how is not None]
     if len(fitting) != 1:
         return first
-    (pairing,) = fitting
-    hypothesis = pairing.hypothesis and f"{pairing.hypothesis} of {pairing.scope.prefix}"
-    return replace(pairing, hypothesis=hypothesis)
+    (part,) = fitting
+    if first.how is not None and any(a is not b for (_, a), (_, b) in zip(first.pairs, part.pairs, strict=True)):
+        return first
+    hypothesis = f"{part.hypothesis} of {part.scope.prefix}" if part.hypothesis else None
+    is_within = main.prefix != "" and part.scope.prefix.startswith(f"{main.prefix}.")
+    return replace(part, hypothesis=hypothesis, scope=main if is_within else part.scope)
 
 
 def _within(optimizer: Optimizer, scope: Scope, none: Pairing) -> Pairing:
