@@ -23,7 +23,7 @@ from ckpt_cli.edits.convert_options import (
     Written,
     stem_of,
 )
-from ckpt_cli.edits.convert_plan import flatten, flatten_weights, refuse_shared
+from ckpt_cli.edits.convert_plan import beside_state, distributed_state, flatten, flatten_weights, refuse_shared
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import chosen_names, plan_root, whole_containers
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about, some_of
@@ -197,6 +197,9 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
         if options.dtype is not None and not options.raw:
             refuse_quantized(checkpoint, {entry.name for entry in own})
         return flatten_weights(checkpoint, target, output, options, [entry.name for entry in own], dropped)
+    state = distributed_state(checkpoint)
+    if state is not None and not (options.select or options.names or options.exclude or options.everything):
+        return beside_state(_planned(state, target, output, options), checkpoint, state)
     prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
     whole, dropped = checkpoint, _dropped(checkpoint, options)

@@ -101,7 +101,7 @@ def _is_of_run(path: str, names: Sequence[str]) -> bool:
     return is_of_run(path, names)
 
 
-_OF_RUN = ("optimizer", "scheduler", "scaler.pt", "rng_state", "random_states_", "meta.pt", "latest")
+_OF_RUN = ("optimizer", "scheduler", "scaler.pt", "rng_state", "random_states_", "meta.pt", "common.pt", "latest")
 """The beginnings of names, of which the folder of a run has one."""
 
 
@@ -109,7 +109,7 @@ def _has_ranks_of_fsdp(path: str, names: Sequence[str]) -> bool:
     """True if it has a file of each rank of a model under FSDP."""
     if not any("_rank" in name for name in names):
         return False
-    from ckpt_cli.formats.ranks.placed import is_of_ranks
+    from ckpt_cli.formats.ranks.names import is_of_ranks
 
     return is_of_ranks(path, names)
 

@@ -214,6 +214,21 @@ def test_accelerates_files_of_ranks_are_joined_as_the_model_and_its_optimizer(tm
         open_checkpoint(str(tmp_path))
 
 
+def test_accelerates_files_of_ranks_are_the_model_of_the_run_that_they_lie_in(tmp_path: Path) -> None:
+    for rank in range(3):
+        for old, new in (("model", "pytorch_model_fsdp_0"), ("optim", "optimizer_0")):
+            shutil.copy(SAMPLES / "fsdp2" / f"{old}_world_size_3_rank_{rank}.pt", tmp_path / f"{new}_rank{rank}.bin")
+        torch.save({"step": 7}, tmp_path / f"random_states_{rank}.pkl")
+    torch.save({"last_epoch": 2}, tmp_path / "scheduler.bin")
+    checkpoint = open_checkpoint(str(tmp_path))
+    alone = open_checkpoint(str(SAMPLES / "fsdp2"))
+    assert [entry.name for entry in checkpoint.own] == [entry.name for entry in alone.own]
+    assert {entry.name for entry in alone.entries} < {entry.name for entry in checkpoint.entries}
+    assert {"scheduler.last_epoch", "rng_state_2.step"} <= set(checkpoint.names)
+    assert checkpoint.fixed
+    assert torch.equal(values_of(tmp_path)["l1.weight"], load_file(SAMPLES / "fsdp2.safetensors")["l1.weight"])
+
+
 def test_several_models_of_accelerate_have_numbers(tmp_path: Path) -> None:
     for rank in range(2):
         for number in range(2):
