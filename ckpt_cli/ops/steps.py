@@ -9,7 +9,7 @@ from ckpt_cli.errors import CkptError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import canonical, exists, is_folder, join, matching, names_in
 from ckpt_cli.formats.registry import folder_kind
-from ckpt_cli.formats.runs.names import is_step
+from ckpt_cli.formats.runs.names import is_step, natural, steps_in
 from ckpt_cli.formats.sharded.names import SUFFIXES, several_in
 from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.hf_config import config_beside
@@ -28,8 +28,6 @@ scripts. The first that is there counts."""
 
 _FOLDER = re.compile(r"(?:^|[/\\])(?:checkpoint-|global_step)(\d{1,18})(?=$|[/\\])")
 """The folders of Hugging Face's Trainer and of DeepSpeed."""
-
-_DIGITS = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ def checkpoints_within(path: str) -> list[str]:
     names = names_in(path)
     if any(name.endswith((*SUFFIXES, ".index.json")) for name in names) or folder_kind(path, names) is not None:
         return []
-    return [join(path, name) for name in sorted(names, key=natural) if is_step(name) and is_folder(join(path, name))]
+    return [join(path, name) for name in steps_in(path, names)]
 
 
 def steps_of(checkpoints: Sequence[Checkpoint]) -> Steps:
@@ -82,12 +80,6 @@ def steps_of(checkpoints: Sequence[Checkpoint]) -> Steps:
         return (*(numbers[place][name] for name in shared), natural(checkpoints[place].path))
 
     return Steps(sorted(range(len(checkpoints)), key=key), by or "name", numbers)
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Return a sort key by which `step-9` comes before `step-10`."""
-    parts = _DIGITS.split(name)
-    return [(0, 0, part) if number % 2 == 0 else (1, int(part[:4000]), part) for number, part in enumerate(parts)]
 
 
 def _numbers_of(checkpoint: Checkpoint) -> dict[str, Number]:
