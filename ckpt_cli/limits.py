@@ -262,6 +262,9 @@ NPY_HEADERS = int(16 * 2**20 * _SCALE)
 NPY_PREFACE = int(2**20 * _SCALE)
 """Bytes of the JSON that may stand before the first of them."""
 
+MSGPACK_ITEMS = int(500_000 * _SCALE)
+"""Items of a msgpack file: maps, lists, numbers and arrays; a state of Flax has about two for each tensor."""
+
 CHUNKS = int(1_000_000 * _SCALE)
 """Chunks that all tensors of a distributed checkpoint have together."""
 
@@ -285,6 +288,9 @@ DCP_VALUES = int(64 * 2**20 * _SCALE)
 
 DCP_ITEMS_FLOOR = int(3_000 * _SCALE)
 """Entries that are written to a distributed checkpoint, some 0.3 ms each; beyond them, one for every 128 bytes read."""
+
+OPTIMIZER_PARAMETERS = int(1_000_000 * _SCALE)
+"""Parameters that the groups of one optimizer list, when its states are paired with them."""
 
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""

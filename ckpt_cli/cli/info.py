@@ -7,9 +7,9 @@ from ckpt_cli.cli.output import Reply, answer, style_of, warn_of_danger
 from ckpt_cli.cli.progress import progress, workers
 from ckpt_cli.cli.several import parted, reply_about
 from ckpt_cli.errors import UsageError
+from ckpt_cli.files.places import is_folder
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.info import summarize
-from ckpt_cli.ops.steps import checkpoints_within
 from ckpt_cli.render.info import summary_block, summary_text, to_json
 from ckpt_cli.render.json import LongList, json_text
 
@@ -41,7 +41,9 @@ def info_command(
         with opened(file, as_files=as_files) as checkpoint:
             _describe(checkpoint, chosen, layout)
         return 0
-    if len(files) == 1:
+    if len(files) == 1 and is_folder(file):
+        from ckpt_cli.ops.steps import checkpoints_within
+
         files = checkpoints_within(file) or files
 
     def ask(path: str) -> Reply:

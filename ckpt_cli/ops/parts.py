@@ -127,8 +127,18 @@ def optimizer_prefixes(checkpoint: Checkpoint) -> list[str]:
     return list(found)
 
 
+def roles_of(checkpoint: Checkpoint) -> Iterable[tuple[str, str]]:
+    """Yield the role of each tensor, and the prefix of the part that it belongs to."""
+    return _Recognizer(checkpoint).places(checkpoint.tensors)
+
+
+def is_buffer(tensor: Tensor) -> bool:
+    """True for a tensor that is known to be a buffer, by the file or by its name."""
+    return tensor.kind == "buffer" or f".{tensor.name}".endswith(_BUFFERS)
+
+
 def _part(role: str, name: str, tensors: Sequence[Tensor]) -> Part:
-    buffers = [tensor for tensor in tensors if tensor.kind == "buffer" or f".{tensor.name}".endswith(_BUFFERS)]
+    buffers = [tensor for tensor in tensors if is_buffer(tensor)]
     return Part(role, name, len(tensors), unique_numel(tensors), unique_numel(buffers), stored_nbytes(tensors))
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import containers
 import dcp_formats
 import numpy as np
 import run_folders
@@ -348,6 +349,10 @@ FORMATS = [
     Format("torchscript", ".pt", _write_torchscript, _read_torchscript, kinds=KINDS),
     Format("pt2", ".pt2", _write_pt2, _read_pt2, kinds=KINDS),
     Format("pt2", ".pt2", _write_old_pt2, _read_pt2, kinds=KINDS, variant="old"),
+    Format("stable-baselines3", ".zip", containers.write_policy, containers.read_sb3, prefix="policy."),
+    Format(
+        "msgpack", ".msgpack", containers.write_msgpack, containers.read_msgpack, keeps_views=False, keeps_ties=False
+    ),
     Format("legacy", ".pt", _write_legacy, _read_zip),
     Format("tar", ".pt", _write_tar, _read_tar),
     Format("pickle", ".pkl", _write_pickle, _read_pickle, variant="torch"),
@@ -370,20 +375,12 @@ FORMATS = [
         keeps_views=False,
         variant="safetensors",
     ),
+    Format("run", "", *run_folders.of(_write_zip, _read_zip, _TORCH), prefix="model.", variant="zip"),
     Format(
         "run",
         "",
-        run_folders.around(_write_zip, _TORCH),
-        run_folders.within(_read_zip, _TORCH),
-        prefix="model.",
-        variant="zip",
-    ),
-    Format(
-        "run",
-        "",
-        run_folders.around(_write_safetensors, _SAFE),
-        run_folders.within(_read_safetensors, _SAFE),
-        keeps_views=False,
+        *run_folders.of(_write_safetensors, _read_safetensors, _SAFE),
+        False,
         prefix="model.",
         variant="safetensors",
     ),

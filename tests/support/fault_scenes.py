@@ -73,6 +73,9 @@ SCENES = {
     "cast": _scene("cast a.pt bfloat16"),
     "cast, safetensors with a backup": _scene("cast a.safetensors float16 --backup"),
     "cast in shards with a backup": _scene("cast sharded float16 3.bias --backup"),
+    "to": _scene("to a.pt cuda:0"),
+    "to, legacy": _scene("to old.pt cuda:0"),
+    "to, bin shards, with a backup": _scene("to shards cuda:0 --backup"),
     "tie": _scene("tie apart.pt 0.bias 2.bias"),
     "tie in shards to a new folder": _scene("tie sharded 0.weight 2.weight --force -o out"),
     "untie": _scene("untie a.pt 2.weight"),
@@ -95,6 +98,13 @@ SCENES = {
     "cast in a run": _scene("cast run bfloat16 model optimizer"),
     "keep of a run to a new folder": _scene("keep run model.0 model.1 rng_state -o out"),
     "undo in a run": _scene("undo cut"),
+    # distributed checkpoints, whose other edits replace what says where items are
+    "rename, distributed": _scene("rename dcp --add net"),
+    "rm, distributed, with a backup": _scene("rm dcp 3 --backup"),
+    "cast, distributed": _scene("cast dcp bfloat16 0.weight 3.bias"),
+    "cast, distributed, with a backup": _scene("cast dcp bfloat16 --backup"),
+    "compact, distributed": _scene("compact holes"),
+    "keep, distributed, to a new folder": _scene("keep dcp 3 -o out"),
     # conversions
     "convert to a new file": _scene("convert a.pt out.safetensors --force", "out.safetensors"),
     "convert to a file that is there": _scene("convert a.safetensors there.pt --force", "there.pt"),
@@ -146,6 +156,8 @@ def fill(folder: Path) -> None:
     (folder / "old.tar").write_bytes((Path(__file__).parent.parent / "samples").joinpath("old.tar").read_bytes())
     write_shards(net(), folder / "shards")
     save_distributed(apart, folder / "dcp")
+    save_distributed(apart, folder / "holes")
+    assert run(["rm", str(folder / "holes"), "0.bias"]) == 0
     (folder / "sharded").mkdir()
     weight_map = {name: f"model-{int(name[0]) // 2 + 1:05}-of-00002.safetensors" for name in apart}
     weight_map |= {name: "model-00003-of-00003.safetensors" for name in apart if name[0] == "0"}

@@ -78,8 +78,10 @@ def model_of(folder: Path) -> dict[str, torch.Tensor]:
 State = dict[str, torch.Tensor]
 
 
-def around(write: Callable[[State, Path], None], model: str) -> Callable[[State, Path], None]:
-    """A writer of a small folder of a run, which has the state as its model."""
+def of(
+    write: Callable[[State, Path], None], read: Callable[[Path], State], model: str
+) -> tuple[Callable[[State, Path], None], Callable[[Path], State]]:
+    """A writer of a small folder of a run, which has the state as its model, and the reader of that."""
 
     def write_run(state: State, folder: Path) -> None:
         folder.mkdir()
@@ -88,9 +90,4 @@ def around(write: Callable[[State, Path], None], model: str) -> Callable[[State,
         torch.save({"last_epoch": 3}, folder / "scheduler.pt")
         (folder / "trainer_state.json").write_text('{"global_step": 3}')
 
-    return write_run
-
-
-def within(read: Callable[[Path], State], model: str) -> Callable[[Path], State]:
-    """A reader of the model in the folder of a run."""
-    return lambda folder: read(folder / model)
+    return write_run, lambda folder: read(folder / model)

@@ -46,6 +46,7 @@ class Rewriting:
         self._container = container
         self._changes = changes
         self._works: list[Rewriter | SetRewriter] = []
+        self._sets: list[SetRewriter] = []
         self._refuse_crossing()
         split = self._split()
         files: list[SourceFile] = []
@@ -59,6 +60,8 @@ class Rewriting:
             elif part in split:
                 work = cast("Rewriter | SetRewriter", rewriting(part.checkpoint, split[part]))
                 self._works.append(work)
+                if part.checkpoint.is_set:
+                    self._sets.append(cast("SetRewriter", work))
                 found, gone = _of_set(work) if part.checkpoint.is_set else ([_of_file(work, within[0])], [])
                 parts += found
                 removed += gone
@@ -69,6 +72,16 @@ class Rewriting:
         self.unchanged: Sequence[str] = [
             name for name in (name_of(file.path) for file in container.files) if name not in written
         ]
+
+    @property
+    def unreferenced(self) -> int:
+        """The bytes that stay in old files of sets, though nothing refers to them any more."""
+        return sum(work.unreferenced for work in self._sets)
+
+    def for_new_folder(self) -> None:
+        """Plan for a folder of its own, before anything else is asked."""
+        for work in self._sets:
+            work.for_new_folder()
 
     @property
     def nbytes(self) -> int:

@@ -39,6 +39,7 @@ from ckpt_cli.formats.signatures import beginning, documented, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check import entries, shards
 from ckpt_cli.ops.check import hf_config as configs
+from ckpt_cli.ops.check import optimizer as optimizers
 from ckpt_cli.ops.check import safetensors as headers
 from ckpt_cli.ops.check import zip as zips
 from ckpt_cli.ops.check.finding import Check, Finding, Occurrence, Subject
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
     from ckpt_cli.formats.runs.names import RunFile
 
 CODES: tuple[Check[Any], ...] = (
-    *BROKEN, *zips.CHECKS, *headers.CHECKS, *entries.CHECKS, *entries.PICKLES, *shards.CHECKS, *configs.CHECKS,
-    *VALUES,
+    *BROKEN, *zips.CHECKS, *headers.CHECKS, *entries.CHECKS, *optimizers.CHECKS, *entries.PICKLES, *shards.CHECKS,
+    *configs.CHECKS, *VALUES,
 )  # fmt: skip
 """Every code that there is; each has its own subject."""
 
@@ -321,7 +322,7 @@ class _Worker:
             checkpoint is not each for each in self._model
         )  # such as the state of a scheduler
         checks = [each for each in entries.CHECKS if not (is_beside and each.code == "no-tensors")]
-        self._run(checks, checkpoint, checkpoint.path)
+        self._run((*checks, *optimizers.CHECKS), checkpoint, checkpoint.path)
         if format_of(checkpoint).has_header:
             self._run(headers.CHECKS, checkpoint, checkpoint.path)
         archives = []
