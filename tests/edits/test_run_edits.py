@@ -279,3 +279,27 @@ def test_rm_carries_the_state_of_a_parameter_to_the_optimizer_beside(tmp_path: P
     full = trained()[1].state_dict()["state"]
     kept = [full[number] for number in (0, 2, 3, 4, 5)]
     assert all(torch.equal(saved["state"][at]["exp_avg"], state["exp_avg"]) for at, state in enumerate(kept))
+
+
+def test_convert_all_makes_one_file_with_the_objects_of_all_files(run: Path, tmp_path: Path, ckpt: Ckpt) -> None:
+    out = tmp_path / "all.pt"
+    assert ckpt("convert", run, out, "--all").code == 0
+    found = torch.load(out, weights_only=False)
+    assert list(found) == ["model", "optimizer", "scheduler", "rng_state", "trainer_state", "training_args"]
+    assert all(torch.equal(found["model"][name], tensor) for name, tensor in model_of(run).items())
+    assert found["trainer_state"] == STATE
+    assert found["scheduler"] == torch.load(run / "scheduler.pt")
+    saved = optimizer_of(run)
+    assert found["optimizer"]["param_groups"] == saved["param_groups"]
+    assert found["optimizer"]["state"].keys() == saved["state"].keys()
+    assert all(
+        torch.equal(found["optimizer"]["state"][at]["exp_avg"], saved["state"][at]["exp_avg"]) for at in range(6)
+    )
+
+
+def test_convert_all_keeps_ties_within_files(tmp_path: Path, ckpt: Ckpt) -> None:
+    run = run_folder(tmp_path / "run")
+    save_file({"a": torch.ones(3)}, run / "model.safetensors", metadata={"format": "pt", "b": "a"})
+    assert ckpt("convert", run, tmp_path / "all.pt", "--all").code == 0
+    model = torch.load(tmp_path / "all.pt", weights_only=False)["model"]
+    assert model["a"].data_ptr() == model["b"].data_ptr()
