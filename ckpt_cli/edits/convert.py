@@ -219,10 +219,19 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     is_part = bool(prefix) and any(name.startswith(f"{prefix}.") for name in dropped)  # a document would keep the rest
     if keeps_all and not is_part and _has_a_document(checkpoint):
         return _document(whole, output, options, dropped)
-    nested = plan_nested(checkpoint, target, output, options, dropped) if names is None else None
+    is_whole = options.everything and keeps_all and not (dropped or prefix)
+    of_run = _whole_run(checkpoint, output, options) if is_whole else None
+    nested = of_run or (plan_nested(checkpoint, target, output, options, dropped) if names is None else None)
     if nested is not None:
         return nested
     return flatten(checkpoint, target, output, options, names, selected)
+
+
+def _whole_run(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> ConvertPlan | None:
+    """Return the plan for all that a run has as one file; None for other checkpoints."""
+    from ckpt_cli.edits.convert_run import plan_run
+
+    return plan_run(checkpoint, output, options)
 
 
 def _of_cut(found: Salvaged, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:

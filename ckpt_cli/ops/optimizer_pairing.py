@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_cli.facts import dataclass
+from ckpt_cli.formats.runs.read import model_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.match_states import model_part
 from ckpt_cli.ops.optimizer_states import Optimizer, Shape, Slot, optimizers_of
@@ -103,7 +104,7 @@ def scopes_of(checkpoint: Checkpoint) -> list[Scope]:
         for tensor, (role, _) in zip(checkpoint.tensors, roles_of(checkpoint), strict=True)
         if role == "model" and tensor.holder is None
     ]
-    is_ordered = isinstance(checkpoint.document, Graph)
+    is_ordered = isinstance(model_of(checkpoint).document, Graph)
     main = checkpoint.weights or model_part(checkpoint)
     inside = f"{main}." if main else ""
     prefixes = {main: None}

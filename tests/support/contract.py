@@ -23,6 +23,7 @@ from pathlib import Path
 import containers
 import dcp_formats
 import numpy as np
+import run_folders
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -339,23 +340,6 @@ def _read_npz(path: Path) -> State:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
-def _run(write: Callable[[State, Path], None], model: str) -> Callable[[State, Path], None]:
-    """A writer of the folder of a run, which has the state as its model."""
-
-    def write_run(state: State, folder: Path) -> None:
-        folder.mkdir()
-        write(state, folder / model)
-        torch.save({"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}, folder / "optimizer.pt")
-        torch.save({"last_epoch": 3}, folder / "scheduler.pt")
-        (folder / "trainer_state.json").write_text('{"global_step": 3}')
-
-    return write_run
-
-
-def _read_run(read: Callable[[Path], State], model: str) -> Callable[[Path], State]:
-    return lambda folder: read(folder / model)
-
-
 _TORCH, _SAFE = "pytorch_model.bin", "model.safetensors"
 
 FORMATS = [
@@ -392,13 +376,12 @@ FORMATS = [
         keeps_views=False,
         variant="safetensors",
     ),
-    Format("run", "", _run(_write_zip, _TORCH), _read_run(_read_zip, _TORCH), prefix="model.", variant="zip"),
+    Format("run", "", *run_folders.of(_write_zip, _read_zip, _TORCH), prefix="model.", variant="zip"),
     Format(
         "run",
         "",
-        _run(_write_safetensors, _SAFE),
-        _read_run(_read_safetensors, _SAFE),
-        keeps_views=False,
+        *run_folders.of(_write_safetensors, _read_safetensors, _SAFE),
+        False,
         prefix="model.",
         variant="safetensors",
     ),

@@ -12,10 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ckpt_cli.errors import UnknownFormatError, UsageError, listed, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import is_folder, join, name_of, names_in
-from ckpt_cli.formats.sharded.names import SUFFIXES, file_in, is_index, set_of, shard_names, whole_set
+from ckpt_cli.formats.sharded.names import SUFFIXES, is_index, set_of, shard_names, whole_set
 
 TRAINER_STATE = "trainer_state.json"
 
@@ -113,22 +112,9 @@ def is_step(name: str) -> bool:
     return _STEP.fullmatch(name) is not None
 
 
-def one_file_in(path: str, names: Sequence[str]) -> str:
-    """Return the one checkpoint file that a folder holds.
-
-    Raises UnknownFormatError where it has none, UsageError for several, or for folders that are checkpoints.
-    """
-    try:
-        return file_in(path, names)
-    except UnknownFormatError:
-        steps = [name for name in sorted(names, key=natural) if is_step(name) and is_folder(join(path, name))]
-        if not steps:
-            raise
-        raise UsageError(
-            f"a folder of {len(steps)} checkpoint{'s' if len(steps) > 1 else ''} of a run: {listed(steps, 3)}",
-            path=path,
-            hint=f"name one of them; ckpt info {quoted(path)} lists them",
-        ) from None
+def steps_in(path: str, names: Sequence[str]) -> list[str]:
+    """Return the names of the folders in that of a run which are its checkpoints, in natural order."""
+    return [name for name in sorted(names, key=natural) if is_step(name) and is_folder(join(path, name))]
 
 
 def writer_of(names: Sequence[str]) -> str:
@@ -229,7 +215,7 @@ def _rank(prefix: str) -> tuple[object, ...]:
     return place, natural(prefix)
 
 
-def natural(name: str) -> list[tuple[bool, int, str]]:
-    """The key by which names are sorted as people number them: rank 10 after rank 9."""
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key by which `step-9` comes before `step-10`."""
     parts = _DIGITS.split(name)  # every second one is a number
-    return [(bool(at % 2), int(part) if at % 2 else 0, part) for at, part in enumerate(parts)]
+    return [(0, 0, part) if number % 2 == 0 else (1, int(part[:4000]), part) for number, part in enumerate(parts)]

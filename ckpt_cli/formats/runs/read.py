@@ -23,7 +23,7 @@ from ckpt_cli.formats.ranks.names import rank_files
 from ckpt_cli.formats.runs.json_values import read_json
 from ckpt_cli.formats.runs.names import RunFile, files_of, has_ranks, writer_of
 from ckpt_cli.formats.sharded.names import SUFFIXES
-from ckpt_cli.formats.sharded.read import ReadOne, read_set, read_without_index
+from ckpt_cli.formats.sharded.read import ReadOne, ShardSet, read_set, read_without_index
 from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
 
@@ -124,6 +124,20 @@ class RunFiles:
         """Close every file."""
         for part in self.parts:
             part.checkpoint.close()
+
+
+def model_of(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the model of a run as the checkpoint that it is alone; any other checkpoint as it is."""
+    container = checkpoint.container
+    return (container.part(MODEL) or checkpoint) if isinstance(container, RunFiles) else checkpoint
+
+
+def apart(checkpoint: Checkpoint) -> list[Checkpoint]:
+    """Return the files of a set, and those of all parts of a run, as the checkpoints that they are alone."""
+    container = checkpoint.container
+    if isinstance(container, RunFiles):
+        return [each for part in container.parts for each in apart(part.checkpoint)]
+    return list(container.shards) if isinstance(container, ShardSet) else [checkpoint]
 
 
 def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:

@@ -13,7 +13,7 @@ from ckpt_cli.files.places import folder_of, join, name_of
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.runs.json_values import UNLISTED
-from ckpt_cli.formats.runs.read import MODEL, RunFiles, RunPart
+from ckpt_cli.formats.runs.read import MODEL, RunFiles, RunPart, apart
 from ckpt_cli.formats.writing import Rewriter, SetRewriter, ShardWork
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
@@ -168,7 +168,12 @@ class Rewriting:
         }
         strings = changes if part.prefix == MODEL else Changes()
         is_packed = changes.rewrite and bool(part.checkpoint.tensors)
-        anything = names or dropped or prefixes or tensors or values or added or is_packed or strings.in_shards
+        device = changes.device
+        if not any(each.document is not None and each.tensors for each in apart(part.checkpoint)):
+            device = None  # nothing of it was written by torch.save
+        anything = (
+            device or names or dropped or prefixes or tensors or values or added or is_packed or strings.in_shards
+        )
         if not anything and strings.metadata is None:
             return None
         return replace(
@@ -183,6 +188,7 @@ class Rewriting:
             added=added,
             metadata=strings.metadata,
             in_shards=strings.in_shards,
+            device=device,
             rewrite=is_packed,
         )
 

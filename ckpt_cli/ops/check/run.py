@@ -33,7 +33,7 @@ from ckpt_cli.files.places import (
 from ckpt_cli.files.source import Identity, SourceFile
 from ckpt_cli.files.unchanged import open_to_scan
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.open import read_one
+from ckpt_cli.formats.open import one_file_in, read_one
 from ckpt_cli.formats.registry import folder_kind, format_of
 from ckpt_cli.formats.signatures import beginning, documented, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -171,7 +171,6 @@ class _Worker:
         kind = folder_kind(path, names)
         if kind is not None:
             return self._parts_of_run(path, names) if kind.is_run else self._single(path)
-        from ckpt_cli.formats.runs.names import one_file_in
         from ckpt_cli.formats.sharded.names import index_in, whole_set
 
         index_name = index_in(path, names)
