@@ -254,6 +254,22 @@ def _require(names: Sequence[str], command: str) -> None:
         raise UsageError(f"{command} takes names")
 
 
+def to(
+    path: Path,
+    device: str,
+    *,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Change the device that torch.load puts tensors on, as `ckpt to`. Raises CkptError, OSError."""
+    from ckpt_cli.edits.to import device_named, plan_to
+
+    wanted = device_named(device)
+    return _edit(path, lambda checkpoint: plan_to(checkpoint, wanted), _options(output, dry_run, backup, weights_only))
+
+
 def compact(
     path: Path,
     *,

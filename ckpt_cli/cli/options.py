@@ -66,6 +66,11 @@ def complete_floats(incomplete: str) -> list[str]:
     return [name for name in floats() if name.startswith(incomplete)]
 
 
+def complete_devices(incomplete: str) -> list[str]:
+    """Return the devices that begin with the typed text."""
+    return [name for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps", "xpu") if name.startswith(incomplete)]
+
+
 def _completing(ctx: Any) -> list[Entry]:
     """Return the entries that may be offered: those whose names have no special characters of a shell.
 

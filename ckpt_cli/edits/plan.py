@@ -152,6 +152,8 @@ class EditResult:
     """Further names (hard links) of files that were replaced by new ones: they keep the old files."""
     remaining: tuple[str, ...] = ()
     """Names that still have the bytes of what was taken out."""
+    unreferenced: int = 0
+    """Bytes of a distributed checkpoint's files that nothing refers to after an edit in place."""
     fit: Fit | None = None
     """For `rename --like`, whether the model would load the result."""
     carried: tuple[Carried, ...] = ()

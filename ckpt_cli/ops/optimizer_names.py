@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -14,21 +14,44 @@ _NUMBERED = re.compile(r"(?:^|\.)state\.\d")
 """In a NAME, the number of a parameter in an optimizer: what has it is meant as the file has it."""
 
 
-def by_parameter(checkpoints: Sequence[Checkpoint], names: Sequence[str] = ()) -> list[Checkpoint]:
-    """Return checkpoints in which equal names of states are those of equal parameters.
+class ByParameter:
+    """Checkpoints in which equal names of states become those of equal parameters.
 
-    They are the same ones unless optimizers number their parameters otherwise, and it is known of all of them which
-    these are. Then a state is called `optimizer.state.PARAMETER.exp_avg`, as torch.distributed does.
+    Each of them is seen first. They stay as they are unless optimizers number their parameters otherwise, and it is
+    known of all of them which these are. Then a state is called `optimizer.state.PARAMETER.exp_avg`, as
+    torch.distributed does.
     """
-    if len(checkpoints) < 2 or any(map(_NUMBERED.search, names)) or not all(map(has_optimizer, checkpoints)):
-        return list(checkpoints)
-    found = [_new_names(checkpoint) for checkpoint in checkpoints]
-    common = [prefix for prefix in found[0] if all(prefix in each for each in found)]
-    differing = [prefix for prefix in common if not _agree([each[prefix] for each in found])]
-    if not differing:
-        return list(checkpoints)
-    renamings = [{old: new for prefix in differing for old, new in each[prefix].items()} for each in found]
-    return [_renamed(*pair) for pair in zip(checkpoints, renamings, strict=True)]
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        """For a comparison of what NAMEs select, all without one."""
+        self._is_possible = not any(map(_NUMBERED.search, names))
+        self._common: Collection[str] | None = None
+        """The prefixes of the optimizers that all of them have."""
+        self._differing: set[str] = set()
+        self._new: dict[str, str] = {}
+        self._old: dict[str, str] = {}
+
+    def see(self, checkpoint: Checkpoint) -> None:
+        """Look at one of the checkpoints."""
+        if not self._is_possible:
+            return
+        found = _new_names(checkpoint) if has_optimizer(checkpoint) else {}
+        common = found.keys() if self._common is None else [prefix for prefix in self._common if prefix in found]
+        for prefix in common:
+            for old, new in found[prefix].items():
+                if self._new.setdefault(old, new) != new or self._old.setdefault(new, old) != old:
+                    self._differing.add(prefix)
+        self._common = list(common)
+        self._is_possible = bool(self._common)
+
+    def named(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Return one of them with the names by which it is compared."""
+        differing = self._differing.intersection(self._common or ()) if self._is_possible else ()
+        if not differing:
+            return checkpoint
+        found = _new_names(checkpoint)
+        names = {old: new for prefix in differing for old, new in found.get(prefix, {}).items()}
+        return _renamed(checkpoint, names)
 
 
 def _new_names(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -43,17 +66,6 @@ def _new_names(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
                 for key, entry in slot.states.items()
             }
     return found
-
-
-def _agree(files: Sequence[Mapping[str, str]]) -> bool:
-    """True if no state of one file has a name that another file has for the state of another parameter."""
-    known: dict[str, str] = {}
-    own: dict[str, str] = {}
-    for names in files:
-        for old, new in names.items():
-            if known.setdefault(old, new) != new or own.setdefault(new, old) != old:
-                return False
-    return True
 
 
 def _renamed(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:

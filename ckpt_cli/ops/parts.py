@@ -149,7 +149,7 @@ class _Recognizer:
         names = checkpoint.names
         self._nested = {key for key in checkpoint.top_level if key not in names}
         """Outermost keys that are containers, rather than names of a flat state_dict."""
-        if format_of(checkpoint).keeps_strings:
+        if format_of(checkpoint).keeps_strings and not checkpoint.weights:
             self._nested = set()
         self._optimizers = sorted(optimizer_prefixes(checkpoint), key=len, reverse=True)
         self._has_model = any(key in _MODEL or self._has_ema(["", key]) for key in self._nested)
@@ -240,7 +240,7 @@ def gradient_of(checkpoint: Checkpoint, tensor: Tensor, parts: Iterable[Part]) -
 
 _STEPS = ("global_step", "step", "steps", "iteration", "iter", "num_updates", "updates", "global_steps", "current_step")
 _EPOCHS = ("epoch", "current_epoch", "epochs")
-_WITHIN = ("", "meta.", "extra_state.", "extra_state.train_iterator.", "trainer.", "state.")
+_WITHIN = ("", "meta.", "trainer_state.", "extra_state.", "extra_state.train_iterator.", "trainer.", "state.")
 """Prefixes under which epochs and steps stand: the file's own, MMEngine's, fairseq's and others."""
 
 _SETTINGS = ("hyper_parameters", "hparams", "args", "train_args", "cfg", "config", "opt", "opts", "meta.config")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ckpt_cli.errors import listed
+from ckpt_cli.errors import listed, quoted
 from ckpt_cli.render.text import brief_name, bytes_text, count_text, escaped, name_text
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def to_json(edit: EditResult) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():
-        if name == "folded" or (name in ("fit", "carried") and not value):
+        if name == "folded" or (name in ("fit", "carried", "unreferenced") and not value):
             continue
         if name == "backups":
             facts["backup"] = edit.backup
@@ -50,6 +50,12 @@ def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
     if edit.removed:
         gone = "would be removed" if edit.dry_run else "removed"
         lines.append(f"  {_names(edit.removed)} {gone}, as nothing is left in it")
+    if edit.unreferenced:
+        stays = "would stay" if edit.dry_run else "stay"
+        lines.append(
+            f"  {bytes_text(edit.unreferenced)} that nothing refers to {stays} in its files: "
+            f"ckpt compact {quoted(edit.path)} frees them"
+        )
     if edit.left:
         lines.append(f"  left as they are: {_names(edit.left)}")
     for place in dict.fromkeys(edit.placed.values()):
@@ -81,8 +87,10 @@ def _written(edit: EditResult) -> str:
     written = count_text(edit.bytes_written, "byte")
     old = "the old files are" if len(edit.backups) > 1 else "the old file is"
     kept = f", {old} {listed(edit.backups, 1, escaped)}" if edit.backups else ""
-    if not edit.bytes_written:
+    if not edit.bytes_written and not edit.removed:
         return "it is so already" if edit.dry_run else "it was so already"
+    if not edit.bytes_written:
+        return f"no other file {'would be' if edit.dry_run else 'was'} written{kept}"
     if edit.in_place and edit.patched:
         return f"{written} would be written in place" if edit.dry_run else f"{written} changed in place{kept}"
     where = "" if edit.in_place else f" to {escaped(edit.output)}"
