@@ -103,7 +103,7 @@ def scopes_of(checkpoint: Checkpoint) -> list[Scope]:
         for tensor, (role, _) in zip(checkpoint.tensors, roles_of(checkpoint), strict=True)
         if role == "model" and tensor.holder is None
     ]
-    is_ordered = isinstance(checkpoint.document, Graph)
+    is_ordered = _keeps_order(checkpoint)
     main = checkpoint.weights or model_part(checkpoint)
     inside = f"{main}." if main else ""
     prefixes = {main: None}
@@ -126,6 +126,13 @@ def scopes_of(checkpoint: Checkpoint) -> list[Scope]:
             if key in below and (not key or tensor.name.startswith(f"{key}.")):
                 below[key].append(tensor)
     return [_scope(prefix, tensors, is_ordered) for prefix, tensors in below.items() if tensors or prefix == main]
+
+
+def _keeps_order(checkpoint: Checkpoint) -> bool:
+    """True if tensors stand in the order in which the module has them, as in pickles; other formats sort names."""
+    part = getattr(checkpoint.container, "part", None)  # of the folder of a run, the file with the model
+    model = part(checkpoint.weights) if part is not None and checkpoint.weights else None
+    return isinstance((model or checkpoint).document, Graph)
 
 
 def _scope(prefix: str, tensors: Sequence[Tensor], is_ordered: bool) -> Scope:
