@@ -35,7 +35,7 @@ def to_command(
     torch.load puts tensors where they were saved, unless it is given a map_location: ckpt to FILE cpu makes a file
     load on a machine without a GPU. No value changes. Files of torch.save only: others record no devices.
 
-    Example: ckpt to checkpoint.pt cpu
+    Example: ckpt to gpu.pt cpu
     """
     *more, name = arguments
     device = device_named(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ckpt_cli.edits.plan import EditPlan, Verb
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, quoted
+from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.sharded.read import ShardSet
 from ckpt_cli.model.changes import Changes
@@ -61,7 +61,6 @@ def _pickled(checkpoint: Checkpoint) -> list[Checkpoint]:
             f"a checkpoint of format {parts[0].format if parts else checkpoint.format} records no devices that can be "
             "changed: whoever loads it says where its tensors go",
             path=checkpoint.path,
-            hint=f"ckpt info {quoted(checkpoint.path)} says what it is",
         )
     return found
 

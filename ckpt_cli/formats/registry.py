@@ -123,7 +123,7 @@ FORMATS = (
            is_pickle=True, is_torch_save=True),
     Format("pickle", is_pickle, "ckpt_cli.formats.torch_legacy.read", is_pickle=True),
     Format("npy", is_npy, "ckpt_cli.formats.numpy.read"),
-    Format("tar", is_tar, "ckpt_cli.formats.torch_legacy.tar"),
+    Format("tar", is_tar, "ckpt_cli.formats.containers.tar"),
     Format("zip", is_zip, "ckpt_cli.formats.torch_zip.read", rewriter="ckpt_cli.formats.torch_zip.rewrite",
            is_pickle=True, is_torch_save=True, has_records=True, is_mapped=True),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors.read",

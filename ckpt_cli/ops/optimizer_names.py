@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -14,44 +14,55 @@ _NUMBERED = re.compile(r"(?:^|\.)state\.\d")
 """In a NAME, the number of a parameter in an optimizer: what has it is meant as the file has it."""
 
 
-class ByParameter:
-    """Checkpoints in which equal names of states become those of equal parameters.
+def by_parameter(checkpoints: Sequence[Checkpoint], names: Sequence[str] = ()) -> list[Checkpoint]:
+    """Return checkpoints in which equal names of states are those of equal parameters, as `StateNames` has them."""
+    known = StateNames(names)
+    for checkpoint in checkpoints:
+        known.look(checkpoint)
+    return [known.of(checkpoint) for checkpoint in checkpoints]
 
-    Each of them is seen first. They stay as they are unless optimizers number their parameters otherwise, and it is
-    known of all of them which these are. Then a state is called `optimizer.state.PARAMETER.exp_avg`, as
-    torch.distributed does.
+
+class StateNames:
+    """The names of the states of some checkpoints, which are looked at one after the other.
+
+    They stay as they are unless optimizers number their parameters otherwise, and it is known of all checkpoints which
+    these are. Then a state is called `optimizer.state.PARAMETER.exp_avg`, as torch.distributed does.
     """
 
     def __init__(self, names: Sequence[str] = ()) -> None:
-        """For a comparison of what NAMEs select, all without one."""
-        self._is_possible = not any(map(_NUMBERED.search, names))
-        self._common: Collection[str] | None = None
-        """The prefixes of the optimizers that all of them have."""
+        """`names` are those that were asked for."""
+        self._is_known = not any(map(_NUMBERED.search, names))
+        """True as long as all checkpoints have optimizers."""
+        self._common: set[str] | None = None
+        """The prefixes of optimizers whose parameters are known in all checkpoints; None before the first."""
         self._differing: set[str] = set()
-        self._new: dict[str, str] = {}
-        self._old: dict[str, str] = {}
+        self._new: dict[tuple[str, str], str] = {}
+        self._old: dict[tuple[str, str], str] = {}
 
-    def see(self, checkpoint: Checkpoint) -> None:
-        """Look at one of the checkpoints."""
-        if not self._is_possible:
+    def look(self, checkpoint: Checkpoint) -> None:
+        """Note the names of a checkpoint."""
+        self._is_known = self._is_known and has_optimizer(checkpoint)
+        if not self._is_known:
             return
-        found = _new_names(checkpoint) if has_optimizer(checkpoint) else {}
-        common = found.keys() if self._common is None else [prefix for prefix in self._common if prefix in found]
-        for prefix in common:
+        found = _new_names(checkpoint)
+        self._common = {*found} if self._common is None else self._common & {*found}
+        for prefix in self._common:
             for old, new in found[prefix].items():
-                if self._new.setdefault(old, new) != new or self._old.setdefault(new, old) != old:
+                if self._new.setdefault((prefix, old), new) != new or self._old.setdefault((prefix, new), old) != old:
                     self._differing.add(prefix)
-        self._common = list(common)
-        self._is_possible = bool(self._common)
 
-    def named(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Return one of them with the names by which it is compared."""
-        differing = self._differing.intersection(self._common or ()) if self._is_possible else ()
+    @property
+    def differing(self) -> set[str]:
+        """The prefixes of the optimizers whose states get other names, once all checkpoints were looked at."""
+        return (self._common or set()) & self._differing if self._is_known else set()
+
+    def of(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Return a checkpoint in which equal names of states are those of equal parameters, once all were looked at."""
+        differing = self.differing
         if not differing:
             return checkpoint
         found = _new_names(checkpoint)
-        names = {old: new for prefix in differing for old, new in found.get(prefix, {}).items()}
-        return _renamed(checkpoint, names)
+        return _renamed(checkpoint, {old: new for prefix in differing for old, new in found.get(prefix, {}).items()})
 
 
 def _new_names(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:

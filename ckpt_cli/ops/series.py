@@ -16,7 +16,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.ls import Fold, fold
-from ckpt_cli.ops.optimizer_names import ByParameter
+from ckpt_cli.ops.optimizer_names import StateNames
 from ckpt_cli.ops.select import part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.ops.steps import OnError, Progress, Source, raised, run_of
@@ -143,6 +143,7 @@ class _Entry:
 class _Entries:
     """What is known of the run so far."""
 
+    state_names: StateNames
     by_key: dict[tuple[str, int], _Entry] = field(default_factory=dict)
     """The tensors by name, and by how many before them have it too, in the order in which they first appear."""
     errors: dict[int, CkptError | OSError] = field(default_factory=dict)
@@ -172,11 +173,11 @@ def series(
     reported to `on_error`, which may raise it; one whose values cannot be read is in the answer with its error.
     Raises NameNotFoundError for a NAME that none of them has.
     """
-    known, states = _Entries(), ByParameter(arguments)
+    known = _Entries(StateNames(arguments))
     missing: dict[str, NameNotFoundError | None] = dict.fromkeys(arguments)
 
     def look(checkpoint: Checkpoint) -> None:
-        states.see(checkpoint)
+        known.state_names.look(checkpoint)
         for argument in list(missing):
             error = _not_found(checkpoint, argument)
             if error is None:
@@ -185,14 +186,15 @@ def series(
                 missing[argument] = missing[argument] or error
 
     with run_of(sources, look, on_error) as run:
-        for error in missing.values():
-            if error is not None:
-                raise error
+        error = next(filter(None, missing.values()), None)
+        if error is not None and not known.state_names.differing:
+            raise error
         read = Progress(on_progress, len(run.members))
         for begin, end in run.spans():
             with run.opened(begin, end) as checkpoints:
-                named = [each if isinstance(each, Exception) else states.named(each) for each in checkpoints]
-                _follow(begin, named, arguments, known, executor, read.part(end))
+                _follow(begin, checkpoints, arguments, known, executor, read.part(end))
+        if error is not None and not known.by_key:
+            raise error
     errors, files = known.errors, len(run.members)
     return Series(
         [
@@ -229,7 +231,7 @@ def _follow(
             continue
         budget = Budget.of(checkpoint)
         counts: Counter[str] = Counter()
-        for label, tensor, index in _selected(checkpoint, arguments):
+        for label, tensor, index in _selected(known.state_names.of(checkpoint), arguments):
             key = label, counts[label]
             counts[label] += 1
             place, kind = _place(step, checkpoint, budget, tensor, index)

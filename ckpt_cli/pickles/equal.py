@@ -102,7 +102,12 @@ def _are_equal(one: Any, other: Any) -> bool:
     kinds = [*map(type, one)]
     if not _LEAVES.issuperset(kinds) or kinds != [*map(type, other)]:
         return False
-    return all(a == b or (type(a) is Global and _are_equal(a, b)) for a, b in zip(one, other, strict=True))
+    if one == other:
+        return True
+    for a, b in zip(one, other, strict=True):
+        if a != b and not (type(a) is Global and a.name == b.name and a.module == b.module):
+            return False
+    return True
 
 
 class _Rows:

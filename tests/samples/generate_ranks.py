@@ -39,15 +39,12 @@ class Net(nn.Module):
         self.head.weight = self.emb.weight
         self.register_buffer("mask", torch.arange(3))
         self.register_buffer("tmp", torch.ones(2), persistent=False)
-        self.factor = 1.0
         if IS_ELSEWHERE:
-            self.register_buffer("calls", torch.tensor(3))
-        if IS_ELSEWHERE and norm is nn.BatchNorm1d:  # others than ZeRO in float32 train no parameter of 0 dimensions
-            self.factor = nn.Parameter(torch.tensor(0.5))
+            self.register_buffer("calls", torch.tensor(3))  # of 0 dimensions, as neither trains a parameter
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.l2(self.norm(self.l1(self.emb(x)))) * self.scale
-        return self.head(hidden).square().sum() * self.factor + 0 * self.frozen(self.emb(x)).sum()
+        return self.head(hidden).square().sum() + 0 * self.frozen(self.emb(x)).sum()
 
 
 def begin(rank: int, world: int, port: int) -> None:

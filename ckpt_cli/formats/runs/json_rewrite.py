@@ -12,7 +12,7 @@ from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
-from ckpt_cli.formats.runs.json_values import JsonFile, Path, leaves, read_json, repeats_keys
+from ckpt_cli.formats.runs.json_values import UNLISTED, JsonFile, Path, leaves, read_json, repeats_keys
 from ckpt_cli.formats.writing import OpenCopy, not_read_back
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
@@ -71,6 +71,8 @@ class Rewriting:
     # --- the changes
 
     def _change(self, changes: Changes) -> None:
+        if UNLISTED in {*changes.dropped, *changes.values, *changes.names}:
+            raise RefusedError("it has more values than are listed", path=self._path)
         for name, value in changes.values.items():
             holder, key = self._holder(self._places[name])
             holder[key] = self._json(name, value)

@@ -23,6 +23,9 @@ Path = tuple["str | int", ...]
 _COSTS = ((b"{", 300), (b"[", 64), (b",", 40), (b'"', 28))
 """Bytes of memory that what begins, goes on or ends with a character takes when parsed."""
 
+UNLISTED = "…"
+"""The name of the value that stands for those that are not listed."""
+
 _DEPTH = 100
 """Containers within containers."""
 
@@ -91,7 +94,7 @@ def values_of(data: dict[str, object]) -> Iterator[Value]:
     for name, _, value in leaves(data):
         left -= 1
         if left < 0:
-            yield Value("…", Opaque(f"more than {limits.RUN_VALUES:,} values, the others are not listed"))
+            yield Value(UNLISTED, Opaque(f"more than {limits.RUN_VALUES:,} values, the others are not listed"))
             return
         yield Value(name, value)
 

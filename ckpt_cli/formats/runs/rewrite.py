@@ -12,6 +12,7 @@ from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.places import folder_of, join, name_of
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
+from ckpt_cli.formats.runs.json_values import UNLISTED
 from ckpt_cli.formats.runs.read import MODEL, RunFiles, RunPart
 from ckpt_cli.formats.writing import Rewriter, SetRewriter, ShardWork
 from ckpt_cli.model.changes import Changes, Content
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from ckpt_cli.files.patches import Overlay
 
 _OF_TENSOR = attrgetter(*(one.name for one in fields(Tensor)[1:]))
-
-_UNLISTED = "…"
-"""The name of the value that stands for those that are not listed."""
 
 
 class Rewriting:
@@ -138,7 +136,7 @@ class Rewriting:
 
     def _is_dropped(self, part: RunPart) -> bool:
         """True if nothing of a part is left, so that its files go."""
-        if not part.prefix or any(entry.name == _UNLISTED for entry in part.checkpoint.entries):
+        if not part.prefix or any(entry.name == UNLISTED for entry in part.checkpoint.entries):
             return False
         changes = self._changes
         if any(self._owner(name) is part for name in (*changes.added, *changes.names.values())):
