@@ -218,9 +218,11 @@ def _by_shapes(optimizer: Optimizer, scopes: Sequence[Scope], none: Pairing) -> 
     (part,) = fitting
     if first.how is not None and any(a is not b for (_, a), (_, b) in zip(first.pairs, part.pairs, strict=True)):
         return first
-    hypothesis = f"{part.hypothesis} of {part.scope.prefix}" if part.hypothesis else None
+    if first.how == "unique":  # else it is not proved that the parameters are of this part
+        return replace(first, scope=part.scope)
+    hypothesis = f"{part.hypothesis or 'all parameters'} of {part.scope.prefix}"
     is_within = main.prefix != "" and part.scope.prefix.startswith(f"{main.prefix}.")
-    return replace(part, hypothesis=hypothesis, scope=main if is_within else part.scope)
+    return replace(part, how="order", hypothesis=hypothesis, scope=main if is_within else part.scope)
 
 
 def _within(optimizer: Optimizer, scope: Scope, none: Pairing) -> Pairing:
