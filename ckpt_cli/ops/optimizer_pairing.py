@@ -129,9 +129,11 @@ def scopes_of(checkpoint: Checkpoint) -> list[Scope]:
 
 
 def _keeps_order(checkpoint: Checkpoint) -> bool:
-    """True if tensors stand in the order in which the module has them, as in pickles; other formats sort names."""
+    """True if tensors stand in the order of the module, as in pickles, also joined ones; other formats sort names."""
     part = getattr(checkpoint.container, "part", None)  # of the folder of a run, the file with the model
-    model = part(checkpoint.weights) if part is not None and checkpoint.weights else None
+    if part is None:
+        return isinstance(checkpoint.document, Graph) or (checkpoint.fixed != "" and checkpoint.weights != "")
+    model = part(checkpoint.weights) if checkpoint.weights else None
     return isinstance((model or checkpoint).document, Graph)
 
 
