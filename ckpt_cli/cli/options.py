@@ -169,6 +169,14 @@ DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would ch
 Raw = Annotated[bool, typer.Option("--raw", help="Cast the stored numbers of scaled and packed weights as they are.")]
 Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak, for ckpt undo.")]
 
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer",
+        metavar="trust|drop|leave",
+        help="Where states cannot be carried for certain: trust the order, drop or leave the optimizer.",
+    ),
+]
 Salvage = Annotated[
     bool,
     typer.Option(

@@ -23,7 +23,6 @@ from ckpt_cli.edits.convert_options import (
     Written,
     stem_of,
 )
-from ckpt_cli.edits.convert_plain import plan_plain
 from ckpt_cli.edits.convert_plan import flatten, flatten_weights, refuse_shared
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import chosen_names, plan_root, whole_containers
@@ -208,6 +207,8 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     if options.plain and names is None and isinstance(checkpoint.document, Graph):
         if dropped:
             raise UsageError("--plain takes all entries", hint="ckpt keep FILE NAME... -o OUT takes some of them first")
+        from ckpt_cli.edits.convert_plain import plan_plain
+
         return plan_plain(checkpoint, checkpoint.document, target, output, prefix)
     keeps_all = target.keeps_objects and names is None and not options.tensors_only and options.shared != CLONE
     is_part = bool(prefix) and any(name.startswith(f"{prefix}.") for name in dropped)  # a document would keep the rest

@@ -38,7 +38,7 @@ def plan_set(
     """
     split = _split(checkpoint, assignments, new=new, cast=cast, dtype=dtype)
     if checkpoint.is_set and split.elements and (split.added or split.values):
-        what = "new entries of a set of shards" if split.added else "other values of a set of files"
+        what = f"{'new entries' if split.added else 'other values'} of a set of files"
         raise UsageError(f"elements of tensors and {what} are set one after the other", hint="run ckpt set twice")
     verb, names = Verb("set", "set"), (*split.values, *split.added)
     changes = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -20,7 +20,7 @@ from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.new_folder import NewFolder, new_folder, passes_over, require_room
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import is_file, is_folder, name_of
+from ckpt_cli.files.places import folder_of, is_file, is_folder, name_of
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
@@ -104,6 +104,12 @@ def _refuse_same_names(checkpoint: Checkpoint) -> None:
             path=checkpoint.path,
             hint="copy the folder, and change the copy",
         )
+    if len({folder_of(file.path) for file in checkpoint.container.files}) > 1:
+        raise UnsupportedError(
+            "its files lie in several folders, so they cannot be written to one",
+            path=checkpoint.path,
+            hint="copy the folder, and change the copy",
+        )
 
 
 def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
@@ -132,11 +138,18 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         verb=plan.verb,
         remaining=tuple(plan.remaining),
         fit=plan.fit,
-        renamed=plan.changes.names,
+        renamed=_renamed(plan),
+        carried=tuple(plan.carried),
         left=tuple(plan.left),
         placed=plan.placed,
         folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
     )
+
+
+def _renamed(plan: EditPlan) -> Mapping[str, str]:
+    """Return the new names that an edit was asked for, without those of states that follow their parameters."""
+    names = plan.changes.names
+    return {old: new for old, new in names.items() if old not in plan.following} if plan.following else names
 
 
 @dataclass(frozen=True, slots=True)

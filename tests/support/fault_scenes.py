@@ -87,6 +87,17 @@ SCENES = {
     "index with a backup": _scene("index sharded --backup"),
     "undo": _scene("undo edited.pt"),
     "undo in shards": _scene("undo edited"),
+    # the files of a run
+    "set in a run": _scene("set run model.0.bias[0]=100 optimizer.state.*.exp_avg=7"),
+    "set values in a run with a backup": _scene(
+        "set --backup run optimizer.param_groups.0.lr=0.123456789 trainer_state.epoch=123456 scheduler.last_epoch=9",
+        "run",
+    ),
+    "rename in a run": _scene(r"rename run --sub \.(bias|exp_avg)$ .other.\1"),
+    "rm in a run": _scene("rm run optimizer scheduler model.0.bias trainer_state.log_history --backup", "run"),
+    "cast in a run": _scene("cast run bfloat16 model optimizer"),
+    "keep of a run to a new folder": _scene("keep run model.0 model.1 rng_state -o out"),
+    "undo in a run": _scene("undo cut"),
     # distributed checkpoints, whose other edits replace what says where items are
     "rename, distributed": _scene("rename dcp --add net"),
     "rm, distributed, with a backup": _scene("rm dcp 3 --backup"),
@@ -111,6 +122,7 @@ def fill(folder: Path) -> None:
     import torch
     from contract import write_shards
     from dcp_formats import save as save_distributed
+    from run_folders import run_folder
     from safetensors.torch import save_file, save_model
     from torch import nn
 
@@ -157,5 +169,8 @@ def fill(folder: Path) -> None:
     (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
     shutil.copy(folder / "a.pt", folder / "edited.pt")
     assert run(["set", str(folder / "edited.pt"), "3.bias=1", "--backup"]) == 0
+    run_folder(folder / "run", "shards")
+    shutil.copytree(folder / "run", folder / "cut")
+    assert run(["rm", str(folder / "cut"), "optimizer", "model.0.bias", "--backup"]) == 0
     shutil.copytree(folder / "sharded", folder / "edited")
     assert run(["rm", str(folder / "edited"), "0", "3.bias", "--backup"]) == 0

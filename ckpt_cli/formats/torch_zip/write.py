@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -116,6 +115,8 @@ def write_pickled(
 
 def _identity(pickle: bytes, checksums: Sequence[int]) -> bytes:
     """Return forty digits that identify the content, as torch's writer has them."""
+    import hashlib  # takes 4 MB
+
     digest = hashlib.blake2b(pickle, digest_size=16)
     digest.update(b"".join(crc.to_bytes(4, "little") for crc in checksums))
     return f"{int.from_bytes(digest.digest(), 'little'):040}".encode()
