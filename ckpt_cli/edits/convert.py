@@ -26,7 +26,7 @@ from ckpt_cli.edits.convert_options import (
 from ckpt_cli.edits.convert_plan import beside_state, distributed_state, flatten, flatten_weights, refuse_shared
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import chosen_names, plan_root, whole_containers
-from ckpt_cli.errors import NameNotFoundError, RefusedError, UsageError, about, some_of
+from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, about, some_of
 from ckpt_cli.files.atomic import refuse_cached, staging_folder
 from ckpt_cli.files.copy import Progress, counting
 from ckpt_cli.files.new_folder import (
@@ -214,11 +214,11 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
             raise UsageError("--plain takes all entries", hint="ckpt keep FILE NAME... -o OUT takes some of them first")
         from ckpt_cli.edits.convert_plain import plan_plain
 
-        return plan_plain(checkpoint, checkpoint.document, output, prefix)
+        return plan_plain(checkpoint, checkpoint.document, target, output, prefix)
     keeps_all = target.keeps_objects and names is None and not options.tensors_only and options.shared != CLONE
     is_part = bool(prefix) and any(name.startswith(f"{prefix}.") for name in dropped)  # a document would keep the rest
     if keeps_all and not is_part and _has_a_document(checkpoint):
-        return _document(whole, output, options, dropped)
+        return _document(whole, target, output, options, dropped)
     is_whole = options.everything and keeps_all and not (dropped or prefix)
     of_run = _whole_run(checkpoint, output, options) if is_whole else None
     nested = of_run or (plan_nested(checkpoint, target, output, options, dropped) if names is None else None)
@@ -273,8 +273,10 @@ def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
     return found
 
 
-def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions, dropped: frozenset[str]) -> ConvertPlan:
-    """The whole pickle, with every object in it but those that are left out, as a torch zip file."""
+def _document(
+    checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, dropped: frozenset[str]
+) -> ConvertPlan:
+    """The whole pickle, with every object in it but those that are left out, as a file of torch.save."""
     from ckpt_cli.arrays.cast import Losses
     from ckpt_cli.formats.torch_zip.write import document
 
@@ -293,11 +295,15 @@ def _document(checkpoint: Checkpoint, output: str, options: ConvertOptions, drop
             some, options.dtype, (), lossy=True, raw=True, losses=losses, executor=options.executor
         ).changes
         changes = replace(changes, tensors=casts.tensors, contents=casts.contents)
-    if format_of(checkpoint).has_records:
+    if format_of(checkpoint).has_records and target.is_zip:
         job: Job = cast("Job", rewriting(checkpoint, changes))
     else:
         contents = {**_contents(checkpoint, kept), **changes.contents}
-        job = document(checkpoint, changes, contents, stem_of(output), open_checkpoint)
+        swapped = next((one.name for one in all_strided(cast_ones) if one.big_endian), None)
+        if swapped is not None and format_of(checkpoint).has_records:
+            raise UnsupportedError(f"{swapped!r} is big-endian", hint="--tensors-only writes it in the usual order")
+        write = target.object_writer().write_object
+        job = document(checkpoint, changes, contents, stem_of(output), open_checkpoint, write)
     tensors = [entry for entry in kept if isinstance(entry, Tensor)]
     left = _left(tensors, changes, options.dtype)
     unread = tuple(checkpoint.unread)

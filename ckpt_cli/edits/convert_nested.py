@@ -115,7 +115,7 @@ def _planned(
     if not target.is_folder:
         from ckpt_cli.formats.torch_zip.write import nested
 
-        job = nested(new, nest, open_checkpoint)
+        job = nested(new, nest, open_checkpoint, target.object_writer().write_object)
     return ConvertPlan(job, len(tensors), casting.losses, contents, separated=apart, not_kept=kept)
 
 

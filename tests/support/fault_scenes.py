@@ -74,9 +74,9 @@ SCENES = {
     "cast": _scene("cast a.pt bfloat16"),
     "cast, safetensors with a backup": _scene("cast a.safetensors float16 --backup"),
     "cast in shards with a backup": _scene("cast sharded float16 3.bias --backup"),
-    "to": _scene("to a.pt cuda:0"),
-    "to, legacy": _scene("to old.pt cuda:0"),
-    "to, bin shards, with a backup": _scene("to shards cuda:0 --backup"),
+    "to": _scene("to gpu.pt cpu"),
+    "to, legacy": _scene("to gpu.legacy cpu"),
+    "to, bin shards, with a backup": _scene("to gpus cpu --backup"),
     "tie": _scene("tie apart.pt 0.bias 2.bias"),
     "tie in shards to a new folder": _scene("tie sharded 0.weight 2.weight --force -o out"),
     "untie": _scene("untie a.pt 2.weight"),
@@ -161,6 +161,8 @@ def fill(folder: Path) -> None:
     np.save(folder / "a.npy", np.arange(4.0))
     (folder / "old.tar").write_bytes((Path(__file__).parent.parent / "samples").joinpath("old.tar").read_bytes())
     write_shards(net(), folder / "shards")
+    for name, of in (("gpu.pt", "a.pt"), ("gpu.legacy", "old.pt"), ("gpus", "shards")):
+        assert run(["to", str(folder / of), "cuda:0", "-o", str(folder / name)]) == 0
     save_distributed(apart, folder / "dcp")
     save_distributed(apart, folder / "holes")
     assert run(["rm", str(folder / "holes"), "0.bias"]) == 0
