@@ -99,7 +99,12 @@ def average(paths: Sequence[str], output: str, options: AvgOptions) -> Average:
         if options.rest == DROP:
             with closing(_opened(paths[place])) as base:
                 how = replace(how, only=model_tensors(base, options.select)[0].removesuffix("."))
-        derived = derive(paths[place], output, plan.make, how)
+        try:
+            derived = derive(paths[place], output, plan.make, how)
+        except RefusedError as error:
+            if error.hint is not None and "--tensors-only" in error.hint:  # which is an option of convert
+                error.hint = "--rest drop writes the averaged tensors alone"
+            raise
     warnings = [*_twice(paths), *plan.warnings(), *derived.notes]
     return Average(list(zip(paths, weights, strict=True)), plan.averaged, plan.copied, paths[place], warnings, derived)
 
