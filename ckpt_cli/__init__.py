@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         rm,
         set,  # noqa: A004
         tie,
+        to,
         undo,
         untie,
     )
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint", "CkptError", "Tensor", "View", "cast", "check", "compact", "convert", "diff", "hash", "index", "keep",
-    "load", "match", "meta", "open", "rename", "rm", "scan", "series", "set", "tie", "undo", "untie",
+    "load", "match", "meta", "open", "rename", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -54,6 +55,7 @@ _MODULES = {
         "rm",
         "set",
         "tie",
+        "to",
         "undo",
         "untie",
     ),

@@ -139,6 +139,15 @@ INDEX_JSON = int(32 * 2**20 * _SCALE)
 SHARDS = int(10_000 * _SCALE)
 """Files that one set consists of."""
 
+RUN_JSON = int(32 * 2**20 * _SCALE)
+"""Bytes of the trainer_state.json of a run: some 150 a line of its log."""
+
+RUN_JSON_PARSED = int(200 * 2**20 * _SCALE)
+"""Estimated bytes of memory of it once parsed."""
+
+RUN_VALUES = int(300_000 * _SCALE)
+"""Values of it that are listed, some 300 bytes each: a line of the log has six."""
+
 DIMENSIONS = 64
 """Dimensions of a tensor: torch and numpy stop at 64."""
 
@@ -253,6 +262,9 @@ NPY_HEADERS = int(16 * 2**20 * _SCALE)
 NPY_PREFACE = int(2**20 * _SCALE)
 """Bytes of the JSON that may stand before the first of them."""
 
+MSGPACK_ITEMS = int(500_000 * _SCALE)
+"""Items of a msgpack file: maps, lists, numbers and arrays; a state of Flax has about two for each tensor."""
+
 CHUNKS = int(1_000_000 * _SCALE)
 """Chunks that all tensors of a distributed checkpoint have together."""
 
@@ -276,6 +288,9 @@ DCP_VALUES = int(64 * 2**20 * _SCALE)
 
 DCP_ITEMS_FLOOR = int(3_000 * _SCALE)
 """Entries that are written to a distributed checkpoint, some 0.3 ms each; beyond them, one for every 128 bytes read."""
+
+OPTIMIZER_PARAMETERS = int(1_000_000 * _SCALE)
+"""Parameters that the groups of one optimizer list, when its states are paired with them."""
 
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""

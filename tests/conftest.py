@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Before torch and numpy are imported: on few cores their threads take more time to wait for each other than to compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import shutil
 import signal
 import subprocess

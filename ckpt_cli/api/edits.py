@@ -89,6 +89,7 @@ def rename(
     guess: bool = False,
     of: str | None = None,
     other_of: str | None = None,
+    optimizer: str | None = None,
     output: Path | None = None,
     dry_run: bool = False,
     backup: bool = False,
@@ -99,6 +100,7 @@ def rename(
     `sub` has pairs of a regular expression and its replacement; `map` is a dict of names or prefixes, or a JSON file.
     `like` takes the names that load_state_dict of another checkpoint needs. Raises CkptError, OSError.
     """
+    from ckpt_cli.edits.optimizer import carrying
     from ckpt_cli.edits.rename import plan_rename, renaming
     from ckpt_cli.edits.rename_like import plan_rename_like
 
@@ -108,11 +110,12 @@ def rename(
         if old is not None or rules:
             raise UsageError("like finds the new names by itself: give no others")
         model = _model_at(os.fspath(like), other_of)
-        return _edit(path, lambda checkpoint: plan_rename_like(checkpoint, model, of, guess=guess), options)
+        plan = carrying(lambda checkpoint: plan_rename_like(checkpoint, model, of, guess=guess), optimizer)
+        return _edit(path, plan, options)
     if guess or of is not None or other_of is not None:
         raise UsageError("guess, of and other_of go with like")
     steps = renaming(old, new, rules)
-    return _edit(path, lambda checkpoint: plan_rename(checkpoint, steps), options)
+    return _edit(path, carrying(lambda checkpoint: plan_rename(checkpoint, steps), optimizer), options)
 
 
 def _rules(
@@ -144,17 +147,19 @@ def rm(
     path: Path,
     *names: str,
     exclude: str | Sequence[str] = (),
+    optimizer: str | None = None,
     output: Path | None = None,
     dry_run: bool = False,
     backup: bool = False,
     weights_only: bool = False,
 ) -> Report:
     """Take entries out, as `ckpt rm` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.optimizer import carrying
     from ckpt_cli.edits.rm import plan_rm
 
     _require(names, "rm")
     options = _options(output, dry_run, backup, weights_only)
-    return _edit(path, lambda checkpoint: plan_rm(checkpoint, names, texts(exclude)), options)
+    return _edit(path, carrying(lambda checkpoint: plan_rm(checkpoint, names, texts(exclude)), optimizer), options)
 
 
 def keep(
@@ -162,12 +167,14 @@ def keep(
     *names: str,
     exclude: str | Sequence[str] = (),
     root: str | None = None,
+    optimizer: str | None = None,
     output: Path | None = None,
     dry_run: bool = False,
     backup: bool = False,
     weights_only: bool = False,
 ) -> Report:
     """Take all entries out but some, as `ckpt keep` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.optimizer import carrying
     from ckpt_cli.edits.rm import plan_keep, plan_root
 
     options = _options(output, dry_run, backup, weights_only)
@@ -176,7 +183,7 @@ def keep(
     if root is not None:
         prefix = root
         return _edit(path, lambda checkpoint: plan_root(checkpoint, prefix), options)
-    return _edit(path, lambda checkpoint: plan_keep(checkpoint, names, texts(exclude)), options)
+    return _edit(path, carrying(lambda checkpoint: plan_keep(checkpoint, names, texts(exclude)), optimizer), options)
 
 
 def cast(
@@ -245,6 +252,22 @@ def untie(
 def _require(names: Sequence[str], command: str) -> None:
     if not names:
         raise UsageError(f"{command} takes names")
+
+
+def to(
+    path: Path,
+    device: str,
+    *,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Change the device that torch.load puts tensors on, as `ckpt to`. Raises CkptError, OSError."""
+    from ckpt_cli.edits.to import device_named, plan_to
+
+    wanted = device_named(device)
+    return _edit(path, lambda checkpoint: plan_to(checkpoint, wanted), _options(output, dry_run, backup, weights_only))
 
 
 def compact(

@@ -20,7 +20,7 @@ from ckpt_cli.model.changes import Content, Write, content_of, pieces_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.model.new_checkpoint import tied_groups
 from ckpt_cli.ops.aliasing import by_storage
-from ckpt_cli.parallel.map import grouped, run
+from ckpt_cli.parallel.map import grouped, run, shares_memory
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def cast_storage(checkpoint: Checkpoint, storage: Storage, numel: int, cast: Cas
     """The first `numel` elements of a storage in another dtype."""
     whole = Tensor(storage.key, cast.source, (numel,), (1,), storage)
     make = _cast_pieces(checkpoint, whole, casting, cast)
-    return Content(numel * cast.target.itemsize, make=make, reads=_reads(checkpoint, whole))
+    is_here = casting.executor is None or shares_memory(casting.executor)
+    reads = _reads(checkpoint, whole) if is_here else ()
+    return Content(numel * cast.target.itemsize, make=make, reads=reads)
 
 
 def _cast_pieces(checkpoint: Checkpoint, tensor: Tensor, casting: Casting, cast: Cast) -> Callable[[Write], None]:

@@ -13,7 +13,8 @@ from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.edits.convert_contents import Casting, check_items, pack_plain
 from ckpt_cli.edits.convert_options import ConvertOptions, ConvertPlan, Job, LeftOut, NewFiles, stem_of
-from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError, some_of
+from ckpt_cli.edits.folded import reason_lines
+from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.container import Composed
@@ -103,7 +104,7 @@ def _planned(
     if lost:
         raise RefusedError(
             f"{len(lost)} of its entries cannot be written to {target.what}",
-            details=some_of([f"{item.name}: {item.why}" for item in lost]),
+            details=reason_lines([(item.name, item.why) for item in lost]),
             hint="--tensors-only leaves them out",
         )
     _check_bytes(checkpoint, leaves)

@@ -20,6 +20,7 @@ from ckpt_cli.edits.convert_options import (
     NewFiles,
     stem_of,
 )
+from ckpt_cli.edits.folded import reason_lines
 from ckpt_cli.errors import RefusedError, quoted, some_of
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
@@ -185,7 +186,7 @@ def _refuse_lost(
     if lost and not options.tensors_only:
         raise RefusedError(
             f"{len(lost)} of its entries cannot be written to {target.what}",
-            details=some_of([f"{item.name}: {item.why}" for item in lost]),
+            details=reason_lines([(item.name, item.why) for item in lost]),
             hint=_hint(checkpoint, lost, target, options),
         )
     if not fits:
@@ -197,7 +198,7 @@ def _refuse_empty(
 ) -> NoReturn:
     """Raise for a file that would have no tensor in it."""
     tensors = {tensor.name for tensor in checkpoint.tensors}
-    listed = [f"{item.name}: {item.why}" for item in left_out if item.name in tensors]
+    listed = [(item.name, item.why) for item in left_out if item.name in tensors]
     where = f" below {options.select!r}" if options.select else ""
     if not listed:
         raise RefusedError(
@@ -206,7 +207,7 @@ def _refuse_empty(
         )
     raise RefusedError(
         f"none of the {len(listed)} tensors{where} can be written to {target.what}",
-        details=some_of(listed),
+        details=reason_lines(listed),
         hint="ckpt ls -l FILE shows what they are",
     )
 

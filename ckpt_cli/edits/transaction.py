@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -20,7 +20,7 @@ from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.new_folder import NewFolder, new_folder, passes_over, require_room
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import is_file, is_folder, name_of
+from ckpt_cli.files.places import folder_of, is_file, is_folder, name_of
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
@@ -104,6 +104,12 @@ def _refuse_same_names(checkpoint: Checkpoint) -> None:
             path=checkpoint.path,
             hint="copy the folder, and change the copy",
         )
+    if len({folder_of(file.path) for file in checkpoint.container.files}) > 1:
+        raise UnsupportedError(
+            "its files lie in several folders, so they cannot be written to one",
+            path=checkpoint.path,
+            hint="copy the folder, and change the copy",
+        )
 
 
 def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
@@ -132,11 +138,18 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         verb=plan.verb,
         remaining=tuple(plan.remaining),
         fit=plan.fit,
-        renamed=plan.changes.names,
+        renamed=_renamed(plan),
+        carried=tuple(plan.carried),
         left=tuple(plan.left),
         placed=plan.placed,
         folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
     )
+
+
+def _renamed(plan: EditPlan) -> Mapping[str, str]:
+    """Return the new names that an edit was asked for, without those of states that follow their parameters."""
+    names = plan.changes.names
+    return {old: new for old, new in names.items() if old not in plan.following} if plan.following else names
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +183,8 @@ class _Transaction:
         if done.in_place and (self.work is None or self.work.patch(self.overlay)):
             return self._patch(done)
         if self.checkpoint.is_set:
+            if self._of_set is not None and not done.in_place:
+                self._of_set.for_new_folder()
             return self._rewrite_set(done)
         done = replace(done, other_names=other_names(done.output if not done.in_place else self.own))
         return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._rewrite_file(done)
@@ -258,7 +273,8 @@ class _Transaction:
         """Write the shards that change, and the index: in place of the old ones, or in a new folder."""
         work = self._of_set
         if work is not None:
-            done = replace(done, removed=tuple(work.removed))
+            behind = work.unreferenced if done.in_place else 0
+            done = replace(done, removed=tuple(work.removed), unreferenced=behind)
         if work is None or not done.in_place:
             beside = None if self.options.weights_only else self._beside(done.output)
             done = replace(done, beside=beside)
@@ -300,7 +316,7 @@ class _Transaction:
             with folder:
 
                 def create(name: str) -> LocalFile:
-                    return folder.create(name, mode_of=modes[name])
+                    return folder.create(name, mode_of=modes.get(name, self.checkpoint.container.files[0].path))
 
                 nbytes = 0 if work is None else self._write_set(work, create, progress, folder.release)
                 nbytes += self._copy_staying(folder, progress)
@@ -354,10 +370,17 @@ class _Transaction:
         files = {os.path.basename(file.path): file for file in self.checkpoint.container.files}
         folder = os.path.dirname(files[work.first].path)
         with keeping() as kept, replacing_set(folder, work.first) as replacement:
-            nbytes = self._write_set(work, replacement.create, self._progress())
+
+            def create(name: str) -> LocalFile:
+                return replacement.create(name, mode_of=files[work.first].path)
+
+            nbytes = self._write_set(work, create, self._progress())
             replacement.removed.extend(work.removed)
             if self.options.backup:
-                new: dict[str, str | None] = {files[name].path: replacement.new_path(name) for name in work.names}
+                new: dict[str, str | None] = {
+                    files[name].path if name in files else os.path.join(folder, name): replacement.new_path(name)
+                    for name in work.names
+                }
                 new |= dict.fromkeys(files[name].path for name in work.removed)
                 kept.keep_replaced(new, (file.path for file in files.values()))
         return replace(done, bytes_written=nbytes, backups=kept.paths)

@@ -57,6 +57,9 @@ class MemorySource:
     def expect(self, offset: int, nbytes: int) -> None:
         """Do nothing: the bytes are there."""
 
+    def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
+        """Do nothing: the bytes are there."""
+
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Do nothing: the bytes are there."""
 

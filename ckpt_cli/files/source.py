@@ -73,6 +73,12 @@ class ByteSource(Protocol):
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read; never waits."""
 
+    def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
+        """Note ranges, pairs of offset and bytes, that will be read, in about this order; what is elsewhere needs it.
+
+        It fetches nothing, but neighbours among them are later fetched together. What is `sampled` is read once before.
+        """
+
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch many small ranges, pairs of offset and bytes, that will be read: at once where each costs a request.
 
@@ -207,6 +213,9 @@ class LocalFile:
         """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
         system.begin_to_read(self.fd, offset, nbytes)
 
+    def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
+        """Do nothing: each range is asked for when its turn comes."""
+
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Do nothing: small ranges are read fast one by one."""
 
@@ -326,6 +335,11 @@ class Window:
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read."""
         self.whole.expect(self.begin + offset, nbytes)
+
+    def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
+        """Note ranges that will be read, as the whole file does."""
+        within, before = ([(self.begin + at, nbytes) for at, nbytes in each] for each in (ranges, sampled))
+        self.whole.will_read(within, before)
 
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch many small ranges that will be read, as the whole file does."""

@@ -73,8 +73,9 @@ def _counted(path: str, names: Sequence[str]) -> list[str] | None:
 
 def _salvaged_folder(path: str, opener: Opener, whole: FormatError | UsageError) -> Salvaged:
     """Return what is left of the checkpoint that a folder stands for."""
+    from ckpt_cli.formats.runs.names import one_file_in
     from ckpt_cli.formats.salvage.shards import salvage_counted
-    from ckpt_cli.formats.sharded.names import file_in, index_in
+    from ckpt_cli.formats.sharded.names import index_in
 
     finish_edits(path)
     opener.note_folder(path)
@@ -90,7 +91,7 @@ def _salvaged_folder(path: str, opener: Opener, whole: FormatError | UsageError)
     shards = _counted(path, names)
     if shards is not None:
         return salvage_counted(path, shards, opener, _read_cut, whole)
-    return _salvaged_at(join(path, index_in(path, names) or file_in(path, names)), opener, whole)
+    return _salvaged_at(join(path, index_in(path, names) or one_file_in(path, names)), opener, whole)
 
 
 def _salvaged_at(path: str, opener: Opener, whole: FormatError | UsageError) -> Salvaged:
@@ -229,7 +230,8 @@ def _read_files(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
 
     Raises UsageError where there are several checkpoints to choose from.
     """
-    from ckpt_cli.formats.sharded.names import file_in, index_in, whole_set
+    from ckpt_cli.formats.runs.names import one_file_in
+    from ckpt_cli.formats.sharded.names import index_in, whole_set
 
     index = index_in(path, names)
     if index is not None:
@@ -239,4 +241,4 @@ def _read_files(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
         from ckpt_cli.formats.sharded.read import read_without_index
 
         return read_without_index(path, shards, opener, read_one)
-    return open_checkpoint(join(path, file_in(path, names)), write=opener.write)
+    return open_checkpoint(join(path, one_file_in(path, names)), write=opener.write)

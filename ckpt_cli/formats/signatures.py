@@ -155,6 +155,17 @@ _LONG = 16 << 20
 """Bytes of a header up to which it is fetched with others."""
 
 
+def is_msgpack(head: bytes) -> bool:
+    """True for a map of msgpack, the first of whose keys is a short text."""
+    after = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0) if head else 0
+    if not after or len(head) < after + 2 or not (0xA1 <= head[after] <= 0xBF or head[after] == 0xD9):
+        return False
+    begin, size = after + 1, head[after] & 0x1F
+    if head[after] == 0xD9:
+        begin, size = after + 2, head[after + 1]
+    return head[begin : begin + size].decode("latin-1").isprintable()
+
+
 # --- what is only named -----------------------------------------------------------------------------------------------
 
 
@@ -182,17 +193,6 @@ def unknown(head: bytes, path: str, formats: Sequence[Known]) -> UnknownFormatEr
         path=path,
         hint="ckpt reads files of torch.save, safetensors, numpy and pickle" if not looks else None,
     )
-
-
-def _is_msgpack(head: bytes) -> bool:
-    """A map of up to 15 keys or of 16-bit many, the first of which is a short text."""
-    after = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0) if head else 0
-    if not after or len(head) < after + 2 or not (0xA1 <= head[after] <= 0xBF or head[after] == 0xD9):
-        return False
-    begin, size = after + 1, head[after] & 0x1F
-    if head[after] == 0xD9:
-        begin, size = after + 2, head[after + 1]
-    return head[begin : begin + size].decode("latin-1").isprintable()
 
 
 def _is_tensorflow_index(head: bytes) -> bool:
@@ -254,7 +254,6 @@ _LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (lambda head: head.startswith(HDF5), "an HDF5 file (Keras, PyTables), which is not read"),
     (lambda head: head.startswith(SEVEN_ZIP), "a 7z archive: unpack it first"),
     (lambda head: head.startswith(RAR), "a rar archive: unpack it first"),
-    (_is_msgpack, "a msgpack file (Flax), which is not read"),
     (_is_tensorflow_index, "the index of a TensorFlow checkpoint, which is not read"),
     (_is_onnx, "an ONNX model, which is not read"),
     (_is_saved_model, "a TensorFlow SavedModel, which is not read"),

@@ -145,7 +145,14 @@ def list_waste(checkpoint: Checkpoint, names: Sequence[str] = (), exclude: Seque
 
 
 def unreferenced(checkpoint: Checkpoint) -> Mapping[str, int]:
-    """The storages in a torch zip file that its pickle does not refer to, by their keys, with their bytes."""
+    """The storages in a torch zip file that its pickle does not refer to, by their keys, with their bytes.
+
+    Of a distributed checkpoint, the files that have bytes of no item.
+    """
+    if format_of(checkpoint).is_distributed:
+        from ckpt_cli.formats.dcp.container import unreferenced_bytes
+
+        return unreferenced_bytes(checkpoint.container)
     if not format_of(checkpoint).has_records:
         return {}
     from ckpt_cli.formats.zip.container import unreferenced_records

@@ -90,13 +90,14 @@ class Scan:
         return [finding.facts() for finding in self.findings]
 
 
-def scan(path: str) -> Scan:
+def scan(path: str, *, loads: bool = True) -> Scan:
     """Scan a file, an index of shards or a directory; nothing is run, and no reader of ours need accept it.
 
+    Unless `loads`, torch's weights_only loader is not asked about.
     Raises OSError where it cannot be read, and a FormatError where it is nothing that could hold a pickle.
     """
     answer = Scan(path)
-    worker = _Worker(answer)
+    worker = _Worker(answer, loads=loads)
     if is_folder(path):
         worker.folder(path)
         if not (worker.budget.files or answer.pickles or answer.findings):
@@ -114,8 +115,9 @@ def scan(path: str) -> Scan:
 class _Worker:
     """One scan under way."""
 
-    def __init__(self, answer: Scan) -> None:
+    def __init__(self, answer: Scan, *, loads: bool) -> None:
         self.answer = answer
+        self._loads = loads
         self.budget = ScanBudget()
         self._full = False
         self._path = answer.path
@@ -185,7 +187,8 @@ class _Worker:
                         "warning", "not-searched", where, "a git LFS pointer: fetch the real file with git lfs pull"
                     )
                     return
-                self.answer.weights_only.look(source, where)
+                if self._loads:
+                    self.answer.weights_only.look(source, where)
                 known = walker_of(source, where) is not None
                 if known or not must:
                     self._take(walk(source, where, 0, self.budget), 0)

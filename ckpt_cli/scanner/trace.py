@@ -15,7 +15,7 @@ from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError, LimitError, MalformedError, TruncatedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.pickles.graph import ByteArray, Call, Extension, Global, Inline, PersistentId, RawString
-from ckpt_cli.pickles.machine import Handler, Machine, Table, entering
+from ckpt_cli.pickles.machine import SHORT, Handler, Machine, Table, entering
 from ckpt_cli.pickles.opcodes.push import Stopped
 from ckpt_cli.pickles.read import OPCODES
 from ckpt_cli.scanner.joblib import Enclosing, array_after, is_wrapper, without_changes
@@ -76,8 +76,8 @@ class Trace:
 class Tracer(Machine):
     """A machine that remembers what passes through it, and goes on where CPython's would."""
 
-    __slots__ = ("calls", "changes", "computed", "extensions", "outer", "pushed", "storages", "texts", "unsearched",
-                 "used", "weighed")  # fmt: skip
+    __slots__ = ("calls", "changes", "computed", "extensions", "innocent", "outer", "pushed", "storages", "texts",
+                 "unsearched", "used", "weighed")  # fmt: skip
 
     def __init__(self, data: bytes | memoryview) -> None:
         super().__init__(data)
@@ -88,6 +88,8 @@ class Tracer(Machine):
         self.texts: list[object] = []
         self.storages: list[PersistentId] = []
         self.unsearched = self.weighed = 0
+        self.innocent: set[str] = set()
+        """Short strings in which nothing has room: nearly all tensors have the same ones."""
         self.outer = Enclosing()
         self.pushed: dict[Global, int] = {}
         """The number of times that each name was put on the stack; names are hashed by identity."""
@@ -255,8 +257,12 @@ def _note_text(m: Machine) -> None:
     top = m.stack[-1]
     text = top.data if isinstance(top, ByteArray) else top
     plain = text.raw if isinstance(text, RawString) else text
+    if type(plain) is str and len(plain) <= SHORT and plain in m.innocent:
+        return
     m.weighed += decoding_costs(plain)
     if not isinstance(text, Inline) and not may_hide(plain):
+        if type(plain) is str and len(plain) <= SHORT and len(m.innocent) < _TEXTS:
+            m.innocent.add(plain)
         return
     if len(m.texts) < _TEXTS:
         m.texts.append(text)

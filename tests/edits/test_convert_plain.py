@@ -336,3 +336,11 @@ def test_a_deep_graph_is_walked_without_recursion(here: Path, ckpt: Ckpt) -> Non
     answer = ckpt("convert", "--plain", "m.pt", "out.pt")
     assert answer.code in (0, 2)
     assert "bug" not in answer.err
+
+
+@pytest.mark.parametrize("depth", [7_000, 9_000])
+def test_a_key_that_is_too_deep_a_tuple_is_refused(here: Path, ckpt: Ckpt, depth: int) -> None:
+    write(here / "m.pt", b"\x80\x02}K\x00" + b"\x85" * depth + b"K\x01s.")
+    answer = ckpt("convert", "--plain", "m.pt", "out.pt")
+    assert answer.code == (0 if depth < 8_000 else 2), answer.err
+    assert ("nest deeper than 8000" in answer.err) is (depth > 8_000)

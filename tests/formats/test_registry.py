@@ -20,6 +20,7 @@ from builders import old, pt
 from builders import st as files
 from builders.pickles import tensor
 from conftest import refused
+from containers import packed
 
 from ckpt_cli.errors import CkptError, FormatError, TruncatedError, UnknownFormatError
 from ckpt_cli.files.lock import try_lock
@@ -64,7 +65,7 @@ LOOKS: dict[str, tuple[bytes, str]] = {
     "zstandard": (b"\x28\xb5\x2f\xfd" + bytes(20), "a zstandard file: unpack it first"),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(20), "this looks like a 7z archive: unpack it first"),
     "rar": (b"Rar!\x1a\7\1\0" + bytes(20), "this looks like a rar archive: unpack it first"),
-    "Flax": (b"\x81\xa6params\x81\xa5Dense\x80", "this looks like a msgpack file (Flax), which is not read"),
+    "msgpack": (b"\x81\xa6params\x81\xa5Dense\x80", "a msgpack file without arrays, so not one that Flax wrote"),
     "ONNX": (b"\x08\x0a\x12\x07pytorch\x1a\x052.13", "this looks like an ONNX model, which is not read"),
     "a SavedModel": (b"\x08\x01\x12\xa0\x10\x0a\x07\x0a\x05serve", "this looks like a TensorFlow SavedModel"),
     "a TensorFlow index": (b"\0\0\6\x08\1\x1a\2\x08\1\0", "this looks like the index of a TensorFlow checkpoint"),
@@ -220,6 +221,7 @@ SAMPLES = {
     "pickle": pickle.dumps([1]),
     "npy": npy(),
     "npz": npz(),
+    "msgpack": packed({"a": torch.ones(2)}),
     "tar": old.tar({}, [], []),
 }
 

@@ -303,3 +303,33 @@ def test_no_long_way_through_the_modules_of_torch_is_quiet() -> None:
     names = {long_name(torch, choice) for _ in range(500)} - {None}
     quiet = {name for name in names if judge("torch", str(name)).verdict not in ("dangerous", "unusual")}
     assert {name for name in quiet if f"torch.{name}" not in QUIET} == set()
+
+
+SHARDED = Path(__file__).parent.parent / "samples" / "fsdp1"
+_TENSOR = ("torch.distributed._shard.sharded_tensor.api", "ShardedTensor")
+
+
+def test_a_rank_file_of_sharded_tensors_is_clean() -> None:
+    found = scan(str(SHARDED))
+    assert found.pickles == 2
+    assert not found.findings
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute", "clean"),
+    [
+        (_TENSOR, "ProcessGroupState", True),
+        (_TENSOR, "__init__", False),
+        (_TENSOR, "ProcessGroupState.__init__", False),
+        (_TENSOR, "from_local", False),
+        (("torch.distributed._shard.sharded_tensor.api", "sharded_op_impl"), "ProcessGroupState", False),
+        (("torch.distributed.remote_device", "torch"), "ProcessGroupState", False),
+        (("torch.distributed.remote_device", "torch"), "load", False),
+        (("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"), "__reduce_ex__", False),
+    ],
+)
+def test_no_other_attribute_is_clean_for_that(
+    tmp_path: Path, owner: tuple[str, str], attribute: str, clean: bool
+) -> None:
+    item = call("builtins.getattr", named(".".join(owner)), attribute)
+    assert (not codes(scanned(tmp_path / "m.pkl", pickled(item)))) is clean

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import containers
 import dcp_formats
 import numpy as np
 import torch
@@ -338,6 +339,25 @@ def _read_npz(path: Path) -> State:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
+def _run(write: Callable[[State, Path], None], model: str) -> Callable[[State, Path], None]:
+    """A writer of the folder of a run, which has the state as its model."""
+
+    def write_run(state: State, folder: Path) -> None:
+        folder.mkdir()
+        write(state, folder / model)
+        torch.save({"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}, folder / "optimizer.pt")
+        torch.save({"last_epoch": 3}, folder / "scheduler.pt")
+        (folder / "trainer_state.json").write_text('{"global_step": 3}')
+
+    return write_run
+
+
+def _read_run(read: Callable[[Path], State], model: str) -> Callable[[Path], State]:
+    return lambda folder: read(folder / model)
+
+
+_TORCH, _SAFE = "pytorch_model.bin", "model.safetensors"
+
 FORMATS = [
     Format("zip", ".pt", _write_zip, _read_zip),
     Format("zip", ".pt", _write_module, _read_module, kinds=KINDS, variant="module"),
@@ -345,6 +365,10 @@ FORMATS = [
     Format("torchscript", ".pt", _write_torchscript, _read_torchscript, kinds=KINDS),
     Format("pt2", ".pt2", _write_pt2, _read_pt2, kinds=KINDS),
     Format("pt2", ".pt2", _write_old_pt2, _read_pt2, kinds=KINDS, variant="old"),
+    Format("stable-baselines3", ".zip", containers.write_policy, containers.read_sb3, prefix="policy."),
+    Format(
+        "msgpack", ".msgpack", containers.write_msgpack, containers.read_msgpack, keeps_views=False, keeps_ties=False
+    ),
     Format("legacy", ".pt", _write_legacy, _read_zip),
     Format("tar", ".pt", _write_tar, _read_tar),
     Format("pickle", ".pkl", _write_pickle, _read_pickle, variant="torch"),
@@ -365,6 +389,16 @@ FORMATS = [
         _sharded(_write_safetensors, "model", ".safetensors"),
         _read_shards(_read_safetensors, ".safetensors"),
         keeps_views=False,
+        variant="safetensors",
+    ),
+    Format("run", "", _run(_write_zip, _TORCH), _read_run(_read_zip, _TORCH), prefix="model.", variant="zip"),
+    Format(
+        "run",
+        "",
+        _run(_write_safetensors, _SAFE),
+        _read_run(_read_safetensors, _SAFE),
+        keeps_views=False,
+        prefix="model.",
         variant="safetensors",
     ),
     Format("dcp", "", dcp_formats.save, dcp_formats.read, keeps_views=False, keeps_ties=False),

@@ -59,6 +59,7 @@ keep -n {f} {n} | keep -n {f} * | keep {f} {n} -o {o} | keep -n {f} --root {n}
 cast -n {f} float16 | cast --raw --lossy {f} float16 -o {o}
 tie -n {f} {n} {m} | tie {f} {n} {m} -o {o} | untie -n {f} * | untie {f} * -o {o} | untie -n {f} {n}
 meta {f} | meta --json {f} | meta -n {f} a=b | compact -n {f} | compact {f} -o {o}
+to -n {f} cuda:1 | to {f} cpu -o {o}
 undo {f} | undo -n {f} | index {f} | index -n {f}
 convert {f} {o}.pt | convert {f} {o}.safetensors | convert {f} {o}.npz | convert --tensors-only {f} {o}.safetensors
 convert --to dcp {f} {o} | convert --plain {f} {o}.pt | convert --salvage {f} {o}.pt | convert --json {f} {o}.pt
