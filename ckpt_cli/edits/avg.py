@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 AVERAGE = Verb("averaged", "average")
 
 FIRST, LAST, DROP, EQUAL, MAX = "first", "last", "drop", "equal", "max"
+INTS = (EQUAL, FIRST, LAST, MAX)
 
 _WIDER = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3}
 """The dtypes that are averaged, by width; of two others of the same width the result is float32."""
@@ -109,16 +110,20 @@ def average(paths: Sequence[str], output: str, options: AvgOptions) -> Average:
     return Average(list(zip(paths, weights, strict=True)), plan.averaged, plan.copied, paths[place], warnings, derived)
 
 
-def inputs_of(arguments: Sequence[str], latest: int | None = None) -> tuple[list[str], list[float | None]]:
+def inputs_of(
+    arguments: Sequence[str], latest: int | None = None, *, is_weighted: bool = True
+) -> tuple[list[str], list[float | None]]:
     """Return the checkpoints that arguments stand for, and the weight of each that has one after a colon.
 
     The folder of a run and a glob stand for the checkpoints that they lead to, in the order of their names, of which
-    the last `latest` are taken. Raises UsageError for fewer than two.
+    the last `latest` are taken. If not `is_weighted`, a colon is a part of a path.
+
+    Raises UsageError for fewer than two.
     """
     paths: list[str] = []
     weights: list[float | None] = []
     for argument in arguments:
-        path, weight = _parted(argument)
+        path, weight = _parted(argument) if is_weighted else (argument, None)
         found = sorted(checkpoints_at(path), key=natural)
         paths += found
         weights += [weight] * len(found)
