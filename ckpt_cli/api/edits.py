@@ -365,6 +365,66 @@ def convert(
         return _report(conversion_json(write(path_of(path), os.fspath(output), options)))
 
 
+def avg(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    weights: Sequence[float] = (),
+    ema: float | None = None,
+    last: int | None = None,
+    normalize: bool = True,
+    select: str | None = None,
+    rest: str | int = "last",
+    ints: str = "equal",
+    common: bool = False,
+    untie: bool = False,
+    finite: bool = False,
+    dtype: str | None = None,
+    to: str | None = None,
+    max_shard: int | str | None = None,
+    weights_only: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write the average of checkpoints of one model, as `ckpt avg` with these options.
+
+    `weights` has one for each checkpoint. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.avg import INTS, AvgOptions, average, inputs_of
+    from ckpt_cli.edits.cast import dtype_named
+    from ckpt_cli.edits.convert_options import size_of
+    from ckpt_cli.edits.derive import DeriveOptions
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.avg import to_json as avg_json
+
+    if ints not in INTS:
+        raise UsageError(f"ints is {', '.join(INTS)}, not {ints!r}")
+    with request(), workers(0) as executor:
+        found, _ = inputs_of([path_of(path) for path in paths], last, is_weighted=False)
+        new = DeriveOptions(
+            to=to,
+            max_shard=None if max_shard is None else size_of(str(max_shard)),
+            force=force,
+            dry_run=dry_run,
+            weights_only=weights_only,
+            executor=executor,
+        )
+        options = AvgOptions(
+            weights=weights,
+            is_normalized=normalize,
+            ema=ema,
+            select=select,
+            rest=str(rest),
+            ints=ints,
+            common=common,
+            untie=untie,
+            finite=finite,
+            dtype=dtype_named(dtype) if dtype else None,
+            output=new,
+        )
+        return _report(avg_json(average(found, os.fspath(output), options)))
+
+
 def undo(path: Path, *, force: bool = False, dry_run: bool = False) -> Report:
     """Restore the newest backup that an edit kept, as `ckpt undo` with these options. Raises CkptError, OSError."""
     from ckpt_cli.edits.undo import undo as restore

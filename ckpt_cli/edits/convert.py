@@ -46,7 +46,7 @@ from ckpt_cli.formats import open_checkpoint, open_salvaged, rewriting
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
-from ckpt_cli.model.changes import Changes, Content, content_of
+from ckpt_cli.model.changes import Changes, Content, content_of, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.model.names import prefixes_of
 from ckpt_cli.nn.state_dict import state_names
@@ -57,13 +57,15 @@ from ckpt_cli.pickles.graph import Graph
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.cast import Losses
+    from ckpt_cli.edits.plan import Planner
 
 _ELSEWHERE = "name another file: a conversion leaves its source as it is"
 
 
-def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
-    """Write the checkpoint `path` as `output`, all or nothing.
+def convert(path: str, output: str, options: ConvertOptions, derive: Planner | None = None) -> Conversion:
+    """Write the checkpoint `path` as `output`, all or nothing, with the changes that `derive` plans.
 
+    These are new tensors in the places of old ones, over storages that make their bytes.
     Raises RefusedError where something would be lost, or for an output that is there already; UnsupportedError
     for what no format could take.
     """
@@ -77,7 +79,12 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             file.note_whole()
         if not target.is_folder:
             refuse_own(opened, output, _ELSEWHERE)
-        plan = _planned(opened, target, output, options) if found.is_whole else _of_cut(found, target, output, options)
+        edit = derive(opened) if derive is not None else None
+        if found.is_whole:
+            plan = _planned(opened, target, output, options, edit.changes if edit is not None else None)
+        else:
+            plan = _of_cut(found, target, output, options)
+        check_edit = edit.check if edit is not None else None
         done = Conversion(
             path=path,
             output=output,
@@ -97,7 +104,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             beside=_beside(opened, output, plan.job) if not options.weights_only else None,
         )
         if options.dry_run:
-            _rehearse(plan, options)
+            _rehearse(plan, options, check_edit)
             files, nbytes = plan.measured()
             return replace(done, files=files, bytes_written=nbytes)
         require_room(output, lambda: plan.largest)
@@ -107,6 +114,8 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
 
             def check() -> None:
                 _refuse_losses(plan.losses, options)
+                if check_edit is not None:
+                    check_edit()
                 require_unchanged(opened.container.files)
 
             def copy(folder: str) -> list[str]:
@@ -118,6 +127,8 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
         with writing(output, mode_of=mode_of, replace=options.force, progress=progress) as file:
             plan.job.write(file, progress)
             _refuse_losses(plan.losses, options)
+            if check_edit is not None:
+                check_edit()
             plan.job.verify(file.path)
             require_unchanged(opened.container.files)
             return replace(done, bytes_written=os.fstat(file.fd).st_size)
@@ -167,14 +178,16 @@ def _check_plain(target: Target, options: ConvertOptions) -> None:
         raise UsageError("--plain goes with neither --dtype, --tensors-only, --salvage nor --shared: convert twice")
 
 
-def _rehearse(plan: ConvertPlan, options: ConvertOptions) -> None:
-    """Cast everything and drop it, to look whether it would be refused."""
-    if options.dtype is None or options.lossy:
+def _rehearse(plan: ConvertPlan, options: ConvertOptions, check: Callable[[], None] | None) -> None:
+    """Make everything that is made and drop it, to look whether it would be refused."""
+    if (options.dtype is None or options.lossy) and check is None:
         return
     for content in plan.contents.values():
         if content.make is not None:
             content.make(lambda _: None)
     _refuse_losses(plan.losses, options)
+    if check is not None:
+        check()
 
 
 def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
@@ -188,8 +201,13 @@ def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
-def _planned(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
-    """Return the plan: what is written, and what is left out."""
+def _planned(
+    checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, made: Changes | None = None
+) -> ConvertPlan:
+    """Return the plan: what is written, and what is left out; `made` has new tensors in the places of old ones."""
+    old, made = checkpoint, made or Changes()
+    if made.tensors:
+        checkpoint = replace(checkpoint, entries=entries_after(checkpoint.entries, made))
     if checkpoint.weights and not (options.select or options.names or options.everything):
         dropped = _dropped(checkpoint, options)
         own = [entry for entry in checkpoint.own if entry.name not in dropped]
@@ -218,10 +236,12 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     keeps_all = target.keeps_objects and names is None and not options.tensors_only and options.shared != CLONE
     is_part = bool(prefix) and any(name.startswith(f"{prefix}.") for name in dropped)  # a document would keep the rest
     if keeps_all and not is_part and _has_a_document(checkpoint):
-        return _document(whole, target, output, options, dropped)
+        return _document(old, target, output, options, dropped, made)
     is_whole = options.everything and keeps_all and not (dropped or prefix)
     of_run = _whole_run(checkpoint, output, options) if is_whole else None
-    nested = of_run or (plan_nested(checkpoint, target, output, options, dropped) if names is None else None)
+    nested = of_run or (
+        plan_nested(checkpoint, target, output, options, dropped, made.tensors) if names is None else None
+    )
     if nested is not None:
         return nested
     return flatten(checkpoint, target, output, options, names, selected)
@@ -274,7 +294,12 @@ def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
 
 
 def _document(
-    checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, dropped: frozenset[str]
+    checkpoint: Checkpoint,
+    target: Target,
+    output: str,
+    options: ConvertOptions,
+    dropped: frozenset[str],
+    made: Changes,
 ) -> ConvertPlan:
     """The whole pickle, with every object in it but those that are left out, as a file of torch.save."""
     from ckpt_cli.arrays.cast import Losses
@@ -295,6 +320,8 @@ def _document(
             some, options.dtype, (), lossy=True, raw=True, losses=losses, executor=options.executor
         ).changes
         changes = replace(changes, tensors=casts.tensors, contents=casts.contents)
+    if made.tensors:
+        changes = replace(changes, tensors=made.tensors, contents=made.contents)
     if format_of(checkpoint).has_records and target.is_zip:
         job: Job = cast("Job", rewriting(checkpoint, changes))
     else:

@@ -12,9 +12,9 @@ from ckpt_cli.errors import MalformedError, NameNotFoundError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import head_of, is_file
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
-from ckpt_cli.model.names import Holders
+from ckpt_cli.model.names import Holders, prefixes_of
 from ckpt_cli.nn.state_dict import node_at, state_names, versions_of
-from ckpt_cli.ops.parts import MODEL_KEYS
+from ckpt_cli.ops.parts import MODEL_KEYS, by_role
 from ckpt_cli.ops.select import close_names
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Graph
@@ -107,6 +107,30 @@ def state_of(checkpoint: Checkpoint, prefix: str | None = None, *, aliases: bool
     versions = versions_of(checkpoint, prefix) if graph is not None else None
     notes = {} if versions is None else {name: note.get("version") for name, note in versions.notes.items()}
     return State(checkpoint.path, prefix, leaves, notes, nested, outside)
+
+
+def model_tensors(checkpoint: Checkpoint, prefix: str | None = None) -> tuple[str, list[Tensor]]:
+    """Return the tensors of the model, and what all their names begin with, up to a dot; or those below a prefix.
+
+    Where there is no model they are those of its EMA, or all. Raises NameNotFoundError for a prefix without tensors.
+    """
+    if prefix is None:
+        prefix = checkpoint.weights or model_part(checkpoint)
+        named = _below(checkpoint.tensors, prefix)
+        roles = by_role(checkpoint, named)
+        return f"{prefix}." if prefix else "", roles.get("model") or roles.get("EMA") or named
+    prefix = prefix.removesuffix(".")
+    found = _below(checkpoint.tensors, prefix)
+    if not found:
+        known = prefixes_of(tensor.name for tensor in checkpoint.tensors)
+        raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
+    return f"{prefix}." if prefix else "", found
+
+
+def _below(tensors: Sequence[Tensor], prefix: str) -> list[Tensor]:
+    """Return the tensors below a prefix, but those that are private to others."""
+    inside = f"{prefix}." if prefix else ""
+    return [tensor for tensor in tensors if tensor.name.startswith(inside) and tensor.holder is None]
 
 
 def _counts(entry: Entry, aliases: bool) -> bool:
