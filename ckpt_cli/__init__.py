@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckpt_cli.api.checkpoint import Checkpoint, View, load, open  # noqa: A004
     from ckpt_cli.api.edits import (
-        avg,
         cast,
         compact,
-        convert,
         index,
         keep,
         meta,
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
         undo,
         untie,
     )
+    from ckpt_cli.api.new_checkpoints import avg, convert
     from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
     from ckpt_cli.api.tensor import Tensor
     from ckpt_cli.errors import CkptError
@@ -46,10 +45,8 @@ _MODULES = {
     "ckpt_cli.api.checkpoint": ("Checkpoint", "View", "load", "open"),
     "ckpt_cli.api.tensor": ("Tensor",),
     "ckpt_cli.api.edits": (
-        "avg",
         "cast",
         "compact",
-        "convert",
         "index",
         "keep",
         "meta",
@@ -61,6 +58,7 @@ _MODULES = {
         "undo",
         "untie",
     ),
+    "ckpt_cli.api.new_checkpoints": ("avg", "convert"),
     "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),
 }
 """The module that each public name is imported from."""

@@ -10,7 +10,8 @@ import typer
 from ckpt_cli.cli.options import DryRun, JsonReport, WeightsOnly, complete_floats
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import Jobs, watched, workers
-from ckpt_cli.edits.avg import EQUAL, FIRST, LAST, MAX, AvgOptions, average, inputs_of
+from ckpt_cli.edits.avg import average
+from ckpt_cli.edits.avg_options import EQUAL, FIRST, LAST, MAX, AvgOptions, inputs_of
 from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.edits.convert_options import size_of
 from ckpt_cli.edits.derive import DeriveOptions

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.dtypes import BY_NAME, DType
+from ckpt_cli.edits.avg_options import DROP, EQUAL, FIRST, LAST, AvgOptions, named_twice, place_of_rest, weights_of
 from ckpt_cli.edits.convert_contents import plain_view
-from ckpt_cli.edits.derive import Derived, DeriveOptions, derive
+from ckpt_cli.edits.derive import Derived, derive
 from ckpt_cli.edits.plan import EditPlan, Verb
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about, listed, quoted, some_of
+from ckpt_cli.errors import RefusedError, UnsupportedError, about, listed, quoted, some_of
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.places import canonical, exists
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.changes import Changes, Content, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.model.new_checkpoint import tied_groups
 from ckpt_cli.ops.aliasing import by_storage, content_digest, is_array, partly_shared
 from ckpt_cli.ops.match_states import model_tensors
-from ckpt_cli.ops.steps import checkpoints_at, natural
 from ckpt_cli.parallel.made import MadeBytes, Making
 from ckpt_cli.parallel.tensor_chunks import TensorReader
 
@@ -31,38 +30,9 @@ if TYPE_CHECKING:
 
 AVERAGE = Verb("averaged", "average")
 
-FIRST, LAST, DROP, EQUAL, MAX = "first", "last", "drop", "equal", "max"
-INTS = (EQUAL, FIRST, LAST, MAX)
 
 _WIDER = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3}
 """The dtypes that are averaged, by width; of two others of the same width the result is float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class AvgOptions:
-    """Options of an average."""
-
-    weights: Sequence[float] = ()
-    """One for each checkpoint; none for equal ones."""
-    is_normalized: bool = True
-    """True if the sum is divided by that of the weights."""
-    ema: float | None = None
-    """The decay of an exponential moving average over the checkpoints in their order."""
-    select: str | None = None
-    """The prefix below which tensors are averaged; None for those of the model."""
-    rest: str = LAST
-    """The checkpoint that everything else is taken from: `first`, `last`, its number from 1 on, or `drop` for none."""
-    ints: str = EQUAL
-    """`first`, `last` or `max` if integers that differ are those, else `equal`."""
-    common: bool = False
-    """True if only the names that all have are averaged, and others are left as they are."""
-    untie: bool = False
-    """True if names that are tied in some checkpoints only get bytes of their own."""
-    finite: bool = False
-    """True if NaN and infinities are an error."""
-    dtype: DType | None = None
-    """The new dtype; None for the widest of each tensor."""
-    output: DeriveOptions = field(default_factory=DeriveOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +58,8 @@ def average(paths: Sequence[str], output: str, options: AvgOptions) -> Average:
     averaged is that of one of them. Raises RefusedError where names, shapes or ties differ, UsageError for options
     that do not go together.
     """
-    weights, divisor = _weights(len(paths), options)
-    place = _place_of_rest(len(paths), options)
+    weights, divisor = weights_of(len(paths), options)
+    place = place_of_rest(len(paths), options)
     with ExitStack() as stack:
         others = [
             None if number == place else stack.enter_context(closing(_opened(path)))
@@ -106,99 +76,13 @@ def average(paths: Sequence[str], output: str, options: AvgOptions) -> Average:
             if error.hint is not None and "--tensors-only" in error.hint:  # which is an option of convert
                 error.hint = "--rest drop writes the averaged tensors alone"
             raise
-    warnings = [*_twice(paths), *plan.warnings(), *derived.notes]
+    warnings = [*named_twice(paths), *plan.warnings(), *derived.notes]
     return Average(list(zip(paths, weights, strict=True)), plan.averaged, plan.copied, paths[place], warnings, derived)
-
-
-def inputs_of(
-    arguments: Sequence[str], latest: int | None = None, *, is_weighted: bool = True
-) -> tuple[list[str], list[float | None]]:
-    """Return the checkpoints that arguments stand for, and the weight of each that has one after a colon.
-
-    The folder of a run and a glob stand for the checkpoints that they lead to, in the order of their names, of which
-    the last `latest` are taken. If not `is_weighted`, a colon is a part of a path.
-
-    Raises UsageError for fewer than two.
-    """
-    paths: list[str] = []
-    weights: list[float | None] = []
-    for argument in arguments:
-        path, weight = _parted(argument) if is_weighted else (argument, None)
-        found = sorted(checkpoints_at(path), key=natural)
-        paths += found
-        weights += [weight] * len(found)
-    if latest is not None:
-        if latest < 1:
-            raise UsageError("--last takes a number from 1 on")
-        paths, weights = paths[-latest:], weights[-latest:]
-    if len(paths) < 2:
-        raise UsageError("an average takes two checkpoints at least", path=paths[0])
-    return paths, weights
-
-
-def _parted(argument: str) -> tuple[str, float | None]:
-    """Return the path and the weight of `FILE:0.7`; a path that is there wins."""
-    path, colon, text = argument.rpartition(":")
-    if colon and path and "/" not in text and not exists(argument):
-        try:
-            return path, float(text)
-        except ValueError:
-            return argument, None
-    return argument, None
 
 
 def _opened(path: str) -> Checkpoint:
     with about(path):
         return open_checkpoint(path)
-
-
-def _weights(count: int, options: AvgOptions) -> tuple[list[float], float | None]:
-    """Return the weights, and what the sum is divided by."""
-    if options.ema is not None:
-        if options.weights:
-            raise UsageError("--ema makes the weights, so it does not go with others")
-        if not 0 <= options.ema < 1:
-            raise UsageError("the decay of --ema is from 0 to less than 1")
-        decay = options.ema
-        rest = [(1 - decay) * decay ** (count - 1 - number) for number in range(1, count)]
-        return [decay ** (count - 1), *rest], None
-    weights = [float(weight) for weight in options.weights] or [1.0] * count
-    if len(weights) != count:
-        raise UsageError(f"{len(weights)} weights for {count} checkpoints")
-    if any(weight != weight or weight in (float("inf"), float("-inf")) for weight in weights):
-        raise UsageError("a weight is not a finite number")
-    total = sum(weights)
-    if not options.is_normalized:
-        return weights, None
-    if abs(total) < _ZERO:
-        raise UsageError("the weights come to 0", hint="--no-normalize does not divide by their sum")
-    return weights, total
-
-
-_ZERO = 1e-8
-"""Sums of weights below this are zero, as in mergekit."""
-
-
-def _place_of_rest(count: int, options: AvgOptions) -> int:
-    """Return the number of the checkpoint that everything else is taken from."""
-    if options.rest in (LAST, DROP):
-        return count - 1
-    if options.rest == FIRST:
-        return 0
-    if options.rest.isdecimal() and 1 <= int(options.rest) <= count:
-        return int(options.rest) - 1
-    raise UsageError(f"--rest is first, last, drop, or a number from 1 to {count}, and not {options.rest!r}")
-
-
-def _twice(paths: Sequence[str]) -> list[str]:
-    """Return a warning for each checkpoint that is named twice."""
-    seen: set[str] = set()
-    found = []
-    for path in paths:
-        if canonical(path) in seen:
-            found.append(f"{path} is named twice")
-        seen.add(canonical(path))
-    return found
 
 
 class _Plan:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.cast import castable_views, other_floats, plan_cast, refuse_quantized
+from ckpt_cli.edits.convert_folder import write_folder
 from ckpt_cli.edits.convert_nested import plan_nested
 from ckpt_cli.edits.convert_options import (
     CLONE,
@@ -20,27 +21,19 @@ from ckpt_cli.edits.convert_options import (
     ConvertPlan,
     Job,
     NewFiles,
-    Written,
     stem_of,
 )
 from ckpt_cli.edits.convert_plan import beside_state, distributed_state, flatten, flatten_weights, refuse_shared
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import chosen_names, plan_root, whole_containers
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, about, some_of
-from ckpt_cli.files.atomic import refuse_cached, staging_folder
-from ckpt_cli.files.copy import Progress, counting
+from ckpt_cli.files.copy import counting
 from ckpt_cli.files.new_folder import (
-    NewFolder,
-    new_folder,
     passes_over,
     refuse_read_only,
-    replacing_elsewhere,
     require_room,
 )
-from ckpt_cli.files.open import finish_edits
-from ckpt_cli.files.places import is_at_server, is_folder, is_taken, join, names_in, without_end
-from ckpt_cli.files.source import LocalFile
-from ckpt_cli.files.system import sync_folder
+from ckpt_cli.files.places import is_folder, is_taken, names_in, without_end
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, open_salvaged, rewriting
 from ckpt_cli.formats.registry import format_of
@@ -218,6 +211,13 @@ def _planned(
     state = distributed_state(checkpoint)
     if state is not None and not (options.select or options.names or options.exclude or options.everything):
         return beside_state(_planned(state, target, output, options), checkpoint, state)
+    return _planned_entries(old, checkpoint, target, output, options, made)
+
+
+def _planned_entries(
+    old: Checkpoint, checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, made: Changes
+) -> ConvertPlan:
+    """Return the plan for the entries that are selected: as one pickle, nested, or as tensors under flat names."""
     prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
     whole, dropped = checkpoint, _dropped(checkpoint, options)
@@ -359,80 +359,3 @@ def _contents(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[Storage,
     """The bytes of every storage of some entries as they are."""
     tensors = all_strided([entry for entry in entries if isinstance(entry, Tensor)])
     return {storage: content_of(storage, files=checkpoint.container.files) for storage, _ in by_storage(tensors)}
-
-
-Copy = Callable[[str], "list[str]"]
-"""Copies the files beside the old weights into a folder, and returns their names."""
-
-
-def write_folder(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
-    """Write all files of a format into a folder, and those that lay beside the old weights, all or none.
-
-    In a folder that has files already, those of a checkpoint of the same kind give way and all others stay.
-    """
-    output = without_end(output)
-    if is_folder(output) and names_in(output):
-        if is_at_server(output):
-            with replacing_elsewhere(output, re.compile(job.target.files), progress) as new:
-                written = _fill(new, job, check, progress)
-                copy(new.path)
-                return written
-        return _into(output, job, check, progress, copy)
-    with new_folder(output, progress) as folder:
-        written = _fill(folder, job, check, progress)
-        copy(folder.path)
-        return written
-
-
-def _fill(folder: NewFolder, job: NewFiles, check: Callable[[], None], progress: Progress) -> Written:
-    """Write the files into an empty folder, make them durable and read them back.
-
-    Where the folder sends them early, each is read back and sent before the next one is begun.
-    """
-    writer, new = job.target.folder_writer(), job.new
-    verify = writer.verifier(new, folder.path, open_checkpoint) if folder.sends_early else None
-    sizes: dict[str, int] = {}
-    files: dict[str, LocalFile] = {}
-
-    def finish() -> None:
-        check()
-        for name, file in files.items():
-            sizes[name] = os.fstat(file.fd).st_size
-            if verify is not None:
-                verify(name)
-                folder.release(name)
-
-    def create(name: str) -> LocalFile:
-        if verify is not None:
-            finish()
-            files.clear()
-        files[name] = file = folder.create(name, mode_of=new.mode_of)
-        return file
-
-    with folder:
-        writer.write_folder(new, create, progress)
-        finish()
-        if verify is None:
-            writer.verify_folder(new, folder.path, open_checkpoint)
-    return tuple(sizes), sum(sizes.values())
-
-
-def _into(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
-    """Write the files beside those of a folder, then put them in place as one."""
-    from ckpt_cli.files.journal.replace import replacing_set
-
-    finish_edits(output)
-    stale = re.compile(job.target.files)
-    with staging_folder(output) as folder:
-        names, nbytes = _fill(NewFolder(folder), job, check, progress)
-        removed = [name for name in names_in(output) if stale.fullmatch(name) and name not in names]
-        for name in (*names, *removed):
-            if is_taken(join(output, name)):
-                refuse_cached(join(output, name))
-        more = [name for name in copy(folder) if not is_taken(join(output, name))]
-        with replacing_set(output, names[0]) as replacement:
-            for name in (*names, *more):
-                replacement.adopt(join(folder, name), name)
-            replacement.removed.extend(removed)
-            sync_folder(output)
-    return names, nbytes

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ckpt_cli.edits.avg import AvgOptions, average
+from ckpt_cli.edits.avg import average
+from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.derive import DeriveOptions
 
 State = dict[str, torch.Tensor]

@@ -17,7 +17,8 @@ from conftest import Ckpt
 from ckpt_cli.arrays.compare import Tolerance
 from ckpt_cli.cli.app import COMMANDS
 from ckpt_cli.cli.progress import workers
-from ckpt_cli.edits.avg import AvgOptions, average
+from ckpt_cli.edits.avg import average
+from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
 from ckpt_cli.edits.derive import DeriveOptions
