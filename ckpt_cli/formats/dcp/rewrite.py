@@ -193,6 +193,7 @@ class MetadataRewriting:
             return None
         pairs: list[object] = []
         leaves: list[tuple[str, tuple[str | int, ...], object]] = []
+        is_checked = bool(self._changes.names or self._changes.added)
         for key, path in zip(planned.pairs[::2], planned.pairs[1::2], strict=True):
             old = text_of(key)
             if old is None or old not in self._entries:
@@ -204,7 +205,8 @@ class MetadataRewriting:
             if new != old:
                 key, path = self._maker.text(new), self._maker.path(renamed_path(path_of(old, path), new))
             pairs += (key, path)
-            leaves.append((new, path_of(new, path), None))
+            if is_checked:
+                leaves.append((new, path_of(new, path), None))
         for name in self._changes.added:
             path = self._maker.path((name,))
             pairs += (self._maker.text(name), path)
@@ -214,8 +216,6 @@ class MetadataRewriting:
 
     def _require_consistent(self, leaves: Sequence[tuple[str, tuple[str | int, ...], object]]) -> None:
         """Raise RefusedError where new names would put one entry into another."""
-        if not (self._changes.names or self._changes.added):
-            return
         try:
             nest(leaves)
         except (FormatError, LimitError) as error:
@@ -303,7 +303,7 @@ class MetadataRewriting:
 
         New items go to files that are not there yet, and old files stay as they are, unless nothing is left in one.
         """
-        self._lay_out(set(names_in(folder_of(self._file.path))), elsewhere=False)
+        self._lay_out(set(names_in(folder_of(self._file.path) or ".")), elsewhere=False)
         return False
 
     def _metadata(self) -> bytes:
