@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,6 @@ import pytest
 import torch
 from conftest import Ckpt, refused
 from containers import packed, raw, read_msgpack
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
@@ -107,18 +106,23 @@ def test_bytes_after_the_last_item_are_a_warning(tmp_path: Path) -> None:
 
 
 SOUND = packed({**STATE, "c": torch.ones(9)}, chunk=8)
-CHANGES = st.tuples(st.integers(0, len(SOUND) - 1), st.sampled_from([b"", b"\xff", b"\x80", b"\1", b"\xdf", b"\xc7"]))
+CHANGES = [b"", b"\xff", b"\x80", b"\1", b"\xdf", b"\xc7"]
 
 
-@given(st.lists(CHANGES, min_size=1, max_size=3))
-def test_a_changed_byte_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, bytes]]
-) -> None:
-    content = bytearray(SOUND)
-    for at, byte in changes:
-        content[at : at + 1] = byte
+@pytest.mark.parametrize("seed", range(4))
+def test_a_changed_byte_is_read_or_refused(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(50):
+        content = bytearray(SOUND)
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(0, len(content))
+            content[at : at + 1] = chance.choice(CHANGES)
+        _read_or_refuse(write(tmp_path, bytes(content)))
+
+
+def _read_or_refuse(path: str) -> None:
     try:
-        checkpoint = open_checkpoint(write(tmp_path_factory.getbasetemp(), bytes(content)))
+        checkpoint = open_checkpoint(path)
     except CkptError:
         return
     for entry in checkpoint.entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +11,6 @@ import pytest
 import torch
 from conftest import Ckpt, refused
 from containers import initializer, onnx_model, packed, part, raw, read_onnx, varint
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.errors import CkptError
@@ -142,18 +141,23 @@ def test_far_too_many_parts_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 SOUND = onnx_model(initializer("a", *TYPED["int64"]), initializer("w", W), _external("x", W, location="m"))
-CHANGES = st.tuples(st.integers(5, len(SOUND) - 1), st.sampled_from([b"", b"\xff", b"\x80", b"\1", b"\x2a", packed(1)]))
+CHANGES = [b"", b"\xff", b"\x80", b"\1", b"\x2a", packed(1)]
 
 
-@given(st.lists(CHANGES, min_size=1, max_size=3))
-def test_a_changed_byte_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, bytes]]
-) -> None:
-    content = bytearray(SOUND)
-    for at, byte in changes:
-        content[at : at + 1] = byte
+@pytest.mark.parametrize("seed", range(4))
+def test_a_changed_byte_is_read_or_refused(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(50):
+        content = bytearray(SOUND)
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(5, len(content))
+            content[at : at + 1] = chance.choice(CHANGES)
+        _read_or_refuse(write(tmp_path, bytes(content)))
+
+
+def _read_or_refuse(path: str) -> None:
     try:
-        checkpoint = open_checkpoint(write(tmp_path_factory.getbasetemp(), bytes(content)))
+        checkpoint = open_checkpoint(path)
     except (CkptError, OSError):
         return
     for entry in checkpoint.entries:
