@@ -47,11 +47,16 @@ class Leaves:
 
 
 def plan_nested(
-    checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, dropped: frozenset[str]
+    checkpoint: Checkpoint,
+    target: Target,
+    output: str,
+    options: ConvertOptions,
+    dropped: frozenset[str],
+    made: Mapping[str, Tensor],
 ) -> ConvertPlan | None:
     """Plan a conversion that keeps containers and values; None where the one of flat names does as well.
 
-    The entries of the names in `dropped` are left out.
+    The entries of the names in `dropped` are left out, and those of the names in `made` have new tensors.
     Raises RefusedError for tensors that would be lost, MalformedError or LimitError for paths that cannot be.
     """
     if options.tensors_only or not target.keeps_nesting:
@@ -63,7 +68,12 @@ def plan_nested(
         found = leaves_of_pickle(checkpoint, checkpoint.document, prefix)
         if found is None:
             return None
-        leaves = _without(found, {name.removeprefix(f"{prefix}.") if prefix else name for name in dropped})
+        inside = f"{prefix}." if prefix else ""
+        leaves = _without(found, {name.removeprefix(inside) for name in dropped})
+        new = {name.removeprefix(inside): tensor for name, tensor in made.items()}
+        leaves.tensors = [
+            replace(new[tensor.name], name=tensor.name) if tensor.name in new else tensor for tensor in leaves.tensors
+        ]
     else:
         return None
     return _planned(checkpoint, leaves, target, output, options)
@@ -115,7 +125,7 @@ def _planned(
     if not target.is_folder:
         from ckpt_cli.formats.torch_zip.write import nested
 
-        job = nested(new, nest, open_checkpoint)
+        job = nested(new, nest, open_checkpoint, target.object_writer().write_object)
     return ConvertPlan(job, len(tensors), casting.losses, contents, separated=apart, not_kept=kept)
 
 

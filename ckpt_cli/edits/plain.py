@@ -6,6 +6,7 @@ they are in. The walk does not recurse, and what is shared or cyclic stays so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -38,6 +39,9 @@ from ckpt_cli.pickles.graph import (
 from ckpt_cli.pickles.tensors.inline_bytes import buffer_of
 from ckpt_cli.scanner.allowlist import ALLOWED
 from ckpt_cli.scanner.judge import modern
+
+_NOT_OF_TEXT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Bytes that no text in Latin-1 has: control characters other than tabs and ends of lines."""
 
 MakeTensor = Callable[[str, Call], "object | None"]
 """Makes the call of a new tensor for an array whose bytes stand in the pickle; None for any other call."""
@@ -157,16 +161,22 @@ class Plain:
         return node
 
     def _raw(self, node: RawString) -> Step:
-        """A string of Python 2: text where it is UTF-8."""
+        """A string of Python 2."""
         yield from ()
         return self._text_or_bytes(node.raw)
 
     def _text_or_bytes(self, raw: bytes) -> object:
+        """Return a string of Python 2 as text where it is UTF-8, or else Latin-1 that could be text; bytes otherwise.
+
+        In Latin-1 every byte is a character, but 0x7F to 0x9F and those before the space are not of text.
+        """
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            self.changed("str of Python 2", "bytes")
-            return bytes_node(raw)
+            text = raw.decode("latin-1")
+        if _NOT_OF_TEXT.search(raw):
+            return self.changed("str of Python 2", "bytes", bytes_node(raw))
+        return self.changed("str of Python 2", "str", text)
 
     def _bytes(self, node: bytes) -> Step:
         yield from ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -114,18 +114,12 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         verb=plan.verb,
         remaining=tuple(plan.remaining),
         fit=plan.fit,
-        renamed=_renamed(plan),
+        renamed=plan.renamed,
         carried=tuple(plan.carried),
         left=tuple(plan.left),
         placed=plan.placed,
         folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
     )
-
-
-def _renamed(plan: EditPlan) -> Mapping[str, str]:
-    """Return the new names that an edit was asked for, without those of states that follow their parameters."""
-    names = plan.changes.names
-    return {old: new for old, new in names.items() if old not in plan.following} if plan.following else names
 
 
 @dataclass(frozen=True, slots=True)

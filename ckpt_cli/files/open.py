@@ -91,7 +91,7 @@ class Opener:
     def remove_left_overs(self, folder: str) -> None:
         """Remove what a killed process had begun to write for files that are not there yet, before an edit in place."""
         if self.write and place_of(folder).is_local:
-            _remove_temporaries(folder)
+            _remove_temporaries(folder or os.curdir)
 
     def release(self) -> None:
         """Let other processes write the files again that were opened to be read."""

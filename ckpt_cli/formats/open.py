@@ -20,7 +20,17 @@ from ckpt_cli.errors import (
 )
 from ckpt_cli.files.elsewhere import elsewhere
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
-from ckpt_cli.files.places import exists, folder_of, is_folder, is_listed, join, name_of, names_in, without_end
+from ckpt_cli.files.places import (
+    exists,
+    folder_of,
+    is_folder,
+    is_listed,
+    join,
+    leading_names,
+    name_of,
+    names_in,
+    without_end,
+)
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import FORMATS, folder_kind
 from ckpt_cli.formats.signatures import beginning
@@ -223,7 +233,7 @@ def _open_folder(path: str, opener: Opener, *, files: bool) -> Checkpoint:
     """The checkpoint that a folder holds, by the names of the files in it."""
     finish_edits(path)
     opener.note_folder(path)
-    names = names_in(path)
+    names = leading_names(path)
     known = folder_kind(path, names)
     if known is None:
         return _noting_no_list(path, _read_files(path, names, opener))

@@ -297,3 +297,26 @@ def test_a_kill_at_any_step_leaves_torch_the_old_or_the_new_state(
         shutil.copytree(path, copies / f"{at}" / "d")
         assert forked(copies / f"{at}", command, "kill", at).code == KILLED
         assert facts(copies / f"{at}" / "d") in (old, new), steps[at - 1]
+
+
+def test_a_folder_is_edited_from_within_by_its_metadata(
+    path: Path, tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path)
+    assert ckpt("rename", ".metadata", "model", "net").code == 0
+    assert ckpt("set", ".metadata", "epoch=4", "--backup").code == 0
+    assert ckpt("set", ".metadata", "net.0.bias=7").code == 0
+    assert ckpt("rm", ".metadata", "optimizer", "-o", tmp_path / "out").code == 0
+    for folder in (path, tmp_path / "out"):
+        found = dcp_formats.read(folder)
+        assert (found["epoch"], found["net"]["0.bias"].tolist()) == (4, [7, 7, 7, 7])
+    assert "optimizer" not in found
+
+
+def test_places_that_a_planner_of_its_own_noted_stay(tmp_path: Path, ckpt: Ckpt) -> None:
+    writer = Writer(tmp_path / "d").tensor("w", WHOLE, QUARTERS).tensor("v", WHOLE, QUARTERS)
+    writer.planner_data = {"w": "anything", "v": 3, "more": [1]}
+    path = writer.write()
+    assert ckpt("rm", path, "v").code == 0
+    assert pickle.loads((path / ".metadata").read_bytes()).planner_data == {"w": "anything", "more": [1]}
+    assert_refused(ckpt, path, "its place in the state that was saved is 'anything'", "rename", "w", "x")

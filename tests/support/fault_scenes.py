@@ -68,14 +68,15 @@ SCENES = {
     "rm, legacy": _scene("rm old.pt 3"),
     "rm a shard": _scene("rm sharded 0 3.bias"),
     "rm a shard with a backup": _scene("rm sharded 0 3.bias --backup"),
+    "rm with the states of an optimizer": _scene("rm run.pt model.0.bias --backup", then="model.0.weight=1"),
     "keep": _scene("keep a.pt 3"),
     "keep, to a file that is there": _scene("keep a.pt 3 -o there.pt"),
     "cast": _scene("cast a.pt bfloat16"),
     "cast, safetensors with a backup": _scene("cast a.safetensors float16 --backup"),
     "cast in shards with a backup": _scene("cast sharded float16 3.bias --backup"),
-    "to": _scene("to a.pt cuda:0"),
-    "to, legacy": _scene("to old.pt cuda:0"),
-    "to, bin shards, with a backup": _scene("to shards cuda:0 --backup"),
+    "to": _scene("to gpu.pt cpu"),
+    "to, legacy": _scene("to gpu.legacy cpu"),
+    "to, bin shards, with a backup": _scene("to gpus cpu --backup"),
     "tie": _scene("tie apart.pt 0.bias 2.bias"),
     "tie in shards to a new folder": _scene("tie sharded 0.weight 2.weight --force -o out"),
     "untie": _scene("untie a.pt 2.weight"),
@@ -148,6 +149,11 @@ def fill(folder: Path) -> None:
     train = {"epoch": 3, "w": torch.ones(3)}
     torch.save(train, folder / "train.pt")
     torch.save(train, folder / "train.legacy", _use_new_zipfile_serialization=False)
+    layers = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    adam = torch.optim.Adam(layers.named_parameters())
+    layers(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    torch.save({"model": layers.state_dict(), "optimizer": adam.state_dict()}, folder / "run.pt")
     wide = {"a": torch.arange(1000.0)[:3], "b": torch.ones(2)}
     torch.save(wide, folder / "wide.pt")
     torch.save(wide, folder / "wide.legacy", _use_new_zipfile_serialization=False)
@@ -155,6 +161,8 @@ def fill(folder: Path) -> None:
     np.save(folder / "a.npy", np.arange(4.0))
     (folder / "old.tar").write_bytes((Path(__file__).parent.parent / "samples").joinpath("old.tar").read_bytes())
     write_shards(net(), folder / "shards")
+    for name, of in (("gpu.pt", "a.pt"), ("gpu.legacy", "old.pt"), ("gpus", "shards")):
+        assert run(["to", str(folder / of), "cuda:0", "-o", str(folder / name)]) == 0
     save_distributed(apart, folder / "dcp")
     save_distributed(apart, folder / "holes")
     assert run(["rm", str(folder / "holes"), "0.bias"]) == 0

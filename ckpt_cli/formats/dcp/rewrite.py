@@ -9,21 +9,23 @@ where they are, unless a file has nothing else; a checkpoint that is written els
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError, FormatError, LimitError, RefusedError, UnsupportedError, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.places import folder_of, name_of, names_in
+from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.container import Composed, is_one_safetensors, joined
 from ckpt_cli.formats.dcp.data_file import DataFile, Item
 from ckpt_cli.formats.dcp.metadata import ItemPlace, fields_of, metadata_of, named_pairs, place_of
 from ckpt_cli.formats.dcp.paths import nest, path_of, renamed_path
+from ckpt_cli.formats.dcp.rank_shards import RankShards
 from ckpt_cli.formats.dcp.read import SavedItem
 from ckpt_cli.formats.dcp.write import ItemPickles, MetadataMaker, pickled_value
 from ckpt_cli.formats.torch_zip.write import write_pickled
-from ckpt_cli.formats.writing import ShardWork
+from ckpt_cli.formats.writing import Rewriter, ShardWork
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
 from ckpt_cli.model.names import Below
@@ -50,18 +52,25 @@ class _Kept:
     place: ItemPlace
 
 
-class Rewriting:
-    """A distributed checkpoint about to be changed (a `SetRewriter`); nothing is written before its parts are."""
+def rewriting(
+    checkpoint: Checkpoint, changes: Changes, of_file: Callable[[Checkpoint, Changes], Rewriter]
+) -> MetadataRewriting | RankShards:
+    """Return the work of changing a distributed checkpoint; `of_file` makes that of one safetensors file."""
+    container = checkpoint.container
+    if isinstance(container, Composed) and container.document is not None:
+        return MetadataRewriting(checkpoint, changes, container, container.document)
+    return RankShards(checkpoint, changes, of_file)
 
-    def __init__(self, checkpoint: Checkpoint, changes: Changes, _: object) -> None:
-        container = checkpoint.container
-        if not isinstance(container, Composed) or container.document is None:
-            raise UnsupportedError(
-                "of safetensors files of ranks, only the elements of tensors can be changed",
-                path=checkpoint.path,
-                hint=f"ckpt convert {quoted(checkpoint.path)} OUT.safetensors makes one that can be changed freely",
-            )
-        self._file = container.document
+
+Rewriting = rewriting
+"""The name by which the table of formats asks for it."""
+
+
+class MetadataRewriting:
+    """A checkpoint with a `.metadata` about to be changed (a `SetRewriter`)."""
+
+    def __init__(self, checkpoint: Checkpoint, changes: Changes, container: Composed, document: SourceFile) -> None:
+        self._file = document
         self._checkpoint = checkpoint
         self._changes = changes
         self._files = {name_of(file.path): file for file in container.files if file is not self._file}
@@ -184,6 +193,7 @@ class Rewriting:
             return None
         pairs: list[object] = []
         leaves: list[tuple[str, tuple[str | int, ...], object]] = []
+        is_checked = bool(self._changes.names or self._changes.added)
         for key, path in zip(planned.pairs[::2], planned.pairs[1::2], strict=True):
             old = text_of(key)
             if old is None or old not in self._entries:
@@ -195,7 +205,8 @@ class Rewriting:
             if new != old:
                 key, path = self._maker.text(new), self._maker.path(renamed_path(path_of(old, path), new))
             pairs += (key, path)
-            leaves.append((new, path_of(new, path), None))
+            if is_checked:
+                leaves.append((new, path_of(new, path), None))
         for name in self._changes.added:
             path = self._maker.path((name,))
             pairs += (self._maker.text(name), path)
@@ -205,8 +216,6 @@ class Rewriting:
 
     def _require_consistent(self, leaves: Sequence[tuple[str, tuple[str | int, ...], object]]) -> None:
         """Raise RefusedError where new names would put one entry into another."""
-        if not (self._changes.names or self._changes.added):
-            return
         try:
             nest(leaves)
         except (FormatError, LimitError) as error:
@@ -294,7 +303,7 @@ class Rewriting:
 
         New items go to files that are not there yet, and old files stay as they are, unless nothing is left in one.
         """
-        self._lay_out(set(names_in(folder_of(self._file.path))), elsewhere=False)
+        self._lay_out(set(names_in(folder_of(self._file.path) or ".")), elsewhere=False)
         return False
 
     def _metadata(self) -> bytes:

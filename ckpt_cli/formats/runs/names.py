@@ -3,7 +3,8 @@
 Written by Hugging Face's Trainer (`_save_checkpoint` in transformers/trainer.py: `checkpoint-N/` with optimizer.pt,
 scheduler.pt, scaler.pt, rng_state.pth or one for each rank, trainer_state.json and training_args.bin), by Accelerate
 (`save_state`, accelerate/checkpointing.py: optimizer.bin, scheduler.bin, sampler.bin, random_states_R.pkl,
-custom_checkpoint_N.pkl) and by Lightning (`FSDPStrategy.save_checkpoint`: a distributed checkpoint and meta.pt).
+custom_checkpoint_N.pkl), by Lightning (`FSDPStrategy.save_checkpoint`: a distributed checkpoint and meta.pt) and by
+Megatron-core (`dist_checkpointing.save`: a distributed checkpoint and common.pt).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _MODEL = re.compile(r"(?:model|pytorch_model|adapter_model|pytorch_model_fsdp)(_
 
 _RANDOM = re.compile(r"random_states(_\d{1,9})")
 _PICKLE = re.compile(r"(?:random_states|custom_checkpoint)_\d{1,9}\.pkl")
-_KNOWN = re.compile(r"(?:optimizer|scheduler|sampler|scaler|rng_state|dl_state_dict)(?:_\d{1,9})?|training_args|meta")
+_KNOWN = re.compile(
+    r"(?:optimizer|scheduler|sampler|scaler|rng_state|dl_state_dict)(?:_\d{1,9})?|training_args|meta|common"
+)
 _DISTRIBUTED = re.compile(r"(pytorch_model_fsdp|optimizer)_\d{1,9}")
 """Folders in which Accelerate has distributed checkpoints."""
 
@@ -39,6 +42,9 @@ _STEP = re.compile(r"(?:checkpoint|ckpt|global_?step|step|iter|epoch)[-_=]?\d+(?
 
 _FIRST = {"pytorch_model_fsdp_0": "model", "optimizer_0": "optimizer"}
 """Parts that Accelerate numbers although there is but one as a rule."""
+
+_COMMON = {"meta.pt": "Lightning", "common.pt": "Megatron-core"}
+"""Files beside the `.metadata` of a distributed checkpoint with what is not distributed, and who writes them."""
 
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -72,14 +78,14 @@ def is_of_run(path: str, names: Sequence[str]) -> bool:
     """True for the folder of a training run, by the names in it.
 
     It has random states as trainers name them; or a state of an optimizer, scheduler or scaler and another of these,
-    trainer_state.json or training_args.bin; or it is a distributed checkpoint with Lightning's meta.pt; or its file
-    `latest` names a folder with the files of ranks, and files of checkpoints lie beside that.
+    trainer_state.json or training_args.bin; or it is a distributed checkpoint with Lightning's meta.pt or Megatron's
+    common.pt; or its file `latest` names a folder with the files of ranks, and files of checkpoints lie beside that.
     """
     states = sum(_STATE.fullmatch(name) is not None for name in names)
     if any(map(_RNG.fullmatch, names)) or (states and states + sum(sign in names for sign in _SIGNS) > 1):
         return sum(map(_is_part, names)) > 1 or has_ranks(path, names)
     if ".metadata" in names:
-        return "meta.pt" in names
+        return any(name in names for name in _COMMON)
     return any(name.endswith(SUFFIXES) for name in names) and has_ranks(path, names)
 
 
@@ -94,7 +100,7 @@ def _is_part(name: str) -> bool:
 
 def has_ranks(path: str, names: Sequence[str]) -> bool:
     """True for a folder whose file `latest` names a folder beside it that has the files of ranks."""
-    if "latest" not in names:
+    if "latest" not in names and "latest_universal" not in names:
         return False
     from ckpt_cli.formats.ranks.folder import is_of_ranks
 
@@ -113,8 +119,9 @@ def steps_in(path: str, names: Sequence[str]) -> list[str]:
 
 def writer_of(names: Sequence[str]) -> str:
     """Return the program that wrote a run, by the names in its folder."""
-    if ".metadata" in names and "meta.pt" in names:
-        return "Lightning"
+    for name, writer in _COMMON.items():
+        if ".metadata" in names and name in names:
+            return writer
     if any(name.startswith("random_states_") for name in names):
         return "Accelerate"
     is_trainer = any(sign in names for sign in _SIGNS) or any(map(_RNG.fullmatch, names))

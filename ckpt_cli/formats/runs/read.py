@@ -19,6 +19,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
+from ckpt_cli.formats.ranks.names import rank_files
 from ckpt_cli.formats.runs.json_values import read_json
 from ckpt_cli.formats.runs.names import RunFile, files_of, has_ranks, writer_of
 from ckpt_cli.formats.sharded.names import SUFFIXES
@@ -149,8 +150,9 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
         for part in _joined_parts(path, names, opener, read_one):
             opened.callback(part.checkpoint.close)
             parts.append(part)
+        ranks = rank_files(names)
         taken = list(chain.from_iterable(part.checkpoint.top_level for part in parts))
-        found = files_of(path, names, taken)
+        found = files_of(path, [name for name in names if name not in ranks], taken)
         if len(found) > limits.SHARDS:
             raise LimitError(f"it has {len(found)} files", path=path)
         notes: list[str] = []
@@ -198,6 +200,11 @@ def _joined_parts(path: str, names: Sequence[str], opener: Opener, read_one: Rea
         from ckpt_cli.formats.dcp.read import read_folder as read_distributed
 
         yield RunPart("", read_distributed(path, names, opener, read_one))
+    placed = rank_files(names)
+    if placed:
+        from ckpt_cli.formats.ranks.placed import read_folder as read_placed
+
+        yield RunPart("", read_placed(path, sorted(placed), opener, read_one))
 
 
 def _parts(
