@@ -237,7 +237,7 @@ def _advice(checkpoint: Checkpoint, parts: Sequence[Part], waste: int) -> list[A
     """Return what can be done to make a file smaller; each command can be carried out as it stands."""
     known = format_of(checkpoint)
     whole = stored_nbytes(checkpoint.tensors)
-    if not known.rewriter or not whole:
+    if not known.rewriter or checkpoint.fixed or not whole:
         return []
     path = quoted(checkpoint.path)
     size = sum(file.size for file in checkpoint.container.files)

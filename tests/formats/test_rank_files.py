@@ -24,6 +24,8 @@ import ckpt_cli
 from ckpt_cli.errors import CkptError, MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Tensor, Value
+from ckpt_cli.ops.check.run import check
+from ckpt_cli.ops.info import summarize
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -226,6 +228,12 @@ def test_accelerates_files_of_ranks_are_the_model_of_the_run_that_they_lie_in(tm
     assert {entry.name for entry in alone.entries} < {entry.name for entry in checkpoint.entries}
     assert {"scheduler.last_epoch", "rng_state_2.step"} <= set(checkpoint.names)
     assert checkpoint.fixed
+    assert not summarize(checkpoint).advice  # none of it could be followed
+    assert not [finding for finding in check(str(tmp_path)).findings if finding.severity != "note"]
+    (tmp_path / "pytorch_model_fsdp_0_rank1.bin").rename(tmp_path / "kept")
+    (finding,) = [finding for finding in check(str(tmp_path)).findings if finding.severity == "error"]
+    assert (finding.code, finding.message) == ("ranks", "2 of 3 files of ranks are there: rank 1 is missing")
+    (tmp_path / "kept").rename(tmp_path / "pytorch_model_fsdp_0_rank1.bin")
     assert torch.equal(values_of(tmp_path)["l1.weight"], load_file(SAMPLES / "fsdp2.safetensors")["l1.weight"])
 
 

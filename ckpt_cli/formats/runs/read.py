@@ -76,7 +76,10 @@ class RunFiles:
         Where the files of ranks have it, it is the part of all that these have.
         """
         found = next((part for part in self.parts if part.prefix == prefix), None)
-        within = (part for part in self.parts if not part.prefix and prefix in part.checkpoint.top_level)
+        inside = f"{prefix}."
+        within = (
+            p for p in self.parts if not p.prefix and any(e.name.startswith(inside) for e in p.checkpoint.entries)
+        )
         found = found or next(within, None)
         return found.checkpoint if found else None
 
@@ -275,7 +278,9 @@ def _run(path: str, names: Sequence[str], parts: Sequence[RunPart], notes: Seque
 
 def _tops(part: RunPart) -> Sequence[str]:
     """Return the outermost keys that a part has in the run."""
-    return [part.prefix] if part.prefix else part.checkpoint.top_level
+    if part.prefix:
+        return [part.prefix]
+    return [entry.name.partition(".")[0] for entry in part.checkpoint.entries]
 
 
 def _told(part: RunPart, line: str) -> str:
