@@ -13,9 +13,13 @@ import sys
 import termios
 import unicodedata
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+WRITTEN_OVER = re.compile(r"[^\r\n]*\r(?!\n)")
+"""What a terminal does not show any more: the lines of progress of a command that takes longer than a second."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,13 @@ class Seen:
 
 def columns_of(text: str) -> int:
     """Return the columns that a terminal takes for a text."""
-    wide = sum(unicodedata.east_asian_width(char) in ("W", "F") for char in text)
-    return len(text) + wide - sum(unicodedata.category(char) in ("Mn", "Me") for char in text)
+    return len(text) if text.isascii() else sum(map(_columns_of_one, text))
+
+
+@cache
+def _columns_of_one(char: str) -> int:
+    wide = unicodedata.east_asian_width(char) in ("W", "F")
+    return 1 + wide - (unicodedata.category(char) in ("Mn", "Me"))
 
 
 _ALL = """
@@ -57,14 +66,14 @@ def on_terminal(
 ) -> Seen:
     """Run ckpt with a terminal for all three streams; the environment has no word of colours, pagers or sizes."""
     code, text = _run(["-m", "ckpt_cli", *arguments], folder, (lines, columns), env or {})
-    return Seen(code, text)
+    return Seen(code, WRITTEN_OVER.sub("", text))
 
 
 def all_on_terminal(folder: Path, commands: list[list[str]], columns: int, env: dict[str, str]) -> list[Seen]:
     """Run several commands in one process with a terminal."""
     code, text = _run(["-c", _ALL, json.dumps(commands)], folder, (24, columns), env)
     assert code == 0, text
-    parts = text.split("\x1e")[:-1]
+    parts = WRITTEN_OVER.sub("", text).split("\x1e")[:-1]
     return [Seen(int(code), said.lstrip("\r\n")) for said, code in zip(parts[::2], parts[1::2], strict=True)]
 
 
