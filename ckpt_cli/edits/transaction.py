@@ -8,10 +8,10 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from ckpt_cli.edits import in_place
 from ckpt_cli.edits.folded import fold_names
-from ckpt_cli.edits.in_place import hinting_at_outputs, refuse_links, require_writable, require_writable_at
 from ckpt_cli.edits.plan import MANY, EditOptions, EditPlan, EditResult, Planner
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about, quoted
+from ckpt_cli.errors import UnsupportedError, UsageError, about, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.files.backup import keeping
@@ -20,13 +20,12 @@ from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.new_folder import NewFolder, new_folder, passes_over, require_room
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import folder_of, is_file, is_folder, name_of
+from ckpt_cli.files.places import is_file, is_folder, name_of
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
-from ckpt_cli.formats.sharded.names import index_of
-from ckpt_cli.model.changes import Changes, entries_after
+from ckpt_cli.model.changes import entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.output import (
     check_output,
@@ -57,7 +56,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
     write = options.output is None and not options.dry_run
     with (
         about(path),
-        hinting_at_outputs(options),
+        in_place.hinting_at_outputs(options),
         closing(open_checkpoint(path, write=write)) as opened,
         unchanged(opened.container.files),
         closing(Overlay(opened.container.files)) as overlay,
@@ -66,7 +65,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
         _check_target(opened, path, own, options)
         planned = plan(opened)
         if options.output is None and not opened.is_set:
-            _refuse_part_of_set(opened, planned.changes)
+            in_place.refuse_part_of_set(opened, planned.changes)
         if planned.patch is not None:
             planned.patch(opened, overlay)
             opened.container.seal(overlay)
@@ -86,43 +85,13 @@ def _check_target(checkpoint: Checkpoint, path: str, own: str, options: EditOpti
     if options.output is None:
         refuse_cached(own)
         if options.dry_run and is_file(own):
-            require_writable_at(own)
+            in_place.require_writable_at(own)
     elif checkpoint.is_set:
         check_output_folder(options.output)
-        _refuse_same_names(checkpoint)
+        in_place.refuse_same_names(checkpoint)
     else:
         check_output(options.output, path, _IN_PLACE)
         refuse_own(checkpoint, options.output, _IN_PLACE)
-
-
-def _refuse_same_names(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedError where two files of a set have one name, in different folders."""
-    names = [os.path.basename(file.path) for file in checkpoint.container.files]
-    if len(set(names)) < len(names):
-        raise UnsupportedError(
-            "its files have the same names in several folders, so they cannot be written to one",
-            path=checkpoint.path,
-            hint="copy the folder, and change the copy",
-        )
-    if len({folder_of(file.path) for file in checkpoint.container.files}) > 1:
-        raise UnsupportedError(
-            "its files lie in several folders, so they cannot be written to one",
-            path=checkpoint.path,
-            hint="copy the folder, and change the copy",
-        )
-
-
-def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
-    """Refuse to change one shard in a way that would leave its index behind."""
-    is_listed = changes.names or changes.dropped or changes.tensors or changes.added
-    index = index_of(checkpoint.path) if is_listed else None
-    if index is not None:
-        whole = os.path.join(os.path.dirname(checkpoint.path), index)
-        raise RefusedError(
-            f"is one shard of {index}, which would no longer describe it",
-            path=checkpoint.path,
-            hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
-        )
 
 
 def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpoint) -> EditResult:
@@ -218,8 +187,8 @@ class _Transaction:
         for file in touched:
             refuse_cached(file.path)
         if self.checkpoint.is_set and self.work is not None:
-            refuse_links(touched)
-        require_writable(touched, dry_run=done.dry_run)
+            in_place.refuse_links(touched)
+        in_place.require_writable(touched, dry_run=done.dry_run)
         done = replace(done, bytes_written=self.overlay.nbytes, patched=True)
         if done.dry_run or not touched:
             return done
@@ -285,8 +254,8 @@ class _Transaction:
         files = self._files(*work.names, *work.removed)
         for file in files:
             refuse_cached(file.path)
-        refuse_links(files)
-        require_writable(files, dry_run=done.dry_run)
+        in_place.refuse_links(files)
+        in_place.require_writable(files, dry_run=done.dry_run)
         done = replace(done, other_names=other_names(*(file.path for file in files)))
         return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._replace_files(done, work)
 
