@@ -10,7 +10,7 @@ from dataclasses import field
 from ckpt_cli.errors import CkptError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
-from ckpt_cli.files.places import canonical, exists, is_folder, join, matching, names_in
+from ckpt_cli.files.places import canonical, exists, is_folder, join, leading_names, matching
 from ckpt_cli.files.system import allow_open_files
 from ckpt_cli.formats.registry import folder_kind
 from ckpt_cli.formats.runs.names import is_step, natural, steps_in
@@ -173,7 +173,7 @@ def checkpoints_at(path: str, is_there: Callable[[str], bool] = exists) -> list[
         return [found for each in matching(path) for found in checkpoints_at(each)] or [path]
     if not is_folder(path):
         return [path]
-    names = names_in(path)
+    names = leading_names(path)
     if folder_kind(path, names) is not None:
         return [path]
     steps = [name for name in names if is_step(name) and is_folder(join(path, name))]
@@ -187,7 +187,7 @@ def checkpoints_within(path: str) -> list[str]:
     """
     if not is_folder(path):
         return []
-    names = names_in(path)
+    names = leading_names(path)
     if any(name.endswith((*SUFFIXES, ".index.json")) for name in names) or folder_kind(path, names) is not None:
         return []
     return [join(path, name) for name in steps_in(path, names)]

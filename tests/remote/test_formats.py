@@ -13,7 +13,7 @@ import torch
 from conftest import Ckpt
 from contract import FORMATS, Format
 from run_folders import run_folder
-from servers import SERVERS, Server
+from servers import SERVERS, Server, without_revision
 
 COMMANDS = (
     "ls FILE -l -a --sort file",
@@ -60,13 +60,15 @@ def test_every_reading_command_says_the_same_of_a_checkpoint_elsewhere(
     name = f"model{kind.suffix}"
     shutil.copytree(written(kind), here, dirs_exist_ok=True)
     base = server.put(here, "formats")
+    if server.kind == "https" and kind.label.startswith("run-"):
+        return  # only names that models have are looked for there
     for command in COMMANDS:
         if command.startswith("scan") and server.kind == "https" and not kind.suffix:
             continue  # its files cannot all be known: see below
         args = command.replace("HERE", name).split()
         wanted = ckpt(*(arg.replace("FILE", name) for arg in args))
         found = ckpt(*(arg.replace("FILE", base + name) for arg in args))
-        assert (found.out.replace(base, ""), found.err.replace(base, ""), found.code) == (
+        assert (without_revision(found.out.replace(base, "")), found.err.replace(base, ""), found.code) == (
             wanted.out,
             wanted.err,
             wanted.code,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import Ckpt
 from elsewhere import HERE, elsewhere
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -128,6 +128,7 @@ PLACES, LENGTHS = (
 RANGES = st.lists(st.tuples(PLACES, LENGTHS), max_size=10)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(RANGES)
 def test_pieces_have_every_range_and_are_bounded(ranges: list[tuple[int, int]]) -> None:
     plan = Plan()
@@ -142,6 +143,7 @@ def test_pieces_have_every_range_and_are_bounded(ranges: list[tuple[int, int]]) 
             at = piece.end
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(RANGES)
 def test_ranges_that_are_together_are_near_each_other(ranges: list[tuple[int, int]]) -> None:
     wanted = [(begin, begin + nbytes) for begin, nbytes in ranges]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -98,6 +99,11 @@ def _linked(source: str, target: str) -> None:
         shutil.copy(source, target)
     else:
         Path(target).hardlink_to(source)
+
+
+def without_revision(text: str) -> str:
+    """What info says without the commit of the hub, which the same checkpoint on the disk does not have."""
+    return re.sub(r'revision\s+[0-9a-f]{40}\n|,\s*"revision": "[0-9a-f]{40}"', "", text)
 
 
 def _counts(hub: FakeHub) -> tuple[Callable[[], int], Callable[[], int], Callable[[], None]]:
