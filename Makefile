@@ -14,6 +14,10 @@ TORCH := torch==2.13.0
 OLDEST := .venv-oldest
 NEWEST := .venv-newest-typer
 MOTO := .venv-moto
+CONTAINERS := .venv-containers
+# DeepSpeed from its source, which is not built.
+FRAMEWORKS := .venv-frameworks
+DEEPSPEED := 0.19.8
 WITHOUT_TORCH := tests/cli/test_without_torch.py tests/cli/test_typer_parts.py tests/arrays/test_indexing.py \
 	tests/files/test_journal.py tests/formats/test_npy.py tests/pickles/test_machine.py
 COMMAND_LINE := tests/cli --ignore tests/cli/test_startup.py
@@ -38,13 +42,16 @@ check: lint test          ## style and every test, before each commit
 system:                   ## install the system programs that tests use, where root on Debian; else name those that are missing
 	PYTHON=$(PYTHON) tests/environments/system.sh
 
-environments: $(OLDEST)/.ready $(NEWEST)/.ready $(MOTO)/.ready    ## chosen tests with the oldest dependencies without torch, with the newest typer, and against moto's S3
+environments: $(OLDEST)/.ready $(NEWEST)/.ready $(MOTO)/.ready $(FRAMEWORKS)/.ready $(CONTAINERS)/.ready    ## chosen tests with the oldest dependencies without torch, with the newest typer, against moto's S3, DeepSpeed, and the libraries of other containers
 	$(BIN)/python tests/environments/answers.py > $(OLDEST)/answers-of-development
 	$(OLDEST)/bin/python tests/environments/answers.py > $(OLDEST)/answers
 	diff -u $(OLDEST)/answers-of-development $(OLDEST)/answers
 	$(OLDEST)/bin/python -m pytest -q -p no:cacheprovider $(WITHOUT_TORCH)
 	$(NEWEST)/bin/python -m pytest -q -p no:cacheprovider $(COMMAND_LINE)
 	$(BIN)/python tests/environments/exact_store.py $(MOTO)/bin/moto_server
+	$(CONTAINERS)/bin/python tests/environments/containers.py
+	PYTHONPATH=$(FRAMEWORKS)/deepspeed-$(DEEPSPEED) DS_ACCELERATOR=cpu \
+		$(FRAMEWORKS)/bin/python -W ignore tests/environments/rank_files.py
 
 hostile: $(READY)         ## the files made to harm at their full size, under the limits that users have
 	HOSTILE_SCALE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q tests/formats/test_hostile_files.py
@@ -75,7 +82,7 @@ readme: $(READY)          ## run the examples of README.md and docs/ and write t
 	$(COG) -r
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(MOTO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(MOTO) $(FRAMEWORKS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Compiled ahead, as an installed package is: some environments forbid Python to do so when it runs.
@@ -111,4 +118,25 @@ $(MOTO)/.ready: $(READY)
 	rm -rf $(MOTO)
 	$(PYTHON) -m venv $(MOTO)
 	$(MOTO)/bin/python -m pip install --quiet --disable-pip-version-check 'moto[server]>=5'
+	touch $@
+
+# The libraries whose containers are read, beside what is borrowed from $(VENV); 700 MB.
+$(CONTAINERS)/.ready: $(READY)
+	rm -rf $(CONTAINERS)
+	$(PYTHON) -m venv $(CONTAINERS)
+	folder() { "$$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+		echo "import site; site.addsitedir('$$(folder $(CURDIR)/$(VENV))')" > "$$(folder $(CONTAINERS))/development.pth"
+	$(CONTAINERS)/bin/python -m pip install --quiet --disable-pip-version-check stable-baselines3 flax onnx h5py
+	touch $@
+
+$(FRAMEWORKS)/.ready: $(READY)
+	rm -rf $(FRAMEWORKS)
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	folder() { "$$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+		echo "import site; site.addsitedir('$$(folder $(CURDIR)/$(VENV))')" > "$$(folder $(FRAMEWORKS))/development.pth"
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		einops hjson msgpack ninja packaging psutil py-cpuinfo pydantic pyyaml tqdm
+	$(FRAMEWORKS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+		deepspeed==$(DEEPSPEED) -d $(FRAMEWORKS)
+	tar -xzf $(FRAMEWORKS)/deepspeed-$(DEEPSPEED).tar.gz -C $(FRAMEWORKS)
 	touch $@

@@ -76,6 +76,9 @@ NAME_LENGTH = int(64 * 2**10 * _SCALE)
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""
 
+GROUP_NESTING = 100
+"""Maps, lists and groups within each other in msgpack and HDF5."""
+
 MATCH_SECONDS = 2.0 * _SCALE
 """Seconds of the processor that one regular expression may take for all names: 100,000 take a tenth of one."""
 
@@ -138,6 +141,15 @@ INDEX_JSON = int(32 * 2**20 * _SCALE)
 
 SHARDS = int(10_000 * _SCALE)
 """Files that one set consists of."""
+
+RUN_JSON = int(32 * 2**20 * _SCALE)
+"""Bytes of the trainer_state.json of a run: some 150 a line of its log."""
+
+RUN_JSON_PARSED = int(200 * 2**20 * _SCALE)
+"""Estimated bytes of memory of it once parsed."""
+
+RUN_VALUES = int(300_000 * _SCALE)
+"""Values of it that are listed, some 300 bytes each: a line of the log has six."""
 
 DIMENSIONS = 64
 """Dimensions of a tensor: torch and numpy stop at 64."""
@@ -253,6 +265,18 @@ NPY_HEADERS = int(16 * 2**20 * _SCALE)
 NPY_PREFACE = int(2**20 * _SCALE)
 """Bytes of the JSON that may stand before the first of them."""
 
+MSGPACK_ITEMS = int(500_000 * _SCALE)
+"""Items of a msgpack file: maps, lists, numbers and arrays; a state of Flax has about two for each tensor."""
+
+H5_ITEMS = int(100_000 * _SCALE)
+"""Groups and datasets of an HDF5 file; h5py takes some 50 µs for each."""
+
+ONNX_INITIALIZERS = int(100_000 * _SCALE)
+"""Initializers of an ONNX model."""
+
+ONNX_FIELDS = int(1_000_000 * _SCALE)
+"""Fields of an ONNX model that are looked at: those of its initializers, and one for each node of the graph."""
+
 CHUNKS = int(1_000_000 * _SCALE)
 """Chunks that all tensors of a distributed checkpoint have together."""
 
@@ -277,6 +301,9 @@ DCP_VALUES = int(64 * 2**20 * _SCALE)
 DCP_ITEMS_FLOOR = int(3_000 * _SCALE)
 """Entries that are written to a distributed checkpoint, some 0.3 ms each; beyond them, one for every 128 bytes read."""
 
+OPTIMIZER_PARAMETERS = int(1_000_000 * _SCALE)
+"""Parameters that the groups of one optimizer list, when its states are paired with them."""
+
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""
 
@@ -286,6 +313,6 @@ DCP_METADATA = int(512 * 2**20 * _SCALE)
 CHECK_FINDINGS = 20
 """Findings of one code that a check lists one by one."""
 
-FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "REMOTE_BYTES", "NESTING", "SAFETENSORS_WRITTEN", "DIMENSIONS",
-                   "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
+FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "REMOTE_BYTES", "NESTING", "GROUP_NESTING", "SAFETENSORS_WRITTEN",
+                   "DIMENSIONS", "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
 # The limits that `CKPT_LIMITS` does not change: those of other software, of nesting, and of what is listed.

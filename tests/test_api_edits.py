@@ -59,6 +59,7 @@ PAIRS: dict[str, tuple[list[str], Callable[[Path], Report]]] = {
     "tie": (["module.a.weight", "module.c.weight"], lambda p: ckpt_cli.tie(p, "module.a.weight", "module.c.weight")),
     "untie": (["module.b.weight"], lambda p: ckpt_cli.untie(p, "module.b.weight")),
     "compact": ([], ckpt_cli.compact),
+    "to": (["cuda:1"], lambda p: ckpt_cli.to(p, "cuda:1")),
     "convert": (["out.safetensors", "module", "--dtype", "bfloat16", "--tensors-only"],
                 lambda p: ckpt_cli.convert(p, "out.safetensors", "module", dtype="bfloat16", tensors_only=True)),
 }  # fmt: skip

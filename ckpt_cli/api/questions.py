@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, overload
 
 from ckpt_cli.api.checkpoint import Checkpoint, texts
 from ckpt_cli.api.checkpoint import open as open_
 from ckpt_cli.api.request import path_of, request
 from ckpt_cli.errors import UsageError, about
-from ckpt_cli.files.system import allow_open_files
 
 if TYPE_CHECKING:
     from ckpt_cli.model import checkpoint as model
@@ -32,6 +32,13 @@ def _reading(*given: Path | Checkpoint) -> Iterator[list[model.Checkpoint]]:
     with ExitStack() as stack:
         opened = [each if isinstance(each, Checkpoint) else stack.enter_context(open_(each)) for each in given]
         yield [stack.enter_context(each._reading()) for each in opened]
+
+
+@contextmanager
+def _one(given: Path | Checkpoint) -> Iterator[model.Checkpoint]:
+    """Context manager: the same of one checkpoint."""
+    with _reading(given) as (checkpoint,):
+        yield checkpoint
 
 
 @contextmanager
@@ -106,7 +113,7 @@ def series(checkpoints: Path | Sequence[Path | Checkpoint], *names: str, fold: b
     one whose values cannot be read is in `files` with its error.
     """
     from ckpt_cli.ops.series import series as follow
-    from ckpt_cli.ops.steps import checkpoints_at
+    from ckpt_cli.ops.steps import Source, checkpoints_at
     from ckpt_cli.parallel.map import workers
 
     listed = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
@@ -115,9 +122,11 @@ def series(checkpoints: Path | Sequence[Path | Checkpoint], *names: str, fold: b
         given += [each] if isinstance(each, Checkpoint) else checkpoints_at(os.fspath(each))
     if not given:
         raise UsageError("series takes at least one checkpoint")
-    allow_open_files(len(given))
-    with _reading(*given) as opened, workers(jobs) as executor:
-        return follow(opened, names, executor, folded=fold)
+    sources = [
+        Source(each.path if isinstance(each, Checkpoint) else os.fspath(each), partial(_one, each)) for each in given
+    ]
+    with workers(jobs) as executor:
+        return follow(sources, names, executor, folded=fold)
 
 
 def check(

@@ -36,6 +36,7 @@ GROUPS = {
         "rm": "Take entries out.",
         "keep": "Take all entries out but some.",
         "cast": "Give floating tensors another dtype.",
+        "to": "Change the device that torch.load puts tensors on.",
         "tie": "Make several names one tensor.",
         "untie": "Give tensors storages of their own.",
         "meta": "Show, set and remove strings of a safetensors file's __metadata__.",
@@ -44,6 +45,7 @@ GROUPS = {
     },
     "Write": {
         "convert": "Write a checkpoint in another format.",
+        "avg": "Average checkpoints of one model.",
         "index": "Write the index of a folder of shards, from the shards.",
     },
 }

@@ -54,7 +54,7 @@ def convert_command(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="pt, safetensors, npz, hf, hf-bin (shards), dcp.",
+            help="pt, pt-legacy, safetensors, npz, hf, hf-bin (shards), dcp.",
             autocompletion=_complete_formats,
         ),
     ] = None,

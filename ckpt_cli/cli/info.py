@@ -7,6 +7,7 @@ from ckpt_cli.cli.output import Reply, answer, style_of, warn_of_danger
 from ckpt_cli.cli.progress import progress, workers
 from ckpt_cli.cli.several import parted, reply_about
 from ckpt_cli.errors import UsageError
+from ckpt_cli.files.places import is_folder
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.info import summarize
 from ckpt_cli.render.info import summary_block, summary_text, to_json
@@ -24,7 +25,8 @@ def info_command(
 
     Format, sizes, dtypes, top-level keys, ties, waste, metadata and what pickled objects it holds. Of a training
     checkpoint the model, its EMA and the optimizer's state are counted apart, with the epoch, step and learning rate,
-    and what would make the file smaller. Of several checkpoints, one row each.
+    and what would make the file smaller. Of several checkpoints, and of the folder of a run that has folders of them,
+    one row each.
 
     With a NAME: its class, dtype, shape, stride, gradient, place in the file, names tied to it, and its values. A
     prefix is described as a whole.
@@ -39,6 +41,10 @@ def info_command(
         with opened(file, as_files=as_files) as checkpoint:
             _describe(checkpoint, chosen, layout)
         return 0
+    if len(files) == 1 and is_folder(file):
+        from ckpt_cli.ops.steps import checkpoints_within
+
+        files = checkpoints_within(file) or files
 
     def ask(path: str) -> Reply:
         with opened(path, as_files=as_files) as checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,10 +18,12 @@ from ckpt_cli.cli.options import (
     NamesAndFiles,
     Salvage,
     Style,
+    opened,
     opened_or_salvaged,
 )
-from ckpt_cli.cli.output import Reply, report_lost, style_of, warn_of_danger
+from ckpt_cli.cli.output import Reply, report_lost, style_of, talk, warn_of_danger
 from ckpt_cli.cli.several import parted, reply_about
+from ckpt_cli.errors import UsageError
 from ckpt_cli.ops.ls import list_entries
 from ckpt_cli.render.ls import listing_block, to_json, waste_block, waste_to_json
 
@@ -52,6 +55,13 @@ def ls_command(
         Sort | None, typer.Option("--sort", help="By name, by size (largest first) or by place in the file.")
     ] = None,
     waste: Annotated[bool, typer.Option("--waste", help="List storages larger than their tensors instead.")] = False,
+    optimizer: Annotated[
+        bool,
+        typer.Option("--optimizer", help="List each parameter with its state in the optimizer, and how that is known."),
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="OTHER", help="With --optimizer: the file with the parameters.")
+    ] = None,
     salvage: Salvage = False,
     as_files: AsFiles = False,
     style: Format = Style.auto,
@@ -66,6 +76,14 @@ def ls_command(
     """
     layout = style_of(style, json=json)
     files, chosen = parted(file, names)
+    if optimizer:
+        if long or every or folded or sort or waste or salvage:
+            raise UsageError("--optimizer goes with NAMEs, --exclude, --model and --files alone")
+        return reply_about(
+            files, layout, lambda path: _states(path, chosen, exclude or (), model, layout, as_files=as_files)
+        )
+    if model is not None:
+        raise UsageError("--model goes with --optimizer")
 
     def ask(path: str) -> Reply:
         with opened_or_salvaged(path, salvage=salvage, as_files=as_files) as (checkpoint, cut):
@@ -87,6 +105,27 @@ def ls_command(
         )
 
     return reply_about(files, layout, ask)
+
+
+def _states(
+    path: str, names: Sequence[str], exclude: Sequence[str], model: str | None, layout: str, *, as_files: bool
+) -> Reply:
+    """Return the answer of `--optimizer` about one file."""
+    from ckpt_cli.ops.optimizer_listing import list_states
+    from ckpt_cli.render.optimizer import notes, states_block
+    from ckpt_cli.render.optimizer import to_json as states_to_json
+
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(opened(path, as_files=as_files))
+        other = None if model is None else stack.enter_context(opened(model))
+        listing = list_states(checkpoint, names, exclude=exclude, model=other)
+
+    def aside() -> None:
+        warn_of_danger(checkpoint)
+        if layout != "table":
+            talk("".join(f"{line}\n" for line in notes(listing)))
+
+    return Reply(states_block(listing, layout), lambda: states_to_json(listing), 0, aside)
 
 
 def _waste(

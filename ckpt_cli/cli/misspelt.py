@@ -23,6 +23,7 @@ _WORDS = {
     "rm": "prune delete remove del drop erase discard",
     "keep": "select filter extract only pick subset",
     "cast": "half dtype bf16 bfloat16 fp16 float16 fp32 float32 quantize precision astype",
+    "to": "device cpu cuda gpu map_location",
     "tie": "link share join",
     "untie": "unlink clone unshare",
     "meta": "metadata header",

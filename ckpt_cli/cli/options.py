@@ -66,6 +66,11 @@ def complete_floats(incomplete: str) -> list[str]:
     return [name for name in floats() if name.startswith(incomplete)]
 
 
+def complete_devices(incomplete: str) -> list[str]:
+    """Return the devices that begin with the typed text."""
+    return [name for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps", "xpu") if name.startswith(incomplete)]
+
+
 def _completing(ctx: Any) -> list[Entry]:
     """Return the entries that may be offered: those whose names have no special characters of a shell.
 
@@ -164,6 +169,14 @@ DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would ch
 Raw = Annotated[bool, typer.Option("--raw", help="Cast the stored numbers of scaled and packed weights as they are.")]
 Backup = Annotated[bool, typer.Option("--backup", help="Keep the old file as FILE.bak, for ckpt undo.")]
 
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer",
+        metavar="trust|drop|leave",
+        help="Where states cannot be carried for certain: trust the order, drop or leave the optimizer.",
+    ),
+]
 Salvage = Annotated[
     bool,
     typer.Option(

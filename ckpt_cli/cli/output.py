@@ -15,7 +15,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.render.json import json_text
 
 if TYPE_CHECKING:
-    from ckpt_cli.edits.plan import EditOptions, Planner
+    from ckpt_cli.edits.plan import EditOptions, EditResult, Planner
     from ckpt_cli.formats.salvage.found import Salvaged
     from ckpt_cli.model.checkpoint import Checkpoint
     from ckpt_cli.render.several import Block
@@ -127,13 +127,26 @@ def talk(text: str) -> None:
 
 def edit(file: str, plan: Planner, options: EditOptions, *, json: bool, verbose: bool = False) -> None:
     """Carry out an edit and report it: on stderr, or as JSON on stdout."""
-    from ckpt_cli.cli.progress import watched
-    from ckpt_cli.edits.transaction import transaction
-    from ckpt_cli.render.edits import edit_text, to_json
+    from ckpt_cli.render.edits import to_json
 
-    with watched() as on_progress:
-        done = transaction(file, plan, replace(options, on_progress=on_progress))
+    done = carried_out(file, plan, options)
     if json:
         report(json_text(to_json(done)))
     else:
-        talk(edit_text(done, verbose=verbose))
+        report_edit(done, verbose=verbose)
+
+
+def carried_out(file: str, plan: Planner, options: EditOptions) -> EditResult:
+    """Carry out an edit, with a progress line where it takes a while."""
+    from ckpt_cli.cli.progress import watched
+    from ckpt_cli.edits.transaction import transaction
+
+    with watched() as on_progress:
+        return transaction(file, plan, replace(options, on_progress=on_progress))
+
+
+def report_edit(done: EditResult, *, verbose: bool) -> None:
+    """Report an edit on stderr."""
+    from ckpt_cli.render.edits import edit_text
+
+    talk(edit_text(done, verbose=verbose))

@@ -13,6 +13,7 @@ from ckpt_cli.cli.options import (
     File,
     JsonReport,
     Of,
+    Optimizer,
     OtherOf,
     Output,
     Verbose,
@@ -21,6 +22,7 @@ from ckpt_cli.cli.options import (
 )
 from ckpt_cli.cli.output import edit
 from ckpt_cli.cli.repeated_options import rules_of
+from ckpt_cli.edits.optimizer import carrying
 from ckpt_cli.edits.plan import EditOptions, Planner
 from ckpt_cli.edits.rename import plan_rename, renaming
 from ckpt_cli.errors import UsageError
@@ -51,6 +53,7 @@ def rename_command(
     guess: Annotated[bool, typer.Option("--guess", help="Let --like guess by order, place and shape.")] = False,
     of: Of = None,
     other_of: OtherOf = None,
+    optimizer: Optimizer = None,
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
@@ -62,7 +65,7 @@ def rename_command(
 
     Module prefixes in a state_dict's _metadata follow. --strip, --add, --sub and --map may be repeated: after OLD NEW
     they are carried out in the order given, and each must change a name. --like takes the names that ckpt match finds,
-    and refuses where several are equally good.
+    and refuses where several are equally good. Names of parameters in an optimizer's state follow.
 
     Example: ckpt rename model.pt --strip module
     """
@@ -77,7 +80,7 @@ def rename_command(
         planner = partial(plan_rename, steps=steps)
     edit(
         file,
-        planner,
+        carrying(planner, optimizer),
         EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
         verbose=verbose,

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from ckpt_cli.cli.options import Backup, DryRun, Exclude, File, JsonReport, Output, SomeNames, Verbose, WeightsOnly
+from ckpt_cli.cli.options import (
+    Backup,
+    DryRun,
+    Exclude,
+    File,
+    JsonReport,
+    Optimizer,
+    Output,
+    SomeNames,
+    Verbose,
+    WeightsOnly,
+)
 from ckpt_cli.cli.output import edit
+from ckpt_cli.edits.optimizer import carrying
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.rm import plan_rm
 
@@ -12,6 +24,7 @@ def rm_command(
     file: File,
     names: SomeNames,
     exclude: Exclude = None,
+    optimizer: Optimizer = None,
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
@@ -21,13 +34,14 @@ def rm_command(
 ) -> None:
     """Take entries out.
 
-    A prefix takes all that is below it, and the container of that name with it.
+    A prefix takes all that is below it, and the container of that name with it. The states of an optimizer in the
+    file go with their parameters, where it is known which are theirs.
 
     Example: ckpt rm train.ckpt optimizer
     """
     edit(
         file,
-        lambda checkpoint: plan_rm(checkpoint, names, exclude or ()),
+        carrying(lambda checkpoint: plan_rm(checkpoint, names, exclude or ()), optimizer),
         EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
         verbose=verbose,

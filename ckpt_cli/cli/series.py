@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
-from contextlib import ExitStack
 from enum import Enum
+from functools import cache, partial
 from typing import Annotated
 
 import typer
@@ -16,12 +15,10 @@ from ckpt_cli.cli.options import Format, Json, Style, may_be_file, opened
 from ckpt_cli.cli.output import answer, ascii_only, style_of
 from ckpt_cli.cli.progress import Jobs, progress, workers
 from ckpt_cli.cli.several import parted
-from ckpt_cli.errors import CkptError, RefusedError
+from ckpt_cli.errors import CkptError
 from ckpt_cli.files.places import exists, matching
-from ckpt_cli.files.system import allow_open_files
-from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.series import File, series
-from ckpt_cli.ops.steps import checkpoints_at
+from ckpt_cli.ops.steps import Source, checkpoints_at
 from ckpt_cli.render.json import json_text
 from ckpt_cli.render.series import series_text, to_json
 
@@ -64,10 +61,18 @@ def series_command(
     layout = style_of(style, json=json)
     files, names = _files_and_names(arguments)
     failed: list[File] = []
-    with ExitStack() as stack:
-        checkpoints = _opened(files, failed, stack)
-        executor, on_progress = stack.enter_context(workers(jobs)), stack.enter_context(progress())
-        found = series(checkpoints, names, executor, on_progress, folded=fold)
+
+    def on_error(path: str, error: CkptError | OSError) -> None:
+        if len(files) == 1:
+            raise error
+        report_error(error)
+        failed.append(File(path, error=error))
+
+    sources = [Source(path, partial(opened, path)) for path in files]
+    with workers(jobs) as executor, progress() as on_progress:
+        found = series(sources, names, executor, on_progress, folded=fold, on_error=on_error)
+    if not found.files:
+        raise typer.Exit(TROUBLE)
     for file in found.files:
         if file.error is not None:
             report_error(file.error)
@@ -81,46 +86,12 @@ def series_command(
 
 def _files_and_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the files and the names; a folder of a run and a glob stand for the checkpoints that they lead to."""
-    first = next((argument for argument in arguments if _leads_somewhere(argument)), arguments[0])
+    is_there = cache(exists)
+    leads = cache(lambda argument: is_there(argument) or bool(matching(argument)))
+    first = next((argument for argument in arguments if leads(argument)), arguments[0])
     again.named[:] = [first]
-    at_first = checkpoints_at(first)
+    at_first = checkpoints_at(first, is_there)
     rest = [argument for argument in arguments if argument != first]
-    paths, names = parted(at_first[0], rest, lambda argument: may_be_file(argument) or _leads_somewhere(argument))
+    paths, names = parted(at_first[0], rest, lambda argument: leads(argument) or may_be_file(argument))
     files = [*at_first, *(path for argument in paths[1:] for path in checkpoints_at(argument))]
     return list(dict.fromkeys(files)), names
-
-
-def _leads_somewhere(argument: str) -> bool:
-    return exists(argument) or bool(matching(argument))
-
-
-def _opened(files: Sequence[str], failed: list[File], stack: ExitStack) -> list[Checkpoint]:
-    """Open the checkpoints; one that cannot be opened is reported and does not stop the others."""
-    if len(files) == 1:
-        return [stack.enter_context(opened(files[0]))]
-    checkpoints = []
-    allow_open_files(len(files))
-    for path in files:
-        one = _open_one(path, stack)
-        if isinstance(one, Checkpoint):
-            checkpoints.append(one)
-        else:
-            report_error(one)
-            failed.append(File(path, error=one))
-    if not checkpoints:
-        raise typer.Exit(TROUBLE)
-    return checkpoints
-
-
-def _open_one(path: str, stack: ExitStack) -> Checkpoint | CkptError | OSError:
-    """Open a checkpoint until the stack is closed, or return the error."""
-    try:
-        return stack.enter_context(opened(path))
-    except (CkptError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EMFILE:
-            raise RefusedError(
-                "all checkpoints of a run are open at once, and the system allows no more open files",
-                path=path,
-                hint="ulimit -n raises that limit; or name fewer checkpoints",
-            ) from None
-        return error

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ckpt_cli.budget import Budget
 from ckpt_cli.cli import read_again as again
 from ckpt_cli.cli.boundary import problem_of, report_error
 from ckpt_cli.cli.options import may_be_file, read_standard_input
-from ckpt_cli.cli.output import Reply, answer
+from ckpt_cli.cli.output import Reply, answer, carried_out, edit, report, report_edit
 from ckpt_cli.errors import CkptError
 from ckpt_cli.files.places import STANDARD_INPUT
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.ops.select import selects
 from ckpt_cli.render.json import json_text
 from ckpt_cli.render.several import Block, block_text, blocks_text, to_json
+
+if TYPE_CHECKING:
+    from ckpt_cli.edits.plan import EditOptions, Planner
 
 Shapes = Sequence[tuple[str, dict[str, object]]]
 """The JSON of each file, with its path."""
@@ -130,3 +134,32 @@ class _Each:
         self.code = max(self.code, reply.code)
         self.asides.append(reply.aside)
         return reply
+
+
+def edit_each(files: Sequence[str], plan: Planner, options: EditOptions, *, json: bool, verbose: bool) -> int:
+    """Carry out an edit of one checkpoint, or of each of several by itself, and report it; returns the exit code.
+
+    A checkpoint that fails has a line on stderr, and the others are edited.
+    """
+    if len(files) == 1:
+        edit(files[0], plan, options, json=json, verbose=verbose)
+        return 0
+    from ckpt_cli.render.edits import to_json as edit_json
+
+    shapes: list[dict[str, object]] = []
+    code = 0
+    for path in files:
+        again.named[:] = [path]
+        Budget().begun()
+        try:
+            done = carried_out(path, plan, options)
+        except Exception as error:  # whatever it is, the other checkpoints are edited
+            code = max(code, report_error(error))
+            shapes.append({"path": path, "error": problem_of(error).removeprefix(f"{path}: ")})
+            continue
+        shapes.append(edit_json(done))
+        if not json:
+            report_edit(done, verbose=verbose)
+    if json:
+        report(json_text(shapes))
+    return code

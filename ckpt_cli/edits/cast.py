@@ -167,7 +167,7 @@ def _wanted(
     checkpoint: Checkpoint, arguments: Sequence[str], exclude: Sequence[str]
 ) -> tuple[set[str], set[Storage | None]]:
     """Return the names that are to be cast, and their storages; raises RefusedError where others are to stay in one."""
-    chosen: list[Tensor] = [] if arguments else checkpoint.tensors
+    chosen = [] if arguments else [entry for entry in checkpoint.own if isinstance(entry, Tensor)]
     for argument in arguments:
         for selection in select_to_edit(checkpoint, argument):
             entry = selection.entry

@@ -20,7 +20,7 @@ from ckpt_cli.model.changes import Content, Write, content_of, pieces_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.model.new_checkpoint import tied_groups
 from ckpt_cli.ops.aliasing import by_storage
-from ckpt_cli.parallel.map import grouped, run
+from ckpt_cli.parallel.map import grouped, run, shares_memory
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
@@ -76,11 +76,12 @@ def pack_plain(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
             storage = Storage(first.name, wanted.nbytes(first.numel), location)
             contents[storage] = _plain_content(checkpoint, first, wanted, casting)
             for tensor in members:
-                made[id(tensor)] = _plain(tensor, wanted, storage)
+                made[id(tensor)] = plain_view(tensor, wanted, storage)
     return [made[id(tensor)] for tensor in tensors], contents
 
 
-def _plain(tensor: Tensor, dtype: DType, storage: Storage) -> Tensor:
+def plain_view(tensor: Tensor, dtype: DType, storage: Storage) -> Tensor:
+    """Return a tensor over a storage that has its elements alone, in row-major order and little-endian."""
     return replace(
         tensor, dtype=dtype, storage=storage, storage_offset=0, stride=contiguous_stride(tensor.shape or ()),
         conj=False, neg=False, big_endian=False, alias_of=None,
@@ -113,7 +114,9 @@ def cast_storage(checkpoint: Checkpoint, storage: Storage, numel: int, cast: Cas
     """The first `numel` elements of a storage in another dtype."""
     whole = Tensor(storage.key, cast.source, (numel,), (1,), storage)
     make = _cast_pieces(checkpoint, whole, casting, cast)
-    return Content(numel * cast.target.itemsize, make=make, reads=_reads(checkpoint, whole))
+    is_here = casting.executor is None or shares_memory(casting.executor)
+    reads = _reads(checkpoint, whole) if is_here else ()
+    return Content(numel * cast.target.itemsize, make=make, reads=reads)
 
 
 def _cast_pieces(checkpoint: Checkpoint, tensor: Tensor, casting: Casting, cast: Cast) -> Callable[[Write], None]:

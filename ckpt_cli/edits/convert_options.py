@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.files_beside import Beside
-from ckpt_cli.edits.plain import PlainValue
 from ckpt_cli.errors import UsageError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress, Progress, no_progress
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ckpt_cli.arrays.cast import Losses
+    from ckpt_cli.edits.plain import PlainValue
     from ckpt_cli.formats.salvage.found import Lost
     from ckpt_cli.model.changes import Content
     from ckpt_cli.model.checkpoint import Storage

@@ -10,6 +10,7 @@ from ckpt_cli.edits.convert_options import ConvertPlan, stem_of
 from ckpt_cli.edits.plain import Plain
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats.targets import Target
 from ckpt_cli.formats.torch_zip.write import spelled, unwrap_classes
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.model.changes import Content, content_of
@@ -31,7 +32,7 @@ _VIEWS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
 """The functions whose first argument is the storage of a view."""
 
 
-def plan_plain(checkpoint: Checkpoint, graph: Graph, output: str, prefix: str) -> ConvertPlan:
+def plan_plain(checkpoint: Checkpoint, graph: Graph, target: Target, output: str, prefix: str) -> ConvertPlan:
     """Plan a file of torch.save that has the values of a pickle, or of a part of it, as plain ones.
 
     Raises UnsupportedError for an object that has no plain form, with its place.
@@ -51,7 +52,7 @@ def plan_plain(checkpoint: Checkpoint, graph: Graph, output: str, prefix: str) -
     if problem:
         raise UnsupportedError(f"torch's weights_only loader would not take it: {problem}")
     new = NewCheckpoint((), contents, stem=stem_of(output))
-    job = SavedObject(new_root, ordered, new, graph.data, open_checkpoint)
+    job = SavedObject(new_root, ordered, new, graph.data, open_checkpoint, write=target.object_writer().write_object)
     below = f"{prefix}." if prefix else ""
     tensors = [tensor for tensor in checkpoint.tensors if tensor.name.startswith(below)]
     return ConvertPlan(

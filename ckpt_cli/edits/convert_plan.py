@@ -20,6 +20,7 @@ from ckpt_cli.edits.convert_options import (
     NewFiles,
     stem_of,
 )
+from ckpt_cli.edits.folded import reason_lines
 from ckpt_cli.errors import RefusedError, quoted, some_of
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
@@ -135,6 +136,25 @@ def flatten_weights(
     return replace(plan, left_out=tuple(left_out))
 
 
+def distributed_state(checkpoint: Checkpoint) -> Checkpoint | None:
+    """Return the distributed checkpoint that a run is, without the files beside it; None for any other checkpoint."""
+    if checkpoint.weights or not checkpoint.is_set:
+        return None
+    from ckpt_cli.formats.runs.read import RunFiles
+
+    parts = checkpoint.container.parts if isinstance(checkpoint.container, RunFiles) else ()
+    found = (part.checkpoint for part in parts if not part.prefix)
+    return next((part for part in found if format_of(part).is_distributed), None)
+
+
+def beside_state(plan: ConvertPlan, run: Checkpoint, state: Checkpoint) -> ConvertPlan:
+    """Return the plan for a distributed checkpoint, with what else the run has that it is of as left out."""
+    known = {entry.name for entry in state.entries}
+    aside = (entry for entry in run.entries if entry.name not in known)
+    left_out = (LeftOut(entry.name, NOT_WEIGHTS, isinstance(entry, Tensor)) for entry in aside)
+    return replace(plan, left_out=(*plan.left_out, *left_out))
+
+
 def _aliases(entries: Sequence[Entry]) -> dict[str, str]:
     """Return the tensors that objects have under a further private name, each with the reason to leave it out."""
     tensors = [entry for entry in entries if isinstance(entry, Tensor)]
@@ -185,7 +205,7 @@ def _refuse_lost(
     if lost and not options.tensors_only:
         raise RefusedError(
             f"{len(lost)} of its entries cannot be written to {target.what}",
-            details=some_of([f"{item.name}: {item.why}" for item in lost]),
+            details=reason_lines([(item.name, item.why) for item in lost]),
             hint=_hint(checkpoint, lost, target, options),
         )
     if not fits:
@@ -197,7 +217,7 @@ def _refuse_empty(
 ) -> NoReturn:
     """Raise for a file that would have no tensor in it."""
     tensors = {tensor.name for tensor in checkpoint.tensors}
-    listed = [f"{item.name}: {item.why}" for item in left_out if item.name in tensors]
+    listed = [(item.name, item.why) for item in left_out if item.name in tensors]
     where = f" below {options.select!r}" if options.select else ""
     if not listed:
         raise RefusedError(
@@ -206,7 +226,7 @@ def _refuse_empty(
         )
     raise RefusedError(
         f"none of the {len(listed)} tensors{where} can be written to {target.what}",
-        details=some_of(listed),
+        details=reason_lines(listed),
         hint="ckpt ls -l FILE shows what they are",
     )
 

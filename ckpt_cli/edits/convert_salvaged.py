@@ -41,12 +41,12 @@ def plan_salvaged(found: Salvaged, target: Target, output: str, options: Convert
     if state_names(checkpoint) is not None:
         return None
     try:
-        return _planned(found, document, output)
+        return _planned(found, document, target, output)
     except UnsupportedError:
         return None
 
 
-def _planned(found: Salvaged, document: Document, output: str) -> ConvertPlan:
+def _planned(found: Salvaged, document: Document, target: Target, output: str) -> ConvertPlan:
     """Plan the file; raises UnsupportedError where the pickle cannot be without what is lost."""
     from ckpt_cli.arrays.cast import Losses
 
@@ -71,7 +71,9 @@ def _planned(found: Salvaged, document: Document, output: str) -> ConvertPlan:
     files = found.checkpoint.container.files
     contents = {storage: content_of(storage, files=files) for storage in ordered}
     new = NewCheckpoint((), contents, stem=stem_of(output))
-    job = SavedObject(root, ordered, new, document.graph.data, open_checkpoint)
+    job = SavedObject(
+        root, ordered, new, document.graph.data, open_checkpoint, write=target.object_writer().write_object
+    )
     added = (f"None in the place of {listed(sorted(listed_ones), _NAMED)}",) if listed_ones else ()
     return ConvertPlan(job, len(kept), Losses(), contents, added=added)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from ckpt_cli.edits.plan import MANY
+from ckpt_cli.errors import some_of
 from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 
@@ -56,3 +58,24 @@ def _outermost(name: str) -> str:
 
 def _numbered(name: str) -> str:
     return ".".join("[N]" if part.isdecimal() else part for part in name.split("."))
+
+
+def reason_lines(reasons: Sequence[tuple[str, str]]) -> list[str]:
+    """Return lines for an error: each name with its reason; of many, those of one reason and one container together."""
+    for fold in (str, _numbered, _container, _outermost):
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name, why in reasons:
+            groups.setdefault((fold(name), why), []).append(name)
+        if len(groups) <= MANY:
+            break
+    below = ".*" if fold in (_container, _outermost) else ""
+    lines = [
+        f"{group[0]}: {why}" if len(group) == 1 else f"{name}{below} ({len(group):,} entries): {why}"
+        for (name, why), group in groups.items()
+    ]
+    return some_of(lines)
+
+
+def _container(name: str) -> str:
+    """Return the container that a name lies in, with `[N]` for numbers; an outermost name itself."""
+    return _numbered(name.rpartition(".")[0] or name)

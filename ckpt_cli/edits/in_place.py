@@ -1,4 +1,4 @@
-"""Refusals of edits in place: where files may not be written, or are not the checkpoint's own."""
+"""Refusals of edits: where files may not be written, are not the checkpoint's own, or belong to a set."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from ckpt_cli.edits.plan import EditOptions
-from ckpt_cli.errors import RefusedError
+from ckpt_cli.errors import RefusedError, UnsupportedError
 from ckpt_cli.files.outcome import state_hint
-from ckpt_cli.files.places import can_write, is_link
+from ckpt_cli.files.places import can_write, folder_of, is_link
 from ckpt_cli.files.source import SourceFile
+from ckpt_cli.formats.sharded.names import index_of
+from ckpt_cli.model.changes import Changes
+from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.output import require_place
 
 
@@ -53,3 +56,33 @@ def require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> N
     for file in files:
         if not (can_write(file.path) if dry_run else file.writable):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
+
+
+def refuse_same_names(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedError where two files of a set have one name, in different folders."""
+    names = [os.path.basename(file.path) for file in checkpoint.container.files]
+    if len(set(names)) < len(names):
+        raise UnsupportedError(
+            "its files have the same names in several folders, so they cannot be written to one",
+            path=checkpoint.path,
+            hint="copy the folder, and change the copy",
+        )
+    if len({folder_of(file.path) for file in checkpoint.container.files}) > 1:
+        raise UnsupportedError(
+            "its files lie in several folders, so they cannot be written to one",
+            path=checkpoint.path,
+            hint="copy the folder, and change the copy",
+        )
+
+
+def refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
+    """Refuse to change one shard in a way that would leave its index behind."""
+    is_listed = changes.names or changes.dropped or changes.tensors or changes.added
+    index = index_of(checkpoint.path) if is_listed else None
+    if index is not None:
+        whole = os.path.join(os.path.dirname(checkpoint.path), index)
+        raise RefusedError(
+            f"is one shard of {index}, which would no longer describe it",
+            path=checkpoint.path,
+            hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
+        )

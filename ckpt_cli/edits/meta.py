@@ -10,6 +10,7 @@ from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.registry import format_of
+from ckpt_cli.formats.runs.read import model_of
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.sharded.rewrite import TOTALS
 from ckpt_cli.model.changes import Changes
@@ -55,6 +56,7 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
 
     Raises UnsupportedError for a container without a string map, RefusedError for a key that records a tie.
     """
+    checkpoint = model_of(checkpoint)
     if not format_of(checkpoint).keeps_strings:
         raise UnsupportedError(
             _without_strings(checkpoint),
@@ -115,7 +117,7 @@ class PlacedStrings:
 
 def strings_of_set(checkpoint: Checkpoint) -> PlacedStrings | None:
     """Return the strings of a set by their places; None for any other checkpoint."""
-    container = checkpoint.container
+    container = model_of(checkpoint).container
     if not isinstance(container, ShardSet):
         return None
     index = None

@@ -6,6 +6,7 @@ they are in. The walk does not recurse, and what is shared or cyclic stays so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -39,8 +40,15 @@ from ckpt_cli.pickles.tensors.inline_bytes import buffer_of
 from ckpt_cli.scanner.allowlist import ALLOWED
 from ckpt_cli.scanner.judge import modern
 
+_NOT_OF_TEXT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Bytes that no text in Latin-1 has: control characters other than tabs and ends of lines."""
+
 MakeTensor = Callable[[str, Call], "object | None"]
 """Makes the call of a new tensor for an array whose bytes stand in the pickle; None for any other call."""
+
+
+_DEEPEST = 8 * limits.NESTING
+"""Nodes within nodes: an object that is open to names is one of up to eight, with its arguments and states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +111,8 @@ class Plain:
             elif id(child) in self._open:
                 raise self._refused("is an object or a tuple that contains itself")
             else:
-                if len(running) > limits.PICKLE_OPCODES:
-                    raise LimitError("its containers nest too deep")
+                if len(running) > _DEEPEST:
+                    raise LimitError(f"its containers nest deeper than {_DEEPEST}", fixed=True)
                 self._keys.append(key)
                 self._open.add(id(child))
                 running.append((self._convert(child), child))
@@ -153,16 +161,22 @@ class Plain:
         return node
 
     def _raw(self, node: RawString) -> Step:
-        """A string of Python 2: text where it is UTF-8."""
+        """A string of Python 2."""
         yield from ()
         return self._text_or_bytes(node.raw)
 
     def _text_or_bytes(self, raw: bytes) -> object:
+        """Return a string of Python 2 as text where it is UTF-8, or else Latin-1 that could be text; bytes otherwise.
+
+        In Latin-1 every byte is a character, but 0x7F to 0x9F and those before the space are not of text.
+        """
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            self.changed("str of Python 2", "bytes")
-            return bytes_node(raw)
+            text = raw.decode("latin-1")
+        if _NOT_OF_TEXT.search(raw):
+            return self.changed("str of Python 2", "bytes", bytes_node(raw))
+        return self.changed("str of Python 2", "str", text)
 
     def _bytes(self, node: bytes) -> Step:
         yield from ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,6 +47,22 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """What becomes of an optimizer as parameters of its model go or get other names."""
+
+    optimizer: str
+    """The prefix of its entries."""
+    action: str
+    """`removed` for states that go with their parameters, `renamed`, or `dropped` for an optimizer that goes whole."""
+    parameters: tuple[str, ...] = ()
+    """The parameters whose states these are, by their old names in the model."""
+    how: str | None = None
+    """How it is known whose they are: `named`, `unique` or `order`."""
+    hypothesis: str | None = None
+    """For `order`, the order."""
+
+
+@dataclass(frozen=True, slots=True)
 class EditPlan:
     """The changes that an edit makes: new bytes of elements, changes of the structure, or both."""
 
@@ -71,6 +87,16 @@ class EditPlan:
     """Names that still have the bytes of what was taken out."""
     fit: Fit | None = None
     """For `rename --like`, whether the model would load the result."""
+    carried: Sequence[Carried] = ()
+    """What becomes of the optimizers in the file."""
+    following: Collection[str] = ()
+    """Names that change because of that, not because they were asked for."""
+
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """The new names that were asked for."""
+        names = self.changes.names
+        return {old: new for old, new in names.items() if old not in self.following} if self.following else names
 
     @property
     def is_structural(self) -> bool:
@@ -132,8 +158,12 @@ class EditResult:
     """Further names (hard links) of files that were replaced by new ones: they keep the old files."""
     remaining: tuple[str, ...] = ()
     """Names that still have the bytes of what was taken out."""
+    unreferenced: int = 0
+    """Bytes of a distributed checkpoint's files that nothing refers to after an edit in place."""
     fit: Fit | None = None
     """For `rename --like`, whether the model would load the result."""
+    carried: tuple[Carried, ...] = ()
+    """What became of the optimizers in the file; in the JSON only where something did."""
     folded: Sequence[Folded] = ()
     """The changed names folded, where more than `MANY` have no new ones; not in the JSON, which has them all."""
 

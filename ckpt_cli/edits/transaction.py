@@ -9,9 +9,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from ckpt_cli.edits.folded import fold_names
-from ckpt_cli.edits.in_place import hinting_at_outputs, refuse_links, require_writable, require_writable_at
+from ckpt_cli.edits.in_place import (
+    hinting_at_outputs,
+    refuse_links,
+    refuse_part_of_set,
+    refuse_same_names,
+    require_writable,
+    require_writable_at,
+)
 from ckpt_cli.edits.plan import MANY, EditOptions, EditPlan, EditResult, Planner
-from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError, about, quoted
+from ckpt_cli.errors import UnsupportedError, UsageError, about, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.files.backup import keeping
@@ -25,8 +32,7 @@ from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
-from ckpt_cli.formats.sharded.names import index_of
-from ckpt_cli.model.changes import Changes, entries_after
+from ckpt_cli.model.changes import entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.output import (
     check_output,
@@ -66,7 +72,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
         _check_target(opened, path, own, options)
         planned = plan(opened)
         if options.output is None and not opened.is_set:
-            _refuse_part_of_set(opened, planned.changes)
+            refuse_part_of_set(opened, planned.changes)
         if planned.patch is not None:
             planned.patch(opened, overlay)
             opened.container.seal(overlay)
@@ -89,34 +95,10 @@ def _check_target(checkpoint: Checkpoint, path: str, own: str, options: EditOpti
             require_writable_at(own)
     elif checkpoint.is_set:
         check_output_folder(options.output)
-        _refuse_same_names(checkpoint)
+        refuse_same_names(checkpoint)
     else:
         check_output(options.output, path, _IN_PLACE)
         refuse_own(checkpoint, options.output, _IN_PLACE)
-
-
-def _refuse_same_names(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedError where two files of a set have one name, in different folders."""
-    names = [os.path.basename(file.path) for file in checkpoint.container.files]
-    if len(set(names)) < len(names):
-        raise UnsupportedError(
-            "its files have the same names in several folders, so they cannot be written to one",
-            path=checkpoint.path,
-            hint="copy the folder, and change the copy",
-        )
-
-
-def _refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
-    """Refuse to change one shard in a way that would leave its index behind."""
-    is_listed = changes.names or changes.dropped or changes.tensors or changes.added
-    index = index_of(checkpoint.path) if is_listed else None
-    if index is not None:
-        whole = os.path.join(os.path.dirname(checkpoint.path), index)
-        raise RefusedError(
-            f"is one shard of {index}, which would no longer describe it",
-            path=checkpoint.path,
-            hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
-        )
 
 
 def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpoint) -> EditResult:
@@ -132,7 +114,8 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         verb=plan.verb,
         remaining=tuple(plan.remaining),
         fit=plan.fit,
-        renamed=plan.changes.names,
+        renamed=plan.renamed,
+        carried=tuple(plan.carried),
         left=tuple(plan.left),
         placed=plan.placed,
         folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
@@ -170,6 +153,8 @@ class _Transaction:
         if done.in_place and (self.work is None or self.work.patch(self.overlay)):
             return self._patch(done)
         if self.checkpoint.is_set:
+            if self._of_set is not None and not done.in_place:
+                self._of_set.for_new_folder()
             return self._rewrite_set(done)
         done = replace(done, other_names=other_names(done.output if not done.in_place else self.own))
         return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._rewrite_file(done)
@@ -258,7 +243,8 @@ class _Transaction:
         """Write the shards that change, and the index: in place of the old ones, or in a new folder."""
         work = self._of_set
         if work is not None:
-            done = replace(done, removed=tuple(work.removed))
+            behind = work.unreferenced if done.in_place else 0
+            done = replace(done, removed=tuple(work.removed), unreferenced=behind)
         if work is None or not done.in_place:
             beside = None if self.options.weights_only else self._beside(done.output)
             done = replace(done, beside=beside)
@@ -300,7 +286,7 @@ class _Transaction:
             with folder:
 
                 def create(name: str) -> LocalFile:
-                    return folder.create(name, mode_of=modes[name])
+                    return folder.create(name, mode_of=modes.get(name, self.checkpoint.container.files[0].path))
 
                 nbytes = 0 if work is None else self._write_set(work, create, progress, folder.release)
                 nbytes += self._copy_staying(folder, progress)
@@ -354,10 +340,17 @@ class _Transaction:
         files = {os.path.basename(file.path): file for file in self.checkpoint.container.files}
         folder = os.path.dirname(files[work.first].path)
         with keeping() as kept, replacing_set(folder, work.first) as replacement:
-            nbytes = self._write_set(work, replacement.create, self._progress())
+
+            def create(name: str) -> LocalFile:
+                return replacement.create(name, mode_of=files[work.first].path)
+
+            nbytes = self._write_set(work, create, self._progress())
             replacement.removed.extend(work.removed)
             if self.options.backup:
-                new: dict[str, str | None] = {files[name].path: replacement.new_path(name) for name in work.names}
+                new: dict[str, str | None] = {
+                    files[name].path if name in files else os.path.join(folder, name): replacement.new_path(name)
+                    for name in work.names
+                }
                 new |= dict.fromkeys(files[name].path for name in work.removed)
                 kept.keep_replaced(new, (file.path for file in files.values()))
         return replace(done, bytes_written=nbytes, backups=kept.paths)

@@ -14,6 +14,7 @@ from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
 from ckpt_cli.files.places import canonical, folder_of, is_folder, is_taken, join, place_of
 from ckpt_cli.files.restore import KeptEdit, changed_since, missing_backups, newest_edit, restore
 from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.formats.runs.read import RunFiles
 
 
 def undo(path: str, *, force: bool = False, dry_run: bool = False) -> EditResult:
@@ -71,6 +72,8 @@ def _files_of(path: str) -> tuple[str, list[str] | None]:
     names = [] if folder == real else [os.path.basename(real)]
     try:
         with closing(open_checkpoint(path)) as checkpoint:
+            if isinstance(checkpoint.container, RunFiles):
+                return folder, None
             files = [canonical(file.path) for file in checkpoint.container.files]
     except (CkptError, OSError) as error:
         if not is_folder(folder) or newest_edit(folder, names or None) is None:
@@ -85,6 +88,9 @@ def _files_of(path: str) -> tuple[str, list[str] | None]:
 
 def _newest(path: str, folder: str, names: Sequence[str] | None) -> KeptEdit:
     edit = newest_edit(folder, names)
+    if edit is None and is_folder(path):  # the files that it took out are no part of the checkpoint any more
+        edit = newest_edit(folder, None)
+        edit = None if edit is None or any(is_taken(edit.path(name)) for name in edit.restored.values()) else edit
     if edit is None:
         refuse_cached(path)
         raise RefusedError("has no backup to restore", hint="edits keep one where they are given --backup")

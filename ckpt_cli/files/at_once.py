@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from ckpt_cli.files.source import SourceFile
 
@@ -21,6 +23,12 @@ def is_elsewhere(file: SourceFile) -> bool:
     return file.fd < 0 and not file.in_memory
 
 
+def revision_of(files: Iterable[SourceFile]) -> str | None:
+    """Return the commit of a hub at which files are read; None for files that lie anywhere else, or at several."""
+    found = {getattr(file, "revision", "") for file in files}
+    return found.pop() or None if len(found) == 1 else None
+
+
 def fetch(wanted: Mapping[SourceFile, Ranges]) -> None:
     """Fetch short ranges of several files that will be read, all at once; nothing of what lies on the disk."""
     there = [(file, ranges) for file, ranges in wanted.items() if ranges and is_elsewhere(file)]
@@ -34,11 +42,57 @@ def fetch(wanted: Mapping[SourceFile, Ranges]) -> None:
         list(pool.map(lambda item: item[0].expect_all(item[1]), there))
 
 
+Place = tuple[SourceFile, int, int]
+"""A file, the first byte of a range, and its bytes."""
+
+
+def announce(places: Iterable[Place], sampled: Iterable[Place] = ()) -> None:
+    """Say which ranges of files elsewhere will be read, in about this order: neighbours are then fetched together.
+
+    What is `sampled` is read once before. Nothing is fetched here, and nothing is done about files on the disk.
+    """
+    samples = _by_file(sampled)
+    for file, ranges in _by_file(places).items():
+        file.will_read(ranges, samples.get(file, ()))
+
+
+def _by_file(places: Iterable[Place]) -> dict[SourceFile, list[tuple[int, int]]]:
+    found: dict[SourceFile, list[tuple[int, int]]] = {}
+    for file, begin, nbytes in places:
+        if is_elsewhere(file):
+            found.setdefault(file, []).append((begin, nbytes))
+    return found
+
+
+class _Reading(threading.local):
+    """Which process reads what this thread makes jobs of."""
+
+    is_elsewhere = False
+
+
+_reading = _Reading()
+
+
+@contextmanager
+def left_to_workers() -> Iterator[None]:
+    """Context manager: other processes read what jobs are made of in the block, so that nothing is fetched here."""
+    before, _reading.is_elsewhere = _reading.is_elsewhere, True
+    try:
+        yield
+    finally:
+        _reading.is_elsewhere = before
+
+
+def is_left_to_workers() -> bool:
+    """True in a block of `left_to_workers`."""
+    return _reading.is_elsewhere
+
+
 class Ahead:
     """Fetches short ranges of items that are asked for one after another: with one of them those that come next.
 
-    After the first few it takes twice as many each time, so that who asks for some items fetches no others, and who
-    asks for all waits rarely.
+    After the first few it takes four times as many each time, so that who asks for some items fetches no others, and
+    who asks for all waits rarely.
     """
 
     def __init__(self, count: int, ranges_of: Callable[[int], Iterable[tuple[SourceFile, int, int]]]) -> None:
@@ -57,17 +111,20 @@ class Ahead:
         left = self._many
         while left and 0 <= number < len(self._fetched):
             for file, begin, nbytes in self._ranges_of(number):
-                wanted.setdefault(file, []).append((begin, nbytes))
+                wanted.setdefault(file, []).append((begin, max(nbytes, _LEAST) if self._many == 1 else nbytes))
             self._fetched[number] = 1
             left -= 1
             number = self._fetched.find(0, number)
         self._asked += 1
         if self._asked > _ALONE:
-            self._many = min(2 * self._many, _ITEMS)
+            self._many = min(4 * self._many, _ITEMS)
         fetch(wanted)
 
 
-_ITEMS = 256
+_LEAST = 16 << 10
+"""Bytes that are fetched of what is asked for alone, as more of it may be wanted."""
+
+_ITEMS = 4096
 """Items that are fetched together at most."""
 
 _ALONE = 4

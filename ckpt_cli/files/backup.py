@@ -69,10 +69,10 @@ class Backups:
     def keep_replaced(self, new: Mapping[str, str | None], others: Iterable[str] = ()) -> None:
         """Keep files that are about to be replaced.
 
-        `new` is the path of the complete new content by the path of each file, None for a file that is removed;
-        `others` are all files of the checkpoint.
+        `new` is the path of the complete new content by the path of each file, None for a file that is removed; files
+        that are not there yet are noted only. `others` are all files of the checkpoint.
         """
-        kept = self._keep(list(new), others, _link, _is_link_or_same)
+        kept = self._keep([path for path in new if os.path.lexists(path)], others, _link, _is_link_or_same)
         self._record(kept, {path: fingerprint_of(content) if content else None for path, content in new.items()})
 
     def keep_patched(self, overlay: Overlay) -> None:
@@ -170,6 +170,7 @@ class Backups:
             RecordedFile(os.path.basename(spelled(path)), os.path.basename(backup), after[path])
             for path, backup in kept.items()
         ]
+        self._files += [RecordedFile(os.path.basename(path), None, after[path]) for path in after if path not in kept]
         write_record(self._folder, self._files)
 
 

@@ -57,6 +57,9 @@ class MemorySource:
     def expect(self, offset: int, nbytes: int) -> None:
         """Do nothing: the bytes are there."""
 
+    def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
+        """Do nothing: the bytes are there."""
+
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Do nothing: the bytes are there."""
 
@@ -66,6 +69,9 @@ class MemorySource:
             raise TruncatedError(
                 f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path or None
             )
+
+    def note_whole(self) -> None:
+        """Do nothing: the bytes are there."""
 
     def note_read(self) -> None:
         """Note that a value is read."""
@@ -132,6 +138,10 @@ class MemoryFolder:
         start = join(self.canonical(path), "")
         names = {found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)}
         return sorted(names)[:most]
+
+    def leading_names(self, path: str) -> list[str]:
+        """Return the names in a folder."""
+        return self.names_in(path)
 
     def is_listed(self, path: str) -> bool:  # noqa: ARG002
         """Return True."""

@@ -88,6 +88,11 @@ class Opener:
                 opened.append(self.open(path, part=True))  # noqa: PERF401 - those before one that fails are closed
         return opened
 
+    def remove_left_overs(self, folder: str) -> None:
+        """Remove what a killed process had begun to write for files that are not there yet, before an edit in place."""
+        if self.write and place_of(folder).is_local:
+            _remove_temporaries(folder or os.curdir)
+
     def release(self) -> None:
         """Let other processes write the files again that were opened to be read."""
         for file, locked in () if self.write else self._files:
@@ -276,11 +281,11 @@ def _remove_left_overs(path: str) -> None:
 
             remove_unlocked(left)
             if left == staging and not os.path.lexists(staging):
-                _remove_staged(os.path.dirname(real))
+                _remove_temporaries(os.path.dirname(real))
 
 
-def _remove_staged(folder: str) -> None:
-    """Remove files that a killed conversion had moved from its staging folder to their temporary names."""
+def _remove_temporaries(folder: str) -> None:
+    """Remove files that a killed process had written, or moved from a staging folder, to their temporary names."""
     from ckpt_cli.files.atomic import remove_unlocked
 
     names = os.listdir(folder)

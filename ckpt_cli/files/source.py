@@ -73,6 +73,12 @@ class ByteSource(Protocol):
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read; never waits."""
 
+    def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
+        """Note ranges, pairs of offset and bytes, that will be read, in about this order; what is elsewhere needs it.
+
+        It fetches nothing, but neighbours among them are later fetched together. What is `sampled` is read once before.
+        """
+
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch many small ranges, pairs of offset and bytes, that will be read: at once where each costs a request.
 
@@ -111,6 +117,9 @@ class SourceFile(ByteSource, Protocol):
 
     def note_read(self) -> None:
         """Note that a value is read."""
+
+    def note_whole(self) -> None:
+        """Note that nearly all of it will be read, so that what lies between small ranges may be fetched with them."""
 
     def has_changed(self) -> bool:
         """True if its content is not the one that was opened, as far as can be seen; False once closed."""
@@ -207,6 +216,9 @@ class LocalFile:
         """Have the system begin to read bytes that will be asked for: readers on several threads look random to it."""
         system.begin_to_read(self.fd, offset, nbytes)
 
+    def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
+        """Do nothing: each range is asked for when its turn comes."""
+
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Do nothing: small ranges are read fast one by one."""
 
@@ -232,6 +244,9 @@ class LocalFile:
     def identity(info: os.stat_result) -> Identity:
         """Return the identity of a file and its state: device, inode, bytes and the time of the last change."""
         return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+    def note_whole(self) -> None:
+        """Do nothing: small ranges are read fast one by one."""
 
     def note_read(self) -> None:
         """Note that a value is read."""
@@ -326,6 +341,11 @@ class Window:
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read."""
         self.whole.expect(self.begin + offset, nbytes)
+
+    def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
+        """Note ranges that will be read, as the whole file does."""
+        within, before = ([(self.begin + at, nbytes) for at, nbytes in each] for each in (ranges, sampled))
+        self.whole.will_read(within, before)
 
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch many small ranges that will be read, as the whole file does."""

@@ -355,13 +355,23 @@ _MANY = 100
 """Files that a process may have open on every system, besides those that it has anyway."""
 
 
-def allow_open_files(count: int) -> None:
-    """Let the process have as many files open as the system allows it, where it needs many."""
-    resource = _module("resource") if count > _MANY else None
-    if resource is not None:
-        with suppress(ValueError, OSError):
-            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def allow_open_files(count: int) -> int:
+    """Let the process have as many files open as the system allows it, where it needs many.
+
+    Returns the number that it may have open, besides some that every process needs: `count` where nothing says less.
+    """
+    resource = _module("resource") if count > _MANY - _NEEDED else None
+    if resource is None:
+        return min(count, _MANY)
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        allowed = most
+    return count if allowed == resource.RLIM_INFINITY else max(min(count, allowed - _NEEDED), 1)
+
+
+_NEEDED = 40
+"""Files that a process has open besides those that it asks for: streams, folders, modules, connections."""
 
 
 def processors() -> int:

@@ -14,10 +14,13 @@ from ckpt_cli.errors import UnsupportedError, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.signatures import (
     is_dcp_metadata,
+    is_hdf5,
     is_json_object,
     is_legacy,
+    is_msgpack,
     is_npy,
     is_npz,
+    is_onnx,
     is_pickle,
     is_safetensors,
     is_tar,
@@ -70,6 +73,8 @@ class Folder:
     """Has `read_folder(path, names, opener, read_one) -> Checkpoint`, and `read_files` where `is_joined`."""
     is_joined: bool = False
     """True if its tensors are joined from several files, which `read_files` opens side by side, as they are."""
+    is_run: bool = False
+    """True if its files are checkpoints of their own, which it has side by side."""
 
 
 def _has_rank_shards(_: str, names: Sequence[str]) -> bool:
@@ -87,13 +92,31 @@ def _is_of_ranks(path: str, names: Sequence[str]) -> bool:
     return is_of_ranks(path, names)
 
 
+def _is_of_run(path: str, names: Sequence[str]) -> bool:
+    """True if a trainer wrote it to go on from: a model, the state of its optimizer, random states."""
+    if not any(name.startswith(_OF_RUN) for name in names):
+        return False
+    from ckpt_cli.formats.runs.names import is_of_run
+
+    return is_of_run(path, names)
+
+
+_OF_RUN = ("optimizer", "scheduler", "scaler.pt", "rng_state", "random_states_", "meta.pt", "common.pt", "latest")
+"""The beginnings of names, of which the folder of a run has one."""
+
+
 def _has_ranks_of_fsdp(path: str, names: Sequence[str]) -> bool:
     """True if it has a file of each rank of a model under FSDP."""
     if not any("_rank" in name for name in names):
         return False
-    from ckpt_cli.formats.ranks.placed import is_of_ranks
+    from ckpt_cli.formats.ranks.names import is_of_ranks
 
     return is_of_ranks(path, names)
+
+
+def _never(_: bytes) -> bool:
+    """False: a folder, or a part of one, is not recognized by the bytes of a file."""
+    return False
 
 
 FORMATS = (
@@ -102,18 +125,26 @@ FORMATS = (
            is_pickle=True, is_torch_save=True),
     Format("pickle", is_pickle, "ckpt_cli.formats.torch_legacy.read", is_pickle=True),
     Format("npy", is_npy, "ckpt_cli.formats.numpy.read"),
-    Format("tar", is_tar, "ckpt_cli.formats.torch_legacy.tar"),
+    Format("tar", is_tar, "ckpt_cli.formats.containers.tar"),
     Format("zip", is_zip, "ckpt_cli.formats.torch_zip.read", rewriter="ckpt_cli.formats.torch_zip.rewrite",
            is_pickle=True, is_torch_save=True, has_records=True, is_mapped=True),
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors.read",
            rewriter="ckpt_cli.formats.safetensors.rewrite", keeps_strings=True, has_header=True, is_mapped=True),
-    Format("dcp", is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True, is_distributed=True),
+    Format("msgpack", is_msgpack, "ckpt_cli.formats.containers.msgpack"),
+    Format("onnx", is_onnx, "ckpt_cli.formats.containers.onnx", is_set=True),
+    Format("h5", is_hdf5, "ckpt_cli.formats.containers.h5"),
+    Format("dcp", is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True, is_distributed=True,
+           rewriter="ckpt_cli.formats.dcp.rewrite"),
     Format("shards", is_json_object, "ckpt_cli.formats.sharded.read", is_set=True,
            rewriter="ckpt_cli.formats.sharded.rewrite", keeps_strings=True),
+    Format("run", _never, "ckpt_cli.formats.runs.read", is_set=True, rewriter="ckpt_cli.formats.runs.rewrite",
+           keeps_strings=True),
+    Format("json", _never, "ckpt_cli.formats.runs.json_values", rewriter="ckpt_cli.formats.runs.json_rewrite"),
 )  # fmt: skip
 """In the order in which a file is compared with them; names and modules of what `ckpt` reads."""
 
 FOLDERS: tuple[Folder, ...] = (
+    Folder("run", _is_of_run, "ckpt_cli.formats.runs.read", is_joined=True, is_run=True),
     Folder("dcp", lambda _, names: ".metadata" in names or "__0.metadata" in names, "ckpt_cli.formats.dcp.read"),
     Folder("dcp", _has_rank_shards, "ckpt_cli.formats.dcp.safetensors"),
     Folder("deepspeed", _is_of_ranks, "ckpt_cli.formats.ranks.folder", is_joined=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckpt_cli.errors import UsageError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckpt_cli.files.new_folder import Verifier
     from ckpt_cli.files.source import LocalFile
     from ckpt_cli.formats.writing import OpenCopy
+    from ckpt_cli.model.checkpoint import Storage
     from ckpt_cli.model.new_checkpoint import NewCheckpoint
 
 
@@ -35,6 +36,21 @@ class FileWriter(Writer, Protocol):
 
     def verify(self, new: NewCheckpoint, path: str, open_copy: OpenCopy) -> None:
         """Raise CkptError where the file that was written does not read back as what it should be."""
+
+
+class ObjectWriter(FileWriter, Protocol):
+    """A module that writes one file of any object, with its tensors."""
+
+    def write_object(
+        self,
+        root: object,
+        storages: Sequence[Storage],
+        new: NewCheckpoint,
+        target: LocalFile | None,
+        progress: Progress,
+        data: bytes | memoryview,
+    ) -> int:
+        """Write an object of a graph, which was read from `data`, and its storages by their numbers."""
 
 
 class FolderWriter(Writer, Protocol):
@@ -81,6 +97,8 @@ class Target:
     """True if it can hold non-tensor entries, where they are pickled already."""
     keeps_nesting: bool = False
     """True if it keeps containers and the values in them, and not only flat names."""
+    is_zip: bool = False
+    """True if it is a zip file of torch.save, so that one becomes another record by record."""
     keeps_notes: bool = False
     """True if it has a place for the `_metadata` of a state_dict."""
 
@@ -92,6 +110,11 @@ class Target:
     def file_writer(self) -> FileWriter:
         """The writer of a format of one file."""
         writer: FileWriter = self._writer()
+        return writer
+
+    def object_writer(self) -> ObjectWriter:
+        """The writer of a format that keeps objects or nesting in one file."""
+        writer: ObjectWriter = self._writer()
         return writer
 
     def folder_writer(self) -> FolderWriter:
@@ -109,7 +132,11 @@ TARGETS = (
     Target(
         "pt", "a torch.save file", "ckpt_cli.formats.torch_zip.write", (".pt", ".pth", ".ckpt", ".bin"),
         keeps_views=True, keeps_requires_grad=True, keeps_objects=True, keeps_nesting=True,
-        keeps_notes=True,
+        keeps_notes=True, is_zip=True,
+    ),
+    Target(
+        "pt-legacy", "a torch.save file of before 1.6", "ckpt_cli.formats.torch_legacy.write", keeps_views=True,
+        keeps_requires_grad=True, keeps_objects=True, keeps_nesting=True, keeps_notes=True,
     ),
     Target(
         "safetensors", "a safetensors file", "ckpt_cli.formats.safetensors.write", (".safetensors",),

@@ -5,14 +5,13 @@ Ranges of old files are copied by the kernel, other bytes are written in pieces.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ckpt_cli.errors import CkptError, FormatError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.at_once import is_elsewhere
+from ckpt_cli.files.at_once import announce, is_elsewhere
 from ckpt_cli.files.copy import AHEAD, CHUNK, PIECE, Progress, copy_range, no_progress, write_back
 from ckpt_cli.files.source import Extent, LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
@@ -104,26 +103,36 @@ class Appender:
 
 def announced(contents: Iterable[_Bytes]) -> Iterator[_Bytes]:
     """Yield contents; the bytes that they are made of are asked for a while before, where these lie elsewhere."""
-    ahead: deque[tuple[_Bytes, int]] = deque()
+    before: list[_Bytes] = []
+    batch: list[_Bytes] = []
+    short: list[Extent] = []
     held = 0
     rest = iter(contents)
     for content in rest:
         extents = _read_for(content)
-        if not ahead and extents and not is_elsewhere(extents[0].file):
+        if not (before or batch) and extents and not is_elsewhere(extents[0].file):
             yield content
             yield from rest
             return
         nbytes = sum(extent.nbytes for extent in extents)
+        batch.append(content)
         if nbytes <= PIECE:  # a longer range is fetched in pieces while it is copied
-            for extent in extents:
-                extent.file.expect(extent.offset, extent.nbytes)
-        ahead.append((content, nbytes))
+            short += extents
         held += min(nbytes, PIECE)
-        while held > AHEAD or len(ahead) > _CONTENTS:
-            content, nbytes = ahead.popleft()
-            held -= min(nbytes, PIECE)
-            yield content
-    yield from (content for content, _ in ahead)
+        if held > AHEAD // 2 or len(batch) > _CONTENTS:
+            _expect(short)
+            yield from before
+            before, batch, short, held = batch, [], [], 0
+    _expect(short)
+    yield from before
+    yield from batch
+
+
+def _expect(extents: Sequence[Extent]) -> None:
+    """Begin to fetch ranges that are read next, neighbours together."""
+    announce((extent.file, extent.offset, extent.nbytes) for extent in extents)
+    for extent in extents:
+        extent.file.expect(extent.offset, extent.nbytes)
 
 
 def _read_for(content: Content | Storage | None) -> Sequence[Extent]:
@@ -136,7 +145,7 @@ def _read_for(content: Content | Storage | None) -> Sequence[Extent]:
         return ()
 
 
-_CONTENTS = 200
+_CONTENTS = 10_000
 """Contents that are announced before they are written, at most."""
 
 
@@ -169,9 +178,15 @@ class SetRewriter(Protocol):
     index: tuple[str, bytes] | None
     """The new index: its file name and content; None where there is none."""
 
+    unreferenced: int
+    """Bytes that stay in old files, though nothing refers to them any more."""
+
     @property
     def nbytes(self) -> int:
         """Bytes of the new files, or about that."""
+
+    def for_new_folder(self) -> None:
+        """Plan for a folder of its own, before anything else is asked."""
 
     @property
     def first(self) -> str:

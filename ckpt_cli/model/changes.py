@@ -102,6 +102,8 @@ class Changes:
     in_shards: Mapping[str, str | None] = field(default_factory=dict)
     """Strings that each shard of a set gets, None for those that it loses."""
 
+    device: str | None = None
+    """The device that loading shall put every tensor on, such as `cpu` or `cuda:1`; None where that stays."""
     rewrite: bool = False
     """True if the file is rewritten whatever else changes, for its layout and without unused storages."""
 

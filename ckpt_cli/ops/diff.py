@@ -17,6 +17,7 @@ from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Tensor, Value
 from ckpt_cli.ops.aliasing import tie_groups
 from ckpt_cli.ops.differences import Change, Diff, Fact, Tie
+from ckpt_cli.ops.optimizer_names import by_parameter
 from ckpt_cli.ops.rename_rules import Rule, in_turn
 from ckpt_cli.ops.select import excluded_names, select
 from ckpt_cli.parallel.tensor_pairs import Pair, compare_pairs
@@ -53,9 +54,13 @@ def diff(
 ) -> Diff:
     """Compare two checkpoints on an executor; `on_progress` gets the bytes done and in all.
 
-    With `quick` only whether the answer has differences is right. Raises UsageError where names fall together,
+    With `quick` only whether the answer has differences is right. States of optimizers are compared by parameter, where
+    it is known which are whose. Raises UsageError where names fall together,
     NameNotFoundError for a NAME that neither has.
     """
+    a, b = by_parameter([a, b], asked.names)
+    for file in (*a.container.files, *b.container.files) if not asked.names else ():
+        file.note_whole()
     with about(a.path):
         return _Comparison(a, b, asked, tolerance).run(executor, on_progress)
 

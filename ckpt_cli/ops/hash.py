@@ -25,10 +25,12 @@ from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import announce
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.select import left, whole_tensors
+from ckpt_cli.parallel.announced import places_in
 from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
@@ -119,6 +121,8 @@ def hash_tensors(
     """
     new = _new(algorithm)
     with about(checkpoint.path):
+        for file in checkpoint.container.files if not names else ():
+            file.note_whole()
         hasher = _Hasher(checkpoint, algorithm)
         tensors = left(checkpoint, whole_tensors(checkpoint, names, "hash"), exclude)
         for tensor in tensors:
@@ -193,8 +197,10 @@ class _Hasher:
         total = sum(subject.nbytes for subject in subjects)
         done = 0
 
+        announce(place for one in subjects for place in one.source.all_places())
         items = (item for number, one in enumerate(subjects) for item in _pieces(number, one.source))
-        for nbytes, answers in run(grouped(items, PIECE), partial(_hash_job, self._algorithm), executor):
+        work = partial(_hash_job, self._algorithm)
+        for nbytes, answers in run(grouped(items, PIECE), work, executor, places=places_in):
             for number, digest in answers:
                 subjects[number].pieces.append(digest)
             done += nbytes

@@ -8,10 +8,10 @@ from dataclasses import field, replace
 
 from ckpt_cli.errors import CkptError, quoted
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import revision_of
 from ckpt_cli.files.places import folder_of, is_folder, is_listed, join, name_of, present
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.registry import format_of
-from ckpt_cli.formats.sharded.names import INDEX, is_index
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.aliasing import all_named, stored_nbytes, tie_groups, unique_numel
 from ckpt_cli.ops.hf_config import config_beside
@@ -89,6 +89,8 @@ class Summary:
     largest: Sequence[Largest] = ()
     """The largest tensors, with numbered ones of one kind counted together."""
     advice: Sequence[Advice] = ()
+    revision: str | None = None
+    """The commit of the hub that it was read at; None for what is not on one."""
 
     @property
     def gradients(self) -> bool:
@@ -114,6 +116,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
     training, beside = _training(checkpoint)
     return Summary(
         path=checkpoint.path,
+        revision=revision_of(checkpoint.container.files),
         format=checkpoint.format,
         version=checkpoint.version,
         file_nbytes=sum(file.size for file in checkpoint.container.files),
@@ -176,10 +179,7 @@ def _training(checkpoint: Checkpoint) -> tuple[Training, list[Part]]:
     folder = path if is_folder(path) else folder_of(path)
     if not is_listed(folder):
         return training, []
-    own = {name_of(file.path) for file in checkpoint.container.files}
-    files = [
-        name for name in present(folder, (*_STATES, "trainer_state.json", "random_states_0.pkl")) if name not in own
-    ]
+    files = present(folder, (*_STATES, "trainer_state.json", "random_states_0.pkl"))
     state = config_beside(path, "trainer_state.json") if "trainer_state.json" in files else None
     if state is not None:
         training = _by_trainer(training, state, config_beside(path) or {})
@@ -188,7 +188,8 @@ def _training(checkpoint: Checkpoint) -> tuple[Training, list[Part]]:
     if optimizer_prefixes(checkpoint) or not {"trainer_state.json", "random_states_0.pkl"} & {*files}:
         return training, []
     beside: list[Part] = []
-    for name in (name for name in files if name in _STATES):
+    own = {name_of(file.path) for file in checkpoint.container.files}
+    for name in (name for name in files if name in _STATES and name not in own):
         parts, rates = _optimizer_in(join(folder, name))
         beside += [replace(part, name=name) for part in parts]
         training = replace(training, learning_rates=training.learning_rates or rates)
@@ -236,7 +237,7 @@ def _advice(checkpoint: Checkpoint, parts: Sequence[Part], waste: int) -> list[A
     """Return what can be done to make a file smaller; each command can be carried out as it stands."""
     known = format_of(checkpoint)
     whole = stored_nbytes(checkpoint.tensors)
-    if not known.rewriter or not whole:
+    if not known.rewriter or checkpoint.fixed or not whole:
         return []
     path = quoted(checkpoint.path)
     size = sum(file.size for file in checkpoint.container.files)
@@ -291,6 +292,6 @@ def _cast_advice(checkpoint: Checkpoint, parts: Sequence[Part]) -> list[Advice]:
 
 
 def _shards(checkpoint: Checkpoint) -> int:
-    """Count the files that have the tensors; an index of shards and the metadata of a DCP folder do not count."""
+    """Count the files that have the tensors; an index, the metadata of a DCP folder and other JSON do not count."""
     names = [name_of(file.path) for file in checkpoint.container.files]
-    return max(sum(not name.endswith((INDEX, ".metadata")) and not is_index(name) for name in names), 1)
+    return max(sum(not name.endswith((".json", ".metadata")) for name in names), 1)

@@ -104,13 +104,18 @@ def parts_of(checkpoint: Checkpoint) -> Parts:
 
 def parameters_of(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> int | None:
     """Return the elements of those tensors that are a model's, else an EMA's; None where all of them are a model's."""
-    places = zip(tensors, _Recognizer(checkpoint).places(tensors), strict=True)
-    roles: dict[str, list[Tensor]] = {}
-    for tensor, (role, _) in places:
-        roles.setdefault(role, []).append(tensor)
+    roles = by_role(checkpoint, tensors)
     if roles.keys() <= {"model"}:
         return None
     return unique_numel(roles.get("model") or roles.get("EMA") or [])
+
+
+def by_role(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """Return those of some tensors that play each role."""
+    found: dict[str, list[Tensor]] = {}
+    for tensor, (role, _) in zip(tensors, _Recognizer(checkpoint).places(tensors), strict=True):
+        found.setdefault(role, []).append(tensor)
+    return found
 
 
 def optimizer_prefixes(checkpoint: Checkpoint) -> list[str]:
@@ -127,8 +132,18 @@ def optimizer_prefixes(checkpoint: Checkpoint) -> list[str]:
     return list(found)
 
 
+def roles_of(checkpoint: Checkpoint) -> Iterable[tuple[str, str]]:
+    """Yield the role of each tensor, and the prefix of the part that it belongs to."""
+    return _Recognizer(checkpoint).places(checkpoint.tensors)
+
+
+def is_buffer(tensor: Tensor) -> bool:
+    """True for a tensor that is known to be a buffer, by the file or by its name."""
+    return tensor.kind == "buffer" or f".{tensor.name}".endswith(_BUFFERS)
+
+
 def _part(role: str, name: str, tensors: Sequence[Tensor]) -> Part:
-    buffers = [tensor for tensor in tensors if tensor.kind == "buffer" or f".{tensor.name}".endswith(_BUFFERS)]
+    buffers = [tensor for tensor in tensors if is_buffer(tensor)]
     return Part(role, name, len(tensors), unique_numel(tensors), unique_numel(buffers), stored_nbytes(tensors))
 
 
@@ -139,7 +154,7 @@ class _Recognizer:
         names = checkpoint.names
         self._nested = {key for key in checkpoint.top_level if key not in names}
         """Outermost keys that are containers, rather than names of a flat state_dict."""
-        if format_of(checkpoint).keeps_strings:
+        if format_of(checkpoint).keeps_strings and not checkpoint.weights:
             self._nested = set()
         self._optimizers = sorted(optimizer_prefixes(checkpoint), key=len, reverse=True)
         self._has_model = any(key in _MODEL or self._has_ema(["", key]) for key in self._nested)
@@ -230,7 +245,7 @@ def gradient_of(checkpoint: Checkpoint, tensor: Tensor, parts: Iterable[Part]) -
 
 _STEPS = ("global_step", "step", "steps", "iteration", "iter", "num_updates", "updates", "global_steps", "current_step")
 _EPOCHS = ("epoch", "current_epoch", "epochs")
-_WITHIN = ("", "meta.", "extra_state.", "extra_state.train_iterator.", "trainer.", "state.")
+_WITHIN = ("", "meta.", "trainer_state.", "extra_state.", "extra_state.train_iterator.", "trainer.", "state.")
 """Prefixes under which epochs and steps stand: the file's own, MMEngine's, fairseq's and others."""
 
 _SETTINGS = ("hyper_parameters", "hparams", "args", "train_args", "cfg", "config", "opt", "opts", "meta.config")

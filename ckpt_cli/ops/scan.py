@@ -27,11 +27,11 @@ from ckpt_cli.files.places import (
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.formats import signatures
 from ckpt_cli.formats.sharded.names import is_index
-from ckpt_cli.formats.signatures import ZIP_RECORD, documented, is_lfs_pointer
+from ckpt_cli.formats.signatures import documented, is_lfs_pointer
 from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
-from ckpt_cli.scanner.packed import decodings, packing_of
+from ckpt_cli.scanner.packed import decodings, is_container, packing_of
 from ckpt_cli.scanner.streams import Found, Oddity, Walk, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
 from ckpt_cli.scanner.walk import guess, search, walk, walker_of
@@ -90,13 +90,14 @@ class Scan:
         return [finding.facts() for finding in self.findings]
 
 
-def scan(path: str) -> Scan:
+def scan(path: str, *, loads: bool = True) -> Scan:
     """Scan a file, an index of shards or a directory; nothing is run, and no reader of ours need accept it.
 
+    Unless `loads`, torch's weights_only loader is not asked about.
     Raises OSError where it cannot be read, and a FormatError where it is nothing that could hold a pickle.
     """
     answer = Scan(path)
-    worker = _Worker(answer)
+    worker = _Worker(answer, loads=loads)
     if is_folder(path):
         worker.folder(path)
         if not (worker.budget.files or answer.pickles or answer.findings):
@@ -114,8 +115,9 @@ def scan(path: str) -> Scan:
 class _Worker:
     """One scan under way."""
 
-    def __init__(self, answer: Scan) -> None:
+    def __init__(self, answer: Scan, *, loads: bool) -> None:
         self.answer = answer
+        self._loads = loads
         self.budget = ScanBudget()
         self._full = False
         self._path = answer.path
@@ -185,7 +187,8 @@ class _Worker:
                         "warning", "not-searched", where, "a git LFS pointer: fetch the real file with git lfs pull"
                     )
                     return
-                self.answer.weights_only.look(source, where)
+                if self._loads:
+                    self.answer.weights_only.look(source, where)
                 known = walker_of(source, where) is not None
                 if known or not must:
                     self._take(walk(source, where, 0, self.budget), 0)
@@ -250,7 +253,7 @@ class _Worker:
             return
         budget.tries -= 1
         view = memoryview(data)
-        if data[:4] == ZIP_RECORD and depth < limits.SCAN_NESTING:
+        if is_container(data) and depth < limits.SCAN_NESTING:
             self._take(walk(MemorySource(data), f"{found.where} (within a string)", depth + 1, budget), depth + 1)
             return
         trace = trace_pickle(view, 0, budget)

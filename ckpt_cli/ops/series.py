@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import field, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.indexing import Region
@@ -15,10 +16,11 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.ls import Fold, fold
+from ckpt_cli.ops.optimizer_names import StateNames
 from ckpt_cli.ops.select import part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
-from ckpt_cli.ops.steps import steps_of
-from ckpt_cli.parallel.tensor_series import Found, Place, Track, follow
+from ckpt_cli.ops.steps import OnError, Progress, Source, raised, run_of
+from ckpt_cli.parallel.tensor_series import Found, Place, follow, tracks_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -113,91 +115,147 @@ def _facts(file: File, point: Point) -> dict[str, Any]:
     return {"path": file.path, "step": file.step, "epoch": file.epoch} | {key: getattr(point, key) for key in keys}
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a tensor is in one checkpoint."""
+
+    dtype: str
+    layout: str
+    shape: tuple[int, ...] | None
+    part: tuple[int, ...]
+    """The shape of the part of it that is followed."""
+    reason: str = ""
+    """Why it has no values that could be summarized; empty where it has."""
+
+
 @dataclass(slots=True)
 class _Entry:
     """A tensor of one name through the checkpoints, and what was found of it there."""
 
     label: str
-    places: dict[int, Place | _Without] = field(default_factory=dict)
+    first: Tensor
+    """That of the first file that has it, by the name of its row."""
+    kinds: dict[int, _Kind] = field(default_factory=dict)
     found: dict[int, Found] = field(default_factory=dict)
 
-    @property
-    def first(self) -> Tensor:
-        """The tensor in the first file that has it, by the name of its row."""
-        return replace(next(iter(self.places.values())).tensor, name=self.label)
 
+@dataclass(slots=True)
+class _Entries:
+    """What is known of the run so far."""
 
-@dataclass(frozen=True, slots=True)
-class _Without:
-    """A tensor without values that could be summarized."""
+    state_names: StateNames
+    by_key: dict[tuple[str, int], _Entry] = field(default_factory=dict)
+    """The tensors by name, and by how many before them have it too, in the order in which they first appear."""
+    errors: dict[int, CkptError | OSError] = field(default_factory=dict)
+    """For checkpoints whose values cannot be read, the first error."""
+    _kinds: dict[_Kind, _Kind] = field(default_factory=dict)
 
-    tensor: Tensor
-    reason: str
+    def note(self, key: tuple[str, int], step: int, tensor: Tensor, kind: _Kind) -> None:
+        """Note that a checkpoint has a tensor."""
+        entry = self.by_key.get(key)
+        if entry is None:
+            entry = self.by_key[key] = _Entry(key[0], replace(tensor, name=key[0]))
+        entry.kinds.setdefault(step, self._kinds.setdefault(kind, kind))
 
 
 def series(
-    checkpoints: Sequence[Checkpoint],
+    sources: Sequence[Source],
     arguments: Sequence[str],
     executor: Executor,
     on_progress: OnProgress = lambda _, __: None,
     *,
     folded: bool = False,
+    on_error: OnError = raised,
 ) -> Series:
     """Follow the tensors that NAMEs select through the checkpoints of a run, on an executor.
 
-    They are put in the order of their steps. A checkpoint whose values cannot be read is in the answer with its error.
+    They are put in the order of their steps, and a bounded number is open at a time. One that cannot be opened is
+    reported to `on_error`, which may raise it; one whose values cannot be read is in the answer with its error.
     Raises NameNotFoundError for a NAME that none of them has.
     """
-    steps = steps_of(checkpoints)
-    ordered = [checkpoints[number] for number in steps.order]
-    known = [steps.numbers[number] for number in steps.order]
-    entries = _aligned(ordered, arguments)
-    tracks, owners = _tracks(entries.values())
-    follow(tracks, executor, on_progress)
-    errors: dict[int, CkptError | OSError] = {}
-    for track in tracks:
-        for number, error in track.errors.items():
-            errors.setdefault(number, error)
-    for entry, track in owners:
-        entry.found.update((place.step, found) for place, found in zip(track.places, track.found, strict=True))
+    known = _Entries(StateNames(arguments))
+    missing: dict[str, NameNotFoundError | None] = dict.fromkeys(arguments)
+
+    def look(checkpoint: Checkpoint) -> None:
+        known.state_names.look(checkpoint)
+        for argument in list(missing):
+            error = _not_found(checkpoint, argument)
+            if error is None:
+                del missing[argument]
+            else:
+                missing[argument] = missing[argument] or error
+
+    with run_of(sources, look, on_error) as run:
+        error = next(filter(None, missing.values()), None)
+        if error is not None and not known.state_names.differing:
+            raise error
+        read = Progress(on_progress, len(run.members))
+        for begin, end in run.spans():
+            with run.opened(begin, end) as checkpoints:
+                _follow(begin, checkpoints, arguments, known, executor, read.part(end))
+        if error is not None and not known.by_key:
+            raise error
+    errors, files = known.errors, len(run.members)
     return Series(
         [
-            File(checkpoint.path, said.get("step"), said.get("epoch"), errors.get(number))
-            for number, (checkpoint, said) in enumerate(zip(ordered, known, strict=True))
+            File(member.path, member.numbers.get("step"), member.numbers.get("epoch"), errors.get(number))
+            for number, member in enumerate(run.members)
         ],
-        steps.by,
-        [_row(label, group, len(ordered), errors) for label, group in _groups(entries.values(), folded=folded)],
+        run.by,
+        [_row(label, group, files, errors) for label, group in _groups(known.by_key.values(), folded=folded)],
     )
 
 
-def _aligned(checkpoints: Sequence[Checkpoint], arguments: Sequence[str]) -> dict[tuple[str, int], _Entry]:
-    """Return the tensors by name, and by how many before them have it too, in the order in which they first appear."""
-    entries: dict[tuple[str, int], _Entry] = {}
-    missing: dict[str, list[NameNotFoundError]] = {}
-    for step, checkpoint in enumerate(checkpoints):
+def _not_found(checkpoint: Checkpoint, argument: str) -> NameNotFoundError | None:
+    """Return the error if a NAME selects nothing."""
+    try:
+        select(checkpoint, [argument])
+    except NameNotFoundError as error:
+        return error
+    return None
+
+
+def _follow(
+    begin: int,
+    checkpoints: Sequence[Checkpoint | CkptError | OSError],
+    arguments: Sequence[str],
+    known: _Entries,
+    executor: Executor,
+    on_progress: OnProgress,
+) -> None:
+    """Read the tensors of checkpoints that follow each other, from number `begin` of the run on."""
+    places: dict[tuple[str, int], list[Place]] = {}
+    for step, checkpoint in enumerate(checkpoints, begin):
+        if not isinstance(checkpoint, Checkpoint):
+            known.errors.setdefault(step, checkpoint)
+            continue
         budget = Budget.of(checkpoint)
         counts: Counter[str] = Counter()
-        for label, tensor, index in _selected(checkpoint, arguments, missing):
-            entry = entries.setdefault((label, counts[label]), _Entry(label))
-            entry.places[step] = _place(step, checkpoint, budget, tensor, index)
+        for label, tensor, index in _selected(known.state_names.of(checkpoint), arguments):
+            key = label, counts[label]
             counts[label] += 1
-    for errors in missing.values():
-        if len(errors) == len(checkpoints):
-            raise errors[0]
-    return entries
+            place, kind = _place(step, checkpoint, budget, tensor, index)
+            known.note(key, step, tensor, kind)
+            if place is not None:
+                places.setdefault(key, []).append(place)
+    tracks, owners = tracks_of(places)
+    follow(tracks, executor, on_progress)
+    for track in tracks:
+        for number, error in track.errors.items():
+            known.errors.setdefault(number, error)
+    for key, track in owners:
+        for place, found in zip(track.places, track.found, strict=True):
+            known.by_key[key].found.setdefault(place.step, found)
 
 
-def _selected(
-    checkpoint: Checkpoint, arguments: Sequence[str], missing: dict[str, list[NameNotFoundError]]
-) -> Iterator[tuple[str, Tensor, Index]]:
+def _selected(checkpoint: Checkpoint, arguments: Sequence[str]) -> Iterator[tuple[str, Tensor, Index]]:
     """Yield the tensors of one checkpoint that NAMEs select, each once, with the name of its row and its index."""
     seen: dict[tuple[int, str], Tensor] = {}
     wanted: Sequence[str | None] = arguments or [None]
     for argument in wanted:
         try:
             selections = select(checkpoint, [] if argument is None else [argument])
-        except NameNotFoundError as error:
-            missing.setdefault(str(argument), []).append(error)
+        except NameNotFoundError:
             continue
         for selection in selections:
             if not isinstance(selection.entry, Tensor):
@@ -211,46 +269,25 @@ def _selected(
                     yield f"{tensor.name}{at}", tensor, selection.index or ()
 
 
-def _place(step: int, checkpoint: Checkpoint, budget: Budget, tensor: Tensor, index: Index) -> Place | _Without:
+def _place(
+    step: int, checkpoint: Checkpoint, budget: Budget, tensor: Tensor, index: Index
+) -> tuple[Place | None, _Kind]:
+    """Return where the values of a tensor are, and what it is; None where it has none that could be summarized."""
     from ckpt_cli.arrays.codec import require_plain
 
+    known = tensor.dtype.name, tensor.layout, tensor.shape
     with about(checkpoint.path):
         try:
             if tensor.layout != "quantized":
                 require_plain(tensor)
             if tensor.shape is None:
-                return _Without(tensor, "it has no shape")
+                return None, _Kind(*known, (), "it has no shape")
             region = part_of(tensor, index)
             budget.read_parts(tensor, Region.of)
             budget.read(tensor, region)
-            return Place(step, checkpoint, budget, tensor, region, index)
+            return Place(step, checkpoint, budget, tensor, region, index), _Kind(*known, region.shape)
         except UnsupportedError as error:
-            return _Without(tensor, error.problem.removeprefix(f"tensor {tensor.name!r} "))
-
-
-def _tracks(entries: Iterable[_Entry]) -> tuple[list[Track], list[tuple[_Entry, Track]]]:
-    """Return what is to be read, which tied names share, and the pairs of an entry and one of its tracks."""
-    known: dict[object, Track] = {}
-    owners: list[tuple[_Entry, Track]] = []
-    for entry in entries:
-        for run in _runs(entry):
-            key = tuple((place.step, place.tensor.view or id(place.tensor), place.region) for place in run)
-            owners.append((entry, known.setdefault(key, Track(run))))
-    return list(known.values()), owners
-
-
-def _runs(entry: _Entry) -> Iterator[list[Place]]:
-    """Yield the places of a tensor in files that follow each other, as long as it keeps its shape."""
-    run: list[Place] = []
-    for step, place in entry.places.items():
-        if isinstance(place, _Without):
-            continue
-        if run and (step != run[-1].step + 1 or place.region.shape != run[-1].region.shape):
-            yield run
-            run = []
-        run.append(place)
-    if run:
-        yield run
+            return None, _Kind(*known, (), error.problem.removeprefix(f"tensor {tensor.name!r} "))
 
 
 def _groups(entries: Iterable[_Entry], *, folded: bool) -> Iterator[tuple[str, list[_Entry]]]:
@@ -269,9 +306,11 @@ def _groups(entries: Iterable[_Entry], *, folded: bool) -> Iterator[tuple[str, l
 
 
 def _row(label: str, entries: Sequence[_Entry], files: int, errors: dict[int, CkptError | OSError]) -> Row:
-    numbers = sorted({step for entry in entries for step in entry.places} - errors.keys())
+    numbers = sorted({step for entry in entries for step in entry.kinds} - errors.keys())
     points = [point for step in numbers if (point := _point(entries, step, errors)) is not None]
     whole = [step for step in range(files) if step not in errors]
+    for entry in entries:
+        entry.found.clear()  # of a long run this is much more than the points
     return Row(label, points, len(entries), _shared_events(entries, whole))
 
 
@@ -293,12 +332,12 @@ def _point(entries: Sequence[_Entry], step: int, errors: Collection[int]) -> Poi
     from ckpt_cli.arrays.moments import Moments, merged
 
     whole, before, squares = Moments(), 0.0, None
-    here: list[Place] = []
+    here: list[_Kind] = []
     for entry in entries:
-        place, found = entry.places.get(step), entry.found.get(step)
-        if not isinstance(place, Place) or found is None:
+        kind, found = entry.kinds.get(step), entry.found.get(step)
+        if kind is None or kind.reason or found is None:
             continue
-        here.append(place)
+        here.append(kind)
         whole = merged(whole, found.moments)
         if found.moved is not None and step - 1 not in errors:
             squares = (squares or 0.0) + found.moved
@@ -307,9 +346,9 @@ def _point(entries: Sequence[_Entry], step: int, errors: Collection[int]) -> Poi
         return None
     return Point(
         step,
-        here[0].tensor.dtype.name,
-        here[0].region.shape,
-        sum(place.region.numel for place in here),
+        here[0].dtype,
+        here[0].part,
+        sum(prod(kind.part) for kind in here),
         whole.norm,
         whole.mean,
         whole.std,
@@ -335,28 +374,27 @@ def _relative(squares: float | None, before: float) -> float | None:
 
 def _events(entry: _Entry, whole: Sequence[int]) -> Iterator[Event]:
     """Yield the changes of what a tensor is, from one to the next of the files that can be read."""
-    last: Place | _Without | None = None
+    last: _Kind | None = None
     for place, step in enumerate(whole):
-        now = entry.places.get(step)
+        now = entry.kinds.get(step)
         if place and (now is None) != (last is None):
             yield Event(step, "appears" if last is None else "is gone")
-        if isinstance(now, _Without) and not isinstance(last, _Without):
+        if now is not None and now.reason and not (last is not None and last.reason):
             yield Event(step, now.reason)
         if now is not None and last is not None:
             yield from (Event(step, what) for what in _differences(last, now))
         last = now
 
 
-def _differences(last: Place | _Without, now: Place | _Without) -> Iterator[str]:
+def _differences(last: _Kind, now: _Kind) -> Iterator[str]:
     for what, before, after in (
-        ("shape", _shape_of(last), _shape_of(now)),
-        ("dtype", last.tensor.dtype.name, now.tensor.dtype.name),
-        ("layout", last.tensor.layout, now.tensor.layout),
+        ("shape", _shape_text(last.shape), _shape_text(now.shape)),
+        ("dtype", last.dtype, now.dtype),
+        ("layout", last.layout, now.layout),
     ):
         if before != after:
             yield f"{what} {before} → {after}"
 
 
-def _shape_of(place: Place | _Without) -> str:
-    shape = place.tensor.shape
+def _shape_text(shape: tuple[int, ...] | None) -> str:
     return "?" if shape is None else f"[{','.join(map(str, shape))}]"

@@ -11,15 +11,16 @@ from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, UnsupportedError, UsageError, about
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import Place
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.ls import Fold, fold
 from ckpt_cli.ops.select import excluded_names, part_of, select, with_values
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.ops.summaries import Row, Stats
-from ckpt_cli.parallel.announced import AHEAD_ELSEWHERE, announced, are_elsewhere
+from ckpt_cli.parallel.announced import AHEAD_ELSEWHERE, announced, are_elsewhere, places_in
 from ckpt_cli.parallel.map import AHEAD, grouped, in_file_order, run
-from ckpt_cli.parallel.tensor_chunks import Chunk, Place, TensorReader
+from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -192,6 +193,8 @@ def stats(
     of numbered layers are one row. `percentiles` also finds the spread of each row.
     """
     with about(checkpoint.path):
+        for file in checkpoint.container.files if not arguments else ():
+            file.note_whole()
         plans = list(_plans(checkpoint, arguments, exclude))
         subjects = list({id(plan): plan for _, plan, _ in plans if isinstance(plan, _Subject)}.values())
         for subject in subjects if percentiles else ():
@@ -276,7 +279,7 @@ def _sum_all(checkpoint: Checkpoint, subjects: Sequence[_Subject], executor: Exe
     in_order = in_file_order(subjects, lambda subject: subject.source.place, checkpoint.container.files)
     last = 0
     ahead = AHEAD_ELSEWHERE if are_elsewhere(subjects) else AHEAD
-    for size, answers in run(grouped(_items(in_order)), _sum_job, executor, ahead):
+    for size, answers in run(grouped(_items(in_order)), _sum_job, executor, ahead, places=places_in):
         for number, found in answers:
             for finished in range(last, number):
                 in_order[finished].finish()

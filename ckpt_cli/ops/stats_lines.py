@@ -12,11 +12,13 @@ from ckpt_cli.arrays.indexing import Region, part_at, row_cuts
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, UsageError, about
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import announce
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.ops.stats import planned, selected, stats
 from ckpt_cli.ops.summaries import Row, Stats
+from ckpt_cli.parallel.announced import places_in
 from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, TensorReader
 
@@ -86,7 +88,8 @@ def _sum_lines(checkpoint: Checkpoint, matrices: Sequence[Matrix], executor: Exe
     total = sum(matrix.source.nbytes for matrix in matrices)
     done = 0
     in_order = in_file_order(matrices, lambda matrix: matrix.source.place, checkpoint.container.files)
-    for nbytes, answers in run(grouped(_items(in_order)), _sum_job, executor):
+    announce(place for matrix in in_order for place in matrix.source.all_places())
+    for nbytes, answers in run(grouped(_items(in_order)), _sum_job, executor, places=places_in):
         for number, first, part in answers:
             in_order[number].found.add(first, part)
         done += nbytes

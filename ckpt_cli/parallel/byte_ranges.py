@@ -16,6 +16,7 @@ from ckpt_cli.arrays.lines import lines_of
 from ckpt_cli.arrays.tally import Tally, merged, tally
 from ckpt_cli.dtypes import DType
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import announce, is_left_to_workers
 from ckpt_cli.files.crc32 import combine
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.parallel import map as jobs
@@ -122,16 +123,24 @@ def _parts_next(job: Job, pending: list[tuple[int, int, FileRange]]) -> bool:
 def read_all(work: Iterable[Job], executor: Executor, on_progress: Callable[[int], None] = lambda _: None) -> Answers:
     """Run jobs; `on_progress` gets the bytes of each that is done, in order."""
     answers = Answers()
-    for nbytes, found in jobs.run(map(_expected, work), _read, executor):
+    work = list(work)
+    announce((job.file, job.begin, job.end - job.begin) for job in work)
+    for nbytes, found in jobs.run(map(_expected, work), _read, executor, places=_places):
         for part, answer in found:
             answers.add(part, answer)
         on_progress(nbytes)
     return answers
 
 
+def _places(job: Job) -> list[tuple[SourceFile, int, int]]:
+    """Return what a job reads."""
+    return [(job.file, job.begin, job.end - job.begin)]
+
+
 def _expected(job: Job) -> Job:
-    """A job whose bytes the system was asked to read ahead."""
-    job.file.expect(job.begin, job.end - job.begin)
+    """A job whose bytes the system was asked to read ahead, unless the workers share no memory."""
+    if not is_left_to_workers():
+        job.file.expect(job.begin, job.end - job.begin)
     return job
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ckpt_cli.files.at_once import Place, announce, left_to_workers
+
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
@@ -48,24 +50,60 @@ def workers(jobs: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
+def shares_memory(executor: Executor) -> bool:
+    """True if what is fetched here is there for the workers too."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return isinstance(executor, ThreadPoolExecutor)
+
+
 def run(
-    jobs: Iterable[_Job], work: Callable[[_Job], _Answer], executor: Executor, ahead: int = AHEAD
+    jobs: Iterable[_Job],
+    work: Callable[[_Job], _Answer],
+    executor: Executor,
+    ahead: int = AHEAD,
+    *,
+    places: Callable[[_Job], Iterable[Place]] | None = None,
 ) -> Iterator[_Answer]:
     """Yield the answer of `work` to each job, in order; a few jobs are under way at a time, the rest is not yet made.
+
+    `places`, a function of a module, gives what a job reads, for workers that share no memory: each of these fetches
+    for itself, and nothing is fetched here.
 
     An error, or a caller that stops to ask, drops what has not begun.
     """
     running: deque[Future[_Answer]] = deque()
+    is_apart = not shares_memory(executor)
     try:
-        for job in jobs:
+        for job in _quietly(jobs) if is_apart else jobs:
             if len(running) >= ahead:
                 yield running.popleft().result()
-            running.append(executor.submit(work, job))
+            running.append(executor.submit(_announced, work, job, places) if is_apart else executor.submit(work, job))
         while running:
             yield running.popleft().result()
     finally:
         for future in running:
             future.cancel()
+
+
+_END = object()
+
+
+def _quietly(jobs: Iterable[_Job]) -> Iterator[_Job]:
+    """Yield jobs that are made without fetching anything ahead."""
+    rest = iter(jobs)
+    while True:
+        with left_to_workers():
+            job: Any = next(rest, _END)
+        if job is _END:
+            return
+        yield job
+
+
+def _announced(work: Callable[[_Job], _Answer], job: _Job, places: Callable[[_Job], Iterable[Place]] | None) -> _Answer:
+    """Work on a job in another process, where nobody has announced what it reads."""
+    announce(places(job) if places is not None else ())
+    return work(job)
 
 
 def grouped(items: Iterable[tuple[_Job, int]], most: int = JOB) -> Iterator[list[_Job]]:

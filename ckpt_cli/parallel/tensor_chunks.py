@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli.arrays.indexing import Region, part_at, range_cuts, row_cuts
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.at_once import is_elsewhere
+from ckpt_cli.files.at_once import Place, is_elsewhere, is_left_to_workers
 from ckpt_cli.files.copy import near_copy
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
@@ -42,9 +42,6 @@ _EXTENTS = 1_000
 
 _RUNS = 64
 """Places of a chunk, or of a job that is read ahead, that are noted one by one."""
-
-Place = tuple[SourceFile, int, int]
-"""A file, the first of some bytes in it, and how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +237,18 @@ class TensorReader:
         return self.dtype.nbytes(end - begin) if chunk.closes else 0
 
     def expect(self, end: int) -> None:
-        """Have the bytes before `end`, and somewhat more, read from the disk in order while earlier jobs compute."""
-        while self._expected < min(end, self.nbytes):
+        """Have the bytes before `end`, and somewhat more, read in order while earlier jobs compute here."""
+        while self._expected < min(end, self.nbytes) and not is_left_to_workers():
             begin, self._expected = self._expected, self._expected + JOB
-            for file, offset, nbytes in self._runs(begin, min(self._expected, self.nbytes)):
+            runs = self._runs(begin, min(self._expected, self.nbytes))
+            for file, offset, nbytes in runs:
                 file.expect(offset, nbytes)
+            if not runs:
+                self._expected = self.nbytes  # it will be no better further on
+
+    def all_places(self) -> list[Place]:
+        """Return the places of all of its bytes, as far as it is known that all of these are read."""
+        return list(self._places) if self.plain else self._runs(0, self.nbytes)
 
     def _runs(self, begin: int, end: int) -> list[Place]:
         """Return the places of a range of its bytes; none where it is scattered or not known."""
@@ -257,7 +261,6 @@ class TensorReader:
                 extents = storage.extents(first + begin, end - begin)
                 if len(extents) <= _RUNS:
                     return [(extent.file, extent.offset, extent.nbytes) for extent in extents]
-        self._expected = self.nbytes  # it will be no better further on
         return []
 
     def _places_of(self, begin: int, end: int) -> Iterator[Place]:
@@ -298,9 +301,10 @@ class TensorReader:
         else:
             for file, offset, nbytes in chunk.places:
                 for at in range(0, nbytes, CHUNK):
-                    found = buffer(min(CHUNK, nbytes - at))
-                    file.read_into(found, offset + at)
-                    yield found
+                    count = min(CHUNK, nbytes - at)
+                    if not is_elsewhere(file):
+                        file.read_into(buffer(count), offset + at)
+                    yield file.view(offset + at, count) if is_elsewhere(file) else buffer(count)
 
     def read_all(self, most: int, *, plainly: bool = False) -> Iterator[memoryview]:
         """Yield the bytes of all elements, about `most` bytes at a time, each piece valid until the next one.

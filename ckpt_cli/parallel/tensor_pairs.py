@@ -16,6 +16,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.parallel.announced import announce_tensors, places_in
 from ckpt_cli.parallel.map import grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, TensorReader
 
@@ -166,7 +167,8 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, on_progress: OnProg
     done = 0
     files = pairs[0].checkpoints[0].container.files if pairs else ()
     in_order = in_file_order(pairs, lambda pair: pair.place, files)
-    for size, answers in run(grouped(_items(in_order)), _compare_job, executor):
+    announce_tensors((pair.checkpoints[side], pair.tensors[side]) for pair in in_order for side in (0, 1))
+    for size, answers in run(grouped(_items(in_order)), _compare_job, executor, places=places_in):
         for number, begin, found in answers:
             pair = in_order[number]
             pair.found = together(pair.found, found, pair.tolerance.first)
@@ -181,7 +183,7 @@ def compare_pairs(pairs: Sequence[Pair], executor: Executor, on_progress: OnProg
 
 def _add_equal_chunks(pairs: Sequence[Pair], executor: Executor) -> None:
     """Add the chunks that are the same in both to the sums of pairs that differ elsewhere: their norms are of all."""
-    for found in run(grouped(_equal_items(pairs)), _squares_job, executor):
+    for found in run(grouped(_equal_items(pairs)), _squares_job, executor, places=places_in):
         for number, sums in found:
             pair = pairs[number]
             pair.found = replace(pair.found, sums=pair.found.sums.plus(sums))

@@ -6,9 +6,9 @@ are stored alike, chunks of the same bytes are not summed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckpt_cli.arrays.indexing import Index, Region, row_cuts
 from ckpt_cli.budget import Budget
@@ -17,6 +17,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.parallel.announced import announce_tensors, places_in
 from ckpt_cli.parallel.map import JOB, grouped, in_file_order, run
 from ckpt_cli.parallel.tensor_chunks import CHUNK, Chunk, TensorReader
 
@@ -83,6 +84,35 @@ class Track:
             if extents:
                 return extents[0].file, extents[0].offset
         return None
+
+
+Key = TypeVar("Key")
+
+
+def tracks_of(places: Mapping[Key, Sequence[Place]]) -> tuple[list[Track], list[tuple[Key, Track]]]:
+    """Return what is to be read, which tied names share, and the pairs of a tensor's key and one of its tracks.
+
+    The places of a key are in the order of their checkpoints.
+    """
+    known: dict[object, Track] = {}
+    owners: list[tuple[Key, Track]] = []
+    for name, of_name in places.items():
+        for run_of_places in _runs(of_name):
+            views = tuple((place.step, place.tensor.view or id(place.tensor), place.region) for place in run_of_places)
+            owners.append((name, known.setdefault(views, Track(run_of_places))))
+    return list(known.values()), owners
+
+
+def _runs(places: Sequence[Place]) -> Iterator[list[Place]]:
+    """Yield the places of a tensor in files that follow each other, as long as it keeps its shape."""
+    found: list[Place] = []
+    for place in places:
+        if found and (place.step != found[-1].step + 1 or place.region.shape != found[-1].region.shape):
+            yield found
+            found = []
+        found.append(place)
+    if found:
+        yield found
 
 
 class _Side:
@@ -273,7 +303,9 @@ def follow(tracks: Sequence[Track], executor: Executor, on_progress: OnProgress)
     in_order = in_file_order(tracks, lambda track: track.place, list(files))
     readers: dict[int, _Reader] = {}
     last = 0
-    for answers in run(grouped(_items(in_order, readers)), _follow_job, executor):
+    places = (place for track in in_order for place in track.places if place.region.numel == place.tensor.numel)
+    announce_tensors((place.checkpoint, place.tensor) for place in places)
+    for answers in run(grouped(_items(in_order, readers)), _follow_job, executor, places=_places_in):
         for number, nbytes, found in answers:
             for finished in range(last, number):
                 readers.pop(finished).finish()
@@ -294,6 +326,11 @@ def _items(tracks: Iterable[Track], readers: dict[int, _Reader]) -> Iterator[tup
         reader = readers[number] = _Reader(track)
         for chunks in reader.chunks():
             yield (number, reader, chunks), reader.cost(chunks)
+
+
+def _places_in(job: list[_Item]) -> list[tuple[SourceFile, int, int]]:
+    """Return what a job reads."""
+    return places_in(row for _, _, row in job)
 
 
 def _follow_job(job: list[_Item]) -> list[tuple[int, int, list[_Answer]]]:

@@ -61,6 +61,9 @@ _SHORT = 8
 
 _HOLDING_NONE = _PLAIN | {Global}
 
+_LEAVES = _HOLDING_NONE | {Letter}
+"""Types of nodes that hold none and that are the same where they are equal."""
+
 
 def _same_node(one: Any, a_data: Data, other: Any, b_data: Data, agenda: list[tuple[Any, Any]]) -> bool:
     """True if two nodes are the same as far as is seen here; what they hold is put on the agenda."""
@@ -73,9 +76,36 @@ def _same_node(one: Any, a_data: Data, other: Any, b_data: Data, agenda: list[tu
     if len(below) != len(opposite):
         return False
     for pair in zip(below, opposite, strict=True):
-        if (kind := type(pair[0])) not in _PLAIN or kind is not type(pair[1]):
+        if (kind := type(pair[0])) is not type(pair[1]):
             agenda.append(pair)
-        elif pair[0] != pair[1]:
+        elif kind in _PLAIN:
+            if pair[0] != pair[1]:
+                return False
+        elif not _are_equal(*pair):
+            agenda.append(pair)
+    return True
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """True if two nodes of one type are the same name, reference, or short tuple of names and plain data.
+
+    None of these is told from an equal one. False for all others, and where there may be more to compare.
+    """
+    kind = type(one)
+    if kind is Global:
+        return bool(one.name == other.name and one.module == other.module)
+    if kind is PersistentId:
+        one, other = one.pid, other.pid
+        kind = type(one)
+    if kind is not tuple or type(other) is not tuple or len(one) > _SHORT:
+        return False
+    kinds = [*map(type, one)]
+    if not _LEAVES.issuperset(kinds) or kinds != [*map(type, other)]:
+        return False
+    if one == other:
+        return True
+    for a, b in zip(one, other, strict=True):
+        if a != b and not (type(a) is Global and a.name == b.name and a.module == b.module):
             return False
     return True
 

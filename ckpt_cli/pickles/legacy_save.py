@@ -26,7 +26,8 @@ MAGIC = 0x1950A86A20F9469CFC6C
 MAGIC_BINARY, MAGIC_TEXT = b"\x8a\n" + MAGIC.to_bytes(10, "little") + b".", b"L%dL\n." % MAGIC
 """Its opcodes after the protocol, and those of protocols 0 and 1."""
 
-_VERSION = 1001
+VERSION = 1001
+"""The integer in the second pickle."""
 
 HEAD = 64 << 10
 """Bytes in which all the pickles are of a save that holds one storage and nothing else."""
@@ -88,7 +89,7 @@ def read_save(source: ByteSource, begin: int, preface: bytes = b"") -> Save:
 
 def after_preface(source: ByteSource, position: int) -> int:
     """Return the first byte of the main pickle, after the magic number, the version and the facts of the machine."""
-    for expected, what in ((MAGIC, "magic number"), (_VERSION, "protocol version"), (None, "")):
+    for expected, what in ((MAGIC, "magic number"), (VERSION, "protocol version"), (None, "")):
         graph = pickle_at(source, position)
         position += graph.nbytes
         if expected is not None and (type(graph.root) is not int or graph.root != expected):

@@ -26,6 +26,7 @@ class Machine:
     """The state of one pickle's interpretation. Its errors name the problem; the reader adds where it is."""
 
     __slots__ = (
+        "_named",
         "below",
         "byte_strings",
         "data",
@@ -52,6 +53,8 @@ class Machine:
         self.sparse: dict[str, object] = {}
         """Memo slots that were not filled in order, by their digits: the hashes of integers can be made to collide."""
         self.globals: dict[tuple[str, str], Global] = {}
+        self._named: dict[tuple[bytes, bytes], Global] = {}
+        """The same by the lines that name them: a pickle without a memo names the same ones for every tensor."""
         self.persistent: list[PersistentId | Call] = []
         """Every reference to something outside the pickle; for a row, the call that has it as its first argument."""
         self.rows: Any = None
@@ -232,6 +235,15 @@ class Machine:
         self.text += nbytes
         if self.text > limits.PICKLE_TEXT:
             raise LimitError(f"holds more than {limits.PICKLE_TEXT} bytes of text")
+
+    def named(self, begin: int) -> tuple[Global, int]:
+        """The node of the global whose two lines begin there, and the position after them."""
+        lines = self.two_lines(begin)
+        node = self._named.get(lines)
+        if node is None:
+            module, name = (line.decode("utf-8", "surrogateescape") for line in lines)
+            node = self._named[lines] = self.name(module, name)
+        return node, begin + len(lines[0]) + len(lines[1]) + 2
 
     def name(self, module: str, name: str) -> Global:
         """The node of a global, one for each name."""

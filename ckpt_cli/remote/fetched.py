@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from typing import IO
 from weakref import WeakSet
 
-PAGE = 16 << 10
+PAGE = 4 << 10
 """Bytes that are kept together."""
 
-_PAGES = (64 << 20) // PAGE
-"""Pages that are kept, of all files together."""
+_PAGES = (32 << 20) // PAGE
+"""Pages that are kept in memory, of all files together."""
+
+KEPT = 1 << 30
+"""Bytes of pages that are kept in a temporary file, once memory has no room for them."""
 
 PART = 8 << 20
 """Bytes of one request of a long read, at most."""
@@ -45,7 +50,7 @@ class Part:
 
     __slots__ = ("_read", "begin", "born", "data", "end", "future", "left")
 
-    def __init__(self, begin: int, end: int, born: int) -> None:
+    def __init__(self, begin: int, end: int, born: int, gaps: Iterable[tuple[int, int]] = ()) -> None:
         self.begin = begin
         self.end = end
         self.born = born
@@ -55,7 +60,9 @@ class Part:
         self.data = bytearray(end - begin)
         self.future: Future[None] | None = None
         self._read: list[tuple[int, int]] = []
-        """The ranges that were read, apart from each other and in order."""
+        """The ranges that were read, or that nobody reads, apart from each other and in order."""
+        for gap in gaps:
+            self.was_read(*gap)
 
     def was_read(self, begin: int, end: int) -> None:
         """Take a range from what is left to read; bytes may be read more than once, as those of samples are."""
@@ -68,6 +75,52 @@ class Part:
                 begin, end = min(low, begin), max(high, end)
         self.left -= end - begin
         self._read = sorted([*kept, (begin, end)])
+
+
+class _Spill:
+    """Pages in a temporary file without a name, for which memory had no room: they are not fetched again."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._places: dict[tuple[int, int], tuple[int, int]] = {}
+        """The first byte and the bytes of each page."""
+        self._end = 0
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        return key in self._places
+
+    def put(self, key: tuple[int, int], data: bytes) -> None:
+        """Keep a page, unless it is there; where the disk has no room it is not kept."""
+        if key in self._places or len(self._places) >= KEPT // PAGE:
+            return
+        if self._file is None:
+            from tempfile import TemporaryFile
+
+            with suppress(OSError):
+                self._file = TemporaryFile(buffering=0)  # noqa: SIM115 - it goes with this object
+        with suppress(OSError):
+            if self._file is not None:
+                self._file.seek(self._end)
+                if self._file.write(data) == len(data):
+                    self._places[key] = self._end, len(data)
+                    self._end += len(data)
+
+    def get(self, key: tuple[int, int]) -> bytes | None:
+        """Return a page; None where it is not there."""
+        place = self._places.get(key)
+        if place is None or self._file is None:
+            return None
+        with suppress(OSError):
+            self._file.seek(place[0])
+            data = self._file.read(place[1])
+            if len(data) == place[1]:
+                return data
+        del self._places[key]
+        return None
 
 
 _all: WeakSet[Fetched] = WeakSet()
@@ -91,16 +144,22 @@ class Fetched:
         """Bytes that came over the network, of all files together."""
         self._lock = threading.Lock()
         self._pages: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._spill = _Spill()
         self._expected = 0
         """Bytes under way, or there and not yet read."""
         self._asked = 0
         """Bytes that were ever expected."""
         self._parts: dict[int, list[Part]] = {}
         self._numbers: dict[object, int] = {}
+        self._whole: set[int] = set()
+        """Files of which nearly all will be read."""
+        self._sampled: set[tuple[int, int, int]] = set()
+        """Ranges of parts, by file, that are read once more than counts."""
 
     def forked(self) -> None:
         """Begin with the pages only in a process that was forked: the threads that fetch are in the other one."""
         self._lock = threading.Lock()
+        self._spill = _Spill()  # both would move about in one file
         self._parts = {}
         self._expected = 0
 
@@ -120,14 +179,15 @@ class Fetched:
             found = self._pages.get((file, number))
             if found is not None:
                 self._pages.move_to_end((file, number))
-            return found
+                return found
+            return self._spill.get((file, number))
 
     def missing(self, file: int, first: int, end: int) -> list[tuple[int, int]]:
         """Return the runs of pages, from one to before another, that are not there."""
         runs: list[tuple[int, int]] = []
         with self._lock:
             for number in range(first, end):
-                if (file, number) in self._pages:
+                if (file, number) in self._pages or (file, number) in self._spill:
                     continue
                 if runs and runs[-1][1] == number:
                     runs[-1] = runs[-1][0], number + 1
@@ -141,10 +201,15 @@ class Fetched:
             for at in range(0, len(data), PAGE):
                 self._pages[file, first + at // PAGE] = bytes(data[at : at + PAGE])
             while len(self._pages) > _PAGES:
-                self._pages.popitem(last=False)
+                self._spill.put(*self._pages.popitem(last=False))
 
-    def expect(self, file: int, begin: int, end: int, fetch: Callable[[Part], None]) -> bool:
-        """Begin to fetch a range of a file, what is under way already left out; False where too much is under way."""
+    def expect(
+        self, file: int, begin: int, end: int, fetch: Callable[[Part], None], gaps: Sequence[tuple[int, int]] = ()
+    ) -> bool:
+        """Begin to fetch a range of a file, what is under way already left out; False where too much is under way.
+
+        Nobody reads the `gaps` in it.
+        """
         with self._lock:
             parts = self._parts.setdefault(file, [])
             for low, high in _without(begin, end, parts):
@@ -154,7 +219,8 @@ class Fetched:
                     self._drop_read()
                 if self._expected + high - low > _EXPECTED:
                     return False
-                part = Part(low, high, self._asked)
+                within = [(max(a, low), min(b, high)) for a, b in gaps if a < high and low < b]
+                part = Part(low, high, self._asked, within)
                 self._expected += high - low
                 parts.append(part)
                 part.future = workers().submit(fetch, part)
@@ -189,9 +255,25 @@ class Fetched:
     def was_read(self, file: int, part: Part, begin: int, end: int) -> None:
         """Note that a range of a part was read, which goes when all of it was; readers need not come in order."""
         with self._lock:
+            if (file, begin, end) in self._sampled:
+                self._sampled.remove((file, begin, end))
+                return
             part.was_read(begin, end)
             if part.left <= 0:
                 self._remove(file, part)
+
+    def note_whole(self, file: int) -> None:
+        """Note that nearly all of a file will be read."""
+        self._whole.add(file)
+
+    def is_whole(self, file: int) -> bool:
+        """True if nearly all of a file will be read."""
+        return file in self._whole
+
+    def keep_sampled(self, file: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Note ranges, pairs of the first byte and the bytes, whose first read leaves them there for another one."""
+        with self._lock:
+            self._sampled.update((file, begin, begin + nbytes) for begin, nbytes in ranges)
 
     def failed(self, file: int, part: Part) -> None:
         """Drop a part that could not be fetched."""
@@ -208,10 +290,12 @@ class Fetched:
         """Drop the pages, which are fetched again when they are read."""
         with self._lock:
             self._pages.clear()
+            self._spill = _Spill()
 
     def forget(self, file: int) -> None:
         """Drop all that is expected of a file."""
         with self._lock:
+            self._sampled = {each for each in self._sampled if each[0] != file}
             for part in self._parts.pop(file, []):
                 self._expected -= part.end - part.begin
                 if part.future is not None:

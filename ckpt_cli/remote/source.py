@@ -1,10 +1,11 @@
 """A file elsewhere as a source of bytes: pages that are kept, and ranges that are fetched ahead and side by side.
 
-Small reads go through pages of 16 KiB, of which the last used 64 MiB are kept. The first request for a file is for its
-first 256 KiB, and a read within the last 256 KiB fetches all of these: together they have the directory and the pickle
-of most files. Other reads fetch what they need, and twice as much each time while a file is read in order. Long reads
-pass the pages by, in parts that are fetched side by side. `expect` begins to fetch a part; at most 64 MiB are under
-way, or there and not yet read.
+Small reads go through pages, of which the last used 32 MiB are kept in memory, and others in a temporary file. The
+first request for a file is for its first 256 KiB, and a read within the last 256 KiB fetches all of these: together
+they have the directory and the pickle of most files. Other reads fetch what they need, and twice as much each time
+while a file is read in order. Long reads pass the pages by, in parts that are fetched side by side. `expect` begins to
+fetch a part; at most 64 MiB are under way, or there and not yet read. Of ranges that `will_read` announces, neighbours
+are one part.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
 from ckpt_cli.errors import TruncatedError
-from ckpt_cli.remote.fetched import PAGE, PART, Fetched, Part, pieces, workers
+from ckpt_cli.remote.fetched import KEPT, PAGE, PART, Fetched, Part, pieces, workers
+from ckpt_cli.remote.plan import NEAR, Piece, Plan, together
 from ckpt_cli.remote.store import Object
 
 BEGINNING = 256 << 10
@@ -24,16 +26,28 @@ _AHEAD = 4 << 20
 """Bytes that one request fetches at most while a file is read in order by small reads."""
 
 _LONG = 1 << 20
-"""Bytes from which on a read passes the pages by."""
+"""Bytes up to which a range that is expected grows."""
+
+_BY = PART
+"""Bytes from which on a read passes the pages by: of what is shorter and was not announced, most is a document."""
 
 _SHORTEST = 64 << 10
 """Bytes that one request of `expect` fetches at least."""
 
-_SMALL = 32 << 20
-"""Bytes that one call of `expect_all` fetches at most: half of what is kept."""
+_RUN = PART // PAGE
+"""Pages of one request of `expect_all`, at most."""
 
-_GAP = 32 << 10
-"""Bytes between two small ranges up to which one request fetches both."""
+_NEAR_OF_ALL = 512 << 10
+"""Bytes between two small ranges up to which one request fetches both, of a file of which nearly all will be read."""
+
+_SIDE_BY_SIDE = 4
+"""Requests of `expect_all` at a time: their runs are no more than the pages that memory has room for."""
+
+_MISS = 16 << 10
+"""Bytes that a small read fetches at least."""
+
+_THERE = 64 << 10
+"""Bytes that are there up to which they are fetched again with what lies around them."""
 
 
 class RemoteFile:
@@ -65,8 +79,14 @@ class RemoteFile:
         """The byte before which everything near it is expected."""
         self._step = _SHORTEST
         """Bytes that are expected at least, while short ranges are expected in order."""
-        self._run = PAGE
+        self._run = _MISS
         """Bytes that the last miss fetched, while the file is read in order."""
+        self._plan = Plan()
+
+    @property
+    def revision(self) -> str:
+        """The commit of a hub that it is read at; empty where its server has none."""
+        return self._object.revision
 
     @property
     def whole(self) -> RemoteFile:
@@ -90,29 +110,39 @@ class RemoteFile:
         self.check(offset, len(buffer))
         at = offset
         while at < end:
-            part, until = self._fetched.part_at(self._key, at, end)
+            part, until = self._part_at(at, end)
             if part is None:
                 self._fill(buffer[at - offset : until - offset], at)
             else:
                 until = min(until, end)
-                self._take(part, buffer[at - offset : until - offset], at)
+                buffer[at - offset : until - offset] = self._taken(part, at, until - at)
             at = until
 
-    def _take(self, part: Part, buffer: memoryview, offset: int) -> None:
-        """Copy from a part that was expected, once it is there."""
+    def _part_at(self, begin: int, end: int) -> tuple[Part | None, int]:
+        """Return the part that has a byte, if need be a planned one that is now begun, and where it ends.
+
+        Where there is none, None and where the next one begins, at most `end`.
+        """
+        part, until = self._fetched.part_at(self._key, begin, end)
+        if part is None and self._begin_planned(begin, until):
+            return self._fetched.part_at(self._key, begin, end)
+        return part, until
+
+    def _taken(self, part: Part, offset: int, nbytes: int) -> memoryview:
+        """Return bytes of a part that was expected, once they are there, and count them as read."""
         assert part.future is not None
         try:
             part.future.result()
         except BaseException:
             self._fetched.failed(self._key, part)
             raise
-        buffer[:] = memoryview(part.data)[offset - part.begin : offset - part.begin + len(buffer)]
-        self._fetched.was_read(self._key, part, offset, offset + len(buffer))
+        self._fetched.was_read(self._key, part, offset, offset + nbytes)
+        return memoryview(part.data)[offset - part.begin : offset - part.begin + nbytes]
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from pages, and from the server where it is long."""
         end = offset + len(buffer)
-        if len(buffer) < _LONG:
+        if len(buffer) < _BY:
             self._fetch_pages(offset, end)
         at = offset
         while at < end and (page := self._fetched.page(self._key, at // PAGE)) is not None:
@@ -159,7 +189,8 @@ class RemoteFile:
             self._run = min(2 * self._run, _AHEAD)
             last = max(last, first + self._run // PAGE)
         else:
-            self._run = PAGE
+            self._run = _MISS
+            last = max(last, min(first + _MISS // PAGE, -(-self.size // PAGE)))
         self._fetch_run(first, last)
         self._next = last
 
@@ -182,10 +213,13 @@ class RemoteFile:
             self._fetch_run(*run)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
-        """Return the bytes as a read-only view of a copy in memory."""
+        """Return the bytes as a read-only view of what was fetched."""
         if nbytes <= PAGE:
             return memoryview(self.read(offset, nbytes))
         self.check(offset, nbytes)
+        part, until = self._part_at(offset, offset + nbytes)
+        if part is not None and until >= offset + nbytes:
+            return self._taken(part, offset, nbytes).toreadonly()
         data = bytearray(nbytes)
         self.read_into(memoryview(data), offset)
         return memoryview(data).toreadonly()
@@ -194,11 +228,17 @@ class RemoteFile:
         """Begin to fetch a range that will be read, unless much is under way already; never waits.
 
         A short range becomes a longer one, as those who read a file in order expect the ranges behind it next; twice
-        as long each time that they do.
+        as long each time that they do. Of what was announced, whole pieces are fetched.
         """
         end = min(offset + nbytes, self.size)
         if not 0 <= offset < end:
             return
+        while (piece := self._plan.piece_at(offset)) is not None:
+            if not piece.is_begun and not self._begin_piece(piece):
+                return
+            offset = piece.end
+            if offset >= end:
+                return
         runs = self._fetched.missing(self._key, offset // PAGE, -(-end // PAGE))
         if not runs:
             return
@@ -217,29 +257,58 @@ class RemoteFile:
     def _fetch_part(self, part: Part) -> None:
         self._ask(memoryview(part.data), part.begin)
 
+    def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
+        """Note ranges, pairs of offset and bytes, that will be read, in about this order.
+
+        Nothing is fetched before the first of some neighbours is expected or read: then all of these are, in one piece.
+        What is `sampled` is read once before.
+        """
+        self._fetched.keep_sampled(self._key, sampled)
+        wanted = ((offset, min(offset + nbytes, self.size)) for offset, nbytes in ranges)
+        self._plan.add((offset, end) for offset, end in wanted if 0 <= offset < end)
+
+    def _begin_planned(self, offset: int, end: int) -> bool:
+        """Begin to fetch the piece that has a byte, unless there is none or it was begun; True if it was done now.
+
+        Nothing is fetched where the bytes before `end` are there.
+        """
+        piece = self._plan.piece_at(offset)
+        if piece is None or piece.is_begun:
+            return False
+        return bool(self._fetched.missing(self._key, offset // PAGE, -(-end // PAGE))) and self._begin_piece(piece)
+
+    def _begin_piece(self, piece: Piece) -> bool:
+        """Begin to fetch what is not there of a piece; False where too much is under way."""
+        missing = self._fetched.missing(self._key, piece.begin // PAGE, -(-piece.end // PAGE))
+        wanted = [(max(first * PAGE, piece.begin), min(last * PAGE, piece.end)) for first, last in missing]
+        for begin, end, there in together(wanted, _THERE):
+            if not self._fetched.expect(self._key, begin, end, self._fetch_part, (*piece.gaps, *there)):
+                return False
+        piece.is_begun = True
+        return True
+
     def expect_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch many small ranges side by side, and keep them as pages; waits until they are there.
 
-        Of more than 32 MiB only the first ones are fetched.
+        Those that are near each other are fetched together. Of more than is kept only the first ones are fetched.
         """
         wanted = [(offset, min(offset + nbytes, self.size)) for offset, nbytes in ranges]
         found: list[tuple[int, int]] = []
         for offset, end in sorted(wanted):
             if 0 <= offset < end:
                 found += self._fetched.missing(self._key, offset // PAGE, -(-end // PAGE))
+        left = KEPT // PAGE
         runs: list[tuple[int, int]] = []
-        room = _SMALL // PAGE
-        for first, last in found:
-            if runs and first <= runs[-1][1] + _GAP // PAGE and last - runs[-1][0] <= PART // PAGE:
-                room -= max(last - runs[-1][1], 0)
-                runs[-1] = runs[-1][0], max(last, runs[-1][1])
-            else:
-                room -= last - first
-                runs.append((first, last))
-            if room < 0:
+        near = _NEAR_OF_ALL if self._fetched.is_whole(self._key) else NEAR
+        for first, end, _ in together(found, near // PAGE):
+            runs += [(low, min(low + _RUN, end)) for low in range(first, min(end, first + left), _RUN)]
+            left -= end - first
+            if left <= 0:
                 break
-        for future in [workers().submit(self._fetch_run, first, last) for first, last in runs]:
-            future.result()
+        while runs:  # no more at a time than memory has room for
+            some, runs = runs[:_SIDE_BY_SIDE], runs[_SIDE_BY_SIDE:]
+            for future in [workers().submit(self._fetch_run, first, last) for first, last in some]:
+                future.result()
 
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
@@ -247,6 +316,11 @@ class RemoteFile:
             raise TruncatedError(
                 f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path
             )
+
+    def note_whole(self) -> None:
+        """Note that nearly all of it will be read: longer ranges between small ones are fetched, where all is kept."""
+        if self.size <= KEPT:
+            self._fetched.note_whole(self._key)
 
     def note_read(self) -> None:
         """Note that a value is read."""

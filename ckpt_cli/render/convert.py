@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ckpt_cli.edits.convert_options import NOT_STATE, NOT_WEIGHTS
-from ckpt_cli.errors import listed, some_of
+from ckpt_cli.edits.folded import reason_lines
+from ckpt_cli.errors import listed
 from ckpt_cli.render.edits import beside_lines
 from ckpt_cli.render.salvage import lost_lines, lost_to_json
 from ckpt_cli.render.text import brief_name, count_text, escaped
@@ -44,7 +45,7 @@ def conversion_text(done: Conversion) -> str:
     lost = [item for item in done.left_out if item.why not in (NOT_STATE, NOT_WEIGHTS)]
     if lost:
         lines.append(f"  left out ({len(lost)}):")
-        lines += [f"    {line}" for line in some_of([f"{brief_name(item.name)}: {item.why}" for item in lost], _MOST)]
+        lines += [f"    {line}" for line in reason_lines([(brief_name(item.name), item.why) for item in lost])]
     if attributes:
         what = count_text(len(attributes), "attribute")
         lines.append(f"  {what} of modules left out, which a state_dict does not have{_tensors_of(attributes)}")

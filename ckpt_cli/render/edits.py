@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ckpt_cli.errors import listed
+from ckpt_cli.errors import listed, quoted
 from ckpt_cli.render.text import brief_name, bytes_text, count_text, escaped, name_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.files_beside import Beside
     from ckpt_cli.edits.folded import Folded
-    from ckpt_cli.edits.plan import EditResult, Fit
+    from ckpt_cli.edits.plan import Carried, EditResult, Fit
 
 _MOST = 8
 """Names, or folded ones, that are spelled out: as many as edits/plan.py leaves unfolded."""
@@ -21,7 +21,7 @@ def to_json(edit: EditResult) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():
-        if name == "folded" or (name == "fit" and value is None):
+        if name == "folded" or (name in ("fit", "carried", "unreferenced") and not value):
             continue
         if name == "backups":
             facts["backup"] = edit.backup
@@ -46,9 +46,16 @@ def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
         lines.append(f"  {_names(edit.also_changed)} {also}: {share} these bytes")
     if edit.remaining:
         lines.append(f"  the bytes stay in the file: {_names(edit.remaining)} still {_refer(edit.remaining)} to them")
+    lines += [f"  {_carried(each, dry_run=edit.dry_run)}" for each in edit.carried]
     if edit.removed:
         gone = "would be removed" if edit.dry_run else "removed"
         lines.append(f"  {_names(edit.removed)} {gone}, as nothing is left in it")
+    if edit.unreferenced:
+        stays = "would stay" if edit.dry_run else "stay"
+        lines.append(
+            f"  {bytes_text(edit.unreferenced)} that nothing refers to {stays} in its files: "
+            f"ckpt compact {quoted(edit.path)} frees them"
+        )
     if edit.left:
         lines.append(f"  left as they are: {_names(edit.left)}")
     for place in dict.fromkeys(edit.placed.values()):
@@ -80,8 +87,10 @@ def _written(edit: EditResult) -> str:
     written = count_text(edit.bytes_written, "byte")
     old = "the old files are" if len(edit.backups) > 1 else "the old file is"
     kept = f", {old} {listed(edit.backups, 1, escaped)}" if edit.backups else ""
-    if not edit.bytes_written:
+    if not edit.bytes_written and not edit.removed:
         return "it is so already" if edit.dry_run else "it was so already"
+    if not edit.bytes_written:
+        return f"no other file {'would be' if edit.dry_run else 'was'} written{kept}"
     if edit.in_place and edit.patched:
         return f"{written} would be written in place" if edit.dry_run else f"{written} changed in place{kept}"
     where = "" if edit.in_place else f" to {escaped(edit.output)}"
@@ -117,6 +126,21 @@ def _group(folded: Folded) -> str:
     if not folded.tensors:
         return f"{name} ({folded.others:,} entries)"
     return f"{name} ({count_text(folded.tensors, 'tensor')}, {bytes_text(folded.nbytes)})"
+
+
+_HOW = {"named": "by name", "unique": "by shape", "order": "by order"}
+"""How states are known to be those of parameters, in a few words."""
+
+
+def _carried(carried: Carried, *, dry_run: bool) -> str:
+    """Return what became of an optimizer."""
+    name = brief_name(carried.optimizer) if carried.optimizer else "the optimizer"
+    if carried.action == "dropped":
+        return f"{name} {'would be' if dry_run else 'was'} taken out"
+    would = "would be " if dry_run else ""
+    how = f"{_HOW.get(carried.how or '', '')}{f', {carried.hypothesis}' if carried.hypothesis else ''}"
+    states = "the state" if len(carried.parameters) == 1 else "the states"
+    return f"{name}: {states} of {_names(carried.parameters)} {would}{carried.action} too (paired {how})"
 
 
 def _refer(names: tuple[str, ...]) -> str:

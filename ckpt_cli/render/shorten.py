@@ -134,9 +134,16 @@ class Shortener:
         """The parts of each name and their kinds."""
         self._told: dict[tuple[int, ...], int] = {}
         """Columns that names of some kinds need."""
+        self._found: tuple[int, dict[str, str] | None] = (-1, None)
+        """What was found last, and for how many columns: a table asks whether names fit, and then for them."""
 
     def shortened(self, columns: int) -> dict[str, str] | None:
         """Return what is shown of each name in some columns; None if that cannot tell all of them apart."""
+        if self._found[0] != columns:
+            self._found = columns, self._shortened(columns)
+        return self._found[1]
+
+    def _shortened(self, columns: int) -> dict[str, str] | None:
         texts = {name: name for name in self._distinct}
         recipes: dict[tuple[int, ...], list[tuple[int, int, int] | None] | None] = {}
         for name, width in self._widths.items():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ckpt_cli.errors import listed
+from ckpt_cli.render import screen
 from ckpt_cli.render.json import finite, rows, value_json
 from ckpt_cli.render.several import Block
 from ckpt_cli.render.table import Column
-from ckpt_cli.render.text import bars, escaped, name_text, shape_text
+from ckpt_cli.render.text import bars, brief_name, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
     from ckpt_cli.ops.summaries import Row, Stats
@@ -22,6 +26,9 @@ _COLUMNS = (
     *(Column(heading, right=True) for heading in (*_NUMBERS, *_COUNTS)),
     Column("histogram"),
 )
+
+_NAMED = 5
+"""Tensors without numbers that are named on a terminal, for each reason."""
 
 _MORE = (*(Column(heading, right=True) for heading in ("p1", "p50", "p99", "outlier")), Column("magnitudes"))
 
@@ -75,17 +82,29 @@ def stats_block(
     """Return a row for each tensor: for a person with few digits, a share of zeros and a drawn histogram.
 
     With `percentiles` these, the outlier and the magnitudes come last. Without `drawn` there is no histogram, and the
-    last column has the reason where there are no numbers.
+    last column has the reason where there are no numbers; on a terminal with it, that is said below the table.
     """
     shown = [*stats.tensors, *([stats.total] if stats.total is not None else [])]
     human = style in ("table", "markdown")
-    cells = (_cells(row, human=human, ascii_only=ascii_only) for row in shown)
+    below = drawn and style == "table" and screen.current() is not None  # which may have no room for the histogram
+    cells = (_cells(row if not below else replace(row, note=""), human=human, ascii_only=ascii_only) for row in shown)
     if not drawn:
         return Block([*_COLUMNS[:-1], Column("note", role="names")], cells)
+    after = "".join(_note_lines(shown)) if below else ""
     if not percentiles:
-        return Block(_COLUMNS, cells)
+        return Block(_COLUMNS, cells, after)
     more = (_more(row, human=human, ascii_only=ascii_only) for row in shown)
-    return Block([*_COLUMNS, *_MORE], ([*a, *b] for a, b in zip(cells, more, strict=True)))
+    return Block([*_COLUMNS, *_MORE], ([*a, *b] for a, b in zip(cells, more, strict=True)), after)
+
+
+def _note_lines(shown: Sequence[Row]) -> Iterator[str]:
+    """Yield a line for each reason for which tensors have no numbers, with the first of their names."""
+    names: dict[str, list[str]] = {}
+    for row in shown:
+        if row.moments is None:
+            names.setdefault(row.note, []).append(row.name)
+    for note, group in names.items():
+        yield f"{listed(group, _NAMED, brief_name)}: {escaped(note)}\n"
 
 
 def _more(row: Row, *, human: bool, ascii_only: bool) -> list[str]:

@@ -85,13 +85,15 @@ class _RefusedError(FormatError):
 class RestrictedUnpickler(Machine):
     """The machine of one pickle, which remembers the names that torch would ask for."""
 
-    __slots__ = ("end", "legacy", "needed", "root")
+    __slots__ = ("_found", "end", "legacy", "needed", "root")
 
     def __init__(self, data: bytes | memoryview, *, legacy: bool = False) -> None:
         super().__init__(data)
         self.legacy = legacy
         """True for a pickle of the format of before torch 1.6."""
         self.needed: dict[str, None] = {}
+        self._found: dict[Global, Global] = {}
+        """What each name stands for; names are hashed by identity."""
         self.root: object = None
         self.end = 0
         """The byte after STOP."""
@@ -122,6 +124,18 @@ class RestrictedUnpickler(Machine):
         self.root = self.stack.pop()
         return ""
 
+    def found(self, read: Global) -> Global:
+        """Return the name that one in the pickle stands for, noted where torch does not know it."""
+        node = self._found.get(read)
+        if node is None:
+            module, name = _NAMES.get((read.module, read.name)) or (_MODULES.get(read.module, read.module), read.name)
+            if module in _BLOCKED:
+                raise _RefusedError(f"it names {module}.{name}, and torch refuses every name of {module}")
+            node = read if module == read.module and name == read.name else self.name(module, name)
+            self._found[read] = node
+            self.need(node.qualified)
+        return node
+
     def need(self, name: str) -> None:
         """Note a name that torch does not know by default."""
         if name not in ALLOWED:
@@ -142,15 +156,8 @@ def _unpickler(m: Machine) -> RestrictedUnpickler:
 
 @_enter(b"c")
 def _global(m: Machine, pos: int) -> int:
-    pos = OPCODES[ord("c")](m, pos)
-    read = m.stack[-1]
-    assert isinstance(read, Global)
-    module, name = _NAMES.get((read.module, read.name)) or (_MODULES.get(read.module, read.module), read.name)
-    if module in _BLOCKED:
-        raise _RefusedError(f"it names {module}.{name}, and torch refuses every name of {module}")
-    node = m.stack[-1] = read if module == read.module and name == read.name else m.name(module, name)
-    assert isinstance(node, Global)
-    _unpickler(m).need(node.qualified)
+    read, pos = m.named(pos)
+    m.stack.append(_unpickler(m).found(read))
     return pos
 
 

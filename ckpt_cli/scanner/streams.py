@@ -228,14 +228,17 @@ def _storage(source: ByteSource, begin: int, end: int, where: str, depth: int) -
 
 
 def _headers(position: int, keys: Sequence[object], sizes: dict[str, tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return where the counts of storages stand if these are as long as the pickle says."""
+    """Return where the counts of storages stand if these are as long as the pickle says, and what is searched first."""
     found = []
     for key in keys:
         size, numel = sizes.get(text_of(key) or "", (0, 0))
-        found.append((position, NUMEL.size))
+        found.append((position, NUMEL.size + min(numel * size, _LOOKED_AT)))
         position += NUMEL.size + numel * size
     return found
 
+
+_LOOKED_AT = 4096
+"""Bytes of a storage that are searched before more of it is."""
 
 _HEADERS = 2_000
 """Counts of storages that are fetched together."""

@@ -55,6 +55,7 @@ def model(tmp_path: Path) -> Path:
     torch.save({**state, "embed.weight": torch.ones(4), "lm_head.weight": torch.ones(4)}, tmp_path / "model.pt")
     torch.save({"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, tmp_path / "train.ckpt")
     torch.save({"part": torch.zeros(100)[:10]}, tmp_path / "slices.pt")
+    assert run(["to", str(tmp_path / "slices.pt"), "cuda:0", "-o", str(tmp_path / "gpu.pt")]) == 0
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     assert run(["set", str(tmp_path / "model.pt"), "0.bias=2", "--backup"]) == 0
     (tmp_path / "old.pt").write_bytes((tmp_path / "model.pt").read_bytes())
@@ -119,7 +120,7 @@ def test_the_list_of_commands_has_the_first_sentence_of_the_help_of_each(command
 
 
 NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
-          "untie": ["x"], "convert": ["out.pt"]}  # fmt: skip
+          "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"]}  # fmt: skip
 """What each command takes beside a file."""
 
 BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"]

@@ -300,3 +300,17 @@ def test_a_reader_that_ends_early_is_no_trouble(folder: Path) -> None:
     done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_the_reason_for_which_a_tensor_has_no_statistics_stands_below_the_table(folder: Path) -> None:
+    state = {f"layers.{at}.weight": torch.empty(4, device="meta") for at in range(7)}
+    torch.save({**state, "b": torch.ones(3)}, folder / "meta.pt")
+    for columns in WIDTHS:
+        for options in ([], ["--percentiles"]):
+            seen = on_terminal(folder, "stats", "meta.pt", *options, columns=columns)
+            assert seen.widest <= columns
+            said = " ".join(line.strip() for line in seen.lines[-4:])
+            assert "layers.0.weight, layers.1.weight" in said
+            assert "and 2 more: " in said
+            assert seen.text.count("is meta") == 1
+    assert on_terminal(folder, "stats", "meta.pt", "-f", "markdown", columns=200).text.count("is meta") == 7

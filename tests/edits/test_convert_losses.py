@@ -144,3 +144,19 @@ def test_a_cast_is_what_torch_casts(tmp_path: Path, ckpt: Ckpt, name: str) -> No
         for key, tensor in state.items():
             wanted = tensor.to(getattr(torch, name)) if tensor.is_floating_point() else tensor
             assert bits(found[key]) == bits(wanted), key
+
+
+def test_many_entries_that_cannot_be_written_are_folded_by_their_containers(tmp_path: Path, ckpt: Ckpt) -> None:
+    moments = {number: {"step": number, "exp_avg": torch.ones(2)} for number in range(40)}
+    groups = [{"lr": 0.1, "betas": (0.9, 0.99), "params": list(range(40))} for _ in range(9)]
+    state = {"w": torch.ones(2), "optimizer": {"state": moments, "param_groups": groups}, "epoch": 3}
+    torch.save(state, tmp_path / "m.pt")
+    done = ckpt("convert", tmp_path / "m.pt", tmp_path / "m.safetensors")
+    assert done.err.splitlines()[:-1] == [
+        f"ckpt: {tmp_path / 'm.pt'}: 68 of its entries cannot be written to a safetensors file",
+        "  optimizer.state.[N].step (40 entries): not a tensor",
+        "  optimizer.param_groups.[N].lr (9 entries): not a tensor",
+        "  optimizer.param_groups.[N].betas (9 entries): not a tensor",
+        "  optimizer.param_groups.[N].params (9 entries): not a tensor",
+        "  epoch: not a tensor",
+    ]

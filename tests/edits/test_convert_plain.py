@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from builders.pickles import call, pickled
+from builders.pickles import Ops, call, named, ordered_dict, pickled, raw_string, value
 from builders.pt import write
 from conftest import Ckpt
 
@@ -336,3 +336,40 @@ def test_a_deep_graph_is_walked_without_recursion(here: Path, ckpt: Ckpt) -> Non
     answer = ckpt("convert", "--plain", "m.pt", "out.pt")
     assert answer.code in (0, 2)
     assert "bug" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"ascii", "ascii"),
+        ("caf\u00e9".encode(), "caf\u00e9"),
+        (b"caf\xe9\r\n\t", "caf\u00e9\r\n\t"),
+        (b"\xff\xfe\x00", b"\xff\xfe\x00"),
+        (b"\x80\x02.", b"\x80\x02."),
+        (b"", ""),
+        (b"\xe9" * 5000, "\u00e9" * 5000),
+    ],
+)
+def test_strings_of_python_2_become_text_where_they_can_be(
+    tmp_path: Path, ckpt: Ckpt, raw: bytes, text: str | bytes
+) -> None:
+    at = (raw_string(b"storage"), named("torch.FloatStorage"), raw_string(b"0"), raw_string(b"cpu"), 2)
+    view = call("torch._utils._rebuild_tensor_v2", Ops(value(at) + b"Q"), 0, (2,), (1,), False, ordered_dict())
+    root = {raw_string(b"w"): view, "value": raw_string(raw), raw_string(raw + b"!"): [(raw_string(raw), "unicode")]}
+    write(tmp_path / "old.pt", root, {"0": bytes(8)})
+    with pytest.raises((pickle.UnpicklingError, UnicodeDecodeError)):
+        torch.load(tmp_path / "old.pt", weights_only=True)
+    assert ckpt("convert", "--plain", tmp_path / "old.pt", tmp_path / "new.pt").code == 0
+    found = torch.load(tmp_path / "new.pt", weights_only=True)
+    end = "!" if isinstance(text, str) else b"!"
+    assert found["value"] == text
+    assert found[text + end] == [(text, "unicode")]  # type: ignore[operator]  # both are of one kind
+    assert found["w"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("depth", [7_000, 9_000])
+def test_a_key_that_is_too_deep_a_tuple_is_refused(here: Path, ckpt: Ckpt, depth: int) -> None:
+    write(here / "m.pt", b"\x80\x02}K\x00" + b"\x85" * depth + b"K\x01s.")
+    answer = ckpt("convert", "--plain", "m.pt", "out.pt")
+    assert answer.code == (0 if depth < 8_000 else 2), answer.err
+    assert ("nest deeper than 8000" in answer.err) is (depth > 8_000)

@@ -23,7 +23,9 @@ from zero_folders import numbered
 import ckpt_cli
 from ckpt_cli.errors import CkptError, MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.model.checkpoint import Tensor, Value
+from ckpt_cli.ops.check.run import check
+from ckpt_cli.ops.info import summarize
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -185,12 +187,99 @@ def test_tensors_of_other_shapes_or_names_are_refused(tmp_path: Path) -> None:
 
 
 def test_local_state_is_refused_by_name_with_what_would_be_needed(tmp_path: Path) -> None:
-    for rank in range(2):
-        torch.save({"_flat_param": torch.zeros(3)}, tmp_path / f"pytorch_model_fsdp_0_rank{rank}.bin")
-    refused(tmp_path, UnsupportedError, "LOCAL_STATE_DICT")
-    checkpoint = open_checkpoint(str(tmp_path), files=True)
-    assert len(checkpoint.tensors) == 2
+    message = r"LOCAL_STATE_DICT\): each rank has a part of flat parameters \(_flat_param\)"
+    refused(SAMPLES / "local", UnsupportedError, message)
+    checkpoint = open_checkpoint(str(SAMPLES / "local"), files=True)
+    assert [tensor.name for tensor in checkpoint.tensors if tensor.name.endswith("0._flat_param")]
     checkpoint.close()
+    for rank in range(2):  # of the second model
+        torch.save({"_flat_param": torch.zeros(3)}, tmp_path / f"pytorch_model_fsdp_1_rank{rank}.bin")
+    refused(tmp_path, UnsupportedError, message)
+
+
+def test_accelerates_files_of_ranks_are_joined_as_the_model_and_its_optimizer(tmp_path: Path) -> None:
+    for rank in range(3):
+        for old, new in (("model", "pytorch_model_fsdp_0"), ("optim", "optimizer_0")):
+            shutil.copy(SAMPLES / "fsdp2" / f"{old}_world_size_3_rank_{rank}.pt", tmp_path / f"{new}_rank{rank}.bin")
+    torch.save({}, tmp_path / "scheduler.bin")
+    found = open_checkpoint(str(tmp_path))
+    wanted = open_checkpoint(str(SAMPLES / "fsdp2"))
+    assert [entry.name for entry in found.entries] == [entry.name for entry in wanted.entries]
+    assert found.version == wanted.version
+    assert list(found.notes) == ["not opened with it: scheduler.bin"]
+    assert len(found.own) == len(wanted.own)
+    assert torch.equal(values_of(tmp_path)["l1.weight"], load_file(SAMPLES / "fsdp2.safetensors")["l1.weight"])
+    (tmp_path / "pytorch_model_fsdp_0_rank1.bin").unlink()
+    refused(tmp_path, MalformedError, "2 of 3 files of ranks are there: rank 1 is missing")
+    (tmp_path / "pytorch_model_fsdp_0_rank2.bin").rename(tmp_path / "pytorch_model_fsdp_0_rank1.bin")
+    with pytest.raises(MalformedError, match=r"its parts have .* elements, it has"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_accelerates_files_of_ranks_are_the_model_of_the_run_that_they_lie_in(tmp_path: Path) -> None:
+    for rank in range(3):
+        for old, new in (("model", "pytorch_model_fsdp_0"), ("optim", "optimizer_0")):
+            shutil.copy(SAMPLES / "fsdp2" / f"{old}_world_size_3_rank_{rank}.pt", tmp_path / f"{new}_rank{rank}.bin")
+        torch.save({"step": 7}, tmp_path / f"random_states_{rank}.pkl")
+    torch.save({"last_epoch": 2}, tmp_path / "scheduler.bin")
+    checkpoint = open_checkpoint(str(tmp_path))
+    alone = open_checkpoint(str(SAMPLES / "fsdp2"))
+    assert [entry.name for entry in checkpoint.own] == [entry.name for entry in alone.own]
+    assert {entry.name for entry in alone.entries} < {entry.name for entry in checkpoint.entries}
+    assert {"scheduler.last_epoch", "rng_state_2.step"} <= set(checkpoint.names)
+    assert checkpoint.fixed
+    assert not summarize(checkpoint).advice  # none of it could be followed
+    assert not [finding for finding in check(str(tmp_path)).findings if finding.severity != "note"]
+    (tmp_path / "pytorch_model_fsdp_0_rank1.bin").rename(tmp_path / "kept")
+    (finding,) = [finding for finding in check(str(tmp_path)).findings if finding.severity == "error"]
+    assert (finding.code, finding.message) == ("ranks", "2 of 3 files of ranks are there: rank 1 is missing")
+    (tmp_path / "kept").rename(tmp_path / "pytorch_model_fsdp_0_rank1.bin")
+    assert torch.equal(values_of(tmp_path)["l1.weight"], load_file(SAMPLES / "fsdp2.safetensors")["l1.weight"])
+
+
+def test_several_models_of_accelerate_have_numbers(tmp_path: Path) -> None:
+    for rank in range(2):
+        for number in range(2):
+            torch.save({"w": torch.full((2,), number)}, tmp_path / f"pytorch_model_fsdp_{number}_rank{rank}.bin")
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert [tensor.name for tensor in checkpoint.own if isinstance(tensor, Tensor)] == ["model_0.w", "model_1.w"]
+    checkpoint.close()
+
+
+def test_what_verl_wrote_has_the_own_state_of_each_rank_too() -> None:
+    assert {name: tensor.tolist() for name, tensor in values_of(SAMPLES / "verl").items()} == {
+        name: tensor.tolist() for name, tensor in load_file(SAMPLES / "verl.safetensors").items()
+    }
+    checkpoint = open_checkpoint(str(SAMPLES / "verl"))
+    values = {entry.name: entry.value for entry in checkpoint.entries if isinstance(entry, Value)}
+    assert values["extra_state.1.lr_scheduler.last_epoch"] == 1
+    assert values["optimizer.param_groups.0.lr"] == 0.005
+    names = [tensor.name for tensor in checkpoint.tensors]
+    assert "extra_state.0.rng.cpu" in names
+    assert "optimizer.state.0.exp_avg" not in names  # of each rank other numbers, of a flat parameter
+    assert list(checkpoint.notes) == [
+        "the optimizer's states are left out: they are of flat parameters, of which each rank has a part, and no file "
+        "says which"
+    ]
+    checkpoint.close()
+    files = open_checkpoint(str(SAMPLES / "verl"), files=True)
+    assert "optim_world_size_2_rank_1.state.0.exp_avg" in files.names
+    assert "extra_state_world_size_2_rank_1.lr_scheduler.last_epoch" in files.names
+    files.close()
+
+
+def test_states_that_ranks_are_missing_of_leave_the_model_as_it_is(tmp_path: Path) -> None:
+    path = copied(tmp_path, "verl")
+    (path / "extra_state_world_size_2_rank_0.pt").unlink()
+    (path / "optim_world_size_2_rank_0.pt").unlink()
+    checkpoint = open_checkpoint(str(path))
+    assert checkpoint.top_level == ["model"]
+    assert list(checkpoint.notes) == [
+        "not opened with it: extra_state_world_size_2_rank_1.pt, optim_world_size_2_rank_1.pt"
+    ]
+    checkpoint.close()
+    torch.save({"w": torch.ones(1)}, path / "model_world_size_2_rank_00.pt")
+    refused(path, MalformedError, "are of one rank")
 
 
 @pytest.mark.parametrize("placement", ["Partial", "_StridedShard"])

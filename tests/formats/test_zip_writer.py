@@ -98,3 +98,41 @@ def test_a_range_that_is_not_there_and_a_record_that_outgrows_its_kind_are_refus
         monkeypatch.setattr("ckpt_cli.formats.zip.write.FULL", 10)
         with pytest.raises(UnsupportedError, match="grew beyond"):
             ZipWriter(out).stream("p/a", 5, lambda write: write(b"x" * 11))
+
+
+def test_checksums_that_are_computed_beside_the_copy_are_those_of_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckpt_cli.formats.zip.write._BESIDE", 5000)
+    monkeypatch.setattr("ckpt_cli.formats.zip.write._PIECE", 7000)
+    content = bytes(range(251)) * 100
+    (tmp_path / "a").write_bytes(content)
+    target = tmp_path / "a.zip"
+    target.touch()
+    with LocalFile(str(tmp_path / "a")) as file, LocalFile(str(target), write=True) as out:
+        writer = ZipWriter(out)
+        for begin, end in ((0, 25_000), (3, 7_003), (3, 7_004), (9, 4_000)):
+            with writer.record(f"p/{begin}-{end}", end - begin + 2):
+                writer.append(b"<")
+                writer.append_range(file, begin, end - begin)
+                writer.append(b">")
+        writer.close()
+    with zipfile.ZipFile(target) as archive:
+        assert archive.testzip() is None
+        assert archive.read("p/3-7004") == b"<" + content[3:7004] + b">"
+
+
+def test_a_file_that_cannot_be_read_for_its_checksum_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(5, "it cannot be read")
+
+    monkeypatch.setattr("ckpt_cli.formats.zip.write._BESIDE", 5000)
+    monkeypatch.setattr("ckpt_cli.formats.zip.write.crc_of_range", fails)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"abc" * 3000)
+    with LocalFile(str(tmp_path / "a")) as file, LocalFile(str(tmp_path / "b"), write=True) as out:
+        writer = ZipWriter(out)
+        with pytest.raises(OSError, match="it cannot be read"), writer.record("p/a", 9000):
+            writer.append_range(file, 0, 9000)

@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.ops.hash import hash_tensors
 from ckpt_cli.ops.series import series
 from ckpt_cli.ops.stats import stats
+from ckpt_cli.ops.steps import Source
 
 
 class Counting(Executor):
@@ -130,6 +132,11 @@ FILES = [contiguous, views, big_endian, sharded, *GATHERED]
 
 Question = Callable[[str, Executor], object]
 
+
+def _source(path: str) -> Source:
+    return Source(path, lambda: closing(open_checkpoint(path)))
+
+
 QUESTIONS: dict[str, Question] = {
     "stats": lambda path, executor: stats(open_checkpoint(path), [], executor, total=True),
     "hash": lambda path, executor: hash_tensors(open_checkpoint(path), "blake3", executor),
@@ -137,7 +144,9 @@ QUESTIONS: dict[str, Question] = {
         open_checkpoint(path), open_checkpoint(path.replace("/a/", "/b/")), Asked(), Tolerance(), executor
     ),
     "series": lambda path, executor: series(
-        [open_checkpoint(path), open_checkpoint(path.replace("/a/", "/b/"))], [], executor
+        [Source(each, lambda at=each: closing(open_checkpoint(at))) for each in (path, path.replace("/a/", "/b/"))],
+        [],
+        executor,
     ),
     "check": check,
 }

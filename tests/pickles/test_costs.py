@@ -16,6 +16,7 @@ from conftest import Ckpt
 
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Storage
+from ckpt_cli.ops.check.run import check
 from ckpt_cli.pickles.edit import rewrite
 from ckpt_cli.pickles.edit.rewrite import EditedPickle
 from ckpt_cli.pickles.equal import same_graphs
@@ -123,3 +124,15 @@ def test_the_memory_is_looked_at_rarely_while_rows_of_tensors_are_read(
     monkeypatch.setattr(sys, "getallocatedblocks", lambda: looks.append(1) or look())
     read_pickle(data)
     assert 1 <= len(looks) <= 30
+
+
+def test_checking_a_tensor_that_is_pickled_without_a_memo_takes_few_calls(tmp_path: Path) -> None:
+    def calls(count: int) -> int:
+        (tmp_path / "a.pt").write_bytes(groups(count))
+        with cProfile.Profile() as profile:
+            check(str(tmp_path / "a.pt"))
+        return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]  # typeshed does not list it
+
+    calls(1)
+    few, many = calls(100), calls(300)
+    assert (many - few) / 600 <= 600

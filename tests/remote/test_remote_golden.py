@@ -88,6 +88,7 @@ def test_a_command_says_the_same_of_a_checkpoint_elsewhere(
 
 def _require_same(there: str, here: str, base: str, args: list[str]) -> None:
     """Require that the answer about what is below the address `base` is the one about what is here."""
+    there = re.sub(r'revision +[0-9a-f]{40}\n|,\s*"revision": "[0-9a-f]{40}"', "", there)  # of the hub only
     assert _spaced(there.replace(base, "")) == _spaced(here), args
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_cli.render import shorten
-from ckpt_cli.render.screen import width_of
+from ckpt_cli.render.fit import fitted
+from ckpt_cli.render.screen import Screen, width_of
 from ckpt_cli.render.shorten import Shortener
+from ckpt_cli.render.table import Column
 
 PART = st.text(st.sampled_from("ab1_-é字\u0301"), max_size=8)
 NAMES = st.lists(st.lists(PART, max_size=8).map(".".join), min_size=1, max_size=12)
@@ -55,3 +59,19 @@ def test_names_that_differ_in_numbers_alone_are_laid_out_once(monkeypatch: pytes
     assert found is not None
     assert len(set(found.values())) == 10_000
     assert len(calls) <= 20
+
+
+def test_names_without_anything_in_common_are_laid_out_once_for_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    fit = shorten._Name.fit
+
+    def counted(name: shorten._Name, columns: int) -> bool:
+        calls.append(columns)
+        return fit(name, columns)
+
+    monkeypatch.setattr(shorten._Name, "fit", counted)
+    chars = random.Random(0)
+    names = ["".join(chars.choices("abcdefgh._0123456789", k=100)) for _ in range(300)]
+    text = "".join(fitted([Column("name"), Column("dtype")], [[name, "float32"] for name in names], Screen(80, False)))
+    assert len(set(text.splitlines())) == 302
+    assert len(calls) == 300

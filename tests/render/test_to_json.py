@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import closing
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from conftest import Ckpt
 from ckpt_cli.arrays.compare import Tolerance
 from ckpt_cli.cli.app import COMMANDS
 from ckpt_cli.cli.progress import workers
+from ckpt_cli.edits.avg import average
+from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
+from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.meta import metadata_of
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
@@ -36,7 +40,9 @@ from ckpt_cli.ops.scan import scan
 from ckpt_cli.ops.series import series
 from ckpt_cli.ops.show import show
 from ckpt_cli.ops.stats import stats
+from ckpt_cli.ops.steps import Source
 from ckpt_cli.ops.ties import find_ties, judge
+from ckpt_cli.render import avg as avg_render
 from ckpt_cli.render import check as check_render
 from ckpt_cli.render import convert as convert_render
 from ckpt_cli.render import diff as diff_render
@@ -54,7 +60,7 @@ from ckpt_cli.render import ties as ties_render
 from ckpt_cli.render import tree as tree_render
 from ckpt_cli.render.json import LongList, json_text, rows
 
-EDITS = {"set", "rename", "rm", "keep", "cast", "tie", "untie", "compact", "index", "undo"}
+EDITS = {"set", "rename", "rm", "keep", "cast", "tie", "untie", "compact", "to", "index", "undo"}
 """Commands that share `render/edits.py`."""
 
 
@@ -91,6 +97,16 @@ def converted(_m: Checkpoint, _n: Checkpoint, _executor: Executor) -> object:
     return convert_render.to_json(convert("m.pt", "out.npz", ConvertOptions(dry_run=True, tensors_only=True)))
 
 
+def followed(m: Checkpoint, n: Checkpoint, executor: Executor) -> object:
+    sources = [Source(each.path, partial(nullcontext, each)) for each in (m, n)]
+    return series_render.to_json(series(sources, (), executor), "norm")
+
+
+def averaged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = DeriveOptions(dry_run=True, executor=executor)
+    return avg_render.to_json(average(["m.pt", "m.pt"], "out.pt", AvgOptions(output=new)))
+
+
 CASES: dict[str, Result] = {
     "ls m.pt -a": listed,
     "ls m.pt --waste": lambda m, _n, _executor: ls_render.waste_to_json("m.pt", list_waste(m, ())),
@@ -100,7 +116,7 @@ CASES: dict[str, Result] = {
     "ties m.pt": lambda m, _n, _executor: ties_render.to_json(find_ties(m, equal=False)),
     "ties m.pt a.weight b.weight": lambda m, _n, _e: ties_render.verdict_to_json(judge(m, "a.weight", "b.weight")),
     "stats m.pt": lambda m, _n, executor: stats_render.to_json(stats(m, (), executor)),
-    "series m.pt n.pt": lambda m, n, executor: series_render.to_json(series([m, n], (), executor), "norm"),
+    "series m.pt n.pt": followed,
     "diff m.pt n.pt": differing,
     "match m.pt n.pt": lambda m, n, _e: match_render.to_json(match(state_of(m), state_of(n, aliases=True))),
     "check m.pt": lambda _m, _n, _executor: check_render.to_json(check("m.pt")),
@@ -109,6 +125,7 @@ CASES: dict[str, Result] = {
     "hash m.pt --verify n.json": verified,
     "meta m.safetensors": metadata,
     "set m.pt epoch=4 -n": edited,
+    "avg m.pt m.pt -o out.pt -n": averaged,
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 

@@ -303,3 +303,48 @@ def test_no_long_way_through_the_modules_of_torch_is_quiet() -> None:
     names = {long_name(torch, choice) for _ in range(500)} - {None}
     quiet = {name for name in names if judge("torch", str(name)).verdict not in ("dangerous", "unusual")}
     assert {name for name in quiet if f"torch.{name}" not in QUIET} == set()
+
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+_TENSOR = ("torch.distributed._shard.sharded_tensor.api", "ShardedTensor")
+
+
+@pytest.mark.parametrize("folder", ["accelerate", "fsdp1", "fsdp2", "hsdp", "local", "megatron", "trainer", "verl"])
+def test_the_files_of_training_runs_are_clean(folder: str) -> None:
+    found = scan(str(SAMPLES / folder))
+    assert found.pickles
+    assert not found.findings
+
+
+@pytest.mark.parametrize("folder", ["universal1", "universal3", "zero1", "zero2", "zero3"])
+def test_the_files_of_deepspeed_name_its_classes_and_nothing_else(folder: str) -> None:
+    found = scan(str(SAMPLES / folder)).findings
+    assert {finding.severity for finding in found} == {"note"}
+    assert {finding.name.partition(".")[0] for finding in found} == {"deepspeed"}
+
+
+def test_the_planners_of_distributed_checkpoints_stay_alarms() -> None:
+    planner = "torch.distributed.checkpoint.planner"
+    assert judge(planner, "WriteItem").verdict == "harmless"
+    for name in ("SavePlanner", "WriteItem.__init__", "io", "operator", "SavePlan.torch", "WriteItemType.load"):
+        assert judge(planner, name).verdict in ("unusual", "dangerous"), name
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute", "clean"),
+    [
+        (_TENSOR, "ProcessGroupState", True),
+        (_TENSOR, "__init__", False),
+        (_TENSOR, "ProcessGroupState.__init__", False),
+        (_TENSOR, "from_local", False),
+        (("torch.distributed._shard.sharded_tensor.api", "sharded_op_impl"), "ProcessGroupState", False),
+        (("torch.distributed.remote_device", "torch"), "ProcessGroupState", False),
+        (("torch.distributed.remote_device", "torch"), "load", False),
+        (("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"), "__reduce_ex__", False),
+    ],
+)
+def test_no_other_attribute_is_clean_for_that(
+    tmp_path: Path, owner: tuple[str, str], attribute: str, clean: bool
+) -> None:
+    item = call("builtins.getattr", named(".".join(owner)), attribute)
+    assert (not codes(scanned(tmp_path / "m.pkl", pickled(item)))) is clean

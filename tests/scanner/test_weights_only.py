@@ -27,6 +27,9 @@ from builders.pt import write
 from conftest import Ckpt
 
 from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.ops.check.run import check
+from ckpt_cli.ops.scan import scan
+from ckpt_cli.scanner.restricted_unpickler import RestrictedUnpickler
 from ckpt_cli.scanner.weights_only import Verdict, verdict_of
 
 
@@ -235,3 +238,19 @@ def test_every_file_of_a_folder_counts(tmp_path: Path, ckpt: Ckpt) -> None:
     assert [problem["where"] for problem in answer["problems"]] == ["2.pt"]
     by_name = ["builtins.getattr"] if b"getattr" in pickle.dumps(Colour.RED) else []  # Python 3.11.0 to 3.11.3
     assert answer["safe_globals"] == [*by_name, f"{__name__}.Colour", "collections.deque"]
+
+
+def test_check_asks_once_of_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    load = RestrictedUnpickler.load
+
+    def counted(machine: RestrictedUnpickler, pos: int) -> str:
+        asked.append(pos)
+        return load(machine, pos)
+
+    monkeypatch.setattr(RestrictedUnpickler, "load", counted)
+    torch.save({"w": torch.ones(2)}, tmp_path / "m.pt")
+    assert check(str(tmp_path / "m.pt")).weights_only.loads
+    assert asked == [0]
+    assert scan(str(tmp_path / "m.pt")).weights_only.loads
+    assert asked == [0, 0]

@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import containers
 import dcp_formats
 import numpy as np
+import run_folders
 import torch
-from builders import old
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -307,29 +308,6 @@ def _write_legacy(state: State, path: Path) -> None:
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
-_TAR_KINDS = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16", torch.int64: "Long",
-              torch.bool: "Bool"}  # fmt: skip
-
-
-def _write_tar(state: State, path: Path) -> None:
-    """As torch up to 0.1.10 did: storages and tensors in lists, one of each for all names of a tensor."""
-    storages: list[old.TarStorage] = []
-    tensors: dict[int, old.TarTensor] = {}
-    for number, tensor in enumerate(state.values(), 1):
-        if id(tensor) not in tensors:
-            storage, kind, size = tensor.untyped_storage(), _TAR_KINDS[tensor.dtype], tensor.element_size()
-            storages.append(old.TarStorage(1000 + number, kind, bytes(storage.tolist()), size))
-            view = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
-            tensors[id(tensor)] = old.TarTensor(2000 + number, 1000 + number, kind, *view)
-    root = {name: old.numbered(tensors[id(tensor)].key) for name, tensor in state.items()}
-    path.write_bytes(old.tar(root, storages, tensors.values()))
-
-
-def _read_tar(path: Path) -> State:
-    found: State = torch.load(path, weights_only=False)  # which is how torch reads them
-    return found
-
-
 def _write_pickle(state: State, path: Path) -> None:
     with path.open("wb") as file:
         pickle.dump(state, file, protocol=4)
@@ -362,6 +340,8 @@ def _read_npz(path: Path) -> State:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
+_TORCH, _SAFE = "pytorch_model.bin", "model.safetensors"
+
 FORMATS = [
     Format("zip", ".pt", _write_zip, _read_zip),
     Format("zip", ".pt", _write_module, _read_module, kinds=KINDS, variant="module"),
@@ -369,8 +349,13 @@ FORMATS = [
     Format("torchscript", ".pt", _write_torchscript, _read_torchscript, kinds=KINDS),
     Format("pt2", ".pt2", _write_pt2, _read_pt2, kinds=KINDS),
     Format("pt2", ".pt2", _write_old_pt2, _read_pt2, kinds=KINDS, variant="old"),
+    Format("stable-baselines3", ".zip", containers.write_policy, containers.read_sb3, prefix="policy."),
+    Format(
+        "msgpack", ".msgpack", containers.write_msgpack, containers.read_msgpack, keeps_views=False, keeps_ties=False
+    ),
+    Format("onnx", ".onnx", containers.write_onnx, containers.read_onnx, keeps_views=False, keeps_ties=False),
     Format("legacy", ".pt", _write_legacy, _read_zip),
-    Format("tar", ".pt", _write_tar, _read_tar),
+    Format("tar", ".pt", containers.write_tar, containers.read_tar),
     Format("pickle", ".pkl", _write_pickle, _read_pickle, variant="torch"),
     Format("pickle", ".pkl", _write_arrays(4), _read_pickle, without=("0.bias",), variant="numpy"),
     Format("pickle", ".pkl", _write_arrays(5), _read_pickle, without=("0.bias",), variant="numpy-5"),
@@ -389,6 +374,15 @@ FORMATS = [
         _sharded(_write_safetensors, "model", ".safetensors"),
         _read_shards(_read_safetensors, ".safetensors"),
         keeps_views=False,
+        variant="safetensors",
+    ),
+    Format("run", "", *run_folders.of(_write_zip, _read_zip, _TORCH), prefix="model.", variant="zip"),
+    Format(
+        "run",
+        "",
+        *run_folders.of(_write_safetensors, _read_safetensors, _SAFE),
+        False,
+        prefix="model.",
         variant="safetensors",
     ),
     Format("dcp", "", dcp_formats.save, dcp_formats.read, keeps_views=False, keeps_ties=False),

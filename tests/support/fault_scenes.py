@@ -68,11 +68,15 @@ SCENES = {
     "rm, legacy": _scene("rm old.pt 3"),
     "rm a shard": _scene("rm sharded 0 3.bias"),
     "rm a shard with a backup": _scene("rm sharded 0 3.bias --backup"),
+    "rm with the states of an optimizer": _scene("rm run.pt model.0.bias --backup", then="model.0.weight=1"),
     "keep": _scene("keep a.pt 3"),
     "keep, to a file that is there": _scene("keep a.pt 3 -o there.pt"),
     "cast": _scene("cast a.pt bfloat16"),
     "cast, safetensors with a backup": _scene("cast a.safetensors float16 --backup"),
     "cast in shards with a backup": _scene("cast sharded float16 3.bias --backup"),
+    "to": _scene("to gpu.pt cpu"),
+    "to, legacy": _scene("to gpu.legacy cpu"),
+    "to, bin shards, with a backup": _scene("to gpus cpu --backup"),
     "tie": _scene("tie apart.pt 0.bias 2.bias"),
     "tie in shards to a new folder": _scene("tie sharded 0.weight 2.weight --force -o out"),
     "untie": _scene("untie a.pt 2.weight"),
@@ -84,6 +88,24 @@ SCENES = {
     "index with a backup": _scene("index sharded --backup"),
     "undo": _scene("undo edited.pt"),
     "undo in shards": _scene("undo edited"),
+    # the files of a run
+    "set in a run": _scene("set run model.0.bias[0]=100 optimizer.state.*.exp_avg=7"),
+    "set values in a run with a backup": _scene(
+        "set --backup run optimizer.param_groups.0.lr=0.123456789 trainer_state.epoch=123456 scheduler.last_epoch=9",
+        "run",
+    ),
+    "rename in a run": _scene(r"rename run --sub \.(bias|exp_avg)$ .other.\1"),
+    "rm in a run": _scene("rm run optimizer scheduler model.0.bias trainer_state.log_history --backup", "run"),
+    "cast in a run": _scene("cast run bfloat16 model optimizer"),
+    "keep of a run to a new folder": _scene("keep run model.0 model.1 rng_state -o out"),
+    "undo in a run": _scene("undo cut"),
+    # distributed checkpoints, whose other edits replace what says where items are
+    "rename, distributed": _scene("rename dcp --add net"),
+    "rm, distributed, with a backup": _scene("rm dcp 3 --backup"),
+    "cast, distributed": _scene("cast dcp bfloat16 0.weight 3.bias"),
+    "cast, distributed, with a backup": _scene("cast dcp bfloat16 --backup"),
+    "compact, distributed": _scene("compact holes"),
+    "keep, distributed, to a new folder": _scene("keep dcp 3 -o out"),
     # conversions
     "convert to a new file": _scene("convert a.pt out.safetensors --force", "out.safetensors"),
     "convert to a file that is there": _scene("convert a.safetensors there.pt --force", "there.pt"),
@@ -101,6 +123,7 @@ def fill(folder: Path) -> None:
     import torch
     from contract import write_shards
     from dcp_formats import save as save_distributed
+    from run_folders import run_folder
     from safetensors.torch import save_file, save_model
     from torch import nn
 
@@ -126,6 +149,11 @@ def fill(folder: Path) -> None:
     train = {"epoch": 3, "w": torch.ones(3)}
     torch.save(train, folder / "train.pt")
     torch.save(train, folder / "train.legacy", _use_new_zipfile_serialization=False)
+    layers = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    adam = torch.optim.Adam(layers.named_parameters())
+    layers(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    torch.save({"model": layers.state_dict(), "optimizer": adam.state_dict()}, folder / "run.pt")
     wide = {"a": torch.arange(1000.0)[:3], "b": torch.ones(2)}
     torch.save(wide, folder / "wide.pt")
     torch.save(wide, folder / "wide.legacy", _use_new_zipfile_serialization=False)
@@ -133,7 +161,11 @@ def fill(folder: Path) -> None:
     np.save(folder / "a.npy", np.arange(4.0))
     (folder / "old.tar").write_bytes((Path(__file__).parent.parent / "samples").joinpath("old.tar").read_bytes())
     write_shards(net(), folder / "shards")
+    for name, of in (("gpu.pt", "a.pt"), ("gpu.legacy", "old.pt"), ("gpus", "shards")):
+        assert run(["to", str(folder / of), "cuda:0", "-o", str(folder / name)]) == 0
     save_distributed(apart, folder / "dcp")
+    save_distributed(apart, folder / "holes")
+    assert run(["rm", str(folder / "holes"), "0.bias"]) == 0
     (folder / "sharded").mkdir()
     weight_map = {name: f"model-{int(name[0]) // 2 + 1:05}-of-00002.safetensors" for name in apart}
     weight_map |= {name: "model-00003-of-00003.safetensors" for name in apart if name[0] == "0"}
@@ -143,5 +175,8 @@ def fill(folder: Path) -> None:
     (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
     shutil.copy(folder / "a.pt", folder / "edited.pt")
     assert run(["set", str(folder / "edited.pt"), "3.bias=1", "--backup"]) == 0
+    run_folder(folder / "run", "shards")
+    shutil.copytree(folder / "run", folder / "cut")
+    assert run(["rm", str(folder / "cut"), "optimizer", "model.0.bias", "--backup"]) == 0
     shutil.copytree(folder / "sharded", folder / "edited")
     assert run(["rm", str(folder / "edited"), "0", "3.bias", "--backup"]) == 0

@@ -286,7 +286,7 @@ class Trials:
             return f"the edit after it failed: {err}"
         if again and held_by(target) != self.new:
             return "the same edit once more does not give the new state"
-        left = {path.name for path in here.rglob(".*") if path.suffix != ".ckpt-undo"} - {".metadata"}
+        left = {path.name for path in here.rglob(".*") if path.suffix != ".ckpt-undo"} - {".metadata", ".metadata.bak"}
         return f"left behind: {sorted(left)}" if left else None
 
     # --- faults while an interrupted edit is finished

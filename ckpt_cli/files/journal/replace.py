@@ -61,12 +61,13 @@ class Replacement:
     """The parts of a file's owner and group that could not be kept."""
     _open: ExitStack = field(default_factory=ExitStack)
 
-    def create(self, name: str) -> LocalFile:
-        """An empty file to write, which is to become `name`."""
+    def create(self, name: str, mode_of: str | None = None) -> LocalFile:
+        """An empty file to write, which is to become `name`; where there is none yet, it is like the file `mode_of`."""
         target = os.path.join(self.folder, name)
         file = self._open.enter_context(locked_temporary(target))
+        like = target if mode_of is None or os.path.lexists(target) else mode_of
         with suppress(FileNotFoundError):
-            self._lost[target] = take_after(file.fd, os.stat(target))
+            self._lost[target] = take_after(file.fd, os.stat(like))
         self.names.append(name)
         return file
 

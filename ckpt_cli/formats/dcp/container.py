@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field
 from types import MappingProxyType
@@ -14,10 +14,12 @@ from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import CkptError, LimitError, MalformedError, UnsupportedError, about
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.at_once import Ahead, is_elsewhere
+from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import Extent, SourceFile, Window
 from ckpt_cli.formats.dcp.boxes import Box, ChunkPart, Chunks, boxes_of_range, check_scattered, copy_part, part_of
 from ckpt_cli.formats.dcp.metadata import ItemPlace
 from ckpt_cli.formats.safetensors.read import read_part
+from ckpt_cli.formats.signatures import is_safetensors
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
 from ckpt_cli.formats.zip.read import ZipRecords
 from ckpt_cli.model.checkpoint import Opaque, Storage, Tensor, Value
@@ -85,8 +87,14 @@ class Composed:
         files: Sequence[SourceFile],
         seal: Callable[[Overlay], None],
         paths: Mapping[str, object] = MappingProxyType({}),
+        document: SourceFile | None = None,
+        places: Sequence[ItemPlace] = (),
     ) -> None:
         self.files = files
+        self.document = document
+        """The file that says what the checkpoint has and where; None where the files themselves say it."""
+        self.places = places
+        """The places of all items."""
         self.paths = paths
         """The path of each entry in the state that was saved, as its writer noted it; nothing is checked."""
         self._seal = seal
@@ -320,3 +328,38 @@ def _check(name: str, tensor: Tensor, dtype: DType, box: Box) -> None:
         )
     if tensor.layout != "strided" or tensor.conj or tensor.neg or tensor.big_endian:
         raise UnsupportedError(f"tensor {name!r} is stored conjugated, negated, big-endian or {tensor.layout}")
+
+
+# --- what nothing refers to -------------------------------------------------------------------------------------------
+
+
+def is_one_safetensors(file: SourceFile) -> bool:
+    """True if a file of items is one safetensors file, not items of torch.save one after another."""
+    return is_safetensors(file.read(0, min(9, file.size)))
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges in their order, those that touch as one."""
+    found: list[tuple[int, int]] = []
+    for begin, end in sorted(ranges):
+        if found and begin <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((begin, end))
+    return found
+
+
+def unreferenced_bytes(container: object) -> dict[str, int]:
+    """Bytes of each file of items that no item has, where there are any; of safetensors files that is not known."""
+    if not isinstance(container, Composed) or container.document is None:
+        return {}
+    ranges: dict[str, list[tuple[int, int]]] = {}
+    for place in container.places:
+        ranges.setdefault(place.file, []).append((place.offset, place.offset + place.nbytes))
+    found: dict[str, int] = {}
+    for file in container.files:
+        own = ranges.get(name_of(file.path))
+        left = file.size - sum(end - begin for begin, end in joined(own)) if own else 0
+        if left and not is_one_safetensors(file):
+            found[name_of(file.path)] = left
+    return found

@@ -71,6 +71,8 @@ class DcpMetadata:
     """The files that hold its items, sorted."""
     paths: Mapping[str, object]
     """By name, what the planner noted of each entry's place in the state that was saved; nothing is checked."""
+    places: Sequence[ItemPlace]
+    """The places of all items, also of those that no entry has."""
 
 
 _Found = dict[str, list[tuple[tuple[int, ...], ItemPlace]]]
@@ -79,7 +81,7 @@ _Found = dict[str, list[tuple[tuple[int, ...], ItemPlace]]]
 
 def metadata_of(graph: Graph) -> DcpMetadata:
     """Read a `.metadata`; raises MalformedError or LimitError if it is not one or contradicts itself."""
-    root = _fields(graph.root)
+    root = fields_of(graph.root)
     listed = root.get("state_dict_metadata")
     if not isinstance(listed, Dict):
         raise MalformedError("its pickle is not a Metadata of torch.distributed.checkpoint: it lists no entries")
@@ -89,7 +91,7 @@ def metadata_of(graph: Graph) -> DcpMetadata:
     entries: list[Saved] = []
     chunks = 0
     seen: set[str] = set()
-    for name, node in _named(listed):
+    for name, node in named_pairs(listed):
         if name in seen:
             raise MalformedError(f"it has two entries called {describe(name)}")
         seen.add(name)
@@ -101,25 +103,27 @@ def metadata_of(graph: Graph) -> DcpMetadata:
         entries.append(entry)
         if not len(entries) & 0xFFF:
             budget.check(len(entries))
-    files = sorted({place.file for places in found.values() for _, place in places})
+    places = [place for each in found.values() for _, place in each]
+    files = sorted({place.file for place in places})
     if len(files) > limits.RANK_FILES:
         raise LimitError(f"it names {len(files)} files")
     version = text_of(root.get("version")) or ""
     paths = _planned(root.get("planner_data"), budget)
-    return DcpMetadata(entries, version, _top_level(paths, entries), files, paths)
+    return DcpMetadata(entries, version, _top_level(paths, entries), files, paths, places)
 
 
-def _fields(node: object) -> dict[str, Any]:
+def fields_of(node: object) -> dict[str, Any]:
     """The fields of an instance, from its state; no fields for what has none."""
     state = node.states[-1] if isinstance(node, Call) and node.states else None
     if not isinstance(state, Dict):
         return {}
     if len(state.pairs) > 2 * _FIELDS:
         raise MalformedError(f"it has an object of {len(state.pairs) // 2} fields, which is not one of a checkpoint's")
-    return dict(_named(state))
+    return dict(named_pairs(state))
 
 
-def _named(node: Dict) -> Iterator[tuple[str, object]]:
+def named_pairs(node: Dict) -> Iterator[tuple[str, object]]:
+    """Yield the keys of a dict, which are names, with their values; raises MalformedError for another key."""
     for key, value in zip(node.pairs[::2], node.pairs[1::2], strict=True):
         name = text_of(key)
         if name is None:
@@ -134,17 +138,18 @@ def _storage_data(node: object, budget: WalkBudget) -> _Found:
         raise MalformedError("it does not say where its items are (storage_data)")
     budget.steps(30 * len(node.pairs))
     for key, value in zip(node.pairs[::2], node.pairs[1::2], strict=True):
-        index = _fields(key)
+        index = fields_of(key)
         name = text_of(index.get("fqn"))
         if name is None:
             raise MalformedError(f"it says where {describe(key)} is, which is not an entry")
         offset = index.get("offset")
-        found.setdefault(name, []).append((counts(name, offset) if offset is not None else (), _place(name, value)))
+        found.setdefault(name, []).append((counts(name, offset) if offset is not None else (), place_of(name, value)))
     return found
 
 
-def _place(name: str, node: object) -> ItemPlace:
-    fields = _fields(node)
+def place_of(name: str, node: object) -> ItemPlace:
+    """Return the place of an item of an entry; raises MalformedError where that is not one."""
+    fields = fields_of(node)
     file = text_of(fields.get("relative_path"))
     offset: Any = fields.get("offset")
     nbytes: Any = fields.get("length")
@@ -168,7 +173,7 @@ def _entry(name: str, node: object, found: list[tuple[tuple[int, ...], ItemPlace
         return Saved(name, None, places=tuple(place for _, place in found[:1]) or (None,))
     if kind != "TensorStorageMetadata":
         raise MalformedError(f"entry {describe(name)} is neither a tensor nor a pickled value, but {describe(node)}")
-    fields = _fields(node)
+    fields = fields_of(node)
     dtype, layout, requires_grad = _properties(name, fields.get("properties"))
     shape = sizes(name, fields.get("size"))
     if dtype.bits % 8 == 0 and dtype.nbytes(_numel(shape)) >= _COUNT_END:
@@ -208,7 +213,7 @@ def _boxes(name: str, node: object, shape: tuple[int, ...], budget: WalkBudget) 
     budget.steps((20 + len(shape)) * len(node))
     boxes: list[Box] = []
     for chunk in node:
-        fields = _fields(chunk)
+        fields = fields_of(chunk)
         box = Box(counts(name, fields.get("offsets")), counts(name, fields.get("sizes")))
         if len(box.offsets) != len(shape) or len(box.sizes) != len(shape):
             raise MalformedError(f"tensor {describe(name)} of shape {shape} has a chunk of shape {box.sizes}")

@@ -48,6 +48,24 @@ def path_of(name: str, node: object) -> Path:
     return tuple(found)
 
 
+def renamed_path(path: Path, new: str) -> Path:
+    """Return the path of an entry under a new name: keys that both have at the beginning or the end stay the same.
+
+    What lies between them is one key, as the new name does not say where containers begin in it.
+    """
+    head: list[str | int] = []
+    tail: list[str | int] = []
+    keys, rest = list(path), new
+    while len(keys) > 1 and rest.endswith(f".{keys[-1]}"):
+        tail.insert(0, keys.pop())
+        rest = rest[: -len(str(tail[0])) - 1]
+    while len(keys) > 1 and rest.startswith(f"{keys[0]}."):
+        head.append(keys.pop(0))
+        rest = rest[len(str(head[-1])) + 1 :]
+    is_index = len(keys) == 1 and isinstance(keys[0], int) and rest.isascii() and rest.isdecimal()
+    return (*head, int(rest) if is_index and str(int(rest)) == rest else rest, *tail)
+
+
 def below(path: Path, prefix: str) -> Path | None:
     """Return the rest of a path below a dotted prefix; None for an entry that is not below it."""
     reached = ""

@@ -7,8 +7,10 @@ item is opened when its bytes are asked for, so a checkpoint is listed by its `.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
@@ -41,6 +43,7 @@ METADATA = ".metadata"
 _OWN = (
     "torch.distributed.checkpoint.metadata.",
     "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.distributed.checkpoint.planner.",  # the plans that Megatron-core keeps
     "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
     "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
     "torch.serialization._get_layout",
@@ -118,6 +121,7 @@ def _read(path: str, folder: str, file: SourceFile, opener: Opener, lost: dict[s
     found = present(folder, metadata.files)
     files = opener.open_all([join(folder, name) for name in found])
     try:
+        opener.remove_left_overs(folder)
         there = dict(zip(found, files, strict=True))
         if lost is None:
             _check_ends(metadata, there)
@@ -126,7 +130,7 @@ def _read(path: str, folder: str, file: SourceFile, opener: Opener, lost: dict[s
             metadata = replace(metadata, entries=[entry for entry in metadata.entries if entry.name not in lost])
         places = [place for saved in metadata.entries for place in saved.places if place is not None]
         items = Items(folder, there, places)
-        container = Composed([file, *files], items.seal, metadata.paths)
+        container = Composed([file, *files], items.seal, metadata.paths, file, metadata.places)
         return _checkpoint(path, graph, metadata, container, items, len(metadata.files) - len(found))
     except BaseException:
         for opened in files:
@@ -168,7 +172,7 @@ def _missing_of(entry: Saved, files: dict[str, SourceFile]) -> str | None:
 def _checkpoint(
     path: str, graph: Graph, metadata: DcpMetadata, container: Composed, items: Items, missing: int
 ) -> Checkpoint:
-    entries = [_entry(saved, container, items) for saved in metadata.entries]
+    entries = [_entry(saved, container, items) for saved in _in_groups(metadata.entries)]
     ranks = {name.split("_")[2] for name in metadata.files if name.startswith("__") and name.count("_") > 2}
     said = [f"torch.distributed.checkpoint {metadata.version or 'of before 1.0.0'}"]
     said.append(f"{len(ranks)} rank{'s' if len(ranks) != 1 else ''}")
@@ -183,6 +187,26 @@ def _checkpoint(
         is_set=True,
         notes=(f"{missing} of its {len(metadata.files)} files are missing",) if missing else (),
     )
+
+
+def _in_groups(entries: Sequence[Saved]) -> Sequence[Saved]:
+    """Return the entries with those objects together, by their places, that Megatron-core saved as `KEY/shard_i_n`.
+
+    Each rank notes its own, so that those of one key stand apart in the metadata (dist_checkpointing/mapping.py there).
+    """
+    groups: dict[str | int, list[tuple[list[int], Saved]]] = {}
+    for number, saved in enumerate(entries):
+        key, slash, shard = saved.name.rpartition("/")
+        place = re.fullmatch(_SHARD, shard) if slash and saved.dtype is None else None
+        if place is None:
+            groups[number] = [([], saved)]
+        else:
+            groups.setdefault(key, []).append(([int(index) for index in place[1].split(".")], saved))
+    return [saved for group in groups.values() for _, saved in sorted(group, key=itemgetter(0))]
+
+
+_SHARD = r"shard_((?:[0-9]{1,9}\.){0,8}[0-9]{1,9})_[0-9.]*"
+"""The place of an object among those of its key, and their numbers."""
 
 
 def _entry(saved: Saved, container: Composed, items: Items) -> Entry:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 NAME = "dcp"
 
 _SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-_INFO = "DCP_SHARDING_INFO"
+INFO = "DCP_SHARDING_INFO"
+"""The key in the metadata of each file under which the places of its chunks are."""
 
 _Chunk = tuple[Box, Stored, Tensor]
 
@@ -69,7 +70,7 @@ def _chunks(file: SourceFile) -> list[tuple[str, _Chunk]]:
     """The chunks in one file, by the names of their tensors."""
     _, tensors, metadata = read_part(file)
     with about(file.path):
-        info = _sharding(metadata.get(_INFO))
+        info = sharding_of(metadata.get(INFO))
         found: list[tuple[str, _Chunk]] = []
         for tensor in tensors:
             shape = tensor.shape or ()
@@ -79,16 +80,16 @@ def _chunks(file: SourceFile) -> list[tuple[str, _Chunk]]:
         return found
 
 
-def _sharding(text: str | None) -> dict[str, Any]:
-    """`{name: {"saved_offsets": […]}}`; none where the file has whole tensors."""
+def sharding_of(text: str | None) -> dict[str, Any]:
+    """Return `{name: {"saved_offsets": […]}}`; nothing where the file has whole tensors."""
     if text is None:
         return {}
     try:
         info = json.loads(text)
     except (ValueError, RecursionError):
-        raise MalformedError(f"its {_INFO} is not JSON") from None
+        raise MalformedError(f"its {INFO} is not JSON") from None
     if not isinstance(info, dict):
-        raise MalformedError(f"its {_INFO} does not map names to offsets")
+        raise MalformedError(f"its {INFO} does not map names to offsets")
     return info
 
 
@@ -102,7 +103,7 @@ def _offsets(name: str, info: dict[str, Any], dims: int) -> tuple[int, ...]:
         or len(offsets) != dims
         or not all(type(each) is int and 0 <= each < 1 << 63 for each in offsets)
     ):
-        raise MalformedError(f"tensor {name!r}: its {_INFO} does not say where in the tensor its chunk is")
+        raise MalformedError(f"tensor {name!r}: its {INFO} does not say where in the tensor its chunk is")
     return tuple(offsets)
 
 

@@ -28,6 +28,7 @@ from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.graph import Call, Dict
 from ckpt_cli.pickles.read import read_pickle
 from ckpt_cli.pickles.references import number_storages
+from ckpt_cli.pickles.tensors.arguments import text_of
 from ckpt_cli.pickles.tensors.make import Maker
 from ckpt_cli.pickles.write import write_pickle
 
@@ -48,7 +49,7 @@ def write_folder(new: NewCheckpoint, create: Create, progress: Progress) -> int:
     """Write both files; returns their bytes."""
     target = create(DATA)
     places: dict[str, tuple[int, int]] = {}
-    pickles = _Pickles()
+    pickles = ItemPickles()
     begin = 0
     for tensor in new.tensors:
         own = (tensor.storage,) if tensor.storage is not None else ()
@@ -56,7 +57,7 @@ def write_folder(new: NewCheckpoint, create: Create, progress: Progress) -> int:
         places[tensor.name] = (begin, nbytes)
         begin += nbytes
     for value in new.values:
-        pickle, storages = _pickled(value)
+        pickle, storages = pickled_value(value)
         nbytes = write_pickled(pickle, storages, replace(new, contents=value.contents), target, progress, base=begin)
         places[value.name] = (begin, nbytes)
         begin += nbytes
@@ -68,7 +69,7 @@ def write_folder(new: NewCheckpoint, create: Create, progress: Progress) -> int:
     return begin + len(facts)
 
 
-class _Pickles:
+class ItemPickles:
     """The pickles of single tensors: those that differ in nothing but name and bytes have one, which is made once."""
 
     def __init__(self) -> None:
@@ -94,7 +95,7 @@ _KEPT = 4096
 """Pickles of tensors that are kept at once, of some 400 bytes each."""
 
 
-def _pickled(value: SavedValue) -> tuple[bytes, Sequence[Storage]]:
+def pickled_value(value: SavedValue) -> tuple[bytes, Sequence[Storage]]:
     """Return what torch.save pickles of a value, and the storages that it refers to, by their numbers."""
     storages = number_storages(value.root, value.storages)
     pickle = bytearray()
@@ -102,28 +103,88 @@ def _pickled(value: SavedValue) -> tuple[bytes, Sequence[Storage]]:
     return bytes(pickle), storages
 
 
+class MetadataMaker(Maker):
+    """Makes the objects of a `.metadata`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._layout = Call("reduce", self.name("torch.serialization", "_get_layout"), (self.text("torch.strided"),))
+        self._memory = Call("reduce", self.name(_FACTS, "_MEM_FORMAT_ENCODING"), (0,))
+
+    def facts(self, tensor: Tensor) -> Call:
+        """Return the metadata of a tensor: one chunk that is all of it."""
+        dtype = self.name("torch", tensor.dtype.name)
+        state = (dtype, self._layout, tensor.requires_grad, self._memory, False)
+        properties = self.instance(_FACTS, "TensorProperties", state)
+        size = self.size(tensor.shape or ())
+        fields = {"properties": properties, "size": size, "chunks": [self._whole(tensor)]}
+        return self.instance(_FACTS, "TensorStorageMetadata", fields)
+
+    def facts_of_bytes(self) -> Call:
+        """Return the metadata of a pickled value."""
+        return self.instance(_FACTS, "BytesStorageMetadata", {})
+
+    def _whole(self, tensor: Tensor) -> Call:
+        shape = tensor.shape or ()
+        chunk = {"offsets": self.size((0,) * len(shape)), "sizes": self.size(shape)}
+        return self.instance(_FACTS, "ChunkStorageMetadata", chunk)
+
+    def recast(self, node: object, tensor: Tensor) -> Call:
+        """Return the metadata of a tensor that has another dtype and is one chunk now; all else is as it was."""
+        properties = next(value for key, value in _pairs(node) if text_of(key) == "properties")
+        state = properties.states[-1] if isinstance(properties, Call) else ()
+        kind = Call(properties.opcode, properties.func, properties.args) if isinstance(properties, Call) else None
+        if kind is None or not isinstance(state, tuple):
+            return self.facts(tensor)
+        kind.states = [(self.name("torch", tensor.dtype.name), *state[1:])]
+        return self.changed(node, properties=kind, chunks=[self._whole(tensor)])
+
+    def index(self, name: str, shape: Sequence[int] | None) -> Call:
+        """Return the key of an item: a whole tensor of a shape, or a value."""
+        index: dict[str, object] = {"fqn": self.text(name), "index": None}
+        if shape is not None:
+            index |= {"index": 0, "offset": self.size((0,) * len(shape))}
+        return self.instance(_FACTS, "MetadataIndex", index)
+
+    def place(self, file: str, begin: int, nbytes: int) -> Call:
+        """Return the place of an item."""
+        where = {"relative_path": self.text(file), "offset": begin, "length": nbytes}
+        return self.instance(_FILES, "_StorageInfo", where)
+
+    def path(self, path: Sequence[str | int]) -> tuple[object, ...]:
+        """Return the place of an entry in the state that was saved."""
+        return tuple(self.text(key) if isinstance(key, str) else key for key in path)
+
+    def changed(self, node: object, **fields: object) -> Call:
+        """Return a copy of an object with other values of some of its attributes."""
+        if not isinstance(node, Call):
+            raise CkptError("it has something else where an object should be")
+        left = dict(fields)
+        pairs = [item for key, value in _pairs(node) for item in (key, left.pop(text_of(key) or "", value))]
+        pairs += [item for key, value in left.items() for item in (self.text(key), value)]
+        made = Call(node.opcode, node.func, node.args, node.kwargs)
+        made.states = [*node.states[:-1], Dict(pairs)]
+        return made
+
+
 def _metadata(new: NewCheckpoint, places: dict[str, tuple[int, int]]) -> Call:
     """The object that says of each tensor and value what it is and where."""
-    maker = Maker()
+    maker = MetadataMaker()
     facts: dict[str, object] = {}
     stored: list[object] = []
-    layout = Call("reduce", maker.name("torch.serialization", "_get_layout"), (maker.text("torch.strided"),))
-    memory = Call("reduce", maker.name(_FACTS, "_MEM_FORMAT_ENCODING"), (0,))
     for tensor in new.tensors:
-        facts[tensor.name] = _facts(maker, tensor, layout, memory)
-        index = {"fqn": maker.text(tensor.name), "index": 0, "offset": maker.size((0,) * len(tensor.shape or ()))}
-        stored += (maker.instance(_FACTS, "MetadataIndex", index), _place(maker, places[tensor.name]))
+        facts[tensor.name] = maker.facts(tensor)
+        stored += (maker.index(tensor.name, tensor.shape or ()), maker.place(DATA, *places[tensor.name]))
     for value in new.values:
-        facts[value.name] = maker.instance(_FACTS, "BytesStorageMetadata", {})
-        index = {"fqn": maker.text(value.name), "index": None}
-        stored += (maker.instance(_FACTS, "MetadataIndex", index), _place(maker, places[value.name]))
+        facts[value.name] = maker.facts_of_bytes()
+        stored += (maker.index(value.name, None), maker.place(DATA, *places[value.name]))
     paths = new.paths or {name: (name,) for name in facts}
     listed: list[object] = []
     planned: list[object] = []
     for fqn, path in paths.items():
         name = maker.text(fqn)
         listed += (name, facts[fqn])
-        planned += (name, tuple(maker.text(key) if isinstance(key, str) else key for key in path))
+        planned += (name, maker.path(path))
     whole: dict[str, object] = {"checkpoint_id": None, "save_id": None, "load_id": None, "modules": []}
     return maker.instance(
         _FACTS,
@@ -135,26 +196,6 @@ def _metadata(new: NewCheckpoint, places: dict[str, tuple[int, int]]) -> Call:
             "storage_meta": maker.instance(_FACTS, "StorageMeta", whole),
             "version": _VERSION,
         },
-    )
-
-
-def _facts(maker: Maker, tensor: Tensor, layout: Call, memory: Call) -> Call:
-    """Return the metadata of a tensor: one chunk that is all of it."""
-    shape = tensor.shape or ()
-    dtype = maker.name("torch", tensor.dtype.name)
-    properties = maker.instance(_FACTS, "TensorProperties", (dtype, layout, tensor.requires_grad, memory, False))
-    chunk = {"offsets": maker.size((0,) * len(shape)), "sizes": maker.size(shape)}
-    chunks = [maker.instance(_FACTS, "ChunkStorageMetadata", chunk)]
-    return maker.instance(
-        _FACTS, "TensorStorageMetadata", {"properties": properties, "size": maker.size(shape), "chunks": chunks}
-    )
-
-
-def _place(maker: Maker, place: tuple[int, int]) -> Call:
-    """Return the place of an item."""
-    begin, nbytes = place
-    return maker.instance(
-        _FILES, "_StorageInfo", {"relative_path": maker.text(DATA), "offset": begin, "length": nbytes}
     )
 
 
@@ -170,11 +211,11 @@ def verify_folder(new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
             root = read_pickle(raw).root
             places = dict(zip(names, _places(root), strict=True))
             same = same_graphs(_metadata(new, places), b"", root, raw)
-            pickles = _Pickles()
+            pickles = ItemPickles()
             for tensor in new.tensors if same else ():
-                same &= _is_saved(tensor, pickles.of(tensor), Window(data, *places[tensor.name]), new)
+                same &= is_saved_tensor(tensor, pickles.of(tensor), Window(data, *places[tensor.name]), new)
             for value in new.values if same else ():
-                same &= _is_value(value, Window(data, *places[value.name]))
+                same &= is_saved_value(value, Window(data, *places[value.name]))
     except (FormatError, ValueError) as error:
         raise CkptError(f"the new folder did not read back as it should, so it was not kept: {error}") from None
     if not same:
@@ -185,10 +226,10 @@ def verifier(new: NewCheckpoint, folder: str, open_copy: OpenCopy) -> None:
     """Return None: what says where the tensors are is verified together with them."""
 
 
-def _is_value(value: SavedValue, window: Window) -> bool:
+def is_saved_value(value: SavedValue, window: Window) -> bool:
     """True if a part of the file is a torch.save of the value."""
     records = ZipRecords(window)
-    pickle, storages = _pickled(value)
+    pickle, storages = pickled_value(value)
     sizes = [records.by_name[f"archive/data/{number}"].nbytes for number in range(len(storages))]
     wanted = [value.contents[storage].nbytes for storage in storages]
     return sizes == wanted and records.read("archive/data.pkl", limits.PICKLE_INFLATED) == pickle
@@ -206,13 +247,17 @@ def _places(root: object) -> Iterator[tuple[int, int]]:
 
 def _state(node: object) -> dict[str, object]:
     """The attributes of an object that we made."""
-    state = node.states[0] if isinstance(node, Call) and node.states else None
-    if not isinstance(state, Dict):
-        return {}
-    return {str(key): value for key, value in zip(state.pairs[::2], state.pairs[1::2], strict=True)}
+    return {text_of(key) or "": value for key, value in _pairs(node)}
 
 
-def _is_saved(tensor: Tensor, pickle: bytes, window: Window, new: NewCheckpoint) -> bool:
+def _pairs(node: object) -> Iterator[tuple[object, object]]:
+    """Yield the attributes of an object, with their values."""
+    state = node.states[-1] if isinstance(node, Call) and node.states else None
+    if isinstance(state, Dict):
+        yield from zip(state.pairs[::2], state.pairs[1::2], strict=True)
+
+
+def is_saved_tensor(tensor: Tensor, pickle: bytes, window: Window, new: NewCheckpoint) -> bool:
     """True if a part of the file is a torch.save of the tensor, which has this pickle."""
     records = ZipRecords(window)
     data = records.by_name.get("archive/data/0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
@@ -12,10 +13,21 @@ from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.container import Composed
-from ckpt_cli.formats.ranks.listed import LATEST, LOOSE, NAME, beside_note, count, latest, list_files
+from ckpt_cli.formats.ranks.listed import (
+    LATEST,
+    LOOSE,
+    NAME,
+    UNIVERSAL,
+    beside_note,
+    count,
+    latest,
+    list_files,
+    universal_files,
+)
+from ckpt_cli.formats.ranks.model_states import MODEL, Joined
 from ckpt_cli.formats.ranks.rank_file import RankFile
+from ckpt_cli.formats.ranks.refused import FIXED, as_files, tensor_parallel
 from ckpt_cli.formats.ranks.zero import join_zero
-from ckpt_cli.formats.ranks.zero_layout import FIXED, MODEL, as_files, tensor_parallel
 from ckpt_cli.formats.sharded.read import ReadOne
 from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -35,7 +47,7 @@ def is_of_ranks(path: str, names: Sequence[str]) -> bool:
     """True for a folder of DeepSpeed or Megatron-LM: of the files of ranks, or of what names a folder of them."""
     if "latest_checkpointed_iteration.txt" in names or any(re.search(_RANK_FILE, name) for name in names):
         return True
-    if LATEST not in names:
+    if not any(name in names for name in LATEST):
         return False
     if not any(name.endswith(LOOSE) for name in names):
         return True
@@ -52,10 +64,13 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
     within = names_in(folder)
     if any(_MODEL_RANK.match(name) and is_folder(join(folder, name)) for name in within):
         return list_files(path, folder, tag, opener, read_one)
+    notes = beside_note(names if folder != path else ())
+    if _is_universal(folder, within):
+        return _universal(path, folder, tag, opener, read_one, notes)
     models, optims = _found(path, folder, within)
     files = opener.open_all([join(folder, name) for name in (*models, *optims)])
     with closed_on_error(files):
-        return _joined(path, tag, files, len(models), read_one, beside_note(names if folder != path else ()))
+        return _joined(path, tag, files, len(models), read_one, notes)
 
 
 def read_files(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
@@ -75,11 +90,6 @@ def _found(path: str, folder: str, within: Sequence[str]) -> tuple[list[str], li
         raise MalformedError("a folder of DeepSpeed or Megatron without a file of a rank", path=folder)
     if len(models) + len(optims) > limits.SHARDS:
         raise LimitError(f"it has {len(models) + len(optims)} files", path=folder)
-    if not optims and "zero" in within and is_folder(join(folder, "zero")):
-        raise UnsupportedError(
-            "a universal checkpoint of DeepSpeed: each parameter is in a folder of its own below zero/", path=folder,
-            hint=f"name one of its files, such as {quoted(join(folder, 'zero/NAME/fp32.pt'))}; {as_files(path)}",
-        )  # fmt: skip
     experts = [name for name in (*models, *optims) if _EXPERT.search(name)]
     if experts:
         raise UnsupportedError(
@@ -96,6 +106,40 @@ def _found(path: str, folder: str, within: Sequence[str]) -> tuple[list[str], li
     if parallel:
         raise tensor_parallel(join(folder, parallel[0]), path)
     return models, optims
+
+
+def _is_universal(folder: str, within: Sequence[str]) -> bool:
+    """True for a folder of files of model states with the parameters' own folders in another one."""
+    return (
+        UNIVERSAL in within
+        and not any(name.endswith("_optim_states.pt") for name in within)
+        and (is_folder(join(folder, UNIVERSAL)))
+    )
+
+
+def _universal(path: str, folder: str, tag: str, opener: Opener, read_one: ReadOne, notes: list[str]) -> Checkpoint:
+    """Open a universal checkpoint: all files below its `zero`, and those of model states."""
+    from ckpt_cli.formats.ranks.universal import join_universal
+
+    names = names_in(folder)
+    models = sorted((name for name in names if name.endswith("_model_states.pt")), key=_natural)
+    saved = list(islice(universal_files(folder), limits.SHARDS + 1))
+    if not models:
+        raise RanksError("the files of model states are missing, which name its parameters", path=folder)
+    if len(models) + len(saved) > limits.SHARDS:
+        raise LimitError(f"it has more than {limits.SHARDS:,} files", path=folder)
+    files = opener.open_all([join(folder, name) for name in (*models, *saved)])
+    with closed_on_error(files):
+        ranks = [RankFile(file, read_one) for file in documented(files)]
+        by_name = {name.partition("/")[2]: rank for name, rank in zip(saved, ranks[len(models) :], strict=True)}
+        with about(path):
+            try:
+                joined = join_universal(path, ranks[: len(models)], by_name)
+            except (FormatError, UnsupportedError) as error:
+                error.hint = error.hint or as_files(path)
+                raise
+        said = f"DeepSpeed, universal checkpoint, tag {tag}; {joined.dtypes}"
+        return _checkpoint(path, files, ranks, joined, said, notes)
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
@@ -121,13 +165,21 @@ def _joined(
             error.hint = error.hint or as_files(path)
             raise
     said = f"DeepSpeed ZeRO stage {joined.stage}" if joined.stage else "DeepSpeed"
+    said = f"{said}, {count(max(len(ranks), 1), 'rank')}, tag {tag}; {joined.dtypes}"
+    return _checkpoint(path, files, saved, joined, said, notes)
+
+
+def _checkpoint(
+    path: str, files: Sequence[SourceFile], ranks: Sequence[RankFile], joined: Joined, said: str, notes: list[str]
+) -> Checkpoint:
+    """What was joined of some files, as a checkpoint."""
     return Checkpoint(
         path=path,
         format=NAME,
         entries=joined.entries,
         container=Composed(files, _no_seal),
-        version=f"{said}, {count(max(len(ranks), 1), 'rank')}, tag {tag}; {joined.dtypes}",
-        objects=list(dict.fromkeys(name for file in saved for name in file.objects)),
+        version=said,
+        objects=list(dict.fromkeys(name for rank in ranks for name in rank.objects)),
         top_level=list(dict.fromkeys(entry.name.partition(".")[0] for entry in joined.entries)),
         is_set=True,
         notes=[*notes, *joined.notes],

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, listed
 from ckpt_cli.files.open import Opener, closed_on_error
-from ckpt_cli.files.places import head_of, is_folder, is_plain_name, join, names_in
+from ckpt_cli.files.places import files_below, head_of, is_folder, is_plain_name, join, names_in
 from ckpt_cli.formats.sharded.read import ReadOne, ShardSet
 from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Value
@@ -23,7 +24,9 @@ from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Value
 NAME = "deepspeed"
 
 _STATES = ("_model_states.pt", "_optim_states.pt")
-LATEST, _ITERATION = "latest", "latest_checkpointed_iteration.txt"
+LATEST, _ITERATION = ("latest", "latest_universal"), "latest_checkpointed_iteration.txt"
+UNIVERSAL = "zero"
+"""The folder with a folder for each parameter, in a universal checkpoint."""
 LOOSE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """The ends of the names of files that may be checkpoints of their own."""
 
@@ -79,7 +82,7 @@ def beside_note(names: Sequence[str]) -> list[str]:
 
 def latest(path: str, names: Sequence[str]) -> tuple[str, str]:
     """The folder that has the files, and its name as a tag; the folder itself where it has them."""
-    for name, layout in ((LATEST, "{}"), (_ITERATION, "iter_{:0>7}")):
+    for name, layout in (*((name, "{}") for name in LATEST), (_ITERATION, "iter_{:0>7}")):
         if name not in names:
             continue
         said = head_of(join(path, name), _TAG).decode("utf-8", "replace").strip()
@@ -102,7 +105,16 @@ def files_of_ranks(folder: str) -> list[str]:
         elif _MODEL_RANK.fullmatch(name) and is_folder(join(folder, name)):
             within = names_in(join(folder, name))
             found += [f"{name}/{file}" for file in within if file.endswith(".pt") and not file.startswith(".")]
+        elif name == UNIVERSAL and is_folder(join(folder, name)):
+            found += islice(universal_files(folder), limits.SHARDS + 1)
     return found
+
+
+def universal_files(folder: str) -> Iterator[str]:
+    """Yield the files of parameters of a universal checkpoint, relative to its folder."""
+    for name, _ in files_below(join(folder, UNIVERSAL)):
+        if name.endswith(".pt"):
+            yield f"{UNIVERSAL}/{name}"
 
 
 def _prefixed(prefix: str, entry: Entry) -> Entry:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from math import prod
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError, UnsupportedError, about
 from ckpt_cli.files.source import Extent
-from ckpt_cli.model.checkpoint import Storage, Tensor
+from ckpt_cli.model.checkpoint import Storage, Tensor, contiguous_stride
 
 _READ = 8 << 20
 """Bytes up to which a range of one file is read rather than mapped."""
@@ -121,6 +122,15 @@ class JoinedBytes:
         with about(self._path):
             pieces = self._pieces(begin, nbytes)
             return [found for storage, offset, length in pieces for found in storage.extents(offset, length)]
+
+
+def joined_tensor(
+    path: str, name: str, shape: tuple[int, ...], streams: Sequence[Stream], first: int, each: int
+) -> Tensor:
+    """A tensor of which each stream has at most `each` elements, from its element `first` on."""
+    dtype, numel = streams[0].dtype, prod(shape)
+    storage = Storage(name, dtype.nbytes(numel), "cpu", JoinedBytes(path, streams, first, each, numel))
+    return Tensor(name, dtype, shape, contiguous_stride(shape), storage)
 
 
 def _copy(storage: Storage, offset: int, target: memoryview) -> None:

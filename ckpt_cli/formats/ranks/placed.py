@@ -1,19 +1,19 @@
 """Rank files of FSDP: each has the parts of one rank, and says where in the whole they lie.
 
-`model_world_size_W_rank_R.pt`, as verl, SkyRL and others write them, hold the state_dict of a model under FSDP: a
-DTensor or a ShardedTensor with the rank's own part of each tensor, or a plain tensor that every rank has whole.
-Placements decide how parts are put together, never their values.
+`model_world_size_W_rank_R.pt`, as verl, SkyRL and others write them, and Accelerate's `pytorch_model_fsdp_0_rankR.bin`
+(`save_fsdp_model` with `use_dcp=False`) hold the state_dict of a model under FSDP: a DTensor or a ShardedTensor with
+the rank's own part of each tensor, or a plain tensor that every rank has whole. Placements decide how parts are put
+together, never their values. `pytorch_model_fsdp_rankR.bin` are Accelerate's files of FSDP's local state, which is
+without names.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckpt_cli import limits
-from ckpt_cli.errors import CkptError, LimitError, RanksError, UnsupportedError, about, listed
+from ckpt_cli.errors import CkptError, RanksError, UnsupportedError, about, listed
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import join
@@ -21,8 +21,10 @@ from ckpt_cli.files.source import Extent
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.ranks.listed import beside_note, count, side_by_side
+from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER
+from ckpt_cli.formats.ranks.names import files_by_kind, rank_of
 from ckpt_cli.formats.ranks.rank_file import RankFile
-from ckpt_cli.formats.ranks.zero_layout import FIXED, MODEL, OPTIMIZER, as_files
+from ckpt_cli.formats.ranks.refused import FIXED, as_files
 from ckpt_cli.formats.sharded.read import ReadOne
 from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value, contiguous_stride
@@ -32,54 +34,69 @@ if TYPE_CHECKING:
 
 NAME = "fsdp"
 
-_FILE = re.compile(r"(model|optim)_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
-_LOCAL = re.compile(r"(?:.*/)?pytorch_model(?:_fsdp)?_\d+_rank_?\d+\.bin")
+_FLAT = ("_flat_param", "flat_param")
+"""The last part of the names of FSDP's flat parameters, of which only its local state has any."""
+
+_FLAT_STATES = "they are of flat parameters, of which each rank has a part, and no file says which"
+
 _PLAIN = 4 << 20
 """Bytes of tensors that several ranks have whole, compared at a time."""
 
 
-def is_of_ranks(_: str, names: Sequence[str]) -> bool:
-    """True for a folder with such files, or with those of FSDP's local state."""
-    return any(name.startswith("model_world_size_") and _FILE.fullmatch(name) for name in names) or (
-        sum(_LOCAL.fullmatch(name) is not None for name in names) > 1
-    )
-
-
 def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the files of all ranks as the model whose parts they have."""
-    found = _found(path, names)
-    model, optim = found["model"], found["optim"]
-    files = opener.open_all([join(path, name) for name in (*model, *optim)])
+    found = files_by_kind(path, names)
+    every = [name for of_kind in found.values() for name in of_kind]
+    files = opener.open_all([join(path, name) for name in every])
     with closed_on_error(files):
-        saved = [RankFile(file, read_one) for file in documented(files)]
-        container = Composed(files, _no_seal)
-        joining = _Joining(path, container)
+        saved = dict(zip(every, (RankFile(file, read_one) for file in documented(files)), strict=True))
+        joining = _Joining(path, Composed(files, _no_seal))
         with about(path):
-            entries = list(joining.entries(saved[: len(model)], MODEL))
-            notes = beside_note(sorted(set(names) - {*model, *optim}))
-            if optim:
-                try:
-                    entries += joining.entries(saved[len(model) :], OPTIMIZER)
-                except (RanksError, UnsupportedError) as error:
-                    notes.append(f"the optimizer's states are left out: {error.problem}")
+            entries, notes = _joined_kinds(joining, {kind: [saved[name] for name in found[kind]] for kind in found})
+    models = [kind for kind in found if kind.startswith(MODEL)]
+    ranks = max(len(found[kind]) for kind in models)
     return Checkpoint(
         path=path,
         format=NAME,
         entries=entries,
-        container=container,
-        version=f"FSDP, {count(len(model), 'rank')}; {joining.kinds()}",
-        objects=list(dict.fromkeys(name for file in saved for name in file.objects)),
+        container=joining.container,
+        version=f"FSDP, {count(ranks, 'rank')}; {joining.kinds()}",
+        objects=list(dict.fromkeys(name for file in saved.values() for name in file.objects)),
         top_level=list(dict.fromkeys(entry.name.partition(".")[0] for entry in entries)),
         is_set=True,
-        notes=notes,
-        weights=MODEL,
+        notes=[*beside_note(sorted(set(names) - set(every))), *notes],
+        weights=MODEL if models == [MODEL] else "",
         fixed=FIXED,
     )
 
 
+def _joined_kinds(joining: _Joining, by_kind: Mapping[str, Sequence[RankFile]]) -> tuple[list[Entry], list[str]]:
+    """The entries of the models, of optimizers and of each rank's own state; and what is left out, a line each."""
+    entries: list[Entry] = []
+    notes: list[str] = []
+    for kind, files in by_kind.items():
+        if kind.startswith(MODEL):
+            entries += joining.entries(files, kind)
+            continue
+        try:
+            if kind.startswith(OPTIMIZER):
+                found = list(joining.entries(files, kind))
+                if joining.are_flat(found):
+                    found = [entry for entry in found if not isinstance(entry, Tensor) or not entry.shape]
+                    notes.append(f"the {kind}'s states are left out: {_FLAT_STATES}")
+            else:
+                roots = [(file, [(f"{kind}.{rank}", file.graph.root)]) for rank, file in enumerate(files)]
+                found = [entry for file, root in roots for entry in file.entries(root)]
+            entries += found
+        except (RanksError, UnsupportedError) as error:
+            what = f"the {kind}'s states are" if kind.startswith(OPTIMIZER) else f"{kind} is"
+            notes.append(f"{what} left out: {error.problem}")
+    return entries, notes
+
+
 def read_files(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the same files side by side, as they are."""
-    found = sorted(name for name in names if _FILE.fullmatch(name) or _LOCAL.fullmatch(name))
+    found = sorted(name for name in names if rank_of(name) is not None)
     container, entries = side_by_side(path, found, opener, read_one)
     return Checkpoint(
         path=path,
@@ -98,37 +115,6 @@ def _no_seal(_: Overlay) -> None:
     """Nothing is patched."""
 
 
-def _found(path: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the files of the model and of the optimizer, in the order of the ranks; raises where one is missing."""
-    matches = [found for found in map(_FILE.fullmatch, names) if found]
-    worlds = {int(found[2]) for found in matches}
-    if not worlds:
-        raise UnsupportedError(
-            "FSDP's local state (LOCAL_STATE_DICT): each rank has a part of flat parameters, and no file says their "
-            "names and shapes",
-            path=path,
-            hint=f"load it under FSDP with the model's code, and save its full or sharded state; {as_files(path)}",
-        )
-    if len(worlds) > 1:
-        raise RanksError(
-            f"it has files of saves by {' and by '.join(map(str, sorted(worlds)))} ranks", path=path,
-            hint=f"move those of one save elsewhere; {as_files(path)}",
-        )  # fmt: skip
-    (world,) = worlds
-    if world > limits.SHARDS:
-        raise LimitError(f"it is said to be of {world} ranks", path=path)
-    there = {(found[1], int(found[3])): found[0] for found in matches}
-    missing = [rank for rank in range(world) if ("model", rank) not in there]
-    if missing:
-        what = f"rank {missing[0]} is" if len(missing) == 1 else f"ranks {listed(missing, 5)} are"
-        raise RanksError(
-            f"{world - len(missing)} of {world} files of ranks are there: {what} missing", path=path,
-            hint=f"fetch the rest; {as_files(path)}",
-        )  # fmt: skip
-    model, optim = ([there.get((kind, rank), "") for rank in range(world)] for kind in ("model", "optim"))
-    return {"model": model, "optim": optim if all(optim) else []}
-
-
 @dataclass(frozen=True, slots=True)
 class _Part:
     """One rank's part of a tensor."""
@@ -143,7 +129,7 @@ class _Joining:
 
     def __init__(self, path: str, container: Composed) -> None:
         self._path = path
-        self._container = container
+        self.container = container
         self._kinds: dict[str, None] = {}
         self._storages: dict[tuple[int, ...], Storage] = {}
         """The storages that were joined, by those of the parts, so that tied tensors have one."""
@@ -162,6 +148,15 @@ class _Joining:
                     f"it has other entries than {files[0].name}, such as {odd[0]!r}: one is of another save",
                     path=file.path,
                 )
+        flat = next((name for name in by_rank[0] if name.rpartition(".")[2] in _FLAT), None)
+        if flat is not None:
+            raise UnsupportedError(
+                "FSDP's local state (LOCAL_STATE_DICT): each rank has a part of flat parameters "
+                f"({flat.removeprefix(f'{prefix}.')}), and no file says the names and shapes of what they are made of",
+                path=self._path,
+                hint="load it under FSDP with the model's code, and save its full or sharded state; "
+                f"{as_files(self._path)}",
+            )
         for name, first in by_rank[0].items():
             same = [found[name] for found in by_rank]
             if isinstance(first, Value):
@@ -173,6 +168,12 @@ class _Joining:
             except CkptError as error:
                 error.problem = f"{name!r}: {error.problem}"
                 raise
+
+    def are_flat(self, states: Sequence[Entry]) -> bool:
+        """True if no state of an optimizer says of what it is a part, as those of flat parameters do not."""
+        tensors = [entry for entry in states if isinstance(entry, Tensor) and entry.shape]
+        agreed = [isinstance(each.storage.source, AgreedBytes) for each in tensors if each.storage is not None]
+        return bool(self._kinds and agreed and all(agreed))
 
     def _joined(self, name: str, first: Tensor, tensors: Sequence[Tensor], files: Sequence[RankFile]) -> Tensor:
         if len(tensors) < len(files) or any(
@@ -219,7 +220,7 @@ class _Joining:
         key = tuple(x for part in held for x in (id(part.tensor.storage), part.tensor.storage_offset))
         if key not in self._storages or not chunks.numel:
             chunked = ChunkedTensor(name, first.dtype, chunks, stored)
-            self._storages[key] = self._container.storage(
+            self._storages[key] = self.container.storage(
                 name, first.dtype.nbytes(chunks.numel), chunked, composed=len(boxes) > 1
             )
         return Tensor(name, first.dtype, shape, contiguous_stride(shape), self._storages[key],

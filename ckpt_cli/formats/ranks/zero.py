@@ -4,40 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import prod
 
-from ckpt_cli.errors import RanksError, listed
-from ckpt_cli.facts import dataclass
+from ckpt_cli.errors import RanksError
+from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER, OWN, Joined, named_groups
 from ckpt_cli.formats.ranks.pieces import Stream
-from ckpt_cli.formats.ranks.rank_file import RankFile
-from ckpt_cli.formats.ranks.zero_layout import FLAT, MODEL, OPTIMIZER, ZeroLayout, joined_tensor
+from ckpt_cli.formats.ranks.rank_file import RankFile, number_of
+from ckpt_cli.formats.ranks.zero_layout import FLAT, ZeroLayout
 from ckpt_cli.model.checkpoint import Entry, Tensor
-from ckpt_cli.pickles.tensors.arguments import sizes, text_of
 
-_OWN = ("module", "buffer_names", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params")
-"""Keys of a file of model states whose values become the model's entries."""
-
-_STATES = ("base_optimizer_state", "optimizer_state_dict")
+INNER = ("base_optimizer_state", "optimizer_state_dict")
 """Keys of the states of the optimizer that ZeRO wraps: of stages 1 and 2, and of stage 3."""
 
-_PLACES = (*FLAT, *_STATES, "param_slice_mappings", "group_paddings", "param_alignment_paddings", "partition_count")
+PLACES = (*FLAT, *INNER, "param_slice_mappings", "group_paddings", "param_alignment_paddings", "partition_count")
 """Keys of an optimizer's file that say where what is."""
+
+_STEP, _STEP_BYTES = "step", 8
+"""The key of a state that says how many steps its optimizer took, and the bytes that a number takes at most."""
 
 _STATE_STEPS = 20
 """The cost of making the entry of one parameter's state, in steps of the budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """What the files of a folder are together."""
-
-    entries: list[Entry]
-    stage: int
-    """0 where the files of model states have whole parameters."""
-    dtypes: str
-    """The dtypes of the weights, in words."""
-    notes: tuple[str, ...] = ()
-    """What of the files is no entry, a line each."""
 
 
 def join_zero(path: str, models: Sequence[RankFile], optims: Sequence[RankFile], ranks: Sequence[int]) -> Joined:
@@ -63,7 +48,7 @@ def _whole(model: RankFile) -> Joined:
     module = [(f"{MODEL}.{key}", node) for key, node in model.pairs(model.root.get("module")).items()]
     if not module:
         raise RanksError("it has no parameters, and there is no file of an optimizer beside it", path=model.path)
-    rest = [(key, node) for key, node in model.root.items() if key not in _OWN]
+    rest = [(key, node) for key, node in model.root.items() if key not in OWN]
     return Joined(model.entries([*module, *rest]), 0, "weights as they are")
 
 
@@ -76,96 +61,46 @@ class _Run:
 
     def joined(self) -> Joined:
         """All entries: the model's, the optimizer's, and what else the run saved."""
-        model, frozen = self._model()
-        rest = [
-            (key, node)
-            for key, node in self._layout.models[0].root.items()
-            if key not in _OWN and not (key == OPTIMIZER and node is None)
-        ]
-        dtype = self._layout.copies[0][0].dtype
-        others = sorted({entry.dtype.name for entry in frozen if isinstance(entry, Tensor)})
-        said = f"weights: {dtype} master copies" + (
-            f", frozen ones as they are ({listed(others, 3)})" if others else ""
-        )
-        entries = [*model, *self._optimizer(), *self._layout.models[0].entries(rest)]
-        return Joined(entries, self._layout.stage, said, tuple(self._notes))
-
-    def _model(self) -> tuple[list[Entry], list[Entry]]:
-        """The model's entries, in the order of the module's state_dict, and those of them that are not trained."""
-        layout = self._layout
+        layout, states = self._layout, self._layout.model_states
         trained = {
             each.name: replace(layout.tensor(f"{MODEL}.{each.name}", each, layout.copies[each.group]), kind="parameter")
             for each in layout.parameters
         }
-        found: dict[str, Entry] = {**trained, **self._frozen()}
-        model = self._layout.models[0]
-        buffers = {text_of(name) for name in model.items(model.root.get("buffer_names"))}
-        shared = self._shared()
-        module = model.pairs(model.root.get("module"))
-        for name, node in module.items():
-            if name in found or name in shared:
-                continue
-            for entry in model.entries([(f"{MODEL}.{name}", node)]):
-                if isinstance(entry, Tensor) and name in buffers:
-                    entry = replace(entry, kind="buffer")
-                if name not in buffers and isinstance(entry, Tensor) and not entry.numel and self._layout.stage >= 3:
-                    continue  # the placeholder of a parameter, whose name nothing has
-                found[entry.name.removeprefix(f"{MODEL}.")] = entry
-        for name, kept in shared.items():
-            tensor = found.get(kept)
-            if isinstance(tensor, Tensor):
-                found[name] = replace(tensor, name=f"{MODEL}.{name}")
-        order = {name: place for place, name in enumerate(module)}
-        ordered = sorted(found, key=lambda name: order.get(name, len(order)))
-        frozen = [found[name] for name in found if name not in trained and name not in buffers and name not in shared]
-        return [found[name] for name in ordered], frozen
-
-    def _shared(self) -> dict[str, str]:
-        """The names of tied parameters, each with the name under which it was trained; in stage 3 only rank 0 knows."""
-        shared = self._layout.models[0].pairs(self._layout.models[0].root.get("shared_params"))
-        return {name: text_of(kept) or "" for name, kept in shared.items()}
-
-    def _frozen(self) -> dict[str, Tensor]:
-        """The parameters that are not trained, by name, as they were saved."""
-        shapes = self._layout.models[0].pairs(self._layout.models[0].root.get("frozen_param_shapes"))
-        if not shapes:
-            return {}
-        parts = [file.pairs(file.root.get("frozen_param_fragments")) for file in self._layout.models]
-        there, world = len(self._layout.models), self._layout.world
-        if self._layout.stage >= 3 and there != world:
-            raise RanksError(
-                f"{there} of {world} files of model states are there, and frozen parameters are spread over all",
-                path=self._layout.path,
-            )
-        world = self._layout.world if self._layout.stage >= 3 else 1
-        return {name: self._frozen_one(name, sizes(name, node), parts[:world]) for name, node in shapes.items()}
-
-    def _frozen_one(self, name: str, shape: tuple[int, ...], parts: Sequence[dict[str, object]]) -> Tensor:
-        streams = []
-        for file, fragments in zip(self._layout.models, parts, strict=False):
-            streams.append(Stream([_flattened(file.vector(f"frozen_param_fragments.{name}", fragments.get(name)))]))
-        each = -(-prod(shape) // len(streams))
-        if any(stream.numel < each for stream in streams):
-            raise RanksError(
-                f"frozen parameter {name!r} should have {each:,} elements in each file, {streams[0].numel:,} are there",
-                path=self._layout.path,
-            )
-        return replace(joined_tensor(self._layout.path, f"{MODEL}.{name}", shape, streams, 0, each), kind="parameter")
+        model = states.entries(trained)
+        said = f"weights: {layout.copies[0][0].dtype} master copies{states.kept_dtypes(model, trained)}"
+        entries = [*model, *self._optimizer(), *states.rest()]
+        return Joined(entries, layout.stage, said, tuple(self._notes))
 
     # --- the optimizer
 
     def _optimizer(self) -> Iterator[Entry]:
         """The optimizer's states beside the names of their parameters, and its other values."""
-        inner = [state.get(_STATES[self._layout.stage >= 3]) for state in self._layout.states]
-        by_group = [_states_of(file, node) for file, node in zip(self._layout.optims, inner, strict=True)]
+        inner = [state.get(INNER[self._layout.stage >= 3]) for state in self._layout.states]
+        by_group = [states_of(file, node) for file, node in zip(self._layout.optims, inner, strict=True)]
+        self._refuse_other_steps(by_group)
         keys = dict.fromkeys(key for group in by_group[0] for key in group)
         states = [found for key in keys for found in self._state(key, by_group)]
         yield from (entry for _, entry in sorted(states, key=lambda found: found[0]))
         first = self._layout.optims[0]
         groups = first.pairs(inner[0]).get("param_groups")
         rest = [(f"{OPTIMIZER}.param_groups", groups)] if groups is not None else []
-        rest += [(f"{OPTIMIZER}.{key}", node) for key, node in self._layout.states[0].items() if key not in _PLACES]
-        yield from first.entries(rest)
+        rest += [(f"{OPTIMIZER}.{key}", node) for key, node in self._layout.states[0].items() if key not in PLACES]
+        names = [list(shapes) for shapes in self._layout.model_states.shapes()]
+        yield from named_groups(first.entries(rest), names)
+
+    def _refuse_other_steps(self, by_group: Sequence[Sequence[dict[str, object]]]) -> None:
+        """Raise where the optimizers of two ranks took different numbers of steps: their files are of two saves."""
+        first: tuple[bytes, str] | None = None
+        for file, groups in zip(self._layout.optims, by_group, strict=True):
+            said = _step_of(file, groups[0].get(_STEP) if groups else None)
+            if said is None:
+                continue
+            if first is not None and said != first[0]:
+                raise RanksError(
+                    f"its optimizer has taken another number of steps than that of {first[1]}: it is of another save",
+                    path=file.path,
+                )
+            first = first or (said, file.name)
 
     def _state(self, key: str, by_group: Sequence[Sequence[dict[str, object]]]) -> Iterator[tuple[int, Entry]]:
         """One state of all parameters, each with the number of its own: cut as it is, or one value for a group."""
@@ -220,12 +155,18 @@ class _Run:
         )
 
 
-def _flattened(tensor: Tensor) -> Tensor:
-    """A whole parameter as the vector of its elements, where they stand in a row."""
-    return replace(tensor, shape=(tensor.numel,), stride=(1,)) if tensor.is_contiguous else tensor
-
-
-def _states_of(file: RankFile, node: object) -> list[dict[str, object]]:
+def states_of(file: RankFile, node: object) -> list[dict[str, object]]:
     """The states of each group: by the numbers of the groups' only parameters, or in a list."""
     found = file.items(node) or list(file.pairs(file.pairs(node).get("state")).values())
     return [file.pairs(group) for group in found]
+
+
+def _step_of(file: RankFile, node: object) -> bytes | None:
+    """Return a number of steps, a number or a tensor of one, as bytes to be compared; None for anything else."""
+    number = number_of(node)
+    if number is not None:
+        return str(number).encode()
+    tensor = file.tensor(_STEP, node)
+    if tensor is None or tensor.storage is None or tensor.shape not in ((), (1,)) or tensor.nbytes > _STEP_BYTES:
+        return None
+    return tensor.dtype.name.encode() + tensor.storage.view(tensor.span[0], tensor.nbytes)

@@ -11,23 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import prod
 
-from ckpt_cli.errors import RanksError, UnsupportedError, listed, quoted
+from ckpt_cli.errors import RanksError, UnsupportedError, listed
 from ckpt_cli.facts import dataclass
-from ckpt_cli.formats.ranks.pieces import JoinedBytes, Stream
+from ckpt_cli.formats.ranks.model_states import ModelStates
+from ckpt_cli.formats.ranks.pieces import Stream, joined_tensor
 from ckpt_cli.formats.ranks.rank_file import RankFile, number_of
-from ckpt_cli.model.checkpoint import Storage, Tensor, contiguous_stride
-from ckpt_cli.pickles.tensors.arguments import sizes, text_of
-
-MODEL, OPTIMIZER = "model", "optimizer"
-"""What the names of the model's entries begin with, and those of its optimizer."""
-
-FIXED = "its tensors are joined from the files of several ranks, so none can be edited"
-"""The reason why a joined checkpoint cannot be edited."""
+from ckpt_cli.formats.ranks.refused import as_files, tensor_parallel
+from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.pickles.tensors.arguments import text_of
 
 FLAT = ("single_partition_of_fp32_groups", "fp32_flat_groups")
 """Keys of the master copies: of stages 1 and 2, and of stage 3."""
 
 _EXPERTS = ("autoep_layers", "ds_autoep_layers")
+_EXPERT_FORMATS = ("checkpoint_format", "expert_state_format")
+"""Keys of the notes on a layer of experts that say how these are stored (deepspeed/checkpoint/constants.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +57,7 @@ class ZeroLayout:
         self.stage = self._stage_of(self.states[0])
         self._refuse_partial()
         self.world = len(optims)
+        self.model_states = ModelStates(path, models, self.stage, self.world)
         self.copies = self.streams(
             [
                 [file.vector(f"{self._flat}.{at}", node) for at, node in enumerate(file.items(state[self._flat]))]
@@ -130,8 +129,8 @@ class ZeroLayout:
     def _refuse_experts(self, file: RankFile) -> None:
         for key in _EXPERTS:
             for layer in file.items(file.root.get(key)):
-                said = text_of(file.pairs(layer).get("expert_state_format")) or ""
-                if "partition" in said:
+                said = file.pairs(layer)
+                if any("partition" in (text_of(said.get(name)) or "") for name in _EXPERT_FORMATS):
                     raise UnsupportedError(
                         "its experts are partitioned over groups of their own (AutoEP)", path=file.path,
                         hint=f"DeepSpeed's ds_to_universal.py puts experts together; {as_files(self.path)}",
@@ -153,20 +152,9 @@ class ZeroLayout:
             return [[Stream(vectors) for vectors in by_rank]]
         return [[Stream(vectors)] for vectors in zip(*by_rank, strict=True)]
 
-    def _shapes(self) -> list[dict[str, tuple[int, ...]]]:
-        """The shapes of the trained parameters by name, a mapping for each group."""
-        model = self.models[0]
-        said = model.root.get("param_shapes")
-        groups = [said] if model.pairs(said) else model.items(said)
-        if not groups:
-            raise UnsupportedError(
-                "it does not say the shapes of the parameters", path=model.path, hint=as_files(self.path)
-            )
-        return [{name: sizes(name, node) for name, node in model.pairs(group).items()} for group in groups]
-
     def _placed(self) -> Iterator[Parameter]:
         """The trained parameters with their places."""
-        groups = self._shapes()
+        groups = self.model_states.shapes()
         if self.stage >= 3:
             first = 0
             for name, shape in (item for group in groups for item in group.items()):
@@ -211,26 +199,3 @@ class ZeroLayout:
     def tensor(self, name: str, parameter: Parameter, streams: Sequence[Stream]) -> Tensor:
         """A tensor that lies in some streams as a parameter does in its own."""
         return joined_tensor(self.path, name, parameter.shape, streams, parameter.first, parameter.each)
-
-
-def joined_tensor(
-    path: str, name: str, shape: tuple[int, ...], streams: Sequence[Stream], first: int, each: int
-) -> Tensor:
-    """A tensor of which each stream has at most `each` elements, from its element `first` on."""
-    dtype, numel = streams[0].dtype, prod(shape)
-    storage = Storage(name, dtype.nbytes(numel), "cpu", JoinedBytes(path, streams, first, each, numel))
-    return Tensor(name, dtype, shape, contiguous_stride(shape), storage)
-
-
-def as_files(path: str) -> str:
-    """Return the hint that says how to look at the files themselves."""
-    return f"ckpt ls --files {quoted(path)} lists the files as they are"
-
-
-def tensor_parallel(problem_path: str, path: str) -> UnsupportedError:
-    """The error for a model whose tensors are cut over ranks in ways that only its code knows."""
-    return UnsupportedError(
-        "tensor parallel: each rank has a part of some tensors, and no file says along which dimension they are cut",
-        path=problem_path,
-        hint=f"the model's own tools merge it (Megatron: tools/checkpoint/convert.py); {as_files(path)}",
-    )

@@ -10,8 +10,11 @@ from ckpt_cli.errors import RefusedError, UnknownFormatError, UsageError, listed
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import exists, folder_of, join, name_of
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """In the order of preference where a checkpoint was saved twice."""
+
+_OTHERS = (".msgpack", ".onnx", ".nemo", ".eqx", ".keras", ".weights.h5")
+"""The ends of the names of other libraries' checkpoints, which a folder stands for where there is nothing else."""
 
 INDEX = ".index.json"
 _SHARD = r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)"
@@ -33,7 +36,7 @@ def shard_names(names: Iterable[str]) -> list[re.Match[str]]:
 def is_index(name: str) -> bool:
     """True for the name of an index: `model.safetensors.index.json`, `model.safetensors.index.fp16.json`."""
     found = re.fullmatch(_INDEX, name)
-    return found is not None and found["suffix"] in _SUFFIXES
+    return found is not None and found["suffix"] in SUFFIXES
 
 
 def set_of(index: str) -> tuple[str, str]:
@@ -69,8 +72,11 @@ def index_in(path: str, names: Sequence[str]) -> str | None:
 
 def file_in(path: str, names: Sequence[str]) -> str:
     """The one checkpoint file that a folder holds; UnknownFormatError where it has none, UsageError for several."""
-    files = [name for name in names if name.endswith(_SUFFIXES)]
+    files = [name for name in names if name.endswith(SUFFIXES)]
     if not files:
+        others = [name for name in names if name.endswith(_OTHERS)]
+        if len(others) == 1:
+            return others[0]
         raise UnknownFormatError(
             "a folder without a checkpoint: no .metadata, no index and no checkpoint file", path=path
         )
@@ -82,7 +88,7 @@ def several_in(names: Sequence[str]) -> list[str]:
 
     Empty for a folder that stands for one checkpoint, or for none.
     """
-    files = [name for name in names if name.endswith(_SUFFIXES)]
+    files = [name for name in names if name.endswith(SUFFIXES)]
     if ".metadata" in names or any(map(is_index, names)) or whole_set(names) is not None:
         return []
     stems = dict.fromkeys(map(_stem, files))
@@ -108,7 +114,7 @@ def _preferred(path: str, names: Sequence[str], ending: str) -> str:
             hint="name one of them",
         )
     (same,) = by_stem.values()
-    order = [suffix + ending for suffix in _SUFFIXES]
+    order = [suffix + ending for suffix in SUFFIXES]
     return min(same, key=lambda name: next(place for place, suffix in enumerate(order) if name.endswith(suffix)))
 
 
@@ -124,7 +130,7 @@ _STEMS = {"pytorch_model": "model", "diffusion_pytorch_model": "model"}
 
 def whole_set(names: Sequence[str]) -> list[str] | None:
     """Return the shards of the only set in a folder that is complete without an index; None without exactly one."""
-    shards = [found for found in shard_names(names) if found["suffix"] in _SUFFIXES]
+    shards = [found for found in shard_names(names) if found["suffix"] in SUFFIXES]
     sets = sorted({(found["stem"], found["count"], found["suffix"]) for found in shards})
     whole = [found for found in (_shard_names(*each) for each in sets) if set(found) <= set(names)]
     return whole[0] if len(whole) == 1 else None
@@ -135,7 +141,7 @@ def counted_set(names: Sequence[str], index: str = "") -> list[str] | None:
 
     With the name of an index, the set that it is about.
     """
-    shards = [found for found in shard_names(names) if found["suffix"] in _SUFFIXES]
+    shards = [found for found in shard_names(names) if found["suffix"] in SUFFIXES]
     if index:
         shards = [found for found in shards if (found["stem"], found["suffix"]) == set_of(index)]
     sets = {(found["stem"], found["count"], found["suffix"]) for found in shards}
@@ -165,9 +171,9 @@ def indexed_set(path: str, names: Sequence[str], index: str) -> str:
     """
     if index:
         if not is_index(index):
-            raise UsageError(f"the name of an index ends in {listed(_SUFFIXES, 9, lambda each: each + INDEX)}")
+            raise UsageError(f"the name of an index ends in {listed(SUFFIXES, 9, lambda each: each + INDEX)}")
         return index
-    shards = [found for found in shard_names(names) if found["suffix"] in _SUFFIXES]
+    shards = [found for found in shard_names(names) if found["suffix"] in SUFFIXES]
     sets = dict.fromkeys(f"{found['stem']}{found['suffix']}{INDEX}" for found in shards)
     indices = [_plain_name(name) for name in names if is_index(name)]
     if not sets and not indices:

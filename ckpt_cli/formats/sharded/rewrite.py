@@ -55,6 +55,7 @@ class Rewriting:
         """Shards of which nothing is left."""
         self.unchanged: list[str] = []
         """Shards that stay as they are."""
+        self.unreferenced = 0
         for number, shard in enumerate(container.shards):
             self._plan(number, shard)
         self._refuse_new_ties()
@@ -65,6 +66,9 @@ class Rewriting:
     def nbytes(self) -> int:
         """The bytes that will be written."""
         return sum(part.work.nbytes for part in self.parts) + (len(self.index[1]) if self.index else 0)
+
+    def for_new_folder(self) -> None:
+        """Do nothing: shards are written in the same way wherever they go."""
 
     def patch(self, overlay: Overlay) -> bool:
         """Put the edit into the overlay if it is one of headers or pickles alone, and they fit where they are."""
@@ -164,6 +168,7 @@ class Rewriting:
             },
             added={name: value for name, value in changes.added.items() if self._takers[name] == number},
             metadata=_with_strings(shard.metadata, changes.in_shards),
+            device=changes.device if shard.document is not None else None,
             in_shards={},
         )
 
@@ -321,7 +326,7 @@ def as_text(index: Mapping[str, Any]) -> bytes:
 
 
 def _is_nothing(changes: Changes) -> bool:
-    is_same = not (changes.names or changes.dropped or changes.tensors or changes.added)
+    is_same = not (changes.names or changes.dropped or changes.tensors or changes.added or changes.device)
     return is_same and changes.metadata is None
 
 

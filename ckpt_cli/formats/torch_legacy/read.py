@@ -79,7 +79,7 @@ def read(file: SourceFile) -> Checkpoint:
         for number, part in enumerate(_parts(file)):
             _refuse_joblib(part.graph)
             finder = _Finder(container, part, f"[{number}]." if number else "")
-            place = PicklePlace(part.begin, file)
+            place = PicklePlace(file.begin + part.begin, file.whole)
             found = entries_of(part.graph, finder, place=place)
             entries += [_prefixed(entry, number) for entry in found] if number else found
             if not number:

@@ -29,7 +29,7 @@ from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 
 NAME = "tar"
 
-_MEMBERS = ("storages", "tensors", "pickle")
+MEMBERS = ("storages", "tensors", "pickle")
 _LEAST = 20
 """Bytes that one storage or tensor takes at least in its list."""
 
@@ -102,7 +102,7 @@ def _member(header: bytes, begin: int, extended: Mapping[str, str], *, check: bo
     return Member(name, kind, begin, size)
 
 
-def _files(file: SourceFile) -> dict[str, Window]:
+def files_in(file: SourceFile) -> dict[str, Window]:
     """The regular files in a tar file by their names; of several of one name, the last, as tarfile takes it."""
     return {found.name: Window(file, found.begin, found.size) for found in members(file) if found.kind in _FILES}
 
@@ -202,8 +202,8 @@ class _Tar:
     """The storages and tensors of the lists, by the numbers that the pickle uses."""
 
     def __init__(self, file: SourceFile) -> None:
-        found = _files(file)
-        if missing := [name for name in _MEMBERS if name not in found]:
+        found = files_in(file)
+        if missing := [name for name in MEMBERS if name not in found]:
             raise UnknownFormatError(
                 f"a tar file, but not one of torch.save's: it has no member {missing[0]!r}",
                 hint="tar -xf unpacks it",

@@ -51,7 +51,7 @@ class SavedPrograms:
 
     def __init__(self, records: ZipRecords, prefix: str) -> None:
         self.storages = ZipStorages(records)
-        self.json = _JsonRecords(records)
+        self.json = JsonRecords(records)
         self._records = records
         self._prefix = prefix
         self._found: dict[str, Storage] = {}
@@ -244,7 +244,7 @@ _COUNT_END = 1 << 63
 """The bound of sizes, strides and offsets: torch has them in 64 bits with a sign."""
 
 
-class _JsonRecords:
+class JsonRecords:
     """The JSON records of one zip file, which share one limit of memory."""
 
     def __init__(self, records: ZipRecords) -> None:

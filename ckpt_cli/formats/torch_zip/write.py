@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ckpt_cli import limits
 from ckpt_cli.budget import WalkBudget
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import MalformedError, UnsupportedError
@@ -15,7 +13,6 @@ from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.formats.plain import KnownStorages
 from ckpt_cli.formats.writing import OpenCopy, announced, reading_back, verify_new
-from ckpt_cli.formats.zip.container import ZipStorages, prefix_of
 from ckpt_cli.formats.zip.layout import ALIGNMENT
 from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.changes import Changes, Content, difference, entries_after
@@ -28,13 +25,18 @@ from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, Inline, Persistent
 from ckpt_cli.pickles.references import number_storages, references_of, storage_key, storage_references
 from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
-from ckpt_cli.pickles.tensors.make import Maker
+from ckpt_cli.pickles.tensors.make import Maker, state_of
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 from ckpt_cli.pickles.tensors.storages import StorageFinder
 from ckpt_cli.pickles.write import write_pickle
 
 Nest = Callable[[Iterable[tuple[str, tuple["str | int", ...], object]]], object]
 """Makes nested dicts and lists of names, paths and nodes; returns the root."""
+
+WriteObject = Callable[
+    [object, Sequence[Storage], NewCheckpoint, "LocalFile | None", Progress, "bytes | memoryview"], int
+]
+"""Writes an object, its storages by their numbers, and returns its bytes; without a target it only measures."""
 
 
 def spelled(dtype: DType) -> str | None:
@@ -48,12 +50,21 @@ def write(new: NewCheckpoint, target: LocalFile | None, progress: Progress = no_
     Without a target it only measures.
     """
     maker = Maker()
-    pairs: list[object] = []
-    for tensor in new.tensors:
-        pairs += (tensor.name, maker.tensor(tensor))
-    root: object = maker.state_dict(pairs, new.notes) if new.ordered or new.notes else Dict(pairs)
+    root = state_of(new, maker)
     stem = os.path.basename(new.stem) or "archive"
     return write_saved(root, maker.storages, new, target, progress, prefix=stem)
+
+
+def write_object(
+    root: object,
+    storages: Sequence[Storage],
+    new: NewCheckpoint,
+    target: LocalFile | None,
+    progress: Progress,
+    data: bytes | memoryview,
+) -> int:
+    """Write what torch.save makes of an object into a file of its own, as `write_saved` does."""
+    return write_saved(root, storages, new, target, progress, prefix=new.stem, data=data)
 
 
 def write_saved(
@@ -104,6 +115,8 @@ def write_pickled(
 
 def _identity(pickle: bytes, checksums: Sequence[int]) -> bytes:
     """Return forty digits that identify the content, as torch's writer has them."""
+    import hashlib  # takes 4 MB
+
     digest = hashlib.blake2b(pickle, digest_size=16)
     digest.update(b"".join(crc.to_bytes(4, "little") for crc in checksums))
     return f"{int.from_bytes(digest.digest(), 'little'):040}".encode()
@@ -128,6 +141,7 @@ class SavedObject:
         data: bytes | memoryview,
         open_copy: OpenCopy,
         wanted: Sequence[Entry] | None = None,
+        write: WriteObject = write_object,
     ) -> None:
         self.storages = storages
         """The storages that the new pickle refers to, in their order."""
@@ -137,6 +151,7 @@ class SavedObject:
         self._data = data
         """The pickle that strings of the graph are ranges of."""
         self._open_copy = open_copy
+        self._write_object = write
         self._wanted = wanted
         """The entries that the new file has; None where its pickle says all."""
 
@@ -150,25 +165,22 @@ class SavedObject:
         self._write(target, progress)
 
     def _write(self, target: LocalFile | None, progress: Progress) -> int:
-        new = self.new
-        return write_saved(self._root, self.storages, new, target, progress, prefix=new.stem, data=self._data)
+        return self._write_object(self._root, self.storages, self.new, target, progress, self._data)
 
     def verify(self, path: str) -> None:
         """Read the new file back, and compare its pickle with the one that was meant."""
         with reading_back(path, self._open_copy) as copy:
-            container, graph = copy.container, copy.document
-            if not isinstance(container, ZipStorages) or not isinstance(graph, Graph):
-                raise MalformedError("it is not a torch zip file")
-            records = container.records
-            data = records.read(f"{prefix_of(records)}data.pkl", limits.PICKLE_INFLATED)
-            if not same_graphs(self._root, self._data, graph.root, data):
+            graph = copy.document
+            if not isinstance(graph, Graph):
+                raise MalformedError("it is not a file of torch.save")
+            if not same_graphs(self._root, self._data, graph.root, graph.data):
                 raise MalformedError("its pickle is another one")
             fault = difference(self._wanted, copy.entries) if self._wanted is not None else None
             if fault:
                 raise MalformedError(fault)
 
 
-def nested(new: NewCheckpoint, nest: Nest, open_copy: OpenCopy) -> SavedObject:
+def nested(new: NewCheckpoint, nest: Nest, open_copy: OpenCopy, write: WriteObject = write_object) -> SavedObject:
     """A state of nested dicts and lists: `new.paths` has the place of each tensor and value, in their order.
 
     It is what torch.distributed.checkpoint.format_utils.dcp_to_torch_save makes of a distributed checkpoint. `nest`
@@ -189,7 +201,7 @@ def nested(new: NewCheckpoint, nest: Nest, open_copy: OpenCopy) -> SavedObject:
         contents |= value.contents
     root = nest((name, path, nodes[name]) for name, path in new.paths.items())
     with_contents = replace(new, contents=contents)
-    return SavedObject(root, number_storages(root, storages), with_contents, bytes(pickles), open_copy)
+    return SavedObject(root, number_storages(root, storages), with_contents, bytes(pickles), open_copy, write=write)
 
 
 def _join(value: SavedValue, pickles: bytearray) -> None:
@@ -202,7 +214,12 @@ def _join(value: SavedValue, pickles: bytearray) -> None:
 
 
 def document(
-    checkpoint: Checkpoint, changes: Changes, contents: Mapping[Storage, Content], stem: str, open_copy: OpenCopy
+    checkpoint: Checkpoint,
+    changes: Changes,
+    contents: Mapping[Storage, Content],
+    stem: str,
+    open_copy: OpenCopy,
+    write: WriteObject = write_object,
 ) -> SavedObject:
     """The pickle of another container, with every object in it, and with some changes.
 
@@ -221,7 +238,7 @@ def document(
     unwrap_classes(root)
     storages = _number(root, finder, retargeting.storages)
     new = NewCheckpoint((), contents, stem=stem)
-    return SavedObject(root, storages, new, graph.data, open_copy, wanted)
+    return SavedObject(root, storages, new, graph.data, open_copy, wanted, write)
 
 
 def _number(root: object, finder: StorageFinder, new: dict[int, Storage]) -> list[Storage]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.files.at_once import is_elsewhere
@@ -32,6 +33,42 @@ _ENTRIES = 1 << 9
 
 _GATHERED = 1 << 18
 """Bytes that are gathered before they are written."""
+
+_BESIDE = 4 << 20
+"""Bytes from which on it is worth a thread to compute the checksum of a range while it is copied."""
+
+_PIECE = 64 << 20
+"""Bytes that are copied, and summed up by a thread, at a time: that is how long an interrupt may have to wait."""
+
+
+class _Checksum(Thread):
+    """Context manager: computes the CRC-32 of a range of a file while the block runs."""
+
+    def __init__(self, source: SourceFile, offset: int, nbytes: int, crc: int) -> None:
+        super().__init__(name="ckpt-checksum", daemon=True)
+        self._range = source, offset, nbytes, crc
+        self._crc = 0
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Compute it."""
+        try:
+            self._crc = crc_of_range(*self._range)
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> int:
+        """Return it after the block; raises what reading the file raised."""
+        if self._error is not None:
+            raise self._error
+        return self._crc
+
+    def __enter__(self) -> _Checksum:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.join()
 
 
 class ZipWriter(Appender):
@@ -107,12 +144,19 @@ class ZipWriter(Appender):
         self._gather(piece)
 
     def append_range(self, source: SourceFile, offset: int, nbytes: int, progress: Progress = no_progress) -> None:
-        """Append a range of a file to it; holes stay holes."""
-        self._append_range(source, offset, nbytes, progress)
-        if self.target is not None:
-            if is_elsewhere(source) and nbytes >= _SMALL:  # what was written is near
-                source, offset = self.target, self._begin + self.position - nbytes
-            self._crc = crc_of_range(source, offset, nbytes, self._crc)
+        """Append a range of a file to it; holes stay holes. The checksum of a long one is computed beside the copy."""
+        if self.target is None or nbytes < _BESIDE or is_elsewhere(source):
+            self._append_range(source, offset, nbytes, progress)
+            if self.target is not None:
+                if is_elsewhere(source) and nbytes >= _SMALL:  # what was written is near
+                    source, offset = self.target, self._begin + self.position - nbytes
+                self._crc = crc_of_range(source, offset, nbytes, self._crc)
+            return
+        for begin in range(offset, offset + nbytes, _PIECE):
+            size = min(_PIECE, offset + nbytes - begin)
+            with _Checksum(source, begin, size, self._crc) as checksum:
+                self._append_range(source, begin, size, progress)
+            self._crc = checksum.result()
 
     @property
     def checksums(self) -> list[int]:

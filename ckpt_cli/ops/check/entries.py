@@ -245,7 +245,7 @@ def _dangerous(path: str) -> Iterator[Occurrence]:
     from ckpt_cli.ops.scan import scan
 
     try:
-        findings = scan(path).findings
+        findings = scan(path, loads=False).findings  # check asks about every file itself
     except FormatError:  # nothing that could hold a pickle
         return
     broken = any(found.code == "broken-zip" for found in findings)

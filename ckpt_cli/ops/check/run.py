@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import ChangedError, CkptError, FormatError, LimitError, UnknownFormatError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.copy import OnProgress
-from ckpt_cli.files.open import Opener
+from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import (
     folder_of,
     identity_at,
@@ -33,12 +33,13 @@ from ckpt_cli.files.places import (
 from ckpt_cli.files.source import Identity, SourceFile
 from ckpt_cli.files.unchanged import open_to_scan
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.open import read_one
+from ckpt_cli.formats.open import one_file_in, read_one
 from ckpt_cli.formats.registry import folder_kind, format_of
 from ckpt_cli.formats.signatures import beginning, documented, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.check import entries, shards
 from ckpt_cli.ops.check import hf_config as configs
+from ckpt_cli.ops.check import optimizer as optimizers
 from ckpt_cli.ops.check import safetensors as headers
 from ckpt_cli.ops.check import zip as zips
 from ckpt_cli.ops.check.finding import Check, Finding, Occurrence, Subject
@@ -52,9 +53,11 @@ from ckpt_cli.scanner.weights_only import WeightsOnly
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from ckpt_cli.formats.runs.names import RunFile
+
 CODES: tuple[Check[Any], ...] = (
-    *BROKEN, *zips.CHECKS, *headers.CHECKS, *entries.CHECKS, *entries.PICKLES, *shards.CHECKS, *configs.CHECKS,
-    *VALUES,
+    *BROKEN, *zips.CHECKS, *headers.CHECKS, *entries.CHECKS, *optimizers.CHECKS, *entries.PICKLES, *shards.CHECKS,
+    *configs.CHECKS, *VALUES,
 )  # fmt: skip
 """Every code that there is; each has its own subject."""
 
@@ -127,13 +130,17 @@ class _Worker:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._reading = Reading() if report.deep else None
         self._identities: dict[str, Identity | None] = {}
+        self._model: list[Checkpoint] | None = None
+        """Of a run, the checkpoints of its model."""
 
     def path(self, path: str, executor: Executor | None, on_progress: OnProgress) -> None:
         """All of it."""
         found, complete = self._open(path)
         for checkpoint in found:
+            for file in checkpoint.container.files if self._reading is not None else ():
+                file.note_whole()
             self._inspect(checkpoint)
-        self._configs(path, found, complete=complete)
+        self._configs(path, found if self._model is None else self._model, complete=complete)
         self.report.tensors = sum(len(checkpoint.tensors) for checkpoint in found)
         if self._reading is not None and executor is not None:
             self._run(VALUES, self._reading.read(executor, on_progress))
@@ -161,9 +168,10 @@ class _Worker:
                 index = is_json_object(beginning(file))
             return self._set(path) if index else self._single(path)
         names = names_in(path)
-        if folder_kind(path, names) is not None:
-            return self._single(path)
-        from ckpt_cli.formats.sharded.names import file_in, index_in, whole_set
+        kind = folder_kind(path, names)
+        if kind is not None:
+            return self._parts_of_run(path, names) if kind.is_run else self._single(path)
+        from ckpt_cli.formats.sharded.names import index_in, whole_set
 
         index_name = index_in(path, names)
         if index_name is not None:
@@ -171,11 +179,53 @@ class _Worker:
         wanted = shards.wanted_of(names) or whole_set(names)
         if wanted is not None:
             return self._shards(path, "", wanted, {}, {})
-        return self._single(join(path, file_in(path, names)))
+        return self._single(join(path, one_file_in(path, names)))
+
+    def _parts_of_run(self, path: str, names: Sequence[str]) -> tuple[list[Checkpoint], bool]:
+        """The checkpoints that the folder of a run has side by side, each opened by itself."""
+        from ckpt_cli.formats.ranks.names import rank_files
+        from ckpt_cli.formats.runs.names import files_of, has_ranks
+        from ckpt_cli.formats.runs.read import MODEL
+
+        found: list[Checkpoint] = []
+        self._model = []
+        complete = True
+        if has_ranks(path, names):
+            from ckpt_cli.formats.ranks.listed import latest
+
+            found += self._single(latest(path, names)[0])[0]
+        elif ".metadata" in names:
+            found += self._single(join(path, ".metadata"))[0]
+        ranks = rank_files(names)
+        if ranks:
+            found += self._opened_by(path, lambda: _joined(path, sorted(ranks)))[0]
+        for file in files_of(path, [name for name in names if name not in ranks]):
+            try:
+                opened, is_whole = self._part_of_run(path, file)
+            except UnknownFormatError:
+                if file.is_known:
+                    raise
+                continue
+            found += opened
+            if file.prefix == MODEL:
+                self._model, complete = opened, is_whole
+        return found, complete
+
+    def _part_of_run(self, path: str, file: RunFile) -> tuple[list[Checkpoint], bool]:
+        if file.kind == "index":
+            return self._set(join(path, file.name))
+        if file.kind == "shards":
+            return self._shards(path, "", file.shards, {}, {})
+        if file.kind == "json":
+            return self._opened_by(join(path, file.name), lambda: _json(join(path, file.name)))
+        return self._single(join(path, file.name))
 
     def _single(self, path: str) -> tuple[list[Checkpoint], bool]:
+        return self._opened_by(path, lambda: open_checkpoint(path))
+
+    def _opened_by(self, path: str, opening: Callable[[], Checkpoint]) -> tuple[list[Checkpoint], bool]:
         try:
-            checkpoint = open_checkpoint(path)
+            checkpoint = opening()
         except FormatError as error:
             self._identities[path] = identity_at(path)
             self._broken(path, error)
@@ -268,7 +318,11 @@ class _Worker:
 
     def _inspect(self, checkpoint: Checkpoint) -> None:
         self.report.files += len(checkpoint.container.files)
-        self._run(entries.CHECKS, checkpoint, checkpoint.path)
+        is_beside = self._model is not None and all(
+            checkpoint is not each for each in self._model
+        )  # such as the state of a scheduler
+        checks = [each for each in entries.CHECKS if not (is_beside and each.code == "no-tensors")]
+        self._run((*checks, *optimizers.CHECKS), checkpoint, checkpoint.path)
         if format_of(checkpoint).has_header:
             self._run(headers.CHECKS, checkpoint, checkpoint.path)
         archives = []
@@ -321,3 +375,26 @@ def codes() -> Iterator[tuple[str, str, str]]:
     """Yield every code with its severity and its meaning, for docs/check.md."""
     for each in CODES:
         yield each.code, each.severity, each.meaning
+
+
+def _json(path: str) -> Checkpoint:
+    """Open a JSON file that is a part of a run."""
+    from ckpt_cli.formats.runs.json_values import read_json
+
+    opener = Opener()
+    file = opener.open(path)
+    with closed_on_error([file]):
+        checkpoint = read_json(file)
+    opener.release()
+    return checkpoint
+
+
+def _joined(path: str, names: Sequence[str]) -> Checkpoint:
+    """Open the files of ranks in the folder of a run as what they are together."""
+    from ckpt_cli.formats.open import read_one
+    from ckpt_cli.formats.ranks.placed import read_folder
+
+    opener = Opener()
+    checkpoint = read_folder(path, names, opener, read_one)
+    opener.release()
+    return checkpoint

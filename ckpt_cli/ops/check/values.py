@@ -14,7 +14,7 @@ from ckpt_cli.arrays.tally import Tally, can_tally, merged, tally
 from ckpt_cli.budget import Budget
 from ckpt_cli.errors import CkptError, LimitError, UnsupportedError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.at_once import fetch
+from ckpt_cli.files.at_once import Place, announce, fetch
 from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import name_of
 from ckpt_cli.files.source import Extent, SourceFile
@@ -22,6 +22,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor, contiguous_stride
 from ckpt_cli.ops.aliasing import all_strided
 from ckpt_cli.ops.check.finding import Check, Occurrence
 from ckpt_cli.ops.check.zip import ZipFile
+from ckpt_cli.parallel.announced import places_in
 from ckpt_cli.parallel.byte_ranges import BLOCK, Answers, FileRange, Job, jobs_of, read_all, total
 from ckpt_cli.parallel.map import grouped, run
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
@@ -270,10 +271,17 @@ def _tally_apart(checkpoint: Checkpoint, tensor: Tensor, executor: Executor) -> 
         tensor = integers(tensor)
     source = TensorReader(checkpoint, tensor, _once(Region.of(tensor)), any_order=True)
     found = tally(memoryview(b""), tensor.dtype)
+    announce(source.all_places())
     chunks = ((chunk, source.cost(chunk)) for chunk in source.chunks(source.cuts()))
-    for answer in run(grouped(chunks), partial(_tally_chunks, source, tensor.big_endian), executor):
+    work = partial(_tally_chunks, source, tensor.big_endian)
+    for answer in run(grouped(chunks), work, executor, places=_places):
         found = merged(found, answer)
     return found
+
+
+def _places(chunks: Sequence[Chunk]) -> list[Place]:
+    """Return what is read for some chunks."""
+    return places_in([chunks])
 
 
 def _tally_chunks(source: TensorReader, big_endian: bool, chunks: Sequence[Chunk]) -> Tally:

@@ -43,7 +43,7 @@ def _pairs_of(root: object) -> list[object] | None:
 
 
 def _only_names(changes: Changes) -> bool:
-    if changes.root or changes.tensors or changes.values or changes.added or changes.contents:
+    if changes.root or changes.tensors or changes.values or changes.added or changes.contents or changes.device:
         return False
     return bool(changes.names or changes.dropped)
 

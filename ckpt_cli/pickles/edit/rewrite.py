@@ -12,6 +12,7 @@ from ckpt_cli.model.checkpoint import Entry, Storage, Tensor
 from ckpt_cli.model.names import Holders
 from ckpt_cli.pickles.edit.apply import Editing
 from ckpt_cli.pickles.edit.flat import edit_flat
+from ckpt_cli.pickles.edit.relocate import relocate
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
@@ -64,6 +65,8 @@ class EditedPickle:
             editing.carry_out(changes, {name: retargeting.made(tensor) for name, tensor in new.items()})
             self._wanted = [entry for entry in self._wanted if entry.name not in editing.filled]
             self.root, self.new = editing.root, retargeting.storages
+        if changes.device is not None:
+            relocate(self.root, changes.device)
         self._references: list[PersistentId | Call] = []
         self._protocol = protocol_of(self._nodes())
         self.old_keys = _keys_of(self._references) if only_names else old_keys

@@ -257,8 +257,8 @@ def _pairs(m: Machine) -> list[object]:
 
 @_enter(b"c")
 def _global(m: Machine, pos: int) -> int:
-    module, name, pos = _two_lines(m, pos)
-    m.stack.append(m.name(module, name))
+    node, pos = m.named(pos)
+    m.stack.append(node)
     return pos
 
 
@@ -294,9 +294,9 @@ def _newobj_ex(m: Machine, pos: int) -> int:
 
 @_enter(b"i")
 def _inst(m: Machine, pos: int) -> int:
-    module, name, pos = _two_lines(m, pos)
+    node, pos = m.named(pos)
     args = m.since_mark()
-    m.stack.append(Call("inst", m.name(module, name), tuple(args)))
+    m.stack.append(Call("inst", node, tuple(args)))
     return pos
 
 
@@ -322,12 +322,6 @@ def _build(m: Machine, pos: int) -> int:
 def _binpersid(m: Machine, pos: int) -> int:
     m.stack[-1] = m.refer(m.stack[-1])
     return pos
-
-
-def _two_lines(m: Machine, pos: int) -> tuple[str, str, int]:
-    module, name = m.two_lines(pos)
-    after = pos + len(module) + len(name) + 2
-    return module.decode("utf-8", "surrogateescape"), name.decode("utf-8", "surrogateescape"), after
 
 
 def _text(node: object) -> str:

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.checkpoint import Storage, Tensor
+from ckpt_cli.model.new_checkpoint import NewCheckpoint
 from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId
+
+
+def state_of(new: NewCheckpoint, maker: Maker) -> object:
+    """Return a dict of the tensors of a new checkpoint, or the OrderedDict that a state_dict is."""
+    pairs: list[object] = []
+    for tensor in new.tensors:
+        pairs += (tensor.name, maker.tensor(tensor))
+    return maker.state_dict(pairs, new.notes) if new.ordered or new.notes else Dict(pairs)
 
 
 class Maker:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from builders.pickles import Ops, built, call, new, storage, tensor, value
@@ -237,3 +239,30 @@ def _(folder: Path, fault: bool) -> Path:
 def _(folder: Path, fault: bool) -> Path:
     header, data = floats(2, 3)
     return write_st(folder / "m.safetensors", padded({**header, "__metadata__": PT}, int(fault)), data)
+
+
+def _training(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], object], *, fault: bool) -> Path:
+    """A model with the Adam state of its four parameters, with a change if it shall have a fault."""
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4, affine=False), torch.nn.Linear(4, 2))
+    adam = torch.optim.Adam(layers.named_parameters())
+    layers(torch.ones(2, 3)).sum().backward()
+    adam.step()
+    model, state = layers.state_dict(), adam.state_dict()
+    if fault:
+        change(model, state)
+    return saved(folder, {"model": model, "optimizer": state})
+
+
+@case("optimizer-fit")
+def _(folder: Path, fault: bool) -> Path:
+    return _training(folder, lambda model, _: model.pop("0.bias"), fault=fault)
+
+
+@case("optimizer-fit")
+def _(folder: Path, fault: bool) -> Path:
+    return _training(folder, lambda _, state: state["state"][3].pop("exp_avg_sq"), fault=fault)
+
+
+@case("optimizer-fit")
+def _(folder: Path, fault: bool) -> Path:
+    return _training(folder, lambda _, state: state["state"].update({7: state["state"][0]}), fault=fault)

@@ -1,0 +1,1 @@
+"""Formats of other libraries, which hold tensors as plain ranges of bytes."""
