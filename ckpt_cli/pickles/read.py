@@ -21,6 +21,9 @@ from ckpt_cli.pickles.rows import Rows, read_rows
 _CHECK_EVERY = 1 << 14
 """Opcodes between two looks at the limits."""
 
+_BLOCKS_PER_BYTE = 8
+"""Memory blocks that a byte of a pickle makes at most, with room: `}` makes two."""
+
 
 def _unknown(_: Machine, __: int) -> int:
     raise MalformedError("has an opcode that does not exist")
@@ -71,7 +74,8 @@ def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
 def _run(machine: Machine, pos: int) -> int:
     """Interpret opcodes up to STOP; the position after it."""
     data, table = machine.data, _WITH_ROWS
-    rows = machine.rows = Rows(sys.getallocatedblocks() + limits.PICKLE_BLOCKS)
+    is_short = (machine.size - pos) * _BLOCKS_PER_BYTE < limits.PICKLE_BLOCKS
+    rows = machine.rows = Rows(None if is_short else sys.getallocatedblocks() + limits.PICKLE_BLOCKS)
     try:
         for done in range(0, limits.PICKLE_OPCODES, _CHECK_EVERY):
             if done + rows.opcodes > limits.PICKLE_OPCODES:
