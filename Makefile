@@ -14,6 +14,7 @@ TORCH := torch==2.13.0
 OLDEST := .venv-oldest
 NEWEST := .venv-newest-typer
 MOTO := .venv-moto
+CONTAINERS := .venv-containers
 # DeepSpeed from its source, which is not built.
 FRAMEWORKS := .venv-frameworks
 DEEPSPEED := 0.19.8
@@ -27,7 +28,7 @@ demo: $(READY)            ## the lesson's steps, on copies of the sample checkpo
 	PATH="$(CURDIR)/$(BIN):$$PATH" sample_checkpoints/demo.sh
 
 test: $(READY)            ## every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(READY)            ## style, types, layers, and the generated blocks of the documentation
 	$(BIN)/ruff check .
@@ -41,13 +42,14 @@ check: lint test          ## style and every test, before each commit
 system:                   ## install the system programs that tests use, where root on Debian; else name those that are missing
 	PYTHON=$(PYTHON) tests/environments/system.sh
 
-environments: $(OLDEST)/.ready $(NEWEST)/.ready $(MOTO)/.ready $(FRAMEWORKS)/.ready    ## chosen tests with the oldest dependencies without torch, with the newest typer, against moto's S3, and against DeepSpeed
+environments: $(OLDEST)/.ready $(NEWEST)/.ready $(MOTO)/.ready $(FRAMEWORKS)/.ready $(CONTAINERS)/.ready    ## chosen tests with the oldest dependencies without torch, with the newest typer, against moto's S3, DeepSpeed, and the libraries of other containers
 	$(BIN)/python tests/environments/answers.py > $(OLDEST)/answers-of-development
 	$(OLDEST)/bin/python tests/environments/answers.py > $(OLDEST)/answers
 	diff -u $(OLDEST)/answers-of-development $(OLDEST)/answers
 	$(OLDEST)/bin/python -m pytest -q -p no:cacheprovider $(WITHOUT_TORCH)
 	$(NEWEST)/bin/python -m pytest -q -p no:cacheprovider $(COMMAND_LINE)
 	$(BIN)/python tests/environments/exact_store.py $(MOTO)/bin/moto_server
+	$(CONTAINERS)/bin/python tests/environments/containers.py
 	PYTHONPATH=$(FRAMEWORKS)/deepspeed-$(DEEPSPEED) DS_ACCELERATOR=cpu \
 		$(FRAMEWORKS)/bin/python -W ignore tests/environments/rank_files.py
 
@@ -116,6 +118,15 @@ $(MOTO)/.ready: $(READY)
 	rm -rf $(MOTO)
 	$(PYTHON) -m venv $(MOTO)
 	$(MOTO)/bin/python -m pip install --quiet --disable-pip-version-check 'moto[server]>=5'
+	touch $@
+
+# The libraries whose containers are read, beside what is borrowed from $(VENV); 700 MB.
+$(CONTAINERS)/.ready: $(READY)
+	rm -rf $(CONTAINERS)
+	$(PYTHON) -m venv $(CONTAINERS)
+	folder() { "$$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+		echo "import site; site.addsitedir('$$(folder $(CURDIR)/$(VENV))')" > "$$(folder $(CONTAINERS))/development.pth"
+	$(CONTAINERS)/bin/python -m pip install --quiet --disable-pip-version-check stable-baselines3 flax onnx h5py
 	touch $@
 
 $(FRAMEWORKS)/.ready: $(READY)

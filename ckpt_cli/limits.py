@@ -76,6 +76,9 @@ NAME_LENGTH = int(64 * 2**10 * _SCALE)
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""
 
+GROUP_NESTING = 100
+"""Maps, lists and groups within each other in msgpack and HDF5."""
+
 MATCH_SECONDS = 2.0 * _SCALE
 """Seconds of the processor that one regular expression may take for all names: 100,000 take a tenth of one."""
 
@@ -265,6 +268,15 @@ NPY_PREFACE = int(2**20 * _SCALE)
 MSGPACK_ITEMS = int(500_000 * _SCALE)
 """Items of a msgpack file: maps, lists, numbers and arrays; a state of Flax has about two for each tensor."""
 
+H5_ITEMS = int(100_000 * _SCALE)
+"""Groups and datasets of an HDF5 file; h5py takes some 50 µs for each."""
+
+ONNX_INITIALIZERS = int(100_000 * _SCALE)
+"""Initializers of an ONNX model."""
+
+ONNX_FIELDS = int(1_000_000 * _SCALE)
+"""Fields of an ONNX model that are looked at: those of its initializers, and one for each node of the graph."""
+
 CHUNKS = int(1_000_000 * _SCALE)
 """Chunks that all tensors of a distributed checkpoint have together."""
 
@@ -301,6 +313,6 @@ DCP_METADATA = int(512 * 2**20 * _SCALE)
 CHECK_FINDINGS = 20
 """Findings of one code that a check lists one by one."""
 
-FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "REMOTE_BYTES", "NESTING", "SAFETENSORS_WRITTEN", "DIMENSIONS",
-                   "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
+FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "REMOTE_BYTES", "NESTING", "GROUP_NESTING", "SAFETENSORS_WRITTEN",
+                   "DIMENSIONS", "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
 # The limits that `CKPT_LIMITS` does not change: those of other software, of nesting, and of what is listed.

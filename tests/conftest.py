@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import gc
 import shutil
 import signal
 import subprocess
@@ -40,6 +41,18 @@ os.fsync = _not_synced  # thousands of edits would wait for the disk, and only a
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("random")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))  # `make fuzz` draws other examples each time
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect tests without searches for garbage, and leave the million objects that it makes out of later ones."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
 
 SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"
 

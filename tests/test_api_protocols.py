@@ -126,7 +126,7 @@ READS: dict[str, Callable[[ckpt_cli.Tensor], object]] = {
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.label)
 def test_a_tensor_of_a_closed_checkpoint_says_that_it_is_closed(tmp_path: Path, kind: Format, read: str) -> None:
     path = tmp_path / f"sample{kind.suffix}"
-    kind.write(kind.sample(), path)
+    kind.put(path)
     with ckpt_cli.open(path) as checkpoint:
         tensors = checkpoint.tensors
     for tensor in [*tensors, *checkpoint.tensors]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.api.checkpoint import texts
@@ -25,7 +25,7 @@ Report = dict[str, Any]
 """What a command prints with `--json`, as docs/json.md describes it."""
 
 
-def _report(facts: object) -> Report:
+def report_of(facts: object) -> Report:
     """Return facts as JSON has them: lists for tuples, no NaN."""
     report: Report = json.loads("".join(json_text(facts)))
     return report
@@ -41,7 +41,7 @@ def _edit(path: Path, plan: Planner, options: EditOptions) -> Report:
     from ckpt_cli.edits.transaction import transaction
 
     with request():
-        return _report(to_json(transaction(path_of(path), plan, options)))
+        return report_of(to_json(transaction(path_of(path), plan, options)))
 
 
 def set(  # noqa: A001
@@ -308,61 +308,7 @@ def meta(
         options = _options(output, dry_run, backup, weights_only)
         return _edit(path, lambda checkpoint: plan_meta(checkpoint, pairs, gone), options)
     with request(), about(place := path_of(path)), closing(open_checkpoint(place)) as checkpoint:
-        return _report(strings_json(metadata_of(checkpoint, ()), strings_of_set(checkpoint)))
-
-
-def convert(
-    path: Path,
-    output: Path,
-    *names: str,
-    exclude: str | Sequence[str] = (),
-    to: str | None = None,
-    select: str = "",
-    dtype: str | None = None,
-    max_shard: int | str | None = None,
-    shared: str = "keep-one",
-    tensors_only: bool = False,
-    plain: bool = False,
-    lossy: bool = False,
-    raw: bool = False,
-    salvage: bool = False,
-    weights_only: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
-) -> Report:
-    """Write a checkpoint in another format, as `ckpt convert` with these options.
-
-    `max_shard` is a size such as `5GB`, or a number of bytes; `shared` is `keep-one`, `clone` or `error`. With
-    `salvage` the report of a file that was cut has `problem` and `lost`. Raises CkptError, OSError.
-    """
-    from ckpt_cli.edits.cast import dtype_named
-    from ckpt_cli.edits.convert import convert as write
-    from ckpt_cli.edits.convert_options import CLONE, ERROR, KEEP_ONE, ConvertOptions, size_of
-    from ckpt_cli.parallel.map import workers
-    from ckpt_cli.render.convert import to_json as conversion_json
-
-    if shared not in (KEEP_ONE, CLONE, ERROR):
-        raise UsageError(f"shared is {KEEP_ONE}, {CLONE} or {ERROR}, not {shared!r}")
-    with request(), workers(0) if dtype else nullcontext() as executor:
-        options = ConvertOptions(
-            to=to,
-            select=select,
-            names=names,
-            exclude=texts(exclude),
-            dtype=dtype_named(dtype) if dtype else None,
-            max_shard=None if max_shard is None else size_of(str(max_shard)),
-            shared=shared,
-            tensors_only=tensors_only,
-            plain=plain,
-            lossy=lossy,
-            raw=raw,
-            salvage=salvage,
-            weights_only=weights_only,
-            force=force,
-            dry_run=dry_run,
-            executor=executor,
-        )
-        return _report(conversion_json(write(path_of(path), os.fspath(output), options)))
+        return report_of(strings_json(metadata_of(checkpoint, ()), strings_of_set(checkpoint)))
 
 
 def undo(path: Path, *, force: bool = False, dry_run: bool = False) -> Report:
@@ -370,7 +316,7 @@ def undo(path: Path, *, force: bool = False, dry_run: bool = False) -> Report:
     from ckpt_cli.edits.undo import undo as restore
 
     with request():
-        return _report(to_json(restore(os.fspath(path), force=force, dry_run=dry_run)))
+        return report_of(to_json(restore(os.fspath(path), force=force, dry_run=dry_run)))
 
 
 def index(folder: Path, *, dry_run: bool = False, backup: bool = False) -> Report:
@@ -378,4 +324,4 @@ def index(folder: Path, *, dry_run: bool = False, backup: bool = False) -> Repor
     from ckpt_cli.edits.index import index as write
 
     with request():
-        return _report(to_json(write(os.fspath(folder), EditOptions(dry_run=dry_run, backup=backup))))
+        return report_of(to_json(write(os.fspath(folder), EditOptions(dry_run=dry_run, backup=backup))))

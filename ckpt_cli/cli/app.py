@@ -45,6 +45,7 @@ GROUPS = {
     },
     "Write": {
         "convert": "Write a checkpoint in another format.",
+        "avg": "Average checkpoints of one model.",
         "index": "Write the index of a folder of shards, from the shards.",
     },
 }

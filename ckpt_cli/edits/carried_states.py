@@ -13,7 +13,7 @@ from ckpt_cli.edits.plan import Carried, EditPlan
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor, Value
-from ckpt_cli.model.names import Below
+from ckpt_cli.model.names import Below, Holders
 from ckpt_cli.ops.optimizer_pairing import KNOWN, Pairing, pairings_of
 from ckpt_cli.ops.optimizer_states import Optimizer, Slot
 
@@ -186,9 +186,10 @@ class _Carrier:
             keys[key] = key if optimizer.layout != "numbers" and name is None else name or key
             if optimizer.layout == "numbers":
                 keys[key] = number if len(after) < len(optimizer.slots) else key
+        holders = Holders(str(slot.key) for slot in optimizer.slots)
         for slot in optimizer.slots:
             if slot.key not in keys:
-                self._drop_state(optimizer, slot)
+                self._drop_state(optimizer, slot, is_holder=str(slot.key) in holders)
             elif keys[slot.key] != slot.key:
                 self._rename_all(optimizer, "state", slot, slot.states.values(), keys[slot.key])
                 if optimizer.layout == "flat" and slot.group is not None:
@@ -200,14 +201,18 @@ class _Carrier:
             if optimizer.layout == "numbers" and "param_names" in group.settings:
                 self._set(group.settings["param_names"], [after[key] for key in staying])
 
-    def _drop_state(self, optimizer: Optimizer, slot: Slot) -> None:
-        """Take the state of a parameter out, and where settings stand beside its name, these too."""
-        self._dropped.update(entry.name for entry in slot.states.values())
-        if slot.states:
-            self._prefixes.add(optimizer.path("state", slot.key))
+    def _drop_state(self, optimizer: Optimizer, slot: Slot, *, is_holder: bool) -> None:
+        """Take the state of a parameter out, and where settings stand beside its name, these too.
+
+        `is_holder` is True if names of other parameters lie below its own.
+        """
+        entries = {"state": slot.states.values()}
         if optimizer.layout == "flat" and slot.group is not None:
-            self._dropped.update(entry.name for entry in slot.group.settings.values())
-            self._prefixes.add(optimizer.path("param_groups", slot.key))
+            entries["param_groups"] = slot.group.settings.values()
+        for kind, own in entries.items():
+            self._dropped.update(entry.name for entry in own)
+            if own and not is_holder:
+                self._prefixes.add(optimizer.path(kind, slot.key))
 
     def _rename_all(self, optimizer: Optimizer, kind: str, slot: Slot, entries: Iterable[Entry], key: Key) -> None:
         """Give what stands beside a number or a name another one, also where the edit renames what it lies in."""

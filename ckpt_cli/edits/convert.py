@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.cast import castable_views, other_floats, plan_cast, refuse_quantized
+from ckpt_cli.edits.convert_folder import write_folder
 from ckpt_cli.edits.convert_nested import plan_nested
 from ckpt_cli.edits.convert_options import (
     CLONE,
@@ -20,33 +21,25 @@ from ckpt_cli.edits.convert_options import (
     ConvertPlan,
     Job,
     NewFiles,
-    Written,
     stem_of,
 )
-from ckpt_cli.edits.convert_plan import flatten, flatten_weights, refuse_shared
+from ckpt_cli.edits.convert_plan import beside_state, distributed_state, flatten, flatten_weights, refuse_shared
 from ckpt_cli.edits.files_beside import Beside, copy_beside, files_beside, stale_dtype
 from ckpt_cli.edits.rm import chosen_names, plan_root, whole_containers
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, about, some_of
-from ckpt_cli.files.atomic import refuse_cached, staging_folder
-from ckpt_cli.files.copy import Progress, counting
+from ckpt_cli.files.copy import counting
 from ckpt_cli.files.new_folder import (
-    NewFolder,
-    new_folder,
     passes_over,
     refuse_read_only,
-    replacing_elsewhere,
     require_room,
 )
-from ckpt_cli.files.open import finish_edits
-from ckpt_cli.files.places import is_at_server, is_folder, is_taken, join, names_in, without_end
-from ckpt_cli.files.source import LocalFile
-from ckpt_cli.files.system import sync_folder
+from ckpt_cli.files.places import is_folder, is_taken, names_in, without_end
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, open_salvaged, rewriting
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
-from ckpt_cli.model.changes import Changes, Content, content_of
+from ckpt_cli.model.changes import Changes, Content, content_of, entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.model.names import prefixes_of
 from ckpt_cli.nn.state_dict import state_names
@@ -57,13 +50,15 @@ from ckpt_cli.pickles.graph import Graph
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.cast import Losses
+    from ckpt_cli.edits.plan import Planner
 
 _ELSEWHERE = "name another file: a conversion leaves its source as it is"
 
 
-def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
-    """Write the checkpoint `path` as `output`, all or nothing.
+def convert(path: str, output: str, options: ConvertOptions, derive: Planner | None = None) -> Conversion:
+    """Write the checkpoint `path` as `output`, all or nothing, with the changes that `derive` plans.
 
+    These are new tensors in the places of old ones, over storages that make their bytes.
     Raises RefusedError where something would be lost, or for an output that is there already; UnsupportedError
     for what no format could take.
     """
@@ -73,9 +68,16 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
     _check(path, output, target, options)
     with _source(path, options) as found, unchanged(found.checkpoint.container.files):
         opened = found.checkpoint
+        for file in opened.container.files:
+            file.note_whole()
         if not target.is_folder:
             refuse_own(opened, output, _ELSEWHERE)
-        plan = _planned(opened, target, output, options) if found.is_whole else _of_cut(found, target, output, options)
+        edit = derive(opened) if derive is not None else None
+        if found.is_whole:
+            plan = _planned(opened, target, output, options, edit.changes if edit is not None else None)
+        else:
+            plan = _of_cut(found, target, output, options)
+        check_edit = edit.check if edit is not None else None
         done = Conversion(
             path=path,
             output=output,
@@ -95,7 +97,7 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
             beside=_beside(opened, output, plan.job) if not options.weights_only else None,
         )
         if options.dry_run:
-            _rehearse(plan, options)
+            _rehearse(plan, options, check_edit)
             files, nbytes = plan.measured()
             return replace(done, files=files, bytes_written=nbytes)
         require_room(output, lambda: plan.largest)
@@ -105,6 +107,8 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
 
             def check() -> None:
                 _refuse_losses(plan.losses, options)
+                if check_edit is not None:
+                    check_edit()
                 require_unchanged(opened.container.files)
 
             def copy(folder: str) -> list[str]:
@@ -116,6 +120,8 @@ def convert(path: str, output: str, options: ConvertOptions) -> Conversion:
         with writing(output, mode_of=mode_of, replace=options.force, progress=progress) as file:
             plan.job.write(file, progress)
             _refuse_losses(plan.losses, options)
+            if check_edit is not None:
+                check_edit()
             plan.job.verify(file.path)
             require_unchanged(opened.container.files)
             return replace(done, bytes_written=os.fstat(file.fd).st_size)
@@ -165,14 +171,16 @@ def _check_plain(target: Target, options: ConvertOptions) -> None:
         raise UsageError("--plain goes with neither --dtype, --tensors-only, --salvage nor --shared: convert twice")
 
 
-def _rehearse(plan: ConvertPlan, options: ConvertOptions) -> None:
-    """Cast everything and drop it, to look whether it would be refused."""
-    if options.dtype is None or options.lossy:
+def _rehearse(plan: ConvertPlan, options: ConvertOptions, check: Callable[[], None] | None) -> None:
+    """Make everything that is made and drop it, to look whether it would be refused."""
+    if (options.dtype is None or options.lossy) and check is None:
         return
     for content in plan.contents.values():
         if content.make is not None:
             content.make(lambda _: None)
     _refuse_losses(plan.losses, options)
+    if check is not None:
+        check()
 
 
 def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
@@ -186,8 +194,13 @@ def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
-def _planned(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
-    """Return the plan: what is written, and what is left out."""
+def _planned(
+    checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, made: Changes | None = None
+) -> ConvertPlan:
+    """Return the plan: what is written, and what is left out; `made` has new tensors in the places of old ones."""
+    old, made = checkpoint, made or Changes()
+    if made.tensors:
+        checkpoint = replace(checkpoint, entries=entries_after(checkpoint.entries, made))
     if checkpoint.weights and not (options.select or options.names or options.everything):
         dropped = _dropped(checkpoint, options)
         own = [entry for entry in checkpoint.own if entry.name not in dropped]
@@ -195,6 +208,16 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
         if options.dtype is not None and not options.raw:
             refuse_quantized(checkpoint, {entry.name for entry in own})
         return flatten_weights(checkpoint, target, output, options, [entry.name for entry in own], dropped)
+    state = distributed_state(checkpoint)
+    if state is not None and not (options.select or options.names or options.exclude or options.everything):
+        return beside_state(_planned(state, target, output, options), checkpoint, state)
+    return _planned_entries(old, checkpoint, target, output, options, made)
+
+
+def _planned_entries(
+    old: Checkpoint, checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, made: Changes
+) -> ConvertPlan:
+    """Return the plan for the entries that are selected: as one pickle, nested, or as tensors under flat names."""
     prefix = options.select.removesuffix(".")
     names = state_names(checkpoint, prefix)
     whole, dropped = checkpoint, _dropped(checkpoint, options)
@@ -213,11 +236,22 @@ def _planned(checkpoint: Checkpoint, target: Target, output: str, options: Conve
     keeps_all = target.keeps_objects and names is None and not options.tensors_only and options.shared != CLONE
     is_part = bool(prefix) and any(name.startswith(f"{prefix}.") for name in dropped)  # a document would keep the rest
     if keeps_all and not is_part and _has_a_document(checkpoint):
-        return _document(whole, target, output, options, dropped)
-    nested = plan_nested(checkpoint, target, output, options, dropped) if names is None else None
+        return _document(old, target, output, options, dropped, made)
+    is_whole = options.everything and keeps_all and not (dropped or prefix)
+    of_run = _whole_run(checkpoint, output, options) if is_whole else None
+    nested = of_run or (
+        plan_nested(checkpoint, target, output, options, dropped, made.tensors) if names is None else None
+    )
     if nested is not None:
         return nested
     return flatten(checkpoint, target, output, options, names, selected)
+
+
+def _whole_run(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> ConvertPlan | None:
+    """Return the plan for all that a run has as one file; None for other checkpoints."""
+    from ckpt_cli.edits.convert_run import plan_run
+
+    return plan_run(checkpoint, output, options)
 
 
 def _of_cut(found: Salvaged, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
@@ -260,7 +294,12 @@ def _selected(checkpoint: Checkpoint, prefix: str) -> list[Entry]:
 
 
 def _document(
-    checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, dropped: frozenset[str]
+    checkpoint: Checkpoint,
+    target: Target,
+    output: str,
+    options: ConvertOptions,
+    dropped: frozenset[str],
+    made: Changes,
 ) -> ConvertPlan:
     """The whole pickle, with every object in it but those that are left out, as a file of torch.save."""
     from ckpt_cli.arrays.cast import Losses
@@ -281,6 +320,8 @@ def _document(
             some, options.dtype, (), lossy=True, raw=True, losses=losses, executor=options.executor
         ).changes
         changes = replace(changes, tensors=casts.tensors, contents=casts.contents)
+    if made.tensors:
+        changes = replace(changes, tensors=made.tensors, contents=made.contents)
     if format_of(checkpoint).has_records and target.is_zip:
         job: Job = cast("Job", rewriting(checkpoint, changes))
     else:
@@ -318,80 +359,3 @@ def _contents(checkpoint: Checkpoint, entries: Sequence[Entry]) -> dict[Storage,
     """The bytes of every storage of some entries as they are."""
     tensors = all_strided([entry for entry in entries if isinstance(entry, Tensor)])
     return {storage: content_of(storage, files=checkpoint.container.files) for storage, _ in by_storage(tensors)}
-
-
-Copy = Callable[[str], "list[str]"]
-"""Copies the files beside the old weights into a folder, and returns their names."""
-
-
-def write_folder(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
-    """Write all files of a format into a folder, and those that lay beside the old weights, all or none.
-
-    In a folder that has files already, those of a checkpoint of the same kind give way and all others stay.
-    """
-    output = without_end(output)
-    if is_folder(output) and names_in(output):
-        if is_at_server(output):
-            with replacing_elsewhere(output, re.compile(job.target.files), progress) as new:
-                written = _fill(new, job, check, progress)
-                copy(new.path)
-                return written
-        return _into(output, job, check, progress, copy)
-    with new_folder(output, progress) as folder:
-        written = _fill(folder, job, check, progress)
-        copy(folder.path)
-        return written
-
-
-def _fill(folder: NewFolder, job: NewFiles, check: Callable[[], None], progress: Progress) -> Written:
-    """Write the files into an empty folder, make them durable and read them back.
-
-    Where the folder sends them early, each is read back and sent before the next one is begun.
-    """
-    writer, new = job.target.folder_writer(), job.new
-    verify = writer.verifier(new, folder.path, open_checkpoint) if folder.sends_early else None
-    sizes: dict[str, int] = {}
-    files: dict[str, LocalFile] = {}
-
-    def finish() -> None:
-        check()
-        for name, file in files.items():
-            sizes[name] = os.fstat(file.fd).st_size
-            if verify is not None:
-                verify(name)
-                folder.release(name)
-
-    def create(name: str) -> LocalFile:
-        if verify is not None:
-            finish()
-            files.clear()
-        files[name] = file = folder.create(name, mode_of=new.mode_of)
-        return file
-
-    with folder:
-        writer.write_folder(new, create, progress)
-        finish()
-        if verify is None:
-            writer.verify_folder(new, folder.path, open_checkpoint)
-    return tuple(sizes), sum(sizes.values())
-
-
-def _into(output: str, job: NewFiles, check: Callable[[], None], progress: Progress, copy: Copy) -> Written:
-    """Write the files beside those of a folder, then put them in place as one."""
-    from ckpt_cli.files.journal.replace import replacing_set
-
-    finish_edits(output)
-    stale = re.compile(job.target.files)
-    with staging_folder(output) as folder:
-        names, nbytes = _fill(NewFolder(folder), job, check, progress)
-        removed = [name for name in names_in(output) if stale.fullmatch(name) and name not in names]
-        for name in (*names, *removed):
-            if is_taken(join(output, name)):
-                refuse_cached(join(output, name))
-        more = [name for name in copy(folder) if not is_taken(join(output, name))]
-        with replacing_set(output, names[0]) as replacement:
-            for name in (*names, *more):
-                replacement.adopt(join(folder, name), name)
-            replacement.removed.extend(removed)
-            sync_folder(output)
-    return names, nbytes

@@ -76,11 +76,12 @@ def pack_plain(checkpoint: Checkpoint, tensors: Sequence[Tensor], casting: Casti
             storage = Storage(first.name, wanted.nbytes(first.numel), location)
             contents[storage] = _plain_content(checkpoint, first, wanted, casting)
             for tensor in members:
-                made[id(tensor)] = _plain(tensor, wanted, storage)
+                made[id(tensor)] = plain_view(tensor, wanted, storage)
     return [made[id(tensor)] for tensor in tensors], contents
 
 
-def _plain(tensor: Tensor, dtype: DType, storage: Storage) -> Tensor:
+def plain_view(tensor: Tensor, dtype: DType, storage: Storage) -> Tensor:
+    """Return a tensor over a storage that has its elements alone, in row-major order and little-endian."""
     return replace(
         tensor, dtype=dtype, storage=storage, storage_offset=0, stride=contiguous_stride(tensor.shape or ()),
         conj=False, neg=False, big_endian=False, alias_of=None,

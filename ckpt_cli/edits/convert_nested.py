@@ -5,7 +5,7 @@ As torch.distributed.checkpoint.format_utils has it: `dcp_to_torch_save`, `torch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from typing import Any
 
@@ -47,11 +47,16 @@ class Leaves:
 
 
 def plan_nested(
-    checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, dropped: frozenset[str]
+    checkpoint: Checkpoint,
+    target: Target,
+    output: str,
+    options: ConvertOptions,
+    dropped: frozenset[str],
+    made: Mapping[str, Tensor],
 ) -> ConvertPlan | None:
     """Plan a conversion that keeps containers and values; None where the one of flat names does as well.
 
-    The entries of the names in `dropped` are left out.
+    The entries of the names in `dropped` are left out, and those of the names in `made` have new tensors.
     Raises RefusedError for tensors that would be lost, MalformedError or LimitError for paths that cannot be.
     """
     if options.tensors_only or not target.keeps_nesting:
@@ -63,7 +68,12 @@ def plan_nested(
         found = leaves_of_pickle(checkpoint, checkpoint.document, prefix)
         if found is None:
             return None
-        leaves = _without(found, {name.removeprefix(f"{prefix}.") if prefix else name for name in dropped})
+        inside = f"{prefix}." if prefix else ""
+        leaves = _without(found, {name.removeprefix(inside) for name in dropped})
+        new = {name.removeprefix(inside): tensor for name, tensor in made.items()}
+        leaves.tensors = [
+            replace(new[tensor.name], name=tensor.name) if tensor.name in new else tensor for tensor in leaves.tensors
+        ]
     else:
         return None
     return _planned(checkpoint, leaves, target, output, options)
@@ -97,7 +107,7 @@ def _planned(
             details=reason_lines([(item.name, item.why) for item in lost]),
             hint="--tensors-only leaves them out",
         )
-    _check_bytes(checkpoint, leaves)
+    check_bytes(checkpoint, leaves.tensors, leaves.values)
     check_items(checkpoint, target, len(leaves.paths))
     casting = Casting(options.dtype, Losses(), options.executor)
     tensors, contents = pack_plain(checkpoint, leaves.tensors, casting, tied=False)
@@ -119,16 +129,16 @@ def _planned(
     return ConvertPlan(job, len(tensors), casting.losses, contents, separated=apart, not_kept=kept)
 
 
-def _check_bytes(checkpoint: Checkpoint, leaves: Leaves) -> None:
+def check_bytes(checkpoint: Checkpoint, tensors: Sequence[Tensor], values: Sequence[SavedValue]) -> None:
     """Raise LimitError for far more bytes to be written than there are, as many entries may be at one place."""
     from ckpt_cli.arrays.indexing import Region
     from ckpt_cli.budget import require_bounded
 
-    for tensor in leaves.tensors:
+    for tensor in tensors:
         if tensor.storage is not None and tensor.shape is not None:
             require_bounded(tensor, Region.of(tensor))
-    nbytes = sum(tensor.nbytes for tensor in leaves.tensors)
-    nbytes += sum(content.nbytes for value in leaves.values for content in value.contents.values())
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    nbytes += sum(content.nbytes for value in values for content in value.contents.values())
     if nbytes > _most_bytes(checkpoint):
         raise LimitError(f"its entries come to {nbytes:,} bytes, far more than its files have: many are at one place")
 
@@ -186,6 +196,11 @@ def leaves_of_pickle(checkpoint: Checkpoint, graph: Graph, prefix: str) -> Leave
     if not _is_mapping(root):
         return None
     return _Traversal(checkpoint, graph).leaves(root)
+
+
+def whole_value(checkpoint: Checkpoint, graph: Graph, name: str) -> SavedValue:
+    """Return all that a pickle has as one value, with the bytes of its storages."""
+    return _Traversal(checkpoint, graph).value(name, graph.root)
 
 
 _Pairs = Iterator[tuple["str | int", object]]
@@ -295,9 +310,9 @@ class _Traversal:
         if tensor is not None:
             self._leaves.tensors.append(tensor)
         else:
-            self._leaves.values.append(self._value(name, node))
+            self._leaves.values.append(self.value(name, node))
 
-    def _value(self, name: str, node: object) -> SavedValue:
+    def value(self, name: str, node: object) -> SavedValue:
         """A leaf that is not a tensor, with the storages of tensors within it."""
         references = storage_references(node) if not isinstance(node, _SCALARS) else []
         if references and self._finder.big_endian:

@@ -136,6 +136,25 @@ def flatten_weights(
     return replace(plan, left_out=tuple(left_out))
 
 
+def distributed_state(checkpoint: Checkpoint) -> Checkpoint | None:
+    """Return the distributed checkpoint that a run is, without the files beside it; None for any other checkpoint."""
+    if checkpoint.weights or not checkpoint.is_set:
+        return None
+    from ckpt_cli.formats.runs.read import RunFiles
+
+    parts = checkpoint.container.parts if isinstance(checkpoint.container, RunFiles) else ()
+    found = (part.checkpoint for part in parts if not part.prefix)
+    return next((part for part in found if format_of(part).is_distributed), None)
+
+
+def beside_state(plan: ConvertPlan, run: Checkpoint, state: Checkpoint) -> ConvertPlan:
+    """Return the plan for a distributed checkpoint, with what else the run has that it is of as left out."""
+    known = {entry.name for entry in state.entries}
+    aside = (entry for entry in run.entries if entry.name not in known)
+    left_out = (LeftOut(entry.name, NOT_WEIGHTS, isinstance(entry, Tensor)) for entry in aside)
+    return replace(plan, left_out=(*plan.left_out, *left_out))
+
+
 def _aliases(entries: Sequence[Entry]) -> dict[str, str]:
     """Return the tensors that objects have under a further private name, each with the reason to leave it out."""
     tensors = [entry for entry in entries if isinstance(entry, Tensor)]

@@ -1,4 +1,4 @@
-"""Refusals of edits: where files may not be written, are not the checkpoint's own, or would not be a whole any more."""
+"""Refusals of edits: where files may not be written, are not the checkpoint's own, or belong to a set."""
 
 from __future__ import annotations
 
@@ -29,36 +29,6 @@ def refuse_links(files: Iterable[SourceFile]) -> None:
             )
 
 
-def refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
-    """Refuse to change one shard in a way that would leave its index behind."""
-    is_listed = changes.names or changes.dropped or changes.tensors or changes.added
-    index = index_of(checkpoint.path) if is_listed else None
-    if index is not None:
-        whole = os.path.join(os.path.dirname(checkpoint.path), index)
-        raise RefusedError(
-            f"is one shard of {index}, which would no longer describe it",
-            path=checkpoint.path,
-            hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
-        )
-
-
-def refuse_same_names(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedError where two files of a set have one name, in different folders."""
-    names = [os.path.basename(file.path) for file in checkpoint.container.files]
-    if len(set(names)) < len(names):
-        raise UnsupportedError(
-            "its files have the same names in several folders, so they cannot be written to one",
-            path=checkpoint.path,
-            hint="copy the folder, and change the copy",
-        )
-    if len({folder_of(file.path) for file in checkpoint.container.files}) > 1:
-        raise UnsupportedError(
-            "its files lie in several folders, so they cannot be written to one",
-            path=checkpoint.path,
-            hint="copy the folder, and change the copy",
-        )
-
-
 def require_writable_at(path: str) -> None:
     """Raise PermissionError where a dry run is of an edit in place that could not open its file, or write beside it."""
     require_place(path)
@@ -86,3 +56,33 @@ def require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> N
     for file in files:
         if not (can_write(file.path) if dry_run else file.writable):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
+
+
+def refuse_same_names(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedError where two files of a set have one name, in different folders."""
+    names = [os.path.basename(file.path) for file in checkpoint.container.files]
+    if len(set(names)) < len(names):
+        raise UnsupportedError(
+            "its files have the same names in several folders, so they cannot be written to one",
+            path=checkpoint.path,
+            hint="copy the folder, and change the copy",
+        )
+    if len({folder_of(file.path) for file in checkpoint.container.files}) > 1:
+        raise UnsupportedError(
+            "its files lie in several folders, so they cannot be written to one",
+            path=checkpoint.path,
+            hint="copy the folder, and change the copy",
+        )
+
+
+def refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:
+    """Refuse to change one shard in a way that would leave its index behind."""
+    is_listed = changes.names or changes.dropped or changes.tensors or changes.added
+    index = index_of(checkpoint.path) if is_listed else None
+    if index is not None:
+        whole = os.path.join(os.path.dirname(checkpoint.path), index)
+        raise RefusedError(
+            f"is one shard of {index}, which would no longer describe it",
+            path=checkpoint.path,
+            hint=f"edit the whole set: name {whole}, or -o OUT writes the one shard elsewhere",
+        )

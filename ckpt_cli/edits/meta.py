@@ -10,7 +10,7 @@ from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.registry import format_of
-from ckpt_cli.formats.runs.read import MODEL, RunFiles
+from ckpt_cli.formats.runs.read import model_of
 from ckpt_cli.formats.sharded.read import ShardSet, read_index
 from ckpt_cli.formats.sharded.rewrite import TOTALS
 from ckpt_cli.model.changes import Changes
@@ -56,7 +56,7 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
 
     Raises UnsupportedError for a container without a string map, RefusedError for a key that records a tie.
     """
-    checkpoint = with_strings(checkpoint)
+    checkpoint = model_of(checkpoint)
     if not format_of(checkpoint).keeps_strings:
         raise UnsupportedError(
             _without_strings(checkpoint),
@@ -80,12 +80,6 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
         return EditPlan(_CHANGE, (*pairs, *removed), changes=changes, placed=placed)
     metadata = {key: value for key, value in checkpoint.metadata.items() if key not in removed} | dict(pairs)
     return EditPlan(_CHANGE, (*pairs, *removed), changes=Changes(metadata=metadata))
-
-
-def with_strings(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint that has the strings: of a run, its model."""
-    container = checkpoint.container
-    return (container.part(MODEL) or checkpoint) if isinstance(container, RunFiles) else checkpoint
 
 
 def _without_strings(checkpoint: Checkpoint) -> str:
@@ -123,7 +117,7 @@ class PlacedStrings:
 
 def strings_of_set(checkpoint: Checkpoint) -> PlacedStrings | None:
     """Return the strings of a set by their places; None for any other checkpoint."""
-    container = with_strings(checkpoint).container
+    container = model_of(checkpoint).container
     if not isinstance(container, ShardSet):
         return None
     index = None

@@ -93,6 +93,12 @@ class EditPlan:
     """Names that change because of that, not because they were asked for."""
 
     @property
+    def renamed(self) -> Mapping[str, str]:
+        """The new names that were asked for."""
+        names = self.changes.names
+        return {old: new for old, new in names.items() if old not in self.following} if self.following else names
+
+    @property
     def is_structural(self) -> bool:
         """True if the document is rewritten, because more changes than bytes of elements."""
         return self.patch is None or self.changes != Changes()

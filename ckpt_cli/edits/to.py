@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
 from ckpt_cli.formats.registry import format_of
-from ckpt_cli.formats.sharded.read import ShardSet
+from ckpt_cli.formats.runs.read import RunFiles, apart
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided
@@ -43,18 +44,18 @@ def plan_to(checkpoint: Checkpoint, device: str) -> EditPlan:
 
     Raises UnsupportedError for a format that records no devices, RefusedError where all are there already.
     """
-    graphs = [part.document for part in _pickled(checkpoint) if isinstance(part.document, Graph)]
+    pickled = _pickled(checkpoint)
+    graphs = [part.document for part in pickled if isinstance(part.document, Graph)]
     if not any(locations_of(graph) - {device} for graph in graphs):
         raise RefusedError(f"torch.load puts every tensor of it on {device} already", path=checkpoint.path)
-    changed = [tensor.name for tensor in checkpoint.tensors if _is_elsewhere(tensor, device)]
+    changed = [tensor.name for tensor in _tensors_of(checkpoint, pickled) if _is_elsewhere(tensor, device)]
     left = [entry.name for entry in checkpoint.entries if _names_another(entry, device)]
     return EditPlan(Verb("moved", "move"), changed, changes=Changes(device=device), left=left)
 
 
 def _pickled(checkpoint: Checkpoint) -> list[Checkpoint]:
     """Return the checkpoint, or those of its shards, that torch.save wrote."""
-    container = checkpoint.container
-    parts = container.shards if isinstance(container, ShardSet) else [checkpoint]
+    parts = apart(checkpoint)
     found = [part for part in parts if format_of(part).is_torch_save]
     if not found:
         raise UnsupportedError(
@@ -63,6 +64,16 @@ def _pickled(checkpoint: Checkpoint) -> list[Checkpoint]:
             path=checkpoint.path,
         )
     return found
+
+
+def _tensors_of(checkpoint: Checkpoint, pickled: Sequence[Checkpoint]) -> list[Tensor]:
+    """Return the tensors of a checkpoint, of a run those in files that torch.save wrote."""
+    container = checkpoint.container
+    if not isinstance(container, RunFiles):
+        return checkpoint.tensors
+    own = {id(each) for each in pickled}
+    parts = [part for part in container.parts if any(id(each) in own for each in apart(part.checkpoint))]
+    return [entry for part in parts for entry in container.entries_of(part) if isinstance(entry, Tensor)]
 
 
 def _is_elsewhere(tensor: Tensor, device: str) -> bool:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from ckpt_cli.edits import in_place
 from ckpt_cli.edits.folded import fold_names
+from ckpt_cli.edits.in_place import (
+    hinting_at_outputs,
+    refuse_links,
+    refuse_part_of_set,
+    refuse_same_names,
+    require_writable,
+    require_writable_at,
+)
 from ckpt_cli.edits.plan import MANY, EditOptions, EditPlan, EditResult, Planner
 from ckpt_cli.errors import UnsupportedError, UsageError, about, quoted
 from ckpt_cli.facts import dataclass
@@ -56,7 +63,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
     write = options.output is None and not options.dry_run
     with (
         about(path),
-        in_place.hinting_at_outputs(options),
+        hinting_at_outputs(options),
         closing(open_checkpoint(path, write=write)) as opened,
         unchanged(opened.container.files),
         closing(Overlay(opened.container.files)) as overlay,
@@ -65,7 +72,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
         _check_target(opened, path, own, options)
         planned = plan(opened)
         if options.output is None and not opened.is_set:
-            in_place.refuse_part_of_set(opened, planned.changes)
+            refuse_part_of_set(opened, planned.changes)
         if planned.patch is not None:
             planned.patch(opened, overlay)
             opened.container.seal(overlay)
@@ -85,10 +92,10 @@ def _check_target(checkpoint: Checkpoint, path: str, own: str, options: EditOpti
     if options.output is None:
         refuse_cached(own)
         if options.dry_run and is_file(own):
-            in_place.require_writable_at(own)
+            require_writable_at(own)
     elif checkpoint.is_set:
         check_output_folder(options.output)
-        in_place.refuse_same_names(checkpoint)
+        refuse_same_names(checkpoint)
     else:
         check_output(options.output, path, _IN_PLACE)
         refuse_own(checkpoint, options.output, _IN_PLACE)
@@ -107,18 +114,12 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         verb=plan.verb,
         remaining=tuple(plan.remaining),
         fit=plan.fit,
-        renamed=_renamed(plan),
+        renamed=plan.renamed,
         carried=tuple(plan.carried),
         left=tuple(plan.left),
         placed=plan.placed,
         folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
     )
-
-
-def _renamed(plan: EditPlan) -> Mapping[str, str]:
-    """Return the new names that an edit was asked for, without those of states that follow their parameters."""
-    names = plan.changes.names
-    return {old: new for old, new in names.items() if old not in plan.following} if plan.following else names
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +188,8 @@ class _Transaction:
         for file in touched:
             refuse_cached(file.path)
         if self.checkpoint.is_set and self.work is not None:
-            in_place.refuse_links(touched)
-        in_place.require_writable(touched, dry_run=done.dry_run)
+            refuse_links(touched)
+        require_writable(touched, dry_run=done.dry_run)
         done = replace(done, bytes_written=self.overlay.nbytes, patched=True)
         if done.dry_run or not touched:
             return done
@@ -254,8 +255,8 @@ class _Transaction:
         files = self._files(*work.names, *work.removed)
         for file in files:
             refuse_cached(file.path)
-        in_place.refuse_links(files)
-        in_place.require_writable(files, dry_run=done.dry_run)
+        refuse_links(files)
+        require_writable(files, dry_run=done.dry_run)
         done = replace(done, other_names=other_names(*(file.path for file in files)))
         return replace(done, bytes_written=self._nbytes()) if done.dry_run else self._replace_files(done, work)
 

@@ -23,6 +23,12 @@ def is_elsewhere(file: SourceFile) -> bool:
     return file.fd < 0 and not file.in_memory
 
 
+def revision_of(files: Iterable[SourceFile]) -> str | None:
+    """Return the commit of a hub at which files are read; None for files that lie anywhere else, or at several."""
+    found = {getattr(file, "revision", "") for file in files}
+    return found.pop() or None if len(found) == 1 else None
+
+
 def fetch(wanted: Mapping[SourceFile, Ranges]) -> None:
     """Fetch short ranges of several files that will be read, all at once; nothing of what lies on the disk."""
     there = [(file, ranges) for file, ranges in wanted.items() if ranges and is_elsewhere(file)]

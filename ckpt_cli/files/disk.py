@@ -44,6 +44,10 @@ class LocalFolder:
         with os.scandir(path or os.curdir) as entries:
             return sorted(entry.name for entry in islice(entries, most))
 
+    def leading_names(self, path: str) -> list[str]:
+        """Return the names in a folder."""
+        return self.names_in(path)
+
     def is_listed(self, path: str) -> bool:  # noqa: ARG002
         """Return True."""
         return True

@@ -70,6 +70,9 @@ class MemorySource:
                 f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path or None
             )
 
+    def note_whole(self) -> None:
+        """Do nothing: the bytes are there."""
+
     def note_read(self) -> None:
         """Note that a value is read."""
         self.on_read, self.was_read = None, True
@@ -135,6 +138,10 @@ class MemoryFolder:
         start = join(self.canonical(path), "")
         names = {found[len(start) :].partition("/")[0] for found in self._files if found.startswith(start)}
         return sorted(names)[:most]
+
+    def leading_names(self, path: str) -> list[str]:
+        """Return the names in a folder."""
+        return self.names_in(path)
 
     def is_listed(self, path: str) -> bool:  # noqa: ARG002
         """Return True."""

@@ -53,6 +53,9 @@ class Folder(Protocol):
     def names_in(self, path: str, most: int | None = None) -> list[str]:
         """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
 
+    def leading_names(self, path: str) -> list[str]:
+        """Return the same; where each name costs a request, only those that decide which checkpoint the folder is."""
+
     def is_listed(self, path: str) -> bool:
         """True if it costs nothing to ask what is in a folder: it is near, or its list was fetched."""
 
@@ -158,6 +161,11 @@ def size_of(path: str) -> int:
 def names_in(path: str, most: int | None = None) -> list[str]:
     """Return the sorted names in a folder, or some `most` of them; raises OSError where it cannot be listed."""
     return place_of(path).names_in(path, most)
+
+
+def leading_names(path: str) -> list[str]:
+    """Return the sorted names in a folder; where each costs a request, those that decide which checkpoint it is."""
+    return place_of(path).leading_names(path)
 
 
 def is_listed(path: str) -> bool:

@@ -118,6 +118,9 @@ class SourceFile(ByteSource, Protocol):
     def note_read(self) -> None:
         """Note that a value is read."""
 
+    def note_whole(self) -> None:
+        """Note that nearly all of it will be read, so that what lies between small ranges may be fetched with them."""
+
     def has_changed(self) -> bool:
         """True if its content is not the one that was opened, as far as can be seen; False once closed."""
 
@@ -241,6 +244,9 @@ class LocalFile:
     def identity(info: os.stat_result) -> Identity:
         """Return the identity of a file and its state: device, inode, bytes and the time of the last change."""
         return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+    def note_whole(self) -> None:
+        """Do nothing: small ranges are read fast one by one."""
 
     def note_read(self) -> None:
         """Note that a value is read."""

@@ -72,6 +72,10 @@ class _Folder:
         """Raise NotADirectoryError."""
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
+    def leading_names(self, path: str) -> list[str]:
+        """Return the names in a folder."""
+        return self.names_in(path)
+
     def is_listed(self, path: str) -> bool:  # noqa: ARG002
         """Return True."""
         return True

@@ -8,10 +8,29 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_cli.budget import within_request
-from ckpt_cli.errors import FormatError, LimitError, TruncatedError, UnknownFormatError, UsageError, about, quoted
+from ckpt_cli.errors import (
+    FormatError,
+    LimitError,
+    TruncatedError,
+    UnknownFormatError,
+    UsageError,
+    about,
+    listed,
+    quoted,
+)
 from ckpt_cli.files.elsewhere import elsewhere
 from ckpt_cli.files.open import Opener, finish_edits, open_beside_writers
-from ckpt_cli.files.places import exists, folder_of, is_folder, join, name_of, names_in
+from ckpt_cli.files.places import (
+    exists,
+    folder_of,
+    is_folder,
+    is_listed,
+    join,
+    leading_names,
+    name_of,
+    names_in,
+    without_end,
+)
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import FORMATS, folder_kind
 from ckpt_cli.formats.signatures import beginning
@@ -73,7 +92,6 @@ def _counted(path: str, names: Sequence[str]) -> list[str] | None:
 
 def _salvaged_folder(path: str, opener: Opener, whole: FormatError | UsageError) -> Salvaged:
     """Return what is left of the checkpoint that a folder stands for."""
-    from ckpt_cli.formats.runs.names import one_file_in
     from ckpt_cli.formats.salvage.shards import salvage_counted
     from ckpt_cli.formats.sharded.names import index_in
 
@@ -215,14 +233,48 @@ def _open_folder(path: str, opener: Opener, *, files: bool) -> Checkpoint:
     """The checkpoint that a folder holds, by the names of the files in it."""
     finish_edits(path)
     opener.note_folder(path)
-    names = names_in(path)
+    names = leading_names(path)
     known = folder_kind(path, names)
     if known is None:
-        return _read_files(path, names, opener)
+        return _noting_no_list(path, _read_files(path, names, opener))
     module = importlib.import_module(known.module)
     read = module.read_files if files and known.is_joined else module.read_folder
     checkpoint: Checkpoint = read(path, names, opener, read_one)
     return checkpoint
+
+
+def one_file_in(path: str, names: Sequence[str]) -> str:
+    """Return the one checkpoint file that a folder holds.
+
+    Raises UnknownFormatError where it has none, UsageError for several, or for folders that are checkpoints.
+    """
+    from ckpt_cli.formats.sharded.names import file_in
+
+    try:
+        return file_in(path, names)
+    except UnknownFormatError:
+        from ckpt_cli.formats.runs.names import steps_in
+
+        steps = steps_in(path, names)
+        if not steps:
+            raise
+        raise UsageError(
+            f"a folder of {len(steps)} checkpoint{'s' if len(steps) > 1 else ''} of a run: {listed(steps, 3)}",
+            path=path,
+            hint=f"name one of them; ckpt info {quoted(path)} lists them",
+        ) from None
+
+
+def _noting_no_list(path: str, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, with a note where a folder seems to be that of a run, and its server cannot list the files."""
+    if is_listed(path):
+        return checkpoint
+    from ckpt_cli.formats.runs.names import is_step
+
+    if not is_step(name_of(without_end(path))):
+        return checkpoint
+    note = "its server has no lists, so only the model is known: name other files of the run by themselves"
+    return replace(checkpoint, notes=[*checkpoint.notes, note])
 
 
 def _read_files(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
@@ -230,7 +282,6 @@ def _read_files(path: str, names: Sequence[str], opener: Opener) -> Checkpoint:
 
     Raises UsageError where there are several checkpoints to choose from.
     """
-    from ckpt_cli.formats.runs.names import one_file_in
     from ckpt_cli.formats.sharded.names import index_in, whole_set
 
     index = index_in(path, names)

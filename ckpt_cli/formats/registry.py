@@ -14,11 +14,13 @@ from ckpt_cli.errors import UnsupportedError, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.signatures import (
     is_dcp_metadata,
+    is_hdf5,
     is_json_object,
     is_legacy,
     is_msgpack,
     is_npy,
     is_npz,
+    is_onnx,
     is_pickle,
     is_safetensors,
     is_tar,
@@ -99,7 +101,7 @@ def _is_of_run(path: str, names: Sequence[str]) -> bool:
     return is_of_run(path, names)
 
 
-_OF_RUN = ("optimizer", "scheduler", "scaler.pt", "rng_state", "random_states_", "meta.pt", "latest")
+_OF_RUN = ("optimizer", "scheduler", "scaler.pt", "rng_state", "random_states_", "meta.pt", "common.pt", "latest")
 """The beginnings of names, of which the folder of a run has one."""
 
 
@@ -107,7 +109,7 @@ def _has_ranks_of_fsdp(path: str, names: Sequence[str]) -> bool:
     """True if it has a file of each rank of a model under FSDP."""
     if not any("_rank" in name for name in names):
         return False
-    from ckpt_cli.formats.ranks.placed import is_of_ranks
+    from ckpt_cli.formats.ranks.names import is_of_ranks
 
     return is_of_ranks(path, names)
 
@@ -129,6 +131,8 @@ FORMATS = (
     Format("safetensors", is_safetensors, "ckpt_cli.formats.safetensors.read",
            rewriter="ckpt_cli.formats.safetensors.rewrite", keeps_strings=True, has_header=True, is_mapped=True),
     Format("msgpack", is_msgpack, "ckpt_cli.formats.containers.msgpack"),
+    Format("onnx", is_onnx, "ckpt_cli.formats.containers.onnx", is_set=True),
+    Format("h5", is_hdf5, "ckpt_cli.formats.containers.h5"),
     Format("dcp", is_dcp_metadata, "ckpt_cli.formats.dcp.read", is_set=True, is_distributed=True,
            rewriter="ckpt_cli.formats.dcp.rewrite"),
     Format("shards", is_json_object, "ckpt_cli.formats.sharded.read", is_set=True,

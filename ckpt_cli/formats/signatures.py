@@ -155,6 +155,11 @@ _LONG = 16 << 20
 """Bytes of a header up to which it is fetched with others."""
 
 
+def is_hdf5(head: bytes) -> bool:
+    """True for an HDF5 file."""
+    return head.startswith(HDF5)
+
+
 def is_msgpack(head: bytes) -> bool:
     """True for a map of msgpack, the first of whose keys is a short text."""
     after = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0) if head else 0
@@ -164,6 +169,29 @@ def is_msgpack(head: bytes) -> bool:
     if head[after] == 0xD9:
         begin, size = after + 2, head[after + 1]
     return head[begin : begin + size].decode("latin-1").isprintable()
+
+
+def is_onnx(head: bytes) -> bool:
+    """True for a protobuf whose field 1 is a small version, followed by the producer's name or what takes its place.
+
+    Field 2 is text (onnx/onnx.proto, `ModelProto`), where Core ML has a description.
+    """
+    if head[:1] != b"\x08" or not b"\2" <= head[1:2] <= b"\x20" or len(head) <= 8:
+        return False
+    if head[2:3] != b"\x12":
+        return head[2:3] in (b"\x3a", b"\x42")
+    return _field(head, 3).decode("utf-8", "replace").isprintable()
+
+
+def _field(data: bytes, at: int) -> bytes:
+    """The content of a protobuf's field whose length, a varint, begins there; as far as it is there."""
+    size = shift = 0
+    for place in range(at, min(at + 10, len(data))):
+        size |= (data[place] & 0x7F) << shift
+        shift += 7
+        if data[place] < 0x80:
+            return data[place + 1 : place + 1 + size]
+    return b""
 
 
 # --- what is only named -----------------------------------------------------------------------------------------------
@@ -200,18 +228,6 @@ def _is_tensorflow_index(head: bytes) -> bool:
     return head[:2] == b"\0\0" and head[3:5] == b"\x08\x01" and head[5:8] == b"\x1a\x02\x08"
 
 
-def _is_onnx(head: bytes) -> bool:
-    """A protobuf whose field 1 is a small version, followed by the producer's name or what takes its place.
-
-    Field 2 is text (onnx/onnx.proto, `ModelProto`), where Core ML has a description.
-    """
-    if head[:1] != b"\x08" or not b"\2" <= head[1:2] <= b"\x20" or len(head) <= 8:
-        return False
-    if head[2:3] != b"\x12":
-        return head[2:3] in (b"\x3a", b"\x42")
-    return _field(head, 3).decode("utf-8", "replace").isprintable()
-
-
 def _is_core_ml(head: bytes) -> bool:
     """A protobuf whose field 1 is a small version and field 2 a description, of an input or output with its name.
 
@@ -224,17 +240,6 @@ def _is_core_ml(head: bytes) -> bool:
     feature = _field(description, 1) if description[:1] in (b"\x0a", b"\x52") else b""
     name = _field(feature, 1) if feature[:1] == b"\x0a" else b""
     return bool(name) and name.decode("utf-8", "replace").isprintable()
-
-
-def _field(data: bytes, at: int) -> bytes:
-    """The content of a protobuf's field whose length, a varint, begins there; as far as it is there."""
-    size = shift = 0
-    for place in range(at, min(at + 10, len(data))):
-        size |= (data[place] & 0x7F) << shift
-        shift += 7
-        if data[place] < 0x80:
-            return data[place + 1 : place + 1 + size]
-    return b""
 
 
 def _is_saved_model(head: bytes) -> bool:
@@ -251,11 +256,9 @@ _LOOKS_LIKE: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (is_tar, "a tar file"),
     (lambda head: head[:4] == ZIP_RECORD, "a zip file"),
     (lambda head: head.startswith(GGUF), "a GGUF file, which is not read yet"),
-    (lambda head: head.startswith(HDF5), "an HDF5 file (Keras, PyTables), which is not read"),
     (lambda head: head.startswith(SEVEN_ZIP), "a 7z archive: unpack it first"),
     (lambda head: head.startswith(RAR), "a rar archive: unpack it first"),
     (_is_tensorflow_index, "the index of a TensorFlow checkpoint, which is not read"),
-    (_is_onnx, "an ONNX model, which is not read"),
     (_is_saved_model, "a TensorFlow SavedModel, which is not read"),
     (_is_core_ml, "a Core ML model, which is not read"),
     (lambda head: head[4:8] == b"TFL3", "a TensorFlow Lite model, which is not read"),

@@ -75,7 +75,7 @@ def grow(checkpoint: Checkpoint) -> Draft:
         return grower.from_graph(graph)
     root = grower.draft(STATE, "", None)
     values = any(isinstance(entry, Value) for entry in checkpoint.entries)
-    return grower.from_names(root, holds_values=values)
+    return grower.from_names(root, holds_values=values, weights=checkpoint.weights)
 
 
 class _Grower:
@@ -106,13 +106,13 @@ class _Grower:
 
     # --- from names --------------------------------------------------------------------------------------------------
 
-    def from_names(self, root: Draft, *, holds_values: bool) -> Draft:
-        """The tree that dotted names make."""
+    def from_names(self, root: Draft, *, holds_values: bool, weights: str = "") -> Draft:
+        """The tree that dotted names make; only those below `weights` are of modules, where that is not empty."""
         root.tensors = {tensor.name: tensor for tensor in reversed(self._ordered)}
         root.tensors = {tensor.name: root.tensors[tensor.name] for tensor in self._ordered}
         self._split(root)
         for key, child in root.children.items():
-            if key in _OPTIMIZERS:
+            if key in _OPTIMIZERS or weights not in ("", key):
                 child.plain, child.kind, child.label = True, HOLDER, "dict"
         if (
             root.children

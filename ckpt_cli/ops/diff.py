@@ -59,6 +59,8 @@ def diff(
     NameNotFoundError for a NAME that neither has.
     """
     a, b = by_parameter([a, b], asked.names)
+    for file in (*a.container.files, *b.container.files) if not asked.names else ():
+        file.note_whole()
     with about(a.path):
         return _Comparison(a, b, asked, tolerance).run(executor, on_progress)
 

@@ -121,6 +121,8 @@ def hash_tensors(
     """
     new = _new(algorithm)
     with about(checkpoint.path):
+        for file in checkpoint.container.files if not names else ():
+            file.note_whole()
         hasher = _Hasher(checkpoint, algorithm)
         tensors = left(checkpoint, whole_tensors(checkpoint, names, "hash"), exclude)
         for tensor in tensors:

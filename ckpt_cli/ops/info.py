@@ -8,6 +8,7 @@ from dataclasses import field, replace
 
 from ckpt_cli.errors import CkptError, quoted
 from ckpt_cli.facts import dataclass
+from ckpt_cli.files.at_once import revision_of
 from ckpt_cli.files.places import folder_of, is_folder, is_listed, join, name_of, present
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.registry import format_of
@@ -88,6 +89,8 @@ class Summary:
     largest: Sequence[Largest] = ()
     """The largest tensors, with numbered ones of one kind counted together."""
     advice: Sequence[Advice] = ()
+    revision: str | None = None
+    """The commit of the hub that it was read at; None for what is not on one."""
 
     @property
     def gradients(self) -> bool:
@@ -113,6 +116,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
     training, beside = _training(checkpoint)
     return Summary(
         path=checkpoint.path,
+        revision=revision_of(checkpoint.container.files),
         format=checkpoint.format,
         version=checkpoint.version,
         file_nbytes=sum(file.size for file in checkpoint.container.files),
@@ -233,7 +237,7 @@ def _advice(checkpoint: Checkpoint, parts: Sequence[Part], waste: int) -> list[A
     """Return what can be done to make a file smaller; each command can be carried out as it stands."""
     known = format_of(checkpoint)
     whole = stored_nbytes(checkpoint.tensors)
-    if not known.rewriter or not whole:
+    if not known.rewriter or checkpoint.fixed or not whole:
         return []
     path = quoted(checkpoint.path)
     size = sum(file.size for file in checkpoint.container.files)

@@ -12,9 +12,9 @@ from ckpt_cli.errors import MalformedError, NameNotFoundError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import head_of, is_file
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Tensor
-from ckpt_cli.model.names import Holders
+from ckpt_cli.model.names import Holders, prefixes_of
 from ckpt_cli.nn.state_dict import node_at, state_names, versions_of
-from ckpt_cli.ops.parts import MODEL_KEYS
+from ckpt_cli.ops.parts import MODEL_KEYS, by_role
 from ckpt_cli.ops.select import close_names
 from ckpt_cli.pickles.containers import Containers
 from ckpt_cli.pickles.graph import Graph
@@ -42,7 +42,7 @@ class Leaf:
     @property
     def is_extra(self) -> bool:
         """True for the extra state of a module."""
-        return self.name == EXTRA or self.name.endswith(f".{EXTRA}")
+        return self.name.endswith(EXTRA) and (self.name == EXTRA or self.name.endswith(f".{EXTRA}"))
 
     @property
     def is_value(self) -> bool:
@@ -109,13 +109,37 @@ def state_of(checkpoint: Checkpoint, prefix: str | None = None, *, aliases: bool
     return State(checkpoint.path, prefix, leaves, notes, nested, outside)
 
 
+def model_tensors(checkpoint: Checkpoint, prefix: str | None = None) -> tuple[str, list[Tensor]]:
+    """Return the tensors of the model, and what all their names begin with, up to a dot; or those below a prefix.
+
+    Where there is no model they are those of its EMA, or all. Raises NameNotFoundError for a prefix without tensors.
+    """
+    if prefix is None:
+        prefix = checkpoint.weights or model_part(checkpoint)
+        named = _below(checkpoint.tensors, prefix)
+        roles = by_role(checkpoint, named)
+        return f"{prefix}." if prefix else "", roles.get("model") or roles.get("EMA") or named
+    prefix = prefix.removesuffix(".")
+    found = _below(checkpoint.tensors, prefix)
+    if not found:
+        known = prefixes_of(tensor.name for tensor in checkpoint.tensors)
+        raise NameNotFoundError(prefix, close_names(prefix, known), path=checkpoint.path)
+    return f"{prefix}." if prefix else "", found
+
+
+def _below(tensors: Sequence[Tensor], prefix: str) -> list[Tensor]:
+    """Return the tensors below a prefix, but those that are private to others."""
+    inside = f"{prefix}." if prefix else ""
+    return [tensor for tensor in tensors if tensor.name.startswith(inside) and tensor.holder is None]
+
+
 def _counts(entry: Entry, aliases: bool) -> bool:
     """True for an entry that is in the state_dict: private attributes of tensors are not."""
     return entry.holder is None and (aliases or not isinstance(entry, Tensor) or entry.alias_of is None)
 
 
 def _leaf(entry: Entry, name: str) -> Leaf:
-    at = f".{name}".find(f".{EXTRA}.")
+    at = f".{name}".find(f".{EXTRA}.") if EXTRA in name else -1
     if at >= 0:  # an extra state that is a dict: one key of the state_dict
         return Leaf(name[: at + len(EXTRA)], kind="value")
     if not isinstance(entry, Tensor):

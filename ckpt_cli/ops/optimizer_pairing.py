@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ckpt_cli.facts import dataclass
+from ckpt_cli.formats.runs.read import model_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.match_states import model_part
 from ckpt_cli.ops.optimizer_states import Optimizer, Shape, Slot, optimizers_of
@@ -103,7 +104,7 @@ def scopes_of(checkpoint: Checkpoint) -> list[Scope]:
         for tensor, (role, _) in zip(checkpoint.tensors, roles_of(checkpoint), strict=True)
         if role == "model" and tensor.holder is None
     ]
-    is_ordered = isinstance(checkpoint.document, Graph)
+    is_ordered = _keeps_order(checkpoint)
     main = checkpoint.weights or model_part(checkpoint)
     inside = f"{main}." if main else ""
     prefixes = {main: None}
@@ -126,6 +127,12 @@ def scopes_of(checkpoint: Checkpoint) -> list[Scope]:
             if key in below and (not key or tensor.name.startswith(f"{key}.")):
                 below[key].append(tensor)
     return [_scope(prefix, tensors, is_ordered) for prefix, tensors in below.items() if tensors or prefix == main]
+
+
+def _keeps_order(checkpoint: Checkpoint) -> bool:
+    """True if tensors stand in the order of the module, as in pickles, also joined ones; other formats sort names."""
+    model = model_of(checkpoint)
+    return isinstance(model.document, Graph) or (model.fixed != "" and model.weights != "")
 
 
 def _scope(prefix: str, tensors: Sequence[Tensor], is_ordered: bool) -> Scope:
@@ -211,9 +218,11 @@ def _by_shapes(optimizer: Optimizer, scopes: Sequence[Scope], none: Pairing) -> 
     (part,) = fitting
     if first.how is not None and any(a is not b for (_, a), (_, b) in zip(first.pairs, part.pairs, strict=True)):
         return first
-    hypothesis = f"{part.hypothesis} of {part.scope.prefix}" if part.hypothesis else None
+    if first.how == "unique":  # else it is not proved that the parameters are of this part
+        return replace(first, scope=part.scope)
+    hypothesis = f"{part.hypothesis or 'all parameters'} of {part.scope.prefix}"
     is_within = main.prefix != "" and part.scope.prefix.startswith(f"{main.prefix}.")
-    return replace(part, hypothesis=hypothesis, scope=main if is_within else part.scope)
+    return replace(part, how="order", hypothesis=hypothesis, scope=main if is_within else part.scope)
 
 
 def _within(optimizer: Optimizer, scope: Scope, none: Pairing) -> Pairing:

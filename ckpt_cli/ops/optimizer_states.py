@@ -193,9 +193,9 @@ def _keys_of(entry: Entry | None) -> tuple[Sequence[int | str], str]:
         if type(item) is int:
             if item < 0:
                 return (), _NEGATIVE
-        elif type(item) is not str:
+        elif not isinstance(item, str):
             return (), f"has {type(item).__name__} items where numbers or names are expected"
-    return items, ""
+    return [str(item) if isinstance(item, str) else item for item in items], ""
 
 
 def _fault_of(groups: Sequence[Group]) -> tuple[str, bool]:
@@ -258,7 +258,7 @@ def _names_of(group: Group) -> Sequence[str | None]:
     entry = group.settings.get("param_names")
     names = entry.value if isinstance(entry, Value) else None
     if isinstance(names, list | tuple) and len(names) == len(group.keys):
-        return [name if isinstance(name, str) else None for name in names]
+        return [str(name) if isinstance(name, str) else None for name in names]
     return [None] * len(group.keys)
 
 

@@ -104,13 +104,18 @@ def parts_of(checkpoint: Checkpoint) -> Parts:
 
 def parameters_of(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> int | None:
     """Return the elements of those tensors that are a model's, else an EMA's; None where all of them are a model's."""
-    places = zip(tensors, _Recognizer(checkpoint).places(tensors), strict=True)
-    roles: dict[str, list[Tensor]] = {}
-    for tensor, (role, _) in places:
-        roles.setdefault(role, []).append(tensor)
+    roles = by_role(checkpoint, tensors)
     if roles.keys() <= {"model"}:
         return None
     return unique_numel(roles.get("model") or roles.get("EMA") or [])
+
+
+def by_role(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """Return those of some tensors that play each role."""
+    found: dict[str, list[Tensor]] = {}
+    for tensor, (role, _) in zip(tensors, _Recognizer(checkpoint).places(tensors), strict=True):
+        found.setdefault(role, []).append(tensor)
+    return found
 
 
 def optimizer_prefixes(checkpoint: Checkpoint) -> list[str]:

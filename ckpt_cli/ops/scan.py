@@ -27,11 +27,11 @@ from ckpt_cli.files.places import (
 from ckpt_cli.files.unchanged import open_to_scan, unchanged
 from ckpt_cli.formats import signatures
 from ckpt_cli.formats.sharded.names import is_index
-from ckpt_cli.formats.signatures import ZIP_RECORD, documented, is_lfs_pointer
+from ckpt_cli.formats.signatures import documented, is_lfs_pointer
 from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
-from ckpt_cli.scanner.packed import decodings, packing_of
+from ckpt_cli.scanner.packed import decodings, is_container, packing_of
 from ckpt_cli.scanner.streams import Found, Oddity, Walk, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
 from ckpt_cli.scanner.walk import guess, search, walk, walker_of
@@ -253,7 +253,7 @@ class _Worker:
             return
         budget.tries -= 1
         view = memoryview(data)
-        if data[:4] == ZIP_RECORD and depth < limits.SCAN_NESTING:
+        if is_container(data) and depth < limits.SCAN_NESTING:
             self._take(walk(MemorySource(data), f"{found.where} (within a string)", depth + 1, budget), depth + 1)
             return
         trace = trace_pickle(view, 0, budget)

@@ -193,6 +193,8 @@ def stats(
     of numbered layers are one row. `percentiles` also finds the spread of each row.
     """
     with about(checkpoint.path):
+        for file in checkpoint.container.files if not arguments else ():
+            file.note_whole()
         plans = list(_plans(checkpoint, arguments, exclude))
         subjects = list({id(plan): plan for _, plan, _ in plans if isinstance(plan, _Subject)}.values())
         for subject in subjects if percentiles else ():

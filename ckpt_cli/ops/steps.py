@@ -13,7 +13,7 @@ from ckpt_cli.files.copy import OnProgress
 from ckpt_cli.files.places import canonical, exists, is_folder, join, matching, names_in
 from ckpt_cli.files.system import allow_open_files
 from ckpt_cli.formats.registry import folder_kind
-from ckpt_cli.formats.runs.names import is_step
+from ckpt_cli.formats.runs.names import is_step, natural, steps_in
 from ckpt_cli.formats.sharded.names import SUFFIXES, several_in
 from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Tensor, Value
 from ckpt_cli.ops.hf_config import config_beside
@@ -32,8 +32,6 @@ scripts. The first that is there counts."""
 
 _FOLDER = re.compile(r"(?:^|[/\\])(?:checkpoint-|global_step)(\d{1,18})(?=$|[/\\])")
 """The folders of Hugging Face's Trainer and of DeepSpeed."""
-
-_DIGITS = re.compile(r"(\d+)")
 
 
 _CHECKPOINTS, _FILES, _ENTRIES = 64, 256, 24_000
@@ -192,7 +190,7 @@ def checkpoints_within(path: str) -> list[str]:
     names = names_in(path)
     if any(name.endswith((*SUFFIXES, ".index.json")) for name in names) or folder_kind(path, names) is not None:
         return []
-    return [join(path, name) for name in sorted(names, key=natural) if is_step(name) and is_folder(join(path, name))]
+    return [join(path, name) for name in steps_in(path, names)]
 
 
 def _ordered(members: Sequence[Member]) -> tuple[list[int], str]:
@@ -204,12 +202,6 @@ def _ordered(members: Sequence[Member]) -> tuple[list[int], str]:
         return (*(members[place].numbers[name] for name in shared), natural(members[place].path))
 
     return sorted(range(len(members)), key=key), by
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Return a sort key by which `step-9` comes before `step-10`."""
-    parts = _DIGITS.split(name)
-    return [(0, 0, part) if number % 2 == 0 else (1, int(part[:4000]), part) for number, part in enumerate(parts)]
 
 
 def _numbers_of(checkpoint: Checkpoint) -> dict[str, Number]:

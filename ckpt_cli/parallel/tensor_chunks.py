@@ -301,9 +301,10 @@ class TensorReader:
         else:
             for file, offset, nbytes in chunk.places:
                 for at in range(0, nbytes, CHUNK):
-                    found = buffer(min(CHUNK, nbytes - at))
-                    file.read_into(found, offset + at)
-                    yield found
+                    count = min(CHUNK, nbytes - at)
+                    if not is_elsewhere(file):
+                        file.read_into(buffer(count), offset + at)
+                    yield file.view(offset + at, count) if is_elsewhere(file) else buffer(count)
 
     def read_all(self, most: int, *, plainly: bool = False) -> Iterator[memoryview]:
         """Yield the bytes of all elements, about `most` bytes at a time, each piece valid until the next one.

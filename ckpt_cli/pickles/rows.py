@@ -319,8 +319,10 @@ def _parts_at(data: bytes | memoryview, pos: int) -> tuple[bytes, ...] | None:
         func = at.get()
         at.skip(b"((")
         word, kind = at.get(), at.get()
-        key = at.skip(b"X", 4)[:1]
-        key = at.skip(b"", key[0])
+        digits = at.skip(b"X", 4)[0]
+        if digits < 2:  # a key of one digit is no node that rows could have in common
+            return None
+        key = at.skip(b"", digits)
         at.skip(b"r", 4)
         location, numel = at.get(), at.integer()
         at.skip(b"tr", 4)

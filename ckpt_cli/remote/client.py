@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -262,8 +263,14 @@ def _agent() -> str:
 
 
 def _asked_pause(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a server asks to wait by Retry-After, within bounds; None where it does not."""
-    text = headers.get("Retry-After", "").strip()
+    """Return the seconds that a server asks to wait, within bounds; None where it does not.
+
+    It asks by Retry-After, or by RateLimit as the hub does: `"api";r=0;t=55`
+    (https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/; older drafts have RateLimit-Reset).
+    """
+    found = re.search(r"(?:^|[;,\s])t=([0-9]{1,9})", headers.get("RateLimit", ""))
+    limited = found[1] if found else headers.get("RateLimit-Reset", "")
+    text = headers.get("Retry-After", limited).strip()
     if text.isdecimal() and text.isascii():
         return min(float(text[:9]), _RETRY_AFTER)
     from email.utils import parsedate_to_datetime

@@ -163,7 +163,7 @@ class CloudStore:
                 return next(stream, [])
 
             try:
-                page = self.request(path, begin)
+                page = self.request(path, begin, is_list=True)
             except FileNotFoundError:  # there is no such bucket
                 return
             try:
@@ -174,7 +174,7 @@ class CloudStore:
                         for meta in page
                         if meta["path"].startswith(prefix) and len(meta["path"]) > len(prefix)
                     ]
-                    page = asked(path, lambda: next(stream, []))  # noqa: B023
+                    page = asked(path, lambda: next(stream, []), is_list=True)  # noqa: B023
             except PassingError:
                 continue  # goes on after the last name that came
             return
@@ -208,6 +208,7 @@ class CloudStore:
         progress: Callable[[], int] = lambda: 0,
         tries: int = TRIES,
         to_its_end: bool = False,
+        is_list: bool = False,
     ) -> T:
         """Return what a call of obstore gives for a path, tried again as often as helps.
 
@@ -217,7 +218,7 @@ class CloudStore:
 
         def once() -> T:
             access = self._access(bucket, path)
-            return asked(path, lambda: call(access), to_its_end=to_its_end)
+            return asked(path, lambda: call(access), to_its_end=to_its_end, is_list=is_list)
 
         for _ in range(3):
             try:
@@ -271,6 +272,8 @@ def _store_of_process(scheme: str) -> CloudStore:
 
 class CloudObject:
     """One version of one object."""
+
+    revision = ""
 
     def __init__(self, store: CloudStore, path: str, version: Version) -> None:
         self._store = store

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,14 +71,27 @@ class Access:
 
     client: Client
     """For reading; it tries nothing twice, as ckpt does that itself."""
-    lister: Client
-    """For lists and what else has short replies."""
-    uploader: Client
-    """For writing; it sends a part several times if it has to."""
+    make_lister: Callable[[], Client]
+    make_uploader: Callable[[], Client]
     is_anonymous: bool
     """True if requests are not signed."""
     region: str = ""
     """The region that its server said it is in; empty where the settings say it."""
+    _others: dict[str, Client] = field(default_factory=dict)
+
+    @property
+    def lister(self) -> Client:
+        """For lists and what else has short replies; made when it is first asked for, as each client takes 4 ms."""
+        if "lister" not in self._others:
+            self._others["lister"] = self.make_lister()
+        return self._others["lister"]
+
+    @property
+    def uploader(self) -> Client:
+        """For writing; it sends a part several times if it has to."""
+        if "uploader" not in self._others:
+            self._others["uploader"] = self.make_uploader()
+        return self._others["uploader"]
 
 
 def require_obstore(url: str) -> None:
@@ -125,10 +139,10 @@ def access_to(bucket: Bucket, url: str, *, anonymous: bool = False, region: str 
     waits = {"timeout": timedelta(seconds=REQUEST_SECONDS), "connect_timeout": silence}
     try:
         reads = client({**waits, "read_timeout": silence}, 1)
-        lists = client({**waits, "timeout": timedelta(seconds=LIST_SECONDS)}, 1)
-        return Access(reads, lists, client(waits, UPLOAD_TRIES), is_anonymous, region)
     except Exception as error:
         raise NetworkError(_useless(bucket, error), path=url, hint=WHO[bucket.scheme]) from None
+    lists = {**waits, "timeout": timedelta(seconds=LIST_SECONDS)}
+    return Access(reads, lambda: client(lists, 1), lambda: client(waits, UPLOAD_TRIES), is_anonymous, region)
 
 
 def _nobody() -> GCSCredential:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -76,17 +77,19 @@ def tried(path: str, once: Callable[[], T], progress: Callable[[], int] = lambda
             time.sleep(_PAUSES[count - 1])
 
 
-def asked(path: str, call: Callable[[], T], *, to_its_end: bool = False) -> T:
+def asked(path: str, call: Callable[[], T], *, to_its_end: bool = False, is_list: bool = False) -> T:
     """Return the result of one call of obstore, with its errors as ours.
 
-    An interrupt does not wait for its end, unless it is to be known `to_its_end` what it did.
+    An interrupt does not wait for its end, unless it is to be known `to_its_end` what it did. Of a list, obstore keeps
+    the whole reply, however long it is: it is left once it has taken too much memory.
 
     Raises FileNotFoundError, ChangedError for an object of another version, PassingError, NetworkError, and the other
     errors of this module.
     """
     try:
         is_main = threading.current_thread() is threading.main_thread()
-        return _beside(call) if is_main and not to_its_end else call()
+        beside = is_list or (is_main and not to_its_end)
+        return _beside(call, path if is_list else None) if beside else call()
     except (CkptError, PassingError, TypeError):
         raise
     except Exception as error:
@@ -97,8 +100,24 @@ def asked(path: str, call: Callable[[], T], *, to_its_end: bool = False) -> T:
         raise NetworkError("its server gives an answer that cannot be understood", path=path) from None
 
 
-def _beside(call: Callable[[], T]) -> T:
-    """Run a call on a thread, as interrupts reach Python only and not obstore's code."""
+_LIST_MEMORY, _LOOK_SECONDS = 256 << 20, 0.05
+"""Bytes of memory that a page of a list may take, and the seconds between two looks at it."""
+
+
+def _peak() -> int:
+    """Return the most bytes of memory that this process had so far; 0 where the system does not say."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:
+        return 0
+    return getrusage(RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
+
+
+def _beside(call: Callable[[], T], listed: str | None = None) -> T:
+    """Run a call on a thread, as interrupts reach Python only and not obstore's code.
+
+    Raises NetworkError where the call, which is for a list of a folder, takes too much memory.
+    """
     results: list[T] = []
     errors: list[BaseException] = []
     ended = threading.Event()
@@ -112,7 +131,10 @@ def _beside(call: Callable[[], T]) -> T:
             ended.set()
 
     threading.Thread(target=run, daemon=True).start()
-    ended.wait()
+    before = _peak()
+    while not ended.wait(None if listed is None else _LOOK_SECONDS):
+        if _peak() - before > _LIST_MEMORY:
+            raise NetworkError("the list of its server does not end", path=listed)
     if errors:
         raise errors[0]
     return results[0]

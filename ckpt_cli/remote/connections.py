@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -72,14 +73,77 @@ def pool(proxy: str | None, path: str, *, tls: bool) -> PoolManager:
     if tls:  # reading the certificates of the system takes longer than all else at the start
         settings["ssl_context"] = _tls()
     if proxy is None:
-        return urllib3.PoolManager(**settings)
+        return _bounded(urllib3.PoolManager(**settings))
     if not proxy.lower().startswith(("http://", "https://")):
         scheme, _, rest = proxy.partition("://")
         place = f"{scheme}://{rest.rpartition('@')[2]}"
         raise NetworkError(f"the proxy {place} is not one for http", path=path, hint="unset ALL_PROXY")
     user = user_of(proxy)
     headers = urllib3.make_headers(proxy_basic_auth=":".join(user)) if user else None
-    return urllib3.ProxyManager(without_user(proxy), proxy_headers=headers, **settings)
+    return _bounded(urllib3.ProxyManager(without_user(proxy), proxy_headers=headers, **settings))
+
+
+def _bounded(manager: PoolManager) -> PoolManager:
+    """Return a pool whose connections read only so much of what stands before a body, and only so long."""
+    manager.pool_classes_by_scheme = _pool_classes()
+    return manager
+
+
+@cache
+def _pool_classes() -> dict[str, Any]:
+    from http.client import HTTPResponse
+
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+    class Bounded(HTTPResponse):
+        def begin(self) -> None:
+            """Read the status and the headers, and replies of `100 Continue` before these."""
+            whole, self.fp = self.fp, _Head(self.fp)  # type: ignore[assignment]
+            try:
+                super().begin()
+            finally:
+                if self.fp is not None:
+                    self.fp = whole
+
+    plain = type("_Connection", (HTTPConnection,), {"response_class": Bounded})
+    secure = type("_SecureConnection", (HTTPSConnection,), {"response_class": Bounded})
+    return {
+        "http": type("_Pool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("_SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }
+
+
+_HEAD_BYTES, _HEAD_SECONDS = 256 << 10, 60.0
+"""Bytes before the body of a reply, and the seconds in which they must have come."""
+
+
+class _Head:
+    """The lines before the body of a reply: raises NetworkError where they are too long, or come too slowly."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._left = _HEAD_BYTES
+        self._until = time.monotonic() + _HEAD_SECONDS
+
+    def readline(self, most: int) -> bytes:
+        """Return the next line, or its beginning."""
+        line = b""
+        while len(line) < most and not line.endswith(b"\n"):
+            there = self._stream.peek(1)
+            if not there:
+                break
+            line += self._stream.read(min(there.find(b"\n") + 1 or len(there), most - len(line)))
+            if len(line) > self._left:
+                raise NetworkError(f"its server sends more than {_HEAD_BYTES >> 10} KiB before its answer")
+            if time.monotonic() > self._until:
+                raise NetworkError(f"its server sends no answer in {_HEAD_SECONDS:.0f} s, only headers")
+        self._left -= len(line)
+        return line
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._stream.close()
 
 
 def _tls() -> Any:
@@ -106,26 +170,45 @@ def _tls() -> Any:
 def read_body(response: BaseHTTPResponse, most: int, into: memoryview | None) -> bytes:
     """Return at most the first `most` bytes of a body, or fill a buffer with its beginning and return nothing."""
     begin = time.monotonic()
-    pieces, done = [], 0
-    wanted = most if into is None else len(into)
-    while done < wanted:
-        piece = response.read1(min(wanted - done, _PIECE), decode_content=False)
-        if not piece:
+    left = response.length_remaining
+    buffer = memoryview(bytearray(most if left is None else min(most, left))) if into is None else into
+    done = 0
+    while done < len(buffer):
+        came = _read_some(response, buffer[done : done + _PIECE])
+        if not came:
             break
-        if into is None:
-            pieces.append(piece)
-        else:
-            into[done : done + len(piece)] = piece
-        done += len(piece)
+        done += came
         if time.monotonic() - begin > _PATIENCE + done / _SLOWEST:
             raise PassingError(f"its server sends less than {_SLOWEST >> 10} KiB a second", cost=TRIES)
-    if into is not None and done < wanted:
+    if into is None:
+        return bytes(buffer[:done])
+    if done < len(buffer):
         raise PassingError("its server sends less than it promises")
-    return b"".join(pieces)
+    return b""
 
 
 _PIECE = 1 << 20
 """Bytes of a body that are read at a time, at most."""
+
+
+def _read_some(response: BaseHTTPResponse, room: memoryview) -> int:
+    """Read what has come of a body, at most as much as there is room for; returns the bytes, 0 at its end.
+
+    urllib3 makes new bytes of all that it reads, which takes longer than to receive it. So a body of known length is
+    received in its place, apart from its last byte, by which urllib3 notes that all of it was read.
+    """
+    from http.client import HTTPResponse
+
+    low = getattr(response, "_fp", None)
+    left = response.length_remaining
+    if isinstance(low, HTTPResponse) and not low.chunked and low.length == left and left is not None and left > 1:
+        came: int = low.fp.readinto1(room[: left - 1])
+        if came:
+            low.length = response.length_remaining = left - came
+            return came
+    piece = response.read1(len(room), decode_content=False)
+    room[: len(piece)] = piece
+    return len(piece)
 
 
 def end(response: BaseHTTPResponse) -> None:
@@ -147,6 +230,9 @@ def failures(path: str) -> Iterator[None]:
 
     try:
         yield
+    except NetworkError as error:
+        error.path = error.path or path
+        raise
     except (exceptions.LocationParseError, exceptions.URLSchemeUnknown, exceptions.InvalidHeader, ValueError):
         raise NetworkError("this is not a URL that can be asked for", path=path) from None
     except (exceptions.HTTPError, OSError) as error:

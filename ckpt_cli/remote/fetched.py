@@ -15,7 +15,7 @@ from weakref import WeakSet
 PAGE = 4 << 10
 """Bytes that are kept together."""
 
-_PAGES = (64 << 20) // PAGE
+_PAGES = (32 << 20) // PAGE
 """Pages that are kept in memory, of all files together."""
 
 KEPT = 1 << 30
@@ -151,6 +151,8 @@ class Fetched:
         """Bytes that were ever expected."""
         self._parts: dict[int, list[Part]] = {}
         self._numbers: dict[object, int] = {}
+        self._whole: set[int] = set()
+        """Files of which nearly all will be read."""
         self._sampled: set[tuple[int, int, int]] = set()
         """Ranges of parts, by file, that are read once more than counts."""
 
@@ -259,6 +261,14 @@ class Fetched:
             part.was_read(begin, end)
             if part.left <= 0:
                 self._remove(file, part)
+
+    def note_whole(self, file: int) -> None:
+        """Note that nearly all of a file will be read."""
+        self._whole.add(file)
+
+    def is_whole(self, file: int) -> bool:
+        """True if nearly all of a file will be read."""
+        return file in self._whole
 
     def keep_sampled(self, file: int, ranges: Iterable[tuple[int, int]]) -> None:
         """Note ranges, pairs of the first byte and the bytes, whose first read leaves them there for another one."""

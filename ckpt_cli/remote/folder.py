@@ -25,7 +25,10 @@ WELL_KNOWN = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-"""Names that are looked for in a folder of a server without lists."""
+"""Names that are looked for in a folder of a server without lists, those first that say what the folder is."""
+
+_STAGES = (WELL_KNOWN[:2], WELL_KNOWN[2:3], WELL_KNOWN[3:])
+"""The same in parts: the names of one are asked for side by side, and a later one only where nothing was found."""
 
 
 class Servers:
@@ -70,6 +73,8 @@ class RemoteFolder:
         """Paths that are not those of files."""
         self._lists: dict[str, dict[str, Listed]] = {}
         """The names in folders."""
+        self._probes: dict[str, tuple[int, dict[str, Listed]]] = {}
+        """Of folders without a list, how many stages were asked for, and the names that were found."""
 
     # --- questions of places ---------------------------------------------------------------------------------------
 
@@ -81,7 +86,7 @@ class RemoteFolder:
             return listed.is_folder
         if not path.endswith("/") and self._found(path) is not None:
             return False
-        return bool(self._list(path))
+        return bool(self._leading(path))
 
     def is_file(self, path: str) -> bool:
         """True if a path is a file."""
@@ -104,7 +109,7 @@ class RemoteFolder:
         path = self._path(path)
         found = self._store_list(path, 1)
         if found is None and path.endswith("/"):
-            found = self._probed(path)
+            return bool(self._probed(path, enough=True))
         return bool(found)
 
     def is_link(self, path: str) -> bool:  # noqa: ARG002
@@ -126,6 +131,14 @@ class RemoteFolder:
         if not found:
             raise self._no_list(path)
         return sorted(found)[:most]
+
+    def leading_names(self, path: str) -> list[str]:
+        """Return the same, but where there are no lists only names that decide which checkpoint the folder is."""
+        path = self._path(path)
+        found = self._leading(path)
+        if not found:
+            raise self._no_list(path)
+        return sorted(found)
 
     def is_listed(self, path: str) -> bool:
         """True if a list of the folder was fetched; where there are none, it is not known what else is there."""
@@ -161,7 +174,8 @@ class RemoteFolder:
         path = self._path(path)
         found = self._found(path)
         if found is None:
-            if self._lists.get(self._folder_key(path)):
+            folder = self._folder_key(path)
+            if self._lists.get(folder) or self._probes.get(folder, (0, {}))[1]:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
             raise self._no_list(path) if path.endswith("/") else _missing(path)
         return RemoteFile(path, found, self._fetched)
@@ -285,6 +299,11 @@ class RemoteFolder:
         found = self._store_list(path, most)
         return self._probed(path) if found is None else found
 
+    def _leading(self, path: str) -> dict[str, Listed]:
+        """Return the names in a folder: those of its list, or the first well-known ones that are there."""
+        found = self._store_list(path, None)
+        return self._probed(path, enough=True) if found is None else found
+
     def _store_list(self, path: str, most: int | None) -> dict[str, Listed] | None:
         """Return the list of a folder, kept unless it is of some names only; None where there are no lists."""
         folder = self._folder_key(path)
@@ -295,27 +314,33 @@ class RemoteFolder:
             self._lists[folder] = found
         return found
 
-    def _probed(self, path: str) -> dict[str, Listed]:
-        """Return the well-known names that are files in a folder; raises NetworkError where all are refused."""
+    def _probed(self, path: str, *, enough: bool = False) -> dict[str, Listed]:
+        """Return the well-known names that are files in a folder; raises NetworkError where all are refused.
+
+        Where the first ones are `enough`, what comes after these is not asked for.
+        """
         folder = self._folder_key(path)
-        if folder not in self._lists:
-            self._has_gaps = True
+        self._has_gaps = True
+        asked, found = self._probes.get(folder, (0, {}))
+        errors: list[NetworkError] = []
+        while asked < len(_STAGES) and not (enough and found):
+            stage = _STAGES[asked]
             try:
-                answers = list(workers().map(self._probe, [url.join(path, name) for name in WELL_KNOWN]))
+                answers = list(workers().map(self._probe, [url.join(path, name) for name in stage]))
             except NetworkError as error:
                 error.path = path
                 raise
-            errors = [error for error in answers if error is not None]
-            found = {
-                name: Listed(False, self._files[at].version)
-                for name in WELL_KNOWN
-                if (at := url.join(path, name)) in self._files
-            }
-            if errors and not found:
-                errors[0].path = path
-                raise errors[0]
+            errors += [error for error in answers if error is not None]
+            places = {name: url.join(path, name) for name in stage}
+            found |= {name: Listed(False, self._files[at].version) for name, at in places.items() if at in self._files}
+            asked += 1
+        if errors and not found:
+            errors[0].path = path
+            raise errors[0]
+        self._probes[folder] = asked, found
+        if asked == len(_STAGES):
             self._lists[folder] = found
-        return self._lists[folder]
+        return found
 
     def _probe(self, path: str) -> NetworkError | None:
         """Ask for a file that need not be there; returns the error of a server that does not say whether it is."""

@@ -30,6 +30,8 @@ class Target:
     """Headers for the origin of the address only, such as Authorization."""
     hint: str = "a user and password are taken from ~/.netrc, or from the URL: https://USER:PASSWORD@HOST/..."
     """Helps where access is denied."""
+    revision: str = ""
+    """What the server calls the state of all files that this one is read in: the commit of a hub."""
 
 
 def store(scheme: str) -> HttpStore:  # noqa: ARG001 - http and https are one
@@ -137,6 +139,11 @@ class HttpObject:
     def path(self) -> str:
         """Its URL without anything secret."""
         return self._target.path
+
+    @property
+    def revision(self) -> str:
+        """The commit that it is read at; empty where its server has none."""
+        return self._target.revision
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer with the bytes from `offset`; raises ChangedError where the file is of another version."""

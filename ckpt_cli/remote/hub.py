@@ -279,7 +279,7 @@ def _reopened(
 
 def _target(path: str, place: Place, commit: str) -> Target:
     """Return what is asked for to read a file at a commit."""
-    return Target(place.file(commit), path, tuple(headers_of_user(path).items()), _HINT)
+    return Target(place.file(commit), path, tuple(headers_of_user(path).items()), _HINT, commit)
 
 
 def _of_hub(reply: Reply) -> Mapping[str, str]:

@@ -1,6 +1,6 @@
 """A file elsewhere as a source of bytes: pages that are kept, and ranges that are fetched ahead and side by side.
 
-Small reads go through pages, of which the last used 64 MiB are kept in memory, and others in a temporary file. The
+Small reads go through pages, of which the last used 32 MiB are kept in memory, and others in a temporary file. The
 first request for a file is for its first 256 KiB, and a read within the last 256 KiB fetches all of these: together
 they have the directory and the pickle of most files. Other reads fetch what they need, and twice as much each time
 while a file is read in order. Long reads pass the pages by, in parts that are fetched side by side. `expect` begins to
@@ -37,8 +37,11 @@ _SHORTEST = 64 << 10
 _RUN = PART // PAGE
 """Pages of one request of `expect_all`, at most."""
 
-_SIDE_BY_SIDE = 6
-"""Requests of `expect_all` at a time: whole runs are three quarters of the pages that memory has room for."""
+_NEAR_OF_ALL = 512 << 10
+"""Bytes between two small ranges up to which one request fetches both, of a file of which nearly all will be read."""
+
+_SIDE_BY_SIDE = 4
+"""Requests of `expect_all` at a time: their runs are no more than the pages that memory has room for."""
 
 _MISS = 16 << 10
 """Bytes that a small read fetches at least."""
@@ -81,6 +84,11 @@ class RemoteFile:
         self._plan = Plan()
 
     @property
+    def revision(self) -> str:
+        """The commit of a hub that it is read at; empty where its server has none."""
+        return self._object.revision
+
+    @property
     def whole(self) -> RemoteFile:
         """The file itself."""
         return self
@@ -102,26 +110,34 @@ class RemoteFile:
         self.check(offset, len(buffer))
         at = offset
         while at < end:
-            part, until = self._fetched.part_at(self._key, at, end)
-            if part is None and self._begin_planned(at, until):
-                part, until = self._fetched.part_at(self._key, at, end)
+            part, until = self._part_at(at, end)
             if part is None:
                 self._fill(buffer[at - offset : until - offset], at)
             else:
                 until = min(until, end)
-                self._take(part, buffer[at - offset : until - offset], at)
+                buffer[at - offset : until - offset] = self._taken(part, at, until - at)
             at = until
 
-    def _take(self, part: Part, buffer: memoryview, offset: int) -> None:
-        """Copy from a part that was expected, once it is there."""
+    def _part_at(self, begin: int, end: int) -> tuple[Part | None, int]:
+        """Return the part that has a byte, if need be a planned one that is now begun, and where it ends.
+
+        Where there is none, None and where the next one begins, at most `end`.
+        """
+        part, until = self._fetched.part_at(self._key, begin, end)
+        if part is None and self._begin_planned(begin, until):
+            return self._fetched.part_at(self._key, begin, end)
+        return part, until
+
+    def _taken(self, part: Part, offset: int, nbytes: int) -> memoryview:
+        """Return bytes of a part that was expected, once they are there, and count them as read."""
         assert part.future is not None
         try:
             part.future.result()
         except BaseException:
             self._fetched.failed(self._key, part)
             raise
-        buffer[:] = memoryview(part.data)[offset - part.begin : offset - part.begin + len(buffer)]
-        self._fetched.was_read(self._key, part, offset, offset + len(buffer))
+        self._fetched.was_read(self._key, part, offset, offset + nbytes)
+        return memoryview(part.data)[offset - part.begin : offset - part.begin + nbytes]
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from pages, and from the server where it is long."""
@@ -197,10 +213,13 @@ class RemoteFile:
             self._fetch_run(*run)
 
     def view(self, offset: int, nbytes: int) -> memoryview:
-        """Return the bytes as a read-only view of a copy in memory."""
+        """Return the bytes as a read-only view of what was fetched."""
         if nbytes <= PAGE:
             return memoryview(self.read(offset, nbytes))
         self.check(offset, nbytes)
+        part, until = self._part_at(offset, offset + nbytes)
+        if part is not None and until >= offset + nbytes:
+            return self._taken(part, offset, nbytes).toreadonly()
         data = bytearray(nbytes)
         self.read_into(memoryview(data), offset)
         return memoryview(data).toreadonly()
@@ -280,7 +299,8 @@ class RemoteFile:
                 found += self._fetched.missing(self._key, offset // PAGE, -(-end // PAGE))
         left = KEPT // PAGE
         runs: list[tuple[int, int]] = []
-        for first, end, _ in together(found, NEAR // PAGE):
+        near = _NEAR_OF_ALL if self._fetched.is_whole(self._key) else NEAR
+        for first, end, _ in together(found, near // PAGE):
             runs += [(low, min(low + _RUN, end)) for low in range(first, min(end, first + left), _RUN)]
             left -= end - first
             if left <= 0:
@@ -296,6 +316,11 @@ class RemoteFile:
             raise TruncatedError(
                 f"bytes {offset}–{offset + nbytes} are promised, the file has {self.size}", path=self.path
             )
+
+    def note_whole(self) -> None:
+        """Note that nearly all of it will be read: longer ranges between small ones are fetched, where all is kept."""
+        if self.size <= KEPT:
+            self._fetched.note_whole(self._key)
 
     def note_read(self) -> None:
         """Note that a value is read."""

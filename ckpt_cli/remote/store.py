@@ -51,6 +51,10 @@ class Object(Protocol):
     def version(self) -> Version:
         """The version that is read."""
 
+    @property
+    def revision(self) -> str:
+        """The commit that it is read at; empty where its server has none."""
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer with the bytes from `offset`, in one request where no fault makes it more."""
 

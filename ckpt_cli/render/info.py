@@ -35,8 +35,9 @@ _METADATA = 1000
 def to_json(summary: Summary) -> dict[str, object]:
     """Return the facts as docs/json.md describes them."""
     training = summary.training
+    left_out = ("training",) if summary.revision else ("training", "revision")
     return {
-        **{name: value for name, value in asdict(summary).items() if name != "training"},
+        **{name: value for name, value in asdict(summary).items() if name not in left_out},
         "gradients": summary.gradients,
         "training": {
             "writer": training.writer,
@@ -91,6 +92,7 @@ def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
     counts = (lambda number: f"{number:,}") if human else str
     facts = [
         ("path", escaped(summary.path)),
+        *([("revision", summary.revision)] if summary.revision else []),
         ("format", _format(summary)),
         ("file size", sizes(summary.file_nbytes)),
         ("shards", counts(summary.shards)),

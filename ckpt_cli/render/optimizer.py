@@ -20,7 +20,7 @@ _COLUMNS = (
     Column("group", right=True),
     Column("lr", right=True),
     Column("weight_decay", right=True),
-    Column("by"),
+    Column("by", stays=True),
 )
 
 

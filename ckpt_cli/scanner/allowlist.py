@@ -158,6 +158,9 @@ HARMLESS = frozenset(
             "build_boollist build_doublelist build_intlist build_tensor_from_id build_tensorlist restore_type_tag",
         ),
         *_names("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+        *_names(  # in the .metadata that Megatron-core writes
+            "torch.distributed.checkpoint.planner", "SavePlan WriteItem WriteItemType TensorWriteData BytesIOWriteData"
+        ),
         *_names("torch.distributed.device_mesh", "DeviceMesh"),
         *_names("torch.distributed.tensor", "DTensor"),
         *_names("torch.distributed.tensor._dtensor_spec", "DTensorSpec TensorMeta"),

@@ -205,6 +205,10 @@ KNOWN = frozenset(
         *_names("torch.utils.hooks", "RemovableHandle"),
         *_names("torch.nn.backends.thnn", "_get_thnn_function_backend"),
         *_names("torch.distributed.checkpoint.filesystem", "_StorageInfo _StoragePrefix"),
+        *_names(
+            "torch.distributed.checkpoint.planner",
+            "BytesIOWriteData LoadItemType LoadPlan ReadItem SavePlan TensorWriteData WriteItem WriteItemType",
+        ),
         *_names("torch.distributed.remote_device", "_remote_device"),
         *_names("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
         *_names("torch.distributed._shard.sharded_tensor.api", "ShardedTensor.ProcessGroupState"),

@@ -273,11 +273,16 @@ def decodings(text: bytes) -> Iterator[tuple[str, bytes]]:
 def may_be_packed(data: bytes) -> bool:
     """True if decoded bytes may be a pickle that imports something, compressed data, a zip file, or encoded again."""
     head = data[:16]
-    if signatures.has_proto(head, bytes(range(6))) or head.startswith(signatures.ZIP_RECORD) or packing_of(head):
+    if signatures.has_proto(head, bytes(range(6))) or is_container(data[: signatures.HEAD]) or packing_of(head):
         return True
     if head[:1] and head[0] in _OPENERS and (data.count(b"\n") > 1 or b"\x93" in data):
         return True
     return len(data) >= SHORTEST and _ENCODED_AGAIN.fullmatch(data[:48]) is not None
+
+
+def is_container(data: bytes) -> bool:
+    """True for a string that is a file of several parts, each of which may be a pickle: a zip, a tar, an array."""
+    return data.startswith(signatures.ZIP_RECORD) or signatures.is_tar(data) or signatures.is_npy(data)
 
 
 _BEGINNINGS = (signatures.PROTO, signatures.ZIP_RECORD, signatures.GZIP)
@@ -304,4 +309,4 @@ def may_hide(text: object) -> bool:
         data = text
     else:
         return False
-    return packing_of(data[:16]) is not None or next(decodings(data), None) is not None
+    return signatures.is_tar(data) or packing_of(data[:16]) is not None or next(decodings(data), None) is not None

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -25,6 +25,8 @@ CKPT = str(Path(PYTHON).with_name("ckpt"))
 ROUNDS = 9
 SLOW_ROUNDS = 3
 """Rounds of commands that import torch, and of those that read gigabytes."""
+FRAMEWORKS = HERE.parents[1] / ".venv-frameworks"
+"""Where `make environments` has DeepSpeed, which is compared with only if it is there."""
 READ = "readv loop, {}"
 """A plain loop of readv into one megabyte: what reading costs."""
 
@@ -51,7 +53,9 @@ class Row:
     @property
     def is_slow(self) -> bool:
         """Whether it imports torch or reads gigabytes."""
-        return any(word in " ".join(self.command) for word in ("torch", "GB.values", "1GB.bfloat16", "1GB.float16"))
+        return any(
+            word in " ".join(self.command) for word in ("torch", "GB.values", "1GB.bfloat16", "1GB.float16", "zero")
+        )
 
     @property
     def median(self) -> float:
@@ -186,6 +190,22 @@ def many_rows(folder: Path) -> list[Row]:
     return found
 
 
+def ranks_rows(folder: Path) -> list[Row]:
+    """Files of four ranks put together, as DeepSpeed's own script does it."""
+    zero, joined = str(folder / "zero"), str(folder / "joined")
+    sources = sorted(FRAMEWORKS.glob("deepspeed-*/deepspeed"))
+    usual = "zero_to_fp32, 4 ranks of 600 MB"
+    mine = [
+        Row("ckpt ls, 4 ranks of 600 MB", [CKPT, "ls", zero], "no-op Typer command", "1.5"),
+        Row("ckpt convert, 4 ranks of 600 MB", [CKPT, "convert", zero, f"{joined}.pt", "--force"]),
+    ]
+    if not sources:
+        return mine
+    script = ["env", f"PYTHONPATH={sources[-1].parent}", "DS_ACCELERATOR=cpu", str(FRAMEWORKS / "bin" / "python"), "-m"]
+    theirs = Row(usual, [*script, "deepspeed.utils.zero_to_fp32", zero, joined])
+    return [mine[0], theirs, replace(mine[1], against=usual, target="0.2")]
+
+
 def values_rows(folder: Path) -> list[Row]:
     """Commands that read every byte, against what reads it and does less or more."""
     loop = "import os, sys\nb = [bytearray(1 << 20)]\nf = os.open(sys.argv[1], os.O_RDONLY)\nwhile os.readv(f, b): pass"
@@ -258,7 +278,7 @@ def main(words: list[str]) -> None:
     """Write the files, run every round, print the table."""
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name:
         folder = Path(name)
-        measured = chosen([*rows(folder), *values_rows(folder)], words)
+        measured = chosen([*rows(folder), *ranks_rows(folder), *values_rows(folder)], words)
         subprocess.run([PYTHON, str(HERE / "files.py"), name], check=True)
         for row in measured:
             row.run()  # once unmeasured: the page cache, and compiled modules

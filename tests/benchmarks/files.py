@@ -158,6 +158,16 @@ def write_values(folder: Path) -> None:
     torch.save({f"layers.{i}.weight": torch.randn(16, 16) for i in range(TENSORS)}, folder / "200.pt")
 
 
+def write_zero(path: Path) -> None:
+    """A folder of DeepSpeed's ZeRO stage 2 of four ranks, 600 MB of float32 master copies and as much of a state."""
+    sys.path.append(str(Path(__file__).parents[1] / "support"))
+    from zero_folders import zero_folder
+
+    shapes = {"a": (1024, 4096), "b": (4096, 1024), "c": (1023, 4099)}
+    group = {f"h.{layer}.{name}": torch.randn(shape) for layer in range(12) for name, shape in shapes.items()}
+    zero_folder(path, 2, 4, [group])
+
+
 def main(folder: Path) -> None:
     """Write all files."""
     write_values(folder)
@@ -172,6 +182,7 @@ def main(folder: Path) -> None:
     write_many(folder / "66k.pt", 66_000)
     write_many(folder / "100k.safetensors", 100_000)
     write_real(folder / "real.pt")
+    write_zero(folder / "zero")
     torch.save({"0.weight": torch.ones(8, 4), "0.bias": torch.ones(8)}, folder / "small.pt")
 
 

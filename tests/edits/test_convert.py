@@ -31,7 +31,7 @@ def selection(source: Format, target: str) -> list[str]:
 def test_every_container_becomes_every_format(tmp_path: Path, ckpt: Ckpt, source: Format, target: str) -> None:
     path = tmp_path / f"in{source.suffix}"
     wanted = source.sample()
-    source.write(wanted, path)
+    source.put(path)
     name, options, read = TARGETS[target]
     answer = ckpt("convert", path, tmp_path / name, *options, *selection(source, target))
     assert answer.code == 0, answer.err

@@ -60,6 +60,15 @@ def test_ls_lists_the_model_and_with_all_the_rest(ckpt: Ckpt) -> None:
     assert "listed as they are" in files.err
 
 
+@pytest.mark.parametrize("name", ["zero2", "zero3", "universal3"])
+def test_the_states_of_the_optimizer_are_listed_with_the_group_of_each_parameter(name: str, ckpt: Ckpt) -> None:
+    rows = [line.split("\t") for line in ckpt("ls", "--optimizer", str(SAMPLES / name)).out.splitlines()]
+    groups = {row[0]: (row[5], row[7], row[8]) for row in rows if "exp_avg" in row[3]}
+    assert groups["model.l1.weight"] == ("0", "0.1", "named")
+    assert groups["model.l1.bias"] == ("1", "0.0", "named")
+    assert len(groups) == 7
+
+
 def test_the_written_model_hashes_as_the_joined_one(ckpt: Ckpt, tmp_path: Path) -> None:
     path = str(SAMPLES / "zero3")
     assert ckpt("convert", path, str(tmp_path / "out.pt")).code == 0

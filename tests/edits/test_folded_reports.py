@@ -53,4 +53,5 @@ def test_verbose_spells_every_pair_of_a_rename(train: Path, ckpt: Ckpt) -> None:
 
 
 def test_few_names_are_spelled_as_ever(train: Path, ckpt: Ckpt) -> None:
-    assert "would remove model.0.weight, model.0.bias\n" in ckpt("rm", train, "model.0", "-n").err
+    done = ckpt("rm", train, "model.0", "-n", "--optimizer", "leave")  # whose states go is not known
+    assert "would remove model.0.weight, model.0.bias\n" in done.err

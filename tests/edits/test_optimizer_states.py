@@ -246,3 +246,41 @@ def test_any_selection_of_any_run_is_what_torch_makes_of_it(
     new.step(1)
     fresh.step(1)
     assert same_runs(new, fresh)
+
+
+def test_older_streams_and_pickled_modules_carry_states_too(here: Path, ckpt: Ckpt) -> None:
+    run = trained("Adam", ONE, named=True)
+    kept = [name for name in SHAPES if not name.startswith("norm")]
+    fresh = selected(run, ONE, kept, OPTIMIZERS["Adam"], named=True)
+    torch.save(saved(run), "old.pt", _use_new_zipfile_serialization=False)
+    torch.save({"model": run.model, "optimizer": run.optimizer.state_dict()}, "whole.pt")
+    for path in ("old.pt", "whole.pt"):
+        assert ckpt("rm", path, "model.norm", "--backup").code == 0
+        data = torch.load(path, weights_only=False)
+        assert same(data["optimizer"], fresh.optimizer.state_dict())
+        assert ckpt("undo", path).code == 0
+        assert same(torch.load(path, weights_only=False)["optimizer"], run.optimizer.state_dict())
+
+
+def test_names_of_a_wrapped_module_stay_those_of_one(here: Path, ckpt: Ckpt) -> None:
+    data = saved(trained("Adam", ONE, named=True))
+    data["optimizer"]["param_groups"][0]["param_names"] = [f"module.{name}" for name in SHAPES]
+    torch.save(data, "a.pt")
+    assert ckpt("rename", "a.pt", "model.enc", "model.body").code == 0
+    assert _optimizer("a.pt")["param_groups"][0]["param_names"][:3] == [
+        "module.body.w",
+        "module.body.b",
+        "module.norm.g",
+    ]
+
+
+def test_a_name_that_others_begin_with_goes_alone(here: Path, ckpt: Ckpt) -> None:
+    model = {"a": torch.ones(2), "a.b": torch.ones(2), "c": torch.ones(2)}
+    states = {name: {"step": torch.tensor(1.0), "exp_avg": torch.ones(2)} for name in model}
+    torch.save({"model": model, "optimizer": {"state": states, "param_groups": [{"params": list(model)}]}}, "a.pt")
+    assert ckpt("rm", "a.pt", "model.c").code == 0
+    assert ckpt("keep", "a.pt", "model.a.b", "optimizer").code == 0
+    after = _optimizer("a.pt")
+    assert after["param_groups"] == [{"params": ["a.b"]}]
+    assert after["state"].pop("a", {}) == {}  # its container may stay, with nothing in it
+    assert same(after["state"], {"a.b": states["a.b"]})

@@ -254,3 +254,52 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(run: Path, ckpt: Ckp
     assert answer.code == 0
     assert "optimizer.pt would be removed" in answer.err
     assert not changed(run, before)
+
+
+def test_devices_change_in_the_files_of_torch(run: Path, ckpt: Ckpt) -> None:
+    before = contents(run)
+    answer = ckpt("to", run, "cuda:1")
+    assert answer.code == 0
+    assert changed(run, before) == {name for name in before if name in ("optimizer.pt", "rng_state.pth")} | {
+        name for name in before if name == "pytorch_model.bin"
+    }
+    assert ("model" in answer.err.splitlines()[0].split("moved ")[1]) == (run / "pytorch_model.bin").exists()
+    assert ckpt("to", run, "cpu").code == 0
+    assert optimizer_of(run)["state"][0]["step"] == 1
+
+
+def test_rm_carries_the_state_of_a_parameter_to_the_optimizer_beside(tmp_path: Path, ckpt: Ckpt) -> None:
+    run = run_folder(tmp_path / "run", "bin")
+    assert "not known which states" in refusal(ckpt("rm", run_folder(tmp_path / "other"), "model.0.bias"))
+    assert ckpt("rm", run, "model.0.bias", "--optimizer", "trust").code == 0
+    left = [name for name in trained()[0].state_dict() if name != "0.bias"]
+    assert list(model_of(run)) == left
+    saved = optimizer_of(run)
+    assert saved["param_groups"][0]["params"] == [0, 1, 2, 3, 4]
+    full = trained()[1].state_dict()["state"]
+    kept = [full[number] for number in (0, 2, 3, 4, 5)]
+    assert all(torch.equal(saved["state"][at]["exp_avg"], state["exp_avg"]) for at, state in enumerate(kept))
+
+
+def test_convert_all_makes_one_file_with_the_objects_of_all_files(run: Path, tmp_path: Path, ckpt: Ckpt) -> None:
+    out = tmp_path / "all.pt"
+    assert ckpt("convert", run, out, "--all").code == 0
+    found = torch.load(out, weights_only=False)
+    assert list(found) == ["model", "optimizer", "scheduler", "rng_state", "trainer_state", "training_args"]
+    assert all(torch.equal(found["model"][name], tensor) for name, tensor in model_of(run).items())
+    assert found["trainer_state"] == STATE
+    assert found["scheduler"] == torch.load(run / "scheduler.pt")
+    saved = optimizer_of(run)
+    assert found["optimizer"]["param_groups"] == saved["param_groups"]
+    assert found["optimizer"]["state"].keys() == saved["state"].keys()
+    assert all(
+        torch.equal(found["optimizer"]["state"][at]["exp_avg"], saved["state"][at]["exp_avg"]) for at in range(6)
+    )
+
+
+def test_convert_all_keeps_ties_within_files(tmp_path: Path, ckpt: Ckpt) -> None:
+    run = run_folder(tmp_path / "run")
+    save_file({"a": torch.ones(3)}, run / "model.safetensors", metadata={"format": "pt", "b": "a"})
+    assert ckpt("convert", run, tmp_path / "all.pt", "--all").code == 0
+    model = torch.load(tmp_path / "all.pt", weights_only=False)["model"]
+    assert model["a"].data_ptr() == model["b"].data_ptr()

@@ -94,7 +94,7 @@ def test_every_reading_command_says_the_same_of_a_checkpoint_in_memory(
     kind: Format, ckpt: Ckpt, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"model{kind.suffix}"
-    kind.write(kind.sample(), here / name)
+    kind.put(here / name)
     if not kind.suffix:
         (here / name / "config.json").write_text('{"model_type": "bert", "hidden_size": 4}')
     require_same(ckpt, here, name, monkeypatch, kind.named("0.weight"))
@@ -130,7 +130,7 @@ def test_what_does_not_open_in_memory_is_refused_with_the_same_words(
 
 def test_a_set_in_memory_with_a_missing_shard_says_so(ckpt: Ckpt, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = next(kind for kind in FORMATS if kind.label == "shards-zip")
-    kind.write(kind.sample(), here / "model")
+    kind.put(here / "model")
     min((here / "model").glob("*-of-*")).unlink()
     require_same(ckpt, here, "model", monkeypatch)
 

@@ -145,6 +145,16 @@ def test_an_index_without_lists_takes_a_request_for_each_shard_and_one_for_itsel
         assert ledger.count == 0 or ledger.count <= 12
 
 
+@pytest.mark.parametrize(("kind", "each", "more"), [("shards", 1, 2), ("zip-shards", 2, 3)])
+def test_a_folder_without_lists_takes_no_request_for_names_that_change_nothing(
+    kind: str, each: int, more: int, ckpt: Ckpt, here: Path, state: State
+) -> None:
+    WRITERS[kind](state, here / "model")
+    with elsewhere(here, lists=False) as ledger:
+        assert len(ckpt("ls", f"{HERE}model/").lines) == COUNT
+        assert ledger.count <= 6 * each + more
+
+
 def test_what_is_shown_takes_one_request_more(ckpt: Ckpt, here: Path, state: State) -> None:
     zipped(state, here / "model")
     ledger = asked(ckpt, here, "show FILE layers.9.weight[5]")

@@ -24,6 +24,8 @@ import ckpt_cli
 from ckpt_cli.errors import CkptError, MalformedError, UnsupportedError
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.checkpoint import Tensor, Value
+from ckpt_cli.ops.check.run import check
+from ckpt_cli.ops.info import summarize
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -212,6 +214,27 @@ def test_accelerates_files_of_ranks_are_joined_as_the_model_and_its_optimizer(tm
     (tmp_path / "pytorch_model_fsdp_0_rank2.bin").rename(tmp_path / "pytorch_model_fsdp_0_rank1.bin")
     with pytest.raises(MalformedError, match=r"its parts have .* elements, it has"):
         open_checkpoint(str(tmp_path))
+
+
+def test_accelerates_files_of_ranks_are_the_model_of_the_run_that_they_lie_in(tmp_path: Path) -> None:
+    for rank in range(3):
+        for old, new in (("model", "pytorch_model_fsdp_0"), ("optim", "optimizer_0")):
+            shutil.copy(SAMPLES / "fsdp2" / f"{old}_world_size_3_rank_{rank}.pt", tmp_path / f"{new}_rank{rank}.bin")
+        torch.save({"step": 7}, tmp_path / f"random_states_{rank}.pkl")
+    torch.save({"last_epoch": 2}, tmp_path / "scheduler.bin")
+    checkpoint = open_checkpoint(str(tmp_path))
+    alone = open_checkpoint(str(SAMPLES / "fsdp2"))
+    assert [entry.name for entry in checkpoint.own] == [entry.name for entry in alone.own]
+    assert {entry.name for entry in alone.entries} < {entry.name for entry in checkpoint.entries}
+    assert {"scheduler.last_epoch", "rng_state_2.step"} <= set(checkpoint.names)
+    assert checkpoint.fixed
+    assert not summarize(checkpoint).advice  # none of it could be followed
+    assert not [finding for finding in check(str(tmp_path)).findings if finding.severity != "note"]
+    (tmp_path / "pytorch_model_fsdp_0_rank1.bin").rename(tmp_path / "kept")
+    (finding,) = [finding for finding in check(str(tmp_path)).findings if finding.severity == "error"]
+    assert (finding.code, finding.message) == ("ranks", "2 of 3 files of ranks are there: rank 1 is missing")
+    (tmp_path / "kept").rename(tmp_path / "pytorch_model_fsdp_0_rank1.bin")
+    assert torch.equal(values_of(tmp_path)["l1.weight"], load_file(SAMPLES / "fsdp2.safetensors")["l1.weight"])
 
 
 def test_several_models_of_accelerate_have_numbers(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from builders import old, pt
 from builders import st as files
 from builders.pickles import tensor
 from conftest import refused
-from containers import packed
+from containers import initializer, onnx_model, packed
 
 from ckpt_cli.errors import CkptError, FormatError, TruncatedError, UnknownFormatError
 from ckpt_cli.files.lock import try_lock
@@ -66,13 +66,13 @@ LOOKS: dict[str, tuple[bytes, str]] = {
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(20), "this looks like a 7z archive: unpack it first"),
     "rar": (b"Rar!\x1a\7\1\0" + bytes(20), "this looks like a rar archive: unpack it first"),
     "msgpack": (b"\x81\xa6params\x81\xa5Dense\x80", "a msgpack file without arrays, so not one that Flax wrote"),
-    "ONNX": (b"\x08\x0a\x12\x07pytorch\x1a\x052.13", "this looks like an ONNX model, which is not read"),
+    "ONNX": (b"\x08\x0a\x12\x07pytorch\x1a\x042.13", "an ONNX model without initializers: it has no weights"),
     "a SavedModel": (b"\x08\x01\x12\xa0\x10\x0a\x07\x0a\x05serve", "this looks like a TensorFlow SavedModel"),
     "a TensorFlow index": (b"\0\0\6\x08\1\x1a\2\x08\1\0", "this looks like the index of a TensorFlow checkpoint"),
     "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(20), "this looks like a TensorFlow Lite model"),
     "ggml": (b"lmgg" + bytes(20), "this looks like a model of ggml from before GGUF"),
     "GGUF": (b"GGUF\3\0\0\0" + bytes(16), "this looks like a GGUF file, which is not read yet"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "this looks like an HDF5 file (Keras, PyTables), which is not read"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file (Keras, PyTables), which is read by the package h5py"),
     "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(20), "this looks like a PNG picture"),
     "git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
                 "this looks like a git LFS pointer: fetch the real file with git lfs pull"),
@@ -107,7 +107,10 @@ def test_content_and_not_the_suffix_decides(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LOOKS)
-def test_a_file_that_is_no_checkpoint_is_called_what_it_looks_like(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_called_what_it_looks_like(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
     content, words = LOOKS[name]
     path = write(tmp_path, content)
     with pytest.raises(UnknownFormatError) as refused:
@@ -118,7 +121,8 @@ def test_a_file_that_is_no_checkpoint_is_called_what_it_looks_like(name: str, tm
     assert refused.value.hint == expected
 
 
-HINTS = {"JSON": "name the checkpoint itself, or the folder that it lies in", "a tar file": "tar -xf unpacks it"}
+HINTS = {"JSON": "name the checkpoint itself, or the folder that it lies in", "a tar file": "tar -xf unpacks it",
+         "HDF5": "pip install 'ckpt-edit[h5]'"}  # fmt: skip
 PACKERS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh"}
 
 
@@ -222,6 +226,7 @@ SAMPLES = {
     "npy": npy(),
     "npz": npz(),
     "msgpack": packed({"a": torch.ones(2)}),
+    "onnx": onnx_model(initializer("a", torch.ones(2))),
     "tar": old.tar({}, [], []),
 }
 

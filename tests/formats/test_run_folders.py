@@ -220,6 +220,15 @@ def test_a_distributed_checkpoint_with_lightnings_meta_is_one_run(tmp_path: Path
     assert entries_of(path)["model.w"][2] == [9, 1, 2, 3]
     assert ckpt("convert", path, tmp_path / "o.pt").code == 0
     assert torch.load(tmp_path / "o.pt")["w"].tolist() == [9, 1, 2, 3]
+    assert ckpt("cast", path, "bfloat16", "model").code == 0
+    assert ckpt("rename", path, "--sub", r"(w|epoch)$", r"\1x").code == 0
+    found = entries_of(path)
+    assert found["model.wx"] == ("bfloat16", (4,), [9, 1, 2, 3])
+    assert found["meta.epochx"] == "2"
+    assert ckpt("compact", path).code == 0
+    assert ckpt("rm", path, "optimizer_0").code == 0
+    assert ckpt("check", "--deep", path).code == 0
+    assert entries_of(path)["model.wx"] == ("bfloat16", (4,), [9, 1, 2, 3])
 
 
 def test_distributed_checkpoints_in_folders_of_accelerate_are_parts(tmp_path: Path, ckpt: Ckpt) -> None:

@@ -98,3 +98,10 @@ def test_what_is_compressed_or_not_whole_is_one_line(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "arrays.zip", "w") as archive:
         archive.write(tmp_path / "arrays.npz", "policy.pth")
     assert "is not a file that torch.save wrote" in str(refused(str(tmp_path / "arrays.zip")))
+
+
+def test_the_tree_has_modules_in_the_policy_alone(path: Path, ckpt: Ckpt) -> None:
+    lines = [line.strip() for line in ckpt("tree", path).lines]
+    assert "(policy): Sequential(  # inferred from names and shapes" in lines
+    assert "(pytorch_variables): dict(1 tensor)" in lines
+    assert "(actor): dict(12 tensors)" in lines

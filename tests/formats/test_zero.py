@@ -172,6 +172,29 @@ def test_client_state_and_settings_are_values(tmp_path: Path) -> None:
     checkpoint.close()
 
 
+@pytest.mark.parametrize("name", ["zero2", "zero3", "universal3"])
+def test_the_groups_of_the_optimizer_list_the_names_of_their_parameters(name: str) -> None:
+    checkpoint = open_checkpoint(str(SAMPLES / name))
+    values = {entry.name: entry.value for entry in checkpoint.entries if isinstance(entry, Value)}
+    checkpoint.close()
+    decayed, others = (values[f"optimizer.param_groups.{number}.params"] for number in range(2))
+    assert (decayed, others) == (
+        ["emb.weight", "l1.weight", "l2.weight"],
+        ["scale", "l1.bias", "norm.weight", "norm.bias"],
+    )
+    assert values["optimizer.param_groups.0.weight_decay"] == 0.1
+
+
+def test_groups_of_which_there_are_not_as_many_as_of_vectors_stay_as_they_are(tmp_path: Path) -> None:
+    path = run(tmp_path, 3, 1)
+    state = {"state": {0: {"step": 1}}, "param_groups": [{"params": [0]}, {"params": [1]}]}
+    change(path / "global_step7" / optim_name(0), __optimizer_state_dict=state)
+    checkpoint = open_checkpoint(str(path))
+    values = {entry.name: entry.value for entry in checkpoint.entries if isinstance(entry, Value)}
+    assert values["optimizer.param_groups.1.params"] == [1]
+    checkpoint.close()
+
+
 @pytest.mark.parametrize(("stage", "gone", "said"), [(2, [2], "rank 2 is"), (3, [0, 3], "ranks 0, 3 are")])
 def test_missing_ranks_are_named(tmp_path: Path, stage: int, gone: list[int], said: str) -> None:
     path = run(tmp_path, stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Ckpt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 from training_runs import OPTIMIZERS, begin, module, saved
@@ -186,3 +189,35 @@ def test_diff_and_series_compare_states_by_parameter(here: Path, ckpt: Ckpt) -> 
     run = json.loads(ckpt("series", "a.pt", "b.pt", "optimizer", "--json").out)
     assert [event["what"] for row in run["tensors"] for event in row["events"]] == ["is gone"] * 3
     assert {point["change"] for point in run["points"] if point["path"] == "b.pt"} == {0}
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[dict[str, tuple[int, ...]], list[str], list[list[str]]]:
+    """Shapes by name, frozen names, and groups in any order."""
+    sizes = st.lists(st.integers(1, 4), max_size=2).map(tuple)
+    shapes = {f"m{number // 2}.p{number}": draw(sizes) for number in range(draw(st.integers(1, 7)))}
+    names = list(shapes)
+    frozen = draw(st.lists(st.sampled_from(names), unique=True, max_size=2))
+    given_to_it = draw(st.lists(st.sampled_from(names), unique=True, min_size=1))
+    cut = draw(st.integers(0, len(given_to_it)))
+    return shapes, frozen, [group for group in (given_to_it[:cut], given_to_it[cut:]) if group]
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs(), st.sampled_from(["Adam", "SGD momentum", "Adafactor"]))
+def test_what_is_called_a_proof_is_one(
+    drawn: tuple[dict[str, tuple[int, ...]], list[str], list[list[str]]], make: str
+) -> None:
+    shapes, frozen, groups = drawn
+    run = begin(module(shapes, frozen=frozen), OPTIMIZERS[make], groups)
+    run.step(0)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(saved(run), f"{folder}/a.pt")
+        found = pairing_of(f"{folder}/a.pt")
+    order = sum(groups, start=list[str]())
+    if found.how == "unique":
+        assert names(found) == order
+    in_module_order = len(groups) == 1 and order == list(shapes)
+    assert found.how is not None or not in_module_order
+    if in_module_order:
+        assert names(found) == order

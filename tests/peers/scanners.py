@@ -102,9 +102,10 @@ def write_corpus(folder: Path) -> tuple[list[Path], list[Path]]:
         (bad / f"{number:03} {name.replace('/', '_')}").write_bytes(data)
     good = folder / "clean"
     good.mkdir()
-    for source in (*(TESTS.parent / "sample_checkpoints").iterdir(), *(TESTS / "samples").iterdir()):
+    for source in (*(TESTS.parent / "sample_checkpoints").iterdir(), *sorted((TESTS / "samples").rglob("*"))):
         if source.suffix in CLEAN and source.name != "two.pt":  # two pickles, one behind the other: it hides one
-            shutil.copy(source, good)
+            below = source.parent.name if TESTS / "samples" in source.parent.parents else ""
+            shutil.copy(source, good / f"{below} {source.name}".strip())
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LSTM(8, 2))
     adam = torch.optim.AdamW(net.parameters())
     torch.save({"model": net.state_dict(), "optimizer": adam.state_dict(), "epoch": 3}, good / "training.pt")

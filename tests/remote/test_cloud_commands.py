@@ -24,7 +24,7 @@ def _checkpoints(buckets: Buckets, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloud_requests, "_PAUSES", (0.0,) * len(cloud_requests._PAUSES))
     for label, name in (("zip", "m.pt"), ("shards-safetensors", "set"), ("dcp", "dcp")):
         form = next(form for form in contract.FORMATS if form.label == label)
-        form.write(form.sample(), buckets.bucket() / name)
+        form.put(buckets.bucket() / name)
 
 
 @pytest.mark.parametrize("fault", [*PASSING, *OTHERS])
@@ -47,6 +47,38 @@ def test_a_fault_at_any_request_gives_the_right_answer_or_one_line(
             assert fault not in PASSING
             assert (answer.code, answer.err.startswith("ckpt: ")) == (2, True)
             assert len(answer.err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("command", ["ls m.pt", "stats m.pt", "hash set", "check --deep set", "ls dcp", "info m.pt"])
+def test_commands_say_the_same_of_google(
+    buckets: Buckets, command: str, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_BASE_URL", buckets.url)
+    *words, name = command.split()
+    right = ckpt(*words, buckets.bucket() / name)
+    answer = ckpt(*words, f"gs://bucket/{name}")
+    found = answer.out.replace("gs://bucket", str(buckets.bucket()))
+    assert (answer.code, found, answer.err) == (right.code, right.out, right.err)
+    for fault in ("503", "403", "404", "etag", "wrongrange", "whole", "short"):
+        buckets.begin(fault=fault, after=1, times=2, match=lambda asked: asked.range is not None)
+        answer = ckpt(*words, f"gs://bucket/{name}")
+        if answer.code == 2:
+            assert (fault in PASSING, answer.out, answer.err.startswith("ckpt: ")) == (False, "", True)
+            assert len(answer.err.splitlines()) <= 2
+        else:
+            assert answer.out.replace("gs://bucket", str(buckets.bucket())) == right.out
+
+
+def test_checkpoints_are_written_to_google(
+    buckets: Buckets, ckpt: Ckpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_BASE_URL", buckets.url)
+    source = buckets.bucket() / "m.pt"
+    assert ckpt("convert", source, "gs://bucket/new.safetensors").code == 0
+    assert ckpt("hash", "gs://bucket/new.safetensors").out == ckpt("hash", "s3://bucket/new.safetensors").out
+    assert ckpt("convert", source, "gs://bucket/new.safetensors").code == 2
+    assert ckpt("rename", "gs://bucket/set", "--add", "x", "-o", "gs://bucket/renamed").code == 0
+    assert ckpt("ls", "gs://bucket/renamed").out == ckpt("ls", buckets.bucket() / "renamed").out
 
 
 @pytest.mark.parametrize("is_replaced_again", [False, True])

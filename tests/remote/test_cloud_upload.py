@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import time
 
 import pytest
-from buckets import SECRETS, Asked, Buckets
+from buckets import SECRETS, Asked, Buckets, at_request, interrupt
 
 from ckpt_cli.errors import NetworkError
 from ckpt_cli.remote import cloud_requests
@@ -137,15 +135,8 @@ def test_what_arrives_as_something_else_is_noticed(buckets: Buckets) -> None:
 @pytest.mark.parametrize("nbytes", [SHORT, LONG])
 def test_an_interrupt_at_any_request_leaves_nothing_or_all(buckets: Buckets, nbytes: int) -> None:
     for number in range(7):
-        name, left = f"x{number}", [number]
-
-        def interrupt(asked: Asked, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] == -1:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.05)
-
-        buckets.begin(before=interrupt)
+        name = f"x{number}"
+        buckets.begin(before=at_request(number, interrupt))
         try:
             sent(name, bytes(nbytes))
             assert name in buckets.names()

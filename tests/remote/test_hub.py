@@ -118,6 +118,16 @@ def test_a_list_is_that_of_huggingface_hub(hub: FakeHub, page: int) -> None:
         store.begin(f"hf://{REPO}/none", 5)
 
 
+def test_info_says_at_which_commit_it_was_read(hub: FakeHub, tmp_path: Path, ckpt: Ckpt) -> None:
+    first = hub.commit(REPO, {"model.pt": a_file(tmp_path, 1)})
+    second = hub.commit(REPO, {"model.pt": a_file(tmp_path, 2)})
+    for address, commit in ((f"hf://{REPO}", second), (f"hf://{REPO}@{first}/model.pt", first)):
+        assert json.loads(ckpt("info", "--json", address).out)["revision"] == commit
+        lines = [line.split() for line in ckpt("info", address).lines]
+        assert ["revision", commit] in lines
+    assert "revision" not in ckpt("info", "--json", a_file(tmp_path, 1)).out
+
+
 def test_every_revision_shows_its_own_values(hub: FakeHub, tmp_path: Path, ckpt: Ckpt) -> None:
     first = hub.commit(REPO, {"model.pt": a_file(tmp_path, 1)})
     hub.commit(REPO, {"model.pt": a_file(tmp_path, 2)})

@@ -44,6 +44,8 @@ REFUSED = {
     "range of 10²⁴": "its server says that it has 1,000,000,000,000,000,000,000,000 bytes, which cannot be",
     "whole": "its server does not give parts of a file, only all of it",
     "endless": "its server does not give parts of a file, only all of it",
+    "endless 100": "its server sends more than 256 KiB before its answer",
+    "endless headers": "its server sends more than 256 KiB before its answer",
     "endless part": "its server sends another number of bytes than it promises",
     "gzip": "its server sends it compressed (gzip), so it has no parts",
     "html": "this looks like a web page: the download got an error page",
@@ -163,6 +165,33 @@ def test_the_pause_that_a_server_asks_for_is_kept_and_not_without_end(
         web.fault("busy", times=1)
         assert ckpt("ls", web.url("x.pt")).code == 0
         assert pauses == [waited]
+
+
+@pytest.mark.parametrize(
+    ("headers", "waited"),
+    [
+        ({"RateLimit": '"api";r=0;t=7'}, 7.0),
+        ({"RateLimit": '"api";r=0;t=86400'}, 30.0),
+        ({"RateLimit": "limit=10, remaining=0, t=3"}, 3.0),
+        ({"RateLimit_Reset": "5"}, 5.0),
+        ({"RateLimit": '"api";r=0;t=7', "Retry_After": "2"}, 2.0),
+        ({"RateLimit": '"api";r=0;t=soon'}, 0.2),
+    ],
+)
+def test_a_limit_that_says_when_it_ends_is_waited_for_and_not_without_end(
+    headers: dict[str, str], waited: float, ckpt: Ckpt, web: WebServer, pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(FAULTS, "busy", lambda handler: handler.empty(429, **headers))
+    web.fault("busy", times=1)
+    assert ckpt("ls", web.url("x.pt")).code == 0
+    assert pauses == [waited]
+
+
+def test_headers_that_come_too_slowly_are_given_up(ckpt: Ckpt, web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckpt_cli.remote.connections._HEAD_SECONDS", 0.0)
+    answer = ckpt("ls", web.url("x.pt"))
+    assert (answer.code, answer.err.partition("x.pt: ")[2]) == (2, "its server sends no answer in 0 s, only headers\n")
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_never_mixed_with_the_new_one(

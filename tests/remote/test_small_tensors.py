@@ -65,6 +65,19 @@ def test_small_tensors_take_a_request_for_many_of_them_and_each_byte_is_fetched_
     assert ledger.count <= size / PART + 20
 
 
+@pytest.mark.parametrize("command", ["hash", "stats", "check --deep"])
+def test_records_of_a_zip_file_are_fetched_with_their_headers(command: str, tmp_path: Path, ckpt: Ckpt) -> None:
+    torch.save({f"layers.{number}": torch.randn(75_000) for number in range(60)}, tmp_path / "x.pt")
+    size = (tmp_path / "x.pt").stat().st_size
+    with elsewhere(tmp_path) as ledger:
+        answer = ckpt(*command.split(), f"{HERE}x.pt")
+    assert answer.out == ckpt(*command.split(), tmp_path / "x.pt").out
+    assert (ledger.count <= size / PART + 15, ledger.nbytes <= 1.05 * size) == (True, True)
+    with elsewhere(tmp_path) as ledger:  # what reads no values fetches headers only
+        ckpt("check", f"{HERE}x.pt")
+    assert ledger.nbytes < size / 4
+
+
 def test_what_other_processes_read_is_not_fetched_by_whoever_hands_out_the_jobs(folder: Path) -> None:
     size = (folder / "model").stat().st_size
     near = open_checkpoint(str(folder / "model"))

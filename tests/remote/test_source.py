@@ -34,6 +34,7 @@ class Counted:
     """An object in memory that counts what is read of it."""
 
     path = "mem://x"
+    revision = ""
 
     def __init__(self) -> None:
         self.data = BYTES

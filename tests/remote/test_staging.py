@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 
 import contract
 import pytest
 import torch
-from buckets import Asked, Buckets
+from buckets import Asked, Buckets, at_request, interrupt
 from conftest import Ckpt
 from safetensors.torch import load_file
 
@@ -35,8 +32,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buckets: Buckets) -> P
     work.mkdir()
     monkeypatch.chdir(work)
     for folder in (work, buckets.bucket()):
-        FORMATS["zip"].write(FORMATS["zip"].sample(), folder / "m.pt")
-        FORMATS["shards-safetensors"].write(FORMATS["shards-safetensors"].sample(), folder / "set")
+        FORMATS["zip"].put(folder / "m.pt")
+        FORMATS["shards-safetensors"].put(folder / "set")
         (folder / "set" / "config.json").write_text('{"dtype": "float32"}')
     return work
 
@@ -65,7 +62,7 @@ INDEX = "model.safetensors.index.json"
 def test_every_format_is_read_from_a_store_and_converted_to_it(buckets: Buckets, label: str, ckpt: Ckpt) -> None:
     form = FORMATS[label]
     name = f"source{form.suffix}"
-    form.write(form.sample(), buckets.bucket() / name)
+    form.put(buckets.bucket() / name)
     url = f"s3://bucket/{name}"
     assert ckpt("ls", url).out == ckpt("ls", str(buckets.bucket() / name)).out
     made = ckpt("convert", url, "s3://bucket/out.safetensors", "--tensors-only")
@@ -205,15 +202,7 @@ def test_an_edit_whose_upload_fails_leaves_nothing(buckets: Buckets, source: str
 @pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("number", [2, 4, 8, 14, 18])
 def test_an_interrupt_leaves_nothing(buckets: Buckets, number: int, ckpt: Ckpt) -> None:
-    left = [number]
-
-    def interrupt(asked: Asked) -> None:
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
-
-    buckets.begin(before=interrupt)
+    buckets.begin(before=at_request(number - 1, interrupt))
     assert ckpt("convert", "m.pt", "s3://bucket/out/", "--max-shard", "100B").code == 130
     assert written(buckets) == []
 

@@ -17,8 +17,11 @@ from conftest import Ckpt
 from ckpt_cli.arrays.compare import Tolerance
 from ckpt_cli.cli.app import COMMANDS
 from ckpt_cli.cli.progress import workers
+from ckpt_cli.edits.avg import average
+from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
+from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.meta import metadata_of
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
@@ -39,6 +42,7 @@ from ckpt_cli.ops.show import show
 from ckpt_cli.ops.stats import stats
 from ckpt_cli.ops.steps import Source
 from ckpt_cli.ops.ties import find_ties, judge
+from ckpt_cli.render import avg as avg_render
 from ckpt_cli.render import check as check_render
 from ckpt_cli.render import convert as convert_render
 from ckpt_cli.render import diff as diff_render
@@ -98,6 +102,11 @@ def followed(m: Checkpoint, n: Checkpoint, executor: Executor) -> object:
     return series_render.to_json(series(sources, (), executor), "norm")
 
 
+def averaged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = DeriveOptions(dry_run=True, executor=executor)
+    return avg_render.to_json(average(["m.pt", "m.pt"], "out.pt", AvgOptions(output=new)))
+
+
 CASES: dict[str, Result] = {
     "ls m.pt -a": listed,
     "ls m.pt --waste": lambda m, _n, _executor: ls_render.waste_to_json("m.pt", list_waste(m, ())),
@@ -116,6 +125,7 @@ CASES: dict[str, Result] = {
     "hash m.pt --verify n.json": verified,
     "meta m.safetensors": metadata,
     "set m.pt epoch=4 -n": edited,
+    "avg m.pt m.pt -o out.pt -n": averaged,
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 

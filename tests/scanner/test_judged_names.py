@@ -305,14 +305,29 @@ def test_no_long_way_through_the_modules_of_torch_is_quiet() -> None:
     assert {name for name in quiet if f"torch.{name}" not in QUIET} == set()
 
 
-SHARDED = Path(__file__).parent.parent / "samples" / "fsdp1"
+SAMPLES = Path(__file__).parent.parent / "samples"
 _TENSOR = ("torch.distributed._shard.sharded_tensor.api", "ShardedTensor")
 
 
-def test_a_rank_file_of_sharded_tensors_is_clean() -> None:
-    found = scan(str(SHARDED))
-    assert found.pickles == 2
+@pytest.mark.parametrize("folder", ["accelerate", "fsdp1", "fsdp2", "hsdp", "local", "megatron", "trainer", "verl"])
+def test_the_files_of_training_runs_are_clean(folder: str) -> None:
+    found = scan(str(SAMPLES / folder))
+    assert found.pickles
     assert not found.findings
+
+
+@pytest.mark.parametrize("folder", ["universal1", "universal3", "zero1", "zero2", "zero3"])
+def test_the_files_of_deepspeed_name_its_classes_and_nothing_else(folder: str) -> None:
+    found = scan(str(SAMPLES / folder)).findings
+    assert {finding.severity for finding in found} == {"note"}
+    assert {finding.name.partition(".")[0] for finding in found} == {"deepspeed"}
+
+
+def test_the_planners_of_distributed_checkpoints_stay_alarms() -> None:
+    planner = "torch.distributed.checkpoint.planner"
+    assert judge(planner, "WriteItem").verdict == "harmless"
+    for name in ("SavePlanner", "WriteItem.__init__", "io", "operator", "SavePlan.torch", "WriteItemType.load"):
+        assert judge(planner, name).verdict in ("unusual", "dangerous"), name
 
 
 @pytest.mark.parametrize(

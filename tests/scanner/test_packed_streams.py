@@ -10,12 +10,14 @@ import io
 import lzma
 import struct
 import sys
+import tarfile
 import types
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders.pickles import pickled
 from builders.pt import Record, archive, torch_records
@@ -31,6 +33,15 @@ OLD = b"cos\nsystem\n(S'id'\ntR."
 
 def _zfile(data: bytes) -> bytes:
     return b"ZF" + hex(len(data)).ljust(19).encode() + zlib.compress(data)
+
+
+def _tar(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        member = tarfile.TarInfo("a")
+        member.size = len(data)
+        file.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 def _in_lines(data: bytes) -> bytes:
@@ -60,6 +71,10 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "zlib of base64": lambda data: zlib.compress(base64.b64encode(data)),
     "zlib of zlib": lambda data: zlib.compress(zlib.compress(data)),
     "a zip file": lambda data: archive([Record("a/data.pkl", data)]),
+    "a tar file": lambda data: _tar(data),
+    "base64 of a tar file": lambda data: base64.b64encode(_tar(data)),
+    "an array of objects": lambda data: _npy(data),
+    "base64 of an array of objects": lambda data: base64.b64encode(_npy(data)),
 }  # fmt: skip
 
 
@@ -107,6 +122,14 @@ def test_ordinary_text_and_numbers_are_not_taken_for_packed_pickles(tmp_path: Pa
     }
     found = scanned(tmp_path / "m.pkl", pickled([texts] * 3))
     assert (found.ok, found.findings) == (True, [])
+
+
+def test_files_of_several_parts_that_do_no_harm_are_no_alarm_in_strings(tmp_path: Path) -> None:
+    plain = io.BytesIO()
+    np.save(plain, np.ones(3))
+    strings = [_tar(HARMLESS), _tar(b"notes"), _npy(HARMLESS), plain.getvalue(), b"\x93NUMPY"]
+    found = scanned(tmp_path / "m.pkl", pickled([*strings, base64.b64encode(_tar(HARMLESS))]))
+    assert codes(found) == set()
 
 
 def test_an_encoded_pickle_that_does_no_harm_is_no_alarm(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import bz2
 import gzip
 import pickle
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -25,6 +26,19 @@ SOUR = (
 MEMO = b"Vos\np2\n0Vsystem\np3\n0Vtorch\np0\n0VLongStorage\np1\n0g2\ng3\n\x93(Vcat flag.txt\ntR."
 """Names that only the memo knows."""
 NO_CALL = b"\x80\x04cos\nsystem\n."
+
+
+def _tar(content: bytes) -> bytes:
+    member = tarfile.TarInfo("a")
+    member.size = len(content)
+    return member.tobuf() + content + bytes(-len(content) % 512 + 1024)
+
+
+def _objects(content: bytes) -> bytes:
+    """An array of objects in numpy's own format."""
+    head = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + content
+
 
 EVASIONS: dict[str, bytes] = {
     "inst": PROTOCOL0,
@@ -83,6 +97,11 @@ EVASIONS: dict[str, bytes] = {
     "gzip": gzip.compress(HARMFUL),
     "bzip2": bz2.compress(HARMFUL),
     "zlib": zlib.compress(HARMFUL),
+    "sorted-by": pickled(
+        Ops(named("builtins.sorted") + value((["id"],)) + value({"key": named("os.system")}) + b"\x92")
+    ),
+    "tar-in-a-string": pickled({"x": _tar(HARMFUL)}),
+    "objects-in-a-string": pickled({"x": _objects(HARMFUL)}),
     "7z": b"7z\xbc\xaf\x27\x1c" + bytes(30),
     "zstandard": b"\x28\xb5\x2f\xfd" + bytes(30),
     "magic-by-eval": pickled(call("builtins.eval", "0x1950A86A20F9469CFC6C")) + HARMFUL,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import struct
 import tempfile
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +75,7 @@ class Buckets:
     latency: float = 0.0
     """Seconds before each reply."""
     before: Callable[[Asked], None] = lambda _: None
-    """Called before each reply."""
+    """Called before each reply, by several threads at once: `at_request` is for what happens at one of them."""
     lock: Any = field(default_factory=threading.Lock)
 
     def begin(self, **settings: Any) -> None:
@@ -115,6 +117,23 @@ class Buckets:
             return self.fault if self.times >= 0 else ""
 
 
+def at_request(number: int, then: Callable[[], None]) -> Callable[[Asked], None]:
+    """Return what `before` may be, for something to be done once: before the reply to a request, counted from 0."""
+    counts = count()  # a step of it is never taken twice
+
+    def before(_: Asked) -> None:
+        if next(counts) == number:
+            then()
+
+    return before
+
+
+def interrupt() -> None:
+    """Interrupt the main thread, and give it time to notice."""
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+
+
 class _Writer:
     """The stream of a reply: counts, and breaks off."""
 
@@ -143,8 +162,9 @@ class _Writer:
             raise ConnectionError
         if self.left is not None:
             self.left -= len(body)
+        with self._buckets.lock:
+            self._buckets.nbytes += len(data)
         self._stream.write(body)
-        self._buckets.nbytes += len(data)
         return len(data)
 
     def __getattr__(self, name: str) -> Any:

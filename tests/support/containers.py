@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from builders import old
 
 State = dict[str, torch.Tensor]
 
@@ -182,3 +183,101 @@ def _unpacked(data: bytes, at: int) -> tuple[Any, int]:
     (shape, name, content), end = _unpacked(data, at + 1)
     made = torch.frombuffer(bytearray(content), dtype=getattr(torch, name)) if content else torch.empty(0)
     return made.to(getattr(torch, name)).reshape(shape), end
+
+
+ONNX_TYPES = {torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.int16: 5, torch.int32: 6, torch.int64: 7,
+              torch.bool: 9, torch.float16: 10, torch.float64: 11, torch.bfloat16: 16}  # fmt: skip
+
+
+def varint(value: int) -> bytes:
+    """A number of protobuf, a negative one as 64 bits."""
+    value &= (1 << 64) - 1
+    found = b""
+    while value > 127:
+        found, value = found + bytes([value & 127 | 128]), value >> 7
+    return found + bytes([value])
+
+
+def part(number: int, content: bytes | int) -> bytes:
+    """A field of a protobuf: bytes or a number."""
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def initializer(name: str, tensor: torch.Tensor, *contents: bytes) -> bytes:
+    """A `TensorProto` of onnx/onnx.proto, whose elements are `raw_data` or the fields of `contents`."""
+    dims = b"".join(map(varint, tensor.shape))
+    head = (part(1, dims) if dims else b"") + part(2, ONNX_TYPES[tensor.dtype]) + part(8, name.encode())
+    return head + (b"".join(contents) if contents else part(9, raw(tensor)))
+
+
+def onnx_model(*initializers: bytes, graph: bytes = b"") -> bytes:
+    """A `ModelProto` with a node and these initializers."""
+    inside = part(1, part(4, b"Relu")) + part(2, b"g") + b"".join(part(5, each) for each in initializers) + graph
+    properties = part(14, part(1, b"k") + part(2, b"v"))
+    return part(1, 8) + part(2, b"pytorch") + part(3, b"2.1") + properties + part(7, inside)
+
+
+def write_onnx(state: State, path: Path) -> None:
+    """A model with the state as initializers."""
+    path.write_bytes(onnx_model(*(initializer(name, tensor) for name, tensor in state.items())))
+
+
+def _parts(data: bytes) -> list[tuple[int, Any]]:
+    found: list[tuple[int, Any]] = []
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte, at = data[at], at + 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        key = number()
+        content: Any = number()
+        if key & 7 == 2:
+            at, content = at + content, data[at : at + content]
+        found.append((key >> 3, content))
+    return found
+
+
+def read_onnx(path: Path) -> State:
+    """The initializers with `raw_data`."""
+    (graph,) = (content for number, content in _parts(path.read_bytes()) if number == 7)
+    found: State = {}
+    for number, content in _parts(graph):
+        if number == 5:
+            said = dict(_parts(content))
+            dtype = next(dtype for dtype, code in ONNX_TYPES.items() if code == said[2])
+            made = torch.frombuffer(bytearray(said[9]), dtype=dtype) if said.get(9) else torch.empty(0, dtype=dtype)
+            found[said[8].decode()] = made.reshape(list(said.get(1, b"")))  # sizes below 128
+    return found
+
+
+_TAR_KINDS = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16", torch.int64: "Long",
+              torch.bool: "Bool"}  # fmt: skip
+
+
+def write_tar(state: State, path: Path) -> None:
+    """As torch up to 0.1.10 did: storages and tensors in lists, one of each for all names of a tensor."""
+    storages: list[old.TarStorage] = []
+    tensors: dict[int, old.TarTensor] = {}
+    for number, tensor in enumerate(state.values(), 1):
+        if id(tensor) not in tensors:
+            storage, kind, size = tensor.untyped_storage(), _TAR_KINDS[tensor.dtype], tensor.element_size()
+            storages.append(old.TarStorage(1000 + number, kind, bytes(storage.tolist()), size))
+            view = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+            tensors[id(tensor)] = old.TarTensor(2000 + number, 1000 + number, kind, *view)
+    root = {name: old.numbered(tensors[id(tensor)].key) for name, tensor in state.items()}
+    path.write_bytes(old.tar(root, storages, tensors.values()))
+
+
+def read_tar(path: Path) -> State:
+    found: State = torch.load(path, weights_only=False)  # which is how torch reads them
+    return found

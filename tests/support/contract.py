@@ -5,26 +5,33 @@ A new format is one entry in FORMATS with its two functions.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import pickle
+import shutil
+import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import containers
 import dcp_formats
 import numpy as np
+import run_folders
 import torch
-from builders import old
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 State = dict[str, torch.Tensor]
+
+_TEMPORARY = tempfile.gettempdir()
+"""The folder for temporary ones, also while a test names another one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,23 @@ class Format:
         """The sample state, as far as the format can hold it."""
         return {name: tensor for name, tensor in sample().items() if name not in self.without}
 
+    def put(self, path: Path) -> None:
+        """Put a copy of the sample in the format at a path: to write it takes up to a second, so it is written once."""
+        written = _written(self.label)
+        if written.is_dir():
+            shutil.copytree(written, path)
+        else:
+            shutil.copyfile(written, path)
+
+
+@cache
+def _written(label: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="ckpt-sample-", dir=_TEMPORARY))
+    atexit.register(shutil.rmtree, folder)
+    (form,) = (form for form in FORMATS if form.label == label)
+    form.write(form.sample(), folder / f"sample{form.suffix}")
+    return folder / f"sample{form.suffix}"
+
 
 def bits(tensor: torch.Tensor) -> bytes:
     """The elements' bytes in row-major order."""
@@ -78,7 +102,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def sample() -> State:
     """A state of several dtypes and layouts, with a tie, and with an equal tensor stored apart."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` also notes the stack for each kind of absent device
     shared = torch.randn(6, 4)
     return {
         "0.weight": shared,
@@ -284,29 +308,6 @@ def _write_legacy(state: State, path: Path) -> None:
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
-_TAR_KINDS = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16", torch.int64: "Long",
-              torch.bool: "Bool"}  # fmt: skip
-
-
-def _write_tar(state: State, path: Path) -> None:
-    """As torch up to 0.1.10 did: storages and tensors in lists, one of each for all names of a tensor."""
-    storages: list[old.TarStorage] = []
-    tensors: dict[int, old.TarTensor] = {}
-    for number, tensor in enumerate(state.values(), 1):
-        if id(tensor) not in tensors:
-            storage, kind, size = tensor.untyped_storage(), _TAR_KINDS[tensor.dtype], tensor.element_size()
-            storages.append(old.TarStorage(1000 + number, kind, bytes(storage.tolist()), size))
-            view = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
-            tensors[id(tensor)] = old.TarTensor(2000 + number, 1000 + number, kind, *view)
-    root = {name: old.numbered(tensors[id(tensor)].key) for name, tensor in state.items()}
-    path.write_bytes(old.tar(root, storages, tensors.values()))
-
-
-def _read_tar(path: Path) -> State:
-    found: State = torch.load(path, weights_only=False)  # which is how torch reads them
-    return found
-
-
 def _write_pickle(state: State, path: Path) -> None:
     with path.open("wb") as file:
         pickle.dump(state, file, protocol=4)
@@ -339,23 +340,6 @@ def _read_npz(path: Path) -> State:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
-def _run(write: Callable[[State, Path], None], model: str) -> Callable[[State, Path], None]:
-    """A writer of the folder of a run, which has the state as its model."""
-
-    def write_run(state: State, folder: Path) -> None:
-        folder.mkdir()
-        write(state, folder / model)
-        torch.save({"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}, folder / "optimizer.pt")
-        torch.save({"last_epoch": 3}, folder / "scheduler.pt")
-        (folder / "trainer_state.json").write_text('{"global_step": 3}')
-
-    return write_run
-
-
-def _read_run(read: Callable[[Path], State], model: str) -> Callable[[Path], State]:
-    return lambda folder: read(folder / model)
-
-
 _TORCH, _SAFE = "pytorch_model.bin", "model.safetensors"
 
 FORMATS = [
@@ -369,8 +353,9 @@ FORMATS = [
     Format(
         "msgpack", ".msgpack", containers.write_msgpack, containers.read_msgpack, keeps_views=False, keeps_ties=False
     ),
+    Format("onnx", ".onnx", containers.write_onnx, containers.read_onnx, keeps_views=False, keeps_ties=False),
     Format("legacy", ".pt", _write_legacy, _read_zip),
-    Format("tar", ".pt", _write_tar, _read_tar),
+    Format("tar", ".pt", containers.write_tar, containers.read_tar),
     Format("pickle", ".pkl", _write_pickle, _read_pickle, variant="torch"),
     Format("pickle", ".pkl", _write_arrays(4), _read_pickle, without=("0.bias",), variant="numpy"),
     Format("pickle", ".pkl", _write_arrays(5), _read_pickle, without=("0.bias",), variant="numpy-5"),
@@ -391,13 +376,12 @@ FORMATS = [
         keeps_views=False,
         variant="safetensors",
     ),
-    Format("run", "", _run(_write_zip, _TORCH), _read_run(_read_zip, _TORCH), prefix="model.", variant="zip"),
+    Format("run", "", *run_folders.of(_write_zip, _read_zip, _TORCH), prefix="model.", variant="zip"),
     Format(
         "run",
         "",
-        _run(_write_safetensors, _SAFE),
-        _read_run(_read_safetensors, _SAFE),
-        keeps_views=False,
+        *run_folders.of(_write_safetensors, _read_safetensors, _SAFE),
+        False,
         prefix="model.",
         variant="safetensors",
     ),

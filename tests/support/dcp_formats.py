@@ -23,6 +23,9 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 State = dict[str, torch.Tensor]
 
+_TEMPORARY = tempfile.gettempdir()
+"""The folder for temporary ones, also while a test names another one."""
+
 
 def save(state: dict[str, Any], path: Path, **options: Any) -> None:
     """What one process saves."""
@@ -64,7 +67,7 @@ def save_ranks(state: State, path: Path, world: int = 2) -> None:
 
 @cache
 def _by_ranks(saved: bytes, world: int) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="ckpt-dcp-"))
+    folder = Path(tempfile.mkdtemp(prefix="ckpt-dcp-", dir=_TEMPORARY))
     atexit.register(shutil.rmtree, folder)
     (folder / "state.pt").write_bytes(saved)
     server = _ranks()
@@ -90,6 +93,6 @@ def _ranks() -> subprocess.Popen[str]:
 
 @cache
 def _errors_of_ranks() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="ckpt-dcp-"))
+    folder = Path(tempfile.mkdtemp(prefix="ckpt-dcp-", dir=_TEMPORARY))
     atexit.register(shutil.rmtree, folder)
     return folder / "errors"

@@ -66,6 +66,8 @@ class Ledger:
 class FarObject:
     """One file of the server."""
 
+    revision = ""
+
     def __init__(self, path: str, real: str, version: Version, ledger: Ledger) -> None:
         self.path, self.version = path, version
         self._real, self._ledger = real, ledger

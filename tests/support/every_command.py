@@ -61,9 +61,10 @@ tie -n {f} {n} {m} | tie {f} {n} {m} -o {o} | untie -n {f} * | untie {f} * -o {o
 meta {f} | meta --json {f} | meta -n {f} a=b | compact -n {f} | compact {f} -o {o}
 to -n {f} cuda:1 | to {f} cpu -o {o}
 undo {f} | undo -n {f} | index {f} | index -n {f}
+avg {f} {f} -o {o}.pt | avg {f} {f} -o {o}.safetensors --rest drop --untie
 convert {f} {o}.pt | convert {f} {o}.safetensors | convert {f} {o}.npz | convert --tensors-only {f} {o}.safetensors
 convert --to dcp {f} {o} | convert --plain {f} {o}.pt | convert --salvage {f} {o}.pt | convert --json {f} {o}.pt
-convert --untie {f} {o}.safetensors | convert --max-shard-size 100KB {f} {o}.safetensors | convert -n {f} {o}.pt
+convert --shared clone {f} {o}.safetensors | convert --max-shard 100KB {f} {o} | convert -n {f} {o}.pt
 """
 """Commands: {f} is the file, {n} and {m} are two of its names, {e} is a file of no tensors, {o} is for the output."""
 

@@ -68,6 +68,7 @@ SCENES = {
     "rm, legacy": _scene("rm old.pt 3"),
     "rm a shard": _scene("rm sharded 0 3.bias"),
     "rm a shard with a backup": _scene("rm sharded 0 3.bias --backup"),
+    "rm with the states of an optimizer": _scene("rm run.pt model.0.bias --backup", then="model.0.weight=1"),
     "keep": _scene("keep a.pt 3"),
     "keep, to a file that is there": _scene("keep a.pt 3 -o there.pt"),
     "cast": _scene("cast a.pt bfloat16"),
@@ -148,6 +149,11 @@ def fill(folder: Path) -> None:
     train = {"epoch": 3, "w": torch.ones(3)}
     torch.save(train, folder / "train.pt")
     torch.save(train, folder / "train.legacy", _use_new_zipfile_serialization=False)
+    layers = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    adam = torch.optim.Adam(layers.named_parameters())
+    layers(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    torch.save({"model": layers.state_dict(), "optimizer": adam.state_dict()}, folder / "run.pt")
     wide = {"a": torch.arange(1000.0)[:3], "b": torch.ones(2)}
     torch.save(wide, folder / "wide.pt")
     torch.save(wide, folder / "wide.legacy", _use_new_zipfile_serialization=False)

@@ -7,8 +7,10 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,15 +61,25 @@ class Nginx:
 
     @property
     def log(self) -> list[list[str]]:
-        """The requests: port, status, range, bytes, Authorization, and what was asked for."""
-        return [line.split() for line in (self.run / "access.log").read_text().splitlines()]
+        """The requests: port, status, range, bytes, Authorization, and what was asked for.
+
+        nginx notes a request after its reply, so that a last one is made here, behind which all others are noted.
+        """
+        last = f"/last-{time.monotonic_ns()}"
+        with suppress(urllib.error.HTTPError):
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.url(last[1:])).close()
+        while last not in (text := (self.run / "access.log").read_text()):
+            time.sleep(0.001)
+        return [line.split() for line in text.splitlines() if "/last-" not in line]
 
 
-def _free_port() -> int:
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    """Return several ports that nobody has, each another one."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in found:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in found]
 
 
 @contextmanager
@@ -77,7 +89,7 @@ def nginx(root: Path, run: Path) -> Iterator[Nginx]:
         if os.environ.get("EVERY_SERVER"):
             pytest.fail("nginx is not there: make system installs it")
         pytest.skip("files on the real nginx were not read, which is not there: make system installs it")
-    made = Nginx(root, run, _free_port(), _free_port(), _free_port())
+    made = Nginx(root, run, *_free_ports(3))
     (run / "htpasswd").write_text("user:{PLAIN}pass word\n")
     _certificate(run)
     user = "user root;" if os.geteuid() == 0 else ""

@@ -38,6 +38,12 @@ def _text(random: np.random.Generator, count: int, alphabet: bytes) -> np.ndarra
     return np.frombuffer(alphabet, np.uint8)[random.integers(0, len(alphabet), (count, SIZE))]
 
 
+def _uuencoded(random: np.random.Generator, count: int) -> np.ndarray:
+    """A first line, and one of 33 bytes."""
+    begin = np.frombuffer(b"begin 6 x\nA", np.uint8)
+    return np.hstack([np.tile(begin, (count, 1)), _text(random, count, bytes(range(33, 97)))[:, len(begin) :]])
+
+
 BLOCKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "float32": lambda random, count: _weights(random, count)[:, : SIZE // 4],
     "bfloat16": lambda random, count: (_weights(random, count).view("<u4") >> 16).astype("<u2"),
@@ -46,6 +52,7 @@ BLOCKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "base64": lambda random, count: _text(random, count, _LETTERS + b"+/"),
     "base32": lambda random, count: _text(random, count, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"),
     "base85": lambda random, count: _text(random, count, bytes(range(33, 118))),
+    "uuencode": _uuencoded,
 }
 """Kinds of numbers, and of text in which bytes are encoded."""
 

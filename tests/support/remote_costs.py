@@ -43,10 +43,10 @@ COSTS = (
          1_100_000, "the header and at most 0.3 MB"),
     Cost("a legacy `.pt` of 50 storages", ("ls FILE",), "one/legacy.pt", 1, 1, 2, 300_000, "0.02 MB"),
     Cost("a set of 9 shards with an index", ("ls FILE", "info FILE", "tree FILE"), "set",
-         SHARDS + 5, SHARDS + 2, 2 * SHARDS + 3, SHARDS * 300_000, "0.26 MB a shard"),
+         SHARDS + 2, SHARDS + 2, 2 * SHARDS + 3, SHARDS * 300_000, "0.26 MB a shard"),
     Cost("the same, by its index", ("ls FILE/model.safetensors.index.json",), "set",
          SHARDS + 1, SHARDS + 2, 2 * SHARDS + 3, SHARDS * 300_000, "0.26 MB a shard"),
-    Cost("a `torch.distributed.checkpoint` folder", ("ls FILE",), "dcp", 6, 2, 3, 300_000,
+    Cost("a `torch.distributed.checkpoint` folder", ("ls FILE",), "dcp", 3, 2, 3, 300_000,
          "`.metadata`; over https 0.26 MB a file"),
 )  # fmt: skip
 """One row for each, as measured."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,21 @@ def model_of(folder: Path) -> dict[str, torch.Tensor]:
     for file in folder.glob("pytorch_model.bin"):
         found |= torch.load(file)
     return found
+
+
+State = dict[str, torch.Tensor]
+
+
+def of(
+    write: Callable[[State, Path], None], read: Callable[[Path], State], model: str
+) -> tuple[Callable[[State, Path], None], Callable[[Path], State]]:
+    """A writer of a small folder of a run, which has the state as its model, and the reader of that."""
+
+    def write_run(state: State, folder: Path) -> None:
+        folder.mkdir()
+        write(state, folder / model)
+        torch.save({"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}, folder / "optimizer.pt")
+        torch.save({"last_epoch": 3}, folder / "scheduler.pt")
+        (folder / "trainer_state.json").write_text('{"global_step": 3}')
+
+    return write_run, lambda folder: read(folder / model)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 def state() -> State:
     """Tensors of several widths, in an order that is neither that of their names nor of their widths."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return {
         "module.b.weight": torch.randn(3, 4),
         "module.a.weight": torch.randn(5, dtype=torch.float64),

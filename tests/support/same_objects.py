@@ -38,7 +38,7 @@ class Meter:
 
 def net() -> nn.Module:
     """A network with a tie, buffers and several dtypes."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     shared = nn.Linear(4, 4)
     made = nn.Sequential(shared, nn.ReLU(), shared, nn.BatchNorm1d(4), nn.Linear(4, 2, dtype=torch.float64))
     made.register_buffer("steps", torch.tensor(7))
@@ -75,7 +75,7 @@ def training() -> State:
 
 def odd() -> State:
     """Tensors in every guise."""
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     big = torch.randn(20, 6)
     shared = torch.randn(3, 3)
     return {

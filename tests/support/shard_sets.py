@@ -16,7 +16,7 @@ from torch import nn
 
 def state() -> State:
     """Tensors for three shards: a, then b, c and d, then e."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return {
         "m.a": torch.randn(20, 5),
         "m.b": torch.randn(20, 5),

@@ -176,7 +176,7 @@ class Pair:
 def pair(seed: int) -> Pair:
     """Return the pair of a seed."""
     rng = random.Random(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     model = model_of(rng)
     state: State = OrderedDict(model.state_dict())
     notes = dict(getattr(model.state_dict(), "_metadata", {}))

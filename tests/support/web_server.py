@@ -274,6 +274,21 @@ def _endless_part(handler: Handler) -> None:
         handler.body(bytes(1 << 16))
 
 
+def _continue(handler: Handler) -> None:
+    """Say for ever that an answer will follow."""
+    handler.close_connection = True
+    while True:
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+
+def _headers(handler: Handler) -> None:
+    """Send headers for ever."""
+    handler.close_connection = True
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        handler.wfile.write(b"X-More: " + b"x" * 60_000 + b"\r\n")
+
+
 def _html(handler: Handler) -> None:
     """Send a page that asks who one is, as some servers do in place of a refusal."""
     page = b"<html><body>Please log in</body></html>"
@@ -337,6 +352,8 @@ FAULTS: dict[str, Callable[[Handler], None]] = {
     "whole": _whole,
     "endless": _endless,
     "endless part": _endless_part,
+    "endless 100": _continue,
+    "endless headers": _headers,
     "gzip": _with(Content_Encoding="gzip"),
     "html": _html,
     "redirect loop": _to("HERE"),

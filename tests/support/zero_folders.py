@@ -115,7 +115,7 @@ def _stage2(
     for group in groups:
         flat = torch.cat([torch.empty(0), *(pad(tensor.flatten(), (0, gaps)) for tensor in group.values())])
         padding = -flat.numel() % (2 * world)
-        ranks = list(pad(flat, (0, padding)).reshape(world, -1).clone())
+        ranks = [part.clone() for part in pad(flat, (0, padding)).reshape(world, -1)]
         states.append(ranks)
         parts.append([*ranks[:-1], ranks[-1][: ranks[-1].numel() - padding].clone()])
     return parts, states

@@ -30,9 +30,6 @@ _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _WINDOW = 1 << 14
 """Bytes that are read together."""
 
-_NESTING = 100
-"""Maps and lists within each other."""
-
 _TEXT = 1 << 16
 """Bytes of a text that is read to be shown."""
 
@@ -125,8 +122,8 @@ class _Document:
             self.entries[first:] = [self._joined(name, parts)]
 
     def _nest(self, name: str, depth: int) -> None:
-        if depth > _NESTING:
-            raise LimitError(f"{describe(name[:200])} nests more than {_NESTING} deep", fixed=True)
+        if depth > limits.GROUP_NESTING:
+            raise LimitError(f"{describe(name[:200])} nests more than {limits.GROUP_NESTING} deep", fixed=True)
 
     def _below(self, name: str, key: str) -> str:
         found = f"{name}.{key}" if name else key

@@ -43,6 +43,7 @@ METADATA = ".metadata"
 _OWN = (
     "torch.distributed.checkpoint.metadata.",
     "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.distributed.checkpoint.planner.",  # the plans that Megatron-core keeps
     "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
     "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
     "torch.serialization._get_layout",

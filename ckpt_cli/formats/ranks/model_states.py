@@ -12,7 +12,7 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.formats.ranks.pieces import Stream, joined_tensor
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.refused import as_files
-from ckpt_cli.model.checkpoint import Entry, Tensor
+from ckpt_cli.model.checkpoint import Entry, Tensor, Value
 from ckpt_cli.pickles.tensors.arguments import sizes, text_of
 
 MODEL, OPTIMIZER = "model", "optimizer"
@@ -142,6 +142,21 @@ class ModelStates:
                 path=self.path,
             )
         return replace(joined_tensor(self.path, f"{MODEL}.{name}", shape, streams, 0, each), kind="parameter")
+
+
+def named_groups(entries: Sequence[Entry], names: Sequence[Sequence[str]]) -> Sequence[Entry]:
+    """Return the settings of an optimizer, with the names of its parameters as the `params` of each group.
+
+    `names` has those of each group. In the files, each group lists the one vector that its parameters are parts of.
+    Nothing is changed where there are not as many groups, as in stage 3, whose vectors are of parts of groups.
+    """
+    lists = [f"{OPTIMIZER}.param_groups.{number}.params" for number in range(len(names))]
+    last = f"{OPTIMIZER}.param_groups.{len(names)}."
+    found = {entry.name for entry in entries}
+    if not all(each in found for each in lists) or any(entry.name.startswith(last) for entry in entries):
+        return entries
+    of_group = {name: list(group) for name, group in zip(lists, names, strict=True)}
+    return [Value(entry.name, of_group[entry.name]) if entry.name in of_group else entry for entry in entries]
 
 
 def _flattened(tensor: Tensor) -> Tensor:

@@ -9,13 +9,11 @@ without names.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckpt_cli import limits
-from ckpt_cli.errors import CkptError, LimitError, RanksError, UnsupportedError, about, listed
+from ckpt_cli.errors import CkptError, RanksError, UnsupportedError, about, listed
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import join
@@ -24,6 +22,7 @@ from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.ranks.listed import beside_note, count, side_by_side
 from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER
+from ckpt_cli.formats.ranks.names import files_by_kind, rank_of
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.refused import FIXED, as_files
 from ckpt_cli.formats.sharded.read import ReadOne
@@ -35,13 +34,6 @@ if TYPE_CHECKING:
 
 NAME = "fsdp"
 
-_FILES = (
-    r"(?P<kind>model|optim|extra_state)_world_size_(?P<world>\d{1,6})_rank_(?P<rank>\d{1,6})\.pt",
-    r"(?P<kind>pytorch_model(?:_fsdp)?|optimizer)(?:_(?P<index>\d{1,6}))?_rank_?(?P<rank>\d{1,6})\.bin",
-)
-_KINDS = {"optim": OPTIMIZER, "optimizer": OPTIMIZER, "extra_state": "extra_state"}
-"""By the beginnings of names, what files have; any other is of the model."""
-
 _FLAT = ("_flat_param", "flat_param")
 """The last part of the names of FSDP's flat parameters, of which only its local state has any."""
 
@@ -51,15 +43,9 @@ _PLAIN = 4 << 20
 """Bytes of tensors that several ranks have whole, compared at a time."""
 
 
-def is_of_ranks(_: str, names: Sequence[str]) -> bool:
-    """True for a folder with such files: of a world that they name, or of more than one rank."""
-    models = [rank for rank in map(_rank_file, names) if rank is not None and rank.kind == MODEL]
-    return len(models) > 1 or any(rank.world is not None for rank in models)
-
-
 def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the files of all ranks as the model whose parts they have."""
-    found = _found(path, names)
+    found = files_by_kind(path, names)
     every = [name for of_kind in found.values() for name in of_kind]
     files = opener.open_all([join(path, name) for name in every])
     with closed_on_error(files):
@@ -110,7 +96,7 @@ def _joined_kinds(joining: _Joining, by_kind: Mapping[str, Sequence[RankFile]]) 
 
 def read_files(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the same files side by side, as they are."""
-    found = sorted(name for name in names if _rank_file(name) is not None)
+    found = sorted(name for name in names if rank_of(name) is not None)
     container, entries = side_by_side(path, found, opener, read_one)
     return Checkpoint(
         path=path,
@@ -127,68 +113,6 @@ def read_files(path: str, names: Sequence[str], opener: Opener, read_one: ReadOn
 
 def _no_seal(_: Overlay) -> None:
     """Nothing is patched."""
-
-
-@dataclass(frozen=True, slots=True)
-class _RankName:
-    """What the name of a rank's file says."""
-
-    kind: str
-    """`model`, `optimizer` or `extra_state`, with `_N` behind it for the N-th of several."""
-    rank: int
-    world: int | None
-    """The number of ranks, where the name has it."""
-    index: int
-
-
-def _rank_file(name: str) -> _RankName | None:
-    """Return what a name says; None for that of another file."""
-    if "_rank" not in name:
-        return None
-    said = next((found for found in (re.fullmatch(pattern, name) for pattern in _FILES) if found), None)
-    if said is None:
-        return None
-    parts = said.groupdict()
-    world = parts.get("world")
-    kind = _KINDS.get(parts["kind"], MODEL)
-    return _RankName(kind, int(parts["rank"]), int(world) if world else None, int(parts.get("index") or 0))
-
-
-def _found(path: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the files by what they are of, those of models first, in the order of the ranks.
-
-    Raises RanksError where one of a model is missing.
-    """
-    ranks = {name: rank for name in names if (rank := _rank_file(name)) is not None}
-    worlds = {rank.world for rank in ranks.values() if rank.world is not None}
-    if len(worlds) > 1:
-        raise RanksError(
-            f"it has files of saves by {' and by '.join(map(str, sorted(worlds)))} ranks", path=path,
-            hint=f"move those of one save elsewhere; {as_files(path)}",
-        )  # fmt: skip
-    several = any(rank.kind == MODEL and rank.index for rank in ranks.values())
-    by_kind: dict[str, dict[int, str]] = {}
-    for name, rank in sorted(ranks.items(), key=lambda item: (item[1].kind != MODEL, item[1].kind, item[1].index)):
-        kind = f"{rank.kind}_{rank.index}" if several and rank.world is None else rank.kind
-        if rank.rank in by_kind.setdefault(kind, {}):
-            raise RanksError(f"{name} and {by_kind[kind][rank.rank]} are of one rank", path=path, hint=as_files(path))
-        by_kind[kind][rank.rank] = name
-    model = next(iter(by_kind.values()))
-    world = next(iter(worlds), max(model) + 1)
-    if world > limits.SHARDS:
-        raise LimitError(f"it is said to be of {world} ranks", path=path)
-    found: dict[str, list[str]] = {}
-    for kind, there in by_kind.items():
-        missing = [rank for rank in range(world) if rank not in there]
-        if missing and kind.startswith(MODEL):
-            what = f"rank {missing[0]} is" if len(missing) == 1 else f"ranks {listed(missing, 5)} are"
-            raise RanksError(
-                f"{world - len(missing)} of {world} files of ranks are there: {what} missing", path=path,
-                hint=f"fetch the rest; {as_files(path)}",
-            )  # fmt: skip
-        if not missing:
-            found[kind] = [there[rank] for rank in range(world)]
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from math import prod
 
 from ckpt_cli.errors import MalformedError, RanksError, listed
-from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER, Joined, ModelStates
+from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER, Joined, ModelStates, named_groups
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.refused import as_files, tensor_parallel
 from ckpt_cli.formats.ranks.zero import INNER, PLACES, states_of
@@ -129,6 +129,6 @@ class _Universal:
                 tensor = others.tensor(key, node)
                 if tensor is None or not tensor.shape:
                     yield from others.entries([(f"{OPTIMIZER}.groups.{number}.{key}", node)])
-        yield from others.entries(
-            (f"{OPTIMIZER}.{key}", node) for key, node in others.root.items() if key not in PLACES
-        )
+        rest = {key: node for key, node in others.root.items() if key not in PLACES}
+        settings = others.entries((f"{OPTIMIZER}.{key}", node) for key, node in rest.items())
+        yield from named_groups(settings, [list(group) for group in self._groups])

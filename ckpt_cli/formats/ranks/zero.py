@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ckpt_cli.errors import RanksError
-from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER, OWN, Joined
+from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER, OWN, Joined, named_groups
 from ckpt_cli.formats.ranks.pieces import Stream
 from ckpt_cli.formats.ranks.rank_file import RankFile, number_of
 from ckpt_cli.formats.ranks.zero_layout import FLAT, ZeroLayout
@@ -85,7 +85,8 @@ class _Run:
         groups = first.pairs(inner[0]).get("param_groups")
         rest = [(f"{OPTIMIZER}.param_groups", groups)] if groups is not None else []
         rest += [(f"{OPTIMIZER}.{key}", node) for key, node in self._layout.states[0].items() if key not in PLACES]
-        yield from first.entries(rest)
+        names = [list(shapes) for shapes in self._layout.model_states.shapes()]
+        yield from named_groups(first.entries(rest), names)
 
     def _refuse_other_steps(self, by_group: Sequence[Sequence[dict[str, object]]]) -> None:
         """Raise where the optimizers of two ranks took different numbers of steps: their files are of two saves."""

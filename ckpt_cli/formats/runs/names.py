@@ -3,7 +3,8 @@
 Written by Hugging Face's Trainer (`_save_checkpoint` in transformers/trainer.py: `checkpoint-N/` with optimizer.pt,
 scheduler.pt, scaler.pt, rng_state.pth or one for each rank, trainer_state.json and training_args.bin), by Accelerate
 (`save_state`, accelerate/checkpointing.py: optimizer.bin, scheduler.bin, sampler.bin, random_states_R.pkl,
-custom_checkpoint_N.pkl) and by Lightning (`FSDPStrategy.save_checkpoint`: a distributed checkpoint and meta.pt).
+custom_checkpoint_N.pkl), by Lightning (`FSDPStrategy.save_checkpoint`: a distributed checkpoint and meta.pt) and by
+Megatron-core (`dist_checkpointing.save`: a distributed checkpoint and common.pt).
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ckpt_cli.errors import UnknownFormatError, UsageError, listed, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import is_folder, join, name_of, names_in
-from ckpt_cli.formats.sharded.names import SUFFIXES, file_in, is_index, set_of, shard_names, whole_set
+from ckpt_cli.formats.sharded.names import SUFFIXES, is_index, set_of, shard_names, whole_set
 
 TRAINER_STATE = "trainer_state.json"
 
@@ -31,7 +31,9 @@ _MODEL = re.compile(r"(?:model|pytorch_model|adapter_model|pytorch_model_fsdp)(_
 
 _RANDOM = re.compile(r"random_states(_\d{1,9})")
 _PICKLE = re.compile(r"(?:random_states|custom_checkpoint)_\d{1,9}\.pkl")
-_KNOWN = re.compile(r"(?:optimizer|scheduler|sampler|scaler|rng_state|dl_state_dict)(?:_\d{1,9})?|training_args|meta")
+_KNOWN = re.compile(
+    r"(?:optimizer|scheduler|sampler|scaler|rng_state|dl_state_dict)(?:_\d{1,9})?|training_args|meta|common"
+)
 _DISTRIBUTED = re.compile(r"(pytorch_model_fsdp|optimizer)_\d{1,9}")
 """Folders in which Accelerate has distributed checkpoints."""
 
@@ -40,6 +42,9 @@ _STEP = re.compile(r"(?:checkpoint|ckpt|global_?step|step|iter|epoch)[-_=]?\d+(?
 
 _FIRST = {"pytorch_model_fsdp_0": "model", "optimizer_0": "optimizer"}
 """Parts that Accelerate numbers although there is but one as a rule."""
+
+_COMMON = {"meta.pt": "Lightning", "common.pt": "Megatron-core"}
+"""Files beside the `.metadata` of a distributed checkpoint with what is not distributed, and who writes them."""
 
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -73,14 +78,14 @@ def is_of_run(path: str, names: Sequence[str]) -> bool:
     """True for the folder of a training run, by the names in it.
 
     It has random states as trainers name them; or a state of an optimizer, scheduler or scaler and another of these,
-    trainer_state.json or training_args.bin; or it is a distributed checkpoint with Lightning's meta.pt; or its file
-    `latest` names a folder with the files of ranks, and files of checkpoints lie beside that.
+    trainer_state.json or training_args.bin; or it is a distributed checkpoint with Lightning's meta.pt or Megatron's
+    common.pt; or its file `latest` names a folder with the files of ranks, and files of checkpoints lie beside that.
     """
     states = sum(_STATE.fullmatch(name) is not None for name in names)
     if any(map(_RNG.fullmatch, names)) or (states and states + sum(sign in names for sign in _SIGNS) > 1):
         return sum(map(_is_part, names)) > 1 or has_ranks(path, names)
     if ".metadata" in names:
-        return "meta.pt" in names
+        return any(name in names for name in _COMMON)
     return any(name.endswith(SUFFIXES) for name in names) and has_ranks(path, names)
 
 
@@ -95,7 +100,7 @@ def _is_part(name: str) -> bool:
 
 def has_ranks(path: str, names: Sequence[str]) -> bool:
     """True for a folder whose file `latest` names a folder beside it that has the files of ranks."""
-    if "latest" not in names:
+    if "latest" not in names and "latest_universal" not in names:
         return False
     from ckpt_cli.formats.ranks.folder import is_of_ranks
 
@@ -107,28 +112,16 @@ def is_step(name: str) -> bool:
     return _STEP.fullmatch(name) is not None
 
 
-def one_file_in(path: str, names: Sequence[str]) -> str:
-    """Return the one checkpoint file that a folder holds.
-
-    Raises UnknownFormatError where it has none, UsageError for several, or for folders that are checkpoints.
-    """
-    try:
-        return file_in(path, names)
-    except UnknownFormatError:
-        steps = [name for name in sorted(names, key=natural) if is_step(name) and is_folder(join(path, name))]
-        if not steps:
-            raise
-        raise UsageError(
-            f"a folder of {len(steps)} checkpoint{'s' if len(steps) > 1 else ''} of a run: {listed(steps, 3)}",
-            path=path,
-            hint=f"name one of them; ckpt info {quoted(path)} lists them",
-        ) from None
+def steps_in(path: str, names: Sequence[str]) -> list[str]:
+    """Return the names of the folders in that of a run which are its checkpoints, in natural order."""
+    return [name for name in sorted(names, key=natural) if is_step(name) and is_folder(join(path, name))]
 
 
 def writer_of(names: Sequence[str]) -> str:
     """Return the program that wrote a run, by the names in its folder."""
-    if ".metadata" in names and "meta.pt" in names:
-        return "Lightning"
+    for name, writer in _COMMON.items():
+        if ".metadata" in names and name in names:
+            return writer
     if any(name.startswith("random_states_") for name in names):
         return "Accelerate"
     is_trainer = any(sign in names for sign in _SIGNS) or any(map(_RNG.fullmatch, names))
@@ -222,7 +215,7 @@ def _rank(prefix: str) -> tuple[object, ...]:
     return place, natural(prefix)
 
 
-def natural(name: str) -> list[tuple[bool, int, str]]:
-    """The key by which names are sorted as people number them: rank 10 after rank 9."""
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key by which `step-9` comes before `step-10`."""
     parts = _DIGITS.split(name)  # every second one is a number
-    return [(bool(at % 2), int(part) if at % 2 else 0, part) for at, part in enumerate(parts)]
+    return [(0, 0, part) if number % 2 == 0 else (1, int(part[:4000]), part) for number, part in enumerate(parts)]

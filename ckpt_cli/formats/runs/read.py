@@ -19,10 +19,11 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
+from ckpt_cli.formats.ranks.names import rank_files
 from ckpt_cli.formats.runs.json_values import read_json
 from ckpt_cli.formats.runs.names import RunFile, files_of, has_ranks, writer_of
 from ckpt_cli.formats.sharded.names import SUFFIXES
-from ckpt_cli.formats.sharded.read import ReadOne, read_set, read_without_index
+from ckpt_cli.formats.sharded.read import ReadOne, ShardSet, read_set, read_without_index
 from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
 
@@ -75,7 +76,10 @@ class RunFiles:
         Where the files of ranks have it, it is the part of all that these have.
         """
         found = next((part for part in self.parts if part.prefix == prefix), None)
-        within = (part for part in self.parts if not part.prefix and prefix in part.checkpoint.top_level)
+        inside = f"{prefix}."
+        within = (
+            p for p in self.parts if not p.prefix and any(e.name.startswith(inside) for e in p.checkpoint.entries)
+        )
         found = found or next(within, None)
         return found.checkpoint if found else None
 
@@ -125,6 +129,20 @@ class RunFiles:
             part.checkpoint.close()
 
 
+def model_of(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the model of a run as the checkpoint that it is alone; any other checkpoint as it is."""
+    container = checkpoint.container
+    return (container.part(MODEL) or checkpoint) if isinstance(container, RunFiles) else checkpoint
+
+
+def apart(checkpoint: Checkpoint) -> list[Checkpoint]:
+    """Return the files of a set, and those of all parts of a run, as the checkpoints that they are alone."""
+    container = checkpoint.container
+    if isinstance(container, RunFiles):
+        return [each for part in container.parts for each in apart(part.checkpoint)]
+    return list(container.shards) if isinstance(container, ShardSet) else [checkpoint]
+
+
 def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the folder of a run."""
     with ExitStack() as opened:
@@ -132,8 +150,9 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
         for part in _joined_parts(path, names, opener, read_one):
             opened.callback(part.checkpoint.close)
             parts.append(part)
+        ranks = rank_files(names)
         taken = list(chain.from_iterable(part.checkpoint.top_level for part in parts))
-        found = files_of(path, names, taken)
+        found = files_of(path, [name for name in names if name not in ranks], taken)
         if len(found) > limits.SHARDS:
             raise LimitError(f"it has {len(found)} files", path=path)
         notes: list[str] = []
@@ -181,6 +200,11 @@ def _joined_parts(path: str, names: Sequence[str], opener: Opener, read_one: Rea
         from ckpt_cli.formats.dcp.read import read_folder as read_distributed
 
         yield RunPart("", read_distributed(path, names, opener, read_one))
+    placed = rank_files(names)
+    if placed:
+        from ckpt_cli.formats.ranks.placed import read_folder as read_placed
+
+        yield RunPart("", read_placed(path, sorted(placed), opener, read_one))
 
 
 def _parts(
@@ -254,7 +278,9 @@ def _run(path: str, names: Sequence[str], parts: Sequence[RunPart], notes: Seque
 
 def _tops(part: RunPart) -> Sequence[str]:
     """Return the outermost keys that a part has in the run."""
-    return [part.prefix] if part.prefix else part.checkpoint.top_level
+    if part.prefix:
+        return [part.prefix]
+    return [entry.name.partition(".")[0] for entry in part.checkpoint.entries]
 
 
 def _told(part: RunPart, line: str) -> str:

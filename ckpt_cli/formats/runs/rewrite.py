@@ -13,7 +13,7 @@ from ckpt_cli.files.places import folder_of, join, name_of
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.runs.json_values import UNLISTED
-from ckpt_cli.formats.runs.read import MODEL, RunFiles, RunPart
+from ckpt_cli.formats.runs.read import MODEL, RunFiles, RunPart, apart
 from ckpt_cli.formats.writing import Rewriter, SetRewriter, ShardWork
 from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
@@ -40,38 +40,60 @@ class Rewriting:
         if changes.root:
             raise UnsupportedError("a part of a run cannot take the place of all of it", path=checkpoint.path)
         self.index: tuple[str, bytes] | None = None
-        self.parts: Sequence[ShardWork] = []
-        self.removed: Sequence[str] = []
+        """None: the indices of sets are among the parts."""
         self._checkpoint = checkpoint
         self._container = container
         self._changes = changes
-        self._works: list[Rewriter | SetRewriter] = []
-        self._sets: list[SetRewriter] = []
+        self._tops = {part: _tops_of(part) for part in container.parts}
         self._refuse_crossing()
-        split = self._split()
-        files: list[SourceFile] = []
-        parts: list[ShardWork] = []
-        removed: list[str] = []
+        self._works: list[tuple[RunPart, Rewriter | SetRewriter]] = []
+        self._gone: list[str] = []
+        """The files of parts of which nothing is left."""
         for part in container.parts:
-            within = part.checkpoint.container.files
             if self._is_dropped(part):
-                removed += (name_of(file.path) for file in within)
-                files += within
-            elif part in split:
-                work = cast("Rewriter | SetRewriter", rewriting(part.checkpoint, split[part]))
-                self._works.append(work)
-                if part.checkpoint.is_set:
-                    self._sets.append(cast("SetRewriter", work))
-                found, gone = _of_set(work) if part.checkpoint.is_set else ([_of_file(work, within[0])], [])
-                parts += found
-                removed += gone
-                files += within
-        self.parts, self.removed = parts, removed
-        self._refuse_folders(files)
-        written = {*self.names, *removed}
-        self.unchanged: Sequence[str] = [
-            name for name in (name_of(file.path) for file in container.files) if name not in written
-        ]
+                self._gone += (name_of(file.path) for file in part.checkpoint.container.files)
+            elif not self._add(part, rewriting):
+                continue
+            self._refuse_folders(part.checkpoint.container.files)
+
+    def _add(self, part: RunPart, rewriting: Callable[[Checkpoint, Changes], object]) -> bool:
+        """Plan the work of a part; returns False for one that stays as it is."""
+        sub = self._changes_of(part)
+        if sub is None:
+            return False
+        try:
+            work = rewriting(part.checkpoint, sub)
+        except UnsupportedError:
+            if replace(sub, rewrite=False, contents={}, rename=None) != Changes():
+                raise
+            return False  # it can only be packed, and its format cannot be
+        self._works.append((part, cast("Rewriter | SetRewriter", work)))
+        return True
+
+    @property
+    def parts(self) -> Sequence[ShardWork]:
+        """The files that are written, of a set the index last; a distributed checkpoint decides on them as it goes."""
+        found: list[ShardWork] = []
+        for part, work in self._works:
+            if not part.checkpoint.is_set:
+                found.append(_of_file(work, part.checkpoint.container.files[0]))
+                continue
+            of_set = cast("SetRewriter", work)
+            data = list(of_set.parts)
+            known = {each.name for each in data}
+            found += data
+            found += (ShardWork(name, _IndexWork(of_set)) for name in of_set.names if name not in known)
+        return found
+
+    @property
+    def _sets(self) -> list[SetRewriter]:
+        """The works of sets."""
+        return [cast("SetRewriter", work) for part, work in self._works if part.checkpoint.is_set]
+
+    @property
+    def removed(self) -> Sequence[str]:
+        """The files that go."""
+        return [*self._gone, *(name for work in self._sets for name in work.removed)]
 
     @property
     def unreferenced(self) -> int:
@@ -84,9 +106,15 @@ class Rewriting:
             work.for_new_folder()
 
     @property
+    def unchanged(self) -> Sequence[str]:
+        """The files that stay as they are."""
+        written = {*self.names, *self.removed}
+        return [name for name in (name_of(file.path) for file in self._container.files) if name not in written]
+
+    @property
     def nbytes(self) -> int:
         """The bytes that will be written."""
-        return sum(part.work.nbytes for part in self.parts)
+        return sum(work.nbytes for _, work in self._works)
 
     @property
     def first(self) -> str:
@@ -102,7 +130,8 @@ class Rewriting:
 
     def patch(self, overlay: Overlay) -> bool:
         """Put the edit into the overlay if it fits into each file that it concerns."""
-        return not self.removed and all(work.patch(overlay) for work in self._works)
+        fits = [work.patch(overlay) for _, work in self._works]
+        return all(fits) and not self.removed
 
     # --- the changes of each part
 
@@ -112,7 +141,7 @@ class Rewriting:
             if part.prefix and (name == part.prefix or name.startswith(f"{part.prefix}.")):
                 return part
         top = name.partition(".")[0]
-        return next((p for p in self._container.parts if not p.prefix and top in p.checkpoint.top_level), None)
+        return next((part for part, tops in self._tops.items() if not part.prefix and top in tops), None)
 
     def _refuse_crossing(self) -> None:
         """Raise RefusedError for names that another file would have, or none."""
@@ -127,7 +156,7 @@ class Rewriting:
         for name in self._changes.added:
             part = self._owner(name)
             if part is None:
-                known = ", ".join(f"{part.prefix}." for part in self._container.parts if part.prefix)
+                known = ", ".join(f"{top}." for tops in self._tops.values() for top in tops)
                 raise RefusedError(
                     f"no file of the run has names such as {name!r}",
                     path=self._checkpoint.path,
@@ -145,10 +174,6 @@ class Rewriting:
             return True
         entries = part.checkpoint.entries
         return bool(entries) and all(part.outer(entry.name) in changes.dropped for entry in entries)
-
-    def _split(self) -> dict[RunPart, Changes]:
-        """Return the changes of each part that has some."""
-        return {part: sub for part in self._container.parts if (sub := self._changes_of(part)) is not None}
 
     def _changes_of(self, part: RunPart) -> Changes | None:
         """Return the changes of one part, in its own names; None if there are none."""
@@ -168,7 +193,12 @@ class Rewriting:
         }
         strings = changes if part.prefix == MODEL else Changes()
         is_packed = changes.rewrite and bool(part.checkpoint.tensors)
-        anything = names or dropped or prefixes or tensors or values or added or is_packed or strings.in_shards
+        device = changes.device
+        if not any(each.document is not None and each.tensors for each in apart(part.checkpoint)):
+            device = None  # nothing of it was written by torch.save
+        anything = (
+            device or names or dropped or prefixes or tensors or values or added or is_packed or strings.in_shards
+        )
         if not anything and strings.metadata is None:
             return None
         return replace(
@@ -183,6 +213,7 @@ class Rewriting:
             added=added,
             metadata=strings.metadata,
             in_shards=strings.in_shards,
+            device=device,
             rewrite=is_packed,
         )
 
@@ -248,26 +279,23 @@ def _of_file(work: object, file: SourceFile) -> ShardWork:
     return ShardWork(name_of(file.path), cast("Rewriter", work))
 
 
-def _of_set(work: object) -> tuple[list[ShardWork], Sequence[str]]:
-    """Return the files of a set that are written, its index among them, and those that go."""
-    of_set = cast("SetRewriter", work)
-    parts = list(of_set.parts)
-    if of_set.index is not None:
-        name, content = of_set.index
-        parts.append(ShardWork(name, _IndexWork(content)))
-    return parts, of_set.removed
+def _tops_of(part: RunPart) -> list[str]:
+    """Return the first words of the names of a part's entries in the run."""
+    if part.prefix:
+        return [part.prefix]
+    return list(dict.fromkeys(entry.name.partition(".")[0] for entry in part.checkpoint.entries))
 
 
 class _IndexWork:
-    """The index of a set among the files that are written."""
+    """The index of a set among the files that are written; what it says is known once the others are."""
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, of_set: SetRewriter) -> None:
+        self._set = of_set
 
     @property
     def nbytes(self) -> int:
         """Its bytes."""
-        return len(self._content)
+        return self._set.nbytes - sum(part.work.nbytes for part in self._set.parts)
 
     def patch(self, overlay: Overlay) -> bool:  # noqa: ARG002 - as the protocol has it
         """False: the set patches its index itself."""
@@ -275,9 +303,10 @@ class _IndexWork:
 
     def write(self, target: LocalFile, progress: Progress = no_progress) -> None:
         """Write it into an empty file."""
-        write_all(target.fd, self._content, 0)
-        target.size = len(self._content)
-        progress(len(self._content))
+        _, content = self._set.index or ("", b"")
+        write_all(target.fd, content, 0)
+        target.size = len(content)
+        progress(len(content))
 
     def verify(self, path: str) -> None:
         """Nothing is read back: the set made its content of what the files have."""

@@ -13,6 +13,9 @@ from ckpt_cli.files.places import exists, folder_of, join, name_of
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """In the order of preference where a checkpoint was saved twice."""
 
+_OTHERS = (".msgpack", ".onnx", ".nemo", ".eqx", ".keras", ".weights.h5")
+"""The ends of the names of other libraries' checkpoints, which a folder stands for where there is nothing else."""
+
 INDEX = ".index.json"
 _SHARD = r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[a-z]+)"
 _INDEX = r"(?P<base>.+)(?P<suffix>\.[a-z]+)\.index(\.(?P<variant>\w+))?\.json"
@@ -71,6 +74,9 @@ def file_in(path: str, names: Sequence[str]) -> str:
     """The one checkpoint file that a folder holds; UnknownFormatError where it has none, UsageError for several."""
     files = [name for name in names if name.endswith(SUFFIXES)]
     if not files:
+        others = [name for name in names if name.endswith(_OTHERS)]
+        if len(others) == 1:
+            return others[0]
         raise UnknownFormatError(
             "a folder without a checkpoint: no .metadata, no index and no checkpoint file", path=path
         )

@@ -56,6 +56,7 @@ FLAVOURS = (
     Flavour("model.json", what="an old TorchScript archive (model.json, as PyTorch 1.0 wrote), which is not read"),
     Flavour("data.pkl", "ckpt_cli.formats.torch_zip.read:read_records"),
     Flavour("policy.pth", "ckpt_cli.formats.torch_zip.sb3:read_records", rooted=False),
+    Flavour("model.weights.h5", "ckpt_cli.formats.containers.h5:read_records", rooted=False),
     Flavour("data/aotinductor/", what="an AOTInductor package: compiled code, whose weights are not listed"),
     Flavour(".data/extern_modules", what="a torch.package archive, a Python package with code, which is not read"),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from ckpt_cli.files.places import (
 from ckpt_cli.files.source import Identity, SourceFile
 from ckpt_cli.files.unchanged import open_to_scan
 from ckpt_cli.formats import open_checkpoint
-from ckpt_cli.formats.open import read_one
+from ckpt_cli.formats.open import one_file_in, read_one
 from ckpt_cli.formats.registry import folder_kind, format_of
 from ckpt_cli.formats.signatures import beginning, documented, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -137,6 +137,8 @@ class _Worker:
         """All of it."""
         found, complete = self._open(path)
         for checkpoint in found:
+            for file in checkpoint.container.files if self._reading is not None else ():
+                file.note_whole()
             self._inspect(checkpoint)
         self._configs(path, found if self._model is None else self._model, complete=complete)
         self.report.tensors = sum(len(checkpoint.tensors) for checkpoint in found)
@@ -169,7 +171,6 @@ class _Worker:
         kind = folder_kind(path, names)
         if kind is not None:
             return self._parts_of_run(path, names) if kind.is_run else self._single(path)
-        from ckpt_cli.formats.runs.names import one_file_in
         from ckpt_cli.formats.sharded.names import index_in, whole_set
 
         index_name = index_in(path, names)
@@ -182,6 +183,7 @@ class _Worker:
 
     def _parts_of_run(self, path: str, names: Sequence[str]) -> tuple[list[Checkpoint], bool]:
         """The checkpoints that the folder of a run has side by side, each opened by itself."""
+        from ckpt_cli.formats.ranks.names import rank_files
         from ckpt_cli.formats.runs.names import files_of, has_ranks
         from ckpt_cli.formats.runs.read import MODEL
 
@@ -194,7 +196,10 @@ class _Worker:
             found += self._single(latest(path, names)[0])[0]
         elif ".metadata" in names:
             found += self._single(join(path, ".metadata"))[0]
-        for file in files_of(path, names):
+        ranks = rank_files(names)
+        if ranks:
+            found += self._opened_by(path, lambda: _joined(path, sorted(ranks)))[0]
+        for file in files_of(path, [name for name in names if name not in ranks]):
             try:
                 opened, is_whole = self._part_of_run(path, file)
             except UnknownFormatError:
@@ -211,11 +216,16 @@ class _Worker:
             return self._set(join(path, file.name))
         if file.kind == "shards":
             return self._shards(path, "", file.shards, {}, {})
-        return self._single(join(path, file.name), json=file.kind == "json")
+        if file.kind == "json":
+            return self._opened_by(join(path, file.name), lambda: _json(join(path, file.name)))
+        return self._single(join(path, file.name))
 
-    def _single(self, path: str, *, json: bool = False) -> tuple[list[Checkpoint], bool]:
+    def _single(self, path: str) -> tuple[list[Checkpoint], bool]:
+        return self._opened_by(path, lambda: open_checkpoint(path))
+
+    def _opened_by(self, path: str, opening: Callable[[], Checkpoint]) -> tuple[list[Checkpoint], bool]:
         try:
-            checkpoint = self._json(path) if json else open_checkpoint(path)
+            checkpoint = opening()
         except FormatError as error:
             self._identities[path] = identity_at(path)
             self._broken(path, error)
@@ -223,17 +233,6 @@ class _Worker:
         self._opened.callback(checkpoint.close)
         self._identities.update((file.path, file.seen) for file in checkpoint.container.files)
         return [checkpoint], not any(note.startswith("one shard of ") for note in checkpoint.notes)
-
-    def _json(self, path: str) -> Checkpoint:
-        """Open a JSON file that is a part of a run."""
-        from ckpt_cli.formats.runs.json_values import read_json
-
-        opener = Opener()
-        file = opener.open(path)
-        with closed_on_error([file]):
-            checkpoint = read_json(file)
-        opener.release()
-        return checkpoint
 
     def _set(self, path: str) -> tuple[list[Checkpoint], bool]:
         from ckpt_cli.formats.sharded.read import read_index
@@ -376,3 +375,26 @@ def codes() -> Iterator[tuple[str, str, str]]:
     """Yield every code with its severity and its meaning, for docs/check.md."""
     for each in CODES:
         yield each.code, each.severity, each.meaning
+
+
+def _json(path: str) -> Checkpoint:
+    """Open a JSON file that is a part of a run."""
+    from ckpt_cli.formats.runs.json_values import read_json
+
+    opener = Opener()
+    file = opener.open(path)
+    with closed_on_error([file]):
+        checkpoint = read_json(file)
+    opener.release()
+    return checkpoint
+
+
+def _joined(path: str, names: Sequence[str]) -> Checkpoint:
+    """Open the files of ranks in the folder of a run as what they are together."""
+    from ckpt_cli.formats.open import read_one
+    from ckpt_cli.formats.ranks.placed import read_folder
+
+    opener = Opener()
+    checkpoint = read_folder(path, names, opener, read_one)
+    opener.release()
+    return checkpoint

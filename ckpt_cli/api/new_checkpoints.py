@@ -1,0 +1,127 @@
+"""Commands that write new checkpoints as functions with their names and options: `convert` and `avg`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from ckpt_cli.api.checkpoint import texts
+from ckpt_cli.api.edits import Report, report_of
+from ckpt_cli.api.request import Path, path_of, request
+from ckpt_cli.errors import UsageError
+
+
+def convert(
+    path: Path,
+    output: Path,
+    *names: str,
+    exclude: str | Sequence[str] = (),
+    to: str | None = None,
+    select: str = "",
+    dtype: str | None = None,
+    max_shard: int | str | None = None,
+    shared: str = "keep-one",
+    tensors_only: bool = False,
+    plain: bool = False,
+    lossy: bool = False,
+    raw: bool = False,
+    salvage: bool = False,
+    weights_only: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write a checkpoint in another format, as `ckpt convert` with these options.
+
+    `max_shard` is a size such as `5GB`, or a number of bytes; `shared` is `keep-one`, `clone` or `error`. With
+    `salvage` the report of a file that was cut has `problem` and `lost`. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.cast import dtype_named
+    from ckpt_cli.edits.convert import convert as write
+    from ckpt_cli.edits.convert_options import CLONE, ERROR, KEEP_ONE, ConvertOptions, size_of
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.convert import to_json as conversion_json
+
+    if shared not in (KEEP_ONE, CLONE, ERROR):
+        raise UsageError(f"shared is {KEEP_ONE}, {CLONE} or {ERROR}, not {shared!r}")
+    with request(), workers(0) if dtype else nullcontext() as executor:
+        options = ConvertOptions(
+            to=to,
+            select=select,
+            names=names,
+            exclude=texts(exclude),
+            dtype=dtype_named(dtype) if dtype else None,
+            max_shard=None if max_shard is None else size_of(str(max_shard)),
+            shared=shared,
+            tensors_only=tensors_only,
+            plain=plain,
+            lossy=lossy,
+            raw=raw,
+            salvage=salvage,
+            weights_only=weights_only,
+            force=force,
+            dry_run=dry_run,
+            executor=executor,
+        )
+        return report_of(conversion_json(write(path_of(path), os.fspath(output), options)))
+
+
+def avg(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    weights: Sequence[float] = (),
+    ema: float | None = None,
+    last: int | None = None,
+    normalize: bool = True,
+    select: str | None = None,
+    rest: str | int = "last",
+    ints: str = "equal",
+    common: bool = False,
+    untie: bool = False,
+    finite: bool = False,
+    dtype: str | None = None,
+    to: str | None = None,
+    max_shard: int | str | None = None,
+    weights_only: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write the average of checkpoints of one model, as `ckpt avg` with these options.
+
+    `weights` has one for each checkpoint. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.avg import average
+    from ckpt_cli.edits.avg_options import INTS, AvgOptions, inputs_of
+    from ckpt_cli.edits.cast import dtype_named
+    from ckpt_cli.edits.convert_options import size_of
+    from ckpt_cli.edits.derive import DeriveOptions
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.avg import to_json as avg_json
+
+    if ints not in INTS:
+        raise UsageError(f"ints is {', '.join(INTS)}, not {ints!r}")
+    with request(), workers(0) as executor:
+        found, _ = inputs_of([path_of(path) for path in paths], last, is_weighted=False)
+        new = DeriveOptions(
+            to=to,
+            max_shard=None if max_shard is None else size_of(str(max_shard)),
+            force=force,
+            dry_run=dry_run,
+            weights_only=weights_only,
+            executor=executor,
+        )
+        options = AvgOptions(
+            weights=weights,
+            is_normalized=normalize,
+            ema=ema,
+            select=select,
+            rest=str(rest),
+            ints=ints,
+            common=common,
+            untie=untie,
+            finite=finite,
+            dtype=dtype_named(dtype) if dtype else None,
+            output=new,
+        )
+        return report_of(avg_json(average(found, os.fspath(output), options)))

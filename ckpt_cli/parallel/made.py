@@ -1,0 +1,128 @@
+"""Storages whose bytes are made of those of other tensors when they are read, piece by piece on an executor.
+
+Everything that reads or writes a checkpoint takes such a storage like any other: its bytes are those of no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+
+from ckpt_cli.errors import UnsupportedError
+from ckpt_cli.files.source import Extent
+from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
+_PIECE = 256 << 10
+"""Elements that are made at a time: with their sources they stay in the processor's cache."""
+
+_AHEAD = 8
+"""Pieces that are made, or wait for that, before the first of them is asked for."""
+
+Facts = TypeVar("Facts")
+
+
+class Making(Protocol):
+    """Makes elements of those of other tensors; it runs on a worker, maybe in another process."""
+
+    def run(self, parts: Iterable[memoryview]) -> tuple[bytes | memoryview, object]:
+        """Return the new elements as bytes, and facts about them.
+
+        `parts` are the elements of each source, little-endian; each is valid until the next one is asked for.
+        """
+
+
+class MadeBytes:
+    """The bytes of a storage of which each element is made of the elements of the same number of some tensors.
+
+    They are best read from the beginning to the end: what follows is made while a piece is used.
+    """
+
+    composed = True
+
+    def __init__(
+        self,
+        readers: Callable[[], Sequence[TensorReader]],
+        making: Making,
+        numel: int,
+        itemsize: int,
+        note: Callable[[object], None],
+        executor: Executor | None,
+    ) -> None:
+        """`readers` makes those of the sources when bytes are asked for; `note` gets the facts of each piece once."""
+        self._make_readers = readers
+        self._making = making
+        self._numel = numel
+        self._itemsize = itemsize
+        self._note = note
+        self._executor = executor
+        self._readers: Sequence[TensorReader] = ()
+        self._coming: dict[int, Future[tuple[bytes | memoryview, object]]] = {}
+        self._noted: set[int] = set()
+        self._last: tuple[int, bytes | memoryview] | None = None
+
+    def view(self, begin: int, nbytes: int) -> memoryview:
+        """Bytes of the storage."""
+        size = _PIECE * self._itemsize
+        first, last = begin // size, -(-(begin + nbytes) // size)
+        if last - first == 1:
+            return memoryview(self._piece(first))[begin - first * size :][:nbytes]
+        found = bytearray(nbytes)
+        for number in range(first, last):
+            piece = memoryview(self._piece(number))
+            low, high = max(begin, number * size), min(begin + nbytes, number * size + len(piece))
+            found[low - begin : high - begin] = piece[low - number * size : high - number * size]
+        return memoryview(found)
+
+    def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
+        """Raise UnsupportedError: its bytes are in no file."""
+        del begin, nbytes
+        _refuse()
+
+    def _piece(self, number: int) -> bytes | memoryview:
+        """Return one piece, and begin with those after it."""
+        if self._last is not None and self._last[0] == number:
+            return self._last[1]
+        self._readers = self._readers or self._make_readers()
+        if self._executor is None:
+            data, facts = _make(self._job(number))
+        else:
+            ended = number * _PIECE >= self._numel - _PIECE
+            for coming in range(number, number + 1 if ended else number + _AHEAD):
+                if coming not in self._coming and coming * _PIECE < self._numel:
+                    self._coming[coming] = self._executor.submit(_make, self._job(coming))
+            data, facts = self._coming.pop(number).result()
+            for other in [other for other in self._coming if not number < other < number + _AHEAD]:
+                self._coming.pop(other).cancel()
+        if number not in self._noted:
+            self._noted.add(number)
+            self._note(facts)
+        self._last = number, data
+        if (number + 1) * _PIECE >= self._numel:
+            self._readers = ()
+        return data
+
+    def _job(self, number: int) -> _Job:
+        """Return the job of making one piece."""
+        begin, end = number * _PIECE, min((number + 1) * _PIECE, self._numel)
+        sources = []
+        for reader in self._readers:
+            reader.expect(end * reader.dtype.itemsize)
+            sources.append((reader, reader.chunk(begin, end)))
+        return self._making, sources
+
+
+_Job = tuple[Making, "list[tuple[TensorReader, Chunk]]"]
+
+
+def _make(job: _Job) -> tuple[bytes | memoryview, object]:
+    """Make one piece; runs on a worker."""
+    making, sources = job
+    data, facts = making.run(reader.read_plainly(chunk) for reader, chunk in sources)
+    return (bytes(data) if isinstance(data, memoryview) and data.readonly else data), facts
+
+
+def _refuse() -> NoReturn:
+    raise UnsupportedError("its bytes are made while they are read, and are in no file")
