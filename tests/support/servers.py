@@ -103,7 +103,7 @@ def _linked(source: str, target: str) -> None:
 
 def without_revision(text: str) -> str:
     """What info says without the commit of the hub, which the same checkpoint on the disk does not have."""
-    return re.sub(r'revision\s+[0-9a-f]{40}\n|,\s*"revision": "[0-9a-f]{40}"', "", text)
+    return re.sub(r'(?:\| )?revision[\s|,]+[0-9a-f]{40}[ |]*\n|,\s*"revision": "[0-9a-f]{40}"', "", text)
 
 
 def _counts(hub: FakeHub) -> tuple[Callable[[], int], Callable[[], int], Callable[[], None]]:
