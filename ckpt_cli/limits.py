@@ -76,6 +76,10 @@ NAME_LENGTH = int(64 * 2**10 * _SCALE)
 NESTING = 1_000
 """Containers within containers, when a graph is flattened to names."""
 
+PLAIN_NESTING = 8 * NESTING
+"""Nodes within nodes of a pickle that `convert --plain` makes plain: an object that is open to names is one of up to
+eight, with its arguments and states."""
+
 GROUP_NESTING = 100
 """Maps, lists and groups within each other in msgpack and HDF5."""
 
@@ -314,5 +318,6 @@ CHECK_FINDINGS = 20
 """Findings of one code that a check lists one by one."""
 
 FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "REMOTE_BYTES", "NESTING", "GROUP_NESTING", "SAFETENSORS_WRITTEN",
-                   "DIMENSIONS", "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS"})  # fmt: skip
+                   "DIMENSIONS", "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS",
+                   "PLAIN_NESTING"})  # fmt: skip
 # The limits that `CKPT_LIMITS` does not change: those of other software, of nesting, and of what is listed.

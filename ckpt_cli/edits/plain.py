@@ -47,10 +47,6 @@ MakeTensor = Callable[[str, Call], "object | None"]
 """Makes the call of a new tensor for an array whose bytes stand in the pickle; None for any other call."""
 
 
-_DEEPEST = 8 * limits.NESTING
-"""Nodes within nodes: an object that is open to names is one of up to eight, with its arguments and states."""
-
-
 @dataclass(frozen=True, slots=True)
 class PlainValue:
     """One value that became another kind of value."""
@@ -111,8 +107,8 @@ class Plain:
             elif id(child) in self._open:
                 raise self._refused("is an object or a tuple that contains itself")
             else:
-                if len(running) > _DEEPEST:
-                    raise LimitError(f"its containers nest deeper than {_DEEPEST}", fixed=True)
+                if len(running) > limits.PLAIN_NESTING:
+                    raise LimitError(f"its containers nest deeper than {limits.PLAIN_NESTING}", fixed=True)
                 self._keys.append(key)
                 self._open.add(id(child))
                 running.append((self._convert(child), child))

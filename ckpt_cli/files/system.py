@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from _thread import allocate_lock
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -356,10 +357,7 @@ _MANY = 100
 
 
 def allow_open_files(count: int) -> int:
-    """Let the process have as many files open as the system allows it, where it needs many.
-
-    Returns the number that it may have open, besides some that every process needs: `count` where nothing says less.
-    """
+    """Let the process have `count` files open, or as many as the system allows; return how many it then may have."""
     resource = _module("resource") if count > _MANY - _NEEDED else None
     if resource is None:
         return min(count, _MANY)
@@ -372,6 +370,12 @@ def allow_open_files(count: int) -> int:
 
 _NEEDED = 40
 """Files that a process has open besides those that it asks for: streams, folders, modules, connections."""
+
+
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process had so far; 0 where the system does not say."""
+    resource, unit = _module("resource"), 1 if sys.platform == "darwin" else 1024
+    return 0 if resource is None else int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 def processors() -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_cli.errors import ChangedError, CkptError, NetworkError, UsageError, quoted
+from ckpt_cli.files.system import peak_memory
 from ckpt_cli.remote.cloud_access import READ_SECONDS, WHO
 from ckpt_cli.remote.store import Version
 
@@ -104,15 +104,6 @@ _LIST_MEMORY, _LOOK_SECONDS = 256 << 20, 0.05
 """Bytes of memory that a page of a list may take, and the seconds between two looks at it."""
 
 
-def _peak() -> int:
-    """Return the most bytes of memory that this process had so far; 0 where the system does not say."""
-    try:
-        from resource import RUSAGE_SELF, getrusage
-    except ImportError:
-        return 0
-    return getrusage(RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
-
-
 def _beside(call: Callable[[], T], listed: str | None = None) -> T:
     """Run a call on a thread, as interrupts reach Python only and not obstore's code.
 
@@ -131,9 +122,9 @@ def _beside(call: Callable[[], T], listed: str | None = None) -> T:
             ended.set()
 
     threading.Thread(target=run, daemon=True).start()
-    before = _peak()
+    before = peak_memory()
     while not ended.wait(None if listed is None else _LOOK_SECONDS):
-        if _peak() - before > _LIST_MEMORY:
+        if peak_memory() - before > _LIST_MEMORY:
             raise NetworkError("the list of its server does not end", path=listed)
     if errors:
         raise errors[0]

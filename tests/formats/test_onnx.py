@@ -49,7 +49,8 @@ TYPED = {
 @pytest.mark.parametrize("kind", TYPED)
 def test_elements_in_fields_of_their_dtype_are_decoded(tmp_path: Path, ckpt: Ckpt, kind: str) -> None:
     tensor, field = TYPED[kind]
-    path = write(tmp_path, onnx_model(initializer("a", tensor, field), initializer("w", W)))
+    strings = part(14, part(1, b"k") + part(2, b"v"))
+    path = write(tmp_path, onnx_model(initializer("a", tensor, field), initializer("w", W), properties=strings))
     checkpoint = open_checkpoint(path)
     found = torch.from_numpy(values_of(checkpoint, next(iter(checkpoint.tensors))).copy())
     assert torch.equal(found.to(tensor.dtype), tensor)

@@ -93,6 +93,7 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.meta(plain, {"note": "mine"}, delete=()),
         ckpt_cli.meta(plain),
         ckpt_cli.convert(plain, folder / "shards", max_shard="8B"),
+        ckpt_cli.avg([plain, folder / "shards"], folder / "mean.safetensors", weights=[0.5, 0.5]),
         ckpt_cli.index(folder / "shards", dry_run=True),
     ]
     try:

@@ -212,10 +212,9 @@ def initializer(name: str, tensor: torch.Tensor, *contents: bytes) -> bytes:
     return head + (b"".join(contents) if contents else part(9, raw(tensor)))
 
 
-def onnx_model(*initializers: bytes, graph: bytes = b"") -> bytes:
-    """A `ModelProto` with a node and these initializers."""
+def onnx_model(*initializers: bytes, graph: bytes = b"", properties: bytes = b"") -> bytes:
+    """A `ModelProto` with a node, these initializers and strings."""
     inside = part(1, part(4, b"Relu")) + part(2, b"g") + b"".join(part(5, each) for each in initializers) + graph
-    properties = part(14, part(1, b"k") + part(2, b"v"))
     return part(1, 8) + part(2, b"pytorch") + part(3, b"2.1") + properties + part(7, inside)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+from contextlib import closing
 from typing import Any
 
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.patches import Overlay
+from ckpt_cli.files.places import open_file
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.runs.json_values import UNLISTED, JsonFile, Path, leaves, read_json, repeats_keys
@@ -61,7 +63,7 @@ class Rewriting:
     def verify(self, path: str) -> None:
         """Raise CkptError where the file that was written does not read back as the data that was meant."""
         try:
-            with LocalFile(path) as file:
+            with closing(open_file(path)) as file:
                 read = read_json(file).container
         except CkptError as error:
             raise not_read_back(error.problem) from None
