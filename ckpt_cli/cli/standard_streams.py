@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import TextIO
 
 from ckpt_cli.errors import OutputError
-from ckpt_cli.files.system import is_broken_pipe
 
 
 class _Stdout(io.FileIO):
@@ -20,7 +19,7 @@ class _Stdout(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if is_broken_pipe(error):
+            if _is_broken_pipe(error):
                 raise BrokenPipeError(*error.args) from error
             if error.errno == errno.EBADF:
                 raise OutputError("standard output is closed, so the answer cannot be printed") from error
@@ -60,3 +59,8 @@ def _over(raw: io.FileIO, old: TextIO | None) -> TextIO:
     line_buffering = raw.fileno() == 2 or raw.isatty()
     encoding = old.encoding if old is not None else "utf-8"
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=line_buffering)
+
+
+def _is_broken_pipe(error: OSError) -> bool:
+    """True if a write failed because nobody reads the other end of a pipe; Windows calls that an invalid argument."""
+    return isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)

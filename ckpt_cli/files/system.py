@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 from _thread import allocate_lock
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -372,12 +371,6 @@ _NEEDED = 40
 """Files that a process has open besides those that it asks for: streams, folders, modules, connections."""
 
 
-def peak_memory() -> int:
-    """Return the most bytes of memory that this process had so far; 0 where the system does not say."""
-    resource, unit = _module("resource"), 1 if sys.platform == "darwin" else 1024
-    return 0 if resource is None else int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
-
-
 def processors() -> int:
     """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -393,8 +386,3 @@ def change_time_ns() -> tuple[int, bool]:
 
     is_linux = hasattr(time, "CLOCK_BOOTTIME")
     return (time.clock_gettime_ns(_COARSE), True) if is_linux else (time.time_ns(), False)
-
-
-def is_broken_pipe(error: OSError) -> bool:
-    """True if a write failed because nobody reads the other end of a pipe; Windows calls that an invalid argument."""
-    return isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)

@@ -9,7 +9,6 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.registry import format_of
-from ckpt_cli.formats.runs.read import RunFiles
 from ckpt_cli.model.checkpoint import Checkpoint, Deferred, Entry, Tensor, Value
 from ckpt_cli.ops.aliasing import all_strided, by_storage, needed_nbytes, stored_nbytes, tied_names, unique_numel
 from ckpt_cli.ops.select import left, refuse_index, select_one, whole_tensors
@@ -150,9 +149,12 @@ def unreferenced(checkpoint: Checkpoint) -> Mapping[str, int]:
 
     Of a distributed checkpoint, the files that have bytes of no item; of a run, those of all its parts.
     """
-    if isinstance(checkpoint.container, RunFiles):
-        parts = checkpoint.container.parts
-        return {part.outer(key): n for part in parts for key, n in unreferenced(part.checkpoint).items()}
+    if checkpoint.is_set:
+        from ckpt_cli.formats.runs.read import RunFiles
+
+        if isinstance(checkpoint.container, RunFiles):
+            parts = checkpoint.container.parts
+            return {part.outer(key): n for part in parts for key, n in unreferenced(part.checkpoint).items()}
     if format_of(checkpoint).is_distributed:
         from ckpt_cli.formats.dcp.container import unreferenced_bytes
 

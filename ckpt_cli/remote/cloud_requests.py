@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_cli.errors import ChangedError, CkptError, NetworkError, UsageError, quoted
-from ckpt_cli.files.system import peak_memory
 from ckpt_cli.remote.cloud_access import READ_SECONDS, WHO
 from ckpt_cli.remote.store import Version
 
@@ -104,6 +103,15 @@ _LIST_MEMORY, _LOOK_SECONDS = 256 << 20, 0.05
 """Bytes of memory that a page of a list may take, and the seconds between two looks at it."""
 
 
+def _memory() -> int:
+    """Return the bytes of memory that this process has; 0 where the system does not say, as only Linux does."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as facts:
+            return int(facts.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
 def _beside(call: Callable[[], T], listed: str | None = None) -> T:
     """Run a call on a thread, as interrupts reach Python only and not obstore's code.
 
@@ -122,9 +130,9 @@ def _beside(call: Callable[[], T], listed: str | None = None) -> T:
             ended.set()
 
     threading.Thread(target=run, daemon=True).start()
-    before = peak_memory()
+    before = _memory()
     while not ended.wait(None if listed is None else _LOOK_SECONDS):
-        if peak_memory() - before > _LIST_MEMORY:
+        if _memory() - before > _LIST_MEMORY:
             raise NetworkError("the list of its server does not end", path=listed)
     if errors:
         raise errors[0]

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.parametrize(
 
 def edited(ckpt: Ckpt, kind: Format, path: Path, command: str, *more: str) -> State:
     """What the format's own library reads after an edit, which a dry run says beforehand; `check` finds no errors."""
+    if command == "rm" and kind.variant == "lightning":  # whose optimizer numbers its parameters
+        more = (*more, "--optimizer", "drop")
     dry = ckpt(command, path, *more, "-n", "--json")
     answer = ckpt(command, path, *more, "--json")
     assert (answer.code, answer.err) == (0, "")

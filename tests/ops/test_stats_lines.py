@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import ckpt_cli
 from ckpt_cli import limits
+from ckpt_cli.ops import stats_lines
 
 
 def lines_of(ckpt: Ckpt, *arguments: object) -> list[dict[str, Any]]:
@@ -76,8 +77,11 @@ def test_each_line_is_summarized_as_torch_does(
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("shape", [(3, 400_000), (300_000, 3), (700, 800), (5, 90_000, 2)], ids=str)
-def test_lines_are_the_same_where_chunks_cut_them(tmp_path: Path, ckpt: Ckpt, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(3, 40_000), (30_000, 3), (70, 800), (5, 9_000, 2)], ids=str)
+def test_lines_are_the_same_where_chunks_cut_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(stats_lines, "CHUNK", stats_lines.CHUNK // 10)
     torch.manual_seed(0)
     tensor = torch.randn(shape) + 100
     tensor.view(-1)[::1001] = math.nan

@@ -24,7 +24,8 @@ from ckpt_cli.formats.ranks.listed import (
     list_files,
     universal_files,
 )
-from ckpt_cli.formats.ranks.model_states import MODEL, Joined
+from ckpt_cli.formats.ranks.model_states import Joined
+from ckpt_cli.formats.ranks.names import MODEL
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.refused import FIXED, as_files, tensor_parallel
 from ckpt_cli.formats.ranks.zero import join_zero

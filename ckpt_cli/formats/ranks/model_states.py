@@ -9,14 +9,12 @@ from math import prod
 
 from ckpt_cli.errors import RanksError, UnsupportedError, listed
 from ckpt_cli.facts import dataclass
+from ckpt_cli.formats.ranks.names import MODEL, OPTIMIZER
 from ckpt_cli.formats.ranks.pieces import Stream, joined_tensor
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.refused import as_files
 from ckpt_cli.model.checkpoint import Entry, Tensor, Value
 from ckpt_cli.pickles.tensors.arguments import sizes, text_of
-
-MODEL, OPTIMIZER = "model", "optimizer"
-"""What the names of the model's entries begin with, and those of its optimizer."""
 
 OWN = ("module", "buffer_names", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params")
 """Keys of a file of model states whose values become the model's entries."""

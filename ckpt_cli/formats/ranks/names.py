@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, RanksError, listed
 from ckpt_cli.facts import dataclass
-from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER
 from ckpt_cli.formats.ranks.refused import as_files
+
+MODEL, OPTIMIZER = "model", "optimizer"
+"""What the names of the model's entries begin with, and those of its optimizer."""
 
 _FILES = (
     r"(?P<kind>model|optim|extra_state)_world_size_(?P<world>\d{1,6})_rank_(?P<rank>\d{1,6})\.pt",

@@ -21,8 +21,7 @@ from ckpt_cli.files.source import Extent
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
 from ckpt_cli.formats.ranks.listed import beside_note, count, side_by_side
-from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER
-from ckpt_cli.formats.ranks.names import files_by_kind, rank_of
+from ckpt_cli.formats.ranks.names import MODEL, OPTIMIZER, files_by_kind, rank_of
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.refused import FIXED, as_files
 from ckpt_cli.formats.sharded.read import ReadOne

@@ -14,7 +14,8 @@ from dataclasses import replace
 from math import prod
 
 from ckpt_cli.errors import MalformedError, RanksError, listed
-from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER, Joined, ModelStates, named_groups
+from ckpt_cli.formats.ranks.model_states import Joined, ModelStates, named_groups
+from ckpt_cli.formats.ranks.names import MODEL, OPTIMIZER
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.refused import as_files, tensor_parallel
 from ckpt_cli.formats.ranks.zero import INNER, PLACES, states_of

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ckpt_cli.errors import RanksError
-from ckpt_cli.formats.ranks.model_states import MODEL, OPTIMIZER, OWN, Joined, named_groups
+from ckpt_cli.formats.ranks.model_states import OWN, Joined, named_groups
+from ckpt_cli.formats.ranks.names import MODEL, OPTIMIZER
 from ckpt_cli.formats.ranks.pieces import Stream
 from ckpt_cli.formats.ranks.rank_file import RankFile, number_of
 from ckpt_cli.formats.ranks.zero_layout import FLAT, ZeroLayout
