@@ -43,9 +43,11 @@ GROUPS = {
         "compact": "Write each storage no larger than its tensors need.",
         "undo": "Restore the newest backup that an edit kept.",
     },
+    "Combine": {
+        "avg": "Average checkpoints of one model.",
+    },
     "Write": {
         "convert": "Write a checkpoint in another format.",
-        "avg": "Average checkpoints of one model.",
         "index": "Write the index of a folder of shards, from the shards.",
     },
 }
