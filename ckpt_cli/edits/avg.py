@@ -20,7 +20,7 @@ from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.changes import Changes, Content, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.model.new_checkpoint import tied_groups
-from ckpt_cli.ops.aliasing import by_storage, content_digest, is_array, partly_shared
+from ckpt_cli.ops.aliasing import all_strided, by_storage, content_digest, is_array, partly_shared
 from ckpt_cli.ops.match_states import model_tensors
 from ckpt_cli.parallel.made import MadeBytes, Making
 from ckpt_cli.parallel.tensor_chunks import TensorReader
@@ -234,13 +234,18 @@ class _Plan:
         return [list(group) for group in every[self._place]]
 
     def _refuse_overlaps(self, base: Checkpoint, tensors: Sequence[Tensor]) -> None:
-        """Raise RefusedError for views that share some of their bytes, which would not any more."""
+        """Raise RefusedError for tensors that share bytes with others, averaged or not, and would not any more."""
         budget = Budget.of(base)
-        for _, views in by_storage(tensors):
-            meeting, _ = partly_shared(views, budget)
-            if meeting:
+        made = {tensor.name for tensor in tensors}
+        for _, views in by_storage(all_strided(base.tensors)):
+            if made.isdisjoint(view.name for view in views):
+                continue
+            staying = {view.view for view in views if view.name not in made}
+            tied = [view for view in views if view.view in staying]
+            sharing = [*tied, *partly_shared(views, budget)[0]]
+            if not made.isdisjoint(view.name for view in sharing):
                 raise RefusedError(
-                    f"{listed([view.name for view in meeting], 3)} share some of their bytes",
+                    f"{listed(list(dict.fromkeys(view.name for view in sharing)), 3)} share their bytes",
                     path=base.path,
                     hint="--untie gives each bytes of its own",
                 )

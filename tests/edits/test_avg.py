@@ -217,7 +217,7 @@ def test_names_shapes_and_ties_that_differ_are_refused(ckpt: Ckpt) -> None:
     for files, problem in (
         (("a.pt", "more.pt"), "it lacks 1 of the 6 names of the others"),
         (("a.pt", "shape.pt"), "tensor 'big' is [600, 700], and [5, 700] in shape.pt"),
-        (("apart.pt", "tied.pt"), "share some of their bytes"),
+        (("apart.pt", "tied.pt"), "share their bytes"),
         (("a.pt", "low.pt"), "differs, and cannot be averaged"),
         (("a.pt", "nothing.pt"), "nothing.pt: No such file"),
         (("a.pt",), "takes two checkpoints at least"),
@@ -235,6 +235,19 @@ def test_names_shapes_and_ties_that_differ_are_refused(ckpt: Ckpt) -> None:
     answer = ckpt("avg", "a.pt", "more.pt", "-o", "common.pt", "--common")
     assert "not in all of them, so left as they are: more" in answer.err
     assert torch.load("common.pt")["more"] == 1
+
+
+def test_a_tensor_that_is_tied_to_what_is_not_averaged_is_not_untied_without_a_word(ckpt: Ckpt) -> None:
+    for name in "ab":
+        weight = torch.randn(3)
+        saved({"model": {"w": weight, "b": torch.ones(1)}, "ema": {"w": weight}}, f"{name}.pt")
+    answer = ckpt("avg", "a.pt", "b.pt", "-o", "out.pt")
+    assert (answer.code, Path("out.pt").exists()) == (2, False)
+    assert "b.pt: model.w, ema.w share their bytes" in answer.err
+    assert ckpt("avg", "a.pt", "b.pt", "-o", "out.pt", "--untie").code == 0
+    found, last = torch.load("out.pt"), torch.load("b.pt")
+    assert same(found["ema"]["w"], last["ema"]["w"])
+    assert same(found["model"]["w"], (torch.load("a.pt")["model"]["w"] + last["model"]["w"]) / 2)
 
 
 @pytest.mark.parametrize(("ints", "wanted"), [("first", [1, 5]), ("last", [4, 2]), ("max", [4, 5])])
