@@ -46,18 +46,25 @@ def list_files(path: str, folder: str, tag: str, opener: Opener, read_one: ReadO
     if len(found) > limits.SHARDS:
         raise LimitError(f"it has {len(found)} files", path=folder)
     container, entries = side_by_side(folder, found, opener, read_one)
-    shards = container.shards
-    version, notes = _version_and_notes(found, shards, tag)
+    version, notes = _version_and_notes(found, container.shards, tag)
+    return replace(_of_files(path, found, container, entries), format=NAME, version=version, notes=notes)
+
+
+def as_they_are(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
+    """Open some files of a folder side by side, of which its joined tensors are made; it has no format yet."""
+    found = _of_files(path, names, *side_by_side(path, names, opener, read_one))
+    return replace(found, notes=["its files are listed as they are"])
+
+
+def _of_files(path: str, names: Sequence[str], container: ShardSet, entries: Sequence[Entry]) -> Checkpoint:
     return Checkpoint(
         path=path,
-        format=NAME,
+        format="",
         entries=entries,
         container=container,
-        version=version,
-        objects=list(dict.fromkeys(name for shard in shards for name in shard.objects)),
-        top_level=[os.path.splitext(name)[0] for name in found],
+        objects=list(dict.fromkeys(name for shard in container.shards for name in shard.objects)),
+        top_level=[os.path.splitext(name)[0] for name in names],
         is_set=True,
-        notes=notes,
     )
 
 

@@ -20,7 +20,7 @@ from ckpt_cli.files.places import join
 from ckpt_cli.files.source import Extent
 from ckpt_cli.formats.dcp.boxes import Box, Chunks
 from ckpt_cli.formats.dcp.container import ChunkedTensor, Composed, Stored
-from ckpt_cli.formats.ranks.listed import beside_note, count, side_by_side
+from ckpt_cli.formats.ranks.listed import as_they_are, beside_note, count
 from ckpt_cli.formats.ranks.names import MODEL, OPTIMIZER, files_by_kind, rank_of
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.refused import FIXED, as_files
@@ -96,18 +96,8 @@ def _joined_kinds(joining: _Joining, by_kind: Mapping[str, Sequence[RankFile]]) 
 def read_files(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the same files side by side, as they are."""
     found = sorted(name for name in names if rank_of(name) is not None)
-    container, entries = side_by_side(path, found, opener, read_one)
-    return Checkpoint(
-        path=path,
-        format=NAME,
-        entries=entries,
-        container=container,
-        version=f"FSDP, {count(len(found), 'file')} of ranks",
-        objects=list(dict.fromkeys(name for shard in container.shards for name in shard.objects)),
-        top_level=[name.rpartition(".")[0] for name in found],
-        is_set=True,
-        notes=["its files are listed as they are"],
-    )
+    version = f"FSDP, {count(len(found), 'file')} of ranks"
+    return replace(as_they_are(path, found, opener, read_one), format=NAME, version=version)
 
 
 def _no_seal(_: Overlay) -> None:

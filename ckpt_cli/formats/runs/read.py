@@ -168,23 +168,16 @@ def read_folder(path: str, names: Sequence[str], opener: Opener, read_one: ReadO
 
 def read_files(path: str, names: Sequence[str], opener: Opener, read_one: ReadOne) -> Checkpoint:
     """Open the same files side by side, as they are; those with other values than tensors and pickles are left out."""
-    from ckpt_cli.formats.ranks.listed import files_of_ranks, latest, side_by_side
+    from ckpt_cli.formats.ranks.listed import as_they_are, files_of_ranks, latest
 
     found = [name for name in names if name.endswith((*SUFFIXES, ".pkl")) and not name.startswith(".")]
     if has_ranks(path, names):
         folder, tag = latest(path, names)
         found = [*(join(tag, name) for name in files_of_ranks(folder)), *found]
-    container, entries = side_by_side(path, found, opener, read_one)
-    return Checkpoint(
-        path=path,
+    return replace(
+        as_they_are(path, found, opener, read_one),
         format=NAME,
-        entries=entries,
-        container=container,
         version=f"{writer_of(names)}, {len(found)} files",
-        objects=list(dict.fromkeys(name for shard in container.shards for name in shard.objects)),
-        top_level=[name.rpartition(".")[0] for name in found],
-        is_set=True,
-        notes=["its files are listed as they are"],
         fixed="the files of a run are edited through the run, or each by itself",
     )
 
