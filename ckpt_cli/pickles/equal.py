@@ -89,7 +89,7 @@ def _same_node(one: Any, a_data: Data, other: Any, b_data: Data, agenda: list[tu
 def _are_equal(one: Any, other: Any) -> bool:
     """True if two nodes of one type are the same name, reference, or short tuple of names and plain data.
 
-    None of these is told from an equal one. False for all others, and where there may be more to compare.
+    None of these differs from an equal one. False for all others, and where there may be more to compare.
     """
     kind = type(one)
     if kind is Global:

@@ -134,8 +134,8 @@ def test_what_is_removed_stays_in_the_file_until_it_is_compacted(path: Path, ckp
     assert_same(path, wanted)
     unreferenced = report["unreferenced"]
     assert json.loads(ckpt("ls", "--waste", path, "--json").out)["waste"][0]["nbytes"] == unreferenced
-    told = ckpt("rm", path, "tag", "-n").err
-    assert f"ckpt compact {path} frees them" in told
+    said = ckpt("rm", path, "tag", "-n").err
+    assert f"ckpt compact {path} frees them" in said
     report = done(ckpt, "compact", path)
     assert "unreferenced" not in report
     assert path.joinpath("__0_1.distcp").stat().st_size == sizes["__0_0.distcp"] - unreferenced

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Ckpt, refused
-from containers import packed, raw, read_msgpack
+from containers import changed, packed, raw, read_msgpack
 
 from ckpt_cli.errors import CkptError
 from ckpt_cli.formats import open_checkpoint
@@ -111,13 +110,8 @@ CHANGES = [b"", b"\xff", b"\x80", b"\1", b"\xdf", b"\xc7"]
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_changed_byte_is_read_or_refused(tmp_path: Path, seed: int) -> None:
-    chance = random.Random(seed)
-    for _ in range(50):
-        content = bytearray(SOUND)
-        for _ in range(chance.randint(1, 3)):
-            at = chance.randrange(0, len(content))
-            content[at : at + 1] = chance.choice(CHANGES)
-        _read_or_refuse(write(tmp_path, bytes(content)))
+    for content in changed(SOUND, CHANGES, seed):
+        _read_or_refuse(write(tmp_path, content))
 
 
 def _read_or_refuse(path: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Ckpt, refused
-from containers import initializer, onnx_model, packed, part, raw, read_onnx, varint
+from containers import changed, initializer, onnx_model, packed, part, raw, read_onnx, varint
 
 from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.errors import CkptError
@@ -147,13 +146,8 @@ CHANGES = [b"", b"\xff", b"\x80", b"\1", b"\x2a", packed(1)]
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_changed_byte_is_read_or_refused(tmp_path: Path, seed: int) -> None:
-    chance = random.Random(seed)
-    for _ in range(50):
-        content = bytearray(SOUND)
-        for _ in range(chance.randint(1, 3)):
-            at = chance.randrange(5, len(content))
-            content[at : at + 1] = chance.choice(CHANGES)
-        _read_or_refuse(write(tmp_path, bytes(content)))
+    for content in changed(SOUND, CHANGES, seed, begin=5):
+        _read_or_refuse(write(tmp_path, content))
 
 
 def _read_or_refuse(path: str) -> None:

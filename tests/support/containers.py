@@ -9,10 +9,11 @@ import base64
 import io
 import json
 import pickle
+import random
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +281,14 @@ def write_tar(state: State, path: Path) -> None:
 def read_tar(path: Path) -> State:
     found: State = torch.load(path, weights_only=False)  # which is how torch reads them
     return found
+
+
+def changed(sound: bytes, changes: Sequence[bytes], seed: int, begin: int = 0) -> Iterator[bytes]:
+    """Yield fifty contents that have one to three bytes from `begin` on replaced by one of the changes."""
+    chance = random.Random(seed)
+    for _ in range(50):
+        content = bytearray(sound)
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(begin, len(content))
+            content[at : at + 1] = chance.choice(changes)
+        yield bytes(content)
