@@ -325,3 +325,35 @@ def index(folder: Path, *, dry_run: bool = False, backup: bool = False) -> Repor
 
     with request():
         return report_of(to_json(write(os.fspath(folder), EditOptions(dry_run=dry_run, backup=backup))))
+
+
+def graft(
+    path: Path,
+    other: Path,
+    *,
+    prefix: str = "",
+    at: str | None = None,
+    add: bool = False,
+    partial: bool = False,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Put the tensors of another checkpoint, or those below `prefix` in it, into this one, as `ckpt graft`.
+
+    `at` is where they go; None for the same prefix. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.graft import plan_graft
+    from ckpt_cli.formats import open_checkpoint
+    from ckpt_cli.parallel.map import workers
+
+    where = path_of(other)
+    with request(), about(where):
+        source = open_checkpoint(where)
+    with closing(source), workers(0) as executor:
+        return _edit(
+            path,
+            lambda base: plan_graft(base, source, prefix, at, add=add, partial=partial, executor=executor),
+            _options(output, dry_run, backup, weights_only),
+        )

@@ -1,9 +1,9 @@
-"""Commands that write new checkpoints as functions with their names and options: `convert` and `avg`."""
+"""Commands that write new checkpoints as functions with their names and options: `convert`, `avg` and `merge`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 from ckpt_cli.api.checkpoint import texts
@@ -125,3 +125,42 @@ def avg(
             output=new,
         )
         return report_of(avg_json(average(found, os.fspath(output), options)))
+
+
+def merge(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    prefer: str | None = None,
+    prefixes: Mapping[Path, str] | None = None,
+    to: str | None = None,
+    max_shard: int | str | None = None,
+    weights_only: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write the union of checkpoints, as `ckpt merge` with these options.
+
+    `prefer` is `first` or `last`, `prefixes` the prefix of names by path. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.convert_options import size_of
+    from ckpt_cli.edits.derive import DeriveOptions
+    from ckpt_cli.edits.merge import PREFERENCES, MergeOptions
+    from ckpt_cli.edits.merge import merge as write
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.merge import to_json as merge_json
+
+    if prefer is not None and prefer not in PREFERENCES:
+        raise UsageError(f"prefer is {' or '.join(PREFERENCES)}, not {prefer!r}")
+    with request(), workers(0) as executor:
+        new = DeriveOptions(
+            to=to,
+            max_shard=None if max_shard is None else size_of(str(max_shard)),
+            force=force,
+            dry_run=dry_run,
+            weights_only=weights_only,
+            executor=executor,
+        )
+        beginnings = {path_of(path): text for path, text in (prefixes or {}).items()}
+        options = MergeOptions(prefer, beginnings, new)
+        return report_of(merge_json(write([path_of(path) for path in paths], os.fspath(output), options)))

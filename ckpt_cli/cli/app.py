@@ -45,6 +45,8 @@ GROUPS = {
     },
     "Combine": {
         "avg": "Average checkpoints of one model.",
+        "merge": "Write the union of several checkpoints.",
+        "graft": "Put tensors of another checkpoint in the places of old ones.",
     },
     "Write": {
         "convert": "Write a checkpoint in another format.",

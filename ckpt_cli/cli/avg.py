@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, JsonReport, WeightsOnly, complete_floats
+from ckpt_cli.cli.options import DryRun, Force, JsonReport, MaxShard, ToFormat, WeightsOnly, complete_floats
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import Jobs, watched, workers
 from ckpt_cli.edits.avg import average
@@ -59,14 +59,10 @@ def avg_command(
         str | None,
         typer.Option("--dtype", metavar="DTYPE", help="Give the averages this dtype.", autocompletion=complete_floats),
     ] = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="FORMAT", help="pt, safetensors, npz, hf, hf-bin (shards), dcp.")
-    ] = None,
-    max_shard: Annotated[
-        str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
-    ] = None,
+    to: ToFormat = None,
+    max_shard: MaxShard = None,
     weights_only: WeightsOnly = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT where it is there already.")] = False,
+    force: Force = False,
     jobs: Jobs = 0,
     dry_run: DryRun = False,
     json: JsonReport = False,

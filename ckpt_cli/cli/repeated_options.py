@@ -43,7 +43,8 @@ class OrderedCommand(TyperCommand):
         for param, count in Counter(order).items():
             if count > 1 and not (param.multiple or getattr(param, "is_flag", False)):
                 raise UsageError(f"{max(param.opts, key=len)} is given {count} times, and takes one value")
-        given = {id(param): iter(values[param.name or ""]) for param in order if param.opts[0] in _RENAMING}
+        renaming = [param for param in order if param.opts[0] in _RENAMING and not getattr(param, "is_flag", False)]
+        given = {id(param): iter(values[param.name or ""]) for param in renaming}
         return [(param.opts[0].removeprefix("--"), next(given[id(param)])) for param in order if id(param) in given]
 
 

@@ -20,7 +20,7 @@ from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.changes import Changes, Content, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_cli.model.new_checkpoint import tied_groups
-from ckpt_cli.ops.aliasing import all_strided, by_storage, content_digest, is_array, partly_shared
+from ckpt_cli.ops.aliasing import all_strided, by_storage, digest_of_all, is_array, partly_shared
 from ckpt_cli.ops.match_states import model_tensors
 from ckpt_cli.parallel.made import MadeBytes, Making
 from ckpt_cli.parallel.tensor_chunks import TensorReader
@@ -195,7 +195,7 @@ class _Plan:
         if all(_is_floating(tensor) for tensor in row):
             return True
         is_alike = len({(tensor.dtype.name, tensor.shape, tensor.layout) for tensor in row}) == 1
-        if is_alike and len({_digest(*pair) for pair in zip(checkpoints, row, strict=True)}) == 1:
+        if is_alike and len({digest_of_all(*pair) for pair in zip(checkpoints, row, strict=True)}) == 1:
             self.copied.append(base.name)
             return False
         if is_alike and base.layout == "strided" and base.dtype.category in ("int", "bool"):
@@ -322,10 +322,3 @@ def _is_floating(tensor: Tensor) -> bool:
         and tensor.dtype.name in _WIDER
         and not is_array(tensor)
     )
-
-
-def _digest(checkpoint: Checkpoint, tensor: Tensor) -> object:
-    """Return a digest of a tensor's bytes; of one without bytes of its own, those of its parts."""
-    if tensor.storage is None:
-        return tuple((part.name, _digest(checkpoint, part)) for part in tensor.parts)
-    return content_digest(checkpoint, tensor)

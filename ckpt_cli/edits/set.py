@@ -61,7 +61,7 @@ def plan_set(
             patch_elements(opened, overlay, targets if opened is checkpoint else _targets_in(opened, edits))
 
     changed = tuple(dict.fromkeys(target.tensor.name for target in targets))
-    also = also_changed(checkpoint, targets, changed)
+    also = also_changed(checkpoint, ((target.tensor, target.region) for target in targets), changed)
     return EditPlan(verb, (*changed, *names), also, changes, patch=patch, check=check)
 
 

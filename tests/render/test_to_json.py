@@ -22,6 +22,7 @@ from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
 from ckpt_cli.edits.derive import DeriveOptions
+from ckpt_cli.edits.merge import MergeOptions, merge
 from ckpt_cli.edits.meta import metadata_of
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
@@ -51,6 +52,7 @@ from ckpt_cli.render import hash as hash_render
 from ckpt_cli.render import info as info_render
 from ckpt_cli.render import ls as ls_render
 from ckpt_cli.render import match as match_render
+from ckpt_cli.render import merge as merge_render
 from ckpt_cli.render import meta as meta_render
 from ckpt_cli.render import scan as scan_render
 from ckpt_cli.render import series as series_render
@@ -60,7 +62,7 @@ from ckpt_cli.render import ties as ties_render
 from ckpt_cli.render import tree as tree_render
 from ckpt_cli.render.json import LongList, json_text, rows
 
-EDITS = {"set", "rename", "rm", "keep", "cast", "tie", "untie", "compact", "to", "index", "undo"}
+EDITS = {"graft", "set", "rename", "rm", "keep", "cast", "tie", "untie", "compact", "to", "index", "undo"}
 """Commands that share `render/edits.py`."""
 
 
@@ -107,6 +109,11 @@ def averaged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     return avg_render.to_json(average(["m.pt", "m.pt"], "out.pt", AvgOptions(output=new)))
 
 
+def merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = DeriveOptions(dry_run=True, executor=executor)
+    return merge_render.to_json(merge(["m.pt", "n.pt"], "out.pt", MergeOptions("first", output=new)))
+
+
 CASES: dict[str, Result] = {
     "ls m.pt -a": listed,
     "ls m.pt --waste": lambda m, _n, _executor: ls_render.waste_to_json("m.pt", list_waste(m, ())),
@@ -126,6 +133,7 @@ CASES: dict[str, Result] = {
     "meta m.safetensors": metadata,
     "set m.pt epoch=4 -n": edited,
     "avg m.pt m.pt -o out.pt -n": averaged,
+    "merge m.pt n.pt -o out.pt -n --prefer first": merged,
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 
