@@ -92,8 +92,9 @@ def avg(
     `weights` has one for each checkpoint. Raises CkptError, OSError.
     """
     from ckpt_cli.edits.avg import average
-    from ckpt_cli.edits.avg_options import INTS, AvgOptions, inputs_of
+    from ckpt_cli.edits.avg_options import AvgOptions, inputs_of
     from ckpt_cli.edits.cast import dtype_named
+    from ckpt_cli.edits.combine import INTS
     from ckpt_cli.edits.convert_options import size_of
     from ckpt_cli.edits.derive import DeriveOptions
     from ckpt_cli.parallel.map import workers

@@ -11,8 +11,9 @@ from ckpt_cli.cli.options import DryRun, Force, JsonReport, MaxShard, ToFormat, 
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import Jobs, watched, workers
 from ckpt_cli.edits.avg import average
-from ckpt_cli.edits.avg_options import EQUAL, FIRST, LAST, MAX, AvgOptions, inputs_of
+from ckpt_cli.edits.avg_options import AvgOptions, inputs_of
 from ckpt_cli.edits.cast import dtype_named
+from ckpt_cli.edits.combine import EQUAL, FIRST, LAST, MAX
 from ckpt_cli.edits.convert_options import size_of
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.errors import UsageError

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from ckpt_cli.dtypes import DType
+from ckpt_cli.edits.combine import EQUAL, FIRST, LAST
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.errors import UsageError
 from ckpt_cli.facts import dataclass
@@ -13,8 +14,7 @@ from ckpt_cli.files.places import canonical, exists
 from ckpt_cli.formats.runs.names import natural
 from ckpt_cli.ops.steps import checkpoints_at
 
-FIRST, LAST, DROP, EQUAL, MAX = "first", "last", "drop", "equal", "max"
-INTS = (EQUAL, FIRST, LAST, MAX)
+DROP = "drop"
 
 
 @dataclass(frozen=True, slots=True)
