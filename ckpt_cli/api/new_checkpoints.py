@@ -1,4 +1,4 @@
-"""Commands that write new checkpoints as functions with their names and options: `convert`, `avg` and `merge`."""
+"""Commands that write new checkpoints as functions with their names and options: `convert`, `avg`, `mix`, `merge`."""
 
 from __future__ import annotations
 
@@ -126,6 +126,73 @@ def avg(
             output=new,
         )
         return report_of(avg_json(average(found, os.fspath(output), options)))
+
+
+def mix(
+    base: Path,
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    method: str,
+    weights: Sequence[float] = (),
+    normalize: bool | None = None,
+    density: float = 1.0,
+    t: float | None = None,
+    seed: int = 0,
+    select: str | None = None,
+    ints: str = "equal",
+    common: bool = False,
+    untie: bool = False,
+    finite: bool = False,
+    dtype: str | None = None,
+    to: str | None = None,
+    max_shard: int | str | None = None,
+    weights_only: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write a mix of a base and models that were trained from it, as `ckpt mix` with these options.
+
+    `method` is `task`, `ties`, `dare` or `slerp`. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.avg_options import inputs_of
+    from ckpt_cli.edits.cast import dtype_named
+    from ckpt_cli.edits.combine import INTS
+    from ckpt_cli.edits.convert_options import size_of
+    from ckpt_cli.edits.derive import DeriveOptions
+    from ckpt_cli.edits.mix import MixOptions
+    from ckpt_cli.edits.mix import mix as write
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.mix import to_json as mix_json
+
+    if ints not in INTS:
+        raise UsageError(f"ints is {', '.join(INTS)}, not {ints!r}")
+    with request(), workers(0) as executor:
+        found, _ = inputs_of([path_of(path) for path in paths], is_weighted=False, least=1)
+        new = DeriveOptions(
+            to=to,
+            max_shard=None if max_shard is None else size_of(str(max_shard)),
+            force=force,
+            dry_run=dry_run,
+            weights_only=weights_only,
+            executor=executor,
+        )
+        options = MixOptions(
+            method=method,
+            weights=weights,
+            is_normalized=normalize,
+            density=density,
+            t=t,
+            seed=seed,
+            select=select,
+            ints=ints,
+            common=common,
+            untie=untie,
+            finite=finite,
+            dtype=dtype_named(dtype) if dtype else None,
+            output=new,
+        )
+        return report_of(mix_json(write(path_of(base), found, os.fspath(output), options)))
 
 
 def merge(

@@ -45,6 +45,7 @@ GROUPS = {
     },
     "Combine": {
         "avg": "Average checkpoints of one model.",
+        "mix": "Mix models that were trained from one base.",
         "merge": "Write the union of several checkpoints.",
         "graft": "Put tensors of another checkpoint in the places of old ones.",
     },

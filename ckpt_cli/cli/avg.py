@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Annotated
 
@@ -79,14 +80,7 @@ def avg_command(
     Example: ckpt avg old.pt model.pt -o average.pt
     """
     paths, given = inputs_of(files, latest)
-    if weights is not None:
-        if any(weight is not None for weight in given):
-            raise UsageError("weights come after a colon or from --weights, not from both")
-        numbers = [_number(text) for text in weights.split(",")]
-    else:
-        numbers = [1.0 if weight is None else weight for weight in given]
-        if all(weight is None for weight in given):
-            numbers = []
+    numbers = numbers_of(weights, given)
     with workers(jobs) as executor, watched() as on_progress:
         done = average(
             paths,
@@ -117,6 +111,17 @@ def avg_command(
         report(json_text(to_json(done)))
     else:
         talk(avg_text(done))
+
+
+def numbers_of(weights: str | None, given: Sequence[float | None]) -> list[float]:
+    """Return the weights of `--weights`, or those after colons; none where nothing is said."""
+    if weights is not None:
+        if any(weight is not None for weight in given):
+            raise UsageError("weights come after a colon or from --weights, not from both")
+        return [_number(text) for text in weights.split(",")]
+    if all(weight is None for weight in given):
+        return []
+    return [1.0 if weight is None else weight for weight in given]
 
 
 def _number(text: str) -> float:

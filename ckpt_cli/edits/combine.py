@@ -21,7 +21,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Storage, StorageSource, Tensor
 from ckpt_cli.model.new_checkpoint import tied_groups
 from ckpt_cli.ops.aliasing import all_strided, by_storage, digest_of_all, is_array, partly_shared
 from ckpt_cli.ops.match_states import model_tensors
-from ckpt_cli.parallel.made import MadeBytes, Making
+from ckpt_cli.parallel.made import MadeBytes, Making, MakingAt
 from ckpt_cli.parallel.tensor_chunks import TensorReader
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ class _Plan:
         return made_bytes(sources, making)
 
 
-def made_bytes(sources: Sources, making: Making) -> MadeBytes:
+def made_bytes(sources: Sources, making: Making | MakingAt) -> MadeBytes:
     """Return the bytes that are made of some sources."""
     size = sources.target.itemsize
     return MadeBytes(sources.readers, making, sources.numel, size, sources.note, sources.executor)

@@ -6,7 +6,7 @@ Everything that reads or writes a checkpoint takes such a storage like any other
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.files.source import Extent
@@ -15,7 +15,7 @@ from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-_PIECE = 256 << 10
+PIECE = 256 << 10
 """Elements that are made at a time: with their sources they stay in the processor's cache."""
 
 _AHEAD = 8
@@ -24,6 +24,7 @@ _AHEAD = 8
 Facts = TypeVar("Facts")
 
 
+@runtime_checkable
 class Making(Protocol):
     """Makes elements of those of other tensors; it runs on a worker, maybe in another process."""
 
@@ -32,6 +33,13 @@ class Making(Protocol):
 
         `parts` are the elements of each source, little-endian; each is valid until the next one is asked for.
         """
+
+
+class MakingAt(Protocol):
+    """Makes elements in a way that depends on their place."""
+
+    def at(self, begin: int) -> Making:
+        """Return what makes the elements from the number `begin` on; called for each piece, in any order."""
 
 
 class MadeBytes:
@@ -45,7 +53,7 @@ class MadeBytes:
     def __init__(
         self,
         readers: Callable[[], Sequence[TensorReader]],
-        making: Making,
+        making: Making | MakingAt,
         numel: int,
         itemsize: int,
         note: Callable[[object], None],
@@ -65,7 +73,7 @@ class MadeBytes:
 
     def view(self, begin: int, nbytes: int) -> memoryview:
         """Bytes of the storage."""
-        size = _PIECE * self._itemsize
+        size = PIECE * self._itemsize
         first, last = begin // size, -(-(begin + nbytes) // size)
         if last - first == 1:
             return memoryview(self._piece(first))[begin - first * size :][:nbytes]
@@ -81,6 +89,11 @@ class MadeBytes:
         del begin, nbytes
         _refuse()
 
+    def pass_over(self) -> None:
+        """Make all pieces in their order and drop them, for their facts."""
+        for number in range(-(-self._numel // PIECE)):
+            self._piece(number)
+
     def _piece(self, number: int) -> bytes | memoryview:
         """Return one piece, and begin with those after it."""
         if self._last is not None and self._last[0] == number:
@@ -89,9 +102,9 @@ class MadeBytes:
         if self._executor is None:
             data, facts = _make(self._job(number))
         else:
-            ended = number * _PIECE >= self._numel - _PIECE
+            ended = number * PIECE >= self._numel - PIECE
             for coming in range(number, number + 1 if ended else number + _AHEAD):
-                if coming not in self._coming and coming * _PIECE < self._numel:
+                if coming not in self._coming and coming * PIECE < self._numel:
                     self._coming[coming] = self._executor.submit(_make, self._job(coming))
             data, facts = self._coming.pop(number).result()
             for other in [other for other in self._coming if not number < other < number + _AHEAD]:
@@ -100,18 +113,40 @@ class MadeBytes:
             self._noted.add(number)
             self._note(facts)
         self._last = number, data
-        if (number + 1) * _PIECE >= self._numel:
+        if (number + 1) * PIECE >= self._numel:
             self._readers = ()
         return data
 
     def _job(self, number: int) -> _Job:
         """Return the job of making one piece."""
-        begin, end = number * _PIECE, min((number + 1) * _PIECE, self._numel)
+        begin, end = number * PIECE, min((number + 1) * PIECE, self._numel)
         sources = []
         for reader in self._readers:
             reader.expect(end * reader.dtype.itemsize)
             sources.append((reader, reader.chunk(begin, end)))
-        return self._making, sources
+        making = self._making
+        return making if isinstance(making, Making) else making.at(begin), sources
+
+
+class PreparedBytes:
+    """The bytes of a storage that can be made once something is known of all elements: when they are read."""
+
+    composed = True
+
+    def __init__(self, prepare: Callable[[], MadeBytes]) -> None:
+        self._prepare = prepare
+        self._made: MadeBytes | None = None
+
+    def view(self, begin: int, nbytes: int) -> memoryview:
+        """Bytes of the storage."""
+        if self._made is None:
+            self._made = self._prepare()
+        return self._made.view(begin, nbytes)
+
+    def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
+        """Raise UnsupportedError: its bytes are in no file."""
+        del begin, nbytes
+        _refuse()
 
 
 _Job = tuple[Making, "list[tuple[TensorReader, Chunk]]"]
