@@ -12,6 +12,8 @@ from functools import cache
 from typing import IO
 from weakref import WeakSet
 
+from ckpt_cli.remote.blocks import Block, Blocks
+
 PAGE = 4 << 10
 """Bytes that are kept together."""
 
@@ -50,9 +52,7 @@ class Part:
 
     __slots__ = ("_read", "begin", "block", "born", "data", "end", "future", "left")
 
-    def __init__(
-        self, begin: int, end: int, born: int, block: bytearray, gaps: Iterable[tuple[int, int]] = ()
-    ) -> None:
+    def __init__(self, begin: int, end: int, born: int, block: Block, gaps: Iterable[tuple[int, int]] = ()) -> None:
         self.begin = begin
         self.end = end
         self.born = born
@@ -80,39 +80,6 @@ class Part:
                 begin, end = min(low, begin), max(high, end)
         self.left -= end - begin
         self._read = sorted([*kept, (begin, end)])
-
-
-class _Blocks:
-    """Memory for long parts that is used again: new memory costs as much as what is received into it."""
-
-    def __init__(self) -> None:
-        self._spare: list[bytearray] = []
-
-    def take(self, nbytes: int) -> bytearray:
-        """Return memory of at least some bytes that nobody uses."""
-        if nbytes > PART // 2:
-            for number, block in enumerate(self._spare):
-                if len(block) >= nbytes and _is_free(block):
-                    return self._spare.pop(number)
-        return bytearray(nbytes)
-
-    def give(self, block: bytearray) -> None:
-        """Take back memory that may still be read for a while."""
-        if len(block) > PART // 2:
-            self._spare = [*self._spare[-_SPARE + 1 :], block]
-
-
-_SPARE = 4
-"""Blocks that are kept to be used again, at most."""
-
-
-def _is_free(block: bytearray) -> bool:
-    """True if nobody has a view of a block: only then its length can be changed."""
-    try:
-        block.append(block.pop())
-    except BufferError:
-        return False
-    return True
 
 
 class _There:
@@ -223,7 +190,7 @@ class Fetched:
         self._pages: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._spill = _Spill()
         self._there = _There()
-        self._blocks = _Blocks()
+        self._blocks = Blocks(PART)
         self._expected = 0
         """Bytes under way, or there and not yet read."""
         self._asked = 0
