@@ -106,12 +106,16 @@ class MadeBytes:
 
     def _job(self, number: int) -> _Job:
         """Return the job of making one piece."""
-        begin, end = number * _PIECE, min((number + 1) * _PIECE, self._numel)
+        begin, end = self._range(number)
         sources = []
         for reader in self._readers:
             reader.expect(end * reader.dtype.itemsize)
             sources.append((reader, reader.chunk(begin, end)))
         return self._making, sources
+
+    def _range(self, number: int) -> tuple[int, int]:
+        """Return the elements of one piece."""
+        return number * _PIECE, min((number + 1) * _PIECE, self._numel)
 
 
 _Job = tuple[Making, "list[tuple[TensorReader, Chunk]]"]
