@@ -119,13 +119,17 @@ class MadeBytes:
 
     def _job(self, number: int) -> _Job:
         """Return the job of making one piece."""
-        begin, end = number * PIECE, min((number + 1) * PIECE, self._numel)
+        begin, end = self._range(number)
         sources = []
         for reader in self._readers:
             reader.expect(end * reader.dtype.itemsize)
             sources.append((reader, reader.chunk(begin, end)))
         making = self._making
         return making if isinstance(making, Making) else making.at(begin), sources
+
+    def _range(self, number: int) -> tuple[int, int]:
+        """Return the elements of one piece."""
+        return number * PIECE, min((number + 1) * PIECE, self._numel)
 
 
 class PreparedBytes:

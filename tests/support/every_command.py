@@ -51,7 +51,7 @@ hash {f} | hash --algorithm sha256 {f} | hash --json {f}
 scan {f} | scan -a {f} | scan --json {f} | scan -f sarif {f} | scan --allow * {f}
 diff {f} {f} | diff --stat {f} {f} | diff {f} {e} | diff {e} {f} | diff --json {f} {e} | diff --atol 1e-3 {f} {f}
 match {f} {f} | match {f} {e} | match {e} {f} | match --json {f} {e}
-set -n {f} {n}=0 | set -n --new {f} new=1 | set {f} {n}=0 -o {o}
+set -n {f} {n}=0 | set -n --new {f} new=1 | set {f} {n}=0 -o {o} | set --new {f} new=cat("{n}","{n}") -o {o}
 rename -n {f} {n} other | rename -n --add p. {f} | rename --add p. {f} -o {o} | rename -n --sub (a|aa)+$ b {f}
 rename -n --like {e} {f} | rename -n --json -v --add p. {f}
 rm -n {f} {n} | rm -n {f} * | rm {f} {n} -o {o}
