@@ -1,4 +1,4 @@
-"""Commands that write new checkpoints as functions with their names and options: `convert` and `avg`."""
+"""Commands that write new checkpoints as functions with their names and options: `convert`, `avg` and `dequantize`."""
 
 from __future__ import annotations
 
@@ -125,3 +125,38 @@ def avg(
             output=new,
         )
         return report_of(avg_json(average(found, os.fspath(output), options)))
+
+
+def dequantize(
+    path: Path,
+    output: Path,
+    *,
+    dtype: str | None = None,
+    to: str | None = None,
+    max_shard: int | str | None = None,
+    weights_only: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write a checkpoint with its quantized weights as plain floats, as `ckpt dequantize` with these options.
+
+    Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.cast import dtype_named
+    from ckpt_cli.edits.convert_options import size_of
+    from ckpt_cli.edits.dequantize import dequantize as write
+    from ckpt_cli.edits.derive import DeriveOptions
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.dequantize import to_json as dequantized_json
+
+    with request(), workers(0) as executor:
+        new = DeriveOptions(
+            to=to,
+            max_shard=None if max_shard is None else size_of(str(max_shard)),
+            force=force,
+            dry_run=dry_run,
+            weights_only=weights_only,
+            executor=executor,
+        )
+        target = dtype_named(dtype) if dtype else None
+        return report_of(dequantized_json(write(path_of(path), os.fspath(output), target, new)))

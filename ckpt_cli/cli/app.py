@@ -47,6 +47,7 @@ GROUPS = {
         "avg": "Average checkpoints of one model.",
     },
     "Write": {
+        "dequantize": "Write quantized weights as plain floats.",
         "convert": "Write a checkpoint in another format.",
         "index": "Write the index of a folder of shards, from the shards.",
     },

@@ -50,14 +50,19 @@ class MadeBytes:
         itemsize: int,
         note: Callable[[object], None],
         executor: Executor | None,
+        piece: int = _PIECE,
     ) -> None:
-        """`readers` makes those of the sources when bytes are asked for; `note` gets the facts of each piece once."""
+        """`readers` makes those of the sources when bytes are asked for; `note` gets the facts of each piece once.
+
+        `piece` are the elements that are made at a time: of what is made row by row, those of some whole rows.
+        """
         self._make_readers = readers
         self._making = making
         self._numel = numel
         self._itemsize = itemsize
         self._note = note
         self._executor = executor
+        self._most = piece
         self._readers: Sequence[TensorReader] = ()
         self._coming: dict[int, Future[tuple[bytes | memoryview, object]]] = {}
         self._noted: set[int] = set()
@@ -65,7 +70,7 @@ class MadeBytes:
 
     def view(self, begin: int, nbytes: int) -> memoryview:
         """Bytes of the storage."""
-        size = _PIECE * self._itemsize
+        size = self._most * self._itemsize
         first, last = begin // size, -(-(begin + nbytes) // size)
         if last - first == 1:
             return memoryview(self._piece(first))[begin - first * size :][:nbytes]
@@ -89,9 +94,9 @@ class MadeBytes:
         if self._executor is None:
             data, facts = _make(self._job(number))
         else:
-            ended = number * _PIECE >= self._numel - _PIECE
+            ended = (number + 1) * self._most >= self._numel
             for coming in range(number, number + 1 if ended else number + _AHEAD):
-                if coming not in self._coming and coming * _PIECE < self._numel:
+                if coming not in self._coming and coming * self._most < self._numel:
                     self._coming[coming] = self._executor.submit(_make, self._job(coming))
             data, facts = self._coming.pop(number).result()
             for other in [other for other in self._coming if not number < other < number + _AHEAD]:
@@ -100,13 +105,13 @@ class MadeBytes:
             self._noted.add(number)
             self._note(facts)
         self._last = number, data
-        if (number + 1) * _PIECE >= self._numel:
+        if (number + 1) * self._most >= self._numel:
             self._readers = ()
         return data
 
     def _job(self, number: int) -> _Job:
         """Return the job of making one piece."""
-        begin, end = number * _PIECE, min((number + 1) * _PIECE, self._numel)
+        begin, end = number * self._most, min((number + 1) * self._most, self._numel)
         sources = []
         for reader in self._readers:
             reader.expect(end * reader.dtype.itemsize)
