@@ -1,4 +1,4 @@
-"""Commands that write new checkpoints as functions with their names and options: `convert`, `avg`, `mix`, `merge`."""
+"""Commands that write new checkpoints as functions with their names and options, such as `convert` and `avg`."""
 
 from __future__ import annotations
 
@@ -147,6 +147,7 @@ def mix(
     dtype: str | None = None,
     to: str | None = None,
     max_shard: int | str | None = None,
+    tensors_only: bool = False,
     weights_only: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -174,6 +175,7 @@ def mix(
             max_shard=None if max_shard is None else size_of(str(max_shard)),
             force=force,
             dry_run=dry_run,
+            tensors_only=tensors_only,
             weights_only=weights_only,
             executor=executor,
         )
@@ -203,6 +205,7 @@ def merge(
     prefixes: Mapping[Path, str] | None = None,
     to: str | None = None,
     max_shard: int | str | None = None,
+    tensors_only: bool = False,
     weights_only: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -226,9 +229,45 @@ def merge(
             max_shard=None if max_shard is None else size_of(str(max_shard)),
             force=force,
             dry_run=dry_run,
+            tensors_only=tensors_only,
             weights_only=weights_only,
             executor=executor,
         )
         beginnings = {path_of(path): text for path, text in (prefixes or {}).items()}
         options = MergeOptions(prefer, beginnings, new)
         return report_of(merge_json(write([path_of(path) for path in paths], os.fspath(output), options)))
+
+
+def dequantize(
+    path: Path,
+    output: Path,
+    *,
+    dtype: str | None = None,
+    to: str | None = None,
+    max_shard: int | str | None = None,
+    weights_only: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write a checkpoint with its quantized weights as plain floats, as `ckpt dequantize` with these options.
+
+    Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.cast import dtype_named
+    from ckpt_cli.edits.convert_options import size_of
+    from ckpt_cli.edits.dequantize import dequantize as write
+    from ckpt_cli.edits.derive import DeriveOptions
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.dequantize import to_json as dequantized_json
+
+    with request(), workers(0) as executor:
+        new = DeriveOptions(
+            to=to,
+            max_shard=None if max_shard is None else size_of(str(max_shard)),
+            force=force,
+            dry_run=dry_run,
+            weights_only=weights_only,
+            executor=executor,
+        )
+        target = dtype_named(dtype) if dtype else None
+        return report_of(dequantized_json(write(path_of(path), os.fspath(output), target, new)))

@@ -50,6 +50,7 @@ GROUPS = {
         "graft": "Put tensors of another checkpoint in the places of old ones.",
     },
     "Write": {
+        "dequantize": "Write quantized weights as plain floats.",
         "convert": "Write a checkpoint in another format.",
         "index": "Write the index of a folder of shards, from the shards.",
     },

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, Force, JsonReport, MaxShard, ToFormat, WeightsOnly
+from ckpt_cli.cli.options import DryRun, Force, JsonReport, MaxShard, TensorsOnly, ToFormat, WeightsOnly
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import Jobs, watched, workers
 from ckpt_cli.edits.convert_options import size_of
@@ -37,6 +37,7 @@ def merge_command(
     ] = None,
     to: ToFormat = None,
     max_shard: MaxShard = None,
+    tensors_only: TensorsOnly = False,
     weights_only: WeightsOnly = False,
     force: Force = False,
     jobs: Jobs = 0,
@@ -63,6 +64,7 @@ def merge_command(
             max_shard=size_of(max_shard) if max_shard else None,
             force=force,
             dry_run=dry_run,
+            tensors_only=tensors_only,
             weights_only=weights_only,
             executor=executor,
             on_progress=on_progress,

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.avg import Ints, numbers_of
-from ckpt_cli.cli.options import DryRun, Force, JsonReport, MaxShard, ToFormat, WeightsOnly, complete_floats
+from ckpt_cli.cli.options import (
+    DryRun,
+    Force,
+    JsonReport,
+    MaxShard,
+    TensorsOnly,
+    ToFormat,
+    WeightsOnly,
+    complete_floats,
+)
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import Jobs, watched, workers
 from ckpt_cli.edits.avg_options import inputs_of
@@ -64,6 +73,7 @@ def mix_command(
     ] = None,
     to: ToFormat = None,
     max_shard: MaxShard = None,
+    tensors_only: TensorsOnly = False,
     weights_only: WeightsOnly = False,
     force: Force = False,
     jobs: Jobs = 0,
@@ -86,6 +96,7 @@ def mix_command(
             max_shard=size_of(max_shard) if max_shard else None,
             force=force,
             dry_run=dry_run,
+            tensors_only=tensors_only,
             weights_only=weights_only,
             executor=executor,
             on_progress=on_progress,

@@ -202,6 +202,9 @@ ToFormat = Annotated[
 MaxShard = Annotated[
     str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
 ]
+TensorsOnly = Annotated[
+    bool, typer.Option("--tensors-only", help="Leave out entries that the format of OUT cannot hold.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT where it is there already.")]
 
 

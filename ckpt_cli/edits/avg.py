@@ -46,7 +46,7 @@ def average(paths: Sequence[str], output: str, options: AvgOptions) -> Average:
     try:
         done = combine(paths, place, output, method, options, drops=options.rest == DROP)
     except RefusedError as error:
-        if error.hint is not None and "--tensors-only" in error.hint:  # which is an option of convert
+        if error.hint is not None and "--tensors-only" in error.hint:  # which is an option of other commands
             error.hint = "--rest drop writes the averaged tensors alone"
         raise
     warnings = [*named_twice(paths), *done.warnings]

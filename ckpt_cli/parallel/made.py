@@ -58,14 +58,19 @@ class MadeBytes:
         itemsize: int,
         note: Callable[[object], None],
         executor: Executor | None,
+        piece: int = PIECE,
     ) -> None:
-        """`readers` makes those of the sources when bytes are asked for; `note` gets the facts of each piece once."""
+        """`readers` makes those of the sources when bytes are asked for; `note` gets the facts of each piece once.
+
+        `piece` are the elements that are made at a time: of what is made row by row, those of some whole rows.
+        """
         self._make_readers = readers
         self._making = making
         self._numel = numel
         self._itemsize = itemsize
         self._note = note
         self._executor = executor
+        self._most = piece
         self._readers: Sequence[TensorReader] = ()
         self._coming: dict[int, Future[tuple[bytes | memoryview, object]]] = {}
         self._noted: set[int] = set()
@@ -73,7 +78,7 @@ class MadeBytes:
 
     def view(self, begin: int, nbytes: int) -> memoryview:
         """Bytes of the storage."""
-        size = PIECE * self._itemsize
+        size = self._most * self._itemsize
         first, last = begin // size, -(-(begin + nbytes) // size)
         if last - first == 1:
             return memoryview(self._piece(first))[begin - first * size :][:nbytes]
@@ -91,7 +96,7 @@ class MadeBytes:
 
     def pass_over(self) -> None:
         """Make all pieces in their order and drop them, for their facts."""
-        for number in range(-(-self._numel // PIECE)):
+        for number in range(-(-self._numel // self._most)):
             self._piece(number)
 
     def _piece(self, number: int) -> bytes | memoryview:
@@ -102,9 +107,9 @@ class MadeBytes:
         if self._executor is None:
             data, facts = _make(self._job(number))
         else:
-            ended = number * PIECE >= self._numel - PIECE
+            ended = (number + 1) * self._most >= self._numel
             for coming in range(number, number + 1 if ended else number + _AHEAD):
-                if coming not in self._coming and coming * PIECE < self._numel:
+                if coming not in self._coming and coming * self._most < self._numel:
                     self._coming[coming] = self._executor.submit(_make, self._job(coming))
             data, facts = self._coming.pop(number).result()
             for other in [other for other in self._coming if not number < other < number + _AHEAD]:
@@ -113,7 +118,7 @@ class MadeBytes:
             self._noted.add(number)
             self._note(facts)
         self._last = number, data
-        if (number + 1) * PIECE >= self._numel:
+        if (number + 1) * self._most >= self._numel:
             self._readers = ()
         return data
 
@@ -129,7 +134,7 @@ class MadeBytes:
 
     def _range(self, number: int) -> tuple[int, int]:
         """Return the elements of one piece."""
-        return number * PIECE, min((number + 1) * PIECE, self._numel)
+        return number * self._most, min((number + 1) * self._most, self._numel)
 
 
 class PreparedBytes:

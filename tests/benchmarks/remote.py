@@ -4,8 +4,8 @@
     python remote.py [WORD…]        the commands whose labels have one of the words
     ROUNDS=9 FOLDER=/dev/shm python remote.py
 
-The least of some rounds counts, in which both kinds take turns. "floor" is a script that does no more than to receive the
-file by requests of 8 MiB on two threads, with bare sockets: no command can take less than what it takes on the disk,
+The least of some rounds counts, in which both kinds take turns. "floor" is a script that does no more than to receive
+the file by requests of 8 MiB on two threads, with bare sockets: no command can take less than what it takes on the disk
 and this beside it. The server runs on the same processors.
 """
 

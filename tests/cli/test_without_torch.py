@@ -17,6 +17,7 @@ COMMANDS = (
     "cast mlp.pt bfloat16", "tie tied.pt 2.weight 6.weight --force", "untie tied.pt 4.bias", "compact tied.pt -n",
     "to tied.pt cuda:1", "avg train.pt train.pt -o mean.pt",
     "merge mlp.pt tied.safetensors --prefix tied.safetensors=b -o both.pt", "graft both.pt mlp.pt:0",
+    "mix mlp.pt mlp.pt --method ties --density 0.5 -o mix.pt",
     "meta tied.safetensors a=b", "convert tied.pt dcp --to dcp", "convert tied.pt new.safetensors",
     "convert tied.pt new.npz", "convert new.safetensors shards --max-shard 300B", "convert shards joined.pt",
     "index shards",

@@ -1,4 +1,4 @@
-"""`mix`: task arithmetic, TIES, DARE and SLERP against their formulas in torch, at any number of jobs; what is refused."""
+"""`mix`: task arithmetic, TIES, DARE and SLERP against their formulas in torch, at any number of jobs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import ckpt_cli
 from ckpt_cli.arrays.mixing import arc_weights, drawn, key_of
+from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.mix import MixOptions, mix
 
 State = dict[str, torch.Tensor]
@@ -189,18 +190,12 @@ def test_any_dtypes_and_densities_keep_what_torch_keeps(dtypes: list[Any], densi
         {"w": (torch.tensor(values) * torch.randint(0, 3, (6,))).nan_to_num(1.0, 9.0, -9.0).to(d)} for d in dtypes
     ]
     base, *models = saved(given_states)
-    mix(base, models, "out.pt", MixOptions("ties", density=density, output=ckpt_cli_options()))
+    mix(base, models, "out.pt", MixOptions("ties", density=density, output=DeriveOptions(force=True)))
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     raised = [{"w": state["w"].to(wide)} for state in given_states]
     wanted = mixed(raised, "w", [1.0] * len(models), density, ties=True, norm=True)
     found = torch.load("out.pt")["w"]
     assert torch.equal(found.to(wide), wanted.to(found.dtype).to(wide))
-
-
-def ckpt_cli_options() -> Any:
-    from ckpt_cli.edits.derive import DeriveOptions
-
-    return DeriveOptions(force=True)
 
 
 def test_everything_else_is_that_of_the_base_and_ties_stay(ckpt: Ckpt) -> None:
@@ -242,6 +237,15 @@ def test_names_that_differ_are_refused(ckpt: Ckpt) -> None:
     torch.save({"v": torch.ones(2)}, "b.pt")
     answer = ckpt("mix", "a.pt", "b.pt", "--method", "task", "-o", "out.pt")
     assert (answer.code, "--common" in answer.err) == (2, True)
+
+
+def test_what_the_format_cannot_hold_is_left_out_where_that_is_allowed(ckpt: Ckpt) -> None:
+    save_file({"w": torch.ones(2)}, "a.safetensors", {"note": "mine"})
+    command = ["mix", "a.safetensors", "a.safetensors", "--method", "task", "-o", "out.pt"]
+    answer = ckpt(*command)
+    assert (answer.code, "--tensors-only leaves them out" in answer.err) == (2, True)
+    assert ckpt(*command, "--tensors-only").code == 0
+    assert torch.equal(torch.load("out.pt")["w"], torch.ones(2))
 
 
 def test_python_mixes_too() -> None:

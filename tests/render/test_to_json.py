@@ -24,6 +24,7 @@ from ckpt_cli.edits.convert_options import ConvertOptions
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.merge import MergeOptions, merge
 from ckpt_cli.edits.meta import metadata_of
+from ckpt_cli.edits.mix import MixOptions, mix
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
 from ckpt_cli.edits.transaction import transaction
@@ -54,6 +55,7 @@ from ckpt_cli.render import ls as ls_render
 from ckpt_cli.render import match as match_render
 from ckpt_cli.render import merge as merge_render
 from ckpt_cli.render import meta as meta_render
+from ckpt_cli.render import mix as mix_render
 from ckpt_cli.render import scan as scan_render
 from ckpt_cli.render import series as series_render
 from ckpt_cli.render import show as show_render
@@ -114,6 +116,11 @@ def merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     return merge_render.to_json(merge(["m.pt", "n.pt"], "out.pt", MergeOptions("first", output=new)))
 
 
+def mixed(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = DeriveOptions(dry_run=True, executor=executor)
+    return mix_render.to_json(mix("m.pt", ["m.pt"], "out.pt", MixOptions("task", output=new)))
+
+
 CASES: dict[str, Result] = {
     "ls m.pt -a": listed,
     "ls m.pt --waste": lambda m, _n, _executor: ls_render.waste_to_json("m.pt", list_waste(m, ())),
@@ -134,6 +141,7 @@ CASES: dict[str, Result] = {
     "set m.pt epoch=4 -n": edited,
     "avg m.pt m.pt -o out.pt -n": averaged,
     "merge m.pt n.pt -o out.pt -n --prefer first": merged,
+    "mix m.pt m.pt --method task -o out.pt -n": mixed,
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 
