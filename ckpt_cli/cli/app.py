@@ -11,7 +11,7 @@ import typer
 
 from ckpt_cli.cli.repeated_options import OrderedCommand
 from ckpt_cli.cli.terminal import Colour, terminal
-from ckpt_cli.cli.typer_parts import TyperGroup, completions
+from ckpt_cli.cli.typer_parts import OneParser, TyperGroup, completions
 
 GROUPS = {
     "Look": {
@@ -80,7 +80,7 @@ ckpt FILE is ckpt info FILE, ckpt help COMMAND is ckpt COMMAND --help.
 """Not a docstring, because click takes the control character for "leave these lines as they are"."""
 
 
-class LazyCommands(TyperGroup):
+class LazyCommands(OneParser, TyperGroup):
     """A group that imports the module of the one command that was called."""
 
     def __init__(self, **settings: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.cli.typer_parts import TyperCommand, parsed_in_order, unknown_option
+from ckpt_cli.cli.typer_parts import OneParser, TyperCommand, parsed_in_order, unknown_option
 from ckpt_cli.cli.typer_parts import UsageError as TyperUsageError
 from ckpt_cli.errors import UsageError, quoted
 
@@ -18,7 +18,7 @@ _RENAMING = ("--strip", "--add", "--sub", "--map")
 """Options that make new names of old ones, whose order matters also between one and another."""
 
 
-class OrderedCommand(TyperCommand):
+class OrderedCommand(OneParser, TyperCommand):
     """A command that keeps the order of its renaming options; click keeps that of each option alone."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
