@@ -44,9 +44,6 @@ def plan_set(
     Raises NameNotFoundError for it otherwise, ValueRefusedError for a value that its place cannot hold.
     """
     split = _split(checkpoint, assignments, _New(dtype, of, cast) if new else None, cast=cast)
-    if checkpoint.is_set and split.elements and (split.added or split.values):
-        what = f"{'new entries' if split.added else 'other values'} of a set of files"
-        raise UsageError(f"elements of tensors and {what} are set one after the other", hint="run ckpt set twice")
     verb, names = Verb("set", "set"), (*split.values, *split.added)
     changes = (
         Changes(values=split.values, added=split.added, contents=split.contents, cast=cast) if names else Changes()
