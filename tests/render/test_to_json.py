@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import closing, nullcontext
@@ -22,6 +23,7 @@ from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
 from ckpt_cli.edits.derive import DeriveOptions
+from ckpt_cli.edits.lora_merge import MergeOptions, merge
 from ckpt_cli.edits.meta import metadata_of
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
@@ -49,6 +51,7 @@ from ckpt_cli.render import diff as diff_render
 from ckpt_cli.render import edits as edits_render
 from ckpt_cli.render import hash as hash_render
 from ckpt_cli.render import info as info_render
+from ckpt_cli.render import lora as lora_render
 from ckpt_cli.render import ls as ls_render
 from ckpt_cli.render import match as match_render
 from ckpt_cli.render import meta as meta_render
@@ -107,6 +110,12 @@ def averaged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     return avg_render.to_json(average(["m.pt", "m.pt"], "out.pt", AvgOptions(output=new)))
 
 
+def merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = MergeOptions(output=DeriveOptions(dry_run=True, executor=executor))
+    done = merge("lora/base.safetensors", [("lora/adapter", 1.0)], "out.safetensors", new)
+    return lora_render.merge_json(done)
+
+
 CASES: dict[str, Result] = {
     "ls m.pt -a": listed,
     "ls m.pt --waste": lambda m, _n, _executor: ls_render.waste_to_json("m.pt", list_waste(m, ())),
@@ -126,6 +135,7 @@ CASES: dict[str, Result] = {
     "meta m.safetensors": metadata,
     "set m.pt epoch=4 -n": edited,
     "avg m.pt m.pt -o out.pt -n": averaged,
+    "lora merge lora/base.safetensors lora/adapter -o out.safetensors -n": merged,
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 
@@ -148,6 +158,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: Ckpt) -> None:
     torch.save(state, "m.pt")
     torch.save({**state, "a.weight": weight + 1, "epoch": 5}, "n.pt")
     ckpt("convert", "m.pt", "m.safetensors", "--tensors-only")
+    shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", "lora")
     Path("n.json").write_text(ckpt("hash", "n.pt", "--json").out)
 
 
