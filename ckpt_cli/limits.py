@@ -194,6 +194,9 @@ VIEW_STEPS = 1_000
 CONFIG_JSON = int(4 * 2**20 * _SCALE)
 """Bytes of a `config.json` beside a checkpoint; a larger one is not read."""
 
+ADAPTER_JSON = int(2**20 * _SCALE)
+"""Bytes of the `adapter_config.json` of a LoRA adapter."""
+
 BESIDE_FILE = int(64 * 2**20 * _SCALE)
 """Bytes of a file beside a model's weights that is copied to a new folder: a tokenizer's JSON takes up to 40 MB."""
 

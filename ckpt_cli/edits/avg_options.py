@@ -58,7 +58,7 @@ def inputs_of(
     paths: list[str] = []
     weights: list[float | None] = []
     for argument in arguments:
-        path, weight = _parted(argument) if is_weighted else (argument, None)
+        path, weight = path_and_number(argument) if is_weighted else (argument, None)
         found = sorted(checkpoints_at(path), key=natural)
         paths += found
         weights += [weight] * len(found)
@@ -71,7 +71,7 @@ def inputs_of(
     return paths, weights
 
 
-def _parted(argument: str) -> tuple[str, float | None]:
+def path_and_number(argument: str) -> tuple[str, float | None]:
     """Return the path and the weight of `FILE:0.7`; a path that is there wins."""
     path, colon, text = argument.rpartition(":")
     if colon and path and "/" not in text and not exists(argument):

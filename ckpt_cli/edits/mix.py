@@ -13,7 +13,7 @@ from ckpt_cli.edits.derive import Derived, DeriveOptions
 from ckpt_cli.errors import UsageError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import StorageSource
-from ckpt_cli.parallel.made import PIECE, Making, PreparedBytes
+from ckpt_cli.parallel.made import PIECE, Making, PreparedBytes, pieces_made
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.mixing import Threshold, Widening
@@ -161,7 +161,8 @@ def _slerp(sources: Sources, t: float) -> StorageSource:
 
 def _survey(sources: Sources, making: Making, note: Callable[[Any], None]) -> None:
     """Pass over all elements of some sources, of which nothing is made, and note the facts of each piece in order."""
-    made_bytes(sources._replace(note=note), making).pass_over()
+    for _, facts in pieces_made(making, sources.readers(), sources.numel, PIECE, sources.executor):
+        note(facts)
 
 
 def _thresholds(sources: Sources, widening: Widening, density: float) -> list[Threshold | None]:

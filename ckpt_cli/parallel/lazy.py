@@ -22,7 +22,7 @@ from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.files.source import Extent
 from ckpt_cli.model.changes import Content, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
-from ckpt_cli.parallel.made import MadeBytes
+from ckpt_cli.parallel.made import Job, MadeBytes, Source
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
@@ -283,12 +283,13 @@ class EvaluatedBytes(MadeBytes):
         self._tensor = tensor
         self._numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
 
-    def _job(self, number: int) -> tuple[steps.Program, list[tuple[TensorReader, Chunk]]]:
+    def _job(self, number: int) -> Job:
         """Return the job of making one piece."""
-        sources: list[tuple[TensorReader, Chunk]] = []
+        sources: list[tuple[Source, Chunk]] = []
 
         def read(leaf: Leaf, begin: int, end: int) -> None:
             reader = self._readers[self._numbers[id(leaf)]]
+            assert isinstance(reader, TensorReader)
             reader.expect(end * reader.dtype.itemsize)
             sources.append((reader, reader.chunk(begin, end)))
 

@@ -117,7 +117,7 @@ CASES: dict[str, Any] = {
 def test_each_expression_is_what_torch_makes(
     ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch, piece: int, jobs: int
 ) -> None:
-    monkeypatch.setattr(made, "_PIECE", piece)
+    monkeypatch.setattr(made, "PIECE", piece)
     tensors = state()
     torch.save(tensors, "m.pt")
     arguments = [f"new{number}={text}" for number, text in enumerate(CASES)]
@@ -155,7 +155,7 @@ def test_normal_numbers_depend_on_seed_name_and_place_only(ckpt: Ckpt, monkeypat
     edits = [f"a=normal({shape}, std=0.02, seed=1)", f"b=normal({shape}, std=0.02, seed=1)",
              f"c=normal({shape}, mean=5, dtype=bfloat16, seed=1)", f"d=normal({shape}, std=0.02, seed=2)"]  # fmt: skip
     assert ckpt("set", "m.pt", *edits, "--new", "-j", 1, "-o", "one.pt").code == 0
-    monkeypatch.setattr(made, "_PIECE", 1001)
+    monkeypatch.setattr(made, "PIECE", 1001)
     assert ckpt("set", "m.pt", *edits, "--new", "-j", 4, "-o", "two.pt").code == 0
     one, two = torch.load("one.pt"), torch.load("two.pt")
     assert all(same(one[name], two[name]) for name in one)
@@ -194,12 +194,12 @@ def test_any_expression_in_any_pieces_is_what_torch_computes(ckpt: Ckpt, text: s
     torch.manual_seed(1)
     tensors = {name: torch.randn(shape) + 2 for name, shape in SHAPES.items()}
     torch.save(tensors, "m.pt")
-    before = made._PIECE
+    before = made.PIECE
     try:
-        made._PIECE = 5
+        made.PIECE = 5
         answer = ckpt("set", "m.pt", f"new=copy({text})", "--new", "-o", "out.pt")
     finally:
-        made._PIECE = before
+        made.PIECE = before
     assert answer.code == 0, answer.err
     assert same(torch.load("out.pt")["new"], wide(text, tensors))
 
