@@ -271,3 +271,46 @@ def dequantize(
         )
         target = dtype_named(dtype) if dtype else None
         return report_of(dequantized_json(write(path_of(path), os.fspath(output), target, new)))
+
+
+def delta_create(base: Path, tuned: Path, output: Path, *, force: bool = False, dry_run: bool = False) -> Report:
+    """Write what changed from one checkpoint to another, as `ckpt delta create`. Raises CkptError, OSError."""
+    from ckpt_cli.edits.delta import CreateOptions, create
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.delta import to_json as delta_json
+
+    with request(), workers(0) as executor:
+        options = CreateOptions(force, dry_run)
+        return report_of(delta_json(create(path_of(base), path_of(tuned), os.fspath(output), executor, options)))
+
+
+def delta_apply(
+    base: Path,
+    delta: Path,
+    output: Path,
+    *,
+    to: str | None = None,
+    max_shard: int | str | None = None,
+    tensors_only: bool = False,
+    weights_only: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write the checkpoint that a delta was made of, as `ckpt delta apply`. Raises CkptError, OSError."""
+    from ckpt_cli.edits.convert_options import size_of
+    from ckpt_cli.edits.delta_apply import apply
+    from ckpt_cli.edits.derive import DeriveOptions
+    from ckpt_cli.parallel.map import workers
+    from ckpt_cli.render.delta import applied_json
+
+    with request(), workers(0) as executor:
+        new = DeriveOptions(
+            to=to,
+            max_shard=None if max_shard is None else size_of(str(max_shard)),
+            force=force,
+            dry_run=dry_run,
+            tensors_only=tensors_only,
+            weights_only=weights_only,
+            executor=executor,
+        )
+        return report_of(applied_json(apply(path_of(base), path_of(delta), os.fspath(output), executor, new)))

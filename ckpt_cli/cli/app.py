@@ -48,6 +48,7 @@ GROUPS = {
         "mix": "Mix models that were trained from one base.",
         "merge": "Write the union of several checkpoints.",
         "graft": "Put tensors of another checkpoint in the places of old ones.",
+        "delta": "Write what changed between checkpoints, and apply it.",
         "lora": "Merge, describe, extract and resize LoRA adapters.",
     },
     "Write": {
@@ -64,6 +65,10 @@ COMMANDS = tuple(SUMMARIES)
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 
 SUBCOMMANDS: dict[str, dict[str, str]] = {
+    "delta": {
+        "create": "Write what changed from one checkpoint to another.",
+        "apply": "Write the checkpoint that a delta was made of, from its base.",
+    },
     "lora": {
         "merge": "Merge LoRA adapters into the weights of a model.",
     },

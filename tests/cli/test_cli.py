@@ -60,6 +60,8 @@ def model(tmp_path: Path) -> Path:
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     assert run(["set", str(tmp_path / "model.pt"), "0.bias=2", "--backup"]) == 0
     (tmp_path / "old.pt").write_bytes((tmp_path / "model.pt").read_bytes())
+    assert run(["delta", "create", str(tmp_path / "model.pt"), str(tmp_path / "old.pt"), "-o",
+                str(tmp_path / "delta.safetensors")]) == 0  # fmt: skip
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", tmp_path, dirs_exist_ok=True)
     (tmp_path / "shards").mkdir()
@@ -147,6 +149,7 @@ NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cas
           "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"], "avg": ["folder", "-o", "out.pt"],
           "merge": ["mlp.pt", "-o", "out.pt"], "graft": ["mlp.pt"],
           "mix": ["mlp.pt", "--method", "task", "-o", "out.pt"], "dequantize": ["-o", "out.pt"],
+          "delta create": ["mlp.pt", "-o", "out.safetensors"], "delta apply": ["d.safetensors", "-o", "out.pt"],
           "lora merge": [ADAPTER, "-o", "out.pt"]}  # fmt: skip
 """What each command takes beside a file."""
 
@@ -163,6 +166,7 @@ def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str,
     Path("text").write_text("hello\n")
     Path("zip").write_bytes(b"PK\3\4" + bytes(100))
     os.mkfifo("fifo")
+    ckpt("delta", "create", "mlp.pt", "mlp.pt", "-o", "d.safetensors")
     needed = [file] if command in ("diff", "match") else NEEDED.get(command, ())
     answer = ckpt(*command.split(), file, *needed)
     assert (answer.code, answer.out) == (2, "")

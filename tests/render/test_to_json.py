@@ -23,6 +23,7 @@ from ckpt_cli.edits.avg import average
 from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
+from ckpt_cli.edits.delta import CreateOptions, create
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.merge import MergeOptions, merge
 from ckpt_cli.edits.meta import metadata_of
@@ -49,6 +50,7 @@ from ckpt_cli.ops.ties import find_ties, judge
 from ckpt_cli.render import avg as avg_render
 from ckpt_cli.render import check as check_render
 from ckpt_cli.render import convert as convert_render
+from ckpt_cli.render import delta as delta_render
 from ckpt_cli.render import diff as diff_render
 from ckpt_cli.render import edits as edits_render
 from ckpt_cli.render import hash as hash_render
@@ -130,6 +132,10 @@ def lora_merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     return lora_render.merge_json(done)
 
 
+def different(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    return delta_render.to_json(create("m.pt", "m.pt", "out.safetensors", executor, CreateOptions(dry_run=True)))
+
+
 CASES: dict[str, Result] = {
     "ls m.pt -a": listed,
     "ls m.pt --waste": lambda m, _n, _executor: ls_render.waste_to_json("m.pt", list_waste(m, ())),
@@ -152,6 +158,7 @@ CASES: dict[str, Result] = {
     "merge m.pt n.pt -o out.pt -n --prefer first": merged,
     "mix m.pt m.pt --method task -o out.pt -n": mixed,
     "lora merge lora/base.safetensors lora/adapter -o out.safetensors -n": lora_merged,
+    "delta create m.pt m.pt -o out.safetensors -n": different,
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 

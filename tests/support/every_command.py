@@ -63,6 +63,7 @@ to -n {f} cuda:1 | to {f} cpu -o {o}
 undo {f} | undo -n {f} | index {f} | index -n {f}
 avg {f} {f} -o {o}.pt | avg {f} {f} -o {o}.safetensors --rest drop --untie
 merge {f} {e} -o {o}.pt | merge {e} {f} -o {o}.safetensors | graft {f} {f} -o {o} | graft {e} {f} --add -o {o}
+delta create {f} {e} -o {o} | delta create {e} {f} -o {o} | delta apply {f} {f} -o {o}
 mix {f} {f} --method ties --density 0.5 -o {o}.pt
 mix {f} {f} --method slerp --t 0.5 --common --untie -o {o}.safetensors
 lora merge {f} {f} -o {o}.pt | lora merge {f} {f}:2 -o {o}.safetensors --alpha 1 --partial --untie
