@@ -67,11 +67,12 @@ def average(paths: Sequence[str], output: str, options: AvgOptions) -> Average:
         ]
         plan = _Plan(paths, others, place, weights, divisor, options)
         how = options.output
+        base = _opened(paths[place])
         if options.rest == DROP:
-            with closing(_opened(paths[place])) as base:
+            with closed_on_error([base]):
                 how = replace(how, only=model_tensors(base, options.select)[0].removesuffix("."))
         try:
-            derived = derive(paths[place], output, plan.make, how)
+            derived = derive(paths[place], output, plan.make, how, base)
         except RefusedError as error:
             if error.hint is not None and "--tensors-only" in error.hint:  # which is an option of convert
                 error.hint = "--rest drop writes the averaged tensors alone"
