@@ -67,10 +67,9 @@ def average(paths: Sequence[str], output: str, options: AvgOptions) -> Average:
         ]
         plan = _Plan(paths, others, place, weights, divisor, options)
         how = options.output
-        base = _opened(paths[place])
+        base = stack.enter_context(closing(_opened(paths[place])))
         if options.rest == DROP:
-            with closed_on_error([base]):
-                how = replace(how, only=model_tensors(base, options.select)[0].removesuffix("."))
+            how = replace(how, only=model_tensors(base, options.select)[0].removesuffix("."))
         try:
             derived = derive(paths[place], output, plan.make, how, base)
         except RefusedError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from ckpt_cli.edits.convert import convert
@@ -75,19 +75,22 @@ def derive(path: str, output: str, plan: Planner, options: DeriveOptions, alread
     It keeps its format and its shards where the output is named like them, and everything that is not changed. Raises
     what `transaction` and `convert` raise.
     """
-    with ExitStack() as until_given_away:
-        if already is None:
-            with about(path):
-                already = open_checkpoint(path)
-        until_given_away.callback(already.close)
-        keeps_format = _keeps_format(already, output, options)
-        if keeps_format:
+    if already is None:
+        with about(path):
+            already = open_checkpoint(path)
+    with closing(already):
+        if _keeps_format(already, output, options):
             _refuse_taken(output, options)
-        until_given_away.pop_all()
-    if keeps_format:
-        edit = EditOptions(output, options.dry_run, on_progress=options.on_progress, weights_only=options.weights_only)
-        done = transaction(path, plan, edit, already)
-        return Derived(output, done.bytes_written, options.dry_run, done.beside)
+            edit = EditOptions(
+                output, options.dry_run, on_progress=options.on_progress, weights_only=options.weights_only
+            )
+            done = transaction(path, plan, edit, already)
+            return Derived(output, done.bytes_written, options.dry_run, done.beside)
+        return _converted(path, output, plan, options, already)
+
+
+def _converted(path: str, output: str, plan: Planner, options: DeriveOptions, already: Checkpoint) -> Derived:
+    """Write it in another format."""
     converting = ConvertOptions(
         to=options.to,
         select=options.only or "",
