@@ -50,7 +50,7 @@ from ckpt_cli.pickles.graph import Graph
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.cast import Losses
-    from ckpt_cli.edits.plan import Planner
+    from ckpt_cli.edits.plan import EditPlan, Planner
 
 _ELSEWHERE = "name another file: a conversion leaves its source as it is"
 
@@ -101,7 +101,7 @@ def convert(
             plain=plan.plain,
             problem=found.problem,
             lost=found.lost,
-            beside=_beside(opened, output, plan.job) if not options.weights_only else None,
+            beside=_beside(opened, output, plan.job, edit) if not options.weights_only else None,
         )
         if options.dry_run:
             _rehearse(plan, options, check_edit)
@@ -143,14 +143,15 @@ def _source(path: str, options: ConvertOptions, already: Checkpoint | None) -> I
             yield found
 
 
-def _beside(checkpoint: Checkpoint, output: str, job: Job) -> Beside | None:
+def _beside(checkpoint: Checkpoint, output: str, job: Job, edit: EditPlan | None) -> Beside | None:
     """Return the plan for the files beside a model's weights, where the new folder is like the old one."""
     beside = files_beside(checkpoint, output) if isinstance(job, NewFiles) and job.target.is_set else None
     if beside is None or not isinstance(job, NewFiles):
         return None
     own = re.compile(job.target.files)
     copied = tuple(name for name in beside.copied if not own.fullmatch(name))
-    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, job.new.tensors))
+    beside = replace(beside, copied=copied, stale=stale_dtype(checkpoint, job.new.tensors))
+    return beside.with_edits(edit.beside) if edit is not None else beside
 
 
 def _check(path: str, output: str, target: Target, options: ConvertOptions) -> None:
@@ -208,7 +209,8 @@ def _planned(
     old, made = checkpoint, made or Changes()
     if made != Changes():
         entries = [*entries_after(checkpoint.entries, made), *made.new_tensors.values()]
-        checkpoint = replace(checkpoint, entries=entries)
+        strings = checkpoint.metadata if made.metadata is None else made.metadata
+        checkpoint = replace(checkpoint, entries=entries, metadata=strings)
     if checkpoint.weights and not (options.select or options.names or options.everything):
         dropped = _dropped(checkpoint, options)
         own = [entry for entry in checkpoint.own if entry.name not in dropped]
