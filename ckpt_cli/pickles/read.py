@@ -62,7 +62,8 @@ MANY = 4_000
 
 
 _NAME = ord("X")
-_WITH_ROWS = [*OPCODES[:_NAME], _name, *OPCODES[_NAME + 1 :]]
+WITH_ROWS = [*OPCODES[:_NAME], _name, *OPCODES[_NAME + 1 :]]
+"""The same, but for that of strings, which reads the tensors in rows that begin with one at once."""
 
 
 def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
@@ -84,7 +85,7 @@ def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
 
 def _run(machine: Machine, pos: int) -> int:
     """Interpret opcodes up to STOP; the position after it."""
-    data, table = machine.data, _WITH_ROWS
+    data, table = machine.data, WITH_ROWS
     is_short = (machine.size - pos) * _BLOCKS_PER_BYTE < limits.PICKLE_BLOCKS
     rows = machine.rows = Rows(None if is_short else sys.getallocatedblocks() + limits.PICKLE_BLOCKS)
     try:

@@ -46,7 +46,7 @@ def at_once() -> Iterator[None]:
 
 
 def slowly(data: bytes) -> Graph:
-    with patch.object(read, "_WITH_ROWS", OPCODES):
+    with patch.object(read, "WITH_ROWS", OPCODES):
         return read_pickle(data)
 
 

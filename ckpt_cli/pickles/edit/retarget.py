@@ -20,6 +20,9 @@ from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 
 _STRIDED = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
 
+_LONGEST = 250
+"""Characters of a storage's key in a row: new keys are the names of tensors before they are numbered."""
+
 _View = tuple[object, ...]
 
 
@@ -38,6 +41,8 @@ class Retargeting:
         self._references: dict[tuple[Storage, str], PersistentId] = {}
         self._rows: dict[tuple[object, ...], Template | None] = {}
         """The templates of rows over new storages, by the old one's and what is new."""
+        self._taken: set[Storage] = set()
+        """The storages that a row may have been made for."""
         self.storages: dict[int, Storage] = {}
         """The storage of each new reference, by its identity."""
 
@@ -138,10 +143,16 @@ class Retargeting:
         return made
 
     def _row(self, node: Call, tensor: Tensor) -> Call | None:
-        """Return a call that was read as a row, over another storage; None where more than that is another one."""
+        """Return a call that was read as a row, over another storage; None where more than that is another one.
+
+        Further tensors of one storage have one reference, which takes less than a row for each.
+        """
         row: Any = node.row
         storage = tensor.storage
-        if row is None or storage is None or is_filled(node) or not storage.key.isdigit():
+        if row is None or storage is None or is_filled(node) or storage in self._taken:
+            return None
+        self._taken.add(storage)
+        if not storage.key.isascii() or not 0 < len(storage.key) < _LONGEST:  # of a row in the making
             return None
         kind = "torch", f"{tensor.dtype.storage}Storage"
         same = (row.size, row.stride, *node_key(row.kind)) == (tensor.shape, tensor.stride, *kind)
