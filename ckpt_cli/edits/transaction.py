@@ -51,10 +51,11 @@ if TYPE_CHECKING:
 _IN_PLACE = "leave -o out to edit it in place"
 
 
-def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
+def transaction(path: str, plan: Planner, options: EditOptions, already: Checkpoint | None = None) -> EditResult:
     """Carry out the plan of an edit, all or nothing: to `options.output`, or to what takes the place of `path`.
 
-    The checkpoint is opened once, and locked until the edit is done unless it goes elsewhere. What fits is patched in
+    The checkpoint is opened once, and locked until the edit is done unless it goes elsewhere. For an output it may be
+    open already, which closes it; it is used up. What fits is patched in
     place through a journal; anything else becomes a new file, or new files of a set.
     Raises CkptError where the plan cannot be made or carried out, RefusedError for a file in a content-addressed
     cache, BusyError while another process writes it, OSError.
@@ -65,7 +66,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
     with (
         about(path),
         hinting_at_outputs(options),
-        closing(open_checkpoint(path, write=write)) as opened,
+        closing(already or open_checkpoint(path, write=write)) as opened,
         unchanged(opened.container.files),
         closing(Overlay(opened.container.files)) as overlay,
     ):
