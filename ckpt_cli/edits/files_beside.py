@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
+from dataclasses import field, replace
 
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError
@@ -25,6 +26,7 @@ from ckpt_cli.files.places import (
     present,
     size_of,
 )
+from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.runs.read import RunFiles, name_within
 from ckpt_cli.formats.sharded.names import is_index
 from ckpt_cli.formats.sharded.read import ShardSet
@@ -75,6 +77,14 @@ class Beside:
     """Bytes of those that are copied."""
     stale: str = ""
     """A statement of a copied config that is no longer true of the weights, in words."""
+    edited: Mapping[str, bytes] = field(default_factory=dict)
+    """New contents of those among the copied ones that are not copied as they are."""
+
+    def with_edits(self, contents: Mapping[str, bytes | None]) -> Beside:
+        """Return the same with other contents of some files; those of None are not copied."""
+        copied = tuple(name for name in self.copied if contents.get(name, b"") is not None)
+        edited = {name: content for name, content in contents.items() if content is not None and name in copied}
+        return replace(self, copied=copied, edited=edited)
 
 
 def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
@@ -164,7 +174,10 @@ def copy_beside(checkpoint: Checkpoint, beside: Beside | None, folder: str) -> l
         if is_taken(target):  # made since by the writer: what is written for the weights stays
             continue
         with closing(open_file(join(source, name))) as file, creating(target, mode_of=file.path) as new:
-            copy_into(file, new)
+            if beside is not None and name in beside.edited:
+                write_all(new.fd, beside.edited[name], 0)
+            else:
+                copy_into(file, new)
         copied.append(name)
     return copied
 

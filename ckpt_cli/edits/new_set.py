@@ -128,7 +128,9 @@ class NewSet:
     def _copy_leading(self, folder: NewFolder) -> int:
         """Copy the files of a run that say where its others are; returns their bytes."""
         container, nbytes = self.checkpoint.container, 0
-        for name in container.leading if isinstance(container, RunFiles) else ():
+        if not isinstance(container, RunFiles):
+            return 0
+        for name in container.leading:
             with closing(open_file(join(container.folder, name))) as file:
                 copy_into(file, folder.create(name, mode_of=file.path))
                 nbytes += file.size

@@ -91,6 +91,8 @@ class EditPlan:
     """What becomes of the optimizers in the file."""
     following: Collection[str] = ()
     """Names that change because of that, not because they were asked for."""
+    beside: Mapping[str, bytes | None] = field(default_factory=dict)
+    """New contents of config files beside the weights, for a new folder; None for those that it does not get."""
 
     @property
     def renamed(self) -> Mapping[str, str]:

@@ -282,7 +282,7 @@ class _Transaction:
             return None
         after = entries_after(self.checkpoint.entries, self.plan.changes)
         tensors = (entry for entry in after if isinstance(entry, Tensor))
-        return replace(beside, stale=stale_dtype(self.checkpoint, tensors))
+        return replace(beside, stale=stale_dtype(self.checkpoint, tensors)).with_edits(self.plan.beside)
 
     def _write_folder(self, done: EditResult) -> EditResult:
         """Write all files of a set to a new folder."""

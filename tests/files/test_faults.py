@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_forks import KINDS
 from fault_scenes import SCENES, fill
 from fault_server import Server
-from faults import KINDS
 from safetensors import safe_open
 
 MOST = {"kill": 40, "torn": 4}
