@@ -17,6 +17,7 @@ COMMANDS = (
     "set mlp.pt 2.bias=0 --backup", "undo mlp.pt", "rename mlp.pt 2 last", "rm mlp.pt 0.bias", "keep mlp.pt 0",
     "cast mlp.pt bfloat16", "tie tied.pt 2.weight 6.weight --force", "untie tied.pt 4.bias", "compact tied.pt -n",
     "to tied.pt cuda:1", "avg train.pt train.pt -o mean.pt",
+    "lora info lora/adapter --base lora/base.safetensors",
     "lora merge lora/base.safetensors lora/adapter -o merged.safetensors",
     "meta tied.safetensors a=b", "convert tied.pt dcp --to dcp", "convert tied.pt new.safetensors",
     "convert tied.pt new.npz", "convert new.safetensors shards --max-shard 300B", "convert shards joined.pt",
