@@ -27,8 +27,7 @@ from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.lora_merge import MergeOptions, merge
 from ckpt_cli.errors import about
 from ckpt_cli.ops.lora import Adapter, LoraInfo, adapter_of, describe
-from ckpt_cli.ops.lora_names import match_names
-from ckpt_cli.ops.match_states import model_tensors
+from ckpt_cli.ops.lora_names import matched_with
 from ckpt_cli.render.json import json_text
 from ckpt_cli.render.lora import info_json, info_summary, info_text, merge_json, merge_text
 
@@ -148,6 +147,4 @@ def _described(adapter: Adapter, base: str | None) -> LoraInfo:
     if base is None:
         return describe(adapter)
     with opened(base) as model:
-        prefix, tensors = model_tensors(model)
-        names = [tensor.name[len(prefix) :] for tensor in tensors]
-        return describe(adapter, base, match_names(adapter, names, base))
+        return describe(adapter, base, matched_with(adapter, model, base))

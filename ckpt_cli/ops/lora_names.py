@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ckpt_cli.errors import RefusedError, listed
-from ckpt_cli.model.checkpoint import Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.lora import KOHYA, Adapter, Matched
+from ckpt_cli.ops.match_states import model_tensors
 from ckpt_cli.ops.select import close_names
 
 _DEEPEST = 64
@@ -47,6 +48,12 @@ def match_names(adapter: Adapter, names: Iterable[str], path: str) -> Matched:
             details=[f"{first}, of the adapter", *(f"{name}, of the model" for name in nearest(first, known))],
         )
     return Matched(weights, whole, copies, unmatched)
+
+
+def matched_with(adapter: Adapter, model: Checkpoint, path: str) -> Matched:
+    """Find what an adapter means in an open model."""
+    prefix, tensors = model_tensors(model)
+    return match_names(adapter, [tensor.name[len(prefix) :] for tensor in tensors], path)
 
 
 def nearest(name: str, known: Sequence[str]) -> list[str]:

@@ -94,6 +94,8 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.meta(plain),
         ckpt_cli.convert(plain, folder / "shards", max_shard="8B"),
         ckpt_cli.avg([plain, folder / "shards"], folder / "mean.safetensors", weights=[0.5, 0.5]),
+        ckpt_cli.lora_info(folder / "lora" / "adapter", base=folder / "lora" / "base.safetensors"),
+        ckpt_cli.lora_merge(folder / "lora" / "base.safetensors", folder / "lora" / "adapter", folder / "m.pt"),
         ckpt_cli.index(folder / "shards", dry_run=True),
     ]
     try:
