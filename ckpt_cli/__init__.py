@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         undo,
         untie,
     )
+    from ckpt_cli.api.lora import lora_info, lora_merge
     from ckpt_cli.api.new_checkpoints import avg, convert, delta_apply, delta_create, dequantize, merge, mix
     from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
     from ckpt_cli.api.tensor import Tensor
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "delta_apply",
-    "delta_create", "dequantize", "diff", "graft", "hash", "index", "keep", "load", "match", "merge", "meta", "mix",
-    "open", "rename", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
+    "delta_create", "dequantize", "diff", "graft", "hash", "index", "keep", "load", "lora_info", "lora_merge", "match",
+    "merge", "meta", "mix", "open", "rename", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -61,6 +62,7 @@ _MODULES = {
         "undo",
         "untie",
     ),
+    "ckpt_cli.api.lora": ("lora_info", "lora_merge"),
     "ckpt_cli.api.new_checkpoints": ("avg", "convert", "delta_apply", "delta_create", "dequantize", "merge", "mix"),
     "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),
 }

@@ -71,6 +71,7 @@ SUBCOMMANDS: dict[str, dict[str, str]] = {
     },
     "lora": {
         "merge": "Merge LoRA adapters into the weights of a model.",
+        "info": "Describe a LoRA adapter: rank, alpha and scaling of each module.",
     },
 }
 """The commands that are groups: each of their commands is a function of the module of the group."""

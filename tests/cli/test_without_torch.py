@@ -20,6 +20,7 @@ COMMANDS = (
     "merge mlp.pt tied.safetensors --prefix tied.safetensors=b -o both.pt", "graft both.pt mlp.pt:0",
     "mix mlp.pt mlp.pt --method ties --density 0.5 -o mix.pt",
     "delta create mlp.pt both.pt -o delta.safetensors", "delta apply mlp.pt delta.safetensors -o applied.pt",
+    "lora info lora/adapter --base lora/base.safetensors",
     "lora merge lora/base.safetensors lora/adapter -o merged.safetensors",
     "meta tied.safetensors a=b", "convert tied.pt dcp --to dcp", "convert tied.pt new.safetensors",
     "convert tied.pt new.npz", "convert new.safetensors shards --max-shard 300B", "convert shards joined.pt",

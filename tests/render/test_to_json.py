@@ -38,6 +38,7 @@ from ckpt_cli.ops.check.run import check
 from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.ops.hash import compare, hash_tensors
 from ckpt_cli.ops.info import summarize
+from ckpt_cli.ops.lora import LoraInfo, adapter_of, describe
 from ckpt_cli.ops.ls import list_entries, list_waste
 from ckpt_cli.ops.match import match
 from ckpt_cli.ops.match_states import state_of
@@ -116,6 +117,11 @@ def averaged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     return avg_render.to_json(average(["m.pt", "m.pt"], "out.pt", AvgOptions(output=new)))
 
 
+def described(path: str) -> LoraInfo:
+    with closing(open_checkpoint(path)) as checkpoint:
+        return describe(adapter_of(checkpoint, path))
+
+
 def merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     new = DeriveOptions(dry_run=True, executor=executor)
     return merge_render.to_json(merge(["m.pt", "n.pt"], "out.pt", MergeOptions("first", output=new)))
@@ -159,6 +165,7 @@ CASES: dict[str, Result] = {
     "mix m.pt m.pt --method task -o out.pt -n": mixed,
     "lora merge lora/base.safetensors lora/adapter -o out.safetensors -n": lora_merged,
     "delta create m.pt m.pt -o out.safetensors -n": different,
+    "lora info lora/adapter": lambda _m, _n, _e: lora_render.info_json(described("lora/adapter")),
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 

@@ -111,6 +111,8 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.delta_create(plain, folder / "mean.safetensors", folder / "delta.safetensors"),
         ckpt_cli.delta_apply(plain, folder / "delta.safetensors", folder / "applied.safetensors"),
         ckpt_cli.graft(out, plain, add=True, partial=True, dry_run=True),
+        ckpt_cli.lora_info(folder / "lora" / "adapter", base=folder / "lora" / "base.safetensors"),
+        ckpt_cli.lora_merge(folder / "lora" / "base.safetensors", folder / "lora" / "adapter", folder / "m.pt"),
         ckpt_cli.index(folder / "shards", dry_run=True),
     ]
     try:

@@ -66,7 +66,8 @@ merge {f} {e} -o {o}.pt | merge {e} {f} -o {o}.safetensors | graft {f} {f} -o {o
 delta create {f} {e} -o {o} | delta create {e} {f} -o {o} | delta apply {f} {f} -o {o}
 mix {f} {f} --method ties --density 0.5 -o {o}.pt
 mix {f} {f} --method slerp --t 0.5 --common --untie -o {o}.safetensors
-lora merge {f} {f} -o {o}.pt | lora merge {f} {f}:2 -o {o}.safetensors --alpha 1 --partial --untie
+lora info {f} | lora info {f} --base {f} | lora merge {f} {f} -o {o}.pt
+lora merge {f} {f}:2 -o {o}.safetensors --alpha 1 --partial --untie
 convert {f} {o}.pt | convert {f} {o}.safetensors | convert {f} {o}.npz | convert --tensors-only {f} {o}.safetensors
 convert --to dcp {f} {o} | convert --plain {f} {o}.pt | convert --salvage {f} {o}.pt | convert --json {f} {o}.pt
 convert --shared clone {f} {o}.safetensors | convert --max-shard 100KB {f} {o} | convert -n {f} {o}.pt
