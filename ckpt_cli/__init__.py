@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "dequantize", "diff", "hash",
-    "index", "keep", "load", "match", "meta", "open", "rename", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
+    "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "dequantize", "diff",
+    "hash", "index", "keep", "load", "match", "meta", "open", "rename", "rm", "scan", "series", "set", "tie", "to",
+    "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
