@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ckpt_cli.api.edits import (
         cast,
         compact,
+        graft,
         index,
         keep,
         meta,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         undo,
         untie,
     )
-    from ckpt_cli.api.new_checkpoints import avg, convert, dequantize
+    from ckpt_cli.api.new_checkpoints import avg, convert, dequantize, merge, mix
     from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
     from ckpt_cli.api.tensor import Tensor
     from ckpt_cli.errors import CkptError
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "dequantize", "diff",
-    "hash", "index", "keep", "load", "match", "meta", "open", "rename", "rm", "scan", "series", "set", "tie", "to",
-    "undo", "untie",
+    "graft", "hash", "index", "keep", "load", "match", "merge", "meta", "mix", "open", "rename", "rm", "scan",
+    "series", "set", "tie", "to", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -48,6 +49,7 @@ _MODULES = {
     "ckpt_cli.api.edits": (
         "cast",
         "compact",
+        "graft",
         "index",
         "keep",
         "meta",
@@ -59,7 +61,7 @@ _MODULES = {
         "undo",
         "untie",
     ),
-    "ckpt_cli.api.new_checkpoints": ("avg", "convert", "dequantize"),
+    "ckpt_cli.api.new_checkpoints": ("avg", "convert", "dequantize", "merge", "mix"),
     "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),
 }
 """The module that each public name is imported from."""

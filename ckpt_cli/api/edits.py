@@ -59,19 +59,21 @@ def set(  # noqa: A001
     """Set elements, slices or whole tensors, and other values, as `ckpt set` with these options.
 
     `assignments` maps `NAME` or `NAME[INDEX]` to numbers, lists, arrays, tensors, texts or None; a key that ends in
-    `+=`, `-=`, `*=` or `/=` changes what is there. A list has them as on the command line: `["2.weight[0,0]=100"]`.
-    Raises CkptError, OSError.
+    `+=`, `-=`, `*=` or `/=` changes what is there. A list has them as on the command line: `["2.weight[0,0]=100"]`,
+    or with `new` an expression, `["qkv.weight=cat(q.weight, k.weight, v.weight)"]`. Raises CkptError, OSError.
     """
+    from ckpt_cli.edits.expression_tensors import sources
     from ckpt_cli.edits.set import plan_set
     from ckpt_cli.edits.set_new import dtype_of_new
+    from ckpt_cli.parallel.map import workers
 
     if dtype is not None and not new:
         raise UsageError("dtype is that of new tensors: it goes with new=True")
     wanted = None if dtype is None else dtype_of_new(dtype)
-    with assignments_of(assignments) as made:
+    with assignments_of(assignments) as made, workers(0) as executor, sources(executor) as of:
         return _edit(
             path,
-            lambda checkpoint: plan_set(checkpoint, made, cast=cast, new=new, dtype=wanted),
+            lambda checkpoint: plan_set(checkpoint, made, cast=cast, new=new, dtype=wanted, of=of),
             _options(output, dry_run, backup, weights_only),
         )
 
@@ -325,3 +327,35 @@ def index(folder: Path, *, dry_run: bool = False, backup: bool = False) -> Repor
 
     with request():
         return report_of(to_json(write(os.fspath(folder), EditOptions(dry_run=dry_run, backup=backup))))
+
+
+def graft(
+    path: Path,
+    other: Path,
+    *,
+    prefix: str = "",
+    at: str | None = None,
+    add: bool = False,
+    partial: bool = False,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Put the tensors of another checkpoint, or those below `prefix` in it, into this one, as `ckpt graft`.
+
+    `at` is where they go; None for the same prefix. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.graft import plan_graft
+    from ckpt_cli.formats import open_checkpoint
+    from ckpt_cli.parallel.map import workers
+
+    where = path_of(other)
+    with request(), about(where):
+        source = open_checkpoint(where)
+    with closing(source), workers(0) as executor:
+        return _edit(
+            path,
+            lambda base: plan_graft(base, source, prefix, at, add=add, partial=partial, executor=executor),
+            _options(output, dry_run, backup, weights_only),
+        )

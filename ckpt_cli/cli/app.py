@@ -11,7 +11,7 @@ import typer
 
 from ckpt_cli.cli.repeated_options import OrderedCommand
 from ckpt_cli.cli.terminal import Colour, terminal
-from ckpt_cli.cli.typer_parts import TyperGroup, completions
+from ckpt_cli.cli.typer_parts import OneParser, TyperGroup, completions
 
 GROUPS = {
     "Look": {
@@ -45,6 +45,10 @@ GROUPS = {
     },
     "Combine": {
         "avg": "Average checkpoints of one model.",
+        "mix": "Mix models that were trained from one base.",
+        "merge": "Write the union of several checkpoints.",
+        "graft": "Put tensors of another checkpoint in the places of old ones.",
+        "lora": "Merge, describe, extract and resize LoRA adapters.",
     },
     "Write": {
         "dequantize": "Write quantized weights as plain floats.",
@@ -58,6 +62,18 @@ SUMMARIES = {name: summary for group in GROUPS.values() for name, summary in gro
 
 COMMANDS = tuple(SUMMARIES)
 """Each is the function of the same name in the module of the same name, imported when it is called."""
+
+SUBCOMMANDS: dict[str, dict[str, str]] = {
+    "lora": {
+        "merge": "Merge LoRA adapters into the weights of a model.",
+    },
+}
+"""The commands that are groups: each of their commands is a function of the module of the group."""
+
+COMMAND_LINES = tuple(
+    line for name in COMMANDS for line in [f"{name} {sub}" for sub in SUBCOMMANDS.get(name, ())] or [name]
+)
+"""All commands as they are typed, those of groups after the group's name."""
 
 _HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.
 
@@ -77,7 +93,7 @@ ckpt FILE is ckpt info FILE, ckpt help COMMAND is ckpt COMMAND --help.
 """Not a docstring, because click takes the control character for "leave these lines as they are"."""
 
 
-class LazyCommands(TyperGroup):
+class LazyCommands(OneParser, TyperGroup):
     """A group that imports the module of the one command that was called."""
 
     def __init__(self, **settings: Any) -> None:
@@ -101,7 +117,7 @@ class LazyCommands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the first argument names: `info` for a file; `help` stands for `--help`."""
         if args[:1] == ["help"]:
-            args = [*args[1:2], "--help"]
+            args = [*args[1 : 3 if args[1:2] and args[1] in SUBCOMMANDS else 2], "--help"]
             if len(args) == 1:
                 typer.echo(ctx.get_help())
                 raise typer.Exit
@@ -129,11 +145,20 @@ class LazyCommands(TyperGroup):
         if self.commands[cmd_name] is None:
             module = importlib.import_module(f"ckpt_cli.cli.{cmd_name}")
             single = _typer(add_completion=False)
-            single.command(cmd_name, cls=OrderedCommand)(getattr(module, f"{cmd_name}_command"))
+            names = SUBCOMMANDS.get(cmd_name)
+            if names is not None:
+                single.callback(help=f"{SUMMARIES[cmd_name]}")(_group)
+            for name in names or [cmd_name]:
+                single.command(name, cls=OrderedCommand)(getattr(module, f"{name}_command"))
             command = typer.main.get_command(single)
-            command.params += [_after_the_command(param) for param in self.params if param.name in _ANYWHERE]
+            for each in command.commands.values() if isinstance(command, TyperGroup) else [command]:
+                each.params += [_after_the_command(param) for param in self.params if param.name in _ANYWHERE]
             self.commands[cmd_name] = command
         return self.commands[cmd_name]
+
+
+def _group() -> None:
+    """Do nothing before a command of a group."""
 
 
 _ANYWHERE = ("color", "no_pager")

@@ -203,7 +203,8 @@ def _planned(
     old, made = checkpoint, made or Changes()
     if made != Changes():
         entries = [*entries_after(checkpoint.entries, made), *made.new_tensors.values()]
-        checkpoint = replace(checkpoint, entries=entries)
+        strings = checkpoint.metadata if made.metadata is None else made.metadata
+        checkpoint = replace(checkpoint, entries=entries, metadata=strings)
     if checkpoint.weights and not (options.select or options.names or options.everything):
         dropped = _dropped(checkpoint, options)
         own = [entry for entry in checkpoint.own if entry.name not in dropped]

@@ -44,6 +44,8 @@ class DeriveOptions:
     dry_run: bool = False
     weights_only: bool = False
     """True if a new folder gets no copies of the files beside the weights."""
+    tensors_only: bool = False
+    """True if other entries, which the new format cannot hold, are left out."""
     only: str | None = None
     """The prefix of the tensors that are written alone; None for the whole checkpoint."""
     executor: Executor | None = None
@@ -82,7 +84,7 @@ def derive(path: str, output: str, plan: Planner, options: DeriveOptions) -> Der
         to=options.to,
         select=options.only or "",
         max_shard=options.max_shard,
-        tensors_only=options.only is not None,
+        tensors_only=options.tensors_only or options.only is not None,
         weights_only=options.weights_only,
         force=options.force,
         dry_run=options.dry_run,

@@ -27,6 +27,7 @@ from ckpt_cli.files.places import (
     size_of,
 )
 from ckpt_cli.files.system import write_all
+from ckpt_cli.formats.runs.read import RunFiles, name_within
 from ckpt_cli.formats.sharded.names import is_index
 from ckpt_cli.formats.sharded.read import ShardSet
 from ckpt_cli.formats.signatures import GGUF, GZIP, HDF5, NUMPY, PROTO, ZIP_RECORD
@@ -89,14 +90,15 @@ class Beside:
 def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
     """Find what lies beside a checkpoint and goes to the folder `output`; None where it is not a model's folder.
 
-    A sharded checkpoint lies in one, and a single file does where a config.json is beside it.
+    A sharded checkpoint and a run lie in one, and a single file does where a config.json is beside it.
     """
-    first = checkpoint.container.files[0].path
-    folder = folder_of(first) or "."
-    is_model = isinstance(checkpoint.container, ShardSet) or bool(present(folder, _CONFIGS))
+    container = checkpoint.container
+    folder = _folder_of(checkpoint)
+    is_model = isinstance(container, ShardSet | RunFiles) or bool(present(folder, _CONFIGS))
     if not is_model or is_same(folder, output):
         return None
-    own = {name_of(file.path) for file in checkpoint.container.files}
+    own = {name_within(checkpoint, file).partition("/")[0] for file in container.files}
+    own.update(container.leading if isinstance(container, RunFiles) else ())
     there = set(names_in(output)) if is_folder(output) else set()
     copied: list[str] = []
     left: list[Left] = []
@@ -111,6 +113,12 @@ def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
             copied.append(name)
             nbytes += size
     return Beside(tuple(copied), tuple(left), nbytes)
+
+
+def _folder_of(checkpoint: Checkpoint) -> str:
+    """Return the folder that a checkpoint lies in; of a run its own."""
+    container = checkpoint.container
+    return container.folder if isinstance(container, RunFiles) else folder_of(container.files[0].path) or "."
 
 
 def _names(folder: str, own: Collection[str], left: list[Left]) -> list[str]:
@@ -159,7 +167,7 @@ def _is_weights(path: str) -> bool:
 
 def copy_beside(checkpoint: Checkpoint, beside: Beside | None, folder: str) -> list[str]:
     """Copy the files into a new folder that is not in place yet; returns their names."""
-    source = folder_of(checkpoint.container.files[0].path) or "."
+    source = _folder_of(checkpoint)
     copied = []
     for name in beside.copied if beside else ():
         target = join(folder, name)
@@ -176,7 +184,7 @@ def copy_beside(checkpoint: Checkpoint, beside: Beside | None, folder: str) -> l
 
 def stale_dtype(checkpoint: Checkpoint, after: Iterable[Tensor]) -> str:
     """Say so where the config beside a checkpoint names a dtype that tensors had and that none has afterwards."""
-    config = config_beside(checkpoint.container.files[0].path) or {}
+    config = config_beside(join(_folder_of(checkpoint), name_of(checkpoint.container.files[0].path))) or {}
     key = next((key for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)), "")
     said = str(config.get(key, "")).removeprefix("torch.")[:40]
     had = _floats(checkpoint.tensors)

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from ckpt_cli.edits.plan import EditOptions
+from ckpt_cli.edits.plan import EditOptions, EditPlan
 from ckpt_cli.errors import RefusedError, UnsupportedError
 from ckpt_cli.files.outcome import state_hint
 from ckpt_cli.files.places import can_write, folder_of, is_link
 from ckpt_cli.files.source import SourceFile
+from ckpt_cli.formats.runs.read import RunFiles
 from ckpt_cli.formats.sharded.names import index_of
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint
@@ -59,7 +60,9 @@ def require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> N
 
 
 def refuse_same_names(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedError where two files of a set have one name, in different folders."""
+    """Raise UnsupportedError where two files of a set have one name, in different folders: but for those of a run."""
+    if isinstance(checkpoint.container, RunFiles):
+        return
     names = [os.path.basename(file.path) for file in checkpoint.container.files]
     if len(set(names)) < len(names):
         raise UnsupportedError(
@@ -73,6 +76,12 @@ def refuse_same_names(checkpoint: Checkpoint) -> None:
             path=checkpoint.path,
             hint="copy the folder, and change the copy",
         )
+
+
+def refuse_joined(checkpoint: Checkpoint, planned: EditPlan) -> None:
+    """Raise UnsupportedError where elements would change that are joined from the files of ranks."""
+    if isinstance(checkpoint.container, RunFiles):
+        checkpoint.container.refuse_joined((*planned.changed, *planned.also_changed))
 
 
 def refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:

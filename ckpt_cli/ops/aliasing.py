@@ -258,3 +258,10 @@ def content_digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
     for data in TensorReader(checkpoint, tensor, Region.of(tensor)).read_all(JOB):
         digest.update(data)
     return digest.digest()
+
+
+def digest_of_all(checkpoint: Checkpoint, tensor: Tensor) -> object:
+    """Return a digest of a tensor's bytes; of one without bytes of its own, those of its parts."""
+    if tensor.storage is None:
+        return tuple((part.name, digest_of_all(checkpoint, part)) for part in tensor.parts)
+    return content_digest(checkpoint, tensor)

@@ -235,9 +235,11 @@ _WORTH = 0.2
 
 def _advice(checkpoint: Checkpoint, parts: Sequence[Part], waste: int) -> list[Advice]:
     """Return what can be done to make a file smaller; each command can be carried out as it stands."""
+    from ckpt_cli.formats.runs.read import run_parts
+
     known = format_of(checkpoint)
     whole = stored_nbytes(checkpoint.tensors)
-    if not known.rewriter or checkpoint.fixed or not whole:
+    if not known.rewriter or any(each.fixed for each in (checkpoint, *run_parts(checkpoint))) or not whole:
         return []
     path = quoted(checkpoint.path)
     size = sum(file.size for file in checkpoint.container.files)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ckpt_cli.arrays.indexing import Index, Region
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
-from ckpt_cli.parallel.made import MadeBytes, Making
+from ckpt_cli.parallel.made import Job, MadeBytes, Making, Source
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class PiecedBytes(MadeBytes):
         self._checkpoint = checkpoint
         self._recipe = recipe
 
-    def _job(self, number: int) -> tuple[Making, list[tuple[TensorReader, Chunk]]]:
+    def _job(self, number: int) -> Job:
         """Return the job of making one piece."""
-        begin, end = number * self._most, min((number + 1) * self._most, self._numel)
-        sources = []
+        begin, end = self._range(number)
+        sources: list[tuple[Source, Chunk]] = []
         for tensor, index in self._recipe.sources(begin, end):
             reader = TensorReader(self._checkpoint, tensor, Region.of(tensor).at(index))
             reader.expect(reader.nbytes)

@@ -137,7 +137,7 @@ class RemoteFile:
             self._fetched.failed(self._key, part)
             raise
         self._fetched.was_read(self._key, part, offset, offset + nbytes)
-        return memoryview(part.data)[offset - part.begin : offset - part.begin + nbytes]
+        return part.data[offset - part.begin : offset - part.begin + nbytes]
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer from pages, and from the server where it is long."""
@@ -255,7 +255,7 @@ class RemoteFile:
             self._reach = max(end, self._reach) if offset <= self._reach else end
 
     def _fetch_part(self, part: Part) -> None:
-        self._ask(memoryview(part.data), part.begin)
+        self._ask(part.data, part.begin)
 
     def will_read(self, ranges: Sequence[tuple[int, int]], sampled: Sequence[tuple[int, int]] = ()) -> None:
         """Note ranges, pairs of offset and bytes, that will be read, in about this order.

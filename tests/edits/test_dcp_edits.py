@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import Ckpt
 from dcp_files import QUARTERS, WHOLE, Writer
-from faults import KILLED, forked
+from fault_forks import KILLED, forked
 from reference_readers import read_dcp
 from run_edit import assert_refused, assert_states, everything
 from torch.distributed.checkpoint.filesystem import _StorageInfo

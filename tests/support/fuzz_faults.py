@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from fault_forks import KINDS
 from fault_scenes import SCENES, fill
 from fault_server import Server
-from faults import KINDS
 
 REQUESTS = [{"kind": kind, "both": True} for kind in KINDS] + [{"kind": "recovery", "kinds": [kind]} for kind in KINDS]
 """What is tried of each scene: each next command after a fault, and each fault of the next command after a kill."""

@@ -56,14 +56,14 @@ def python(code: str) -> None:
 def help_of_every_command() -> None:
     """Print one section for each command: its help."""
     for command in commands():
-        print(f"\n### ckpt {command}\n\n```text\n{_help(command)}\n```")
+        print(f"\n### ckpt {command}\n\n```text\n{_help(*command.split())}\n```")
 
 
 def commands() -> list[str]:
     """Return the names of all commands, in the order of the help."""
-    from ckpt_cli.cli.app import COMMANDS
+    from ckpt_cli.cli.app import COMMAND_LINES
 
-    return list(COMMANDS)
+    return list(COMMAND_LINES)
 
 
 def table_of_check_codes() -> None:
