@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         keep,
         meta,
         rename,
+        resize,
         rm,
         set,  # noqa: A004
         tie,
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "diff", "hash", "index",
-    "keep", "load", "match", "meta", "open", "rename", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
+    "keep", "load", "match", "meta", "open", "rename", "resize", "rm", "scan", "series", "set", "tie", "to", "undo",
+    "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -51,6 +53,7 @@ _MODULES = {
         "keep",
         "meta",
         "rename",
+        "resize",
         "rm",
         "set",
         "tie",
