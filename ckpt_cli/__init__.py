@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         keep,
         meta,
         rename,
+        resize,
         rm,
         set,  # noqa: A004
         tie,
@@ -40,7 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "delta_apply",
     "delta_create", "dequantize", "diff", "graft", "hash", "index", "keep", "load", "lora_info", "lora_merge", "match",
-    "merge", "meta", "mix", "open", "rename", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
+    "merge", "meta", "mix", "open", "rename", "resize", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -55,6 +56,7 @@ _MODULES = {
         "keep",
         "meta",
         "rename",
+        "resize",
         "rm",
         "set",
         "tie",

@@ -215,6 +215,35 @@ def cast(
         )
 
 
+def resize(
+    path: Path,
+    sizes: Mapping[str, int | str],
+    *,
+    std: float = 0.02,
+    seed: int = 0,
+    optimizer: str | None = None,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Give tensors more or fewer rows, as `ckpt resize` with these options.
+
+    `sizes` has the rows of each name, `32064` or `"32064:zero"`. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.resize import ResizeOptions, plan_resize, resize_of
+    from ckpt_cli.parallel.map import workers
+
+    asked = [resize_of(f"{name}={rows}") for name, rows in sizes.items()]
+    with workers(0) as executor:
+        options = ResizeOptions(std, seed, optimizer, executor)
+        return _edit(
+            path,
+            lambda checkpoint: plan_resize(checkpoint, asked, options),
+            _options(output, dry_run, backup, weights_only),
+        )
+
+
 def tie(
     path: Path,
     *names: str,

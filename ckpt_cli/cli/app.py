@@ -36,6 +36,7 @@ GROUPS = {
         "rm": "Take entries out.",
         "keep": "Take all entries out but some.",
         "cast": "Give floating tensors another dtype.",
+        "resize": "Give embeddings, heads and biases more or fewer rows.",
         "to": "Change the device that torch.load puts tensors on.",
         "tie": "Make several names one tensor.",
         "untie": "Give tensors storages of their own.",

@@ -122,6 +122,7 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         carried=tuple(plan.carried),
         left=tuple(plan.left),
         placed=plan.placed,
+        notes=tuple(plan.notes),
         folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
     )
 

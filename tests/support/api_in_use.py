@@ -99,6 +99,7 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.cast(out, "bfloat16", "weight"),
         ckpt_cli.compact(out),
         ckpt_cli.to(out, "cuda:0", dry_run=True),
+        ckpt_cli.resize(out, {"bias": "9:zero"}, optimizer="leave", dry_run=True),
         ckpt_cli.rm(out, "more"),
         ckpt_cli.keep(out, exclude="weight", dry_run=True),
         ckpt_cli.convert(out, plain, max_shard=None),

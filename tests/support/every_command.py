@@ -56,6 +56,7 @@ rename -n {f} {n} other | rename -n --add p. {f} | rename --add p. {f} -o {o} | 
 rename -n --like {e} {f} | rename -n --json -v --add p. {f}
 rm -n {f} {n} | rm -n {f} * | rm {f} {n} -o {o}
 keep -n {f} {n} | keep -n {f} * | keep {f} {n} -o {o} | keep -n {f} --root {n}
+resize -n {f} {n}=3 | resize {f} {n}=9:normal --optimizer leave -o {o}
 cast -n {f} float16 | cast --raw --lossy {f} float16 -o {o}
 tie -n {f} {n} {m} | tie {f} {n} {m} -o {o} | untie -n {f} * | untie {f} * -o {o} | untie -n {f} {n}
 meta {f} | meta --json {f} | meta -n {f} a=b | compact -n {f} | compact {f} -o {o}
