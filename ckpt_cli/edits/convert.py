@@ -40,7 +40,7 @@ from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content, content_of, entries_after
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
 from ckpt_cli.model.names import prefixes_of
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage
@@ -208,7 +208,8 @@ def _planned(
     """Return the plan: what is written, and what is left out; `made` has new, renamed and dropped tensors."""
     old, made = checkpoint, made or Changes()
     if made != Changes():
-        entries = [*entries_after(checkpoint.entries, made), *made.new_tensors.values()]
+        added = [value if isinstance(value, Tensor) else Value(name, value) for name, value in made.added.items()]
+        entries = [*entries_after(checkpoint.entries, made), *added]
         strings = checkpoint.metadata if made.metadata is None else made.metadata
         checkpoint = replace(checkpoint, entries=entries, metadata=strings)
     if checkpoint.weights and not (options.select or options.names or options.everything):

@@ -125,7 +125,7 @@ class _Plan:
         other = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
         if other:
             raise RefusedError(
-                f"the delta was made for another base: {len(other)} of {len(wanted)} tensors are not those",
+                f"the delta was made for another base: {len(other)} tensors are not those",
                 path=base.path,
                 details=some_of(other),
             )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.assignment import Assignment, parse_assignment
-from ckpt_cli.edits.expression import begins_with_call
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.edits.rename import is_name
 from ckpt_cli.edits.set_new import new_tensor, require_room
@@ -159,6 +158,8 @@ def _add(checkpoint: Checkpoint, split: _Split, name: str, value: str, new: _New
 
 def _is_expression(checkpoint: Checkpoint, value: str, of: Sources) -> bool:
     """True for a value that makes a tensor of others, rather than a text, a number, a list or a file."""
+    from ckpt_cli.edits.expression import begins_with_call
+
     if value[:1] in ("", "@", "{") or begins_with_call(value):
         return begins_with_call(value)
     if value[0] in '"[' and _is_json(value):

@@ -36,11 +36,10 @@ def delta_text(done: Delta) -> str:
     """Return a line for the output, and one for each fact that is not plain from it."""
     would = "would be " if done.dry_run else ""
     counts = Counter(done.changed.values())
-    how = ", ".join(f"{counts[kind]:,} {kind}" for kind in sorted(counts)) or "none"
-    lines = [
-        f"{count_text(len(done.changed), 'changed tensor')} ({how}) {would}in {escaped(done.output)}, "
-        f"{count_text(done.bytes_written, 'byte')}; {done.equal:,} are the same"
-    ]
+    kinds = ", ".join(f"{counts[kind]:,} {kind}" for kind in sorted(counts))
+    what = count_text(len(done.changed), "changed tensor") + (f" ({kinds})" if kinds else "")
+    nbytes = count_text(done.bytes_written, "byte")
+    lines = [f"{what} {would}in {escaped(done.output)}, {nbytes}; {done.equal:,} are the same"]
     if done.removed:
         lines.append(f"  removed: {listed(done.removed, _NAMED, brief_name)}")
     if done.left_out:
