@@ -86,12 +86,18 @@ def _begins(byte: int) -> bool:
     return any(trace_pickle(block, 0, budget).end > 0 or packing_of(block) is not None for block in blocks)
 
 
+@cache
+def _first_bytes() -> np.ndarray:
+    """Whether a block may be anything but numbers, by its first byte."""
+    return np.array([_begins(byte) for byte in range(256)])
+
+
 def alarms(kind: str, seed: int, count: int) -> list[bytes]:
     """Return the blocks of a kind of numbers in which a scan finds anything."""
     if kind == INSIDE:
         return _alarms_inside(seed, count)
     random = np.random.default_rng(seed)
-    first = np.array([_begins(byte) for byte in range(256)])
+    first = _first_bytes()
     found = []
     for begin in range(0, count, BATCH):
         blocks = BLOCKS[kind](random, min(BATCH, count - begin))
