@@ -10,7 +10,7 @@ from ckpt_cli.budget import Budget
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.files.copy import PIECE
-from ckpt_cli.model.changes import Changes, Content, Write, content_of
+from ckpt_cli.model.changes import Changes, Content, Write, content_of, over
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.aliasing import (
     Companions,
@@ -184,12 +184,10 @@ def _own(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Tensor, Content]:
     begin, end = tensor.span
     if (end - begin) == tensor.nbytes:  # dense: the strides stay as they are
         new = Storage(storage.key, end - begin, storage.location)
-        own = replace(tensor, storage=new, storage_offset=0, alias_of=None)
-        return own, content_of(storage, [(begin, end)])
+        return over(tensor, new, tensor.stride), content_of(storage, [(begin, end)])
     new = Storage(storage.key, tensor.nbytes, storage.location)
     stride = contiguous_stride(tensor.shape or ())
-    own = replace(tensor, storage=new, storage_offset=0, stride=stride, alias_of=None)
-    return own, Content(tensor.nbytes, make=_gathering(checkpoint, tensor))
+    return over(tensor, new, stride), Content(tensor.nbytes, make=_gathering(checkpoint, tensor))
 
 
 def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None]:

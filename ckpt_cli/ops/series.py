@@ -154,7 +154,9 @@ class _Entries:
         """Note that a checkpoint has a tensor."""
         entry = self.by_key.get(key)
         if entry is None:
-            entry = self.by_key[key] = _Entry(key[0], replace(tensor, name=key[0]))
+            label = key[0]
+            first = tensor if tensor.name == label else replace(tensor, name=label)
+            entry = self.by_key[key] = _Entry(label, first)
         entry.kinds.setdefault(step, self._kinds.setdefault(kind, kind))
 
 
@@ -381,7 +383,7 @@ def _events(entry: _Entry, whole: Sequence[int]) -> Iterator[Event]:
             yield Event(step, "appears" if last is None else "is gone")
         if now is not None and now.reason and not (last is not None and last.reason):
             yield Event(step, now.reason)
-        if now is not None and last is not None:
+        if now is not None and last is not None and now is not last:
             yield from (Event(step, what) for what in _differences(last, now))
         last = now
 
