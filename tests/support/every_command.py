@@ -65,6 +65,7 @@ avg {f} {f} -o {o}.pt | avg {f} {f} -o {o}.safetensors --rest drop --untie
 merge {f} {e} -o {o}.pt | merge {e} {f} -o {o}.safetensors | graft {f} {f} -o {o} | graft {e} {f} --add -o {o}
 mix {f} {f} --method ties --density 0.5 -o {o}.pt
 mix {f} {f} --method slerp --t 0.5 --common --untie -o {o}.safetensors
+dequantize {f} -o {o}.pt | dequantize {f} -o {o}.safetensors --tensors-only --dtype float32
 lora merge {f} {f} -o {o}.pt | lora merge {f} {f}:2 -o {o}.safetensors --alpha 1 --partial --untie
 convert {f} {o}.pt | convert {f} {o}.safetensors | convert {f} {o}.npz | convert --tensors-only {f} {o}.safetensors
 convert --to dcp {f} {o} | convert --plain {f} {o}.pt | convert --salvage {f} {o}.pt | convert --json {f} {o}.pt
