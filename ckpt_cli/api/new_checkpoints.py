@@ -246,6 +246,7 @@ def dequantize(
     to: str | None = None,
     max_shard: int | str | None = None,
     weights_only: bool = False,
+    tensors_only: bool = False,
     force: bool = False,
     dry_run: bool = False,
 ) -> Report:
@@ -267,6 +268,7 @@ def dequantize(
             force=force,
             dry_run=dry_run,
             weights_only=weights_only,
+            tensors_only=tensors_only,
             executor=executor,
         )
         target = dtype_named(dtype) if dtype else None

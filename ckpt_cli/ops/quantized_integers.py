@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 from ckpt_cli.arrays.formula import Codes, Formula, Scales, Zeros
+from ckpt_cli.errors import UnfittingError
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.quantization import Group
 from ckpt_cli.ops.quantized_floats import fp4
@@ -40,10 +41,12 @@ def packed(checkpoint: Checkpoint, group: Group, config: Config) -> Layout:
         raise refused(group, "has no weight_shape, so that its columns are not certain")
     new = tuple(int(size) for size in values_of(checkpoint, group.parts["shape"]).reshape(-1)[:8])
     if len(new) != 2 or new[0] != shape[0] or new[1] < 1:
-        raise refused(group, f"{list(shape)} does not fit its weight_shape, which says {list(new)}")
+        raise UnfittingError(
+            f"tensor {weight.name!r} {list(shape)} does not fit its weight_shape, which says {list(new)}"
+        )
     rows, columns = new
     fitting = [bits for bits in range(1, 9) if -(-columns * bits // 32) == shape[1]]
-    said = _said_bits(config)
+    said = said_bits(config)
     bits = next((bits for bits in fitting if len(fitting) == 1 or said == {bits}), None)
     if bits is None or (said and bits not in said):
         raise refused(group, f"{list(shape)} for {list(new)} does not say of how many bits its integers are")
@@ -82,7 +85,7 @@ def packed_zeros(group: Group, grid: tuple[int, ...], bits: int, block: tuple[in
     return Zeros(zero.dtype, "bits", bits, 1 << (bits - 1))
 
 
-def _said_bits(config: Config) -> set[int]:
+def said_bits(config: Config) -> set[int]:
     """Return the numbers of bits that the groups of a config of compressed-tensors name."""
     groups = config.get("config_groups")
     found = set()
@@ -105,12 +108,14 @@ def column_groups(checkpoint: Checkpoint, group: Group, columns: int, count: int
 
     order = group.parts["order"]
     if order.dtype.category != "int" or order.shape != (columns,) or columns > LONGEST_ROW:
-        raise refused(group, f"has {columns} columns, and its g_idx is {order.dtype} {list(order.shape or ())}")
+        raise unfitting(group, "order")
     numbers = values_of(checkpoint, order).astype(np.int64)
     if columns and numbers.min() == numbers.max() == -1:  # compressed-tensors' way to say that there is no order
         return None
     if columns and (numbers.min() < 0 or numbers.max() >= count):
-        raise refused(group, f"has {count} groups, and its g_idx names {numbers.min()} to {numbers.max()}")
+        raise UnfittingError(
+            f"tensor {group.weight.name!r} has {count} groups, and its g_idx names {numbers.min()} to {numbers.max()}"
+        )
     if columns % count == 0 and np.array_equal(numbers, np.arange(columns) // (columns // count)):
         return None
     return numbers.astype(np.int32)

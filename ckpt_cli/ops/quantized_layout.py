@@ -18,7 +18,7 @@ from ckpt_cli.arrays.dequantize import Dequantizing
 from ckpt_cli.arrays.formula import Formula
 from ckpt_cli.arrays.indexing import Index
 from ckpt_cli.dtypes import BY_NAME, DType
-from ckpt_cli.errors import RefusedError
+from ckpt_cli.errors import RefusedError, UnfittingError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.hf_config import config_beside
@@ -149,10 +149,11 @@ def refused(group: Group, why: str) -> RefusedError:
     return RefusedError(f"tensor {group.weight.name!r} {why}", hint="ckpt info says what it is taken for")
 
 
-def unfitting(group: Group, *roles: str) -> RefusedError:
+def unfitting(group: Group, *roles: str) -> UnfittingError:
     """Return the error for shapes that do not fit each other."""
     shapes = [f"{role} {list(group.parts[role].shape or ())}" for role in roles if role in group.parts]
-    return refused(group, f"{list(group.weight.shape or ())} does not fit its {' and '.join(shapes)}")
+    shape = list(group.weight.shape or ())
+    return UnfittingError(f"tensor {group.weight.name!r} {shape} does not fit its {' and '.join(shapes)}")
 
 
 # --- tensors as they are read -----------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ def model(tmp_path: Path) -> Path:
                 str(tmp_path / "delta.safetensors")]) == 0  # fmt: skip
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", tmp_path, dirs_exist_ok=True)
+    quantized = Path(__file__).parent.parent / "samples" / "quantized" / "compressed-fp8-channel"
+    shutil.copyfile(quantized / "model.safetensors", tmp_path / "fp8.safetensors")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "model-00001-of-00001.safetensors").write_bytes(
         (tmp_path / "model.safetensors").read_bytes()

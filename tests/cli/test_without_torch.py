@@ -21,6 +21,7 @@ COMMANDS = (
     "mix mlp.pt mlp.pt --method ties --density 0.5 -o mix.pt",
     "delta create mlp.pt both.pt -o delta.safetensors", "delta apply mlp.pt delta.safetensors -o applied.pt",
     "lora info lora/adapter --base lora/base.safetensors",
+    "dequantize quantized/model.safetensors -o plain.safetensors",
     "lora merge lora/base.safetensors lora/adapter -o merged.safetensors",
     "meta tied.safetensors a=b", "convert tied.pt dcp --to dcp", "convert tied.pt new.safetensors",
     "convert tied.pt new.npz", "convert new.safetensors shards --max-shard 300B", "convert shards joined.pt",
@@ -41,6 +42,7 @@ print("\\n" + json.dumps(codes))
 
 def test_every_command_works_where_torch_is_not_installed(work: Path) -> None:
     shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", "lora")
+    shutil.copytree(Path(__file__).parent.parent / "samples" / "quantized" / "deepseek", "quantized")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(COMMANDS)], capture_output=True, text=True, check=True
     )

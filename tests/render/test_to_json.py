@@ -24,6 +24,7 @@ from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
 from ckpt_cli.edits.delta import CreateOptions, create
+from ckpt_cli.edits.dequantize import dequantize
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.merge import MergeOptions, merge
 from ckpt_cli.edits.meta import metadata_of
@@ -52,6 +53,7 @@ from ckpt_cli.render import avg as avg_render
 from ckpt_cli.render import check as check_render
 from ckpt_cli.render import convert as convert_render
 from ckpt_cli.render import delta as delta_render
+from ckpt_cli.render import dequantize as dequantize_render
 from ckpt_cli.render import diff as diff_render
 from ckpt_cli.render import edits as edits_render
 from ckpt_cli.render import hash as hash_render
@@ -132,6 +134,11 @@ def mixed(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     return mix_render.to_json(mix("m.pt", ["m.pt"], "out.pt", MixOptions("task", output=new)))
 
 
+def dequantized(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = DeriveOptions(dry_run=True, executor=executor)
+    return dequantize_render.to_json(dequantize("quantized/model.safetensors", "out.safetensors", None, new))
+
+
 def lora_merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     new = lora_merge.MergeOptions(output=DeriveOptions(dry_run=True, executor=executor))
     done = lora_merge.merge("lora/base.safetensors", [("lora/adapter", 1.0)], "out.safetensors", new)
@@ -163,6 +170,7 @@ CASES: dict[str, Result] = {
     "avg m.pt m.pt -o out.pt -n": averaged,
     "merge m.pt n.pt -o out.pt -n --prefer first": merged,
     "mix m.pt m.pt --method task -o out.pt -n": mixed,
+    "dequantize quantized/model.safetensors -o out.safetensors -n": dequantized,
     "lora merge lora/base.safetensors lora/adapter -o out.safetensors -n": lora_merged,
     "delta create m.pt m.pt -o out.safetensors -n": different,
     "lora info lora/adapter": lambda _m, _n, _e: lora_render.info_json(described("lora/adapter")),
@@ -189,6 +197,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: Ckpt) -> None:
     torch.save({**state, "a.weight": weight + 1, "epoch": 5}, "n.pt")
     ckpt("convert", "m.pt", "m.safetensors", "--tensors-only")
     shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", "lora")
+    shutil.copytree(Path(__file__).parent.parent / "samples" / "quantized" / "deepseek", "quantized")
     Path("n.json").write_text(ckpt("hash", "n.pt", "--json").out)
 
 

@@ -107,6 +107,7 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.meta(plain),
         ckpt_cli.convert(plain, folder / "shards", max_shard="8B"),
         ckpt_cli.avg([plain, folder / "shards"], folder / "mean.safetensors", weights=[0.5, 0.5]),
+        ckpt_cli.dequantize(folder / "fp8.safetensors", folder / "floats.safetensors", dtype="float16"),
         ckpt_cli.merge([out, plain], folder / "both.pt", prefixes={plain: "plain"}),
         ckpt_cli.mix(plain, [folder / "shards"], folder / "mix.safetensors", method="ties", weights=[0.5]),
         ckpt_cli.delta_create(plain, folder / "mean.safetensors", folder / "delta.safetensors"),

@@ -69,6 +69,7 @@ mix {f} {f} --method ties --density 0.5 -o {o}.pt
 mix {f} {f} --method slerp --t 0.5 --common --untie -o {o}.safetensors
 lora info {f} | lora info {f} --base {f} | lora merge {f} {f} -o {o}.pt
 lora merge {f} {f}:2 -o {o}.safetensors --alpha 1 --partial --untie
+dequantize {f} -o {o}.pt | dequantize {f} -o {o}.safetensors --tensors-only --dtype float32
 convert {f} {o}.pt | convert {f} {o}.safetensors | convert {f} {o}.npz | convert --tensors-only {f} {o}.safetensors
 convert --to dcp {f} {o} | convert --plain {f} {o}.pt | convert --salvage {f} {o}.pt | convert --json {f} {o}.pt
 convert --shared clone {f} {o}.safetensors | convert --max-shard 100KB {f} {o} | convert -n {f} {o}.pt
