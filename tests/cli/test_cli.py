@@ -120,7 +120,8 @@ def test_the_list_of_commands_has_the_first_sentence_of_the_help_of_each(command
 
 
 NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
-          "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"], "avg": ["folder", "-o", "out.pt"]}  # fmt: skip
+          "resize": ["x=1"], "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"],
+          "avg": ["folder", "-o", "out.pt"]}  # fmt: skip
 """What each command takes beside a file."""
 
 BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"]
