@@ -51,6 +51,7 @@ def set(  # noqa: A001
     cast: bool = False,
     new: bool = False,
     dtype: str | None = None,
+    replace: Mapping[str, float] | None = None,
     output: Path | None = None,
     dry_run: bool = False,
     backup: bool = False,
@@ -60,13 +61,22 @@ def set(  # noqa: A001
 
     `assignments` maps `NAME` or `NAME[INDEX]` to numbers, lists, arrays, tensors, texts or None; a key that ends in
     `+=`, `-=`, `*=` or `/=` changes what is there. A list has them as on the command line: `["2.weight[0,0]=100"]`,
-    or with `new` an expression, `["qkv.weight=cat(q.weight, k.weight, v.weight)"]`. Raises CkptError, OSError.
+    or with `new` an expression, `["qkv.weight=cat(q.weight, k.weight, v.weight)"]`.
+    With `replace`, such as `{"nan": 0}`, `assignments` is a list of names. Raises CkptError, OSError.
     """
     from ckpt_cli.edits.expression_tensors import sources
     from ckpt_cli.edits.set import plan_set
     from ckpt_cli.edits.set_new import dtype_of_new
+    from ckpt_cli.edits.set_replace import plan_replace, replacements_of
     from ckpt_cli.parallel.map import workers
 
+    options = _options(output, dry_run, backup, weights_only)
+    if replace is not None:
+        if new or cast or dtype is not None or isinstance(assignments, Mapping | str):
+            raise UsageError("replace takes a list of names, and goes with none of new, cast and dtype")
+        names, values = [*assignments], replacements_of([f"{kind}={value}" for kind, value in replace.items()])
+        with workers(0) as executor:
+            return _edit(path, lambda checkpoint: plan_replace(checkpoint, names, values, executor), options)
     if dtype is not None and not new:
         raise UsageError("dtype is that of new tensors: it goes with new=True")
     wanted = None if dtype is None else dtype_of_new(dtype)
@@ -74,7 +84,7 @@ def set(  # noqa: A001
         return _edit(
             path,
             lambda checkpoint: plan_set(checkpoint, made, cast=cast, new=new, dtype=wanted, of=of),
-            _options(output, dry_run, backup, weights_only),
+            options,
         )
 
 
@@ -248,6 +258,7 @@ def tie(
     path: Path,
     *names: str,
     force: bool = False,
+    new: bool = False,
     output: Path | None = None,
     dry_run: bool = False,
     backup: bool = False,
@@ -258,7 +269,7 @@ def tie(
 
     _require(names, "tie")
     options = _options(output, dry_run, backup, weights_only)
-    return _edit(path, lambda checkpoint: plan_tie(checkpoint, names, force=force), options)
+    return _edit(path, lambda checkpoint: plan_tie(checkpoint, names, force=force, new=new), options)
 
 
 def untie(

@@ -118,7 +118,7 @@ def _split(checkpoint: Checkpoint, assignments: Sequence[str | Assignment], new:
         except NameNotFoundError as error:
             if new is None or index is not None or assignment.operator:
                 raise _hinting(error, new=new is not None) from None
-            require_room(checkpoint, _new_name(name), split.added)
+            require_room(checkpoint, name_of_new(name), split.added)
             _add(checkpoint, split, name, assignment.value, new)
             continue
         if new is not None:
@@ -192,7 +192,8 @@ def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
     return error
 
 
-def _new_name(name: str) -> str:
+def name_of_new(name: str) -> str:
+    """Return a name that a new entry can have; raises UsageError for any other."""
     if not is_name(name) or ".." in name or is_glob(name):
         raise UsageError(f"{name!r} is not a name for a new entry")
     return name

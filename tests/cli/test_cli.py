@@ -148,7 +148,7 @@ def test_a_group_lists_its_commands_and_needs_one(ckpt: Ckpt, group: str) -> Non
 
 ADAPTER = str(Path(__file__).parent.parent / "samples" / "lora" / "linear" / "adapter")
 NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
-          "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"], "avg": ["folder", "-o", "out.pt"],
+          "resize": ["x=1"], "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"], "avg": ["folder", "-o", "out.pt"],
           "merge": ["mlp.pt", "-o", "out.pt"], "graft": ["mlp.pt"],
           "mix": ["mlp.pt", "--method", "task", "-o", "out.pt"], "dequantize": ["-o", "out.pt"],
           "delta create": ["mlp.pt", "-o", "out.safetensors"], "delta apply": ["d.safetensors", "-o", "out.pt"],

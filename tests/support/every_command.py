@@ -58,6 +58,7 @@ rm -n {f} {n} | rm -n {f} * | rm {f} {n} -o {o}
 keep -n {f} {n} | keep -n {f} * | keep {f} {n} -o {o} | keep -n {f} --root {n}
 resize -n {f} {n}=3 | resize {f} {n}=9:normal --optimizer leave -o {o}
 cast -n {f} float16 | cast --raw --lossy {f} float16 -o {o}
+set -n {f} * --replace nan=0 | tie -n --new {f} {n} second
 tie -n {f} {n} {m} | tie {f} {n} {m} -o {o} | untie -n {f} * | untie {f} * -o {o} | untie -n {f} {n}
 meta {f} | meta --json {f} | meta -n {f} a=b | compact -n {f} | compact {f} -o {o}
 to -n {f} cuda:1 | to {f} cpu -o {o}
