@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ckpt_cli.api.checkpoint import Checkpoint, View, load, open  # noqa: A004
+    from ckpt_cli.api.combine import avg, delta_apply, delta_create, graft, merge, mix
     from ckpt_cli.api.edits import (
         cast,
         compact,
-        graft,
         index,
         keep,
         meta,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         untie,
     )
     from ckpt_cli.api.lora import lora_info, lora_merge
-    from ckpt_cli.api.new_checkpoints import avg, convert, delta_apply, delta_create, dequantize, merge, mix
+    from ckpt_cli.api.new_checkpoints import convert, dequantize
     from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
     from ckpt_cli.api.tensor import Tensor
     from ckpt_cli.errors import CkptError
@@ -51,7 +51,6 @@ _MODULES = {
     "ckpt_cli.api.edits": (
         "cast",
         "compact",
-        "graft",
         "index",
         "keep",
         "meta",
@@ -65,7 +64,8 @@ _MODULES = {
         "untie",
     ),
     "ckpt_cli.api.lora": ("lora_info", "lora_merge"),
-    "ckpt_cli.api.new_checkpoints": ("avg", "convert", "delta_apply", "delta_create", "dequantize", "merge", "mix"),
+    "ckpt_cli.api.combine": ("avg", "delta_apply", "delta_create", "graft", "merge", "mix"),
+    "ckpt_cli.api.new_checkpoints": ("convert", "dequantize"),
     "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),
 }
 """The module that each public name is imported from."""

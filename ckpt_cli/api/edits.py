@@ -31,12 +31,13 @@ def report_of(facts: object) -> Report:
     return report
 
 
-def _options(output: Path | None, dry_run: bool, backup: bool, weights_only: bool) -> EditOptions:
+def options_of(output: Path | None, dry_run: bool, backup: bool, weights_only: bool) -> EditOptions:
+    """Return the options that every edit has."""
     where = None if output is None else os.fspath(output)
     return EditOptions(where, dry_run, backup, weights_only=weights_only)
 
 
-def _edit(path: Path, plan: Planner, options: EditOptions) -> Report:
+def edit_with(path: Path, plan: Planner, options: EditOptions) -> Report:
     """Carry out an edit, all or nothing."""
     from ckpt_cli.edits.transaction import transaction
 
@@ -70,18 +71,18 @@ def set(  # noqa: A001
     from ckpt_cli.edits.set_replace import plan_replace, replacements_of
     from ckpt_cli.parallel.map import workers
 
-    options = _options(output, dry_run, backup, weights_only)
+    options = options_of(output, dry_run, backup, weights_only)
     if replace is not None:
         if new or cast or dtype is not None or isinstance(assignments, Mapping | str):
             raise UsageError("replace takes a list of names, and goes with none of new, cast and dtype")
         names, values = [*assignments], replacements_of([f"{kind}={value}" for kind, value in replace.items()])
         with workers(0) as executor:
-            return _edit(path, lambda checkpoint: plan_replace(checkpoint, names, values, executor), options)
+            return edit_with(path, lambda checkpoint: plan_replace(checkpoint, names, values, executor), options)
     if dtype is not None and not new:
         raise UsageError("dtype is that of new tensors: it goes with new=True")
     wanted = None if dtype is None else dtype_of_new(dtype)
     with assignments_of(assignments) as made, workers(0) as executor, sources(executor) as of:
-        return _edit(
+        return edit_with(
             path,
             lambda checkpoint: plan_set(checkpoint, made, cast=cast, new=new, dtype=wanted, of=of),
             options,
@@ -117,17 +118,17 @@ def rename(
     from ckpt_cli.edits.rename_like import plan_rename_like
 
     rules = _rules(texts(strip), texts(add), sub, map)
-    options = _options(output, dry_run, backup, weights_only)
+    options = options_of(output, dry_run, backup, weights_only)
     if like is not None:
         if old is not None or rules:
             raise UsageError("like finds the new names by itself: give no others")
         model = _model_at(os.fspath(like), other_of)
         plan = carrying(lambda checkpoint: plan_rename_like(checkpoint, model, of, guess=guess), optimizer)
-        return _edit(path, plan, options)
+        return edit_with(path, plan, options)
     if guess or of is not None or other_of is not None:
         raise UsageError("guess, of and other_of go with like")
     steps = renaming(old, new, rules)
-    return _edit(path, carrying(lambda checkpoint: plan_rename(checkpoint, steps), optimizer), options)
+    return edit_with(path, carrying(lambda checkpoint: plan_rename(checkpoint, steps), optimizer), options)
 
 
 def _rules(
@@ -170,8 +171,8 @@ def rm(
     from ckpt_cli.edits.rm import plan_rm
 
     _require(names, "rm")
-    options = _options(output, dry_run, backup, weights_only)
-    return _edit(path, carrying(lambda checkpoint: plan_rm(checkpoint, names, texts(exclude)), optimizer), options)
+    options = options_of(output, dry_run, backup, weights_only)
+    return edit_with(path, carrying(lambda checkpoint: plan_rm(checkpoint, names, texts(exclude)), optimizer), options)
 
 
 def keep(
@@ -189,13 +190,14 @@ def keep(
     from ckpt_cli.edits.optimizer import carrying
     from ckpt_cli.edits.rm import plan_keep, plan_root
 
-    options = _options(output, dry_run, backup, weights_only)
+    options = options_of(output, dry_run, backup, weights_only)
     if (root is None) == (not names and not exclude):
         raise UsageError("keep takes names or exclude, or root")
     if root is not None:
         prefix = root
-        return _edit(path, lambda checkpoint: plan_root(checkpoint, prefix), options)
-    return _edit(path, carrying(lambda checkpoint: plan_keep(checkpoint, names, texts(exclude)), optimizer), options)
+        return edit_with(path, lambda checkpoint: plan_root(checkpoint, prefix), options)
+    plan = carrying(lambda checkpoint: plan_keep(checkpoint, names, texts(exclude)), optimizer)
+    return edit_with(path, plan, options)
 
 
 def cast(
@@ -216,12 +218,12 @@ def cast(
 
     target = dtype_named(dtype)
     with workers(0) as executor:
-        return _edit(
+        return edit_with(
             path,
             lambda checkpoint: plan_cast(
                 checkpoint, target, names, exclude=texts(exclude), lossy=lossy, raw=raw, executor=executor
             ),
-            _options(output, dry_run, backup, weights_only),
+            options_of(output, dry_run, backup, weights_only),
         )
 
 
@@ -247,10 +249,10 @@ def resize(
     asked = [resize_of(f"{name}={rows}") for name, rows in sizes.items()]
     with workers(0) as executor:
         options = ResizeOptions(std, seed, optimizer, executor)
-        return _edit(
+        return edit_with(
             path,
             lambda checkpoint: plan_resize(checkpoint, asked, options),
-            _options(output, dry_run, backup, weights_only),
+            options_of(output, dry_run, backup, weights_only),
         )
 
 
@@ -268,8 +270,8 @@ def tie(
     from ckpt_cli.edits.tie import plan_tie
 
     _require(names, "tie")
-    options = _options(output, dry_run, backup, weights_only)
-    return _edit(path, lambda checkpoint: plan_tie(checkpoint, names, force=force, new=new), options)
+    options = options_of(output, dry_run, backup, weights_only)
+    return edit_with(path, lambda checkpoint: plan_tie(checkpoint, names, force=force, new=new), options)
 
 
 def untie(
@@ -284,10 +286,10 @@ def untie(
     from ckpt_cli.edits.tie import plan_untie
 
     _require(names, "untie")
-    return _edit(
+    return edit_with(
         path,
         lambda checkpoint: plan_untie(checkpoint, names),
-        _options(output, dry_run, backup, weights_only),
+        options_of(output, dry_run, backup, weights_only),
     )
 
 
@@ -309,7 +311,8 @@ def to(
     from ckpt_cli.edits.to import device_named, plan_to
 
     wanted = device_named(device)
-    return _edit(path, lambda checkpoint: plan_to(checkpoint, wanted), _options(output, dry_run, backup, weights_only))
+    options = options_of(output, dry_run, backup, weights_only)
+    return edit_with(path, lambda checkpoint: plan_to(checkpoint, wanted), options)
 
 
 def compact(
@@ -323,7 +326,7 @@ def compact(
     """Write each storage no larger than its tensors need, as `ckpt compact`. Raises CkptError, OSError."""
     from ckpt_cli.edits.tie import plan_compact
 
-    return _edit(path, plan_compact, _options(output, dry_run, backup, weights_only))
+    return edit_with(path, plan_compact, options_of(output, dry_run, backup, weights_only))
 
 
 def meta(
@@ -347,8 +350,8 @@ def meta(
     pairs, gone = dict(changes or {}), texts(delete)
     if pairs or gone:
         require_texts(pairs)
-        options = _options(output, dry_run, backup, weights_only)
-        return _edit(path, lambda checkpoint: plan_meta(checkpoint, pairs, gone), options)
+        options = options_of(output, dry_run, backup, weights_only)
+        return edit_with(path, lambda checkpoint: plan_meta(checkpoint, pairs, gone), options)
     with request(), about(place := path_of(path)), closing(open_checkpoint(place)) as checkpoint:
         return report_of(strings_json(metadata_of(checkpoint, ()), strings_of_set(checkpoint)))
 
@@ -367,35 +370,3 @@ def index(folder: Path, *, dry_run: bool = False, backup: bool = False) -> Repor
 
     with request():
         return report_of(to_json(write(os.fspath(folder), EditOptions(dry_run=dry_run, backup=backup))))
-
-
-def graft(
-    path: Path,
-    other: Path,
-    *,
-    prefix: str = "",
-    at: str | None = None,
-    add: bool = False,
-    partial: bool = False,
-    output: Path | None = None,
-    dry_run: bool = False,
-    backup: bool = False,
-    weights_only: bool = False,
-) -> Report:
-    """Put the tensors of another checkpoint, or those below `prefix` in it, into this one, as `ckpt graft`.
-
-    `at` is where they go; None for the same prefix. Raises CkptError, OSError.
-    """
-    from ckpt_cli.edits.graft import plan_graft
-    from ckpt_cli.formats import open_checkpoint
-    from ckpt_cli.parallel.map import workers
-
-    where = path_of(other)
-    with request(), about(where):
-        source = open_checkpoint(where)
-    with closing(source), workers(0) as executor:
-        return _edit(
-            path,
-            lambda base: plan_graft(base, source, prefix, at, add=add, partial=partial, executor=executor),
-            _options(output, dry_run, backup, weights_only),
-        )

@@ -13,7 +13,6 @@ from ckpt_cli.cli.progress import Jobs, expression_sources, workers
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
 from ckpt_cli.edits.set_new import dtype_of_new
-from ckpt_cli.edits.set_replace import plan_replace, replacements_of
 from ckpt_cli.errors import UsageError
 
 Assignments = Annotated[
@@ -69,6 +68,8 @@ def set_command(
     if replace:
         if new or cast or dtype is not None:
             raise UsageError("--replace goes with none of --new, --cast and --dtype")
+        from ckpt_cli.edits.set_replace import plan_replace, replacements_of
+
         values = replacements_of(replace)
         with workers(jobs) as executor:
             edit(

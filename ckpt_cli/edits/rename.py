@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from ckpt_cli.edits.new_names import is_name
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.facts import dataclass
@@ -168,15 +169,6 @@ class _Asking:
         names = {old: new for old, new in zip(known, _whole(parts), strict=True) if new != old}
         _refuse_collisions(self.checkpoint, known, names)
         rewriting(self.checkpoint, Changes(names=names, rename=in_turn(renamings)))
-
-
-def is_name(text: str) -> bool:
-    """True if a text can be a new name: not empty, no dots at its ends, and such that UTF-8 can hold it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return bool(text) and not text.startswith(".") and not text.endswith(".")
 
 
 def _refuse_collisions(checkpoint: Checkpoint, known: Sequence[str], names: Mapping[str, str]) -> None:

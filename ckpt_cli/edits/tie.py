@@ -105,8 +105,7 @@ def _require_alike(first: Tensor, other: Tensor) -> None:
 
 def _added(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, object]:
     """Return the names that are not there as new names of the tensor that the first one is."""
-    from ckpt_cli.edits.set import name_of_new
-    from ckpt_cli.edits.set_new import require_room
+    from ckpt_cli.edits.new_names import name_of_new, require_room
 
     first = _one_tensor(checkpoint, names[0])
     added: dict[str, object] = {}

@@ -274,13 +274,20 @@ _WORTH = 0.2
 """Share of the bytes from which taking something out is advised."""
 
 
-def _advice(checkpoint: Checkpoint, parts: Sequence[Part], waste: int) -> list[Advice]:
-    """Return what can be done to make a file smaller; each command can be carried out as it stands."""
+def _is_fixed(checkpoint: Checkpoint) -> bool:
+    """True if it cannot be edited, or if a part of the run that it is cannot."""
+    if checkpoint.fixed or not checkpoint.is_set:
+        return bool(checkpoint.fixed)
     from ckpt_cli.formats.runs.read import run_parts
 
+    return any(part.fixed for part in run_parts(checkpoint))
+
+
+def _advice(checkpoint: Checkpoint, parts: Sequence[Part], waste: int) -> list[Advice]:
+    """Return what can be done to make a file smaller; each command can be carried out as it stands."""
     known = format_of(checkpoint)
     whole = stored_nbytes(checkpoint.tensors)
-    if not known.rewriter or any(each.fixed for each in (checkpoint, *run_parts(checkpoint))) or not whole:
+    if not known.rewriter or _is_fixed(checkpoint) or not whole:
         return []
     path = quoted(checkpoint.path)
     size = sum(file.size for file in checkpoint.container.files)

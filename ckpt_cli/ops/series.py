@@ -154,9 +154,7 @@ class _Entries:
         """Note that a checkpoint has a tensor."""
         entry = self.by_key.get(key)
         if entry is None:
-            label = key[0]
-            first = tensor if tensor.name == label else replace(tensor, name=label)
-            entry = self.by_key[key] = _Entry(label, first)
+            entry = self.by_key[key] = _Entry(key[0], tensor if tensor.name == key[0] else replace(tensor, name=key[0]))
         entry.kinds.setdefault(step, self._kinds.setdefault(kind, kind))
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.indexing import Region, part_at, range_cuts, row_cuts
+from ckpt_cli.arrays.indexing import Region, grouped_ranges, part_at, range_cuts, row_cuts
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.at_once import Place, in_place, is_elsewhere, is_left_to_workers
@@ -190,7 +190,7 @@ class TensorReader:
             return
         self._fetch_to_gather()
         in_order = self._origin is None and self.region.is_row_major
-        for group in _groups(cuts, max((JOB if in_order else _GROUP) // self._size, 1)):
+        for group in grouped_ranges(cuts, max((JOB if in_order else _GROUP) // self._size, 1)):
             first, last = group[0][0], group[-1][1]
             if self._origin is not None:
                 yield from (Chunk(begin, end, group=(first, last)) for begin, end in group)
@@ -389,15 +389,3 @@ def _flags_of(tensor: Tensor) -> Tensor | None:
     if not (tensor.conj or tensor.neg or (tensor.big_endian and tensor.dtype.bits > 8)):
         return None
     return replace(tensor, shape=(0,), stride=(1,), storage=Storage("", 0), storage_offset=0, parts=())
-
-
-def _groups(cuts: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield ranges that follow each other in groups of at most `most` elements."""
-    group: list[tuple[int, int]] = []
-    for begin, end in cuts:
-        if group and end - group[0][0] > most:
-            yield group
-            group = []
-        group.append((begin, end))
-    if group:
-        yield group

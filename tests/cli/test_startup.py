@@ -206,7 +206,7 @@ ROOMS: dict[str, dict[str, int]] = {
                       "arrays": 3},
     "set -n small.pt 0.bias[0]=1": {"": 16, "cli": 11, "render": 4, "files": 23, "model": 3, "formats": 12, "ops": 4,
                                     "pickles": 26, "arrays": 4, "edits": 9, "parallel": 1},
-    "info small.pt": {"": 14, "cli": 12, "render": 6, "files": 12, "model": 1, "formats": 11, "ops": 6, "pickles": 26,
+    "info small.pt": {"": 14, "cli": 12, "render": 6, "files": 12, "model": 1, "formats": 11, "ops": 7, "pickles": 26,
                       "parallel": 1},
     "--help": {"": 10, "cli": 7, "render": 2, "files": 5, "model": 1},
 }  # fmt: skip

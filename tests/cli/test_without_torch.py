@@ -16,7 +16,7 @@ COMMANDS = (
     "check --deep tied.pt", "hash mlp.pt", "scan train.pt",
     "set mlp.pt 2.bias=0 --backup", "undo mlp.pt", "rename mlp.pt 2 last", "rm mlp.pt 0.bias", "keep mlp.pt 0",
     "cast mlp.pt bfloat16", "tie tied.pt 2.weight 6.weight --force", "untie tied.pt 4.bias", "compact tied.pt -n",
-    "to tied.pt cuda:1", "avg train.pt train.pt -o mean.pt",
+    "to tied.pt cuda:1", "resize mlp.pt 0.weight=3 -o resized.pt", "avg train.pt train.pt -o mean.pt",
     "merge mlp.pt tied.safetensors --prefix tied.safetensors=b -o both.pt", "graft both.pt mlp.pt:0",
     "mix mlp.pt mlp.pt --method ties --density 0.5 -o mix.pt",
     "delta create mlp.pt both.pt -o delta.safetensors", "delta apply mlp.pt delta.safetensors -o applied.pt",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.summaries import Stats
 
 
+LORA = Path(__file__).parent.parent / "samples" / "lora" / "linear"
+
+
 def look(path: Path) -> dict[str, list[float]]:
     """Return the first row of each tensor, taken in all the ways that there are."""
     found: dict[str, list[float]] = {}
@@ -113,8 +116,8 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.delta_create(plain, folder / "mean.safetensors", folder / "delta.safetensors"),
         ckpt_cli.delta_apply(plain, folder / "delta.safetensors", folder / "applied.safetensors"),
         ckpt_cli.graft(out, plain, add=True, partial=True, dry_run=True),
-        ckpt_cli.lora_info(folder / "lora" / "adapter", base=folder / "lora" / "base.safetensors"),
-        ckpt_cli.lora_merge(folder / "lora" / "base.safetensors", folder / "lora" / "adapter", folder / "m.pt"),
+        ckpt_cli.lora_info(LORA / "adapter", base=LORA / "base.safetensors"),
+        ckpt_cli.lora_merge(LORA / "base.safetensors", LORA / "adapter", folder / "m.pt"),
         ckpt_cli.index(folder / "shards", dry_run=True),
     ]
     try:

@@ -337,16 +337,14 @@ class _Worker:
             self._reading.add(checkpoint, archives)
 
     def _configs(self, path: str, found: Sequence[Checkpoint], *, complete: bool) -> None:
-        if found:
-            self._run(quantization.CHECKS, quantization.Quantized.of(name_of(path), found, complete=complete))
+        if not found:
+            return
+        where, tensors = name_of(path), [tensor for checkpoint in found for tensor in checkpoint.tensors]
+        self._run(quantization.CHECKS, quantization.Quantized.of(where, found, complete=complete))
         config, adapter = config_beside(path) or {}, config_beside(path, "adapter_config.json") or {}
-        if found and (config or adapter):
-            tensors = [tensor for checkpoint in found for tensor in checkpoint.tensors]
-            where = name_of(path)
+        if config or adapter:
             subject = configs.Configured(where, tensors, configs.text_config(config), adapter, complete)
             self._run(configs.CHECKS, subject)
-
-    # --- telling
 
     def _run(self, checks: Sequence[Check[Subject]], subject: Subject, path: str = "") -> None:
         """Add what the checks find, of each code a bounded number; `path` is the file, where it is one alone."""
