@@ -98,6 +98,7 @@ def rename(
     add: str | Sequence[str] = (),
     sub: Sequence[tuple[str, str]] = (),
     map: Path | Mapping[str, str] | None = None,  # noqa: A002
+    pattern: str | Sequence[str] = (),
     like: Path | None = None,
     guess: bool = False,
     of: str | None = None,
@@ -108,7 +109,8 @@ def rename(
     backup: bool = False,
     weights_only: bool = False,
 ) -> Report:
-    """Rename entries, as `ckpt rename` with these options: `old` to `new`, then `strip`, `add`, `sub` and `map`.
+    """Rename entries, as `ckpt rename` with these options: `old` to `new`, then `strip`, `add`, `sub`, `map`
+    and `pattern`, of which several (`layers.{n}.*=layers.{n+2}.*`) go at once.
 
     `sub` has pairs of a regular expression and its replacement; `map` is a dict of names or prefixes, or a JSON file.
     `like` takes the names that load_state_dict of another checkpoint needs. Raises CkptError, OSError.
@@ -116,8 +118,10 @@ def rename(
     from ckpt_cli.edits.optimizer import carrying
     from ckpt_cli.edits.rename import plan_rename, renaming
     from ckpt_cli.edits.rename_like import plan_rename_like
+    from ckpt_cli.ops.rename_rules import Rule
 
     rules = _rules(texts(strip), texts(add), sub, map)
+    rules += [Rule("pattern", text) for text in texts(pattern)]
     options = options_of(output, dry_run, backup, weights_only)
     if like is not None:
         if old is not None or rules:
