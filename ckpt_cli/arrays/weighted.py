@@ -62,7 +62,7 @@ class WeightedSum:
         found: list[int] = []
         for number, (data, weight, cast) in enumerate(zip(parts, self._weights, self._widen, strict=True)):
             values: Array = np.frombuffer(data if cast is None else cast.run(data, Losses()), self._kind)
-            if not _is_finite(values):
+            if not is_finite(values):
                 found.append(number)
             if total is None:
                 total = np.multiply(values, weight)
@@ -111,7 +111,7 @@ def _rounded(exact: Fraction, near: Any) -> Any:
     return np.float32(np.nextafter(near, np.inf if error > 0 else -np.inf))
 
 
-def _is_finite(values: Array) -> bool:
+def is_finite(values: Array) -> bool:
     """True if no value is NaN or infinite; looks at each only where their sum is not finite."""
     import numpy as np
 

@@ -36,6 +36,7 @@ GROUPS = {
         "rm": "Take entries out.",
         "keep": "Take all entries out but some.",
         "cast": "Give floating tensors another dtype.",
+        "resize": "Give embeddings, heads and biases more or fewer rows.",
         "to": "Change the device that torch.load puts tensors on.",
         "tie": "Make several names one tensor.",
         "untie": "Give tensors storages of their own.",
@@ -45,8 +46,14 @@ GROUPS = {
     },
     "Combine": {
         "avg": "Average checkpoints of one model.",
+        "mix": "Mix models that were trained from one base.",
+        "merge": "Write the union of several checkpoints.",
+        "graft": "Put tensors of another checkpoint in the places of old ones.",
+        "delta": "Write what changed between checkpoints, and apply it.",
+        "lora": "Merge, describe, extract and resize LoRA adapters.",
     },
     "Write": {
+        "dequantize": "Write quantized weights as plain floats.",
         "convert": "Write a checkpoint in another format.",
         "index": "Write the index of a folder of shards, from the shards.",
     },
@@ -57,6 +64,23 @@ SUMMARIES = {name: summary for group in GROUPS.values() for name, summary in gro
 
 COMMANDS = tuple(SUMMARIES)
 """Each is the function of the same name in the module of the same name, imported when it is called."""
+
+SUBCOMMANDS: dict[str, dict[str, str]] = {
+    "delta": {
+        "create": "Write what changed from one checkpoint to another.",
+        "apply": "Write the checkpoint that a delta was made of, from its base.",
+    },
+    "lora": {
+        "merge": "Merge LoRA adapters into the weights of a model.",
+        "info": "Describe a LoRA adapter: rank, alpha and scaling of each module.",
+    },
+}
+"""The commands that are groups: each of their commands is a function of the module of the group."""
+
+COMMAND_LINES = tuple(
+    line for name in COMMANDS for line in [f"{name} {sub}" for sub in SUBCOMMANDS.get(name, ())] or [name]
+)
+"""All commands as they are typed, those of groups after the group's name."""
 
 _HELP = """Look into and edit PyTorch checkpoints: nothing is loaded, nothing in them is run.
 
@@ -100,7 +124,7 @@ class LazyCommands(OneParser, TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the first argument names: `info` for a file; `help` stands for `--help`."""
         if args[:1] == ["help"]:
-            args = [*args[1:2], "--help"]
+            args = [*args[1 : 3 if args[1:2] and args[1] in SUBCOMMANDS else 2], "--help"]
             if len(args) == 1:
                 typer.echo(ctx.get_help())
                 raise typer.Exit
@@ -128,11 +152,20 @@ class LazyCommands(OneParser, TyperGroup):
         if self.commands[cmd_name] is None:
             module = importlib.import_module(f"ckpt_cli.cli.{cmd_name}")
             single = _typer(add_completion=False)
-            single.command(cmd_name, cls=OrderedCommand)(getattr(module, f"{cmd_name}_command"))
+            names = SUBCOMMANDS.get(cmd_name)
+            if names is not None:
+                single.callback(help=f"{SUMMARIES[cmd_name]}")(_group)
+            for name in names or [cmd_name]:
+                single.command(name, cls=OrderedCommand)(getattr(module, f"{name}_command"))
             command = typer.main.get_command(single)
-            command.params += [_after_the_command(param) for param in self.params if param.name in _ANYWHERE]
+            for each in command.commands.values() if isinstance(command, TyperGroup) else [command]:
+                each.params += [_after_the_command(param) for param in self.params if param.name in _ANYWHERE]
             self.commands[cmd_name] = command
         return self.commands[cmd_name]
+
+
+def _group() -> None:
+    """Do nothing before a command of a group."""
 
 
 _ANYWHERE = ("color", "no_pager")

@@ -7,6 +7,7 @@ import importlib
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from conftest import Ckpt
 
 import ckpt_cli
-from ckpt_cli.cli.app import COMMANDS, SUMMARIES
+from ckpt_cli.cli.app import COMMAND_LINES, COMMANDS, SUBCOMMANDS, SUMMARIES
 from ckpt_cli.cli.main import run
 from ckpt_cli.errors import BusyError
 
@@ -59,7 +60,12 @@ def model(tmp_path: Path) -> Path:
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     assert run(["set", str(tmp_path / "model.pt"), "0.bias=2", "--backup"]) == 0
     (tmp_path / "old.pt").write_bytes((tmp_path / "model.pt").read_bytes())
+    assert run(["delta", "create", str(tmp_path / "model.pt"), str(tmp_path / "old.pt"), "-o",
+                str(tmp_path / "delta.safetensors")]) == 0  # fmt: skip
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", tmp_path, dirs_exist_ok=True)
+    quantized = Path(__file__).parent.parent / "samples" / "quantized" / "compressed-fp8-channel"
+    shutil.copyfile(quantized / "model.safetensors", tmp_path / "fp8.safetensors")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "model-00001-of-00001.safetensors").write_bytes(
         (tmp_path / "model.safetensors").read_bytes()
@@ -67,15 +73,21 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def function_of(command: str) -> Callable[..., None]:
+    """The function of a command, or of one of a group."""
+    words = command.split()
+    found: Callable[..., None] = getattr(importlib.import_module(f"ckpt_cli.cli.{words[0]}"), f"{words[-1]}_command")
+    return found
+
+
+@pytest.mark.parametrize("command", COMMAND_LINES)
 def test_the_help_of_a_command_ends_in_an_example_that_runs(
     model: Path, ckpt: Ckpt, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    function = getattr(importlib.import_module(f"ckpt_cli.cli.{command}"), f"{command}_command")
-    example = function.__doc__.strip().splitlines()[-1].strip()
+    example = (function_of(command).__doc__ or "").strip().splitlines()[-1].strip()
     assert example.startswith(f"Example: ckpt {command} ")
     monkeypatch.setenv("COLUMNS", "80")
-    told = ckpt(command, "--help").out
+    told = ckpt(*command.split(), "--help").out
     assert example in told
     assert told.index(example) < told.index("Arguments:")
     done = bash(example.removeprefix("Example: "), model)
@@ -89,9 +101,9 @@ def test_every_example_of_the_first_help_runs(model: Path, ckpt: Ckpt) -> None:
         assert bash(example, model).returncode == 0
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMAND_LINES)
 def test_every_option_and_argument_of_a_command_is_explained(ckpt: Ckpt, command: str) -> None:
-    told = ckpt(command, "-h").out
+    told = ckpt(*command.split(), "-h").out
     for heading in ("Arguments:", "Options:"):
         rows = told.split(heading)[1].split("\n\n")[0].strip("\n").splitlines()
         for row, following in zip(rows, [*rows[1:], ""], strict=True):
@@ -110,17 +122,37 @@ def test_every_command_is_in_the_first_help_with_one_sentence(ckpt: Ckpt) -> Non
     assert all(row.endswith(".") for row in rows)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_list_of_commands_has_the_first_sentence_of_the_help_of_each(command: str) -> None:
-    function = getattr(importlib.import_module(f"ckpt_cli.cli.{command}"), f"{command}_command")
-    assert function.__doc__.splitlines()[0] == SUMMARIES[command]
+@pytest.mark.parametrize("command", COMMAND_LINES)
+def test_the_list_of_commands_has_the_first_sentence_of_the_help_of_each(command: str, ckpt: Ckpt) -> None:
+    name, _, sub = command.partition(" ")
+    summary = SUBCOMMANDS[name][sub] if sub else SUMMARIES[command]
+    assert (function_of(command).__doc__ or "").splitlines()[0] == summary
+    assert not sub or summary in ckpt(name, "--help").out
+
+
+@pytest.mark.parametrize("group", SUBCOMMANDS)
+def test_a_group_lists_its_commands_and_needs_one(ckpt: Ckpt, group: str) -> None:
+    rows = ckpt("help", group).out.split("\nCommands:\n")[1].splitlines()
+    assert [row.split()[0] for row in rows] == list(SUBCOMMANDS[group])
+    for args in ([group], [group, "none"]):
+        answer = ckpt(*args)
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err.endswith(f"hint: ckpt {group} --help\n")
+    first = next(iter(SUBCOMMANDS[group]))
+    assert ckpt("help", group, first).out == ckpt(group, first, "--help").out != ""
+    assert ckpt(group, first, "--color", "never", "--help").out == ckpt(group, first, "--help").out
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
+ADAPTER = str(Path(__file__).parent.parent / "samples" / "lora" / "linear" / "adapter")
 NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
-          "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"], "avg": ["folder", "-o", "out.pt"]}  # fmt: skip
+          "resize": ["x=1"], "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"], "avg": ["folder", "-o", "out.pt"],
+          "merge": ["mlp.pt", "-o", "out.pt"], "graft": ["mlp.pt"],
+          "mix": ["mlp.pt", "--method", "task", "-o", "out.pt"], "dequantize": ["-o", "out.pt"],
+          "delta create": ["mlp.pt", "-o", "out.safetensors"], "delta apply": ["d.safetensors", "-o", "out.pt"],
+          "lora merge": [ADAPTER, "-o", "out.pt"]}  # fmt: skip
 """What each command takes beside a file."""
 
 BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"]
@@ -128,7 +160,7 @@ BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x
 
 @pytest.mark.parametrize(
     ("file", "command"),
-    [pair for pair in product(BAD_FILES, COMMANDS) if pair != ("zip", "check")],  # to find that out is its answer
+    [pair for pair in product(BAD_FILES, COMMAND_LINES) if pair != ("zip", "check")],  # to find that out is its answer
 )
 def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str, file: str) -> None:
     Path("folder").mkdir()
@@ -136,8 +168,9 @@ def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str,
     Path("text").write_text("hello\n")
     Path("zip").write_bytes(b"PK\3\4" + bytes(100))
     os.mkfifo("fifo")
+    ckpt("delta", "create", "mlp.pt", "mlp.pt", "-o", "d.safetensors")
     needed = [file] if command in ("diff", "match") else NEEDED.get(command, ())
-    answer = ckpt(command, file, *needed)
+    answer = ckpt(*command.split(), file, *needed)
     assert (answer.code, answer.out) == (2, "")
     assert ONE_LINE.fullmatch(answer.err)
     assert answer.err.startswith(f"ckpt: {file.encode('unicode_escape').decode()}: ")

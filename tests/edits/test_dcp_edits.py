@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -20,6 +21,7 @@ from fault_forks import KILLED, Apart, steps_of
 from reference_readers import read_dcp
 from run_edit import assert_refused, assert_states, everything
 from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata
 
 from ckpt_cli.formats import open_checkpoint
 
@@ -330,3 +332,16 @@ def test_places_that_a_planner_of_its_own_noted_stay(tmp_path: Path, ckpt: Ckpt)
     assert ckpt("rm", path, "v").code == 0
     assert pickle.loads((path / ".metadata").read_bytes()).planner_data == {"w": "anything", "more": [1]}
     assert_refused(ckpt, path, "its place in the state that was saved is 'anything'", "rename", "w", "x")
+
+
+def test_the_metadata_of_torch_has_no_strings_and_an_entry_takes_their_place(path: Path, ckpt: Ckpt) -> None:
+    fields = {each.name for each in dataclasses.fields(Metadata)}
+    assert fields == {"state_dict_metadata", "planner_data", "storage_data", "storage_meta", "version"}
+    assert ckpt("meta", path).out == ""
+    before = (path / ".metadata").read_bytes()
+    refused = ckpt("meta", path, "author=me")
+    assert (refused.code, "no metadata of strings" in refused.err) == (2, True)
+    assert f"ckpt set {path} --new KEY=VALUE" in refused.err
+    assert (path / ".metadata").read_bytes() == before
+    assert ckpt("set", path, "--new", "author=me").code == 0
+    assert dcp_formats.read(path)["author"] == "me"

@@ -44,7 +44,7 @@ class _Known:
 
 
 def _opcode_by_opcode(data: bytes) -> Graph:
-    with patch.object(read, "_WITH_ROWS", OPCODES):
+    with patch.object(read, "WITH_ROWS", OPCODES):
         return read_pickle(data)
 
 

@@ -99,6 +99,11 @@ SCENES = {
     "cast in a run": _scene("cast run bfloat16 model optimizer"),
     "keep of a run to a new folder": _scene("keep run model.0 model.1 rng_state -o out"),
     "undo in a run": _scene("undo cut"),
+    # those of a run that has folders of its own
+    "set in the folders of a run": _scene("set parts model.0.bias=7 optimizer.state.0.bias.exp_avg=5 scheduler.n=4"),
+    "set in a run with the files of ranks": _scene("set ranks scheduler.n=4 rng_state_0.x=2 -o out", then="*.x=1"),
+    "rename in the folders of a run": _scene(r"rename parts --sub \b0\.bias\b 0.b", then="*.weight=1"),
+    "rm a folder of a run": _scene("rm parts optimizer model.0.bias"),
     # distributed checkpoints, whose other edits replace what says where items are
     "rename, distributed": _scene("rename dcp --add net"),
     "rm, distributed, with a backup": _scene("rm dcp 3 --backup"),
@@ -126,6 +131,7 @@ def fill(folder: Path) -> None:
     from run_folders import run_folder
     from safetensors.torch import save_file, save_model
     from torch import nn
+    from zero_folders import zero_folder
 
     from ckpt_cli.cli.main import run
 
@@ -178,5 +184,12 @@ def fill(folder: Path) -> None:
     run_folder(folder / "run", "shards")
     shutil.copytree(folder / "run", folder / "cut")
     assert run(["rm", str(folder / "cut"), "optimizer", "model.0.bias", "--backup"]) == 0
+    save_distributed({f"model.{name}": tensor for name, tensor in apart.items()}, folder / "parts/pytorch_model_fsdp_0")
+    states = {f"optimizer.state.{name}.exp_avg": tensor for name, tensor in apart.items()}
+    save_distributed(states, folder / "parts/optimizer_0")
+    zero_folder(folder / "ranks", 2, 2, [apart])
+    for run_of in ("parts", "ranks"):
+        torch.save({"n": 3}, folder / run_of / "scheduler.bin")
+        torch.save({"x": torch.ones(2)}, folder / run_of / "random_states_0.pkl")
     shutil.copytree(folder / "sharded", folder / "edited")
     assert run(["rm", str(folder / "edited"), "0", "3.bias", "--backup"]) == 0

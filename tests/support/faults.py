@@ -70,11 +70,12 @@ def look_of(folder: Path) -> Look:
 
 def held_by(target: Path) -> Held:
     """The content of a file, or of each file of a folder that is not hidden and no backup."""
-    paths = sorted(target.iterdir()) if target.is_dir() else [target] if target.exists() else []
+    folder = target if target.is_dir() else target.parent
+    paths = sorted(target.rglob("*")) if target.is_dir() else [target] if target.exists() else []
     return {
-        path.name: path.read_bytes()
+        str(path.relative_to(folder)): path.read_bytes()
         for path in paths
-        if ".bak" not in path.name and (path.name == ".metadata" or not path.name.startswith("."))
+        if path.is_file() and ".bak" not in path.name and (path.name == ".metadata" or not path.name.startswith("."))
     }
 
 
@@ -307,6 +308,7 @@ def answer(trials: Trials, request: dict[str, Any]) -> dict[str, Any]:
     kind, most = request.get("kind"), request.get("most", 1_000)
     if kind == "new":
         for name, content in trials.new.items():
+            (Path(request["into"]) / name).parent.mkdir(exist_ok=True)
             (Path(request["into"]) / name).write_bytes(content)
     if kind in (None, "new"):
         return {"steps": trials.steps, "old": sorted(trials.old), "new": sorted(trials.new)}

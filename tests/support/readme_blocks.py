@@ -47,6 +47,13 @@ def quietly(*commands: str) -> None:
         subprocess.run(["bash", "-c", command], cwd=_workspace(), check=True, capture_output=True)
 
 
+def put_adapter() -> None:
+    """Put a small model and a LoRA adapter of it beside the samples; print nothing."""
+    source = ROOT / "tests" / "samples" / "lora" / "linear"
+    shutil.copytree(source / "adapter", _workspace() / "adapter", dirs_exist_ok=True)
+    shutil.copy(source / "base.safetensors", _workspace())
+
+
 def python(code: str) -> None:
     """Print Python code after having run it, so that an example that fails is noticed."""
     prepare(code)
@@ -56,14 +63,14 @@ def python(code: str) -> None:
 def help_of_every_command() -> None:
     """Print one section for each command: its help."""
     for command in commands():
-        print(f"\n### ckpt {command}\n\n```text\n{_help(command)}\n```")
+        print(f"\n### ckpt {command}\n\n```text\n{_help(*command.split())}\n```")
 
 
 def commands() -> list[str]:
     """Return the names of all commands, in the order of the help."""
-    from ckpt_cli.cli.app import COMMANDS
+    from ckpt_cli.cli.app import COMMAND_LINES
 
-    return list(COMMANDS)
+    return list(COMMAND_LINES)
 
 
 def table_of_check_codes() -> None:
