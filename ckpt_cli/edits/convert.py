@@ -40,7 +40,7 @@ from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content, content_of, entries_after
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
 from ckpt_cli.model.names import prefixes_of
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage
@@ -208,7 +208,8 @@ def _planned(
     """Return the plan: what is written, and what is left out; `made` has new, renamed and dropped tensors."""
     old, made = checkpoint, made or Changes()
     if made != Changes():
-        entries = [*entries_after(checkpoint.entries, made), *made.new_tensors.values()]
+        added = [value if isinstance(value, Tensor) else Value(name, value) for name, value in made.added.items()]
+        entries = [*entries_after(checkpoint.entries, made), *added]
         strings = checkpoint.metadata if made.metadata is None else made.metadata
         checkpoint = replace(checkpoint, entries=entries, metadata=strings)
     if checkpoint.weights and not (options.select or options.names or options.everything):
@@ -247,8 +248,9 @@ def _planned_entries(
     is_part = bool(prefix) and any(name.startswith(f"{prefix}.") for name in dropped)  # a document would keep the rest
     if keeps_all and not is_part and _has_a_document(checkpoint):
         return _document(old, target, output, options, dropped, made)
-    is_whole = options.everything and keeps_all and not (dropped or prefix)
-    of_run = _whole_run(checkpoint, output, options) if is_whole else None
+    is_whole = options.everything and names is None and not (options.tensors_only or dropped or prefix)
+    is_whole &= target.keeps_nesting and options.shared != CLONE and made == Changes()
+    of_run = _whole_run(checkpoint, target, output, options) if is_whole else None
     nested = of_run or (plan_nested(old, target, output, options, dropped, made) if names is None else None)
     if nested is not None:
         return nested
@@ -264,11 +266,11 @@ def _names_after(names: Sequence[str] | None, prefix: str, made: Changes) -> lis
     return [*staying, *(name for name in made.new_tensors if name.startswith(inside))]
 
 
-def _whole_run(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> ConvertPlan | None:
-    """Return the plan for all that a run has as one file; None for other checkpoints."""
+def _whole_run(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan | None:
+    """Return the plan for all that a run has as one checkpoint; None for other checkpoints."""
     from ckpt_cli.edits.convert_run import plan_run
 
-    return plan_run(checkpoint, output, options)
+    return plan_run(checkpoint, target, output, options)
 
 
 def _of_cut(found: Salvaged, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:

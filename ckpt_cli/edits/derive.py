@@ -104,7 +104,12 @@ def _converted(path: str, output: str, plan: Planner, options: DeriveOptions, al
         executor=options.executor,
         on_progress=options.on_progress,
     )
-    new = convert(path, output, converting, plan, already)
+    try:
+        new = convert(path, output, converting, plan, already)
+    except RefusedError as error:
+        if error.hint is not None and "--tensors-only" in error.hint:  # and other options, which only convert has
+            error.hint = "--tensors-only leaves them out"
+        raise
     notes = tuple(f"not kept: {fact}" for fact in new.not_kept)
     return Derived(output, new.bytes_written, options.dry_run, new.beside, new.left_out, notes)
 

@@ -32,7 +32,6 @@ from ckpt_cli.files.places import is_file
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
-from ckpt_cli.formats.runs.read import name_within
 from ckpt_cli.model.changes import entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.output import (
@@ -122,6 +121,7 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         carried=tuple(plan.carried),
         left=tuple(plan.left),
         placed=plan.placed,
+        notes=tuple(plan.notes),
         folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
     )
 
@@ -272,6 +272,8 @@ class _Transaction:
 
     def _files(self, *names: str) -> list[SourceFile]:
         """The files of the set that have some names, in the set's order."""
+        from ckpt_cli.formats.runs.read import name_within
+
         return [file for file in self.checkpoint.container.files if name_within(self.checkpoint, file) in names]
 
     def _beside(self, output: str) -> Beside | None:
@@ -297,6 +299,7 @@ class _Transaction:
         """Write new files of a set, which then take the places of the old ones all at once."""
         from ckpt_cli.edits.new_set import copy_patched, write_set
         from ckpt_cli.files.journal.replace import replacing_set
+        from ckpt_cli.formats.runs.read import name_within
 
         files = {name_within(self.checkpoint, file): file for file in self.checkpoint.container.files}
         folder = os.path.dirname(files[work.first].path)

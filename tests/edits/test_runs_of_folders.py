@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import Ckpt
 from dcp_formats import read
+from run_folders import run_folder
 from zero_folders import zero_folder
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -214,3 +215,53 @@ def test_an_output_of_a_run_with_ranks_is_the_run_with_the_edit(ranks: Path, tmp
     assert ckpt("rename", ranks, "scheduler.last_epoch", "scheduler.e", "-o", other, "--weights-only").code == 0
     assert changed(other, before) == {"scheduler.pt", "zero_to_fp32.py"}
     assert ckpt("diff", ranks, other, "model", "optimizer").code == 0
+
+
+# --- conversions of all
+
+
+def test_all_of_a_run_with_ranks_becomes_one_file_or_a_distributed_checkpoint(
+    ranks: Path, tmp_path: Path, ckpt: Ckpt
+) -> None:
+    assert ckpt("convert", ranks, tmp_path / "model.pt").code == 0
+    assert ckpt("convert", ranks, tmp_path / "all.pt", "--all").code == 0
+    assert ckpt("convert", ranks, tmp_path / "all", "--all", "--to", "dcp").code == 0
+    model, one, other = torch.load(tmp_path / "model.pt"), torch.load(tmp_path / "all.pt"), read(tmp_path / "all")
+    assert same(one["model"], model)
+    assert one["optimizer"]["state"]["a"]["exp_avg"].shape == (3, 2)
+    assert one["optimizer"]["param_groups"] == [{"lr": 0.5, "params": ["a", "b"]}]
+    assert (one["scheduler"], one["training_args"]) == ({"last_epoch": 3}, {"lr": 0.1})
+    assert one["trainer_state"] == {"global_step": 7}
+    assert same(flat(other), flat(one))
+
+
+def test_all_of_a_run_of_folders_becomes_one_file_or_a_distributed_checkpoint(
+    run: Path, tmp_path: Path, ckpt: Ckpt
+) -> None:
+    old = both(run)
+    assert ckpt("convert", run, tmp_path / "all.pt", "--all").code == 0
+    assert ckpt("convert", run, tmp_path / "all", "--all", "--to", "dcp").code == 0
+    one, other = torch.load(tmp_path / "all.pt", weights_only=False), read(tmp_path / "all", weights_only=False)
+    found, other = flat({key: one[key] for key in ("model", "optimizer")}), flat(other)
+    assert found.keys() == old.keys()
+    assert same({name: other[name] for name in old}, found)
+    assert same(found, old)
+    assert one["scheduler"] == torch.load(run / "scheduler.bin")
+    assert other["scheduler.last_epoch"] == one["scheduler"]["last_epoch"]
+    random = one["rng_state_0"]["torch_manual_seed"]
+    assert torch.equal(random, torch.load(run / "random_states_0.pkl", weights_only=False)["torch_manual_seed"])
+
+
+@pytest.mark.parametrize("kind", ["run", "ranks", "bin"])
+def test_a_dtype_of_all_of_a_run_is_that_of_the_model(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, ckpt: Ckpt
+) -> None:
+    path = run_folder(tmp_path / "c", "bin") if kind == "bin" else request.getfixturevalue(kind)
+    assert ckpt("convert", path, tmp_path / "model.pt", "--dtype", "bfloat16", "--lossy").code == 0
+    for options in ((), ("--to", "dcp")):
+        out = tmp_path / ("all" if options else "all.pt")
+        assert ckpt("convert", path, out, "--all", "--dtype", "bfloat16", "--lossy", *options).code == 0
+        found = read(out, weights_only=False) if options else torch.load(out, weights_only=False)
+        assert same(found["model"], torch.load(tmp_path / "model.pt"))
+        states = flat(found["optimizer"]["state"])
+        assert {value.dtype for value in states.values() if isinstance(value, torch.Tensor)} == {torch.float32}

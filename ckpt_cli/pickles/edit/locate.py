@@ -191,9 +191,9 @@ class _Places(Walk[tuple[NodePlace, bool]]):
         if type(node) is Dict or type(node) is list or type(node) is tuple:  # which open up to all in their order
             keyed = type(node) is Dict
             sequence: _Sequence = node.pairs if isinstance(node, Dict) else node
-            for number, child in enumerate(children):
+            for number, each in enumerate(children):
                 frame.at = sequence, 2 * number + 1 if keyed else number, keyed
-                yield child
+                yield each
             return
         slots: dict[tuple[str | None, int], list[tuple[_Sequence, int, bool]]] = {}
         for sequence, index, is_keyed in _slots(node):
