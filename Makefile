@@ -15,6 +15,7 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest-typer
 MOTO := .venv-moto
 CONTAINERS := .venv-containers
+ORACLES := .venv-oracles
 # DeepSpeed from its source, which is not built.
 FRAMEWORKS := .venv-frameworks
 DEEPSPEED := 0.19.8
@@ -22,7 +23,7 @@ WITHOUT_TORCH := tests/cli/test_without_torch.py tests/cli/test_typer_parts.py t
 	tests/files/test_journal.py tests/formats/test_npy.py tests/pickles/test_machine.py
 COMMAND_LINE := tests/cli --ignore tests/cli/test_startup.py
 
-.PHONY: demo test lint check system environments hostile bench peers fuzz samples format readme clean
+.PHONY: demo test lint check system environments oracles hostile bench bench-remote peers fuzz samples format readme clean
 
 demo: $(READY)            ## the lesson's steps, on copies of the sample checkpoints
 	PATH="$(CURDIR)/$(BIN):$$PATH" sample_checkpoints/demo.sh
@@ -53,11 +54,19 @@ environments: $(OLDEST)/.ready $(NEWEST)/.ready $(MOTO)/.ready $(FRAMEWORKS)/.re
 	PYTHONPATH=$(FRAMEWORKS)/deepspeed-$(DEEPSPEED) DS_ACCELERATOR=cpu \
 		$(FRAMEWORKS)/bin/python -W ignore tests/environments/rank_files.py
 
+oracles: $(ORACLES)/.ready    ## the libraries whose results ckpt computes too, on new random models: PEFT's merges of LoRA adapters
+	rm -rf $(ORACLES)/lora
+	$(ORACLES)/bin/python -W ignore tests/oracles/lora_samples.py $(ORACLES)/lora
+	LORA_SAMPLES=$(CURDIR)/$(ORACLES)/lora $(BIN)/python -m pytest -q -p no:cacheprovider tests/edits/test_lora_merge.py -k peft
+
 hostile: $(READY)         ## the files made to harm at their full size, under the limits that users have
 	HOSTILE_SCALE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q tests/formats/test_hostile_files.py
 
 bench: $(READY)           ## ratios against torch, safetensors and a command that does nothing, in one run
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/bench.py
+
+bench-remote: $(READY)    ## heavy commands over a URL against the same on the disk, with nginx on loopback
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/remote.py
 
 peers: $(READY)           ## other scanners, each in an environment of its own, on the same files as ckpt scan
 	$(BIN)/python tests/peers/scanners.py
@@ -82,7 +91,7 @@ readme: $(READY)          ## run the examples of README.md and docs/ and write t
 	$(COG) -r
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(MOTO) $(FRAMEWORKS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(MOTO) $(FRAMEWORKS) $(ORACLES) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Compiled ahead, as an installed package is: some environments forbid Python to do so when it runs.
@@ -127,6 +136,13 @@ $(CONTAINERS)/.ready: $(READY)
 	folder() { "$$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
 		echo "import site; site.addsitedir('$$(folder $(CURDIR)/$(VENV))')" > "$$(folder $(CONTAINERS))/development.pth"
 	$(CONTAINERS)/bin/python -m pip install --quiet --disable-pip-version-check stable-baselines3 flax onnx h5py
+	touch $@
+
+# The libraries that compute what ckpt computes, at the versions that wrote the samples of the tests; 1.5 GB.
+$(ORACLES)/.ready: $(READY) tests/oracles/requirements.txt
+	rm -rf $(ORACLES)
+	$(PYTHON) -m venv $(ORACLES)
+	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
 	touch $@
 
 $(FRAMEWORKS)/.ready: $(READY)

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ckpt_cli.api.checkpoint import Checkpoint, View, load, open  # noqa: A004
+    from ckpt_cli.api.combine import avg, delta_apply, delta_create, graft, merge, mix
     from ckpt_cli.api.edits import (
         cast,
         compact,
-        graft,
         index,
         keep,
         meta,
         rename,
+        resize,
         rm,
         set,  # noqa: A004
         tie,
@@ -30,16 +31,17 @@ if TYPE_CHECKING:
         undo,
         untie,
     )
-    from ckpt_cli.api.new_checkpoints import avg, convert, dequantize, merge, mix
+    from ckpt_cli.api.lora import lora_info, lora_merge
+    from ckpt_cli.api.new_checkpoints import convert, dequantize
     from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
     from ckpt_cli.api.tensor import Tensor
     from ckpt_cli.errors import CkptError
 
 __version__ = "0.1.0"
 __all__ = [
-    "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "dequantize", "diff",
-    "graft", "hash", "index", "keep", "load", "match", "merge", "meta", "mix", "open", "rename", "rm", "scan",
-    "series", "set", "tie", "to", "undo", "untie",
+    "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "delta_apply",
+    "delta_create", "dequantize", "diff", "graft", "hash", "index", "keep", "load", "lora_info", "lora_merge", "match",
+    "merge", "meta", "mix", "open", "rename", "resize", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -49,11 +51,11 @@ _MODULES = {
     "ckpt_cli.api.edits": (
         "cast",
         "compact",
-        "graft",
         "index",
         "keep",
         "meta",
         "rename",
+        "resize",
         "rm",
         "set",
         "tie",
@@ -61,7 +63,9 @@ _MODULES = {
         "undo",
         "untie",
     ),
-    "ckpt_cli.api.new_checkpoints": ("avg", "convert", "dequantize", "merge", "mix"),
+    "ckpt_cli.api.lora": ("lora_info", "lora_merge"),
+    "ckpt_cli.api.combine": ("avg", "delta_apply", "delta_create", "graft", "merge", "mix"),
+    "ckpt_cli.api.new_checkpoints": ("convert", "dequantize"),
     "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),
 }
 """The module that each public name is imported from."""

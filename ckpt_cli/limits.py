@@ -194,6 +194,9 @@ VIEW_STEPS = 1_000
 CONFIG_JSON = int(4 * 2**20 * _SCALE)
 """Bytes of a `config.json` beside a checkpoint; a larger one is not read."""
 
+QUANT_STATE = int(64 * 2**10 * _SCALE)
+"""Bytes of the JSON that says how one weight of bitsandbytes is quantized; real ones have 200."""
+
 ADAPTER_JSON = int(2**20 * _SCALE)
 """Bytes of the `adapter_config.json` of a LoRA adapter."""
 

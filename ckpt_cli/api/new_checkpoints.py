@@ -1,9 +1,9 @@
-"""Commands that write new checkpoints as functions with their names and options, such as `convert` and `avg`."""
+"""Commands that write new checkpoints as functions with their names and options, `convert` and `dequantize`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 from ckpt_cli.api.checkpoint import texts
@@ -66,178 +66,6 @@ def convert(
         return report_of(conversion_json(write(path_of(path), os.fspath(output), options)))
 
 
-def avg(
-    paths: Sequence[Path],
-    output: Path,
-    *,
-    weights: Sequence[float] = (),
-    ema: float | None = None,
-    last: int | None = None,
-    normalize: bool = True,
-    select: str | None = None,
-    rest: str | int = "last",
-    ints: str = "equal",
-    common: bool = False,
-    untie: bool = False,
-    finite: bool = False,
-    dtype: str | None = None,
-    to: str | None = None,
-    max_shard: int | str | None = None,
-    weights_only: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
-) -> Report:
-    """Write the average of checkpoints of one model, as `ckpt avg` with these options.
-
-    `weights` has one for each checkpoint. Raises CkptError, OSError.
-    """
-    from ckpt_cli.edits.avg import average
-    from ckpt_cli.edits.avg_options import AvgOptions, inputs_of
-    from ckpt_cli.edits.cast import dtype_named
-    from ckpt_cli.edits.combine import INTS
-    from ckpt_cli.edits.convert_options import size_of
-    from ckpt_cli.edits.derive import DeriveOptions
-    from ckpt_cli.parallel.map import workers
-    from ckpt_cli.render.avg import to_json as avg_json
-
-    if ints not in INTS:
-        raise UsageError(f"ints is {', '.join(INTS)}, not {ints!r}")
-    with request(), workers(0) as executor:
-        found, _ = inputs_of([path_of(path) for path in paths], last, is_weighted=False)
-        new = DeriveOptions(
-            to=to,
-            max_shard=None if max_shard is None else size_of(str(max_shard)),
-            force=force,
-            dry_run=dry_run,
-            weights_only=weights_only,
-            executor=executor,
-        )
-        options = AvgOptions(
-            weights=weights,
-            is_normalized=normalize,
-            ema=ema,
-            select=select,
-            rest=str(rest),
-            ints=ints,
-            common=common,
-            untie=untie,
-            finite=finite,
-            dtype=dtype_named(dtype) if dtype else None,
-            output=new,
-        )
-        return report_of(avg_json(average(found, os.fspath(output), options)))
-
-
-def mix(
-    base: Path,
-    paths: Sequence[Path],
-    output: Path,
-    *,
-    method: str,
-    weights: Sequence[float] = (),
-    normalize: bool | None = None,
-    density: float = 1.0,
-    t: float | None = None,
-    seed: int = 0,
-    select: str | None = None,
-    ints: str = "equal",
-    common: bool = False,
-    untie: bool = False,
-    finite: bool = False,
-    dtype: str | None = None,
-    to: str | None = None,
-    max_shard: int | str | None = None,
-    tensors_only: bool = False,
-    weights_only: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
-) -> Report:
-    """Write a mix of a base and models that were trained from it, as `ckpt mix` with these options.
-
-    `method` is `task`, `ties`, `dare` or `slerp`. Raises CkptError, OSError.
-    """
-    from ckpt_cli.edits.avg_options import inputs_of
-    from ckpt_cli.edits.cast import dtype_named
-    from ckpt_cli.edits.combine import INTS
-    from ckpt_cli.edits.convert_options import size_of
-    from ckpt_cli.edits.derive import DeriveOptions
-    from ckpt_cli.edits.mix import MixOptions
-    from ckpt_cli.edits.mix import mix as write
-    from ckpt_cli.parallel.map import workers
-    from ckpt_cli.render.mix import to_json as mix_json
-
-    if ints not in INTS:
-        raise UsageError(f"ints is {', '.join(INTS)}, not {ints!r}")
-    with request(), workers(0) as executor:
-        found, _ = inputs_of([path_of(path) for path in paths], is_weighted=False, least=1)
-        new = DeriveOptions(
-            to=to,
-            max_shard=None if max_shard is None else size_of(str(max_shard)),
-            force=force,
-            dry_run=dry_run,
-            tensors_only=tensors_only,
-            weights_only=weights_only,
-            executor=executor,
-        )
-        options = MixOptions(
-            method=method,
-            weights=weights,
-            is_normalized=normalize,
-            density=density,
-            t=t,
-            seed=seed,
-            select=select,
-            ints=ints,
-            common=common,
-            untie=untie,
-            finite=finite,
-            dtype=dtype_named(dtype) if dtype else None,
-            output=new,
-        )
-        return report_of(mix_json(write(path_of(base), found, os.fspath(output), options)))
-
-
-def merge(
-    paths: Sequence[Path],
-    output: Path,
-    *,
-    prefer: str | None = None,
-    prefixes: Mapping[Path, str] | None = None,
-    to: str | None = None,
-    max_shard: int | str | None = None,
-    tensors_only: bool = False,
-    weights_only: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
-) -> Report:
-    """Write the union of checkpoints, as `ckpt merge` with these options.
-
-    `prefer` is `first` or `last`, `prefixes` the prefix of names by path. Raises CkptError, OSError.
-    """
-    from ckpt_cli.edits.convert_options import size_of
-    from ckpt_cli.edits.derive import DeriveOptions
-    from ckpt_cli.edits.merge import PREFERENCES, MergeOptions
-    from ckpt_cli.edits.merge import merge as write
-    from ckpt_cli.parallel.map import workers
-    from ckpt_cli.render.merge import to_json as merge_json
-
-    if prefer is not None and prefer not in PREFERENCES:
-        raise UsageError(f"prefer is {' or '.join(PREFERENCES)}, not {prefer!r}")
-    with request(), workers(0) as executor:
-        new = DeriveOptions(
-            to=to,
-            max_shard=None if max_shard is None else size_of(str(max_shard)),
-            force=force,
-            dry_run=dry_run,
-            tensors_only=tensors_only,
-            weights_only=weights_only,
-            executor=executor,
-        )
-        beginnings = {path_of(path): text for path, text in (prefixes or {}).items()}
-        options = MergeOptions(prefer, beginnings, new)
-        return report_of(merge_json(write([path_of(path) for path in paths], os.fspath(output), options)))
-
-
 def dequantize(
     path: Path,
     output: Path,
@@ -246,6 +74,7 @@ def dequantize(
     to: str | None = None,
     max_shard: int | str | None = None,
     weights_only: bool = False,
+    tensors_only: bool = False,
     force: bool = False,
     dry_run: bool = False,
 ) -> Report:
@@ -267,6 +96,7 @@ def dequantize(
             force=force,
             dry_run=dry_run,
             weights_only=weights_only,
+            tensors_only=tensors_only,
             executor=executor,
         )
         target = dtype_named(dtype) if dtype else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import frexp
 from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.cast import Cast, Losses
@@ -40,10 +41,8 @@ class Merged:
 
     losses: Losses
     """The finite sums that the new dtype cannot hold."""
-    base: bool
-    """True if the matrix itself has NaN or infinities there."""
-    added: bool
-    """True if the sum has some that it does not have."""
+    finite: bool
+    """False if there are NaN or infinities among the sums."""
 
 
 class LowRank:
@@ -73,12 +72,11 @@ class LowRank:
 
         given = iter(parts)
         values = self._reading.matrix(next(given))
-        base = not _is_finite(values)
         with np.errstate(all="ignore"):
             self._reading.add(values, given)
-        losses, added = Losses(), not base and not _is_finite(values)
-        data = values.reshape(-1).view(np.uint8).data
-        return (data if self._narrow is None else self._narrow.run(data, losses)), Merged(losses, base, added)
+        losses, data = Losses(), values.reshape(-1).view(np.uint8).data
+        finite = _is_finite(values)
+        return (data if self._narrow is None else self._narrow.run(data, losses)), Merged(losses, finite)
 
 
 class SquaresOfColumns:
@@ -144,11 +142,16 @@ class _Reading:
         import numpy as np
 
         left = self._array(next(parts), cast)
-        if term.rank:
-            right: Array = np.frombuffer(next(parts), self.wide.name).reshape(term.rank, -1)
-            left = left.reshape(-1, term.rank) @ right
-        left *= left.dtype.type(term.scaling)
-        return left
+        is_power = abs(frexp(term.scaling)[0]) == 0.5  # then it does not matter what is multiplied by it
+        if is_power or not term.rank:
+            left *= left.dtype.type(term.scaling)
+        if not term.rank:
+            return left
+        right: Array = np.frombuffer(next(parts), self.wide.name).reshape(term.rank, -1)
+        product = left.reshape(-1, term.rank) @ right
+        if not is_power:
+            product *= left.dtype.type(term.scaling)
+        return product
 
 
 def lengths(values: Array) -> Array:

@@ -94,6 +94,24 @@ class Fill:
 
 
 @dataclass(frozen=True, slots=True)
+class Cycle:
+    """Repeats a row of stored elements, from one of them on."""
+
+    raw: str
+    row: bytes
+    first: int
+    count: int
+
+    def run(self, parts: Parts, losses: Losses) -> Array:
+        """Return that many elements."""
+        import numpy as np
+
+        del parts, losses
+        row = np.frombuffer(self.row, self.raw)
+        return np.resize(np.roll(row, -self.first), self.count)
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """Puts elements one behind the other; with `rows`, those of each row."""
 

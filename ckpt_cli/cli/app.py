@@ -36,6 +36,7 @@ GROUPS = {
         "rm": "Take entries out.",
         "keep": "Take all entries out but some.",
         "cast": "Give floating tensors another dtype.",
+        "resize": "Give embeddings, heads and biases more or fewer rows.",
         "to": "Change the device that torch.load puts tensors on.",
         "tie": "Make several names one tensor.",
         "untie": "Give tensors storages of their own.",
@@ -48,6 +49,7 @@ GROUPS = {
         "mix": "Mix models that were trained from one base.",
         "merge": "Write the union of several checkpoints.",
         "graft": "Put tensors of another checkpoint in the places of old ones.",
+        "delta": "Write what changed between checkpoints, and apply it.",
         "lora": "Merge, describe, extract and resize LoRA adapters.",
     },
     "Write": {
@@ -64,8 +66,13 @@ COMMANDS = tuple(SUMMARIES)
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 
 SUBCOMMANDS: dict[str, dict[str, str]] = {
+    "delta": {
+        "create": "Write what changed from one checkpoint to another.",
+        "apply": "Write the checkpoint that a delta was made of, from its base.",
+    },
     "lora": {
         "merge": "Merge LoRA adapters into the weights of a model.",
+        "info": "Describe a LoRA adapter: rank, alpha and scaling of each module.",
     },
 }
 """The commands that are groups: each of their commands is a function of the module of the group."""

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, File, JsonReport, WeightsOnly, complete_floats
+from ckpt_cli.cli.options import (
+    DryRun,
+    File,
+    Force,
+    JsonReport,
+    MaxShard,
+    TensorsOnly,
+    ToFormat,
+    WeightsOnly,
+    complete_floats,
+)
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import Jobs, watched, workers
 from ckpt_cli.edits.cast import dtype_named
@@ -29,14 +39,11 @@ def dequantize_command(
             autocompletion=complete_floats,
         ),
     ] = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="FORMAT", help="pt, safetensors, npz, hf, hf-bin (shards), dcp.")
-    ] = None,
-    max_shard: Annotated[
-        str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
-    ] = None,
+    to: ToFormat = None,
+    max_shard: MaxShard = None,
+    tensors_only: TensorsOnly = False,
     weights_only: WeightsOnly = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT where it is there already.")] = False,
+    force: Force = False,
     jobs: Jobs = 0,
     dry_run: DryRun = False,
     json: JsonReport = False,
@@ -61,6 +68,7 @@ def dequantize_command(
                 force=force,
                 dry_run=dry_run,
                 weights_only=weights_only,
+                tensors_only=tensors_only,
                 executor=executor,
                 on_progress=on_progress,
             ),

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, JsonReport, WeightsOnly, checkpoint_argument, complete_floats
-from ckpt_cli.cli.output import report, talk
+from ckpt_cli.cli.options import (
+    DryRun,
+    Format,
+    Json,
+    JsonReport,
+    Style,
+    WeightsOnly,
+    checkpoint_argument,
+    complete_floats,
+    opened,
+)
+from ckpt_cli.cli.output import answer, report, style_of, talk
 from ckpt_cli.cli.progress import Jobs, watched, workers
 from ckpt_cli.edits.avg_options import path_and_number
 from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.edits.convert_options import size_of
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.lora_merge import MergeOptions, merge
+from ckpt_cli.errors import about
+from ckpt_cli.ops.lora import Adapter, LoraInfo, adapter_of, describe
+from ckpt_cli.ops.lora_names import matched_with
 from ckpt_cli.render.json import json_text
-from ckpt_cli.render.lora import merge_json, merge_text
+from ckpt_cli.render.lora import info_json, info_summary, info_text, merge_json, merge_text
 
 OutputOf = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The new file or folder.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT where it is there already.")]
@@ -23,6 +37,11 @@ MaxShard = Annotated[
     str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
 ]
 Alpha = Annotated[float | None, typer.Option("--alpha", metavar="N", help="The alpha, where the adapter says none.")]
+
+
+def _use_own_threads() -> None:
+    """Have numpy multiply on the thread that asks for it: blocks are small, others would wait."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def merge_command(
@@ -66,6 +85,7 @@ def merge_command(
 
     Example: ckpt lora merge base.safetensors adapter -o out.safetensors
     """
+    _use_own_threads()
     parted = [path_and_number(argument) for argument in adapters]
     with workers(jobs) as executor, watched() as on_progress:
         done = merge(
@@ -94,3 +114,37 @@ def merge_command(
         report(json_text(merge_json(done)))
     else:
         talk(merge_text(done))
+
+
+def info_command(
+    adapter: Annotated[
+        str, checkpoint_argument("ADAPTER", "An adapter of PEFT, kohya or diffusers: a file or folder.")
+    ],
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="BASE", help="Say which tensors of this model are meant.")
+    ] = None,
+    style: Format = Style.auto,
+    json: Json = False,
+) -> None:
+    """Describe a LoRA adapter: rank, alpha and scaling of each module.
+
+    The shape is that of what is added. With --base, each row also has the tensor of the model that is meant, and the
+    exit code is 1 where the model does not have some of them.
+
+    Example: ckpt lora info adapter --base base.safetensors
+    """
+    layout = style_of(style, json=json)
+    with opened(adapter) as checkpoint, about(adapter):
+        found = _described(adapter_of(checkpoint, adapter, any_alpha=True), base)
+    answer(json_text(info_json(found)) if layout == "json" else info_text(found, layout))
+    if layout == "tsv":
+        talk(info_summary(found))
+    raise typer.Exit(1 if found.unmatched else 0)
+
+
+def _described(adapter: Adapter, base: str | None) -> LoraInfo:
+    """Return the facts of an adapter, with the tensors of a model that it means if there is one."""
+    if base is None:
+        return describe(adapter)
+    with opened(base) as model:
+        return describe(adapter, base, matched_with(adapter, model, base))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _KEY = "ckpt.renaming"
 
-_RENAMING = ("--strip", "--add", "--sub", "--map")
+_RENAMING = ("--strip", "--add", "--sub", "--map", "--pattern")
 """Options that make new names of old ones, whose order matters also between one and another."""
 
 

@@ -115,10 +115,10 @@ def combine(
         ]
         plan = _Plan(paths, others, place, method, options)
         how = options.output
+        base = stack.enter_context(closing(_opened(paths[place])))
         if drops:
-            with closing(_opened(paths[place])) as base:
-                how = replace(how, only=model_tensors(base, options.select)[0].removesuffix("."))
-        derived = derive(paths[place], output, plan.make, how)
+            how = replace(how, only=model_tensors(base, options.select)[0].removesuffix("."))
+        derived = derive(paths[place], output, plan.make, how, base)
     return Combined(plan.made, plan.copied, [*plan.warnings(), *derived.notes], derived)
 
 

@@ -40,7 +40,7 @@ from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content, content_of, entries_after
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
 from ckpt_cli.model.names import prefixes_of
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage
@@ -55,11 +55,17 @@ if TYPE_CHECKING:
 _ELSEWHERE = "name another file: a conversion leaves its source as it is"
 
 
-def convert(path: str, output: str, options: ConvertOptions, derive: Planner | None = None) -> Conversion:
+def convert(
+    path: str,
+    output: str,
+    options: ConvertOptions,
+    derive: Planner | None = None,
+    already: Checkpoint | None = None,
+) -> Conversion:
     """Write the checkpoint `path` as `output`, all or nothing, with the changes that `derive` plans.
 
     These are new tensors in the places of old ones or under new names, over storages that make their bytes, new names
-    of old ones, and names that are dropped.
+    of old ones, and names that are dropped. `already` is the checkpoint where it is open, which is closed and used up.
     Raises RefusedError where something would be lost, or for an output that is there already; UnsupportedError
     for what no format could take.
     """
@@ -67,7 +73,7 @@ def convert(path: str, output: str, options: ConvertOptions, derive: Planner | N
     target = target_of(output, options.to, sharded=options.max_shard is not None)
     _check_plain(target, options)
     _check(path, output, target, options)
-    with _source(path, options) as found, unchanged(found.checkpoint.container.files):
+    with _source(path, options, already) as found, unchanged(found.checkpoint.container.files):
         opened = found.checkpoint
         for file in opened.container.files:
             file.note_whole()
@@ -129,10 +135,10 @@ def convert(path: str, output: str, options: ConvertOptions, derive: Planner | N
 
 
 @contextmanager
-def _source(path: str, options: ConvertOptions) -> Iterator[Salvaged]:
+def _source(path: str, options: ConvertOptions, already: Checkpoint | None) -> Iterator[Salvaged]:
     """Context manager: the source of a conversion, or what is left of it where that may be salvaged."""
     with about(path):
-        found = open_salvaged(path) if options.salvage else Salvaged(open_checkpoint(path))
+        found = open_salvaged(path) if options.salvage else Salvaged(already or open_checkpoint(path))
         with closing(found):
             yield found
 
@@ -202,7 +208,8 @@ def _planned(
     """Return the plan: what is written, and what is left out; `made` has new, renamed and dropped tensors."""
     old, made = checkpoint, made or Changes()
     if made != Changes():
-        entries = [*entries_after(checkpoint.entries, made), *made.new_tensors.values()]
+        added = [value if isinstance(value, Tensor) else Value(name, value) for name, value in made.added.items()]
+        entries = [*entries_after(checkpoint.entries, made), *added]
         strings = checkpoint.metadata if made.metadata is None else made.metadata
         checkpoint = replace(checkpoint, entries=entries, metadata=strings)
     if checkpoint.weights and not (options.select or options.names or options.everything):

@@ -27,6 +27,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.nn.state_dict import node_at
 from ckpt_cli.pickles.containers import Containers, key_text
+from ckpt_cli.pickles.edit.apply import node_of
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
 from ckpt_cli.pickles.references import storage_references
 from ckpt_cli.pickles.tensors.calls import CALLS
@@ -92,17 +93,23 @@ def _change(leaves: Leaves, inside: str, made: Changes) -> None:
     new = {name.removeprefix(inside): tensor for name, tensor in made.tensors.items()}
     names = {old.removeprefix(inside): name.removeprefix(inside) for old, name in made.names.items()}
     added = [replace(tensor, name=name.removeprefix(inside)) for name, tensor in made.new_tensors.items()]
-    paths = list(leaves.paths.values()) if added else []
+    paths = list(leaves.paths.values()) if made.added else []
     leaves.paths = {
         names.get(name, name): renamed_path(path, names[name]) if name in names else path
         for name, path in leaves.paths.items()
     }
-    leaves.paths |= {tensor.name: new_path(tensor.name, paths) for tensor in added}
+    values = {name.removeprefix(inside): value for name, value in made.added.items() if not isinstance(value, Tensor)}
+    leaves.paths |= {name: new_path(name, paths) for name in (*(tensor.name for tensor in added), *values)}
     leaves.tensors = [
         replace(new.get(tensor.name, tensor), name=names.get(tensor.name, tensor.name)) for tensor in leaves.tensors
     ]
     leaves.tensors += added
-    leaves.values = [replace(value, name=names.get(value.name, value.name)) for value in leaves.values]
+    others = {name.removeprefix(inside): value for name, value in made.values.items()}
+    leaves.values = [
+        replace(value, name=names.get(value.name, value.name)) for value in leaves.values if value.name not in others
+    ]
+    plain = {**{names.get(name, name): value for name, value in others.items()}, **values}
+    leaves.values += [SavedValue(name, node_of(value), b"") for name, value in plain.items()]
 
 
 def _is_one_save(checkpoint: Checkpoint) -> bool:

@@ -20,7 +20,8 @@ from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_st
 from ckpt_cli.ops.aliasing import all_strided, by_storage
 from ckpt_cli.ops.hf_config import config_beside
 from ckpt_cli.ops.quantization import quantized_groups
-from ckpt_cli.ops.quantized_layout import Layout, config_of, layout_of
+from ckpt_cli.ops.quantized_layout import Layout, config_of
+from ckpt_cli.ops.quantized_schemes import layout_of
 from ckpt_cli.parallel.pieces import PiecedBytes
 
 if TYPE_CHECKING:

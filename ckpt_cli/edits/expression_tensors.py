@@ -77,9 +77,9 @@ def is_expression(checkpoint: Checkpoint, value: str, of: Sources) -> bool:
         for name in names:
             close = close_names(name.name, [tensor.name for tensor in checkpoint.tensors[:_LOOKED_AT]])
             if "." in name.name and close:
-                unknown = NameNotFoundError(name.name, close, path=checkpoint.path)
-                unknown.hint = f"{unknown.hint} a text stands in quotes: '\"…\"'"
-                raise unknown
+                missing = NameNotFoundError(name.name, close, path=checkpoint.path)
+                missing.hint = f"{missing.hint} a text stands in quotes: '\"…\"'"
+                raise missing
     return bool(known)
 
 

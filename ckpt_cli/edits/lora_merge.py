@@ -123,7 +123,7 @@ class _Plan:
         self._adapters = adapters
         self._options = options
         self._losses: Losses = Losses()
-        self._not_finite: dict[str, str] = {}
+        self._not_finite: dict[str, None] = {}
         self.merged: list[MergedTensor] = []
         self.replaced: list[str] = []
         self.unmatched: list[str] = []
@@ -183,16 +183,17 @@ class _Plan:
     def _note(self, name: str) -> Callable[[Any], None]:
         def note(facts: Merged) -> None:
             self._losses.add(facts.losses)
-            if facts.base or facts.added:
-                self._not_finite.setdefault(name, "the model" if facts.base else "what the adapters add")
+            if not facts.finite:
+                self._not_finite[name] = None
 
         return note
 
     def _check(self) -> None:
         if self._not_finite:
             raise RefusedError(
-                "there are NaN or infinities among the values",
-                details=some_of([f"{name}: in {where}" for name, where in self._not_finite.items()]),
+                "there are NaN or infinities among the merged values",
+                details=some_of(list(self._not_finite)),
+                hint="ckpt check --deep says whether the model or an adapter has them",
             )
         if self._losses.infinite:
             raise RefusedError(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from ckpt_cli.arrays.low_rank import Term
 
-_BLOCK = 512 << 10
-"""Elements of a block of rows, with those of the factors that belong to it."""
+_BLOCK = 256 << 10
+"""Elements of a block of rows, with those of the factors that belong to it; smaller and larger ones take longer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,7 @@ class _Plan:
     ) -> Changes:
         """Return what the first checkpoint becomes."""
         base, executor = checkpoints[0], self._options.output.executor
+        holds_values = format_of(base).is_pickle or format_of(base).is_distributed
         prefix = self._prefix(0)
         own = {prefix + entry.name: entry for entry in base.entries}
         taken = [Taken(checkpoint, executor) for checkpoint in checkpoints]
@@ -167,7 +168,7 @@ class _Plan:
             if isinstance(entry, Value):
                 if old is not None and isinstance(old, Value) and not isinstance(entry.value, Opaque):
                     values[old.name] = entry.value
-                elif old is None and not isinstance(entry.value, Opaque) and format_of(base).is_pickle:
+                elif old is None and not isinstance(entry.value, Opaque) and holds_values:
                     added[name] = entry.value
                 else:
                     self.skipped.append((name, self._paths[number]))

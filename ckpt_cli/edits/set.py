@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.assignment import Assignment, parse_assignment
-from ckpt_cli.edits.expression import begins_with_call
+from ckpt_cli.edits.new_names import name_of_new, require_room
 from ckpt_cli.edits.plan import EditPlan, Verb
-from ckpt_cli.edits.rename import is_name
-from ckpt_cli.edits.set_new import new_tensor, require_room
+from ckpt_cli.edits.set_new import new_tensor
 from ckpt_cli.edits.set_tensors import ElementEdit, Target, also_changed, element_edit, patch_elements, targets_of
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, ValueRefusedError, about
 from ckpt_cli.facts import dataclass
@@ -119,7 +118,7 @@ def _split(checkpoint: Checkpoint, assignments: Sequence[str | Assignment], new:
         except NameNotFoundError as error:
             if new is None or index is not None or assignment.operator:
                 raise _hinting(error, new=new is not None) from None
-            require_room(checkpoint, _new_name(name), split.added)
+            require_room(checkpoint, name_of_new(name), split.added)
             _add(checkpoint, split, name, assignment.value, new)
             continue
         if new is not None:
@@ -159,6 +158,8 @@ def _add(checkpoint: Checkpoint, split: _Split, name: str, value: str, new: _New
 
 def _is_expression(checkpoint: Checkpoint, value: str, of: Sources) -> bool:
     """True for a value that makes a tensor of others, rather than a text, a number, a list or a file."""
+    from ckpt_cli.edits.expression import begins_with_call
+
     if value[:1] in ("", "@", "{") or begins_with_call(value):
         return begins_with_call(value)
     if value[0] in '"[' and _is_json(value):
@@ -189,12 +190,6 @@ def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
     if not new and not error.close:
         error.hint = "--new adds an entry that is not there"
     return error
-
-
-def _new_name(name: str) -> str:
-    if not is_name(name) or ".." in name or is_glob(name):
-        raise UsageError(f"{name!r} is not a name for a new entry")
-    return name
 
 
 def value_after(name: str, old: object, assignment: Assignment, *, cast: bool) -> object:

@@ -32,7 +32,6 @@ from ckpt_cli.files.places import is_file
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
-from ckpt_cli.formats.runs.read import name_within
 from ckpt_cli.model.changes import entries_after
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.output import (
@@ -51,10 +50,11 @@ if TYPE_CHECKING:
 _IN_PLACE = "leave -o out to edit it in place"
 
 
-def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
+def transaction(path: str, plan: Planner, options: EditOptions, already: Checkpoint | None = None) -> EditResult:
     """Carry out the plan of an edit, all or nothing: to `options.output`, or to what takes the place of `path`.
 
-    The checkpoint is opened once, and locked until the edit is done unless it goes elsewhere. What fits is patched in
+    The checkpoint is opened once, and locked until the edit is done unless it goes elsewhere. For an output it may be
+    open already, which closes it; it is used up. What fits is patched in
     place through a journal; anything else becomes a new file, or new files of a set.
     Raises CkptError where the plan cannot be made or carried out, RefusedError for a file in a content-addressed
     cache, BusyError while another process writes it, OSError.
@@ -65,7 +65,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
     with (
         about(path),
         hinting_at_outputs(options),
-        closing(open_checkpoint(path, write=write)) as opened,
+        closing(already or open_checkpoint(path, write=write)) as opened,
         unchanged(opened.container.files),
         closing(Overlay(opened.container.files)) as overlay,
     ):
@@ -121,6 +121,7 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         carried=tuple(plan.carried),
         left=tuple(plan.left),
         placed=plan.placed,
+        notes=tuple(plan.notes),
         folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
     )
 
@@ -271,6 +272,8 @@ class _Transaction:
 
     def _files(self, *names: str) -> list[SourceFile]:
         """The files of the set that have some names, in the set's order."""
+        from ckpt_cli.formats.runs.read import name_within
+
         return [file for file in self.checkpoint.container.files if name_within(self.checkpoint, file) in names]
 
     def _beside(self, output: str) -> Beside | None:
@@ -296,6 +299,7 @@ class _Transaction:
         """Write new files of a set, which then take the places of the old ones all at once."""
         from ckpt_cli.edits.new_set import copy_patched, write_set
         from ckpt_cli.files.journal.replace import replacing_set
+        from ckpt_cli.formats.runs.read import name_within
 
         files = {name_within(self.checkpoint, file): file for file in self.checkpoint.container.files}
         folder = os.path.dirname(files[work.first].path)

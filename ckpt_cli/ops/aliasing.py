@@ -69,6 +69,8 @@ class Companions:
 
     def of(self, tensor: Tensor) -> list[Tensor]:
         """Return the companions of a tensor."""
+        if not self._same:
+            return []
         same = self._same.get(tensor.view, ())
         return [each for each in same if each is not tensor and (_keeps(each, tensor) or _keeps(tensor, each))]
 

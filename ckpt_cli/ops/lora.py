@@ -8,7 +8,7 @@ diffusers' loaders (lora_conversion_utils.py) and utils/state_dict_utils.py. A m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from math import isfinite, prod, sqrt
 from typing import NamedTuple
@@ -51,6 +51,20 @@ class Low:
         """The shape of what is added to the weight, as far as the factors say it."""
         up, down = self.up.shape or (), self.down.shape or ()
         return (down[1], up[0]) if self.kind == EMBEDDING else (up[0], *down[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The tensors of a model that an adapter means."""
+
+    weights: Sequence[tuple[Low, str]]
+    """Each module of the adapter, with the name of the model's weight."""
+    whole: Mapping[str, Tensor]
+    """The tensors that take the place of the model's, by the names of these."""
+    copies: Mapping[str, Tensor]
+    """The copies that the adapter has of the model's tensors, by the names of these."""
+    unmatched: Sequence[str]
+    """The names that nothing in the model has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +117,12 @@ _BASE = "base_model.model."
 """The beginning of all names that PEFT writes."""
 
 
-def adapter_of(checkpoint: Checkpoint, path: str, alpha: float | None = None) -> Adapter:
+def adapter_of(checkpoint: Checkpoint, path: str, alpha: float | None = None, *, any_alpha: bool = False) -> Adapter:
     """Read the names and the config of an adapter.
 
-    `alpha` is for adapters that say none. Raises UnsupportedError for adapters of other kinds, MalformedError for
-    factors that do not belong together, UsageError for an alpha that is not needed.
+    `alpha` is for adapters that say none; with `any_alpha`, such ones are read too, with 1 for their scaling. Raises
+    UnsupportedError for adapters of other kinds, MalformedError for factors that do not belong together, UsageError for
+    an alpha that is not needed.
     """
     settings, config = settings_of(checkpoint)
     found: dict[str, dict[str, Tensor]] = {}
@@ -130,7 +145,8 @@ def adapter_of(checkpoint: Checkpoint, path: str, alpha: float | None = None) ->
     layout = _layout(checkpoint, layouts - {""}, bool(config))
     _refuse_several(names - {""})
     budget = _Numbers(checkpoint)
-    modules = [_low(module, roles, settings, layout, alpha, budget) for module, roles in found.items()]
+    layout_of_alpha = DIFFUSERS if any_alpha else layout
+    modules = [_low(module, roles, settings, layout_of_alpha, alpha, budget) for module, roles in found.items()]
     if alpha is not None and (settings.alpha is not None or any("alpha" in roles for roles in found.values())):
         raise UsageError("the adapter says its alpha itself", hint="leave --alpha out; --scale multiplies its effect")
     if settings.use_dora and not any(low.magnitude for low in modules):
@@ -274,7 +290,37 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 """The dtypes of weights and factors that are multiplied."""
 
 
-def names_of(adapter: Adapter) -> Iterator[str]:
-    """Yield the names of the modules and tensors that an adapter changes, as it has them."""
-    yield from (low.module for low in adapter.modules)
-    yield from adapter.whole
+@dataclass(frozen=True, slots=True)
+class ModuleFacts:
+    """What an adapter has for one module, and which tensor of a model that is for."""
+
+    low: Low
+    target: str | None
+    """The name of the model's tensor; None where no model was given, or where it does not have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraInfo:
+    """The facts of an adapter."""
+
+    adapter: Adapter
+    modules: Sequence[ModuleFacts]
+    parameters: int
+    """Elements of all factors and of what belongs to them."""
+    unmatched: Sequence[str]
+    """The names that the model does not have."""
+    base: str | None
+    """The path of the model."""
+
+
+def describe(adapter: Adapter, base: str | None = None, matched: Matched | None = None) -> LoraInfo:
+    """Return the facts of an adapter, with what it was matched with of the model at a path."""
+    targets = {id(low): name for low, name in matched.weights} if matched is not None else {}
+    modules = [ModuleFacts(low, targets.get(id(low))) for low in adapter.modules]
+    parameters = sum(
+        tensor.numel
+        for low in adapter.modules
+        for tensor in (low.down, low.up, low.magnitude, low.bias)
+        if tensor is not None
+    )
+    return LoraInfo(adapter, modules, parameters, matched.unmatched if matched is not None else (), base)

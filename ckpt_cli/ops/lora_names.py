@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from ckpt_cli.errors import RefusedError, listed
-from ckpt_cli.facts import dataclass
-from ckpt_cli.model.checkpoint import Tensor
-from ckpt_cli.ops.lora import KOHYA, Adapter, Low
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
+from ckpt_cli.ops.lora import KOHYA, Adapter, Matched
+from ckpt_cli.ops.match_states import model_tensors
 from ckpt_cli.ops.select import close_names
 
 _DEEPEST = 64
@@ -15,20 +15,6 @@ _DEEPEST = 64
 
 _COMPONENTS = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.", "text_encoder_3.", "model.")
 """Beginnings of names that say which model of a pipeline is meant; the model's own file does not have them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    """The tensors of a model that an adapter means."""
-
-    weights: Sequence[tuple[Low, str]]
-    """Each module of the adapter, with the name of the model's weight."""
-    whole: Mapping[str, Tensor]
-    """The tensors that take the place of the model's, by the names of these."""
-    copies: Mapping[str, Tensor]
-    """The copies that the adapter has of the model's tensors, by the names of these."""
-    unmatched: Sequence[str]
-    """The names that nothing in the model has."""
 
 
 def match_names(adapter: Adapter, names: Iterable[str], path: str) -> Matched:
@@ -62,6 +48,12 @@ def match_names(adapter: Adapter, names: Iterable[str], path: str) -> Matched:
             details=[f"{first}, of the adapter", *(f"{name}, of the model" for name in nearest(first, known))],
         )
     return Matched(weights, whole, copies, unmatched)
+
+
+def matched_with(adapter: Adapter, model: Checkpoint, path: str) -> Matched:
+    """Find what an adapter means in an open model."""
+    prefix, tensors = model_tensors(model)
+    return match_names(adapter, [tensor.name[len(prefix) :] for tensor in tensors], path)
 
 
 def nearest(name: str, known: Sequence[str]) -> list[str]:

@@ -154,7 +154,7 @@ class _Entries:
         """Note that a checkpoint has a tensor."""
         entry = self.by_key.get(key)
         if entry is None:
-            entry = self.by_key[key] = _Entry(key[0], replace(tensor, name=key[0]))
+            entry = self.by_key[key] = _Entry(key[0], tensor if tensor.name == key[0] else replace(tensor, name=key[0]))
         entry.kinds.setdefault(step, self._kinds.setdefault(kind, kind))
 
 
@@ -381,7 +381,7 @@ def _events(entry: _Entry, whole: Sequence[int]) -> Iterator[Event]:
             yield Event(step, "appears" if last is None else "is gone")
         if now is not None and now.reason and not (last is not None and last.reason):
             yield Event(step, now.reason)
-        if now is not None and last is not None:
+        if now is not None and last is not None and now is not last:
             yield from (Event(step, what) for what in _differences(last, now))
         last = now
 

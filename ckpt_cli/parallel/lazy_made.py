@@ -9,7 +9,7 @@ from ckpt_cli.arrays import steps
 from ckpt_cli.arrays.indexing import Index
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.files.source import Extent
-from ckpt_cli.parallel.lazy import Home, Lazy, Leaf, Read, Shape, Window, whole_of
+from ckpt_cli.parallel.lazy import EvaluatedBytes, Home, Lazy, Leaf, Read, Shape, Window, whole_of
 
 
 class Joined(Lazy):
@@ -250,3 +250,45 @@ class Converted(Lazy):
     def reshape(self, shape: Shape) -> Lazy:
         """Return it in another shape."""
         return Converted(self._inner.reshape(shape), self.dtype)
+
+
+class MeanRows(Lazy):
+    """The mean row of a floating tensor again and again: added up in float64 in the order of the rows, rounded once."""
+
+    def __init__(self, inner: Lazy, rows: int) -> None:
+        super().__init__(inner.home, inner.dtype, (rows, *inner.shape[1:]))
+        self._inner = inner
+        self._row: bytes | None = None
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Yield nothing: the mean is made at once when it is first needed."""
+        return iter(())
+
+    def step(self, begin: int, end: int, read: Read) -> steps.Step:
+        """Return the step that repeats the row."""
+        del read
+        if self._row is None:
+            self._row = self._mean()
+        row = prod(self.shape[1:])
+        return steps.Cycle(steps.raw_of(self.dtype), self._row, begin % row, end - begin)
+
+    def _mean(self) -> bytes:
+        """Return the mean row as stored elements."""
+        import numpy as np
+
+        inner, row = self._inner, prod(self.shape[1:])
+        total = np.zeros(row, np.float64)
+        source = EvaluatedBytes(inner, None)
+        size, most = inner.dtype.itemsize, max(_ROWS // row, 1)
+        codec = steps.codec_of(inner.dtype, inner.home.name)
+        for first in range(0, inner.shape[0], most):
+            count = min(most, inner.shape[0] - first) * row
+            stored = np.frombuffer(source.view(first * row * size, count * size), codec.stored)
+            total += codec.decode(stored).reshape(-1, row).sum(axis=0, dtype=np.float64)
+        with np.errstate(all="ignore"):
+            total /= inner.shape[0]
+        return codec.encode(total, cast=True).tobytes()
+
+
+_ROWS = 1 << 20
+"""Elements of rows that are added up at a time."""

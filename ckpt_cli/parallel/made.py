@@ -209,8 +209,7 @@ class MadeBytes:
     def _job(self, number: int) -> Job:
         """Return the job of making one piece."""
         begin, end = self._range(number)
-        making = self._making
-        return _job(making if isinstance(making, Making) else making.at(begin), self._readers, begin, end)
+        return _job(self._making, self._readers, begin, end)
 
     def _range(self, number: int) -> tuple[int, int]:
         """Return the elements of one piece."""
@@ -242,18 +241,18 @@ Job = tuple[Making, "list[tuple[Source, Chunk]]"]
 """What makes some elements, and the chunks of what they are made of."""
 
 
-def _job(making: Making, sources: Sequence[Source], begin: int, end: int) -> Job:
+def _job(making: Making | MakingAt, sources: Sequence[Source], begin: int, end: int) -> Job:
     """Return the job of making some elements."""
     found = []
     for source in sources:
         if isinstance(source, TensorReader):
             source.expect(end * source.dtype.itemsize)
         found.append((source, source.chunk(begin, end)))
-    return making, found
+    return making if isinstance(making, Making) else making.at(begin), found
 
 
 def pieces_made(
-    making: Making, sources: Sequence[Source], numel: int, piece: int, executor: Executor | None
+    making: Making | MakingAt, sources: Sequence[Source], numel: int, piece: int, executor: Executor | None
 ) -> Iterator[tuple[bytes | memoryview, object]]:
     """Yield what is made of each `piece` elements, in order."""
     jobs = (_job(making, sources, at, min(at + piece, numel)) for at in range(0, numel, piece))

@@ -12,7 +12,7 @@ from ckpt_cli.render.text import brief_name, count_text, escaped
 if TYPE_CHECKING:
     from ckpt_cli.edits.dequantize import Dequantized
 
-_NAMED = 5
+_NAMED = 3
 """Names of a list that are spelled out."""
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ckpt_cli.errors import listed
 from ckpt_cli.render.edits import beside_lines
-from ckpt_cli.render.text import brief_name, count_text, escaped
+from ckpt_cli.render.table import Column, table_text
+from ckpt_cli.render.text import brief_name, count_text, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
     from ckpt_cli.edits.lora_merge import LoraMerge
+    from ckpt_cli.ops.lora import LoraInfo, ModuleFacts
 
 _NAMED = 5
 """Names of a list that are spelled out."""
@@ -59,3 +62,82 @@ def merge_text(done: LoraMerge) -> str:
     lines += [f"  {escaped(warning)}" for warning in done.warnings]
     lines += beside_lines(new.beside, dry_run=new.dry_run)
     return "\n".join(lines) + "\n"
+
+
+_COLUMNS = (
+    Column("name"),
+    Column("kind"),
+    Column("shape"),
+    Column("rank", right=True),
+    Column("alpha", right=True),
+    Column("scaling", right=True),
+    Column("dora"),
+    Column("tensor"),
+)
+
+
+def info_text(found: LoraInfo, style: str) -> Iterator[str]:
+    """Yield a row for each module; a table ends with a line about the adapter."""
+    yield from table_text(_COLUMNS, map(_row, found.modules), style)
+    if style == "table":
+        yield info_summary(found)
+
+
+def info_summary(found: LoraInfo) -> str:
+    """Return lines about the whole of an adapter."""
+    adapter = found.adapter
+    modules, parameters = count_text(len(found.modules), "module"), count_text(found.parameters, "parameter")
+    kinds = [name for name, on in (("DoRA", adapter.settings.use_dora), ("rsLoRA", adapter.settings.rslora)) if on]
+    lines = [", ".join([f"{adapter.layout}: {modules}, {parameters}", *kinds])]
+    for title, names in (
+        ("whole tensors", list(adapter.whole)),
+        ("copies of the model's", list(adapter.copies)),
+        ("not in the model", found.unmatched),
+    ):
+        if names:
+            lines.append(f"  {title}: {listed(names, _NAMED, brief_name)}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(facts: ModuleFacts) -> list[str]:
+    low = facts.low
+    return [
+        name_text(low.module),
+        low.kind,
+        shape_text(low.shape),
+        str(low.rank),
+        f"{low.alpha:g}",
+        f"{low.scaling:.6g}",
+        "dora" if low.magnitude is not None else "",
+        name_text(facts.target) if facts.target is not None else "",
+    ]
+
+
+def info_json(found: LoraInfo) -> dict[str, object]:
+    """Return the facts of an adapter as docs/json.md describes them."""
+    adapter = found.adapter
+    return {
+        "path": adapter.path,
+        "layout": adapter.layout,
+        "dora": adapter.settings.use_dora,
+        "rslora": adapter.settings.rslora,
+        "fan_in_fan_out": adapter.settings.fan_in_fan_out,
+        "parameters": found.parameters,
+        "modules": [
+            {
+                "name": facts.low.module,
+                "kind": facts.low.kind,
+                "shape": list(facts.low.shape),
+                "rank": facts.low.rank,
+                "alpha": facts.low.alpha,
+                "scaling": facts.low.scaling,
+                "dora": facts.low.magnitude is not None,
+                "tensor": facts.target,
+            }
+            for facts in found.modules
+        ],
+        "whole": list(adapter.whole),
+        "copies": list(adapter.copies),
+        "base": found.base,
+        "unmatched": list(found.unmatched),
+    }

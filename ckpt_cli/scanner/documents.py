@@ -16,6 +16,7 @@ from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.memory import MemorySource
+from ckpt_cli.scanner.alphabets import number_lists
 from ckpt_cli.scanner.configs import (
     Functions,
     Pairs,
@@ -26,7 +27,7 @@ from ckpt_cli.scanner.configs import (
     vocabulary,
 )
 from ckpt_cli.scanner.judge import judge
-from ckpt_cli.scanner.packed import DECODING_COSTS, SHORTEST, decodings
+from ckpt_cli.scanner.packed import DECODING_COSTS, SHORTEST, decodings, may_be_packed
 from ckpt_cli.scanner.streams import Inner, Oddity
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -99,6 +100,8 @@ def _findings(text: bytes, where: str, depth: int, budget: ScanBudget) -> Iterat
         if not item.is_key and len(item.value) >= SHORTEST:
             budget.opcodes -= DECODING_COSTS
             yield from _encoded(item, where, depth, budget)
+    for how, content in number_lists(text, may_be_packed):
+        yield from _decoded(content, f"{where} ({how})", depth, budget)
     if b'"_class_name"' in text:
         yield from parts_of_pipeline(text, where)
     if _TRUST.search(text):
@@ -316,9 +319,12 @@ _NAMES = (b"class_name", b"config", b"registered_name", b"function")
 
 def _encoded(item: _Text, where: str, depth: int, budget: ScanBudget) -> Iterator[Inner]:
     """What a string decodes to, as stable-baselines3 keeps pickles below `:serialized:`."""
+    name = item.key.decode("utf-8", "replace")[:_TEXT]
     for _how, content in decodings(item.value):
-        if budget.tries <= 0:
-            return
+        yield from _decoded(content, f"{where} ({name})" if name else where, depth, budget)
+
+
+def _decoded(content: bytes, where: str, depth: int, budget: ScanBudget) -> Iterator[Inner]:
+    if budget.tries > 0:
         budget.tries -= 1
-        name = item.key.decode("utf-8", "replace")[:_TEXT]
-        yield Inner(MemorySource(content), f"{where} ({name})" if name else where, depth + 1, numbers=True)
+        yield Inner(MemorySource(content), where, depth + 1, numbers=True)

@@ -99,12 +99,30 @@ def walk_zip(source: ByteSource, found: LooseZip, where: str, depth: int, budget
             yield Oddity("warning", "not-searched", f"{where}/{member.name}", message)
             break
         yield from _walk_member(source, member, f"{where}/{member.name}", depth, budget)
+        for begin, nbytes in member.margins:
+            yield from _margin(source, begin, nbytes, f"{where}/{member.name} (extra fields)", depth, budget)
+    yield from _margin(source, found.end - found.comment, found.comment, f"{where} (comment)", depth, budget)
     for begin, end in unlisted(found):
         piece = source.view(begin, end - begin)
         if any(piece[: 1 << 20]):
             yield Oddity("warning", "unlisted-data", where, f"{end - begin} bytes at {begin} that no record lists")
             yield from hidden_pickles(piece, 0, f"{where} (byte {begin})", budget)
             yield from _unlisted_records(source, begin, end, where, depth, budget)
+
+
+def _margin(source: ByteSource, begin: int, nbytes: int, where: str, depth: int, budget: ScanBudget) -> Walk:
+    """A comment or extra fields of a zip file, which Python's zipfile hands out."""
+    text = source.read(begin, min(nbytes, max(source.size - begin, 0))) if nbytes else b""
+    if len(text) - text.count(text[4:5]) < _SMALLEST:
+        return  # what torch aligns its records with
+    budget.stored -= len(text)
+    for content in (text, text[4:]):  # an extra field begins with its kind and size
+        yield Inner(MemorySource(content), where, depth + 1, numbers=True)
+    yield from hidden_pickles(memoryview(text), 1, where, budget)
+
+
+_SMALLEST = 16
+"""Bytes in which a pickle that does anything has room."""
 
 
 def _layout(found: LooseZip, where: str) -> Walk:

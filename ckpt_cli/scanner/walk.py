@@ -21,7 +21,7 @@ from ckpt_cli.formats.signatures import HEAD, preface_size
 from ckpt_cli.scanner.arrays import walk_npy, walk_safetensors
 from ckpt_cli.scanner.configs import TEMPLATES, template_in, text_findings
 from ckpt_cli.scanner.documents import configurations_within, is_json, is_wide, walk_json
-from ckpt_cli.scanner.packed import Packing, decodings, held, packing_of, unpack
+from ckpt_cli.scanner.packed import Packing, decodings, held, may_be_packed, packing_of, transformed, unpack
 from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
     Found,
@@ -39,6 +39,7 @@ from ckpt_cli.scanner.streams import (
 from ckpt_cli.scanner.tolerant_zip import zips_within
 from ckpt_cli.scanner.torch_zip import walk_zip, walk_zips
 from ckpt_cli.scanner.trace import trace_pickle
+from ckpt_cli.scanner.transforms import UNDONE_TWICE, backwards, narrowed
 
 if TYPE_CHECKING:
     from ckpt_cli.formats.torch_legacy.tar import Member
@@ -132,8 +133,33 @@ def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget, *, num
         yield from _opened(streams(source, where, budget, sure=False, depth=depth), budget)
     else:
         yield from _of_text(source, bytes(head), where, depth, budget)
+        yield from _transformed(source, bytes(head), where, depth, budget)
         if not numbers and not signatures.is_safetensors(bytes(head[:HEAD])):
             yield from _zip_at_the_end(source, where, depth, budget)
+
+
+def _transformed(source: ByteSource, head: bytes, where: str, depth: int, budget: ScanBudget) -> Walk:
+    """The pickles of a source that is to be read backwards, or as characters or integers of several bytes each.
+
+    Of a longer one the end is only read where its first byte may be the last one of a pickle.
+    """
+    if _TEXT.fullmatch(head[: len(head) // 2 + 1]):
+        return  # seen by `_of_text`
+    tail = head[1:]
+    if source.size > len(head):
+        tail = source.read(source.size - HEAD, HEAD) if head[:1] == b"." else b""
+    if backwards(head[:1] + tail) is None and next(narrowed(head, may_be_packed), None) is None:
+        return
+    room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
+    budget.searched += room
+    for how, content in transformed(source.view(0, room)):
+        if how in UNDONE_TWICE and where.endswith(f"{how})"):
+            continue
+        if depth >= limits.SCAN_NESTING or budget.tries <= 0:
+            yield Oddity("warning", "not-searched", where, f"{how} within files within files was not decoded")
+            return
+        budget.tries -= 1
+        yield from search(MemorySource(content), f"{where} ({how})", depth + 1, budget)
 
 
 def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -156,6 +182,8 @@ def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: Sc
     text = bytes(source.view(0, room))
     yield from text_findings(text, where)
     for how, content in decodings(text):
+        if how in UNDONE_TWICE and where.endswith(f"{how})"):
+            continue
         if depth >= limits.SCAN_NESTING or budget.tries <= 0:
             yield Oddity("warning", "not-searched", where, f"{how} within files within files was not decoded")
             return
@@ -167,6 +195,7 @@ _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]{8,}")
 _HINT = re.compile(
     rb"class_name|expr_str|range_constraints|:serialized:|\\u00[2-7]|auto_map|trust_remote|_template|_target_|__class__"
     rb"|[A-Za-z0-9+/]{32}"  # what may be encoded
+    rb"|[\[,]\s{0,64}(?:128|99|40|93|125)\s{0,64},\s{0,64}[0-9]{1,3}\s{0,64},\s{0,64}[0-9]{1,3}\s{0,64},"
     rb'|"[A-Za-z0-9_-]{0,64}[!#$%&()*+;<=>?@^`{|}~][0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]{20}'
 )
 """The texts that only JSON documents have that make something run, or that hold something encoded."""

@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from conftest import Ckpt
 from dcp_files import QUARTERS, WHOLE, Writer
-from fault_forks import KILLED, forked
+from fault_forks import KILLED, Apart, steps_of
 from reference_readers import read_dcp
 from run_edit import assert_refused, assert_states, everything
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -282,22 +283,31 @@ def facts(path: Path) -> dict[object, bytes]:
     }
 
 
+@pytest.fixture(scope="module")
+def apart() -> Iterator[Apart]:
+    process = Apart()
+    yield process
+    process.close()
+
+
 @pytest.mark.parametrize(
     "line", ["cast d bfloat16", "rm d optimizer", "rename d --add net", "compact d", "set d epoch=7"]
 )
 def test_a_kill_at_any_step_leaves_torch_the_old_or_the_new_state(
-    tmp_path: Path, path: Path, ckpt: Ckpt, line: str
+    tmp_path: Path, path: Path, ckpt: Ckpt, apart: Apart, line: str
 ) -> None:
     command = tuple(line.split())
     if command[0] == "compact":
         assert ckpt("rm", path, "tag").code == 0
     old, copies = facts(path), tmp_path / "copies"
-    shutil.copytree(path, copies / "0" / "d")
-    steps = forked(copies / "0", command).steps
+    for name in ("imports", "0"):
+        shutil.copytree(path, copies / name / "d")
+    assert apart.run(copies / "imports", command, "import").code == 0
+    steps = apart.run(copies / "0", command).steps
     new = facts(copies / "0" / "d")
-    for at in range(1, len(steps) + 1):
+    for at in steps_of("kill", steps):
         shutil.copytree(path, copies / f"{at}" / "d")
-        assert forked(copies / f"{at}", command, "kill", at).code == KILLED
+        assert apart.run(copies / f"{at}", command, "kill", at).code == KILLED
         assert facts(copies / f"{at}" / "d") in (old, new), steps[at - 1]
 
 

@@ -147,3 +147,20 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(ckpt: Ckpt) -> None:
     assert {row["name"] for row in report["dequantized"]} == expected("deepseek").keys() - {"model.norm.weight"}
     assert all(name.endswith("_scale_inv") for name in report["dropped"])
     assert not Path("out.safetensors").exists()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_info_names_the_scheme_and_counts_what_the_weights_stand_for(ckpt: Ckpt, case: str) -> None:
+    answer = json.loads(ckpt("info", "--json", str(source(case))).out)
+    plain = expected(case)
+    odd = sum(tensor.numel() % 2 for tensor in plain.values() if case.startswith(("bnb-nf4", "bnb-fp4")))
+    assert answer["parameters"] == sum(tensor.numel() for tensor in plain.values()) + odd
+    assert sum(share["weights"] for share in answer["quantization"]) == len(json.loads(
+        ckpt("dequantize", str(source(case)), "-o", "out", "-n", "--json").out)["dequantized"])  # fmt: skip
+    assert f"quantization\t{answer['quantization'][0]['scheme']}" in ckpt("info", str(source(case))).out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_check_finds_nothing_wrong_with_what_the_tools_wrote(ckpt: Ckpt, case: str) -> None:
+    found = json.loads(ckpt("check", "--json", str(source(case))).out)["findings"]
+    assert [each for each in found if each["severity"] == "error"] == []

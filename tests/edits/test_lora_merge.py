@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 from conftest import Ckpt
 from safetensors.torch import load_file, save_file
 
-SAMPLES = Path(__file__).parent.parent / "samples" / "lora"
-"""Written by tests/oracles/lora_samples.py, with PEFT."""
+import ckpt_cli
+
+SAMPLES = Path(os.environ.get("LORA_SAMPLES") or Path(__file__).parent.parent / "samples" / "lora")
+"""Written by tests/oracles/lora_samples.py, with PEFT; `make oracles` writes others."""
 
 State = dict[str, torch.Tensor]
 PREFIX = "base_model.model."
@@ -246,3 +250,13 @@ def test_a_copy_of_the_base_must_be_equal_to_it(ckpt: Ckpt) -> None:
     refused = ckpt("lora", "merge", "base.safetensors", "other", "-o", "other.safetensors")
     assert refused.code == 2
     assert "it was trained on another model" in refused.err
+
+
+def test_the_functions_report_and_write_what_the_commands_do(ckpt: Ckpt) -> None:
+    shutil.copytree(SAMPLES / "dora", "lora")
+    base, adapter = "lora/base.safetensors", Path("lora/adapter")
+    reported = json.loads(ckpt("lora", "merge", base, f"{adapter}:0.5", "-o", "command.safetensors", "--json").out)
+    done = ckpt_cli.lora_merge(base, {adapter: 0.5}, "function.safetensors")
+    assert done == {**reported, "output": "function.safetensors"}
+    assert Path("command.safetensors").read_bytes() == Path("function.safetensors").read_bytes()
+    assert ckpt_cli.lora_info(adapter, base) == json.loads(ckpt("lora", "info", adapter, "--base", base, "--json").out)

@@ -121,6 +121,27 @@ def test_values_come_along_where_the_first_can_have_them(ckpt: Ckpt) -> None:
     assert "left out: epoch of b.pt, lr of b.pt, when of b.pt" in answer.err
 
 
+@pytest.mark.parametrize(("base", "to"), [("a.pt", "dcp"), ("a-dcp", "pt"), ("a-dcp", "dcp")])
+def test_values_come_along_into_other_formats_too(ckpt: Ckpt, base: str, to: str) -> None:
+    torch.save({"m": {"w": torch.ones(1)}, "epoch": 3}, "a.pt")
+    torch.save({"m": {"v": torch.ones(2)}, "epoch": 4, "lr": 0.5}, "b.pt")
+    assert ckpt("convert", "a.pt", "a-dcp", "--to", "dcp").code == 0
+    answer = ckpt("merge", base, "b.pt", "--prefer", "last", "-o", "out", "--to", to)
+    assert answer.code == 0, answer.err
+    with ckpt_cli.open("out") as checkpoint:
+        assert sorted(checkpoint) == ["epoch", "lr", "m.v", "m.w"]
+        assert (checkpoint["epoch"], checkpoint["lr"]) == (4, 0.5)
+
+
+def test_values_that_the_format_cannot_hold_are_never_lost_silently(ckpt: Ckpt) -> None:
+    torch.save({"w": torch.ones(1)}, "a.pt")
+    torch.save({"v": torch.ones(1), "lr": 0.5}, "b.pt")
+    answer = ckpt("merge", "a.pt", "b.pt", "-o", "out.safetensors")
+    assert (answer.code, "lr: not a tensor" in answer.err) == (2, True)
+    answer = ckpt("merge", "a.pt", "b.pt", "-o", "out.safetensors", "--tensors-only")
+    assert (answer.code, "left out: lr" in answer.err) == (0, True)
+
+
 def test_values_that_differ_are_refused_as_tensors_are(ckpt: Ckpt) -> None:
     torch.save({"w": torch.ones(1), "epoch": 3}, "a.pt")
     torch.save({"v": torch.ones(1), "epoch": 4}, "b.pt")

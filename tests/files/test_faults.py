@@ -6,7 +6,6 @@ step, and the other faults at some.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from fault_forks import KINDS
 from fault_scenes import SCENES, fill
 from fault_server import Server
+from in_memory import MEMORY
 from safetensors import safe_open
 
 MOST = {"kill": 40, "torn": 4}
@@ -25,8 +25,7 @@ MOST = {"kill": 40, "torn": 4}
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Works in memory where there is a folder in it, as thousands of edits wait for a disk thousands of times."""
-    memory = "/dev/shm"
-    with tempfile.TemporaryDirectory(prefix="ckpt-", dir=memory if os.path.isdir(memory) else None) as folder:
+    with tempfile.TemporaryDirectory(prefix="ckpt-", dir=MEMORY) as folder:
         start = Path(folder) / "start"
         start.mkdir()
         fill(start)

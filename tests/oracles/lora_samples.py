@@ -1,9 +1,10 @@
 """Write `tests/samples/lora`: small models, adapters that PEFT makes of them, and what PEFT merges.
 
-    make oracles    # or, in an environment with torch and peft: python tests/oracles/lora_samples.py [FOLDER]
+    python tests/oracles/lora_samples.py [FOLDER]    # in an environment with tests/oracles/requirements.txt
 
 Each case is a folder: `base.safetensors`, `adapter/` as PEFT saves it, and `merged.safetensors`, the state_dict after
-`merge_and_unload`. Factors are random, so that nothing is zero. With a FOLDER the cases are written there.
+`merge_and_unload`. Factors are random, so that nothing is zero. With a FOLDER the cases are written there, from other
+random numbers; `make oracles` does that.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def write(folder: Path, name: str, seed: int) -> None:
 def main(arguments: list[str]) -> int:
     """Write all cases; returns the exit code."""
     target = Path(arguments[0]) if arguments else SAMPLES
-    for seed, name in enumerate(CASES):
+    first = torch.seed() % 2**32 if arguments else 0
+    for seed, name in enumerate(CASES, first):
         write(target / name, name, seed)
         print(f"{name}: written by peft {peft.__version__}, torch {torch.__version__}")
     return 0

@@ -8,9 +8,13 @@ run on a CPU, it is the formula in its source, said so at the function.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ["TORCH_COMPILE_DISABLE"] = "1"  # bitsandbytes would compile what is done once here
 
 import torch
 from safetensors.torch import save_file
@@ -153,6 +157,136 @@ def _scales(weight: torch.Tensor, args, calculate) -> State:
     return found
 
 
+# --- GPTQ and AWQ -----------------------------------------------------------------------------------------------------
+
+
+def _module(path: str):
+    """Return one module of an installed package that would import far more as a whole."""
+    found = next(Path(folder, path) for folder in sys.path if Path(folder, path).is_file())
+    spec = importlib.util.spec_from_file_location(found.stem, found)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def gptq(folder: Path, bits: int, *, ordered: bool, second: bool = False) -> None:
+    """AutoGPTQ's own module packs; its forward of the identity gives the transposed weight, in float16.
+
+    GPTQModel's second form of the file is the first one without 1 taken off the zero points: by that formula.
+    """
+    quant_linear = _module("auto_gptq/nn_modules/qlinear/qlinear_cuda.py").QuantLinear
+    generator = torch.Generator().manual_seed(bits)
+    state, expected = {}, {}
+    for number, (rows, columns) in enumerate([(32, 64), (64, 96)]):
+        module, size = f"model.layers.{number}.mlp.up_proj", 32
+        count = columns // size
+        scales = torch.rand(rows, count, generator=generator).half() * 0.01 + 0.001
+        zeros = torch.randint(1, 1 << bits, (rows, count), generator=generator).float()
+        order = torch.arange(columns) // size
+        if ordered:
+            order = order[torch.randperm(columns, generator=generator)]
+        integers = torch.randint(0, 1 << bits, (rows, columns), generator=generator)
+        wide = (integers - zeros[:, order]) * scales[:, order].float()
+        layer = torch.nn.Linear(columns, rows, bias=False, dtype=torch.float16)
+        layer.weight.data = wide.half()
+        packed = quant_linear(bits, size, columns, rows, bias=False)
+        packed.pack(layer, scales.clone(), zeros.clone(), order.to(torch.int32))
+        state |= {f"{module}.{name}": value.clone() for name, value in packed.state_dict().items()}
+        expected[f"{module}.weight"] = packed(torch.eye(columns, dtype=torch.float16)).t().contiguous()
+        if second:
+            one = sum(1 << at for at in range(0, 32, bits))
+            stored = state[f"{module}.qzeros"].to(torch.int64) + one
+            state[f"{module}.qzeros"] = (stored + 2**31).remainder(2**32).sub(2**31).to(torch.int32)
+        if not ordered and number:
+            del state[f"{module}.g_idx"]
+    config = {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": ordered, "sym": False}
+    written(folder, state, config | ({"checkpoint_format": "gptq_v2"} if second else {}), expected, "float16")
+
+
+def awq(folder: Path) -> None:
+    """AWQ's GEMM form, packed by the order in its source and dequantized by its own `dequantize_gemm`."""
+    utils = _module("awq/utils/packing_utils.py")
+    generator = torch.Generator().manual_seed(4)
+    state, expected = {}, {}
+    for number, (rows, columns) in enumerate([(32, 64), (24, 96)]):
+        module = f"model.layers.{number}.mlp.up_proj"
+        scales = torch.rand(columns // 32, rows, generator=generator).half() * 0.01 + 0.001
+        packed = []
+        for height in (columns, columns // 32):
+            integers = torch.randint(0, 16, (height, rows // 8, 8), generator=generator)
+            words = sum(integers[:, :, place] << (4 * nibble) for nibble, place in enumerate(utils.AWQ_ORDER))
+            packed.append((words + 2**31).remainder(2**32).sub(2**31).to(torch.int32))
+        state |= {f"{module}.qweight": packed[0], f"{module}.qzeros": packed[1], f"{module}.scales": scales}
+        expected[f"{module}.weight"] = utils.dequantize_gemm(*packed, scales, 4, 32).t().contiguous()
+    config = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+    written(folder, state, config, expected, "float16")
+
+
+# --- bitsandbytes -----------------------------------------------------------------------------------------------------
+
+
+def four_bits(folder: Path, kind: str, *, nested: bool, dtype: torch.dtype) -> None:
+    """bitsandbytes both ways, on the CPU, by its kernel in torch.
+
+    Its kernel in C++ (0.50.2) reads other scales where rows are not whole blocks, twice as far from what was quantized,
+    and gives -0.0 for the fp4 code 8 that its map calls 0.0; apart from those it gives the same.
+    """
+    from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
+    from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise, quantize_4bit
+
+    state, expected = {}, {}
+    for number, (rows, columns) in enumerate([(40, 96), (20, 128), (7, 9), (130, 130)]):
+        name = f"model.layers.{number}.mlp.up_proj.weight"
+        weight = weights(rows, columns, number).to(dtype)
+        stored, said = quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=nested)
+        state[name] = stored
+        state |= {f"{name}.{key}": value for key, value in said.as_dict(packed=True).items()}
+        absmax = dequantize_blockwise(said.absmax, said.state2) + said.offset if nested else said.absmax
+        plain = _dequantize_4bit_compute(stored.reshape(-1), absmax, said.code, 64, weight.shape, dtype)
+        if columns % 64 == 0:
+            assert plain.equal(dequantize_4bit(stored, said))
+        expected[name] = plain
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind,
+              "bnb_4bit_use_double_quant": nested}  # fmt: skip
+    written(folder, state, config, expected, str(dtype).removeprefix("torch."))
+
+
+def int8(folder: Path) -> None:
+    """LLM.int8() of bitsandbytes both ways, on the CPU."""
+    from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
+
+    weight = weights(40, 96).half()
+    stored, scale, _ = int8_vectorwise_quant(weight)
+    module = "model.layers.0.mlp.up_proj"
+    state = {f"{module}.weight": stored, f"{module}.SCB": scale,
+             f"{module}.weight_format": torch.tensor(0, dtype=torch.uint8)}  # fmt: skip
+    expected = {f"{module}.weight": int8_vectorwise_dequant(stored, scale).half()}
+    written(folder, state, {"quant_method": "bitsandbytes", "load_in_8bit": True}, expected, "float16")
+
+
+# --- ModelOpt, by formula ---------------------------------------------------------------------------------------------
+
+
+def modelopt(folder: Path) -> None:
+    """NVFP4 and fp8 of ModelOpt, by the formula in its torch/quantization/qtensor: it needs a GPU's packages.
+
+    `e2m1 * (float32(weight_scale) * weight_scale_2)`, and `float32(weight) * weight_scale`.
+    """
+    table = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    table = torch.cat([table, -table])
+    generator = torch.Generator().manual_seed(6)
+    stored = torch.randint(0, 256, (20, 32), dtype=torch.uint8, generator=generator)
+    scale = (torch.rand(20, 4, generator=generator) * 400).to(torch.float8_e4m3fn)
+    second = torch.tensor(0.00071)
+    values = torch.stack([table[(stored & 15).long()], table[(stored >> 4).long()]], -1).reshape(20, 4, 16)
+    plain = (values * (scale.float() * second)[..., None]).reshape(20, 64)
+    fp8 = (weights(16, 24) / 0.01).to(torch.float8_e4m3fn)
+    state = {"a.weight": stored, "a.weight_scale": scale, "a.weight_scale_2": second, "a.input_scale": torch.ones(()),
+             "b.weight": fp8, "b.weight_scale": torch.tensor(0.0123), "b.input_scale": torch.ones(())}  # fmt: skip
+    expected = {"a.weight": plain.bfloat16(), "b.weight": (fp8.float() * state["b.weight_scale"]).bfloat16()}
+    written(folder, state, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, expected)
+
+
 def main(folder: Path) -> None:
     """Write all cases."""
     torch.manual_seed(0)
@@ -160,6 +294,16 @@ def main(folder: Path) -> None:
     gpt_oss(folder / "gpt-oss")
     for name in _COMPRESSED:
         compressed(folder / f"compressed-{name}", name)
+    for bits in (2, 3, 4, 8):
+        gptq(folder / f"gptq-{bits}", bits, ordered=False)
+    gptq(folder / "gptq-ordered", 4, ordered=True)
+    gptq(folder / "gptq-v2", 4, ordered=False, second=True)
+    awq(folder / "awq")
+    four_bits(folder / "bnb-nf4", "nf4", nested=False, dtype=torch.bfloat16)
+    four_bits(folder / "bnb-nf4-nested", "nf4", nested=True, dtype=torch.float16)
+    four_bits(folder / "bnb-fp4", "fp4", nested=False, dtype=torch.float32)
+    int8(folder / "bnb-int8")
+    modelopt(folder / "modelopt")
 
 
 if __name__ == "__main__":

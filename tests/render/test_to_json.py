@@ -23,6 +23,8 @@ from ckpt_cli.edits.avg import average
 from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
+from ckpt_cli.edits.delta import CreateOptions, create
+from ckpt_cli.edits.dequantize import dequantize
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.merge import MergeOptions, merge
 from ckpt_cli.edits.meta import metadata_of
@@ -37,6 +39,7 @@ from ckpt_cli.ops.check.run import check
 from ckpt_cli.ops.diff import Asked, diff
 from ckpt_cli.ops.hash import compare, hash_tensors
 from ckpt_cli.ops.info import summarize
+from ckpt_cli.ops.lora import LoraInfo, adapter_of, describe
 from ckpt_cli.ops.ls import list_entries, list_waste
 from ckpt_cli.ops.match import match
 from ckpt_cli.ops.match_states import state_of
@@ -49,6 +52,8 @@ from ckpt_cli.ops.ties import find_ties, judge
 from ckpt_cli.render import avg as avg_render
 from ckpt_cli.render import check as check_render
 from ckpt_cli.render import convert as convert_render
+from ckpt_cli.render import delta as delta_render
+from ckpt_cli.render import dequantize as dequantize_render
 from ckpt_cli.render import diff as diff_render
 from ckpt_cli.render import edits as edits_render
 from ckpt_cli.render import hash as hash_render
@@ -67,7 +72,7 @@ from ckpt_cli.render import ties as ties_render
 from ckpt_cli.render import tree as tree_render
 from ckpt_cli.render.json import LongList, json_text, rows
 
-EDITS = {"graft", "set", "rename", "rm", "keep", "cast", "tie", "untie", "compact", "to", "index", "undo"}
+EDITS = {"graft", "resize", "set", "rename", "rm", "keep", "cast", "tie", "untie", "compact", "to", "index", "undo"}
 """Commands that share `render/edits.py`."""
 
 
@@ -114,6 +119,11 @@ def averaged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     return avg_render.to_json(average(["m.pt", "m.pt"], "out.pt", AvgOptions(output=new)))
 
 
+def described(path: str) -> LoraInfo:
+    with closing(open_checkpoint(path)) as checkpoint:
+        return describe(adapter_of(checkpoint, path))
+
+
 def merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     new = DeriveOptions(dry_run=True, executor=executor)
     return merge_render.to_json(merge(["m.pt", "n.pt"], "out.pt", MergeOptions("first", output=new)))
@@ -124,10 +134,19 @@ def mixed(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     return mix_render.to_json(mix("m.pt", ["m.pt"], "out.pt", MixOptions("task", output=new)))
 
 
+def dequantized(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = DeriveOptions(dry_run=True, executor=executor)
+    return dequantize_render.to_json(dequantize("quantized/model.safetensors", "out.safetensors", None, new))
+
+
 def lora_merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     new = lora_merge.MergeOptions(output=DeriveOptions(dry_run=True, executor=executor))
     done = lora_merge.merge("lora/base.safetensors", [("lora/adapter", 1.0)], "out.safetensors", new)
     return lora_render.merge_json(done)
+
+
+def different(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    return delta_render.to_json(create("m.pt", "m.pt", "out.safetensors", executor, CreateOptions(dry_run=True)))
 
 
 CASES: dict[str, Result] = {
@@ -151,7 +170,10 @@ CASES: dict[str, Result] = {
     "avg m.pt m.pt -o out.pt -n": averaged,
     "merge m.pt n.pt -o out.pt -n --prefer first": merged,
     "mix m.pt m.pt --method task -o out.pt -n": mixed,
+    "dequantize quantized/model.safetensors -o out.safetensors -n": dequantized,
     "lora merge lora/base.safetensors lora/adapter -o out.safetensors -n": lora_merged,
+    "delta create m.pt m.pt -o out.safetensors -n": different,
+    "lora info lora/adapter": lambda _m, _n, _e: lora_render.info_json(described("lora/adapter")),
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 
@@ -175,6 +197,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: Ckpt) -> None:
     torch.save({**state, "a.weight": weight + 1, "epoch": 5}, "n.pt")
     ckpt("convert", "m.pt", "m.safetensors", "--tensors-only")
     shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", "lora")
+    shutil.copytree(Path(__file__).parent.parent / "samples" / "quantized" / "deepseek", "quantized")
     Path("n.json").write_text(ckpt("hash", "n.pt", "--json").out)
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.summaries import Stats
 
 
+LORA = Path(__file__).parent.parent / "samples" / "lora" / "linear"
+
+
 def look(path: Path) -> dict[str, list[float]]:
     """Return the first row of each tensor, taken in all the ways that there are."""
     found: dict[str, list[float]] = {}
@@ -99,6 +102,7 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.cast(out, "bfloat16", "weight"),
         ckpt_cli.compact(out),
         ckpt_cli.to(out, "cuda:0", dry_run=True),
+        ckpt_cli.resize(out, {"bias": "9:zero"}, optimizer="leave", dry_run=True),
         ckpt_cli.rm(out, "more"),
         ckpt_cli.keep(out, exclude="weight", dry_run=True),
         ckpt_cli.convert(out, plain, max_shard=None),
@@ -106,9 +110,14 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.meta(plain),
         ckpt_cli.convert(plain, folder / "shards", max_shard="8B"),
         ckpt_cli.avg([plain, folder / "shards"], folder / "mean.safetensors", weights=[0.5, 0.5]),
+        ckpt_cli.dequantize(folder / "fp8.safetensors", folder / "floats.safetensors", dtype="float16"),
         ckpt_cli.merge([out, plain], folder / "both.pt", prefixes={plain: "plain"}),
         ckpt_cli.mix(plain, [folder / "shards"], folder / "mix.safetensors", method="ties", weights=[0.5]),
+        ckpt_cli.delta_create(plain, folder / "mean.safetensors", folder / "delta.safetensors"),
+        ckpt_cli.delta_apply(plain, folder / "delta.safetensors", folder / "applied.safetensors"),
         ckpt_cli.graft(out, plain, add=True, partial=True, dry_run=True),
+        ckpt_cli.lora_info(LORA / "adapter", base=LORA / "base.safetensors"),
+        ckpt_cli.lora_merge(LORA / "base.safetensors", LORA / "adapter", folder / "m.pt"),
         ckpt_cli.index(folder / "shards", dry_run=True),
     ]
     try:

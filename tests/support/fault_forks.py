@@ -1,15 +1,19 @@
 """Runs of a `ckpt` command in forks of a process, with a fault at one of the calls by which ckpt writes.
 
+    python tests/support/fault_forks.py    answer requests of an `Apart`
+
 Nothing is synced to a disk: a process that ends leaves its writes to the system.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -158,10 +162,39 @@ class Spare:
         os.waitpid(self._process, 0)
 
 
+class Apart:
+    """A process without torch that runs commands in forks of itself: a process with torch forks slowly."""
+
+    def __init__(self) -> None:
+        call = [sys.executable, __file__]
+        self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def run(self, folder: Path, command: tuple[str, ...], kind: str = "", at: int = 0) -> Done:
+        """Call `forked` there; with the kind `import`, run the command in the process itself, before it is forked."""
+        assert self._process.stdin
+        assert self._process.stdout
+        _send(self._process.stdin.fileno(), [str(folder), command, kind, at])
+        code, err, steps = _received(self._process.stdout.fileno())
+        return Done(code, err, steps)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+
+def _imported(folder: Path, command: tuple[str, ...]) -> Done:
+    os.chdir(folder)
+    code = run(command)
+    gc.collect()
+    gc.freeze()
+    return Done(code, "", [])
+
+
 def _serve_forks(requests: int, answers: int) -> None:
     while request := _received(requests):
         folder, command, kind, at = request
-        done = forked(Path(folder), tuple(command), kind, at)
+        here, words = Path(folder), tuple(command)
+        done = _imported(here, words) if kind == "import" else forked(here, words, kind, at)
         _send(answers, [done.code, done.err, done.steps])
 
 
@@ -183,3 +216,9 @@ def _exactly(pipe: int, length: int) -> bytes:
     while len(data) < length and (more := os.read(pipe, length - len(data))):
         data += more
     return data
+
+
+if __name__ == "__main__":
+    answers = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _serve_forks(0, answers)

@@ -47,6 +47,13 @@ def quietly(*commands: str) -> None:
         subprocess.run(["bash", "-c", command], cwd=_workspace(), check=True, capture_output=True)
 
 
+def put_adapter() -> None:
+    """Put a small model and a LoRA adapter of it beside the samples; print nothing."""
+    source = ROOT / "tests" / "samples" / "lora" / "linear"
+    shutil.copytree(source / "adapter", _workspace() / "adapter", dirs_exist_ok=True)
+    shutil.copy(source / "base.safetensors", _workspace())
+
+
 def python(code: str) -> None:
     """Print Python code after having run it, so that an example that fails is noticed."""
     prepare(code)
