@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_memory import memory_of, write_safetensors
+from memory_in_use import memory_of
+from test_memory import write_safetensors
 
 SIZE = 280 << 20
 MOST = 130 << 20

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-
-MEASURED = """
-import os, sys
-import ckpt_cli.cli.main
-peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-before = peak()
-code = ckpt_cli.cli.main.run(sys.argv[1:])
-print(peak() - before)
-os._exit(code)
-"""
-"""ru_maxrss would be that of pytest, if that is more: a process takes it over from the one that begins it."""
+from memory_in_use import memory_of
 
 GIB = 1 << 30
 
@@ -62,14 +50,6 @@ def write_set(folder: Path, nbytes: int) -> str:
     index = {"metadata": {"total_size": nbytes}, "weight_map": weight_map}
     (folder / "set" / "model.safetensors.index.json").write_text(json.dumps(index))
     return "set"
-
-
-def memory_of(folder: Path, *arguments: str) -> int:
-    """Bytes that a command took at its most, beyond what its imports take."""
-    call = [sys.executable, "-c", MEASURED, *arguments]
-    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout) * 1024
 
 
 @pytest.mark.parametrize("edit", [["rename", "F", "--add", "a.long.prefix"], ["rm", "F", "*.3*.weight"]])

@@ -1,0 +1,24 @@
+"""The memory that a command takes in a process of its own: anonymous pages, and mapped ones that it touched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+MEASURED = """
+import os, resource, sys
+import ckpt_cli.cli.main
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+code = ckpt_cli.cli.main.run(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+os._exit(code)
+"""
+
+
+def memory_of(folder: Path, *arguments: str) -> int:
+    """Bytes that a command took at its most, beyond what its imports take."""
+    call = [sys.executable, "-c", MEASURED, *arguments]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) * 1024
