@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         undo,
         untie,
     )
-    from ckpt_cli.api.lora import lora_info, lora_merge
+    from ckpt_cli.api.lora import lora_extract, lora_info, lora_merge, lora_resize
     from ckpt_cli.api.new_checkpoints import avg, convert
     from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
     from ckpt_cli.api.tensor import Tensor
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "diff", "hash",
-    "index", "keep", "load", "lora_info", "lora_merge", "match", "meta", "open", "rename", "rm", "scan", "series",
-    "set", "tie", "to", "undo", "untie",
+    "index", "keep", "load", "lora_extract", "lora_info", "lora_merge", "lora_resize", "match", "meta", "open",
+    "rename", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -60,7 +60,7 @@ _MODULES = {
         "undo",
         "untie",
     ),
-    "ckpt_cli.api.lora": ("lora_info", "lora_merge"),
+    "ckpt_cli.api.lora": ("lora_extract", "lora_info", "lora_merge", "lora_resize"),
     "ckpt_cli.api.new_checkpoints": ("avg", "convert"),
     "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),
 }

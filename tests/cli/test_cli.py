@@ -145,7 +145,9 @@ def test_a_group_lists_its_commands_and_needs_one(ckpt: Ckpt, group: str) -> Non
 ADAPTER = str(Path(__file__).parent.parent / "samples" / "lora" / "linear" / "adapter")
 NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
           "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"], "avg": ["folder", "-o", "out.pt"],
-          "lora merge": [ADAPTER, "-o", "out.pt"]}  # fmt: skip
+          "lora merge": [ADAPTER, "-o", "out.pt"],
+          "lora extract": ["tied.pt", "--rank", "1", "-o", "out"],
+          "lora resize": ["--rank", "1", "-o", "out"]}  # fmt: skip
 """What each command takes beside a file."""
 
 BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"]

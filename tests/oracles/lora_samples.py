@@ -3,7 +3,8 @@
     python tests/oracles/lora_samples.py [FOLDER]    # in an environment with tests/oracles/requirements.txt
 
 Each case is a folder: `base.safetensors`, `adapter/` as PEFT saves it, and `merged.safetensors`, the state_dict after
-`merge_and_unload`. Factors are random, so that nothing is zero. With a FOLDER the cases are written there, from other random numbers; `make oracles` does that.
+`merge_and_unload`. Factors are random, so that nothing is zero. With a FOLDER the cases are written there, from other
+random numbers; `make oracles` does that.
 """
 
 from __future__ import annotations

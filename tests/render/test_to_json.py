@@ -23,7 +23,10 @@ from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
 from ckpt_cli.edits.derive import DeriveOptions
+from ckpt_cli.edits.lora_extract import extract
 from ckpt_cli.edits.lora_merge import MergeOptions, merge
+from ckpt_cli.edits.lora_resize import resize
+from ckpt_cli.edits.lora_write import AdapterOptions
 from ckpt_cli.edits.meta import metadata_of
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
@@ -116,6 +119,15 @@ def described(path: str) -> LoraInfo:
         return describe(adapter_of(checkpoint, path))
 
 
+def extracted(_m: Checkpoint, _n: Checkpoint, _executor: Executor) -> object:
+    new = AdapterOptions(dry_run=True)
+    return lora_render.extract_json(extract("lora/base.safetensors", "lora/merged.safetensors", "out", 2, new))
+
+
+def resized(_m: Checkpoint, _n: Checkpoint, _executor: Executor) -> object:
+    return lora_render.resize_json(resize("lora/adapter", "out", 2, AdapterOptions(dry_run=True)))
+
+
 def merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     new = MergeOptions(output=DeriveOptions(dry_run=True, executor=executor))
     done = merge("lora/base.safetensors", [("lora/adapter", 1.0)], "out.safetensors", new)
@@ -142,6 +154,8 @@ CASES: dict[str, Result] = {
     "set m.pt epoch=4 -n": edited,
     "avg m.pt m.pt -o out.pt -n": averaged,
     "lora info lora/adapter": lambda _m, _n, _e: lora_render.info_json(described("lora/adapter")),
+    "lora extract lora/base.safetensors lora/merged.safetensors --rank 2 -o out -n": extracted,
+    "lora resize lora/adapter --rank 2 -o out -n": resized,
     "lora merge lora/base.safetensors lora/adapter -o out.safetensors -n": merged,
     "convert m.pt out.npz -n --tensors-only": converted,
 }

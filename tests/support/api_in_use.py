@@ -96,6 +96,8 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.avg([plain, folder / "shards"], folder / "mean.safetensors", weights=[0.5, 0.5]),
         ckpt_cli.lora_info(folder / "lora" / "adapter", base=folder / "lora" / "base.safetensors"),
         ckpt_cli.lora_merge(folder / "lora" / "base.safetensors", folder / "lora" / "adapter", folder / "m.pt"),
+        ckpt_cli.lora_extract(folder / "lora" / "base.safetensors", folder / "m.pt", folder / "extracted", rank=2),
+        ckpt_cli.lora_resize(folder / "extracted", folder / "smaller", rank=1),
         ckpt_cli.index(folder / "shards", dry_run=True),
     ]
     try:

@@ -62,6 +62,7 @@ meta {f} | meta --json {f} | meta -n {f} a=b | compact -n {f} | compact {f} -o {
 to -n {f} cuda:1 | to {f} cpu -o {o}
 undo {f} | undo -n {f} | index {f} | index -n {f}
 avg {f} {f} -o {o}.pt | avg {f} {f} -o {o}.safetensors --rest drop --untie
+lora resize {f} --rank 1 -o {o} | lora extract {f} {f} --rank 2 -o {o} | lora extract {e} {f} --rank 1 -n -o {o}
 lora info {f} | lora info {f} --base {f} | lora merge {f} {f} -o {o}.pt
 lora merge {f} {f}:2 -o {o}.safetensors --alpha 1 --partial --untie
 convert {f} {o}.pt | convert {f} {o}.safetensors | convert {f} {o}.npz | convert --tensors-only {f} {o}.safetensors
