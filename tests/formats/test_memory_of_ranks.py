@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import Ckpt
 from memory_in_use import memory_of
 from test_rank_files import parts_of
+from torch.distributed.tensor import DTensor
 
 ROWS, SIZE, WORLD = 16, 1 << 23, 4
 SHAPES = {f"layers.{number}.weight": torch.Size([SIZE]) for number in range(ROWS)}
@@ -53,7 +55,8 @@ def placed(folder: Path) -> None:
     whole = {name: torch.empty(shape) for name, shape in SHAPES.items()}
     for rank in range(WORLD):
         parts = parts_of(rank, (WORLD,), whole, [[0] for _ in SHAPES])
-        save(parts, folder / f"model_world_size_{WORLD}_rank_{rank}.pt")
+        with patch.object(DTensor, "data_ptr", lambda _: 0):  # which fails where no process made the mesh
+            save(parts, folder / f"model_world_size_{WORLD}_rank_{rank}.pt")
 
 
 def universal(folder: Path) -> None:

@@ -23,4 +23,4 @@ def memory_of(folder: Path, *arguments: str) -> int:
     call = [sys.executable, "-c", MEASURED, *arguments]
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
-    return int(done.stdout.split()[-1]) * 1024
+    return int(done.stdout.splitlines()[-1]) * 1024
