@@ -337,13 +337,11 @@ class _Worker:
             self._reading.add(checkpoint, archives)
 
     def _configs(self, path: str, found: Sequence[Checkpoint], *, complete: bool) -> None:
-        if found:
-            self._run(quantization.CHECKS, quantization.Quantized.of(name_of(path), found, complete=complete))
+        self._run(quantization.CHECKS, quantization.Quantized(name_of(path), found, complete))
         config, adapter = config_beside(path) or {}, config_beside(path, "adapter_config.json") or {}
         if found and (config or adapter):
             tensors = [tensor for checkpoint in found for tensor in checkpoint.tensors]
-            where = name_of(path)
-            subject = configs.Configured(where, tensors, configs.text_config(config), adapter, complete)
+            subject = configs.Configured(name_of(path), tensors, configs.text_config(config), adapter, complete)
             self._run(configs.CHECKS, subject)
 
     # --- telling
