@@ -89,10 +89,7 @@ class NewSet:
             if self.plan.patch is not None:
                 self.plan.patch(copy, overlay)
             copy.container.seal(overlay)
-            for file in overlay.touched:
-                with LocalFile(file.path, write=True) as target:
-                    journal.write_patches(overlay, file, target)
-                    sync(target.fd)
+            journal.patch_copies(overlay)
 
     def _sends_early(self, folder: NewFolder) -> bool:
         """True if each file is verified and sent by itself, as it can be opened by itself."""

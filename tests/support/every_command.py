@@ -53,7 +53,8 @@ diff {f} {f} | diff --stat {f} {f} | diff {f} {e} | diff {e} {f} | diff --json {
 match {f} {f} | match {f} {e} | match {e} {f} | match --json {f} {e}
 set -n {f} {n}=0 | set -n --new {f} new=1 | set {f} {n}=0 -o {o} | set --new {f} new=cat("{n}","{n}") -o {o}
 rename -n {f} {n} other | rename -n --add p. {f} | rename --add p. {f} -o {o} | rename -n --sub (a|aa)+$ b {f}
-rename -n {f} *=p.* | rename -n {f} --pattern {{x}}.*=a.{{x+1}}.* | rename -n --like {e} {f} | rename -n --json -v --add p. {f}
+rename -n {f} *=p.* | rename -n {f} --pattern {{x}}.*=a.{{x+1}}.*
+rename -n --like {e} {f} | rename -n --json -v --add p. {f}
 rm -n {f} {n} | rm -n {f} * | rm {f} {n} -o {o}
 keep -n {f} {n} | keep -n {f} * | keep {f} {n} -o {o} | keep -n {f} --root {n}
 resize -n {f} {n}=3 | resize {f} {n}=9:normal --optimizer leave -o {o}
@@ -68,6 +69,7 @@ merge {f} {e} -o {o}.pt | merge {e} {f} -o {o}.safetensors | graft {f} {f} -o {o
 delta create {f} {e} -o {o} | delta create {e} {f} -o {o} | delta apply {f} {f} -o {o}
 mix {f} {f} --method ties --density 0.5 -o {o}.pt
 mix {f} {f} --method slerp --t 0.5 --common --untie -o {o}.safetensors
+lora resize {f} --rank 1 -o {o} | lora extract {f} {f} --rank 2 -o {o} | lora extract {e} {f} --rank 1 -n -o {o}
 lora info {f} | lora info {f} --base {f} | lora merge {f} {f} -o {o}.pt
 lora merge {f} {f}:2 -o {o}.safetensors --alpha 1 --partial --untie
 dequantize {f} -o {o}.pt | dequantize {f} -o {o}.safetensors --tensors-only --dtype float32

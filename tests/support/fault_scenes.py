@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,10 @@ SCENES = {
     "set, npz": _scene("set a.npz w[0]=7", then="v=1"),
     "set, npy": _scene("set a.npy *[1]=7", then="*[2]=1"),
     "set, tar": _scene("set old.tar a=7", then="p=1"),
+    "set, msgpack": _scene("set a.msgpack 2.weight[0,0]=100 3.bias=[1,2,3]", then="3.weight=1"),
+    "set, onnx": _scene("set a.onnx 2.weight[0,0]=100 3.bias=[1,2,3]", then="3.weight=1"),
+    "set, archive of nemo": _scene("set a.nemo 2.weight[0,0]=100 3.bias=[1,2,3]", then="3.weight=1"),
+    "set, stable-baselines3": _scene("set a.zip policy.2.weight[0,0]=100 policy.3.bias=1", then="policy.3.weight=1"),
     "set with a backup": _scene("set --backup a.pt 2.weight[0,0]=100", "a.pt", then="3.weight=1"),
     "set with a backup, shards": _scene("set --backup shards 0.bias[1]=100 3.bias=[1,2,3]", "shards"),
     # values to a new file
@@ -126,6 +131,7 @@ def fill(folder: Path) -> None:
     """Write the files that the edits start from."""
     import numpy as np
     import torch
+    from containers import write_msgpack, write_onnx, write_policy
     from contract import write_shards
     from dcp_formats import save as save_distributed
     from run_folders import run_folder
@@ -166,6 +172,11 @@ def fill(folder: Path) -> None:
     np.savez(folder / "a.npz", w=np.ones(3, np.float32), v=np.zeros(2))
     np.save(folder / "a.npy", np.arange(4.0))
     (folder / "old.tar").write_bytes((Path(__file__).parent.parent / "samples").joinpath("old.tar").read_bytes())
+    write_msgpack(apart, folder / "a.msgpack")
+    write_onnx(apart, folder / "a.onnx")
+    with tarfile.open(folder / "a.nemo", "w") as archive:
+        archive.add(folder / "apart.pt", "./model_weights.ckpt")
+    write_policy(apart, folder / "a.zip")
     write_shards(net(), folder / "shards")
     for name, of in (("gpu.pt", "a.pt"), ("gpu.legacy", "old.pt"), ("gpus", "shards")):
         assert run(["to", str(folder / of), "cuda:0", "-o", str(folder / name)]) == 0

@@ -256,6 +256,14 @@ def write_patches(overlay: Overlay, file: SourceFile, target: SourceFile) -> Non
         write_all(target.fd, overlay.new_bytes(patch), patch.offset)
 
 
+def patch_copies(overlay: Overlay) -> None:
+    """Write an overlay's patches durably into its files, which were just written and are not in their place yet."""
+    for file in overlay.touched:
+        with LocalFile(file.path, write=True) as target:
+            write_patches(overlay, file, target)
+            sync(target.fd)
+
+
 def _put_back(log: str, files: Sequence[SourceFile | None], *, compare: bool = True) -> None:
     """Put the old bytes back from the journal, those that are there already only without `compare`.
 
