@@ -52,10 +52,13 @@ class Forks:
         """Wait for the end of what was started, and return the exit code."""
         return int.from_bytes(self._socket.recv(4), "little", signed=True)
 
-    def answer(self, *arguments: str, stdin: int, **env: str) -> subprocess.CompletedProcess[bytes]:
+    def answer(
+        self, *arguments: str, stdin: int = 0, stdout: int | None = None, **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run a command in the current folder, with a changed environment, and return what it wrote into files."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            self.start([list(arguments)], Path.cwd(), {**os.environ, **env}, (stdin, out.fileno(), err.fileno()))
+            streams = (stdin, out.fileno() if stdout is None else stdout, err.fileno())
+            self.start([list(arguments)], Path.cwd(), {**os.environ, **env}, streams)
             code = self.code()
             out.seek(0)
             err.seek(0)
