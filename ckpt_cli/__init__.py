@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ckpt_cli.api.checkpoint import Checkpoint, View, load, open  # noqa: A004
+    from ckpt_cli.api.combine import avg, delta_apply, delta_create, graft, merge, mix
     from ckpt_cli.api.edits import (
         cast,
         compact,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         keep,
         meta,
         rename,
+        resize,
         rm,
         set,  # noqa: A004
         tie,
@@ -30,16 +32,17 @@ if TYPE_CHECKING:
         untie,
     )
     from ckpt_cli.api.lora import lora_extract, lora_info, lora_merge, lora_resize
-    from ckpt_cli.api.new_checkpoints import avg, convert
+    from ckpt_cli.api.new_checkpoints import convert, dequantize
     from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
     from ckpt_cli.api.tensor import Tensor
     from ckpt_cli.errors import CkptError
 
 __version__ = "0.1.0"
 __all__ = [
-    "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "diff", "hash",
-    "index", "keep", "load", "lora_extract", "lora_info", "lora_merge", "lora_resize", "match", "meta", "open",
-    "rename", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
+    "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "delta_apply",
+    "delta_create", "dequantize", "diff", "graft", "hash", "index", "keep", "load", "lora_extract", "lora_info",
+    "lora_merge", "lora_resize", "match", "merge", "meta", "mix", "open", "rename", "resize", "rm", "scan", "series",
+    "set", "tie", "to", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -53,6 +56,7 @@ _MODULES = {
         "keep",
         "meta",
         "rename",
+        "resize",
         "rm",
         "set",
         "tie",
@@ -61,7 +65,8 @@ _MODULES = {
         "untie",
     ),
     "ckpt_cli.api.lora": ("lora_extract", "lora_info", "lora_merge", "lora_resize"),
-    "ckpt_cli.api.new_checkpoints": ("avg", "convert"),
+    "ckpt_cli.api.combine": ("avg", "delta_apply", "delta_create", "graft", "merge", "mix"),
+    "ckpt_cli.api.new_checkpoints": ("convert", "dequantize"),
     "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),
 }
 """The module that each public name is imported from."""

@@ -132,6 +132,10 @@ class RefusedError(UnsupportedError):
     """The operation is possible, but it would break or lose something that the user did not name."""
 
 
+class UnfittingError(RefusedError):
+    """Tensors that mean something only together, such as a quantized weight and its scales, do not fit each other."""
+
+
 class ValueRefusedError(CkptError):
     """A value does not fit the tensor's dtype or shape."""
 

@@ -194,6 +194,9 @@ VIEW_STEPS = 1_000
 CONFIG_JSON = int(4 * 2**20 * _SCALE)
 """Bytes of a `config.json` beside a checkpoint; a larger one is not read."""
 
+QUANT_STATE = int(64 * 2**10 * _SCALE)
+"""Bytes of the JSON that says how one weight of bitsandbytes is quantized; real ones have 200."""
+
 ADAPTER_JSON = int(2**20 * _SCALE)
 """Bytes of the `adapter_config.json` of a LoRA adapter."""
 
@@ -311,6 +314,18 @@ DCP_ITEMS_FLOOR = int(3_000 * _SCALE)
 OPTIMIZER_PARAMETERS = int(1_000_000 * _SCALE)
 """Parameters that the groups of one optimizer list, when its states are paired with them."""
 
+EXPRESSION_CHARACTERS = int(100_000 * _SCALE)
+"""Characters of an expression that makes a tensor of others."""
+
+EXPRESSION_NODES = int(10_000 * _SCALE)
+"""Names, numbers, calls and operators of one."""
+
+EXPRESSION_BYTES = int(2**38 * _SCALE)
+"""Bytes of the tensor that one makes: a few words can ask for any number."""
+
+EXPRESSION_DEPTH = 80
+"""Levels of its tree: Python's own stack holds a few hundred calls."""
+
 RANK_FILES = int(20_000 * _SCALE)
 """Files of one distributed checkpoint, which may have one an item."""
 
@@ -322,5 +337,5 @@ CHECK_FINDINGS = 20
 
 FIXED = frozenset({"PARTS_WITHIN", "REDIRECTS", "REMOTE_BYTES", "NESTING", "GROUP_NESTING", "SAFETENSORS_WRITTEN",
                    "DIMENSIONS", "READ_TIMES", "VIEW_STEPS", "SCAN_NESTING", "CHECK_FINDINGS",
-                   "PLAIN_NESTING"})  # fmt: skip
+                   "PLAIN_NESTING", "EXPRESSION_DEPTH"})  # fmt: skip
 # The limits that `CKPT_LIMITS` does not change: those of other software, of nesting, and of what is listed.

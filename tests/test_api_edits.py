@@ -205,7 +205,8 @@ def test_code_that_uses_every_public_name_runs(tmp_path: Path, ckpt: Ckpt) -> No
     assert look(tmp_path / "a.pt") == {"model.w": [1, 1], "model.b": [0]}
     rows = ask(tmp_path / "a.pt", str(tmp_path / "b.pt"), tmp_path / "m.json")
     assert {row["name"] for row in rows} == {"b", "epoch"}
-    shutil.copytree(Path(__file__).parent / "samples" / "lora" / "linear", tmp_path / "lora")
+    fp8 = Path(__file__).parent / "samples" / "quantized" / "compressed-fp8-channel" / "model.safetensors"
+    shutil.copyfile(fp8, tmp_path / "fp8.safetensors")
     assert edit(tmp_path / "a.pt", tmp_path)[-1]["problem"]
     assert load_file(tmp_path / "plain.safetensors")["weight"].dtype == torch.bfloat16
     used = Path(edit.__code__.co_filename).read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from api_in_use import states_of
 from conftest import Ckpt
 from safetensors.torch import save_file
 
@@ -100,6 +101,23 @@ def test_rows_of_what_has_no_values_have_none_and_a_note(tmp_path: Path) -> None
         (row,) = checkpoint.stats().rows()
     assert (row["min"], row["zeros"]) == (None, None)
     assert row["note"]
+
+
+def test_optimizer_is_that_of_ls_with_a_row_for_each_parameter(tmp_path: Path, ckpt: Ckpt) -> None:
+    net = torch.nn.Linear(2, 3)
+    adam = torch.optim.AdamW(net.named_parameters(), lr=0.5)
+    net(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    torch.save(adam.state_dict(), tmp_path / "optimizer.pt")
+    rows = states_of(tmp_path / "optimizer.pt", tmp_path / "model.pt")
+    printed = ckpt("ls", "--optimizer", "--json", "--model", tmp_path / "model.pt", tmp_path / "optimizer.pt").out
+    assert rows == json.loads(printed)["entries"]
+    assert [(row["name"], row["lr"], row["step"]) for row in rows] == [("weight", 0.5, 1), ("bias", 0.5, 1)]
+    with ckpt_cli.open(tmp_path / "model.pt") as checkpoint, pytest.raises(ckpt_cli.CkptError, match="optimizer"):
+        checkpoint.optimizer()
+    with pytest.raises(ckpt_cli.CkptError, match="closed"):
+        checkpoint.optimizer()
 
 
 def test_diff_takes_paths_and_open_checkpoints(trained: Path, tmp_path: Path, ckpt: Ckpt) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from ckpt_cli.files.elsewhere import Elsewhere
+    from ckpt_cli.ops.optimizer_listing import OptimizerListing
     from ckpt_cli.ops.summaries import Stats
 
 
@@ -92,6 +93,23 @@ class Checkpoint(Mapping[str, Any]):
                 opened, names, executor, by=by,
                 exclude=texts(exclude), sort=sort, bad_only=nan, total=total, folded=fold, percentiles=percentiles,
             )  # fmt: skip
+
+    def optimizer(
+        self, *names: str, exclude: str | Sequence[str] = (), model: str | os.PathLike[str] | Checkpoint | None = None
+    ) -> OptimizerListing:
+        """Return each parameter, or those that `names` select, with its state in the optimizer and how that is known.
+
+        As `ckpt ls --optimizer`; `model` is the checkpoint that has the parameters, where that is another one.
+        Raises CkptError where there is no optimizer, OSError.
+        """
+        from ckpt_cli.ops.optimizer_listing import list_states
+
+        with ExitStack() as stack:
+            opened = stack.enter_context(self._reading())
+            if model is not None and not isinstance(model, Checkpoint):
+                model = stack.enter_context(open(model))
+            other = None if model is None else stack.enter_context(model._reading())
+            return list_states(opened, names, exclude=texts(exclude), model=other)
 
     def __getitem__(self, name: str) -> Any:
         entry = self._entries.get(name)

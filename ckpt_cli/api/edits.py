@@ -31,12 +31,13 @@ def report_of(facts: object) -> Report:
     return report
 
 
-def _options(output: Path | None, dry_run: bool, backup: bool, weights_only: bool) -> EditOptions:
+def options_of(output: Path | None, dry_run: bool, backup: bool, weights_only: bool) -> EditOptions:
+    """Return the options that every edit has."""
     where = None if output is None else os.fspath(output)
     return EditOptions(where, dry_run, backup, weights_only=weights_only)
 
 
-def _edit(path: Path, plan: Planner, options: EditOptions) -> Report:
+def edit_with(path: Path, plan: Planner, options: EditOptions) -> Report:
     """Carry out an edit, all or nothing."""
     from ckpt_cli.edits.transaction import transaction
 
@@ -51,6 +52,7 @@ def set(  # noqa: A001
     cast: bool = False,
     new: bool = False,
     dtype: str | None = None,
+    replace: Mapping[str, float] | None = None,
     output: Path | None = None,
     dry_run: bool = False,
     backup: bool = False,
@@ -59,20 +61,31 @@ def set(  # noqa: A001
     """Set elements, slices or whole tensors, and other values, as `ckpt set` with these options.
 
     `assignments` maps `NAME` or `NAME[INDEX]` to numbers, lists, arrays, tensors, texts or None; a key that ends in
-    `+=`, `-=`, `*=` or `/=` changes what is there. A list has them as on the command line: `["2.weight[0,0]=100"]`.
-    Raises CkptError, OSError.
+    `+=`, `-=`, `*=` or `/=` changes what is there. A list has them as on the command line: `["2.weight[0,0]=100"]`,
+    or with `new` an expression, `["qkv.weight=cat(q.weight, k.weight, v.weight)"]`.
+    With `replace`, such as `{"nan": 0}`, `assignments` is a list of names. Raises CkptError, OSError.
     """
+    from ckpt_cli.edits.expression_tensors import sources
     from ckpt_cli.edits.set import plan_set
     from ckpt_cli.edits.set_new import dtype_of_new
+    from ckpt_cli.edits.set_replace import plan_replace, replacements_of
+    from ckpt_cli.parallel.map import workers
 
+    options = options_of(output, dry_run, backup, weights_only)
+    if replace is not None:
+        if new or cast or dtype is not None or isinstance(assignments, Mapping | str):
+            raise UsageError("replace takes a list of names, and goes with none of new, cast and dtype")
+        names, values = [*assignments], replacements_of([f"{kind}={value}" for kind, value in replace.items()])
+        with workers(0) as executor:
+            return edit_with(path, lambda checkpoint: plan_replace(checkpoint, names, values, executor), options)
     if dtype is not None and not new:
         raise UsageError("dtype is that of new tensors: it goes with new=True")
     wanted = None if dtype is None else dtype_of_new(dtype)
-    with assignments_of(assignments) as made:
-        return _edit(
+    with assignments_of(assignments) as made, workers(0) as executor, sources(executor) as of:
+        return edit_with(
             path,
-            lambda checkpoint: plan_set(checkpoint, made, cast=cast, new=new, dtype=wanted),
-            _options(output, dry_run, backup, weights_only),
+            lambda checkpoint: plan_set(checkpoint, made, cast=cast, new=new, dtype=wanted, of=of),
+            options,
         )
 
 
@@ -85,6 +98,7 @@ def rename(
     add: str | Sequence[str] = (),
     sub: Sequence[tuple[str, str]] = (),
     map: Path | Mapping[str, str] | None = None,  # noqa: A002
+    pattern: str | Sequence[str] = (),
     like: Path | None = None,
     guess: bool = False,
     of: str | None = None,
@@ -95,7 +109,8 @@ def rename(
     backup: bool = False,
     weights_only: bool = False,
 ) -> Report:
-    """Rename entries, as `ckpt rename` with these options: `old` to `new`, then `strip`, `add`, `sub` and `map`.
+    """Rename entries, as `ckpt rename` with these options: `old` to `new`, then `strip`, `add`, `sub`, `map`
+    and `pattern`, of which several (`layers.{n}.*=layers.{n+2}.*`) go at once.
 
     `sub` has pairs of a regular expression and its replacement; `map` is a dict of names or prefixes, or a JSON file.
     `like` takes the names that load_state_dict of another checkpoint needs. Raises CkptError, OSError.
@@ -103,19 +118,21 @@ def rename(
     from ckpt_cli.edits.optimizer import carrying
     from ckpt_cli.edits.rename import plan_rename, renaming
     from ckpt_cli.edits.rename_like import plan_rename_like
+    from ckpt_cli.ops.rename_rules import Rule
 
     rules = _rules(texts(strip), texts(add), sub, map)
-    options = _options(output, dry_run, backup, weights_only)
+    rules += [Rule("pattern", text) for text in texts(pattern)]
+    options = options_of(output, dry_run, backup, weights_only)
     if like is not None:
         if old is not None or rules:
             raise UsageError("like finds the new names by itself: give no others")
         model = _model_at(os.fspath(like), other_of)
         plan = carrying(lambda checkpoint: plan_rename_like(checkpoint, model, of, guess=guess), optimizer)
-        return _edit(path, plan, options)
+        return edit_with(path, plan, options)
     if guess or of is not None or other_of is not None:
         raise UsageError("guess, of and other_of go with like")
     steps = renaming(old, new, rules)
-    return _edit(path, carrying(lambda checkpoint: plan_rename(checkpoint, steps), optimizer), options)
+    return edit_with(path, carrying(lambda checkpoint: plan_rename(checkpoint, steps), optimizer), options)
 
 
 def _rules(
@@ -158,8 +175,8 @@ def rm(
     from ckpt_cli.edits.rm import plan_rm
 
     _require(names, "rm")
-    options = _options(output, dry_run, backup, weights_only)
-    return _edit(path, carrying(lambda checkpoint: plan_rm(checkpoint, names, texts(exclude)), optimizer), options)
+    options = options_of(output, dry_run, backup, weights_only)
+    return edit_with(path, carrying(lambda checkpoint: plan_rm(checkpoint, names, texts(exclude)), optimizer), options)
 
 
 def keep(
@@ -177,13 +194,14 @@ def keep(
     from ckpt_cli.edits.optimizer import carrying
     from ckpt_cli.edits.rm import plan_keep, plan_root
 
-    options = _options(output, dry_run, backup, weights_only)
+    options = options_of(output, dry_run, backup, weights_only)
     if (root is None) == (not names and not exclude):
         raise UsageError("keep takes names or exclude, or root")
     if root is not None:
         prefix = root
-        return _edit(path, lambda checkpoint: plan_root(checkpoint, prefix), options)
-    return _edit(path, carrying(lambda checkpoint: plan_keep(checkpoint, names, texts(exclude)), optimizer), options)
+        return edit_with(path, lambda checkpoint: plan_root(checkpoint, prefix), options)
+    plan = carrying(lambda checkpoint: plan_keep(checkpoint, names, texts(exclude)), optimizer)
+    return edit_with(path, plan, options)
 
 
 def cast(
@@ -204,12 +222,41 @@ def cast(
 
     target = dtype_named(dtype)
     with workers(0) as executor:
-        return _edit(
+        return edit_with(
             path,
             lambda checkpoint: plan_cast(
                 checkpoint, target, names, exclude=texts(exclude), lossy=lossy, raw=raw, executor=executor
             ),
-            _options(output, dry_run, backup, weights_only),
+            options_of(output, dry_run, backup, weights_only),
+        )
+
+
+def resize(
+    path: Path,
+    sizes: Mapping[str, int | str],
+    *,
+    std: float = 0.02,
+    seed: int = 0,
+    optimizer: str | None = None,
+    output: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Give tensors more or fewer rows, as `ckpt resize` with these options.
+
+    `sizes` has the rows of each name, `32064` or `"32064:zero"`. Raises CkptError, OSError.
+    """
+    from ckpt_cli.edits.resize import ResizeOptions, plan_resize, resize_of
+    from ckpt_cli.parallel.map import workers
+
+    asked = [resize_of(f"{name}={rows}") for name, rows in sizes.items()]
+    with workers(0) as executor:
+        options = ResizeOptions(std, seed, optimizer, executor)
+        return edit_with(
+            path,
+            lambda checkpoint: plan_resize(checkpoint, asked, options),
+            options_of(output, dry_run, backup, weights_only),
         )
 
 
@@ -217,6 +264,7 @@ def tie(
     path: Path,
     *names: str,
     force: bool = False,
+    new: bool = False,
     output: Path | None = None,
     dry_run: bool = False,
     backup: bool = False,
@@ -226,8 +274,8 @@ def tie(
     from ckpt_cli.edits.tie import plan_tie
 
     _require(names, "tie")
-    options = _options(output, dry_run, backup, weights_only)
-    return _edit(path, lambda checkpoint: plan_tie(checkpoint, names, force=force), options)
+    options = options_of(output, dry_run, backup, weights_only)
+    return edit_with(path, lambda checkpoint: plan_tie(checkpoint, names, force=force, new=new), options)
 
 
 def untie(
@@ -242,10 +290,10 @@ def untie(
     from ckpt_cli.edits.tie import plan_untie
 
     _require(names, "untie")
-    return _edit(
+    return edit_with(
         path,
         lambda checkpoint: plan_untie(checkpoint, names),
-        _options(output, dry_run, backup, weights_only),
+        options_of(output, dry_run, backup, weights_only),
     )
 
 
@@ -267,7 +315,8 @@ def to(
     from ckpt_cli.edits.to import device_named, plan_to
 
     wanted = device_named(device)
-    return _edit(path, lambda checkpoint: plan_to(checkpoint, wanted), _options(output, dry_run, backup, weights_only))
+    options = options_of(output, dry_run, backup, weights_only)
+    return edit_with(path, lambda checkpoint: plan_to(checkpoint, wanted), options)
 
 
 def compact(
@@ -281,7 +330,7 @@ def compact(
     """Write each storage no larger than its tensors need, as `ckpt compact`. Raises CkptError, OSError."""
     from ckpt_cli.edits.tie import plan_compact
 
-    return _edit(path, plan_compact, _options(output, dry_run, backup, weights_only))
+    return edit_with(path, plan_compact, options_of(output, dry_run, backup, weights_only))
 
 
 def meta(
@@ -305,8 +354,8 @@ def meta(
     pairs, gone = dict(changes or {}), texts(delete)
     if pairs or gone:
         require_texts(pairs)
-        options = _options(output, dry_run, backup, weights_only)
-        return _edit(path, lambda checkpoint: plan_meta(checkpoint, pairs, gone), options)
+        options = options_of(output, dry_run, backup, weights_only)
+        return edit_with(path, lambda checkpoint: plan_meta(checkpoint, pairs, gone), options)
     with request(), about(place := path_of(path)), closing(open_checkpoint(place)) as checkpoint:
         return report_of(strings_json(metadata_of(checkpoint, ()), strings_of_set(checkpoint)))
 

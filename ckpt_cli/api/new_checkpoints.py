@@ -1,4 +1,4 @@
-"""Commands that write new checkpoints as functions with their names and options: `convert` and `avg`."""
+"""Commands that write new checkpoints as functions with their names and options, `convert` and `dequantize`."""
 
 from __future__ import annotations
 
@@ -66,62 +66,38 @@ def convert(
         return report_of(conversion_json(write(path_of(path), os.fspath(output), options)))
 
 
-def avg(
-    paths: Sequence[Path],
+def dequantize(
+    path: Path,
     output: Path,
     *,
-    weights: Sequence[float] = (),
-    ema: float | None = None,
-    last: int | None = None,
-    normalize: bool = True,
-    select: str | None = None,
-    rest: str | int = "last",
-    ints: str = "equal",
-    common: bool = False,
-    untie: bool = False,
-    finite: bool = False,
     dtype: str | None = None,
     to: str | None = None,
     max_shard: int | str | None = None,
     weights_only: bool = False,
+    tensors_only: bool = False,
     force: bool = False,
     dry_run: bool = False,
 ) -> Report:
-    """Write the average of checkpoints of one model, as `ckpt avg` with these options.
+    """Write a checkpoint with its quantized weights as plain floats, as `ckpt dequantize` with these options.
 
-    `weights` has one for each checkpoint. Raises CkptError, OSError.
+    Raises CkptError, OSError.
     """
-    from ckpt_cli.edits.avg import average
-    from ckpt_cli.edits.avg_options import INTS, AvgOptions, inputs_of
     from ckpt_cli.edits.cast import dtype_named
     from ckpt_cli.edits.convert_options import size_of
+    from ckpt_cli.edits.dequantize import dequantize as write
     from ckpt_cli.edits.derive import DeriveOptions
     from ckpt_cli.parallel.map import workers
-    from ckpt_cli.render.avg import to_json as avg_json
+    from ckpt_cli.render.dequantize import to_json as dequantized_json
 
-    if ints not in INTS:
-        raise UsageError(f"ints is {', '.join(INTS)}, not {ints!r}")
     with request(), workers(0) as executor:
-        found, _ = inputs_of([path_of(path) for path in paths], last, is_weighted=False)
         new = DeriveOptions(
             to=to,
             max_shard=None if max_shard is None else size_of(str(max_shard)),
             force=force,
             dry_run=dry_run,
             weights_only=weights_only,
+            tensors_only=tensors_only,
             executor=executor,
         )
-        options = AvgOptions(
-            weights=weights,
-            is_normalized=normalize,
-            ema=ema,
-            select=select,
-            rest=str(rest),
-            ints=ints,
-            common=common,
-            untie=untie,
-            finite=finite,
-            dtype=dtype_named(dtype) if dtype else None,
-            output=new,
-        )
-        return report_of(avg_json(average(found, os.fspath(output), options)))
+        target = dtype_named(dtype) if dtype else None
+        return report_of(dequantized_json(write(path_of(path), os.fspath(output), target, new)))

@@ -6,7 +6,7 @@ So whether two parts share bytes is a question of arithmetic too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -310,3 +310,15 @@ def _ghost(base: NDArray[Any], tensor: Tensor, region: Region) -> NDArray[Any]:
         "version": 3,
     }
     return np.asarray(type("Ghost", (), {"__array_interface__": interface})())
+
+
+def grouped_ranges(cuts: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield ranges that follow each other in groups of at most `most` elements."""
+    group: list[tuple[int, int]] = []
+    for begin, end in cuts:
+        if group and end - group[0][0] > most:
+            yield group
+            group = []
+        group.append((begin, end))
+    if group:
+        yield group

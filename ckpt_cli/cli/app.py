@@ -11,7 +11,7 @@ import typer
 
 from ckpt_cli.cli.repeated_options import OrderedCommand
 from ckpt_cli.cli.terminal import Colour, terminal
-from ckpt_cli.cli.typer_parts import TyperGroup, completions
+from ckpt_cli.cli.typer_parts import OneParser, TyperGroup, completions
 
 GROUPS = {
     "Look": {
@@ -36,6 +36,7 @@ GROUPS = {
         "rm": "Take entries out.",
         "keep": "Take all entries out but some.",
         "cast": "Give floating tensors another dtype.",
+        "resize": "Give embeddings, heads and biases more or fewer rows.",
         "to": "Change the device that torch.load puts tensors on.",
         "tie": "Make several names one tensor.",
         "untie": "Give tensors storages of their own.",
@@ -45,9 +46,14 @@ GROUPS = {
     },
     "Combine": {
         "avg": "Average checkpoints of one model.",
+        "mix": "Mix models that were trained from one base.",
+        "merge": "Write the union of several checkpoints.",
+        "graft": "Put tensors of another checkpoint in the places of old ones.",
+        "delta": "Write what changed between checkpoints, and apply it.",
         "lora": "Merge, describe, extract and resize LoRA adapters.",
     },
     "Write": {
+        "dequantize": "Write quantized weights as plain floats.",
         "convert": "Write a checkpoint in another format.",
         "index": "Write the index of a folder of shards, from the shards.",
     },
@@ -60,6 +66,10 @@ COMMANDS = tuple(SUMMARIES)
 """Each is the function of the same name in the module of the same name, imported when it is called."""
 
 SUBCOMMANDS: dict[str, dict[str, str]] = {
+    "delta": {
+        "create": "Write what changed from one checkpoint to another.",
+        "apply": "Write the checkpoint that a delta was made of, from its base.",
+    },
     "lora": {
         "merge": "Merge LoRA adapters into the weights of a model.",
         "info": "Describe a LoRA adapter: rank, alpha and scaling of each module.",
@@ -92,7 +102,7 @@ ckpt FILE is ckpt info FILE, ckpt help COMMAND is ckpt COMMAND --help.
 """Not a docstring, because click takes the control character for "leave these lines as they are"."""
 
 
-class LazyCommands(TyperGroup):
+class LazyCommands(OneParser, TyperGroup):
     """A group that imports the module of the one command that was called."""
 
     def __init__(self, **settings: Any) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, JsonReport, WeightsOnly, complete_floats
+from ckpt_cli.cli.options import DryRun, Force, JsonReport, MaxShard, ToFormat, WeightsOnly, complete_floats
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import Jobs, watched, workers
 from ckpt_cli.edits.avg import average
-from ckpt_cli.edits.avg_options import EQUAL, FIRST, LAST, MAX, AvgOptions, inputs_of
+from ckpt_cli.edits.avg_options import AvgOptions, inputs_of
 from ckpt_cli.edits.cast import dtype_named
+from ckpt_cli.edits.combine import EQUAL, FIRST, LAST, MAX
 from ckpt_cli.edits.convert_options import size_of
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.errors import UsageError
@@ -59,14 +61,10 @@ def avg_command(
         str | None,
         typer.Option("--dtype", metavar="DTYPE", help="Give the averages this dtype.", autocompletion=complete_floats),
     ] = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="FORMAT", help="pt, safetensors, npz, hf, hf-bin (shards), dcp.")
-    ] = None,
-    max_shard: Annotated[
-        str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
-    ] = None,
+    to: ToFormat = None,
+    max_shard: MaxShard = None,
     weights_only: WeightsOnly = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT where it is there already.")] = False,
+    force: Force = False,
     jobs: Jobs = 0,
     dry_run: DryRun = False,
     json: JsonReport = False,
@@ -82,14 +80,7 @@ def avg_command(
     Example: ckpt avg old.pt model.pt -o average.pt
     """
     paths, given = inputs_of(files, latest)
-    if weights is not None:
-        if any(weight is not None for weight in given):
-            raise UsageError("weights come after a colon or from --weights, not from both")
-        numbers = [_number(text) for text in weights.split(",")]
-    else:
-        numbers = [1.0 if weight is None else weight for weight in given]
-        if all(weight is None for weight in given):
-            numbers = []
+    numbers = numbers_of(weights, given)
     with workers(jobs) as executor, watched() as on_progress:
         done = average(
             paths,
@@ -120,6 +111,17 @@ def avg_command(
         report(json_text(to_json(done)))
     else:
         talk(avg_text(done))
+
+
+def numbers_of(weights: str | None, given: Sequence[float | None]) -> list[float]:
+    """Return the weights of `--weights`, or those after colons; none where nothing is said."""
+    if weights is not None:
+        if any(weight is not None for weight in given):
+            raise UsageError("weights come after a colon or from --weights, not from both")
+        return [_number(text) for text in weights.split(",")]
+    if all(weight is None for weight in given):
+        return []
+    return [1.0 if weight is None else weight for weight in given]
 
 
 def _number(text: str) -> float:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,10 @@ from ckpt_cli.files.elsewhere import current
 from ckpt_cli.parallel.map import workers
 from ckpt_cli.render.text import bytes_text
 
-__all__ = ["Jobs", "progress", "watched", "workers"]
+if TYPE_CHECKING:
+    from ckpt_cli.edits.expression_tensors import Sources
+
+__all__ = ["Jobs", "expression_sources", "progress", "watched", "workers"]
 
 Jobs = Annotated[int, typer.Option("-j", "--jobs", min=0, max=256, metavar="N", help="Threads; 0 is one a processor.")]
 
@@ -24,6 +27,15 @@ _FIRST = 1.0
 
 _EVERY = 0.1
 """Seconds between two of its lines."""
+
+
+@contextmanager
+def expression_sources(jobs: int) -> Iterator[Sources]:
+    """Context manager: the checkpoints that expressions take tensors of, and an executor that makes new ones."""
+    from ckpt_cli.edits.expression_tensors import sources
+
+    with workers(jobs) as executor, sources(executor) as of:
+        yield of
 
 
 @contextmanager

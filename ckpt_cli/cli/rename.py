@@ -46,6 +46,10 @@ def rename_command(
         list[str] | None,
         typer.Option("--map", metavar="FILE.json", help="Rename by a JSON map of names or prefixes, all at once."),
     ] = None,
+    _pattern: Annotated[
+        list[str] | None,
+        typer.Option("--pattern", metavar="OLD=NEW", help="Rename by a pattern: 'layers.{n}.*=layers.{n+2}.*'."),
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option("--like", metavar="OTHER", help="As load_state_dict of OTHER needs it; see ckpt match."),
@@ -66,6 +70,9 @@ def rename_command(
     Module prefixes in a state_dict's _metadata follow. --strip, --add, --sub and --map may be repeated: after OLD NEW
     they are carried out in the order given, and each must change a name. --like takes the names that ckpt match finds,
     and refuses where several are equally good. Names of parameters in an optimizer's state follow.
+
+    'layers.{n}.*=layers.{n+2}.*' renames by a pattern: {n} is a number, {n:4-7} one of a range, {n:0-30/2} every second
+    one, and the new name may have {n+k}, {n-k}, {n*2+1}, {n//2}. Several patterns, --pattern OLD=NEW, go at once.
 
     Example: ckpt rename model.pt --strip module
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.cli.typer_parts import TyperCommand, parsed_in_order, unknown_option
+from ckpt_cli.cli.typer_parts import OneParser, TyperCommand, parsed_in_order, unknown_option
 from ckpt_cli.cli.typer_parts import UsageError as TyperUsageError
 from ckpt_cli.errors import UsageError, quoted
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 _KEY = "ckpt.renaming"
 
-_RENAMING = ("--strip", "--add", "--sub", "--map")
+_RENAMING = ("--strip", "--add", "--sub", "--map", "--pattern")
 """Options that make new names of old ones, whose order matters also between one and another."""
 
 
-class OrderedCommand(TyperCommand):
+class OrderedCommand(OneParser, TyperCommand):
     """A command that keeps the order of its renaming options; click keeps that of each option alone."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -43,7 +43,8 @@ class OrderedCommand(TyperCommand):
         for param, count in Counter(order).items():
             if count > 1 and not (param.multiple or getattr(param, "is_flag", False)):
                 raise UsageError(f"{max(param.opts, key=len)} is given {count} times, and takes one value")
-        given = {id(param): iter(values[param.name or ""]) for param in order if param.opts[0] in _RENAMING}
+        renaming = [param for param in order if param.opts[0] in _RENAMING and not getattr(param, "is_flag", False)]
+        given = {id(param): iter(values[param.name or ""]) for param in renaming}
         return [(param.opts[0].removeprefix("--"), next(given[id(param)])) for param in order if id(param) in given]
 
 

@@ -16,6 +16,7 @@ def tie_command(
     file: File,
     names: SomeNames,
     force: Annotated[bool, typer.Option("--force", help="Take the values of the first where they differ.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Add names that are not there.")] = False,
     output: Output = None,
     dry_run: DryRun = False,
     backup: Backup = False,
@@ -26,13 +27,13 @@ def tie_command(
     """Make several names one tensor.
 
     Each further NAME becomes the first one: one storage, one view. Refused where their values differ, unless --force
-    says that the first one's count.
+    says that the first one's count. With --new, a NAME that is not there is added as another name of the first one.
 
     Example: ckpt tie model.pt embed.weight lm_head.weight
     """
     edit(
         file,
-        lambda checkpoint: plan_tie(checkpoint, names, force=force),
+        lambda checkpoint: plan_tie(checkpoint, names, force=force, new=new),
         EditOptions(output, dry_run, backup, weights_only=weights_only),
         json=json,
         verbose=verbose,

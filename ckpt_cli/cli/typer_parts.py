@@ -13,7 +13,7 @@ import typer
 import typer.core
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["TyperCommand", "TyperGroup", "UsageError", "completions", "parsed_in_order", "unknown_option"]
+__all__ = ["OneParser", "TyperCommand", "TyperGroup", "UsageError", "completions", "parsed_in_order", "unknown_option"]
 
 
 _COMPDEF = "compdef %(complete_func)s %(prog_name)s"
@@ -42,6 +42,22 @@ def _mend_zsh() -> None:
 
 
 _mend_zsh()
+
+
+class OneParser:
+    """A command that makes its parser once, rather than for each reading of each command line.
+
+    What a parser keeps of a command line is its context, for the errors.
+    """
+
+    _parser: Any = None
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Return the parser."""
+        if self._parser is None:
+            self._parser = super().make_parser(ctx)  # type: ignore[misc]
+        self._parser.ctx = ctx
+        return self._parser
 
 
 def _usage_error() -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import field
 
 from ckpt_cli.dtypes import DType
+from ckpt_cli.edits.combine import EQUAL, FIRST, LAST
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.errors import UsageError
 from ckpt_cli.facts import dataclass
@@ -13,8 +15,7 @@ from ckpt_cli.files.places import canonical, exists
 from ckpt_cli.formats.runs.names import natural
 from ckpt_cli.ops.steps import checkpoints_at
 
-FIRST, LAST, DROP, EQUAL, MAX = "first", "last", "drop", "equal", "max"
-INTS = (EQUAL, FIRST, LAST, MAX)
+DROP = "drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,14 @@ class AvgOptions:
 
 
 def inputs_of(
-    arguments: Sequence[str], latest: int | None = None, *, is_weighted: bool = True
+    arguments: Sequence[str], latest: int | None = None, *, is_weighted: bool = True, least: int = 2
 ) -> tuple[list[str], list[float | None]]:
     """Return the checkpoints that arguments stand for, and the weight of each that has one after a colon.
 
     The folder of a run and a glob stand for the checkpoints that they lead to, in the order of their names, of which
     the last `latest` are taken. If not `is_weighted`, a colon is a part of a path.
 
-    Raises UsageError for fewer than two.
+    Raises UsageError for fewer than `least`.
     """
     paths: list[str] = []
     weights: list[float | None] = []
@@ -65,7 +66,7 @@ def inputs_of(
         if latest < 1:
             raise UsageError("--last takes a number from 1 on")
         paths, weights = paths[-latest:], weights[-latest:]
-    if len(paths) < 2:
+    if len(paths) < least:
         raise UsageError("an average takes two checkpoints at least", path=paths[0])
     return paths, weights
 
@@ -94,14 +95,19 @@ def weights_of(count: int, options: AvgOptions) -> tuple[list[float], float | No
     weights = [float(weight) for weight in options.weights] or [1.0] * count
     if len(weights) != count:
         raise UsageError(f"{len(weights)} weights for {count} checkpoints")
-    if any(weight != weight or weight in (float("inf"), float("-inf")) for weight in weights):
-        raise UsageError("a weight is not a finite number")
+    require_finite(weights)
     total = sum(weights)
     if not options.is_normalized:
         return weights, None
     if abs(total) < _ZERO:
         raise UsageError("the weights come to 0", hint="--no-normalize does not divide by their sum")
     return weights, total
+
+
+def require_finite(weights: Sequence[float]) -> None:
+    """Raise UsageError for a weight that is NaN or infinite."""
+    if not all(map(math.isfinite, weights)):
+        raise UsageError("a weight is not a finite number")
 
 
 _ZERO = 1e-8

@@ -40,7 +40,7 @@ from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.salvage.found import Salvaged
 from ckpt_cli.formats.targets import Target, target_of
 from ckpt_cli.model.changes import Changes, Content, content_of, entries_after
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
+from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, Value
 from ckpt_cli.model.names import prefixes_of
 from ckpt_cli.nn.state_dict import state_names
 from ckpt_cli.ops.aliasing import all_strided, by_storage
@@ -50,15 +50,22 @@ from ckpt_cli.pickles.graph import Graph
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.cast import Losses
-    from ckpt_cli.edits.plan import Planner
+    from ckpt_cli.edits.plan import EditPlan, Planner
 
 _ELSEWHERE = "name another file: a conversion leaves its source as it is"
 
 
-def convert(path: str, output: str, options: ConvertOptions, derive: Planner | None = None) -> Conversion:
+def convert(
+    path: str,
+    output: str,
+    options: ConvertOptions,
+    derive: Planner | None = None,
+    already: Checkpoint | None = None,
+) -> Conversion:
     """Write the checkpoint `path` as `output`, all or nothing, with the changes that `derive` plans.
 
-    These are new tensors in the places of old ones, over storages that make their bytes.
+    These are new tensors in the places of old ones or under new names, over storages that make their bytes, new names
+    of old ones, and names that are dropped. `already` is the checkpoint where it is open, which is closed and used up.
     Raises RefusedError where something would be lost, or for an output that is there already; UnsupportedError
     for what no format could take.
     """
@@ -66,7 +73,7 @@ def convert(path: str, output: str, options: ConvertOptions, derive: Planner | N
     target = target_of(output, options.to, sharded=options.max_shard is not None)
     _check_plain(target, options)
     _check(path, output, target, options)
-    with _source(path, options) as found, unchanged(found.checkpoint.container.files):
+    with _source(path, options, already) as found, unchanged(found.checkpoint.container.files):
         opened = found.checkpoint
         for file in opened.container.files:
             file.note_whole()
@@ -94,7 +101,7 @@ def convert(path: str, output: str, options: ConvertOptions, derive: Planner | N
             plain=plan.plain,
             problem=found.problem,
             lost=found.lost,
-            beside=_beside(opened, output, plan.job) if not options.weights_only else None,
+            beside=_beside(opened, output, plan.job, edit) if not options.weights_only else None,
         )
         if options.dry_run:
             _rehearse(plan, options, check_edit)
@@ -128,22 +135,23 @@ def convert(path: str, output: str, options: ConvertOptions, derive: Planner | N
 
 
 @contextmanager
-def _source(path: str, options: ConvertOptions) -> Iterator[Salvaged]:
+def _source(path: str, options: ConvertOptions, already: Checkpoint | None) -> Iterator[Salvaged]:
     """Context manager: the source of a conversion, or what is left of it where that may be salvaged."""
     with about(path):
-        found = open_salvaged(path) if options.salvage else Salvaged(open_checkpoint(path))
+        found = open_salvaged(path) if options.salvage else Salvaged(already or open_checkpoint(path))
         with closing(found):
             yield found
 
 
-def _beside(checkpoint: Checkpoint, output: str, job: Job) -> Beside | None:
+def _beside(checkpoint: Checkpoint, output: str, job: Job, edit: EditPlan | None) -> Beside | None:
     """Return the plan for the files beside a model's weights, where the new folder is like the old one."""
     beside = files_beside(checkpoint, output) if isinstance(job, NewFiles) and job.target.is_set else None
     if beside is None or not isinstance(job, NewFiles):
         return None
     own = re.compile(job.target.files)
     copied = tuple(name for name in beside.copied if not own.fullmatch(name))
-    return replace(beside, copied=copied, stale=stale_dtype(checkpoint, job.new.tensors))
+    beside = replace(beside, copied=copied, stale=stale_dtype(checkpoint, job.new.tensors))
+    return beside.with_edits(edit.beside) if edit is not None else beside
 
 
 def _check(path: str, output: str, target: Target, options: ConvertOptions) -> None:
@@ -197,10 +205,13 @@ def _refuse_losses(losses: Losses, options: ConvertOptions) -> None:
 def _planned(
     checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions, made: Changes | None = None
 ) -> ConvertPlan:
-    """Return the plan: what is written, and what is left out; `made` has new tensors in the places of old ones."""
+    """Return the plan: what is written, and what is left out; `made` has new, renamed and dropped tensors."""
     old, made = checkpoint, made or Changes()
-    if made.tensors:
-        checkpoint = replace(checkpoint, entries=entries_after(checkpoint.entries, made))
+    if made != Changes():
+        added = [value if isinstance(value, Tensor) else Value(name, value) for name, value in made.added.items()]
+        entries = [*entries_after(checkpoint.entries, made), *added]
+        strings = checkpoint.metadata if made.metadata is None else made.metadata
+        checkpoint = replace(checkpoint, entries=entries, metadata=strings)
     if checkpoint.weights and not (options.select or options.names or options.everything):
         dropped = _dropped(checkpoint, options)
         own = [entry for entry in checkpoint.own if entry.name not in dropped]
@@ -219,7 +230,7 @@ def _planned_entries(
 ) -> ConvertPlan:
     """Return the plan for the entries that are selected: as one pickle, nested, or as tensors under flat names."""
     prefix = options.select.removesuffix(".")
-    names = state_names(checkpoint, prefix)
+    names = _names_after(state_names(old, prefix), prefix, made)
     whole, dropped = checkpoint, _dropped(checkpoint, options)
     if dropped:
         checkpoint = replace(whole, entries=[entry for entry in whole.entries if entry.name not in dropped])
@@ -237,21 +248,29 @@ def _planned_entries(
     is_part = bool(prefix) and any(name.startswith(f"{prefix}.") for name in dropped)  # a document would keep the rest
     if keeps_all and not is_part and _has_a_document(checkpoint):
         return _document(old, target, output, options, dropped, made)
-    is_whole = options.everything and keeps_all and not (dropped or prefix)
-    of_run = _whole_run(checkpoint, output, options) if is_whole else None
-    nested = of_run or (
-        plan_nested(checkpoint, target, output, options, dropped, made.tensors) if names is None else None
-    )
+    is_whole = options.everything and names is None and not (options.tensors_only or dropped or prefix)
+    is_whole &= target.keeps_nesting and options.shared != CLONE and made == Changes()
+    of_run = _whole_run(checkpoint, target, output, options) if is_whole else None
+    nested = of_run or (plan_nested(old, target, output, options, dropped, made) if names is None else None)
     if nested is not None:
         return nested
     return flatten(checkpoint, target, output, options, names, selected)
 
 
-def _whole_run(checkpoint: Checkpoint, output: str, options: ConvertOptions) -> ConvertPlan | None:
-    """Return the plan for all that a run has as one file; None for other checkpoints."""
+def _names_after(names: Sequence[str] | None, prefix: str, made: Changes) -> list[str] | None:
+    """Return the names of a module's state_dict after some changes; None where there was none."""
+    if names is None:
+        return None
+    staying = [made.names.get(name, name) for name in names if name not in made.dropped]
+    inside = f"{prefix}." if prefix else ""
+    return [*staying, *(name for name in made.new_tensors if name.startswith(inside))]
+
+
+def _whole_run(checkpoint: Checkpoint, target: Target, output: str, options: ConvertOptions) -> ConvertPlan | None:
+    """Return the plan for all that a run has as one checkpoint; None for other checkpoints."""
     from ckpt_cli.edits.convert_run import plan_run
 
-    return plan_run(checkpoint, output, options)
+    return plan_run(checkpoint, target, output, options)
 
 
 def _of_cut(found: Salvaged, target: Target, output: str, options: ConvertOptions) -> ConvertPlan:
@@ -320,8 +339,14 @@ def _document(
             some, options.dtype, (), lossy=True, raw=True, losses=losses, executor=options.executor
         ).changes
         changes = replace(changes, tensors=casts.tensors, contents=casts.contents)
-    if made.tensors:
-        changes = replace(changes, tensors=made.tensors, contents=made.contents)
+    if made != Changes():
+        kept = [entry for entry in kept if entry.name not in made.dropped]
+        changes = replace(
+            made,
+            root=changes.root,
+            dropped=changes.dropped | made.dropped,
+            dropped_prefixes=changes.dropped_prefixes | made.dropped_prefixes,
+        )
     if format_of(checkpoint).has_records and target.is_zip:
         job: Job = cast("Job", rewriting(checkpoint, changes))
     else:
@@ -331,7 +356,7 @@ def _document(
             raise UnsupportedError(f"{swapped!r} is big-endian", hint="--tensors-only writes it in the usual order")
         write = target.object_writer().write_object
         job = document(checkpoint, changes, contents, stem_of(output), open_checkpoint, write)
-    tensors = [entry for entry in kept if isinstance(entry, Tensor)]
+    tensors = [*(entry for entry in kept if isinstance(entry, Tensor)), *changes.new_tensors.values()]
     left = _left(tensors, changes, options.dtype)
     unread = tuple(checkpoint.unread)
     return ConvertPlan(job, len(tensors), losses, changes.contents, left=left, not_kept=unread)

@@ -98,7 +98,7 @@ def _plain_content(checkpoint: Checkpoint, tensor: Tensor, dtype: DType, casting
         return Content(nbytes, make=_cast_pieces(checkpoint, tensor, casting, cast), reads=_reads(checkpoint, tensor))
     if not tensor.numel:
         return Content(0, extents=())
-    if _is_as_stored(tensor):
+    if is_as_stored(tensor):
         extents = _extents(tensor)
         if extents is not None:
             return Content(nbytes, extents=extents)
@@ -149,7 +149,7 @@ def _cast_job(job: list[tuple[TensorReader, Cast, Chunk]]) -> list[tuple[NDArray
     return answers
 
 
-def _is_as_stored(tensor: Tensor) -> bool:
+def is_as_stored(tensor: Tensor) -> bool:
     """True if the elements stand in the file in order and as they are to be written."""
     swapped = tensor.big_endian and tensor.dtype.bits > 8
     return tensor.is_contiguous and not (tensor.conj or tensor.neg or swapped)
@@ -181,7 +181,7 @@ def elements(checkpoint: Checkpoint, tensor: Tensor, most: int) -> Iterator[byte
     storage = tensor.storage
     if storage is None:
         return
-    if _is_as_stored(tensor):
+    if is_as_stored(tensor):
         begin, end = tensor.span
         yield from pieces_of(storage, begin, end, checkpoint.container.files, most)
         return

@@ -18,15 +18,16 @@ from ckpt_cli.errors import LimitError, RefusedError, UnsupportedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.formats.dcp.container import Composed
-from ckpt_cli.formats.dcp.paths import Path, below, dotted, nest, path_of
+from ckpt_cli.formats.dcp.paths import Path, below, dotted, nest, new_path, path_of, renamed_path
 from ckpt_cli.formats.registry import format_of
 from ckpt_cli.formats.targets import Target
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
-from ckpt_cli.model.changes import content_of
+from ckpt_cli.model.changes import Changes, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.model.new_checkpoint import NewCheckpoint, SavedValue
 from ckpt_cli.nn.state_dict import node_at
 from ckpt_cli.pickles.containers import Containers, key_text
+from ckpt_cli.pickles.edit.apply import node_of
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph, RawString
 from ckpt_cli.pickles.references import storage_references
 from ckpt_cli.pickles.tensors.calls import CALLS
@@ -52,30 +53,28 @@ def plan_nested(
     output: str,
     options: ConvertOptions,
     dropped: frozenset[str],
-    made: Mapping[str, Tensor],
+    made: Changes,
 ) -> ConvertPlan | None:
     """Plan a conversion that keeps containers and values; None where the one of flat names does as well.
 
-    The entries of the names in `dropped` are left out, and those of the names in `made` have new tensors.
+    The entries of the names in `dropped` are left out; `made` has new, renamed and dropped tensors.
     Raises RefusedError for tensors that would be lost, MalformedError or LimitError for paths that cannot be.
     """
     if options.tensors_only or not target.keeps_nesting:
         return None
     prefix = options.select.removesuffix(".")
+    inside = f"{prefix}." if prefix else ""
     if format_of(checkpoint).is_distributed:
         leaves = leaves_of_dcp(checkpoint, prefix)
     elif target.is_folder and isinstance(checkpoint.document, Graph) and _is_one_save(checkpoint):
         found = leaves_of_pickle(checkpoint, checkpoint.document, prefix)
         if found is None:
             return None
-        inside = f"{prefix}." if prefix else ""
-        leaves = _without(found, {name.removeprefix(inside) for name in dropped})
-        new = {name.removeprefix(inside): tensor for name, tensor in made.items()}
-        leaves.tensors = [
-            replace(new[tensor.name], name=tensor.name) if tensor.name in new else tensor for tensor in leaves.tensors
-        ]
+        leaves = found
     else:
         return None
+    leaves = _without(leaves, {name.removeprefix(inside) for name in dropped | made.dropped})
+    _change(leaves, inside, made)
     return _planned(checkpoint, leaves, target, output, options)
 
 
@@ -87,6 +86,30 @@ def _without(leaves: Leaves, names: set[str]) -> Leaves:
         tensors=[tensor for tensor in leaves.tensors if tensor.name not in names],
         values=[value for value in leaves.values if value.name not in names],
     )
+
+
+def _change(leaves: Leaves, inside: str, made: Changes) -> None:
+    """Change the leaves below a prefix: new tensors in the places of old ones, new names, tensors that are added."""
+    new = {name.removeprefix(inside): tensor for name, tensor in made.tensors.items()}
+    names = {old.removeprefix(inside): name.removeprefix(inside) for old, name in made.names.items()}
+    added = [replace(tensor, name=name.removeprefix(inside)) for name, tensor in made.new_tensors.items()]
+    paths = list(leaves.paths.values()) if made.added else []
+    leaves.paths = {
+        names.get(name, name): renamed_path(path, names[name]) if name in names else path
+        for name, path in leaves.paths.items()
+    }
+    values = {name.removeprefix(inside): value for name, value in made.added.items() if not isinstance(value, Tensor)}
+    leaves.paths |= {name: new_path(name, paths) for name in (*(tensor.name for tensor in added), *values)}
+    leaves.tensors = [
+        replace(new.get(tensor.name, tensor), name=names.get(tensor.name, tensor.name)) for tensor in leaves.tensors
+    ]
+    leaves.tensors += added
+    others = {name.removeprefix(inside): value for name, value in made.values.items()}
+    leaves.values = [
+        replace(value, name=names.get(value.name, value.name)) for value in leaves.values if value.name not in others
+    ]
+    plain = {**{names.get(name, name): value for name, value in others.items()}, **values}
+    leaves.values += [SavedValue(name, node_of(value), b"") for name, value in plain.items()]
 
 
 def _is_one_save(checkpoint: Checkpoint) -> bool:

@@ -65,7 +65,7 @@ def flatten(
         fits.sort(key=lambda tensor: order[tensor.name])
     detached = names is not None and target.keeps_views  # as those of a state_dict are in torch
     plain = [replace(tensor, requires_grad=False) for tensor in fits] if detached else fits
-    metadata = _metadata_of(checkpoint)
+    metadata = metadata_of(checkpoint)
     if not target.keeps_metadata:
         lost += [LeftOut(key, "metadata") for key in metadata if key != "format"]
         metadata = {}
@@ -269,7 +269,7 @@ def _refuse_names(tensors: Sequence[Tensor]) -> None:
         seen.add(tensor.name)
 
 
-def _metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
+def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     """The strings that are about the checkpoint, not about its file or its ties."""
     aliases = {tensor.name for tensor in checkpoint.tensors if tensor.alias_of is not None}
     ours = {*aliases, "ckpt.order", *(_TOTALS if checkpoint.is_set else ())}

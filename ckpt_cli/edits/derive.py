@@ -44,6 +44,8 @@ class DeriveOptions:
     dry_run: bool = False
     weights_only: bool = False
     """True if a new folder gets no copies of the files beside the weights."""
+    tensors_only: bool = False
+    """True if other entries, which the new format cannot hold, are left out."""
     only: str | None = None
     """The prefix of the tensors that are written alone; None for the whole checkpoint."""
     executor: Executor | None = None
@@ -67,29 +69,47 @@ class Derived:
     """Other facts, in words."""
 
 
-def derive(path: str, output: str, plan: Planner, options: DeriveOptions) -> Derived:
+def derive(path: str, output: str, plan: Planner, options: DeriveOptions, already: Checkpoint | None = None) -> Derived:
     """Write the checkpoint `path` as `output` with the changes that a plan makes, all or nothing.
+
+    `already` is the checkpoint where it is open, which is closed and used up.
 
     It keeps its format and its shards where the output is named like them, and everything that is not changed. Raises
     what `transaction` and `convert` raise.
     """
-    if _keeps_format(path, output, options):
-        _refuse_taken(output, options)
-        edit = EditOptions(output, options.dry_run, on_progress=options.on_progress, weights_only=options.weights_only)
-        done = transaction(path, plan, edit)
-        return Derived(output, done.bytes_written, options.dry_run, done.beside)
+    if already is None:
+        with about(path):
+            already = open_checkpoint(path)
+    with closing(already):
+        if _keeps_format(already, output, options):
+            _refuse_taken(output, options)
+            edit = EditOptions(
+                output, options.dry_run, on_progress=options.on_progress, weights_only=options.weights_only
+            )
+            done = transaction(path, plan, edit, already)
+            return Derived(output, done.bytes_written, options.dry_run, done.beside)
+        return _converted(path, output, plan, options, already)
+
+
+def _converted(path: str, output: str, plan: Planner, options: DeriveOptions, already: Checkpoint) -> Derived:
+    """Write it in another format."""
     converting = ConvertOptions(
         to=options.to,
         select=options.only or "",
         max_shard=options.max_shard,
-        tensors_only=options.only is not None,
+        tensors_only=options.tensors_only or options.only is not None,
         weights_only=options.weights_only,
         force=options.force,
         dry_run=options.dry_run,
         executor=options.executor,
         on_progress=options.on_progress,
     )
-    new = convert(path, output, converting, plan)
+    try:
+        new = convert(path, output, converting, plan, already)
+    except RefusedError as error:
+        if error.hint is not None and "--tensors-only" in error.hint:  # and other options, which only convert has
+            error.hint = "--tensors-only leaves them out"
+        raise
     notes = tuple(f"not kept: {fact}" for fact in new.not_kept)
     return Derived(output, new.bytes_written, options.dry_run, new.beside, new.left_out, notes)
 
@@ -101,14 +121,13 @@ def _refuse_taken(output: str, options: DeriveOptions) -> None:
         raise RefusedError("it is there already", path=output, hint="--force replaces it")
 
 
-def _keeps_format(path: str, output: str, options: DeriveOptions) -> bool:
+def _keeps_format(checkpoint: Checkpoint, output: str, options: DeriveOptions) -> bool:
     """True if the output is to be of the format of the checkpoint, with the same shards."""
     if options.to is not None or options.max_shard is not None or options.only is not None:
         return False
-    with about(path), closing(open_checkpoint(path)) as checkpoint:
-        if checkpoint.fixed or not format_of(checkpoint).rewriter:
-            return False
-        return target_of(output, None, sharded=False).name == _target_name(checkpoint)
+    if checkpoint.fixed or not format_of(checkpoint).rewriter:
+        return False
+    return target_of(output, None, sharded=False).name == _target_name(checkpoint)
 
 
 def _target_name(checkpoint: Checkpoint) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
+from dataclasses import field, replace
 
 from ckpt_cli import limits
 from ckpt_cli.errors import CkptError
@@ -25,6 +26,8 @@ from ckpt_cli.files.places import (
     present,
     size_of,
 )
+from ckpt_cli.files.system import write_all
+from ckpt_cli.formats.runs.read import RunFiles, name_within
 from ckpt_cli.formats.sharded.names import is_index
 from ckpt_cli.formats.sharded.read import ShardSet
 from ckpt_cli.formats.signatures import GGUF, GZIP, HDF5, NUMPY, PROTO, ZIP_RECORD
@@ -74,19 +77,28 @@ class Beside:
     """Bytes of those that are copied."""
     stale: str = ""
     """A statement of a copied config that is no longer true of the weights, in words."""
+    edited: Mapping[str, bytes] = field(default_factory=dict)
+    """New contents of those among the copied ones that are not copied as they are."""
+
+    def with_edits(self, contents: Mapping[str, bytes | None]) -> Beside:
+        """Return the same with other contents of some files; those of None are not copied."""
+        copied = tuple(name for name in self.copied if contents.get(name, b"") is not None)
+        edited = {name: content for name, content in contents.items() if content is not None and name in copied}
+        return replace(self, copied=copied, edited=edited)
 
 
 def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
     """Find what lies beside a checkpoint and goes to the folder `output`; None where it is not a model's folder.
 
-    A sharded checkpoint lies in one, and a single file does where a config.json is beside it.
+    A sharded checkpoint and a run lie in one, and a single file does where a config.json is beside it.
     """
-    first = checkpoint.container.files[0].path
-    folder = folder_of(first) or "."
-    is_model = isinstance(checkpoint.container, ShardSet) or bool(present(folder, _CONFIGS))
+    container = checkpoint.container
+    folder = _folder_of(checkpoint)
+    is_model = isinstance(container, ShardSet | RunFiles) or bool(present(folder, _CONFIGS))
     if not is_model or is_same(folder, output):
         return None
-    own = {name_of(file.path) for file in checkpoint.container.files}
+    own = {name_within(checkpoint, file).partition("/")[0] for file in container.files}
+    own.update(container.leading if isinstance(container, RunFiles) else ())
     there = set(names_in(output)) if is_folder(output) else set()
     copied: list[str] = []
     left: list[Left] = []
@@ -101,6 +113,12 @@ def files_beside(checkpoint: Checkpoint, output: str) -> Beside | None:
             copied.append(name)
             nbytes += size
     return Beside(tuple(copied), tuple(left), nbytes)
+
+
+def _folder_of(checkpoint: Checkpoint) -> str:
+    """Return the folder that a checkpoint lies in; of a run its own."""
+    container = checkpoint.container
+    return container.folder if isinstance(container, RunFiles) else folder_of(container.files[0].path) or "."
 
 
 def _names(folder: str, own: Collection[str], left: list[Left]) -> list[str]:
@@ -149,21 +167,24 @@ def _is_weights(path: str) -> bool:
 
 def copy_beside(checkpoint: Checkpoint, beside: Beside | None, folder: str) -> list[str]:
     """Copy the files into a new folder that is not in place yet; returns their names."""
-    source = folder_of(checkpoint.container.files[0].path) or "."
+    source = _folder_of(checkpoint)
     copied = []
     for name in beside.copied if beside else ():
         target = join(folder, name)
         if is_taken(target):  # made since by the writer: what is written for the weights stays
             continue
         with closing(open_file(join(source, name))) as file, creating(target, mode_of=file.path) as new:
-            copy_into(file, new)
+            if beside is not None and name in beside.edited:
+                write_all(new.fd, beside.edited[name], 0)
+            else:
+                copy_into(file, new)
         copied.append(name)
     return copied
 
 
 def stale_dtype(checkpoint: Checkpoint, after: Iterable[Tensor]) -> str:
     """Say so where the config beside a checkpoint names a dtype that tensors had and that none has afterwards."""
-    config = config_beside(checkpoint.container.files[0].path) or {}
+    config = config_beside(join(_folder_of(checkpoint), name_of(checkpoint.container.files[0].path))) or {}
     key = next((key for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)), "")
     said = str(config.get(key, "")).removeprefix("torch.")[:40]
     had = _floats(checkpoint.tensors)

@@ -6,8 +6,9 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from ckpt_cli.edits.plan import EditOptions
+from ckpt_cli.edits.plan import EditOptions, EditPlan
 from ckpt_cli.errors import RefusedError, UnsupportedError
 from ckpt_cli.files.outcome import state_hint
 from ckpt_cli.files.places import can_write, folder_of, is_link
@@ -16,6 +17,9 @@ from ckpt_cli.formats.sharded.names import index_of
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.output import require_place
+
+if TYPE_CHECKING:
+    from ckpt_cli.formats.runs.read import RunFiles
 
 
 def refuse_links(files: Iterable[SourceFile]) -> None:
@@ -59,7 +63,9 @@ def require_writable(files: Iterable[SourceFile], *, dry_run: bool = False) -> N
 
 
 def refuse_same_names(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedError where two files of a set have one name, in different folders."""
+    """Raise UnsupportedError where two files of a set have one name, in different folders: but for those of a run."""
+    if _run_of(checkpoint) is not None:
+        return
     names = [os.path.basename(file.path) for file in checkpoint.container.files]
     if len(set(names)) < len(names):
         raise UnsupportedError(
@@ -73,6 +79,22 @@ def refuse_same_names(checkpoint: Checkpoint) -> None:
             path=checkpoint.path,
             hint="copy the folder, and change the copy",
         )
+
+
+def refuse_joined(checkpoint: Checkpoint, planned: EditPlan) -> None:
+    """Raise UnsupportedError where elements would change that are joined from the files of ranks."""
+    run = _run_of(checkpoint)
+    if run is not None:
+        run.refuse_joined((*planned.changed, *planned.also_changed))
+
+
+def _run_of(checkpoint: Checkpoint) -> RunFiles | None:
+    """Return the files of the run that a checkpoint is; None for any other."""
+    if not checkpoint.is_set:
+        return None
+    from ckpt_cli.formats.runs.read import RunFiles
+
+    return checkpoint.container if isinstance(checkpoint.container, RunFiles) else None
 
 
 def refuse_part_of_set(checkpoint: Checkpoint, changes: Changes) -> None:

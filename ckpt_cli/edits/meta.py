@@ -62,7 +62,7 @@ def plan_meta(checkpoint: Checkpoint, pairs: Mapping[str, str], removed: Sequenc
             _without_strings(checkpoint),
             path=checkpoint.path,
             hint=f"ckpt set {quoted(checkpoint.path)} --new KEY=VALUE adds an entry"
-            if format_of(checkpoint).is_torch_save
+            if format_of(checkpoint).is_torch_save or format_of(checkpoint).is_distributed
             else None,
         )
     names = {entry.name for entry in checkpoint.entries}
@@ -87,7 +87,7 @@ def _without_strings(checkpoint: Checkpoint) -> str:
     if checkpoint.metadata:
         return f"the metadata of a checkpoint of format {checkpoint.format} cannot be changed"
     if format_of(checkpoint).is_distributed:
-        return "a distributed checkpoint has no metadata of strings: what it records is where its chunks are"
+        return "a distributed checkpoint has no metadata of strings: its .metadata says what it has and where"
     return f"a checkpoint of format {checkpoint.format} has no metadata of strings"
 
 

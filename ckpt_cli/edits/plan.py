@@ -91,6 +91,10 @@ class EditPlan:
     """What becomes of the optimizers in the file."""
     following: Collection[str] = ()
     """Names that change because of that, not because they were asked for."""
+    beside: Mapping[str, bytes | None] = field(default_factory=dict)
+    """New contents of config files beside the weights, for a new folder; None for those that it does not get."""
+    notes: Sequence[str] = ()
+    """Other facts that whoever edits should know, a line each."""
 
     @property
     def renamed(self) -> Mapping[str, str]:
@@ -164,6 +168,8 @@ class EditResult:
     """For `rename --like`, whether the model would load the result."""
     carried: tuple[Carried, ...] = ()
     """What became of the optimizers in the file; in the JSON only where something did."""
+    notes: tuple[str, ...] = ()
+    """Other facts that whoever edits should know, a line each; in the JSON only where there are some."""
     folded: Sequence[Folded] = ()
     """The changed names folded, where more than `MANY` have no new ones; not in the JSON, which has them all."""
 

@@ -6,7 +6,9 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 
+from ckpt_cli.edits.new_names import is_name
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, NameNotFoundError, RefusedError, UsageError
 from ckpt_cli.facts import dataclass
@@ -14,6 +16,7 @@ from ckpt_cli.formats import rewriting
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Checkpoint, Entry
 from ckpt_cli.model.names import Holders, prefixes_of
+from ckpt_cli.ops.rename_patterns import by_patterns, is_pattern
 from ckpt_cli.ops.rename_rules import Renaming, Rule, by_map, in_turn, plain_map, read_map
 from ckpt_cli.ops.select import close_names
 
@@ -38,15 +41,23 @@ def renaming(old: str | None, new: str | None, rules: Sequence[Rule]) -> list[St
 
     Raises UsageError for half of it.
     """
+    patterns = [Rule("pattern", word) for word in (old, new) if word is not None and is_pattern(word)]
+    if old is not None and len(patterns) == 1 + (new is not None):
+        old, new, rules = None, None, [*patterns, *rules]
     if (old is None) != (new is None):
         raise UsageError("a name is renamed to another: OLD NEW", hint="ckpt rename FILE --strip PREFIX takes one off")
     steps: list[Step] = []
     if old is not None and new is not None:
         old, new = old.removesuffix("."), new.removesuffix(".")
         steps.append(Step(by_map({old: new}), old, [old], new=new))
-    steps += map(_step, rules)
+    for kind, group in groupby(rules, lambda rule: rule.kind):
+        if kind == "pattern":  # one after the other they would rename what the one before made
+            texts = [str(rule.value) for rule in group]
+            steps.append(Step(by_patterns(texts), " ".join(texts)))
+        else:
+            steps += map(_step, group)
     if not steps:
-        raise UsageError("say what to rename: OLD NEW, --strip, --add, --sub or --map")
+        raise UsageError("say what to rename: OLD NEW, --strip, --add, --sub, --map or a pattern")
     return steps
 
 
@@ -168,15 +179,6 @@ class _Asking:
         names = {old: new for old, new in zip(known, _whole(parts), strict=True) if new != old}
         _refuse_collisions(self.checkpoint, known, names)
         rewriting(self.checkpoint, Changes(names=names, rename=in_turn(renamings)))
-
-
-def is_name(text: str) -> bool:
-    """True if a text can be a new name: not empty, no dots at its ends, and such that UTF-8 can hold it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return bool(text) and not text.startswith(".") and not text.endswith(".")
 
 
 def _refuse_collisions(checkpoint: Checkpoint, known: Sequence[str], names: Mapping[str, str]) -> None:

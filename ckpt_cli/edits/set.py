@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.assignment import Assignment, parse_assignment
+from ckpt_cli.edits.new_names import name_of_new, require_room
 from ckpt_cli.edits.plan import EditPlan, Verb
-from ckpt_cli.edits.rename import is_name
-from ckpt_cli.edits.set_new import new_tensor, require_room
+from ckpt_cli.edits.set_new import new_tensor
 from ckpt_cli.edits.set_tensors import ElementEdit, Target, also_changed, element_edit, patch_elements, targets_of
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, ValueRefusedError, about
 from ckpt_cli.facts import dataclass
@@ -22,6 +23,9 @@ from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Storage, Tensor, Value
 from ckpt_cli.ops.select import Selection, is_glob, select_to_edit, split_index
 
+if TYPE_CHECKING:
+    from ckpt_cli.edits.expression_tensors import Sources
+
 
 def plan_set(
     checkpoint: Checkpoint,
@@ -30,21 +34,20 @@ def plan_set(
     cast: bool = False,
     new: bool = False,
     dtype: DType | None = None,
+    of: Sources | None = None,
 ) -> EditPlan:
     """Assign to elements of tensors and to other values.
 
-    With `new`, a name that is not there is added: as a tensor where its value is a file, or there is a `dtype`.
+    With `new`, a name that is not there is added: as a tensor where its value is a file, there is a `dtype`, or where
+    the value is an expression, if `of` is given: the checkpoints that its tensors are from.
     Raises NameNotFoundError for it otherwise, ValueRefusedError for a value that its place cannot hold.
     """
-    split = _split(checkpoint, assignments, new=new, cast=cast, dtype=dtype)
-    if checkpoint.is_set and split.elements and (split.added or split.values):
-        what = f"{'new entries' if split.added else 'other values'} of a set of files"
-        raise UsageError(f"elements of tensors and {what} are set one after the other", hint="run ckpt set twice")
+    split = _split(checkpoint, assignments, _New(dtype, of, cast) if new else None, cast=cast)
     verb, names = Verb("set", "set"), (*split.values, *split.added)
     changes = (
         Changes(values=split.values, added=split.added, contents=split.contents, cast=cast) if names else Changes()
     )
-    check = (lambda: None) if split.contents else None  # a dry run makes new tensors, to find values that do not fit
+    check = split.check if split.contents else None  # a dry run makes new tensors, to find values that do not fit
     if not split.elements:
         return EditPlan(verb, names, changes=changes, check=check)
     with about(checkpoint.path):
@@ -61,7 +64,7 @@ def plan_set(
             patch_elements(opened, overlay, targets if opened is checkpoint else _targets_in(opened, edits))
 
     changed = tuple(dict.fromkeys(target.tensor.name for target in targets))
-    also = also_changed(checkpoint, targets, changed)
+    also = also_changed(checkpoint, ((target.tensor, target.region) for target in targets), changed)
     return EditPlan(verb, (*changed, *names), also, changes, patch=patch, check=check)
 
 
@@ -86,11 +89,25 @@ class _Split:
     """Plain data or tensors, under their new names."""
     contents: dict[Storage, Content] = field(default_factory=dict)
     """The bytes of new tensors."""
+    checks: list[Callable[[], None]] = field(default_factory=list)
+    """What raises where a new tensor must not stand, once it was made."""
+
+    def check(self) -> None:
+        """Carry out all checks."""
+        for each in self.checks:
+            each()
 
 
-def _split(
-    checkpoint: Checkpoint, assignments: Sequence[str | Assignment], *, new: bool, cast: bool, dtype: DType | None
-) -> _Split:
+@dataclass(frozen=True, slots=True)
+class _New:
+    """How entries are made that are not there."""
+
+    dtype: DType | None
+    of: Sources | None
+    cast: bool
+
+
+def _split(checkpoint: Checkpoint, assignments: Sequence[str | Assignment], new: _New | None, *, cast: bool) -> _Split:
     """Parse assignments, select their entries, and split them by what these are."""
     split = _Split()
     for given in assignments:
@@ -99,13 +116,12 @@ def _split(
         try:
             selected = select_to_edit(checkpoint, assignment.target)
         except NameNotFoundError as error:
-            if not new or index is not None or assignment.operator:
-                raise _hinting(error, new=new) from None
-            require_room(checkpoint, _new_name(name), split.added)
-            split.added[name], content = _new(name, assignment.value, dtype, cast=cast)
-            split.contents.update(content)
+            if new is None or index is not None or assignment.operator:
+                raise _hinting(error, new=new is not None) from None
+            require_room(checkpoint, name_of_new(name), split.added)
+            _add(checkpoint, split, name, assignment.value, new)
             continue
-        if new:
+        if new is not None:
             _refuse_prefix(name, selected[0])
         if any(isinstance(selection.entry, Tensor) for selection in selected):
             split.elements.append((assignment, selected))
@@ -116,17 +132,49 @@ def _split(
             if isinstance(selection.entry, Value):
                 old = split.values.get(selection.entry.name, selection.entry.value)
                 split.values[selection.entry.name] = value_after(selection.entry.name, old, assignment, cast=cast)
-    if dtype is not None and not split.contents:
+    if new is not None and new.dtype is not None and not split.contents:
         raise UsageError("--dtype is that of new tensors, and nothing here is new")
     return split
 
 
-def _new(name: str, value: str, dtype: DType | None, *, cast: bool) -> tuple[object, dict[Storage, Content]]:
-    """Return a new value, or a new tensor and the bytes of its storage."""
-    if dtype is None and not value.startswith("@"):
-        return plain_value(value, None), {}
-    tensor, content = new_tensor(name, value, dtype, cast=cast)
-    return tensor, {tensor.storage: content} if tensor.storage is not None else {}
+def _add(checkpoint: Checkpoint, split: _Split, name: str, value: str, new: _New) -> None:
+    """Add a new value, or a new tensor and the bytes of its storage."""
+    if new.of is not None and _is_expression(checkpoint, value, new.of):
+        from ckpt_cli.edits.expression_tensors import Expression, new_by_expression
+
+        tensor, content, check = new_by_expression(
+            checkpoint, Expression(value, name, allow=new.cast), new.of, new.dtype
+        )
+        split.checks.extend((check, new.of.require_unchanged))
+    elif new.dtype is None and not value.startswith("@"):
+        split.added[name] = plain_value(value, None)
+        return
+    else:
+        tensor, content = new_tensor(name, value, new.dtype, cast=new.cast)
+    split.added[name] = tensor
+    if tensor.storage is not None:
+        split.contents[tensor.storage] = content
+
+
+def _is_expression(checkpoint: Checkpoint, value: str, of: Sources) -> bool:
+    """True for a value that makes a tensor of others, rather than a text, a number, a list or a file."""
+    from ckpt_cli.edits.expression import begins_with_call
+
+    if value[:1] in ("", "@", "{") or begins_with_call(value):
+        return begins_with_call(value)
+    if value[0] in '"[' and _is_json(value):
+        return False
+    from ckpt_cli.edits.expression_tensors import is_expression
+
+    return is_expression(checkpoint, value, of)
+
+
+def _is_json(value: str) -> bool:
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _refuse_prefix(name: str, first: Selection) -> None:
@@ -142,12 +190,6 @@ def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
     if not new and not error.close:
         error.hint = "--new adds an entry that is not there"
     return error
-
-
-def _new_name(name: str) -> str:
-    if not is_name(name) or ".." in name or is_glob(name):
-        raise UsageError(f"{name!r} is not a name for a new entry")
-    return name
 
 
 def value_after(name: str, old: object, assignment: Assignment, *, cast: bool) -> object:

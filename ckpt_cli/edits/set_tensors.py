@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -300,12 +300,12 @@ class _Changed:
         return any(regions_meet(tensor, view, region) for tensor, region in self.regions)
 
 
-def also_changed(checkpoint: Checkpoint, targets: Sequence[Target], changed: Sequence[str]) -> list[str]:
-    """Return the names besides `changed` whose bytes meet those of a target: tied or overlapping ones."""
+def also_changed(checkpoint: Checkpoint, targets: Iterable[tuple[Tensor, Region]], changed: Sequence[str]) -> list[str]:
+    """Return the names besides `changed` whose bytes meet those of a region: tied or overlapping ones."""
     by_storage: dict[Storage | None, _Changed] = {}
-    for target in targets:
-        if target.region.numel:
-            by_storage.setdefault(target.tensor.storage, _Changed()).add(target.tensor, target.region)
+    for tensor, region in targets:
+        if region.numel:
+            by_storage.setdefault(tensor.storage, _Changed()).add(tensor, region)
     named = set(changed)
     budget = Budget()
     return [

@@ -10,7 +10,8 @@ from ckpt_cli.budget import Budget
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.files.copy import PIECE
-from ckpt_cli.model.changes import Changes, Content, Write, content_of
+from ckpt_cli.formats.registry import format_of
+from ckpt_cli.model.changes import Changes, Content, Write, content_of, over
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.aliasing import (
     Companions,
@@ -23,7 +24,7 @@ from ckpt_cli.ops.aliasing import (
     needed_nbytes,
 )
 from ckpt_cli.ops.ls import unreferenced
-from ckpt_cli.ops.select import select_to_edit
+from ckpt_cli.ops.select import select_to_edit, selects
 from ckpt_cli.parallel.tensor_chunks import TensorReader
 
 
@@ -54,11 +55,15 @@ def _move(tensor: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
 # --- ties ------------------------------------------------------------------------------------------------------------
 
 
-def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = False) -> EditPlan:
-    """Make every further name another name of the first one's tensor.
+def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = False, new: bool = False) -> EditPlan:
+    """Make every further name another name of the first one's tensor; with `new`, names that are not there are added.
 
     Raises RefusedError where values differ, unless forced, and where dtypes or shapes do.
     """
+    added = _added(checkpoint, names) if new else {}
+    names = [name for name in names if name not in added]
+    if added and len(names) == 1:
+        return EditPlan(Verb("tied", "tie"), (names[0], *added), changes=Changes(added=added))
     first, *others = [_one_tensor(checkpoint, name) for name in names]
     if not others:
         raise UsageError("a tie takes two names at least")
@@ -69,15 +74,7 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
     for other in others:
         if are_tied(first, other):
             continue
-        if not other.numel:
-            raise RefusedError(f"{other.name!r} has no elements that could be shared")
-        if (other.layout, other.quantizer) != (first.layout, first.quantizer):
-            raise UnsupportedError(f"{other.name!r} and {first.name!r} are of other layouts or scales")
-        if (other.dtype.name, other.shape) != (first.dtype.name, first.shape):
-            raise RefusedError(
-                f"{other.name!r} is {other.dtype} {list(other.shape or ())}, {first.name!r} is {first.dtype} "
-                f"{list(first.shape or ())}: they cannot be one tensor"
-            )
+        _require_alike(first, other)
         if not force:
             digest = digest or _digest(checkpoint, first, budget)
             if _digest(checkpoint, other, budget) != digest:
@@ -90,7 +87,38 @@ def plan_tie(checkpoint: Checkpoint, names: Sequence[str], *, force: bool = Fals
         raise RefusedError("they are tied already")
     named = dict.fromkeys(other.name for other in others if other.name in tensors)
     also = [name for name in tensors if name not in named]
-    return EditPlan(Verb("tied", "tie"), (first.name, *named), also, Changes(tensors=tensors))
+    return EditPlan(Verb("tied", "tie"), (first.name, *named, *added), also, Changes(tensors=tensors, added=added))
+
+
+def _require_alike(first: Tensor, other: Tensor) -> None:
+    """Raise where two tensors cannot be one."""
+    if not other.numel:
+        raise RefusedError(f"{other.name!r} has no elements that could be shared")
+    if (other.layout, other.quantizer) != (first.layout, first.quantizer):
+        raise UnsupportedError(f"{other.name!r} and {first.name!r} are of other layouts or scales")
+    if (other.dtype.name, other.shape) != (first.dtype.name, first.shape):
+        raise RefusedError(
+            f"{other.name!r} is {other.dtype} {list(other.shape or ())}, {first.name!r} is {first.dtype} "
+            f"{list(first.shape or ())}: they cannot be one tensor"
+        )
+
+
+def _added(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, object]:
+    """Return the names that are not there as new names of the tensor that the first one is."""
+    from ckpt_cli.edits.new_names import name_of_new, require_room
+
+    first = _one_tensor(checkpoint, names[0])
+    added: dict[str, object] = {}
+    for name in names[1:]:
+        if selects(checkpoint, name):
+            continue
+        require_room(checkpoint, name_of_new(name), added)
+        if first.layout != "strided" or first.parts or not first.numel:
+            raise UnsupportedError(f"tensor {first.name!r} cannot get a second name: it is {first.layout}, or empty")
+        if format_of(checkpoint).name == "dcp":
+            raise UnsupportedError("a distributed checkpoint does not record that names share their bytes")
+        added[name] = replace(first, name=name, kind="tensor", holder=None, alias_of=None)
+    return added
 
 
 def _tied_to(first: Tensor, other: Tensor) -> Tensor:
@@ -184,12 +212,10 @@ def _own(checkpoint: Checkpoint, tensor: Tensor) -> tuple[Tensor, Content]:
     begin, end = tensor.span
     if (end - begin) == tensor.nbytes:  # dense: the strides stay as they are
         new = Storage(storage.key, end - begin, storage.location)
-        own = replace(tensor, storage=new, storage_offset=0, alias_of=None)
-        return own, content_of(storage, [(begin, end)])
+        return over(tensor, new, tensor.stride), content_of(storage, [(begin, end)])
     new = Storage(storage.key, tensor.nbytes, storage.location)
     stride = contiguous_stride(tensor.shape or ())
-    own = replace(tensor, storage=new, storage_offset=0, stride=stride, alias_of=None)
-    return own, Content(tensor.nbytes, make=_gathering(checkpoint, tensor))
+    return over(tensor, new, stride), Content(tensor.nbytes, make=_gathering(checkpoint, tensor))
 
 
 def _gathering(checkpoint: Checkpoint, tensor: Tensor) -> Callable[[Write], None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from ckpt_cli.edits.folded import fold_names
 from ckpt_cli.edits.in_place import (
     hinting_at_outputs,
+    refuse_joined,
     refuse_links,
     refuse_part_of_set,
     refuse_same_names,
@@ -22,14 +23,13 @@ from ckpt_cli.errors import UnsupportedError, UsageError, about, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import refuse_cached
 from ckpt_cli.files.backup import keeping
-from ckpt_cli.files.copy import Progress, copy_into, counting
+from ckpt_cli.files.copy import Progress, counting
 from ckpt_cli.files.journal import apply as journal
-from ckpt_cli.files.new_folder import NewFolder, new_folder, passes_over, require_room
+from ckpt_cli.files.new_folder import passes_over, require_room
 from ckpt_cli.files.outcome import stating
 from ckpt_cli.files.patches import Overlay
-from ckpt_cli.files.places import is_file, is_folder, name_of
+from ckpt_cli.files.places import is_file
 from ckpt_cli.files.source import LocalFile, SourceFile
-from ckpt_cli.files.system import sync, write_all
 from ckpt_cli.files.unchanged import require_unchanged, unchanged
 from ckpt_cli.formats import open_checkpoint, rewriting, verify_copy
 from ckpt_cli.model.changes import entries_after
@@ -50,10 +50,11 @@ if TYPE_CHECKING:
 _IN_PLACE = "leave -o out to edit it in place"
 
 
-def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
+def transaction(path: str, plan: Planner, options: EditOptions, already: Checkpoint | None = None) -> EditResult:
     """Carry out the plan of an edit, all or nothing: to `options.output`, or to what takes the place of `path`.
 
-    The checkpoint is opened once, and locked until the edit is done unless it goes elsewhere. What fits is patched in
+    The checkpoint is opened once, and locked until the edit is done unless it goes elsewhere. For an output it may be
+    open already, which closes it; it is used up. What fits is patched in
     place through a journal; anything else becomes a new file, or new files of a set.
     Raises CkptError where the plan cannot be made or carried out, RefusedError for a file in a content-addressed
     cache, BusyError while another process writes it, OSError.
@@ -64,7 +65,7 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
     with (
         about(path),
         hinting_at_outputs(options),
-        closing(open_checkpoint(path, write=write)) as opened,
+        closing(already or open_checkpoint(path, write=write)) as opened,
         unchanged(opened.container.files),
         closing(Overlay(opened.container.files)) as overlay,
     ):
@@ -74,11 +75,13 @@ def transaction(path: str, plan: Planner, options: EditOptions) -> EditResult:
         if options.output is None and not opened.is_set:
             refuse_part_of_set(opened, planned.changes)
         if planned.patch is not None:
+            refuse_joined(opened, planned)
             planned.patch(opened, overlay)
             opened.container.seal(overlay)
+        elements = overlay.touched
         work = rewriting(opened, planned.changes) if planned.is_structural else None
         done = _result(path, planned, options, opened)
-        return _Transaction(opened, own, planned, options, overlay, work).carry_out(done)
+        return _Transaction(opened, own, planned, options, overlay, work, elements).carry_out(done)
 
 
 def _check_target(checkpoint: Checkpoint, path: str, own: str, options: EditOptions) -> None:
@@ -118,6 +121,7 @@ def _result(path: str, plan: EditPlan, options: EditOptions, checkpoint: Checkpo
         carried=tuple(plan.carried),
         left=tuple(plan.left),
         placed=plan.placed,
+        notes=tuple(plan.notes),
         folded=fold_names(checkpoint, plan.changed) if len(plan.changed) > MANY and not plan.changes.names else (),
     )
 
@@ -135,6 +139,8 @@ class _Transaction:
     """The patches of the old files: those of elements, then those of a document that fits in place."""
     work: Rewriter | SetRewriter | None
     """The work of the format, a `SetRewriter` for a set; None where only elements change."""
+    elements: Sequence[SourceFile]
+    """The files with elements that change."""
 
     @property
     def _of_file(self) -> Rewriter | None:
@@ -205,12 +211,14 @@ class _Transaction:
 
     def _rewrite_file(self, done: EditResult) -> EditResult:
         """Write a new file, in the place of the old one where no other is named."""
+        from ckpt_cli.edits.new_set import copy_patched
+
         work, progress = self._of_file, self._progress()
         output = self.own if done.in_place else done.output
         require_room(output, self._nbytes)
         with keeping() as kept, writing(output, mode_of=self.own, progress=progress) as target:
             if work is None:
-                self._copy(self.overlay.files[0], target, progress)
+                copy_patched(self.overlay, self.overlay.files[0], target, progress)
                 verify_copy(self.checkpoint, target.path, done.output)
             else:
                 work.write(target, progress)
@@ -222,11 +230,6 @@ class _Transaction:
                 kept.keep_replaced({self.own: target.path})
             nbytes = os.fstat(target.fd).st_size
         return replace(done, bytes_written=nbytes, backups=kept.paths)
-
-    def _copy(self, file: SourceFile, target: LocalFile, progress: Progress) -> None:
-        """Write a copy of one of the files, patched."""
-        copy_into(file, target, progress)
-        journal.write_patches(self.overlay, file, target)
 
     def _patch_copy(self, target: LocalFile) -> None:
         """Put the new bytes of elements into a rewritten file, in which they lie elsewhere."""
@@ -253,6 +256,13 @@ class _Transaction:
                 return replace(done, bytes_written=self._nbytes() + sum(file.size for file in staying))
             return self._write_folder(done)
         files = self._files(*work.names, *work.removed)
+        if not set(files).isdisjoint(self.elements):
+            raise UsageError(
+                "elements of tensors and other values of one file, which has to be written again, are set one after "
+                "the other in a set of files",
+                hint="run ckpt set twice",
+            )
+        files += self.elements
         for file in files:
             refuse_cached(file.path)
         refuse_links(files)
@@ -262,7 +272,9 @@ class _Transaction:
 
     def _files(self, *names: str) -> list[SourceFile]:
         """The files of the set that have some names, in the set's order."""
-        return [file for file in self.checkpoint.container.files if os.path.basename(file.path) in names]
+        from ckpt_cli.formats.runs.read import name_within
+
+        return [file for file in self.checkpoint.container.files if name_within(self.checkpoint, file) in names]
 
     def _beside(self, output: str) -> Beside | None:
         """Return the files beside a set that is written to a new folder."""
@@ -273,110 +285,43 @@ class _Transaction:
             return None
         after = entries_after(self.checkpoint.entries, self.plan.changes)
         tensors = (entry for entry in after if isinstance(entry, Tensor))
-        return replace(beside, stale=stale_dtype(self.checkpoint, tensors))
+        return replace(beside, stale=stale_dtype(self.checkpoint, tensors)).with_edits(self.plan.beside)
 
     def _write_folder(self, done: EditResult) -> EditResult:
         """Write all files of a set to a new folder."""
-        from ckpt_cli.edits.files_beside import copy_beside
+        from ckpt_cli.edits.new_set import NewSet
 
-        modes = {os.path.basename(file.path): file.path for file in self.checkpoint.container.files}
-        progress, work = self._progress(), self._of_set
-        require_room(done.output, self._staged)
-        with new_folder(done.output, progress) as folder:
-            with folder:
-
-                def create(name: str) -> LocalFile:
-                    return folder.create(name, mode_of=modes.get(name, self.checkpoint.container.files[0].path))
-
-                nbytes = 0 if work is None else self._write_set(work, create, progress, folder.release)
-                nbytes += self._copy_staying(folder, progress)
-                copy_beside(self.checkpoint, done.beside, folder.path)
-            if work is None and not self._sends_early(folder):
-                path = self.checkpoint.path
-                own = folder.path if is_folder(path) else os.path.join(folder.path, name_of(path))
-                verify_copy(self.checkpoint, own, done.output)
-        return replace(done, bytes_written=nbytes)
-
-    def _staged(self) -> int:
-        """Bytes on the disk at a time while a new folder elsewhere is written: shards go one by one."""
-        sizes = [file.size for file in self.overlay.files]
-        sizes += [part.work.nbytes for part in self._of_set.parts] if self._of_set is not None else []
-        return sum(sizes) if self._shards is None else max(sizes)
-
-    def _sends_early(self, folder: NewFolder) -> bool:
-        """True if each file of a set is verified and sent by itself, as it can be opened by itself."""
-        return folder.sends_early and self._shards is not None
-
-    @property
-    def _shards(self) -> Sequence[Checkpoint] | None:
-        """The files of a set that can be opened by themselves; None for what is no such set."""
-        from ckpt_cli.formats.sharded.read import ShardSet
-
-        container = self.checkpoint.container
-        return container.shards if isinstance(container, ShardSet) else None
-
-    def _copy_staying(self, folder: NewFolder, progress: Progress) -> int:
-        """Copy the files of a set that no rewriter writes, with their patches; returns their bytes."""
-        nbytes, work = 0, self._of_set
-        shards = {shard.path: shard for shard in self._shards or ()}
-        for file in self.overlay.files:
-            name = name_of(file.path)
-            if work is None or name in work.unchanged:
-                target = folder.create(name, mode_of=file.path)
-                self._copy(file, target, progress)
-                nbytes += target.size
-                folder.close(name)
-                if self._sends_early(folder):
-                    if file.path in shards:
-                        verify_copy(shards[file.path], target.path, self.options.output or "")
-                    folder.release(name)
-        require_unchanged(self.checkpoint.container.files)
-        return nbytes
+        new = NewSet(self.checkpoint, self.plan, self.overlay, self._of_set, done.beside, self._check)
+        require_room(done.output, new.staged)
+        return replace(done, bytes_written=new.write(done.output, self._progress()))
 
     def _replace_files(self, done: EditResult, work: SetRewriter) -> EditResult:
         """Write new files of a set, which then take the places of the old ones all at once."""
+        from ckpt_cli.edits.new_set import copy_patched, write_set
         from ckpt_cli.files.journal.replace import replacing_set
+        from ckpt_cli.formats.runs.read import name_within
 
-        files = {os.path.basename(file.path): file for file in self.checkpoint.container.files}
+        files = {name_within(self.checkpoint, file): file for file in self.checkpoint.container.files}
         folder = os.path.dirname(files[work.first].path)
+        patched = [name for name, file in files.items() if file in self.elements]
         with keeping() as kept, replacing_set(folder, work.first) as replacement:
 
             def create(name: str) -> LocalFile:
                 return replacement.create(name, mode_of=files[work.first].path)
 
-            nbytes = self._write_set(work, create, self._progress())
+            progress = self._progress()
+            nbytes = write_set(work, create, progress, self._check, files.values())
+            for name in patched:
+                copy = create(name)
+                copy_patched(self.overlay, files[name], copy, progress)
+                replacement.done(copy)
+                nbytes += copy.size
             replacement.removed.extend(work.removed)
             if self.options.backup:
                 new: dict[str, str | None] = {
                     files[name].path if name in files else os.path.join(folder, name): replacement.new_path(name)
-                    for name in work.names
+                    for name in (*work.names, *patched)
                 }
                 new |= dict.fromkeys(files[name].path for name in work.removed)
                 kept.keep_replaced(new, (file.path for file in files.values()))
         return replace(done, bytes_written=nbytes, backups=kept.paths)
-
-    def _write_set(
-        self,
-        work: SetRewriter,
-        create: Callable[[str], LocalFile],
-        progress: Progress,
-        release: Callable[[str], None] = lambda _: None,
-    ) -> int:
-        """Write the shards that change, each of which is released then, and the index; returns their bytes."""
-        nbytes = 0
-        for part in work.parts:
-            target = create(part.name)
-            part.work.write(target, progress)
-            sync(target.fd)
-            part.work.verify(target.path)
-            nbytes += target.size
-            release(part.name)
-        self._check()
-        require_unchanged(self.checkpoint.container.files)
-        if work.index is not None:
-            name, content = work.index
-            target = create(name)
-            write_all(target.fd, content, 0)
-            sync(target.fd)
-            nbytes += len(content)
-        return nbytes

@@ -208,10 +208,14 @@ def _create_folder(path: str, target: str) -> int:
 
 
 def _remove_folder(path: str) -> None:
-    """Remove a folder of files."""
+    """Remove a folder of files, and of folders of files."""
     with suppress(FileNotFoundError):
-        for name in os.listdir(path):
-            os.unlink(os.path.join(path, name))
+        for folder, folders, names in os.walk(path, topdown=False):  # which does not follow links
+            for name in names:
+                os.unlink(os.path.join(folder, name))
+            for name in folders:
+                below = os.path.join(folder, name)
+                (os.unlink if os.path.islink(below) else os.rmdir)(below)
         os.rmdir(path)
 
 

@@ -70,12 +70,17 @@ def one_folder(paths: Iterable[str], named: str) -> str:
     """The folder of files that are changed as one; raises RefusedError about `named` where they lie in several."""
     folders = {os.path.dirname(path) for path in paths}
     if len(folders) > 1:
-        raise RefusedError(
-            "its files lie in several folders, so that they cannot be changed as one",
-            path=named,
-            hint="write the result elsewhere with -o OUT",
-        )
+        raise several_folders(named)
     return folders.pop()
+
+
+def several_folders(named: str) -> RefusedError:
+    """The error about files that lie too far apart to be changed as one."""
+    return RefusedError(
+        "its files lie in several folders, so that they cannot be changed as one",
+        path=named,
+        hint="write the result elsewhere with -o OUT",
+    )
 
 
 def require_fitting(path: str, hint: str = "choose a shorter name") -> None:

@@ -20,8 +20,9 @@ from ckpt_cli.files.atomic import creating, replacing_folder
 from ckpt_cli.files.copy import Progress, no_progress
 from ckpt_cli.files.elsewhere import current
 from ckpt_cli.files.outcome import Outcome, outcome_of, state
-from ckpt_cli.files.places import is_at_server, join, name_of
+from ckpt_cli.files.places import files_below, is_at_server, join, name_of
 from ckpt_cli.files.source import LocalFile
+from ckpt_cli.files.system import sync_folder
 
 if TYPE_CHECKING:
     from ckpt_cli.remote.folder import RemoteFolder
@@ -73,9 +74,15 @@ class NewFolder:
     def __init__(self, path: str) -> None:
         self.path = path
         self._files: dict[str, ExitStack] = {}
+        self._folders: set[str] = set()
+        """The folders in it that have files."""
 
     def create(self, name: str, *, mode_of: str) -> LocalFile:
-        """Create an empty file, which is made durable when it is closed."""
+        """Create an empty file, which is made durable when it is closed; its name may lie in a folder in this one."""
+        if "/" in name:
+            folder = os.path.dirname(join(self.path, name))
+            os.makedirs(folder, exist_ok=True)
+            self._folders.add(folder)
         stack = ExitStack()
         file = stack.enter_context(creating(join(self.path, name), mode_of=mode_of))
         self._files[name] = stack
@@ -99,6 +106,16 @@ class NewFolder:
     ) -> None:
         while self._files:
             self._files.popitem()[1].__exit__(kind, error, trace)
+        for folder in self._folders if kind is None else ():
+            _sync_to(folder, self.path)
+
+
+def _sync_to(folder: str, top: str) -> None:
+    """Make the names in a folder durable, and those of the folders that it lies in below `top`."""
+    while folder not in (top, ""):
+        if os.path.isdir(folder):
+            sync_folder(folder)
+        folder = os.path.dirname(folder)
 
 
 @contextmanager
@@ -169,7 +186,8 @@ class _StagedFolder(NewFolder):
 
     def send_rest(self) -> None:
         """Send all files that are there, those that say what is in the others last, and remove what is stale."""
-        names = sorted(os.listdir(self.path), key=lambda name: (bool(re.fullmatch(_LAST, name)), name))
+        names = [name for name, _ in files_below(self.path)]
+        names.sort(key=lambda name: (bool(re.fullmatch(_LAST, name)), name))
         for name in names:
             self._send(name)
         self.outcome = Outcome.DONE

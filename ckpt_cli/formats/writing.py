@@ -78,6 +78,9 @@ class Appender:
                     self._append_run(file, first, end, progress)
                     file, first, end = extent.file, extent.offset, extent.offset
                 end += extent.nbytes
+                if end - first > PIECE and is_elsewhere(extent.file):  # what was fetched for it makes room
+                    self._append_run(file, first, end, progress)
+                    first = end
             if isinstance(content, Content) and ranges is None and content.make is not None:
                 self._append_run(file, first, end, progress)
                 file, begin = None, self.position

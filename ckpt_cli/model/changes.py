@@ -140,6 +140,22 @@ def _called(entry: Entry, name: str) -> Entry:
     return Tensor(name, *_OF_TENSOR(entry)) if isinstance(entry, Tensor) else replace(entry, name=name)
 
 
+def over(tensor: Tensor, storage: Storage, stride: tuple[int, ...]) -> Tensor:
+    """Return a tensor over a storage of its own, from the storage's first element on, without an alias's name.
+
+    `replace` takes several times as long, and an edit may do this for every tensor.
+    """
+    values = list(_OF_TENSOR(tensor))
+    for place, value in zip(_OWN, (storage, 0, stride, None), strict=True):
+        values[place] = value
+    return Tensor(tensor.name, *values)
+
+
+_OWN = [[one.name for one in fields(Tensor)[1:]].index(name)
+        for name in ("storage", "storage_offset", "stride", "alias_of")]  # fmt: skip
+"""The places of some fields among these."""
+
+
 def _opened(meant: Mapping[str, Entry], named: Mapping[str, Entry]) -> list[str]:
     """The names of what stood for an object that is listed elsewhere, and is listed there no more."""
     return [

@@ -69,6 +69,8 @@ class Companions:
 
     def of(self, tensor: Tensor) -> list[Tensor]:
         """Return the companions of a tensor."""
+        if not self._same:
+            return []
         same = self._same.get(tensor.view, ())
         return [each for each in same if each is not tensor and (_keeps(each, tensor) or _keeps(tensor, each))]
 
@@ -258,3 +260,10 @@ def content_digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
     for data in TensorReader(checkpoint, tensor, Region.of(tensor)).read_all(JOB):
         digest.update(data)
     return digest.digest()
+
+
+def digest_of_all(checkpoint: Checkpoint, tensor: Tensor) -> object:
+    """Return a digest of a tensor's bytes; of one without bytes of its own, those of its parts."""
+    if tensor.storage is None:
+        return tuple((part.name, digest_of_all(checkpoint, part)) for part in tensor.parts)
+    return content_digest(checkpoint, tensor)

@@ -17,6 +17,7 @@ from ckpt_cli.ops.aliasing import all_named, stored_nbytes, tie_groups, unique_n
 from ckpt_cli.ops.hf_config import config_beside
 from ckpt_cli.ops.ls import list_waste
 from ckpt_cli.ops.parts import Part, Training, optimizer_prefixes, parts_of, training_of
+from ckpt_cli.ops.quantization import quantized_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,16 @@ class Largest:
     shape: tuple[int, ...] | None
     nbytes: int
     """Bytes of all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedShare:
+    """The weights of one scheme."""
+
+    scheme: str
+    weights: int
+    parameters: int | None
+    """The numbers that they stand for; None where that is not certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,8 @@ class Summary:
     largest: Sequence[Largest] = ()
     """The largest tensors, with numbered ones of one kind counted together."""
     advice: Sequence[Advice] = ()
+    quantization: Sequence[QuantizedShare] = ()
+    """The schemes in which weights are quantized; of the parameters above these count as what they stand for."""
     revision: str | None = None
     """The commit of the hub that it was read at; None for what is not on one."""
 
@@ -114,6 +127,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
     parts = found.parts
     waste = sum(waste.nbytes - waste.used for waste in list_waste(checkpoint))
     training, beside = _training(checkpoint)
+    quantization, packed = _quantization(checkpoint)
     return Summary(
         path=checkpoint.path,
         revision=revision_of(checkpoint.container.files),
@@ -122,7 +136,8 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         file_nbytes=sum(file.size for file in checkpoint.container.files),
         shards=_shards(checkpoint),
         tensors=len(tensors),
-        parameters=found.parameters,
+        parameters=found.parameters + packed,
+        quantization=quantization,
         nbytes=stored_nbytes(tensors),
         values=len(checkpoint.entries) - len(tensors),
         dtypes={
@@ -141,6 +156,32 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         largest=_largest(tensors),
         advice=_advice(checkpoint, parts, waste),
     )
+
+
+def _quantization(checkpoint: Checkpoint) -> tuple[list[QuantizedShare], int]:
+    """Return the schemes of quantized weights, and how many more parameters these have than stored elements.
+
+    What is not certain counts as it is stored.
+    """
+    groups = [group for group in quantized_groups(checkpoint.path, checkpoint.tensors) if not group.is_alone]
+    if not groups:
+        return [], 0
+    from ckpt_cli.ops.quantized_layout import config_of
+    from ckpt_cli.ops.quantized_schemes import parameters_in
+
+    config = config_of(checkpoint)
+    schemes: dict[str, list[int | None]] = {}
+    more = 0
+    for group in groups:
+        numel = parameters_in(group, config)
+        schemes.setdefault(group.scheme, []).append(numel)
+        if numel is not None:
+            more += numel - sum(tensor.numel for tensor in group.tensors)
+    shares = [
+        QuantizedShare(scheme, len(counts), None if None in counts else sum(filter(None, counts)))
+        for scheme, counts in schemes.items()
+    ]
+    return shares, more
 
 
 _LARGEST = 5
@@ -233,11 +274,20 @@ _WORTH = 0.2
 """Share of the bytes from which taking something out is advised."""
 
 
+def _is_fixed(checkpoint: Checkpoint) -> bool:
+    """True if it cannot be edited, or if a part of the run that it is cannot."""
+    if checkpoint.fixed or not checkpoint.is_set:
+        return bool(checkpoint.fixed)
+    from ckpt_cli.formats.runs.read import run_parts
+
+    return any(part.fixed for part in run_parts(checkpoint))
+
+
 def _advice(checkpoint: Checkpoint, parts: Sequence[Part], waste: int) -> list[Advice]:
     """Return what can be done to make a file smaller; each command can be carried out as it stands."""
     known = format_of(checkpoint)
     whole = stored_nbytes(checkpoint.tensors)
-    if not known.rewriter or checkpoint.fixed or not whole:
+    if not known.rewriter or _is_fixed(checkpoint) or not whole:
         return []
     path = quoted(checkpoint.path)
     size = sum(file.size for file in checkpoint.container.files)

@@ -94,7 +94,7 @@ def state_of(checkpoint: Checkpoint, prefix: str | None = None, *, aliases: bool
         if entry.name.startswith(inside) and (wanted is None or entry.name in wanted) and _counts(entry, aliases):
             leaf = _leaf(entry, entry.name[len(inside) :])
             leaves.setdefault(leaf.name, leaf)
-            if not leaf.is_value or leaf.is_extra:
+            if leaf.kind != "value" or leaf.is_extra:
                 continue
         if entry.holder is None and not (isinstance(entry, Tensor) and entry.alias_of is not None):
             outside.append(entry.name)
@@ -143,7 +143,7 @@ def _leaf(entry: Entry, name: str) -> Leaf:
     if at >= 0:  # an extra state that is a dict: one key of the state_dict
         return Leaf(name[: at + len(EXTRA)], kind="value")
     if not isinstance(entry, Tensor):
-        return Leaf(name, kind="value")
+        return Leaf(name, None, "", "value")
     return Leaf(name, entry.shape, entry.dtype.name, "lazy" if entry.layout == "uninitialized" else "tensor")
 
 

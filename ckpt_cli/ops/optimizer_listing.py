@@ -79,6 +79,18 @@ class OptimizerListing:
     states: Sequence[State]
     """Of the model's parameters in the file's order, then those that are paired with none."""
 
+    def rows(self) -> list[dict[str, object]]:
+        """Return a dict with equal keys for each parameter, for a DataFrame; `state` has the names of its states."""
+        return [
+            {
+                "name": row.name, "parameter": row.path or None, "optimizer": row.optimizer, "dtype": row.dtype,
+                "shape": None if row.shape is None else list(row.shape), "state": dict(row.states), "step": row.step,
+                "group": row.group, "lr": row.lr, "weight_decay": row.weight_decay, "how": row.how,
+                "hypothesis": row.hypothesis,
+            }
+            for row in self.states
+        ]  # fmt: skip
+
 
 def list_states(
     checkpoint: Checkpoint,

@@ -85,6 +85,16 @@ class Group:
     """The scheme, where it is known."""
 
     @property
+    def is_alone(self) -> bool:
+        """True for stored numbers or scales whose partners are not there, as far as a config or their names say it."""
+        return self.layout is None and self.weight.layout == "strided" and not self.parts
+
+    @property
+    def is_scale(self) -> bool:
+        """True if the `weight` is itself a scale, which stands alone."""
+        return self.is_alone and self.weight.dtype.name in _FLOAT and _SCALES.search(self.weight.name) is not None
+
+    @property
     def tensors(self) -> list[Tensor]:
         """All of it."""
         return [self.weight, *self.parts.values()]
@@ -198,11 +208,11 @@ def quantized_groups(path: str, tensors: Iterable[Tensor]) -> list[Group]:
 
 def _of_names(by_name: Mapping[str, Tensor]) -> Iterable[Group]:
     """Yield the groups of the table: those of earlier schemes first."""
-    ends = re.compile(f"(?:{'|'.join(map(re.escape, sorted(_BY_SUFFIX, key=len, reverse=True)))})$")
+    ends = tuple(_BY_SUFFIX)
     matches = [
         (scheme, name.removesuffix(suffix))
         for name in by_name
-        if ends.search(name)
+        if name.endswith(ends)
         for suffix, schemes in _BY_SUFFIX.items()
         if name.endswith(suffix)
         for scheme in schemes

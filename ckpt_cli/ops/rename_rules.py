@@ -12,6 +12,7 @@ from ckpt_cli.errors import UsageError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.interrupts import limited_work
 from ckpt_cli.files.places import head_of
+from ckpt_cli.ops.rename_patterns import by_patterns
 
 Renaming = Callable[[str], str]
 """The new name of an entry, or the old one."""
@@ -22,7 +23,7 @@ class Rule:
     """One option of a command line that makes new names of old ones."""
 
     kind: str
-    """`strip` or `add` a prefix, `sub` for a substitution, or `map`."""
+    """`strip` or `add` a prefix, `sub` for a substitution, `map`, or `pattern`."""
     value: str | tuple[str, str] | Mapping[str, str]
     """The option's values: for `sub` a regular expression and its replacement, for `map` a file or the map itself."""
 
@@ -32,6 +33,8 @@ class Rule:
             return by_expression(*self.value)
         if not isinstance(self.value, str):
             return by_map(plain_map(self.value))
+        if self.kind == "pattern":
+            return by_patterns([self.value])
         if self.kind == "map":
             return by_map(read_map(self.value) if known is None else known)
         return (without_prefix if self.kind == "strip" else with_prefix)(self.value)

@@ -32,7 +32,7 @@ from ckpt_cli.ops.check.finding import Finding
 from ckpt_cli.pickles.graph import Inline, RawString
 from ckpt_cli.scanner.calls import Use, behaviours_of, loaded_by, uses_of
 from ckpt_cli.scanner.packed import decodings, is_container, packing_of
-from ckpt_cli.scanner.streams import Found, Oddity, Walk, is_pickle
+from ckpt_cli.scanner.streams import Found, Oddity, Walk, inside_string, is_pickle
 from ckpt_cli.scanner.trace import trace_pickle
 from ckpt_cli.scanner.walk import guess, search, walk, walker_of
 from ckpt_cli.scanner.weights_only import WeightsOnly
@@ -262,6 +262,7 @@ class _Worker:
             if trace.problem is None and trace.texts and depth < limits.SCAN_NESTING:
                 self._nested(Found(inner, trace, view), depth + 1)
             self._packed(data, found, depth)
+            self._take(inside_string(view, 1, inner, budget), depth + 1)
             return
         if depth >= limits.SCAN_NESTING:
             self.say("warning", "not-searched", inner, "pickles within pickles within pickles…")
@@ -269,6 +270,7 @@ class _Worker:
         severity = "warning" if trace.problem is None else "note"
         self.say(severity, "nested-pickle", inner, "a string that is a pickle, for something to load")
         self._judge(Found(inner, trace, view), depth + 1)
+        self._take(inside_string(view, trace.end, inner, budget), depth + 1)
 
     def _packed(self, data: bytes, found: Found, depth: int) -> None:
         """Look whether a string is compressed, or is a text that decodes to a pickle."""

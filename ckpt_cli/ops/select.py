@@ -135,8 +135,9 @@ def part_of(tensor: Tensor, index: Index | None) -> Region:
     """The part of a tensor that an index selects, or all of it; raises UsageError where it does not fit."""
     from ckpt_cli.arrays.indexing import Region
 
+    whole = Region.of(tensor)
     try:
-        return Region.of(tensor).at(index or ())
+        return whole.at(index) if index else whole
     except UsageError as error:
         raise UsageError(f"tensor {tensor.name!r}: {error.problem}") from None
 

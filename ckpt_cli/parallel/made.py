@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.files.source import Extent
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ckpt_cli.arrays.cast import Cast
 
-_PIECE = 256 << 10
+PIECE = 256 << 10
 """Elements that are made at a time: with their sources they stay in the processor's cache."""
 
 _AHEAD = 8
@@ -28,6 +28,7 @@ _AHEAD = 8
 Facts = TypeVar("Facts")
 
 
+@runtime_checkable
 class Making(Protocol):
     """Makes elements of those of other tensors; it runs on a worker, maybe in another process."""
 
@@ -36,6 +37,13 @@ class Making(Protocol):
 
         `parts` are the elements of each source, little-endian; each is valid until the next one is asked for.
         """
+
+
+class MakingAt(Protocol):
+    """Makes elements in a way that depends on their place."""
+
+    def at(self, begin: int) -> Making:
+        """Return what makes the elements from the number `begin` on; called for each piece, in any order."""
 
 
 class Source(Protocol):
@@ -133,16 +141,17 @@ class MadeBytes:
     def __init__(
         self,
         readers: Callable[[], Sequence[Source]],
-        making: Making,
+        making: Making | MakingAt,
         numel: int,
         itemsize: int,
         note: Callable[[object], None],
         executor: Executor | None,
-        piece: int = _PIECE,
+        piece: int | None = None,
     ) -> None:
         """`readers` makes those of the sources when bytes are asked for; `note` gets the facts of each piece once.
 
-        `piece` are the elements that are made at a time: of what is made row by row, those of some whole rows.
+        `piece` are the elements that are made at a time: of what is made row by row, those of some whole rows; None for
+        as many as suit the processor's cache.
         """
         self._make_readers = readers
         self._making = making
@@ -150,7 +159,7 @@ class MadeBytes:
         self._itemsize = itemsize
         self._note = note
         self._executor = executor
-        self._most = piece
+        self._most = piece or PIECE
         self._readers: Sequence[Source] = ()
         self._coming: dict[int, Future[tuple[bytes | memoryview, object]]] = {}
         self._noted: set[int] = set()
@@ -197,33 +206,60 @@ class MadeBytes:
             self._readers = ()
         return data
 
-    def _job(self, number: int) -> _Job:
+    def _job(self, number: int) -> Job:
         """Return the job of making one piece."""
-        return _job(self._making, self._readers, number * self._most, min((number + 1) * self._most, self._numel))
+        begin, end = self._range(number)
+        return _job(self._making, self._readers, begin, end)
+
+    def _range(self, number: int) -> tuple[int, int]:
+        """Return the elements of one piece."""
+        return number * self._most, min((number + 1) * self._most, self._numel)
 
 
-_Job = tuple[Making, "list[tuple[Source, Chunk]]"]
+class PreparedBytes:
+    """The bytes of a storage that can be made once something is known of all elements: when they are read."""
+
+    composed = True
+
+    def __init__(self, prepare: Callable[[], MadeBytes]) -> None:
+        self._prepare = prepare
+        self._made: MadeBytes | None = None
+
+    def view(self, begin: int, nbytes: int) -> memoryview:
+        """Bytes of the storage."""
+        if self._made is None:
+            self._made = self._prepare()
+        return self._made.view(begin, nbytes)
+
+    def extents(self, begin: int, nbytes: int) -> Sequence[Extent]:
+        """Raise UnsupportedError: its bytes are in no file."""
+        del begin, nbytes
+        _refuse()
 
 
-def _job(making: Making, sources: Sequence[Source], begin: int, end: int) -> _Job:
+Job = tuple[Making, "list[tuple[Source, Chunk]]"]
+"""What makes some elements, and the chunks of what they are made of."""
+
+
+def _job(making: Making | MakingAt, sources: Sequence[Source], begin: int, end: int) -> Job:
     """Return the job of making some elements."""
     found = []
     for source in sources:
         if isinstance(source, TensorReader):
             source.expect(end * source.dtype.itemsize)
         found.append((source, source.chunk(begin, end)))
-    return making, found
+    return making if isinstance(making, Making) else making.at(begin), found
 
 
 def pieces_made(
-    making: Making, sources: Sequence[Source], numel: int, piece: int, executor: Executor | None
+    making: Making | MakingAt, sources: Sequence[Source], numel: int, piece: int, executor: Executor | None
 ) -> Iterator[tuple[bytes | memoryview, object]]:
     """Yield what is made of each `piece` elements, in order."""
     jobs = (_job(making, sources, at, min(at + piece, numel)) for at in range(0, numel, piece))
     return map(_make, jobs) if executor is None else run(jobs, _work_of(executor), executor, _AHEAD)
 
 
-def _make(job: _Job) -> tuple[bytes | memoryview, object]:
+def _make(job: Job) -> tuple[bytes | memoryview, object]:
     """Make one piece; runs on a worker."""
     making, sources = job
     data, facts = making.run(reader.read_plainly(chunk) for reader, chunk in sources)

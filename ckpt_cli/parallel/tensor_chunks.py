@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_cli.arrays.indexing import Region, part_at, range_cuts, row_cuts
+from ckpt_cli.arrays.indexing import Region, grouped_ranges, part_at, range_cuts, row_cuts
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.at_once import Place, is_elsewhere, is_left_to_workers
+from ckpt_cli.files.at_once import Place, in_place, is_elsewhere, is_left_to_workers
 from ckpt_cli.files.copy import near_copy
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
@@ -190,7 +190,7 @@ class TensorReader:
             return
         self._fetch_to_gather()
         in_order = self._origin is None and self.region.is_row_major
-        for group in _groups(cuts, max((JOB if in_order else _GROUP) // self._size, 1)):
+        for group in grouped_ranges(cuts, max((JOB if in_order else _GROUP) // self._size, 1)):
             first, last = group[0][0], group[-1][1]
             if self._origin is not None:
                 yield from (Chunk(begin, end, group=(first, last)) for begin, end in group)
@@ -278,6 +278,8 @@ class TensorReader:
             return memoryview(chunk.data)
         if chunk.group is not None:
             return self._in_group(chunk, chunk.group, which)
+        if len(chunk.places) == 1 and (fetched := in_place(*chunk.places[0])) is not None:
+            return fetched
         found = buffer((chunk.end - chunk.begin) * self._size, which)
         at = 0
         for file, offset, nbytes in chunk.places:
@@ -302,9 +304,10 @@ class TensorReader:
             for file, offset, nbytes in chunk.places:
                 for at in range(0, nbytes, CHUNK):
                     count = min(CHUNK, nbytes - at)
-                    if not is_elsewhere(file):
+                    fetched = in_place(file, offset + at, count)
+                    if fetched is None:
                         file.read_into(buffer(count), offset + at)
-                    yield file.view(offset + at, count) if is_elsewhere(file) else buffer(count)
+                    yield buffer(count) if fetched is None else fetched
 
     def read_all(self, most: int, *, plainly: bool = False) -> Iterator[memoryview]:
         """Yield the bytes of all elements, about `most` bytes at a time, each piece valid until the next one.
@@ -386,15 +389,3 @@ def _flags_of(tensor: Tensor) -> Tensor | None:
     if not (tensor.conj or tensor.neg or (tensor.big_endian and tensor.dtype.bits > 8)):
         return None
     return replace(tensor, shape=(0,), stride=(1,), storage=Storage("", 0), storage_offset=0, parts=())
-
-
-def _groups(cuts: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield ranges that follow each other in groups of at most `most` elements."""
-    group: list[tuple[int, int]] = []
-    for begin, end in cuts:
-        if group and end - group[0][0] > most:
-            yield group
-            group = []
-        group.append((begin, end))
-    if group:
-        yield group

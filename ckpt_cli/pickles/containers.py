@@ -48,12 +48,12 @@ class Containers:
 
     def children(self, node: object, kind: str) -> Children | None:
         """Return the children of a node, or None for a leaf."""
-        if isinstance(node, Dict):
-            return self._pairs(node.pairs, kind)
-        if isinstance(node, list | tuple):
-            return self._items(node, kind)
-        if isinstance(node, Call):
+        if type(node) is Call:
             return self._of_call(node, kind)
+        if type(node) is Dict:
+            return self._pairs(node.pairs, kind)
+        if type(node) is list or type(node) is tuple:
+            return self._items(node, kind)
         return None
 
     def unwrapped(self, node: object) -> object:
@@ -80,6 +80,8 @@ class Containers:
         """An object opens up to its mapping or sequence and its attributes; one that has none of these is a leaf."""
         if is_ordered_dict(node):
             return self._pairs(node.pairs or self._listed_pairs(node.args), kind)
+        if not (node.states or node.pairs or node.items):
+            return None
         if node.states and (parts := packed_parts(node)) is not None:
             self.budget.steps(len(parts))
             packed = "buffer" if kind in ("tensor", SETTING) and is_packed(node) else kind
@@ -166,4 +168,4 @@ class Containers:
 
 def is_ordered_dict(node: object) -> bool:
     """True for a call that makes an OrderedDict."""
-    return isinstance(node, Call) and isinstance(node.func, Global) and node.func.name == "OrderedDict"
+    return type(node) is Call and type(node.func) is Global and node.func.name == "OrderedDict"

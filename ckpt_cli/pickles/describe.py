@@ -41,7 +41,41 @@ _RECONSTRUCTORS = ("copyreg._reconstructor", "copy_reg._reconstructor")
 
 def describe(node: object) -> str:
     """A bounded repr of any node: it goes only so deep and so far, whatever the node holds."""
-    return _Description().of(node, _DEPTH)
+    text = _plain_call(node) if type(node) is Call else None
+    return _Description().of(node, _DEPTH) if text is None else text
+
+
+def _plain_call(node: Call) -> str | None:
+    """The text of a call of a name with a few short arguments, as most objects are; None for any other call."""
+    func, args = node.func, node.args
+    if (
+        type(func) is not Global
+        or type(args) is not tuple
+        or len(args) > _FEW
+        or node.items
+        or node.pairs
+        or node.states
+    ):
+        return None
+    name = func.qualified
+    if name in _RECONSTRUCTORS or len(name) > _CHARACTERS or not name.isprintable():
+        return None
+    texts = []
+    for item in args:
+        if type(item) not in _SHORT or (type(item) is int and item.bit_length() > _CHARACTERS):
+            return None
+        text = repr(item)
+        if len(text) > _CHARACTERS:
+            return None
+        texts.append(text)
+    return f"{name}({', '.join(texts)})"
+
+
+_FEW = 3
+"""Arguments of a call that leave room, each of no more than `_CHARACTERS`."""
+
+_SHORT = frozenset([str, int, float, bool, type(None)])
+"""The types of plain data that are their repr."""
 
 
 class _Description:

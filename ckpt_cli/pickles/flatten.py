@@ -23,6 +23,9 @@ from ckpt_cli.pickles.walk import Frame, Walk
 
 _CHECK_EVERY = 1 << 12
 
+_NUMBERS = frozenset([int, float, bool, type(None)])
+"""The types of values that are themselves and cost nothing."""
+
 
 class Opening(Protocol):
     """The ways of a pickler other than Python's."""
@@ -142,19 +145,19 @@ class _Leaves(Walk[Entry]):
 
     def _plain(self, node: object) -> object:
         """A leaf's value: plain data where it is that, else its text."""
+        if type(node) in _NUMBERS:
+            return node
         if self._opening and isinstance(node, Call):
             node = self._opening.unwrap(node)
-        if isinstance(node, str | RawString):
+        if type(node) is not Call and isinstance(node, str | RawString):
             text = node.text if isinstance(node, RawString) else str(node)
             self._budget.steps(len(text) >> 1)
             return text
-        if node is None or isinstance(node, bool | int | float):
-            return node
-        if isinstance(node, list | tuple):
+        if type(node) is list or type(node) is tuple:
             return self._plain_items(node)
-        if isinstance(node, Dict):
+        if type(node) is Dict:
             return {}
-        if isinstance(node, Call):
+        if type(node) is Call:
             number = numpy_scalar(node, self._data)
             if number is not None:
                 return number if isinstance(number, SCALARS) else Opaque(repr(number))

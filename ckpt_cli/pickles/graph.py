@@ -184,16 +184,17 @@ class Inline:
 class References(Sequence[PersistentId]):
     """The references of a pickle, each made of the call that has it as its first argument where that is a row."""
 
-    __slots__ = ("_nodes",)
+    __slots__ = ("nodes",)
 
     def __init__(self, nodes: Sequence[PersistentId | Call]) -> None:
-        self._nodes = nodes
+        self.nodes = nodes
+        """The references as they were read: in place of that of a row its call."""
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self.nodes)
 
     def __getitem__(self, index: Any) -> Any:
-        node = self._nodes[index]
+        node = self.nodes[index]
         return node.args[0] if type(node) is Call else node  # type: ignore[index]  # a row's arguments are a tuple
 
 
@@ -240,9 +241,12 @@ def children_of(node: Any) -> Sequence[object]:
     return [node.data] if kind is ByteArray else ()
 
 
-def nodes_of(root: object, *, within_rows: bool = True) -> Iterator[object]:
+def nodes_of(
+    root: object, references: list[PersistentId | Call] | None = None, *, within_rows: bool = True
+) -> Iterator[object]:
     """Every node of a graph once, in the order in which a pickler reaches them.
 
+    `references` gets those that refer to something outside, and the calls that were read as rows, which have one each.
     Scalars other than bytes are left out, and so are tuples of nothing but these; unless `within_rows`, also the
     arguments of calls that were read as rows, which are plain data, names and one reference.
     A node's children are looked up after it was given, so they may be changed before the next one is asked for.
@@ -253,13 +257,15 @@ def nodes_of(root: object, *, within_rows: bool = True) -> Iterator[object]:
     agenda = [root]
     while agenda:
         node = agenda.pop()
-        if type(node) is tuple and SCALARS.issuperset(map(type, node)):
-            continue
-        if id(node) in seen:
+        kind = type(node)
+        if (kind is tuple and SCALARS.issuperset(map(type, node))) or id(node) in seen:  # type: ignore[call-overload]
             continue
         seen.add(id(node))
+        is_row = kind is Call and node.row is not None  # type: ignore[attr-defined]  # its type was compared
+        if references is not None and (is_row or kind is PersistentId):
+            references.append(node)  # type: ignore[arg-type]  # likewise
         yield node
-        if not within_rows and type(node) is Call and node.row is not None and not is_filled(node):
+        if is_row and not within_rows and node.row is not None and not is_filled(node):  # type: ignore
             continue
         agenda += [child for child in reversed(children_of(node)) if type(child) not in SCALARS]
 

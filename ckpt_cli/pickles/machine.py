@@ -53,7 +53,7 @@ class Machine:
         self.sparse: dict[str, object] = {}
         """Memo slots that were not filled in order, by their digits: the hashes of integers can be made to collide."""
         self.globals: dict[tuple[str, str], Global] = {}
-        self._named: dict[tuple[bytes, bytes], Global] = {}
+        self._named: dict[bytes, Global] = {}
         """The same by the lines that name them: a pickle without a memo names the same ones for every tensor."""
         self.persistent: list[PersistentId | Call] = []
         """Every reference to something outside the pickle; for a row, the call that has it as its first argument."""
@@ -238,11 +238,17 @@ class Machine:
 
     def named(self, begin: int) -> tuple[Global, int]:
         """The node of the global whose two lines begin there, and the position after them."""
+        text = bytes(self.data[begin : begin + _LINE])
+        end = text.find(b"\n", text.find(b"\n") + 1)
+        node = self._named.get(text[:end])
+        if node is not None and end > 0 and self.lines + 2 <= limits.PICKLE_LINES:
+            self.lines += 2
+            return node, begin + end + 1
         lines = self.two_lines(begin)
-        node = self._named.get(lines)
-        if node is None:
-            module, name = (line.decode("utf-8", "surrogateescape") for line in lines)
-            node = self._named[lines] = self.name(module, name)
+        module, name = (line.decode("utf-8", "surrogateescape") for line in lines)
+        node = self.name(module, name)
+        if len(lines[0]) <= SHORT and len(lines[1]) <= SHORT:
+            self._named[b"\n".join(lines)] = node
         return node, begin + len(lines[0]) + len(lines[1]) + 2
 
     def name(self, module: str, name: str) -> Global:

@@ -47,11 +47,23 @@ def _name(machine: Machine, pos: int) -> int:
         end = read_rows(machine, begin)
         if end != begin:
             return end
+    elif machine.lines > MANY and data[behind - 7 : behind - 6] == b"c" and machine.rows is not None:
+        from ckpt_cli.pickles.bare_rows import read_bare_rows
+
+        begin = pos - 1
+        end = read_bare_rows(machine, begin)
+        if end != begin:
+            return end
     return OPCODES[_NAME](machine, pos)
 
 
+MANY = 4_000
+"""Lines of a pickle, of which a tensor without a memo takes six, that are read before rows without one are."""
+
+
 _NAME = ord("X")
-_WITH_ROWS = [*OPCODES[:_NAME], _name, *OPCODES[_NAME + 1 :]]
+WITH_ROWS = [*OPCODES[:_NAME], _name, *OPCODES[_NAME + 1 :]]
+"""The same, but for that of strings, which reads the tensors in rows that begin with one at once."""
 
 
 def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
@@ -73,7 +85,7 @@ def read_pickle(data: bytes | memoryview, *, offset: int = 0) -> Graph:
 
 def _run(machine: Machine, pos: int) -> int:
     """Interpret opcodes up to STOP; the position after it."""
-    data, table = machine.data, _WITH_ROWS
+    data, table = machine.data, WITH_ROWS
     is_short = (machine.size - pos) * _BLOCKS_PER_BYTE < limits.PICKLE_BLOCKS
     rows = machine.rows = Rows(None if is_short else sys.getallocatedblocks() + limits.PICKLE_BLOCKS)
     try:

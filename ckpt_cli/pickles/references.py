@@ -6,7 +6,7 @@ storage's class, its key, its location and its elements; torch 0.3 added which p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_cli.dtypes import DType
@@ -83,11 +83,6 @@ def reference_of(node: object) -> Reference | None:
 def references_of(root: object) -> Iterator[PersistentId]:
     """Every reference to something outside the pickle, in the order in which a pickler reaches them."""
     return (node for node in nodes_of(root) if type(node) is PersistentId)
-
-
-def references_or_rows(nodes: Iterable[object]) -> Iterator[PersistentId | Call]:
-    """Give those of some nodes that are references, or calls that were read as rows and have one each."""
-    return (node for node in nodes if type(node) is PersistentId or (type(node) is Call and node.row is not None))
 
 
 def storage_references(root: object) -> list[PersistentId]:

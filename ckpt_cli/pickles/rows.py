@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli import limits
 from ckpt_cli.errors import LimitError
-from ckpt_cli.pickles.graph import Call, Global, PersistentId
+from ckpt_cli.pickles.graph import Call, Global, Letter, PersistentId
 from ckpt_cli.pickles.machine import LATER, SHORT, Machine
+from ckpt_cli.pickles.opcodes.encode import integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,23 +39,15 @@ _new = object.__new__
 class Template:
     """All that some rows have in common: everything but their names, storage keys and memo slots."""
 
-    __slots__ = ("followed_by", "func", "hooks", "kind", "layout", "location", "numbers", "numel", "offset", "opcodes",
-                 "parts", "requires_grad", "size", "stride", "word")  # fmt: skip
+    __slots__ = ("followed_before", "followed_by", "func", "hooks", "kind", "layout", "location", "numbers", "numel",
+                 "offset", "opcodes", "parts", "requires_grad", "size", "stride", "word")  # fmt: skip
 
     def __init__(self, nodes: tuple[Any, ...], gets: Sequence[bytes], numbers: tuple[bytes, ...], key: bytes) -> None:
         """Make a template of the nodes that its rows get from the memo, and of the bytes of their numbers.
 
         `key` is the storage key of one row.
         """
-        self.func, self.word, self.kind, self.location, self.hooks = nodes
-        self.numbers = numbers
-        """The opcodes of the numbers: elements of the storage, offset, size, stride, whether it needs a gradient."""
-        numel, offset, size, stride, flag = numbers
-        self.numel, self.offset = _integers(numel)[0], _integers(offset)[0]
-        self.size, self.stride = _integers(size), _integers(stride)
-        self.requires_grad = flag == b"\x88"
-        self.followed_by: Template = self
-        """The template of the row that came last after one of this template."""
+        self._set_facts(nodes, numbers)
         self.parts = (b"r", *self._parts(gets, len(key)))
         """What stands between slots; the storage key follows the second one."""
         self.layout = struct.Struct(f"<sI{_layout(self.parts[1:], len(key))}")
@@ -62,6 +55,37 @@ class Template:
         dimensions = len(self.size), len(self.stride)
         self.opcodes = 28 + sum(dimensions) + sum(count > 3 for count in dimensions) if self.size else 26
         """Opcodes of a row."""
+
+    def _set_facts(self, nodes: tuple[Any, ...], numbers: tuple[bytes, ...]) -> None:
+        self.func, self.word, self.kind, self.location, self.hooks = nodes
+        self.numbers = numbers
+        """The opcodes of the numbers: elements of the storage, offset, size, stride, whether it needs a gradient."""
+        numel, offset, size, stride, flag = numbers
+        self.numel, self.offset = integers(numel)[0], integers(offset)[0]
+        self.size, self.stride = integers(size), integers(stride)
+        self.requires_grad = flag == b"\x88"
+        self.followed_by: Any = self
+        """The template of the row that came last after one of this template."""
+        self.followed_before: Any = self
+        """The one that came there before it: in the states of an optimizer two take turns."""
+
+    @classmethod
+    def of(cls, row: Template, numel: int, offset: int, location: object) -> Template | None:
+        """Return the template of rows like another one's that are views of other storages; they are written, not read.
+
+        None for numbers that no row has.
+        """
+        if not (0 <= numel < 1 << 31 and 0 <= offset < 1 << 31):
+            return None
+        made = cls.__new__(cls)
+        numbers = (integer(numel), integer(offset), *row.numbers[2:])
+        made._set_facts((row.func, row.word, row.kind, location, row.hooks), numbers)
+        return made
+
+    def follow(self, template: Template) -> None:
+        """Note the template of the row after one of this template."""
+        if template is not self.followed_by:
+            self.followed_by, self.followed_before = template, self.followed_by
 
     def _parts(self, gets: Sequence[bytes], digits: int) -> tuple[bytes, ...]:
         """Return what stands between slots behind that of the name, where the row gets its nodes from the memo so."""
@@ -84,11 +108,12 @@ class Template:
     @property
     def slots(self) -> int:
         """Slots that a row fills behind that of its name."""
-        return len(self.parts) - 2
+        return 7 if self.size else 5
 
     def arguments(self, key: str) -> tuple[object, ...]:
         """Return new nodes for the arguments of a row's call."""
-        reference = PersistentId((self.word, self.kind, key, self.location, self.numel))
+        node = key if len(key) > 1 else Letter(key)  # or all equal ones would be one object
+        reference = PersistentId((self.word, self.kind, node, self.location, self.numel))
         size, stride = tuple([*self.size]), tuple([*self.stride])  # noqa: C409 - tuple(tuple) is the same one again
         return reference, self.offset, size, stride, self.requires_grad, Call("reduce", self.hooks, ())
 
@@ -133,6 +158,8 @@ class Rows:
         self._blocks = blocks
         self._next_check = 0
         self._templates: dict[tuple[int | bytes, ...], Template | None] = {}
+        self.bare: Any = None
+        """The rows without a memo (`pickles/bare_rows.py`), where there are any."""
 
     def count(self, rows: int, opcodes: int) -> None:
         """Count rows that were read; raises LimitError once they or the memory that they may take are too many."""
@@ -160,7 +187,7 @@ class Rows:
         if known not in self._templates and len(self._templates) < _TEMPLATES:
             gets.append(hooks)
             nodes = tuple(_memoized(m, get) for get in gets)
-            is_row = 2 <= len(key) <= SHORT and (size == b")") == (stride == b")") and _are_torchs(*nodes)
+            is_row = 1 <= len(key) <= SHORT and (size == b")") == (stride == b")") and _are_torchs(*nodes)
             made = Template(nodes, gets, (numel, offset, size, stride, flag), key) if is_row else None
             self._templates[known] = made
         return self._templates.get(known)
@@ -177,9 +204,11 @@ def read_rows(m: Machine, pos: int) -> int:
     while pos + 5 < m.size and data[pos] == _NAME and not m.sparse:
         nbytes: int = _u32(data, pos + 1)[0]
         end, slot = pos + 5 + nbytes, len(memo)
-        template = last.followed_by if last is not None else None
-        key = template.key_at(data, end, slot) if template is not None else None
-        if key is None:
+        for template in (last.followed_by, last.followed_before) if last is not None else ():
+            key = template.key_at(data, end, slot)
+            if key is not None:
+                break
+        else:
             template = rows.template_at(m, end)
             key = template.key_at(data, end, slot) if template is not None else None
         if template is None or key is None or not 2 <= nbytes <= limits.INLINE_BYTES:
@@ -189,12 +218,9 @@ def read_rows(m: Machine, pos: int) -> int:
         if name is None:
             break
         if last is not None:
-            last.followed_by = template
+            last.follow(template)
         last = template
-        call = _new(Call)
-        call.opcode, call.func, call.kwargs = "reduce", template.func, None
-        call.states = call.items = call.pairs = ()
-        call.row, call.key = template, key
+        call = called(template, key)
         if template.size:
             memo += (name, LATER, LATER, LATER, LATER, LATER, LATER, call)
         else:
@@ -211,6 +237,15 @@ def read_rows(m: Machine, pos: int) -> int:
     rows.last = last
     rows.count(read, opcodes)
     return pos
+
+
+def called(template: Template, key: str) -> Call:
+    """Return the call of a row."""
+    call = _new(Call)
+    call.opcode, call.func, call.kwargs = "reduce", template.func, None
+    call.states = call.items = call.pairs = ()
+    call.row, call.key = template, key
+    return call
 
 
 def _name_of(m: Machine, raw: bytes) -> str | None:
@@ -246,7 +281,7 @@ def _are_torchs(func: object, word: object, kind: object, location: object, hook
     )
 
 
-def _integers(raw: bytes) -> tuple[int, ...]:
+def integers(raw: bytes) -> tuple[int, ...]:
     """Return the integers that opcodes push: one, or those of a tuple."""
     found = []
     at = 0
@@ -324,8 +359,6 @@ def _parts_at(data: bytes | memoryview, pos: int) -> tuple[bytes, ...] | None:
         at.skip(b"((")
         word, kind = at.get(), at.get()
         digits = at.skip(b"X", 4)[0]
-        if digits < 2:  # a key of one digit is no node that rows could have in common
-            return None
         key = at.skip(b"", digits)
         at.skip(b"r", 4)
         location, numel = at.get(), at.integer()

@@ -15,7 +15,7 @@ from ckpt_cli.errors import LimitError
 from ckpt_cli.model.checkpoint import Tensor
 from ckpt_cli.pickles.attributes import Child, Hidden
 from ckpt_cli.pickles.containers import Children, Containers
-from ckpt_cli.pickles.graph import Call, Dict, Graph, Set
+from ckpt_cli.pickles.graph import SCALARS, Call, Dict, Graph, Set
 
 T = TypeVar("T")
 """The result of a walk for each node."""
@@ -77,6 +77,9 @@ class Walk(Generic[T]):
             for key, node, kind in frame.children:
                 name = f"{prefix}.{key}" if prefix and key else prefix or key  # as `joined` has it
                 pay_for(name)
+                if type(node) in SCALARS:  # which neither open up nor make a tensor
+                    yield self.entry(frame, key, name, node, kind, None)
+                    continue
                 tensor = tensor_of(name, node)
                 if tensor is not None:
                     yield self.entry(frame, key, name, node, kind, tensor)

@@ -12,6 +12,8 @@ from functools import cache
 from typing import IO
 from weakref import WeakSet
 
+from ckpt_cli.remote.blocks import Block, Blocks
+
 PAGE = 4 << 10
 """Bytes that are kept together."""
 
@@ -48,16 +50,19 @@ def workers() -> ThreadPoolExecutor:
 class Part:
     """A range that is being fetched ahead, or is there."""
 
-    __slots__ = ("_read", "begin", "born", "data", "end", "future", "left")
+    __slots__ = ("_read", "begin", "block", "born", "data", "end", "future", "left")
 
-    def __init__(self, begin: int, end: int, born: int, gaps: Iterable[tuple[int, int]] = ()) -> None:
+    def __init__(self, begin: int, end: int, born: int, block: Block, gaps: Iterable[tuple[int, int]] = ()) -> None:
         self.begin = begin
         self.end = end
         self.born = born
         """Bytes that had been expected before it."""
         self.left = end - begin
         """Bytes that have not been read yet."""
-        self.data = bytearray(end - begin)
+        self.block = block
+        """What its bytes are in."""
+        self.data = memoryview(block)[: end - begin]
+        """Its bytes; as long as anybody has this part or a view of it, the block cannot be used again."""
         self.future: Future[None] | None = None
         self._read: list[tuple[int, int]] = []
         """The ranges that were read, or that nobody reads, apart from each other and in order."""
@@ -75,6 +80,45 @@ class Part:
                 begin, end = min(low, begin), max(high, end)
         self.left -= end - begin
         self._read = sorted([*kept, (begin, end)])
+
+
+class _There:
+    """The pages that are there, by file and number, so that long ranges are looked up at once."""
+
+    def __init__(self) -> None:
+        self._marks: dict[tuple[int, int], bytearray] = {}
+        """By file and number of a group, a byte for each of its pages: 1 for those that are there."""
+
+    def mark(self, page: tuple[int, int], there: bool) -> None:
+        """Note that a page is there or not."""
+        file, number = page
+        group = (file, number // _GROUP)
+        if there and group not in self._marks:
+            self._marks[group] = bytearray(_GROUP)
+        if group in self._marks:
+            self._marks[group][number % _GROUP] = there
+
+    def missing(self, file: int, first: int, end: int) -> list[tuple[int, int]]:
+        """Return the runs of pages, from one to before another, that are not there."""
+        runs: list[tuple[int, int]] = []
+        for base in range(first // _GROUP * _GROUP, end, _GROUP):
+            marks = self._marks.get((file, base // _GROUP), _NOTHING)
+            at, last = max(first - base, 0), min(end - base, _GROUP)
+            while (at := marks.find(0, at, last)) >= 0:
+                until = marks.find(1, at, last)
+                until = last if until < 0 else until
+                if runs and runs[-1][1] == base + at:
+                    runs[-1] = runs[-1][0], base + until
+                else:
+                    runs.append((base + at, base + until))
+                at = until
+        return runs
+
+
+_GROUP = 128
+"""Pages that are looked up together."""
+
+_NOTHING = bytes(_GROUP)
 
 
 class _Spill:
@@ -145,6 +189,8 @@ class Fetched:
         self._lock = threading.Lock()
         self._pages: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._spill = _Spill()
+        self._there = _There()
+        self._blocks = Blocks(PART)
         self._expected = 0
         """Bytes under way, or there and not yet read."""
         self._asked = 0
@@ -160,6 +206,9 @@ class Fetched:
         """Begin with the pages only in a process that was forked: the threads that fetch are in the other one."""
         self._lock = threading.Lock()
         self._spill = _Spill()  # both would move about in one file
+        self._there = _There()
+        for page in self._pages:
+            self._there.mark(page, True)
         self._parts = {}
         self._expected = 0
 
@@ -180,28 +229,26 @@ class Fetched:
             if found is not None:
                 self._pages.move_to_end((file, number))
                 return found
-            return self._spill.get((file, number))
+            found = self._spill.get((file, number))
+            self._there.mark((file, number), found is not None)
+            return found
 
     def missing(self, file: int, first: int, end: int) -> list[tuple[int, int]]:
         """Return the runs of pages, from one to before another, that are not there."""
-        runs: list[tuple[int, int]] = []
         with self._lock:
-            for number in range(first, end):
-                if (file, number) in self._pages or (file, number) in self._spill:
-                    continue
-                if runs and runs[-1][1] == number:
-                    runs[-1] = runs[-1][0], number + 1
-                else:
-                    runs.append((number, number + 1))
-        return runs
+            return self._there.missing(file, first, end)
 
     def keep(self, file: int, first: int, data: bytes | bytearray) -> None:
         """Keep pages of a file from the first one on, which the data begin with; the last may be short."""
         with self._lock:
             for at in range(0, len(data), PAGE):
-                self._pages[file, first + at // PAGE] = bytes(data[at : at + PAGE])
+                page = (file, first + at // PAGE)
+                self._pages[page] = bytes(data[at : at + PAGE])
+                self._there.mark(page, True)
             while len(self._pages) > _PAGES:
-                self._spill.put(*self._pages.popitem(last=False))
+                page, oldest = self._pages.popitem(last=False)
+                self._spill.put(page, oldest)
+                self._there.mark(page, page in self._spill)
 
     def expect(
         self, file: int, begin: int, end: int, fetch: Callable[[Part], None], gaps: Sequence[tuple[int, int]] = ()
@@ -220,7 +267,7 @@ class Fetched:
                 if self._expected + high - low > _EXPECTED:
                     return False
                 within = [(max(a, low), min(b, high)) for a, b in gaps if a < high and low < b]
-                part = Part(low, high, self._asked, within)
+                part = Part(low, high, self._asked, self._blocks.take(high - low), within)
                 self._expected += high - low
                 parts.append(part)
                 part.future = workers().submit(fetch, part)
@@ -232,6 +279,7 @@ class Fetched:
             for part in [part for part in parts if self._asked - part.born > 4 * _EXPECTED]:
                 if part.future is not None and part.future.done():
                     parts.remove(part)
+                    self._blocks.give(part.block)
                     self._expected -= part.end - part.begin
 
     def _drop_read(self) -> None:
@@ -239,6 +287,7 @@ class Fetched:
         for parts in self._parts.values():
             for part in [part for part in parts if _REST * part.left <= part.end - part.begin]:
                 parts.remove(part)
+                self._blocks.give(part.block)
                 self._expected -= part.end - part.begin
 
     def part_at(self, file: int, begin: int, end: int) -> tuple[Part | None, int]:
@@ -284,6 +333,7 @@ class Fetched:
         parts = self._parts.get(file, [])
         if part in parts:
             parts.remove(part)
+            self._blocks.give(part.block)
             self._expected -= part.end - part.begin
 
     def clear(self) -> None:
@@ -291,6 +341,7 @@ class Fetched:
         with self._lock:
             self._pages.clear()
             self._spill = _Spill()
+            self._there = _There()
 
     def forget(self, file: int) -> None:
         """Drop all that is expected of a file."""

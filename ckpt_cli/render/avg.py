@@ -9,7 +9,10 @@ from ckpt_cli.render.edits import beside_lines
 from ckpt_cli.render.text import brief_name, count_text, escaped
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ckpt_cli.edits.avg import Average
+    from ckpt_cli.edits.derive import Derived
 
 _NAMED = 5
 """Names of a list that are spelled out."""
@@ -36,10 +39,16 @@ def avg_text(done: Average) -> str:
     what, of = count_text(done.averaged, "tensor"), count_text(len(done.inputs), "checkpoint")
     nbytes = count_text(new.bytes_written, "byte")
     lines = [f"{what} of {of} {would} into {escaped(new.output)}, {nbytes}; the rest is that of {escaped(done.source)}"]
-    if done.copied:
-        lines.append(f"  copied: {listed(done.copied, _NAMED, brief_name)}")
+    lines += further_lines(new, done.copied, done.warnings)
+    return "\n".join(lines) + "\n"
+
+
+def further_lines(new: Derived, copied: Sequence[str], warnings: Sequence[str]) -> list[str]:
+    """Return the lines on what was copied or left out, and those on the files beside a new folder."""
+    lines = []
+    if copied:
+        lines.append(f"  copied: {listed(copied, _NAMED, brief_name)}")
     if new.left_out:
         lines.append(f"  left out: {listed([item.name for item in new.left_out], _NAMED, brief_name)}")
-    lines += [f"  {escaped(warning)}" for warning in done.warnings]
-    lines += beside_lines(new.beside, dry_run=new.dry_run)
-    return "\n".join(lines) + "\n"
+    lines += [f"  {escaped(warning)}" for warning in warnings]
+    return [*lines, *beside_lines(new.beside, dry_run=new.dry_run)]

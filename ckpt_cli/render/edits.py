@@ -21,7 +21,7 @@ def to_json(edit: EditResult) -> dict[str, object]:
     """Return the report as docs/json.md describes it."""
     facts: dict[str, object] = {}
     for name, value in asdict(edit).items():
-        if name == "folded" or (name in ("fit", "carried", "unreferenced") and not value):
+        if name == "folded" or (name in ("fit", "carried", "unreferenced", "notes") and not value):
             continue
         if name == "backups":
             facts["backup"] = edit.backup
@@ -61,6 +61,7 @@ def edit_text(edit: EditResult, *, verbose: bool = False) -> str:
     for place in dict.fromkeys(edit.placed.values()):
         keys = tuple(key for key, where in edit.placed.items() if where == place)
         lines.append(f"  {_names(keys)}: in {place}")
+    lines += [f"  {escaped(note)}" for note in edit.notes]
     if edit.fit is not None:
         lines += _fit_lines(edit.fit)
     lines.append(f"  {_written(edit)}")

@@ -22,7 +22,7 @@ from ckpt_cli.render.text import (
 )
 
 if TYPE_CHECKING:
-    from ckpt_cli.ops.info import Largest, Summary
+    from ckpt_cli.ops.info import Largest, QuantizedShare, Summary
     from ckpt_cli.ops.parts import Part
 
 _LINE = 400
@@ -35,7 +35,7 @@ _METADATA = 1000
 def to_json(summary: Summary) -> dict[str, object]:
     """Return the facts as docs/json.md describes them."""
     training = summary.training
-    left_out = ("training",) if summary.revision else ("training", "revision")
+    left_out = ("training", *(name for name in ("revision", "quantization") if not getattr(summary, name)))
     return {
         **{name: value for name, value in asdict(summary).items() if name not in left_out},
         "gradients": summary.gradients,
@@ -105,6 +105,7 @@ def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
         (f"dtype {name}", f"{count_text(share.tensors, 'tensor')}, {count_text(share.numel, elements)}")
         for name, share in summary.dtypes.items()
     ]
+    facts += [("quantization", _quantized(share)) for share in summary.quantization]
     if summary.values:
         facts.append(("other entries", counts(summary.values)))
     names = _some_names if human else _all_names
@@ -118,6 +119,12 @@ def _facts(summary: Summary, *, human: bool) -> list[tuple[str, str]]:
     if summary.objects:
         facts.append(("objects", names(summary.objects)))
     return [*facts, *_answers(summary, human=human)]
+
+
+def _quantized(share: QuantizedShare) -> str:
+    """Return how many weights are of a scheme, and what they stand for."""
+    known = "" if share.parameters is None else f" of {count_text(share.parameters, 'parameter')}"
+    return f"{escaped(share.scheme)}, {count_text(share.weights, 'weight')}{known}"
 
 
 def _answers(summary: Summary, *, human: bool) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Text that stands for bytes: base64, hex, base32, base85, uuencode and Python's escapes.
+"""Text that stands for bytes: base64, hex, base32, base85, uuencode, escapes, and lists of numbers.
 
 Decoders are as lenient as Python's: what they pass over is passed over. Texts in base85 look like any other, so only
 their beginning is decoded to see what they are. Sources: CPython's Lib/base64.py, RFC 4648, RFC 1924.
@@ -11,6 +11,8 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from itertools import islice
+
+from ckpt_cli.scanner.transforms import rotated, turned
 
 Encoded = Iterator[tuple[str, bytes]]
 """The name of an encoding, and the bytes that a text would stand for."""
@@ -28,7 +30,8 @@ _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _NOT_BASE64 = bytes(byte for byte in range(256) if byte not in _BASE64)
 _NOT_URL_SAFE = bytes(byte for byte in range(256) if byte not in _BASE64 + b"-_")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
-_NOT_HEX = bytes(byte for byte in range(256) if byte not in b"0123456789abcdefABCDEF")
+_HEX_DIGITS = b"0123456789abcdefABCDEF"
+_NOT_HEX = bytes(byte for byte in range(256) if byte not in _HEX_DIGITS)
 
 _RUN = re.compile(rb"[A-Za-z0-9+/_-]{24,}(?:\r?\n[A-Za-z0-9+/_-]+)*")
 _HEX_RUN = re.compile(rb"(?:[0-9a-fA-F]{2}){20,}")
@@ -36,7 +39,9 @@ _LETTERS = re.compile(rb"[0-9A-Za-z]{32,}")
 _BASE85_RUN = re.compile(rb"[0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]{25,}")
 _ASCII85 = re.compile(rb"\s*(?:<~)?([!-uyz\s]{25,})(?:~>)?\s*")
 _ASCII85_RUN = re.compile(rb"<~([!-uz\s]{25,}?)~>")
-_ESCAPES = re.compile(rb"\\x[0-9a-fA-F]{2}|\\n")
+_ESCAPES = re.compile(rb"\\(?:x[0-9a-fA-F]{2}|u00[0-9a-fA-F]{2}|[0-7]{3}|n)")
+_PERCENTS = re.compile(rb"%80%0[0-5]|%0[aA]")
+_QUOTED = re.compile(rb"=80=0[0-5]|=0A|=\r?\n")
 
 _PLAIN_32 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", bytes(range(32)))
 _HEX_32 = bytes.maketrans(b"0123456789ABCDEFGHIJKLMNOPQRSTUV", bytes(range(32)))
@@ -66,14 +71,27 @@ def whole(text: bytes, promising: Callable[[bytes], bool]) -> Encoded:
         yield from _base85(text, _PLAIN_85, promising)
     if match := _ASCII85.fullmatch(text):
         yield from _base85(match[1].translate(None, _WHITE), _ASCII_85, promising)
-    if b"\\" in text and _ESCAPES.search(text):
-        yield "escapes", _unescaped(text)
+    yield from _with_escapes(text)
+    if (plain := rotated(text)) is not None:
+        yield "rot13", plain
+    yield from _turned(text)
     if text[:6] == b"begin ":
         yield "uuencode", _uuencoded(text)
 
 
+def _with_escapes(text: bytes) -> Encoded:
+    """A text in which signs stand for bytes, beside others that stand for themselves."""
+    if b"\\" in text and _ESCAPES.search(text):
+        yield "escapes", _unescaped(text)
+    if b"%" in text and (match := _PERCENTS.search(text)):
+        yield "percent signs", _PERCENT.sub(_byte_of, text[_begin_of(match) :])
+    if b"=" in text and (match := _QUOTED.search(text)):
+        yield "quoted-printable", binascii.a2b_qp(text[_begin_of(match) :])
+
+
 def runs(text: bytes, promising: Callable[[bytes], bool]) -> Encoded:
-    """The parts of a longer text that are encoded."""
+    """The parts of a longer text that are encoded, and its lists of numbers."""
+    yield from number_lists(text, promising)
     for match in islice(_ASCII85_RUN.finditer(text), _RUNS):
         yield from _base85(match[1].translate(None, _WHITE), _ASCII_85, promising)
     words = [word for word in text.split() if len(word) >= _SHORTEST]  # prose has none
@@ -82,6 +100,7 @@ def runs(text: bytes, promising: Callable[[bytes], bool]) -> Encoded:
     for match in islice(_RUN.finditer(text), _RUNS):
         if match.end() - match.start() < len(text):
             yield "base64", _base64(match[0].translate(_URL_SAFE, _NOT_URL_SAFE))
+            yield from _turned(match[0])
     found = 0
     for word in words:
         for how, content in _runs_of_word(word, text, promising):
@@ -104,6 +123,14 @@ def _runs_of_word(word: bytes, text: bytes, promising: Callable[[bytes], bool]) 
             yield from _base85(run[1:-1], _PLAIN_85, promising)
         if run != text:
             yield from _base85(run, _PLAIN_85, promising)
+
+
+def _turned(digits: bytes) -> Encoded:
+    """Base64 and hex that are read backwards, or in rot13."""
+    for how, plain in turned(digits):
+        yield f"{how} base64", _base64(plain.translate(_URL_SAFE, _NOT_URL_SAFE))
+        if not plain.rstrip(_WHITE).translate(None, _HEX_DIGITS):
+            yield f"{how} hex", _hex(plain)
 
 
 def _base64(digits: bytes) -> bytes:
@@ -179,8 +206,54 @@ def _unescaped(text: bytes) -> bytes:
     text = text.strip()
     if text[:2] in (b"b'", b'b"'):
         text = text[2:-1]
-    named = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\", b"'": b"'", b'"': b'"'}
-    return _ESCAPE.sub(lambda match: bytes((int(match[2], 16),)) if match[2] else named[match[1]], text)
+    return _ESCAPE.sub(_meant, text)
 
 
-_ESCAPE = re.compile(rb"""\\(?:([nrt\\'"])|x([0-9a-fA-F]{2}))""")
+_ESCAPE = re.compile(rb"""\\(?:([nrt\\'"])|(?:x|u00)([0-9a-fA-F]{2})|([0-3]?[0-7]{1,2}))""")
+_MEANT = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\", b"'": b"'", b'"': b'"'}
+
+
+def _meant(match: re.Match[bytes]) -> bytes:
+    if match[1]:
+        return _MEANT[match[1]]
+    return bytes((int(match[2], 16) if match[2] else int(match[3], 8),))
+
+
+_PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
+
+
+def _byte_of(match: re.Match[bytes]) -> bytes:
+    return bytes((int(match[1], 16),))
+
+
+def _begin_of(match: re.Match[bytes]) -> int:
+    """Return the place of what looks like the protocol of a pickle; 0, the whole text, for the end of a line."""
+    return match.start() if b"80" in match[0] else 0
+
+
+# --- lists of numbers -------------------------------------------------------------------------------------------------
+
+_BYTE = rb"(?:0[xX][0-9a-fA-F]{1,2}|[0-9]{1,3})"
+_NUMBERS = re.compile(rb"(?<![\w.])(?:%b[^\w.]{1,8}){15,}%b" % (_BYTE, _BYTE))
+_NUMBER = re.compile(rb"\w+")
+
+_LOOK_NUMBERS = 400
+"""Characters of a list of numbers that are read to see whether the rest is worth it."""
+
+
+def number_lists(text: bytes, promising: Callable[[bytes], bool]) -> Encoded:
+    """The lists of numbers below 256, decimal or with `0x`, whose first ones may begin a pickle."""
+    for match in islice(_NUMBERS.finditer(text), _RUNS):
+        if promising(_numbers(match[0][:_LOOK_NUMBERS])):
+            yield "numbers", _numbers(match[0])
+
+
+def _numbers(text: bytes) -> bytes:
+    """Return the bytes of a list of numbers, up to one that is not a byte."""
+    found = bytearray()
+    for digits in _NUMBER.findall(text):
+        value = int(digits, 16) if digits[1:2] in (b"x", b"X") else int(digits)
+        if value > 255:
+            break
+        found.append(value)
+    return bytes(found)

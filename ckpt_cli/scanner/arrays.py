@@ -1,7 +1,8 @@
 """Arrays of bytes, which may be a pickle: those of safetensors and of numpy, and numpy's arrays of objects.
 
-What unpickles a tensor's bytes keeps them as uint8, as torch.distributed does. Only elements of one byte are looked at:
-they are few in an ordinary checkpoint, and each costs a read.
+What unpickles a tensor's bytes keeps them as uint8, as torch.distributed does, or as wider integers of these values.
+Only integers are looked at: they are few in an ordinary checkpoint, and each costs a read; of files elsewhere, only
+those of one byte.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from collections.abc import Iterator
 from ckpt_cli import limits
 from ckpt_cli.budget import ScanBudget
 from ckpt_cli.errors import FormatError
+from ckpt_cli.files.at_once import is_elsewhere
 from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats.numpy.npy import HEAD as NPY_HEAD
 from ckpt_cli.formats.numpy.npy import PICKLED, Header, header_size, parse_header, text_in
 from ckpt_cli.formats.signatures import preface_size
-from ckpt_cli.scanner.streams import Found, Inner, Oddity, streams, trailing
+from ckpt_cli.scanner.streams import Found, Inner, Oddity, outside, streams, trailing
 
 Walk = Iterator[Found | Oddity | Inner]
 
-_BYTES = re.compile(rb'"dtype"\s{0,64}:\s{0,64}"(?:U8|I8|BOOL|F8_\w{1,16})"')
+_BYTES = re.compile(rb'"dtype"\s{0,64}:\s{0,64}"(?:[UI](?:8|16|32|64)|BOOL|F8_\w{1,16})"')
 
 _SMALLEST = 16
 """Bytes in which a pickle that does anything has room."""
@@ -43,11 +45,26 @@ def walk_safetensors(source: ByteSource, where: str, depth: int, header: bytes |
         tensors = read_header(source).tensors
     except FormatError:
         return  # no loader takes it
+    wide = not is_elsewhere(source.whole)
     for tensor in tensors:
-        if tensor.dtype.bits == 8 and tensor.storage is not None and tensor.nbytes >= _SMALLEST:
+        bytes_ = tensor.dtype.bits == 8 or (wide and tensor.dtype.category in ("int", "uint"))
+        if bytes_ and tensor.storage is not None and tensor.nbytes >= _SMALLEST:
             for extent in tensor.storage.extents(0, tensor.nbytes):
                 part = Window(extent.file, extent.offset, extent.nbytes)
                 yield Inner(part, f"{where} ({tensor.name})", depth + 1, numbers=True)
+
+
+def data_elsewhere(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Oddity]:
+    """The files that the tensors of an ONNX model are read from, if they are not in its folder (onnx.proto)."""
+    data = source.view(0, max(min(source.size, limits.SCAN_BYTES - budget.searched), 0))
+    budget.searched += len(data)
+    paths = {bytes(data[match.end() : match.end() + match[1][0]]) for match in _LOCATION.finditer(data)}
+    for path in sorted(paths)[:_LOCATIONS]:
+        yield from outside(path.decode("utf-8", "replace"), where, "a file that its tensors are read from")
+
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
+_LOCATIONS = 100
 
 
 def walk_npy(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -76,12 +93,12 @@ def _array_header(source: ByteSource, position: int) -> Header | None:
 
 
 def _elements(source: ByteSource, begin: int, header: Header, where: str, depth: int) -> Iterator[Inner]:
-    """The elements of an array of bytes, or of text, where they may be a pickle."""
+    """The elements of an array of integers, bytes or text, where they may be a pickle."""
     nbytes = min(header.nbytes_of_elements, max(source.size - begin, 0))
     if nbytes < _SMALLEST:
         return
     kind = header.code.lstrip("<>|=")[:1]
-    if header.itemsize == 1 or kind in "SaV":
+    if header.itemsize == 1 or kind in "SaViu":
         yield Inner(Window(source, begin, nbytes), where, depth + 1, numbers=True)
     elif kind == "U":
         wide = bytes(source.view(begin, min(nbytes, 4 * _TEXT) // 4 * 4))

@@ -161,8 +161,10 @@ def _bad_load(call: Call) -> str | None:
 
 def loaded_by(trace: Trace) -> Iterator[object]:
     """The nodes of bytes that the pickle itself loads as a checkpoint: bytes, Inline, or str that means Latin-1."""
-    for call in trace.calls:
-        if type(call.func) is Global and ".".join(modern(call.func.module, call.func.name)) == _NESTED_LOAD:
+    names = (*trace.globals, *trace.computed)
+    loading = {node for node in names if ".".join(modern(node.module, node.name)) == _NESTED_LOAD}
+    for call in trace.calls if loading else ():
+        if type(call.func) is Global and call.func in loading:
             yield from _loaded(call)
 
 

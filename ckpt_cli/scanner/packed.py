@@ -19,6 +19,7 @@ from ckpt_cli.budget import ScanBudget
 from ckpt_cli.facts import dataclass
 from ckpt_cli.formats import signatures
 from ckpt_cli.scanner.alphabets import runs, whole
+from ckpt_cli.scanner.transforms import OPENERS, backwards, narrowed
 
 _FEED = 1 << 16
 """Compressed bytes that are handed to a decoder at once."""
@@ -253,9 +254,6 @@ DECODING_COSTS = 48
 
 _ENCODED_AGAIN = re.compile(rb"[A-Za-z0-9+/_=\s-]{24,}")
 
-_OPENERS = frozenset(b"(])}NILSVTUXcFGJKMBC\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x95\x96PdltE")
-"""Opcodes that a pickle without a protocol can begin with."""
-
 
 def decodings(text: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield each encoding with the bytes that a text would decode to, if these may hide a pickle."""
@@ -264,10 +262,22 @@ def decodings(text: bytes) -> Iterator[tuple[str, bytes]]:
     for how, content in whole(text, may_be_packed):
         if may_be_packed(content):
             yield how, content
+        elif (turned := backwards(content)) is not None:
+            yield f"{how}, reversed", turned
+    for how, content in transformed(text):
+        if may_be_packed(content):
+            yield how, content
     if len(text) >= 40:
         for how, content in runs(text, may_be_packed):
             if may_be_packed(content):
                 yield how, content
+
+
+def transformed(data: bytes | memoryview) -> Iterator[tuple[str, bytes]]:
+    """Yield what data are backwards, or as text or numbers of one byte each, if that may hide a pickle."""
+    if (turned := backwards(data)) is not None:
+        yield "reversed", turned
+    yield from narrowed(data, may_be_packed)
 
 
 def may_be_packed(data: bytes) -> bool:
@@ -275,7 +285,7 @@ def may_be_packed(data: bytes) -> bool:
     head = data[:16]
     if signatures.has_proto(head, bytes(range(6))) or is_container(data[: signatures.HEAD]) or packing_of(head):
         return True
-    if head[:1] and head[0] in _OPENERS and (data.count(b"\n") > 1 or b"\x93" in data):
+    if head[:1] and head[0] in OPENERS and (data.count(b"\n") > 1 or b"\x93" in data):
         return True
     return len(data) >= SHORTEST and _ENCODED_AGAIN.fullmatch(data[:48]) is not None
 
@@ -283,6 +293,16 @@ def may_be_packed(data: bytes) -> bool:
 def is_container(data: bytes) -> bool:
     """True for a string that is a file of several parts, each of which may be a pickle: a zip, a tar, an array."""
     return data.startswith(signatures.ZIP_RECORD) or signatures.is_tar(data) or signatures.is_npy(data)
+
+
+INSIDE = re.compile(rb"\x80[\x02-\x05][%b]" % re.escape(bytes(sorted(OPENERS))))
+_INSIDE_TEXT = re.compile(INSIDE.pattern.decode("latin-1"))
+"""A protocol and an opcode that may follow it."""
+
+
+def may_hide_inside(text: str | bytes) -> bool:
+    """True if a pickle of a protocol from 2 on may begin anywhere in a str or bytes."""
+    return (_INSIDE_TEXT.search(text) if isinstance(text, str) else INSIDE.search(text)) is not None
 
 
 _BEGINNINGS = (signatures.PROTO, signatures.ZIP_RECORD, signatures.GZIP)
@@ -298,13 +318,13 @@ def decoding_costs(text: object) -> int:
 def may_hide(text: object) -> bool:
     """True if a str or bytes may be a pickle that imports something: it begins as one, has its lines, or is packed."""
     if isinstance(text, str):
-        if text.startswith(_TEXT_BEGINNINGS) or text.count("\n") > 1 or "\x93" in text:
+        if text.startswith(_TEXT_BEGINNINGS) or text.count("\n") > 1 or "\x93" in text or may_hide_inside(text):
             return True
         if len(text) < SHORTEST:
             return len(text) > 2 and packing_of(text[:16].encode("latin-1", "replace")) is not None
         data = text.encode("latin-1", "replace")
     elif isinstance(text, bytes):
-        if text.startswith(_BEGINNINGS) or text.count(b"\n") > 1 or b"\x93" in text:
+        if text.startswith(_BEGINNINGS) or text.count(b"\n") > 1 or b"\x93" in text or may_hide_inside(text):
             return True
         data = text
     else:

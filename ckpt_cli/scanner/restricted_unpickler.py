@@ -17,7 +17,8 @@ from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, RawString
 from ckpt_cli.pickles.machine import Handler, Machine, Table, entering
 from ckpt_cli.pickles.opcodes.push import Stopped
-from ckpt_cli.pickles.read import OPCODES
+from ckpt_cli.pickles.read import OPCODES, WITH_ROWS
+from ckpt_cli.pickles.rows import Rows
 from ckpt_cli.scanner.allowlist import ALLOWED
 from ckpt_cli.scanner.calls import resolve
 
@@ -104,8 +105,11 @@ class RestrictedUnpickler(Machine):
         Raises LimitError where the pickle is beyond the limits.
         """
         data, blocks = self.data, sys.getallocatedblocks() + limits.PICKLE_BLOCKS
+        rows = self.rows = Rows(blocks)  # whose names were all met before, and noted
         try:
-            for _ in range(0, limits.PICKLE_OPCODES, _CHECK_EVERY):
+            for done in range(0, limits.PICKLE_OPCODES, _CHECK_EVERY):
+                if done + rows.opcodes > limits.PICKLE_OPCODES:
+                    break
                 for _ in range(_CHECK_EVERY):
                     pos = _LOADING[data[pos]](self, pos + 1)
                 if sys.getallocatedblocks() > blocks:
@@ -304,6 +308,6 @@ _PLAIN = b"(t\x85\x86\x87N\x88\x89)]}\x8fJKMGXhjqr\x8a\x80."
 """The opcodes without rules of their own."""
 
 _LOADING: list[Handler] = [
-    _OVER.get(bytes((code,))) or (OPCODES[code] if code in _PLAIN else _unsupported(code)) for code in range(256)
+    _OVER.get(bytes((code,))) or (WITH_ROWS[code] if code in _PLAIN else _unsupported(code)) for code in range(256)
 ]
 """Every opcode, as torch's loader follows it."""

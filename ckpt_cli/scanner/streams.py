@@ -22,6 +22,7 @@ from ckpt_cli.pickles.graph import Global
 from ckpt_cli.pickles.legacy_save import MAGIC, NUMEL
 from ckpt_cli.pickles.tensors.arguments import storage_dtype, text_of
 from ckpt_cli.scanner.judge import dangerous
+from ckpt_cli.scanner.packed import INSIDE
 from ckpt_cli.scanner.trace import Trace, trace_pickle
 
 _LEGACY_PICKLES = 5
@@ -41,6 +42,9 @@ PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk", ".joblib", ".dill", ".debug_pkl"
 
 _BEGINS = re.compile(PROTO + rb"[\x00-\x05]|\(?c[A-Za-z_][\w.]{0,99}\n[A-Za-z_][\w.]{0,99}\n")
 """The first bytes of a pickle that may stand anywhere: a PROTO opcode, or a name as protocol 0 has it."""
+
+_BEGINS_INSIDE = re.compile(INSIDE.pattern + rb"|\(?c[A-Za-z_][\w.]{0,99}\n[A-Za-z_][\w.]{0,99}\n")
+"""The first bytes of a pickle that may stand anywhere in a string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +278,26 @@ def hidden_pickles(
         end = position + max(room, 0)
         yield Oddity("note", "not-searched", where, f"{len(data) - end} bytes were not searched for hidden pickles")
     budget.searched += end - position
+    yield from _beginning(_BEGINS, data, position, end, where, budget, base)
+
+
+def inside_string(data: memoryview, position: int, where: str, budget: ScanBudget) -> Iterator[Found | Oddity]:
+    """Pickles that begin anywhere in a string; it is counted already where it is long."""
+    yield from _beginning(_BEGINS_INSIDE, data, position, len(data), where, budget)
+
+
+def _beginning(
+    pattern: re.Pattern[bytes],
+    data: memoryview,
+    position: int,
+    end: int,
+    where: str,
+    budget: ScanBudget,
+    base: int = 0,
+) -> Iterator[Found | Oddity]:
+    """Pickles that import something, of those that may begin where a pattern matches."""
     last = -1
-    for match in _BEGINS.finditer(data, position, end):
+    for match in pattern.finditer(data, position, end):
         if match.start() < last:
             continue
         if budget.tries <= 0 or budget.opcodes <= 0:
@@ -288,6 +310,13 @@ def hidden_pickles(
             place = f"{where} (byte {base + match.start()})"
             yield Found(place, trace, data)
             yield Oddity("warning", "hidden-pickle", place, "a pickle where there should be none")
+
+
+def outside(name: str, where: str, what: str = "its name") -> Iterator[Oddity]:
+    """The finding for a member of an archive that lies, or a link that leads, outside of where it is unpacked."""
+    plain = name.replace("\\", "/")
+    if plain.startswith("/") or ".." in plain.split("/") or plain[1:3] == ":/":
+        yield Oddity("warning", "outside-folder", where, f"{what} leads out of its folder: {name[:100]}")
 
 
 def storages_of_tar(source: ByteSource, where: str, budget: ScanBudget, depth: int) -> Iterator[Found | Oddity | Inner]:

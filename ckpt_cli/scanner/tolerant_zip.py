@@ -39,6 +39,9 @@ _STRANGE_FLAGS = 0x1 | 0x20 | 0x40 | 0x2000
 """Encrypted, patched, strongly encrypted, masked: Python's zipfile refuses such records and torch reads them."""
 
 
+_MARGIN = 24
+"""Bytes of extra fields or of a comment in which a pickle has room."""
+
 _NAME = 200
 """Characters of a name that a fault quotes: records may share the bytes of a long one."""
 
@@ -57,6 +60,8 @@ class Member:
     nbytes: int
     begin: int = -1
     """The first byte of its data; -1 where its local header is missing."""
+    margins: list[tuple[int, int]] = field(default_factory=list)
+    """Places and lengths of its extra fields and comment, where they are long enough to hold a pickle."""
     faults: list[str] = field(default_factory=list)
     """The differences between its local header and the directory, in words."""
 
@@ -76,6 +81,8 @@ class LooseZip:
     """The first byte of its directory."""
     end: int
     """The byte after its end record and comment."""
+    comment: int
+    """Bytes of that comment, which ends there."""
     members: list[Member]
     faults: list[str]
     """The faults of the zip as a whole, in words."""
@@ -124,7 +131,7 @@ def _zip_before(source: ByteSource, end: int, budget: ScanBudget | None, *, anyw
     members = _members(source, begin, directory, min(size, before - directory), count, faults, most)
     if budget is not None:
         budget.records -= len(members)
-    return LooseZip(begin, directory, stop, members, faults)
+    return LooseZip(begin, directory, stop, stop - last.position - END.size, members, faults)
 
 
 def _end64(source: ByteSource, locator: int, at64: int) -> tuple[int, int, int, int] | None:
@@ -155,6 +162,8 @@ def _members(
         name = name_in(raw[position + CENTRAL.size : after])
         nbytes, stored, header, _ = widened(raw[after : after + extra_length], nbytes, stored, fields[16])
         members.append(Member(name, begin + header, method, flags, crc, stored, nbytes))
+        if max(extra_length, comment_length) >= _MARGIN:
+            members[-1].margins.append((directory + after, extra_length + comment_length))
         seen += 1
         position = after + extra_length + comment_length
     _compare_all(source, members)
@@ -192,6 +201,9 @@ def _compare(source: ByteSource, member: Member) -> None:
     room = source.size - member.header - LOCAL.size
     name = name_in(source.read(member.header + LOCAL.size, min(local.name_length, room)))
     member.begin = member.header + local.size
+    extra = local.size - LOCAL.size - local.name_length
+    if extra >= _MARGIN:
+        member.margins.append((member.begin - extra, extra))
     if name != member.name:
         member.faults.append(f"is called {name[:_NAME]!r} in its local header")
     if local.method != member.method:

@@ -18,10 +18,10 @@ from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats import signatures
 from ckpt_cli.formats.signatures import HEAD, preface_size
-from ckpt_cli.scanner.arrays import walk_npy, walk_safetensors
+from ckpt_cli.scanner.arrays import data_elsewhere, walk_npy, walk_safetensors
 from ckpt_cli.scanner.configs import TEMPLATES, template_in, text_findings
 from ckpt_cli.scanner.documents import configurations_within, is_json, is_wide, walk_json
-from ckpt_cli.scanner.packed import Packing, decodings, held, packing_of, unpack
+from ckpt_cli.scanner.packed import Packing, decodings, held, may_be_packed, packing_of, transformed, unpack
 from ckpt_cli.scanner.streams import (
     PICKLE_NAMES,
     Found,
@@ -31,6 +31,7 @@ from ckpt_cli.scanner.streams import (
     acts,
     hidden_pickles,
     is_magic,
+    outside,
     storages_of_tar,
     streams,
     tensors_of_tar,
@@ -39,6 +40,7 @@ from ckpt_cli.scanner.streams import (
 from ckpt_cli.scanner.tolerant_zip import zips_within
 from ckpt_cli.scanner.torch_zip import walk_zip, walk_zips
 from ckpt_cli.scanner.trace import trace_pickle
+from ckpt_cli.scanner.transforms import UNDONE_TWICE, backwards, narrowed
 
 if TYPE_CHECKING:
     from ckpt_cli.formats.torch_legacy.tar import Member
@@ -132,8 +134,42 @@ def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget, *, num
         yield from _opened(streams(source, where, budget, sure=False, depth=depth), budget)
     else:
         yield from _of_text(source, bytes(head), where, depth, budget)
+        yield from _transformed(source, bytes(head), where, depth, budget)
+        if where.lower().endswith(_MAY_HOLD_PICKLES):
+            room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
+            yield from hidden_pickles(source.view(0, room), 0, where, budget)
+        elif where.lower().endswith(".onnx"):
+            yield from data_elsewhere(source, where, budget)
         if not numbers and not signatures.is_safetensors(bytes(head[:HEAD])):
             yield from _zip_at_the_end(source, where, depth, budget)
+
+
+_MAY_HOLD_PICKLES = (".msgpack",)
+"""Suffixes of files whose strings a loader may unpickle, as msgpack-numpy does arrays of objects."""
+
+
+def _transformed(source: ByteSource, head: bytes, where: str, depth: int, budget: ScanBudget) -> Walk:
+    """The pickles of a source that is to be read backwards, or as characters or integers of several bytes each.
+
+    Of a longer one the end is only read where its first byte may be the last one of a pickle.
+    """
+    if _TEXT.fullmatch(head[: len(head) // 2 + 1]):
+        return  # seen by `_of_text`
+    tail = head[1:]
+    if source.size > len(head):
+        tail = source.read(source.size - HEAD, HEAD) if head[:1] == b"." else b""
+    if backwards(head[:1] + tail) is None and next(narrowed(head, may_be_packed), None) is None:
+        return
+    room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
+    budget.searched += room
+    for how, content in transformed(source.view(0, room)):
+        if how in UNDONE_TWICE and where.endswith(f"{how})"):
+            continue
+        if depth >= limits.SCAN_NESTING or budget.tries <= 0:
+            yield Oddity("warning", "not-searched", where, f"{how} within files within files was not decoded")
+            return
+        budget.tries -= 1
+        yield from search(MemorySource(content), f"{where} ({how})", depth + 1, budget)
 
 
 def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -156,6 +192,8 @@ def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: Sc
     text = bytes(source.view(0, room))
     yield from text_findings(text, where)
     for how, content in decodings(text):
+        if how in UNDONE_TWICE and where.endswith(f"{how})"):
+            continue
         if depth >= limits.SCAN_NESTING or budget.tries <= 0:
             yield Oddity("warning", "not-searched", where, f"{how} within files within files was not decoded")
             return
@@ -165,8 +203,9 @@ def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: Sc
 
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]{8,}")
 _HINT = re.compile(
-    rb"class_name|expr_str|range_constraints|:serialized:|\\u00[2-7]|auto_map|trust_remote|_template|_target_|__class__"
+    rb"class_name|expr_str|range_constraints|guards_code|class_path|parent_library|\"(?:type|impl|target)\"|:serialized:|\\u00[2-7]|auto_map|trust_remote|_template|_target_|__class__"
     rb"|[A-Za-z0-9+/]{32}"  # what may be encoded
+    rb"|[\[,]\s{0,64}(?:128|99|40|93|125)\s{0,64},\s{0,64}[0-9]{1,3}\s{0,64},\s{0,64}[0-9]{1,3}\s{0,64},"
     rb'|"[A-Za-z0-9_-]{0,64}[!#$%&()*+;<=>?@^`{|}~][0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]{20}'
 )
 """The texts that only JSON documents have that make something run, or that hold something encoded."""
@@ -218,6 +257,7 @@ def _tar(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk
             yield Oddity("warning", "broken-tar", where, f"a member's header at byte {position} makes no sense")
             break
         position = member.end
+        yield from _leading_out(source, member, where)
         if member.kind in _NOT_FILES or not member.size:
             continue
         budget.files += 1
@@ -236,6 +276,25 @@ _NOT_FILES = tuple(bytes((kind,)) for kind in b"123456LKxgX")
 
 Python's tarfile takes every kind that it does not know for a file.
 """
+
+
+def _leading_out(source: ByteSource, member: Member, where: str) -> Iterator[Oddity]:
+    """The findings for a member that lies outside of the folder that a tar file is unpacked into, or links there."""
+    place = f"{where}/{member.name}"
+    if member.kind not in _DESCRIBING:
+        yield from outside(member.name, place)
+    if member.kind in _LINKS:
+        target = source.read(member.begin - _TAR_HEADER, _TAR_HEADER)[157:257]
+    elif member.kind in _DESCRIBING:
+        target = b"".join(_LINK_PATH.findall(source.read(member.begin, min(member.size, _TAR_HEADER * 8))))
+    else:
+        return
+    yield from outside(target.partition(b"\0")[0].decode("utf-8", "replace"), place, "the target of its link")
+
+
+_TAR_HEADER = 512
+_LINKS, _DESCRIBING = (b"1", b"2"), (b"x", b"g", b"X", b"L", b"K")
+_LINK_PATH = re.compile(rb"^\d+ linkpath=([^\n]*)", re.MULTILINE)
 
 
 def _members_of_tar(source: ByteSource) -> Iterator[Member | None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
@@ -45,7 +46,7 @@ def elements(region: Region) -> list[int]:
     return (np.broadcast_to(flat, region.shape) + region.offset).reshape(-1).tolist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=most(300), deadline=None)
 @given(regions(), st.data())
 def test_an_index_selects_what_numpy_selects(region: Region, data: st.DataObject) -> None:
     index = data.draw(basic_indices(region.shape, allow_newaxis=False))
@@ -60,7 +61,7 @@ def test_an_index_selects_what_numpy_selects(region: Region, data: st.DataObject
         assert parse_index(spell_index(index)) == index
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=most(300), deadline=None)
 @given(regions(), st.integers(8, 4000))
 def test_pieces_cover_every_element_within_the_bound(region: Region, most: int) -> None:
     found: list[tuple[int, ...]] = []
@@ -80,7 +81,7 @@ def test_row_pieces_are_in_row_major_order(region: Region, most: int) -> None:
     assert found == list(range(region.numel))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=most(300), deadline=None)
 @given(regions(), st.sampled_from([8, 64, 300, 4096]), st.data())
 def test_rows_have_every_element_and_little_more(region: Region, page: int, data: st.DataObject) -> None:
     index = data.draw(basic_indices(region.shape, allow_newaxis=False))
@@ -121,7 +122,7 @@ def tensor_of(region: Region, dtype: str) -> Tensor:
     return Tensor("t", BY_NAME[dtype], region.shape, region.stride, STORAGE, region.offset)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=most(300), deadline=None)
 @given(regions(), regions(), st.sampled_from(["uint8", "int16", "float32"]), st.sampled_from(["uint8", "int64"]))
 def test_regions_meet_when_they_share_a_byte(a: Region, b: Region, first: str, second: str) -> None:
     x, y = tensor_of(a, first), tensor_of(b, second)

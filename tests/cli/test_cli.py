@@ -60,8 +60,12 @@ def model(tmp_path: Path) -> Path:
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     assert run(["set", str(tmp_path / "model.pt"), "0.bias=2", "--backup"]) == 0
     (tmp_path / "old.pt").write_bytes((tmp_path / "model.pt").read_bytes())
+    assert run(["delta", "create", str(tmp_path / "model.pt"), str(tmp_path / "old.pt"), "-o",
+                str(tmp_path / "delta.safetensors")]) == 0  # fmt: skip
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", tmp_path, dirs_exist_ok=True)
+    quantized = Path(__file__).parent.parent / "samples" / "quantized" / "compressed-fp8-channel"
+    shutil.copyfile(quantized / "model.safetensors", tmp_path / "fp8.safetensors")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "model-00001-of-00001.safetensors").write_bytes(
         (tmp_path / "model.safetensors").read_bytes()
@@ -144,7 +148,10 @@ def test_a_group_lists_its_commands_and_needs_one(ckpt: Ckpt, group: str) -> Non
 
 ADAPTER = str(Path(__file__).parent.parent / "samples" / "lora" / "linear" / "adapter")
 NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
-          "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"], "avg": ["folder", "-o", "out.pt"],
+          "resize": ["x=1"], "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"], "avg": ["folder", "-o", "out.pt"],
+          "merge": ["mlp.pt", "-o", "out.pt"], "graft": ["mlp.pt"],
+          "mix": ["mlp.pt", "--method", "task", "-o", "out.pt"], "dequantize": ["-o", "out.pt"],
+          "delta create": ["mlp.pt", "-o", "out.safetensors"], "delta apply": ["d.safetensors", "-o", "out.pt"],
           "lora merge": [ADAPTER, "-o", "out.pt"],
           "lora extract": ["tied.pt", "--rank", "1", "-o", "out"],
           "lora resize": ["--rank", "1", "-o", "out"]}  # fmt: skip
@@ -163,6 +170,7 @@ def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str,
     Path("text").write_text("hello\n")
     Path("zip").write_bytes(b"PK\3\4" + bytes(100))
     os.mkfifo("fifo")
+    ckpt("delta", "create", "mlp.pt", "mlp.pt", "-o", "d.safetensors")
     needed = [file] if command in ("diff", "match") else NEEDED.get(command, ())
     answer = ckpt(*command.split(), file, *needed)
     assert (answer.code, answer.out) == (2, "")

@@ -97,6 +97,8 @@ def terminal(request: pytest.FixtureRequest, work: Path, shell: Ckpt) -> Iterato
     environment = {**os.environ, "HOME": str(work), "XDG_CONFIG_HOME": str(work / "config"), "TERM": "xterm"}
     environment |= {"PATH": f"{program.parent}:{os.environ['PATH']}", "PS1": "READY> ", "COLUMNS": "100"}
     environment |= {"XDG_DATA_HOME": str(work / "data"), "XDG_CACHE_HOME": str(work / "cache")}
+    # Without that folder, fish starts a process that reads every manual page of the system, and that outlives the test.
+    (work / "data" / "fish" / "generated_completions").mkdir(parents=True)
     opened = Terminal(SHELLS[kind], environment)
     try:
         opened.wait_for("READY> ")

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from builders.pickles import call, pickled
+from command_forks import forks
 from on_terminal import SEQUENCE, all_on_terminal, columns_of, on_terminal
 
 WIDTHS = (80, 120, 200)
@@ -65,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("terminal")
     for name, content in (("lightning", lightning()), ("long", tied_with_long_names()), ("wide", wide_names())):
         torch.save(content, folder / f"{name}.pt")
-    many = {f"model.layers.{at}.mlp.{kind}.weight": torch.ones(2) for at in range(5000) for kind in ("up", "down")}
+    many = {f"model.layers.{at}.mlp.{kind}.weight": torch.ones(2) for at in range(1500) for kind in ("up", "down")}
     torch.save(many, folder / "many.pt")
     (folder / "bad.pkl").write_bytes(pickled(call("posix", "system", ("echo a command that is long " * 9,))))
     return folder
@@ -102,11 +104,8 @@ def test_no_line_of_an_error_is_wider_than_the_terminal_unless_a_path_is(folder:
 def test_shortened_names_are_told_apart(folder: Path, name: str, columns: int) -> None:
     seen = on_terminal(folder, "ls", f"{name}.pt", columns=columns, env=PLAIN)
     assert seen.widest <= columns
-    piped = subprocess.run(
-        [sys.executable, "-m", "ckpt_cli", "ls", f"{name}.pt"], cwd=folder, capture_output=True, text=True, check=True
-    )
     rows = [line.split("  ")[0] for line in seen.lines[2:-1]]
-    assert len(rows) == len(set(rows)) == len(piped.stdout.splitlines())
+    assert len(rows) == len(set(rows)) == len(piped(folder, "ls", f"{name}.pt").splitlines())
 
 
 def test_columns_that_do_not_fit_are_named_in_a_last_line(folder: Path) -> None:
@@ -152,14 +151,8 @@ def test_one_long_name_does_not_widen_every_row(tmp_path: Path) -> None:
 
 
 def test_what_is_piped_does_not_depend_on_the_terminal(folder: Path) -> None:
-    call = [sys.executable, "-m", "ckpt_cli"]
     for arguments in (("ls", "-l", "long.pt"), ("stats", "wide.pt"), ("ls", "--json", "long.pt"), ("info", "long.pt")):
-        answers = {
-            subprocess.run(
-                [*call, *arguments], cwd=folder, env={**os.environ, "COLUMNS": columns}, capture_output=True, check=True
-            ).stdout
-            for columns in ("40", "200")
-        }
+        answers = {piped(folder, *arguments, COLUMNS=columns) for columns in ("40", "200")}
         assert len(answers) == 1
     seen = on_terminal(folder, "ls", "--json", "long.pt", columns=80)
     assert json.loads(seen.text)["tensors"] == 6
@@ -226,9 +219,14 @@ def test_colours_and_the_pager_may_also_be_said_after_the_command(folder: Path) 
 
 def piped(folder: Path, *arguments: str, **env: str) -> str:
     """What a command prints where stdout and stderr are pipes."""
-    call = [sys.executable, "-m", "ckpt_cli", *arguments]
-    done = subprocess.run(call, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
+    ours, theirs = os.pipe()
+    with open(os.devnull) as nothing, open(ours) as pipe, tempfile.TemporaryFile("w+") as errors:
+        forks().start([list(arguments)], folder, {**os.environ, **env}, (nothing.fileno(), theirs, errors.fileno()))
+        os.close(theirs)
+        answer = pipe.read()
+        forks().code()
+        errors.seek(0)
+        return answer + errors.read()
 
 
 def test_what_is_piped_has_no_colours_unless_they_are_forced(folder: Path) -> None:
@@ -261,19 +259,19 @@ def test_more_than_a_screen_goes_through_the_pager(folder: Path) -> None:
     command = pager(folder, "print('PAGED', len(sys.stdin.readlines()))")
     for variable in ("PAGER", "CKPT_PAGER"):
         seen = on_terminal(folder, "ls", "many.pt", env={variable: command})
-        assert (seen.code, seen.lines) == (0, ["PAGED 10003"])
+        assert (seen.code, seen.lines) == (0, ["PAGED 3003"])
     assert "PAGED" not in on_terminal(folder, "ls", "long.pt", env={"PAGER": command}).text
     assert "PAGED" not in on_terminal(folder, "--no-pager", "ls", "many.pt", env={"PAGER": command}).text
     assert "PAGED" not in on_terminal(folder, "ls", "many.pt", env={"PAGER": command, "CKPT_PAGER": ""}).text
     assert "PAGED" not in piped(folder, "ls", "many.pt", PAGER=command)
-    assert on_terminal(folder, "ls", "many.pt", env={"PAGER": f"{command} | cat"}).lines == ["PAGED 10003"]
+    assert on_terminal(folder, "ls", "many.pt", env={"PAGER": f"{command} | cat"}).lines == ["PAGED 3003"]
 
 
 def test_without_the_pager_the_answer_is_printed_as_it_is(folder: Path) -> None:
     after = on_terminal(folder, "ls", "many.pt", "--no-pager", env={"PAGER": pager(folder, "print('PAGED')")})
-    assert len(after.lines) == 10_003
+    assert len(after.lines) == 3_003
     seen = on_terminal(folder, "ls", "many.pt", env={"PAGER": "no-such-pager"})
-    assert (seen.code, len(seen.lines)) == (0, 10_003)
+    assert (seen.code, len(seen.lines)) == (0, 3_003)
 
 
 def test_a_pager_that_is_left_early_or_interrupted_is_no_trouble(folder: Path) -> None:

@@ -16,9 +16,14 @@ COMMANDS = (
     "check --deep tied.pt", "hash mlp.pt", "scan train.pt",
     "set mlp.pt 2.bias=0 --backup", "undo mlp.pt", "rename mlp.pt 2 last", "rm mlp.pt 0.bias", "keep mlp.pt 0",
     "cast mlp.pt bfloat16", "tie tied.pt 2.weight 6.weight --force", "untie tied.pt 4.bias", "compact tied.pt -n",
-    "to tied.pt cuda:1", "avg train.pt train.pt -o mean.pt",
+    "to tied.pt cuda:1", "resize mlp.pt 0.weight=3 -o resized.pt", "avg train.pt train.pt -o mean.pt",
+    "merge mlp.pt tied.safetensors --prefix tied.safetensors=b -o both.pt", "graft both.pt mlp.pt:0",
+    "mix mlp.pt mlp.pt --method ties --density 0.5 -o mix.pt",
+    "delta create mlp.pt both.pt -o delta.safetensors", "delta apply mlp.pt delta.safetensors -o applied.pt",
+    "lora info lora/adapter --base lora/base.safetensors",
+    "dequantize quantized/model.safetensors -o plain.safetensors",
     "lora extract lora/base.safetensors lora/merged.safetensors --rank 2 -o extracted",
-    "lora resize extracted --rank 1 -o smaller", "lora info lora/adapter --base lora/base.safetensors",
+    "lora resize extracted --rank 1 -o smaller",
     "lora merge lora/base.safetensors lora/adapter -o merged.safetensors",
     "meta tied.safetensors a=b", "convert tied.pt dcp --to dcp", "convert tied.pt new.safetensors",
     "convert tied.pt new.npz", "convert new.safetensors shards --max-shard 300B", "convert shards joined.pt",
@@ -39,6 +44,7 @@ print("\\n" + json.dumps(codes))
 
 def test_every_command_works_where_torch_is_not_installed(work: Path) -> None:
     shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", "lora")
+    shutil.copytree(Path(__file__).parent.parent / "samples" / "quantized" / "deepseek", "quantized")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(COMMANDS)], capture_output=True, text=True, check=True
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ import pytest
 import torch
 from conftest import Ckpt
 from dcp_files import QUARTERS, WHOLE, Writer
-from faults import KILLED, forked
+from fault_forks import KILLED, Apart, steps_of
 from reference_readers import read_dcp
 from run_edit import assert_refused, assert_states, everything
 from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata
 
 from ckpt_cli.formats import open_checkpoint
 
@@ -280,22 +283,31 @@ def facts(path: Path) -> dict[object, bytes]:
     }
 
 
+@pytest.fixture(scope="module")
+def apart() -> Iterator[Apart]:
+    process = Apart()
+    yield process
+    process.close()
+
+
 @pytest.mark.parametrize(
     "line", ["cast d bfloat16", "rm d optimizer", "rename d --add net", "compact d", "set d epoch=7"]
 )
 def test_a_kill_at_any_step_leaves_torch_the_old_or_the_new_state(
-    tmp_path: Path, path: Path, ckpt: Ckpt, line: str
+    tmp_path: Path, path: Path, ckpt: Ckpt, apart: Apart, line: str
 ) -> None:
     command = tuple(line.split())
     if command[0] == "compact":
         assert ckpt("rm", path, "tag").code == 0
     old, copies = facts(path), tmp_path / "copies"
-    shutil.copytree(path, copies / "0" / "d")
-    steps = forked(copies / "0", command).steps
+    for name in ("imports", "0"):
+        shutil.copytree(path, copies / name / "d")
+    assert apart.run(copies / "imports", command, "import").code == 0
+    steps = apart.run(copies / "0", command).steps
     new = facts(copies / "0" / "d")
-    for at in range(1, len(steps) + 1):
+    for at in steps_of("kill", steps):
         shutil.copytree(path, copies / f"{at}" / "d")
-        assert forked(copies / f"{at}", command, "kill", at).code == KILLED
+        assert apart.run(copies / f"{at}", command, "kill", at).code == KILLED
         assert facts(copies / f"{at}" / "d") in (old, new), steps[at - 1]
 
 
@@ -320,3 +332,16 @@ def test_places_that_a_planner_of_its_own_noted_stay(tmp_path: Path, ckpt: Ckpt)
     assert ckpt("rm", path, "v").code == 0
     assert pickle.loads((path / ".metadata").read_bytes()).planner_data == {"w": "anything", "more": [1]}
     assert_refused(ckpt, path, "its place in the state that was saved is 'anything'", "rename", "w", "x")
+
+
+def test_the_metadata_of_torch_has_no_strings_and_an_entry_takes_their_place(path: Path, ckpt: Ckpt) -> None:
+    fields = {each.name for each in dataclasses.fields(Metadata)}
+    assert fields == {"state_dict_metadata", "planner_data", "storage_data", "storage_meta", "version"}
+    assert ckpt("meta", path).out == ""
+    before = (path / ".metadata").read_bytes()
+    refused = ckpt("meta", path, "author=me")
+    assert (refused.code, "no metadata of strings" in refused.err) == (2, True)
+    assert f"ckpt set {path} --new KEY=VALUE" in refused.err
+    assert (path / ".metadata").read_bytes() == before
+    assert ckpt("set", path, "--new", "author=me").code == 0
+    assert dcp_formats.read(path)["author"] == "me"

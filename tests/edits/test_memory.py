@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-
-MEASURED = """
-import os, resource, sys
-import ckpt_cli.cli.main
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-code = ckpt_cli.cli.main.run(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-os._exit(code)
-"""
+from memory_in_use import memory_of
 
 GIB = 1 << 30
 
@@ -60,14 +50,6 @@ def write_set(folder: Path, nbytes: int) -> str:
     index = {"metadata": {"total_size": nbytes}, "weight_map": weight_map}
     (folder / "set" / "model.safetensors.index.json").write_text(json.dumps(index))
     return "set"
-
-
-def memory_of(folder: Path, *arguments: str) -> int:
-    """Bytes that a command took at its most, beyond what its imports take."""
-    call = [sys.executable, "-c", MEASURED, *arguments]
-    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout) * 1024
 
 
 @pytest.mark.parametrize("edit", [["rename", "F", "--add", "a.long.prefix"], ["rm", "F", "*.3*.weight"]])

@@ -55,7 +55,7 @@ def _edited(source: Path, target: Path, plan: Plan, *, in_general: bool = False)
         else:
             with (
                 patch.object(rewrite, "edit_flat", lambda *_: False),
-                patch("ckpt_cli.pickles.read._WITH_ROWS", OPCODES),
+                patch("ckpt_cli.pickles.read.WITH_ROWS", OPCODES),
             ):
                 transaction(str(source), plan, EditOptions(output=str(target)))
     except CkptError as error:

@@ -72,11 +72,39 @@ def test_other_values_of_several_files_are_set_by_one_edit(run: Path, ckpt: Ckpt
     assert state_of(run) == {**STATE, "global_step": 8, "best_metric": 1e-3, "log_history": log}
 
 
-def test_elements_and_other_values_are_set_one_after_the_other(run: Path, ckpt: Ckpt) -> None:
+def test_elements_and_other_values_are_set_by_one_edit(run: Path, tmp_path: Path, ckpt: Ckpt) -> None:
     before = contents(run)
-    problem = refusal(ckpt("set", run, "model.0.bias[1]=5", "trainer_state.epoch=2"))
-    assert "set one after the other" in problem
+    values = ("model.0.bias[1]=5", "optimizer.state.1.exp_avg+=1", "trainer_state.epoch=2", "scheduler.last_epoch=9")
+    moment = optimizer_of(run)["state"][1]["exp_avg"]
+    assert ckpt("set", run, *values, "-o", tmp_path / "out").code == 0
     assert not changed(run, before)
+    assert ckpt("set", run, *values).code == 0
+    for folder in (run, tmp_path / "out"):
+        assert model_of(folder)["0.bias"][1] == 5
+        assert torch.equal(optimizer_of(folder)["state"][1]["exp_avg"], moment + 1)
+        assert (state_of(folder)["epoch"], torch.load(folder / "scheduler.pt")["last_epoch"]) == (2, 9)
+
+
+def test_elements_beside_a_file_that_is_written_again_are_set_with_it(run: Path, ckpt: Ckpt) -> None:
+    longer = "x" * 9000
+    assert ckpt("set", run, "model.0.bias[1]+=5", f"training_args.more={longer}", "--new", "--backup").code == 0
+    assert model_of(run)["0.bias"][1] == trained()[0].state_dict()["0.bias"][1] + 5
+    assert torch.load(run / "training_args.bin") == {"lr": 0.1, "more": longer}
+    assert ckpt("undo", run).code == 0
+    assert "more" not in torch.load(run / "training_args.bin")
+    assert torch.equal(model_of(run)["0.bias"], trained()[0].state_dict()["0.bias"])
+
+
+def test_elements_of_a_file_that_is_written_again_are_set_after_that(tmp_path: Path, ckpt: Ckpt) -> None:
+    run = run_folder(tmp_path / "checkpoint-7")
+    before, old = contents(run), model_of(run)
+    values = ("model.0.bias+=1", "model.new=[1,2]", "--new", "--dtype", "float32")
+    assert "set one after the other" in refusal(ckpt("set", run, *values))
+    assert not changed(run, before)
+    assert ckpt("set", run, *values, "-o", tmp_path / "out").code == 0
+    found = model_of(tmp_path / "out")
+    assert torch.equal(found["0.bias"], old["0.bias"] + 1)
+    assert found["new"].tolist() == [1, 2]
 
 
 def test_json_keeps_its_layout_and_what_is_not_named(run: Path, ckpt: Ckpt) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, basic_indices
@@ -81,7 +82,7 @@ def spelled(value: Any) -> str:
     return str(value).lower().strip("()")
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=most(250), deadline=None)
 @given(edits(LAYOUTS))
 def test_set_on_a_pt_does_what_torch_does(drawn: tuple[torch.Tensor, Any, str, Any]) -> None:
     tensor, index, operator, value = drawn
@@ -107,7 +108,7 @@ def test_set_on_a_pt_does_what_torch_does(drawn: tuple[torch.Tensor, Any, str, A
             assert archive.testzip() is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=most(200), deadline=None)
 @given(edits(["contiguous"]).filter(lambda drawn: drawn[0].dtype != torch.complex128))
 def test_set_on_a_safetensors_does_what_torch_does(drawn: tuple[torch.Tensor, Any, str, Any]) -> None:
     tensor, index, operator, value = drawn

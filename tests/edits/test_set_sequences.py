@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
@@ -35,7 +36,7 @@ def assignments(draw: st.DrawFn) -> tuple[str, object, str, int]:
     return name, index, draw(st.sampled_from(["", "+", "-", "*"])), draw(st.integers(-3, 3))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=most(200), deadline=None)
 @given(st.lists(assignments(), min_size=1, max_size=6))
 def test_a_sequence_of_assignments_does_what_torch_does_one_by_one(
     drawn: list[tuple[str, object, str, int]],

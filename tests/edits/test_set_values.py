@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ckpt
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from set_elements import edit
@@ -304,7 +305,7 @@ def elements(region: Region) -> set[int]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 @given(st.data(), st.lists(views(), min_size=2, max_size=5))
 def test_also_changed_names_exactly_the_views_that_share_an_element(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, drawn: list[torch.Tensor]

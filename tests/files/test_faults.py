@@ -6,16 +6,16 @@ step, and the other faults at some.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fault_forks import KINDS
 from fault_scenes import SCENES, fill
 from fault_server import Server
-from faults import KINDS
+from in_memory import MEMORY
 from safetensors import safe_open
 
 MOST = {"kill": 40, "torn": 4}
@@ -25,8 +25,7 @@ MOST = {"kill": 40, "torn": 4}
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Works in memory where there is a folder in it, as thousands of edits wait for a disk thousands of times."""
-    memory = "/dev/shm"
-    with tempfile.TemporaryDirectory(prefix="ckpt-", dir=memory if os.path.isdir(memory) else None) as folder:
+    with tempfile.TemporaryDirectory(prefix="ckpt-", dir=MEMORY) as folder:
         start = Path(folder) / "start"
         start.mkdir()
         fill(start)
@@ -106,10 +105,14 @@ def _is_staged(steps: list[str]) -> bool:
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_the_new_state_is_one_that_torch_or_safetensors_reads(server: Server, scene: str, tmp_path: Path) -> None:
-    assert server.ask(scene=scene, kind="new", into=str(tmp_path))["new"] == sorted(os.listdir(tmp_path)) != []
-    for path in sorted(tmp_path.iterdir()):
+    assert server.ask(scene=scene, kind="new", into=str(tmp_path))["new"] == sorted(_files_below(tmp_path)) != []
+    for path in filter(Path.is_file, sorted(tmp_path.iterdir())):
         if path.suffix in (".pt", ".bin", ".legacy") or path.name == "out.pt":
             assert torch.load(path)
         elif path.suffix in (".safetensors", ".st"):
             with safe_open(path, "pt") as file:
                 assert file.keys()
+
+
+def _files_below(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]

@@ -15,6 +15,7 @@ from ckpt_cli.errors import CkptError, RefusedError
 from ckpt_cli.files.hidden_files import journal_path
 from ckpt_cli.files.journal import apply as journal
 from ckpt_cli.files.journal import log as journal_log
+from ckpt_cli.files.journal.pointer import is_name_below
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile
 
@@ -283,15 +284,39 @@ def test_a_pointer_without_its_journal_is_removed_and_nothing_else_done(tmp_path
     assert sorted(os.listdir(tmp_path)) == ["a.pt", "b.json", "c.pt"]
 
 
-def test_files_of_several_folders_are_not_patched_as_one(tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    for name in ("a.pt", "other/c.pt"):
-        (tmp_path / name).write_bytes(OLD)
-    overlay = Overlay([LocalFile(str(tmp_path / name), write=True) for name in ("a.pt", "other/c.pt")])
-    overlay.write(overlay.files[0], 0, b"x")
-    overlay.write(overlay.files[1], 0, b"x")
+def overlay_over(folder: Path, *names: str) -> Overlay:
+    """An overlay that changes the first byte of files."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(OLD)
+    overlay = Overlay([LocalFile(str(folder / name), write=True) for name in names])
+    for file in overlay.files:
+        overlay.write(file, 0, b"x")
+    return overlay
+
+
+def test_files_of_a_folder_in_another_are_patched_as_one(tmp_path: Path) -> None:
+    names = ("other/c.pt", "a.pt", "more/d.pt")
+    overlay = overlay_over(tmp_path, *names)
+    journal.apply(overlay)
+    assert all((tmp_path / name).read_bytes() == b"x" + OLD[1:] for name in names)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.pt", "c.pt", "d.pt"]
+
+
+@pytest.mark.parametrize("names", [("a.pt", "b/c/d.pt"), ("a/x.pt", "b/y.pt")])
+def test_files_further_apart_are_not_patched_as_one(tmp_path: Path, names: tuple[str, ...]) -> None:
+    overlay = overlay_over(tmp_path, *names)
     with pytest.raises(RefusedError, match="several folders"):
         journal.apply(overlay)
+    assert all((tmp_path / name).read_bytes() == OLD for name in names)
+
+
+@pytest.mark.parametrize("name", ["../a.pt", "b/../../a.pt", "link/a.pt", "/a.pt", "b/c/a.pt", ""])
+def test_a_journal_names_no_file_that_is_elsewhere(tmp_path: Path, name: str) -> None:
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert not is_name_below(name, str(tmp_path))
+    assert is_name_below("b/a.pt", str(tmp_path))
 
 
 @pytest.mark.parametrize("failing", ["fsync", "pwrite"])

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ def over(content: bytes, folder: str) -> Overlay:
     return Overlay([LocalFile(str(path))])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=most(300), deadline=None)
 @given(st.binary(min_size=SIZE, max_size=SIZE), writes, st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)))
 def test_reads_see_every_write_and_the_patches_bring_it_about(
     content: bytes, edits: list[tuple[int, bytes]], span: tuple[int, int]
@@ -73,7 +74,7 @@ def test_much_data_goes_to_a_temporary_file(tmp_path: Path, monkeypatch: pytest.
     overlay.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=most(200), deadline=None)
 @given(st.binary(max_size=300), st.binary(min_size=1, max_size=50), st.binary(max_size=300), st.data())
 def test_a_crc_changes_by_what_the_patch_alone_tells(
     before: bytes, old: bytes, after: bytes, data: st.DataObject

@@ -291,7 +291,7 @@ def test_a_journal_of_another_users_neighbour_does_not_patch_our_file(
 
 
 def test_names_that_only_a_pointer_holds_are_found(tmp_path: Path) -> None:
-    write_pointer(str(tmp_path / "b"), "a")
+    write_pointer(str(tmp_path / "b"), str(tmp_path / "a"))
     assert journal.target_of(journal_path(str(tmp_path / "b"))) == "b"
 
 

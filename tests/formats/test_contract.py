@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 from conftest import Ckpt
 from contract import FORMATS, Format, bits, contents
+from in_memory import MEMORY
 from set_elements import edit, same_states
 
 from ckpt_cli.arrays.quantized import values_of
@@ -27,6 +30,13 @@ from ckpt_cli.ops.stats import stats
 from ckpt_cli.ops.ties import find_ties, judge
 
 pytestmark = pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.label)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """An empty folder, in memory where that is possible: files are damaged thousands of times."""
+    with tempfile.TemporaryDirectory(prefix="ckpt-contract-", dir=MEMORY) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -193,13 +203,19 @@ def test_a_file_cut_short_anywhere_is_refused_in_one_line(kind: Format, path: Pa
     for file in files:
         whole = file.read_bytes()
         for length in _lengths(len(whole), len(files)):
-            file.write_bytes(whole[:length])
+            _put(file, whole[:length])
             with pytest.raises((CkptError, FileNotFoundError)) as refused:
                 _read_all(str(path))
             assert "\n" not in str(refused.value)
             if isinstance(refused.value, CkptError):
                 assert refused.value.path in (str(path), str(file))
-        file.write_bytes(whole)
+        _put(file, whole)
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Write a file that was not there before: where one is written over, some file systems wait for the disk."""
+    file.unlink()
+    file.write_bytes(content)
 
 
 def _files(path: Path) -> list[Path]:
@@ -225,11 +241,11 @@ def test_a_damaged_file_is_refused_or_read(kind: Format, path: Path) -> None:
             data = bytearray(whole)
             for _ in range(generator.randrange(1, 4)):
                 data[generator.randrange(len(data))] = generator.randrange(256)
-            file.write_bytes(data)
+            _put(file, data)
             error = _error_of(str(path))
             refused += error is not None
             assert error is None or error.path in (str(path), *map(str, files))
-        file.write_bytes(whole)
+        _put(file, whole)
     assert refused
 
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fuzz import CRASHES, SAMPLES
+from in_memory import MEMORY
 
 FUZZ = Path(__file__).parent.parent / "support" / "fuzz.py"
 Fuzzer = Callable[..., list[str]]
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """An empty folder, in memory where that is possible: thousands of files are written."""
+    with tempfile.TemporaryDirectory(prefix="ckpt-fuzz-", dir=MEMORY) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module")
 def fuzzer() -> Iterator[Fuzzer]:
-    """Ask a process without torch, which answers each request in a fork of itself, for the problems."""
+    """Ask a process without torch, which answers requests in a fork of itself, for the problems."""
     command = [sys.executable, str(FUZZ), "--serve"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
@@ -54,3 +63,11 @@ def test_the_fuzzer_reports_what_goes_wrong(tmp_path: Path, fuzzer: Fuzzer) -> N
     """Or else the tests above would prove nothing."""
     (tmp_path / "left").touch()
     assert "left {'left'}" in fuzzer("file", SAMPLES[0], tmp_path)[0]
+
+
+def test_a_file_at_which_the_process_ends_is_a_problem_and_the_next_is_tried_all_the_same(fuzzer: Fuzzer) -> None:
+    (problem,) = fuzzer("die", 3)
+    assert "the process died" in problem
+    (problem,) = fuzzer("die", 0)
+    assert "the process died" in problem
+    assert fuzzer("batch", SAMPLES[0], 0, 0, 1) == []

@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import st as files
 from builders.st import info
+from examples import most
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -192,7 +193,7 @@ def test_packed_float4_is_counted_as_torch_counts_it(tmp_path: Path) -> None:
         assert (str(odd.dtype), odd.shape) == ("float4_e2m1fn", tuple(shape))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=most(400), deadline=None)
 @given(st.sampled_from(sorted(set(ACCEPTED) - {"a name twice"})), st.data())
 def test_any_damage_gets_the_reference_s_verdict(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
@@ -249,7 +250,7 @@ def test_an_extent_is_where_the_bytes_are(tmp_path: Path) -> None:
         assert tensor.storage.extents(0, 1)[0].offset == begin + offset
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=most(200), deadline=None)
 @given(st.binary(max_size=60).map(lambda raw: b"{" + raw))
 @example(b'{"a":' + b"[" * 3000)
 def test_any_header_is_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import st as files
 from builders.st import floats
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -54,7 +55,7 @@ def headers(draw: st.DrawFn) -> bytes:
     return files.file(raw + padding, data[:more] if more < 0 else data + bytes(more))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=most(500), deadline=None)
 @given(headers())
 def test_any_header_gets_the_reference_s_verdict(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     agree(tmp_path_factory.getbasetemp(), content)

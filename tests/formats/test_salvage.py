@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import Ckpt
 from contract import quietly
+from examples import most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file, save_model
@@ -171,7 +172,7 @@ def test_a_flat_state_dict_cut_anywhere_keeps_exactly_the_tensors_before_the_cut
     assert whole <= set(found)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=most(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_cut_file_with_other_bytes_in_it_is_salvaged_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     raw = bytearray(data.draw(st.sampled_from(SMALL)))

@@ -14,6 +14,7 @@ import torch
 from builders import pt
 from builders.pickles import Ops, call, named, ordered_dict, parameter, pickled, tensor, tensor_v3
 from builders.pt import DEFLATED, Record, archive, torch_records
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -291,7 +292,7 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 @given(RECORDS, st.booleans(), st.sampled_from([b"", b"bye", b"x" * 300]), st.sampled_from([1, 64]))
 def test_records_are_those_that_zipfile_finds(
     tmp_path_factory: pytest.TempPathFactory, made: list[Record], end64: bool, comment: bytes, alignment: int

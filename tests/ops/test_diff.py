@@ -16,6 +16,7 @@ import torch
 from builders import pt
 from builders.pickles import tensor
 from conftest import Ckpt
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -97,7 +98,7 @@ _NUMBERS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 @given(_KINDS, _KINDS, _NUMBERS, _NUMBERS, st.sampled_from([0, 1e-3, 1]), st.sampled_from([0, 1e-3]), st.booleans())
 def test_floats_differ_where_torch_says_so(
     kind_a: torch.dtype, kind_b: torch.dtype, numbers_a: list[float], numbers_b: list[float],

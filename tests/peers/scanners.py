@@ -28,8 +28,10 @@ sys.path[:0] = [str(TESTS), str(TESTS / "support"), str(TESTS / "scanner")]
 
 import test_lists  # noqa: E402
 import test_trace  # noqa: E402
+import test_transforms  # noqa: E402
 import test_walk  # noqa: E402
-from scanning import stacked  # noqa: E402
+from builders.pickles import pickled  # noqa: E402
+from scanning import HARMFUL, stacked  # noqa: E402
 
 from ckpt_cli.errors import CkptError  # noqa: E402
 from ckpt_cli.ops.scan import scan  # noqa: E402
@@ -96,6 +98,7 @@ def write_corpus(folder: Path) -> tuple[list[Path], list[Path]]:
     hostile = [(f"{name}.pkl", data) for name, data in test_trace.EVASIONS.items()]
     hostile += [(f"{name}.pt", make()) for name, (make, _) in test_walk.CONTAINERS.items()]
     hostile += [(f"{name}.pkl", stacked(*name.split(), "id")) for name in test_lists.NAMES]
+    hostile += [(f"{name}.pkl", pickled({"x": hide(HARMFUL)})) for name, hide in test_transforms.DISGUISES.items()]
     bad = folder / "hostile"
     bad.mkdir()
     for number, (name, data) in enumerate(hostile):

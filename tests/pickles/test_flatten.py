@@ -27,6 +27,7 @@ from builders.pickles import (
     tensor,
     value,
 )
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -347,7 +348,7 @@ def with_tensors(item: Any) -> Any:
     return T if item == "tensor" else item
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 @given(TREES)
 def test_any_tree_flattens_as_its_rule_says(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
     checkpoint = built_of(tmp_path_factory.getbasetemp(), with_tensors(tree))

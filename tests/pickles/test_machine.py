@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from examples import most
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unpickle import Maker
@@ -216,7 +217,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=most(120), deadline=None)
 @given(PLAIN, st.sampled_from(PROTOCOLS), st.booleans())
 @example("😀" * 70_000, 4, True)
 @example(b"\xff" * 70_000, 4, True)
@@ -258,7 +259,7 @@ PIECES = [b"(", b")", b"]", b"}", b"\x8f", b"N", b"K\1", b"X\1\0\0\0a", b"q\0", 
           b"\x97", b"\x98", b"Q", b"b"]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=most(400), deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=25))
 @example([b"N", b"(", b"\x85", b"t"])
 @example([b"(", b"N", b"0", b"0", b"N"])
@@ -278,7 +279,7 @@ def test_whatever_cpython_loads_is_read_as_the_same(pieces: list[bytes]) -> None
         )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=most(300), deadline=None)
 @given(st.sampled_from(sorted(EXAMPLES)), st.data())
 def test_a_damaged_pickle_is_read_or_refused(name: str, data: st.DataObject) -> None:
     raw = bytearray(EXAMPLES[name])
@@ -287,7 +288,7 @@ def test_a_damaged_pickle_is_read_or_refused(name: str, data: st.DataObject) -> 
     _refusal(bytes(raw))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=most(300), deadline=None)
 @given(st.binary())
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     _refusal(data)
@@ -305,7 +306,7 @@ def _refusal(data: bytes) -> str | None:
     return refusal
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=most(300), deadline=None)
 @given(st.text("\\x01289abfntrv'\"q\n é", max_size=12).map(lambda text: text.encode("latin-1")))
 def test_python_2_strings_unescape_as_cpython_unescapes_them(text: bytes) -> None:
     line = b"S'" + text.replace(b"\n", b"") + b"'\n."

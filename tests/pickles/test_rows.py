@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +44,7 @@ class _Known:
 
 
 def _opcode_by_opcode(data: bytes) -> Graph:
-    with patch.object(read, "_WITH_ROWS", OPCODES):
+    with patch.object(read, "WITH_ROWS", OPCODES):
         return read_pickle(data)
 
 
@@ -167,7 +168,7 @@ def test_views_of_a_storage_that_was_read_at_once_refer_to_its_key() -> None:
 _PLAIN = _pickle_of({f"layer.{number}": torch.zeros(_SHAPES[number % len(_SHAPES)]) for number in range(60)})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=most(200), deadline=None)
 @given(at=st.integers(0, len(_PLAIN) - 1), byte=st.integers(0, 255), inserted=st.booleans())
 def test_a_changed_byte_changes_as_much_as_opcode_by_opcode(at: int, byte: int, inserted: bool) -> None:
     _assert_the_same(_PLAIN[:at] + bytes((byte,)) + _PLAIN[at + (not inserted) :])

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from builders.pickles import Ops, get, marked, named, pickled, put
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -327,7 +328,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=most(300), deadline=None)
 @given(values, st.integers(0, 5))
 def test_writing_what_was_read_is_an_involution(value: Any, protocol: int) -> None:
     data = pickle.dumps(value, protocol)

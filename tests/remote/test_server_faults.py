@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Answer, Ckpt
+from examples import most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from web_server import FAULTS, WebServer, serving
@@ -220,7 +221,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_never_mixed_with_the_new_on
 ANSWERS: dict[str, tuple[int, str]] = {}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=most(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     fault=st.sampled_from(sorted(FAULTS)),
     after=st.integers(0, 6),

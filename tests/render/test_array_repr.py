@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from examples import most
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,7 +133,7 @@ def test_tensor_text_equals_the_repr_of_torch_for_every_dtype(dtype: str, data: 
     assert text_of(tensor) == repr(tensor)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=most(200), deadline=None)
 @given(tensor=tensors(of=long_rows))
 def test_long_rows_wrap_where_torch_wraps_them(tensor: torch.Tensor) -> None:
     assert text_of(tensor) == repr(tensor)
@@ -151,7 +152,7 @@ def test_large_tensors_print_in_full_when_not_summarised(tensor: torch.Tensor) -
         assert text_of(tensor, threshold=math.inf) == repr(tensor)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 @given(dtype=st.sampled_from(DTYPES), shape=empty_shapes, requires_grad=st.booleans())
 def test_empty_tensors_name_their_size_and_dtype(dtype: str, shape: tuple[int, ...], requires_grad: bool) -> None:
     tensor = torch.empty(shape, dtype=getattr(torch, dtype))
@@ -159,7 +160,7 @@ def test_empty_tensors_name_their_size_and_dtype(dtype: str, shape: tuple[int, .
     assert text_of(tensor) == repr(tensor)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 @given(tensor=tensors((*FLOATS, *PARTS)), precision=st.integers(0, 10))
 def test_precision_counts_the_digits_after_the_point(tensor: torch.Tensor, precision: int) -> None:
     with torch_options(precision=precision):
@@ -180,7 +181,7 @@ def test_integer_parameters_print_without_requires_grad(tensor: torch.Tensor) ->
     assert text_of(parameter) == repr(parameter)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=most(150), deadline=None)
 @given(
     tensor=tensors(("float16", "float32", "bfloat16", "float64", "complex128"), of=st.one_of(long_rows, shapes)),
     requires_grad=st.booleans(),

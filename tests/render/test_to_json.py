@@ -18,16 +18,20 @@ from conftest import Ckpt
 from ckpt_cli.arrays.compare import Tolerance
 from ckpt_cli.cli.app import COMMANDS
 from ckpt_cli.cli.progress import workers
+from ckpt_cli.edits import lora_merge
 from ckpt_cli.edits.avg import average
 from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.convert import convert
 from ckpt_cli.edits.convert_options import ConvertOptions
+from ckpt_cli.edits.delta import CreateOptions, create
+from ckpt_cli.edits.dequantize import dequantize
 from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.lora_extract import extract
-from ckpt_cli.edits.lora_merge import MergeOptions, merge
 from ckpt_cli.edits.lora_resize import resize
 from ckpt_cli.edits.lora_write import AdapterOptions
+from ckpt_cli.edits.merge import MergeOptions, merge
 from ckpt_cli.edits.meta import metadata_of
+from ckpt_cli.edits.mix import MixOptions, mix
 from ckpt_cli.edits.plan import EditOptions
 from ckpt_cli.edits.set import plan_set
 from ckpt_cli.edits.transaction import transaction
@@ -51,6 +55,8 @@ from ckpt_cli.ops.ties import find_ties, judge
 from ckpt_cli.render import avg as avg_render
 from ckpt_cli.render import check as check_render
 from ckpt_cli.render import convert as convert_render
+from ckpt_cli.render import delta as delta_render
+from ckpt_cli.render import dequantize as dequantize_render
 from ckpt_cli.render import diff as diff_render
 from ckpt_cli.render import edits as edits_render
 from ckpt_cli.render import hash as hash_render
@@ -58,7 +64,9 @@ from ckpt_cli.render import info as info_render
 from ckpt_cli.render import lora as lora_render
 from ckpt_cli.render import ls as ls_render
 from ckpt_cli.render import match as match_render
+from ckpt_cli.render import merge as merge_render
 from ckpt_cli.render import meta as meta_render
+from ckpt_cli.render import mix as mix_render
 from ckpt_cli.render import scan as scan_render
 from ckpt_cli.render import series as series_render
 from ckpt_cli.render import show as show_render
@@ -67,7 +75,7 @@ from ckpt_cli.render import ties as ties_render
 from ckpt_cli.render import tree as tree_render
 from ckpt_cli.render.json import LongList, json_text, rows
 
-EDITS = {"set", "rename", "rm", "keep", "cast", "tie", "untie", "compact", "to", "index", "undo"}
+EDITS = {"graft", "resize", "set", "rename", "rm", "keep", "cast", "tie", "untie", "compact", "to", "index", "undo"}
 """Commands that share `render/edits.py`."""
 
 
@@ -129,9 +137,28 @@ def resized(_m: Checkpoint, _n: Checkpoint, _executor: Executor) -> object:
 
 
 def merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
-    new = MergeOptions(output=DeriveOptions(dry_run=True, executor=executor))
-    done = merge("lora/base.safetensors", [("lora/adapter", 1.0)], "out.safetensors", new)
+    new = DeriveOptions(dry_run=True, executor=executor)
+    return merge_render.to_json(merge(["m.pt", "n.pt"], "out.pt", MergeOptions("first", output=new)))
+
+
+def mixed(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = DeriveOptions(dry_run=True, executor=executor)
+    return mix_render.to_json(mix("m.pt", ["m.pt"], "out.pt", MixOptions("task", output=new)))
+
+
+def dequantized(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = DeriveOptions(dry_run=True, executor=executor)
+    return dequantize_render.to_json(dequantize("quantized/model.safetensors", "out.safetensors", None, new))
+
+
+def lora_merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    new = lora_merge.MergeOptions(output=DeriveOptions(dry_run=True, executor=executor))
+    done = lora_merge.merge("lora/base.safetensors", [("lora/adapter", 1.0)], "out.safetensors", new)
     return lora_render.merge_json(done)
+
+
+def different(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
+    return delta_render.to_json(create("m.pt", "m.pt", "out.safetensors", executor, CreateOptions(dry_run=True)))
 
 
 CASES: dict[str, Result] = {
@@ -153,10 +180,14 @@ CASES: dict[str, Result] = {
     "meta m.safetensors": metadata,
     "set m.pt epoch=4 -n": edited,
     "avg m.pt m.pt -o out.pt -n": averaged,
+    "merge m.pt n.pt -o out.pt -n --prefer first": merged,
+    "mix m.pt m.pt --method task -o out.pt -n": mixed,
+    "dequantize quantized/model.safetensors -o out.safetensors -n": dequantized,
+    "lora merge lora/base.safetensors lora/adapter -o out.safetensors -n": lora_merged,
+    "delta create m.pt m.pt -o out.safetensors -n": different,
     "lora info lora/adapter": lambda _m, _n, _e: lora_render.info_json(described("lora/adapter")),
     "lora extract lora/base.safetensors lora/merged.safetensors --rank 2 -o out -n": extracted,
     "lora resize lora/adapter --rank 2 -o out -n": resized,
-    "lora merge lora/base.safetensors lora/adapter -o out.safetensors -n": merged,
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 
@@ -180,6 +211,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ckpt: Ckpt) -> None:
     torch.save({**state, "a.weight": weight + 1, "epoch": 5}, "n.pt")
     ckpt("convert", "m.pt", "m.safetensors", "--tensors-only")
     shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", "lora")
+    shutil.copytree(Path(__file__).parent.parent / "samples" / "quantized" / "deepseek", "quantized")
     Path("n.json").write_text(ckpt("hash", "n.pt", "--json").out)
 
 

@@ -15,13 +15,13 @@ import torch
 from builders.pickles import pickled, tensor
 from builders.pt import torch_records, write
 from conftest import Ckpt
-from numbers_scanned import BLOCKS, alarms
+from numbers_scanned import KINDS, alarms
 from scanning import HARMFUL, HARMLESS, codes, scanned
 
 from ckpt_cli.ops.scan import scan
 
 
-@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_random_blocks_never_alarm(kind: str) -> None:
     assert alarms(kind, seed=1, count=20_000) == []
 
@@ -147,4 +147,4 @@ def test_a_plain_pickle_without_a_protocol_is_still_read(tmp_path: Path) -> None
 def test_the_run_over_many_blocks_says_what_alarmed() -> None:
     script = Path(__file__).parent.parent / "support" / "numbers_scanned.py"
     done = subprocess.run([sys.executable, script, "--blocks", "200"], capture_output=True, text=True, check=True)
-    assert done.stdout.count("0 alarms") == len(BLOCKS)
+    assert done.stdout.count("0 alarms") == len(KINDS)

@@ -168,7 +168,8 @@ def test_bytes_that_are_loaded_must_be_encoded_as_latin_1(tmp_path: Path, encodi
     text = _SAYS_TWO_THINGS.ljust(198, "b") + "."
     loads = pickled(call("torch.storage._load_from_bytes", call("_codecs.encode", text, encoding)))
     assert "dangerous-global" in codes(scanned(tmp_path / "m.pkl", loads))
-    as_usual = pickled(call("torch.storage._load_from_bytes", call("_codecs.encode", text, "latin1")))
+    harmless = text.replace("cos\nsystem", "xos\nsystem")
+    as_usual = pickled(call("torch.storage._load_from_bytes", call("_codecs.encode", harmless, "latin1")))
     assert scanned(tmp_path / "usual.pkl", as_usual).ok
 
 

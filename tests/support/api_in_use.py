@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from ckpt_cli.ops.differences import Diff
     from ckpt_cli.ops.hash import Hashes, Verdict
     from ckpt_cli.ops.match import Match
+    from ckpt_cli.ops.optimizer_listing import OptimizerListing
     from ckpt_cli.ops.scan import Scan
     from ckpt_cli.ops.series import Series
     from ckpt_cli.ops.summaries import Stats
+
+
+LORA = Path(__file__).parent.parent / "samples" / "lora" / "linear"
 
 
 def look(path: Path) -> dict[str, list[float]]:
@@ -51,6 +55,17 @@ def look(path: Path) -> dict[str, list[float]]:
     loaded: dict[str, torch.Tensor] = ckpt_cli.load(path)
     assert list(loaded) == list(found)
     return found
+
+
+def states_of(path: Path, model: Path) -> list[dict[str, object]]:
+    """Return a row for each parameter of a model, with its state in the optimizer of another file."""
+    with ckpt_cli.open(path) as checkpoint, ckpt_cli.open(model) as other:
+        listing: OptimizerListing = checkpoint.optimizer("*", model=other)
+        again: OptimizerListing = checkpoint.optimizer("bias", "weight", model=model)
+        assert {row.name for row in listing.states} == {row.name for row in again.states}
+        hows: list[str | None] = [each.how for each in listing.optimizers]
+        assert hows == ["named"]
+        return listing.rows()
 
 
 def ask(path: Path, other: str, manifest: Path) -> list[dict[str, Any]]:
@@ -87,6 +102,7 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.cast(out, "bfloat16", "weight"),
         ckpt_cli.compact(out),
         ckpt_cli.to(out, "cuda:0", dry_run=True),
+        ckpt_cli.resize(out, {"bias": "9:zero"}, optimizer="leave", dry_run=True),
         ckpt_cli.rm(out, "more"),
         ckpt_cli.keep(out, exclude="weight", dry_run=True),
         ckpt_cli.convert(out, plain, max_shard=None),
@@ -94,9 +110,15 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.meta(plain),
         ckpt_cli.convert(plain, folder / "shards", max_shard="8B"),
         ckpt_cli.avg([plain, folder / "shards"], folder / "mean.safetensors", weights=[0.5, 0.5]),
-        ckpt_cli.lora_info(folder / "lora" / "adapter", base=folder / "lora" / "base.safetensors"),
-        ckpt_cli.lora_merge(folder / "lora" / "base.safetensors", folder / "lora" / "adapter", folder / "m.pt"),
-        ckpt_cli.lora_extract(folder / "lora" / "base.safetensors", folder / "m.pt", folder / "extracted", rank=2),
+        ckpt_cli.dequantize(folder / "fp8.safetensors", folder / "floats.safetensors", dtype="float16"),
+        ckpt_cli.merge([out, plain], folder / "both.pt", prefixes={plain: "plain"}),
+        ckpt_cli.mix(plain, [folder / "shards"], folder / "mix.safetensors", method="ties", weights=[0.5]),
+        ckpt_cli.delta_create(plain, folder / "mean.safetensors", folder / "delta.safetensors"),
+        ckpt_cli.delta_apply(plain, folder / "delta.safetensors", folder / "applied.safetensors"),
+        ckpt_cli.graft(out, plain, add=True, partial=True, dry_run=True),
+        ckpt_cli.lora_info(LORA / "adapter", base=LORA / "base.safetensors"),
+        ckpt_cli.lora_merge(LORA / "base.safetensors", LORA / "adapter", folder / "m.pt"),
+        ckpt_cli.lora_extract(LORA / "base.safetensors", folder / "m.pt", folder / "extracted", rank=2),
         ckpt_cli.lora_resize(folder / "extracted", folder / "smaller", rank=1),
         ckpt_cli.index(folder / "shards", dry_run=True),
     ]

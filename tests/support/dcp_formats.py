@@ -34,12 +34,12 @@ def save(state: dict[str, Any], path: Path, **options: Any) -> None:
         dcp.save(state, storage_writer=FileSystemWriter(path, sync_files=False, **options), no_dist=True)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
     """What torch reads, the names flat again."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp_to_torch_save(path, f"{folder}/whole.pt")
-        found: dict[str, Any] = torch.load(f"{folder}/whole.pt")
+        found: dict[str, Any] = torch.load(f"{folder}/whole.pt", weights_only=weights_only)
     return found
 
 

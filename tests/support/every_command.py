@@ -51,20 +51,28 @@ hash {f} | hash --algorithm sha256 {f} | hash --json {f}
 scan {f} | scan -a {f} | scan --json {f} | scan -f sarif {f} | scan --allow * {f}
 diff {f} {f} | diff --stat {f} {f} | diff {f} {e} | diff {e} {f} | diff --json {f} {e} | diff --atol 1e-3 {f} {f}
 match {f} {f} | match {f} {e} | match {e} {f} | match --json {f} {e}
-set -n {f} {n}=0 | set -n --new {f} new=1 | set {f} {n}=0 -o {o}
+set -n {f} {n}=0 | set -n --new {f} new=1 | set {f} {n}=0 -o {o} | set --new {f} new=cat("{n}","{n}") -o {o}
 rename -n {f} {n} other | rename -n --add p. {f} | rename --add p. {f} -o {o} | rename -n --sub (a|aa)+$ b {f}
+rename -n {f} *=p.* | rename -n {f} --pattern {{x}}.*=a.{{x+1}}.*
 rename -n --like {e} {f} | rename -n --json -v --add p. {f}
 rm -n {f} {n} | rm -n {f} * | rm {f} {n} -o {o}
 keep -n {f} {n} | keep -n {f} * | keep {f} {n} -o {o} | keep -n {f} --root {n}
+resize -n {f} {n}=3 | resize {f} {n}=9:normal --optimizer leave -o {o}
 cast -n {f} float16 | cast --raw --lossy {f} float16 -o {o}
+set -n {f} * --replace nan=0 | tie -n --new {f} {n} second
 tie -n {f} {n} {m} | tie {f} {n} {m} -o {o} | untie -n {f} * | untie {f} * -o {o} | untie -n {f} {n}
 meta {f} | meta --json {f} | meta -n {f} a=b | compact -n {f} | compact {f} -o {o}
 to -n {f} cuda:1 | to {f} cpu -o {o}
 undo {f} | undo -n {f} | index {f} | index -n {f}
 avg {f} {f} -o {o}.pt | avg {f} {f} -o {o}.safetensors --rest drop --untie
+merge {f} {e} -o {o}.pt | merge {e} {f} -o {o}.safetensors | graft {f} {f} -o {o} | graft {e} {f} --add -o {o}
+delta create {f} {e} -o {o} | delta create {e} {f} -o {o} | delta apply {f} {f} -o {o}
+mix {f} {f} --method ties --density 0.5 -o {o}.pt
+mix {f} {f} --method slerp --t 0.5 --common --untie -o {o}.safetensors
 lora resize {f} --rank 1 -o {o} | lora extract {f} {f} --rank 2 -o {o} | lora extract {e} {f} --rank 1 -n -o {o}
 lora info {f} | lora info {f} --base {f} | lora merge {f} {f} -o {o}.pt
 lora merge {f} {f}:2 -o {o}.safetensors --alpha 1 --partial --untie
+dequantize {f} -o {o}.pt | dequantize {f} -o {o}.safetensors --tensors-only --dtype float32
 convert {f} {o}.pt | convert {f} {o}.safetensors | convert {f} {o}.npz | convert --tensors-only {f} {o}.safetensors
 convert --to dcp {f} {o} | convert --plain {f} {o}.pt | convert --salvage {f} {o}.pt | convert --json {f} {o}.pt
 convert --shared clone {f} {o}.safetensors | convert --max-shard 100KB {f} {o} | convert -n {f} {o}.pt

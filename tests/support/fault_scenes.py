@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,10 @@ SCENES = {
     "set, npz": _scene("set a.npz w[0]=7", then="v=1"),
     "set, npy": _scene("set a.npy *[1]=7", then="*[2]=1"),
     "set, tar": _scene("set old.tar a=7", then="p=1"),
+    "set, msgpack": _scene("set a.msgpack 2.weight[0,0]=100 3.bias=[1,2,3]", then="3.weight=1"),
+    "set, onnx": _scene("set a.onnx 2.weight[0,0]=100 3.bias=[1,2,3]", then="3.weight=1"),
+    "set, archive of nemo": _scene("set a.nemo 2.weight[0,0]=100 3.bias=[1,2,3]", then="3.weight=1"),
+    "set, stable-baselines3": _scene("set a.zip policy.2.weight[0,0]=100 policy.3.bias=1", then="policy.3.weight=1"),
     "set with a backup": _scene("set --backup a.pt 2.weight[0,0]=100", "a.pt", then="3.weight=1"),
     "set with a backup, shards": _scene("set --backup shards 0.bias[1]=100 3.bias=[1,2,3]", "shards"),
     # values to a new file
@@ -99,6 +104,11 @@ SCENES = {
     "cast in a run": _scene("cast run bfloat16 model optimizer"),
     "keep of a run to a new folder": _scene("keep run model.0 model.1 rng_state -o out"),
     "undo in a run": _scene("undo cut"),
+    # those of a run that has folders of its own
+    "set in the folders of a run": _scene("set parts model.0.bias=7 optimizer.state.0.bias.exp_avg=5 scheduler.n=4"),
+    "set in a run with the files of ranks": _scene("set ranks scheduler.n=4 rng_state_0.x=2 -o out", then="*.x=1"),
+    "rename in the folders of a run": _scene(r"rename parts --sub \b0\.bias\b 0.b", then="*.weight=1"),
+    "rm a folder of a run": _scene("rm parts optimizer model.0.bias"),
     # distributed checkpoints, whose other edits replace what says where items are
     "rename, distributed": _scene("rename dcp --add net"),
     "rm, distributed, with a backup": _scene("rm dcp 3 --backup"),
@@ -121,11 +131,13 @@ def fill(folder: Path) -> None:
     """Write the files that the edits start from."""
     import numpy as np
     import torch
+    from containers import write_msgpack, write_onnx, write_policy
     from contract import write_shards
     from dcp_formats import save as save_distributed
     from run_folders import run_folder
     from safetensors.torch import save_file, save_model
     from torch import nn
+    from zero_folders import zero_folder
 
     from ckpt_cli.cli.main import run
 
@@ -160,6 +172,11 @@ def fill(folder: Path) -> None:
     np.savez(folder / "a.npz", w=np.ones(3, np.float32), v=np.zeros(2))
     np.save(folder / "a.npy", np.arange(4.0))
     (folder / "old.tar").write_bytes((Path(__file__).parent.parent / "samples").joinpath("old.tar").read_bytes())
+    write_msgpack(apart, folder / "a.msgpack")
+    write_onnx(apart, folder / "a.onnx")
+    with tarfile.open(folder / "a.nemo", "w") as archive:
+        archive.add(folder / "apart.pt", "./model_weights.ckpt")
+    write_policy(apart, folder / "a.zip")
     write_shards(net(), folder / "shards")
     for name, of in (("gpu.pt", "a.pt"), ("gpu.legacy", "old.pt"), ("gpus", "shards")):
         assert run(["to", str(folder / of), "cuda:0", "-o", str(folder / name)]) == 0
@@ -178,5 +195,12 @@ def fill(folder: Path) -> None:
     run_folder(folder / "run", "shards")
     shutil.copytree(folder / "run", folder / "cut")
     assert run(["rm", str(folder / "cut"), "optimizer", "model.0.bias", "--backup"]) == 0
+    save_distributed({f"model.{name}": tensor for name, tensor in apart.items()}, folder / "parts/pytorch_model_fsdp_0")
+    states = {f"optimizer.state.{name}.exp_avg": tensor for name, tensor in apart.items()}
+    save_distributed(states, folder / "parts/optimizer_0")
+    zero_folder(folder / "ranks", 2, 2, [apart])
+    for run_of in ("parts", "ranks"):
+        torch.save({"n": 3}, folder / run_of / "scheduler.bin")
+        torch.save({"x": torch.ones(2)}, folder / run_of / "random_states_0.pkl")
     shutil.copytree(folder / "sharded", folder / "edited")
     assert run(["rm", str(folder / "edited"), "0", "3.bias", "--backup"]) == 0

@@ -10,37 +10,26 @@ that ends leaves its writes to the system.
 
 from __future__ import annotations
 
-import errno
 import gc
 import io
 import json
 import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fault_forks import KILLED, Done, Spare, forked, steps_of
 from fault_scenes import SCENES, Scene
 
 from ckpt_cli.cli import app as group
 from ckpt_cli.cli.main import run
-
-WRITES = ("write", "pwrite", "copy_file_range")
-TAKES_SPACE = (*WRITES, "ftruncate", "open", "mkdir", "link", "symlink", "setxattr")
-SEAM = (*TAKES_SPACE, "fsync", "replace", "rename", "unlink", "fchmod", "fchown", "rmdir", "removexattr")
-"""The calls of `os` that change a file or a folder; `open` where it creates one."""
-
-KINDS = ("kill", "torn", "after", "broken", "gone", "full", "filled", "interrupt")
-"""A kill before a step, in the middle of a write, or right after a step; EIO of one step, or of all from there on;
-ENOSPC likewise, of steps that take space; an interrupt."""
-
-KILLED = 137
 
 SAYS = (
     ("no checkpoint was changed", "old"),
@@ -51,104 +40,42 @@ SAYS = (
 """What the words of a failed edit promise of the target."""
 
 
-def steps_of(kind: str, steps: list[str]) -> list[int]:
-    """The steps at which a kind of fault can come, counted from 1."""
-    calls: tuple[str, ...] = {"torn": WRITES, "full": TAKES_SPACE, "filled": TAKES_SPACE}.get(kind, SEAM)
-    return [number for number, step in enumerate(steps, 1) if step.split()[0] in calls]
-
-
-class _Seam:
-    """Counts the calls of the seam in this process, and puts a fault at one of them."""
-
-    def __init__(self, kind: str, at: int) -> None:
-        self.kind, self.at = kind, at
-        self.log: list[str] = []
-        for name in SEAM:
-            setattr(os, name, self._watched(name, getattr(os, name)))
-
-    def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*args: Any, **options: Any) -> Any:
-            if (name == "open" and not args[1] & os.O_CREAT) or (name == "write" and args[0] in (1, 2)):
-                return real(*args, **options)
-            self.log.append(f"{name} {_place(args)}")
-            if self.at and len(self.log) >= self.at:
-                self._fault(name, real, args, options)
-            return None if name == "fsync" else real(*args, **options)
-
-        return watched
-
-    def _fault(self, name: str, real: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        kind, here = self.kind, len(self.log) == self.at
-        if (kind == "broken" and here) or kind == "gone":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        if (kind == "full" and here) or (kind == "filled" and name in TAKES_SPACE):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if not here:
-            return
-        if kind == "interrupt":
-            os.kill(os.getpid(), signal.SIGINT)
-            return
-        if kind == "after" and name != "fsync":
-            with suppress(FileNotFoundError):  # of an unlink to make sure
-                real(*args, **options)
-        if kind == "torn" and name == "copy_file_range":
-            real(args[0], args[1], args[2] // 2, *args[3:])
-        elif kind == "torn":
-            real(args[0], bytes(args[1])[: len(args[1]) // 2], *args[2:])
-        if kind in ("kill", "after", "torn"):
-            os._exit(KILLED)
-
-
-def _place(args: tuple[Any, ...]) -> str:
-    """The file that a call is about."""
-    first = args[0]
-    if isinstance(first, int):
-        with suppress(OSError):
-            return os.readlink(f"/proc/self/fd/{first}")
-    return str(first)
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    err: str
-    steps: list[str]
-
-
-def forked(folder: Path, command: tuple[str, ...], kind: str = "", at: int = 0) -> Done:
-    """Run a command in a folder, in a fork with a fault at a step; 0 is none."""
-    with tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as log:
-        child = os.fork()
-        if not child:
-            code = 99
-            try:
-                os.chdir(folder)
-                os.dup2(err.fileno(), 2)
-                seam = _Seam(kind, at)
-                code = run(command)
-                sys.stderr.flush()
-                log.write("\n".join(seam.log))
-                log.flush()
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        err.seek(0)
-        log.seek(0)
-        return Done(os.waitstatus_to_exitcode(status), err.read(), log.read().splitlines())
-
-
 Held = dict[str, bytes]
+
+Look = tuple[object, ...]
+
+
+def look_of(folder: Path) -> Look:
+    """All that a folder holds: names, contents, modes, extended attributes, and which names are one file.
+
+    Journals and records have inodes and times within, so that folders with such files are alike in no two trials.
+    """
+    found: list[object] = []
+    numbers: dict[int, int] = {}
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for name in (*folders, *sorted(files)):
+            path = os.path.join(place, name)
+            info = os.lstat(path)
+            attributes = [(key, os.getxattr(path, key)) for key in os.listxattr(path, follow_symlinks=False)]
+            content: object = None
+            if stat.S_ISLNK(info.st_mode):
+                content = os.readlink(path)
+            elif stat.S_ISREG(info.st_mode):
+                content = Path(path).read_bytes()
+                attributes.append(("number", bytes([numbers.setdefault(info.st_ino, len(numbers))])))
+            found.append((os.path.relpath(path, folder), info.st_mode, content, tuple(attributes)))
+    return tuple(found)
 
 
 def held_by(target: Path) -> Held:
     """The content of a file, or of each file of a folder that is not hidden and no backup."""
-    paths = sorted(target.iterdir()) if target.is_dir() else [target] if target.exists() else []
+    folder = target if target.is_dir() else target.parent
+    paths = sorted(target.rglob("*")) if target.is_dir() else [target] if target.exists() else []
     return {
-        path.name: path.read_bytes()
+        str(path.relative_to(folder)): path.read_bytes()
         for path in paths
-        if ".bak" not in path.name and (path.name == ".metadata" or not path.name.startswith("."))
+        if path.is_file() and ".bak" not in path.name and (path.name == ".metadata" or not path.name.startswith("."))
     }
 
 
@@ -165,6 +92,10 @@ class Trials:
     after_old: Held = field(default_factory=dict)
     """What the target holds after the next edit where the first one was not carried out."""
     after_new: Held = field(default_factory=dict)
+    spare: Spare | None = None
+    """Where the trials are run; None for this process."""
+    _known: dict[tuple[Look, bool], tuple[str, str | None]] = field(default_factory=dict)
+    """What was found in each look of a folder: it is the same each time, so that the commands on it are run once."""
 
     def __post_init__(self) -> None:
         for path in (None, "next"):
@@ -209,6 +140,9 @@ class Trials:
                 shutil.copy(self.start / name, here / name)
         return here
 
+    def _forked(self, folder: Path, command: tuple[str, ...], kind: str = "", at: int = 0) -> Done:
+        return (self.spare.run if self.spare else forked)(folder, command, kind, at)
+
     def _quietly(self, command: tuple[str, ...], folder: Path) -> tuple[int, str]:
         """Run a command in this process."""
         kept, sys.stderr = sys.stderr, io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
@@ -227,7 +161,7 @@ class Trials:
         """What is wrong after a fault at a step, or None."""
         here = self._copy()
         try:
-            done = forked(here, self.scene.command, kind, at)
+            done = self._forked(here, self.scene.command, kind, at)
             problem = self._judge(here, kind, done, edit_next=edit_next)
             return problem and f"{kind} at step {at} ({self.steps[at - 1]}): {problem}"
         finally:
@@ -237,10 +171,14 @@ class Trials:
         promised = self._promised(kind, done)
         if promised not in ("old", "new", "either"):
             return promised
-        state, problem = self._state(here, edit_next=edit_next)
+        look = look_of(here), edit_next
+        if look not in self._known:
+            state, problem = self._state(here, edit_next=edit_next)
+            self._known[look] = state, problem or self._after(here, state)
+        state, problem = self._known[look]
         if problem is None and promised not in (state, "either"):
             problem = f"it said so of {promised}, but the target is {state}: exit {done.code}: {done.err}"
-        return problem or self._after(here, state)
+        return problem
 
     def _promised(self, kind: str, done: Done) -> str:
         """What a command that met a fault says of the target; else what is wrong with how it ended."""
@@ -297,10 +235,10 @@ class Trials:
         Each kind of fault is tried at so many of those steps at most, once and twice.
         """
         here = self._copy()
-        forked(here, self.scene.command, "kill", at)
+        self._forked(here, self.scene.command, "kill", at)
         command = ("ls", self.scene.target)
         copied = self._like(here)
-        steps = forked(copied, command).steps if (copied / self.scene.target).exists() else []
+        steps = self._forked(copied, command).steps if (copied / self.scene.target).exists() else []
         expected = held_by(copied / self.scene.target)
         shutil.rmtree(copied)
         for kind in kinds:
@@ -315,7 +253,7 @@ class Trials:
 
     def _recovered(self, here: Path, kind: str, second: int, third: int, expected: Held) -> str | None:
         for at in filter(None, (second, third)):
-            done = forked(here, ("ls", self.scene.target), kind, at)
+            done = self._forked(here, ("ls", self.scene.target), kind, at)
             if kind not in ("kill", "torn", "after") and done.code not in (0, 2, 130):
                 return f"exit {done.code}: {done.err}"
             if "Traceback" in done.err or "bug of ckpt" in done.err:
@@ -340,6 +278,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     known: dict[str, Trials] = {}
+    spare, spare_of = None, ""
     with tempfile.TemporaryDirectory(prefix="ckpt-faults-", dir=start.parent) as scratch:
         for line in sys.stdin:
             request = json.loads(line)
@@ -347,8 +286,15 @@ def main() -> None:
             if name not in known:
                 known[name] = Trials(SCENES[name], start, Path(scratch))
                 gc.freeze()
+            if spare is None or spare_of != name:  # it has what this one has imported by now
+                if spare:
+                    spare.close()
+                spare, spare_of = Spare(), name
+            known[name].spare = spare
             answers.write(json.dumps(answer(known[name], request)) + "\n")
             answers.flush()
+        if spare:
+            spare.close()
 
 
 def _some(steps: Sequence[int], most: int) -> list[int]:
@@ -362,6 +308,7 @@ def answer(trials: Trials, request: dict[str, Any]) -> dict[str, Any]:
     kind, most = request.get("kind"), request.get("most", 1_000)
     if kind == "new":
         for name, content in trials.new.items():
+            (Path(request["into"]) / name).parent.mkdir(exist_ok=True)
             (Path(request["into"]) / name).write_bytes(content)
     if kind in (None, "new"):
         return {"steps": trials.steps, "old": sorted(trials.old), "new": sorted(trials.new)}

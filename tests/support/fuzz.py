@@ -3,7 +3,8 @@
     python tests/support/fuzz.py --mutations 20000 [--seed 1]
     python tests/support/fuzz.py --serve
 
-With `--serve` it tries what it is asked for, each request in a fork of one process that has run all commands.
+With `--serve` it tries what it is asked for, in a fork of a process that has run all commands, and in another one where
+that dies.
 What must not happen: a traceback, a bug that says so, more than one line of trouble, an import of torch, a file that
 nobody asked for, over 300 MB of memory, over 5 seconds. What did goes to `tests/crashes/`.
 """
@@ -19,12 +20,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from in_memory import MEMORY
 from mutations import mutate
 
 HERE = Path(__file__).parent.parent
@@ -97,7 +99,7 @@ def in_fork(work: Callable[..., list[str]], *arguments: Any) -> list[str]:
 def _problems(batch: Batch) -> list[str]:
     data = batch.sample.read_bytes()
     problems = []
-    with tempfile.TemporaryDirectory(prefix="ckpt-fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ckpt-fuzz-", dir=MEMORY) as folder:
         for number in range(batch.begin, batch.begin + batch.count):
             damaged = mutate(data, f"{batch.sample.name}/{batch.seed}/{number}")
             commands = COMMANDS if batch.every else (COMMANDS[0], COMMANDS[1 + number % (len(COMMANDS) - 1)])
@@ -108,7 +110,7 @@ def _problems(batch: Batch) -> list[str]:
     return problems
 
 
-def _problems_of_process(arguments: tuple[Any, ...]) -> list[str]:
+def _problems_of_process(arguments: Sequence[Any]) -> list[str]:
     problems = ["torch was imported"] if "torch" in sys.modules else []
     with open("/proc/self/status", encoding="ascii") as status:
         peak = int(status.read().split("VmHWM:")[1].split()[0]) << 10
@@ -184,21 +186,79 @@ def _file(path: str, folder: str) -> list[str]:
     return try_file(Path(path).read_bytes(), Path(folder))
 
 
-REQUESTS: dict[str, Callable[..., list[str]]] = {"batch": _batch, "file": _file, "cut short": cut_short}
+class Child:
+    """A fork that finds the problems of one request after another."""
+
+    def __init__(self) -> None:
+        asked, self._requests = os.pipe()
+        self._answers, answered = os.pipe()
+        self._process = os.fork()
+        if not self._process:
+            os.close(self._requests)
+            os.close(self._answers)
+            code = 1
+            try:
+                _answer(asked, answered)
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(asked)
+        os.close(answered)
+
+    def ask(self, line: str) -> str:
+        """Return the answer to a request; none where the process died."""
+        os.write(self._requests, line.encode())
+        answer = b""
+        while not answer.endswith(b"\n") and (more := os.read(self._answers, 1 << 16)):
+            answer += more
+        return answer.decode()
+
+    def close(self) -> int:
+        """Wait for its end, and return the status."""
+        os.close(self._requests)
+        os.close(self._answers)
+        return os.waitpid(self._process, 0)[1]
+
+
+def _answer(asked: int, answered: int) -> None:
+    with open(asked, encoding="utf-8") as requests, open(answered, "w", encoding="utf-8") as answers:
+        for line in requests:
+            name, *arguments = json.loads(line)
+            _forget_peak()
+            problems = REQUESTS[name](*arguments) + _problems_of_process(arguments)
+            print(json.dumps(problems), file=answers, flush=True)
+
+
+def _die(status: int) -> list[str]:
+    os._exit(status)
+
+
+REQUESTS: dict[str, Callable[..., list[str]]] = {"batch": _batch, "file": _file, "cut short": cut_short, "die": _die}
+
+
+def _forget_peak() -> None:
+    """Let the peak of memory begin with what the process has now."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
 
 
 def serve() -> None:
     """Answer requests, each a line of JSON on stdin, `[name, arguments…]`, by a line with the problems."""
+    child = Child()
     for line in sys.stdin:
-        name, *arguments = json.loads(line)
-        print(json.dumps(in_fork(REQUESTS[name], *arguments)), flush=True)
+        answer = child.ask(line)
+        if not answer:
+            answer = json.dumps([f"{line.strip()}: the process died: {child.close()}"]) + "\n"
+            child = Child()
+        print(answer, end="", flush=True)
+    child.close()
 
 
 def _warm_up() -> None:
     """Run every command on every sample once, so that the forks have all modules that these need."""
     for module in ("numpy", "ml_dtypes"):
         importlib.import_module(module)
-    with tempfile.TemporaryDirectory(prefix="ckpt-fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ckpt-fuzz-", dir=MEMORY) as folder:
         for sample in SAMPLES:
             try_file(sample.read_bytes(), Path(folder))
     gc.collect()

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from fault_forks import KINDS
 from fault_scenes import SCENES, fill
 from fault_server import Server
-from faults import KINDS
+from in_memory import MEMORY
 
 REQUESTS = [{"kind": kind, "both": True} for kind in KINDS] + [{"kind": "recovery", "kinds": [kind]} for kind in KINDS]
 """What is tried of each scene: each next command after a fault, and each fault of the next command after a kill."""
@@ -24,9 +25,8 @@ REQUESTS = [{"kind": kind, "both": True} for kind in KINDS] + [{"kind": "recover
 def main() -> int:
     """Have a server a processor, and print what is wrong as it is found."""
     scenes = [name for name in SCENES if not sys.argv[1:] or name in sys.argv[1:]]
-    memory = "/dev/shm"
     failed = trials = 0
-    with tempfile.TemporaryDirectory(prefix="ckpt-", dir=memory if os.path.isdir(memory) else None) as folder:
+    with tempfile.TemporaryDirectory(prefix="ckpt-", dir=MEMORY) as folder:
         start = Path(folder) / "start"
         start.mkdir()
         fill(start)

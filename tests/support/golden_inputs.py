@@ -25,7 +25,10 @@ def build(folder: Path) -> None:
             shutil.copy(sample, folder)
     for sample in (Path(__file__).parent.parent / "samples").glob("*.pt*"):
         shutil.copy(sample, folder)
-    shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", folder / "lora")
+    samples = Path(__file__).parent.parent / "samples"
+    shutil.copytree(samples / "lora" / "linear", folder / "lora")
+    shutil.copytree(samples / "quantized" / "gptq-4", folder / "gptq")
+    (folder / "gptq" / "expected.safetensors").unlink()
     _write_what_is_no_checkpoint(folder)
     torch.save(_kinds(), folder / "kinds.pt")
     with warnings.catch_warnings():  # of layouts that torch calls a prototype

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
 import re
@@ -15,6 +14,8 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from command_forks import forks
 
 SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -50,28 +51,17 @@ def _columns_of_one(char: str) -> int:
     return 1 + wide - (unicodedata.category(char) in ("Mn", "Me"))
 
 
-_ALL = """
-import json, sys
-from ckpt_cli.cli.main import run
-for arguments in json.loads(sys.argv[1]):
-    code = run(arguments)
-    sys.stdout.flush()
-    print(f"{chr(30)}{code}{chr(30)}", flush=True)
-"""
-"""Several commands in a process, each followed by its exit code between record separators."""
-
-
 def on_terminal(
     folder: Path, *arguments: str, columns: int = 80, lines: int = 24, env: dict[str, str] | None = None
 ) -> Seen:
     """Run ckpt with a terminal for all three streams; the environment has no word of colours, pagers or sizes."""
-    code, text = _run(["-m", "ckpt_cli", *arguments], folder, (lines, columns), env or {})
+    code, text = _run([list(arguments)], folder, (lines, columns), env or {})
     return Seen(code, WRITTEN_OVER.sub("", text))
 
 
 def all_on_terminal(folder: Path, commands: list[list[str]], columns: int, env: dict[str, str]) -> list[Seen]:
     """Run several commands in one process with a terminal."""
-    code, text = _run(["-c", _ALL, json.dumps(commands)], folder, (24, columns), env)
+    code, text = _run(commands, folder, (24, columns), env)
     assert code == 0, text
     parts = WRITTEN_OVER.sub("", text).split("\x1e")[:-1]
     return [Seen(int(code), said.lstrip("\r\n")) for said, code in zip(parts[::2], parts[1::2], strict=True)]
@@ -79,33 +69,50 @@ def all_on_terminal(folder: Path, commands: list[list[str]], columns: int, env: 
 
 def seen_on_terminal(call: list[str], folder: Path) -> Seen:
     """Run Python with a terminal for stdin and stderr, and no stdout."""
-    return Seen(*_run(call, folder, (24, 80), {}, stdout=subprocess.DEVNULL))
-
-
-def _run(
-    call: list[str], folder: Path, size: tuple[int, int], env: dict[str, str], stdout: int | None = None
-) -> tuple[int, str]:
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-    spoken = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PAGER", "CKPT_PAGER", "LESS")
-    clean = {name: value for name, value in os.environ.items() if name not in spoken}
+    ours, theirs = _opened((24, 80))
     process = subprocess.Popen(
         [sys.executable, *call],
         cwd=folder,
-        env={**clean, "TERM": "xterm", "LANG": "C.UTF-8", "PAGER": "cat", **env},
+        env=_environment({}),
         stdin=theirs,
-        stdout=theirs if stdout is None else stdout,
+        stdout=subprocess.DEVNULL,
         stderr=theirs,
     )
     os.close(theirs)
+    text = _read_to_the_end(ours)
+    return Seen(process.wait(60), text)
+
+
+def _run(commands: list[list[str]], folder: Path, size: tuple[int, int], env: dict[str, str]) -> tuple[int, str]:
+    ours, theirs = _opened(size)
+    forks().start(commands, folder, _environment(env), (theirs, theirs, theirs))
+    os.close(theirs)
+    text = _read_to_the_end(ours)
+    return forks().code(), text
+
+
+def _opened(size: tuple[int, int]) -> tuple[int, int]:
+    """A terminal of some lines and columns: our end, and that of the process."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    return ours, theirs
+
+
+def _environment(env: dict[str, str]) -> dict[str, str]:
+    spoken = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PAGER", "CKPT_PAGER", "LESS")
+    clean = {name: value for name, value in os.environ.items() if name not in spoken}
+    return {**clean, "TERM": "xterm", "LANG": "C.UTF-8", "PAGER": "cat", **env}
+
+
+def _read_to_the_end(terminal: int) -> str:
     seen = b""
     while True:
         try:
-            piece = os.read(ours, 1 << 16)
+            piece = os.read(terminal, 1 << 16)
         except OSError:  # what Linux says when nobody has the other end any more
             break
         if not piece:
             break
         seen += piece
-    os.close(ours)
-    return process.wait(60), seen.decode()
+    os.close(terminal)
+    return seen.decode()

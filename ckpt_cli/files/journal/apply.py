@@ -5,7 +5,8 @@ without its trailer means that nothing was patched, and one with it can be rolle
 files are those that it was written for (`State`). One of which nothing was patched yet is dropped. Where a file
 becomes longer or shorter, the bytes beyond its end count as zeros, old or new.
 
-An edit of several files has one journal, beside the first of them. Beside each other one a pointer is made durable
+An edit of several files has one journal, beside the first of them; the others lie in the same folder, or in folders in
+it. Beside each other one a pointer is made durable
 before the journal and removed after it, and a file with several names gets a note (`files/journal/pointer.py`).
 """
 
@@ -19,7 +20,7 @@ from enum import Enum, auto
 
 from ckpt_cli.errors import CkptError, FormatError, RefusedError
 from ckpt_cli.files.disk import spelled
-from ckpt_cli.files.hidden_files import journal_path, one_folder, open_journal, require_trusted
+from ckpt_cli.files.hidden_files import journal_path, open_journal, require_trusted, several_folders
 from ckpt_cli.files.journal.log import (
     MAGIC,
     File,
@@ -40,6 +41,7 @@ from ckpt_cli.files.journal.pointer import (
     note_edit,
     pointed_to,
     remove_journal,
+    top_folder,
     write_pointer,
 )
 from ckpt_cli.files.lock import lock
@@ -61,12 +63,12 @@ def apply(overlay: Overlay) -> int:
     files = overlay.touched
     if not files:
         return 0
-    one_folder((os.path.realpath(file.path) for file in files), files[0].path)  # one journal stands beside all
+    files = _with_first(overlay, files)
     first, *others = (spelled(file.path) for file in files)
     log, pointers = journal_path(first), [journal_path(other) for other in others]
     with stating(files[0].path) as stage:
         try:
-            journalled = _prepare(first, others, overlay)
+            journalled = _prepare(files, overlay)
         except BaseException:
             with interrupts_deferred(), suppress(OSError):  # a journal that stays is dropped: nothing was patched
                 _clear(files, log, *pointers)
@@ -87,13 +89,26 @@ def apply(overlay: Overlay) -> int:
     return journalled + overlay.nbytes
 
 
-def _prepare(first: str, others: Sequence[str], overlay: Overlay) -> int:
+def _with_first(overlay: Overlay, files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Return the files of a journal, first the one that it stands beside: others lie in its folder, or in one there.
+
+    It is one that is patched where one of these lies there.
+    """
+    top = top_folder((os.path.realpath(file.path) for file in files), files[0].path)
+    there = [file for file in (*files, *overlay.files) if os.path.dirname(os.path.realpath(file.path)) == top]
+    if not there:
+        raise several_folders(files[0].path)
+    return [there[0], *(file for file in files if file is not there[0])]
+
+
+def _prepare(files: Sequence[SourceFile], overlay: Overlay) -> int:
     """Make the journal durable, and all that leads to it; returns its size in bytes."""
+    first, *others = (spelled(file.path) for file in files)
     for other in others:
-        write_pointer(other, os.path.basename(first))
-    if others:
-        sync_folder(os.path.dirname(first))
-    journalled = write_journal(journal_path(first), overlay)
+        write_pointer(other, first)
+    for folder in dict.fromkeys(map(os.path.dirname, others)):
+        sync_folder(folder)
+    journalled = write_journal(journal_path(first), overlay, files)
     sync_folder(os.path.dirname(first))
     for file in overlay.touched:
         note_edit(file)
@@ -239,6 +254,14 @@ def write_patches(overlay: Overlay, file: SourceFile, target: SourceFile) -> Non
     """Write the patches of a file into `target`: that file, or a copy of it."""
     for patch in overlay.patches(file):
         write_all(target.fd, overlay.new_bytes(patch), patch.offset)
+
+
+def patch_copies(overlay: Overlay) -> None:
+    """Write an overlay's patches durably into its files, which were just written and are not in their place yet."""
+    for file in overlay.touched:
+        with LocalFile(file.path, write=True) as target:
+            write_patches(overlay, file, target)
+            sync(target.fd)
 
 
 def _put_back(log: str, files: Sequence[SourceFile | None], *, compare: bool = True) -> None:

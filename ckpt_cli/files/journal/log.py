@@ -18,12 +18,13 @@ import os
 import struct
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 from ckpt_cli.errors import MalformedError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.disk import spelled
+from ckpt_cli.files.journal.pointer import name_below
 from ckpt_cli.files.patches import Overlay
 from ckpt_cli.files.source import LocalFile, SourceFile
 from ckpt_cli.files.system import create_private, sync, write_all
@@ -111,7 +112,7 @@ class File(TypedDict):
     """One patched file as the journal's header names it."""
 
     name: str
-    """A name in the journal's own folder, never a path: a journal may not reach elsewhere."""
+    """A name in the journal's own folder, or in a folder in it after a slash: a journal may not reach elsewhere."""
     size: int
     """Bytes that it has before the edit."""
     new_size: int
@@ -164,11 +165,14 @@ class _Log:
         return self._written
 
 
-def write_journal(path: str, overlay: Overlay) -> int:
-    """Write the whole journal of the patched files and make it durable; returns its size in bytes."""
+def write_journal(path: str, overlay: Overlay, files: Sequence[SourceFile]) -> int:
+    """Write the whole journal of some files and make it durable; returns its size in bytes.
+
+    The first file is the one beside which it stands, the others are all that are patched.
+    """
     named: list[File] = []
-    for file in overlay.touched:
-        name = os.path.basename(spelled(file.path))
+    for file in files:
+        name = name_below(spelled(file.path), os.path.dirname(path))
         sample = Sample(min(file.size, overlay.size(file)))
         for patch in overlay.patches(file):
             sample.exclude(patch.offset, patch.end)
@@ -187,7 +191,7 @@ def write_journal(path: str, overlay: Overlay) -> int:
         log = _Log(fd)
         log.add(_HEAD.pack(MAGIC, len(header), zlib.crc32(header)), header)
         count = total = 0
-        for place, file in enumerate(overlay.touched):
+        for place, file in enumerate(files):
             for patch in overlay.patches(file):
                 fields = _PATCH.pack(place, patch.offset, patch.nbytes)
                 old, new = overlay.old_bytes(file, patch), overlay.new_bytes(patch)

@@ -4,6 +4,8 @@ Beside another file of the edit stands a pointer:
 
     .OTHER.ckpt-journal: magic | name of the file that the journal stands beside | 0 | OTHER
 
+The other file may lie in a folder in that of the journal, as parts of a run do: then the name begins with `../`.
+
 A file with several names (hard links) gets the path under which it is edited as an extended attribute. It is set before
 the first patch and removed before the journal. One that somebody planted can do no more than a planted journal: it
 only says where to look.
@@ -13,11 +15,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Iterable
 from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError
 from ckpt_cli.files.disk import spelled
-from ckpt_cli.files.hidden_files import journal_path, open_journal
+from ckpt_cli.files.hidden_files import journal_path, open_journal, several_folders
+from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.files.system import (
     create_private,
@@ -33,11 +38,21 @@ _MAGIC = b"ckpt-journal-of\n"
 _LIMIT = 8192
 
 
+_ABOVE = "../"
+"""Begins the name of a file in the folder above, beside which the journal stands."""
+
+
 def write_pointer(path: str, first: str) -> None:
-    """Note beside the file `path` that the journal which is about it stands beside another one, called `first`."""
+    """Note beside the file `path` that the journal which is about it stands beside the file `first`.
+
+    That one is in the same folder, or in the folder above.
+    """
+    named = os.path.basename(first)
+    if os.path.dirname(first) != os.path.dirname(path):
+        named = _ABOVE + named
     fd = create_private(journal_path(path))
     try:
-        write_all(fd, _MAGIC + os.fsencode(first) + b"\0" + os.fsencode(os.path.basename(path)), 0)
+        write_all(fd, _MAGIC + os.fsencode(named) + b"\0" + os.fsencode(os.path.basename(path)), 0)
         sync(fd)
     finally:
         os.close(fd)
@@ -46,7 +61,10 @@ def write_pointer(path: str, first: str) -> None:
 def pointed_to(log: str) -> str | None:
     """The file beside which the journal stands that a pointer points to; None for a journal or a torn pointer."""
     names = names_in(log)
-    return os.path.join(os.path.dirname(log), os.path.basename(names[0])) if names else None
+    if not names:
+        return None
+    folder = os.path.dirname(log)
+    return os.path.join(os.path.dirname(folder) if names[0].startswith(_ABOVE) else folder, os.path.basename(names[0]))
 
 
 def names_in(log: str) -> list[str]:
@@ -62,8 +80,9 @@ def names_in(log: str) -> list[str]:
 
 
 def neighbour(log: str, name: str) -> str:
-    """The path of another file that a journal may patch: one beside it, with a pointer back to the journal."""
-    path = os.path.join(os.path.dirname(log), os.path.basename(name))
+    """The path of another file that a journal may patch: one beside or below it, with a pointer back to the journal."""
+    folder = os.path.dirname(log)
+    path = os.path.join(folder, name if is_name_below(name, folder) else os.path.basename(name))
     if not os.path.lexists(journal_path(path)) or journal_path(pointed_to(journal_path(path)) or path) != log:
         raise RefusedError(
             f"a journal would patch {name!r}, which does not point back to it", path=log, hint=f"remove it: rm {log!r}"
@@ -74,13 +93,47 @@ def neighbour(log: str, name: str) -> str:
 def remove_journal(path: str, *pointers: str) -> None:
     """Remove a journal, and only when that is durable the pointers to it."""
     for paths in ([path], pointers):
-        removed = False
+        removed: dict[str, None] = {}
         for each in paths:
             with suppress(FileNotFoundError):
                 os.unlink(each)
-                removed = True
-        if removed:
-            sync_folder(os.path.dirname(path))
+                removed[os.path.dirname(each)] = None
+        for folder in removed:
+            sync_folder(folder)
+
+
+# --- files in folders in that of the journal
+
+
+def top_folder(paths: Iterable[str], named: str) -> str:
+    """The folder of files that are changed as one, some of which may lie in folders in it.
+
+    Raises RefusedError about `named` where they lie further apart.
+    """
+    folders = {os.path.dirname(path) for path in paths}
+    above = {os.path.dirname(folder) for folder in folders}
+    for top in (*folders, *above):
+        if all(top in (folder, os.path.dirname(folder)) for folder in folders):
+            return top
+    raise several_folders(named)
+
+
+def name_below(path: str, folder: str) -> str:
+    """The name of a file in a folder, or in a folder in it, by which journals know it."""
+    own, name = os.path.split(path)
+    return name if own == folder else f"{os.path.basename(own)}/{name}"
+
+
+def is_name_below(name: str, folder: str) -> bool:
+    """True if a name in a journal is that of a file in its folder, or in a folder in it that is not a link."""
+    first, slash, rest = name.partition("/")
+    if not slash:
+        return is_plain_name(name)
+    if not (is_plain_name(first) and is_plain_name(rest)):
+        return False
+    with suppress(OSError):
+        return stat.S_ISDIR(os.lstat(os.path.join(folder, first)).st_mode)
+    return False
 
 
 # --- other names of one file ------------------------------------------------------------------------------------------

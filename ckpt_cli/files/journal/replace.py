@@ -1,4 +1,4 @@
-"""Several files of one folder replaced as one: written beside their targets, then renamed under a journal.
+"""Several files of a folder, or of folders in it, replaced as one: written beside them, then renamed under a journal.
 
     .FIRST.ckpt-journal: magic | length u32 | crc u32 of the JSON | JSON
 
@@ -17,7 +17,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import field
 from typing import Any
@@ -27,10 +27,9 @@ from ckpt_cli.facts import dataclass
 from ckpt_cli.files.atomic import locked_temporary, take_after, warn_of_lost
 from ckpt_cli.files.hidden_files import journal_path, open_journal, require_trusted, temporary_path
 from ckpt_cli.files.journal.log import Identity, identity_of, parsed_identity
-from ckpt_cli.files.journal.pointer import remove_journal, write_pointer
+from ckpt_cli.files.journal.pointer import is_name_below, remove_journal, write_pointer
 from ckpt_cli.files.lock import try_lock
 from ckpt_cli.files.outcome import Outcome, Stage, interrupts_deferred, stating
-from ckpt_cli.files.places import is_plain_name
 from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import create_private, sync, sync_folder, write_all
 
@@ -126,14 +125,20 @@ def _commit(work: Replacement) -> None:
     others = [os.path.join(work.folder, name) for name in names if name != work.first]
     try:
         for other in others:
-            write_pointer(other, work.first)
-        sync_folder(work.folder)
+            write_pointer(other, os.path.join(work.folder, work.first))
+        _sync_folders(work.folder, names)
         _write(log, work)
         sync_folder(work.folder)
     except BaseException:
         with interrupts_deferred(), suppress(OSError):
             remove_journal(log, *map(journal_path, others))
         raise
+
+
+def _sync_folders(folder: str, names: Iterable[str]) -> None:
+    """Make the names of some files durable, which lie in a folder or in folders in it."""
+    for each in dict.fromkeys([folder, *(os.path.dirname(os.path.join(folder, name)) for name in names)]):
+        sync_folder(each)
 
 
 def _write(log: str, work: Replacement) -> None:
@@ -223,7 +228,7 @@ def finish(log: str, stage: Stage | None = None) -> bool:
     for each in plan.remove:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, each.name))
-    sync_folder(folder)
+    _sync_folders(folder, [each.name for each in (*plan.replace, *plan.remove)])
     stage.outcome = Outcome.DONE
     for each in plan.remove:  # before the journal goes, as nobody opens what is gone and finds them
         with suppress(FileNotFoundError):
@@ -305,10 +310,12 @@ def _plan(file: LocalFile) -> _Plan | None:
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     sources = [each.source for each in plan.replace if each.source is not None]
-    for name in (*(each.name for each in (*plan.replace, *plan.remove)), *sources):
-        if not is_plain_name(name):
+    folder = os.path.dirname(file.path)
+    names = [each.name for each in (*plan.replace, *plan.remove)]
+    for name in (*names, *sources):
+        if not is_name_below(name, folder):
             raise RefusedError(
-                f"a journal would replace {name!r}, which is not a file beside it", path=file.path,
+                f"a journal would replace {name!r}, which is not a file beside or below it", path=file.path,
                 hint=f"remove it: rm {file.path!r}",
             )  # fmt: skip
     return plan

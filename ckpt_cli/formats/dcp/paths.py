@@ -66,6 +66,20 @@ def renamed_path(path: Path, new: str) -> Path:
     return (*head, int(rest) if is_index and str(int(rest)) == rest else rest, *tail)
 
 
+def new_path(name: str, paths: Iterable[Path]) -> Path:
+    """Return a path for a new name among others: in the innermost container that its beginning names, as one key."""
+    containers: dict[str, Path] = {}
+    for path in paths:
+        for end in range(1, len(path)):
+            containers.setdefault(dotted(path[:end]), path[:end])
+    beginnings = [place for place, letter in enumerate(name) if letter == "."]
+    for place in reversed(beginnings):
+        found = containers.get(name[:place])
+        if found is not None:
+            return renamed_path((*found, ""), name)
+    return (name,)
+
+
 def below(path: Path, prefix: str) -> Path | None:
     """Return the rest of a path below a dotted prefix; None for an entry that is not below it."""
     reached = ""

@@ -14,7 +14,6 @@ from ckpt_cli.files.places import is_folder, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.dcp.container import Composed
 from ckpt_cli.formats.ranks.listed import (
-    LATEST,
     LOOSE,
     NAME,
     UNIVERSAL,
@@ -25,7 +24,7 @@ from ckpt_cli.formats.ranks.listed import (
     universal_files,
 )
 from ckpt_cli.formats.ranks.model_states import Joined
-from ckpt_cli.formats.ranks.names import MODEL
+from ckpt_cli.formats.ranks.names import LATEST, MODEL
 from ckpt_cli.formats.ranks.rank_file import RankFile
 from ckpt_cli.formats.ranks.refused import FIXED, as_files, tensor_parallel
 from ckpt_cli.formats.ranks.zero import join_zero

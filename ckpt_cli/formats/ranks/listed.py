@@ -17,6 +17,7 @@ from ckpt_cli import limits
 from ckpt_cli.errors import LimitError, MalformedError, listed
 from ckpt_cli.files.open import Opener, closed_on_error
 from ckpt_cli.files.places import files_below, head_of, is_folder, is_plain_name, join, names_in
+from ckpt_cli.formats.ranks.names import LATEST
 from ckpt_cli.formats.sharded.read import ReadOne, ShardSet
 from ckpt_cli.formats.signatures import documented
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Value
@@ -24,7 +25,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Value
 NAME = "deepspeed"
 
 _STATES = ("_model_states.pt", "_optim_states.pt")
-LATEST, _ITERATION = ("latest", "latest_universal"), "latest_checkpointed_iteration.txt"
+_ITERATION = "latest_checkpointed_iteration.txt"
 UNIVERSAL = "zero"
 """The folder with a folder for each parameter, in a universal checkpoint."""
 LOOSE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

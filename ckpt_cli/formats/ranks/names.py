@@ -17,6 +17,9 @@ from ckpt_cli.formats.ranks.refused import as_files
 MODEL, OPTIMIZER = "model", "optimizer"
 """What the names of the model's entries begin with, and those of its optimizer."""
 
+LATEST = ("latest", "latest_universal")
+"""Files that name the folder beside them with the files of ranks, as DeepSpeed writes them."""
+
 _FILES = (
     r"(?P<kind>model|optim|extra_state)_world_size_(?P<world>\d{1,6})_rank_(?P<rank>\d{1,6})\.pt",
     r"(?P<kind>pytorch_model(?:_fsdp)?|optimizer)(?:_(?P<index>\d{1,6}))?_rank_?(?P<rank>\d{1,6})\.bin",

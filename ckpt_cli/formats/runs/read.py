@@ -6,7 +6,7 @@ checkpoint has its own name. What is put together of several files, such as shar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from itertools import chain
@@ -14,12 +14,12 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ckpt_cli import limits
-from ckpt_cli.errors import LimitError, UnknownFormatError, about
+from ckpt_cli.errors import LimitError, UnknownFormatError, UnsupportedError, about, quoted
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.open import Opener, closed_on_error
-from ckpt_cli.files.places import join, name_of, names_in
+from ckpt_cli.files.places import folder_of, join, name_of, names_in
 from ckpt_cli.files.source import SourceFile
-from ckpt_cli.formats.ranks.names import rank_files
+from ckpt_cli.formats.ranks.names import LATEST, rank_files
 from ckpt_cli.formats.runs.json_values import read_json
 from ckpt_cli.formats.runs.names import RunFile, files_of, has_ranks, writer_of
 from ckpt_cli.formats.sharded.names import SUFFIXES
@@ -62,8 +62,14 @@ class RunPart:
 class RunFiles:
     """The container: those of the parts side by side."""
 
-    def __init__(self, parts: Sequence[RunPart]) -> None:
+    def __init__(self, parts: Sequence[RunPart], folder: str, names: Sequence[str] = ()) -> None:
+        """The parts of the run in `folder`, which has files of these names."""
         self.parts = parts
+        self.tops = {part: _tops(part) for part in parts}
+        """The outermost keys that each part has in the run."""
+        self.folder = folder
+        self.leading = [name for name in LATEST if name in names]
+        """The names of files that say which folder has the files of ranks; a copy of the run has them too."""
         self.files: Sequence[SourceFile] = list(chain.from_iterable(part.checkpoint.container.files for part in parts))
         self._known: dict[Storage, Storage] = {}
         """The storages of the run by those of the parts, where they differ."""
@@ -82,6 +88,32 @@ class RunFiles:
         )
         found = found or next(within, None)
         return found.checkpoint if found else None
+
+    def name_of(self, file: SourceFile) -> str:
+        """Return the name of a file relative to the folder of the run: with a slash where it is in a folder there."""
+        folder, path, names = folder_of(join(self.folder, "x")), file.path, [name_of(file.path)]
+        while (path := folder_of(path)) not in (folder, ""):
+            names.insert(0, name_of(path))
+        return "/".join(names)
+
+    def part_of(self, name: str) -> RunPart | None:
+        """Return the part that an entry's name is of, or would be of; None for a name that no part can have."""
+        for part in self.parts:
+            if part.prefix and (name == part.prefix or name.startswith(f"{part.prefix}.")):
+                return part
+        top = name.partition(".")[0]
+        return next((part for part in self.parts if not part.prefix and top in self.tops[part]), None)
+
+    def refuse_joined(self, names: Iterable[str]) -> None:
+        """Raise UnsupportedError for the first of some names that is of what the files of ranks are joined to."""
+        for name in names:
+            part = self.part_of(name)
+            if part is not None and part.checkpoint.fixed:
+                raise UnsupportedError(
+                    f"{name!r} is joined from the files of several ranks: only entries of other files can be edited",
+                    path=self.folder,
+                    hint=f"ckpt convert {quoted(self.folder)} OUT.safetensors writes the model, to be edited there",
+                )
 
     def owner_of(self, storage: Storage) -> tuple[RunPart, Storage]:
         """Return the part that has a storage, and the storage as that knows it."""
@@ -135,11 +167,17 @@ def model_of(checkpoint: Checkpoint) -> Checkpoint:
     return (container.part(MODEL) or checkpoint) if isinstance(container, RunFiles) else checkpoint
 
 
+def run_parts(checkpoint: Checkpoint) -> list[Checkpoint]:
+    """Return the parts of a run as the checkpoints that they are alone; none for any other checkpoint."""
+    container = checkpoint.container
+    return [part.checkpoint for part in container.parts] if isinstance(container, RunFiles) else []
+
+
 def apart(checkpoint: Checkpoint) -> list[Checkpoint]:
     """Return the files of a set, and those of all parts of a run, as the checkpoints that they are alone."""
     container = checkpoint.container
     if isinstance(container, RunFiles):
-        return [each for part in container.parts for each in apart(part.checkpoint)]
+        return [each for part in run_parts(checkpoint) for each in apart(part)]
     return list(container.shards) if isinstance(container, ShardSet) else [checkpoint]
 
 
@@ -245,7 +283,7 @@ def _part_of_several(path: str, file: RunFile, opener: Opener, read_one: ReadOne
 
 def _run(path: str, names: Sequence[str], parts: Sequence[RunPart], notes: Sequence[str]) -> Checkpoint:
     """Return the parts as one checkpoint."""
-    container = RunFiles(parts)
+    container = RunFiles(parts, path, names)
     entries = [entry for part in parts for entry in container.entries_of(part)]
     of_model = next((part.checkpoint for part in parts if part.prefix == MODEL), None)
     has_model = of_model is not None or any(entry.name.startswith(f"{MODEL}.") for entry in entries)
@@ -260,20 +298,24 @@ def _run(path: str, names: Sequence[str], parts: Sequence[RunPart], notes: Seque
         version=said,
         metadata=_strings(of_model) if of_model is not None else {},
         objects=list(dict.fromkeys(chain.from_iterable(each.objects for each in own))),
-        top_level=list(dict.fromkeys(chain.from_iterable(map(_tops, parts)))),
+        top_level=list(dict.fromkeys(chain.from_iterable(container.tops.values()))),
         is_set=True,
         notes=[*(_told(part, note) for part in parts for note in part.checkpoint.notes), *notes],
         unread=[_told(part, line) for part in parts for line in part.checkpoint.unread],
         weights=MODEL if has_model else "",
-        fixed=next((each.fixed for each in own if each.fixed), ""),
     )
 
 
 def _tops(part: RunPart) -> Sequence[str]:
-    """Return the outermost keys that a part has in the run."""
     if part.prefix:
         return [part.prefix]
-    return [entry.name.partition(".")[0] for entry in part.checkpoint.entries]
+    return list(dict.fromkeys(entry.name.partition(".")[0] for entry in part.checkpoint.entries))
+
+
+def name_within(checkpoint: Checkpoint, file: SourceFile) -> str:
+    """Return the name of one of a checkpoint's files, relative to the folder of the run where it is one."""
+    container = checkpoint.container
+    return container.name_of(file) if isinstance(container, RunFiles) else name_of(file.path)
 
 
 def _told(part: RunPart, line: str) -> str:

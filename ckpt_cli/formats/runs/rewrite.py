@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
-from ckpt_cli.errors import RefusedError, UnsupportedError, quoted
+from ckpt_cli.errors import RefusedError, UnsupportedError
 from ckpt_cli.files.copy import Progress, no_progress
-from ckpt_cli.files.places import folder_of, join, name_of
-from ckpt_cli.files.source import LocalFile, SourceFile
+from ckpt_cli.files.places import name_of
+from ckpt_cli.files.source import LocalFile
 from ckpt_cli.files.system import write_all
 from ckpt_cli.formats.runs.json_values import UNLISTED
 from ckpt_cli.formats.runs.read import MODEL, RunFiles, RunPart, apart
@@ -44,31 +44,31 @@ class Rewriting:
         self._checkpoint = checkpoint
         self._container = container
         self._changes = changes
-        self._tops = {part: _tops_of(part) for part in container.parts}
+        changed = {*changes.names, *changes.dropped, *changes.tensors, *changes.values}
+        container.refuse_joined(entry.name for entry in checkpoint.entries if entry.name in changed)
+        container.refuse_joined(changes.added)
         self._refuse_crossing()
         self._works: list[tuple[RunPart, Rewriter | SetRewriter]] = []
         self._gone: list[str] = []
         """The files of parts of which nothing is left."""
         for part in container.parts:
             if self._is_dropped(part):
-                self._gone += (name_of(file.path) for file in part.checkpoint.container.files)
-            elif not self._add(part, rewriting):
-                continue
-            self._refuse_folders(part.checkpoint.container.files)
+                self._gone += map(container.name_of, part.checkpoint.container.files)
+            else:
+                self._add(part, rewriting)
 
-    def _add(self, part: RunPart, rewriting: Callable[[Checkpoint, Changes], object]) -> bool:
-        """Plan the work of a part; returns False for one that stays as it is."""
+    def _add(self, part: RunPart, rewriting: Callable[[Checkpoint, Changes], object]) -> None:
+        """Plan the work of a part, if any of the changes concerns it."""
         sub = self._changes_of(part)
         if sub is None:
-            return False
+            return
         try:
             work = rewriting(part.checkpoint, sub)
         except UnsupportedError:
             if replace(sub, rewrite=False, contents={}, rename=None) != Changes():
                 raise
-            return False  # it can only be packed, and its format cannot be
+            return  # it can only be packed, and its format cannot be
         self._works.append((part, cast("Rewriter | SetRewriter", work)))
-        return True
 
     @property
     def parts(self) -> Sequence[ShardWork]:
@@ -76,14 +76,20 @@ class Rewriting:
         found: list[ShardWork] = []
         for part, work in self._works:
             if not part.checkpoint.is_set:
-                found.append(_of_file(work, part.checkpoint.container.files[0]))
+                name = self._container.name_of(part.checkpoint.container.files[0])
+                found.append(ShardWork(name, cast("Rewriter", work)))
                 continue
-            of_set = cast("SetRewriter", work)
+            of_set, folder = cast("SetRewriter", work), self._folder_of(part)
             data = list(of_set.parts)
             known = {each.name for each in data}
-            found += data
-            found += (ShardWork(name, _IndexWork(of_set)) for name in of_set.names if name not in known)
+            found += (ShardWork(folder + each.name, each.work) for each in data)
+            found += (ShardWork(folder + name, _IndexWork(of_set)) for name in of_set.names if name not in known)
         return found
+
+    def _folder_of(self, part: RunPart) -> str:
+        """Return what the names of a part's files begin with: the folder that it has of its own, with a slash."""
+        own, slash, _ = self._container.name_of(part.checkpoint.container.files[0]).rpartition("/")
+        return own + slash
 
     @property
     def _sets(self) -> list[SetRewriter]:
@@ -93,7 +99,8 @@ class Rewriting:
     @property
     def removed(self) -> Sequence[str]:
         """The files that go."""
-        return [*self._gone, *(name for work in self._sets for name in work.removed)]
+        sets = ((self._folder_of(part), work) for part, work in self._works if part.checkpoint.is_set)
+        return [*self._gone, *(folder + name for folder, work in sets for name in cast("SetRewriter", work).removed)]
 
     @property
     def unreferenced(self) -> int:
@@ -109,7 +116,7 @@ class Rewriting:
     def unchanged(self) -> Sequence[str]:
         """The files that stay as they are."""
         written = {*self.names, *self.removed}
-        return [name for name in (name_of(file.path) for file in self._container.files) if name not in written]
+        return [name for name in map(self._container.name_of, self._container.files) if name not in written]
 
     @property
     def nbytes(self) -> int:
@@ -118,10 +125,8 @@ class Rewriting:
 
     @property
     def first(self) -> str:
-        """The file that the journal stands beside: one that stays, or one that is written."""
-        folder = self._checkpoint.path
-        own = {name_of(file.path) for file in self._container.files if _is_in(file, folder)}
-        return next(name for name in (*self.unchanged, *self.names) if name in own)
+        """The file that the journal stands beside: one in the folder itself that stays, or that is written."""
+        return next(name for name in (*self.unchanged, *self.names) if "/" not in name)
 
     @property
     def names(self) -> Sequence[str]:
@@ -135,18 +140,10 @@ class Rewriting:
 
     # --- the changes of each part
 
-    def _owner(self, name: str) -> RunPart | None:
-        """Return the part that a name is of, or would be of; None for a name that no part can have."""
-        for part in self._container.parts:
-            if part.prefix and (name == part.prefix or name.startswith(f"{part.prefix}.")):
-                return part
-        top = name.partition(".")[0]
-        return next((part for part, tops in self._tops.items() if not part.prefix and top in tops), None)
-
     def _refuse_crossing(self) -> None:
         """Raise RefusedError for names that another file would have, or none."""
         for old, new in self._changes.names.items():
-            here, there = self._owner(old), self._owner(new)
+            here, there = self._container.part_of(old), self._container.part_of(new)
             if here is not there:
                 said = f"{_file_of(there)} has what is called so" if there else "no file of the run has such names"
                 raise RefusedError(
@@ -154,9 +151,9 @@ class Rewriting:
                     path=self._checkpoint.path,
                 )
         for name in self._changes.added:
-            part = self._owner(name)
+            part = self._container.part_of(name)
             if part is None:
-                known = ", ".join(f"{top}." for tops in self._tops.values() for top in tops)
+                known = ", ".join(f"{top}." for tops in self._container.tops.values() for top in tops)
                 raise RefusedError(
                     f"no file of the run has names such as {name!r}",
                     path=self._checkpoint.path,
@@ -165,12 +162,13 @@ class Rewriting:
 
     def _is_dropped(self, part: RunPart) -> bool:
         """True if nothing of a part is left, so that its files go."""
-        if not part.prefix or any(entry.name == UNLISTED for entry in part.checkpoint.entries):
+        is_apart = bool(part.prefix or self._folder_of(part))
+        if not is_apart or any(entry.name == UNLISTED for entry in part.checkpoint.entries):
             return False
         changes = self._changes
-        if any(self._owner(name) is part for name in (*changes.added, *changes.names.values())):
+        if any(self._container.part_of(name) is part for name in (*changes.added, *changes.names.values())):
             return False
-        if part.prefix in changes.dropped_prefixes:
+        if all(top in changes.dropped_prefixes for top in self._container.tops[part]):
             return True
         entries = part.checkpoint.entries
         return bool(entries) and all(part.outer(entry.name) in changes.dropped for entry in entries)
@@ -181,7 +179,9 @@ class Rewriting:
         owned = {part.outer(entry.name) for entry in part.checkpoint.entries}
         names = {part.inner(old): part.inner(new) for old, new in changes.names.items() if old in owned}
         dropped = frozenset(part.inner(name) for name in changes.dropped if name in owned)
-        prefixes = frozenset(part.inner(name) for name in changes.dropped_prefixes if self._owner(name) is part)
+        prefixes = frozenset(
+            part.inner(name) for name in changes.dropped_prefixes if self._container.part_of(name) is part
+        )
         tensors = {
             part.inner(name): self._own(part, tensor) for name, tensor in changes.tensors.items() if name in owned
         }
@@ -189,7 +189,7 @@ class Rewriting:
         added = {
             part.inner(name): self._own(part, value) if isinstance(value, Tensor) else value
             for name, value in changes.added.items()
-            if self._owner(name) is part
+            if self._container.part_of(name) is part
         }
         strings = changes if part.prefix == MODEL else Changes()
         is_packed = changes.rewrite and bool(part.checkpoint.tensors)
@@ -223,7 +223,7 @@ class Rewriting:
         def rename(name: str) -> str:
             rule = self._changes.rename
             new = rule(part.outer(name)) if rule is not None else part.outer(name)
-            return part.inner(new) if self._owner(new) is part else name
+            return part.inner(new) if self._container.part_of(new) is part else name
 
         return rename
 
@@ -253,37 +253,10 @@ class Rewriting:
             return content
         return replace(content, origin=self._container.owner_of(content.origin)[1])
 
-    def _refuse_folders(self, files: Sequence[SourceFile]) -> None:
-        """Raise where an edit would write files in folders within that of the run."""
-        for file in files:
-            if not _is_in(file, self._checkpoint.path):
-                folder = folder_of(file.path)
-                raise UnsupportedError(
-                    f"{name_of(folder)} is a folder of its own, whose files are not written together with the others",
-                    path=self._checkpoint.path,
-                    hint=f"edit it by itself: name {quoted(folder)}",
-                )
-
-
-def _is_in(file: SourceFile, folder: str) -> bool:
-    """True if a file lies in a folder itself."""
-    return folder_of(file.path) == folder_of(join(folder, "x"))
-
 
 def _file_of(part: RunPart | None) -> str:
     """Return the name of the file of a part, the index where it has one."""
     return name_of(part.checkpoint.container.files[0].path) if part else "no file"
-
-
-def _of_file(work: object, file: SourceFile) -> ShardWork:
-    return ShardWork(name_of(file.path), cast("Rewriter", work))
-
-
-def _tops_of(part: RunPart) -> list[str]:
-    """Return the first words of the names of a part's entries in the run."""
-    if part.prefix:
-        return [part.prefix]
-    return list(dict.fromkeys(entry.name.partition(".")[0] for entry in part.checkpoint.entries))
 
 
 class _IndexWork:

@@ -193,15 +193,21 @@ class Rewriting:
         """Return every tensor that stays and is no alias, in the order in which their bytes are to stand."""
         items: list[Item] = []
         offsets: list[int] = []
+        stored: dict[tuple[Storage | None, str], str] = {}
         tensors = checkpoint.tensors
         for place, tensor in self._stored(tensors):
             new = self._changes.tensors.get(tensor.name, tensor)
             items.append(self._item(tensor, new, fields.get(tensor.name, _NO_MORE), place))
             offsets.append(_offset(tensor))
+            stored[new.storage, new.dtype.name] = tensor.name
         if offsets != sorted(offsets):
             items = [items[number] for number in sorted(range(len(items)), key=offsets.__getitem__)]
         for place, new in enumerate(self._changes.new_tensors.values(), len(tensors)):
-            items.append(self._item(new, new, _NO_MORE, place))
+            kept = stored.setdefault((new.storage, new.dtype.name), new.name)
+            if kept == new.name or not new.nbytes:
+                items.append(self._item(new, new, _NO_MORE, place))
+            else:
+                self._tied[new.name] = kept
         if not self._is_in_place and not _are_aligned(items):
             items.sort(key=lambda item: -item.itemsize)
         return items

@@ -45,6 +45,7 @@ class Rewriting:
         self._adopted: dict[int, list[Tensor]] = {}
         """By the number of a shard: the aliases that the index has and the shard has not."""
         self._owners = self._shards_of_entries()
+        self._given = changes
         self._takers = {name: self._taker(name) for name in changes.added}
         """The number of the shard that gets each new tensor."""
         self._across: dict[str, str] = {}
@@ -96,6 +97,10 @@ class Rewriting:
 
     def _taker(self, new: str) -> int:
         """The number of the shard with a name that has most in common with a new one, else of the last."""
+        tensor = self._given.added.get(new)
+        if isinstance(tensor, Tensor) and tensor.storage is not None and tensor.storage not in self._given.contents:
+            owner, _ = self._container.owner_of(tensor.storage)  # another name of a tensor that is there
+            return next(at for at, shard in enumerate(self._container.shards) if shard.container is owner)
         parts = new.split(".")
         found, most = len(self._names) - 1, 0
         for name, number in self._owners.items():
@@ -166,7 +171,11 @@ class Rewriting:
                 for name, tensor in changes.tensors.items()
                 if self._owners[name] == number
             },
-            added={name: value for name, value in changes.added.items() if self._takers[name] == number},
+            added={
+                name: self._own(value, changes) if isinstance(value, Tensor) else value
+                for name, value in changes.added.items()
+                if self._takers[name] == number
+            },
             metadata=_with_strings(shard.metadata, changes.in_shards),
             device=changes.device if shard.document is not None else None,
             in_shards={},

@@ -37,7 +37,7 @@ from ckpt_cli.formats.open import one_file_in, read_one
 from ckpt_cli.formats.registry import folder_kind, format_of
 from ckpt_cli.formats.signatures import beginning, documented, is_json_object
 from ckpt_cli.model.checkpoint import Checkpoint
-from ckpt_cli.ops.check import entries, shards
+from ckpt_cli.ops.check import entries, quantization, shards
 from ckpt_cli.ops.check import hf_config as configs
 from ckpt_cli.ops.check import optimizer as optimizers
 from ckpt_cli.ops.check import safetensors as headers
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 CODES: tuple[Check[Any], ...] = (
     *BROKEN, *zips.CHECKS, *headers.CHECKS, *entries.CHECKS, *optimizers.CHECKS, *entries.PICKLES, *shards.CHECKS,
-    *configs.CHECKS, *VALUES,
+    *configs.CHECKS, *quantization.CHECKS, *VALUES,
 )  # fmt: skip
 """Every code that there is; each has its own subject."""
 
@@ -337,14 +337,14 @@ class _Worker:
             self._reading.add(checkpoint, archives)
 
     def _configs(self, path: str, found: Sequence[Checkpoint], *, complete: bool) -> None:
+        if not found:
+            return
+        where, tensors = name_of(path), [tensor for checkpoint in found for tensor in checkpoint.tensors]
+        self._run(quantization.CHECKS, quantization.Quantized.of(where, found, complete=complete))
         config, adapter = config_beside(path) or {}, config_beside(path, "adapter_config.json") or {}
-        if found and (config or adapter):
-            tensors = [tensor for checkpoint in found for tensor in checkpoint.tensors]
-            where = name_of(path)
+        if config or adapter:
             subject = configs.Configured(where, tensors, configs.text_config(config), adapter, complete)
             self._run(configs.CHECKS, subject)
-
-    # --- telling
 
     def _run(self, checks: Sequence[Check[Subject]], subject: Subject, path: str = "") -> None:
         """Add what the checks find, of each code a bounded number; `path` is the file, where it is one alone."""

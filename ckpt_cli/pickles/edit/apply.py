@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from ckpt_cli.errors import RefusedError, UnsupportedError, UsageError
@@ -75,9 +75,10 @@ class Editing:
             place = self.entry(name)
             node = retyped(name, value, place.node, cast=changes.cast)
             place.replace(node_of(value, like=place.node) if node is None else node)
+        freed = {place.slot for place in (*(place for place, _ in renamed.values()), *gone)}
         for name, value in changes.added.items():
             tensor = tensors.get(name) if tensors is not None else None
-            self._add(name, node_of(value) if tensor is None else tensor, is_tensor=tensor is not None)
+            self._add(name, node_of(value) if tensor is None else tensor, freed, is_tensor=tensor is not None)
         if root is not None:  # all else goes with what it hangs in
             self._new_root = root
             return
@@ -139,8 +140,11 @@ class Editing:
                     if isinstance(listed, list):
                         listed[:] = [item for item in listed if item != []]
 
-    def _add(self, name: str, node: object, *, is_tensor: bool) -> None:
-        """Put a node under a new name into the innermost container that the name lies in."""
+    def _add(self, name: str, node: object, freed: Collection[tuple[int, ...]], *, is_tensor: bool) -> None:
+        """Put a node under a new name into the innermost container that the name lies in.
+
+        The keys of places in `freed`, whose nodes get another name or go, may be taken.
+        """
         prefix, _, key = name.rpartition(".")
         while prefix and self._holder(prefix) is self._top:
             prefix, _, outer = prefix.rpartition(".")
@@ -156,7 +160,8 @@ class Editing:
                 else "the pickle is not a mapping"
             )
         _refuse_attribute(holder.node, key, prefix)
-        pairs.extend((_new_key(pairs[::2], key, prefix), node))
+        staying = [known for place, known in enumerate(pairs[::2]) if (id(pairs), 2 * place + 1) not in freed]
+        pairs.extend((_new_key(staying, key, prefix), node))
 
     def _holder(self, prefix: str) -> NodePlace:
         """Return the place of the container of a name, maybe an empty mapping; the root's where there is none."""

@@ -187,8 +187,16 @@ class _Places(Walk[tuple[NodePlace, bool]]):
 
     def below(self, frame: Frame, children: Children) -> Children:
         """The children that a node opens up to, each placed before it is given."""
+        node = frame.node
+        if type(node) is Dict or type(node) is list or type(node) is tuple:  # which open up to all in their order
+            keyed = type(node) is Dict
+            sequence: _Sequence = node.pairs if isinstance(node, Dict) else node
+            for number, each in enumerate(children):
+                frame.at = sequence, 2 * number + 1 if keyed else number, keyed
+                yield each
+            return
         slots: dict[tuple[str | None, int], list[tuple[_Sequence, int, bool]]] = {}
-        for sequence, index, is_keyed in _slots(frame.node):
+        for sequence, index, is_keyed in _slots(node):
             key = key_text(sequence[index - 1]) if is_keyed else None
             slots.setdefault((key, id(sequence[index])), []).append((sequence, index, is_keyed))
         for key, child, child_kind in children:

@@ -7,16 +7,21 @@ by `_rebuild_tensor_v2`, any other one by `_rebuild_tensor_v3` over an untyped s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from ckpt_cli.dtypes import DType
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.model.changes import Changes
 from ckpt_cli.model.checkpoint import Storage, Tensor
 from ckpt_cli.pickles.edit.apply import Editing
-from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId
+from ckpt_cli.pickles.graph import Call, Dict, Global, PersistentId, is_filled
+from ckpt_cli.pickles.rows import Template, called
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
 
 _STRIDED = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
+
+_LONGEST = 250
+"""Characters of a storage's key in a row: new keys are the names of tensors before they are numbered."""
 
 _View = tuple[object, ...]
 
@@ -34,6 +39,10 @@ class Retargeting:
         """The containers that are being looked through, by their identities."""
         self._globals: dict[tuple[str, str], Global] = {node_key(node): node for node in editing.graph.globals}
         self._references: dict[tuple[Storage, str], PersistentId] = {}
+        self._rows: dict[tuple[object, ...], Template | None] = {}
+        """The templates of rows over new storages, by the old one's and what is new."""
+        self._taken: set[Storage] = set()
+        """The storages that a row may have been made for."""
         self.storages: dict[int, Storage] = {}
         """The storage of each new reference, by its identity."""
 
@@ -118,6 +127,10 @@ class Retargeting:
         found = self._made.get(key)
         if isinstance(found, Call):
             return found
+        made = self._row(node, tensor)
+        if made is not None:
+            self._made[key] = made
+            return made
         args, func = node.args, node.func
         if not isinstance(args, tuple) or not isinstance(func, Global) or tensor.storage is None:
             raise UnsupportedError(f"tensor {tensor.name!r} is rebuilt in a way that cannot be changed")
@@ -127,6 +140,33 @@ class Retargeting:
         made = Call(node.opcode, *self._by_version(func, args, view, tensor.dtype))
         made.states = node.states
         self._made[key] = made
+        return made
+
+    def _row(self, node: Call, tensor: Tensor) -> Call | None:
+        """Return a call that was read as a row, over another storage; None where more than that is another one.
+
+        Further tensors of one storage have one reference, which takes less than a row for each.
+        """
+        row: Any = node.row
+        storage = tensor.storage
+        if row is None or storage is None or is_filled(node) or storage in self._taken:
+            return None
+        self._taken.add(storage)
+        if not storage.key.isascii() or not 0 < len(storage.key) < _LONGEST:  # of a row in the making
+            return None
+        kind = "torch", f"{tensor.dtype.storage}Storage"
+        same = (row.size, row.stride, *node_key(row.kind)) == (tensor.shape, tensor.stride, *kind)
+        if not same or row.requires_grad is not tensor.requires_grad:
+            return None
+        view = (row, storage.nbytes, tensor.storage_offset, storage.location)
+        if view not in self._rows:
+            numel = storage.nbytes // tensor.dtype.itemsize
+            self._rows[view] = Template.of(row, numel, tensor.storage_offset, storage.location)
+        template = self._rows[view]
+        if template is None:
+            return None
+        made = called(template, storage.key)
+        self.storages[id(made)] = storage
         return made
 
     def _by_version(

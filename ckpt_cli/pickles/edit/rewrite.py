@@ -16,9 +16,9 @@ from ckpt_cli.pickles.edit.relocate import relocate
 from ckpt_cli.pickles.edit.retarget import Retargeting
 from ckpt_cli.pickles.equal import same_graphs
 from ckpt_cli.pickles.flatten import entries_of
-from ckpt_cli.pickles.graph import Call, Graph, PersistentId, nodes_of, protocol_of
+from ckpt_cli.pickles.graph import Call, Graph, PersistentId, References, nodes_of, protocol_of
 from ckpt_cli.pickles.read import read_pickle
-from ckpt_cli.pickles.references import references_or_rows, referred, storage_key
+from ckpt_cli.pickles.references import referred, storage_key
 from ckpt_cli.pickles.tensors.calls import CALLS
 from ckpt_cli.pickles.tensors.inline_bytes import PicklePlace
 from ckpt_cli.pickles.tensors.rebuild import Rebuilder
@@ -53,7 +53,7 @@ class EditedPickle:
         self._finder = finder
         only_names = not (changes.dropped or changes.dropped_prefixes or changes.root or changes.tensors
                           or changes.values or changes.added)  # fmt: skip
-        old_keys = set() if only_names else _keys_of(references_or_rows(nodes_of(graph.root, within_rows=False)))
+        old_keys = set() if only_names else self._old_keys(graph)
         self.root = graph.root
         """The new pickle's root."""
         self.new: dict[int, Storage] = {}
@@ -68,7 +68,7 @@ class EditedPickle:
         if changes.device is not None:
             relocate(self.root, changes.device)
         self._references: list[PersistentId | Call] = []
-        self._protocol = protocol_of(self._nodes())
+        self._protocol = protocol_of(nodes_of(self.root, self._references, within_rows=False))
         self.old_keys = _keys_of(self._references) if only_names else old_keys
         """The keys of all storages that the old pickle refers to."""
 
@@ -86,12 +86,19 @@ class EditedPickle:
                 storage = self._old[key] = self._rebuilder.storages.of(referred(reference))[0]
             yield reference, key, storage
 
-    def _nodes(self) -> Iterator[object]:
-        """The nodes of the new pickle; its references are noted on the way."""
-        for node in nodes_of(self.root, within_rows=False):
-            if type(node) is PersistentId or (type(node) is Call and node.row is not None):
-                self._references.append(node)
-            yield node
+    def _old_keys(self, graph: Graph) -> set[str]:
+        """Return the keys of all storages that can be reached in the old pickle.
+
+        Every reference of the pickle is known; only where one is to no entry's storage it may have been thrown away.
+        """
+        read = graph.persistent.nodes if isinstance(graph.persistent, References) else graph.persistent
+        keys = {node.key if type(node) is Call else storage_key(node) for node in read} - {None}
+        if keys <= self._old.keys():
+            return {key for key in keys if key is not None}
+        references: list[PersistentId | Call] = []
+        for _ in nodes_of(graph.root, references, within_rows=False):
+            pass
+        return _keys_of(references)
 
     def write(self, write: Write) -> None:
         """Write the new pickle, a bounded piece at a time."""

@@ -8,6 +8,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from dcp_files import Writer
 
 from builders import old, st
+from builders.crowded_kinds import KINDS
 from builders.pickles import Ops, built, call, new, pickled, tensor, value
 from builders.pt import DEFLATED, Record, archive, torch_records
 
@@ -235,6 +237,7 @@ BUILDS: dict[str, Build] = {
     "shards_few": _shards(2, 4_000),
     "distributed_many": _distributed(300, 1),
     "distributed_chunks": _distributed(2, 150),
+    **{name: partial(make, scale=1.0) for name, make in KINDS.items()},
 }  # fmt: skip
 """Each by its name."""
 

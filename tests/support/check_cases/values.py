@@ -77,6 +77,30 @@ def _(folder: Path, fault: bool) -> Path:
     return folder
 
 
+@case("quantized-shape")
+def _(folder: Path, fault: bool) -> Path:
+    state = {"q.weight": torch.zeros(4, 8).to(torch.float8_e4m3fn), "q.weight_scale": torch.ones(5 if fault else 4, 1)}
+    save_file(state, folder / "model.safetensors", PT)
+    return folder / "model.safetensors"
+
+
+@case("no-scales")
+def _(folder: Path, fault: bool) -> Path:
+    state = {"q.weight": torch.ones(4, 8).to(torch.float8_e4m3fn), "q.weight_scale_inv": torch.ones(1, 1)}
+    if fault:
+        del state["q.weight_scale_inv"]
+    save_file(state, folder / "model.safetensors", PT)
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    return folder
+
+
+@case("no-weights")
+def _(folder: Path, fault: bool) -> Path:
+    weight = torch.ones(4, 8, dtype=torch.bfloat16 if fault else torch.float8_e4m3fn)
+    save_file({"q.weight": weight, "q.weight_scale_inv": torch.ones(1, 1)}, folder / "model.safetensors", PT)
+    return folder
+
+
 # values
 
 
