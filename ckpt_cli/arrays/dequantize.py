@@ -332,7 +332,7 @@ def _rounded(values: Array, target: DType, losses: Losses, *, is_small: bool) ->
     import numpy as np
 
     if target.name == "float32":
-        return values.copy()
+        return np.array(values)
     if target.name == "bfloat16":
         import ml_dtypes
 

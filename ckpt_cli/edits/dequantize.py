@@ -100,8 +100,8 @@ class _Plan:
         contents: dict[Storage, Content] = {}
         for layout in layouts:
             target = self._dtype or layout.native
-            for source in layout.stored:
-                budget.read(source.tensor, Region.of(source.tensor))
+            for stored in layout.stored:
+                budget.read(stored.tensor, Region.of(stored.tensor))
             source = PiecedBytes(checkpoint, layout.of(target), target.itemsize, self._note, self._options.executor)
             location = layout.weight.storage.location if layout.weight.storage is not None else "cpu"
             storage = Storage(layout.name, target.nbytes(layout.numel), location, source)

@@ -18,6 +18,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.ls import Fold, fold
 from ckpt_cli.ops.optimizer_names import StateNames
 from ckpt_cli.ops.select import part_of, select, with_values
+from ckpt_cli.ops.series_events import Event, Kind, events_of
 from ckpt_cli.ops.show import spell_index
 from ckpt_cli.ops.steps import OnError, Progress, Source, raised, run_of
 from ckpt_cli.parallel.tensor_series import Found, Place, follow, tracks_of
@@ -65,15 +66,6 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """A change of what a tensor is."""
-
-    file: int
-    """The number of the file from which on it is so."""
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
     """One tensor, or the tensors of numbered layers, through the run."""
 
@@ -115,19 +107,6 @@ def _facts(file: File, point: Point) -> dict[str, Any]:
     return {"path": file.path, "step": file.step, "epoch": file.epoch} | {key: getattr(point, key) for key in keys}
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What a tensor is in one checkpoint."""
-
-    dtype: str
-    layout: str
-    shape: tuple[int, ...] | None
-    part: tuple[int, ...]
-    """The shape of the part of it that is followed."""
-    reason: str = ""
-    """Why it has no values that could be summarized; empty where it has."""
-
-
 @dataclass(slots=True)
 class _Entry:
     """A tensor of one name through the checkpoints, and what was found of it there."""
@@ -135,7 +114,7 @@ class _Entry:
     label: str
     first: Tensor
     """That of the first file that has it, by the name of its row."""
-    kinds: dict[int, _Kind] = field(default_factory=dict)
+    kinds: dict[int, Kind] = field(default_factory=dict)
     found: dict[int, Found] = field(default_factory=dict)
 
 
@@ -148,16 +127,16 @@ class _Entries:
     """The tensors by name, and by how many before them have it too, in the order in which they first appear."""
     errors: dict[int, CkptError | OSError] = field(default_factory=dict)
     """For checkpoints whose values cannot be read, the first error."""
-    _kinds: dict[tuple[object, ...], _Kind] = field(default_factory=dict)
+    _kinds: dict[tuple[object, ...], Kind] = field(default_factory=dict)
 
-    def kind(self, *facts: Any) -> _Kind:
+    def kind(self, *facts: Any) -> Kind:
         """Return what a tensor is, the same object for equal facts."""
         found = self._kinds.get(facts)
         if found is None:
-            found = self._kinds[facts] = _Kind(*facts)
+            found = self._kinds[facts] = Kind(*facts)
         return found
 
-    def note(self, key: tuple[str, int], step: int, tensor: Tensor, kind: _Kind) -> None:
+    def note(self, key: tuple[str, int], step: int, tensor: Tensor, kind: Kind) -> None:
         """Note that a checkpoint has a tensor."""
         entry = self.by_key.get(key)
         if entry is None:
@@ -279,8 +258,8 @@ def _selected(checkpoint: Checkpoint, arguments: Sequence[str]) -> Iterator[tupl
 
 
 def _place(
-    step: int, checkpoint: Checkpoint, budget: Budget, tensor: Tensor, index: Index, kind: Callable[..., _Kind]
-) -> tuple[Place | None, _Kind]:
+    step: int, checkpoint: Checkpoint, budget: Budget, tensor: Tensor, index: Index, kind: Callable[..., Kind]
+) -> tuple[Place | None, Kind]:
     """Return where the values of a tensor are, and what it is; None where it has none that could be summarized."""
     from ckpt_cli.arrays.codec import require_plain
 
@@ -329,7 +308,7 @@ def _shared_events(entries: Sequence[_Entry], whole: Sequence[int]) -> list[Even
     """Return the events of all tensors of a row: what happens to several of them once, with their number."""
     owners: dict[Event, list[str]] = {}
     for entry in entries:
-        for event in _events(entry, whole):
+        for event in events_of(entry.kinds, whole):
             owners.setdefault(event, []).append(entry.label)
     found = []
     for event, labels in owners.items():
@@ -344,7 +323,7 @@ def _point(entries: Sequence[_Entry], step: int, errors: Collection[int]) -> Poi
 
     whole: Moments | None = None
     before, squares = 0.0, None
-    here: list[_Kind] = []
+    here: list[Kind] = []
     for entry in entries:
         kind, found = entry.kinds.get(step), entry.found.get(step)
         if kind is None or kind.reason or found is None:
@@ -382,31 +361,3 @@ def _relative(squares: float | None, before: float) -> float | None:
     if not before:
         return math.inf if squares else 0.0
     return math.sqrt(squares) / math.sqrt(before)
-
-
-def _events(entry: _Entry, whole: Sequence[int]) -> Iterator[Event]:
-    """Yield the changes of what a tensor is, from one to the next of the files that can be read."""
-    last: _Kind | None = None
-    for place, step in enumerate(whole):
-        now = entry.kinds.get(step)
-        if place and (now is None) != (last is None):
-            yield Event(step, "appears" if last is None else "is gone")
-        if now is not None and now.reason and not (last is not None and last.reason):
-            yield Event(step, now.reason)
-        if now is not None and last is not None and now is not last:
-            yield from (Event(step, what) for what in _differences(last, now))
-        last = now
-
-
-def _differences(last: _Kind, now: _Kind) -> Iterator[str]:
-    for what, before, after in (
-        ("shape", _shape_text(last.shape), _shape_text(now.shape)),
-        ("dtype", last.dtype, now.dtype),
-        ("layout", last.layout, now.layout),
-    ):
-        if before != after:
-            yield f"{what} {before} → {after}"
-
-
-def _shape_text(shape: tuple[int, ...] | None) -> str:
-    return "?" if shape is None else f"[{','.join(map(str, shape))}]"
