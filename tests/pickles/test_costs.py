@@ -5,7 +5,7 @@ import io
 import pstats
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,8 @@ def test_a_rename_walks_the_graph_once_and_writes_the_pickle_once(
 
         return counted
 
-    def walked(root: object, *, within_rows: bool = True) -> Iterator[object]:
-        done.append("walk")
-        return nodes_of(root, within_rows=within_rows)
-
     monkeypatch.setattr(rewrite, "write_pickle", counting("write", write_pickle))
-    monkeypatch.setattr(rewrite, "nodes_of", walked)
+    monkeypatch.setattr(rewrite, "nodes_of", counting("walk", nodes_of))
     path = tmp_path / "model.pt"
     torch.save(saved(20), path)
     assert ckpt("rename", path, "--strip", "model").code == 0
