@@ -127,6 +127,7 @@ HARMLESS = frozenset(
             for module in ("pathlib", "pathlib._local")
             for name in ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
         ),
+        *_names("numpy.matrixlib.defmatrix", "matrix"),
         *_names("numpy", f"dtype ndarray matrix recarray record poly1d {_NUMPY_SCALARS}"),
         *_names("numpy.dtypes", _NUMPY_DTYPES),
         *(

@@ -273,8 +273,8 @@ KNOWN = frozenset(
             )
         ),
         *_names("scipy._lib.array_api_compat.numpy._aliases", "asarray"),
-        *_names("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper NDArrayWrapper"),
-        *_names("joblib.numpy_pickle", "NumpyArrayWrapper NDArrayWrapper"),
+        *_names("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper NDArrayWrapper ZNDArrayWrapper"),
+        *_names("joblib.numpy_pickle", "NumpyArrayWrapper NDArrayWrapper ZNDArrayWrapper"),
         *_names("joblib.numpy_pickle_compat", "NDArrayWrapper ZNDArrayWrapper"),
         *_names("sklearn.cluster._kmeans", "_kmeans_single_lloyd _kmeans_single_elkan"),
         *_names("torchmetrics.metric", "jit_distributed_available"),
