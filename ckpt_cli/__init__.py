@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         undo,
         untie,
     )
-    from ckpt_cli.api.lora import lora_info, lora_merge
+    from ckpt_cli.api.lora import lora_extract, lora_info, lora_merge, lora_resize
     from ckpt_cli.api.new_checkpoints import convert, dequantize
     from ckpt_cli.api.questions import check, diff, hash, match, scan, series  # noqa: A004
     from ckpt_cli.api.tensor import Tensor
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "delta_apply",
-    "delta_create", "dequantize", "diff", "graft", "hash", "index", "keep", "load", "lora_info", "lora_merge", "match",
-    "merge", "meta", "mix", "open", "rename", "resize", "rm", "scan", "series", "set", "tie", "to", "undo", "untie",
+    "delta_create", "dequantize", "diff", "graft", "hash", "index", "keep", "load", "lora_extract", "lora_info",
+    "lora_merge", "lora_resize", "match", "merge", "meta", "mix", "open", "rename", "resize", "rm", "scan", "series",
+    "set", "tie", "to", "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -63,7 +64,7 @@ _MODULES = {
         "undo",
         "untie",
     ),
-    "ckpt_cli.api.lora": ("lora_info", "lora_merge"),
+    "ckpt_cli.api.lora": ("lora_extract", "lora_info", "lora_merge", "lora_resize"),
     "ckpt_cli.api.combine": ("avg", "delta_apply", "delta_create", "graft", "merge", "mix"),
     "ckpt_cli.api.new_checkpoints": ("convert", "dequantize"),
     "ckpt_cli.api.questions": ("check", "diff", "hash", "match", "scan", "series"),

@@ -1,4 +1,4 @@
-"""Commands for LoRA adapters as functions: `lora_merge` and `lora_info`."""
+"""Commands for LoRA adapters as functions: `lora_merge`, `lora_info`, `lora_extract` and `lora_resize`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 
 from ckpt_cli.api.edits import Report, report_of
 from ckpt_cli.api.request import Path, path_of, request
-from ckpt_cli.errors import about
+from ckpt_cli.errors import UsageError, about
 
 
 def lora_merge(
@@ -78,3 +78,43 @@ def lora_info(path: Path, base: Path | None = None) -> Report:
         model = path_of(base)
         with about(model), closing(open_checkpoint(model)) as opened:
             return report_of(info_json(describe(adapter, model, matched_with(adapter, opened, model))))
+
+
+def lora_extract(
+    base: Path,
+    tuned: Path,
+    output: Path,
+    *,
+    rank: int,
+    svd: str = "randomized",
+    seed: int = 0,
+    dtype: str = "float32",
+    dry_run: bool = False,
+) -> Report:
+    """Write what a training changed as an adapter, as `ckpt lora extract` with these options.
+
+    `svd` is `randomized` or `exact`. Raises CkptError, OSError.
+    """
+    from ckpt_cli.arrays.factors import EXACT, RANDOMIZED
+    from ckpt_cli.edits.cast import dtype_named
+    from ckpt_cli.edits.lora_extract import extract
+    from ckpt_cli.edits.lora_write import AdapterOptions
+    from ckpt_cli.render.lora import extract_json
+
+    if svd not in (EXACT, RANDOMIZED):
+        raise UsageError(f"svd is {RANDOMIZED} or {EXACT}, not {svd!r}")
+    with request():
+        options = AdapterOptions(dtype_named(dtype), dry_run=dry_run)
+        done = extract(path_of(base), path_of(tuned), os.fspath(output), rank, options, svd=svd, seed=seed)
+        return report_of(extract_json(done))
+
+
+def lora_resize(path: Path, output: Path, *, rank: int, force: bool = False, dry_run: bool = False) -> Report:
+    """Write an adapter of a lower rank, as `ckpt lora resize` with these options. Raises CkptError, OSError."""
+    from ckpt_cli.edits.lora_resize import resize
+    from ckpt_cli.edits.lora_write import AdapterOptions
+    from ckpt_cli.render.lora import resize_json
+
+    with request():
+        options = AdapterOptions(force=force, dry_run=dry_run)
+        return report_of(resize_json(resize(path_of(path), os.fspath(output), rank, options)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_cli.arrays.cast import Cast, Losses
 from ckpt_cli.arrays.formula import Codes, Formula, Scales
+from ckpt_cli.arrays.moments import room
 from ckpt_cli.dtypes import BY_NAME, DType
 
 if TYPE_CHECKING:
@@ -73,7 +74,22 @@ def _made(formula: Formula, rows: tuple[int, int], columns: int, parts: Iterator
     _by_blocks(formula, values, scales[numbers], subtract=False)
     if formula.scales.after is not None:
         values *= _float32(formula.scales.after)
-    return _rounded(values, formula.target, losses)
+    return _rounded(values, formula.target, losses, is_small=_is_small(formula, scales, zeros))
+
+
+def _is_small(formula: Formula, scales: Array, zeros: Array | None) -> bool:
+    """True if no value can be NaN but for a code that is, nor become infinite, as far as codes and scales show it."""
+    import numpy as np
+
+    codes = formula.codes
+    largest = float(np.nanmax(np.abs(_table(codes.table)))) if codes.table else 2.0**31
+    moved = float(np.abs(zeros).max()) if zeros is not None and zeros.size else 0.0
+    most = float(np.abs(scales).max()) if scales.size else 0.0  # NaN where one is
+    return (largest + moved) * most < _LARGEST
+
+
+_LARGEST = 3e38
+"""The most that certainly becomes a finite bfloat16."""
 
 
 def _float32(value: float) -> Any:
@@ -229,14 +245,28 @@ def _looked_up(table: tuple[float, ...], data: memoryview) -> Array:
     stored = np.frombuffer(data, np.uint8)
     if stored.size % 2:
         return _table(table)[stored]
-    return _double(table).take(stored.view(np.uint16)).view(np.float32)
+    return _taken(_double(table), stored.view(np.uint16))
+
+
+def _taken(table: Array, stored: Array) -> Array:
+    """Return the pairs of floats that a table has for stored numbers, in memory that is used again."""
+    import numpy as np
+
+    places = room("places", stored.size, np.dtype(np.intp))
+    np.copyto(places, stored)
+    found = room("pairs", stored.size, table.dtype)
+    np.take(table, places, out=found, mode="clip")  # which none of them is beyond
+    values: Array = found.view(np.float32)
+    return values
 
 
 @cache
 def _table(table: tuple[float, ...]) -> Array:
     import numpy as np
 
-    return np.asarray(table, np.float32)
+    values = np.asarray(table, np.float32)
+    values[np.isnan(values)] = np.nan  # the one that torch writes, without a sign
+    return values
 
 
 @cache
@@ -254,7 +284,7 @@ def _pairs(codes: Codes, data: memoryview) -> Array:
     import numpy as np
 
     stored = np.frombuffer(data, np.uint8)
-    return _of_nibbles(codes.table, codes.high_first).take(stored).view(np.float32)
+    return _taken(_of_nibbles(codes.table, codes.high_first), stored)
 
 
 @cache
@@ -297,17 +327,18 @@ def _awq(words: Array) -> Array:
 # --- the result -------------------------------------------------------------------------------------------------------
 
 
-def _rounded(values: Array, target: DType, losses: Losses) -> Array:
+def _rounded(values: Array, target: DType, losses: Losses, *, is_small: bool) -> Array:
     """Return float32 in the new dtype, rounded to nearest even as torch does."""
     import numpy as np
 
     if target.name == "float32":
-        return values
+        return values.copy()
     if target.name == "bfloat16":
         import ml_dtypes
 
         made: Array = values.astype(ml_dtypes.bfloat16).view(np.uint16)
-        _fix_extremes(values, made, losses)
+        if not is_small:
+            _fix_extremes(values, made, losses)
         return made
     data = Cast(BY_NAME["float32"], target, "").run(
         np.ascontiguousarray(values).view(np.uint8).reshape(-1).data, losses
@@ -320,7 +351,7 @@ def _fix_extremes(values: Array, made: Array, losses: Losses) -> None:
     """Write NaN as torch does, and count finite values that became infinite."""
     import numpy as np
 
-    if not values.size or max(abs(float(values.max())), abs(float(values.min()))) < 3e38:  # False for NaN
+    if not values.size or max(abs(float(values.max())), abs(float(values.min()))) < _LARGEST:  # False for NaN
         return
     found = np.isnan(values)
     if found.any():

@@ -73,6 +73,8 @@ SUBCOMMANDS: dict[str, dict[str, str]] = {
     "lora": {
         "merge": "Merge LoRA adapters into the weights of a model.",
         "info": "Describe a LoRA adapter: rank, alpha and scaling of each module.",
+        "extract": "Extract a LoRA adapter from what a training changed.",
+        "resize": "Give the modules of a LoRA adapter a lower rank.",
     },
 }
 """The commands that are groups: each of their commands is a function of the module of the group."""

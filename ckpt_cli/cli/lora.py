@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from typing import Annotated
 
 import typer
 
+from ckpt_cli.arrays.factors import EXACT, RANDOMIZED
 from ckpt_cli.cli.options import (
     DryRun,
     Format,
@@ -24,12 +26,25 @@ from ckpt_cli.edits.avg_options import path_and_number
 from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.edits.convert_options import size_of
 from ckpt_cli.edits.derive import DeriveOptions
+from ckpt_cli.edits.lora_extract import extract
 from ckpt_cli.edits.lora_merge import MergeOptions, merge
+from ckpt_cli.edits.lora_resize import resize
+from ckpt_cli.edits.lora_write import AdapterOptions
 from ckpt_cli.errors import about
 from ckpt_cli.ops.lora import Adapter, LoraInfo, adapter_of, describe
 from ckpt_cli.ops.lora_names import matched_with
 from ckpt_cli.render.json import json_text
-from ckpt_cli.render.lora import info_json, info_summary, info_text, merge_json, merge_text
+from ckpt_cli.render.lora import (
+    extract_json,
+    extract_text,
+    info_json,
+    info_summary,
+    info_text,
+    merge_json,
+    merge_text,
+    resize_json,
+    resize_text,
+)
 
 OutputOf = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The new file or folder.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT where it is there already.")]
@@ -37,6 +52,9 @@ MaxShard = Annotated[
     str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
 ]
 Alpha = Annotated[float | None, typer.Option("--alpha", metavar="N", help="The alpha, where the adapter says none.")]
+
+
+Rank = Annotated[int, typer.Option("--rank", min=1, metavar="R", help="The highest rank of the factors.")]
 
 
 def _use_own_threads() -> None:
@@ -148,3 +166,68 @@ def _described(adapter: Adapter, base: str | None) -> LoraInfo:
         return describe(adapter)
     with opened(base) as model:
         return describe(adapter, base, matched_with(adapter, model, base))
+
+
+class Svd(str, Enum):
+    """The values of `--svd`: how singular values are found."""
+
+    randomized = RANDOMIZED
+    exact = EXACT
+
+
+def extract_command(
+    base: Annotated[str, checkpoint_argument("BASE", "The model before the training.")],
+    tuned: Annotated[str, checkpoint_argument("TUNED", "The model after it.")],
+    rank: Rank,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="The new folder.")],
+    svd: Annotated[
+        Svd, typer.Option("--svd", help="Find the largest singular values by random projections, or all exactly.")
+    ] = Svd.randomized,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the random projections.")] = 0,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="DTYPE", help="The dtype of the factors.", autocompletion=complete_floats)
+    ] = "float32",
+    dry_run: DryRun = False,
+    json: JsonReport = False,
+) -> None:
+    """Extract a LoRA adapter from what a training changed.
+
+    Each matrix that differs becomes the product of two factors of rank R at most, the nearest one to the difference,
+    and the residual says which part of it that leaves out. Other tensors that differ are taken whole. DIR is in PEFT's
+    layout: ckpt lora merge and PEFT add it to BASE. One tensor is in memory at a time.
+
+    Example: ckpt lora extract base.safetensors merged.safetensors --rank 4 -o x
+    """
+    with watched() as on_progress:
+        options = AdapterOptions(dtype_named(dtype), dry_run=dry_run, on_progress=on_progress)
+        done = extract(base, tuned, output, rank, options, svd=svd.value, seed=seed)
+    if json:
+        report(json_text(extract_json(done)))
+    else:
+        talk(extract_text(done))
+
+
+def resize_command(
+    adapter: Annotated[
+        str, checkpoint_argument("ADAPTER", "An adapter of PEFT, kohya or diffusers: a file or folder.")
+    ],
+    rank: Rank,
+    output: OutputOf,
+    force: Force = False,
+    dry_run: DryRun = False,
+    json: JsonReport = False,
+) -> None:
+    """Give the modules of a LoRA adapter a lower rank.
+
+    The product of each module becomes the nearest one of rank R, scaled as before; the residual says which part of it
+    that leaves out. Modules of lower ranks stay as they are. OUT keeps the layout: a folder with the new ranks in its
+    config for PEFT, else a safetensors file.
+
+    Example: ckpt lora resize adapter --rank 2 -o smaller
+    """
+    with watched() as on_progress:
+        done = resize(adapter, output, rank, AdapterOptions(force=force, dry_run=dry_run, on_progress=on_progress))
+    if json:
+        report(json_text(resize_json(done)))
+    else:
+        talk(resize_text(done))

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from ckpt_cli import __version__
-from ckpt_cli.cli.app import COMMANDS, GROUPS, SUMMARIES, build
+from ckpt_cli.cli.app import COMMANDS, GROUPS, SUBCOMMANDS, SUMMARIES, build
 
 _EXIT = "0: yes. 1: the answer is no. 2: trouble, such as a file that cannot be read."
 
@@ -29,8 +29,19 @@ def pages() -> Iterator[tuple[str, str]]:
         for name in COMMANDS:
             command = root.get_command(ctx, name)
             with typer.Context(command, info_name=name, parent=ctx) as own:
-                summary = SUMMARIES[name].rstrip(".")
-                yield f"ckpt-{name}", _page(f"ckpt-{name}", summary[0].lower() + summary[1:], command, own, [])
+                subs = SUBCOMMANDS.get(name, {})
+                listing = _listed((f"ckpt-{name}-{sub}(1)", text) for sub, text in subs.items())
+                more = [".SH COMMANDS", *listing] if subs else []
+                yield f"ckpt-{name}", _page(f"ckpt-{name}", _lower(SUMMARIES[name]), command, own, more)
+                for sub, text in subs.items():
+                    each = command.get_command(own, sub)
+                    with typer.Context(each, info_name=sub, parent=own) as inner:
+                        yield f"ckpt-{name}-{sub}", _page(f"ckpt-{name}-{sub}", _lower(text), each, inner, [])
+
+
+def _lower(summary: str) -> str:
+    """Return a sentence as what follows a name."""
+    return summary[0].lower() + summary[1:].rstrip(".")
 
 
 def _page(name: str, summary: str, command: Any, ctx: Any, more: Sequence[str]) -> str:
@@ -43,7 +54,7 @@ def _page(name: str, summary: str, command: Any, ctx: Any, more: Sequence[str]) 
     lines = [
         f'.TH "{_text(name.upper())}" 1 "" "ckpt {_text(__version__)}"',
         *(".SH NAME", f"{_text(name)} \\- {_text(summary)}"),
-        *(".SH SYNOPSIS", f".B {_text(name.replace('-', ' ', 1))}", _text(usage)),
+        *(".SH SYNOPSIS", f".B {_text(name.replace('-', ' '))}", _text(usage)),
         *(".SH DESCRIPTION", *_paragraphs(command.help or "")),
         *([".SH ARGUMENTS", *_listed(arguments)] if arguments else []),
         *([".SH OPTIONS", *_listed(options)] if options else []),

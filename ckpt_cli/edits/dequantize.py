@@ -15,7 +15,7 @@ from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import RefusedError, UsageError
 from ckpt_cli.facts import dataclass
 from ckpt_cli.files.places import folder_of, present
-from ckpt_cli.model.changes import Changes, Content, content_of
+from ckpt_cli.model.changes import Changes, Content
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, contiguous_stride
 from ckpt_cli.ops.aliasing import all_strided, by_storage
 from ckpt_cli.ops.hf_config import config_beside
@@ -102,8 +102,10 @@ class _Plan:
             target = self._dtype or layout.native
             for source in layout.stored:
                 budget.read(source.tensor, Region.of(source.tensor))
-            storage = self._storage(checkpoint, layout.of(target), target)
-            contents[storage] = content_of(storage)
+            source = PiecedBytes(checkpoint, layout.of(target), target.itemsize, self._note, self._options.executor)
+            location = layout.weight.storage.location if layout.weight.storage is not None else "cpu"
+            storage = Storage(layout.name, target.nbytes(layout.numel), location, source)
+            contents[storage] = Content(storage.nbytes, make=source.write)
             tensors[layout.weight.name] = _plain(layout, target, storage)
             self.plain.append(Plain(layout.name, layout.weight.name, layout.scheme, target.name, layout.shape))
         weights = {layout.weight.name for layout in layouts}
@@ -111,12 +113,6 @@ class _Plan:
         self.edited = list(beside)
         changes = Changes(names=names, dropped=frozenset(self.dropped), tensors=tensors, contents=contents)
         return EditPlan(DEQUANTIZE, tuple(tensors), changes=changes, check=self._check, beside=beside)
-
-    def _storage(self, checkpoint: Checkpoint, layout: Layout, target: DType) -> Storage:
-        """Return the storage that makes the bytes of one plain tensor."""
-        source = PiecedBytes(checkpoint, layout, target.itemsize, self._note, self._options.executor)
-        location = layout.weight.storage.location if layout.weight.storage is not None else "cpu"
-        return Storage(layout.name, target.nbytes(layout.numel), location, source)
 
     def _note(self, facts: Any) -> None:
         self._losses.add(facts)

@@ -99,7 +99,7 @@ def _replace(target: Target, adapter: Adapter, tensor: Tensor, base: Checkpoint)
         if tensor.layout != "strided" or tensor.dtype.name not in FLOATS or tensor.storage is None:
             raise UnsupportedError(f"tensor {tensor.name!r} of {tensor.dtype} cannot take the place of the model's")
         if tensor.shape == target.tensor.shape:
-            if target.tensor.dtype.name in FLOATS and _are_equal(base, target.tensor, adapter.checkpoint, tensor):
+            if target.tensor.dtype.name in FLOATS and are_equal(base, target.tensor, adapter.checkpoint, tensor):
                 return
         elif not _has_other_rows(tensor, target.tensor):
             raise UnsupportedError(
@@ -120,14 +120,14 @@ def _compare(target: Target, adapter: Adapter, tensor: Tensor, base: Checkpoint)
     """Look whether an adapter's copy of a weight is that of the model; one with more rows takes its place."""
     if tensor.shape != target.tensor.shape:
         _replace(target, adapter, tensor, base)
-    elif target.tensor.dtype.name in FLOATS and not _are_equal(base, target.tensor, adapter.checkpoint, tensor):
+    elif target.tensor.dtype.name in FLOATS and not are_equal(base, target.tensor, adapter.checkpoint, tensor):
         raise RefusedError(
             f"the adapter has a copy of {target.tensor.name!r}, which is not equal: it was trained on another model",
             path=adapter.path,
         )
 
 
-def _are_equal(a: Checkpoint, one: Tensor, b: Checkpoint, other: Tensor) -> bool:
+def are_equal(a: Checkpoint, one: Tensor, b: Checkpoint, other: Tensor) -> bool:
     """True if two tensors of floats of one shape have the same values, those of one as the other's dtype has them."""
     from ckpt_cli.arrays.cast import Cast, Losses
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -148,14 +148,23 @@ class _Entries:
     """The tensors by name, and by how many before them have it too, in the order in which they first appear."""
     errors: dict[int, CkptError | OSError] = field(default_factory=dict)
     """For checkpoints whose values cannot be read, the first error."""
-    _kinds: dict[_Kind, _Kind] = field(default_factory=dict)
+    _kinds: dict[tuple[object, ...], _Kind] = field(default_factory=dict)
+
+    def kind(self, *facts: Any) -> _Kind:
+        """Return what a tensor is, the same object for equal facts."""
+        found = self._kinds.get(facts)
+        if found is None:
+            found = self._kinds[facts] = _Kind(*facts)
+        return found
 
     def note(self, key: tuple[str, int], step: int, tensor: Tensor, kind: _Kind) -> None:
         """Note that a checkpoint has a tensor."""
         entry = self.by_key.get(key)
         if entry is None:
-            entry = self.by_key[key] = _Entry(key[0], tensor if tensor.name == key[0] else replace(tensor, name=key[0]))
-        entry.kinds.setdefault(step, self._kinds.setdefault(kind, kind))
+            label = key[0]
+            first = tensor if tensor.name == label else replace(tensor, name=label)
+            entry = self.by_key[key] = _Entry(label, first)
+        entry.kinds.setdefault(step, kind)
 
 
 def series(
@@ -234,7 +243,7 @@ def _follow(
         for label, tensor, index in _selected(known.state_names.of(checkpoint), arguments):
             key = label, counts[label]
             counts[label] += 1
-            place, kind = _place(step, checkpoint, budget, tensor, index)
+            place, kind = _place(step, checkpoint, budget, tensor, index, known.kind)
             known.note(key, step, tensor, kind)
             if place is not None:
                 places.setdefault(key, []).append(place)
@@ -270,24 +279,26 @@ def _selected(checkpoint: Checkpoint, arguments: Sequence[str]) -> Iterator[tupl
 
 
 def _place(
-    step: int, checkpoint: Checkpoint, budget: Budget, tensor: Tensor, index: Index
+    step: int, checkpoint: Checkpoint, budget: Budget, tensor: Tensor, index: Index, kind: Callable[..., _Kind]
 ) -> tuple[Place | None, _Kind]:
     """Return where the values of a tensor are, and what it is; None where it has none that could be summarized."""
     from ckpt_cli.arrays.codec import require_plain
 
     known = tensor.dtype.name, tensor.layout, tensor.shape
-    with about(checkpoint.path):
-        try:
-            if tensor.layout != "quantized":
-                require_plain(tensor)
-            if tensor.shape is None:
-                return None, _Kind(*known, (), "it has no shape")
-            region = part_of(tensor, index)
-            budget.read_parts(tensor, Region.of)
-            budget.read(tensor, region)
-            return Place(step, checkpoint, budget, tensor, region, index), _Kind(*known, region.shape)
-        except UnsupportedError as error:
-            return None, _Kind(*known, (), error.problem.removeprefix(f"tensor {tensor.name!r} "))
+    try:
+        if tensor.layout != "quantized":
+            require_plain(tensor)
+        if tensor.shape is None:
+            return None, kind(*known, (), "it has no shape")
+        region = part_of(tensor, index)
+        budget.read_parts(tensor, Region.of)
+        budget.read(tensor, region)
+        return Place(step, checkpoint, budget, tensor, region, index), kind(*known, region.shape)
+    except UnsupportedError as error:
+        return None, kind(*known, (), error.problem.removeprefix(f"tensor {tensor.name!r} "))
+    except CkptError:
+        with about(checkpoint.path):
+            raise
 
 
 def _groups(entries: Iterable[_Entry], *, folded: bool) -> Iterator[tuple[str, list[_Entry]]]:
@@ -329,20 +340,21 @@ def _shared_events(entries: Sequence[_Entry], whole: Sequence[int]) -> list[Even
 
 def _point(entries: Sequence[_Entry], step: int, errors: Collection[int]) -> Point | None:
     """Return the summary of some tensors in one file; None where none of them has values there."""
-    from ckpt_cli.arrays.moments import Moments, merged
+    from ckpt_cli.arrays.moments import merged
 
-    whole, before, squares = Moments(), 0.0, None
+    whole: Moments | None = None
+    before, squares = 0.0, None
     here: list[_Kind] = []
     for entry in entries:
         kind, found = entry.kinds.get(step), entry.found.get(step)
         if kind is None or kind.reason or found is None:
             continue
         here.append(kind)
-        whole = merged(whole, found.moments)
+        whole = found.moments if whole is None else merged(whole, found.moments)
         if found.moved is not None and step - 1 not in errors:
             squares = (squares or 0.0) + found.moved
             before += entry.found[step - 1].moments.norm ** 2
-    if not here:
+    if whole is None:
         return None
     return Point(
         step,

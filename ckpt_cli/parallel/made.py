@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from ckpt_cli.errors import UnsupportedError
 from ckpt_cli.files.source import Extent
-from ckpt_cli.parallel.map import run
+from ckpt_cli.parallel.map import run, shares_memory
 from ckpt_cli.parallel.tensor_chunks import Chunk, TensorReader
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class MadeBytes:
             ended = (number + 1) * self._most >= self._numel
             for coming in range(number, number + 1 if ended else number + _AHEAD):
                 if coming not in self._coming and coming * self._most < self._numel:
-                    self._coming[coming] = self._executor.submit(_make, self._job(coming))
+                    self._coming[coming] = self._executor.submit(_work_of(self._executor), self._job(coming))
             data, facts = self._coming.pop(number).result()
             for other in [other for other in self._coming if not number < other < number + _AHEAD]:
                 self._coming.pop(other).cancel()
@@ -256,7 +256,7 @@ def pieces_made(
 ) -> Iterator[tuple[bytes | memoryview, object]]:
     """Yield what is made of each `piece` elements, in order."""
     jobs = (_job(making, sources, at, min(at + piece, numel)) for at in range(0, numel, piece))
-    return map(_make, jobs) if executor is None else run(jobs, _make, executor, _AHEAD)
+    return map(_make, jobs) if executor is None else run(jobs, _work_of(executor), executor, _AHEAD)
 
 
 def _make(job: Job) -> tuple[bytes | memoryview, object]:
@@ -264,6 +264,17 @@ def _make(job: Job) -> tuple[bytes | memoryview, object]:
     making, sources = job
     data, facts = making.run(reader.read_plainly(chunk) for reader, chunk in sources)
     return (bytes(data) if isinstance(data, memoryview) and data.readonly else data), facts
+
+
+def _make_apart(job: _Job) -> tuple[bytes | memoryview, object]:
+    """Make one piece in another process, from which bytes alone can be sent."""
+    data, facts = _make(job)
+    return bytes(data), facts
+
+
+def _work_of(executor: Executor) -> Callable[[_Job], tuple[bytes | memoryview, object]]:
+    """Return the function that makes a piece on a worker."""
+    return _make if shares_memory(executor) else _make_apart
 
 
 def _refuse() -> NoReturn:

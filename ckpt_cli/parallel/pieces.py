@@ -47,6 +47,11 @@ class PiecedBytes(MadeBytes):
         self._checkpoint = checkpoint
         self._recipe = recipe
 
+    def write(self, write: Callable[[bytes | memoryview], object]) -> None:
+        """Write all bytes, each piece as it is made."""
+        for number in range(-(-self._numel // self._most)):
+            write(self._piece(number))
+
     def _job(self, number: int) -> Job:
         """Return the job of making one piece."""
         begin, end = self._range(number)

@@ -11,7 +11,9 @@ from ckpt_cli.render.table import Column, table_text
 from ckpt_cli.render.text import brief_name, count_text, escaped, name_text, shape_text
 
 if TYPE_CHECKING:
+    from ckpt_cli.edits.lora_extract import LoraExtract
     from ckpt_cli.edits.lora_merge import LoraMerge
+    from ckpt_cli.edits.lora_resize import LoraResize
     from ckpt_cli.ops.lora import LoraInfo, ModuleFacts
 
 _NAMED = 5
@@ -141,3 +143,62 @@ def info_json(found: LoraInfo) -> dict[str, object]:
         "base": found.base,
         "unmatched": list(found.unmatched),
     }
+
+
+def extract_json(done: LoraExtract) -> dict[str, object]:
+    """Return the report of an extraction as docs/json.md describes it."""
+    return {
+        "base": done.base,
+        "tuned": done.tuned,
+        "output": done.output,
+        "rank": done.rank,
+        "svd": done.svd,
+        "seed": done.seed,
+        "modules": [{"name": one.name, "rank": one.rank, "residual": one.residual} for one in done.modules],
+        "whole": list(done.whole),
+        "residual": done.residual,
+        "bytes_written": done.bytes_written,
+        "dry_run": done.dry_run,
+    }
+
+
+def extract_text(done: LoraExtract) -> str:
+    """Return a line for the output, and one for each fact that is not plain from the command line."""
+    would = "would be extracted" if done.dry_run else "extracted"
+    what, nbytes = count_text(len(done.modules), "module"), count_text(done.bytes_written, "byte")
+    lines = [
+        f"{what} {would} into {escaped(done.output)}, {nbytes}",
+        f"  {_residual(done.residual)} of the differences",
+    ]
+    if done.whole:
+        lines.append(f"  whole: {listed(done.whole, _NAMED, brief_name)}")
+    return "\n".join(lines) + "\n"
+
+
+def resize_json(done: LoraResize) -> dict[str, object]:
+    """Return the report of a resizing as docs/json.md describes it."""
+    return {
+        "path": done.path,
+        "output": done.output,
+        "layout": done.layout,
+        "rank": done.rank,
+        "modules": [
+            {"name": one.name, "old_rank": one.old, "rank": one.rank, "residual": one.residual} for one in done.modules
+        ],
+        "residual": done.residual,
+        "bytes_written": done.bytes_written,
+        "dry_run": done.dry_run,
+    }
+
+
+def resize_text(done: LoraResize) -> str:
+    """Return a line for the output and one for what is left out."""
+    would = "would be resized" if done.dry_run else "resized"
+    what, nbytes = count_text(len(done.modules), "module"), count_text(done.bytes_written, "byte")
+    first = f"{what} {would} to rank {done.rank} in {escaped(done.output)}, {nbytes}"
+    return f"{first}\n  {_residual(done.residual)} of the products\n"
+
+
+def _residual(part: float) -> str:
+    """Say which part of a norm is left out."""
+    return f"residual: {part:.3g} of the norm"

@@ -19,7 +19,7 @@ from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats.numpy.npy import HEAD as NPY_HEAD
 from ckpt_cli.formats.numpy.npy import PICKLED, Header, header_size, parse_header, text_in
 from ckpt_cli.formats.signatures import preface_size
-from ckpt_cli.scanner.streams import Found, Inner, Oddity, streams, trailing
+from ckpt_cli.scanner.streams import Found, Inner, Oddity, outside, streams, trailing
 
 Walk = Iterator[Found | Oddity | Inner]
 
@@ -52,6 +52,19 @@ def walk_safetensors(source: ByteSource, where: str, depth: int, header: bytes |
             for extent in tensor.storage.extents(0, tensor.nbytes):
                 part = Window(extent.file, extent.offset, extent.nbytes)
                 yield Inner(part, f"{where} ({tensor.name})", depth + 1, numbers=True)
+
+
+def data_elsewhere(source: ByteSource, where: str, budget: ScanBudget) -> Iterator[Oddity]:
+    """The files that the tensors of an ONNX model are read from, if they are not in its folder (onnx.proto)."""
+    data = source.view(0, max(min(source.size, limits.SCAN_BYTES - budget.searched), 0))
+    budget.searched += len(data)
+    paths = {bytes(data[match.end() : match.end() + match[1][0]]) for match in _LOCATION.finditer(data)}
+    for path in sorted(paths)[:_LOCATIONS]:
+        yield from outside(path.decode("utf-8", "replace"), where, "a file that its tensors are read from")
+
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
+_LOCATIONS = 100
 
 
 def walk_npy(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 
 from ckpt_cli.scanner.judge import Judgement, judge
 from ckpt_cli.scanner.streams import Oddity
@@ -105,12 +105,34 @@ def _judged(name: str) -> Judgement | None:
     return judge(module, attribute)
 
 
-def target(value: bytes, where: str) -> Iterator[Oddity]:
-    """What Hydra would call, in `_target_`."""
+def target(value: bytes, where: str, loader: str = "Hydra") -> Iterator[Oddity]:
+    """What Hydra would call, in `_target_`, or another loader of configurations."""
     name = value.decode("utf-8", "replace").strip()
     judgement = _judged(name)
     if judgement is not None and judgement.verdict == "dangerous":
-        yield Oddity("error", "config-call", where, f"Hydra would call {name}: {judgement.reason}")
+        yield Oddity("error", "config-call", where, f"{loader} would call {name}: {judgement.reason}")
+
+
+_LOADER = "a loader of configurations"
+
+
+def class_path(value: bytes, where: str) -> Iterator[Oddity]:
+    """What LightningCLI, latent diffusion or sentence-transformers would import and call."""
+    yield from target(value, where, _LOADER)
+
+
+def class_of_module(value: bytes, where: str) -> Iterator[Oddity]:
+    """A class that sentence-transformers imports, in its list of modules."""
+    if where.endswith("modules.json"):
+        yield from class_path(value, where)
+
+
+def module(value: bytes, where: str) -> Iterator[Oddity]:
+    """A module that PEFT or MLflow would import."""
+    name = value.decode("utf-8", "replace").strip()
+    judgement = judge(name, "_") if _NAME.fullmatch(name) else None
+    if judgement is not None and judgement.verdict == "dangerous":
+        yield Oddity("error", "config-call", where, f"{_LOADER} would import {name}: {judgement.reason}")
 
 
 def parts_of_pipeline(text: bytes, where: str) -> Iterator[Oddity]:
@@ -149,6 +171,17 @@ _OF_SKOPS = frozenset(["builtins.function", "builtins.builtin_function_or_method
 _TAG = re.compile(rb"(?:!!|!<tag:yaml\.org,2002:)python/(object/apply|object/new|object|name|module):([\w.]{1,400})")
 _TAG_DIRECTIVE = re.compile(rb"^%TAG[ \t]+\S{1,64}[ \t]+\S{0,64}yaml\.org", re.MULTILINE)
 _TARGET = re.compile(rb"""["']?_target_["']?\s{0,64}[:=]\s{0,64}["']?([\w.]{1,400})""")
+_CLASS_PATH = re.compile(
+    rb"""\b(?:target|class_path)["']?[ \t]{0,64}:[ \t]{0,64}["']?(\w[\w.]{0,400})["']?[ \t]*(?:[\r\n,}#]|$)"""
+)
+_LOADED_BY = re.compile(rb"""\bloader_module["']?[ \t]{0,64}:[ \t]{0,64}["']?(\w[\w.]{0,400})""")
+_ELSEWHERE = re.compile(rb"""_target_["']?\s{0,64}[:=]\s{0,64}["']?(?:\*|\$\{)""")
+_VALUE = re.compile(rb"""[:=][ \t]{0,64}(?:&\S{1,64}[ \t]{1,64})?["']?([A-Za-z_]\w{0,99}(?:\.\w{1,99}){1,20})""")
+_RESOLVER = re.compile(
+    rb"\$\{\s{0,64}(?:eval|python|py|exec|code|lambda)\s{0,64}:[^\n]{0,400}?"
+    rb"(?:__|\b(?:import|exec|eval|open|compile|getattr|os|subprocess)\b)"
+)
+_CODED = re.compile(rb"\\(?:x|u00)([0-7][0-9a-fA-F])")
 _PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
 _PAIR = re.compile(rb'\[\s{0,64}"([\w.]{1,200})"\s{0,64},\s{0,64}"(\w{1,200})"\s{0,64}\]')
 _SEVERITY = {"dangerous": "error", "unusual": "warning", "unknown": "note"}
@@ -157,27 +190,43 @@ _SHOWN = 100
 
 def text_findings(text: bytes, where: str) -> Iterator[Oddity]:
     """What a text makes a loader of YAML call, and a template of jinja."""
-    shown = 0
     if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
         text = text.decode("utf-16", "replace").encode()
     if _TAG_DIRECTIVE.search(text):
         yield Oddity("warning", "yaml-python", where, "a directive that gives tags of YAML another name")
     if b"python/" in text and b"%" in text:
         text = _PERCENT.sub(lambda match: bytes((int(match[1], 16),)), text)
+    if b"\\x" in text or b"\\u00" in text:
+        text = _CODED.sub(lambda match: bytes((int(match[1], 16),)), text)
+    if match := _RESOLVER.search(text):
+        said = match[0][:80].decode("utf-8", "replace")
+        yield Oddity("warning", "config-call", where, f"a resolver of OmegaConf that evaluates Python: {said}")
+    yield from islice(chain(_tags(text, where), _calls(text, where)), _SHOWN)
+    if where.endswith(TEMPLATES):
+        yield from template(text, where)
+
+
+def _tags(text: bytes, where: str) -> Iterator[Oddity]:
+    """What the tags of YAML that name Python would take."""
     for match in _TAG.finditer(text):
         name = match[2].decode()
         judgement = judge(name, "_") if match[1] == b"module" else _judged(name) or judge("builtins", name)
-        if judgement.verdict in _SEVERITY and shown < _SHOWN:
-            shown += 1
+        if judgement.verdict in _SEVERITY:
             message = f"yaml.unsafe_load would take {name}: {judgement.reason}"
             yield Oddity(_SEVERITY[judgement.verdict], "yaml-python", where, message)
+
+
+def _calls(text: bytes, where: str) -> Iterator[Oddity]:
+    """What loaders of YAML would call by some keys; where an alias or a reference stands there, any value may be it."""
     for match in _TARGET.finditer(text):
-        for finding in target(match[1], where):
-            shown += 1
-            if shown < _SHOWN:
-                yield finding
-    if where.endswith(TEMPLATES):
-        yield from template(text, where)
+        yield from target(match[1], where)
+    for match in _CLASS_PATH.finditer(text):
+        yield from class_path(match[1], where)
+    for match in _LOADED_BY.finditer(text):
+        yield from module(match[1], where)
+    if _ELSEWHERE.search(text):
+        for match in islice(_VALUE.finditer(text), _PAIRED):
+            yield from target(match[1], where)
 
 
 # --- templates and code of repositories -------------------------------------------------------------------------------
@@ -204,6 +253,12 @@ def template_in(data: memoryview, where: str) -> Iterator[Oddity]:
     at = bytes(data[: 32 << 20]).find(b"tokenizer.chat_template")
     if at >= 0:
         yield from template(bytes(data[at : at + (1 << 20)]), where)
+
+
+def implementation(value: bytes, where: str) -> Iterator[Oddity]:
+    """The class of a pipeline, where it is taken from another repository."""
+    if b"--" in value:
+        yield from code_of_repository(value, where)
 
 
 def code_of_repository(value: bytes, where: str) -> Iterator[Oddity]:

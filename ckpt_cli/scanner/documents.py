@@ -20,7 +20,11 @@ from ckpt_cli.scanner.alphabets import number_lists
 from ckpt_cli.scanner.configs import (
     Functions,
     Pairs,
+    class_of_module,
+    class_path,
     code_of_repository,
+    implementation,
+    module,
     parts_of_pipeline,
     target,
     template,
@@ -109,6 +113,14 @@ def _findings(text: bytes, where: str, depth: int, budget: ScanBudget) -> Iterat
         yield Oddity("note", "remote-code", where, message)
 
 
+_NO_GUARD = re.compile(
+    rb"__|[;\n]|\b(?:import|exec|eval|compile|open|lambda|getattr|setattr|globals|locals|vars|os|sys|subprocess|builtins)\b"
+)
+"""What no condition on sizes has: torch/export/_unlift.py `_convert_guards_code_to_fn` executes these."""
+
+_SUBSCRIPT = re.compile(rb"\['\w{1,200}'\]")
+"""The name of an argument in a guard, which may be any word."""
+
 _TRUST = re.compile(rb'"trust_remote_code"\s{0,64}:\s{0,64}true')
 
 
@@ -119,11 +131,13 @@ class _Document:
         self._text = text
         self._where = where
         self._ranges = self._mapped = 0
+        self._guards = False
         self._pairs, self._functions = Pairs(), Functions()
         self._of_keras = b'class_name"' in text or b"\\u00" in text
 
     def key(self, item: _Text) -> Iterator[Oddity]:
-        """A key: some begin an object that is looked at."""
+        """A key: some begin an object or a list that is looked at."""
+        self._guards = item.value == b"guards_code"
         if item.value == b"range_constraints" and item.begin >= self._ranges:
             found = _END_OF_RANGES.search(self._text, item.end)
             self._ranges = found.end() if found else len(self._text)
@@ -135,6 +149,11 @@ class _Document:
         """A string that is not a key."""
         if item.begin < self._mapped:
             yield from code_of_repository(item.value, self._where)
+        if self._guards and not item.key and _NO_GUARD.search(_SUBSCRIPT.sub(b"", item.value)):
+            said = item.value[:_TEXT].decode("utf-8", "replace")
+            yield Oddity(
+                "error", "expression", where=self._where, message=f"a guard that torch.export executes: {said}"
+            )
         if item.key in _VALUES:
             yield from _VALUES[item.key](item.value, self._where)
         if item.key in (b"__class__", b"__module__"):
@@ -283,7 +302,10 @@ _OPERATORS = ("torch.ops.", "torch.sym_", "torch._sym_", "torch._higher_order_op
 def _target(value: bytes, where: str) -> Iterator[Oddity]:
     """What a node of an exported program calls: an operator, or anything that is an attribute of torch."""
     target = value.decode("utf-8", "replace")
-    if not target.startswith("torch.") or len(target) > 512 or not re.fullmatch(r"[\w.]+", target):
+    if not target.startswith("torch."):
+        yield from class_path(value, where)
+        return
+    if len(target) > 512 or not re.fullmatch(r"[\w.]+", target):
         return
     if target.startswith(_OPERATORS):
         from ckpt_cli.scanner.scripts import effect_of
@@ -304,6 +326,10 @@ _VALUES: dict[bytes, Callable[[bytes, str], Iterator[Oddity]]] = {
     b"expr_str": _expressions,
     b"target": _target,
     b"_target_": target,
+    b"class_path": class_path,
+    b"type": class_of_module,
+    b"parent_library": module,
+    b"impl": implementation,
     b"chat_template": template,
     b"template": template,
     b"vocabulary": vocabulary,
@@ -320,6 +346,8 @@ _NAMES = (b"class_name", b"config", b"registered_name", b"function")
 def _encoded(item: _Text, where: str, depth: int, budget: ScanBudget) -> Iterator[Inner]:
     """What a string decodes to, as stable-baselines3 keeps pickles below `:serialized:`."""
     name = item.key.decode("utf-8", "replace")[:_TEXT]
+    if item.value.count(b"\n") > 1 and may_be_packed(item.value):
+        yield from _decoded(item.value, f"{where} ({name})" if name else where, depth, budget)
     for _how, content in decodings(item.value):
         yield from _decoded(content, f"{where} ({name})" if name else where, depth, budget)
 

@@ -312,6 +312,13 @@ def _beginning(
             yield Oddity("warning", "hidden-pickle", place, "a pickle where there should be none")
 
 
+def outside(name: str, where: str, what: str = "its name") -> Iterator[Oddity]:
+    """The finding for a member of an archive that lies, or a link that leads, outside of where it is unpacked."""
+    plain = name.replace("\\", "/")
+    if plain.startswith("/") or ".." in plain.split("/") or plain[1:3] == ":/":
+        yield Oddity("warning", "outside-folder", where, f"{what} leads out of its folder: {name[:100]}")
+
+
 def storages_of_tar(source: ByteSource, where: str, budget: ScanBudget, depth: int) -> Iterator[Found | Oddity | Inner]:
     """The member `storages`: a count, then for each a pickle and its elements, then the views."""
     yield from _interleaved(source, where, budget, _after_tar_storage, depth)

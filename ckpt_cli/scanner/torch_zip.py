@@ -23,6 +23,7 @@ from ckpt_cli.scanner.streams import (
     Oddity,
     acts,
     hidden_pickles,
+    outside,
     streams,
     trailing,
 )
@@ -128,6 +129,8 @@ _SMALLEST = 16
 def _layout(found: LooseZip, where: str) -> Walk:
     """Names twice, and records that are not where torch's writer puts them."""
     counts = Counter(member.name for member in found.members)
+    for name in counts:
+        yield from outside(name, f"{where}/{name}")
     twice = [name for name, count in counts.items() if count > 1]
     for name in twice[:_SAID]:
         message = f"{counts[name]} records of that name: torch reads the first, others the last"
@@ -153,6 +156,11 @@ def _layout(found: LooseZip, where: str) -> Walk:
         )
     for name in [name for name in counts if _is_extra(name, prefix)][:_SAID]:
         yield Oddity("warning", "extra-pickle", f"{where}/{name}", "a pickle that torch never writes")
+
+
+_LIBRARIES = (".so", ".dll", ".pyd", ".dylib")
+_NATIVE = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xce\xfa\xed\xfe")
+"""Suffixes of libraries, and the first bytes of those of Linux, Windows and macOS."""
 
 
 def _is_extra(name: str, prefix: str) -> bool:
@@ -206,6 +214,9 @@ def _content(inner: ByteSource, member: Member, where: str, depth: int, budget: 
     base = member.name.rpartition("/")[2]
     if base.endswith(".py"):
         yield from script_findings(inner.view(0, inner.size), where, budget)
+    elif base.lower().endswith(_LIBRARIES) and inner.read(0, min(4, inner.size)).startswith(_NATIVE):
+        message = "a library of machine code, which a loader such as that of AOTInductor runs in its process"
+        yield Oddity("warning", "native-code", where, message)
     elif base == "bytecode.pkl":
         yield from bytecode_findings(inner.view(0, min(inner.size, limits.SCAN_BYTES)), where)
     named = base.lower().endswith(PICKLE_NAMES)

@@ -18,7 +18,7 @@ from ckpt_cli.files.memory import MemorySource
 from ckpt_cli.files.source import ByteSource, Window
 from ckpt_cli.formats import signatures
 from ckpt_cli.formats.signatures import HEAD, preface_size
-from ckpt_cli.scanner.arrays import walk_npy, walk_safetensors
+from ckpt_cli.scanner.arrays import data_elsewhere, walk_npy, walk_safetensors
 from ckpt_cli.scanner.configs import TEMPLATES, template_in, text_findings
 from ckpt_cli.scanner.documents import configurations_within, is_json, is_wide, walk_json
 from ckpt_cli.scanner.packed import Packing, decodings, held, may_be_packed, packing_of, transformed, unpack
@@ -31,6 +31,7 @@ from ckpt_cli.scanner.streams import (
     acts,
     hidden_pickles,
     is_magic,
+    outside,
     storages_of_tar,
     streams,
     tensors_of_tar,
@@ -134,8 +135,17 @@ def guess(source: ByteSource, where: str, depth: int, budget: ScanBudget, *, num
     else:
         yield from _of_text(source, bytes(head), where, depth, budget)
         yield from _transformed(source, bytes(head), where, depth, budget)
+        if where.lower().endswith(_MAY_HOLD_PICKLES):
+            room = max(min(source.size, limits.SCAN_BYTES - budget.searched), 0)
+            yield from hidden_pickles(source.view(0, room), 0, where, budget)
+        elif where.lower().endswith(".onnx"):
+            yield from data_elsewhere(source, where, budget)
         if not numbers and not signatures.is_safetensors(bytes(head[:HEAD])):
             yield from _zip_at_the_end(source, where, depth, budget)
+
+
+_MAY_HOLD_PICKLES = (".msgpack",)
+"""Suffixes of files whose strings a loader may unpickle, as msgpack-numpy does arrays of objects."""
 
 
 def _transformed(source: ByteSource, head: bytes, where: str, depth: int, budget: ScanBudget) -> Walk:
@@ -193,7 +203,7 @@ def _of_text(source: ByteSource, head: bytes, where: str, depth: int, budget: Sc
 
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]{8,}")
 _HINT = re.compile(
-    rb"class_name|expr_str|range_constraints|:serialized:|\\u00[2-7]|auto_map|trust_remote|_template|_target_|__class__"
+    rb"class_name|expr_str|range_constraints|guards_code|class_path|parent_library|\"(?:type|impl|target)\"|:serialized:|\\u00[2-7]|auto_map|trust_remote|_template|_target_|__class__"
     rb"|[A-Za-z0-9+/]{32}"  # what may be encoded
     rb"|[\[,]\s{0,64}(?:128|99|40|93|125)\s{0,64},\s{0,64}[0-9]{1,3}\s{0,64},\s{0,64}[0-9]{1,3}\s{0,64},"
     rb'|"[A-Za-z0-9_-]{0,64}[!#$%&()*+;<=>?@^`{|}~][0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]{20}'
@@ -247,6 +257,7 @@ def _tar(source: ByteSource, where: str, depth: int, budget: ScanBudget) -> Walk
             yield Oddity("warning", "broken-tar", where, f"a member's header at byte {position} makes no sense")
             break
         position = member.end
+        yield from _leading_out(source, member, where)
         if member.kind in _NOT_FILES or not member.size:
             continue
         budget.files += 1
@@ -265,6 +276,25 @@ _NOT_FILES = tuple(bytes((kind,)) for kind in b"123456LKxgX")
 
 Python's tarfile takes every kind that it does not know for a file.
 """
+
+
+def _leading_out(source: ByteSource, member: Member, where: str) -> Iterator[Oddity]:
+    """The findings for a member that lies outside of the folder that a tar file is unpacked into, or links there."""
+    place = f"{where}/{member.name}"
+    if member.kind not in _DESCRIBING:
+        yield from outside(member.name, place)
+    if member.kind in _LINKS:
+        target = source.read(member.begin - _TAR_HEADER, _TAR_HEADER)[157:257]
+    elif member.kind in _DESCRIBING:
+        target = b"".join(_LINK_PATH.findall(source.read(member.begin, min(member.size, _TAR_HEADER * 8))))
+    else:
+        return
+    yield from outside(target.partition(b"\0")[0].decode("utf-8", "replace"), place, "the target of its link")
+
+
+_TAR_HEADER = 512
+_LINKS, _DESCRIBING = (b"1", b"2"), (b"x", b"g", b"X", b"L", b"K")
+_LINK_PATH = re.compile(rb"^\d+ linkpath=([^\n]*)", re.MULTILINE)
 
 
 def _members_of_tar(source: ByteSource) -> Iterator[Member | None]:

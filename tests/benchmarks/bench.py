@@ -27,6 +27,8 @@ SLOW_ROUNDS = 3
 """Rounds of commands that import torch, and of those that read gigabytes."""
 FRAMEWORKS = HERE.parents[1] / ".venv-frameworks"
 """Where `make environments` has DeepSpeed, which is compared with only if it is there."""
+ORACLES = HERE.parents[1] / ".venv-oracles"
+"""Where `make oracles` has PEFT, the same."""
 READ = "readv loop, {}"
 """A plain loop of readv into one megabyte: what reading costs."""
 
@@ -54,7 +56,8 @@ class Row:
     def is_slow(self) -> bool:
         """Whether it imports torch or reads gigabytes."""
         return any(
-            word in " ".join(self.command) for word in ("torch", "GB.values", "1GB.bfloat16", "1GB.float16", "zero")
+            word in " ".join(self.command)
+            for word in ("torch", "GB.values", "1GB.bfloat16", "1GB.float16", "zero", "lora")
         )
 
     @property
@@ -206,6 +209,23 @@ def ranks_rows(folder: Path) -> list[Row]:
     return [mine[0], theirs, replace(mine[1], against=usual, target="0.2")]
 
 
+def lora_rows(folder: Path) -> list[Row]:
+    """An adapter merged into a model of 1 GB, as PEFT does it."""
+    base, adapter, output = (str(folder / name) for name in ("lora-base", "lora-adapter", "lora-merged"))
+    usual = "PEFT merge_and_unload, 1GB"
+    mine = Row("ckpt lora merge, 1GB", [CKPT, "lora", "merge", base, adapter, "-o", f"{output}.safetensors", "--force"])
+    peft = ORACLES / "bin" / "python"
+    if not peft.exists():
+        return [mine]
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM as Model; from peft import PeftModel; "
+        "model = Model.from_pretrained(sys.argv[1], dtype='auto'); "
+        "PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])"
+    )
+    theirs = Row(usual, ["env", "HF_HUB_OFFLINE=1", str(peft), "-W", "ignore", "-c", code, base, adapter, output])
+    return [theirs, replace(mine, against=usual, target="0.33")]
+
+
 def values_rows(folder: Path) -> list[Row]:
     """Commands that read every byte, against what reads it and does less or more."""
     loop = "import os, sys\nb = [bytearray(1 << 20)]\nf = os.open(sys.argv[1], os.O_RDONLY)\nwhile os.readv(f, b): pass"
@@ -278,7 +298,7 @@ def main(words: list[str]) -> None:
     """Write the files, run every round, print the table."""
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name:
         folder = Path(name)
-        measured = chosen([*rows(folder), *ranks_rows(folder), *values_rows(folder)], words)
+        measured = chosen([*rows(folder), *ranks_rows(folder), *lora_rows(folder), *values_rows(folder)], words)
         subprocess.run([PYTHON, str(HERE / "files.py"), name], check=True)
         for row in measured:
             row.run()  # once unmeasured: the page cache, and compiled modules

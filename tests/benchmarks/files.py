@@ -168,8 +168,39 @@ def write_zero(path: Path) -> None:
     zero_folder(path, 2, 4, [group])
 
 
+def write_lora(folder: Path) -> None:
+    """A model of 1 GB in bfloat16 as transformers reads it, and an adapter of rank 16 for all its projections."""
+    hidden, inner, words, layers = 2048, 5504, 32_000, 8
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": words,
+              "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": 16, "torch_dtype":
+              "bfloat16", "tie_word_embeddings": False}  # fmt: skip
+    attention = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
+    shapes = {**attention, "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj":
+              (hidden, inner)}  # fmt: skip
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    state = {name: torch.randn(words, hidden) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    state["model.norm.weight"] = torch.ones(hidden)
+    adapter = {}
+    for layer in (f"model.layers.{number}." for number in range(layers)):
+        state |= {f"{layer}{name}.weight": torch.ones(hidden) for name in norms}
+        for name, shape in shapes.items():
+            state[f"{layer}{name}.weight"] = torch.randn(shape) / 50
+            adapter[f"base_model.model.{layer}{name}.lora_A.weight"] = torch.randn(16, shape[1]) / 50
+            adapter[f"base_model.model.{layer}{name}.lora_B.weight"] = torch.randn(shape[0], 16) / 50
+    for name in ("lora-base", "lora-adapter"):
+        (folder / name).mkdir()
+    halves = {name: tensor.bfloat16() for name, tensor in state.items()}
+    save_file(halves, folder / "lora-base" / "model.safetensors", metadata={"format": "pt"})
+    (folder / "lora-base" / "config.json").write_text(json.dumps(config))
+    save_file(adapter, folder / "lora-adapter" / "adapter_model.safetensors")
+    targets = [name.rpartition(".")[2] for name in shapes]
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 32, "target_modules": targets}
+    (folder / "lora-adapter" / "adapter_config.json").write_text(json.dumps(settings))
+
+
 def main(folder: Path) -> None:
     """Write all files."""
+    write_lora(folder)
     write_values(folder)
     for name, nbytes in SIZES.items():
         write_sparse_pt(folder / f"{name}.pt", nbytes)

@@ -152,7 +152,9 @@ NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cas
           "merge": ["mlp.pt", "-o", "out.pt"], "graft": ["mlp.pt"],
           "mix": ["mlp.pt", "--method", "task", "-o", "out.pt"], "dequantize": ["-o", "out.pt"],
           "delta create": ["mlp.pt", "-o", "out.safetensors"], "delta apply": ["d.safetensors", "-o", "out.pt"],
-          "lora merge": [ADAPTER, "-o", "out.pt"]}  # fmt: skip
+          "lora merge": [ADAPTER, "-o", "out.pt"],
+          "lora extract": ["tied.pt", "--rank", "1", "-o", "out"],
+          "lora resize": ["--rank", "1", "-o", "out"]}  # fmt: skip
 """What each command takes beside a file."""
 
 BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Ckpt
 
-from ckpt_cli.cli.app import COMMANDS
+from ckpt_cli.cli.app import COMMAND_LINES, COMMANDS
 from ckpt_cli.cli.man import main, pages
 
 
@@ -23,17 +23,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_is_a_page_for_each_command_and_one_for_all(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == {"ckpt.1", *(f"ckpt-{name}.1" for name in COMMANDS)}
+    names = {line.replace(" ", "-") for line in (*COMMANDS, *COMMAND_LINES)}
+    assert {path.name for path in folder.iterdir()} == {"ckpt.1", *(f"ckpt-{name}.1" for name in names)}
     whole = (folder / "ckpt.1").read_text()
     assert [name for name in COMMANDS if f"ckpt\\-{name}(1)" not in whole] == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted({*COMMANDS, *COMMAND_LINES}))
 def test_a_page_has_the_words_of_the_help(folder: Path, ckpt: Ckpt, command: str) -> None:
-    source = (folder / f"ckpt-{command}.1").read_text()
+    source = (folder / f"ckpt-{command.replace(' ', '-')}.1").read_text()
     words = " ".join(re.sub(r"^\.\w\w?( |$)", "", line) for line in source.splitlines()).replace("\\&", "")
     words = " ".join(words.replace("\\-", "-").replace("\\e", "\\").split())
-    shown = ckpt(command, "--help").out
+    shown = ckpt(*command.split(), "--help").out
     for paragraph in re.split(
         r"\n\s*\n", shown.partition("Options:")[0].partition("\n\n")[2].partition("Arguments:")[0]
     ):

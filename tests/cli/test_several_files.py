@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_forks import forks
 from conftest import Ckpt
 
 from ckpt_cli import limits
@@ -151,7 +153,11 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_beside_others(
 
 def piped(data: bytes, *args: str) -> subprocess.CompletedProcess[bytes]:
     """Run a command with bytes in a pipe as its standard input."""
-    return subprocess.run([sys.executable, "-m", "ckpt_cli", *args], input=data, capture_output=True, check=False)
+    end, begin = os.pipe()
+    assert os.write(begin, data) == len(data)
+    os.close(begin)
+    with open(end, "rb") as pipe:
+        return forks().answer(*args, stdin=pipe.fileno())
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "show", "tree"])
@@ -160,8 +166,8 @@ def test_a_dash_is_standard_input_from_a_pipe_and_from_a_file(pair: Path, ckpt: 
     done = piped(Path("b.pt").read_bytes(), command, "-")
     assert (done.returncode, done.stdout, done.stderr) == (0, expected, b"")
     with Path("b.pt").open("rb") as file:
-        command_line = [sys.executable, "-m", "ckpt_cli", command, "-"]
-        assert subprocess.run(command_line, stdin=file, stdout=subprocess.PIPE, check=True).stdout == expected
+        done = forks().answer(command, "-", stdin=file.fileno())
+    assert (done.returncode, done.stdout) == (0, expected)
 
 
 def test_a_dash_may_be_any_of_the_files(pair: Path) -> None:

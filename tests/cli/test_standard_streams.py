@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_forks import forks
 from safetensors.torch import save_file
 
 BIN = Path(sys.executable).parent
@@ -22,10 +23,13 @@ COMMANDS = (
 """Each prints an answer."""
 
 
+IN_BASH = {"SHELL": "/bin/bash", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+
+
 def bash(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a line of bash that calls this project's ckpt."""
     line = line.replace("ckpt ", f"{sys.executable} -m ckpt_cli ")
-    environment = {**os.environ, "SHELL": "/bin/bash", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    environment = {**os.environ, **IN_BASH}
     return subprocess.run(
         ["bash", "-c", line], cwd=folder, capture_output=True, text=True, check=False, env=environment
     )
@@ -48,11 +52,17 @@ def files(work: Path, with_metadata: Path) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_answer_that_goes_nowhere_is_one_line_and_no_success(files: Path, command: str) -> None:
-    for target, problem in ((">&-", "standard output is closed"), (">/dev/full", "standard output: No space left")):
-        done = bash(f"ckpt {command} {target}", files)
-        assert (done.returncode, done.stdout) == (2, ""), done
-        assert done.stderr.splitlines()[-1].startswith(f"ckpt: {problem}"), done.stderr
-        assert "Traceback" not in done.stderr
+    closed = bash(f"ckpt {command} >&-", files)
+    with open("/dev/full", "wb") as full:
+        filled = forks().answer(*command.split(), stdout=full.fileno(), **IN_BASH)
+    for code, said, problem in (
+        (closed.returncode, closed.stderr, "standard output is closed"),
+        (filled.returncode, filled.stderr.decode(), "standard output: No space left"),
+    ):
+        assert code == 2
+        assert said.splitlines()[-1].startswith(f"ckpt: {problem}"), said
+        assert "Traceback" not in said
+    assert closed.stdout == ""
 
 
 @pytest.mark.parametrize("target", ["2>&-", "2>/dev/full"])

@@ -22,6 +22,8 @@ COMMANDS = (
     "delta create mlp.pt both.pt -o delta.safetensors", "delta apply mlp.pt delta.safetensors -o applied.pt",
     "lora info lora/adapter --base lora/base.safetensors",
     "dequantize quantized/model.safetensors -o plain.safetensors",
+    "lora extract lora/base.safetensors lora/merged.safetensors --rank 2 -o extracted",
+    "lora resize extracted --rank 1 -o smaller",
     "lora merge lora/base.safetensors lora/adapter -o merged.safetensors",
     "meta tied.safetensors a=b", "convert tied.pt dcp --to dcp", "convert tied.pt new.safetensors",
     "convert tied.pt new.npz", "convert new.safetensors shards --max-shard 300B", "convert shards joined.pt",

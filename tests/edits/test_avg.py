@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from ckpt_cli.edits.avg import average
 from ckpt_cli.edits.avg_options import AvgOptions
 from ckpt_cli.edits.derive import DeriveOptions
+from ckpt_cli.formats import open as opening
 
 State = dict[str, torch.Tensor]
 
@@ -317,3 +318,17 @@ def test_nothing_is_replaced_without_force_and_a_dry_run_writes_nothing(ckpt: Ck
     assert (answer.code, Path("out.pt").read_bytes()) == (2, before)
     assert ckpt("avg", "0.pt", "1.pt:3", "-o", "out.pt", "--force").code == 0
     assert ckpt("avg", "0.pt", "1.pt", "-o", "1.pt", "--force").code == 2
+
+
+def test_each_checkpoint_is_opened_once_and_the_new_one_to_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.pt", "b.pt", "c.pt"):
+        torch.save({"w": torch.ones(3), "epoch": 1}, name)
+    opened: list[str] = []
+    open_file = opening._open_file
+    monkeypatch.setattr(opening, "_open_file", lambda path, *rest: opened.append(path) or open_file(path, *rest))
+    average(["a.pt", "b.pt", "c.pt"], "new.pt", AvgOptions())
+    assert sorted(opened[:3]) == ["a.pt", "b.pt", "c.pt"]
+    assert len(opened) == 4
+    opened.clear()
+    average(["a.pt", "b.pt"], "new.safetensors", AvgOptions(rest="drop"))
+    assert sorted(path for path in opened if path.endswith(".pt")) == ["a.pt", "b.pt"]

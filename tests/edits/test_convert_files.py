@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from conftest import Ckpt
 from contract import contents
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict, split_torch_state_dict_into_shards
+from memory_in_use import MEASURED
 
 from ckpt_cli.edits.convert_options import size_of
 from ckpt_cli.errors import RefusedError, UsageError
@@ -171,17 +172,6 @@ def write_sparse(path: Path, nbytes: int) -> None:
     """A torch.save file whose storages are holes."""
     with torch.serialization.skip_data():
         torch.save({f"layers.{i}.weight": torch.empty(nbytes // 40 // 4) for i in range(40)}, path)
-
-
-MEASURED = """
-import os, resource, sys
-import ckpt_cli.cli.main
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-code = ckpt_cli.cli.main.run(sys.argv[1:])
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-os._exit(code)
-"""
 
 
 @pytest.mark.parametrize("options", [["b.safetensors"], ["b.pt", "--shared", "clone"], ["b", "--to", "dcp"], ["b/"]])

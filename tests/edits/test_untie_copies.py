@@ -123,3 +123,18 @@ def test_a_compressed_tensor_is_untied_all_the_same(tmp_path: Path, ckpt: Ckpt) 
     found = torch.load(tmp_path / "a.pt")
     assert torch.equal(found["a"], both)
     assert torch.equal(found["b"], both)
+
+
+def test_many_untied_tensors_are_written_as_torch_writes_tensors_of_their_own(tmp_path: Path, ckpt: Ckpt) -> None:
+    """The old calls are taken over whole, with their new storages, and read at once like any others."""
+    shared = [torch.arange(6.0) + n for n in range(30)]
+    root = {f"layers.{n}.{kind}": shared[n].view(6) for n in range(30) for kind in ("weight", "tied")}
+    torch.save(root, tmp_path / "a.pt")
+    torch.save({name: tensor.clone() for name, tensor in root.items()}, tmp_path / "wanted.pt")
+    ckpt("untie", tmp_path / "a.pt", "*", "-o", tmp_path / "b.pt")
+    loaded = torch.load(tmp_path / "b.pt")
+    assert len({tensor.untyped_storage().data_ptr() for tensor in loaded.values()}) == 60
+    assert all(torch.equal(tensor, root[name]) for name, tensor in loaded.items())
+    pickles = [ZipFile(tmp_path / name).read(f"{folder}/data.pkl") for name, folder in
+               (("b.pt", "a"), ("wanted.pt", "wanted"))]  # fmt: skip
+    assert pickles[0] == pickles[1]

@@ -24,6 +24,8 @@ from ckpt_cli.pickles.flatten import entries_of
 from ckpt_cli.pickles.graph import Call, Graph
 from ckpt_cli.pickles.read import OPCODES, read_pickle
 from ckpt_cli.pickles.write import write_pickle
+from ckpt_cli.scanner import restricted_unpickler
+from ckpt_cli.scanner.restricted_unpickler import RestrictedUnpickler
 
 
 class Known:
@@ -168,3 +170,23 @@ def calls_to_read(data: bytes) -> int:
     with cProfile.Profile() as profile:
         read_pickle(data)
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]  # typeshed does not list it
+
+
+@pytest.mark.parametrize("root", [
+    {f"n{n}": tensor(n, 3) for n in range(60)},
+    {f"n{n}": _SOME[n % len(_SOME)](n) for n in range(60)} | {"x": pickles.call("lab.Thing", 1)},
+    {f"n{n}": tensor(n, 3) for n in range(30)} | {"x": pickles.call("os.system", "true")},
+])  # fmt: skip
+def test_torchs_restricted_unpickler_asks_for_the_same_names_however_tensors_are_read(root: dict[str, Any]) -> None:
+    data = pickled(root)
+    for end in (len(data), len(data) // 2, len(data) - 1):
+        quick = RestrictedUnpickler(data[:end])
+        answer = quick.load(0), quick.needed, quick.end
+        with patch.object(restricted_unpickler, "_LOADING", _one_by_one()):
+            slow = RestrictedUnpickler(data[:end])
+            assert answer == (slow.load(0), slow.needed, slow.end)
+
+
+def _one_by_one() -> list[Any]:
+    """The handlers of the restricted unpickler without the one that reads rows."""
+    return [OPCODES[code] if code == ord("X") else each for code, each in enumerate(restricted_unpickler._LOADING)]

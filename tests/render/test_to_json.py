@@ -26,6 +26,9 @@ from ckpt_cli.edits.convert_options import ConvertOptions
 from ckpt_cli.edits.delta import CreateOptions, create
 from ckpt_cli.edits.dequantize import dequantize
 from ckpt_cli.edits.derive import DeriveOptions
+from ckpt_cli.edits.lora_extract import extract
+from ckpt_cli.edits.lora_resize import resize
+from ckpt_cli.edits.lora_write import AdapterOptions
 from ckpt_cli.edits.merge import MergeOptions, merge
 from ckpt_cli.edits.meta import metadata_of
 from ckpt_cli.edits.mix import MixOptions, mix
@@ -124,6 +127,15 @@ def described(path: str) -> LoraInfo:
         return describe(adapter_of(checkpoint, path))
 
 
+def extracted(_m: Checkpoint, _n: Checkpoint, _executor: Executor) -> object:
+    new = AdapterOptions(dry_run=True)
+    return lora_render.extract_json(extract("lora/base.safetensors", "lora/merged.safetensors", "out", 2, new))
+
+
+def resized(_m: Checkpoint, _n: Checkpoint, _executor: Executor) -> object:
+    return lora_render.resize_json(resize("lora/adapter", "out", 2, AdapterOptions(dry_run=True)))
+
+
 def merged(_m: Checkpoint, _n: Checkpoint, executor: Executor) -> object:
     new = DeriveOptions(dry_run=True, executor=executor)
     return merge_render.to_json(merge(["m.pt", "n.pt"], "out.pt", MergeOptions("first", output=new)))
@@ -174,6 +186,8 @@ CASES: dict[str, Result] = {
     "lora merge lora/base.safetensors lora/adapter -o out.safetensors -n": lora_merged,
     "delta create m.pt m.pt -o out.safetensors -n": different,
     "lora info lora/adapter": lambda _m, _n, _e: lora_render.info_json(described("lora/adapter")),
+    "lora extract lora/base.safetensors lora/merged.safetensors --rank 2 -o out -n": extracted,
+    "lora resize lora/adapter --rank 2 -o out -n": resized,
     "convert m.pt out.npz -n --tensors-only": converted,
 }
 

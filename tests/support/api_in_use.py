@@ -118,6 +118,8 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.graft(out, plain, add=True, partial=True, dry_run=True),
         ckpt_cli.lora_info(LORA / "adapter", base=LORA / "base.safetensors"),
         ckpt_cli.lora_merge(LORA / "base.safetensors", LORA / "adapter", folder / "m.pt"),
+        ckpt_cli.lora_extract(LORA / "base.safetensors", folder / "m.pt", folder / "extracted", rank=2),
+        ckpt_cli.lora_resize(folder / "extracted", folder / "smaller", rank=1),
         ckpt_cli.index(folder / "shards", dry_run=True),
     ]
     try:

@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +51,18 @@ class Forks:
     def code(self) -> int:
         """Wait for the end of what was started, and return the exit code."""
         return int.from_bytes(self._socket.recv(4), "little", signed=True)
+
+    def answer(
+        self, *arguments: str, stdin: int = 0, stdout: int | None = None, **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command in the current folder, with a changed environment, and return what it wrote into files."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            streams = (stdin, out.fileno() if stdout is None else stdout, err.fileno())
+            self.start([list(arguments)], Path.cwd(), {**os.environ, **env}, streams)
+            code = self.code()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
 
     def close(self) -> None:
         """End the process."""

@@ -69,6 +69,7 @@ merge {f} {e} -o {o}.pt | merge {e} {f} -o {o}.safetensors | graft {f} {f} -o {o
 delta create {f} {e} -o {o} | delta create {e} {f} -o {o} | delta apply {f} {f} -o {o}
 mix {f} {f} --method ties --density 0.5 -o {o}.pt
 mix {f} {f} --method slerp --t 0.5 --common --untie -o {o}.safetensors
+lora resize {f} --rank 1 -o {o} | lora extract {f} {f} --rank 2 -o {o} | lora extract {e} {f} --rank 1 -n -o {o}
 lora info {f} | lora info {f} --base {f} | lora merge {f} {f} -o {o}.pt
 lora merge {f} {f}:2 -o {o}.safetensors --alpha 1 --partial --untie
 dequantize {f} -o {o}.pt | dequantize {f} -o {o}.safetensors --tensors-only --dtype float32

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +53,14 @@ class _Seam:
     def __init__(self, kind: str, at: int) -> None:
         self.kind, self.at = kind, at
         self.log: list[str] = []
-        for name in SEAM:
-            setattr(os, name, self._watched(name, getattr(os, name)))
+        self._real = {name: getattr(os, name) for name in SEAM}
+        for name, real in self._real.items():
+            setattr(os, name, self._watched(name, real))
+
+    def remove(self) -> None:
+        """Make the calls what they were."""
+        for name, real in self._real.items():
+            setattr(os, name, real)
 
     def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **options: Any) -> Any:
@@ -109,24 +115,43 @@ class Done:
 
 def forked(folder: Path, command: tuple[str, ...], kind: str = "", at: int = 0) -> Done:
     """Run a command in a folder, in a fork with a fault at a step; 0 is none."""
+    (done,) = all_forked([folder], command, kind, [at])
+    return done
+
+
+def all_forked(folders: Sequence[Path], command: tuple[str, ...], kind: str, ats: Sequence[int]) -> list[Done]:
+    """Run a command in each of some folders, one after the other in one fork, with a fault at a step of each.
+
+    With the fault of a folder at which the process ends, the others are not tried.
+    """
     with tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as log:
         child = os.fork()
         if not child:
             code = 99
             try:
-                os.chdir(folder)
                 os.dup2(err.fileno(), 2)
-                seam = _Seam(kind, at)
-                code = run(command)
-                sys.stderr.flush()
-                log.write("\n".join(seam.log))
-                log.flush()
+                for folder, at in zip(folders, ats, strict=True):
+                    code = 99
+                    os.chdir(folder)
+                    seam = _Seam(kind, at)
+                    code = run(command)
+                    sys.stderr.flush()
+                    seam.remove()
+                    log.write(json.dumps([code, os.fstat(2).st_size, seam.log]) + "\n")
+                    log.flush()
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)
         err.seek(0)
         log.seek(0)
-        return Done(os.waitstatus_to_exitcode(status), err.read(), log.read().splitlines())
+        said, begin = err.read().encode(), 0
+        found = []
+        for line in log:
+            code, end, steps = json.loads(line)
+            found.append(Done(code, said[begin:end].decode(), steps))
+            begin = end
+        left = [Done(os.waitstatus_to_exitcode(status), said[begin:].decode(), [])] * (len(folders) - len(found))
+        return found + left
 
 
 class Spare:
@@ -149,11 +174,10 @@ class Spare:
         os.close(asked)
         os.close(answered)
 
-    def run(self, *request: object) -> Done:
-        """Call `forked` there."""
-        _send(self._requests, [str(word) if isinstance(word, Path) else word for word in request])
-        code, err, steps = _received(self._answers)
-        return Done(code, err, steps)
+    def run(self, folders: Sequence[Path], command: tuple[str, ...], kind: str, ats: Sequence[int]) -> list[Done]:
+        """Call `all_forked` there."""
+        _send(self._requests, [list(map(str, folders)), command, kind, ats])
+        return [Done(*done) for done in _received(self._answers)]
 
     def close(self) -> None:
         """End it."""
@@ -173,9 +197,9 @@ class Apart:
         """Call `forked` there; with the kind `import`, run the command in the process itself, before it is forked."""
         assert self._process.stdin
         assert self._process.stdout
-        _send(self._process.stdin.fileno(), [str(folder), command, kind, at])
-        code, err, steps = _received(self._process.stdout.fileno())
-        return Done(code, err, steps)
+        _send(self._process.stdin.fileno(), [[str(folder)], command, kind, [at]])
+        (done,) = _received(self._process.stdout.fileno())
+        return Done(*done)
 
     def close(self) -> None:
         """End it."""
@@ -192,10 +216,10 @@ def _imported(folder: Path, command: tuple[str, ...]) -> Done:
 
 def _serve_forks(requests: int, answers: int) -> None:
     while request := _received(requests):
-        folder, command, kind, at = request
-        here, words = Path(folder), tuple(command)
-        done = _imported(here, words) if kind == "import" else forked(here, words, kind, at)
-        _send(answers, [done.code, done.err, done.steps])
+        folders, command, kind, ats = request
+        here, words = list(map(Path, folders)), tuple(command)
+        found = [_imported(here[0], words)] if kind == "import" else all_forked(here, words, kind, ats)
+        _send(answers, [[done.code, done.err, done.steps] for done in found])
 
 
 def _send(pipe: int, message: object) -> None:

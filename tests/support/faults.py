@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fault_forks import KILLED, Done, Spare, forked, steps_of
+from fault_forks import KILLED, Done, Spare, all_forked, forked, steps_of
 from fault_scenes import SCENES, Scene
 
 from ckpt_cli.cli import app as group
@@ -69,14 +69,18 @@ def look_of(folder: Path) -> Look:
 
 
 def held_by(target: Path) -> Held:
-    """The content of a file, or of each file of a folder that is not hidden and no backup."""
+    """The content of a file, or of each file of a folder that is not hidden, nor in a hidden one, and no backup."""
     folder = target if target.is_dir() else target.parent
     paths = sorted(target.rglob("*")) if target.is_dir() else [target] if target.exists() else []
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in paths
-        if path.is_file() and ".bak" not in path.name and (path.name == ".metadata" or not path.name.startswith("."))
+        if path.is_file() and ".bak" not in path.name and not _is_hidden(path.relative_to(folder))
     }
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") and part != ".metadata" for part in path.parts)
 
 
 @dataclass
@@ -141,7 +145,13 @@ class Trials:
         return here
 
     def _forked(self, folder: Path, command: tuple[str, ...], kind: str = "", at: int = 0) -> Done:
-        return (self.spare.run if self.spare else forked)(folder, command, kind, at)
+        (done,) = self._all_forked([folder], command, kind, [at])
+        return done
+
+    def _all_forked(
+        self, folders: Sequence[Path], command: tuple[str, ...], kind: str, ats: Sequence[int]
+    ) -> list[Done]:
+        return (self.spare.run if self.spare else all_forked)(folders, command, kind, ats)
 
     def _quietly(self, command: tuple[str, ...], folder: Path) -> tuple[int, str]:
         """Run a command in this process."""
@@ -157,15 +167,24 @@ class Trials:
 
     # --- one fault
 
-    def trial(self, kind: str, at: int, *, edit_next: bool = False) -> str | None:
-        """What is wrong after a fault at a step, or None."""
-        here = self._copy()
+    def trials(self, kind: str, cases: Sequence[tuple[int, bool]]) -> list[str | None]:
+        """What is wrong, or None, after a fault at each of some steps, and an edit or a look as the next command.
+
+        Those of which none ends the process are tried in one.
+        """
+        if kind in ("kill", "torn", "after") and len(cases) > 1:
+            return [problem for case in cases for problem in self.trials(kind, [case])]
+        folders = [self._copy() for _ in cases]
         try:
-            done = self._forked(here, self.scene.command, kind, at)
-            problem = self._judge(here, kind, done, edit_next=edit_next)
-            return problem and f"{kind} at step {at} ({self.steps[at - 1]}): {problem}"
+            found = []
+            dones = self._all_forked(folders, self.scene.command, kind, [at for at, _ in cases])
+            for (at, edit_next), here, done in zip(cases, folders, dones, strict=True):
+                problem = self._judge(here, kind, done, edit_next=edit_next)
+                found.append(problem and f"{kind} at step {at} ({self.steps[at - 1]}): {problem}")
+            return found
         finally:
-            shutil.rmtree(here)
+            for here in folders:
+                shutil.rmtree(here)
 
     def _judge(self, here: Path, kind: str, done: Done, *, edit_next: bool) -> str | None:
         promised = self._promised(kind, done)
@@ -319,11 +338,12 @@ def answer(trials: Trials, request: dict[str, Any]) -> dict[str, Any]:
             for problem in trials.recoveries(at, tuple(request["kinds"]), request.get("then", 1_000))
         ]
     else:
-        found = [
-            trials.trial(kind, at, edit_next=edit_next)
+        cases = [
+            (at, edit_next)
             for number, at in enumerate(_some(steps_of(kind, trials.steps), most))
             for edit_next in ((False, True) if request.get("both") else (number % 2 == 1,))
         ]
+        found = trials.trials(kind, cases) if cases else []
     return {"trials": len(found), "problems": [problem for problem in found if problem]}
 
 

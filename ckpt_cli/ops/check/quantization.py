@@ -19,15 +19,14 @@ class Quantized:
 
     where: str
     checkpoints: Sequence[Checkpoint]
-    groups: Sequence[Group]
     complete: bool
     """True if all of the model is there."""
 
-    @classmethod
-    def of(cls, where: str, checkpoints: Sequence[Checkpoint], *, complete: bool) -> Quantized:
-        """Find the quantized weights among all tensors of some checkpoints."""
-        tensors = [tensor for checkpoint in checkpoints for tensor in checkpoint.tensors]
-        return cls(where, checkpoints, quantized_groups(checkpoints[0].path, tensors), complete)
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The quantized weights among all tensors."""
+        tensors = [tensor for checkpoint in self.checkpoints for tensor in checkpoint.tensors]
+        return quantized_groups(self.checkpoints[0].path, tensors) if tensors else ()
 
 
 def _shapes(subject: Quantized) -> Iterator[Occurrence]:

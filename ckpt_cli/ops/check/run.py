@@ -337,13 +337,11 @@ class _Worker:
             self._reading.add(checkpoint, archives)
 
     def _configs(self, path: str, found: Sequence[Checkpoint], *, complete: bool) -> None:
-        if not found:
-            return
-        where, tensors = name_of(path), [tensor for checkpoint in found for tensor in checkpoint.tensors]
-        self._run(quantization.CHECKS, quantization.Quantized.of(where, found, complete=complete))
+        self._run(quantization.CHECKS, quantization.Quantized(name_of(path), found, complete))
         config, adapter = config_beside(path) or {}, config_beside(path, "adapter_config.json") or {}
-        if config or adapter:
-            subject = configs.Configured(where, tensors, configs.text_config(config), adapter, complete)
+        if found and (config or adapter):
+            tensors = [tensor for checkpoint in found for tensor in checkpoint.tensors]
+            subject = configs.Configured(name_of(path), tensors, configs.text_config(config), adapter, complete)
             self._run(configs.CHECKS, subject)
 
     def _run(self, checks: Sequence[Check[Subject]], subject: Subject, path: str = "") -> None:
