@@ -15,6 +15,7 @@ from run_folders import MODELS, STATE, model_of, run_folder, trained
 from safetensors.torch import save_file
 from zero_folders import zero_folder
 
+import ckpt_cli
 from ckpt_cli.arrays.quantized import values_of
 from ckpt_cli.errors import UsageError
 from ckpt_cli.formats import open_checkpoint
@@ -240,6 +241,19 @@ def test_distributed_checkpoints_in_folders_of_accelerate_are_parts(tmp_path: Pa
     assert set(entries_of(tmp_path)) == {"model.w", "optimizer.state.w.exp_avg", "rng_state_0.x"}
     assert ckpt("set", tmp_path, "model.w[0]=9").code == 0
     assert entries_of(tmp_path)["model.w"][2] == [9, 1, 1, 1]
+
+
+def test_what_accelerate_sharded_is_the_full_state_that_it_saves_otherwise() -> None:
+    full = Path(__file__).parents[1] / "samples" / "accelerate_full"
+    model, optimizer = torch.load(full / "pytorch_model_fsdp.bin"), torch.load(full / "optimizer.bin")
+    for folder in (full, full.with_name("accelerate_sharded")):
+        with ckpt_cli.open(folder) as checkpoint:
+            assert {name for name in checkpoint if name.startswith("model.")} == {f"model.{name}" for name in model}
+            assert all(torch.equal(checkpoint[f"model.{name}"].torch(), tensor) for name, tensor in model.items())
+            for name, states in optimizer["state"].items():
+                read = {key: checkpoint[f"optimizer.state.{name}.{key}"].torch() for key in states}
+                assert all(torch.equal(read[key], value) for key, value in states.items())
+            assert {row["how"] for row in checkpoint.optimizer().rows()} == {"named"}
 
 
 # --- folders of checkpoints
