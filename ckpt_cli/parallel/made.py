@@ -266,13 +266,13 @@ def _make(job: Job) -> tuple[bytes | memoryview, object]:
     return (bytes(data) if isinstance(data, memoryview) and data.readonly else data), facts
 
 
-def _make_apart(job: _Job) -> tuple[bytes | memoryview, object]:
+def _make_apart(job: Job) -> tuple[bytes | memoryview, object]:
     """Make one piece in another process, from which bytes alone can be sent."""
     data, facts = _make(job)
     return bytes(data), facts
 
 
-def _work_of(executor: Executor) -> Callable[[_Job], tuple[bytes | memoryview, object]]:
+def _work_of(executor: Executor) -> Callable[[Job], tuple[bytes | memoryview, object]]:
     """Return the function that makes a piece on a worker."""
     return _make if shares_memory(executor) else _make_apart
 
