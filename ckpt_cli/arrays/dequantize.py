@@ -332,7 +332,8 @@ def rounded(values: Array, target: DType, losses: Losses, *, is_small: bool) -> 
     import numpy as np
 
     if target.name == "float32":
-        return values.copy()
+        copied: Array = values.copy()
+        return copied
     if target.name == "bfloat16":
         import ml_dtypes
 

@@ -103,10 +103,10 @@ class _Plan:
             target = self._dtype or layout.native
             for source in layout.stored:
                 budget.read(source.tensor, Region.of(source.tensor))
-            source = PiecedBytes(checkpoint, layout.of(target), target.itemsize, self._note, self._options.executor)
+            made = PiecedBytes(checkpoint, layout.of(target), target.itemsize, self._note, self._options.executor)
             location = layout.weight.storage.location if layout.weight.storage is not None else "cpu"
-            storage = Storage(layout.name, target.nbytes(layout.numel), location, source)
-            contents[storage] = Content(storage.nbytes, make=source.write)
+            storage = Storage(layout.name, target.nbytes(layout.numel), location, made)
+            contents[storage] = Content(storage.nbytes, make=made.write)
             tensors[layout.weight.name] = _plain(layout, target, storage)
             self.plain.append(Plain(layout.name, layout.weight.name, layout.scheme, target.name, layout.shape))
         weights = {layout.weight.name for layout in layouts}
