@@ -74,7 +74,7 @@ def _made(formula: Formula, rows: tuple[int, int], columns: int, parts: Iterator
     _by_blocks(formula, values, scales[numbers], subtract=False)
     if formula.scales.after is not None:
         values *= _float32(formula.scales.after)
-    return _rounded(values, formula.target, losses, is_small=_is_small(formula, scales, zeros))
+    return rounded(values, formula.target, losses, is_small=_is_small(formula, scales, zeros))
 
 
 def _is_small(formula: Formula, scales: Array, zeros: Array | None) -> bool:
@@ -327,12 +327,13 @@ def _awq(words: Array) -> Array:
 # --- the result -------------------------------------------------------------------------------------------------------
 
 
-def _rounded(values: Array, target: DType, losses: Losses, *, is_small: bool) -> Array:
+def rounded(values: Array, target: DType, losses: Losses, *, is_small: bool) -> Array:
     """Return float32 in the new dtype, rounded to nearest even as torch does."""
     import numpy as np
 
     if target.name == "float32":
-        return np.array(values)
+        copied: Array = values.copy()
+        return copied
     if target.name == "bfloat16":
         import ml_dtypes
 

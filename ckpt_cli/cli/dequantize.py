@@ -51,9 +51,9 @@ def dequantize_command(
     """Write quantized weights as plain floats.
 
     The scheme is found by names, shapes, dtypes and the quantization_config of config.json: fp8 and int8 with scales,
-    NVFP4, MXFP4, packed integers of compressed-tensors, GPTQ and AWQ, bitsandbytes, torch's own. What is not certain is
-    refused. Values are those of each scheme's own dequantizer. Scales and other helpers go, weights take their plain
-    names, everything else stays; the config.json of a new folder has no quantization_config any more.
+    NVFP4, MXFP4, packed integers of compressed-tensors, GPTQ and AWQ, bitsandbytes, torchao, torch's own. What is not
+    certain is refused. Values are those of each scheme's own dequantizer. Scales and other helpers go, weights take
+    their plain names, everything else stays; the config.json of a new folder has no quantization_config any more.
 
     Example: ckpt dequantize fp8.safetensors -o plain.safetensors
     """

@@ -22,6 +22,7 @@ from ckpt_cli.ops.hf_config import config_beside
 from ckpt_cli.ops.quantization import quantized_groups
 from ckpt_cli.ops.quantized_layout import Layout, config_of
 from ckpt_cli.ops.quantized_schemes import layout_of
+from ckpt_cli.ops.quantized_torch import QuantizedTensor, quantized_tensors
 from ckpt_cli.parallel.pieces import PiecedBytes
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ class _Plan:
         """Return the plan for a checkpoint."""
         config = config_of(checkpoint)
         beside = _configs(checkpoint)
-        layouts = [
-            layout_of(checkpoint, group, config) for group in quantized_groups(checkpoint.path, checkpoint.tensors)
-        ]
+        groups = quantized_groups(checkpoint.path, checkpoint.tensors)
+        layouts: list[Layout | QuantizedTensor] = [layout_of(checkpoint, group, config) for group in groups]
+        layouts += quantized_tensors(checkpoint)
         if not layouts:
             raise RefusedError("nothing of it is quantized in a way that is known here", path=checkpoint.path)
         _refuse_shared(checkpoint, layouts)
@@ -100,12 +101,12 @@ class _Plan:
         contents: dict[Storage, Content] = {}
         for layout in layouts:
             target = self._dtype or layout.native
-            for stored in layout.stored:
-                budget.read(stored.tensor, Region.of(stored.tensor))
-            source = PiecedBytes(checkpoint, layout.of(target), target.itemsize, self._note, self._options.executor)
+            for source in layout.stored:
+                budget.read(source.tensor, Region.of(source.tensor))
+            made = PiecedBytes(checkpoint, layout.of(target), target.itemsize, self._note, self._options.executor)
             location = layout.weight.storage.location if layout.weight.storage is not None else "cpu"
-            storage = Storage(layout.name, target.nbytes(layout.numel), location, source)
-            contents[storage] = Content(storage.nbytes, make=source.write)
+            storage = Storage(layout.name, target.nbytes(layout.numel), location, made)
+            contents[storage] = Content(storage.nbytes, make=made.write)
             tensors[layout.weight.name] = _plain(layout, target, storage)
             self.plain.append(Plain(layout.name, layout.weight.name, layout.scheme, target.name, layout.shape))
         weights = {layout.weight.name for layout in layouts}
@@ -124,7 +125,7 @@ class _Plan:
             )
 
 
-def _plain(layout: Layout, target: DType, storage: Storage) -> Tensor:
+def _plain(layout: Layout | QuantizedTensor, target: DType, storage: Storage) -> Tensor:
     """Return the plain tensor, still under the name of the stored numbers."""
     weight = layout.weight
     return Tensor(
@@ -133,7 +134,7 @@ def _plain(layout: Layout, target: DType, storage: Storage) -> Tensor:
     )  # fmt: skip
 
 
-def _new_names(checkpoint: Checkpoint, layouts: Sequence[Layout]) -> dict[str, str]:
+def _new_names(checkpoint: Checkpoint, layouts: Sequence[Layout | QuantizedTensor]) -> dict[str, str]:
     """Return the new names of those that get one; raises RefusedError where that is taken."""
     going = {name for layout in layouts for name in (layout.weight.name, *layout.helpers)}
     taken = {entry.name for entry in checkpoint.entries if entry.name not in going}
@@ -144,7 +145,7 @@ def _new_names(checkpoint: Checkpoint, layouts: Sequence[Layout]) -> dict[str, s
     return {layout.weight.name: layout.name for layout in layouts if layout.name != layout.weight.name}
 
 
-def _refuse_shared(checkpoint: Checkpoint, layouts: Sequence[Layout]) -> None:
+def _refuse_shared(checkpoint: Checkpoint, layouts: Sequence[Layout | QuantizedTensor]) -> None:
     """Raise RefusedError for stored numbers that other tensors, which stay, share."""
     going = {name for layout in layouts for name in (layout.weight.name, *layout.helpers)}
     weights = {layout.weight.name for layout in layouts}

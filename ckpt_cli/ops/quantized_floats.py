@@ -9,7 +9,7 @@ from typing import Any
 
 from ckpt_cli.arrays.formula import FP4, Codes, Formula, Scales, Zeros
 from ckpt_cli.dtypes import UINT8, DType
-from ckpt_cli.model.checkpoint import Checkpoint
+from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.quantization import Group
 from ckpt_cli.ops.quantized_layout import (
     BFLOAT16,
@@ -168,3 +168,29 @@ def mxfp4(checkpoint: Checkpoint, group: Group, config: Config) -> Layout:
         new = (*before, rows, columns)
     name = weight.name[: -len("_blocks")]
     return made_layout(group, name, new, BFLOAT16, formula, stored)
+
+
+# --- tensors of torchao -----------------------------------------------------------------------------------------------
+
+_OF_TORCHAO = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
+"""Its classes that keep a number for each value; others pack them for a kernel."""
+
+
+def is_of_torchao(group: Group) -> bool:
+    """True for a tensor of a class of torchao whose parts are stored numbers, scales and perhaps zero points."""
+    module, _, name = (group.weight.python_type or "").rpartition(".")
+    return module.startswith("torchao") and name in _OF_TORCHAO
+
+
+def torchao(checkpoint: Checkpoint, group: Group, config: Config) -> Layout:
+    """Return the layout of a tensor of torchao: `(q - z) * s` (quantization/quant_primitives.py)."""
+    tensor = group.weight
+    parts = {part.name: part for part in tensor.parts}
+    stored, scale = parts.get("qdata"), parts.get("scale")
+    if stored is None or scale is None or not parts.keys() <= {"qdata", "scale", "zero_point"}:
+        raise refused(group, f"is made of {', '.join(parts)}, of which it is not certain what they mean")
+    if stored.shape != tensor.shape:
+        raise unfitting(replace(group, parts={"qdata": stored}), "qdata")
+    roles: dict[str, Tensor] = {role: parts[role] for role in ("scale", "zero_point") if role in parts}
+    layout = with_scales(checkpoint, Group(group.scheme, replace(stored, name=tensor.name), roles), config)
+    return replace(layout, weight=tensor, native=tensor.dtype, helpers=())

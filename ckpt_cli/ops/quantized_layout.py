@@ -24,7 +24,7 @@ from ckpt_cli.model.checkpoint import Checkpoint, Tensor
 from ckpt_cli.ops.hf_config import config_beside
 from ckpt_cli.ops.quantization import Group
 
-_PIECE = 512 << 10
+PIECE = 512 << 10
 """Elements that are made at a time, about."""
 
 LONGEST_ROW = 4 << 20
@@ -75,7 +75,7 @@ class Layout:
         formula = self.formula
         if formula.turned:
             return formula.rows * formula.scales.block[1] * _divisor(formula)
-        rows = max(_PIECE // max(formula.columns, 1), 1)
+        rows = max(PIECE // max(formula.columns, 1), 1)
         step = 8 if formula.codes.kind == "awq" else formula.scales.block[0]
         return max(formula.columns, 1) * (rows // step * step if 1 < step <= rows else rows)
 
@@ -112,7 +112,7 @@ class Layout:
 def _divisor(formula: Formula) -> int:
     """Return how many blocks of columns are turned at a time: a divisor of all, so that a piece is of one matrix."""
     blocks = formula.columns // formula.scales.block[1]
-    most = max(4 * _PIECE // max(formula.rows * formula.scales.block[1], 1), 1)
+    most = max(4 * PIECE // max(formula.rows * formula.scales.block[1], 1), 1)
     return next((count for count in range(min(most, blocks), 0, -1) if blocks % count == 0), 1)
 
 

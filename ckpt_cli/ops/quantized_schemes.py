@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ckpt_cli.model.checkpoint import Checkpoint
 from ckpt_cli.ops.quantization import Group
-from ckpt_cli.ops.quantized_floats import mxfp4, nvfp4, with_scales
+from ckpt_cli.ops.quantized_floats import is_of_torchao, mxfp4, nvfp4, torchao, with_scales
 from ckpt_cli.ops.quantized_integers import awq, gptq, packed, said_bits
 from ckpt_cli.ops.quantized_layout import LONGEST_ROW, Config, Layout, refused
 from ckpt_cli.ops.quantized_states import four_bits, int8
@@ -29,8 +29,8 @@ _LAYOUTS: dict[str, Callable[[Checkpoint, Group, Config], Layout]] = {
 
 def layout_of(checkpoint: Checkpoint, group: Group, config: Config) -> Layout:
     """Return the layout of a weight; raises RefusedError where it is not certain, or not of a scheme known here."""
-    find = _LAYOUTS.get(group.scheme)
-    if group.layout is None or find is None:
+    find = torchao if is_of_torchao(group) else _LAYOUTS.get(group.scheme)
+    if (group.layout is None and find is not torchao) or find is None:
         if not group.parts:
             raise refused(group, f"seems to be {group.scheme}, and what belongs to it is not there")
         raise refused(group, f"is of {group.scheme}, which has no dequantizer here")
@@ -43,6 +43,8 @@ def layout_of(checkpoint: Checkpoint, group: Group, config: Config) -> Layout:
 def parameters_in(group: Group, config: Config) -> int | None:
     """Return how many numbers a quantized weight stands for, by shapes alone; None where these do not say it."""
     weight, numel = group.weight, group.weight.numel
+    if is_of_torchao(group):
+        return numel
     if group.scheme in ("fp8 with block scales", "MXFP8", "fp8 with scales", "bitsandbytes int8"):
         return numel
     if group.scheme in ("NVFP4", "MXFP4"):

@@ -287,6 +287,32 @@ def modelopt(folder: Path) -> None:
     written(folder, state, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, expected)
 
 
+# --- torchao ----------------------------------------------------------------------------------------------------------
+
+
+def torchao(folder: Path) -> None:
+    """Tensors of torchao's classes in a file of torch.save, and what their own `dequantize()` gives."""
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+
+    configs = {
+        "int8": Int8WeightOnlyConfig(version=2),
+        "float8": Float8WeightOnlyConfig(version=2),
+        "int4": IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32), version=2),
+    }
+    state, expected = {}, {}
+    for number, (name, config) in enumerate(configs.items()):
+        layer = torch.nn.Sequential(torch.nn.Linear(64, 24, bias=False, dtype=torch.bfloat16))
+        layer[0].weight.data = weights(24, 64, number).bfloat16()
+        quantize_(layer, config)
+        state[f"{name}.weight"] = layer[0].weight.detach()
+        expected[f"{name}.weight"] = layer[0].weight.detach().dequantize()
+    state["norm.weight"] = expected["norm.weight"] = torch.ones(3)
+    written(folder, {}, {"quant_method": "torchao"}, expected)
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "model.pt")
+
+
 def main(folder: Path) -> None:
     """Write all cases."""
     torch.manual_seed(0)
@@ -304,6 +330,7 @@ def main(folder: Path) -> None:
     four_bits(folder / "bnb-fp4", "fp4", nested=False, dtype=torch.float32)
     int8(folder / "bnb-int8")
     modelopt(folder / "modelopt")
+    torchao(folder / "torchao")
 
 
 if __name__ == "__main__":
