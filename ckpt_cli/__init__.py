@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckpt_cli.api.checkpoint import Checkpoint, View, load, open  # noqa: A004
     from ckpt_cli.api.edits import (
+        apply,
         cast,
         compact,
         index,
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "diff", "hash", "index",
-    "keep", "load", "match", "meta", "open", "rename", "resize", "rm", "scan", "series", "set", "tie", "to", "undo",
-    "untie",
+    "Checkpoint", "CkptError", "Tensor", "View", "apply", "avg", "cast", "check", "compact", "convert", "diff", "hash",
+    "index", "keep", "load", "match", "meta", "open", "rename", "resize", "rm", "scan", "series", "set", "tie", "to",
+    "undo", "untie",
 ]  # fmt: skip
 
 _MODULES = {
@@ -47,6 +48,7 @@ _MODULES = {
     "ckpt_cli.api.checkpoint": ("Checkpoint", "View", "load", "open"),
     "ckpt_cli.api.tensor": ("Tensor",),
     "ckpt_cli.api.edits": (
+        "apply",
         "cast",
         "compact",
         "index",

@@ -46,6 +46,7 @@ GROUPS = {
     },
     "Combine": {
         "avg": "Average checkpoints of one model.",
+        "apply": "Carry out a recipe: many edits, and parts of other files, in one pass.",
     },
     "Write": {
         "convert": "Write a checkpoint in another format.",

@@ -121,7 +121,7 @@ def test_the_list_of_commands_has_the_first_sentence_of_the_help_of_each(command
 
 NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cast": ["bfloat16"], "tie": ["x", "y"],
           "resize": ["x=1"], "to": ["cpu"], "untie": ["x"], "convert": ["out.pt"],
-          "avg": ["folder", "-o", "out.pt"]}  # fmt: skip
+          "avg": ["folder", "-o", "out.pt"], "apply": ["recipe.toml", "-o", "out.pt"]}  # fmt: skip
 """What each command takes beside a file."""
 
 BAD_FILES = ["none.pt", "folder", "empty", "text", "zip", "fifo", "name\nbreak\x1b[31m.pt"]
@@ -137,6 +137,7 @@ def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str,
     Path("text").write_text("hello\n")
     Path("zip").write_bytes(b"PK\3\4" + bytes(100))
     os.mkfifo("fifo")
+    Path("recipe.toml").write_text('version = 1\n[[step]]\nremove = ["x"]\n')
     needed = [file] if command in ("diff", "match") else NEEDED.get(command, ())
     answer = ckpt(command, file, *needed)
     assert (answer.code, answer.out) == (2, "")

@@ -60,7 +60,7 @@ from ckpt_cli.render import ties as ties_render
 from ckpt_cli.render import tree as tree_render
 from ckpt_cli.render.json import LongList, json_text, rows
 
-EDITS = {"set", "rename", "rm", "keep", "cast", "resize", "tie", "untie", "compact", "to", "index", "undo"}
+EDITS = {"set", "rename", "rm", "keep", "cast", "resize", "apply", "tie", "untie", "compact", "to", "index", "undo"}
 """Commands that share `render/edits.py`."""
 
 

@@ -53,7 +53,8 @@ diff {f} {f} | diff --stat {f} {f} | diff {f} {e} | diff {e} {f} | diff --json {
 match {f} {f} | match {f} {e} | match {e} {f} | match --json {f} {e}
 set -n {f} {n}=0 | set -n --new {f} new=1 | set {f} {n}=0 -o {o} | set --new {f} new=cat("{n}","{n}") -o {o}
 rename -n {f} {n} other | rename -n --add p. {f} | rename --add p. {f} -o {o} | rename -n --sub (a|aa)+$ b {f}
-rename -n {f} *=p.* | rename -n {f} --pattern {{x}}.*=a.{{x+1}}.* | rename -n --like {e} {f} | rename -n --json -v --add p. {f}
+rename -n {f} *=p.* | rename -n {f} --pattern {{x}}.*=a.{{x+1}}.*
+rename -n --like {e} {f} | rename -n --json -v --add p. {f}
 rm -n {f} {n} | rm -n {f} * | rm {f} {n} -o {o}
 keep -n {f} {n} | keep -n {f} * | keep {f} {n} -o {o} | keep -n {f} --root {n}
 resize -n {f} {n}=3 | resize {f} {n}=9:normal --optimizer leave -o {o}
@@ -63,6 +64,7 @@ tie -n {f} {n} {m} | tie {f} {n} {m} -o {o} | untie -n {f} * | untie {f} * -o {o
 meta {f} | meta --json {f} | meta -n {f} a=b | compact -n {f} | compact {f} -o {o}
 to -n {f} cuda:1 | to {f} cpu -o {o}
 undo {f} | undo -n {f} | index {f} | index -n {f}
+apply {f} /dev/null -o {o}
 avg {f} {f} -o {o}.pt | avg {f} {f} -o {o}.safetensors --rest drop --untie
 convert {f} {o}.pt | convert {f} {o}.safetensors | convert {f} {o}.npz | convert --tensors-only {f} {o}.safetensors
 convert --to dcp {f} {o} | convert --plain {f} {o}.pt | convert --salvage {f} {o}.pt | convert --json {f} {o}.pt
