@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 from ckpt_cli.edits.apply_layers import taken, wanted_layers
 from ckpt_cli.edits.cast import dtype_named, plan_cast
 from ckpt_cli.edits.expression_tensors import Expression, new_by_expression
+from ckpt_cli.edits.new_names import name_of_new, require_room
 from ckpt_cli.edits.optimizer import carrying
 from ckpt_cli.edits.plan import Carried, EditPlan, Planner, Verb
 from ckpt_cli.edits.recipe import Recipe, RecipeStep
 from ckpt_cli.edits.rename import plan_rename, renaming
 from ckpt_cli.edits.resize import ResizeOptions, plan_resize, resize_of
 from ckpt_cli.edits.rm import plan_keep, plan_rm, whole_containers
-from ckpt_cli.edits.set import name_of_new
-from ckpt_cli.edits.set_new import require_room
 from ckpt_cli.edits.tie import plan_tie
 from ckpt_cli.errors import CkptError, RefusedError, UsageError, listed
 from ckpt_cli.facts import dataclass

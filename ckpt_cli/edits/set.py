@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from ckpt_cli.dtypes import DType
 from ckpt_cli.edits.assignment import Assignment, parse_assignment
 from ckpt_cli.edits.expression import begins_with_call
+from ckpt_cli.edits.new_names import name_of_new, require_room
 from ckpt_cli.edits.plan import EditPlan, Verb
-from ckpt_cli.edits.rename import is_name
-from ckpt_cli.edits.set_new import new_tensor, require_room
+from ckpt_cli.edits.set_new import new_tensor
 from ckpt_cli.edits.set_tensors import ElementEdit, Target, also_changed, element_edit, patch_elements, targets_of
 from ckpt_cli.errors import NameNotFoundError, RefusedError, UnsupportedError, UsageError, ValueRefusedError, about
 from ckpt_cli.facts import dataclass
@@ -192,13 +192,6 @@ def _hinting(error: NameNotFoundError, *, new: bool) -> NameNotFoundError:
     if not new and not error.close:
         error.hint = "--new adds an entry that is not there"
     return error
-
-
-def name_of_new(name: str) -> str:
-    """Return a name that a new entry can have; raises UsageError for any other."""
-    if not is_name(name) or ".." in name or is_glob(name):
-        raise UsageError(f"{name!r} is not a name for a new entry")
-    return name
 
 
 def value_after(name: str, old: object, assignment: Assignment, *, cast: bool) -> object:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from math import prod
 from typing import TYPE_CHECKING
 
 from ckpt_cli.dtypes import BY_NAME, DType
-from ckpt_cli.errors import CkptError, MalformedError, RefusedError, UsageError
+from ckpt_cli.errors import CkptError, MalformedError, UsageError
 from ckpt_cli.files.copy import PIECE
 from ckpt_cli.files.places import open_file
 from ckpt_cli.model.changes import Content, Write
-from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value, contiguous_stride
+from ckpt_cli.model.checkpoint import Checkpoint, Opaque, Storage, Tensor, Value, contiguous_stride
 
 if TYPE_CHECKING:
     from ckpt_cli.arrays.codec import Array, Codec
@@ -62,30 +62,6 @@ def new_tensor(name: str, value: str, dtype: DType | None, *, cast: bool) -> Mad
     values = parse_value(value)
     data = _encoder(name, dtype, cast=cast)(values)
     return _alone(name, dtype, values.shape, lambda write: write(data))
-
-
-def require_room(checkpoint: Checkpoint, name: str, added: Mapping[str, object]) -> None:
-    """Raise RefusedError where a new name is there already, or is a prefix of another name or has one as its prefix.
-
-    The prefix may be an empty container, which then is filled.
-    """
-    if name in added:
-        raise RefusedError(f"{name!r} is given twice")
-    for other in added:
-        if name.startswith(f"{other}.") or other.startswith(f"{name}."):
-            raise RefusedError(f"{name!r} and {other!r} cannot both be entries")
-    for entry in checkpoint.entries:
-        if entry.name.startswith(f"{name}."):
-            raise RefusedError(f"{name!r} is what {entry.name!r} lies in", path=checkpoint.path)
-        if name.startswith(f"{entry.name}.") and not _is_empty(entry):
-            raise RefusedError(f"{entry.name!r} is an entry itself, so nothing can lie in it", path=checkpoint.path)
-
-
-def _is_empty(entry: Entry) -> bool:
-    """True for an empty mapping, which is an entry until something is put into it."""
-    return isinstance(entry, Value) and (
-        entry.value == {} or (isinstance(entry.value, Opaque) and entry.value.text == "OrderedDict()")
-    )
 
 
 def _alone(name: str, dtype: DType, shape: tuple[int, ...], make: Callable[[Write], object]) -> Made:
