@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckpt_cli.api.checkpoint import Checkpoint, View, load, open  # noqa: A004
     from ckpt_cli.api.combine import avg, delta_apply, delta_create, graft, merge, mix
     from ckpt_cli.api.edits import (
+        apply,
         cast,
         compact,
         index,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Checkpoint", "CkptError", "Tensor", "View", "avg", "cast", "check", "compact", "convert", "delta_apply",
+    "Checkpoint", "CkptError", "Tensor", "View", "apply", "avg", "cast", "check", "compact", "convert", "delta_apply",
     "delta_create", "dequantize", "diff", "graft", "hash", "index", "keep", "load", "lora_extract", "lora_info",
     "lora_merge", "lora_resize", "match", "merge", "meta", "mix", "open", "rename", "resize", "rm", "scan", "series",
     "set", "tie", "to", "undo", "untie",
@@ -50,6 +51,7 @@ _MODULES = {
     "ckpt_cli.api.checkpoint": ("Checkpoint", "View", "load", "open"),
     "ckpt_cli.api.tensor": ("Tensor",),
     "ckpt_cli.api.edits": (
+        "apply",
         "cast",
         "compact",
         "index",

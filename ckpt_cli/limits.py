@@ -323,6 +323,12 @@ EXPRESSION_NODES = int(10_000 * _SCALE)
 EXPRESSION_BYTES = int(2**38 * _SCALE)
 """Bytes of the tensor that one makes: a few words can ask for any number."""
 
+RECIPE_BYTES = int(4 * 2**20 * _SCALE)
+"""Bytes of a recipe of `apply`."""
+
+RECIPE_STEPS = int(10_000 * _SCALE)
+"""Steps of one, and layers that one of them stacks."""
+
 EXPRESSION_DEPTH = 80
 """Levels of its tree: Python's own stack holds a few hundred calls."""
 

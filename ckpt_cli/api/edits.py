@@ -368,6 +368,26 @@ def undo(path: Path, *, force: bool = False, dry_run: bool = False) -> Report:
         return report_of(to_json(restore(os.fspath(path), force=force, dry_run=dry_run)))
 
 
+def apply(
+    path: Path,
+    recipe: Path | Mapping[str, Any],
+    output: Path,
+    *,
+    dry_run: bool = False,
+    weights_only: bool = False,
+) -> Report:
+    """Carry out a recipe, a TOML file or what one parses to, as `ckpt apply`. Raises CkptError, OSError."""
+    from ckpt_cli.edits.apply import plan_apply
+    from ckpt_cli.edits.expression_sources import sources
+    from ckpt_cli.edits.recipe import read_recipe, recipe_of
+    from ckpt_cli.parallel.map import workers
+
+    steps = recipe_of(recipe) if isinstance(recipe, Mapping) else read_recipe(os.fspath(recipe))
+    with workers(0) as executor, sources(executor) as of:
+        options = _options(output, dry_run, False, weights_only)
+        return _edit(path, lambda checkpoint: plan_apply(checkpoint, steps, of), options)
+
+
 def index(folder: Path, *, dry_run: bool = False, backup: bool = False) -> Report:
     """Write the index of a folder of shards, as `ckpt index` with these options. Raises CkptError, OSError."""
     from ckpt_cli.edits.index import index as write

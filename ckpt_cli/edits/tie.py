@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ckpt_cli.arrays.indexing import Region
 from ckpt_cli.budget import Budget
+from ckpt_cli.edits.new_names import name_of_new, require_room
 from ckpt_cli.edits.plan import EditPlan, Verb
 from ckpt_cli.errors import CkptError, RefusedError, UnsupportedError, UsageError
 from ckpt_cli.files.copy import PIECE
@@ -105,8 +106,6 @@ def _require_alike(first: Tensor, other: Tensor) -> None:
 
 def _added(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, object]:
     """Return the names that are not there as new names of the tensor that the first one is."""
-    from ckpt_cli.edits.new_names import name_of_new, require_room
-
     first = _one_tensor(checkpoint, names[0])
     added: dict[str, object] = {}
     for name in names[1:]:

@@ -271,6 +271,25 @@ def _cut(extents: Sequence[Extent], begin: int, end: int) -> list[Extent]:
     return found
 
 
+class ExtentBytes:
+    """The bytes of a storage that are ranges of files, one after the other."""
+
+    def __init__(self, extents: Sequence[Extent]) -> None:
+        self._extents = extents
+        self.composed = len(extents) > 1
+
+    def view(self, begin: int, nbytes: int) -> memoryview:
+        """Bytes of the storage."""
+        found = self.extents(begin, nbytes)
+        if len(found) == 1:
+            return found[0].file.view(found[0].offset, found[0].nbytes)
+        return memoryview(b"".join(each.file.view(each.offset, each.nbytes) for each in found))
+
+    def extents(self, begin: int, nbytes: int) -> list[Extent]:
+        """Return the ranges of a part of it."""
+        return _cut(self._extents, begin, begin + nbytes)
+
+
 class EvaluatedBytes(MadeBytes):
     """The bytes of a storage that has the elements of a lazy tensor."""
 

@@ -152,7 +152,7 @@ NEEDED = {"set": ["x=1"], "rename": ["x", "y"], "rm": ["x"], "keep": ["x"], "cas
           "merge": ["mlp.pt", "-o", "out.pt"], "graft": ["mlp.pt"],
           "mix": ["mlp.pt", "--method", "task", "-o", "out.pt"], "dequantize": ["-o", "out.pt"],
           "delta create": ["mlp.pt", "-o", "out.safetensors"], "delta apply": ["d.safetensors", "-o", "out.pt"],
-          "lora merge": [ADAPTER, "-o", "out.pt"],
+          "apply": ["recipe.toml", "-o", "out.pt"], "lora merge": [ADAPTER, "-o", "out.pt"],
           "lora extract": ["tied.pt", "--rank", "1", "-o", "out"],
           "lora resize": ["--rank", "1", "-o", "out"]}  # fmt: skip
 """What each command takes beside a file."""
@@ -171,6 +171,7 @@ def test_a_bad_file_is_one_line_and_exit_2(work: Path, ckpt: Ckpt, command: str,
     Path("zip").write_bytes(b"PK\3\4" + bytes(100))
     os.mkfifo("fifo")
     ckpt("delta", "create", "mlp.pt", "mlp.pt", "-o", "d.safetensors")
+    Path("recipe.toml").write_text('version = 1\n[[step]]\nremove = ["x"]\n')
     needed = [file] if command in ("diff", "match") else NEEDED.get(command, ())
     answer = ckpt(*command.split(), file, *needed)
     assert (answer.code, answer.out) == (2, "")

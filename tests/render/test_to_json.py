@@ -75,7 +75,22 @@ from ckpt_cli.render import ties as ties_render
 from ckpt_cli.render import tree as tree_render
 from ckpt_cli.render.json import LongList, json_text, rows
 
-EDITS = {"graft", "resize", "set", "rename", "rm", "keep", "cast", "tie", "untie", "compact", "to", "index", "undo"}
+EDITS = {
+    "graft",
+    "resize",
+    "apply",
+    "set",
+    "rename",
+    "rm",
+    "keep",
+    "cast",
+    "tie",
+    "untie",
+    "compact",
+    "to",
+    "index",
+    "undo",
+}
 """Commands that share `render/edits.py`."""
 
 
