@@ -57,7 +57,7 @@ def renaming(old: str | None, new: str | None, rules: Sequence[Rule]) -> list[St
         else:
             steps += map(_step, group)
     if not steps:
-        raise UsageError("say what to rename: OLD NEW, --strip, --add, --sub, --map or a pattern")
+        raise UsageError("say what to rename: OLD NEW, --strip, --add, --sub or --map")
     return steps
 
 
