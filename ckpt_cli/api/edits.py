@@ -384,8 +384,8 @@ def apply(
 
     steps = recipe_of(recipe) if isinstance(recipe, Mapping) else read_recipe(os.fspath(recipe))
     with workers(0) as executor, sources(executor) as of:
-        options = _options(output, dry_run, False, weights_only)
-        return _edit(path, lambda checkpoint: plan_apply(checkpoint, steps, of), options)
+        options = options_of(output, dry_run, False, weights_only)
+        return edit_with(path, lambda checkpoint: plan_apply(checkpoint, steps, of), options)
 
 
 def index(folder: Path, *, dry_run: bool = False, backup: bool = False) -> Report:

@@ -51,7 +51,7 @@ GROUPS = {
         "graft": "Put tensors of another checkpoint in the places of old ones.",
         "delta": "Write what changed between checkpoints, and apply it.",
         "lora": "Merge, describe, extract and resize LoRA adapters.",
-        "apply": "Carry out a recipe: many edits, and parts of other files, in one pass.",
+        "apply": "Carry out a recipe of many edits in one pass.",
     },
     "Write": {
         "dequantize": "Write quantized weights as plain floats.",

@@ -24,7 +24,7 @@ def apply_command(
     verbose: Verbose = False,
     json: JsonReport = False,
 ) -> None:
-    """Carry out a recipe: many edits, and parts of other files, in one pass.
+    """Carry out a recipe of many edits in one pass.
 
     RECIPE is a TOML file with version = 1 and steps, each of which does what a command does: rename, strip, add, map,
     remove, keep, cast, new tensors by expressions, resize, tie, take tensors of another file, and layers: slices of

@@ -64,6 +64,7 @@ def model(tmp_path: Path) -> Path:
                 str(tmp_path / "delta.safetensors")]) == 0  # fmt: skip
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     shutil.copytree(Path(__file__).parent.parent / "samples" / "lora" / "linear", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "recipe.toml").write_text('version = 1\n[[step]]\nremove = ["0.bias"]\n')
     quantized = Path(__file__).parent.parent / "samples" / "quantized" / "compressed-fp8-channel"
     shutil.copyfile(quantized / "model.safetensors", tmp_path / "fp8.safetensors")
     (tmp_path / "shards").mkdir()
