@@ -22,7 +22,7 @@ WITHOUT_TORCH := tests/cli/test_without_torch.py tests/cli/test_typer_parts.py t
 	tests/files/test_journal.py tests/formats/test_npy.py tests/pickles/test_machine.py
 COMMAND_LINE := tests/cli --ignore tests/cli/test_startup.py
 
-.PHONY: demo test lint check system environments hostile bench peers fuzz samples format readme clean
+.PHONY: demo test lint check system environments hostile bench bench-remote peers fuzz samples format readme clean
 
 demo: $(READY)            ## the lesson's steps, on copies of the sample checkpoints
 	PATH="$(CURDIR)/$(BIN):$$PATH" sample_checkpoints/demo.sh
@@ -58,6 +58,9 @@ hostile: $(READY)         ## the files made to harm at their full size, under th
 
 bench: $(READY)           ## ratios against torch, safetensors and a command that does nothing, in one run
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/bench.py
+
+bench-remote: $(READY)    ## heavy commands over a URL against the same on the disk, with nginx on loopback
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/benchmarks/remote.py
 
 peers: $(READY)           ## other scanners, each in an environment of its own, on the same files as ckpt scan
 	$(BIN)/python tests/peers/scanners.py

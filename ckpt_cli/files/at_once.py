@@ -23,6 +23,12 @@ def is_elsewhere(file: SourceFile) -> bool:
     return file.fd < 0 and not file.in_memory
 
 
+def in_place(file: SourceFile, offset: int, nbytes: int) -> memoryview | None:
+    """Return bytes of a file elsewhere that were fetched in one piece; None where they have to be read."""
+    find: Callable[[int, int], memoryview | None] | None = getattr(file, "in_place", None)
+    return find(offset, nbytes) if find is not None else None
+
+
 def revision_of(files: Iterable[SourceFile]) -> str | None:
     """Return the commit of a hub at which files are read; None for files that lie anywhere else, or at several."""
     found = {getattr(file, "revision", "") for file in files}

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from ckpt_cli.files import system
-from ckpt_cli.files.at_once import is_elsewhere
+from ckpt_cli.files.at_once import in_place, is_elsewhere
 from ckpt_cli.files.source import ByteSource, LocalFile, SourceFile
 
 CHUNK = 16 << 20
@@ -89,7 +89,9 @@ def crc_of_range(source: SourceFile, begin: int, nbytes: int, crc: int = 0) -> i
     for first, last in _data_ranges(source, begin, end):
         crc = of_zeros(first - reached, crc)
         for at in range(first, last, _CHECKED):
-            crc = zlib.crc32(source.read(at, min(_CHECKED, last - at)), crc)
+            count = min(_CHECKED, last - at)
+            fetched = in_place(source, at, count)
+            crc = zlib.crc32(source.read(at, count) if fetched is None else fetched, crc)
         reached = last
     return of_zeros(end - reached, crc)
 
@@ -129,14 +131,18 @@ def _copy(source: SourceFile, begin: int, end: int, target: int, at: int, progre
 
 def _copy_fetched(source: SourceFile, begin: int, end: int, target: int, at: int, progress: Progress) -> None:
     """Copy a range of a file elsewhere; while a piece is written the next ones are fetched."""
-    room = memoryview(bytearray(min(PIECE, end - begin)))
+    room = memoryview(b"")
     asked = begin if end - begin > PIECE else end  # a short range was announced with others (`formats/writing.py`)
     while begin < end:
         while asked < min(end, begin + AHEAD):
             source.expect(asked, min(PIECE, end - asked))
             asked += PIECE
-        piece = room[: min(PIECE, end - begin)]
-        source.read_into(piece, begin)
+        count = min(PIECE, end - begin)
+        piece = in_place(source, begin, count)
+        if piece is None:
+            room = room or memoryview(bytearray(count))
+            piece = room[:count]
+            source.read_into(piece, begin)
         system.write_all(target, piece, at)
         write_back(target, at, len(piece))
         begin += len(piece)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_cli.arrays.indexing import Region, part_at, range_cuts, row_cuts
 from ckpt_cli.errors import CkptError, UnsupportedError
 from ckpt_cli.facts import dataclass
-from ckpt_cli.files.at_once import Place, is_elsewhere, is_left_to_workers
+from ckpt_cli.files.at_once import Place, in_place, is_elsewhere, is_left_to_workers
 from ckpt_cli.files.copy import near_copy
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor
@@ -278,6 +278,8 @@ class TensorReader:
             return memoryview(chunk.data)
         if chunk.group is not None:
             return self._in_group(chunk, chunk.group, which)
+        if len(chunk.places) == 1 and (fetched := in_place(*chunk.places[0])) is not None:
+            return fetched
         found = buffer((chunk.end - chunk.begin) * self._size, which)
         at = 0
         for file, offset, nbytes in chunk.places:
@@ -302,9 +304,10 @@ class TensorReader:
             for file, offset, nbytes in chunk.places:
                 for at in range(0, nbytes, CHUNK):
                     count = min(CHUNK, nbytes - at)
-                    if not is_elsewhere(file):
+                    fetched = in_place(file, offset + at, count)
+                    if fetched is None:
                         file.read_into(buffer(count), offset + at)
-                    yield file.view(offset + at, count) if is_elsewhere(file) else buffer(count)
+                    yield buffer(count) if fetched is None else fetched
 
     def read_all(self, most: int, *, plainly: bool = False) -> Iterator[memoryview]:
         """Yield the bytes of all elements, about `most` bytes at a time, each piece valid until the next one.

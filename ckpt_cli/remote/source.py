@@ -216,13 +216,20 @@ class RemoteFile:
         """Return the bytes as a read-only view of what was fetched."""
         if nbytes <= PAGE:
             return memoryview(self.read(offset, nbytes))
-        self.check(offset, nbytes)
-        part, until = self._part_at(offset, offset + nbytes)
-        if part is not None and until >= offset + nbytes:
-            return self._taken(part, offset, nbytes).toreadonly()
+        found = self.in_place(offset, nbytes)
+        if found is not None:
+            return found
         data = bytearray(nbytes)
         self.read_into(memoryview(data), offset)
         return memoryview(data).toreadonly()
+
+    def in_place(self, offset: int, nbytes: int) -> memoryview | None:
+        """Return the bytes as a read-only view of one part that was expected; None where they have to be read."""
+        self.check(offset, nbytes)
+        part, until = self._part_at(offset, offset + nbytes)
+        if part is None or until < offset + nbytes:
+            return None
+        return self._taken(part, offset, nbytes).toreadonly()
 
     def expect(self, offset: int, nbytes: int) -> None:
         """Begin to fetch a range that will be read, unless much is under way already; never waits.

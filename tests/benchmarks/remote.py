@@ -4,9 +4,9 @@
     python remote.py [WORD…]        the commands whose labels have one of the words
     ROUNDS=9 FOLDER=/dev/shm python remote.py
 
-The least of some rounds counts, in which both kinds take turns. "floor" is a script that does no more than to receive the
-file by requests of 8 MiB on two threads, with bare sockets: no command can take less than what it takes on the disk,
-and this beside it. The server runs on the same processors.
+The least of some rounds counts, in which both kinds take turns. "floor" is a script that does no more than receive
+the file by requests of 8 MiB on two threads, with bare sockets: no command can take less CPU than what it takes on the
+disk and this together. The server runs on the same processors.
 """
 
 from __future__ import annotations
@@ -21,15 +21,23 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "support"))
 
-import torch  # noqa: E402
 from nginx import Nginx, nginx  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
 PYTHON = sys.executable
 CKPT = str(Path(PYTHON).with_name("ckpt"))
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 COMMANDS = ("ls FILE", "stats FILE", "hash FILE", "check --deep FILE", "diff FILE SAME", "convert FILE OUT --force")
+_FILES = """
+import sys, torch
+from safetensors.torch import save_file
+generator = torch.Generator().manual_seed(0)
+state = {f"layers.{i // 4}.part{i % 4}.weight": torch.randn(1024, 1024, generator=generator) for i in range(128)}
+for name in ("m", "same"):
+    save_file(state, f"{sys.argv[1]}/{name}.safetensors")
+    torch.save(state, f"{sys.argv[1]}/{name}.pt")
+"""
+"""Writes a safetensors file and a zip of 128 tensors of 4 MiB, each twice."""
 _FLOOR = """
 import socket, sys, threading
 host, port, path, size = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -95,15 +103,6 @@ def _worker(server: Nginx) -> int:
     return int(Path(f"/proc/{master}/task/{master}/children").read_text().split()[0])
 
 
-def write_files(folder: Path) -> None:
-    """Write a safetensors file and a zip of 128 tensors of 4 MiB, and each once more."""
-    generator = torch.Generator().manual_seed(0)
-    state = {f"layers.{i // 4}.part{i % 4}.weight": torch.randn(1024, 1024, generator=generator) for i in range(128)}
-    for name in ("m", "same"):
-        save_file(state, folder / f"{name}.safetensors")
-        torch.save(state, folder / f"{name}.pt")
-
-
 def compared(suffix: str, command: str, server: Nginx) -> list[str]:
     """Return a line of the table."""
     here, there = Cost(), Cost()
@@ -134,7 +133,7 @@ def main(words: list[str]) -> None:
         root, run = Path(name, "served"), Path(name, "nginx")
         root.mkdir()
         run.mkdir()
-        write_files(root)
+        subprocess.run([PYTHON, "-c", _FILES, str(root)], check=True)  # memory of this process would count for all
         with nginx(root, run) as server:
             floor, file = Cost(), root / "m.safetensors"
             for _ in range(ROUNDS):
