@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ckpt_cli.formats import open_checkpoint
+from ckpt_cli.files import copy
+from ckpt_cli.formats import open_checkpoint, writing
 from ckpt_cli.ops.hash import hash_tensors
 from ckpt_cli.ops.stats import stats
 from ckpt_cli.remote import fetched as fetching
@@ -98,6 +99,19 @@ def test_what_other_processes_read_is_not_fetched_by_whoever_hands_out_the_jobs(
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert found == hash_tensors(near, "sha256", pool)
     near.close()
+
+
+def test_a_file_that_is_copied_is_fetched_once_also_where_it_is_longer_than_what_is_held(
+    tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_EXPECTED", 3 * PART // 2)
+    for module in (copy, writing):
+        monkeypatch.setattr(module, "AHEAD", PART // 2)
+    save_file({f"layers.{number}": torch.full((500_000,), number) for number in range(48)}, tmp_path / "x.safetensors")
+    size = (tmp_path / "x.safetensors").stat().st_size
+    with elsewhere(tmp_path) as ledger:
+        assert ckpt("convert", f"{HERE}x.safetensors", tmp_path / "out.safetensors").code == 0
+    assert (ledger.nbytes <= 1.05 * size, ledger.count <= 2 * size / PART + 5) == (True, True)
 
 
 def test_pages_without_room_in_memory_are_in_a_file_without_a_name(
