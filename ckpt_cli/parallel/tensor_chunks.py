@@ -280,34 +280,31 @@ class TensorReader:
             return self._in_group(chunk, chunk.group, which)
         if len(chunk.places) == 1 and (fetched := in_place(*chunk.places[0])) is not None:
             return fetched
-        found = buffer((chunk.end - chunk.begin) * self._size, which)
-        at = 0
+        found = rest = buffer((chunk.end - chunk.begin) * self._size, which)
         for file, offset, nbytes in chunk.places:
-            file.read_into(found[at : at + nbytes], offset)
-            at += nbytes
+            file.read_into(rest[:nbytes], offset)
+            rest = rest[nbytes:]
         return found
 
     def read_plainly(self, chunk: Chunk) -> memoryview:
         """Return the same, little-endian and without lazy negation or conjugation."""
-        found = self.read(chunk)
         if self._flags is None:
-            return found
+            return self.read(chunk)
         from ckpt_cli.arrays.codec import little_endian
 
-        return memoryview(little_endian(self._flags, bytes(found)))
+        return memoryview(little_endian(self._flags, bytes(self.read(chunk))))
 
     def pieces(self, chunk: Chunk) -> Iterator[memoryview]:
         """Yield the bytes of a long chunk as `read_plainly` has them, each piece valid until the next one."""
         if self._flags is not None or not chunk.places:
             yield self.read_plainly(chunk)
-        else:
-            for file, offset, nbytes in chunk.places:
-                for at in range(0, nbytes, CHUNK):
-                    count = min(CHUNK, nbytes - at)
-                    fetched = in_place(file, offset + at, count)
-                    if fetched is None:
-                        file.read_into(buffer(count), offset + at)
-                    yield buffer(count) if fetched is None else fetched
+            return
+        for file, offset, nbytes in chunk.places:
+            for at in range(offset, offset + nbytes, CHUNK):
+                count = min(CHUNK, offset + nbytes - at)
+                if (data := in_place(file, at, count)) is None:
+                    file.read_into(data := buffer(count), at)
+                yield data
 
     def read_all(self, most: int, *, plainly: bool = False) -> Iterator[memoryview]:
         """Yield the bytes of all elements, about `most` bytes at a time, each piece valid until the next one.
