@@ -27,9 +27,8 @@ def build(folder: Path) -> None:
         shutil.copy(sample, folder)
     samples = Path(__file__).parent.parent / "samples"
     shutil.copytree(samples / "lora" / "linear", folder / "lora")
-    (folder / "recipe.toml").write_text(
-        'version = 1\n[[step]]\nremove = ["0.bias"]\n[[step]]\nrename = { "0" = "a" }\n'
-    )
+    steps = '[[step]]\nremove = ["0.bias"]\n[[step]]\nrename = ["0=first"]\n'
+    (folder / "recipe.toml").write_text(f"version = 1\n{steps}")
     shutil.copytree(samples / "quantized" / "gptq-4", folder / "gptq")
     (folder / "gptq" / "expected.safetensors").unlink()
     _write_what_is_no_checkpoint(folder)
