@@ -36,7 +36,7 @@ from ckpt_cli.parallel.lazy_made import Converted
 if TYPE_CHECKING:
     from ckpt_cli.edits.expression_sources import Sources
 
-_VERB = Verb("applied a recipe to", "apply a recipe to")
+_VERB = Verb("applied a recipe to", "apply a recipe to", "as")
 
 
 def plan_apply(checkpoint: Checkpoint, recipe: Recipe, of: Sources) -> EditPlan:
