@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from ckpt_cli.files.source import ByteSource, SourceFile
+from ckpt_cli.files.source import SourceFile
 
 _MOST = 16
 """Files that are asked for at a time."""
@@ -27,17 +27,6 @@ def in_place(file: SourceFile, offset: int, nbytes: int) -> memoryview | None:
     """Return bytes of a file elsewhere that were fetched in one piece; None where they have to be read."""
     find: Callable[[int, int], memoryview | None] | None = getattr(file, "in_place", None)
     return find(offset, nbytes) if find is not None else None
-
-
-def guarded(file: ByteSource, first: int, begin: int, nbytes: int, check: Callable[[bytes], None]) -> bool:
-    """Have what stands from `first` until `begin` checked before any of the `nbytes` behind it are read.
-
-    False where that saves nothing, as on the disk: then nothing is checked here.
-    """
-    guard: Callable[[int, int, int, Callable[[bytes], None]], None] | None = getattr(file.whole, "guard", None)
-    if guard is not None:
-        guard(file.begin + first, file.begin + begin, nbytes, check)
-    return guard is not None
 
 
 def revision_of(files: Iterable[SourceFile]) -> str | None:

@@ -1,14 +1,9 @@
-"""The ranges of a file that are known to be read, as pieces that one request each fetches.
-
-Some are read only after what stands before them was checked: where a record of a zip file begins is known, but for the
-word of its local header, which comes with its bytes and so costs no request.
-"""
+"""The ranges of a file that are known to be read, as pieces that one request each fetches."""
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator
-from threading import Lock
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 
 from ckpt_cli.remote.fetched import PART
 
@@ -91,50 +86,3 @@ def together(ranges: Iterable[tuple[int, int]], near: int = NEAR) -> Iterator[tu
         end = max(end, high)
     if end > begin:
         yield begin, end, gaps
-
-
-class Guard:
-    """A range that is read only once what stands before it was checked."""
-
-    __slots__ = ("_check", "_lock", "begin", "end", "first", "is_met")
-
-    def __init__(self, first: int, begin: int, end: int, check: Callable[[bytes], None]) -> None:
-        self.first = first
-        """The first byte of what is checked, which ends where the range begins."""
-        self.begin = begin
-        self.end = end
-        self.is_met = False
-        self._check = check
-        self._lock = Lock()
-
-    def meet(self, read: Callable[[int, int], bytes]) -> None:
-        """Check what stands before, once."""
-        with self._lock:
-            if not self.is_met:
-                self._check(read(self.first, self.begin - self.first))
-                self.is_met = True
-
-
-class Guards:
-    """The guards of a file, whose ranges are apart from each other."""
-
-    def __init__(self) -> None:
-        self._all: list[tuple[int, int, Guard]] = []
-        """In order, each with its first byte and a number; added to at once, as threads read it."""
-
-    def add(self, guard: Guard) -> None:
-        """Add a guard."""
-        insort(self._all, (guard.begin, len(self._all), guard))
-
-    def unmet(self, offset: int, end: int) -> list[Guard]:
-        """Return the guards of a range that have not been met, in order."""
-        if not self._all:
-            return []
-        number = max(bisect_right(self._all, (offset, len(self._all))) - 1, 0)
-        found = []
-        while number < len(self._all) and self._all[number][0] < end:
-            guard = self._all[number][2]
-            if guard.end > offset and not guard.is_met:
-                found.append(guard)
-            number += 1
-        return found

@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 
 from ckpt_cli.errors import TruncatedError
 from ckpt_cli.remote.fetched import KEPT, PAGE, PART, Fetched, Part, pieces, workers
-from ckpt_cli.remote.plan import NEAR, Guard, Guards, Piece, Plan, together
+from ckpt_cli.remote.plan import NEAR, Piece, Plan, together
 from ckpt_cli.remote.store import Object
 
 BEGINNING = 256 << 10
@@ -82,7 +82,6 @@ class RemoteFile:
         self._run = _MISS
         """Bytes that the last miss fetched, while the file is read in order."""
         self._plan = Plan()
-        self._guards = Guards()
 
     @property
     def revision(self) -> str:
@@ -96,7 +95,7 @@ class RemoteFile:
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return exactly `nbytes` bytes from `offset`; raises TruncatedError where the file is too short."""
-        self._may_read(offset, nbytes)
+        self.check(offset, nbytes)
         if nbytes <= PAGE - offset % PAGE and nbytes:
             page = self._fetched.page(self._key, offset // PAGE)
             if page is not None:
@@ -108,7 +107,7 @@ class RemoteFile:
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer with the bytes from `offset`; raises TruncatedError where the file is too short."""
         end = offset + len(buffer)
-        self._may_read(offset, len(buffer))
+        self.check(offset, len(buffer))
         at = offset
         while at < end:
             part, until = self._part_at(at, end)
@@ -226,7 +225,7 @@ class RemoteFile:
 
     def in_place(self, offset: int, nbytes: int) -> memoryview | None:
         """Return the bytes as a read-only view of one part that was expected; None where they have to be read."""
-        self._may_read(offset, nbytes)
+        self.check(offset, nbytes)
         part, until = self._part_at(offset, offset + nbytes)
         if part is None or until < offset + nbytes:
             return None
@@ -241,7 +240,6 @@ class RemoteFile:
         end = min(offset + nbytes, self.size)
         if not 0 <= offset < end:
             return
-        offset = min((guard.first for guard in self._guards.unmet(offset, end)), default=offset)
         while (piece := self._plan.piece_at(offset)) is not None:
             if not piece.is_begun and not self._begin_piece(piece):
                 return
@@ -273,20 +271,8 @@ class RemoteFile:
         What is `sampled` is read once before.
         """
         self._fetched.keep_sampled(self._key, sampled)
-        wanted: list[tuple[int, int]] = []
-        for offset, nbytes in ranges:
-            end = min(offset + nbytes, self.size)
-            if 0 <= offset < end:
-                wanted += [(guard.first, guard.begin) for guard in self._guards.unmet(offset, end)]
-                wanted.append((offset, end))
-        self._plan.add(wanted)
-
-    def guard(self, first: int, begin: int, nbytes: int, check: Callable[[bytes], None]) -> None:
-        """Have what stands from `first` until `begin` checked before any of the `nbytes` behind it are read.
-
-        Guarded ranges, and what is checked, are apart from each other.
-        """
-        self._guards.add(Guard(first, begin, begin + nbytes, check))
+        wanted = ((offset, min(offset + nbytes, self.size)) for offset, nbytes in ranges)
+        self._plan.add((offset, end) for offset, end in wanted if 0 <= offset < end)
 
     def _begin_planned(self, offset: int, end: int) -> bool:
         """Begin to fetch the piece that has a byte, unless there is none or it was begun; True if it was done now.
@@ -331,15 +317,6 @@ class RemoteFile:
             for future in [workers().submit(self._fetch_run, first, last) for first, last in some]:
                 future.result()
 
-    def _may_read(self, offset: int, nbytes: int) -> None:
-        """Check what has to be checked before a range is read; what is short comes by the same request."""
-        self.check(offset, nbytes)
-        end = offset + nbytes
-        for guard in self._guards.unmet(offset, end):
-            if nbytes < _BY and offset - guard.begin <= NEAR and self._part_at(guard.first, guard.begin)[0] is None:
-                self._fetch_pages(guard.first, end)
-            guard.meet(self.read)
-
     def check(self, offset: int, nbytes: int) -> None:
         """Raise TruncatedError for a range that is not all there."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
@@ -372,11 +349,6 @@ class RemoteFile:
         self._fetched.forget(self._key)
 
     def __reduce__(self) -> tuple[Callable[[str, bytes], RemoteFile], tuple[str, bytes]]:
-        unmet = self._guards.unmet(0, self.size)  # which another process does not know of
-        if unmet:
-            self.expect_all([(guard.first, guard.begin - guard.first) for guard in unmet])
-        for guard in unmet:
-            guard.meet(self.read)
         return _reopened, (self.path, pickle.dumps(self._object))
 
 

@@ -15,8 +15,8 @@ from ckpt_cli.files.copy import no_progress
 from ckpt_cli.files.source import SourceFile
 from ckpt_cli.formats.numpy.npy import HEAD, PICKLED, Header, header_bytes, header_size, object_entries, parse_header
 from ckpt_cli.formats.zip.container import RecordBytes
-from ckpt_cli.formats.zip.layout import DEFLATED, Record
-from ckpt_cli.formats.zip.read import ZipRecords
+from ckpt_cli.formats.zip.layout import DEFLATED
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from ckpt_cli.budget import current
 from ckpt_cli.dtypes import BY_NAME, DType
 from ckpt_cli.errors import LimitError, MalformedError, UnknownFormatError, UnsupportedError
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages, prefix_of
-from ckpt_cli.formats.zip.layout import Record
-from ckpt_cli.formats.zip.read import ZipRecords
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Opaque, Storage, Tensor, Value
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.flatten import entries_of

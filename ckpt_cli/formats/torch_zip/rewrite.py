@@ -28,14 +28,13 @@ from ckpt_cli.formats.zip.layout import (
     ALIGNMENT,
     END,
     STORED,
-    Record,
     SmallRecords,
     central_entry,
     descriptor,
     end_records,
     local_header,
 )
-from ckpt_cli.formats.zip.read import ZipRecords
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.formats.zip.write import ZipWriter
 from ckpt_cli.model.changes import Changes, Content, Write
 from ckpt_cli.model.checkpoint import Checkpoint, Container, Storage, Tensor

@@ -14,8 +14,7 @@ from dataclasses import replace
 from ckpt_cli import limits
 from ckpt_cli.budget import current
 from ckpt_cli.formats.zip.container import SavedPickle, ZipStorages
-from ckpt_cli.formats.zip.layout import Record
-from ckpt_cli.formats.zip.read import ZipRecords
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Checkpoint, Entry, Storage, Tensor
 from ckpt_cli.pickles.flatten import entries_of, objects_of, top_level_of
 from ckpt_cli.pickles.graph import Call, Dict, Global, Graph

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.errors import MalformedError, ShortStorageError, UnsupportedError
 from ckpt_cli.files.source import Extent, SourceFile, Window
-from ckpt_cli.formats.zip.layout import DEFLATED, Record
-from ckpt_cli.formats.zip.read import ZipRecords
+from ckpt_cli.formats.zip.layout import DEFLATED
+from ckpt_cli.formats.zip.read import Record, ZipRecords
 from ckpt_cli.model.checkpoint import Storage
 from ckpt_cli.pickles.describe import describe
 from ckpt_cli.pickles.graph import Graph

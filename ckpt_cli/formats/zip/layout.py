@@ -42,69 +42,6 @@ LONGEST_DESCRIPTOR = _DESCRIPTOR64.size
 """Bytes of the longest descriptor that may stand between a record's data and the next header."""
 
 
-class Record:
-    """One member: its name, and where its bytes and its two checksums are."""
-
-    __slots__ = ("central", "crc", "flags", "header", "limit", "method", "name", "name_nbytes", "nbytes", "stored")
-
-    def __init__(
-        self,
-        name: str,
-        header: int,
-        method: int,
-        flags: int,
-        crc: int,
-        stored: int,
-        nbytes: int,
-        central: int,
-        name_nbytes: int,
-    ) -> None:
-        self.name = name
-        self.header = header
-        """The first byte of its local header."""
-        self.method = method
-        self.flags = flags
-        self.crc = crc
-        """CRC-32 of the content as the central directory has it; torch may leave it 0."""
-        self.stored = stored
-        """Bytes it takes in the file."""
-        self.nbytes = nbytes
-        """Bytes of its content."""
-        self.central = central
-        """The first byte of its entry in the central directory."""
-        self.name_nbytes = name_nbytes
-        """Bytes of its name."""
-        self.limit = 0
-        """The first byte of what follows it in the file: the next record, or the directory."""
-
-    @property
-    def least_end(self) -> int:
-        """The earliest byte that it can end at: its local header's extra field is not known before that is read."""
-        return self.header + LOCAL.size + self.name_nbytes + self.stored
-
-
-BEHIND = 256
-"""Bytes behind the least local header in which its padding ends, and a header of numpy begins."""
-
-_LONG = 512 << 10
-"""Bytes of a record from which on it costs a request of its own, which its local header can come with."""
-
-
-def likely_offset(record: Record) -> int | None:
-    """Return where a long record begins if it is padded as torch does and ends where the next thing begins, else None.
-
-    Only its local header tells for sure.
-    """
-    if record.method != STORED or record.stored < _LONG:
-        return None
-    least = record.least_end - record.stored
-    for descriptor in (_DESCRIPTOR.size, _DESCRIPTOR64.size) if record.flags & DESCRIBED else (0,):
-        begin = record.limit - descriptor - record.stored
-        if least <= begin <= least + BEHIND and begin % ALIGNMENT == 0:
-            return begin
-    return None
-
-
 class EndRecord(NamedTuple):
     """The end record of a zip file."""
 

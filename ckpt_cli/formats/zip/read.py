@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 from ckpt_cli import limits
 from ckpt_cli.budget import current
 from ckpt_cli.errors import LimitError, MalformedError, TruncatedError, UnsupportedError
-from ckpt_cli.files.at_once import Ahead, guarded, is_elsewhere
+from ckpt_cli.files.at_once import Ahead, is_elsewhere
 from ckpt_cli.files.source import ByteSource, SourceFile
 from ckpt_cli.formats.zip.layout import (
-    BEHIND,
     CENTRAL,
     CENTRAL_MAGIC,
     DEFLATED,
@@ -32,11 +31,9 @@ from ckpt_cli.formats.zip.layout import (
     LOCAL_MAGIC,
     LOCATOR,
     STORED,
-    Record,
     end64_at,
     find_end,
     find_locator,
-    likely_offset,
     local_header_in,
     name_in,
     widened,
@@ -50,10 +47,54 @@ _PIECE = 1 << 20
 _WINDOW = 1 << 16
 """Bytes that are read together where records follow each other."""
 
+_BEHIND = 256
+"""Bytes behind the least local header in which its padding ends, and a header of numpy begins."""
+
 _HEADER = attrgetter("header")
 
 _STREAMS = 16
 """Threads that each read a compressed record of one file on from where they were."""
+
+
+class Record:
+    """One member: its name, and where its bytes and its two checksums are."""
+
+    __slots__ = ("central", "crc", "flags", "header", "limit", "method", "name", "name_nbytes", "nbytes", "stored")
+
+    def __init__(
+        self,
+        name: str,
+        header: int,
+        method: int,
+        flags: int,
+        crc: int,
+        stored: int,
+        nbytes: int,
+        central: int,
+        name_nbytes: int,
+    ) -> None:
+        self.name = name
+        self.header = header
+        """The first byte of its local header."""
+        self.method = method
+        self.flags = flags
+        self.crc = crc
+        """CRC-32 of the content as the central directory has it; torch may leave it 0."""
+        self.stored = stored
+        """Bytes it takes in the file."""
+        self.nbytes = nbytes
+        """Bytes of its content."""
+        self.central = central
+        """The first byte of its entry in the central directory."""
+        self.name_nbytes = name_nbytes
+        """Bytes of its name."""
+        self.limit = 0
+        """The first byte of what follows it in the file: the next record, or the directory."""
+
+    @property
+    def least_end(self) -> int:
+        """The earliest byte that it can end at: its local header's extra field is not known before that is read."""
+        return self.header + LOCAL.size + self.name_nbytes + self.stored
 
 
 class _Stream:
@@ -111,14 +152,9 @@ class ZipRecords:
         """Fetches local headers of a file elsewhere, where each would cost a request."""
 
     def _header_of(self, number: int) -> list[tuple[SourceFile, int, int]]:
-        """Return the place of the local header of a record, and of the little that may follow it.
-
-        None where it comes with the record itself.
-        """
+        """Return the place of the local header of a record, and of the little that may follow it."""
         record = self._in_order[number]
-        if likely_offset(record) is not None:
-            return []
-        nbytes = min(record.least_end - record.stored + BEHIND, record.limit) - record.header
+        nbytes = min(record.least_end - record.stored + _BEHIND, record.limit) - record.header
         return [(self.file.whole, self.file.begin + record.header, nbytes)]
 
     def read(self, name: str, most: int) -> bytes | memoryview:
@@ -136,25 +172,9 @@ class ZipRecords:
         offset = self._data.get(record.name)
         if offset is None:
             if in_turn and self._ahead is not None:
-                offset = self._guarded_offset(record)
-                if offset is None:
-                    self._ahead.ask(bisect_left(self._in_order, record.header, key=_HEADER))
-            offset = self._data[record.name] = self._read_local(record) if offset is None else offset
+                self._ahead.ask(bisect_left(self._in_order, record.header, key=_HEADER))
+            offset = self._data[record.name] = self._read_local(record)
         return offset
-
-    def _guarded_offset(self, record: Record) -> int | None:
-        """Return where a long record elsewhere begins, whose local header is checked before any of it is read.
-
-        None where that is not known without its local header.
-        """
-        begin = likely_offset(record)
-
-        def check(head: bytes) -> None:
-            if self._read_local(record, head) != begin:
-                raise self._malformed(f"record {record.name!r} does not end where the next thing begins")
-
-        is_guarded = begin is not None and guarded(self.file, record.header, begin, record.stored, check)
-        return begin if is_guarded else None
 
     def contents(self, records: Iterable[Record]) -> Iterator[bytes]:
         """The content of each of some stored records of few bytes; those that follow each other are read together."""
@@ -340,10 +360,9 @@ class ZipRecords:
             record.limit = limit
             limit = record.header
 
-    def _read_local(self, record: Record, head: bytes | None = None) -> int:
+    def _read_local(self, record: Record) -> int:
         """Check a record's local header against the directory; its extra length may differ from the central one."""
-        nbytes = record.least_end - record.stored - record.header
-        head = self.file.read(record.header, nbytes) if head is None else head[:nbytes]
+        head = self.file.read(record.header, record.least_end - record.stored - record.header)
         local = local_header_in(head)
         if local is None or local.method != record.method:
             raise self._malformed(f"record {record.name!r} has another local header than its directory says")
