@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-from contextlib import suppress
-
-Block = bytearray | mmap.mmap
+Block = bytearray
 
 _SPARE = 4
 """Blocks that are kept to be used again, at most."""
@@ -26,7 +23,7 @@ class Blocks:
         for number, block in enumerate(self._spare):
             if _is_free(block):
                 return self._spare.pop(number)
-        return _made(self._nbytes)
+        return bytearray(self._nbytes)
 
     def give(self, block: Block) -> None:
         """Take memory back, which may still be read for a while."""
@@ -34,26 +31,10 @@ class Blocks:
             self._spare = [*self._spare[1 - _SPARE :], block]
 
 
-def _made(nbytes: int) -> Block:
-    """Return new memory, of large pages where the system has them: small ones cost more than what fills them."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return bytearray(nbytes)
-    try:
-        block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, ValueError):
-        return bytearray(nbytes)
-    with suppress(OSError):  # a system that was built without them
-        block.madvise(mmap.MADV_HUGEPAGE)
-    return block
-
-
 def _is_free(block: Block) -> bool:
     """True if nobody has a view of a block: Python changes the length of no other one."""
     try:
-        if isinstance(block, bytearray):
-            block.append(block.pop())
-        else:
-            block.resize(len(block))
-    except (BufferError, OSError, SystemError, TypeError, ValueError):
+        block.append(block.pop())
+    except BufferError:
         return False
     return True

@@ -52,7 +52,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def test_new_rows_are_the_mean_zeros_or_normal_numbers(
     ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch, dtype: str, piece: int
 ) -> None:
-    monkeypatch.setattr(made, "_PIECE", piece)
+    monkeypatch.setattr(made, "PIECE", piece)
     torch.manual_seed(0)
     w, b = torch.randn(50, 6).to(getattr(torch, dtype)), torch.randn(50).to(getattr(torch, dtype))
     torch.save({"w": w, "z": w.clone(), "n": w.clone(), "b": b, "less": w.clone()}, "m.pt")

@@ -17,6 +17,7 @@ from run_edit import assert_refused, edited, edited_as_told
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import ckpt_cli
 from ckpt_cli.edits import set_new as new_tensors
 
 CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "c8", "c16", "b1")
@@ -363,9 +364,12 @@ def test_a_set_of_shards_gets_a_new_tensor_beside_its_neighbours(
         scales = [tensor for name, tensor in state.items() if name.endswith("scale")]
         assert [tensor.tolist() for tensor in scales] == [[0, 1, 2, 3, 4]]
     assert ckpt("check", index).code == 0
-    assert_refused(ckpt, index, "one after the other", "set", f"n=@{tmp_path}/q.npy", "layers.0.w=0", "--new")
     assert_refused(ckpt, index, "cannot be set in a set", "set", "n=1", "--new")
     assert_refused(ckpt, index.parent / first, "is one shard of", "set", f"n=@{tmp_path}/q.npy", "--new")
+    edited(ckpt, "set", index, f"n=@{tmp_path}/q.npy", "layers.0.w=7", "--new")
+    with ckpt_cli.open(index) as checkpoint:
+        assert checkpoint["n"].numpy().tolist() == [0, 1, 2, 3, 4]
+        assert set(checkpoint["layers.0.w"].numpy().reshape(-1).tolist()) == {7}
 
 
 def test_a_tied_safetensors_file_keeps_its_aliases_beside_a_new_tensor(tmp_path: Path, ckpt: Ckpt) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-
 import pytest
 from test_source import BYTES, SIZE, Counted
 
@@ -11,12 +9,6 @@ from ckpt_cli.remote import fetched as fetching
 from ckpt_cli.remote.blocks import Blocks
 from ckpt_cli.remote.fetched import PAGE, Fetched
 from ckpt_cli.remote.source import RemoteFile
-
-
-@pytest.fixture(params=["large pages", "without them"], autouse=True)
-def _system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "without them":
-        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
 
 
 def test_a_block_is_given_out_again_once_nobody_has_a_view_of_it() -> None:

@@ -114,7 +114,7 @@ def edit(path: Path, folder: Path) -> list[dict[str, Any]]:
         ckpt_cli.merge([out, plain], folder / "both.pt", prefixes={plain: "plain"}),
         ckpt_cli.mix(plain, [folder / "shards"], folder / "mix.safetensors", method="ties", weights=[0.5]),
         ckpt_cli.delta_create(plain, folder / "mean.safetensors", folder / "delta.safetensors"),
-        ckpt_cli.apply(plain, {"version": 1, "step": [{"cast": {"bias": "float16"}}]}, folder / "recipe.safetensors"),
+        ckpt_cli.apply(plain, {"version": 1, "step": [{"cast": "float16"}]}, folder / "recipe.safetensors"),
         ckpt_cli.delta_apply(plain, folder / "delta.safetensors", folder / "applied.safetensors"),
         ckpt_cli.graft(out, plain, add=True, partial=True, dry_run=True),
         ckpt_cli.lora_info(LORA / "adapter", base=LORA / "base.safetensors"),
