@@ -54,8 +54,10 @@ environments: $(OLDEST)/.ready $(NEWEST)/.ready $(MOTO)/.ready $(FRAMEWORKS)/.re
 	PYTHONPATH=$(FRAMEWORKS)/deepspeed-$(DEEPSPEED) DS_ACCELERATOR=cpu \
 		$(FRAMEWORKS)/bin/python -W ignore tests/environments/rank_files.py
 
-oracles: $(ORACLES)/.ready    ## the libraries whose results ckpt computes too, on new random models: PEFT's merges of LoRA adapters
-	rm -rf $(ORACLES)/lora
+oracles: $(ORACLES)/.ready    ## the libraries whose results ckpt computes too, on new random models: mergekit's merges, PEFT's of LoRA adapters
+	rm -rf $(ORACLES)/lora $(ORACLES)/mergekit
+	$(ORACLES)/bin/python -W ignore tests/oracles/mergekit_merges.py $(ORACLES)/mergekit 1
+	MERGEKIT_SAMPLES=$(CURDIR)/$(ORACLES)/mergekit $(BIN)/python -m pytest -q -p no:cacheprovider tests/edits/test_mergekit.py
 	$(ORACLES)/bin/python -W ignore tests/oracles/lora_samples.py $(ORACLES)/lora
 	LORA_SAMPLES=$(CURDIR)/$(ORACLES)/lora $(BIN)/python -m pytest -q -p no:cacheprovider tests/edits/test_lora_merge.py -k peft
 
@@ -143,6 +145,8 @@ $(ORACLES)/.ready: $(READY) tests/oracles/requirements.txt
 	rm -rf $(ORACLES)
 	$(PYTHON) -m venv $(ORACLES)
 	$(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/oracles/requirements.txt
+	DISABLE_QIGEN=1 BUILD_CUDA_EXT=0 $(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation -r tests/oracles/unbuilt.txt
 	touch $@
 
 $(FRAMEWORKS)/.ready: $(READY)
