@@ -57,7 +57,7 @@ class Row:
         """Whether it imports torch or reads gigabytes."""
         return any(
             word in " ".join(self.command)
-            for word in ("torch", "GB.values", "1GB.bfloat16", "1GB.float16", "zero", "lora")
+            for word in ("torch", "GB.values", "1GB.bfloat16", "1GB.float16", "zero", "lora", "fp8")
         )
 
     @property
@@ -226,6 +226,53 @@ def lora_rows(folder: Path) -> list[Row]:
     return [theirs, replace(mine, against=usual, target="0.33")]
 
 
+def dequantize_rows(folder: Path) -> list[Row]:
+    """Weights of 512 MB in fp8 with block scales, as DeepSeek's formula has it in torch, tensor by tensor."""
+    source, output = str(folder / "fp8-blocks"), str(folder / "fp8-plain")
+    code = (
+        "import sys, torch; from safetensors import safe_open; from safetensors.torch import save_file\n"
+        "found = {}\n"
+        "with safe_open(sys.argv[1] + '/model.safetensors', 'pt') as file:\n"
+        "  for name in file.keys():\n"
+        "    if name.endswith('_scale_inv'): continue\n"
+        "    weight, scale = file.get_tensor(name).float(), file.get_tensor(name + '_scale_inv')\n"
+        "    rows, columns = weight.shape\n"
+        "    blocks = weight.view(rows // 128, 128, columns // 128, 128) * scale[:, None, :, None]\n"
+        "    found[name] = blocks.view(rows, columns).bfloat16()\n"
+        "save_file(found, sys.argv[2])"
+    )
+    usual = "fp8 script in torch, 512MB"
+    mine = [CKPT, "dequantize", source, "-o", f"{output}.safetensors", "--force"]
+    return [
+        Row(usual, [PYTHON, "-c", code, source, f"{output}.torch"]),
+        Row("ckpt dequantize, 512MB of fp8", mine, usual, "0.33"),
+    ]
+
+
+def average_rows(folder: Path) -> list[Row]:
+    """The average of two models of 1 GB, as a script in torch and mergekit make it."""
+    first, other, output = (str(folder / name) for name in ("lora-base", "lora-other", "average"))
+    code = (
+        "import sys, torch; from safetensors.torch import load_file, save_file\n"
+        "one, other = (load_file(path + '/model.safetensors') for path in sys.argv[1:3])\n"
+        "made = {name: ((one[name].float() + other[name].float()) / 2).to(one[name].dtype) for name in one}\n"
+        "save_file(made, sys.argv[3])"
+    )
+    usual = "average script in torch, 2 × 1GB"
+    mine = Row(
+        "ckpt avg, 2 × 1GB", [CKPT, "avg", first, other, "-o", f"{output}.safetensors", "--force"], usual, "0.75"
+    )
+    rows = [Row(usual, [PYTHON, "-c", code, first, other, f"{output}.torch"]), mine]
+    mergekit = ORACLES / "bin" / "mergekit-yaml"
+    if mergekit.exists():
+        theirs = Row("mergekit linear, 2 × 1GB", [
+            "env", "HF_HUB_OFFLINE=1", str(mergekit), str(folder / "linear.yaml"), f"{output}-mergekit",
+            "--no-copy-tokenizer", "--no-write-model-card",
+        ])  # fmt: skip
+        rows += [theirs, replace(mine, label="ckpt avg against mergekit", against=theirs.label, target="0.25")]
+    return rows
+
+
 def values_rows(folder: Path) -> list[Row]:
     """Commands that read every byte, against what reads it and does less or more."""
     loop = "import os, sys\nb = [bytearray(1 << 20)]\nf = os.open(sys.argv[1], os.O_RDONLY)\nwhile os.readv(f, b): pass"
@@ -298,7 +345,9 @@ def main(words: list[str]) -> None:
     """Write the files, run every round, print the table."""
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name:
         folder = Path(name)
-        measured = chosen([*rows(folder), *ranks_rows(folder), *lora_rows(folder), *values_rows(folder)], words)
+        combined = [*dequantize_rows(folder), *average_rows(folder)]
+        compared = [*ranks_rows(folder), *lora_rows(folder), *combined, *values_rows(folder)]
+        measured = chosen([*rows(folder), *compared], words)
         subprocess.run([PYTHON, str(HERE / "files.py"), name], check=True)
         for row in measured:
             row.run()  # once unmeasured: the page cache, and compiled modules

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 TENSORS = 200
 SIZES = {"1GB": 10**9, "20GB": 20 * 10**9}
@@ -198,9 +198,33 @@ def write_lora(folder: Path) -> None:
     (folder / "lora-adapter" / "adapter_config.json").write_text(json.dumps(settings))
 
 
+def write_fp8(folder: Path) -> None:
+    """Weights of 512 MB in fp8 with a scale for each block of 128 × 128, as DeepSeek has them."""
+    folder.mkdir()
+    state = {}
+    for number in range(8):
+        state[f"layers.{number}.weight"] = (torch.randn(8192, 8192) * 100).to(torch.float8_e4m3fn)
+        state[f"layers.{number}.weight_scale_inv"] = torch.rand(64, 64) / 1000
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_other(folder: Path) -> None:
+    """A second model like that of the adapter, and what mergekit shall make of both."""
+    shutil.copytree(folder / "lora-base", folder / "lora-other")
+    state = {name: tensor + 0.01 for name, tensor in load_file(folder / "lora-base" / "model.safetensors").items()}
+    save_file(state, folder / "lora-other" / "model.safetensors", metadata={"format": "pt"})
+    lines = ["merge_method: linear", "dtype: float32", "out_dtype: bfloat16", "models:"]
+    lines += [f"- {{model: {folder / name}, parameters: {{weight: 1.0}}}}" for name in ("lora-base", "lora-other")]
+    (folder / "linear.yaml").write_text("\n".join(lines))
+
+
 def main(folder: Path) -> None:
     """Write all files."""
     write_lora(folder)
+    write_other(folder)
+    write_fp8(folder / "fp8-blocks")
     write_values(folder)
     for name, nbytes in SIZES.items():
         write_sparse_pt(folder / f"{name}.pt", nbytes)
