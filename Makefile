@@ -54,8 +54,10 @@ environments: $(OLDEST)/.ready $(NEWEST)/.ready $(MOTO)/.ready $(FRAMEWORKS)/.re
 	PYTHONPATH=$(FRAMEWORKS)/deepspeed-$(DEEPSPEED) DS_ACCELERATOR=cpu \
 		$(FRAMEWORKS)/bin/python -W ignore tests/environments/rank_files.py
 
-oracles: $(ORACLES)/.ready    ## the libraries whose results ckpt computes too, on new random models: mergekit's merges, PEFT's of LoRA adapters
-	rm -rf $(ORACLES)/lora $(ORACLES)/mergekit
+oracles: $(ORACLES)/.ready    ## the libraries whose results ckpt computes too: mergekit, PEFT, and those that dequantize
+	rm -rf $(ORACLES)/lora $(ORACLES)/mergekit $(ORACLES)/quantized
+	$(ORACLES)/bin/python -W ignore tests/oracles/quantized.py $(ORACLES)/quantized
+	QUANTIZED_SAMPLES=$(CURDIR)/$(ORACLES)/quantized $(BIN)/python -m pytest -q -p no:cacheprovider tests/edits/test_dequantize.py
 	$(ORACLES)/bin/python -W ignore tests/oracles/mergekit_merges.py $(ORACLES)/mergekit 1
 	MERGEKIT_SAMPLES=$(CURDIR)/$(ORACLES)/mergekit $(BIN)/python -m pytest -q -p no:cacheprovider tests/edits/test_mergekit.py
 	$(ORACLES)/bin/python -W ignore tests/oracles/lora_samples.py $(ORACLES)/lora

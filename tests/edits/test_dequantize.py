@@ -6,6 +6,7 @@ The samples are written by tests/oracles/quantized.py with those tools, or by th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import ckpt_cli
 
-SAMPLES = Path(__file__).parents[1] / "samples/quantized"
+SAMPLES = Path(os.environ.get("QUANTIZED_SAMPLES") or Path(__file__).parents[1] / "samples/quantized")
 CASES = sorted(folder.name for folder in SAMPLES.iterdir())
 
 State = dict[str, torch.Tensor]
