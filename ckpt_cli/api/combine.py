@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 from ckpt_cli.api.edits import Report, edit_with, options_of, report_of
+from ckpt_cli.api.new_checkpoints import new_checkpoint
 from ckpt_cli.api.request import Path, path_of, request
 from ckpt_cli.errors import UsageError, about
 
@@ -40,23 +41,12 @@ def avg(
     from ckpt_cli.edits.avg_options import AvgOptions, inputs_of
     from ckpt_cli.edits.cast import dtype_named
     from ckpt_cli.edits.combine import INTS
-    from ckpt_cli.edits.convert_options import size_of
-    from ckpt_cli.edits.derive import DeriveOptions
-    from ckpt_cli.parallel.map import workers
     from ckpt_cli.render.avg import to_json as avg_json
 
     if ints not in INTS:
         raise UsageError(f"ints is {', '.join(INTS)}, not {ints!r}")
-    with request(), workers(0) as executor:
+    with new_checkpoint(to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only) as new:
         found, _ = inputs_of([path_of(path) for path in paths], last, is_weighted=False)
-        new = DeriveOptions(
-            to=to,
-            max_shard=None if max_shard is None else size_of(str(max_shard)),
-            force=force,
-            dry_run=dry_run,
-            weights_only=weights_only,
-            executor=executor,
-        )
         options = AvgOptions(
             weights=weights,
             is_normalized=normalize,
@@ -104,26 +94,16 @@ def mix(
     from ckpt_cli.edits.avg_options import inputs_of
     from ckpt_cli.edits.cast import dtype_named
     from ckpt_cli.edits.combine import INTS
-    from ckpt_cli.edits.convert_options import size_of
-    from ckpt_cli.edits.derive import DeriveOptions
     from ckpt_cli.edits.mix import MixOptions
     from ckpt_cli.edits.mix import mix as write
-    from ckpt_cli.parallel.map import workers
     from ckpt_cli.render.mix import to_json as mix_json
 
     if ints not in INTS:
         raise UsageError(f"ints is {', '.join(INTS)}, not {ints!r}")
-    with request(), workers(0) as executor:
+    with new_checkpoint(
+        to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
         found, _ = inputs_of([path_of(path) for path in paths], is_weighted=False, least=1)
-        new = DeriveOptions(
-            to=to,
-            max_shard=None if max_shard is None else size_of(str(max_shard)),
-            force=force,
-            dry_run=dry_run,
-            tensors_only=tensors_only,
-            weights_only=weights_only,
-            executor=executor,
-        )
         options = MixOptions(
             method=method,
             weights=weights,
@@ -159,25 +139,15 @@ def merge(
 
     `prefer` is `first` or `last`, `prefixes` the prefix of names by path. Raises CkptError, OSError.
     """
-    from ckpt_cli.edits.convert_options import size_of
-    from ckpt_cli.edits.derive import DeriveOptions
     from ckpt_cli.edits.merge import PREFERENCES, MergeOptions
     from ckpt_cli.edits.merge import merge as write
-    from ckpt_cli.parallel.map import workers
     from ckpt_cli.render.merge import to_json as merge_json
 
     if prefer is not None and prefer not in PREFERENCES:
         raise UsageError(f"prefer is {' or '.join(PREFERENCES)}, not {prefer!r}")
-    with request(), workers(0) as executor:
-        new = DeriveOptions(
-            to=to,
-            max_shard=None if max_shard is None else size_of(str(max_shard)),
-            force=force,
-            dry_run=dry_run,
-            tensors_only=tensors_only,
-            weights_only=weights_only,
-            executor=executor,
-        )
+    with new_checkpoint(
+        to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
         beginnings = {path_of(path): text for path, text in (prefixes or {}).items()}
         options = MergeOptions(prefer, beginnings, new)
         return report_of(merge_json(write([path_of(path) for path in paths], os.fspath(output), options)))
@@ -239,20 +209,10 @@ def delta_apply(
     dry_run: bool = False,
 ) -> Report:
     """Write the checkpoint that a delta was made of, as `ckpt delta apply`. Raises CkptError, OSError."""
-    from ckpt_cli.edits.convert_options import size_of
     from ckpt_cli.edits.delta_apply import apply
-    from ckpt_cli.edits.derive import DeriveOptions
-    from ckpt_cli.parallel.map import workers
     from ckpt_cli.render.delta import applied_json
 
-    with request(), workers(0) as executor:
-        new = DeriveOptions(
-            to=to,
-            max_shard=None if max_shard is None else size_of(str(max_shard)),
-            force=force,
-            dry_run=dry_run,
-            tensors_only=tensors_only,
-            weights_only=weights_only,
-            executor=executor,
-        )
-        return report_of(applied_json(apply(path_of(base), path_of(delta), os.fspath(output), executor, new)))
+    with new_checkpoint(
+        to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
+        return report_of(applied_json(apply(path_of(base), path_of(delta), os.fspath(output), new)))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 from ckpt_cli.api.edits import Report, report_of
+from ckpt_cli.api.new_checkpoints import new_checkpoint
 from ckpt_cli.api.request import Path, path_of, request
 from ckpt_cli.errors import UsageError, about
 
@@ -24,6 +25,7 @@ def lora_merge(
     dtype: str | None = None,
     to: str | None = None,
     max_shard: int | str | None = None,
+    tensors_only: bool = False,
     weights_only: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -33,16 +35,15 @@ def lora_merge(
     `adapters` is a path, several, or a dict with a scale for each. Raises CkptError, OSError.
     """
     from ckpt_cli.edits.cast import dtype_named
-    from ckpt_cli.edits.convert_options import size_of
-    from ckpt_cli.edits.derive import DeriveOptions
     from ckpt_cli.edits.lora_merge import MergeOptions, merge
-    from ckpt_cli.parallel.map import workers
     from ckpt_cli.render.lora import merge_json
 
     if isinstance(adapters, str | os.PathLike):
         adapters = [adapters]
     scales = list(adapters.items()) if isinstance(adapters, Mapping) else [(path, 1.0) for path in adapters]
-    with request(), workers(0) as executor:
+    with new_checkpoint(
+        to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
         scaled = [(path_of(path), float(number)) for path, number in scales]
         options = MergeOptions(
             scale=scale,
@@ -51,14 +52,7 @@ def lora_merge(
             untie=untie,
             keep_tied=keep_tied,
             dtype=dtype_named(dtype) if dtype else None,
-            output=DeriveOptions(
-                to=to,
-                max_shard=None if max_shard is None else size_of(str(max_shard)),
-                force=force,
-                dry_run=dry_run,
-                weights_only=weights_only,
-                executor=executor,
-            ),
+            output=new,
         )
         return report_of(merge_json(merge(path_of(base), scaled, os.fspath(output), options)))
 

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from ckpt_cli.api.checkpoint import texts
 from ckpt_cli.api.edits import Report, report_of
 from ckpt_cli.api.request import Path, path_of, request
 from ckpt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpt_cli.edits.derive import DeriveOptions
+
+
+@contextmanager
+def new_checkpoint(
+    to: str | None,
+    max_shard: int | str | None,
+    *,
+    force: bool,
+    dry_run: bool,
+    weights_only: bool,
+    tensors_only: bool = False,
+) -> Iterator[DeriveOptions]:
+    """Context manager: the options of a new checkpoint, with workers that make it, within one request."""
+    from ckpt_cli.edits.convert_options import size_of
+    from ckpt_cli.edits.derive import DeriveOptions
+    from ckpt_cli.parallel.map import workers
+
+    size = None if max_shard is None else size_of(str(max_shard))
+    with request(), workers(0) as executor:
+        yield DeriveOptions(
+            to=to,
+            max_shard=size,
+            force=force,
+            dry_run=dry_run,
+            tensors_only=tensors_only,
+            weights_only=weights_only,
+            executor=executor,
+        )
 
 
 def convert(
@@ -83,21 +115,11 @@ def dequantize(
     Raises CkptError, OSError.
     """
     from ckpt_cli.edits.cast import dtype_named
-    from ckpt_cli.edits.convert_options import size_of
     from ckpt_cli.edits.dequantize import dequantize as write
-    from ckpt_cli.edits.derive import DeriveOptions
-    from ckpt_cli.parallel.map import workers
     from ckpt_cli.render.dequantize import to_json as dequantized_json
 
-    with request(), workers(0) as executor:
-        new = DeriveOptions(
-            to=to,
-            max_shard=None if max_shard is None else size_of(str(max_shard)),
-            force=force,
-            dry_run=dry_run,
-            weights_only=weights_only,
-            tensors_only=tensors_only,
-            executor=executor,
-        )
+    with new_checkpoint(
+        to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
         target = dtype_named(dtype) if dtype else None
         return report_of(dequantized_json(write(path_of(path), os.fspath(output), target, new)))

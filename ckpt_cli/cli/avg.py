@@ -8,15 +8,14 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, Force, JsonReport, MaxShard, ToFormat, WeightsOnly, complete_floats
+from ckpt_cli.cli.new_checkpoint import Force, MaxShard, OutputOf, ToFormat, new_checkpoint
+from ckpt_cli.cli.options import DryRun, JsonReport, WeightsOnly, complete_floats
 from ckpt_cli.cli.output import report, talk
-from ckpt_cli.cli.progress import Jobs, watched, workers
+from ckpt_cli.cli.progress import Jobs
 from ckpt_cli.edits.avg import average
 from ckpt_cli.edits.avg_options import AvgOptions, inputs_of
 from ckpt_cli.edits.cast import dtype_named
 from ckpt_cli.edits.combine import EQUAL, FIRST, LAST, MAX
-from ckpt_cli.edits.convert_options import size_of
-from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.errors import UsageError
 from ckpt_cli.render.avg import avg_text, to_json
 from ckpt_cli.render.json import json_text
@@ -36,7 +35,7 @@ def avg_command(
         list[str],
         typer.Argument(metavar="FILE[:WEIGHT]...", help="Checkpoints of one model, folders of them or globs."),
     ],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The new file or folder.")],
+    output: OutputOf,
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="W,W...", help="The weight of each; 1 where nothing is said.")
     ] = None,
@@ -81,7 +80,7 @@ def avg_command(
     """
     paths, given = inputs_of(files, latest)
     numbers = numbers_of(weights, given)
-    with workers(jobs) as executor, watched() as on_progress:
+    with new_checkpoint(jobs, to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only) as new:
         done = average(
             paths,
             output,
@@ -96,15 +95,7 @@ def avg_command(
                 untie=untie,
                 finite=finite,
                 dtype=dtype_named(dtype) if dtype else None,
-                output=DeriveOptions(
-                    to=to,
-                    max_shard=size_of(max_shard) if max_shard else None,
-                    force=force,
-                    dry_run=dry_run,
-                    weights_only=weights_only,
-                    executor=executor,
-                    on_progress=on_progress,
-                ),
+                output=new,
             ),
         )
     if json:

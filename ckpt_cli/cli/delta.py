@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, Force, JsonReport, MaxShard, TensorsOnly, ToFormat, WeightsOnly
+from ckpt_cli.cli.new_checkpoint import Force, MaxShard, OutputOf, TensorsOnly, ToFormat, new_checkpoint
+from ckpt_cli.cli.options import DryRun, JsonReport, WeightsOnly
 from ckpt_cli.cli.options import checkpoint_argument as checkpoint
 from ckpt_cli.cli.output import report, talk
 from ckpt_cli.cli.progress import Jobs, watched, workers
-from ckpt_cli.edits.convert_options import size_of
 from ckpt_cli.edits.delta import CreateOptions, create
 from ckpt_cli.edits.delta_apply import apply
-from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.render.delta import applied_json, applied_text, delta_text, to_json
 from ckpt_cli.render.json import json_text
 
@@ -48,7 +47,7 @@ def create_command(
 def apply_command(
     base: Base,
     delta: Annotated[str, typer.Argument(metavar="DELTA", help="What delta create wrote.")],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The new file or folder.")],
+    output: OutputOf,
     to: ToFormat = None,
     max_shard: MaxShard = None,
     tensors_only: TensorsOnly = False,
@@ -65,18 +64,10 @@ def apply_command(
 
     Example: ckpt delta apply model.pt delta.safetensors -o out.pt
     """
-    with workers(jobs) as executor, watched() as on_progress:
-        new = DeriveOptions(
-            to=to,
-            max_shard=size_of(max_shard) if max_shard else None,
-            force=force,
-            dry_run=dry_run,
-            tensors_only=tensors_only,
-            weights_only=weights_only,
-            executor=executor,
-            on_progress=on_progress,
-        )
-        done = apply(base, delta, output, executor, new)
+    with new_checkpoint(
+        jobs, to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
+        done = apply(base, delta, output, new)
     if json:
         report(json_text(applied_json(done)))
     else:

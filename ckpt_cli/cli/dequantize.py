@@ -6,30 +6,25 @@ from typing import Annotated
 
 import typer
 
+from ckpt_cli.cli.new_checkpoint import Force, MaxShard, OutputOf, TensorsOnly, ToFormat, new_checkpoint
 from ckpt_cli.cli.options import (
     DryRun,
     File,
-    Force,
     JsonReport,
-    MaxShard,
-    TensorsOnly,
-    ToFormat,
     WeightsOnly,
     complete_floats,
 )
 from ckpt_cli.cli.output import report, talk
-from ckpt_cli.cli.progress import Jobs, watched, workers
+from ckpt_cli.cli.progress import Jobs
 from ckpt_cli.edits.cast import dtype_named
-from ckpt_cli.edits.convert_options import size_of
 from ckpt_cli.edits.dequantize import dequantize
-from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.render.dequantize import dequantized_text, to_json
 from ckpt_cli.render.json import json_text
 
 
 def dequantize_command(
     file: File,
-    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The new file or folder.")],
+    output: OutputOf,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -57,21 +52,14 @@ def dequantize_command(
 
     Example: ckpt dequantize fp8.safetensors -o plain.safetensors
     """
-    with workers(jobs) as executor, watched() as on_progress:
+    with new_checkpoint(
+        jobs, to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
         done = dequantize(
             file,
             output,
             dtype_named(dtype) if dtype else None,
-            DeriveOptions(
-                to=to,
-                max_shard=size_of(max_shard) if max_shard else None,
-                force=force,
-                dry_run=dry_run,
-                weights_only=weights_only,
-                tensors_only=tensors_only,
-                executor=executor,
-                on_progress=on_progress,
-            ),
+            new,
         )
     if json:
         report(json_text(to_json(done)))

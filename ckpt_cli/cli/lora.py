@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.arrays.factors import EXACT, RANDOMIZED
+from ckpt_cli.cli.new_checkpoint import Force, MaxShard, OutputOf, TensorsOnly, ToFormat, new_checkpoint
 from ckpt_cli.cli.options import (
     DryRun,
     Format,
@@ -21,11 +22,9 @@ from ckpt_cli.cli.options import (
     opened,
 )
 from ckpt_cli.cli.output import answer, report, style_of, talk
-from ckpt_cli.cli.progress import Jobs, watched, workers
+from ckpt_cli.cli.progress import Jobs, watched
 from ckpt_cli.edits.avg_options import path_and_number
 from ckpt_cli.edits.cast import dtype_named
-from ckpt_cli.edits.convert_options import size_of
-from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.lora_extract import extract
 from ckpt_cli.edits.lora_merge import MergeOptions, merge
 from ckpt_cli.edits.lora_resize import resize
@@ -46,11 +45,6 @@ from ckpt_cli.render.lora import (
     resize_text,
 )
 
-OutputOf = Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The new file or folder.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace OUT where it is there already.")]
-MaxShard = Annotated[
-    str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
-]
 Alpha = Annotated[float | None, typer.Option("--alpha", metavar="N", help="The alpha, where the adapter says none.")]
 
 
@@ -84,10 +78,9 @@ def merge_command(
         str | None,
         typer.Option("--dtype", metavar="DTYPE", help="Give what changes this dtype.", autocompletion=complete_floats),
     ] = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="FORMAT", help="pt, safetensors, npz, hf, hf-bin (shards), dcp.")
-    ] = None,
+    to: ToFormat = None,
     max_shard: MaxShard = None,
+    tensors_only: TensorsOnly = False,
     weights_only: WeightsOnly = False,
     force: Force = False,
     jobs: Jobs = 0,
@@ -105,7 +98,9 @@ def merge_command(
     """
     _use_own_threads()
     parted = [path_and_number(argument) for argument in adapters]
-    with workers(jobs) as executor, watched() as on_progress:
+    with new_checkpoint(
+        jobs, to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
         done = merge(
             base,
             [(path, 1.0 if number is None else number) for path, number in parted],
@@ -117,15 +112,7 @@ def merge_command(
                 untie=untie,
                 keep_tied=keep_tied,
                 dtype=dtype_named(dtype) if dtype else None,
-                output=DeriveOptions(
-                    to=to,
-                    max_shard=size_of(max_shard) if max_shard else None,
-                    force=force,
-                    dry_run=dry_run,
-                    weights_only=weights_only,
-                    executor=executor,
-                    on_progress=on_progress,
-                ),
+                output=new,
             ),
         )
     if json:

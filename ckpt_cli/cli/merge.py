@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ckpt_cli.cli.options import DryRun, Force, JsonReport, MaxShard, TensorsOnly, ToFormat, WeightsOnly
+from ckpt_cli.cli.new_checkpoint import Force, MaxShard, OutputOf, TensorsOnly, ToFormat, new_checkpoint
+from ckpt_cli.cli.options import DryRun, JsonReport, WeightsOnly
 from ckpt_cli.cli.output import report, talk
-from ckpt_cli.cli.progress import Jobs, watched, workers
-from ckpt_cli.edits.convert_options import size_of
-from ckpt_cli.edits.derive import DeriveOptions
+from ckpt_cli.cli.progress import Jobs
 from ckpt_cli.edits.merge import FIRST, LAST, MergeOptions, merge
 from ckpt_cli.errors import UsageError
 from ckpt_cli.render.json import json_text
@@ -27,7 +26,7 @@ class Preference(str, Enum):
 
 def merge_command(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Checkpoints with different entries.")],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The new file or folder.")],
+    output: OutputOf,
     prefer: Annotated[
         Preference | None, typer.Option("--prefer", help="Take entries that differ from the first FILE, or the last.")
     ] = None,
@@ -58,17 +57,9 @@ def merge_command(
         if not equals or not path or path in prefixes:
             raise UsageError(f"{text!r} is not FILE=PREFIX, once for each FILE")
         prefixes[path] = before
-    with workers(jobs) as executor, watched() as on_progress:
-        new = DeriveOptions(
-            to=to,
-            max_shard=size_of(max_shard) if max_shard else None,
-            force=force,
-            dry_run=dry_run,
-            tensors_only=tensors_only,
-            weights_only=weights_only,
-            executor=executor,
-            on_progress=on_progress,
-        )
+    with new_checkpoint(
+        jobs, to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
         done = merge(files, output, MergeOptions(prefer.value if prefer else None, prefixes, new))
     if json:
         report(json_text(to_json(done)))

@@ -8,22 +8,17 @@ from typing import Annotated
 import typer
 
 from ckpt_cli.cli.avg import Ints, numbers_of
+from ckpt_cli.cli.new_checkpoint import Force, MaxShard, OutputOf, TensorsOnly, ToFormat, new_checkpoint
 from ckpt_cli.cli.options import (
     DryRun,
-    Force,
     JsonReport,
-    MaxShard,
-    TensorsOnly,
-    ToFormat,
     WeightsOnly,
     complete_floats,
 )
 from ckpt_cli.cli.output import report, talk
-from ckpt_cli.cli.progress import Jobs, watched, workers
+from ckpt_cli.cli.progress import Jobs
 from ckpt_cli.edits.avg_options import inputs_of
 from ckpt_cli.edits.cast import dtype_named
-from ckpt_cli.edits.convert_options import size_of
-from ckpt_cli.edits.derive import DeriveOptions
 from ckpt_cli.edits.mix import DARE, SLERP, TASK, TIES, MixOptions, mix
 from ckpt_cli.render.json import json_text
 from ckpt_cli.render.mix import mix_text, to_json
@@ -44,7 +39,7 @@ def mix_command(
         list[str], typer.Argument(metavar="FILE[:WEIGHT]...", help="Checkpoints of models that were trained from it.")
     ],
     method: Annotated[Method, typer.Option("--method", help="How they are mixed.")],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The new file or folder.")],
+    output: OutputOf,
     weights: Annotated[
         str | None,
         typer.Option("--weights", metavar="W,W...", help="The weight of each FILE; else 1."),
@@ -90,17 +85,9 @@ def mix_command(
     Example: ckpt mix model.pt old.pt --method task --weights 0.5 -o mixed.pt
     """
     paths, given = inputs_of(files, least=1)
-    with workers(jobs) as executor, watched() as on_progress:
-        new = DeriveOptions(
-            to=to,
-            max_shard=size_of(max_shard) if max_shard else None,
-            force=force,
-            dry_run=dry_run,
-            tensors_only=tensors_only,
-            weights_only=weights_only,
-            executor=executor,
-            on_progress=on_progress,
-        )
+    with new_checkpoint(
+        jobs, to, max_shard, force=force, dry_run=dry_run, weights_only=weights_only, tensors_only=tensors_only
+    ) as new:
         options = MixOptions(
             method=method.value,
             weights=numbers_of(weights, given),

@@ -196,17 +196,6 @@ WeightsOnly = Annotated[
     bool, typer.Option("--weights-only", help="Do not copy config, tokenizer and such into a new folder.")
 ]
 
-ToFormat = Annotated[
-    str | None, typer.Option("--to", metavar="FORMAT", help="pt, safetensors, npz, hf, hf-bin (shards), dcp.")
-]
-MaxShard = Annotated[
-    str | None, typer.Option("--max-shard", metavar="SIZE", help="Write shards of SIZE (5GB) into a folder.")
-]
-TensorsOnly = Annotated[
-    bool, typer.Option("--tensors-only", help="Leave out entries that the format of OUT cannot hold.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace OUT where it is there already.")]
-
 
 @contextmanager
 def opened(path: str, *, as_files: bool = False) -> Iterator[Checkpoint]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from ckpt_cli.formats import open_checkpoint
 from ckpt_cli.model.changes import Changes, Content, content_of
 from ckpt_cli.model.checkpoint import Checkpoint, Storage, Tensor, Value
 from ckpt_cli.ops.hash import hash_tensors
+from ckpt_cli.parallel.map import workers
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -37,7 +38,7 @@ class Applied:
     derived: Derived
 
 
-def apply(base: str, delta: str, output: str, executor: Executor, options: DeriveOptions) -> Applied:
+def apply(base: str, delta: str, output: str, options: DeriveOptions) -> Applied:
     """Write a base with a delta as `output`: the checkpoint that the delta was made of.
 
     Raises RefusedError for another base than the one that it was made for, MalformedError for what is no delta.
@@ -47,7 +48,7 @@ def apply(base: str, delta: str, output: str, executor: Executor, options: Deriv
     with closing(opened):
         with about(delta):
             facts = _facts_of(opened)
-        plan = _Plan(opened, facts, executor)
+        plan = _Plan(opened, facts, options.executor)
         derived = derive(base, output, plan.make, options)
     return Applied(base, delta, list(facts["changed"]), facts["removed"], derived)
 
@@ -87,7 +88,7 @@ def _is_change(change: object) -> bool:
 class _Plan:
     """Plans the new checkpoint once the base is open."""
 
-    def __init__(self, delta: Checkpoint, facts: Mapping[str, Any], executor: Executor) -> None:
+    def __init__(self, delta: Checkpoint, facts: Mapping[str, Any], executor: Executor | None) -> None:
         self._delta = delta
         self._facts = facts
         self._executor = executor
@@ -120,7 +121,8 @@ class _Plan:
         return EditPlan(APPLY, (*tensors, *values, *added, *dropped), changes=changes)
 
     def _require_base(self, base: Checkpoint) -> None:
-        found = hash_tensors(base, "blake3", self._executor).tensors
+        with nullcontext(self._executor) if self._executor is not None else workers(1) as executor:
+            found = hash_tensors(base, "blake3", executor).tensors
         wanted: Mapping[str, object] = self._facts["base"]
         other = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
         if other:

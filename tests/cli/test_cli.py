@@ -88,9 +88,9 @@ def test_the_help_of_a_command_ends_in_an_example_that_runs(
     example = (function_of(command).__doc__ or "").strip().splitlines()[-1].strip()
     assert example.startswith(f"Example: ckpt {command} ")
     monkeypatch.setenv("COLUMNS", "80")
-    told = ckpt(*command.split(), "--help").out
-    assert example in told
-    assert told.index(example) < told.index("Arguments:")
+    shown = ckpt(*command.split(), "--help").out
+    assert example in shown
+    assert shown.index(example) < shown.index("Arguments:")
     done = bash(example.removeprefix("Example: "), model)
     assert (done.returncode, done.stderr if command in READING else "") == (0, "")
 
@@ -104,9 +104,9 @@ def test_every_example_of_the_first_help_runs(model: Path, ckpt: Ckpt) -> None:
 
 @pytest.mark.parametrize("command", COMMAND_LINES)
 def test_every_option_and_argument_of_a_command_is_explained(ckpt: Ckpt, command: str) -> None:
-    told = ckpt(*command.split(), "-h").out
+    shown = ckpt(*command.split(), "-h").out
     for heading in ("Arguments:", "Options:"):
-        rows = told.split(heading)[1].split("\n\n")[0].strip("\n").splitlines()
+        rows = shown.split(heading)[1].split("\n\n")[0].strip("\n").splitlines()
         for row, following in zip(rows, [*rows[1:], ""], strict=True):
             is_head = re.match(r"  \S", row)
             assert not is_head or re.search(r"\S  +\S", row) or following.startswith("    ")

@@ -23,7 +23,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def told(state: State, **said: Any) -> None:
+def stated(state: State, **said: Any) -> None:
     """Change what the quant_state of the first weight of bitsandbytes says."""
     name = next(name for name in state if "quant_state" in name)
     known = json.loads(bytes(state[name].tolist()))
@@ -63,14 +63,14 @@ LIES: dict[str, tuple[str, Lie]] = {
     "blocks of another width": ("gpt-oss", put("_blocks", lambda blocks: blocks[..., :8])),
     "a second scale of two numbers": ("compressed-nvfp4", put("_global_scale", lambda scale: scale.repeat(2))),
     "a state that is a bomb": ("bnb-nf4", bomb),
-    "a state of another shape": ("bnb-nf4", lambda state: told(state, shape=[2**40, 2**40])),
-    "a state of a negative shape": ("bnb-nf4", lambda state: told(state, shape=[-40, -96])),
-    "a state without a shape": ("bnb-nf4", lambda state: told(state, shape=None)),
-    "blocks of no values": ("bnb-nf4", lambda state: told(state, blocksize=0)),
-    "blocks that are text": ("bnb-nf4", lambda state: told(state, blocksize="64")),
-    "another dtype": ("bnb-nf4", lambda state: told(state, dtype="int8")),
-    "nested blocks of no values": ("bnb-nf4-nested", lambda state: told(state, nested_blocksize=0)),
-    "a nested offset that is a list": ("bnb-nf4-nested", lambda state: told(state, nested_offset=[1])),
+    "a state of another shape": ("bnb-nf4", lambda state: stated(state, shape=[2**40, 2**40])),
+    "a state of a negative shape": ("bnb-nf4", lambda state: stated(state, shape=[-40, -96])),
+    "a state without a shape": ("bnb-nf4", lambda state: stated(state, shape=None)),
+    "blocks of no values": ("bnb-nf4", lambda state: stated(state, blocksize=0)),
+    "blocks that are text": ("bnb-nf4", lambda state: stated(state, blocksize="64")),
+    "another dtype": ("bnb-nf4", lambda state: stated(state, dtype="int8")),
+    "nested blocks of no values": ("bnb-nf4-nested", lambda state: stated(state, nested_blocksize=0)),
+    "a nested offset that is a list": ("bnb-nf4-nested", lambda state: stated(state, nested_offset=[1])),
     "a map of 15 values": ("bnb-nf4", put("quant_map", lambda values: values[:15])),
 }
 

@@ -260,3 +260,16 @@ def test_the_functions_report_and_write_what_the_commands_do(ckpt: Ckpt) -> None
     assert done == {**reported, "output": "function.safetensors"}
     assert Path("command.safetensors").read_bytes() == Path("function.safetensors").read_bytes()
     assert ckpt_cli.lora_info(adapter, base) == json.loads(ckpt("lora", "info", adapter, "--base", base, "--json").out)
+
+
+def test_what_the_format_cannot_hold_is_left_out_where_that_is_allowed(
+    tmp_path: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    linear = Path(__file__).parent.parent / "samples" / "lora" / "linear"
+    save_file(load_file(linear / "base.safetensors"), "base.safetensors", {"note": "mine"})
+    command = ["lora", "merge", "base.safetensors", str(linear / "adapter"), "-o", "out.pt"]
+    answer = ckpt(*command)
+    assert (answer.code, "--tensors-only leaves them out" in answer.err, Path("out.pt").exists()) == (2, True, False)
+    assert ckpt(*command, "--tensors-only").code == 0
+    assert torch.load("out.pt").keys() == load_file("base.safetensors").keys()

@@ -38,7 +38,7 @@ def saved(folder: Path, **states: Any) -> list[Path]:
     return paths
 
 
-def told(ckpt: Ckpt, a: Path, b: Path, *options: object) -> dict[str, Any]:
+def stated(ckpt: Ckpt, a: Path, b: Path, *options: object) -> dict[str, Any]:
     done = ckpt("diff", a, b, "--json", *options)
     found: dict[str, Any] = json.loads(done.out)
     assert done.code == (0 if found["equal"] else 1), done.err
@@ -70,7 +70,7 @@ def test_each_kind_of_difference_is_told(tmp_path: Path, ckpt: Ckpt) -> None:
         b={"same": torch.ones(2), "new": torch.ones(1), "shape": torch.ones(3, 2), "dtype": torch.ones(2).half(),
            "value": torch.tensor([[1.0, 2.5], [4.0, 0.5]]), "epoch": 2, "lr": 0.1, "kind": 3},
     )  # fmt: skip
-    found = told(ckpt, a, b)
+    found = stated(ckpt, a, b)
     assert (found["only_a"], found["only_b"]) == (["gone"], ["new"])
     shape, dtype, value = found["changed"]
     assert (shape["name"], shape["what"], shape["a"], shape["b"]) == ("shape", "shape", [2, 3], [3, 2])
@@ -139,9 +139,9 @@ def test_the_same_bits_are_equal_and_other_nan_only_if_asked(tmp_path: Path, ckp
     bits = torch.tensor([0x7FC00000, 0x7FC00001, 0x3F800000], dtype=torch.int32)
     a, b = saved(tmp_path, a={"w": bits.view(torch.float32)},
                  b={"w": (bits + torch.tensor([0, 1, 1], dtype=torch.int32)).view(torch.float32)})  # fmt: skip
-    assert told(ckpt, a, b)["changed"][0]["first"] == [[1], [2]]
-    assert told(ckpt, a, b, "--equal-nan")["changed"][0]["first"] == [[2]]
-    assert told(ckpt, a, b, "--equal-nan", "--rtol", "1e-6")["equal"]
+    assert stated(ckpt, a, b)["changed"][0]["first"] == [[1], [2]]
+    assert stated(ckpt, a, b, "--equal-nan")["changed"][0]["first"] == [[2]]
+    assert stated(ckpt, a, b, "--equal-nan", "--rtol", "1e-6")["equal"]
 
 
 def test_differences_far_into_large_tensors_are_found(tmp_path: Path, ckpt: Ckpt) -> None:
@@ -151,20 +151,20 @@ def test_differences_far_into_large_tensors_are_found(tmp_path: Path, ckpt: Ckpt
         other[index] += 1
     a, b, c = saved(tmp_path, a={"w": values}, b={"w": other}, c={"w": other.t().contiguous().t()})
     for path in (b, c):
-        (change,) = told(ckpt, a, path, "--first", "2")["changed"]
+        (change,) = stated(ckpt, a, path, "--first", "2")["changed"]
         assert (change["differing"], change["numel"], change["max_abs"]) == (3, 2_000_000, 1)
         assert change["first"] == [[0, 7], [500, 3]]
-    assert told(ckpt, a, b, "--atol", "1")["equal"]
+    assert stated(ckpt, a, b, "--atol", "1")["equal"]
 
 
 def test_different_dtypes_are_compared_in_the_wider(tmp_path: Path, ckpt: Ckpt) -> None:
     values = torch.randn(300, 1000)
     a, b = saved(tmp_path, a={"w": values.bfloat16()}, b={"w": values})
-    (change,) = told(ckpt, a, b)["changed"]
+    (change,) = stated(ckpt, a, b)["changed"]
     expected = (values.bfloat16().float() - values).abs()
     assert (change["what"], change["differing"]) == ("dtype", int((expected > 0).sum()))
     assert change["max_abs"] == expected.max().item()
-    (change,) = told(ckpt, a, b, "--rtol", "0.01")["changed"]
+    (change,) = stated(ckpt, a, b, "--rtol", "0.01")["changed"]
     assert change["differing"] == 0
 
 
@@ -176,7 +176,7 @@ def test_the_byte_order_changes_no_difference(tmp_path: Path, ckpt: Ckpt) -> Non
         np.savez(tmp_path / f"b{order}.npz", w=other.astype(f"{order}f2"))
     expected = ~np.isclose(values.astype("f8"), other.astype("f8"), rtol=0, atol=0.099999)
     for a, b in product("<>", repeat=2):
-        (change,) = told(ckpt, tmp_path / f"a{a}.npz", tmp_path / f"b{b}.npz", "--atol", "0.099999")["changed"]
+        (change,) = stated(ckpt, tmp_path / f"a{a}.npz", tmp_path / f"b{b}.npz", "--atol", "0.099999")["changed"]
         assert change["differing"] == int(expected.sum())
 
 
@@ -190,7 +190,7 @@ def test_complex_bool_and_packed_values_are_compared(tmp_path: Path, ckpt: Ckpt)
         }
 
     a, b = saved(tmp_path, a=state(0), b=state(1))
-    changes = {change["name"]: change for change in told(ckpt, a, b)["changed"]}
+    changes = {change["name"]: change for change in stated(ckpt, a, b)["changed"]}
     assert (changes["c"]["max_abs"], changes["c"]["a"], changes["c"]["b"]) == (4, [[3, 0]], [[3, 4]])
     assert changes["half"]["max_abs"] == 4
     assert (changes["b"]["differing"], changes["b"]["max_abs"]) == (1, 1)
@@ -211,23 +211,23 @@ def test_quantized_and_composed_tensors_are_compared_as_what_they_are(tmp_path: 
         }
 
     a, b, c = saved(tmp_path, a=state(0.5, 1.0), b=state(0.5, 1.0), c=state(0.3, 2.0))
-    assert told(ckpt, a, b)["equal"]
-    changes = {change["name"]: change for change in told(ckpt, a, c)["changed"]}
+    assert stated(ckpt, a, b)["equal"]
+    changes = {change["name"]: change for change in stated(ckpt, a, c)["changed"]}
     assert set(changes) == {"q", "channels", "four", "coo.values", "nested.buffer"}
     assert changes["q"]["max_abs"] == pytest.approx(0.1, rel=1e-6)
     assert changes["channels"]["first"] == [[0, 0], [0, 1], [0, 2]]
     d, e = saved(tmp_path, d={"w": torch.eye(2)}, e={"w": torch.eye(2).to_sparse()})
-    assert told(ckpt, d, e)["changed"][0]["what"] == "layout"
+    assert stated(ckpt, d, e)["changed"][0]["what"] == "layout"
 
 
 def test_names_are_aligned_and_chosen(tmp_path: Path, ckpt: Ckpt) -> None:
     a, b = saved(tmp_path, a={"module.net.0.w": torch.ones(1), "module.x": torch.ones(1)},
                  b={"net.1.w": torch.ones(1), "x": torch.zeros(1)})  # fmt: skip
-    found = told(ckpt, a, b, "--strip", "module")
+    found = stated(ckpt, a, b, "--strip", "module")
     assert (found["only_a"], found["only_b"], len(found["changed"])) == (["net.0.w"], ["net.1.w"], 1)
-    found = told(ckpt, a, b, "--strip", "module.", "--sub", r"net\.\d", "net")
+    found = stated(ckpt, a, b, "--strip", "module.", "--sub", r"net\.\d", "net")
     assert (found["only_a"], found["only_b"], len(found["changed"])) == ([], [], 1)
-    assert told(ckpt, a, b, "net", "--strip", "module", "--sub", r"net\.\d", "net")["equal"]
+    assert stated(ckpt, a, b, "net", "--strip", "module", "--sub", r"net\.\d", "net")["equal"]
     assert ckpt("diff", a, b, "nobody").code == 2
     assert ckpt("diff", a, b, "x[0]").code == 2
     assert ckpt("diff", a, b, "--sub", "(", "x").code == 2
@@ -238,20 +238,20 @@ def test_names_are_aligned_and_chosen(tmp_path: Path, ckpt: Ckpt) -> None:
 def test_all_entries_that_flatten_to_one_name_are_compared(tmp_path: Path, ckpt: Ckpt) -> None:
     one, zero = torch.ones(2), torch.zeros(2)
     a, b, c = saved(tmp_path, a={"x": {"w": one}, "x.w": zero}, b={"x": {"w": zero}, "x.w": zero}, c={"x.w": one})
-    assert told(ckpt, a, a)["equal"]
-    assert [change["differing"] for change in told(ckpt, a, b)["changed"]] == [2]
-    assert [told(ckpt, a, c)["only_a"], told(ckpt, c, a)["only_b"]] == [["x.w"], ["x.w"]]
+    assert stated(ckpt, a, a)["equal"]
+    assert [change["differing"] for change in stated(ckpt, a, b)["changed"]] == [2]
+    assert [stated(ckpt, a, c)["only_a"], stated(ckpt, c, a)["only_b"]] == [["x.w"], ["x.w"]]
 
 
 def test_ties_and_metadata_are_compared(tmp_path: Path, ckpt: Ckpt) -> None:
     one = torch.ones(2)
     a, b = saved(tmp_path, a={"x": one, "y": one, "z": torch.ones(2)}, b={"x": one, "y": one.clone(), "z": one})
-    found = told(ckpt, a, b)
+    found = stated(ckpt, a, b)
     assert found["changed"] == []
     assert found["ties"] == [{"names": ["x", "y"], "a": True, "b": False}, {"names": ["x", "z"], "a": False, "b": True}]
     for name in "ab":
         save_file({"w": one}, tmp_path / f"{name}.safetensors", metadata={"by": name, "format": "pt"})
-    found = told(ckpt, tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    found = stated(ckpt, tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert found["metadata"] == [{"key": "by", "a": "a", "b": "b"}]
 
 
